@@ -1,0 +1,94 @@
+# What each target does: make help
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+MODULE  := github.com/spire-tpm/spire-tpm-attestor
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+# The simulator of a TPM needs cgo: it is in tests only, behind this tag.
+TESTFLAGS ?= -tags simulator
+FUZZTIME  ?= 10s
+COUNT     ?= 6
+BENCH     ?= .
+PKG       ?= ./...
+
+##@ To use it
+
+.PHONY: help
+help: ## list the targets
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@/ { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## static binaries: bin/tpm-attestor-server and bin/tpm-attestor-agent
+	@CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ \
+		./server/tpm-attestor-server ./agent/tpm-attestor-agent
+	@echo "built bin/tpm-attestor-server and bin/tpm-attestor-agent, version $(VERSION)"
+
+.PHONY: demo
+demo: build ## a real SPIRE server and agent with a software TPM (KEEP=1: leave them running)
+	@e2e/install.sh demo
+	@set -e; spire=$$(e2e/spire.sh); mkdir -p .cache; \
+	(cd e2e && go build -o ../.cache/demo ./demo); \
+	SPIRE_DIR="$$spire" PLUGIN_DIR=bin exec .cache/demo $(if $(KEEP),-keep)
+
+.PHONY: demo-stop
+demo-stop: ## end a demo that KEEP=1 has left running
+	@mkdir -p .cache && (cd e2e && go build -o ../.cache/demo ./demo) && .cache/demo -stop
+
+##@ To test it
+
+.PHONY: test
+test: test-packages ## unit, conformance, plugin and TPM tests
+	go test $(TESTFLAGS) ./...
+
+.PHONY: e2e
+e2e: build test-packages ## tests with a real SPIRE server and agent
+	@set -e; spire=$$(e2e/spire.sh); cd e2e; \
+	SPIRE_DIR="$$spire" PLUGIN_DIR="$(CURDIR)/bin" go test -count=1 -timeout 10m ./...
+
+.PHONY: race
+race: test-packages ## all tests but e2e under the race detector
+	go test -race $(TESTFLAGS) ./...
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (10s)
+	@.ci/fuzz $(FUZZTIME) $(TESTFLAGS)
+
+.PHONY: bench
+bench: test-packages ## every benchmark COUNT (6) times, into .cache/bench (BENCH=regexp PKG=./...)
+	@.ci/bench run '$(BENCH)' '$(PKG)' '$(COUNT)'
+
+.PHONY: bench-compare
+bench-compare: test-packages ## the benchmarks here against those of another commit (BASE=HEAD)
+	@.ci/bench compare '$(BENCH)' '$(PKG)' '$(COUNT)' '$(or $(BASE),HEAD)'
+
+##@ To change it
+
+.PHONY: fmt
+fmt: ## format the code
+	@"$$(.ci/tools-dir)"/gofumpt -w $$(git ls-files -co --exclude-standard '*.go')
+
+.PHONY: lint
+lint: ## formatting, go vet, golangci-lint, and shellcheck where there is one
+	@.ci/lint
+
+.PHONY: tidy-check
+tidy-check: ## are the go.mod and go.sum of all modules tidy?
+	@.ci/tidy-check
+
+.PHONY: check
+check: ## all that CI runs
+	@.ci/run
+
+.PHONY: clean
+clean: ## remove what was built here (the caches outside stay)
+	rm -rf bin .cache coverage.out
+
+.PHONY: test-packages
+test-packages:
+	@e2e/install.sh test
