@@ -1,0 +1,212 @@
+package attestor
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/big"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+// akName is the TPM name of a key (part 1, 16): the identifier of its name
+// algorithm and the digest of its public area.
+type akName []byte
+
+// attestationKey is an attestation key whose parameters are checked.
+type attestationKey struct {
+	public crypto.PublicKey
+	name   akName
+}
+
+// parseAK checks the parameters of an attestation key: that they say of
+// themselves, in a TPM's words and under the key's own signature, that the key
+// was created in a TPM, cannot leave it, and signs nothing but what the TPM
+// itself has made (TPM 2.0 library specification, part 1, 31.2 and 23.2).
+//
+// They prove nothing until the key is activated: anybody can make a software
+// key that signs a structure of this shape.
+func parseAK(p *AKParameters) (*attestationKey, error) {
+	area, err := readPublic(p.Public)
+	if err != nil {
+		return nil, fmt.Errorf("AK.Public: %w", err)
+	}
+	pub, err := area.signingKey()
+	if err != nil {
+		return nil, fmt.Errorf("AK.Public: %w", err)
+	}
+	nameHash, err := hashFor(area.nameAlg)
+	if err != nil {
+		return nil, fmt.Errorf("AK.Public: name algorithm: %w", err)
+	}
+	if err := checkCreationData(p.CreateData); err != nil {
+		return nil, fmt.Errorf("AK.CreateData: %w", err)
+	}
+	creation, err := readCreation(p.CreateAttestation)
+	if err != nil {
+		return nil, fmt.Errorf("AK.CreateAttestation: %w", err)
+	}
+	name := nameOf(area.nameAlg, nameHash, p.Public)
+	if !bytes.Equal(creation.name, name) {
+		return nil, errors.New("AK.CreateAttestation: it names another key than AK.Public")
+	}
+	if !bytes.Equal(creation.hash, digest(nameHash, p.CreateData)) {
+		return nil, errors.New("AK.CreateAttestation: it is about other creation data than AK.CreateData")
+	}
+	if err := area.verify(pub, p.CreateAttestation, p.CreateSignature); err != nil {
+		return nil, fmt.Errorf("AK.CreateSignature: %w", err)
+	}
+	return &attestationKey{public: pub, name: name}, nil
+}
+
+// signingKey returns the key in p where p is of an attestation key.
+func (p *publicArea) signingKey() (crypto.PublicKey, error) {
+	for _, want := range []struct {
+		bit  uint32
+		name string
+	}{
+		{attrFixedTPM, "fixedTPM"},
+		{attrFixedParent, "fixedParent"},
+		{attrSensitiveDataOrigin, "sensitiveDataOrigin"},
+		{attrRestricted, "restricted"},
+		{attrSign, "sign"},
+	} {
+		if p.attributes&want.bit == 0 {
+			return nil, fmt.Errorf("the attribute %s is clear in an attestation key", want.name)
+		}
+	}
+	if p.attributes&attrDecrypt != 0 {
+		return nil, errors.New("the attribute decrypt is set in an attestation key")
+	}
+	if p.symmetric != tpm2.TPMAlgNull {
+		return nil, errors.New("a symmetric algorithm in a key that does not decrypt")
+	}
+	if p.scheme == tpm2.TPMAlgNull {
+		return nil, errors.New("no signing scheme in a restricted key")
+	}
+	if (p.typ == tpm2.TPMAlgECC) != (p.scheme == tpm2.TPMAlgECDSA) {
+		return nil, errors.New("the signing scheme is not one of the key's type")
+	}
+	if _, err := hashFor(p.schemeHash); err != nil {
+		return nil, fmt.Errorf("signing scheme: %w", err)
+	}
+	return p.key()
+}
+
+// checkCreationData checks that b is a TPMS_CREATION_DATA (part 2, 15.1).
+func checkCreationData(b []byte) error {
+	r := &reader{b: b}
+	if r.readPCRSelection(); r.err != nil {
+		return r.err
+	}
+	r.sized(maxDigest) // pcrDigest
+	r.u8()             // locality
+	r.u16()            // parentNameAlg
+	r.sized(maxName)   // parentName
+	r.sized(maxName)   // parentQualifiedName
+	r.sized(maxName)   // outsideInfo, a TPM2B_DATA
+	return r.end()
+}
+
+// readPCRSelection reads over a TPML_PCR_SELECTION (part 2, 10.9.7).
+func (r *reader) readPCRSelection() {
+	const maxBanks, maxSelect = 16, 4
+	n := r.u32()
+	if n > maxBanks {
+		r.fail(fmt.Errorf("a selection of %d PCR banks where %d are the most", n, maxBanks))
+	}
+	for i := uint32(0); i < n && r.err == nil; i++ {
+		r.u16() // hash
+		size := int(r.u8())
+		if size > maxSelect {
+			r.fail(fmt.Errorf("a PCR selection of %d bytes where %d are the most", size, maxSelect))
+		}
+		r.take(size)
+	}
+}
+
+// creation is what a TPM certifies of a key's creation: a TPMS_CREATION_INFO
+// (part 2, 10.12.6).
+type creation struct {
+	name []byte
+	hash []byte
+}
+
+// readCreation reads the TPMS_ATTEST (part 2, 10.12.12) of a key's creation.
+func readCreation(b []byte) (*creation, error) {
+	r := &reader{b: b}
+	if magic := r.u32(); r.err == nil && magic != uint32(tpm2.TPMGeneratedValue) {
+		return nil, errors.New("it does not begin as what a TPM has made does")
+	}
+	if typ := tpm2.TPMST(r.u16()); r.err == nil && typ != tpm2.TPMSTAttestCreation {
+		return nil, fmt.Errorf("an attestation of the type %#04x: want that of a creation", uint16(typ))
+	}
+	r.sized(maxName)              // qualifiedSigner
+	r.sized(maxName)              // extraData, a TPM2B_DATA
+	r.take(8 + 4 + 4)             // clock, resetCount, restartCount
+	if safe := r.u8(); safe > 1 { // a TPMI_YES_NO
+		r.fail(fmt.Errorf("the clock is safe with the value %d: want 0 or 1", safe))
+	}
+	r.take(8) // firmwareVersion
+	c := &creation{name: r.sized(maxName), hash: r.sized(maxDigest)}
+	if err := r.end(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// verify checks the TPMT_SIGNATURE (part 2, 11.3.4) sig over msg by the key pub,
+// whose public area p is. The signature has the scheme and the hash of the key.
+func (p *publicArea) verify(pub crypto.PublicKey, msg, sig []byte) error {
+	r := &reader{b: sig}
+	scheme, alg := r.alg(), r.alg()
+	if r.err == nil && (scheme != p.scheme || alg != p.schemeHash) {
+		return fmt.Errorf("scheme %#04x with hash %#04x: the key's are %#04x and %#04x",
+			uint16(scheme), uint16(alg), uint16(p.scheme), uint16(p.schemeHash))
+	}
+	hash, err := hashFor(p.schemeHash)
+	if err != nil {
+		return err
+	}
+	valid := false
+	switch pub := pub.(type) {
+	case *rsa.PublicKey:
+		s := r.sized(maxRSABytes)
+		if err := r.end(); err != nil {
+			return err
+		}
+		valid = verifyRSA(pub, scheme, hash, digest(hash, msg), s)
+	case *ecdsa.PublicKey:
+		rb, sb := r.sized(maxECCBytes), r.sized(maxECCBytes)
+		if err := r.end(); err != nil {
+			return err
+		}
+		valid = ecdsa.Verify(pub, digest(hash, msg), new(big.Int).SetBytes(rb), new(big.Int).SetBytes(sb))
+	}
+	if !valid {
+		return errors.New("it is not the key's signature of AK.CreateAttestation")
+	}
+	return nil
+}
+
+func verifyRSA(pub *rsa.PublicKey, scheme tpm2.TPMAlgID, hash crypto.Hash, sum, sig []byte) bool {
+	if scheme == tpm2.TPMAlgRSAPSS {
+		return rsa.VerifyPSS(pub, hash, sum, sig, nil) == nil // the salt's length differs by TPM
+	}
+	return rsa.VerifyPKCS1v15(pub, hash, sum, sig) == nil
+}
+
+// nameOf returns the name of the object whose TPMT_PUBLIC public is.
+func nameOf(alg tpm2.TPMAlgID, hash crypto.Hash, public []byte) akName {
+	return append(binary.BigEndian.AppendUint16(nil, uint16(alg)), digest(hash, public)...)
+}
+
+func digest(hash crypto.Hash, b []byte) []byte {
+	h := hash.New()
+	h.Write(b)
+	return h.Sum(nil)
+}

@@ -1,0 +1,238 @@
+package attestortest
+
+import (
+	"crypto"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/ecdsa"
+	"crypto/hmac"
+	"crypto/rsa"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/big"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+)
+
+// Options describe a TPM. The zero value is one with an RSA 2048 EK by the
+// template L-1, no EK certificate, and a P-256 AK.
+type Options struct {
+	// Number tells TPMs apart: those of one Number and one EK type have the
+	// same EK, in every process. There are 11 RSA 2048, 2 RSA 3072 and 1 RSA
+	// 4096 EKs, from 0, and any number of ECC EKs.
+	Number int
+	// EK is the EK's type: RSA2048 where it is empty.
+	EK attestor.KeyType
+	// HighRange takes the template of the high range for an RSA 2048 or a
+	// P-256 EK.
+	HighRange bool
+	// AK is the AK's type: P256 where it is empty.
+	AK attestor.KeyType
+	// PSS lets an RSA AK sign by RSASSA-PSS.
+	PSS bool
+	// CA issues an EK certificate, where it is not nil.
+	CA *CA
+	// Certificate says how.
+	Certificate Certificate
+
+	// What the TPM lies about: each changes a structure of the AK before it
+	// is named, digested and signed, so that all else stays true.
+	ForgePublic   func(*tpm2.TPMTPublic)
+	ForgeCreation func(*tpm2.TPMSCreationData)
+	ForgeAttest   func(*tpm2.TPMSAttest)
+}
+
+// TPM is a TPM in software in which an EK and an AK are loaded. It is safe for
+// concurrent use.
+type TPM struct {
+	ek       privateKey
+	ekPublic tpm2.TPMTPublic
+	akName   []byte
+	claim    attestor.Claim
+}
+
+var _ attestor.Activator = (*TPM)(nil)
+
+// New returns a TPM.
+func New(tb TB, o Options) *TPM {
+	tb.Helper()
+	t, err := newTPM(o)
+	if err != nil {
+		tb.Fatalf("attestortest: %v", err)
+		return nil
+	}
+	if o.CA != nil {
+		t.claim.Certificate = o.CA.Issue(tb, t.claim.EK, o.Certificate)
+	}
+	return t
+}
+
+// Claim returns what an agent says of the TPM. The caller may change it.
+func (t *TPM) Claim() attestor.Claim {
+	c := t.claim
+	for _, b := range []*[]byte{
+		&c.EKPublic, &c.Certificate,
+		&c.AK.Public, &c.AK.CreateData, &c.AK.CreateAttestation, &c.AK.CreateSignature,
+	} {
+		*b = append([]byte(nil), *b...)
+	}
+	return c
+}
+
+// EKHash returns the EK hash.
+func (t *TPM) EKHash() string {
+	hash, err := attestor.HashEK(t.claim.EK)
+	if err != nil {
+		return ""
+	}
+	return hash
+}
+
+// EKPrivate returns the private EK, an *rsa.PrivateKey or an *ecdsa.PrivateKey.
+func (t *TPM) EKPrivate() crypto.Signer { return t.ek }
+
+// Payload returns the payload message of the agent.
+func (t *TPM) Payload(tb TB) []byte {
+	tb.Helper()
+	b, err := attestor.NewProver(t.Claim(), t).Payload()
+	if err != nil {
+		tb.Fatalf("attestortest: %v", err)
+	}
+	return b
+}
+
+// Answer returns the agent's response to a challenge.
+func (t *TPM) Answer(tb TB, challenge []byte) []byte {
+	tb.Helper()
+	b, err := attestor.NewProver(t.Claim(), t).Answer(challenge)
+	if err != nil {
+		tb.Fatalf("attestortest: %v", err)
+	}
+	return b
+}
+
+func newTPM(o Options) (*TPM, error) {
+	if o.EK == "" {
+		o.EK = attestor.RSA2048
+	}
+	if o.AK == "" {
+		o.AK = attestor.P256
+	}
+	ek, err := ekKey(o.EK, o.Number)
+	if err != nil {
+		return nil, err
+	}
+	t := &TPM{ek: ek}
+	found := false
+	for _, tmpl := range attestor.EKTemplates() {
+		if tmpl.KeyType == o.EK && (!found || o.HighRange) {
+			t.ekPublic, found = tmpl.Public, true
+		}
+	}
+	t.ekPublic.Unique = uniqueOf(ek.Public())
+	t.claim.EK = ek.Public()
+	t.claim.EKPublic = tpm2.Marshal(&t.ekPublic)
+	if err := t.createAK(o); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// ActivateCredential is TPM2_ActivateCredential (TPM 2.0 library specification,
+// part 3, 12.5, and part 1, 24 and annexes B.10.4 and C.6.1).
+func (t *TPM) ActivateCredential(credential, secret []byte) ([]byte, error) {
+	hash, err := t.ekPublic.NameAlg.Hash()
+	if err != nil {
+		return nil, err
+	}
+	seed, err := t.seed(hash, secret)
+	if err != nil {
+		return nil, err
+	}
+	mac, identity, err := cutSized(credential)
+	if err != nil {
+		return nil, err
+	}
+	h := hmac.New(hash.New, tpm2.KDFa(hash, seed, "INTEGRITY", nil, nil, hash.Size()*8))
+	h.Write(identity)
+	h.Write(t.akName)
+	if !hmac.Equal(h.Sum(nil), mac) {
+		return nil, tpm2.TPMRCIntegrity
+	}
+	block, err := aes.NewCipher(tpm2.KDFa(hash, seed, "STORAGE", t.akName, nil, t.aesBits()))
+	if err != nil {
+		return nil, err
+	}
+	plain := make([]byte, len(identity))
+	//nolint:staticcheck // SA1019: CFB is what part 1, 24.4 asks for; the HMAC above authenticates.
+	cipher.NewCFBDecrypter(block, make([]byte, block.BlockSize())).XORKeyStream(plain, identity)
+	value, rest, err := cutSized(plain)
+	if err != nil || len(rest) > 0 {
+		return nil, tpm2.TPMRCSize
+	}
+	return value, nil
+}
+
+func (t *TPM) aesBits() int {
+	if t.ekPublic.NameAlg == tpm2.TPMAlgSHA256 {
+		return 128
+	}
+	return 256
+}
+
+func (t *TPM) seed(hash crypto.Hash, secret []byte) ([]byte, error) {
+	switch ek := t.ek.(type) {
+	case *rsa.PrivateKey:
+		return rsa.DecryptOAEP(hash.New(), nil, ek, secret, []byte("IDENTITY\x00"))
+	case *ecdsa.PrivateKey:
+		return eccSeed(hash, ek, secret)
+	default:
+		return nil, fmt.Errorf("an EK of the type %T", ek)
+	}
+}
+
+func eccSeed(hash crypto.Hash, ek *ecdsa.PrivateKey, secret []byte) ([]byte, error) {
+	x, rest, err := cutSized(secret)
+	if err != nil {
+		return nil, err
+	}
+	y, rest, err := cutSized(rest)
+	if err != nil || len(rest) > 0 {
+		return nil, tpm2.TPMRCSize
+	}
+	size := (ek.Curve.Params().BitSize + 7) / 8
+	if len(x) > size || len(y) > size {
+		return nil, tpm2.TPMRCSize
+	}
+	point := append([]byte{4}, new(big.Int).SetBytes(x).FillBytes(make([]byte, size))...)
+	point = append(point, new(big.Int).SetBytes(y).FillBytes(make([]byte, size))...)
+	key, err := ek.ECDH()
+	if err != nil {
+		return nil, err
+	}
+	peer, err := key.Curve().NewPublicKey(point)
+	if err != nil {
+		return nil, tpm2.TPMRCECCPoint
+	}
+	z, err := key.ECDH(peer)
+	if err != nil {
+		return nil, err
+	}
+	own := key.PublicKey().Bytes()[1 : 1+size]
+	return tpm2.KDFe(hash, z, "IDENTITY", point[1:1+size], own, hash.Size()*8), nil
+}
+
+// cutSized splits b behind a TPM2B structure.
+func cutSized(b []byte) (value, rest []byte, err error) {
+	if len(b) < 2 {
+		return nil, nil, errors.New("no size field")
+	}
+	n := int(binary.BigEndian.Uint16(b))
+	if n > len(b)-2 {
+		return nil, nil, tpm2.TPMRCInsufficient
+	}
+	return b[2 : 2+n], b[2+n:], nil
+}

@@ -1,0 +1,194 @@
+package attestor
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+)
+
+// EK is a public endorsement key with the certificate that came with it.
+type EK struct {
+	// Public is an *rsa.PublicKey of 2048, 3072 or 4096 bits with the
+	// exponent 65537, or an *ecdsa.PublicKey on P-256, P-384 or P-521.
+	Public crypto.PublicKey
+	// Hash is the EK hash: see HashEK.
+	Hash string
+	// Certificate is the EK certificate, or nil. Its public key equals
+	// Public; nothing else about it is verified.
+	Certificate *x509.Certificate
+}
+
+// HashEK returns the EK hash of a public key: the SHA-256 of its DER
+// SubjectPublicKeyInfo (PKIX, as Go marshals it), in 64 lower-case hex digits.
+// It is an error where the key is none that EK.Public may be.
+func HashEK(pub crypto.PublicKey) (string, error) {
+	if err := checkKey(pub); err != nil {
+		return "", err
+	}
+	return hashKey(pub)
+}
+
+func hashKey(pub crypto.PublicKey) (string, error) {
+	der, err := marshalKey(pub)
+	if err != nil {
+		return "", fmt.Errorf("encode the key: %w", err)
+	}
+	sum := sha256.Sum256(der)
+	return hex.EncodeToString(sum[:]), nil
+}
+
+// marshalKey is x509.MarshalPKIXPublicKey. A point it writes behind its curve's
+// prefix itself (RFC 5480, 2), which is several times faster.
+func marshalKey(pub crypto.PublicKey) ([]byte, error) {
+	if pub, ok := pub.(*ecdsa.PublicKey); ok {
+		for _, c := range curves {
+			if c.curve == pub.Curve {
+				point, err := pub.Bytes()
+				return append([]byte(c.prefix), point...), err
+			}
+		}
+	}
+	return x509.MarshalPKIXPublicKey(pub)
+}
+
+// parseKey is x509.ParsePKIXPublicKey. A point it reads from behind its curve's
+// prefix itself, which is several times faster.
+func parseKey(der []byte) (crypto.PublicKey, error) {
+	for _, c := range curves {
+		if point, ok := bytes.CutPrefix(der, []byte(c.prefix)); ok {
+			return ecdsa.ParseUncompressedPublicKey(c.curve, point)
+		}
+	}
+	return x509.ParsePKIXPublicKey(der)
+}
+
+// The types of PEM blocks (RFC 7468, 5 and 13).
+const (
+	pemCertificate = "CERTIFICATE"
+	pemPublicKey   = "PUBLIC KEY"
+)
+
+// parseEK reads the field EK of a payload: PEM of a certificate and of a public
+// key in either order, or of one of them alone. A certificate vouches only for
+// the key in it, so that a key beside it has to be the same.
+func parseEK(text []byte) (*EK, error) {
+	certificate, key, err := splitPEM(text)
+	if err != nil {
+		return nil, err
+	}
+	ek := new(EK)
+	if certificate != nil {
+		if ek.Certificate, err = ParseEKCertificate(certificate); err != nil {
+			return nil, err
+		}
+		if ek.Certificate.PublicKey == nil {
+			return nil, errors.New("the certificate's key is of an unknown algorithm")
+		}
+		ek.Public = ek.Certificate.PublicKey
+	}
+	if key != nil {
+		pub, err := parseKey(key)
+		if err != nil {
+			return nil, fmt.Errorf("parse the public key: %w", err)
+		}
+		if ek.Certificate != nil && !sameKey(pub, ek.Public) {
+			return nil, errors.New("the certificate is for another key than the one beside it")
+		}
+		ek.Public = pub
+	}
+	if err := checkShape(ek.Public); err != nil {
+		return nil, err
+	}
+	if ek.Hash, err = hashKey(ek.Public); err != nil {
+		return nil, err
+	}
+	return ek, nil
+}
+
+// splitPEM returns what the blocks in text hold: a certificate, a public key, or
+// both, with nothing but white space around them. What is not there is nil.
+func splitPEM(text []byte) (certificate, key []byte, err error) {
+	for rest := bytes.TrimSpace(text); len(rest) > 0; {
+		block, next, err := cutPEM(rest)
+		if err != nil {
+			return nil, nil, err
+		}
+		into := &key
+		switch block.Type {
+		case pemCertificate:
+			into = &certificate
+		case pemPublicKey:
+		default:
+			return nil, nil, errors.New("a PEM block of another type than CERTIFICATE and PUBLIC KEY")
+		}
+		if *into != nil {
+			return nil, nil, fmt.Errorf("two PEM blocks of the type %s", block.Type)
+		}
+		if *into = block.Bytes; len(block.Bytes) == 0 {
+			return nil, nil, errors.New("an empty PEM block")
+		}
+		rest = bytes.TrimSpace(next)
+	}
+	if certificate == nil && key == nil {
+		return nil, nil, errors.New("no PEM block")
+	}
+	return certificate, key, nil
+}
+
+// cutPEM returns the PEM block with which text begins, and what follows it.
+func cutPEM(text []byte) (*pem.Block, []byte, error) {
+	begin := []byte("-----BEGIN ")
+	if !bytes.HasPrefix(text, begin) {
+		return nil, nil, errors.New("something other than PEM blocks")
+	}
+	block, next := pem.Decode(text)
+	// Decode goes on to the next block where one cannot be read.
+	if block == nil || bytes.Count(text[:len(text)-len(next)], begin) != 1 {
+		return nil, nil, errors.New("a PEM block that cannot be read")
+	}
+	if len(block.Headers) > 0 {
+		return nil, nil, errors.New("a PEM block with headers")
+	}
+	return block, next, nil
+}
+
+// findTemplate returns the template that an EK was made from. Where public, the
+// key's TPMT_PUBLIC, is empty, it follows from the key's type.
+func findTemplate(pub crypto.PublicKey, public []byte) (*template, error) {
+	keyType, err := KeyTypeOf(pub)
+	if err != nil {
+		return nil, err
+	}
+	var area *publicArea
+	if len(public) > 0 {
+		if area, err = readPublic(public); err != nil {
+			return nil, err
+		}
+		if !area.holds(pub) {
+			return nil, errors.New("it is of another key than EK")
+		}
+	}
+	for i := range templates {
+		t := &templates[i]
+		if t.keyType == keyType && (area == nil || area.matches(t)) {
+			return t, nil
+		}
+	}
+	return nil, fmt.Errorf("a key of the type %s by no template of the EK credential profile", keyType)
+}
+
+// checkROCA refuses an RSA key that has the fingerprint of CVE-2017-15361.
+func checkROCA(pub crypto.PublicKey) error {
+	if key, ok := pub.(*rsa.PublicKey); ok && hasROCA(key.N) {
+		return errors.New("the RSA key is weak (ROCA, CVE-2017-15361): its private key can be computed " +
+			"from it; update the TPM's firmware and make a new EK, or set allow_weak_ek at the server")
+	}
+	return nil
+}

@@ -1,0 +1,56 @@
+package attestor
+
+import (
+	"crypto"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+// What the tests of package attestor_test see of the parsers.
+
+// ParseEK is parseEK.
+func ParseEK(text []byte) (*EK, error) { return parseEK(text) }
+
+// DecodeResponse is decodeResponse.
+func DecodeResponse(msg []byte) ([]byte, error) { return decodeResponse(msg) }
+
+// CheckCreationData is checkCreationData.
+func CheckCreationData(b []byte) error { return checkCreationData(b) }
+
+// ReadPublic returns the key in a TPMT_PUBLIC, or nil where it is none that is
+// taken, once the structure itself can be read.
+func ReadPublic(b []byte) (crypto.PublicKey, error) {
+	p, err := readPublic(b)
+	if err != nil {
+		return nil, err
+	}
+	pub, err := p.key()
+	if err != nil {
+		return nil, nil //nolint:nilerr,nilnil // the structure is what is asked for
+	}
+	return pub, nil
+}
+
+// ReadCreation returns what a TPMS_ATTEST says of a creation.
+func ReadCreation(b []byte) (name, hash []byte, err error) {
+	c, err := readCreation(b)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c.name, c.hash, nil
+}
+
+// MakeCredential is makeCredential for a key made from the template that
+// TemplateFor returns.
+func MakeCredential(t KeyType, pub crypto.PublicKey, name, secret []byte) (credential, seed []byte, err error) {
+	for i := range templates {
+		if templates[i].keyType == t {
+			ec, err := makeCredential(&templates[i], pub, name, secret)
+			if err != nil {
+				return nil, nil, err
+			}
+			return ec.Credential, ec.Secret, nil
+		}
+	}
+	return nil, nil, tpm2.ErrUnsupportedType
+}

@@ -1,0 +1,265 @@
+package attestor_test
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/pem"
+	"testing"
+
+	"github.com/google/go-attestation/attest"
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+)
+
+// seeds are TPMs whose messages the fuzzers begin with.
+func seeds(f *testing.F) []*attestortest.TPM {
+	f.Helper()
+	ca := attestortest.NewCA(f, "root")
+	var all []*attestortest.TPM
+	for _, o := range []attestortest.Options{
+		{EK: attestor.RSA2048, AK: attestor.RSA2048, CA: ca},
+		{EK: attestor.RSA2048, CA: ca, Certificate: attestortest.Certificate{OAEP: true}},
+		{EK: attestor.P256, CA: ca},
+		{EK: attestor.P384, AK: attestor.P384},
+		{EK: attestor.RSA3072, AK: attestor.RSA2048, PSS: true},
+	} {
+		all = append(all, attestortest.New(f, o))
+	}
+	return all
+}
+
+// checkEK holds what every EK that is taken holds: its hash is of its key, its
+// certificate is for that key, and it can be challenged.
+func checkEK(t *testing.T, ek *attestor.EK) {
+	t.Helper()
+	if hash, err := attestor.HashEK(ek.Public); err != nil || hash != ek.Hash {
+		t.Fatalf("the hash %s is not that of the key, %s, %v", ek.Hash, hash, err)
+	}
+	if ek.Certificate == nil {
+		return
+	}
+	if hash, err := attestor.HashEK(ek.Certificate.PublicKey); err != nil || hash != ek.Hash {
+		t.Fatalf("the certificate is for another key: %s, %v", hash, err)
+	}
+}
+
+// A payload of any bytes is refused, or it is one whose session stands.
+func FuzzPayload(f *testing.F) {
+	for _, tpm := range seeds(f) {
+		f.Add(tpm.Payload(f))
+		f.Add(payloadOf(f, tpm.Claim()))
+	}
+	f.Fuzz(func(t *testing.T, msg []byte) {
+		var v attestor.Verifier
+		s, err := v.Begin(msg)
+		if err != nil {
+			if s != nil {
+				t.Fatal("a session with an error")
+			}
+			return
+		}
+		checkEK(t, s.EK())
+		if s.AK() == nil || len(s.Chain()) > 16 || len(msg) > attestor.MaxPayloadSize {
+			t.Fatal("a session that cannot be")
+		}
+		if _, err := s.Challenge(); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Finish(wrongAnswer); err == nil {
+			t.Fatal("zeros are the secret")
+		}
+	})
+}
+
+// PEM of any bytes is refused, or it is of at most two blocks that each say the
+// same key to every reader.
+func FuzzEKPEM(f *testing.F) {
+	for _, tpm := range seeds(f) {
+		for _, text := range pemForms(f, tpm.Claim()) {
+			f.Add(text)
+		}
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		ek, err := attestor.ParseEK(text)
+		if err != nil {
+			return
+		}
+		checkEK(t, ek)
+		blocks := 0
+		for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+			blocks++
+			if block.Type != "PUBLIC KEY" {
+				continue
+			}
+			key, err := x509.ParsePKIXPublicKey(block.Bytes)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if hash, err := attestor.HashEK(key); err != nil || hash != ek.Hash {
+				t.Fatalf("another reader's key is %s, not %s", hash, ek.Hash)
+			}
+		}
+		if blocks == 0 || blocks > 2 {
+			t.Fatalf("%d blocks", blocks)
+		}
+	})
+}
+
+// The structures of an AK, of any bytes, are read as go-tpm reads them, from
+// their first byte to their last, or refused; an AK that is taken is one that
+// go-attestation takes, too.
+func FuzzAKBlobs(f *testing.F) {
+	tpms := seeds(f)
+	for _, tpm := range tpms {
+		ak := tpm.Claim().AK
+		f.Add(ak.Public, ak.CreateData, ak.CreateAttestation, ak.CreateSignature)
+		f.Add(tpm.Claim().EKPublic, ak.CreateData, ak.CreateAttestation, ak.CreateSignature)
+	}
+	claim := tpms[2].Claim()
+	f.Fuzz(func(t *testing.T, public, data, attestation, signature []byte) {
+		checkPublic(t, public)
+		if attestor.CheckCreationData(data) == nil {
+			if d, err := tpm2.Unmarshal[tpm2.TPMSCreationData](data); err != nil || !bytes.Equal(tpm2.Marshal(d), data) {
+				t.Fatalf("creation data %x: go-tpm reads other ones, %v", data, err)
+			}
+		}
+		checkCreation(t, attestation)
+
+		c := claim
+		c.EKPublic = nil
+		c.AK = attestor.AKParameters{
+			Public: public, CreateData: data, CreateAttestation: attestation, CreateSignature: signature,
+		}
+		var v attestor.Verifier
+		if _, err := v.Begin(payloadOf(t, c)); err != nil {
+			return
+		}
+		if p, err := tpm2.Unmarshal[tpm2.TPMTSignature](signature); err == nil && p.SigAlg == tpm2.TPMAlgRSAPSS {
+			return // the comparison is for PKCS #1 alone
+		}
+		params := attest.ActivationParameters{EK: c.EK, AK: *firstAK(c)}
+		if err := params.CheckAKParameters(); err != nil {
+			t.Fatalf("go-attestation refuses it: %v", err)
+		}
+	})
+}
+
+func checkPublic(t *testing.T, b []byte) {
+	t.Helper()
+	key, err := attestor.ReadPublic(b)
+	if err != nil {
+		return
+	}
+	p, err := tpm2.Unmarshal[tpm2.TPMTPublic](b)
+	if err != nil || !bytes.Equal(tpm2.Marshal(p), b) {
+		t.Fatalf("public area %x: go-tpm reads another one, %v", b, err)
+	}
+	if key == nil {
+		return
+	}
+	other, err := tpm2.Pub(*p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, err := attestor.HashEK(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if two, err := attestor.HashEK(other); err != nil || one != two {
+		t.Fatalf("public area %x: go-tpm reads another key, %v", b, err)
+	}
+}
+
+func checkCreation(t *testing.T, b []byte) {
+	t.Helper()
+	name, hash, err := attestor.ReadCreation(b)
+	if err != nil {
+		return
+	}
+	a, err := tpm2.Unmarshal[tpm2.TPMSAttest](b)
+	if err != nil || !bytes.Equal(tpm2.Marshal(a), b) {
+		t.Fatalf("attestation %x: go-tpm reads another one, %v", b, err)
+	}
+	c, err := a.Attested.Creation()
+	if err != nil || !bytes.Equal(c.ObjectName.Buffer, name) || !bytes.Equal(c.CreationHash.Buffer, hash) {
+		t.Fatalf("attestation %x: go-tpm reads another creation, %v", b, err)
+	}
+}
+
+// A certificate of any bytes is refused, or it is one whole certificate that
+// stands in those bytes and is the same when it is read again.
+func FuzzEKCertificate(f *testing.F) {
+	for _, tpm := range seeds(f) {
+		der := tpm.Claim().Certificate
+		if der == nil {
+			continue
+		}
+		f.Add(der)
+		f.Add(append([]byte{0x10, 0x01, 0x00, byte(len(der) >> 8), byte(len(der))}, der...))
+		f.Add(append([]byte{0x10, 0x01, 0x00, byte(len(der) >> 8), byte(len(der)), 0x10, 0x02}, der...))
+		f.Add(append(bytes.Clone(der), 0xFF, 0xFF, 0xFF, 0))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		cert, err := attestor.ParseEKCertificate(b)
+		if err != nil {
+			if cert != nil {
+				t.Fatal("a certificate with an error")
+			}
+			return
+		}
+		if !bytes.Contains(b, cert.Raw) || len(b) > 8<<10 {
+			t.Fatal("a certificate from elsewhere")
+		}
+		again, err := attestor.ParseEKCertificate(cert.Raw)
+		if err != nil || !bytes.Equal(again.Raw, cert.Raw) {
+			t.Fatalf("read again, it is another one: %v", err)
+		}
+		if _, err := attestor.KeyTypeOf(cert.PublicKey); err == nil {
+			_, _ = attestor.HashEK(cert.PublicKey)
+		}
+	})
+}
+
+// A challenge of any bytes is refused, or the TPM gets structures of a bounded
+// size.
+func FuzzChallenge(f *testing.F) {
+	for _, tpm := range seeds(f) {
+		s := begin(f, tpm)
+		f.Add(challenge(f, s))
+	}
+	f.Fuzz(func(t *testing.T, msg []byte) {
+		var tpm recorder
+		answer, err := attestor.NewProver(attestor.Claim{}, &tpm).Answer(msg)
+		if err != nil {
+			return
+		}
+		if len(tpm.credential) == 0 || len(tpm.credential) > 256 || len(tpm.secret) == 0 || len(tpm.secret) > 1024 {
+			t.Fatalf("the TPM gets %d and %d bytes", len(tpm.credential), len(tpm.secret))
+		}
+		if secret, err := attestor.DecodeResponse(answer); err != nil || string(secret) != "secret" {
+			t.Fatalf("the answer is %s, %v", answer, err)
+		}
+	})
+}
+
+// recorder is a TPM that keeps what it got.
+type recorder struct{ credential, secret []byte }
+
+func (r *recorder) ActivateCredential(credential, secret []byte) ([]byte, error) {
+	r.credential, r.secret = credential, secret
+	return []byte("secret"), nil
+}
+
+// A response of any bytes is refused, or it holds one secret of a bounded size.
+func FuzzResponse(f *testing.F) {
+	f.Add(wrongAnswer)
+	f.Add([]byte(`{"Secret":"\u0041AAA","EventLog":[{"a":null}]}`))
+	f.Fuzz(func(t *testing.T, msg []byte) {
+		secret, err := attestor.DecodeResponse(msg)
+		if err == nil && (len(secret) == 0 || len(secret) > 64) {
+			t.Fatalf("a secret of %d bytes", len(secret))
+		}
+	})
+}

@@ -1,0 +1,191 @@
+package attestor
+
+import (
+	"bytes"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// The limits of a message beyond its size. The messages themselves nest two
+// levels deep and hold about ten values; what is unknown in them is read over.
+const (
+	maxDepth  = 16
+	maxTokens = 4096
+)
+
+var errTokens = fmt.Errorf("more than %d values", maxTokens)
+
+// decoder reads one JSON message. Names match exactly; a name that an object
+// holds twice, text that is not UTF-8 and bytes behind the message are errors
+// (RFC 7493, 2.1, 2.3).
+type decoder struct {
+	dec    *jsontext.Decoder
+	tokens int
+}
+
+// decode reads the one object that msg is. member reads the value of a member
+// or, where it does not know the name, skips it.
+func decode(msg []byte, limit int, member func(d *decoder, name string) error) error {
+	switch {
+	case len(msg) > limit:
+		return fmt.Errorf("%d bytes where %d are the most", len(msg), limit)
+	case len(msg) == 0:
+		return errors.New("it is empty")
+	}
+	d := &decoder{dec: jsontext.NewDecoder(bytes.NewBuffer(msg))}
+	if err := d.object(member); err != nil {
+		return err
+	}
+	if _, err := d.dec.ReadToken(); !errors.Is(err, io.EOF) {
+		return errors.New("bytes follow the object")
+	}
+	return nil
+}
+
+// token reads the next token. It is valid until the next one is read.
+func (d *decoder) token() (jsontext.Token, error) {
+	if d.tokens++; d.tokens > maxTokens {
+		return jsontext.Token{}, errTokens
+	}
+	tok, err := d.dec.ReadToken()
+	if err != nil {
+		return jsontext.Token{}, syntaxError(err)
+	}
+	if d.dec.StackDepth() > maxDepth {
+		return jsontext.Token{}, fmt.Errorf("nested more than %d levels deep", maxDepth)
+	}
+	return tok, nil
+}
+
+// syntaxError leaves out of err what the sender chose: names of any length.
+func syntaxError(err error) error {
+	if syn, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
+		return fmt.Errorf("not JSON at byte %d: %w", syn.ByteOffset, syn.Err)
+	}
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+func (d *decoder) object(member func(d *decoder, name string) error) error {
+	tok, err := d.token()
+	if err != nil {
+		return err
+	}
+	if tok.Kind() != '{' {
+		return fmt.Errorf("a JSON %s where an object belongs", tok.Kind())
+	}
+	for {
+		tok, err := d.token()
+		if err != nil || tok.Kind() == '}' {
+			return err
+		}
+		if err := member(d, tok.String()); err != nil {
+			return err
+		}
+	}
+}
+
+// array reads an array of at most limit elements.
+func (d *decoder) array(name string, limit int, element func() error) error {
+	tok, err := d.token()
+	if err != nil {
+		return err
+	}
+	if tok.Kind() != '[' {
+		return fmt.Errorf("%s: a JSON %s where an array belongs", name, tok.Kind())
+	}
+	for n := 0; d.dec.PeekKind() != ']'; n++ {
+		if n == limit {
+			return fmt.Errorf("%s: more than %d elements", name, limit)
+		}
+		if err := element(); err != nil {
+			return err
+		}
+	}
+	_, err = d.token()
+	return err
+}
+
+// value reads a string that is not empty, and returns it with its quotes. It is
+// valid until the next token is read.
+func (d *decoder) value(name string) (jsontext.Value, error) {
+	if d.tokens++; d.tokens > maxTokens {
+		return nil, errTokens
+	}
+	if kind := d.dec.PeekKind(); kind != '"' {
+		if _, err := d.dec.ReadToken(); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, syntaxError(err))
+		}
+		return nil, fmt.Errorf("%s: a JSON %s where a string belongs", name, kind)
+	}
+	v, err := d.dec.ReadValue()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, syntaxError(err))
+	}
+	if len(v) <= len(`""`) {
+		return nil, fmt.Errorf("%s: it is empty", name)
+	}
+	return v, nil
+}
+
+// text reads a string that is not empty and has at most limit bytes.
+func (d *decoder) text(name string, limit int) (string, error) {
+	v, err := d.value(name)
+	if err != nil {
+		return "", err
+	}
+	s, err := jsontext.AppendUnquote(nil, v)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", name, err)
+	}
+	if len(s) > limit {
+		return "", fmt.Errorf("%s: %d bytes where %d are the most", name, len(s), limit)
+	}
+	return string(s), nil
+}
+
+// strictBase64 refuses bits that nothing depends on.
+var strictBase64 = base64.StdEncoding.Strict()
+
+// blob reads base64 (RFC 4648, 4) of at most limit bytes and of at least one.
+func (d *decoder) blob(name string, limit int) ([]byte, error) {
+	v, err := d.value(name)
+	if err != nil {
+		return nil, err
+	}
+	s := v[1 : len(v)-1]
+	if bytes.IndexByte(s, '\\') >= 0 {
+		if s, err = jsontext.AppendUnquote(nil, v); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	if len(s) > strictBase64.EncodedLen(limit) {
+		return nil, fmt.Errorf("%s: %d bytes of base64 where %d are the most",
+			name, len(s), strictBase64.EncodedLen(limit))
+	}
+	b, err := strictBase64.AppendDecode(nil, s)
+	// The decoder reads over line ends: the length tells them.
+	if err != nil || strictBase64.EncodedLen(len(b)) != len(s) {
+		return nil, fmt.Errorf("%s: not base64", name)
+	}
+	if len(b) > limit {
+		return nil, fmt.Errorf("%s: %d bytes where %d are the most", name, len(b), limit)
+	}
+	return b, nil
+}
+
+// skip reads over one value.
+func (d *decoder) skip() error {
+	depth := d.dec.StackDepth()
+	for {
+		if _, err := d.token(); err != nil || d.dec.StackDepth() == depth {
+			return err
+		}
+	}
+}

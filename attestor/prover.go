@@ -1,0 +1,150 @@
+package attestor
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/x509"
+	"encoding/binary"
+	"encoding/pem"
+	"errors"
+	"fmt"
+)
+
+// AKParameters are the public parts of an attestation key as TPM2_Create or
+// TPM2_CreatePrimary and TPM2_CertifyCreation return them, TPM structures of the
+// TPM 2.0 library specification, part 2, without the size fields of the
+// TPM2B_ forms.
+type AKParameters struct {
+	Public            []byte // TPMT_PUBLIC
+	CreateData        []byte // TPMS_CREATION_DATA
+	CreateAttestation []byte // TPMS_ATTEST
+	CreateSignature   []byte // TPMT_SIGNATURE
+}
+
+// Claim is what an agent says of its TPM.
+type Claim struct {
+	// EK is the public endorsement key, an *rsa.PublicKey or an
+	// *ecdsa.PublicKey.
+	EK crypto.PublicKey
+	// EKPublic is the same key as the TPM shows it, a TPMT_PUBLIC. It may be
+	// empty: the server then takes the key for one of the template that
+	// TemplateFor returns.
+	EKPublic []byte
+	// Certificate is the EK certificate in DER, without header or padding,
+	// or nil.
+	Certificate []byte
+	// Chain are further certificates in DER, at most 16.
+	Chain [][]byte
+	// AK are the attestation key's parameters.
+	AK AKParameters
+}
+
+// An Activator is a TPM in which an EK and an AK are loaded.
+type Activator interface {
+	// ActivateCredential answers TPM2_ActivateCredential (TPM 2.0 library
+	// specification, part 3, 12.5): credential is a TPMS_ID_OBJECT and
+	// secret the ciphertext of the seed, both without the size field of
+	// their TPM2B_ forms.
+	ActivateCredential(credential, secret []byte) ([]byte, error)
+}
+
+// Prover is the agent's half. It is used by one goroutine.
+type Prover struct {
+	claim    Claim
+	tpm      Activator
+	answered bool
+}
+
+// NewProver returns the agent's half for one attestation of claim.
+func NewProver(claim Claim, tpm Activator) *Prover {
+	return &Prover{claim: claim, tpm: tpm}
+}
+
+// Payload returns the payload message. It is an error where the claim is not
+// one that a Verifier reads: without a part of the AK, with a key that is no
+// EK, with a certificate for another key, or too long.
+func (p *Prover) Payload() ([]byte, error) {
+	c := &p.claim
+	if err := checkKey(c.EK); err != nil {
+		return nil, fmt.Errorf("endorsement key: %w", err)
+	}
+	if len(c.Chain) > maxChain {
+		return nil, fmt.Errorf("%d further certificates where %d are the most", len(c.Chain), maxChain)
+	}
+	for _, part := range [][]byte{c.AK.Public, c.AK.CreateData, c.AK.CreateAttestation, c.AK.CreateSignature} {
+		if len(part) == 0 || len(part) > maxAKFieldSize {
+			return nil, fmt.Errorf("attestation key: a part of %d bytes: want 1 to %d", len(part), maxAKFieldSize)
+		}
+	}
+	text, err := c.pem()
+	if err != nil {
+		return nil, err
+	}
+	return encode("payload", &payload{EK: text, AK: c.AK, EKChain: c.Chain, EKPublic: c.EKPublic}, MaxPayloadSize)
+}
+
+// pem returns the certificate, where there is one, and the key behind it.
+func (c *Claim) pem() ([]byte, error) {
+	var buf bytes.Buffer
+	if len(c.Certificate) > 0 {
+		cert, err := ParseEKCertificate(c.Certificate)
+		if err != nil {
+			return nil, fmt.Errorf("EK certificate: %w", err)
+		}
+		if !sameKey(c.EK, cert.PublicKey) {
+			return nil, errors.New("the EK certificate is for another key than the TPM's")
+		}
+		if err := pem.Encode(&buf, &pem.Block{Type: pemCertificate, Bytes: cert.Raw}); err != nil {
+			return nil, fmt.Errorf("encode the EK certificate: %w", err)
+		}
+	}
+	der, err := x509.MarshalPKIXPublicKey(c.EK)
+	if err != nil {
+		return nil, fmt.Errorf("encode the endorsement key: %w", err)
+	}
+	if err := pem.Encode(&buf, &pem.Block{Type: pemPublicKey, Bytes: der}); err != nil {
+		return nil, fmt.Errorf("encode the endorsement key: %w", err)
+	}
+	return buf.Bytes(), nil
+}
+
+// Answer returns the response to a challenge. Every part of the challenge is
+// bounded and checked before the TPM sees it, since whoever holds the stream may
+// be no server of ours. Each Prover answers once: an agent is no oracle.
+func (p *Prover) Answer(challenge []byte) ([]byte, error) {
+	if p.tpm == nil {
+		return nil, errors.New("no TPM to answer with")
+	}
+	if p.answered {
+		return nil, errors.New("a challenge has been answered already")
+	}
+	p.answered = true
+	c, err := decodeChallenge(challenge)
+	if err != nil {
+		return nil, fmt.Errorf("challenge: %w", err)
+	}
+	credential, err := withoutSize(c.Credential)
+	if err != nil {
+		return nil, fmt.Errorf("challenge: EC.Credential: %w", err)
+	}
+	seed, err := withoutSize(c.Secret)
+	if err != nil {
+		return nil, fmt.Errorf("challenge: EC.Secret: %w", err)
+	}
+	secret, err := p.tpm.ActivateCredential(credential, seed)
+	if err != nil {
+		return nil, fmt.Errorf("activate the credential: %w", err)
+	}
+	if len(secret) == 0 || len(secret) > maxSecretSize {
+		return nil, fmt.Errorf("activate the credential: a secret of %d bytes", len(secret))
+	}
+	return encode("response", &response{Secret: secret}, MaxResponseSize)
+}
+
+// withoutSize returns what a TPM2B structure holds.
+func withoutSize(b []byte) ([]byte, error) {
+	if len(b) <= 2 || int(binary.BigEndian.Uint16(b)) != len(b)-2 {
+		return nil, errors.New("its size field does not say how long it is")
+	}
+	return b[2:], nil
+}

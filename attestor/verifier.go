@@ -1,0 +1,155 @@
+package attestor
+
+import (
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/subtle"
+	"crypto/x509"
+	"errors"
+	"fmt"
+)
+
+// Verifier is the server's half. The zero value is ready to use; it is safe for
+// concurrent use.
+type Verifier struct {
+	// AllowWeakEK admits RSA endorsement keys with the ROCA weakness
+	// (CVE-2017-15361).
+	AllowWeakEK bool
+}
+
+// Begin checks a payload and begins a session. Every error is about the
+// payload.
+//
+// It checks that the endorsement key is of a size and a template that is taken,
+// that its certificate is for that very key, and that the attestation key is
+// one by its own, signed account. Whether the account is true, Finish shows.
+func (v *Verifier) Begin(payload []byte) (*Session, error) {
+	p, err := decodePayload(payload)
+	if err != nil {
+		return nil, fmt.Errorf("payload: %w", err)
+	}
+	ek, err := parseEK(p.EK)
+	if err != nil {
+		return nil, fmt.Errorf("payload: EK: %w", err)
+	}
+	if !v.AllowWeakEK {
+		if err := checkROCA(ek.Public); err != nil {
+			return nil, fmt.Errorf("payload: EK: %w", err)
+		}
+	}
+	tmpl, err := findTemplate(ek.Public, p.EKPublic)
+	if err != nil {
+		return nil, fmt.Errorf("payload: EKPublic: %w", err)
+	}
+	chain, err := parseChain(p.EKChain)
+	if err != nil {
+		return nil, fmt.Errorf("payload: EKChain: %w", err)
+	}
+	ak, err := parseAK(&p.AK)
+	if err != nil {
+		return nil, fmt.Errorf("payload: %w", err)
+	}
+	return &Session{ek: ek, template: tmpl, chain: chain, ak: ak}, nil
+}
+
+// maxChainKeyBits is the largest RSA key in a certificate of the chain: whoever
+// checks a signature by it pays for its size.
+const maxChainKeyBits = 8192
+
+func parseChain(ders [][]byte) ([]*x509.Certificate, error) {
+	var chain []*x509.Certificate
+	for i, der := range ders {
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("certificate %d: %w", i, err)
+		}
+		if key, ok := cert.PublicKey.(*rsa.PublicKey); ok && key.N.BitLen() > maxChainKeyBits {
+			return nil, fmt.Errorf("certificate %d: an RSA key of %d bits", i, key.N.BitLen())
+		}
+		chain = append(chain, cert)
+	}
+	return chain, nil
+}
+
+// A Session is one attestation at the server: Challenge once, then Finish once.
+// It is used by one goroutine.
+type Session struct {
+	ek       *EK
+	template *template
+	chain    []*x509.Certificate
+	ak       *attestationKey
+
+	state  sessionState
+	secret [32]byte
+}
+
+type sessionState int
+
+const (
+	begun sessionState = iota
+	challenged
+	finished
+)
+
+// EK returns the endorsement key that the session challenges.
+func (s *Session) EK() *EK { return s.ek }
+
+// Chain returns the further certificates that the agent sent, at most 16.
+// None of them is verified.
+func (s *Session) Chain() []*x509.Certificate { return s.chain }
+
+// AK returns the attestation key whose parameters are checked and which a
+// successful Finish proves to be in the EK's TPM: an *rsa.PublicKey or an
+// *ecdsa.PublicKey.
+func (s *Session) AK() crypto.PublicKey {
+	if s.ak == nil {
+		return nil
+	}
+	return s.ak.public
+}
+
+// Challenge returns the challenge message. It is called once. An error says
+// nothing against the payload: whatever Begin takes can be challenged.
+func (s *Session) Challenge() ([]byte, error) {
+	if s.ak == nil {
+		return nil, errors.New("the session has not begun")
+	}
+	if s.state != begun {
+		return nil, errors.New("the session has been challenged already")
+	}
+	s.state = challenged
+	if _, err := rand.Read(s.secret[:]); err != nil {
+		return nil, fmt.Errorf("make a secret: %w", err)
+	}
+	ec, err := makeCredential(s.template, s.ek.Public, s.ak.name, s.secret[:])
+	if err != nil {
+		s.end()
+		return nil, err
+	}
+	return encode("challenge", &challenge{EC: *ec}, MaxChallengeSize)
+}
+
+// Finish checks the response to the challenge. It is called once, and the
+// session is at its end with it; the error is, or wraps, ErrChallengeFailed
+// where the response is well formed and wrong.
+func (s *Session) Finish(response []byte) error {
+	if s.state != challenged {
+		return errors.New("the session awaits no response")
+	}
+	defer s.end()
+	secret, err := decodeResponse(response)
+	if err != nil {
+		return fmt.Errorf("response: %w", err)
+	}
+	if subtle.ConstantTimeCompare(secret, s.secret[:]) != 1 {
+		return ErrChallengeFailed
+	}
+	return nil
+}
+
+// end makes the secret unusable.
+func (s *Session) end() {
+	s.state = finished
+	clear(s.secret[:])
+}
