@@ -1,0 +1,169 @@
+package agent
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+
+	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+)
+
+// A configuration means the same in each form in which SPIRE hands it over: as
+// written, as JSON, and printed again with quoted keys.
+func TestValidConfigurations(t *testing.T) {
+	full := tpm.Config{
+		Device: "unix:/run/s", EK: attestor.P384,
+		EndorsementPassword: "e $x \"quoted\"", OwnerPassword: "o",
+	}
+	for name, tt := range map[string]struct {
+		config string
+		want   tpm.Config
+	}{
+		"nothing":      {"", tpm.Config{}},
+		"a comment":    {"# the machine's own TPM\n", tpm.Config{}},
+		"empty JSON":   {"{}", tpm.Config{}},
+		"empty values": {`device = "" ek = ""`, tpm.Config{}},
+		"auto":         {`ek = "auto"`, tpm.Config{}},
+		"device":       {`device = "/dev/tpm0"`, tpm.Config{Device: "/dev/tpm0"}},
+		"HCL": {
+			"device = \"unix:/run/s\"\nek = \"p384\"\nendorsement_password = \"e $x \\\"quoted\\\"\"\nowner_password = \"o\"",
+			full,
+		},
+		"quoted keys": {
+			"\"device\" = \"unix:/run/s\"\n\"ek\" = \"p384\"\n\"endorsement_password\" = \"e $x \\\"quoted\\\"\"\n\"owner_password\" = \"o\"",
+			full,
+		},
+		"JSON": {
+			`{"device": "unix:/run/s", "ek": "p384", "endorsement_password": "e $x \"quoted\"", "owner_password": "o"}`,
+			full,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, problems := parseConfig(tt.config)
+			if len(problems) > 0 || !reflect.DeepEqual(got, tt.want) {
+				t.Errorf("%+v, %q", got, problems)
+			}
+		})
+	}
+}
+
+// Each mistake is refused, by its key and with what to write: a key that is
+// misspelled must not read like one that was never set.
+func TestRefusedConfigurations(t *testing.T) {
+	p := serve(t, `device = "/dev/tpmrm0"`)
+	before := p.tpm.Load()
+	for name, tt := range map[string]struct {
+		config string
+		want   []string
+	}{
+		"no HCL":             {`device = `, []string{"no HCL"}},
+		"cut behind a key":   {`device`, []string{"no HCL"}},
+		"cut in a string":    {`device = "/dev`, []string{"no HCL"}},
+		"cut in a comment":   {`device = "/dev/tpm0" /* the machine's`, []string{"no HCL"}},
+		"cut in a heredoc":   {"device = <<EOF\n/dev/tpm0", []string{"no HCL"}},
+		"cut in a block":     {`device {`, []string{"no HCL"}},
+		"no JSON":            {`{"device"`, []string{"no JSON"}},
+		"more than JSON":     {`{"device": "/dev/tpm0"} device`, []string{"no JSON"}},
+		"a JSON list":        {`["device"]`, []string{"no HCL"}},
+		"unknown key":        {`devise = "x"`, []string{"devise: unknown key: the keys are device, ek, endorsement_password, owner_password"}},
+		"quoted unknown key": {`"devise" = "x"`, []string{"devise: unknown key"}},
+		"unknown block":      {`source "x" { path = "/" }`, []string{"source: unknown key"}},
+		"upper case":         {`Device = "/dev/tpm0"`, []string{"Device: unknown key"}},
+		"twice":              {"device = \"/dev/tpm0\"\ndevice = \"/dev/tpm1\"", []string{"device: it is there twice"}},
+		"twice, once quoted": {"device = \"/dev/tpm0\"\n\"device\" = \"/dev/tpm0\"", []string{"device: it is there twice"}},
+		"twice in JSON":      {`{"device": "/dev/tpm0", "device": "/dev/tpm0"}`, []string{"device: it is there twice"}},
+		"a number":           {`device = 5`, []string{`device: it is not a string: write device = "…"`}},
+		"a truth":            {`ek = true`, []string{"ek: it is not a string"}},
+		"a float":            {`ek = 1.5`, []string{"ek: it is not a string"}},
+		"a list":             {`device = ["/dev/tpm0"]`, []string{"device: it is not a string"}},
+		"a block":            {`device { path = "/dev/tpm0" }`, []string{"device: it is not a string"}},
+		"a labelled block":   {`device "tpm0" {}`, []string{"device: it is not a string"}},
+		"null":               {`{"device": null}`, []string{"device: it is not a string"}},
+		"a JSON object":      {`{"device": {"path": "/dev/tpm0"}}`, []string{"device: it is not a string"}},
+		"no device":          {`device = "tpm0"`, []string{"device: \"tpm0\" is no TPM device"}},
+		"no type of EK":      {`ek = "rsa1024"`, []string{"ek: \"rsa1024\" is no type of endorsement key: write one of auto, rsa2048"}},
+		"a long password":    {`owner_password = "` + strings.Repeat("x", 65) + `"`, []string{"owner_password: a TPM takes at most 64 bytes"}},
+		"too long":           {strings.Repeat("#", maxConfigSize+1), []string{"at most 65536 are read"}},
+		"deep":               {strings.Repeat("device {", 5000), []string{"no HCL"}},
+		"all at once": {
+			"device = \"tpm0\"\nek = 5\nfoo = 1\nowner_password = \"" + strings.Repeat("s", 65) + `"`,
+			[]string{"device: ", "ek: ", "foo: ", "owner_password: "},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := p.configure(t, tt.config)
+			if status.Code(err) != codes.InvalidArgument {
+				t.Errorf("Configure: %v", err)
+			}
+			rsp, err := p.service.Validate(t.Context(), &configv1.ValidateRequest{HclConfiguration: tt.config})
+			if err != nil || rsp.GetValid() || len(rsp.GetNotes()) != len(tt.want) {
+				t.Fatalf("Validate: %v, %v", rsp, err)
+			}
+			for _, want := range tt.want {
+				if !strings.Contains(strings.Join(rsp.GetNotes(), "\n"), want) {
+					t.Errorf("notes %q, want %q", rsp.GetNotes(), want)
+				}
+			}
+		})
+	}
+	if p.tpm.Load() != before {
+		t.Error("a refused configuration replaced the one in use")
+	}
+}
+
+// SPIRE reads any note as a failure, so a valid configuration has none; and to
+// validate one is not to use it.
+func TestValidateLeavesTheConfigurationAlone(t *testing.T) {
+	p := serve(t, "")
+	rsp, err := p.service.Validate(t.Context(), &configv1.ValidateRequest{HclConfiguration: `ek = "p256"`})
+	if err != nil || !rsp.GetValid() || len(rsp.GetNotes()) > 0 {
+		t.Errorf("Validate: %v, %v", rsp, err)
+	}
+	if p.tpm.Load() != nil {
+		t.Error("the plugin is configured")
+	}
+}
+
+// Passwords are in the configuration; neither an error nor a note shows one.
+func TestPasswordsStayOutOfProblems(t *testing.T) {
+	const secret = "hunter2"
+	for _, config := range []string{
+		`endorsement_password "` + secret + `"`,
+		`endorsement_password = ` + secret,
+		`endorsement_password "` + secret + `" {}`,
+		`{"endorsement_password": "` + secret + `}`,
+		`endorsement_password = ["` + secret + `"]`,
+		`endorsement_password = "` + strings.Repeat(secret, 10) + `"`,
+		"owner_password = \"" + secret + "\"\nowner_password = \"" + secret + "\"",
+	} {
+		_, problems := parseConfig(config)
+		if len(problems) == 0 || strings.Contains(strings.Join(problems, "\n"), secret) {
+			t.Errorf("problems %q", problems)
+		}
+	}
+}
+
+// Any text at all is a configuration or is refused.
+func FuzzConfig(f *testing.F) {
+	f.Add(`device = "unix:/run/s"`)
+	f.Add(`{"ek": "p384", "owner_password": "x"}`)
+	f.Add("\"device\" = <<EOF\n/dev/tpm0\nEOF\n")
+	f.Add(`device "x" { y = [1, 2.5, true] }`)
+	f.Fuzz(func(t *testing.T, text string) {
+		config, problems := parseConfig(text)
+		if len(problems) > 0 {
+			if config != (tpm.Config{}) {
+				t.Errorf("problems and a configuration: %q %+v", problems, config)
+			}
+			return
+		}
+		if _, err := tpm.New(config); err != nil {
+			t.Errorf("it is valid and cannot be used: %v", err)
+		}
+	})
+}

@@ -1,0 +1,287 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-attestation/attest"
+	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/nodeattestor/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+)
+
+// server is a server's half.
+type server interface {
+	challenge(payload []byte) ([]byte, error)
+	finish(response []byte) error
+}
+
+// attest runs one attestation of the plugin against a server.
+func (p *plugin) attest(ctx context.Context, s server) error {
+	stream, err := p.attestor.AidAttestation(ctx)
+	if err != nil {
+		return err
+	}
+	msg, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	challenge, err := s.challenge(msg.GetPayload())
+	if err != nil {
+		return fmt.Errorf("server: %w", err)
+	}
+	if err := stream.Send(&nodeattestorv1.Challenge{Challenge: challenge}); err != nil {
+		return err
+	}
+	if msg, err = stream.Recv(); err != nil {
+		return err
+	}
+	if err := s.finish(msg.GetChallengeResponse()); err != nil {
+		return fmt.Errorf("server: %w", err)
+	}
+	if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("the stream goes on: %w", err)
+	}
+	return nil
+}
+
+// ours is this project's server.
+type ours struct{ session *attestor.Session }
+
+func (s *ours) challenge(payload []byte) ([]byte, error) {
+	var err error
+	if s.session, err = new(attestor.Verifier).Begin(payload); err != nil {
+		return nil, err
+	}
+	return s.session.Challenge()
+}
+
+func (s *ours) finish(response []byte) error { return s.session.Finish(response) }
+
+// incumbent is a server that knows the fields of spire-tpm-plugin and no others.
+type incumbent struct {
+	ek          crypto.PublicKey
+	certificate *x509.Certificate
+	secret      []byte
+}
+
+func (s *incumbent) challenge(payload []byte) ([]byte, error) {
+	var data struct {
+		EK []byte
+		AK *attest.AttestationParameters
+	}
+	if err := json.Unmarshal(payload, &data); err != nil {
+		return nil, err
+	}
+	for block, rest := pem.Decode(data.EK); block != nil; block, rest = pem.Decode(rest) {
+		var err error
+		switch block.Type {
+		case "CERTIFICATE":
+			s.certificate, err = x509.ParseCertificate(block.Bytes)
+		case "PUBLIC KEY":
+			s.ek, err = x509.ParsePKIXPublicKey(block.Bytes)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	params := attest.ActivationParameters{EK: s.ek, AK: *data.AK}
+	secret, credential, err := params.Generate()
+	if err != nil {
+		return nil, err
+	}
+	s.secret = secret
+	return json.Marshal(struct{ EC *attest.EncryptedCredential }{credential})
+}
+
+func (s *incumbent) finish(response []byte) error {
+	var data struct{ Secret []byte }
+	if err := json.Unmarshal(response, &data); err != nil {
+		return err
+	}
+	if !bytes.Equal(data.Secret, s.secret) {
+		return errors.New("another secret")
+	}
+	return nil
+}
+
+// A machine attests through gRPC, as in SPIRE, to this project's server, and the
+// log has the hash by which an operator enrols it.
+func TestAttest(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{})
+	for _, ek := range []string{"auto", "rsa2048", "p256", "p384", "rsa3072"} {
+		t.Run(ek, func(t *testing.T) {
+			p := serve(t, fmt.Sprintf("device = %q\nek = %q", tpm.Device, ek))
+			s := new(ours)
+			for range 2 { // and again, as SPIRE does by the hour
+				if err := p.attest(t.Context(), s); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if hash := s.session.EK().Hash; !strings.Contains(p.log.String(), hash) {
+				t.Errorf("the log does not have %s: %s", hash, p.log)
+			}
+		})
+	}
+}
+
+// A fleet migrates one machine at a time: a server that knows only the
+// incumbent's fields understands this agent, and sees the same EK.
+func TestAttestToTheIncumbentsServer(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{})
+	for _, ek := range []string{"auto", "p256"} {
+		p := serve(t, fmt.Sprintf("device = %q\nek = %q", tpm.Device, ek))
+		their, our := new(incumbent), new(ours)
+		if err := p.attest(t.Context(), their); err != nil {
+			t.Fatalf("%s: %v", ek, err)
+		}
+		if err := p.attest(t.Context(), our); err != nil {
+			t.Fatalf("%s: %v", ek, err)
+		}
+		if hash, err := attestor.HashEK(their.ek); err != nil || hash != our.session.EK().Hash {
+			t.Errorf("%s: they see %s, we %s: %v", ek, hash, our.session.EK().Hash, err)
+		}
+		if got, want := their.certificate != nil, ek == "auto"; got != want {
+			t.Errorf("%s: certificate %v, want %v", ek, got, want)
+		}
+	}
+}
+
+// What an operator reads, and whether SPIRE tries again, depends on the code; it
+// is never PermissionDenied, upon which the agent gives up.
+func TestFailures(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{})
+	garbage := func(challenge string) server { return fixedChallenge(challenge) }
+	for name, tt := range map[string]struct {
+		config string
+		server server
+		code   codes.Code
+		want   string
+	}{
+		"no TPM":               {`device = "/nowhere/tpm0"`, nil, codes.Unavailable, "see that the TPM is enabled"},
+		"no device":            {`device = "/etc/passwd"`, nil, codes.FailedPrecondition, "not a character device"},
+		"malformed challenge":  {device(tpm), garbage("{"), codes.InvalidArgument, "challenge"},
+		"empty challenge":      {device(tpm), garbage(""), codes.InvalidArgument, "challenge"},
+		"another TPM's":        {device(tpm), garbage(`{"EC":{"Credential":"AAQAAAAA","Secret":"AAQAAAAA"}}`), codes.InvalidArgument, "activate the credential"},
+		"an endless challenge": {device(tpm), garbage(strings.Repeat("x", attestor.MaxChallengeSize+1)), codes.InvalidArgument, "challenge"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := serve(t, tt.config+"\n")
+			err := p.attest(t.Context(), tt.server)
+			if status.Code(err) != tt.code || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v, want %v %q", err, tt.code, tt.want)
+			}
+		})
+	}
+	// And whatever went wrong, the next attestation goes through.
+	if err := serve(t, device(tpm)).attest(t.Context(), new(ours)); err != nil {
+		t.Error(err)
+	}
+}
+
+func device(tpm *swtpmtest.TPM) string { return fmt.Sprintf("device = %q", tpm.Device) }
+
+type fixedChallenge string
+
+func (c fixedChallenge) challenge([]byte) ([]byte, error) { return []byte(c), nil }
+
+func (fixedChallenge) finish([]byte) error { return nil }
+
+// Before it is configured the plugin does nothing, and says why.
+func TestNotConfigured(t *testing.T) {
+	err := serve(t, "").attest(t.Context(), new(ours))
+	if status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("error %v", err)
+	}
+}
+
+// Attestations take turns at the TPM, which has room for one; one that waits can
+// leave, and one that goes wrong in the middle does not keep the others out.
+func TestTurns(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{})
+	p := serve(t, device(tpm))
+	first, err := p.attestor.AidAttestation(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.Recv(); err != nil { // it has the TPM
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	second, err := p.attestor.AidAttestation(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if _, err := second.Recv(); status.Code(err) != codes.Canceled {
+		t.Errorf("the second: %v", err)
+	}
+	done := make(chan error)
+	go func() { done <- p.attest(t.Context(), new(ours)) }()
+	if err := first.CloseSend(); err != nil { // the server has decided
+		t.Fatal(err)
+	}
+	if _, err := first.Recv(); !errors.Is(err, io.EOF) {
+		t.Errorf("the first: %v", err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("the third: %v", err)
+	}
+}
+
+// An agent that is shut down while its TPM hangs is not held.
+func TestHungTPM(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	p := serve(t, fmt.Sprintf("device = %q", "unix:"+path))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- p.attest(ctx, new(ours)) }()
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Read(make([]byte, 100)); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-done; status.Code(err) != codes.Canceled {
+		t.Errorf("error %v", err)
+	}
+	// The plugin itself has let go of the TPM.
+	p.turn <- struct{}{}
+}
+
+// A panic ends its attestation and nothing else: SPIRE does not start a plugin
+// again that has died.
+func TestPanicEndsOneAttestation(t *testing.T) {
+	p := New()
+	if err := p.AidAttestation(nil); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("error %v", err)
+	}
+	if _, err := p.Configure(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+	if err := p.AidAttestation(nil); status.Code(err) != codes.Internal {
+		t.Errorf("error %v", err)
+	}
+}

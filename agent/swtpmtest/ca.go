@@ -1,0 +1,50 @@
+package swtpmtest
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// A CA issues EK certificates to TPMs, as a vendor's does: a root and, below it,
+// the issuing CA. Its files exist once the first TPM has been made with it.
+type CA struct {
+	// RootPath is the PEM file with the root's certificate.
+	RootPath string
+	// IssuerPath is the PEM file with the certificate of the CA that signs
+	// EK certificates.
+	IssuerPath string
+
+	setupConfig string
+}
+
+// NewCA returns a CA that several TPMs can share. Its keys are made with the
+// first TPM and go with the test.
+func NewCA(tb testing.TB) *CA {
+	tb.Helper()
+	dir := tempDir(tb)
+	path := func(name string) string { return filepath.Join(dir, name) }
+	ca := &CA{
+		RootPath:    path("swtpm-localca-rootca-cert.pem"),
+		IssuerPath:  path("issuercert.pem"),
+		setupConfig: path("swtpm_setup.conf"),
+	}
+	// Each of the three defaults to a file of the system or of the user, and
+	// the CA to a folder of the system.
+	files := map[string]string{
+		ca.setupConfig: fmt.Sprintf("create_certs_tool = %s\ncreate_certs_tool_config = %s\n"+
+			"create_certs_tool_options = %s\n", program(tb, "swtpm_localca"),
+			path("swtpm-localca.conf"), path("swtpm-localca.options")),
+		path("swtpm-localca.conf"): fmt.Sprintf("statedir = %s\nsigningkey = %s\nissuercert = %s\n"+
+			"certserial = %s\n", dir, path("signkey.pem"), ca.IssuerPath, path("certserial")),
+		path("swtpm-localca.options"): "--platform-manufacturer Example\n--platform-model Test\n" +
+			"--platform-version 1.0\n",
+	}
+	for name, content := range files {
+		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	return ca
+}

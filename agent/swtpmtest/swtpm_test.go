@@ -1,0 +1,109 @@
+package swtpmtest_test
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/pem"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
+	"go.uber.org/goleak"
+
+	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func ekName(t *testing.T, tpm *swtpmtest.TPM, handle tpm2.TPMHandle) []byte {
+	t.Helper()
+	c, err := linuxudstpm.Open(tpm.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	rsp, err := tpm2.ReadPublic{ObjectHandle: handle}.Execute(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rsp.Name.Buffer
+}
+
+func readCertificate(t *testing.T, path string) *x509.Certificate {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(b)
+	if block == nil {
+		t.Fatalf("%s holds no PEM", path)
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+// Tests of enrolment rely on it: a TPM stays the same over a reboot, and two
+// TPMs are never the same.
+func TestATPMIsItselfAndNoOther(t *testing.T) {
+	ca := swtpmtest.NewCA(t)
+	a, b := swtpmtest.Start(t, swtpmtest.Options{CA: ca}), swtpmtest.Start(t, swtpmtest.Options{CA: ca})
+	first := ekName(t, a, 0x81010001)
+	a.Restart()
+	if !bytes.Equal(first, ekName(t, a, 0x81010001)) {
+		t.Error("after a restart the TPM has another EK")
+	}
+	if bytes.Equal(first, ekName(t, b, 0x81010001)) {
+		t.Error("two TPMs have one EK")
+	}
+	root, issuer := readCertificate(t, ca.RootPath), readCertificate(t, ca.IssuerPath)
+	if err := issuer.CheckSignatureFrom(root); err != nil {
+		t.Errorf("the issuing CA is not the root's: %v", err)
+	}
+}
+
+// RSA3072 must be what the name says, or tests of the high range test nothing.
+func TestRSA3072(t *testing.T) {
+	ekName(t, swtpmtest.Start(t, swtpmtest.Options{RSA3072: true}), 0x8101001C)
+}
+
+// A TPM that is stopped refuses connections at once instead of leaving a test
+// waiting, and leaves no folder.
+func TestStopLeavesNothing(t *testing.T) {
+	var dir string
+	t.Run("run", func(t *testing.T) {
+		tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
+		dir = filepath.Dir(tpm.Socket)
+		tpm.Stop()
+		tpm.Stop()
+		if c, err := net.Dial("unix", tpm.Socket); err == nil {
+			c.Close()
+			t.Error("a stopped TPM answers")
+		}
+	})
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("folder %s is left: %v", dir, err)
+	}
+}
+
+// Who runs the tests without swtpm learns what to install, and no test passes
+// without having run.
+func TestMissingProgramFailsWithAdvice(t *testing.T) {
+	if os.Getenv("SWTPMTEST_WITHOUT_SWTPM") == "1" {
+		swtpmtest.Start(t, swtpmtest.Options{})
+		return
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
+	cmd.Env = append(os.Environ(), "SWTPMTEST_WITHOUT_SWTPM=1", "PATH="+t.TempDir())
+	out, err := cmd.CombinedOutput()
+	if err == nil || !bytes.Contains(out, []byte("apt-get install swtpm swtpm-tools")) {
+		t.Errorf("without swtpm: %v\n%s", err, out)
+	}
+}

@@ -1,0 +1,118 @@
+// Tpm-attestor-agent is SPIRE Agent's node attestor plugin "tpm". Run by hand,
+// it tells by what a machine can be enrolled: see its -help.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spiffe/spire-plugin-sdk/pluginmain"
+	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/nodeattestor/v1"
+	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
+
+	"github.com/spire-tpm/spire-tpm-attestor/agent"
+)
+
+// version is set by the linker: -ldflags "-X main.version=…".
+var version string
+
+const usage = `tpm-attestor-agent is SPIRE Agent's node attestor plugin "tpm". SPIRE starts it:
+
+  NodeAttestor "tpm" {
+    plugin_cmd = "/opt/spire/plugins/tpm-attestor-agent"
+    plugin_data {}
+  }
+
+To enrol a machine, run it by hand, as a user who may use the TPM:
+
+  tpm-attestor-agent -ek                 the EK hash, and the EK certificates in the TPM
+  tpm-attestor-agent -hash               the EK hash alone, for scripts
+  tpm-attestor-agent -version
+
+With -ek and -hash, give the options that the plugin's configuration has:
+
+  -device string   the TPM: a path such as /dev/tpmrm0, or unix:/path for the socket of a
+                   software TPM (default: /dev/tpmrm0, else /dev/tpm0)
+  -key string      the type of the endorsement key, as the key ek: auto, rsa2048, p256, p384
+                   or rsa3072 (default: auto)
+
+Passwords of the TPM's hierarchies, where a site has set them, are read from the environment:
+TPM_ENDORSEMENT_PASSWORD and TPM_OWNER_PASSWORD.
+`
+
+func main() {
+	if len(os.Args) < 2 {
+		plugin := agent.New()
+		pluginmain.Serve(nodeattestorv1.NodeAttestorPluginServer(plugin), configv1.ConfigServiceServer(plugin))
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run runs the command line and returns the exit code: 0, 1 where it failed, 2
+// where it was not understood.
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet("tpm-attestor-agent", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.Usage = func() {}
+	showVersion := flags.Bool("version", false, "")
+	showEK := flags.Bool("ek", false, "")
+	showHash := flags.Bool("hash", false, "")
+	device := flags.String("device", "", "")
+	key := flags.String("key", "auto", "")
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return write(stdout, stderr, usage)
+	case err != nil:
+		fmt.Fprint(stderr, "\n", usage) // flag has said what is wrong
+		return 2
+	}
+	if *showVersion {
+		return write(stdout, stderr, "tpm-attestor-agent "+versionString()+"\n")
+	}
+	if *showEK == *showHash || flags.NArg() > 0 {
+		fmt.Fprint(stderr, "give one of -ek, -hash and -version\n\n", usage)
+		return 2
+	}
+	report, err := inspect(ctx, *device, *key, getenv)
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return 1
+	}
+	if *showHash {
+		return write(stdout, stderr, report.EK.Hash+"\n")
+	}
+	return write(stdout, stderr, describe(report))
+}
+
+// write writes what was asked for. Where it cannot be written, a script that
+// reads it must not take the command for successful.
+func write(stdout, stderr io.Writer, text string) int {
+	if _, err := io.WriteString(stdout, text); err != nil {
+		fmt.Fprintln(stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// versionString returns the version that the build was stamped with, or the one
+// that Go knows.
+func versionString() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
+	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+)
+
+func TestMain(m *testing.M) {
+	os.Exit(testscript.RunMain(m, map[string]func() int{
+		"tpm-attestor-agent": func() int {
+			main()
+			return 0
+		},
+	}))
+}
+
+// The command line is an interface: scripts of operators parse it.
+func TestScripts(t *testing.T) {
+	full := swtpmtest.Start(t, swtpmtest.Options{})
+	blank := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("TPM", full.Device)
+			env.Setenv("BLANK", blank.Device)
+			return nil
+		},
+	})
+}
+
+// A report that could not be written is no success: a script would enrol a
+// machine by nothing.
+func TestUnwritableReportFails(t *testing.T) {
+	var stderr strings.Builder
+	for _, args := range [][]string{{"-version"}, {"-help"}} {
+		if code := run(context.Background(), args, os.Getenv, fullDisk{}, &stderr); code != 1 {
+			t.Errorf("%v: exit code %d", args, code)
+		}
+	}
+	if !strings.Contains(stderr.String(), "disk is full") {
+		t.Errorf("stderr %q", &stderr)
+	}
+}
+
+type fullDisk struct{}
+
+func (fullDisk) Write([]byte) (int, error) { return 0, errors.New("the disk is full") }
+
+// The build stamps a version; without one there is still something to say.
+func TestVersion(t *testing.T) {
+	if versionString() == "" {
+		t.Error("no version")
+	}
+	version = "v1.2.3"
+	defer func() { version = "" }()
+	if versionString() != "v1.2.3" {
+		t.Errorf("version %q", versionString())
+	}
+}
+
+// What is wrong with a TPM's certificates is in the report: who enrols a machine
+// by its certificate should see that the TPM does not show it.
+func TestReportOfBadCertificates(t *testing.T) {
+	got := describe(&tpm.Report{
+		EK:           tpm.EK{KeyType: attestor.P256, Hash: "00ff"},
+		Certificates: []tpm.Certificate{{Index: 0x01C00002, Err: errors.New("NV index 0x01c00002: nothing")}},
+		Chain:        [][]byte{nil, nil},
+		ChainErr:     errors.New("EK certificate chain: NV index 0x01c00101: locked"),
+	})
+	want := `EK hash: 00ff  (p256)
+EK: made when it is needed; none is persistent
+EK certificate: the TPM holds none for this EK; a server admits the machine by its hash, or not
+
+Certificate at NV index 0x01c00002: nothing
+
+CA certificates in the TPM: 2
+
+EK certificate chain: NV index 0x01c00101: locked
+`
+	if got != want {
+		t.Errorf("report:\n%s\nwant:\n%s", got, want)
+	}
+}
+
+// A subject alternative name that cannot be read names no TPM, and is no reason
+// to stop.
+func TestUnreadableAlternativeName(t *testing.T) {
+	for _, der := range [][]byte{nil, {0x30, 0x05}, {0x30, 0x02, 0xA4, 0x00}, {0x30, 0x03, 0x82, 0x01, 'x'}} {
+		if attrs := directoryName(der); len(attrs) > 0 {
+			t.Errorf("%x: %v", der, attrs)
+		}
+	}
+}
+
+// A certificate's text comes from whoever made the TPM: on a terminal it must
+// stay text.
+func TestPrintable(t *testing.T) {
+	for in, want := range map[string]string{
+		"CN=Infineon":  "CN=Infineon",
+		"a \"b\" \\":   `a "b" \\`,
+		"\x1b[2Jgone":  `\x1b[2Jgone`,
+		"two\nlines":   `two\nlines`,
+		"\u202eright":  `\u202eright`,
+		"Zürich \xff?": `Z\u00fcrich \xff?`,
+	} {
+		if got := printable(in); got != want {
+			t.Errorf("%q: %s, want %s", in, got, want)
+		}
+	}
+}

@@ -1,0 +1,141 @@
+package tpm
+
+import (
+	"crypto/rand"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+)
+
+// BenchmarkAttestation is one attestation in a TPM, from opening it to closing
+// it, with an ECC AK; the server's half is none of it, but for the challenge,
+// which is made while the clock stands still. It is to be compared with
+// BenchmarkBareCommands, its mandatory commands and nothing else, in the same
+// run.
+func BenchmarkAttestation(b *testing.B) {
+	forEachEK(b, func(b *testing.B, device *TPM) {
+		for range b.N {
+			a, err := device.Begin(b.Context())
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.StopTimer()
+			credential, secret := challenge(b, a.Claim.EKPublic, a.Claim.AK.Public)
+			b.StartTimer()
+			if _, err := a.ActivateCredential(credential, secret); err != nil {
+				b.Fatal(err)
+			}
+			if err := a.Close(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// BenchmarkBareCommands is the floor: the EK read or made, the AK made and its
+// creation certified, the credential activated under the EK's policy, and what
+// was made flushed.
+func BenchmarkBareCommands(b *testing.B) {
+	forEachEK(b, func(b *testing.B, device *TPM) {
+		for range b.N {
+			bareCommands(b, device)
+		}
+	})
+}
+
+func forEachEK(b *testing.B, f func(*testing.B, *TPM)) {
+	tpm := swtpmtest.Start(b, swtpmtest.Options{})
+	for _, ek := range []attestor.KeyType{attestor.RSA2048, attestor.P256, attestor.P384} {
+		b.Run(string(ek), func(b *testing.B) {
+			device := newTPM(b, Config{Device: tpm.Device, EK: ek})
+			attest(b, device) // what is read once is read
+			b.ResetTimer()
+			f(b, device)
+		})
+	}
+}
+
+// challenge returns a credential for an EK and an AK.
+func challenge(b *testing.B, ek, ak []byte) (credential, secret []byte) {
+	b.Helper()
+	ekPublic, err := tpm2.Unmarshal[tpm2.TPMTPublic](ek)
+	if err != nil {
+		b.Fatal(err)
+	}
+	akPublic, err := tpm2.Unmarshal[tpm2.TPMTPublic](ak)
+	if err != nil {
+		b.Fatal(err)
+	}
+	name, err := tpm2.ObjectName(akPublic)
+	if err != nil {
+		b.Fatal(err)
+	}
+	to, err := tpm2.ImportEncapsulationKey(ekPublic)
+	if err != nil {
+		b.Fatal(err)
+	}
+	credential, secret, err = tpm2.CreateCredential(rand.Reader, to, name.Buffer, make([]byte, 32))
+	if err != nil {
+		b.Fatal(err)
+	}
+	return credential, secret
+}
+
+// bareCommands runs the mandatory commands as they come, without a check, on one
+// connection.
+func bareCommands(b *testing.B, device *TPM) {
+	ch, err := openChannel(b.Context(), device.config.Device)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer ch.Close()
+	c := bare{b, ch}
+	inv := device.known
+	ek := key{handle: inv.handle}
+	if inv.handle != 0 {
+		rsp := must(b, c, tpm2.ReadPublic{ObjectHandle: inv.handle})
+		ek.name, ek.public = rsp.Name, rsp.OutPublic.Bytes()
+	} else {
+		rsp := must(b, c, tpm2.CreatePrimary{
+			PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(inv.template.Public),
+		})
+		ek.handle, ek.name, ek.public = rsp.ObjectHandle, rsp.Name, rsp.OutPublic.Bytes()
+	}
+	template, err := akTemplate(inv.caps)
+	if err != nil {
+		b.Fatal(err)
+	}
+	ak := must(b, c, tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(template)})
+	must(b, c, tpm2.CertifyCreation{
+		SignHandle:     tpm2.AuthHandle{Handle: ak.ObjectHandle, Name: ak.Name, Auth: tpm2.PasswordAuth(nil)},
+		ObjectHandle:   tpm2.NamedHandle{Handle: ak.ObjectHandle, Name: ak.Name},
+		CreationHash:   ak.CreationHash,
+		CreationTicket: ak.CreationTicket,
+	})
+	b.StopTimer()
+	credential, secret := challenge(b, ek.public, ak.OutPublic.Bytes())
+	b.StartTimer()
+	must(b, c, tpm2.ActivateCredential{
+		ActivateHandle: tpm2.AuthHandle{Handle: ak.ObjectHandle, Name: ak.Name, Auth: tpm2.PasswordAuth(nil)},
+		KeyHandle:      ek.authorized(device.policy(&endorsementKey{template: inv.template})),
+		CredentialBlob: tpm2.TPM2BIDObject{Buffer: credential},
+		Secret:         tpm2.TPM2BEncryptedSecret{Buffer: secret},
+	})
+	must(b, c, tpm2.FlushContext{FlushHandle: ak.ObjectHandle})
+	if inv.handle == 0 {
+		must(b, c, tpm2.FlushContext{FlushHandle: ek.handle})
+	}
+}
+
+// bare is a connection that does nothing but send and receive.
+type bare struct {
+	tb      testing.TB
+	channel channel
+}
+
+func (c bare) Send(command []byte) ([]byte, error) {
+	return c.channel.roundTrip(c.tb.Context(), command)
+}

@@ -1,0 +1,51 @@
+package tpm
+
+import (
+	"crypto/x509"
+	"fmt"
+	"slices"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+)
+
+// firstEKIndex is the first of the NV indices that the profile reserves for EKs
+// (2.2.1.4 and 2.2.1.5); the last is the last one of the chain.
+const firstEKIndex tpm2.TPMHandle = 0x01C00000
+
+// A Certificate is what was found at an NV index for EK certificates.
+type Certificate struct {
+	// Index is the NV index.
+	Index uint32
+	// KeyType is the type of the keys whose certificates belong there.
+	KeyType attestor.KeyType
+	// Certificate is nil where Err is not.
+	Certificate *x509.Certificate
+	// Err says why the certificate could not be read.
+	Err error
+}
+
+// readCertificates reads all EK certificates among the NV indices that exist. One
+// that cannot be read does not hide the others; an error is of the connection.
+func (t *TPM) readCertificates(c *conn, indices []tpm2.TPMHandle, bufferSize uint16) ([]Certificate, error) {
+	var certs []Certificate
+	for _, template := range attestor.EKTemplates() {
+		if !slices.Contains(indices, tpm2.TPMHandle(template.CertificateIndex)) {
+			continue
+		}
+		cert := Certificate{Index: template.CertificateIndex, KeyType: template.KeyType}
+		content, err := t.readNV(c, tpm2.TPMHandle(cert.Index), bufferSize)
+		if err == nil {
+			cert.Certificate, err = attestor.ParseEKCertificate(content)
+		}
+		if c.err != nil {
+			return nil, explain("read EK certificates", c.err)
+		}
+		if err != nil {
+			cert.Err = fmt.Errorf("NV index %#08x: %w", cert.Index, err)
+		}
+		certs = append(certs, cert)
+	}
+	return certs, nil
+}

@@ -1,0 +1,87 @@
+package tpm
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+)
+
+// The chain that a TPM carries reaches the server with the EK certificate, so
+// that a site without a network can tell who vouches for the TPM; it is one
+// certificate after the other, cut into indices anywhere.
+func TestChainInTheTPM(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
+	ek := attest(t, newTPM(t, Config{Device: tpm.Device, EK: attestor.P256}))
+	defineNV(t, tpm.Device, nvContent{0x01C0000A, ekCertificate(t, ek.Public), readable, ""})
+	want := [][]byte{ekCertificate(t, ek.Public), ekCertificate(t, ek.Public)}
+	all := slices.Concat(want[0], want[1], make([]byte, 50))
+	defineNV(t, tpm.Device, nvContent{0x01C00100, all[:1000], readable, ""})
+	defineNV(t, tpm.Device, nvContent{0x01C00101, all[1000:2900], readable, ""})
+	defineNV(t, tpm.Device, nvContent{0x01C00102, all[2900:], readable, ""})
+
+	a, err := newTPM(t, Config{Device: tpm.Device, EK: attestor.P256}).Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	if _, err := finish(a); err != nil {
+		t.Error(err)
+	}
+	if !slices.EqualFunc(a.Claim.Chain, want, bytes.Equal) || a.ChainErr != nil {
+		t.Errorf("%d certificates, want %d: %v", len(a.Claim.Chain), len(want), a.ChainErr)
+	}
+	a.Close()
+
+	// A chain that cannot be read to its end is no reason not to attest.
+	undefineNV(t, tpm.Device, 0x01C00102)
+	defineNV(t, tpm.Device, nvContent{0x01C00102, nil, readable, ""})
+	a, err = newTPM(t, Config{Device: tpm.Device, EK: attestor.P256}).Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	if _, err := finish(a); err != nil {
+		t.Error(err)
+	}
+	if len(a.Claim.Chain) != 1 || a.ChainErr == nil || !strings.Contains(a.ChainErr.Error(), "0x01c00102") {
+		t.Errorf("%d certificates: %v", len(a.Claim.Chain), a.ChainErr)
+	}
+}
+
+// What is behind the certificates, or in their place, is left out: a server
+// refuses a payload with a certificate that it cannot parse.
+func TestSplitCertificates(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := ekCertificate(t, key.Public())
+	for name, tt := range map[string]struct {
+		content []byte
+		want    int
+		err     string
+	}{
+		"nothing":          {nil, 0, ""},
+		"padding":          {make([]byte, 100), 0, ""},
+		"two":              {slices.Concat(cert, cert), 2, ""},
+		"one and 0xFF":     {slices.Concat(cert, bytes.Repeat([]byte{0xFF}, 9)), 1, ""},
+		"one and a part":   {slices.Concat(cert, cert[:100]), 1, "certificate 2"},
+		"one and a string": {slices.Concat(cert, []byte{4, 1, 0}), 1, "certificate 2"},
+		"seventeen":        {bytes.Repeat(cert, 17), 16, "more than 16"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			chain, err := splitCertificates(tt.content)
+			if len(chain) != tt.want || (err == nil) != (tt.err == "") ||
+				(err != nil && !strings.Contains(err.Error(), tt.err)) {
+				t.Errorf("%d certificates, %v", len(chain), err)
+			}
+		})
+	}
+}

@@ -1,0 +1,241 @@
+package tpm
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+// hang is a TPM that never answers.
+func hang(ctx context.Context, _ []byte) ([]byte, error) {
+	<-ctx.Done()
+	return nil, context.Cause(ctx)
+}
+
+// A TPM that never answers does not hold the agent for ever: the attestation's
+// end ends it, and where nobody ends the attestation, the time limit does.
+func TestHungTPMEndsInTime(t *testing.T) {
+	for name, tt := range map[string]struct {
+		timeout time.Duration // of the attestation
+		after   time.Duration // is when the command ends
+		err     error
+	}{
+		"ended by the agent":  {time.Minute, time.Minute + grace, context.DeadlineExceeded},
+		"ended by itself":     {time.Hour, commandTimeout, errTimeout},
+		"ended before it ran": {0, 0, context.DeadlineExceeded},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), tt.timeout)
+				defer cancel()
+				c := newConn(ctx, fakeChannel(hang))
+				start := time.Now()
+				_, err := tpm2.ReadPublic{ObjectHandle: tpm2.TPMHandle(0x81010001)}.Execute(c)
+				if !errors.Is(err, tt.err) {
+					t.Errorf("error %v, want %v", err, tt.err)
+				}
+				if got := time.Since(start); got != tt.after {
+					t.Errorf("after %v, want %v", got, tt.after)
+				}
+			})
+		})
+	}
+}
+
+// A hung TPM does not hold up the end of an attestation either.
+func TestHungTPMEndsCleanup(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &Attestation{
+			conn: newConn(t.Context(), fakeChannel(hang)),
+			ak:   &key{handle: 0x80000001},
+			ek:   &endorsementKey{key: key{handle: 0x80000000}},
+		}
+		start := time.Now()
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+		if got := time.Since(start); got > cleanupTimeout+grace {
+			t.Errorf("closing took %v", got)
+		}
+	})
+}
+
+// A socket that takes commands and never answers is a hung TPM as well, with a
+// real connection and its deadline.
+func TestHungSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	accepted := make(chan net.Conn, 1)
+	go func() {
+		defer close(accepted)
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		_, _ = conn.Read(make([]byte, maxResponse))
+		cancel() // the command is there
+		accepted <- conn
+	}()
+	_, err = newTPM(t, Config{Device: "unix:" + path}).Begin(ctx)
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	if conn := <-accepted; conn != nil {
+		conn.Close()
+	}
+}
+
+// A device whose driver hangs in a command is left behind.
+func TestHungDevice(t *testing.T) {
+	dev := &blockingDevice{entered: make(chan struct{}), leave: make(chan struct{})}
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-dev.entered
+		cancel()
+	}()
+	ch := &deviceChannel{dev}
+	if _, err := ch.roundTrip(ctx, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	close(dev.leave)
+	if err := ch.Close(); err != nil {
+		t.Error(err)
+	}
+	// One that answers is listened to.
+	rsp, err := ch.roundTrip(t.Context(), nil)
+	if err != nil || string(rsp) != "answer" {
+		t.Errorf("answer %q, %v", rsp, err)
+	}
+}
+
+type blockingDevice struct {
+	entered, leave chan struct{}
+	calls          int
+}
+
+func (d *blockingDevice) Send([]byte) ([]byte, error) {
+	if d.calls++; d.calls == 1 {
+		close(d.entered)
+	}
+	<-d.leave
+	return []byte("answer"), nil
+}
+
+func (d *blockingDevice) Close() error { return nil }
+
+// A TPM that asks to be asked again is, a few times, and then is an error: it
+// neither fails an attestation for a moment's work of its own nor holds it for
+// ever.
+func TestResend(t *testing.T) {
+	for _, code := range []tpm2.TPMRC{tpm2.TPMRCRetry, tpm2.TPMRCTesting, tpm2.TPMRCYielded} {
+		synctest.Test(t, func(t *testing.T) {
+			n := 0
+			c := newConn(t.Context(), fakeChannel(func(context.Context, []byte) ([]byte, error) {
+				if n++; n < 4 {
+					return response(code), nil
+				}
+				return response(tpm2.TPMRCSuccess), nil
+			}))
+			if _, err := (tpm2.FlushContext{FlushHandle: tpm2.TPMHandle(0x80000000)}).Execute(c); err != nil {
+				t.Errorf("%v: %v", code, err)
+			}
+			n = -1000
+			start := time.Now()
+			_, err := tpm2.FlushContext{FlushHandle: tpm2.TPMHandle(0x80000000)}.Execute(c)
+			if !errors.Is(explain("flush", err), ErrNotReady) {
+				t.Errorf("%v: %v", code, err)
+			}
+			if got := time.Since(start); got < time.Second || got > time.Minute {
+				t.Errorf("given up after %v", got)
+			}
+		})
+	}
+	// The attestation's end ends the waiting as well.
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 3*firstPause/2)
+		defer cancel()
+		c := newConn(ctx, fakeChannel(func(context.Context, []byte) ([]byte, error) {
+			return response(tpm2.TPMRCRetry), nil
+		}))
+		if _, err := c.Send(make([]byte, headerSize)); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error %v", err)
+		}
+	})
+}
+
+// What does not answer like a TPM 2.0 is told from one, and never read further.
+func TestNoTPM(t *testing.T) {
+	size := func(tag uint16, size, length int) []byte {
+		b := binary.BigEndian.AppendUint16(nil, tag)
+		b = binary.BigEndian.AppendUint32(b, uint32(size))
+		return append(b, make([]byte, max(0, length-6))...)
+	}
+	for name, tt := range map[string]struct {
+		rsp  []byte
+		want string
+	}{
+		"nothing":        {nil, "no TPM's"},
+		"a few bytes":    {[]byte{0x80, 1, 0, 0}, "no TPM's"},
+		"a short size":   {size(0x8001, 9, 10), "no TPM's"},
+		"a long size":    {size(0x8001, 11, 10), "no TPM's"},
+		"a huge one":     {size(0x8001, maxResponse+1, maxResponse+1), "no TPM's"},
+		"a TPM 1.2":      {size(0x00C4, 10, 10), "TPM 2.0 is needed"},
+		"another tag":    {size(0x4854, 10, 10), "no TPM 2.0"},
+		"a web server's": {[]byte("HTTP/1.1 400 Bad Request\r\n\r\n"), "no TPM's"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newConn(t.Context(), fakeChannel(func(context.Context, []byte) ([]byte, error) {
+				return tt.rsp, nil
+			}))
+			_, err := readCapabilities(c)
+			if !errors.Is(err, ErrSetup) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v, want %q", err, tt.want)
+			}
+		})
+	}
+}
+
+// A socket's response is read as far as it says, within bounds.
+func TestSocketResponses(t *testing.T) {
+	for name, tt := range map[string]struct {
+		send string
+		want string
+	}{
+		"larger than a response": {"\x80\x01\xFF\xFF\xFF\xFF\x00\x00\x00\x00", "4294967295 bytes"},
+		"smaller than a header":  {"\x80\x01\x00\x00\x00\x01\x00\x00\x00\x00", "of 1 bytes"},
+		"cut in the header":      {"\x80\x01\x00", "unexpected EOF"},
+		"cut in the body":        {"\x80\x01\x00\x00\x00\x10\x00\x00\x00\x00\x00", "unexpected EOF"},
+		"nothing":                {"", "EOF"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			client, server := net.Pipe()
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				_, _ = server.Read(make([]byte, 100))
+				_, _ = server.Write([]byte(tt.send))
+				server.Close()
+			}()
+			ch := &socketChannel{client}
+			if _, err := ch.roundTrip(t.Context(), []byte("command")); err == nil ||
+				!strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v, want %q", err, tt.want)
+			}
+			ch.Close()
+			<-done
+		})
+	}
+}

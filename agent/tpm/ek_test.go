@@ -1,0 +1,307 @@
+package tpm
+
+import (
+	"bytes"
+	"crypto/sha512"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+
+	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+)
+
+// persist makes a primary key and puts it at a persistent handle.
+func persist(t *testing.T, device string, hierarchy tpm2.TPMHandle, pub tpm2.TPMTPublic, at tpm2.TPMHandle) {
+	t.Helper()
+	direct(t, device, func(c transport.TPM) {
+		rsp := must(t, c, tpm2.CreatePrimary{PrimaryHandle: hierarchy, InPublic: tpm2.New2B(pub)})
+		must(t, c, tpm2.EvictControl{
+			Auth:             tpm2.TPMRHOwner,
+			ObjectHandle:     &tpm2.NamedHandle{Handle: rsp.ObjectHandle, Name: rsp.Name},
+			PersistentHandle: at,
+		})
+		must(t, c, tpm2.FlushContext{FlushHandle: rsp.ObjectHandle})
+	})
+}
+
+// evict removes a persistent key.
+func evict(t *testing.T, device string, handle tpm2.TPMHandle) {
+	t.Helper()
+	direct(t, device, func(c transport.TPM) {
+		rsp := must(t, c, tpm2.ReadPublic{ObjectHandle: handle})
+		must(t, c, tpm2.EvictControl{
+			Auth:             tpm2.TPMRHOwner,
+			ObjectHandle:     &tpm2.NamedHandle{Handle: handle, Name: rsp.Name},
+			PersistentHandle: handle,
+		})
+	})
+}
+
+// A key at an EK's handle that is not the EK is passed over: a machine that
+// used it would have another ID, or one that somebody chose for it.
+func TestWrongPersistentKeyIsNotUsed(t *testing.T) {
+	ekTemplate := tpm2.RSAEKTemplate
+	otherUnique := ekTemplate
+	otherUnique.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA,
+		&tpm2.TPM2BPublicKeyRSA{Buffer: bytes.Repeat([]byte{7}, 256)})
+	for _, tt := range []struct {
+		name      string
+		hierarchy tpm2.TPMHandle
+		public    tpm2.TPMTPublic
+		options   swtpmtest.Options
+	}{
+		{"a storage key", tpm2.TPMRHOwner, tpm2.RSASRKTemplate, swtpmtest.Options{Blank: true}},
+		{"an ECC key", tpm2.TPMRHEndorsement, tpm2.ECCEKTemplate, swtpmtest.Options{Blank: true}},
+		{"an EK of the owner hierarchy", tpm2.TPMRHOwner, ekTemplate, swtpmtest.Options{Blank: true}},
+		{"an EK that the certificate is not for", tpm2.TPMRHEndorsement, otherUnique, swtpmtest.Options{}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tpm := swtpmtest.Start(t, tt.options)
+			want := attest(t, newTPM(t, Config{Device: tpm.Device})).Hash
+			if !tt.options.Blank {
+				evict(t, tpm.Device, 0x81010001)
+			}
+			persist(t, tpm.Device, tt.hierarchy, tt.public, 0x81010001)
+			if got := attest(t, newTPM(t, Config{Device: tpm.Device})).Hash; got != want {
+				t.Errorf("EK %s, want %s", got, want)
+			}
+		})
+	}
+}
+
+// A persistent EK is found at other handles than the usual one; and when it is
+// removed, the same EK is made instead.
+func TestPersistentEKComesAndGoes(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
+	const handle = 0x81010003
+	persist(t, tpm.Device, tpm2.TPMRHEndorsement, tpm2.ECCEKTemplate, handle)
+	device := newTPM(t, Config{Device: tpm.Device, EK: attestor.P256})
+	a, err := device.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Close()
+	if a.Persistent != handle {
+		t.Errorf("the EK is at %#x", a.Persistent)
+	}
+	evict(t, tpm.Device, handle)
+	if ek := attest(t, device); ek.Hash != a.EKHash {
+		t.Errorf("EK %s, want %s", ek.Hash, a.EKHash)
+	}
+	wantNothingLoaded(t, tpm.Device)
+}
+
+// setPasswords gives the hierarchies passwords.
+func setPasswords(t *testing.T, device, endorsement, owner string) {
+	t.Helper()
+	direct(t, device, func(c transport.TPM) {
+		for hierarchy, password := range map[tpm2.TPMHandle]string{
+			tpm2.TPMRHEndorsement: endorsement, tpm2.TPMRHOwner: owner,
+		} {
+			must(t, c, tpm2.HierarchyChangeAuth{
+				AuthHandle: hierarchy, NewAuth: tpm2.TPM2BAuth{Buffer: []byte(password)},
+			})
+		}
+	})
+}
+
+// A site that has set the hierarchies' passwords attests with them; without them,
+// and with wrong ones, it learns which key of the configuration to set. The
+// owner's is not needed for an EK certificate as the profile has it.
+func TestPasswords(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{})
+	setPasswords(t, tpm.Device, "endorsed", "owned")
+	for _, ek := range []attestor.KeyType{attestor.RSA2048, attestor.P256, attestor.P384} {
+		attest(t, newTPM(t, Config{Device: tpm.Device, EK: ek, EndorsementPassword: "endorsed"}))
+		for _, password := range []string{"", "wrong"} {
+			device := newTPM(t, Config{Device: tpm.Device, EK: ek, EndorsementPassword: password})
+			_, err := device.Begin(t.Context())
+			if !errors.Is(err, ErrSetup) || !strings.Contains(err.Error(), "endorsement_password") {
+				t.Errorf("%s with the password %q: %v", ek, password, err)
+			}
+			wantNothingLoaded(t, tpm.Device)
+		}
+	}
+}
+
+// A TPM that is locked out after wrong passwords still attests: neither key is
+// under the protection that locks it, or anybody who can reach the TPM could
+// take the machine's identity from it.
+func TestLockedOutTPMAttests(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{})
+	direct(t, tpm.Device, func(c transport.TPM) {
+		// TPM2_DictionaryAttackParameters of TPM_RH_LOCKOUT with an empty password:
+		// one try, a thousand seconds.
+		limit, err := hex.DecodeString("8002" + "00000027" + "0000013a" + "4000000a" +
+			"00000009" + "40000009" + "0000" + "00" + "0000" + "00000001" + "000003e8" + "000003e8")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rsp, err := c.Send(limit); err != nil || binary.BigEndian.Uint32(rsp[6:]) != 0 {
+			t.Fatalf("set the limit of tries: %x %v", rsp, err)
+		}
+		sealed := must(t, c, tpm2.CreatePrimary{
+			PrimaryHandle: tpm2.TPMRHOwner,
+			InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{
+				UserAuth: tpm2.TPM2BAuth{Buffer: []byte("right")},
+				Data:     tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: []byte("data")}),
+			}},
+			InPublic: tpm2.New2B(tpm2.TPMTPublic{
+				Type: tpm2.TPMAlgKeyedHash, NameAlg: tpm2.TPMAlgSHA256,
+				ObjectAttributes: tpm2.TPMAObject{FixedTPM: true, FixedParent: true, UserWithAuth: true},
+			}),
+		})
+		for range 3 {
+			_, err := tpm2.Unseal{ItemHandle: tpm2.AuthHandle{
+				Handle: sealed.ObjectHandle, Name: sealed.Name, Auth: tpm2.PasswordAuth([]byte("wrong")),
+			}}.Execute(c)
+			if errors.Is(err, tpm2.TPMRCLockout) {
+				must(t, c, tpm2.FlushContext{FlushHandle: sealed.ObjectHandle})
+				return
+			}
+		}
+		t.Fatal("the TPM is not locked out")
+	})
+	for _, ek := range []attestor.KeyType{attestor.RSA2048, attestor.P256, attestor.P384} {
+		attest(t, newTPM(t, Config{Device: tpm.Device, EK: ek}))
+	}
+}
+
+// without hides algorithms and curves of a TPM.
+func without(hidden ...uint16) func(tpm2.TPMCC, []byte, []byte) []byte {
+	return func(cc tpm2.TPMCC, command, rsp []byte) []byte {
+		if cc != tpm2.TPMCCGetCapability {
+			return rsp
+		}
+		capability := tpm2.TPMCap(binary.BigEndian.Uint32(command[10:]))
+		size := map[tpm2.TPMCap]int{tpm2.TPMCapAlgs: 6, tpm2.TPMCapECCCurves: 2}[capability]
+		if size == 0 {
+			return rsp
+		}
+		const listAt = headerSize + 1 + 4 + 4 // behind moreData, capability and count
+		var kept []byte
+		n := uint32(0)
+		for list := rsp[listAt:]; len(list) >= size; list = list[size:] {
+			if slices.Contains(hidden, binary.BigEndian.Uint16(list)) {
+				continue
+			}
+			kept = append(kept, list[:size]...)
+			n++
+		}
+		body := append([]byte{rsp[headerSize]}, rsp[headerSize+1:headerSize+5]...)
+		body = binary.BigEndian.AppendUint32(body, n)
+		return response(tpm2.TPMRCSuccess, append(body, kept...)...)
+	}
+}
+
+// What a TPM cannot do decides the keys: P-256 for auto without RSA, an RSA AK
+// without ECC; and what the configuration wants and the TPM does not make is an
+// error that says so, never another key.
+func TestTPMWithoutSomeAlgorithms(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{})
+	noRSA, noECC := without(uint16(tpm2.TPMAlgRSA)), without(uint16(tpm2.TPMAlgECC))
+	noP256 := without(uint16(tpm2.TPMAlgRSA), uint16(tpm2.TPMECCNistP256))
+	for _, tt := range []struct {
+		name  string
+		after func(tpm2.TPMCC, []byte, []byte) []byte
+		ek    attestor.KeyType
+		want  attestor.KeyType
+		ak    tpm2.TPMAlgID
+		err   string
+	}{
+		{"auto without RSA", noRSA, "", attestor.P256, tpm2.TPMAlgECC, ""},
+		{"auto without ECC", noECC, "", attestor.RSA2048, tpm2.TPMAlgRSA, ""},
+		{"auto without both", noP256, "", "", 0, "set ek to a type that it makes"},
+		{"RSA 2048 without RSA", noRSA, attestor.RSA2048, "", 0, "no endorsement key of the type rsa2048"},
+		{"P-384 without ECC", noECC, attestor.P384, "", 0, "no endorsement key of the type p384"},
+		{"an AK without both", noP256, attestor.P384, "", 0, "this TPM cannot attest"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			device := newTPM(t, Config{Device: tpm.Device, EK: tt.ek})
+			(&tap{after: tt.after}).listen(device)
+			a, err := device.Begin(t.Context())
+			if tt.err != "" {
+				if !errors.Is(err, ErrSetup) || !strings.Contains(err.Error(), tt.err) {
+					t.Errorf("error %v", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer a.Close()
+			if _, err := finish(a); err != nil {
+				t.Error(err)
+			}
+			if a.KeyType != tt.want {
+				t.Errorf("EK %s, want %s", a.KeyType, tt.want)
+			}
+			if ak := tpm2.TPMAlgID(binary.BigEndian.Uint16(a.Claim.AK.Public)); ak != tt.ak {
+				t.Errorf("AK %#x, want %#x", ak, tt.ak)
+			}
+		})
+	}
+}
+
+// A size that a TPM does not make shows only when it is asked for it.
+func TestUnsupportedEKSize(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
+	for _, code := range []tpm2.TPMRC{tpm2.TPMRCValue, tpm2.TPMRCKeySize | 0x2C0, tpm2.TPMRCCurve} {
+		device := newTPM(t, Config{Device: tpm.Device, EK: attestor.RSA3072})
+		(&tap{instead: func(_ int, cc tpm2.TPMCC, _ []byte) ([]byte, error) {
+			if cc == tpm2.TPMCCCreatePrimary {
+				return response(code), nil
+			}
+			return nil, nil
+		}}).listen(device)
+		_, err := device.Begin(t.Context())
+		if !errors.Is(err, ErrSetup) || !strings.Contains(err.Error(), "no endorsement key of the type rsa3072") {
+			t.Errorf("%v: %v", code, err)
+		}
+	}
+}
+
+// The policy digests are those that the profile describes: a wrong one shows as
+// a policy failure in the field only. PolicyC cannot be computed, since it is of
+// an NV index's name; but PolicyB, which EKs carry, is computed from it.
+func TestPolicyDigests(t *testing.T) {
+	calculator, err := tpm2.NewPolicyCalculator(tpm2.TPMAlgSHA384)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := (tpm2.PolicySecret{AuthHandle: tpm2.TPMRHEndorsement}).Update(calculator); err != nil {
+		t.Fatal(err)
+	}
+	if got := hex.EncodeToString(calculator.Hash().Digest); got != policyASHA384 {
+		t.Errorf("PolicyA is %s", got)
+	}
+	digests, err := policyDigests(tpm2.TPMAlgSHA384)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := sha512.New384()
+	h.Write(make([]byte, sha512.Size384))
+	h.Write(binary.BigEndian.AppendUint32(nil, uint32(tpm2.TPMCCPolicyOR)))
+	for _, d := range digests.Digests {
+		h.Write(d.Buffer)
+	}
+	for _, keyType := range []attestor.KeyType{attestor.P384, attestor.RSA3072} {
+		template, err := attestor.TemplateFor(keyType)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(h.Sum(nil), template.Public.AuthPolicy.Buffer) {
+			t.Errorf("the policy of %s is not PolicyA or PolicyC", keyType)
+		}
+	}
+	if _, err := policyDigests(tpm2.TPMAlgSHA512); err == nil {
+		t.Error("a policy for a hash that no type of EK has")
+	}
+}

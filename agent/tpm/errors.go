@@ -1,0 +1,136 @@
+package tpm
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"strconv"
+	"syscall"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+// The classes of errors that have a remedy. An error of neither is unexpected.
+var (
+	// ErrSetup marks an error that lasts until somebody changes the machine
+	// or the configuration.
+	ErrSetup = errors.New("the setup must be changed")
+	// ErrNotReady marks an error that a later attempt may not meet.
+	ErrNotReady = errors.New("the TPM is not ready")
+)
+
+// An Error is an error with a remedy. Its text is Err's and what to do about it.
+type Error struct {
+	Class error // ErrSetup or ErrNotReady
+	Err   error
+	Hint  string
+}
+
+func (e *Error) Error() string { return e.Err.Error() + ": " + e.Hint }
+
+// Unwrap returns the class and the error itself.
+func (e *Error) Unwrap() []error { return []error{e.Class, e.Err} }
+
+// explainOpen says why the device or socket at path could not be opened.
+func explainOpen(path string, err error) error {
+	// The errors of package os and net name the operation and the path; so
+	// does this one.
+	var number syscall.Errno
+	if errors.As(err, &number) {
+		err = number
+	}
+	opened := fmt.Errorf("open TPM %s: %w", path, err)
+	e := &Error{Class: ErrSetup, Err: opened}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		e.Class, e.Hint = ErrNotReady, "see that the TPM is enabled and its driver loaded, "+
+			"or the software TPM started, and that device names it"
+	case number == syscall.EPERM:
+		e.Hint = "in a container, pass the device to it (--device " + path + ")"
+	case errors.Is(err, fs.ErrPermission):
+		e.Hint = permissionHint(path)
+	case number == syscall.EBUSY:
+		e.Class, e.Hint = ErrNotReady, "another program holds it, such as tpm2-abrmd: "+
+			"use /dev/tpmrm0, which programs can share"
+	case number == syscall.ECONNREFUSED:
+		e.Class, e.Hint = ErrNotReady, "nothing listens on the socket: start the software TPM"
+	default:
+		return opened
+	}
+	return e
+}
+
+// permissionHint says who may open path.
+func permissionHint(path string) string {
+	info, err := os.Stat(path)
+	if err != nil {
+		return "let the user of SPIRE Agent search its folder"
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return "let the user of SPIRE Agent read and write it"
+	}
+	group := strconv.FormatUint(uint64(stat.Gid), 10)
+	if g, err := user.LookupGroupId(group); err == nil {
+		group = g.Name
+	}
+	const readWrite = 0o060
+	if info.Mode().Perm()&readWrite != readWrite || stat.Gid == 0 {
+		return fmt.Sprintf("it belongs to the group %s with the mode %#o: give it to a group "+
+			"for TPM users, such as tss, by a udev rule, and add the user of SPIRE Agent to that",
+			group, info.Mode().Perm())
+	}
+	return fmt.Sprintf("it belongs to the group %s: add the user of SPIRE Agent to it "+
+		"(usermod -aG %s <user>) and restart the agent", group, group)
+}
+
+// remedy is what to do about a TPM's response code.
+type remedy struct {
+	code  tpm2.TPMRC
+	class error
+	hint  string
+}
+
+// remedies are for codes that mean the same whatever the command was.
+var remedies = [...]remedy{
+	{tpm2.TPMRCInitialize, ErrNotReady, "the TPM is not started: firmware does it on a machine; " +
+		"start swtpm with --flags startup-clear"},
+	{tpm2.TPMRCFailure, ErrSetup, "the TPM's self-test failed: power the machine off and on; " +
+		"if that does not help, the TPM is broken"},
+	{tpm2.TPMRCLockout, ErrNotReady, "the TPM is locked out after too many wrong passwords: " +
+		"wait until it recovers, or reset it with tpm2_dictionarylockout --clear-lockout"},
+	{tpm2.TPMRCObjectMemory, ErrNotReady, exhausted},
+	{tpm2.TPMRCObjectHandles, ErrNotReady, exhausted},
+	{tpm2.TPMRCSessionMemory, ErrNotReady, exhausted},
+	{tpm2.TPMRCSessionHandles, ErrNotReady, exhausted},
+	{tpm2.TPMRCMemory, ErrNotReady, exhausted},
+	{tpm2.TPMRCNVRate, ErrNotReady, "the TPM limits how often its memory is written: wait"},
+	{tpm2.TPMRCRetry, ErrNotReady, "the TPM is busy: see what else uses it"},
+	{tpm2.TPMRCTesting, ErrNotReady, "the TPM still tests itself: wait"},
+	{tpm2.TPMRCYielded, ErrNotReady, "the TPM is busy: see what else uses it"},
+	{tpm2.TPMRCReboot, ErrSetup, "the TPM waits for a restart of the machine"},
+	{tpm2.TPMRCUpgrade, ErrSetup, "the TPM waits for a firmware upgrade to be completed"},
+}
+
+const exhausted = "other programs fill the TPM with their keys or sessions: use /dev/tpmrm0, " +
+	"whose resource manager gives each its own room, or flush them (tpm2_flushcontext -t -l -s)"
+
+// explain says what was being done when err came about, and what to do. The
+// further remedies are for codes that have a meaning of their own here.
+func explain(doing string, err error, further ...remedy) error {
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("%s: %w", doing, err)
+	for _, r := range append(further, remedies[:]...) {
+		if errors.Is(err, r.code) {
+			return &Error{Class: r.class, Err: err, Hint: r.hint}
+		}
+	}
+	if errors.Is(err, errTimeout) {
+		return &Error{Class: ErrNotReady, Err: err, Hint: "see that the TPM, or the software TPM, is alive"}
+	}
+	return err
+}

@@ -1,0 +1,78 @@
+package tpm
+
+import (
+	"context"
+	"encoding/binary"
+	"flag"
+	"io"
+	"testing"
+	"testing/synctest"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+)
+
+// script is a TPM that answers with what it was given: each response behind its
+// length, two bytes. The header's size is put right, so that what is read behind
+// the header is reached.
+type script struct{ rest []byte }
+
+func (s *script) roundTrip(context.Context, []byte) ([]byte, error) {
+	if len(s.rest) < 2 {
+		return nil, io.EOF
+	}
+	size := int(binary.BigEndian.Uint16(s.rest))
+	s.rest = s.rest[2:]
+	rsp := append([]byte(nil), s.rest[:min(size, len(s.rest))]...)
+	s.rest = s.rest[len(rsp):]
+	if len(rsp) >= headerSize {
+		binary.BigEndian.PutUint32(rsp[2:], uint32(len(rsp)))
+	}
+	return rsp, nil
+}
+
+func (*script) Close() error { return nil }
+
+// record returns the script of a real attestation.
+func record(tb testing.TB, config Config) []byte {
+	var script []byte
+	device := newTPM(tb, config)
+	(&tap{after: func(_ tpm2.TPMCC, _, rsp []byte) []byte {
+		script = binary.BigEndian.AppendUint16(script, uint16(len(rsp)))
+		script = append(script, rsp...)
+		return rsp
+	}}).listen(device)
+	attest(tb, device)
+	return script
+}
+
+// Whatever a TPM answers, broken or evil, the agent neither panics nor goes on
+// for ever.
+func FuzzTPMResponses(f *testing.F) {
+	types := []attestor.KeyType{"", attestor.P256, attestor.P384}
+	// A worker gets its inputs from the process that started it: it needs no TPM.
+	if worker := flag.Lookup("test.fuzzworker"); worker == nil || worker.Value.String() != "true" {
+		tpm := swtpmtest.Start(f, swtpmtest.Options{})
+		for i, ek := range types {
+			f.Add(uint8(i), record(f, Config{Device: tpm.Device, EK: ek}))
+		}
+		tpm.Stop()
+	}
+	f.Fuzz(func(t *testing.T, ek uint8, responses []byte) {
+		// In a bubble the pauses before a command is sent again take no time.
+		synctest.Test(t, func(t *testing.T) {
+			device := newTPM(t, Config{EK: types[int(ek)%len(types)]})
+			device.open = func(context.Context, string) (channel, error) { return &script{responses}, nil }
+			_, _ = device.Inspect(t.Context())
+			device.known = nil
+			a, err := device.Begin(t.Context())
+			if err != nil {
+				return
+			}
+			defer a.Close()
+			_, _ = a.ActivateCredential(make([]byte, 64), make([]byte, 64))
+		})
+	})
+}

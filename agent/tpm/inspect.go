@@ -1,0 +1,63 @@
+package tpm
+
+import (
+	"context"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+)
+
+// An EK describes an endorsement key.
+type EK struct {
+	KeyType attestor.KeyType
+	// Hash is the EK hash.
+	Hash string
+	// Persistent is the handle of a persistent key; zero where it was made.
+	Persistent uint32
+	// Certificate is the one that the TPM holds for the key, or nil.
+	Certificate *Certificate
+}
+
+// A Report is what there is to say of a TPM to whoever enrols its machine.
+type Report struct {
+	// EK is the endorsement key that the configuration uses.
+	EK EK
+	// Certificates are all that the TPM holds, readable or not.
+	Certificates []Certificate
+	// Chain are the CA certificates that the TPM holds, in DER; ChainErr says
+	// why they, or the rest of them, could not be read.
+	Chain    [][]byte
+	ChainErr error
+}
+
+// Inspect reports on the TPM, and leaves nothing in it.
+func (t *TPM) Inspect(ctx context.Context) (_ *Report, err error) {
+	c, err := t.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	a := &Attestation{tpm: t, conn: c}
+	defer func() {
+		if e := a.Close(); err == nil {
+			err = e
+		}
+	}()
+	defer unreadable(&err)
+	inv, err := t.prepare(c, a)
+	if err != nil {
+		return nil, err
+	}
+	report := &Report{
+		EK: EK{
+			KeyType:     inv.template.KeyType,
+			Hash:        a.ek.hash,
+			Certificate: inv.certificateOf(a.ek.pub),
+		},
+		Certificates: inv.certs,
+		Chain:        inv.chain,
+		ChainErr:     inv.chainErr,
+	}
+	if a.ek.persistent {
+		report.EK.Persistent = uint32(a.ek.handle)
+	}
+	return report, nil
+}

@@ -1,0 +1,144 @@
+package tpm
+
+import (
+	"crypto"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+)
+
+// The NV indices of the EK nonces (profile, 2.2.1.4). A vendor that filled one
+// made the EK, and its certificate, with the nonce in the template's unique
+// field. The indices of EK templates are left alone: a key from a template of
+// the vendor's own is none that a server takes for an EK.
+var nonceIndices = map[attestor.KeyType]tpm2.TPMHandle{
+	attestor.RSA2048: 0x01C00003,
+	attestor.P256:    0x01C0000B,
+}
+
+// inventory is what does not change between attestations of one configuration.
+type inventory struct {
+	caps     *capabilities
+	template attestor.EKTemplate // of the EK, with the nonce where there is one
+	indices  []tpm2.TPMHandle    // of NV, for EK certificates and their chain
+	certs    []Certificate
+	chain    [][]byte
+	chainErr error // why the chain, or the rest of it, could not be read
+	// handle is a persistent EK's, found by the template; zero for none.
+	handle tpm2.TPMHandle
+	// ek is the EK that was found or made; its handle may be gone.
+	ek *endorsementKey
+}
+
+// takeInventory reads from the TPM what the EK and its certificate depend on.
+func (t *TPM) takeInventory(c *conn) (*inventory, error) {
+	caps, err := readCapabilities(c)
+	if err != nil {
+		return nil, err
+	}
+	keyType, err := chooseEK(t.config.EK, caps)
+	if err != nil {
+		return nil, err
+	}
+	inv := &inventory{caps: caps}
+	if inv.template, err = attestor.TemplateFor(keyType); err != nil {
+		return nil, err
+	}
+	if inv.indices, err = listHandles(c, firstEKIndex, lastChainIndex); err != nil {
+		return nil, explain("list the TPM's NV indices", err)
+	}
+	if err := t.applyNonce(c, inv); err != nil {
+		return nil, err
+	}
+	if inv.certs, err = t.readCertificates(c, inv.indices, caps.nvBuffer); err != nil {
+		return nil, err
+	}
+	inv.chain, inv.chainErr = t.readChain(c, inv.indices, caps.nvBuffer)
+	if c.err != nil {
+		return nil, explain("read the EK certificate chain", c.err)
+	}
+	inv.handle, err = findPersistent(c, inv)
+	return inv, err
+}
+
+// chooseEK returns the type of EK to use. It depends on the configuration and on
+// the TPM's abilities alone, so that a machine keeps its ID when certificates
+// or persistent keys come and go.
+func chooseEK(configured attestor.KeyType, caps *capabilities) (attestor.KeyType, error) {
+	if configured != "" {
+		if !caps.can(configured) {
+			return "", unsupportedEK(configured)
+		}
+		return configured, nil
+	}
+	for _, t := range []attestor.KeyType{attestor.RSA2048, attestor.P256} {
+		if caps.can(t) {
+			return t, nil
+		}
+	}
+	return "", &Error{
+		Class: ErrSetup,
+		Err:   errors.New("the TPM makes neither RSA nor P-256 endorsement keys"),
+		Hint:  "set ek to a type that it makes, such as p384",
+	}
+}
+
+func unsupportedEK(t attestor.KeyType) error {
+	return &Error{
+		Class: ErrSetup,
+		Err:   fmt.Errorf("the TPM makes no endorsement key of the type %s", t),
+		Hint:  "set ek to another type, or leave it out",
+	}
+}
+
+// applyNonce puts the vendor's nonce into the template, at the beginning of its
+// unique field (profile, B.3).
+func (t *TPM) applyNonce(c *conn, inv *inventory) error {
+	index, ok := nonceIndices[inv.template.KeyType]
+	if !ok || !slices.Contains(inv.indices, index) {
+		return nil
+	}
+	nonce, err := t.readNV(c, index, inv.caps.nvBuffer)
+	if err != nil {
+		return fmt.Errorf("read the EK's nonce at NV index %#08x: %w", index, err)
+	}
+	pub := &inv.template.Public
+	var unique []byte
+	if rsa, err := pub.Unique.RSA(); err == nil {
+		unique = rsa.Buffer
+	} else if ecc, err := pub.Unique.ECC(); err == nil {
+		unique = ecc.X.Buffer
+	}
+	if len(nonce) > len(unique) {
+		return fmt.Errorf("the EK's nonce at NV index %#08x has %d bytes: at most %d fit the template",
+			index, len(nonce), len(unique))
+	}
+	copy(unique, nonce)
+	return nil
+}
+
+// certificateOf returns the certificate whose public key is pub, or nil.
+func (inv *inventory) certificateOf(pub crypto.PublicKey) *Certificate {
+	key, ok := pub.(interface{ Equal(crypto.PublicKey) bool })
+	if !ok {
+		return nil
+	}
+	for i, cert := range inv.certs {
+		if cert.Certificate != nil && key.Equal(cert.Certificate.PublicKey) {
+			return &inv.certs[i]
+		}
+	}
+	return nil
+}
+
+// ownCertificate reports whether a certificate was read at the NV index that
+// belongs to the template, whatever its key is.
+func (inv *inventory) ownCertificate() bool {
+	return slices.ContainsFunc(inv.certs, func(c Certificate) bool {
+		return c.Certificate != nil && c.Index == inv.template.CertificateIndex
+	})
+}

@@ -1,0 +1,93 @@
+package tpm
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+// maxNVSize is the size of the largest NV index that is read, in bytes. EK
+// certificates have one or two thousand.
+const maxNVSize = 8 << 10
+
+// readNV reads the whole content of an NV index.
+func (t *TPM) readNV(c *conn, index tpm2.TPMHandle, bufferSize uint16) ([]byte, error) {
+	pub, err := execute(c, tpm2.NVReadPublic{NVIndex: index})
+	if err != nil {
+		return nil, explain("read its public area", err)
+	}
+	info, err := pub.NVPublic.Contents()
+	if err != nil {
+		return nil, fmt.Errorf("read its public area: %w", err)
+	}
+	switch {
+	case !info.Attributes.Written:
+		return nil, errors.New("nothing was written to it")
+	case info.Attributes.ReadLocked:
+		return nil, errors.New("it is locked against reading until the next restart")
+	case info.DataSize > maxNVSize:
+		return nil, fmt.Errorf("it has %d bytes: more than %d are not read", info.DataSize, maxNVSize)
+	}
+	err = errors.New("it can be read neither with its own nor with the owner's authorization")
+	for _, auth := range t.nvAuths(index, pub.NVName, info.Attributes) {
+		var content []byte
+		content, err = readNVWith(c, auth, tpm2.NamedHandle{Handle: index, Name: pub.NVName},
+			int(info.DataSize), int(bufferSize))
+		if err == nil {
+			return content, nil
+		}
+		if !isAuthFailure(err) {
+			break
+		}
+	}
+	return nil, explain("read it", err,
+		remedy{tpm2.TPMRCBadAuth, ErrSetup, "set owner_password to the owner hierarchy's password"},
+		remedy{tpm2.TPMRCAuthFail, ErrSetup, "its password is not empty, as the profile wants it"})
+}
+
+// nvAuths returns the authorizations by which an index may be read, the best
+// first. EK certificates are readable with the index's own, empty password
+// (profile, 2.2.1). Where a wrong one counts towards the TPM's lockout it is
+// the last resort.
+func (t *TPM) nvAuths(index tpm2.TPMHandle, name tpm2.TPM2BName, attr tpm2.TPMANV) []tpm2.AuthHandle {
+	own := tpm2.AuthHandle{Handle: index, Name: name, Auth: tpm2.PasswordAuth(nil)}
+	owner := tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth([]byte(t.config.OwnerPassword))}
+	var auths []tpm2.AuthHandle
+	if attr.AuthRead && attr.NoDA {
+		auths = append(auths, own)
+	}
+	if attr.OwnerRead {
+		auths = append(auths, owner)
+	}
+	if attr.AuthRead && !attr.NoDA {
+		auths = append(auths, own)
+	}
+	return auths
+}
+
+func isAuthFailure(err error) bool {
+	return errors.Is(err, tpm2.TPMRCBadAuth) || errors.Is(err, tpm2.TPMRCAuthFail)
+}
+
+func readNVWith(c *conn, auth tpm2.AuthHandle, index tpm2.NamedHandle, size, bufferSize int) ([]byte, error) {
+	content := make([]byte, 0, size)
+	for len(content) < size {
+		want := min(size-len(content), bufferSize)
+		rsp, err := execute(c, tpm2.NVRead{
+			AuthHandle: auth,
+			NVIndex:    index,
+			Size:       uint16(want),
+			Offset:     uint16(len(content)),
+		})
+		if err != nil {
+			return nil, err
+		}
+		if len(rsp.Data.Buffer) != want {
+			return nil, fmt.Errorf("%d bytes came where %d were asked for", len(rsp.Data.Buffer), want)
+		}
+		content = append(content, rsp.Data.Buffer...)
+	}
+	return slices.Clip(content), nil
+}

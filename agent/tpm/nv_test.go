@@ -1,0 +1,272 @@
+package tpm
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"math/big"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+
+	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+)
+
+// nvContent is what a test puts at an NV index.
+type nvContent struct {
+	index      tpm2.TPMHandle
+	content    []byte // nil leaves it unwritten
+	attributes tpm2.TPMANV
+	password   string
+}
+
+// readable are the attributes of EK certificates by the profile, as far as they
+// can be set by the owner.
+var readable = tpm2.TPMANV{OwnerWrite: true, OwnerRead: true, AuthRead: true, NoDA: true}
+
+func defineNV(t *testing.T, device string, nv nvContent) {
+	t.Helper()
+	size := len(nv.content)
+	if nv.content == nil {
+		size = 100
+	}
+	direct(t, device, func(c transport.TPM) {
+		must(t, c, tpm2.NVDefineSpace{
+			AuthHandle: tpm2.TPMRHOwner,
+			Auth:       tpm2.TPM2BAuth{Buffer: []byte(nv.password)},
+			PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic{
+				NVIndex: nv.index, NameAlg: tpm2.TPMAlgSHA256, Attributes: nv.attributes, DataSize: uint16(size),
+			}),
+		})
+		for offset := 0; offset < len(nv.content); offset += 512 {
+			pub := must(t, c, tpm2.NVReadPublic{NVIndex: nv.index})
+			must(t, c, tpm2.NVWrite{
+				AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
+				NVIndex:    tpm2.NamedHandle{Handle: nv.index, Name: pub.NVName},
+				Data:       tpm2.TPM2BMaxNVBuffer{Buffer: nv.content[offset:min(offset+512, size)]},
+				Offset:     uint16(offset),
+			})
+		}
+	})
+}
+
+func undefineNV(t *testing.T, device string, index tpm2.TPMHandle) {
+	t.Helper()
+	direct(t, device, func(c transport.TPM) {
+		pub := must(t, c, tpm2.NVReadPublic{NVIndex: index})
+		must(t, c, tpm2.NVUndefineSpace{
+			AuthHandle: tpm2.TPMRHOwner, NVIndex: tpm2.NamedHandle{Handle: index, Name: pub.NVName},
+		})
+	})
+}
+
+// ekCertificate returns a certificate for pub.
+func ekCertificate(t *testing.T, pub any) []byte {
+	t.Helper()
+	ca, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(7),
+		Subject:      pkix.Name{CommonName: strings.Repeat("a long name ", 5)},
+		NotBefore:    time.Unix(0, 0),
+		NotAfter:     time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC),
+		// As much as some vendors put in: more than one TPM2_NV_Read returns.
+		ExtraExtensions: []pkix.Extension{{Id: []int{1, 2, 3}, Value: make([]byte, 1500)}},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, pub, ca)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+// The EK certificate is found at every index, whatever is wrong with those at the
+// others: one index that cannot be read shall not take a machine its identity.
+func TestBadIndicesDoNotHideTheGoodOne(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
+	ek := attest(t, newTPM(t, Config{Device: tpm.Device, EK: attestor.P384}))
+	der := ekCertificate(t, ek.Public)
+	setLocked := readable
+	setLocked.AuthRead, setLocked.OwnerRead, setLocked.PolicyRead = false, false, true
+	for _, nv := range []nvContent{
+		{0x01C00002, []byte("no certificate"), readable, ""},
+		{0x01C0000A, nil, readable, ""},
+		{0x01C00012, der, setLocked, ""},
+		{0x01C00014, der, tpm2.TPMANV{OwnerWrite: true, AuthRead: true, NoDA: true}, "a password"},
+		{0x01C00016, append(append([]byte{0x10, 1, 0, byte(len(der) >> 8), byte(len(der))}, der...),
+			bytes.Repeat([]byte{0xFF}, 100)...), readable, ""},
+		{0x01C00018, make([]byte, 2000), readable, ""},
+	} {
+		defineNV(t, tpm.Device, nv)
+	}
+	device := newTPM(t, Config{Device: tpm.Device, EK: attestor.P384})
+	a, err := device.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	if !bytes.Equal(a.Claim.Certificate, der) {
+		t.Error("the good certificate was not found")
+	}
+	if _, err := finish(a); err != nil {
+		t.Error(err)
+	}
+	want := []string{"0x01c00002", "nothing was written", "neither with its own", "password", "", "0x01c00018"}
+	if len(a.Certificates) != len(want) {
+		t.Fatalf("%d indices, want %d", len(a.Certificates), len(want))
+	}
+	for i, cert := range a.Certificates {
+		switch {
+		case want[i] == "":
+			if cert.Err != nil || cert.Certificate == nil {
+				t.Errorf("index %#x: %v", cert.Index, cert.Err)
+			}
+		case cert.Err == nil || cert.Certificate != nil || !strings.Contains(cert.Err.Error(), want[i]):
+			t.Errorf("index %#x: %v, want %q", cert.Index, cert.Err, want[i])
+		}
+	}
+}
+
+// A certificate for another key, such as one left over from before the TPM got
+// a new EK, is not sent: a server refuses a certificate with another key.
+func TestCertificateOfAnotherKeyIsNotSent(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
+	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defineNV(t, tpm.Device, nvContent{0x01C0000A, ekCertificate(t, other.Public()), readable, ""})
+	if ek := attest(t, newTPM(t, Config{Device: tpm.Device, EK: attestor.P256})); ek.Certificate != nil {
+		t.Error("a certificate of another key was sent")
+	}
+}
+
+// A certificate that is written while the agent runs is found at the next
+// attestation.
+func TestCertificateThatComesLater(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
+	device := newTPM(t, Config{Device: tpm.Device, EK: attestor.P256})
+	ek := attest(t, device)
+	if ek.Certificate != nil {
+		t.Fatal("a blank TPM has a certificate")
+	}
+	defineNV(t, tpm.Device, nvContent{0x01C0000A, ekCertificate(t, ek.Public), readable, ""})
+	if ek := attest(t, device); ek.Certificate == nil {
+		t.Error("the certificate is not found")
+	}
+}
+
+// An index that only the owner reads is read with the owner's password; without
+// it the error names the key to set. A wrong password for an index that counts
+// them is the last thing that is tried: it could lock the TPM.
+func TestOwnerReadsCertificate(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
+	ek := attest(t, newTPM(t, Config{Device: tpm.Device, EK: attestor.P256}))
+	der := ekCertificate(t, ek.Public)
+	defineNV(t, tpm.Device, nvContent{0x01C0000A, der, tpm2.TPMANV{OwnerWrite: true, OwnerRead: true}, ""})
+	counting := tpm2.TPMANV{OwnerWrite: true, OwnerRead: true, AuthRead: true}
+	defineNV(t, tpm.Device, nvContent{0x01C00014, der, counting, "a password"})
+	setPasswords(t, tpm.Device, "", "owned")
+
+	device := newTPM(t, Config{Device: tpm.Device, EK: attestor.P256, OwnerPassword: "owned"})
+	report, err := device.Inspect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if report.EK.Certificate == nil {
+		t.Error("the owner's certificate was not read")
+	}
+	for _, cert := range report.Certificates {
+		if cert.Err != nil {
+			t.Error(cert.Err)
+		}
+	}
+	direct(t, tpm.Device, func(c transport.TPM) {
+		rsp := must(t, c, tpm2.GetCapability{
+			Capability: tpm2.TPMCapTPMProperties, Property: uint32(tpm2.TPMPTLockoutCounter), PropertyCount: 1,
+		})
+		props, err := rsp.CapabilityData.Data.TPMProperties()
+		if err != nil || props.TPMProperty[0].Value != 0 {
+			t.Errorf("the lockout counter stands at %v: %v", props, err)
+		}
+	})
+
+	undefined := newTPM(t, Config{Device: tpm.Device, EK: attestor.P256})
+	report, err = undefined.Inspect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := report.Certificates[0].Err; !errors.Is(e, ErrSetup) || !strings.Contains(e.Error(), "owner_password") {
+		t.Errorf("without the owner's password: %v", e)
+	}
+	wantNothingLoaded(t, tpm.Device)
+}
+
+// A vendor's EK nonce is part of the template: without it the TPM would make a
+// key that the vendor's certificate is not for.
+func TestEKNonce(t *testing.T) {
+	for _, tt := range []struct {
+		ek    attestor.KeyType
+		index tpm2.TPMHandle
+		size  int
+	}{{attestor.RSA2048, 0x01C00003, 64}, {attestor.P256, 0x01C0000B, 32}} {
+		t.Run(string(tt.ek), func(t *testing.T) {
+			tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
+			plain := attest(t, newTPM(t, Config{Device: tpm.Device, EK: tt.ek}))
+			nonce := bytes.Repeat([]byte{0xA5}, tt.size)
+			defineNV(t, tpm.Device, nvContent{tt.index, nonce, readable, ""})
+
+			template, err := attestor.TemplateFor(tt.ek)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tt.ek == attestor.RSA2048 {
+				template.Public.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA,
+					&tpm2.TPM2BPublicKeyRSA{Buffer: append(nonce, make([]byte, 256-tt.size)...)})
+			} else {
+				template.Public.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
+					X: tpm2.TPM2BECCParameter{Buffer: nonce}, Y: tpm2.TPM2BECCParameter{Buffer: make([]byte, 32)},
+				})
+			}
+			var want string
+			direct(t, tpm.Device, func(c transport.TPM) {
+				rsp := must(t, c, tpm2.CreatePrimary{
+					PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(template.Public),
+				})
+				must(t, c, tpm2.FlushContext{FlushHandle: rsp.ObjectHandle})
+				ek, err := newEndorsementKey(key{public: rsp.OutPublic.Bytes()}, template)
+				if err != nil {
+					t.Fatal(err)
+				}
+				want = ek.hash
+			})
+			got := attest(t, newTPM(t, Config{Device: tpm.Device, EK: tt.ek}))
+			if got.Hash != want || got.Hash == plain.Hash {
+				t.Errorf("EK %s, want %s; without the nonce %s", got.Hash, want, plain.Hash)
+			}
+
+			// A nonce that does not fit is an error, not half a nonce.
+			undefineNV(t, tpm.Device, tt.index)
+			defineNV(t, tpm.Device, nvContent{tt.index, make([]byte, 257), readable, ""})
+			if _, err := newTPM(t, Config{Device: tpm.Device, EK: tt.ek}).Begin(t.Context()); err == nil {
+				t.Error("a nonce that does not fit is used")
+			}
+			// Nor is one that cannot be read left out.
+			undefineNV(t, tpm.Device, tt.index)
+			defineNV(t, tpm.Device, nvContent{tt.index, nil, readable, ""})
+			if _, err := newTPM(t, Config{Device: tpm.Device, EK: tt.ek}).Begin(t.Context()); err == nil {
+				t.Error("a nonce that cannot be read is left out")
+			}
+		})
+	}
+}

@@ -1,0 +1,75 @@
+package tpm
+
+import (
+	"encoding/hex"
+	"fmt"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+)
+
+// The digests of which the policy of high-range EKs is one or the other
+// (profile, B.6): PolicyA is TPM2_PolicySecret with the endorsement hierarchy,
+// PolicyC what an NV index for policies holds.
+const (
+	policyASHA384 = "8bbf2266537c171cb56e403c4dc1d4b64f432611dc386e6f532050c3278c930e" +
+		"143e8bb1133824ccb431053871c6db53"
+	policyCSHA384 = "d6032ce61f2fb3c240eb3cf6a33237ef2b6a16f4293c22b455e261cffd217ad5" +
+		"b4947c2d73e63005eed2dc2b3593d165"
+)
+
+// nonceSize is the size of the nonces of a session: the smallest that a TPM takes
+// (part 3, 11.1).
+const nonceSize = 16
+
+// policy returns the session that authorizes the use of the EK. It is made with
+// the command that uses it, and the TPM flushes it after that. A password would
+// do for high-range EKs; but it is refused while the TPM is locked out.
+func (t *TPM) policy(ek *endorsementKey) tpm2.Session {
+	return tpm2.Policy(ek.template.Public.NameAlg, nonceSize,
+		func(c transport.TPM, session tpm2.TPMISHPolicy, nonce tpm2.TPM2BNonce) error {
+			err := t.satisfyPolicy(c, ek, session, nonce)
+			if err != nil {
+				_, _ = execute(c, tpm2.FlushContext{FlushHandle: session}) // err matters more
+			}
+			return err
+		})
+}
+
+func (t *TPM) satisfyPolicy(c transport.TPM, ek *endorsementKey, session tpm2.TPMISHPolicy,
+	nonce tpm2.TPM2BNonce,
+) error {
+	_, err := execute(c, tpm2.PolicySecret{
+		AuthHandle:    t.endorsement(),
+		PolicySession: session,
+		NonceTPM:      nonce,
+	})
+	if err != nil {
+		return explain("authorize the endorsement key", err, endorsementRemedies[:]...)
+	}
+	if !ek.template.Public.ObjectAttributes.UserWithAuth { // low range: PolicyA itself
+		return nil
+	}
+	either, err := policyDigests(ek.template.Public.NameAlg)
+	if err != nil {
+		return err
+	}
+	_, err = execute(c, tpm2.PolicyOr{PolicySession: session, PHashList: either})
+	return explain("authorize the endorsement key", err)
+}
+
+// policyDigests returns the members of a high-range EK's TPM2_PolicyOR.
+func policyDigests(alg tpm2.TPMAlgID) (tpm2.TPMLDigest, error) {
+	if alg != tpm2.TPMAlgSHA384 {
+		return tpm2.TPMLDigest{}, fmt.Errorf("no policy for endorsement keys with the hash %#04x", uint16(alg))
+	}
+	var digests []tpm2.TPM2BDigest
+	for _, s := range []string{policyASHA384, policyCSHA384} {
+		b, err := hex.DecodeString(s)
+		if err != nil {
+			return tpm2.TPMLDigest{}, err
+		}
+		digests = append(digests, tpm2.TPM2BDigest{Buffer: b})
+	}
+	return tpm2.TPMLDigest{Digests: digests}, nil
+}

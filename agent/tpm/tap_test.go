@@ -1,0 +1,178 @@
+package tpm
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+	"go.uber.org/goleak"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// tap records the commands on their way to a TPM, and may answer in its place.
+type tap struct {
+	commands []tpm2.TPMCC
+	// instead returns what to answer to the nth command (from 0), or nil to
+	// let the TPM do it.
+	instead func(n int, cc tpm2.TPMCC, command []byte) ([]byte, error)
+	// after may change the TPM's answer.
+	after func(cc tpm2.TPMCC, command, rsp []byte) []byte
+}
+
+// listen puts the tap between t and its TPM.
+func (tp *tap) listen(t *TPM) {
+	open := t.open
+	t.open = func(ctx context.Context, device string) (channel, error) {
+		ch, err := open(ctx, device)
+		if err != nil {
+			return nil, err
+		}
+		return &tapped{ch, tp}, nil
+	}
+}
+
+type tapped struct {
+	channel
+	tap *tap
+}
+
+func (c *tapped) roundTrip(ctx context.Context, command []byte) ([]byte, error) {
+	cc := tpm2.TPMCC(binary.BigEndian.Uint32(command[6:]))
+	n := len(c.tap.commands)
+	c.tap.commands = append(c.tap.commands, cc)
+	if c.tap.instead != nil {
+		if rsp, err := c.tap.instead(n, cc, command); rsp != nil || err != nil {
+			return rsp, err
+		}
+	}
+	rsp, err := c.channel.roundTrip(ctx, command)
+	if err == nil && c.tap.after != nil {
+		rsp = c.tap.after(cc, command, rsp)
+	}
+	return rsp, err
+}
+
+// fakeChannel is a TPM that a function plays.
+type fakeChannel func(ctx context.Context, command []byte) ([]byte, error)
+
+func (f fakeChannel) roundTrip(ctx context.Context, command []byte) ([]byte, error) {
+	return f(ctx, command)
+}
+
+func (fakeChannel) Close() error { return nil }
+
+// response is a response without sessions.
+func response(code tpm2.TPMRC, body ...byte) []byte {
+	b := binary.BigEndian.AppendUint16(nil, uint16(tpm2.TPMSTNoSessions))
+	b = binary.BigEndian.AppendUint32(b, uint32(headerSize+len(body)))
+	b = binary.BigEndian.AppendUint32(b, uint32(code))
+	return append(b, body...)
+}
+
+func newTPM(tb testing.TB, config Config) *TPM {
+	tb.Helper()
+	t, err := New(config)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return t
+}
+
+// attest runs one whole attestation against the server's half, and returns the
+// EK that the server saw.
+func attest(tb testing.TB, t *TPM) *attestor.EK {
+	tb.Helper()
+	a, err := t.Begin(tb.Context())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	ek, err := finish(a)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := a.Close(); err != nil {
+		tb.Fatal(err)
+	}
+	return ek
+}
+
+// finish runs the dialogue of an attestation that has begun.
+func finish(a *Attestation) (*attestor.EK, error) {
+	prover := attestor.NewProver(a.Claim, a)
+	payload, err := prover.Payload()
+	if err != nil {
+		return nil, err
+	}
+	session, err := new(attestor.Verifier).Begin(payload)
+	if err != nil {
+		return nil, fmt.Errorf("server: %w", err)
+	}
+	challenge, err := session.Challenge()
+	if err != nil {
+		return nil, fmt.Errorf("server: %w", err)
+	}
+	response, err := prover.Answer(challenge)
+	if err != nil {
+		return nil, err
+	}
+	return session.EK(), session.Finish(response)
+}
+
+// direct runs f with a connection of its own, past everything that is tested.
+func direct(tb testing.TB, device string, f func(transport.TPM)) {
+	tb.Helper()
+	ch, err := openChannel(tb.Context(), device)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer ch.Close()
+	f(newConn(tb.Context(), ch))
+}
+
+// must executes a command.
+func must[C tpm2.Command[R, *R], R any](tb testing.TB, c transport.TPM, cmd C) *R {
+	tb.Helper()
+	rsp, err := cmd.Execute(c)
+	if err != nil {
+		tb.Fatalf("%T: %v", cmd, err)
+	}
+	return rsp
+}
+
+// loaded returns the handles of all keys and sessions in the TPM.
+func loaded(tb testing.TB, device string) []tpm2.TPMHandle {
+	tb.Helper()
+	var all []tpm2.TPMHandle
+	direct(tb, device, func(c transport.TPM) {
+		for _, first := range []uint32{0x80000000, 0x02000000, 0x03000000} {
+			rsp := must(tb, c, tpm2.GetCapability{
+				Capability: tpm2.TPMCapHandles, Property: first, PropertyCount: 64,
+			})
+			handles, err := rsp.CapabilityData.Data.Handles()
+			if err != nil {
+				tb.Fatal(err)
+			}
+			all = append(all, handles.Handle...)
+		}
+	})
+	return all
+}
+
+// wantNothingLoaded checks that no key and no session is left in the TPM.
+func wantNothingLoaded(tb testing.TB, device string) {
+	tb.Helper()
+	if left := loaded(tb, device); len(left) > 0 {
+		tb.Errorf("left in the TPM: %#x", left)
+	}
+}
+
+func count(commands []tpm2.TPMCC, cc tpm2.TPMCC) int {
+	return len(slices.DeleteFunc(slices.Clone(commands), func(c tpm2.TPMCC) bool { return c != cc }))
+}
