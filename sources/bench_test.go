@@ -1,0 +1,51 @@
+package sources_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
+)
+
+// BenchmarkEvaluation is what a Set adds to its sources: both steps of one
+// attestation over sources that answer at once.
+func BenchmarkEvaluation(b *testing.B) {
+	ev := sourcetest.NewEvidence(b)
+	proof := sourcetest.NewProof(ev)
+	for _, n := range []int{1, 2, 5} {
+		b.Run(fmt.Sprintf("sources=%d", n), func(b *testing.B) {
+			var members []sources.Member
+			var names []string
+			for i := range n {
+				names = append(names, fmt.Sprintf("s%d", i))
+				members = append(members, member(names[i], sourcetest.NewFake(sourcetest.Lists(named("n")))))
+			}
+			s := newSet(b, sources.AnyOf(names...), sources.Options{}, members...)
+			s.Start(b.Context(), nil)
+			b.ReportAllocs()
+			for b.Loop() {
+				e := s.Begin(ev)
+				if e.BeforeChallenge(b.Context()).Outcome != sources.Challenge ||
+					e.AfterChallenge(b.Context(), proof).Outcome != sources.Admitted {
+					b.Fatal("not admitted")
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkEvaluationParallel is the same from many attestations at once.
+func BenchmarkEvaluationParallel(b *testing.B) {
+	ev := sourcetest.NewEvidence(b)
+	s := newSet(b, sources.AnyOf("x"), sources.Options{}, member("x", sourcetest.NewFake(sourcetest.ListsNot())))
+	s.Start(b.Context(), nil)
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if s.Begin(ev).BeforeChallenge(b.Context()).Outcome != sources.Refused {
+				b.Error("not refused")
+			}
+		}
+	})
+}

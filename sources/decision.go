@@ -1,0 +1,205 @@
+package sources
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Outcome is what a Set decides. The zero Outcome refuses.
+type Outcome int
+
+// The outcomes of a decision.
+const (
+	// Refused: no answer that is still missing could admit the TPM. A deny
+	// rule holds, or no allow rule can hold.
+	Refused Outcome = iota
+	// Unavailable: a source could not tell and its answer would have
+	// mattered.
+	Unavailable
+	// Challenge: the machine is to be challenged. It is an outcome of
+	// Evaluation.BeforeChallenge only.
+	Challenge
+	// Admitted is an outcome of Evaluation.AfterChallenge only.
+	Admitted
+)
+
+// String returns "refused", "unavailable", "challenge" or "admitted".
+func (o Outcome) String() string {
+	switch o {
+	case Refused:
+		return "refused"
+	case Unavailable:
+		return "unavailable"
+	case Challenge:
+		return "challenge"
+	case Admitted:
+		return "admitted"
+	}
+	return fmt.Sprintf("Outcome(%d)", int(o))
+}
+
+// Answer is what one source said.
+type Answer struct {
+	// Source is the source's configured name.
+	Source string
+	// Verdict is zero where Err is not nil. It shares no memory with the
+	// source.
+	Verdict Verdict
+	// Err is why the source cannot tell, or wraps ErrNeedsChallenge.
+	Err error
+	// Duration is how long the source took, the wait for a slot included.
+	Duration time.Duration
+}
+
+// Result returns "listed", "not_listed", "cannot_tell" or "needs_challenge".
+func (a Answer) Result() string {
+	switch a.value() {
+	case yes:
+		return "listed"
+	case unsure:
+		return "cannot_tell"
+	case open:
+		return "needs_challenge"
+	}
+	return "not_listed"
+}
+
+// String returns the answer for people: `inventory: listed (serial 42)`.
+func (a Answer) String() string {
+	switch {
+	case a.value() == unsure:
+		return a.Source + ": cannot tell: " + a.Err.Error()
+	case a.value() == open:
+		return a.Source + ": needs the challenge"
+	}
+	s := a.Source + ": not listed"
+	if a.Verdict.Listed {
+		s = a.Source + ": listed"
+	}
+	if a.Verdict.Reason != "" {
+		s += " (" + a.Verdict.Reason + ")"
+	}
+	return s
+}
+
+func (a Answer) value() value {
+	switch {
+	case a.Err != nil && errors.Is(a.Err, ErrNeedsChallenge):
+		return open
+	case a.Err != nil:
+		return unsure
+	case a.Verdict.Listed:
+		return yes
+	}
+	return no
+}
+
+// Decision is what a Set decides about one Evidence, and why.
+type Decision struct {
+	Outcome Outcome
+
+	// Rules are the names of the enforced allow rules that hold, sorted;
+	// empty unless Outcome is Admitted.
+	Rules []string
+	// Listed are the names of the sources of those rules that list the TPM,
+	// sorted.
+	Listed []string
+	// Attributes are what the sources in Listed know about the TPM, in the
+	// order of Listed, without those of members whose attributes are
+	// switched off.
+	Attributes []Attributes
+	// Unsure are the names of the sources of those rules that could not
+	// tell, sorted, without members whose attributes are switched off. What
+	// they know is missing from Attributes.
+	Unsure []string
+
+	// Denied are the enforced deny rules that hold; MaybeDenied those that
+	// might, since a source could not tell. Both sorted.
+	Denied, MaybeDenied []string
+	// Trials are what the rules on trial would have done, allow rules first,
+	// each sorted by name.
+	Trials []Trial
+
+	// Answers are what every source that was asked said, sorted by source.
+	Answers []Answer
+}
+
+// Trial is what one rule on trial would have done.
+type Trial struct {
+	// Rule is its name.
+	Rule string
+	// Deny is true for a deny rule.
+	Deny bool
+	// Holds says whether the rule holds. Where Unsure is true, it is not
+	// known, and Holds is false.
+	Holds, Unsure bool
+}
+
+// Explain returns what every source answered, in one line for a log.
+func (d Decision) Explain() string {
+	s := make([]string, len(d.Answers))
+	for i, a := range d.Answers {
+		s[i] = a.String()
+	}
+	return strings.Join(s, "; ")
+}
+
+// report fills in what each rule comes to, apart from what admits.
+func (p *plan) report(v []value, d *Decision) {
+	for i := range p.allow {
+		if r := &p.allow[i]; r.trial {
+			d.Trials = append(d.Trials, r.tried(v, false))
+		}
+	}
+	for i := range p.deny {
+		r := &p.deny[i]
+		if r.trial {
+			d.Trials = append(d.Trials, r.tried(v, true))
+			continue
+		}
+		switch r.value(v) {
+		case yes:
+			d.Denied = append(d.Denied, r.name)
+		case unsure:
+			d.MaybeDenied = append(d.MaybeDenied, r.name)
+		}
+	}
+}
+
+func (r *planRule) tried(v []value, deny bool) Trial {
+	held := r.value(v)
+	return Trial{Rule: r.name, Deny: deny, Holds: held == yes, Unsure: held == unsure || held == open}
+}
+
+// grant fills in what admits: the enforced allow rules that hold and their
+// sources. noAttributes are the sources whose attributes are switched off.
+func (p *plan) grant(v []value, noAttributes []bool, d *Decision) {
+	counts := make([]bool, len(v))
+	for i := range p.allow {
+		r := &p.allow[i]
+		if r.trial || r.value(v) != yes {
+			continue
+		}
+		d.Rules = append(d.Rules, r.name)
+		for _, s := range r.all {
+			counts[s] = true
+		}
+		for _, s := range r.any {
+			counts[s] = true
+		}
+	}
+	for i, a := range d.Answers {
+		switch {
+		case !counts[i]:
+		case v[i] == yes:
+			d.Listed = append(d.Listed, a.Source)
+			if !noAttributes[i] {
+				d.Attributes = append(d.Attributes, a.Verdict.Attributes)
+			}
+		case v[i] == unsure && !noAttributes[i]:
+			d.Unsure = append(d.Unsure, a.Source)
+		}
+	}
+}

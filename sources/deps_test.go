@@ -1,0 +1,37 @@
+package sources_test
+
+import (
+	"go/parser"
+	"go/token"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// TestStandardLibraryOnly keeps other people's backends, which import this
+// package and run its suite, free of anything that they do not ask for.
+func TestStandardLibraryOnly(t *testing.T) {
+	const self = "github.com/spire-tpm/spire-tpm-attestor/sources"
+	for dir, own := range map[string]string{".": "", "sourcetest": self} {
+		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+		if err != nil || len(files) == 0 {
+			t.Fatalf("%s: %d files, %v", dir, len(files), err)
+		}
+		for _, file := range files {
+			if strings.HasSuffix(file, "_test.go") {
+				continue
+			}
+			f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, spec := range f.Imports {
+				path, _ := strconv.Unquote(spec.Path.Value)
+				if first, _, _ := strings.Cut(path, "/"); strings.Contains(first, ".") && path != own {
+					t.Errorf("%s imports %s", file, path)
+				}
+			}
+		}
+	}
+}

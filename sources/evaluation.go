@@ -1,0 +1,222 @@
+package sources
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Begin returns the evaluation of one Evidence under the Set's policy. ev.Proof
+// must be nil, and nothing that ev points to is changed from here on: a source
+// that is stuck may still be reading it after the decision.
+func (s *Set) Begin(ev *Evidence) *Evaluation {
+	e := &Evaluation{set: s, running: s.runners(), ev: ev}
+	e.values = make([]value, len(e.running))
+	e.due = make([]bool, len(e.running))
+	e.answers = make([]Answer, len(e.running))
+	for i, r := range e.running {
+		e.values[i], e.due[i] = open, true
+		e.answers[i].Source = r.name
+	}
+	return e
+}
+
+// An Evaluation is one Evidence on its way through a Set. It is used by one
+// goroutine. The zero Evaluation refuses.
+type Evaluation struct {
+	set     *Set
+	running []*runner
+	ev      *Evidence
+	step    step
+
+	// values and answers are of each source, in the order of their names.
+	values  []value
+	answers []Answer
+	// due are the sources that are to be asked next.
+	due []bool
+}
+
+// A step is how far an Evaluation has come.
+type step int
+
+const (
+	begun step = iota
+	challenged
+	ended
+)
+
+// BeforeChallenge asks every source and decides whether the machine is to be
+// challenged:
+//
+//   - Challenge, where the second step can still admit it;
+//   - Unavailable, where it could if the sources that cannot tell had answered
+//     as well;
+//   - Refused, where neither could.
+//
+// Before it refuses a machine that a Poller does not list, it has that one polled,
+// if its limit allows that, and asks it again; so it does where the machine could
+// be challenged then, and not only refused or told to come again.
+//
+// It returns within Options.CheckTimeout. It is called once, and refuses
+// otherwise.
+func (e *Evaluation) BeforeChallenge(ctx context.Context) Decision {
+	if e.set == nil || e.step != begun || e.ev == nil || e.ev.Proof != nil {
+		e.step = ended
+		return Decision{}
+	}
+	e.step = ended
+	until := time.Now().Add(e.set.opts.CheckTimeout)
+	e.ask(ctx, e.ev, until)
+	if len(e.set.polled) > 0 {
+		e.askEarly(ctx, until)
+	}
+	d := e.decision()
+	if d.Outcome == Admitted {
+		d.Outcome = Challenge
+		e.step = challenged
+	}
+	return d
+}
+
+// AfterChallenge asks again the sources that needed the challenge, keeps what
+// the others have said, and decides:
+//
+//   - Admitted, where no deny rule holds or might hold and an allow rule holds;
+//   - Unavailable, where the sources that cannot tell could have made it so;
+//   - Refused otherwise.
+//
+// It returns within Options.CheckTimeout. It is called once, after
+// BeforeChallenge has answered Challenge, and refuses otherwise or where proof
+// is nil.
+func (e *Evaluation) AfterChallenge(ctx context.Context, proof *Proof) Decision {
+	if e.step != challenged || proof == nil {
+		e.step = ended
+		return Decision{}
+	}
+	e.step = ended
+	if slices.Contains(e.values, open) {
+		ev := *e.ev // a check that is stuck may still read the first one
+		ev.Proof = proof
+		for i, v := range e.values {
+			e.due[i] = v == open
+		}
+		e.ask(ctx, &ev, time.Now().Add(e.set.opts.CheckTimeout))
+	}
+	d := e.decision()
+	if d.Outcome == Admitted {
+		e.set.plan.grant(e.values, e.set.noAttributes, &d)
+	}
+	return d
+}
+
+func (e *Evaluation) decision() Decision {
+	d := Decision{Outcome: e.set.plan.decide(e.values), Answers: slices.Clone(e.answers)}
+	e.set.plan.report(e.values, &d)
+	return d
+}
+
+// A question is one question to the sources of an Evaluation that are due.
+type question struct {
+	asked   []*check // nil where the source is not waited for
+	replies chan reply
+	missing int
+	begun   time.Time
+}
+
+// ask asks every source that is due and fills in what each says. It waits for
+// none beyond until. What answers from memory is asked last, in
+// this goroutine, while the others are at work.
+func (e *Evaluation) ask(ctx context.Context, ev *Evidence, until time.Time) {
+	q := question{begun: time.Now()}
+	outside := 0
+	for i, r := range e.running {
+		if e.due[i] && !r.inMemory {
+			outside++
+		}
+	}
+	if outside == 0 {
+		e.askMemory(ctx, ev, &q)
+		return
+	}
+	grace := graceOf(e.set.opts.CheckTimeout)
+	within, cancel := context.WithDeadline(ctx, until.Add(-grace))
+	defer cancel()
+
+	q.asked = make([]*check, len(e.running))
+	q.replies = make(chan reply, outside) // so that a late one never blocks
+	checks := make([]check, len(e.running))
+	for i, r := range e.running {
+		if e.due[i] && !r.inMemory {
+			q.asked[i] = &checks[i]
+			q.missing++
+			go r.answer(within, ev, i, q.asked[i], q.replies)
+		}
+	}
+	e.askMemory(ctx, ev, &q)
+	for q.missing > 0 {
+		select {
+		case a := <-q.replies:
+			e.hear(ctx, &q, a)
+		case <-within.Done():
+			e.hearLast(ctx, &q, grace)
+		}
+	}
+}
+
+// askMemory asks the sources that answer from memory.
+func (e *Evaluation) askMemory(ctx context.Context, ev *Evidence, q *question) {
+	for i, r := range e.running {
+		if e.due[i] && r.inMemory {
+			a := reply{source: i}
+			a.verdict, a.err = r.check(ctx, ev)
+			e.settle(ctx, q, a)
+		}
+	}
+}
+
+// hear takes one reply.
+func (e *Evaluation) hear(ctx context.Context, q *question, a reply) {
+	q.asked[a.source] = nil
+	q.missing--
+	e.settle(ctx, q, a)
+}
+
+// hearLast gives the sources a last moment to end at their deadline and leaves
+// behind what does not.
+func (e *Evaluation) hearLast(ctx context.Context, q *question, grace time.Duration) {
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	for over := false; q.missing > 0 && !over; {
+		select {
+		case a := <-q.replies:
+			e.hear(ctx, q, a)
+		case <-timer.C:
+			over = true
+		}
+	}
+	for i, c := range q.asked {
+		if c != nil && e.running[i].abandon(c) {
+			err := fmt.Errorf("no answer within %v", time.Since(q.begun).Round(time.Millisecond))
+			e.hear(ctx, q, reply{source: i, err: err})
+		}
+	}
+	for q.missing > 0 { // what could not be abandoned has just ended
+		e.hear(ctx, q, <-q.replies)
+	}
+}
+
+// settle notes what one source has said.
+func (e *Evaluation) settle(ctx context.Context, q *question, a reply) {
+	answer := Answer{
+		Source:   e.answers[a.source].Source,
+		Verdict:  a.verdict,
+		Err:      a.err,
+		Duration: time.Since(q.begun),
+	}
+	e.answers[a.source] = answer
+	e.values[a.source] = answer.value()
+	if ctx.Err() == nil || a.err == nil { // nobody has failed where the caller has left
+		e.running[a.source].noteCheck(a.err)
+	}
+}

@@ -1,0 +1,455 @@
+package sources_test
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
+)
+
+var errOutage = errors.New("no route to host")
+
+// TestTwoSteps: what the first step has shown is kept, only the source that
+// asked for the challenge is asked again, and what admits is named. A source that
+// were asked twice could change its mind between the steps.
+func TestTwoSteps(t *testing.T) {
+	list := sourcetest.NewFake(sourcetest.Lists(named("machine")))
+	pcrs := sourcetest.NewFake(sourcetest.NeedsChallenge(sourcetest.Lists(sources.Attributes{})))
+	other := sourcetest.NewFake(sourcetest.ListsNot())
+	s := newSet(t, sources.Policy{Allow: []sources.Rule{
+		{Name: "both", All: []string{"list", "pcrs"}},
+		{Name: "others", Any: []string{"other"}},
+		{Name: "soon", Any: []string{"list"}, Trial: true},
+	}}, sources.Options{}, member("pcrs", pcrs), member("other", other), member("list", list))
+	s.Start(t.Context(), nil)
+
+	ev := sourcetest.NewEvidence(t)
+	e := s.Begin(ev)
+	d := e.BeforeChallenge(t.Context())
+	if d.Outcome != sources.Challenge || results(d) != "list=listed other=not_listed pcrs=needs_challenge" {
+		t.Fatalf("before the challenge: %v: %s", d.Outcome, results(d))
+	}
+	if d.Rules != nil || d.Listed != nil || d.Attributes != nil {
+		t.Errorf("selectors before the challenge: %+v", d)
+	}
+	list.Set(sourcetest.ListsNot()) // is not asked again
+	d = e.AfterChallenge(t.Context(), sourcetest.NewProof(ev))
+	if d.Outcome != sources.Admitted || results(d) != "list=listed other=not_listed pcrs=listed" {
+		t.Fatalf("after the challenge: %v: %s", d.Outcome, results(d))
+	}
+	wantStrings(t, "rules", d.Rules, "both")
+	wantStrings(t, "listed", d.Listed, "list", "pcrs")
+	if want := []sources.Attributes{named("machine"), {}}; !reflect.DeepEqual(d.Attributes, want) {
+		t.Errorf("attributes %+v", d.Attributes)
+	}
+	if want := []sources.Trial{{Rule: "soon", Holds: true}}; !reflect.DeepEqual(d.Trials, want) {
+		t.Errorf("trials %+v", d.Trials)
+	}
+	for f, want := range map[*sourcetest.Fake]int{list: 1, other: 1, pcrs: 2} {
+		if n, _, _ := f.Calls(); n != want {
+			t.Errorf("a source was asked %d times, want %d", n, want)
+		}
+	}
+	if ev.Proof != nil {
+		t.Error("the caller's evidence has changed")
+	}
+	want := "list: listed (a fake lists it); other: not listed; pcrs: listed (a fake lists it)"
+	if d.Explain() != want {
+		t.Errorf("explained as %q", d.Explain())
+	}
+}
+
+// TestEveryOutcome pins the outcome of each step, and that a machine is spared
+// the challenge where it cannot help.
+func TestEveryOutcome(t *testing.T) {
+	lists, not := sourcetest.Lists(sources.Attributes{}), sourcetest.ListsNot()
+	fails, later := sourcetest.Fails(errOutage), sourcetest.NeedsChallenge
+	deny := allowDeny(sources.Rule{Any: []string{"x"}}, sources.Rule{Any: []string{"y"}})
+	both := sources.Rule{All: []string{"x", "y"}}
+	for _, c := range []struct {
+		name   string
+		policy sources.Policy
+		x, y   sourcetest.Answer
+		want   sources.Outcome
+		asked  int // how often y is
+	}{
+		{"listed", allow(both), lists, lists, sources.Admitted, 1},
+		{"not listed", allow(both), lists, not, sources.Refused, 1},
+		{"an outage beside not listed", allow(both), not, fails, sources.Refused, 1},
+		{"an outage that decides", allow(both), lists, fails, sources.Unavailable, 1},
+		{"an outage that decides, before the challenge", allow(both), fails, later(lists), sources.Unavailable, 1},
+		{"not listed, before the challenge", allow(both), not, later(lists), sources.Refused, 1},
+		{"the challenge shows it", allow(both), lists, later(lists), sources.Admitted, 2},
+		{"the challenge shows the contrary", allow(both), lists, later(not), sources.Refused, 2},
+		{"a source fails after the challenge", allow(both), lists, later(fails), sources.Unavailable, 2},
+		{"asks for the challenge again", allow(both), lists, fails2(), sources.Unavailable, 2},
+		{"denied", deny, lists, lists, sources.Refused, 1},
+		{"not denied", deny, lists, not, sources.Admitted, 1},
+		{"perhaps denied", deny, lists, fails, sources.Unavailable, 1},
+		{"perhaps denied and not allowed", deny, not, fails, sources.Refused, 1},
+		{"the challenge denies", deny, lists, later(lists), sources.Refused, 2},
+		{"the challenge clears", deny, lists, later(not), sources.Admitted, 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			x, y := sourcetest.NewFake(c.x), sourcetest.NewFake(c.y)
+			s := newSet(t, c.policy, sources.Options{}, member("x", x), member("y", y))
+			d := attest(t, s, sourcetest.NewEvidence(t))
+			if d.Outcome != c.want {
+				t.Errorf("%v, want %v: %s", d.Outcome, c.want, d.Explain())
+			}
+			if n, _, _ := y.Calls(); n != c.asked {
+				t.Errorf("y was asked %d times, want %d", n, c.asked)
+			}
+			if d.Outcome != sources.Admitted && (d.Rules != nil || d.Attributes != nil) {
+				t.Errorf("selectors without an admission: %+v", d)
+			}
+		})
+	}
+}
+
+// fails2 asks for the challenge whatever it is shown.
+func fails2() sourcetest.Answer { return sourcetest.Fails(sources.ErrNeedsChallenge) }
+
+// TestStepsOutOfOrder: a step that is missing, repeated or without proof admits
+// nobody, so that a caller's mistake cannot skip the challenge.
+func TestStepsOutOfOrder(t *testing.T) {
+	f := sourcetest.NewFake(sourcetest.Lists(sources.Attributes{}))
+	s := newSet(t, sources.AnyOf("x"), sources.Options{}, member("x", f))
+	ev := sourcetest.NewEvidence(t)
+	proof := sourcetest.NewProof(ev)
+	proven := *ev
+	proven.Proof = proof
+	ctx := t.Context()
+	refused := func(what string, d sources.Decision) {
+		t.Helper()
+		if d.Outcome != sources.Refused || d.Rules != nil || d.Listed != nil || d.Answers != nil {
+			t.Errorf("%s: %+v", what, d)
+		}
+	}
+	challenged := func() *sources.Evaluation {
+		e := s.Begin(ev)
+		if d := e.BeforeChallenge(ctx); d.Outcome != sources.Challenge {
+			t.Fatalf("before the challenge: %v", d.Outcome)
+		}
+		return e
+	}
+
+	refused("the second step alone", s.Begin(ev).AfterChallenge(ctx, proof))
+	e := challenged()
+	refused("no proof", e.AfterChallenge(ctx, nil))
+	refused("proof after none", e.AfterChallenge(ctx, proof))
+	e = challenged()
+	refused("the first step twice", e.BeforeChallenge(ctx))
+	refused("the second after that", e.AfterChallenge(ctx, proof))
+	e = challenged()
+	if d := e.AfterChallenge(ctx, proof); d.Outcome != sources.Admitted {
+		t.Errorf("in order: %v", d.Outcome)
+	}
+	refused("the second step twice", e.AfterChallenge(ctx, proof))
+	refused("proof before the challenge", s.Begin(&proven).BeforeChallenge(ctx))
+	refused("no evidence", s.Begin(nil).BeforeChallenge(ctx))
+	refused("the zero Evaluation", new(sources.Evaluation).BeforeChallenge(ctx))
+	refused("the zero Evaluation, second step", new(sources.Evaluation).AfterChallenge(ctx, proof))
+
+	f.Set(sourcetest.ListsNot())
+	e = s.Begin(ev)
+	if d := e.BeforeChallenge(ctx); d.Outcome != sources.Refused {
+		t.Errorf("not listed: %v", d.Outcome)
+	}
+	f.Set(sourcetest.Lists(sources.Attributes{}))
+	refused("the second step after a refusal", e.AfterChallenge(ctx, proof))
+}
+
+// panicking is an error that cannot even be printed.
+type panicking struct{}
+
+func (*panicking) Error() string { panic("no text") }
+
+// incomparable is an error that cannot be compared with another.
+type incomparable struct{}
+
+func (incomparable) Error() string { return "no route to host" }
+func (incomparable) Is(error) bool { panic("no likeness") }
+
+// TestBrokenAnswers: whatever a source does against its contract, it cannot
+// tell, nobody is admitted by it, and the process lives on.
+func TestBrokenAnswers(t *testing.T) {
+	listed := sources.Verdict{Listed: true, Reason: "r", Attributes: named("n")}
+	returns := func(v sources.Verdict, err error) sourcetest.Answer {
+		return func(context.Context, *sources.Evidence) (sources.Verdict, error) { return v, err }
+	}
+	dereferences := func(_ context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+		return listed, ev.Certificate.CheckSignatureFrom(ev.Certificate)
+	}
+	ends := func(context.Context, *sources.Evidence) (sources.Verdict, error) {
+		runtime.Goexit()
+		return listed, nil
+	}
+	var typedNil *panicking
+	for name, c := range map[string]struct {
+		answer sourcetest.Answer
+		want   string
+	}{
+		"a verdict beside an error":  {returns(listed, errOutage), "no route to host"},
+		"a forged name":              {sourcetest.Lists(named("a\nb")), "control character"},
+		"a panic":                    {sourcetest.Panics("a fault"), "panic: a fault"},
+		"a panic of nil":             {sourcetest.Panics(nil), "panic"},
+		"a panic that has no text":   {sourcetest.Panics(&panicking{}), "panic"},
+		"a nil dereference":          {dereferences, "nil pointer"},
+		"an end of the goroutine":    {ends, "ended its goroutine"},
+		"an error without a text":    {returns(listed, typedNil), "<nil>"},
+		"an error with a panic":      {returns(listed, &panicking{}), "PANIC"},
+		"an error like no other":     {returns(listed, incomparable{}), "panic"},
+		"an end of another question": {returns(listed, context.Canceled), "context canceled"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			log := newJournal()
+			s := newSet(t, sources.AnyOf("x"), sources.Options{Log: slogOf(log)},
+				member("x", sourcetest.NewFake(c.answer)))
+			d := attest(t, s, sourcetest.NewEvidence(t))
+			a := d.Answers[0]
+			if d.Outcome != sources.Unavailable || a.Result() != "cannot_tell" ||
+				!strings.Contains(a.String(), c.want) {
+				t.Errorf("%v: %v, want cannot tell: …%s…", d.Outcome, a, c.want)
+			}
+			if !reflect.DeepEqual(a.Verdict, sources.Verdict{}) {
+				t.Errorf("a verdict beside the error: %+v", a.Verdict)
+			}
+			lines := strings.Join(log.take(), "\n")
+			if !strings.Contains(lines, "source cannot tell source=x kind=fake") {
+				t.Errorf("the log does not name the source:\n%s", lines)
+			}
+			if strings.Contains(name, "panic of") && !strings.Contains(lines, "sourcetest/fake.go") {
+				t.Errorf("the log has no stack:\n%s", lines)
+			}
+		})
+	}
+}
+
+// TestAnswersAreSettled: attributes of a TPM that is not listed are dropped, and
+// a decision shares no memory with the source, which may use its own again.
+func TestAnswersAreSettled(t *testing.T) {
+	mine := sources.Attributes{
+		Name: "n", Labels: []string{"l"}, CAs: []string{"c"},
+		Certificate: &sources.EKCertificate{IssuerKeyHash: strings.Repeat("0a", 32), Serial: "1"},
+	}
+	want := sources.Attributes{
+		Name: "n", Labels: []string{"l"}, CAs: []string{"c"},
+		Certificate: &sources.EKCertificate{IssuerKeyHash: strings.Repeat("0a", 32), Serial: "1"},
+	}
+	not := func(context.Context, *sources.Evidence) (sources.Verdict, error) {
+		return sources.Verdict{Reason: strings.Repeat("é", 4000), Attributes: mine}, nil
+	}
+	s := newSet(t, sources.AnyOf("x", "y", "z"), sources.Options{},
+		member("x", sourcetest.NewFake(sourcetest.Lists(mine))),
+		member("y", sourcetest.NewFake(not)),
+		sources.Member{Name: "z", Source: sourcetest.NewFake(sourcetest.Lists(named("other"))), NoAttributes: true})
+	d := attest(t, s, sourcetest.NewEvidence(t))
+	mine.Labels[0], mine.CAs[0], mine.Certificate.Serial = "forged", "forged", "f"
+	wantStrings(t, "listed", d.Listed, "x", "z")
+	if !reflect.DeepEqual(d.Attributes, []sources.Attributes{want}) {
+		t.Errorf("attributes %+v", d.Attributes)
+	}
+	if v := d.Answers[1].Verdict; !reflect.DeepEqual(v.Attributes, sources.Attributes{}) || len(v.Reason) > 1024 {
+		t.Errorf("not listed, with %+v and a reason of %d bytes", v.Attributes, len(v.Reason))
+	}
+}
+
+// TestUnsure: the sources of a rule that holds are named where they could not
+// tell, since what they know is missing; those without attributes miss nothing.
+func TestUnsure(t *testing.T) {
+	s := newSet(t, sources.AnyOf("up", "down", "plain"), sources.Options{},
+		member("up", sourcetest.NewFake(sourcetest.Lists(named("n")))),
+		member("down", sourcetest.NewFake(sourcetest.Fails(errOutage))),
+		sources.Member{Name: "plain", Source: sourcetest.NewFake(sourcetest.Fails(errOutage)), NoAttributes: true})
+	d := attest(t, s, sourcetest.NewEvidence(t))
+	if d.Outcome != sources.Admitted {
+		t.Fatalf("%v: %s", d.Outcome, d.Explain())
+	}
+	wantStrings(t, "listed", d.Listed, "up")
+	wantStrings(t, "unsure", d.Unsure, "down")
+}
+
+// TestStuckSourceCostsItsDeadline: a mount whose server has gone costs an
+// attestation its deadline and no more, others answer beside it, and it is
+// counted and logged until it returns.
+func TestStuckSourceCostsItsDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, release := newJournal(), make(chan struct{})
+		stuck := sourcetest.NewFake(sourcetest.Hangs(release, sourcetest.Lists(named("late"))))
+		s := newSet(t, sources.AnyOf("stuck", "up"), sources.Options{Log: slogOf(log)},
+			member("stuck", stuck), member("up", sourcetest.NewFake(sourcetest.Lists(named("up")))))
+		begun := time.Now()
+		d := attest(t, s, sourcetest.NewEvidence(t))
+		if took := time.Since(begun); d.Outcome != sources.Admitted || took != 5*time.Second {
+			t.Errorf("%v after %v: %s", d.Outcome, took, d.Explain())
+		}
+		wantStrings(t, "listed", d.Listed, "up")
+		wantStrings(t, "unsure", d.Unsure, "stuck")
+		if st := s.Status(); st[0].Stuck != 1 || st[1].Stuck != 0 {
+			t.Errorf("status %+v", st)
+		}
+		log.wantLines(t, "WARN a check of the source is stuck",
+			"source cannot tell source=stuck kind=fake error=no answer within 5s")
+
+		close(release)
+		synctest.Wait()
+		if st := s.Status(); st[0].Stuck != 0 {
+			t.Errorf("status %+v", st)
+		}
+		d = attest(t, s, sourcetest.NewEvidence(t))
+		wantStrings(t, "listed", d.Listed, "stuck", "up")
+		log.wantLines(t, "INFO no check of the source is stuck any more", "INFO source can tell again")
+	})
+}
+
+// TestThousandAttestationsOnAStuckSource: they are all answered by the deadline,
+// while no more checks than there are slots ever enter the source, however often
+// they come; and a source beside it is asked as ever.
+func TestThousandAttestationsOnAStuckSource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		stuck := sourcetest.NewFake(sourcetest.Hangs(release, sourcetest.Lists(sources.Attributes{})))
+		up := sourcetest.NewFake(sourcetest.ListsNot())
+		s := newSet(t, sources.AnyOf("stuck", "up"), sources.Options{Slots: 8},
+			member("stuck", stuck), member("up", up))
+		ev := sourcetest.NewEvidence(t)
+		goroutines := runtime.NumGoroutine()
+		for wave := range 3 {
+			begun := time.Now()
+			var all sync.WaitGroup
+			for range 1000 {
+				all.Go(func() {
+					d := s.Begin(ev).BeforeChallenge(t.Context())
+					if took := time.Since(begun); d.Outcome != sources.Unavailable || took > 5*time.Second {
+						t.Errorf("%v after %v: %s", d.Outcome, took, d.Explain())
+					}
+				})
+			}
+			all.Wait()
+			synctest.Wait()
+			if _, busy, most := stuck.Calls(); busy != 8 || most != 8 {
+				t.Errorf("wave %d: %d checks are in the source, %d were", wave, busy, most)
+			}
+			if n := runtime.NumGoroutine() - goroutines; n > 50 { // others' come and go
+				t.Errorf("wave %d left %d goroutines", wave, n)
+			}
+		}
+		if n, _, _ := up.Calls(); n != 3000 {
+			t.Errorf("the other source was asked %d times", n)
+		}
+		if st := s.Status(); st[0].Stuck != 8 {
+			t.Errorf("status %+v", st)
+		}
+		close(release)
+		synctest.Wait()
+		if d := attest(t, s, ev); d.Outcome != sources.Admitted {
+			t.Errorf("after it has come back: %v: %s", d.Outcome, d.Explain())
+		}
+	})
+}
+
+// TestSlotsServeInTurn: more checks than slots wait and are then served.
+func TestSlotsServeInTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := func(context.Context, *sources.Evidence) (sources.Verdict, error) {
+			time.Sleep(time.Second)
+			return sources.Verdict{Listed: true}, nil
+		}
+		f := sourcetest.NewFake(slow)
+		s := newSet(t, sources.AnyOf("x"), sources.Options{Slots: 2}, member("x", f))
+		ev := sourcetest.NewEvidence(t)
+		var all sync.WaitGroup
+		for range 8 {
+			all.Go(func() {
+				if d := attest(t, s, ev); d.Outcome != sources.Admitted {
+					t.Errorf("%v: %s", d.Outcome, d.Explain())
+				}
+			})
+		}
+		all.Wait()
+		if n, _, most := f.Calls(); n != 8 || most != 2 {
+			t.Errorf("%d checks, %d at once", n, most)
+		}
+	})
+}
+
+// TestObedientSourceSaysWhy: a source that obeys its deadline is not stuck, and
+// its own error is the answer.
+func TestObedientSourceSaysWhy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSet(t, sources.AnyOf("x"), sources.Options{CheckTimeout: time.Second},
+			member("x", sourcetest.NewFake(sourcetest.Waits())))
+		begun := time.Now()
+		d := attest(t, s, sourcetest.NewEvidence(t))
+		if d.Outcome != sources.Unavailable || !errors.Is(d.Answers[0].Err, context.DeadlineExceeded) {
+			t.Errorf("%v: %s", d.Outcome, d.Explain())
+		}
+		if took := time.Since(begun); took >= time.Second || s.Status()[0].Stuck != 0 {
+			t.Errorf("after %v: %+v", took, s.Status())
+		}
+	})
+}
+
+// TestCallerLeaves: an agent that leaves in the middle ends its evaluation, and
+// is no outage of the source in the log.
+func TestCallerLeaves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newJournal()
+		f := sourcetest.NewFake(sourcetest.Waits())
+		s := newSet(t, sources.AnyOf("x"), sources.Options{Log: slogOf(log)}, member("x", f))
+		ctx, leave := context.WithCancel(t.Context())
+		var d sources.Decision
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			d = s.Begin(sourcetest.NewEvidence(t)).BeforeChallenge(ctx)
+		}()
+		synctest.Wait()
+		leave()
+		<-done
+		if d.Outcome != sources.Unavailable || results(d) != "x=cannot_tell" {
+			t.Errorf("%v: %s", d.Outcome, d.Explain())
+		}
+		if d := s.Begin(sourcetest.NewEvidence(t)).BeforeChallenge(ctx); d.Outcome != sources.Unavailable {
+			t.Errorf("begun after leaving: %v: %s", d.Outcome, d.Explain())
+		}
+		if n, _, _ := f.Calls(); n != 1 {
+			t.Errorf("the source was asked %d times", n)
+		}
+		log.wantLines(t)
+	})
+}
+
+// TestStringsForPeople pins what the log and the metrics show.
+func TestStringsForPeople(t *testing.T) {
+	for o, want := range map[sources.Outcome]string{
+		sources.Refused: "refused", sources.Unavailable: "unavailable",
+		sources.Challenge: "challenge", sources.Admitted: "admitted", 9: "Outcome(9)",
+	} {
+		if o.String() != want {
+			t.Errorf("outcome %q, want %q", o, want)
+		}
+	}
+	d := sources.Decision{Answers: []sources.Answer{
+		{Source: "a", Err: errOutage},
+		{Source: "b", Err: sources.ErrNeedsChallenge},
+		{Source: "c", Verdict: sources.Verdict{Listed: true, Reason: "serial 42"}},
+		{Source: "d"},
+	}}
+	want := "a: cannot tell: no route to host; b: needs the challenge; c: listed (serial 42); d: not listed"
+	if d.Explain() != want {
+		t.Errorf("%q, want %q", d.Explain(), want)
+	}
+	if got := results(d); got != "a=cannot_tell b=needs_challenge c=listed d=not_listed" {
+		t.Error(got)
+	}
+}

@@ -1,0 +1,41 @@
+package sources
+
+import (
+	"crypto"
+	"crypto/x509"
+)
+
+// Evidence is what one attesting TPM has sent, decoded, bounded in size and
+// checked for its own consistency by package attestor before a Source sees it.
+type Evidence struct {
+	// EKHash is the TPM's identity: the SHA-256 of the DER
+	// SubjectPublicKeyInfo (RFC 5280, 4.1.2.7) of EK, in 64 lower-case hex
+	// digits. Never empty.
+	EKHash string
+
+	// EK is the public endorsement key that is challenged, an
+	// *rsa.PublicKey or an *ecdsa.PublicKey. Never nil.
+	EK crypto.PublicKey
+
+	// Certificate is the EK certificate that came with the key, or nil.
+	// Its public key equals EK. Nothing else about it is verified: neither
+	// its issuer nor its dates.
+	Certificate *x509.Certificate
+
+	// Chain holds further certificates that the machine sent, at most 16. An
+	// attacker may have made them: they may join an EK certificate to a
+	// configured authority and are never an authority themselves.
+	Chain []*x509.Certificate
+
+	// Proof is what the TPM proved by answering its challenge. It is nil
+	// before the challenge.
+	Proof *Proof
+}
+
+// Proof is what a TPM has shown to be true by answering its challenge: that EK
+// and AK live in one TPM.
+type Proof struct {
+	// AK is the attestation key that was activated by the EK, an
+	// *rsa.PublicKey or an *ecdsa.PublicKey.
+	AK crypto.PublicKey
+}

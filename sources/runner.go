@@ -1,0 +1,208 @@
+package sources
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// A runner is one source at work: its slots, its life cycle (lifecycle.go) and
+// what is known of its health. Several Sets may hold it.
+type runner struct {
+	name, kind     string
+	source         Source
+	inMemory       bool // it is asked in the goroutine that waits for it
+	log            *slog.Logger
+	refreshTimeout time.Duration
+	changed        func()
+
+	slots   chan struct{} // holds one element for each check under way
+	stuck   atomic.Int64  // checks that were abandoned and have not returned
+	failing atomic.Bool   // the last check could not tell
+
+	life
+}
+
+func newRunner(m Member, opts Options) *runner {
+	return &runner{
+		name:           m.Name,
+		kind:           m.Kind,
+		source:         m.Source,
+		inMemory:       inMemory(m.Source),
+		log:            opts.Log.With("source", m.Name, "kind", m.Kind),
+		refreshTimeout: opts.RefreshTimeout,
+		changed:        opts.Changed,
+		slots:          make(chan struct{}, opts.Slots),
+		life:           life{first: make(chan struct{})},
+	}
+}
+
+// inMemory reports whether the source need not be waited for. One that panics
+// when it is asked has said no.
+func inMemory(source Source) (yes bool) {
+	m, ok := source.(InMemory)
+	if !ok {
+		return false
+	}
+	if err := guard(func() error { yes = m.InMemory(); return nil }); err != nil {
+		return false
+	}
+	return yes
+}
+
+// A check is one question to one source. Its state is what the one who waits
+// and the one who answers agree by.
+type check struct{ state atomic.Int32 }
+
+const (
+	waiting   int32 = iota // for a slot
+	answering              // in the source
+	abandoned              // nobody waits any more
+	answered
+)
+
+// A reply is the answer to a check of the source with this index.
+type reply struct {
+	source  int
+	verdict Verdict
+	err     error
+}
+
+// answer waits for a slot, asks the source and replies, unless c has been
+// abandoned by then. It runs in a goroutine of its own, which may get stuck in
+// the source; replies has room for every reply.
+func (r *runner) answer(ctx context.Context, ev *Evidence, index int, c *check, replies chan<- reply) {
+	select {
+	case r.slots <- struct{}{}:
+	case <-ctx.Done():
+		if c.state.CompareAndSwap(waiting, answered) {
+			err := fmt.Errorf("%d earlier checks have not returned: %w", cap(r.slots), ctx.Err())
+			replies <- reply{source: index, err: err}
+		}
+		return
+	}
+	if !c.state.CompareAndSwap(waiting, answering) {
+		<-r.slots
+		return
+	}
+	a := reply{source: index, err: errGoexit}
+	defer func() {
+		<-r.slots
+		if c.state.Swap(answered) != abandoned {
+			replies <- a
+		} else if r.stuck.Add(-1) == 0 {
+			r.log.Info("no check of the source is stuck any more")
+			r.changed()
+		}
+	}()
+	a.verdict, a.err = r.check(ctx, ev)
+}
+
+// check asks the source. What the source does wrong is the error.
+func (r *runner) check(ctx context.Context, ev *Evidence) (v Verdict, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			v, err = Verdict{}, recovered(p)
+			r.log.Error("source panicked in Check", stackOf(err)...)
+		}
+	}()
+	if err := ctx.Err(); err != nil {
+		return Verdict{}, err
+	}
+	v, err = r.source.Check(ctx, ev)
+	return settle(v, err, ev.Proof != nil)
+}
+
+// abandon gives up c, which then sends no reply. It reports false where c has
+// ended and its reply is on its way.
+func (r *runner) abandon(c *check) bool {
+	if c.state.CompareAndSwap(waiting, abandoned) {
+		return true
+	}
+	stuck := r.stuck.Add(1)
+	if !c.state.CompareAndSwap(answering, abandoned) {
+		r.stuck.Add(-1)
+		return false
+	}
+	if stuck == 1 {
+		r.log.Warn("a check of the source is stuck: it has not returned by its deadline",
+			slog.Int("slots", cap(r.slots)))
+		r.changed()
+	}
+	return true
+}
+
+// noteCheck logs when the source begins to fail and when it has recovered.
+func (r *runner) noteCheck(err error) {
+	failed := err != nil && !errors.Is(err, ErrNeedsChallenge)
+	if r.failing.Load() == failed || r.failing.Swap(failed) == failed {
+		return
+	}
+	if failed {
+		r.log.Warn("source cannot tell", slog.Any("error", err))
+	} else {
+		r.log.Info("source can tell again")
+	}
+	r.changed()
+}
+
+// status returns the runner's state; a panic in the source's Status is its
+// error.
+func (r *runner) status() SourceStatus {
+	reported, err := r.report()
+	s := SourceStatus{
+		Name: r.name, Kind: r.kind, Status: reported,
+		Failing: r.failing.Load(), Stuck: int(r.stuck.Load()),
+	}
+	_, s.Loads = r.source.(Refresher)
+	r.mu.Lock()
+	s.Started, s.Err, s.Refreshed, s.Failed = r.started, r.err, r.succeeded, r.failed
+	r.mu.Unlock()
+	if err != nil {
+		s.Err = err
+	}
+	return s
+}
+
+func (r *runner) report() (s Status, err error) {
+	reporter, ok := r.source.(Reporter)
+	if !ok {
+		return Status{}, nil
+	}
+	err = guard(func() error {
+		s = reporter.Status()
+		return nil
+	})
+	if err != nil {
+		return Status{}, fmt.Errorf("report the status: %w", err)
+	}
+	return s, nil
+}
+
+// life is a runner's life cycle.
+type life struct {
+	first chan struct{} // closed once the first Refresh has ended
+	work  sync.WaitGroup
+
+	mu         sync.Mutex
+	started    time.Time
+	holders    int             // Sets that have started or taken over the runner
+	ctx        context.Context //nolint:containedctx // it is the runner's life, which cancel ends
+	cancel     context.CancelFunc
+	refreshing bool          // a Refresh has begun and has not returned
+	attempt    chan struct{} // closed when that is waited for no more, and then nil
+	early      *earlyRefresh // the one that attestations wait for
+
+	left              bool   // the Refresh before was left behind
+	succeeded, failed uint64 // attempts
+
+	loaded   bool  // a Refresh has succeeded
+	err      error // of the last Refresh
+	entries  int   // and the next two, as they were logged
+	serial   uint64
+	warnings []string
+}

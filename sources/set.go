@@ -1,0 +1,271 @@
+package sources
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Member is one source of a Set.
+type Member struct {
+	// Name is the source's configured name, unique in the Set: lower-case
+	// letters, digits, "_" and "-".
+	Name string
+	// Kind is the source's kind, "hash_dir" for example.
+	Kind string
+	// Config is the source's typed configuration. A later Set in which a
+	// member has the same Name, Kind and, by reflect.DeepEqual, Config takes
+	// the running source over and drops its own. Nil equals nothing.
+	Config any
+	// Source answers. Each member has one of its own.
+	Source Source
+	// NoAttributes keeps the source's attributes out of decisions.
+	NoAttributes bool
+}
+
+// Options are a Set's limits. The zero value has the defaults.
+type Options struct {
+	// Log receives what happens to sources: loaded, failed, recovered,
+	// panicked, stuck. Nil discards it.
+	Log *slog.Logger
+	// Changed is called when the Status of a source may have changed: it has
+	// loaded, failed, recovered or got stuck. It may be called by several
+	// goroutines at once, and does not wait. Nil is never called.
+	Changed func()
+	// CheckTimeout bounds one question to all sources; 5 seconds by default.
+	// Sources see a deadline that is a little earlier, so that one that
+	// obeys it can say why it cannot tell.
+	CheckTimeout time.Duration
+	// RefreshTimeout bounds one Refresh; 30 seconds by default.
+	RefreshTimeout time.Duration
+	// Slots is how many checks of one source may be under way at once, those
+	// that are stuck among them; 64 by default. Further ones wait for a slot
+	// until their deadline.
+	Slots int
+}
+
+func (o Options) withDefaults() Options {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Changed == nil {
+		o.Changed = func() {}
+	}
+	if o.CheckTimeout <= 0 {
+		o.CheckTimeout = 5 * time.Second
+	}
+	if o.RefreshTimeout <= 0 {
+		o.RefreshTimeout = 30 * time.Second
+	}
+	if o.Slots <= 0 {
+		o.Slots = 64
+	}
+	return o
+}
+
+// A Set runs sources under a policy. It is safe for concurrent use.
+//
+// Its life: NewSet checks, Start loads, Begin asks, Close stops. A later Set,
+// for a changed configuration, is started with the one before it and takes over
+// what has not changed; then the one before is closed. An evaluation ends on the
+// Set that it began with. A Set that was never started can be closed and
+// dropped.
+//
+// Nothing that a source does reaches beyond it: a panic, a runtime.Goexit, a
+// call that never returns and an answer that breaks the contract all mean that
+// this source cannot tell. Only one that is [InMemory] is trusted to return.
+type Set struct {
+	members []Member // sorted by name
+	plan    plan
+	opts    Options
+
+	// noAttributes is Member.NoAttributes of each member.
+	noAttributes []bool
+	// polled are the members that are a Poller and that an enforced allow rule
+	// names.
+	polled []int
+
+	mu              sync.RWMutex
+	running         []*runner // of each member
+	started, closed bool
+	closing         sync.Once
+}
+
+// NewSet checks that members and policy fit together and returns the Set. It
+// starts nothing. The error joins every mistake there is.
+func NewSet(members []Member, policy Policy, opts Options) (*Set, error) {
+	s := &Set{members: slices.Clone(members), opts: opts.withDefaults()}
+	slices.SortFunc(s.members, func(a, b Member) int { return cmp.Compare(a.Name, b.Name) })
+	var errs []error
+	if len(members) == 0 {
+		errs = append(errs, errors.New("no source"))
+	}
+	names := make([]string, len(members))
+	for i, m := range s.members {
+		names[i] = m.Name
+		if err := validName(m.Name); err != nil {
+			errs = append(errs, fmt.Errorf("source %q: %w", m.Name, err))
+		}
+		if i > 0 && names[i-1] == m.Name {
+			errs = append(errs, fmt.Errorf("source %q: there are two sources of this name: rename one", m.Name))
+		}
+		if m.Source == nil {
+			errs = append(errs, fmt.Errorf("source %q: nothing answers for it", m.Name))
+		}
+		s.noAttributes = append(s.noAttributes, m.NoAttributes)
+		s.running = append(s.running, newRunner(m, s.opts))
+	}
+	if errs = append(errs, policy.Validate(names)...); len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	s.plan = newPlan(policy, names)
+	for i, m := range s.members {
+		if _, ok := m.Source.(Poller); ok && s.plan.allows(i) {
+			s.polled = append(s.polled, i)
+		}
+	}
+	return s, nil
+}
+
+// Start makes each source's first Refresh, all at the same time, and starts
+// following their changes. It returns when all have ended, or when ctx ends: a
+// Refresh that is then still under way goes on until its own deadline. A source
+// whose first Refresh fails is logged and cannot tell until a later one
+// succeeds.
+//
+// Sources that previous, which may be nil, runs with the same configuration are
+// taken over with all they have loaded, and with the Options that they began
+// with; they are not refreshed. What an unstarted or a closed previous holds is
+// not taken over.
+//
+// Start is called once, before Begin. After Close it does nothing.
+func (s *Set) Start(ctx context.Context, previous *Set) {
+	for _, r := range s.launch(previous) { //nolint:contextcheck // a source outlives the ctx that bounds Start
+		select {
+		case <-r.first:
+		case <-ctx.Done():
+			select {
+			case <-r.first:
+			default:
+				r.log.Warn("source is still loading; it cannot tell until it has")
+			}
+		}
+	}
+}
+
+// launch takes over and starts, and returns the runners that it started.
+func (s *Set) launch(previous *Set) []*runner {
+	var before map[string]handover
+	if previous != nil && previous != s {
+		before = previous.handover()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.started || s.closed {
+		return nil
+	}
+	s.started = true
+	running := slices.Clone(s.running) // evaluations may hold the old slice
+	var fresh []*runner
+	for i, m := range s.members {
+		h, ok := before[m.Name]
+		if ok && m.Kind == h.Kind && m.Config != nil && reflect.DeepEqual(m.Config, h.Config) && h.runner.retain() {
+			running[i] = h.runner
+			continue
+		}
+		running[i].start()
+		fresh = append(fresh, running[i])
+	}
+	s.running = running
+	return fresh
+}
+
+// A handover is what a later Set may take over.
+type handover struct {
+	Member
+	runner *runner
+}
+
+func (s *Set) handover() map[string]handover {
+	running := s.runners()
+	m := make(map[string]handover, len(running))
+	for i, member := range s.members {
+		m[member.Name] = handover{member, running[i]}
+	}
+	return m
+}
+
+func (s *Set) runners() []*runner {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.running
+}
+
+// Close stops what Start started, but for the sources that a later Set has
+// taken over, and waits until it has ended. What does not end within 5 seconds
+// is logged and left behind. Evaluations under way, and ones begun later, still
+// get answers from the last data. Close may be called at any time and more than
+// once; each call returns when the Set has stopped.
+func (s *Set) Close() { s.closing.Do(s.close) }
+
+func (s *Set) close() {
+	s.mu.Lock()
+	s.closed = true
+	running, started := s.running, s.started
+	s.mu.Unlock()
+	if !started {
+		return
+	}
+	var stopping sync.WaitGroup
+	for _, r := range running {
+		if r.release() {
+			stopping.Go(r.waitStopped)
+		}
+	}
+	stopping.Wait()
+}
+
+// SourceStatus is the state of one source of a Set.
+type SourceStatus struct {
+	Name, Kind string
+	// Started is when it was started; zero before. A source that a later Set
+	// takes over keeps it.
+	Started time.Time
+	// Loads is true where the source is a Refresher.
+	Loads bool
+	// Status is what the source says of itself; zero where it says nothing.
+	Status
+	// Err is why the last Refresh failed, nil after one that succeeded and
+	// before the first.
+	Err error
+	// Refreshed and Failed count the attempts to load that have succeeded and
+	// failed since the source was started.
+	Refreshed, Failed uint64
+	// Failing is true where the last check could not tell.
+	Failing bool
+	// Stuck is the number of checks that have outlived their deadline and
+	// have not returned yet.
+	Stuck int
+}
+
+// Up reports whether all is well: the source has loaded what it serves, the last
+// attempt to load has not failed, and the last check could tell.
+func (s SourceStatus) Up() bool {
+	return s.Err == nil && !s.Failing && (s.Refreshed > 0 || !s.Loads)
+}
+
+// Status returns the state of every source, sorted by name.
+func (s *Set) Status() []SourceStatus {
+	running := s.runners()
+	all := make([]SourceStatus, len(running))
+	for i, r := range running {
+		all[i] = r.status()
+	}
+	return all
+}

@@ -1,0 +1,236 @@
+package sources_test
+
+import (
+	"context"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
+)
+
+// counted is a source that counts its life.
+type counted struct {
+	sourcetest.LoadingFake
+	loads, running atomic.Int64
+}
+
+func newCounted() *counted {
+	c := &counted{}
+	c.OnRefresh = func(context.Context) error {
+		c.loads.Add(1)
+		return nil
+	}
+	c.OnRun = func(ctx context.Context, _ func() error) error {
+		c.running.Add(1)
+		defer c.running.Add(-1)
+		<-ctx.Done()
+		return nil
+	}
+	return c
+}
+
+func (c *counted) want(t *testing.T, what string, loads, running int64) {
+	t.Helper()
+	if l, r := c.loads.Load(), c.running.Load(); l != loads || r != running {
+		t.Errorf("%s: %d loads, %d running, want %d and %d", what, l, r, loads, running)
+	}
+}
+
+// TestTakeOver: a reconfiguration keeps what has not changed, with all it has
+// loaded, and nothing else; each source stops with the last Set that runs it.
+func TestTakeOver(t *testing.T) {
+	type config struct{ Path string }
+	with := func(m sources.Member, c any) sources.Member {
+		m.Config = c
+		return m
+	}
+	kind := func(m sources.Member, k string) sources.Member {
+		m.Kind = k
+		return m
+	}
+	for _, c := range []struct {
+		name        string
+		first, next sources.Member
+		taken       bool
+	}{
+		{"equal", with(member("x", nil), &config{"a"}), with(member("x", nil), &config{"a"}), true},
+		{
+			"equal but for attributes", member("x", nil),
+			sources.Member{Name: "x", Kind: "fake", Config: "x", NoAttributes: true},
+			true,
+		},
+		{"another configuration", with(member("x", nil), config{"a"}), with(member("x", nil), config{"b"}), false},
+		{"another type", with(member("x", nil), config{"a"}), with(member("x", nil), &config{"a"}), false},
+		{"another kind", member("x", nil), kind(member("x", nil), "other"), false},
+		{"another name", with(member("y", nil), config{"a"}), with(member("x", nil), config{"a"}), false},
+		{"no configuration", with(member("x", nil), nil), with(member("x", nil), nil), false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				old, fresh := newCounted(), newCounted()
+				old.Set(sourcetest.Lists(named("old")))
+				fresh.Set(sourcetest.Lists(named("fresh")))
+				c.first.Source, c.next.Source = old, fresh
+				one := newSet(t, sources.AnyOf(c.first.Name), sources.Options{}, c.first)
+				one.Start(t.Context(), nil)
+				two := newSet(t, sources.AnyOf("x"), sources.Options{}, c.next)
+				two.Start(t.Context(), one)
+				synctest.Wait()
+				old.want(t, "the old one beside the new", 1, 1)
+				one.Close()
+				one.Close()
+				ev := sourcetest.NewEvidence(t)
+				d := attest(t, two, ev)
+				if c.taken {
+					old.want(t, "taken over", 1, 1)
+					fresh.want(t, "dropped", 0, 0)
+				} else {
+					old.want(t, "stopped", 1, 0)
+					fresh.want(t, "started", 1, 1)
+				}
+				if n, _, _ := old.Calls(); (n == 1) != c.taken || d.Outcome != sources.Admitted {
+					t.Errorf("the old source was asked %d times; %v", n, d.Outcome)
+				}
+				if d := attest(t, one, ev); d.Outcome != sources.Admitted {
+					t.Errorf("on the closed Set: %v: %s", d.Outcome, d.Explain())
+				}
+				two.Close()
+				old.want(t, "at the end", 1, 0)
+				if fresh.running.Load() != 0 {
+					t.Error("a source runs after its Set was closed")
+				}
+			})
+		})
+	}
+}
+
+// TestTakeOverInARow: the source of the first of many configurations is still
+// the one that answers.
+func TestTakeOverInARow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first := newCounted()
+		var last *sources.Set
+		for i := range 20 {
+			c := first
+			if i > 0 {
+				c = newCounted()
+			}
+			s := newSet(t, sources.AnyOf("x"), sources.Options{}, member("x", c))
+			s.Start(t.Context(), last)
+			if last != nil {
+				last.Close()
+			}
+			last = s
+		}
+		synctest.Wait()
+		first.want(t, "after 20 configurations", 1, 1)
+		last.Close()
+		first.want(t, "after the last", 1, 0)
+	})
+}
+
+// TestNothingToTakeOver: a previous Set that does not run gives nothing away: not
+// one that was never started, not one that is closed, not the Set itself.
+func TestNothingToTakeOver(t *testing.T) {
+	for name, prepare := range map[string]func(s *sources.Set){
+		"never started": func(*sources.Set) {},
+		"closed": func(s *sources.Set) {
+			s.Start(context.Background(), nil)
+			s.Close()
+		},
+		"closed unstarted": func(s *sources.Set) { s.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				one := newSet(t, sources.AnyOf("x"), sources.Options{}, member("x", newCounted()))
+				prepare(one)
+				c := newCounted()
+				two := newSet(t, sources.AnyOf("x"), sources.Options{}, member("x", c))
+				two.Start(t.Context(), one)
+				synctest.Wait()
+				c.want(t, "started", 1, 1)
+				two.Close()
+			})
+		})
+	}
+	c := newCounted()
+	s := newSet(t, sources.AnyOf("x"), sources.Options{}, member("x", c))
+	s.Start(t.Context(), s)
+	s.Close()
+	c.want(t, "started with itself", 1, 0)
+}
+
+// TestStartOnce: a second Start, and one after Close, start nothing that nobody
+// would stop.
+func TestStartOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCounted()
+		s := newSet(t, sources.AnyOf("x"), sources.Options{}, member("x", c))
+		s.Start(t.Context(), nil)
+		s.Start(t.Context(), nil)
+		synctest.Wait()
+		c.want(t, "started twice", 1, 1)
+		s.Close()
+		s.Start(t.Context(), nil)
+		c.want(t, "started after Close", 1, 0)
+
+		c = newCounted()
+		s = newSet(t, sources.AnyOf("x"), sources.Options{}, member("x", c))
+		s.Close()
+		s.Start(t.Context(), nil)
+		synctest.Wait()
+		c.want(t, "closed before Start", 0, 0)
+	})
+}
+
+// TestReconfigurationUnderLoad: Sets come and go while attestations run on
+// whichever was there when they began; none of them fails, and nothing is left.
+// The race detector sees the rest.
+func TestReconfigurationUnderLoad(t *testing.T) {
+	var current atomic.Pointer[sources.Set]
+	next := func(i int) {
+		kept, changed := newCounted(), newCounted()
+		kept.Set(sourcetest.Lists(sources.Attributes{}))
+		changed.Set(sourcetest.NeedsChallenge(sourcetest.Lists(sources.Attributes{})))
+		m := member("changed", changed)
+		m.Config = i
+		both := allow(sources.Rule{All: []string{"kept", "changed"}})
+		s := newSet(t, both, sources.Options{}, member("kept", kept), m)
+		s.Start(t.Context(), current.Load())
+		if previous := current.Swap(s); previous != nil {
+			previous.Close()
+		}
+	}
+	next(0)
+	ev := sourcetest.NewEvidence(t)
+	stop := make(chan struct{})
+	var load sync.WaitGroup
+	for range 4 {
+		load.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				s := current.Load()
+				if d := attest(t, s, ev); d.Outcome != sources.Admitted {
+					t.Errorf("%v: %s", d.Outcome, d.Explain())
+					return
+				}
+				_ = s.Status()
+			}
+		})
+	}
+	for i := range 100 {
+		next(i)
+		runtime.Gosched()
+	}
+	close(stop)
+	load.Wait()
+	current.Load().Close()
+}
