@@ -1,0 +1,301 @@
+package sourcetest
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"runtime"
+	"slices"
+	"sync/atomic"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// testOpen: configurations are checked where they never run, so making a source
+// leaves no goroutine and no file behind and reads nothing.
+func testOpen(tb run) {
+	b := tb.h.New(tb)
+	if b.Break != nil {
+		b.Break()
+		defer b.Mend()
+	}
+	var kept []sources.Source
+	goroutines, files := runtime.NumGoroutine(), openFiles()
+	for range rounds {
+		kept = append(kept, b.Open())
+	}
+	if n := runtime.NumGoroutine() - goroutines; n >= noise {
+		tb.Errorf("%d sources that were only made left %d goroutines", rounds, n)
+	}
+	if n := openFiles() - files; n >= noise {
+		tb.Errorf("%d sources that were only made left %d open files", rounds, n)
+	}
+	runtime.KeepAlive(kept)
+}
+
+// testAnswers: a TPM is listed while the data lists it, and no other is.
+func testAnswers(tb run) {
+	s := newSubject(tb, tb.h)
+	one, two := s.evidence(tb), s.evidence(tb)
+	s.load(tb)
+	s.wantListed(tb, one, false, "nobody is listed")
+	s.list(tb, one)
+	s.wantListed(tb, one, true, "one is listed")
+	s.wantListed(tb, two, false, "another is listed")
+	s.list(tb, two)
+	s.wantListed(tb, one, true, "both are listed")
+	s.wantListed(tb, two, true, "both are listed")
+	s.unlist(tb, one)
+	s.wantListed(tb, one, false, "one is listed no more")
+	s.wantListed(tb, two, true, "the other is listed still")
+}
+
+// testAttributes: what the data says of a TPM comes back, of that TPM.
+func testAttributes(tb run) {
+	if !tb.h.Attributes {
+		return
+	}
+	s := newSubject(tb, tb.h)
+	one, two := s.evidence(tb), s.evidence(tb)
+	s.list(tb, one)
+	s.list(tb, two)
+	for _, ev := range []*sources.Evidence{one, two} {
+		v, err := s.check(tb, ev)
+		want := s.attributes(ev)
+		if err != nil || v.Attributes.Name != want.Name || !slices.Equal(v.Attributes.Labels, want.Labels) {
+			tb.Errorf("attributes %+v, error %v, want %+v", v.Attributes, err, want)
+		}
+	}
+}
+
+// testNeedsChallenge: a source that needs the proof says so before the
+// challenge and knows after it; every other knows the same before and after.
+func testNeedsChallenge(tb run) {
+	s := newSubject(tb, tb.h)
+	ev := s.evidence(tb)
+	s.list(tb, ev)
+	v, err := s.checkOnce(tb.Context(), tb, ev)
+	switch {
+	case tb.h.NeedsProof && !errors.Is(err, sources.ErrNeedsChallenge):
+		tb.Errorf("before the challenge: %+v, %v, want ErrNeedsChallenge", v, err)
+	case !tb.h.NeedsProof && (err != nil || !v.Listed):
+		tb.Errorf("before the challenge: %+v, %v, want listed", v, err)
+	}
+	if v, err := s.checkOnce(tb.Context(), tb, proven(ev)); err != nil || !v.Listed {
+		tb.Errorf("after the challenge: %+v, %v, want listed", v, err)
+	}
+}
+
+// testCannotTell: data that is unreadable is neither "listed" nor "not listed".
+// A source that loads its data says that it failed and keeps the last good.
+func testCannotTell(tb run) {
+	s := newSubject(tb, tb.h)
+	if s.Break == nil {
+		return
+	}
+	listed, stranger := s.evidence(tb), s.evidence(tb)
+	s.list(tb, listed)
+	s.Break()
+	if _, ok := s.source.(sources.Refresher); ok {
+		for range 2 {
+			if err := s.refresh(tb.Context()); err == nil {
+				tb.Error("Refresh of unreadable data succeeded")
+			}
+			s.wantListed(tb, listed, true, "the last good data lists it")
+			s.wantListed(tb, stranger, false, "the last good data does not list it")
+		}
+	} else {
+		s.wantCannotTell(tb, listed, "the data is unreadable")
+		s.wantCannotTell(tb, stranger, "the data is unreadable")
+	}
+	s.Mend()
+	s.load(tb)
+	s.wantListed(tb, listed, true, "the data is readable again")
+	s.wantListed(tb, stranger, false, "the data is readable again")
+}
+
+// testNotLoaded: a source without data cannot tell, rather than list nobody,
+// since a deny rule would let everybody pass.
+func testNotLoaded(tb run) {
+	s := newSubject(tb, tb.h)
+	if _, ok := s.source.(sources.Refresher); !ok {
+		return
+	}
+	ev := s.evidence(tb)
+	s.List(ev, s.attributes(ev))
+	s.wantCannotTell(tb, ev, "before the first Refresh")
+	if s.Break == nil {
+		return
+	}
+	s.Break()
+	if err := s.refresh(tb.Context()); err == nil {
+		tb.Error("the first Refresh succeeded, of unreadable data")
+	}
+	s.wantCannotTell(tb, ev, "after a first Refresh that failed")
+	s.Mend()
+	s.load(tb)
+	s.wantListed(tb, ev, true, "the data is readable")
+}
+
+// testHostile: evidence that only resembles a listed TPM's is never listed, and
+// none makes the source panic, write, or answer wrongly later.
+func testHostile(tb run) {
+	s := newSubject(tb, tb.h)
+	listed, stranger := s.evidence(tb), s.evidence(tb)
+	s.list(tb, listed)
+	for _, x := range hostileEvidence(listed, stranger) {
+		for _, ev := range []*sources.Evidence{x.ev, proven(x.ev)} {
+			if ev.Proof == nil && tb.h.NeedsProof {
+				continue
+			}
+			if v, _ := s.checkOnce(tb.Context(), tb, ev); v.Listed {
+				tb.Errorf("%s: listed: %s", x.name, v.Reason)
+			}
+		}
+	}
+	s.wantListed(tb, listed, true, "after hostile evidence")
+	s.wantListed(tb, stranger, false, "after hostile evidence")
+}
+
+// testContextEnded: a call whose context has ended returns, and what it answers
+// is right or an error.
+func testContextEnded(tb run) {
+	s := newSubject(tb, tb.h)
+	listed, stranger := s.evidence(tb), s.evidence(tb)
+	s.list(tb, listed)
+	ctx, cancel := context.WithCancel(tb.Context())
+	cancel()
+	within(tb, "a Check whose context has ended", func() {
+		if v, err := s.checkOnce(ctx, tb, proven(listed)); err == nil && !v.Listed {
+			tb.Error("a listed TPM is not listed where the context has ended")
+		}
+		if v, err := s.checkOnce(ctx, tb, proven(stranger)); err == nil && v.Listed {
+			tb.Error("a stranger is listed where the context has ended")
+		}
+	})
+	within(tb, "a Refresh whose context has ended", func() { _ = s.refresh(ctx) })
+	s.wantListed(tb, listed, true, "after a Refresh whose context had ended")
+	s.wantListed(tb, stranger, false, "after a Refresh whose context had ended")
+}
+
+// testInMemory: a source that says that it answers from memory does so, since
+// nothing bounds the time for which an attestation waits for it. It does not look
+// at its data, which Break takes away, it does not wait for its context, and it
+// says the same whenever it is asked.
+func testInMemory(tb run) {
+	s := newSubject(tb, tb.h)
+	m, ok := s.source.(sources.InMemory)
+	if !ok || !m.InMemory() {
+		return
+	}
+	if _, loads := s.source.(sources.Refresher); !loads && s.Break != nil {
+		tb.Error("it answers from memory, and never loads the data that Break makes unreadable")
+	}
+	listed, stranger := s.evidence(tb), s.evidence(tb)
+	s.list(tb, listed)
+	if s.Break != nil {
+		s.Break()
+		defer s.Mend()
+	}
+	ctx := &unwaitable{Context: tb.Context()}
+	within(tb, "a Check that answers from memory", func() {
+		for range rounds {
+			for ev, want := range map[*sources.Evidence]bool{proven(listed): true, proven(stranger): false} {
+				if v, err := s.checkOnce(ctx, tb, ev); err != nil || v.Listed != want {
+					tb.Errorf("from memory: listed is %v, error %v, want %v", v.Listed, err, want)
+				}
+			}
+		}
+	})
+	if ctx.waited.Load() {
+		tb.Error("Check waits for its context, or starts what does: it does not answer from memory")
+	}
+	if !m.InMemory() {
+		tb.Error("InMemory says now this, now that")
+	}
+}
+
+// unwaitable is a context that notes who means to wait for it.
+type unwaitable struct {
+	context.Context //nolint:containedctx // it is a context
+	waited          atomic.Bool
+}
+
+func (u *unwaitable) Done() <-chan struct{} {
+	u.waited.Store(true)
+	return u.Context.Done()
+}
+
+// testEvidenceIsCallers: a source keeps nothing of the evidence, so that a caller
+// who uses its memory again changes no later answer. That Check does not change
+// it is looked at in every call.
+func testEvidenceIsCallers(tb run) {
+	s := newSubject(tb, tb.h)
+	listed, stranger := s.evidence(tb), s.evidence(tb)
+	s.list(tb, listed)
+	reused := *listed
+	if _, err := s.check(tb, &reused); err != nil {
+		tb.Errorf("Check: %v", err)
+	}
+	reused = *stranger
+	s.wantListed(tb, listed, true, "its evidence was used for a stranger")
+	s.wantListed(tb, &reused, false, "a stranger in memory that was a listed TPM's")
+	reused = *listed
+	s.wantListed(tb, &reused, true, "a listed TPM in memory that was a stranger's")
+	s.wantListed(tb, stranger, false, "its evidence was used for a listed TPM")
+}
+
+// testVerdictIsCallers: two verdicts share no memory, so that a caller who
+// changes one changes no later answer.
+func testVerdictIsCallers(tb run) {
+	s := newSubject(tb, tb.h)
+	ev := s.evidence(tb)
+	s.list(tb, ev)
+	first, _ := s.check(tb, ev)
+	kept := keep(first)
+	for i := range first.Attributes.Labels {
+		first.Attributes.Labels[i] = "forged"
+	}
+	for i := range first.Attributes.CAs {
+		first.Attributes.CAs[i] = "forged"
+	}
+	if c := first.Attributes.Certificate; c != nil {
+		*c = sources.EKCertificate{Serial: "f00"}
+	}
+	second, _ := s.check(tb, ev)
+	if !reflect.DeepEqual(keep(second), kept) {
+		tb.Errorf("a caller changed a verdict, and the next one is %+v, want %+v", second.Attributes, kept)
+	}
+}
+
+// keep returns a's contents in memory of their own.
+func keep(v sources.Verdict) sources.Attributes {
+	a := v.Attributes
+	a.Labels, a.CAs = slices.Clone(a.Labels), slices.Clone(a.CAs)
+	if a.Certificate != nil {
+		c := *a.Certificate
+		a.Certificate = &c
+	}
+	return a
+}
+
+// testNothingWritten: nothing that an attesting machine sends is ever written
+// into the data that it is looked up in.
+func testNothingWritten(tb run) {
+	s := newSubject(tb, tb.h)
+	if s.Content == nil {
+		return
+	}
+	listed, stranger := s.evidence(tb), s.evidence(tb)
+	s.list(tb, listed)
+	before := s.Content()
+	all := append(hostileEvidence(listed, stranger), hostile{"listed", listed}, hostile{"stranger", stranger})
+	for _, x := range all {
+		if _, _ = s.check(tb, x.ev); !reflect.DeepEqual(s.Content(), before) {
+			tb.Fatalf("Check wrote to the data: %s", x.name)
+		}
+	}
+	if s.load(tb); !reflect.DeepEqual(s.Content(), before) {
+		tb.Error("Refresh wrote to the data")
+	}
+}

@@ -1,0 +1,226 @@
+package sourcetest
+
+import (
+	"context"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// testConcurrent: Check answers from whole data while that changes under it. The
+// race detector sees the rest.
+func testConcurrent(tb run) {
+	s := newSubject(tb, tb.h)
+	steady, changing, stranger := s.evidence(tb), s.evidence(tb), s.evidence(tb)
+	s.list(tb, steady)
+	ctx, cancel := context.WithCancel(tb.Context())
+	var work sync.WaitGroup
+	if r, ok := s.source.(sources.Runner); ok {
+		work.Go(func() { _ = r.Run(ctx, func() error { return s.refresh(ctx) }) })
+	}
+	for range 4 {
+		work.Go(func() {
+			//nolint:contextcheck // ctx ends the asking and no question
+			askWhileChanging(tb, s, ctx.Done(), steady, changing, stranger)
+		})
+	}
+	for range 50 {
+		s.list(tb, changing)
+		s.wantListed(tb, changing, true, "just listed")
+		s.unlist(tb, changing)
+		s.wantListed(tb, changing, false, "just listed no more")
+	}
+	cancel()
+	within(tb, "Run whose context has ended", work.Wait)
+}
+
+// askWhileChanging asks about a TPM that is listed all the time, one that is
+// listed at times and one that never is, until done is closed or one answer was
+// wrong.
+func askWhileChanging(tb run, s *subject, done <-chan struct{}, steady, changing, stranger *sources.Evidence) {
+	for !tb.Failed() {
+		select {
+		case <-done:
+			return
+		default:
+		}
+		s.wantListed(tb, steady, true, "while others change")
+		s.wantListed(tb, stranger, false, "while others change")
+		if _, err := s.check(tb, changing); err != nil {
+			tb.Errorf("while it changes: cannot tell: %v", err)
+		}
+		if r, ok := s.source.(sources.Reporter); ok {
+			_ = r.Status()
+		}
+	}
+}
+
+// testRunEnds: when Run has returned, nothing of it is left.
+func testRunEnds(tb run) {
+	goroutines, files := runtime.NumGoroutine(), openFiles()
+	for range rounds {
+		s := newSubject(tb, tb.h)
+		r, ok := s.source.(sources.Runner)
+		if !ok {
+			return
+		}
+		s.load(tb)
+		ctx, cancel := context.WithCancel(tb.Context())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_ = r.Run(ctx, func() error { return s.refresh(ctx) })
+		}()
+		ev := s.evidence(tb)
+		s.list(tb, ev)
+		cancel()
+		within(tb, "Run whose context has ended", func() { <-ended })
+		s.wantListed(tb, ev, true, "after Run has ended")
+	}
+	settled := func() bool {
+		return runtime.NumGoroutine()-goroutines < noise && openFiles()-files < noise
+	}
+	for begun := time.Now(); !settled(); runtime.Gosched() {
+		if time.Since(begun) > tb.patience {
+			tb.Errorf("after %d Runs there are %d more goroutines and %d more open files",
+				rounds, runtime.NumGoroutine()-goroutines, openFiles()-files)
+			return
+		}
+	}
+}
+
+// testRunFollows: a change is followed without anybody calling Refresh, by
+// attempts that never overlap.
+func testRunFollows(tb run) {
+	s := newSubject(tb, tb.h)
+	r, ok := s.source.(sources.Runner)
+	if !ok {
+		return
+	}
+	s.load(tb)
+	ctx, cancel := context.WithCancel(tb.Context())
+	refreshed := make(chan struct{}, 1)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = r.Run(ctx, func() error {
+			if !s.refreshing.TryLock() {
+				tb.Error("Run calls refresh twice at once, or calls Refresh itself")
+			} else {
+				s.refreshing.Unlock()
+			}
+			err := s.refresh(ctx)
+			select {
+			case refreshed <- struct{}{}:
+			default:
+			}
+			return err
+		})
+	}()
+	defer func() {
+		cancel()
+		<-ended
+	}()
+	ev := s.evidence(tb)
+	for _, listed := range []bool{true, false} {
+		if listed {
+			s.List(ev, s.attributes(ev))
+		} else {
+			s.Unlist(ev)
+		}
+		for late := time.After(tb.patience); ; {
+			if v, err := s.check(tb, ev); err == nil && v.Listed == listed {
+				break
+			}
+			select {
+			case <-refreshed:
+				continue
+			case <-ended:
+				tb.Fatalf("Run returned before its context had ended")
+			case <-late:
+				tb.Fatalf("a change was not followed within %v: listed should be %v", tb.patience, listed)
+			}
+		}
+	}
+}
+
+// testEarlyLimited: a stranger who attests in a loop causes a few early refreshes
+// and no more.
+func testEarlyLimited(tb run) {
+	s := newSubject(tb, tb.h)
+	p, ok := s.source.(sources.Poller)
+	if !ok {
+		return
+	}
+	s.load(tb)
+	const asked, most = 10_000, 100
+	allowed := 0
+	within(tb, "RefreshEarly", func() {
+		for range asked {
+			if p.RefreshEarly() {
+				allowed++
+			}
+		}
+	})
+	if allowed > most {
+		tb.Errorf("of %d early refreshes at once, %d are allowed", asked, allowed)
+	}
+}
+
+// testStatus: what a source reports tells an operator whether it serves.
+func testStatus(tb run) {
+	s := newSubject(tb, tb.h)
+	r, ok := s.source.(sources.Reporter)
+	if !ok {
+		return
+	}
+	_, loads := s.source.(sources.Refresher)
+	if st := r.Status(); loads && (!st.Loaded.IsZero() || st.Entries != 0) {
+		tb.Errorf("before the first Refresh: %+v", st)
+	}
+	s.list(tb, s.evidence(tb))
+	s.list(tb, s.evidence(tb))
+	st := r.Status()
+	if loads && (st.Loaded.IsZero() || st.Loaded.After(time.Now())) {
+		tb.Errorf("loaded at %v", st.Loaded)
+	}
+	if st.Entries < 2 {
+		tb.Errorf("%d entries, where 2 are listed", st.Entries)
+	}
+	for _, w := range st.Warnings {
+		if strings.TrimSpace(w) == "" {
+			tb.Error("an empty warning")
+		}
+	}
+}
+
+// testInSet: under a Set, by itself, the source admits a TPM that it lists and
+// refuses another.
+func testInSet(tb run) {
+	s := newSubject(tb, tb.h)
+	listed, stranger := s.evidence(tb), s.evidence(tb)
+	s.List(listed, s.attributes(listed))
+	member := sources.Member{Name: "it", Kind: "kind", Source: s.source}
+	set, err := sources.NewSet([]sources.Member{member}, sources.AnyOf("it"), sources.Options{})
+	if err != nil {
+		tb.Fatalf("NewSet: %v", err)
+	}
+	defer set.Close()
+	set.Start(tb.Context(), nil)
+	outcome := func(ev *sources.Evidence) sources.Decision {
+		e := set.Begin(ev)
+		if d := e.BeforeChallenge(tb.Context()); d.Outcome != sources.Challenge {
+			return d
+		}
+		return e.AfterChallenge(tb.Context(), NewProof(ev))
+	}
+	if d := outcome(listed); d.Outcome != sources.Admitted {
+		tb.Errorf("a listed TPM: %v: %s", d.Outcome, d.Explain())
+	}
+	if d := outcome(stranger); d.Outcome != sources.Refused {
+		tb.Errorf("a stranger: %v: %s", d.Outcome, d.Explain())
+	}
+}

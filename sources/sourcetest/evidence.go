@@ -1,0 +1,200 @@
+package sourcetest
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// NewEvidence returns the evidence of a TPM with a new EK on P-256 and no
+// certificate.
+func NewEvidence(tb testing.TB) *sources.Evidence {
+	tb.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		tb.Fatalf("make an EK: %v", err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		tb.Fatalf("marshal the EK: %v", err)
+	}
+	hash := sha256.Sum256(der)
+	return &sources.Evidence{EKHash: hex.EncodeToString(hash[:]), EK: &key.PublicKey}
+}
+
+// NewProof returns the proof of a TPM with ev's EK.
+func NewProof(ev *sources.Evidence) *sources.Proof { return &sources.Proof{AK: ev.EK} }
+
+// proven returns ev after the challenge.
+func proven(ev *sources.Evidence) *sources.Evidence {
+	after := *ev
+	after.Proof = NewProof(ev)
+	return &after
+}
+
+// A hostile evidence is one that no source may list, in spite of what it
+// resembles. Package attestor lets none of them through; a source that lists one
+// has a hole behind that check, and one that panics has another.
+type hostile struct {
+	name string
+	ev   *sources.Evidence
+}
+
+// hostileEvidence returns evidence of a stranger's TPM that is twisted to look
+// like that of a listed one.
+func hostileEvidence(listed, stranger *sources.Evidence) []hostile {
+	var all []hostile
+	twist := func(name string, f func(ev *sources.Evidence)) {
+		ev := *stranger
+		f(&ev)
+		all = append(all, hostile{name, &ev})
+	}
+	h := listed.EKHash
+	for _, hash := range []string{
+		"", " ", ".", "..", "/", "\x00", "*", "%s", "~", "-", h[:63], h[:2], h + "0", h + h, " " + h, h + "\n",
+		h + "\x00", h + "/", h + "/.", h + "/..", "./" + h, "../" + h, "/" + h, h[:2] + "/" + h, h[2:],
+		strings.ToUpper(h), "0x" + h, h[:62] + "é", "../../../etc/passwd", strings.Repeat("../", 60) + "etc/passwd",
+		strings.Repeat("a", 10<<10), strings.Repeat("a/", 5<<10), h + strings.Repeat("\x00", 10<<10),
+	} {
+		if hash == h { // digits alone have no upper case
+			continue
+		}
+		name := fmt.Sprintf("EK hash %.80q of %d bytes", hash, len(hash))
+		twist(name, func(ev *sources.Evidence) { ev.EKHash = hash })
+	}
+	twist("no EK", func(ev *sources.Evidence) { ev.EK = nil })
+	twist("a typed nil as EK", func(ev *sources.Evidence) { ev.EK = (*ecdsa.PublicKey)(nil) })
+	twist("an empty EK", func(ev *sources.Evidence) { ev.EK = &ecdsa.PublicKey{} })
+	twist("a text as EK", func(ev *sources.Evidence) { ev.EK = h })
+	twist("no certificate", func(ev *sources.Evidence) { ev.Certificate = nil })
+	twist("an empty certificate", func(ev *sources.Evidence) { ev.Certificate = &x509.Certificate{} })
+	twist("a certificate of garbage", func(ev *sources.Evidence) { ev.Certificate = garbage(listed) })
+	twist("a chain of nil", func(ev *sources.Evidence) { ev.Chain = make([]*x509.Certificate, 16) })
+	twist("a chain of garbage", func(ev *sources.Evidence) {
+		ev.Chain = nil
+		for range 16 {
+			ev.Chain = append(ev.Chain, &x509.Certificate{}, garbage(listed))
+		}
+	})
+	if c := listed.Certificate; c != nil {
+		twist("a listed TPM's certificate in the chain", func(ev *sources.Evidence) {
+			ev.Chain = append([]*x509.Certificate{c}, listed.Chain...)
+		})
+	}
+	twist("nothing at all", func(ev *sources.Evidence) { *ev = sources.Evidence{} })
+	return all
+}
+
+// garbage returns a certificate with the names of ev's, if it has one, and with
+// nothing behind them.
+func garbage(ev *sources.Evidence) *x509.Certificate {
+	c := &x509.Certificate{
+		Raw:                     []byte{0x30, 0x82, 0xff, 0xff},
+		RawSubjectPublicKeyInfo: []byte{5, 0},
+		Signature:               []byte{1},
+	}
+	if of := ev.Certificate; of != nil {
+		c.RawIssuer, c.RawSubject, c.AuthorityKeyId = of.RawIssuer, of.RawSubject, of.AuthorityKeyId
+		c.Issuer, c.Subject, c.NotBefore, c.NotAfter = of.Issuer, of.Subject, of.NotBefore, of.NotAfter
+	}
+	return c
+}
+
+// Tree returns everything beneath dir: each path with its kind, its permissions,
+// the time it was changed at and its content or, for a link, its target. It is
+// for Backend.Content; what cannot be read is in it as the error.
+func Tree(dir string) map[string]string {
+	tree := map[string]string{}
+	walked := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil {
+			tree[path], err = describe(path, d)
+		}
+		if err != nil {
+			tree[path] = err.Error()
+		}
+		return nil
+	})
+	if walked != nil {
+		tree[dir] = walked.Error()
+	}
+	return tree
+}
+
+// describe returns what Tree says of one path.
+func describe(path string, d fs.DirEntry) (string, error) {
+	info, err := d.Info()
+	if err != nil {
+		return "", err
+	}
+	var content string
+	switch {
+	case d.Type().IsRegular():
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return "", err
+		}
+		content = fmt.Sprintf("%x", sha256.Sum256(b))
+	case d.Type()&fs.ModeSymlink != 0:
+		if content, err = os.Readlink(path); err != nil {
+			return "", err
+		}
+	}
+	return fmt.Sprint(info.Mode(), info.ModTime().UnixNano(), content), nil
+}
+
+// fingerprint returns a hash of all that ev reaches.
+func fingerprint(ev *sources.Evidence) string {
+	h := sha256.New()
+	walk(func(parts ...any) { fmt.Fprintln(h, parts...) }, reflect.ValueOf(ev), map[uintptr]bool{})
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// walk emits every value that v reaches, each pointer once. It reads unexported
+// fields as well.
+func walk(emit func(...any), v reflect.Value, seen map[uintptr]bool) {
+	emit(v.Kind())
+	switch v.Kind() {
+	case reflect.Pointer:
+		emit(v.Pointer())
+		if !v.IsNil() && !seen[v.Pointer()] {
+			seen[v.Pointer()] = true
+			walk(emit, v.Elem(), seen)
+		}
+	case reflect.Interface:
+		if !v.IsNil() {
+			emit(v.Elem().Type())
+			walk(emit, v.Elem(), seen)
+		}
+	case reflect.Struct:
+		for _, field := range v.Fields() {
+			walk(emit, field, seen)
+		}
+	case reflect.Slice, reflect.Array:
+		emit(v.Len())
+		for i := range v.Len() {
+			walk(emit, v.Index(i), seen)
+		}
+	case reflect.String:
+		emit(v.String())
+	case reflect.Bool:
+		emit(v.Bool())
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		emit(v.Int())
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr:
+		emit(v.Uint())
+	case reflect.Map:
+		emit(v.Len())
+	}
+}

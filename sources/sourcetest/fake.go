@@ -1,0 +1,178 @@
+package sourcetest
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// An Answer is what a Fake answers.
+type Answer func(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error)
+
+// Lists answers that the TPM is listed, with these attributes.
+func Lists(a sources.Attributes) Answer {
+	return func(context.Context, *sources.Evidence) (sources.Verdict, error) {
+		return sources.Verdict{Listed: true, Reason: "a fake lists it", Attributes: a}, nil
+	}
+}
+
+// ListsNot answers that the TPM is not listed.
+func ListsNot() Answer {
+	return func(context.Context, *sources.Evidence) (sources.Verdict, error) {
+		return sources.Verdict{}, nil
+	}
+}
+
+// Fails answers that the source cannot tell.
+func Fails(err error) Answer {
+	return func(context.Context, *sources.Evidence) (sources.Verdict, error) {
+		return sources.Verdict{}, err
+	}
+}
+
+// NeedsChallenge answers sources.ErrNeedsChallenge before the challenge and then
+// after it.
+func NeedsChallenge(then Answer) Answer {
+	return func(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+		if ev.Proof == nil {
+			return sources.Verdict{}, sources.ErrNeedsChallenge
+		}
+		return then(ctx, ev)
+	}
+}
+
+// Waits answers the context's error once the context has ended, as a source does
+// that obeys its deadline.
+func Waits() Answer {
+	return func(ctx context.Context, _ *sources.Evidence) (sources.Verdict, error) {
+		<-ctx.Done()
+		return sources.Verdict{}, ctx.Err()
+	}
+}
+
+// Hangs is stuck until release is closed, whatever becomes of the context, and
+// answers then.
+func Hangs(release <-chan struct{}, then Answer) Answer {
+	return func(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+		<-release
+		return then(ctx, ev)
+	}
+}
+
+// Panics panics with v.
+func Panics(v any) Answer {
+	return func(context.Context, *sources.Evidence) (sources.Verdict, error) { panic(v) }
+}
+
+// A Fake is a Source that answers as it is told. The zero Fake lists nobody. It
+// is safe for concurrent use.
+type Fake struct {
+	answer atomic.Pointer[Answer]
+	mu     sync.Mutex
+	calls  int
+	busy   int
+	most   int
+}
+
+// NewFake returns a Fake that answers a.
+func NewFake(a Answer) *Fake {
+	f := &Fake{}
+	f.Set(a)
+	return f
+}
+
+// Set changes what the Fake answers from the next Check on.
+func (f *Fake) Set(a Answer) { f.answer.Store(&a) }
+
+// Check implements sources.Source.
+func (f *Fake) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	f.enter(1)
+	defer f.enter(-1)
+	a := f.answer.Load()
+	if a == nil {
+		return sources.Verdict{}, nil
+	}
+	return (*a)(ctx, ev)
+}
+
+func (f *Fake) enter(n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.busy += n
+	f.calls += max(n, 0)
+	f.most = max(f.most, f.busy)
+}
+
+// Calls returns how often Check was called, how many of these calls have not
+// returned, and how many there were at the worst moment.
+func (f *Fake) Calls() (all, busy, most int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.calls, f.busy, f.most
+}
+
+// A MemoryFake is a Fake that answers from memory. Answers that wait are not for
+// it.
+type MemoryFake struct{ Fake }
+
+// NewMemoryFake returns a MemoryFake that answers a.
+func NewMemoryFake(a Answer) *MemoryFake {
+	f := &MemoryFake{}
+	f.Set(a)
+	return f
+}
+
+// InMemory implements sources.InMemory.
+func (f *MemoryFake) InMemory() bool { return true }
+
+// A LoadingFake is a Fake that is a Refresher, a Runner and a Reporter as well.
+// Its functions are set before it is used, and are called as the methods are.
+type LoadingFake struct {
+	Fake
+	// OnRefresh is Refresh; nil succeeds.
+	OnRefresh func(ctx context.Context) error
+	// OnRun is Run; nil waits for the end of ctx.
+	OnRun func(ctx context.Context, refresh func() error) error
+	// OnStatus is Status; nil reports nothing.
+	OnStatus func() sources.Status
+}
+
+// Refresh implements sources.Refresher.
+func (f *LoadingFake) Refresh(ctx context.Context) error {
+	if f.OnRefresh == nil {
+		return nil
+	}
+	return f.OnRefresh(ctx)
+}
+
+// Run implements sources.Runner.
+func (f *LoadingFake) Run(ctx context.Context, refresh func() error) error {
+	if f.OnRun == nil {
+		<-ctx.Done()
+		return nil
+	}
+	return f.OnRun(ctx, refresh)
+}
+
+// Status implements sources.Reporter.
+func (f *LoadingFake) Status() sources.Status {
+	if f.OnStatus == nil {
+		return sources.Status{}
+	}
+	return f.OnStatus()
+}
+
+// A PollingFake is a LoadingFake that answers from memory and is a Poller.
+type PollingFake struct {
+	LoadingFake
+	// OnRefreshEarly is RefreshEarly; nil never allows one.
+	OnRefreshEarly func() bool
+}
+
+// InMemory implements sources.InMemory.
+func (f *PollingFake) InMemory() bool { return true }
+
+// RefreshEarly implements sources.Poller.
+func (f *PollingFake) RefreshEarly() bool { return f.OnRefreshEarly != nil && f.OnRefreshEarly() }

@@ -1,0 +1,35 @@
+package sourcetest
+
+import (
+	"os"
+	"time"
+)
+
+// rounds is how often something is done whose traces are then counted. noise is
+// how many traces are not its own: what else the process does comes and goes.
+const rounds, noise = 16, 8
+
+// within fails the test where f has not returned in time, and leaves it behind.
+func within(tb run, what string, f func()) {
+	tb.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	select {
+	case <-done:
+	case <-time.After(tb.patience):
+		tb.Fatalf("%s has not returned within %v", what, tb.patience)
+	}
+}
+
+// openFiles returns the number of files that the process has open, 0 where the
+// system does not say.
+func openFiles() int {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return 0
+	}
+	return len(entries)
+}

@@ -1,0 +1,186 @@
+package sourcetest
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// data is the backing data of the sources in this package's tests.
+type data struct {
+	mu      sync.Mutex
+	entries map[string]sources.Attributes
+	broken  bool
+	writes  int
+}
+
+var errUnreadable = errors.New("the data is unreadable")
+
+func (d *data) read() (map[string]sources.Attributes, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.broken {
+		return nil, errUnreadable
+	}
+	return maps.Clone(d.entries), nil
+}
+
+func (d *data) change(f func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f()
+}
+
+// backend returns a Backend over d whose sources open makes.
+func (d *data) backend(open func() sources.Source) Backend {
+	return Backend{
+		Open: open,
+		List: func(ev *sources.Evidence, a sources.Attributes) {
+			d.change(func() { d.entries[ev.EKHash] = a })
+		},
+		Unlist: func(ev *sources.Evidence) { d.change(func() { delete(d.entries, ev.EKHash) }) },
+		Break:  func() { d.change(func() { d.broken = true }) },
+		Mend:   func() { d.change(func() { d.broken = false }) },
+		Content: func() any {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			return d.writes
+		},
+	}
+}
+
+// verdict is what a correct source says from entries.
+func verdict(entries map[string]sources.Attributes, ev *sources.Evidence) sources.Verdict {
+	a, ok := entries[ev.EKHash]
+	if !ok {
+		return sources.Verdict{Reason: "no entry"}
+	}
+	a.Labels = slices.Clone(a.Labels)
+	return sources.Verdict{Listed: true, Attributes: a}
+}
+
+// lookup is a correct source that reads its data at each Check.
+type lookup struct{ data *data }
+
+func (l lookup) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	if err := ctx.Err(); err != nil {
+		return sources.Verdict{}, err
+	}
+	entries, err := l.data.read()
+	if err != nil {
+		return sources.Verdict{}, err
+	}
+	return verdict(entries, ev), nil
+}
+
+// loader is a correct source that loads and follows its data.
+type loader struct {
+	data  *data
+	state atomic.Pointer[loaded]
+}
+
+type loaded struct {
+	entries map[string]sources.Attributes
+	at      time.Time
+}
+
+func (l *loader) Check(_ context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	st := l.state.Load()
+	if st == nil {
+		return sources.Verdict{}, errors.New("not loaded yet")
+	}
+	return verdict(st.entries, ev), nil
+}
+
+func (l *loader) Refresh(context.Context) error {
+	entries, err := l.data.read()
+	if err != nil {
+		return err
+	}
+	l.state.Store(&loaded{entries, time.Now()})
+	return nil
+}
+
+func (l *loader) Run(ctx context.Context, refresh func() error) error {
+	ticker := time.NewTicker(time.Millisecond)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			_ = refresh()
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (l *loader) Status() sources.Status {
+	st := l.state.Load()
+	if st == nil {
+		return sources.Status{}
+	}
+	return sources.Status{Loaded: st.at, Entries: len(st.entries), Warnings: []string{"line 3: left out"}}
+}
+
+// needsProof is a correct source that knows after the challenge.
+type needsProof struct{ lookup }
+
+func (n needsProof) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	if ev.Proof == nil {
+		return sources.Verdict{}, sources.ErrNeedsChallenge
+	}
+	return n.lookup.Check(ctx, ev)
+}
+
+// harness returns the Harness of sources that open makes.
+func harness(open func(*data) sources.Source) Harness {
+	return Harness{
+		Attributes: true,
+		New: func(testing.TB) Backend {
+			d := &data{entries: map[string]sources.Attributes{}}
+			return d.backend(func() sources.Source { return open(d) })
+		},
+	}
+}
+
+func lookupHarness() Harness {
+	return harness(func(d *data) sources.Source { return lookup{d} })
+}
+
+func loaderHarness() Harness {
+	return harness(func(d *data) sources.Source { return &loader{data: d} })
+}
+
+func needsProofHarness() Harness {
+	h := harness(func(d *data) sources.Source { return needsProof{lookup{d}} })
+	h.NeedsProof = true
+	return h
+}
+
+// TestCorrectSourcesPass stops the suite from refusing a source that keeps the
+// contract: one that looks up, one that loads, one that needs the proof, and one
+// that can do the least.
+func TestCorrectSourcesPass(t *testing.T) {
+	t.Run("lookup", func(t *testing.T) { Run(t, lookupHarness()) })
+	t.Run("loader", func(t *testing.T) { Run(t, loaderHarness()) })
+	t.Run("needs proof", func(t *testing.T) { Run(t, needsProofHarness()) })
+	t.Run("least", func(t *testing.T) {
+		h := lookupHarness()
+		h.Attributes = false
+		full := h.New
+		h.New = func(tb testing.TB) Backend {
+			tb.Helper()
+			b := full(tb)
+			b.Break, b.Mend, b.Content = nil, nil, nil
+			return b
+		}
+		Run(t, h)
+	})
+}

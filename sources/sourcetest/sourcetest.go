@@ -1,0 +1,127 @@
+// Package sourcetest holds the tests that every source passes, for the backends
+// of this project and for those of others, and fakes for whoever tests what
+// stands above sources.
+//
+// A backend's test says how to make backing data and how to change it, and the
+// suite does the rest:
+//
+//	func TestConformance(t *testing.T) {
+//		sourcetest.Run(t, sourcetest.Harness{
+//			Attributes: true,
+//			New: func(tb testing.TB) sourcetest.Backend {
+//				dir := tb.TempDir()
+//				file := func(ev *sources.Evidence) string { return filepath.Join(dir, ev.EKHash) }
+//				return sourcetest.Backend{
+//					Open: func() sources.Source { return hashdir.New(…) },
+//					List: func(ev *sources.Evidence, a sources.Attributes) {
+//						os.WriteFile(file(ev), encode(a), 0o600)
+//					},
+//					Unlist:  func(ev *sources.Evidence) { os.Remove(file(ev)) },
+//					Break:   func() { os.Rename(dir, dir+".away") },
+//					Mend:    func() { os.Rename(dir+".away", dir) },
+//					Content: func() any { return sourcetest.Tree(dir) },
+//				}
+//			},
+//		})
+//	}
+//
+// The contract that is tested is the doc comment of [sources.Source] and of the
+// optional interfaces beside it. Run it with -race: some of the contract shows
+// only there.
+package sourcetest
+
+import (
+	"testing"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// A Harness says how to test one kind of source.
+type Harness struct {
+	// New makes backing data that lists nobody. It is called once a test.
+	New func(tb testing.TB) Backend
+
+	// Evidence returns the evidence of another TPM at each call, one that
+	// List can list. NewEvidence where it is nil.
+	Evidence func(tb testing.TB) *sources.Evidence
+
+	// Attributes is true where the name and the labels that List is given
+	// come back in the verdict.
+	Attributes bool
+
+	// NeedsProof is true where the source answers ErrNeedsChallenge before
+	// the challenge, and what it knows after it.
+	NeedsProof bool
+}
+
+// A Backend is the backing data of one source under test. Its functions fail the
+// test by the tb that New was given, and are called by one goroutine at a time.
+//
+// Where the source is a Refresher the suite calls Refresh after each change;
+// where it is a Runner, the change must also be followed within 20 seconds, so
+// that it should be configured to look often.
+type Backend struct {
+	// Open returns a source over the data, as the kind's New makes it. It may
+	// be called several times.
+	Open func() sources.Source
+
+	// List makes the data list a TPM, and Unlist makes it list it no longer.
+	// a is zero unless Harness.Attributes is true.
+	List   func(ev *sources.Evidence, a sources.Attributes)
+	Unlist func(ev *sources.Evidence)
+
+	// Break makes the data unreadable, so that the source cannot tell or, if
+	// it is a Refresher, keeps the last good data; Mend undoes it. Both are
+	// nil where nothing can be unreadable.
+	Break, Mend func()
+
+	// Content returns all that the backing data holds, to be compared by
+	// reflect.DeepEqual; see Tree. It may be nil.
+	Content func() any
+}
+
+// Run tests a source.
+func Run(t *testing.T, h Harness) {
+	t.Helper()
+	for _, c := range clauses() {
+		t.Run(c.name, func(t *testing.T) { c.test(run{t, h, 20 * time.Second}) })
+	}
+}
+
+// A run is the test of one clause on one kind of source.
+type run struct {
+	testing.TB
+	h Harness
+	// patience is how long something may take that must come about by itself.
+	patience time.Duration
+}
+
+// A clause is one part of the contract with its test.
+type clause struct {
+	name string
+	test func(tb run)
+}
+
+func clauses() []clause {
+	return []clause{
+		{"opening does nothing", testOpen},
+		{"listed and not listed", testAnswers},
+		{"attributes", testAttributes},
+		{"needs the challenge", testNeedsChallenge},
+		{"cannot tell", testCannotTell},
+		{"not loaded yet", testNotLoaded},
+		{"hostile evidence", testHostile},
+		{"a context that has ended", testContextEnded},
+		{"in memory", testInMemory},
+		{"evidence is the caller's", testEvidenceIsCallers},
+		{"the verdict is the caller's", testVerdictIsCallers},
+		{"nothing is written", testNothingWritten},
+		{"concurrent use", testConcurrent},
+		{"Run ends", testRunEnds},
+		{"Run follows", testRunFollows},
+		{"early refreshes are limited", testEarlyLimited},
+		{"Status", testStatus},
+		{"in a Set", testInSet},
+	}
+}

@@ -1,0 +1,141 @@
+package sourcetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"sync"
+	"testing"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// A subject is a source under test with its backing data.
+type subject struct {
+	Backend
+	h      Harness
+	source sources.Source
+
+	refreshing sync.Mutex // Refresh is never called twice at once
+}
+
+// newSubject opens a source over new backing data. It is not loaded.
+func newSubject(tb testing.TB, h Harness) *subject {
+	tb.Helper()
+	b := h.New(tb)
+	return &subject{Backend: b, h: h, source: b.Open()}
+}
+
+// evidence returns the evidence of another TPM at each call.
+func (s *subject) evidence(tb testing.TB) *sources.Evidence {
+	tb.Helper()
+	if s.h.Evidence == nil {
+		return NewEvidence(tb)
+	}
+	return s.h.Evidence(tb)
+}
+
+// list lists ev with attributes, where the source has them.
+func (s *subject) list(tb testing.TB, ev *sources.Evidence) {
+	tb.Helper()
+	s.List(ev, s.attributes(ev))
+	s.load(tb)
+}
+
+func (s *subject) unlist(tb testing.TB, ev *sources.Evidence) {
+	tb.Helper()
+	s.Unlist(ev)
+	s.load(tb)
+}
+
+// attributes returns what ev is listed with.
+func (s *subject) attributes(ev *sources.Evidence) sources.Attributes {
+	if !s.h.Attributes {
+		return sources.Attributes{}
+	}
+	return sources.Attributes{Name: "machine-" + ev.EKHash[:8], Labels: []string{"env:test", "rack:12"}}
+}
+
+// load refreshes a Refresher, which must succeed.
+func (s *subject) load(tb testing.TB) {
+	tb.Helper()
+	if err := s.refresh(tb.Context()); err != nil {
+		tb.Errorf("Refresh: %v", err)
+	}
+}
+
+// refresh refreshes a Refresher.
+func (s *subject) refresh(ctx context.Context) (err error) {
+	r, ok := s.source.(sources.Refresher)
+	if !ok {
+		return nil
+	}
+	s.refreshing.Lock()
+	defer s.refreshing.Unlock()
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
+	return r.Refresh(ctx)
+}
+
+// check asks about ev, after the challenge where the source needs it, and fails
+// the test where the answer breaks the contract by itself.
+func (s *subject) check(tb testing.TB, ev *sources.Evidence) (sources.Verdict, error) {
+	tb.Helper()
+	if s.h.NeedsProof {
+		ev = proven(ev)
+	}
+	return s.checkOnce(tb.Context(), tb, ev)
+}
+
+// checkOnce asks about ev as it is.
+func (s *subject) checkOnce(ctx context.Context, tb testing.TB, ev *sources.Evidence) (v sources.Verdict, err error) {
+	tb.Helper()
+	before := fingerprint(ev)
+	defer func() {
+		if p := recover(); p != nil {
+			tb.Errorf("Check panicked: %v", p)
+			err = fmt.Errorf("panic: %v", p)
+		}
+		if fingerprint(ev) != before {
+			tb.Error("Check changed the evidence")
+		}
+	}()
+	v, err = s.source.Check(ctx, ev)
+	switch {
+	case err != nil && !reflect.DeepEqual(v, sources.Verdict{}):
+		tb.Errorf("Check returned a verdict beside the error %v: %+v", err, v)
+	case errors.Is(err, sources.ErrNeedsChallenge) && ev.Proof != nil:
+		tb.Error("Check asks for the challenge after the challenge")
+	case errors.Is(err, sources.ErrNeedsChallenge) && !s.h.NeedsProof:
+		tb.Error("Check asks for the challenge: set Harness.NeedsProof")
+	case err == nil && !v.Listed && !reflect.DeepEqual(v.Attributes, sources.Attributes{}):
+		tb.Errorf("attributes of a TPM that is not listed: %+v", v.Attributes)
+	}
+	if err := v.Attributes.Validate(); err != nil {
+		tb.Errorf("attributes that a Set does not take: %v", err)
+	}
+	return v, err
+}
+
+// wantListed fails the test unless ev is listed, or is not, as want says.
+func (s *subject) wantListed(tb testing.TB, ev *sources.Evidence, want bool, when string) {
+	tb.Helper()
+	if v, err := s.check(tb, ev); err != nil {
+		tb.Errorf("%s: cannot tell: %v", when, err)
+	} else if v.Listed != want {
+		tb.Errorf("%s: listed is %v, want %v (%s)", when, v.Listed, want, v.Reason)
+	}
+}
+
+// wantCannotTell fails the test unless the answer is an error that is no
+// question for the challenge.
+func (s *subject) wantCannotTell(tb testing.TB, ev *sources.Evidence, when string) {
+	tb.Helper()
+	if v, err := s.check(tb, ev); err == nil {
+		tb.Errorf("%s: %+v, want an error", when, v)
+	}
+}

@@ -1,0 +1,479 @@
+package sourcetest
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// A recorder is a testing.TB that keeps failures instead of failing the test.
+type recorder struct {
+	testing.TB
+	mu       sync.Mutex
+	failures []string
+}
+
+func (r *recorder) add(s string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.failures = append(r.failures, s)
+}
+
+func (r *recorder) Helper()                   {}
+func (r *recorder) Error(args ...any)         { r.add(fmt.Sprint(args...)) }
+func (r *recorder) Errorf(f string, a ...any) { r.add(fmt.Sprintf(f, a...)) }
+func (r *recorder) Fatalf(f string, a ...any) {
+	r.Errorf(f, a...)
+	runtime.Goexit()
+}
+
+func (r *recorder) Failed() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.failures) > 0
+}
+
+// failures returns what one clause of the suite says of a source.
+func failures(t *testing.T, h Harness, name string) []string {
+	t.Helper()
+	i := slices.IndexFunc(clauses(), func(c clause) bool { return c.name == name })
+	if i < 0 {
+		t.Fatalf("there is no clause %q", name)
+	}
+	r := &recorder{TB: t}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		clauses()[i].test(run{r, h, time.Second / 2})
+	}()
+	<-done
+	return r.failures
+}
+
+// bent is a loader of which parts are replaced by broken ones.
+type bent struct {
+	*loader
+	check   func(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error)
+	refresh func(ctx context.Context) error
+	run     func(ctx context.Context, refresh func() error) error
+	status  func() sources.Status
+}
+
+func (b *bent) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	if b.check != nil {
+		return b.check(ctx, ev)
+	}
+	return b.loader.Check(ctx, ev)
+}
+
+func (b *bent) Refresh(ctx context.Context) error {
+	if b.refresh != nil {
+		return b.refresh(ctx)
+	}
+	return b.loader.Refresh(ctx)
+}
+
+func (b *bent) Run(ctx context.Context, refresh func() error) error {
+	if b.run != nil {
+		return b.run(ctx, refresh)
+	}
+	return b.loader.Run(ctx, refresh)
+}
+
+func (b *bent) Status() sources.Status {
+	if b.status != nil {
+		return b.status()
+	}
+	return b.loader.Status()
+}
+
+// bentHarness returns the Harness of loaders that bend has broken.
+func bentHarness(bend func(b *bent)) Harness {
+	return harness(func(d *data) sources.Source {
+		b := &bent{loader: &loader{data: d}}
+		bend(b)
+		return b
+	})
+}
+
+// bentLookup is a lookup whose Check is replaced by a broken one.
+type bentLookup struct {
+	lookup
+	check lookupCheck
+}
+
+// A lookupCheck is a broken Check over a lookup that keeps the contract.
+type lookupCheck func(l lookup, ctx context.Context, ev *sources.Evidence) (sources.Verdict, error)
+
+func (b bentLookup) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	return b.check(b.lookup, ctx, ev)
+}
+
+func bentLookupHarness(check lookupCheck) Harness {
+	return harness(func(d *data) sources.Source { return bentLookup{lookup{d}, check} })
+}
+
+// TestSuiteCatches: each source breaks the contract in one way, and the suite
+// must say so in the clause that is about it. Otherwise a backend could pass the
+// suite and still admit a stranger.
+func TestSuiteCatches(t *testing.T) {
+	release := make(chan struct{})
+	var files sync.Map // left open by the sources
+	t.Cleanup(func() {
+		close(release)
+		files.Range(func(f, _ any) bool { return f.(*os.File).Close() == nil })
+	})
+	for _, broken := range slices.Concat(
+		brokenChecks(), brokenByEvidence(), brokenLoaders(),
+		brokenRunners(release, &files), brokenOpenings(release, &files),
+	) {
+		t.Run(broken.name, func(t *testing.T) {
+			if len(failures(t, broken.h, broken.clause)) == 0 {
+				t.Errorf("clause %q found nothing", broken.clause)
+			}
+		})
+	}
+}
+
+type brokenSource struct {
+	name, clause string
+	h            Harness
+}
+
+func brokenChecks() []brokenSource {
+	var all []brokenSource
+	add := func(name, clause string, c lookupCheck) {
+		all = append(all, brokenSource{name, clause, bentLookupHarness(c)})
+	}
+	add("lists everybody", "listed and not listed",
+		func(lookup, context.Context, *sources.Evidence) (sources.Verdict, error) {
+			return sources.Verdict{Listed: true}, nil
+		})
+	add("fails open", "cannot tell",
+		func(l lookup, ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+			v, err := l.Check(ctx, ev)
+			return v, errorUnless(err, errUnreadable)
+		})
+	add("a verdict beside the error", "cannot tell",
+		func(l lookup, ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+			v, err := l.Check(ctx, ev)
+			v.Listed = v.Listed || err != nil
+			return v, err
+		})
+	add("attributes of a stranger", "listed and not listed",
+		func(l lookup, ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+			v, err := l.Check(ctx, ev)
+			if err == nil {
+				v.Attributes.Name = "somebody"
+			}
+			return v, err
+		})
+	add("attributes that forge", "attributes",
+		func(l lookup, ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+			v, err := l.Check(ctx, ev)
+			if v.Listed {
+				v.Attributes.Labels = append(v.Attributes.Labels, "a\nb")
+			}
+			return v, err
+		})
+	add("asks for the challenge unasked", "needs the challenge",
+		func(l lookup, ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+			if ev.Proof == nil {
+				return sources.Verdict{}, sources.ErrNeedsChallenge
+			}
+			return l.Check(ctx, ev)
+		})
+	add("asks for the challenge for ever", "needs the challenge",
+		func(lookup, context.Context, *sources.Evidence) (sources.Verdict, error) {
+			return sources.Verdict{}, sources.ErrNeedsChallenge
+		})
+	return all
+}
+
+func brokenByEvidence() []brokenSource {
+	var all []brokenSource
+	add := func(name, clause string, c lookupCheck) {
+		all = append(all, brokenSource{name, clause, bentLookupHarness(c)})
+	}
+	add("ignores the case", "hostile evidence",
+		func(l lookup, ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+			lower := *ev
+			lower.EKHash = strings.ToLower(ev.EKHash)
+			return l.Check(ctx, &lower)
+		})
+	add("cleans paths", "hostile evidence",
+		func(l lookup, ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+			base := *ev
+			base.EKHash = filepath.Base(ev.EKHash)
+			return l.Check(ctx, &base)
+		})
+	add("panics without an EK", "hostile evidence",
+		func(l lookup, ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+			_ = ev.EK.(*ecdsa.PublicKey).Curve
+			return l.Check(ctx, ev)
+		})
+	add("trusts the chain", "hostile evidence",
+		func(l lookup, ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+			for _, c := range ev.Chain {
+				_ = c.Raw[0]
+			}
+			return l.Check(ctx, ev)
+		})
+	add("says not listed in a hurry", "a context that has ended",
+		func(l lookup, ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+			if ended(ctx) {
+				return sources.Verdict{}, nil
+			}
+			return l.Check(ctx, ev)
+		})
+	add("lists in a hurry", "a context that has ended",
+		func(l lookup, ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+			if ended(ctx) {
+				return sources.Verdict{Listed: true}, nil
+			}
+			return l.Check(ctx, ev)
+		})
+	add("changes the evidence", "listed and not listed",
+		func(l lookup, ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+			defer func() { ev.EKHash += "!" }()
+			return l.Check(ctx, ev)
+		})
+	add("changes the key", "listed and not listed",
+		func(l lookup, ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+			if k, ok := ev.EK.(*ecdsa.PublicKey); ok && k != nil {
+				k.Curve = nil
+			}
+			return l.Check(ctx, ev)
+		})
+	add("writes a hash down", "nothing is written",
+		func(l lookup, ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+			l.data.change(func() { l.data.writes++ })
+			return l.Check(ctx, ev)
+		})
+	return all
+}
+
+func ended(ctx context.Context) bool { return ctx.Err() != nil }
+
+// errorUnless returns err, or nil where it is the one that is swallowed.
+func errorUnless(err, swallowed error) error {
+	if errors.Is(err, swallowed) {
+		return nil
+	}
+	return err
+}
+
+func brokenLoaders() []brokenSource {
+	var all []brokenSource
+	add := func(name, clause string, bend func(b *bent)) {
+		all = append(all, brokenSource{name, clause, bentHarness(bend)})
+	}
+	add("remembers by the address of the evidence", "evidence is the caller's", func(b *bent) {
+		var seen sync.Map
+		b.check = func(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+			if v, ok := seen.Load(ev); ok {
+				return v.(sources.Verdict), nil
+			}
+			v, err := b.loader.Check(ctx, ev)
+			if err == nil {
+				seen.Store(ev, v)
+			}
+			return v, err
+		}
+	})
+	add("shares its labels", "the verdict is the caller's", func(b *bent) {
+		b.check = func(_ context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+			st := b.state.Load()
+			if st == nil {
+				return sources.Verdict{}, errors.New("not loaded yet")
+			}
+			a, ok := st.entries[ev.EKHash]
+			return sources.Verdict{Listed: ok, Attributes: a}, nil
+		}
+	})
+	add("lists nobody before it has loaded", "not loaded yet", func(b *bent) {
+		b.check = func(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+			v, err := b.loader.Check(ctx, ev)
+			if b.state.Load() == nil {
+				return v, nil
+			}
+			return v, err
+		}
+	})
+	add("says nothing of a refresh that fails", "cannot tell", func(b *bent) {
+		b.refresh = func(ctx context.Context) error {
+			_ = b.loader.Refresh(ctx)
+			return nil
+		}
+	})
+	add("forgets the last good data", "cannot tell", func(b *bent) {
+		b.refresh = func(ctx context.Context) error {
+			err := b.loader.Refresh(ctx)
+			if err != nil {
+				b.state.Store(&loaded{at: time.Now()})
+			}
+			return err
+		}
+	})
+	add("a hole while it loads", "concurrent use", func(b *bent) {
+		var asked atomic.Int64
+		b.check = func(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+			defer asked.Add(1)
+			return b.loader.Check(ctx, ev)
+		}
+		b.refresh = func(ctx context.Context) error {
+			st := b.state.Load()
+			b.state.Store(&loaded{})
+			// The hole lasts until checks have fallen into it, all four that are under
+			// way among them, where somebody asks at all.
+			for seen, n := asked.Load(), 0; asked.Load() < seen+12 && n < 5000; n++ {
+				runtime.Gosched()
+			}
+			if err := b.loader.Refresh(ctx); err != nil {
+				b.state.Store(st)
+				return err
+			}
+			return nil
+		}
+	})
+	add("loads half", "attributes", func(b *bent) {
+		b.refresh = func(ctx context.Context) error {
+			err := b.loader.Refresh(ctx)
+			if st := b.state.Load(); st != nil && len(st.entries) > 1 {
+				for h := range st.entries {
+					delete(st.entries, h)
+					break
+				}
+			}
+			return err
+		}
+	})
+	add("a Status of nothing", "Status", func(b *bent) {
+		b.status = func() sources.Status { return sources.Status{} }
+	})
+	add("a Status before it has loaded", "Status", func(b *bent) {
+		b.status = func() sources.Status { return sources.Status{Loaded: time.Now(), Entries: 2} }
+	})
+	add("an empty warning", "Status", func(b *bent) {
+		b.status = func() sources.Status {
+			st := b.loader.Status()
+			st.Warnings = []string{" "}
+			return st
+		}
+	})
+	add("a Check that never knows", "in a Set", func(b *bent) {
+		b.check = func(context.Context, *sources.Evidence) (sources.Verdict, error) {
+			return sources.Verdict{}, errors.New("never")
+		}
+	})
+	return all
+}
+
+func brokenRunners(release <-chan struct{}, files *sync.Map) []brokenSource {
+	var all []brokenSource
+	add := func(name, clause string, bend func(b *bent)) {
+		all = append(all, brokenSource{name, clause, bentHarness(bend)})
+	}
+	add("a Run that returns", "Run follows", func(b *bent) {
+		b.run = func(context.Context, func() error) error { return nil }
+	})
+	add("a Run that does not look", "Run follows", func(b *bent) {
+		b.run = func(ctx context.Context, _ func() error) error {
+			<-ctx.Done()
+			return nil
+		}
+	})
+	add("a Run that does not end", "Run ends", func(b *bent) {
+		b.run = func(context.Context, func() error) error {
+			<-release
+			return nil
+		}
+	})
+	add("a Refresh that ignores its context", "a context that has ended", func(b *bent) {
+		b.refresh = func(ctx context.Context) error {
+			if ctx.Err() != nil {
+				<-release
+			}
+			return b.loader.Refresh(ctx)
+		}
+	})
+	add("a Check that ignores its context", "a context that has ended", func(b *bent) {
+		b.check = func(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+			if ctx.Err() != nil {
+				<-release
+			}
+			return b.loader.Check(ctx, ev)
+		}
+	})
+	add("a Refresh that panics", "cannot tell", func(b *bent) {
+		b.refresh = func(context.Context) error { panic("a fault") }
+	})
+	add("a Run that leaves a goroutine", "Run ends", func(b *bent) {
+		b.run = func(ctx context.Context, refresh func() error) error {
+			go func() { <-release }()
+			return b.loader.Run(ctx, refresh)
+		}
+	})
+	add("a Run that leaves a file", "Run ends", func(b *bent) {
+		b.run = func(ctx context.Context, refresh func() error) error {
+			f, err := os.Open(os.DevNull)
+			if err != nil {
+				return err
+			}
+			files.Store(f, nil)
+			return b.loader.Run(ctx, refresh)
+		}
+	})
+	add("a Run that refreshes twice at once", "Run follows", func(b *bent) {
+		var slow atomic.Bool
+		b.refresh = func(ctx context.Context) error {
+			if slow.Load() {
+				for range 1000 { // the fault under test is several slow ones at once
+					runtime.Gosched()
+				}
+			}
+			return b.loader.Refresh(ctx)
+		}
+		b.run = func(ctx context.Context, refresh func() error) error {
+			slow.Store(true)
+			var work sync.WaitGroup
+			for range 4 {
+				work.Go(func() { _ = b.loader.Run(ctx, refresh) })
+			}
+			work.Wait()
+			return nil
+		}
+	})
+	return all
+}
+
+func brokenOpenings(release <-chan struct{}, files *sync.Map) []brokenSource {
+	opening := func(open func()) Harness {
+		return harness(func(d *data) sources.Source {
+			open()
+			return &loader{data: d}
+		})
+	}
+	return []brokenSource{
+		{"opening starts a goroutine", "opening does nothing", opening(func() {
+			go func() { <-release }()
+		})},
+		{"opening opens a file", "opening does nothing", opening(func() {
+			if f, err := os.Open(os.DevNull); err == nil {
+				files.Store(f, nil)
+			}
+		})},
+	}
+}
