@@ -1,0 +1,224 @@
+package ekca
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"time"
+)
+
+// authorities are the configured CA certificates, indexed by name. They are
+// never changed once they are built.
+type authorities struct {
+	byName map[string][]*signer // by the canonical form of their name
+	byKey  map[keyRef][]*signer
+	// bundles is the number of bundles; 0 where none are configured, and any
+	// authority is as good as another.
+	bundles int
+	// valid is the number of certificates that were valid when they were
+	// loaded.
+	valid int
+}
+
+// A keyRef is how a certificate refers to its issuer where it says which key
+// that has (RFC 5280, 4.2.1.1).
+type keyRef struct {
+	name  string // in its canonical form
+	keyID string
+}
+
+// A signer is a CA: a name and a key. It may have several certificates.
+type signer struct {
+	subject string // the canonical form of its name
+	keyHash string // SHA-256 of its SubjectPublicKeyInfo, hex
+	certs   []*node
+}
+
+// A node is a certificate in a chain.
+type node struct {
+	cert   *x509.Certificate
+	issuer string  // the canonical form of its issuer's name
+	signer *signer // nil for an EK certificate
+	// bundles are the bundles that it is in: of the certificates that a
+	// machine has sent none, and one with an empty name where CAs are
+	// configured without bundles.
+	bundles []string
+	// issuers are the CA certificates that are known to have signed it.
+	issuers []*node
+}
+
+// newNode returns a CA certificate with a signer of its own.
+func newNode(c *x509.Certificate) (*node, error) {
+	spki, err := x509.MarshalPKIXPublicKey(c.PublicKey)
+	if err != nil {
+		return nil, fmt.Errorf("marshal the key: %w", err)
+	}
+	hash := sha256.Sum256(spki)
+	n := &node{cert: c, issuer: canonical(c.RawIssuer)}
+	n.signer = &signer{
+		subject: canonical(c.RawSubject),
+		keyHash: hex.EncodeToString(hash[:]),
+		certs:   []*node{n},
+	}
+	return n, nil
+}
+
+// maySign reports whether a CA certificate may be in a chain at a time, with
+// below CA certificates between it and the EK certificate (RFC 5280, 6.1.4 (m)).
+// Unlike there, a certificate that a CA has issued to itself counts too.
+func (n *node) maySign(below int, now time.Time) bool {
+	limited := n.cert.BasicConstraintsValid && n.cert.MaxPathLen >= 0 &&
+		(n.cert.MaxPathLen > 0 || n.cert.MaxPathLenZero)
+	return faultOfDates(n.cert, now) == "" && (!limited || below <= n.cert.MaxPathLen)
+}
+
+// candidates are the configured signers that bear the name of n's issuer, those
+// with its key identifier first: CAs of one vendor share a name.
+func (a *authorities) candidates(n *node) iter.Seq[*signer] {
+	return func(yield func(*signer) bool) {
+		likely := a.byKey[keyRef{n.issuer, string(n.cert.AuthorityKeyId)}]
+		for _, s := range likely {
+			if !yield(s) {
+				return
+			}
+		}
+		for _, s := range a.byName[n.issuer] {
+			if !slices.Contains(likely, s) && !yield(s) {
+				return
+			}
+		}
+	}
+}
+
+// holds reports whether c is one of the configured certificates.
+func (a *authorities) holds(n *node) bool {
+	return slices.ContainsFunc(a.byName[n.signer.subject], func(s *signer) bool {
+		return slices.ContainsFunc(s.certs, func(own *node) bool { return own.cert.Equal(n.cert) })
+	})
+}
+
+// build indexes CA files and finds out which authority has issued which other.
+// It returns what it has left out and why. The error is ctx's.
+func build(ctx context.Context, files []caFile, now time.Time) (*authorities, []string, error) {
+	b := builder{
+		all:   &authorities{byName: make(map[string][]*signer), byKey: make(map[keyRef][]*signer)},
+		known: make(map[string]*node),
+		now:   now,
+	}
+	bundles := make(map[string]bool)
+	for _, f := range files {
+		if f.bundle != "" {
+			bundles[f.bundle] = true
+		}
+		for _, e := range f.entries {
+			b.add(f, e)
+		}
+	}
+	b.all.bundles = len(bundles)
+	if err := b.link(ctx); err != nil {
+		return nil, nil, err
+	}
+	return b.all, b.warnings, nil
+}
+
+// builder builds authorities.
+type builder struct {
+	all      *authorities
+	nodes    []*node
+	known    map[string]*node // by certificate
+	now      time.Time
+	warnings []string
+}
+
+func (b *builder) warn(f caFile, e entry, what string) {
+	b.warnings = append(b.warnings, fmt.Sprintf("%q: certificate %d %s (subject %s)",
+		f.path, e.number, what, describe(e.cert.Subject)))
+}
+
+// add takes one certificate in. One that is not valid now is kept, since it is
+// verified again at each Check: the clock may have been wrong.
+func (b *builder) add(f caFile, e entry) {
+	if n := b.known[string(e.cert.Raw)]; n != nil {
+		if slices.Contains(n.bundles, f.bundle) {
+			b.warn(f, e, "is there twice")
+			return
+		}
+		n.bundles = append(n.bundles, f.bundle)
+		return
+	}
+	if why := faultOfCA(e.cert); why != "" {
+		b.warn(f, e, why)
+		return
+	}
+	n, err := newNode(e.cert)
+	if err != nil {
+		b.warn(f, e, err.Error())
+		return
+	}
+	if why := faultOfDates(e.cert, b.now); why != "" {
+		b.warn(f, e, why)
+	} else {
+		b.all.valid++
+	}
+	n.bundles = []string{f.bundle}
+	b.known[string(e.cert.Raw)] = n
+	b.nodes = append(b.nodes, n)
+	b.index(n)
+}
+
+// index files a certificate under its name, with others of the same key.
+func (b *builder) index(n *node) {
+	named := b.all.byName[n.signer.subject]
+	at := slices.IndexFunc(named, func(s *signer) bool { return s.keyHash == n.signer.keyHash })
+	if at < 0 {
+		b.all.byName[n.signer.subject] = append(named, n.signer)
+	} else {
+		n.signer = named[at]
+		n.signer.certs = append(n.signer.certs, n)
+	}
+	if id := n.cert.SubjectKeyId; len(id) > 0 {
+		ref := keyRef{n.signer.subject, string(id)}
+		if !slices.Contains(b.all.byKey[ref], n.signer) {
+			b.all.byKey[ref] = append(b.all.byKey[ref], n.signer)
+		}
+	}
+}
+
+// link finds the configured issuers of each configured certificate, so that a
+// Check need not verify their signatures to learn which bundles vouch. With
+// fewer than two bundles there is nothing to learn.
+func (b *builder) link(ctx context.Context) error {
+	if b.all.bundles < 2 {
+		return nil
+	}
+	for _, n := range b.nodes {
+		if faultOfJoiner(n.cert) != "" {
+			continue // it vouches itself, but for no authority above it
+		}
+		switch err := b.linkOne(ctx, n); {
+		case errors.Is(err, errTangled):
+			b.warnings = append(b.warnings, describe(n.cert.Subject)+
+				": who issued it was not found out: too many CAs bear its issuer's name")
+		case err != nil:
+			return err
+		}
+	}
+	return nil
+}
+
+// linkOne finds the configured issuers of n, which has none but itself where it
+// is a root's.
+func (b *builder) linkOne(ctx context.Context, n *node) error {
+	v := verifier{left: maxSignatures}
+	if n.issuer == n.signer.subject {
+		if own, err := v.signed(ctx, n, n.signer); own || err != nil {
+			return err
+		}
+	}
+	return v.link(ctx, b.all, n)
+}

@@ -1,0 +1,23 @@
+package ekca
+
+import (
+	"crypto/x509"
+	"testing"
+	"time"
+)
+
+// Chains reports whether cert, of a CA or of an EK, chains to root where that is
+// the only CA configured.
+func Chains(tb testing.TB, cert, root *x509.Certificate, now time.Time) bool {
+	tb.Helper()
+	files := []caFile{{path: "root", entries: []entry{{cert: root, number: 1}}}}
+	all, warnings, err := build(tb.Context(), files, now)
+	if err != nil || len(warnings) > 0 {
+		tb.Fatal(err, warnings)
+	}
+	found, err := all.vouch(tb.Context(), cert, nil, now)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return found != nil
+}

@@ -1,0 +1,163 @@
+package ekca
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+// A caFile is what a file held when it was last whole.
+type caFile struct {
+	bundle  string
+	path    string
+	entries []entry
+	// sum is the SHA-256 of the file's content as it was read, whole or not.
+	sum [sha256.Size]byte
+}
+
+// A seenFile is a file, or what is in the place of one, as a look at it shows.
+type seenFile struct {
+	location
+	info fs.FileInfo // nil for a link that leads nowhere
+}
+
+// fileSet is what a look at the configured paths shows, in order.
+type fileSet []seenFile
+
+// errChanged is the error of a file that is no more what a look at it showed.
+var errChanged = errors.New("changed while it was read")
+
+// same reports whether two looks show the same files, unchanged.
+func (f fileSet) same(other fileSet) bool {
+	return slices.EqualFunc(f, other, func(a, b seenFile) bool {
+		if a.location != b.location || (a.info == nil) != (b.info == nil) {
+			return false
+		}
+		return a.info == nil || os.SameFile(a.info, b.info) && a.info.Mode() == b.info.Mode() &&
+			a.info.Size() == b.info.Size() && a.info.ModTime().Equal(b.info.ModTime())
+	})
+}
+
+// look finds the files at the configured paths without opening them. An error
+// means that it is not known what is there.
+func look(ctx context.Context, paths []location) (fileSet, error) {
+	var found fileSet
+	for _, l := range paths {
+		info, err := os.Stat(l.path)
+		if err != nil {
+			return nil, fmt.Errorf("look at the CA path: %w", err)
+		}
+		if !info.IsDir() {
+			found = append(found, seenFile{location: l, info: info})
+			continue
+		}
+		found, err = lookInto(ctx, l, found)
+		if err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
+// lookInto appends the files of a folder, sorted by name. A folder without any is
+// taken for a mount that is not there.
+func lookInto(ctx context.Context, folder location, found fileSet) (fileSet, error) {
+	names, err := readNames(folder.path, MaxFiles)
+	if err != nil {
+		return nil, err
+	}
+	before := len(found)
+	for _, name := range names {
+		if strings.HasPrefix(name, ".") {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("look at the files of %q: %w", folder.path, err)
+		}
+		l := location{bundle: folder.bundle, path: filepath.Join(folder.path, name)}
+		info, err := os.Stat(l.path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("look at the CA file: %w", err)
+		}
+		found = append(found, seenFile{location: l, info: info})
+	}
+	if len(found) == before {
+		return nil, fmt.Errorf("the CA folder %q is empty: "+
+			"mount it, write a CA's certificate there, or take it out of the configuration",
+			folder.path)
+	}
+	return found, nil
+}
+
+// readNames returns the sorted names in a folder of most names at most.
+func readNames(folder string, most int) ([]string, error) {
+	d, err := os.Open(folder) //nolint:gosec // G304: the operator names it
+	if err != nil {
+		return nil, fmt.Errorf("open the CA folder: %w", err)
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(most + 1)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("list the CA folder: %w", err)
+	}
+	if len(names) > most {
+		return nil, fmt.Errorf("the CA folder %q holds more than %d files", folder, most)
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// fault returns why the file is not to be opened, or nothing.
+func (f seenFile) fault() string {
+	switch {
+	case f.info == nil:
+		return "is a link that leads nowhere"
+	case f.info.IsDir():
+		return "is a folder within a folder, which is not read"
+	case !f.info.Mode().IsRegular():
+		return "is no regular file"
+	}
+	return ""
+}
+
+// errTooLarge is the error of a file that is not read.
+var errTooLarge = fmt.Errorf("is larger than %d bytes", MaxFileSize)
+
+// read returns the content of a file that has no fault. It never blocks on
+// something that has taken the file's place, a FIFO for example.
+func (f seenFile) read() ([]byte, error) {
+	if f.info.Size() > MaxFileSize {
+		return nil, errTooLarge
+	}
+	file, err := os.OpenFile(f.path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errChanged
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the CA file: %w", err)
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("look at the CA file: %w", err)
+	}
+	if !os.SameFile(info, f.info) || !info.Mode().IsRegular() {
+		return nil, errChanged
+	}
+	data, err := io.ReadAll(io.LimitReader(file, f.info.Size()+1))
+	if err != nil {
+		return nil, fmt.Errorf("read the CA file: %w", err)
+	}
+	if int64(len(data)) != f.info.Size() {
+		return nil, errChanged
+	}
+	return data, nil
+}

@@ -1,0 +1,273 @@
+package ekca_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
+)
+
+// run runs src in a bubble of synctest and returns how often it has called
+// refresh so far, as a function.
+func run(t *testing.T, src *ekca.Source) (refreshes func() int, stop func()) {
+	t.Helper()
+	var count atomic.Int32
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- src.Run(ctx, func() error {
+			count.Add(1)
+			return src.Refresh(ctx)
+		})
+	}()
+	return func() int { return int(count.Load()) }, func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	}
+}
+
+// after lets fake time pass, and what it causes happen.
+func after(d time.Duration) {
+	<-time.After(d)
+	synctest.Wait()
+}
+
+// The files are looked at every 30 seconds and loaded only when they have changed:
+// an attestation never reads them.
+func TestRunReadsWhatHasChanged(t *testing.T) {
+	dir := t.TempDir()
+	a, b := newRoot(t, "A"), newRoot(t, "B")
+	ekA, ekB := a.ek(t), b.ek(t)
+	write(t, filepath.Join(dir, "a.pem"), pemOf(a.cert))
+	synctest.Test(t, func(t *testing.T) {
+		src := load(t, ekca.Config{CAPath: dir})
+		refreshes, stop := run(t, src)
+		defer stop()
+		after(10 * time.Minute)
+		if n := refreshes(); n != 0 {
+			t.Errorf("%d refreshes of what had not changed", n)
+		}
+
+		write(t, filepath.Join(dir, "b.pem"), pemOf(b.cert))
+		wantNotListed(t, "no configured CA", src, ekB)
+		after(31 * time.Second)
+		wantListed(t, src, ekB)
+		if err := os.Remove(filepath.Join(dir, "a.pem")); err != nil {
+			t.Fatal(err)
+		}
+		after(31 * time.Second)
+		wantNotListed(t, "no configured CA", src, ekA)
+		write(t, filepath.Join(dir, ".hidden"), pemOf(a.cert))
+		after(10 * time.Minute)
+		if n := refreshes(); n != 2 {
+			t.Errorf("%d refreshes, want 2", n)
+		}
+	})
+}
+
+// Kubernetes changes a mounted ConfigMap by one swap of a link; every CA of the
+// old one must go.
+func TestRunFollowsAConfigMap(t *testing.T) {
+	dir := t.TempDir()
+	a, b := newRoot(t, "A"), newRoot(t, "B")
+	ekA, ekB := a.ek(t), b.ek(t)
+	write(t, filepath.Join(mkdir(t, filepath.Join(dir, "..1")), "ca.pem"), pemOf(a.cert))
+	write(t, filepath.Join(mkdir(t, filepath.Join(dir, "..2")), "ca.pem"), pemOf(b.cert))
+	link(t, "..1", filepath.Join(dir, "..data"))
+	link(t, "..data/ca.pem", filepath.Join(dir, "ca.pem"))
+	synctest.Test(t, func(t *testing.T) {
+		src := load(t, ekca.Config{CAPath: dir, PollInterval: time.Second})
+		_, stop := run(t, src)
+		defer stop()
+		if w := src.Status().Warnings; len(w) != 0 {
+			t.Errorf("warnings: %q", w)
+		}
+		wantListed(t, src, ekA)
+		link(t, "..2", filepath.Join(dir, "..data_tmp"))
+		if err := os.Rename(filepath.Join(dir, "..data_tmp"), filepath.Join(dir, "..data")); err != nil {
+			t.Fatal(err)
+		}
+		after(2 * time.Second)
+		wantListed(t, src, ekB)
+		wantNotListed(t, "no configured CA", src, ekA)
+	})
+}
+
+// A mount that goes away takes no machine with it; when it is back, what has
+// changed meanwhile is served.
+func TestRunKeepsTheLastGoodSet(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "cas")
+	a, b := newRoot(t, "A"), newRoot(t, "B")
+	ekA, ekB := a.ek(t), b.ek(t)
+	write(t, filepath.Join(mkdir(t, dir), "ca.pem"), pemOf(a.cert))
+	synctest.Test(t, func(t *testing.T) {
+		src := load(t, ekca.Config{CAPath: dir})
+		loaded := src.Status().Loaded
+		refreshes, stop := run(t, src)
+		defer stop()
+		if err := os.Rename(dir, dir+".away"); err != nil {
+			t.Fatal(err)
+		}
+		after(95 * time.Second)
+		if n := refreshes(); n != 3 {
+			t.Errorf("%d refreshes in 3 intervals without the folder, want one each", n)
+		}
+		wantListed(t, src, ekA)
+		if !src.Status().Loaded.Equal(loaded) {
+			t.Error("Status says that a set was loaded")
+		}
+		mkdir(t, dir)
+		after(30 * time.Second)
+		wantListed(t, src, ekA) // an empty folder is no set
+		write(t, filepath.Join(dir, "ca.pem"), pemOf(b.cert))
+		after(30 * time.Second)
+		wantListed(t, src, ekB)
+		wantNotListed(t, "no configured CA", src, ekA)
+		if !src.Status().Loaded.After(loaded) {
+			t.Error("Status does not say that a set was loaded")
+		}
+	})
+}
+
+// A server that starts before its CAs are there serves once they are.
+func TestRunUntilTheFirstSet(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ca.pem")
+	root := newRoot(t, "Root")
+	synctest.Test(t, func(t *testing.T) {
+		src := newSource(t, ekca.Config{CAPath: path})
+		_, stop := run(t, src)
+		defer stop()
+		after(time.Minute)
+		write(t, path, pemOf(root.cert))
+		after(30 * time.Second)
+		wantListed(t, src, root.ek(t))
+	})
+}
+
+// A file that is written in place is half there for a moment. That moment takes
+// its CAs from nobody, and stops no change to other files.
+func TestTornFileKeepsWhatItHeld(t *testing.T) {
+	dir := t.TempDir()
+	a, b, c := newRoot(t, "A"), newRoot(t, "B"), newRoot(t, "C")
+	torn, other := filepath.Join(dir, "torn.pem"), filepath.Join(dir, "other.pem")
+	write(t, torn, pemOf(a.cert, b.cert))
+	write(t, other, pemOf(c.cert))
+	src := load(t, ekca.Config{CAPath: dir})
+	whole := pemOf(b.cert, c.cert)
+	for _, part := range [][]byte{nil, whole[:100], whole[:len(whole)-60]} {
+		write(t, torn, part)
+		if err := src.Refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		wantListed(t, src, a.ek(t))
+		wantListed(t, src, b.ek(t))
+		wantWarning(t, src.Status().Warnings, `/torn.pem": `, "what it held before goes on serving")
+	}
+	if err := os.Remove(other); err != nil {
+		t.Fatal(err)
+	}
+	if err := src.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantNotListed(t, "no configured CA", src, c.ek(t))
+	write(t, torn, whole)
+	if err := src.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantNotListed(t, "no configured CA", src, a.ek(t))
+	wantListed(t, src, c.ek(t))
+	if w := src.Status().Warnings; len(w) != 0 {
+		t.Errorf("warnings: %q", w)
+	}
+	write(t, torn, []byte("-----BEGIN CERT"))
+	write(t, other, pemOf(a.cert))
+	if err := os.Remove(torn); err != nil {
+		t.Fatal(err)
+	}
+	if err := src.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantNotListed(t, "no configured CA", src, c.ek(t))
+}
+
+// What has never been whole serves nothing, whatever stood at another path.
+func TestTornFileFromTheStart(t *testing.T) {
+	dir := t.TempDir()
+	a, b := newRoot(t, "A"), newRoot(t, "B")
+	write(t, filepath.Join(dir, "a.pem"), pemOf(a.cert))
+	write(t, filepath.Join(dir, "b.pem"), pemOf(b.cert, a.cert)[:len(pemOf(b.cert))+20])
+	src := load(t, ekca.Config{CAPath: dir})
+	wantListed(t, src, a.ek(t))
+	wantNotListed(t, "no configured CA", src, b.ek(t))
+	wantWarning(t, src.Status().Warnings, `/b.pem": is damaged`)
+}
+
+// A Refresh that has been told to stop changes nothing.
+func TestRefreshStopsWithItsContext(t *testing.T) {
+	root := newRoot(t, "Root")
+	src := newSource(t, ekca.Config{CAPath: caFile(t, root.cert)})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := src.Refresh(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("Refresh = %v", err)
+	}
+	if _, err := src.Check(t.Context(), evidence(root.ek(t))); err == nil {
+		t.Error("a source that has loaded nothing has answered")
+	}
+}
+
+// What Status returns is the caller's.
+func TestStatusIsNotShared(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "a.pem"), pemOf(newRoot(t, "A").cert))
+	write(t, filepath.Join(dir, "README"), nil)
+	src := load(t, ekca.Config{CAPath: dir})
+	src.Status().Warnings[0] = "forged"
+	if w := src.Status().Warnings; len(w) != 1 || strings.Contains(w[0], "forged") {
+		t.Errorf("warnings: %q", w)
+	}
+	var _ interface {
+		sources.Refresher
+		sources.Runner
+		sources.Reporter
+	} = src
+}
+
+// TestStatusSaysHowOldItIs: an operator's alert on authorities that cannot be
+// read any more stands on this: files that have not changed are as good as new,
+// and files that are not there are not.
+func TestStatusSaysHowOldItIs(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "ca.pem"), pemOf(newRoot(t, "A").cert))
+	synctest.Test(t, func(t *testing.T) {
+		src := load(t, ekca.Config{CAPath: dir, PollInterval: time.Minute})
+		_, stop := run(t, src)
+		defer stop()
+		begun := time.Now()
+		want := func(after time.Duration) {
+			t.Helper()
+			st := src.Status()
+			if !st.Loaded.Equal(begun) || !st.Confirmed.Equal(begun.Add(after)) {
+				t.Errorf("loaded %v, confirmed %v, want %v later", st.Loaded, st.Confirmed, after)
+			}
+		}
+		want(0)
+		after(10*time.Minute + time.Second)
+		want(10 * time.Minute)
+		if err := os.Rename(dir, dir+".away"); err != nil {
+			t.Fatal(err)
+		}
+		after(10 * time.Minute)
+		want(10 * time.Minute)
+	})
+}

@@ -1,0 +1,200 @@
+package ekca
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Limits on one search for chains. What a machine sends can cause no more work
+// than this.
+const (
+	// maxChain is the number of CA certificates in a chain.
+	maxChain = 8
+	// maxSent is the number of a machine's certificates that are looked at.
+	maxSent = 16
+	// maxSignatures is the number of signatures that are verified.
+	maxSignatures = 32
+)
+
+var errTangled = fmt.Errorf(
+	"more than %d signatures would have to be verified to find the EK certificate's issuers", maxSignatures)
+
+// A finding is who vouches for an EK certificate.
+type finding struct {
+	// issuer is the CA that signed it.
+	issuer *signer
+	// bundles are the bundles that vouch, sorted; nil where none are
+	// configured.
+	bundles []string
+}
+
+// vouch returns who vouches for an EK certificate that has no fault of its own,
+// or nil where nobody does. It looks for every bundle that does; where no
+// bundles are configured, the first authority will do.
+func (a *authorities) vouch(
+	ctx context.Context, cert *x509.Certificate, sent []*x509.Certificate, now time.Time,
+) (*finding, error) {
+	ek := &node{cert: cert, issuer: canonical(cert.RawIssuer)}
+	v := verifier{left: maxSignatures}
+	if err := v.link(ctx, a, ek); err != nil {
+		return nil, err
+	}
+	found := climb(ek, now)
+	if len(sent) == 0 || found != nil && len(found.bundles) == a.bundles {
+		return found, nil
+	}
+	if err := v.join(ctx, a, ek, a.joiners(ek, sent)); err != nil {
+		return nil, err
+	}
+	return climb(ek, now), nil
+}
+
+// climb follows chains upwards from an EK certificate, breadth first, so that
+// each CA certificate is met at the end of its shortest chain, which is the one
+// that the least can be said against.
+func climb(ek *node, now time.Time) *finding {
+	var bundles []string
+	seen := make(map[*node]bool)
+	level := ek.issuers
+	for below := 0; below < maxChain && len(level) > 0; below++ {
+		var next []*node
+		for _, n := range level {
+			if seen[n] || !n.maySign(below, now) {
+				continue
+			}
+			seen[n] = true
+			bundles = append(bundles, n.bundles...)
+			next = append(next, n.issuers...)
+		}
+		level = next
+	}
+	if len(bundles) == 0 {
+		return nil
+	}
+	slices.Sort(bundles)
+	bundles = slices.Compact(bundles)
+	if bundles[0] == "" {
+		bundles = nil
+	}
+	return &finding{issuer: ek.issuers[0].signer, bundles: bundles}
+}
+
+// joiners returns those of the certificates that a machine has sent that may
+// stand between its EK certificate and an authority: CAs' that are not configured
+// themselves and can be reached from the EK certificate by the names of issuers.
+// No signature is verified yet.
+func (a *authorities) joiners(ek *node, sent []*x509.Certificate) []*node {
+	var fit []*node
+	for _, c := range sent[:min(len(sent), maxSent)] {
+		if c == nil || faultOfCA(c) != "" || faultOfJoiner(c) != "" {
+			continue
+		}
+		if n, err := newNode(c); err == nil && !a.holds(n) && !contains(fit, n) {
+			fit = append(fit, n)
+		}
+	}
+	var named []*node
+	wanted := []string{ek.issuer}
+	for i := 0; i < len(wanted); i++ {
+		for _, n := range fit {
+			if n.signer.subject == wanted[i] && !contains(named, n) {
+				named = append(named, n)
+				wanted = append(wanted, n.issuer)
+			}
+		}
+	}
+	return named
+}
+
+// contains reports whether the certificate of n is among those of nodes.
+func contains(nodes []*node, n *node) bool {
+	return slices.ContainsFunc(nodes, func(other *node) bool { return other.cert.Equal(n.cert) })
+}
+
+// verifier verifies a limited number of signatures.
+type verifier struct{ left int }
+
+// signed reports whether s has signed the certificate of n.
+func (v *verifier) signed(ctx context.Context, n *node, s *signer) (bool, error) {
+	if err := ctx.Err(); err != nil {
+		return false, fmt.Errorf("verify the signatures of certificates: %w", err)
+	}
+	if v.left == 0 {
+		return false, errTangled
+	}
+	v.left--
+	c := n.cert
+	return s.certs[0].cert.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature) == nil, nil
+}
+
+// link finds the configured authority that has signed n.
+func (v *verifier) link(ctx context.Context, a *authorities, n *node) error {
+	for s := range a.candidates(n) {
+		if s == n.signer {
+			continue
+		}
+		ok, err := v.signed(ctx, n, s)
+		if err != nil {
+			return err
+		}
+		if ok {
+			n.issuers = append(n.issuers, s.certs...)
+			return nil
+		}
+	}
+	return nil
+}
+
+// join finds which joiners have been signed by an authority, or by a joiner that
+// has, and which of them have signed the EK certificate. It goes from the
+// authorities downwards, so that the key in a certificate that somebody made up
+// is never used.
+func (v *verifier) join(ctx context.Context, a *authorities, ek *node, joiners []*node) error {
+	var trusted, fresh []*node
+	for _, n := range joiners {
+		if err := v.link(ctx, a, n); err != nil {
+			return err
+		}
+		if len(n.issuers) > 0 {
+			fresh = append(fresh, n)
+		}
+	}
+	for len(fresh) > 0 {
+		trusted = append(trusted, fresh...)
+		next, err := v.descend(ctx, fresh, joiners)
+		if err != nil {
+			return err
+		}
+		fresh = next
+	}
+	_, err := v.descend(ctx, trusted, []*node{ek})
+	return err
+}
+
+// descend finds which of children the issuers have signed, and returns those
+// that had no known issuer before.
+func (v *verifier) descend(ctx context.Context, issuers, children []*node) ([]*node, error) {
+	var fresh []*node
+	for _, n := range children {
+		first := len(n.issuers) == 0
+		for _, issuer := range issuers {
+			if issuer.signer.subject != n.issuer || n.signer != nil && n.signer.keyHash == issuer.signer.keyHash {
+				continue
+			}
+			ok, err := v.signed(ctx, n, issuer.signer)
+			if err != nil {
+				return nil, err
+			}
+			if ok {
+				n.issuers = append(n.issuers, issuer)
+			}
+		}
+		if first && len(n.issuers) > 0 {
+			fresh = append(fresh, n)
+		}
+	}
+	return fresh, nil
+}
