@@ -1,0 +1,156 @@
+// Package eklist reads lists of TPMs and serves look-ups from them.
+//
+// A list names each TPM by its EK hash, the SHA-256 of the DER
+// SubjectPublicKeyInfo of its endorsement key, and may give it a name and
+// labels. It has two forms, told apart by the first byte that is not blank. The
+// JSON form begins with a brace:
+//
+//	{"version": 1, "serial": 42, "expires": "2030-01-01T00:00:00Z", "list": "fleet",
+//	 "keys": ["<ek hash>", {"hash": "<ek hash>", "name": "us-east-17", "labels": ["rack:12"]}]}
+//
+// Only "keys" has to be there, and "hash" in an entry that is an object; null
+// counts as left out. Field names match exactly, none may be there twice, and
+// unknown ones are ignored. Anything else is the text form, a line an entry:
+//
+//	# hash, then a name or -, then labels
+//	<ek hash>
+//	<ek hash> us-east-17 rack:12 env:prod
+//	<ek hash> -          rack:12
+//
+// Words are separated by spaces and tabs, a # begins a comment wherever it is,
+// and lines end in LF or CRLF. Both forms are UTF-8; a byte order mark in front
+// is ignored (RFC 8259, 8.1).
+//
+// [Parse] takes the whole of a list or nothing of it: a hash or a name that is
+// there twice, a value beyond the limits of package sources, a control
+// character, a list that is cut off or has something behind it are errors that
+// name the place. What it returns is a [Snapshot], which never changes.
+package eklist
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// The limits of a list in bytes.
+const (
+	// DefaultMaxBytes is the limit where Options.MaxBytes is zero.
+	DefaultMaxBytes = 256 << 20
+	// MaxBytes is the largest limit that Options.MaxBytes may set.
+	MaxBytes = 4<<30 - 1
+)
+
+// Options are what a reader of a list may choose. The zero Options will do.
+type Options struct {
+	// MaxBytes is how long a list may be, from 1 to the constant of that name;
+	// zero stands for DefaultMaxBytes. At most one byte more is read.
+	MaxBytes int64
+	// Size is how long the list is expected to be in bytes, or zero. It saves
+	// memory and time where it is about right, and decides nothing: a list may
+	// be longer or shorter. A file's size is meant, or the length that a server
+	// has announced.
+	Size int64
+	// AllowEmpty accepts a text without an entry, which may as well be a file
+	// that somebody has truncated. A JSON list says itself that it is empty.
+	AllowEmpty bool
+}
+
+// A FormatError says that a list is not as its form asks, and where. Its text is
+// made for a log: it holds no more of the list than a hash or a name that was
+// given twice.
+type FormatError struct {
+	// Place is "line 17" in a text. In a JSON list it is "byte 4711" or
+	// "keys[123] (byte 4711)"; entries and bytes count from 0, lines from 1.
+	Place string
+	// Problem is what is wrong there.
+	Problem string
+}
+
+// Error returns the place and the problem.
+func (e *FormatError) Error() string { return e.Place + ": " + e.Problem }
+
+// ErrTooLong is in the error of Parse where a list is longer than
+// Options.MaxBytes.
+var ErrTooLong = errors.New("the list is too long")
+
+// Parse reads a list to its end. It returns a *FormatError where the list is not
+// as its form asks, an error that is ErrTooLong where it is too long, and
+// otherwise an error that wraps that of r.
+//
+// It does not retain r. Its time is proportional to the length of the list,
+// whatever its writer chose, and so is its memory: without names some 80 bytes an
+// entry at the peak, of which 44 stay.
+func Parse(r io.Reader, opts Options) (*Snapshot, error) {
+	limit := opts.MaxBytes
+	switch {
+	case limit == 0:
+		limit = DefaultMaxBytes
+	case limit < 0 || limit > MaxBytes:
+		return nil, fmt.Errorf("a limit of %d bytes for a list: choose one from 1 to %d", limit, int64(MaxBytes))
+	}
+	in := newInput(r, limit)
+	first, err := in.first()
+	if err != nil {
+		return nil, err
+	}
+	c := collector{size: min(max(opts.Size, 0), limit)}
+	if first == '{' {
+		return parseJSON(in, &c)
+	}
+	return parseText(in, &c, opts.AllowEmpty)
+}
+
+// A Hash is an EK hash.
+type Hash [32]byte
+
+// ParseHash reads 64 hex digits of either case.
+func ParseHash(s string) (Hash, error) {
+	var digits [2 * len(Hash{})]byte
+	copy(digits[:], s)
+	return parseHash(&digits, len(s))
+}
+
+// hashOf is ParseHash without allocating a string.
+func hashOf(s []byte) (Hash, error) {
+	var digits [2 * len(Hash{})]byte
+	copy(digits[:], s)
+	return parseHash(&digits, len(s))
+}
+
+// parseHash reads a hash that has so many characters.
+func parseHash(digits *[2 * len(Hash{})]byte, length int) (Hash, error) {
+	var h Hash
+	if length != len(digits) {
+		return Hash{}, fmt.Errorf("%d characters where a hash has %d hex digits", length, len(digits))
+	}
+	if !decodeHash(&h, digits) {
+		return Hash{}, fmt.Errorf("%d characters that are not all hex digits", length)
+	}
+	return h, nil
+}
+
+// String returns 64 lower-case hex digits.
+func (h Hash) String() string { return hex.EncodeToString(h[:]) }
+
+// decodeHash decodes hex digits of either case, eight at a time. It reports
+// whether they are hex digits; otherwise what is in h means nothing.
+func decodeHash(h *Hash, digits *[2 * len(Hash{})]byte) bool {
+	const each = 0x01010101_01010101 // times a byte: that byte, eight times
+	var bad uint64
+	for i := 0; i < len(h); i += 4 {
+		x := binary.BigEndian.Uint64(digits[2*i:])
+		letter := x >> 6 & each
+		v := x&(0x0f*each) + 9*letter
+		// A digit is what its value is written as, in lower case.
+		over9 := (v + 6*each) >> 4 & each
+		bad |= (v + 0x30*each + 0x27*over9) ^ (x | letter<<5)
+		bad |= v & (0xf0 * each)
+		v = (v | v>>4) & 0x00ff00ff_00ff00ff
+		v = (v | v>>8) & 0x0000ffff_0000ffff
+		binary.BigEndian.PutUint32(h[i:], uint32(v|v>>16))
+	}
+	return bad == 0
+}

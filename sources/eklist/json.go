@@ -1,0 +1,169 @@
+package eklist
+
+import (
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// parseJSON reads the JSON form. Names in an object are told apart here where the
+// object means something; what an unknown field holds is only passed over, up to
+// 10,000 levels deep (RFC 8259, 9).
+func parseJSON(in *input, c *collector) (*Snapshot, error) {
+	p := jsonParser{
+		in: in, list: c, entry: -1, seed: maphash.MakeSeed(),
+		dec: jsontext.NewDecoder(in, jsontext.AllowDuplicateNames(true)),
+	}
+	if err := p.object(p.field); err != nil {
+		return nil, err
+	}
+	if _, err := p.dec.ReadToken(); !errors.Is(err, io.EOF) {
+		if err == nil {
+			return nil, p.failAt(p.dec.InputOffset()-1, "something behind the list")
+		}
+		return nil, p.readError(err)
+	}
+	if !p.hasKeys {
+		return nil, p.fail(`no field "keys": a list without entries has "keys": []`)
+	}
+	return c.snapshot(p.header, p.place)
+}
+
+// jsonParser reads one JSON list.
+type jsonParser struct {
+	in      *input
+	dec     *jsontext.Decoder
+	list    *collector
+	header  Header
+	hasKeys bool
+
+	entry   int   // that is being read, or -1
+	at      int64 // where the value begins that was read last
+	hash    Hash
+	hasHash bool
+
+	seed    maphash.Seed
+	fields  []uint64 // hashes of the names of fields, of all objects that are open
+	scratch []byte
+}
+
+func (p *jsonParser) place(entry uint32) string { return fmt.Sprintf("keys[%d]", entry) }
+
+// field reads a field of the list.
+func (p *jsonParser) field(name string) error {
+	if name == "keys" {
+		p.hasKeys = true
+		err := p.array(p.key)
+		p.entry = -1
+		return err
+	}
+	if null, err := p.null(); null || err != nil {
+		return err
+	}
+	switch name {
+	case "version":
+		version, err := p.number()
+		if err == nil && version != 1 {
+			return p.fail("another version of the format than 1")
+		}
+		return err
+	case "serial":
+		var err error
+		p.header.Serial, err = p.number()
+		p.header.HasSerial = true
+		return err
+	case "expires":
+		return p.expires()
+	case "list":
+		list, err := p.text()
+		if err != nil {
+			return err
+		}
+		if problem := checkText("list name", list); problem != "" {
+			return p.fail(problem)
+		}
+		p.header.Name = string(list)
+		return nil
+	}
+	return p.skip()
+}
+
+func (p *jsonParser) expires() error {
+	text, err := p.text()
+	if err != nil {
+		return err
+	}
+	if p.header.Expires, err = time.Parse(time.RFC3339, string(text)); err != nil || p.header.Expires.IsZero() {
+		return p.fail("not a time as RFC 3339 writes it, such as 2030-01-31T12:00:00Z")
+	}
+	return nil
+}
+
+// key reads an element of keys.
+func (p *jsonParser) key() error {
+	p.entry = p.list.n
+	attrs := &p.list.attrs
+	attrs.reset()
+	if p.dec.PeekKind() == '{' {
+		p.hasHash = false
+		if err := p.object(p.entryField); err != nil {
+			return err
+		}
+		if !p.hasHash {
+			return p.fail(`no field "hash"`)
+		}
+	} else if err := p.readHash(); err != nil {
+		return err
+	}
+	*p.list.next(p.dec.InputOffset()) = p.hash
+	p.list.add(attrs)
+	return nil
+}
+
+func (p *jsonParser) readHash() error {
+	text, err := p.text()
+	if err != nil {
+		return err
+	}
+	if p.hash, err = hashOf(text); err != nil {
+		return p.fail(err.Error())
+	}
+	p.hasHash = true
+	return nil
+}
+
+// entryField reads a field of an entry that is an object.
+func (p *jsonParser) entryField(name string) error {
+	attrs := &p.list.attrs
+	switch name {
+	case "hash":
+		return p.readHash()
+	case "name":
+		if null, err := p.null(); null || err != nil {
+			return err
+		}
+		return p.value(attrs.setName)
+	case "labels":
+		if null, err := p.null(); null || err != nil {
+			return err
+		}
+		return p.array(func() error { return p.value(attrs.addLabel) })
+	}
+	return p.skip()
+}
+
+// value reads a name or a label.
+func (p *jsonParser) value(set func([]byte) string) error {
+	text, err := p.text()
+	if err != nil {
+		return err
+	}
+	if problem := set(text); problem != "" {
+		return p.fail(problem)
+	}
+	return nil
+}

@@ -1,0 +1,177 @@
+package eklist
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"slices"
+	"strconv"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// maxFields is how many fields an object that is looked into may have. Each is
+// compared with all that came before it.
+const maxFields = 256
+
+// fail returns an error for what was read last.
+func (p *jsonParser) fail(problem string) error { return p.failAt(p.at, problem) }
+
+// read notes that a value of so many bytes was read.
+func (p *jsonParser) read(n int) { p.at = p.dec.InputOffset() - int64(n) }
+
+func (p *jsonParser) failAt(offset int64, problem string) error {
+	place := fmt.Sprintf("byte %d", offset)
+	if p.entry >= 0 {
+		place = fmt.Sprintf("keys[%d] (%s)", p.entry, place)
+	}
+	return &FormatError{place, problem}
+}
+
+// readError returns an error for one of the decoder, without what that quotes.
+func (p *jsonParser) readError(err error) error {
+	if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
+		if errors.Is(syntax.Err, io.ErrUnexpectedEOF) {
+			return p.failAt(syntax.ByteOffset, "the list is cut off")
+		}
+		return p.failAt(syntax.ByteOffset, "not JSON: "+syntax.Err.Error())
+	}
+	if failed := p.in.failed(); failed != nil {
+		return failed
+	}
+	return p.failAt(p.dec.InputOffset(), "the list is cut off")
+}
+
+// object reads an object. field reads, or skips, the value of each field.
+func (p *jsonParser) object(field func(name string) error) error {
+	if err := p.open('{', "an object"); err != nil {
+		return err
+	}
+	outer := len(p.fields)
+	for p.dec.PeekKind() == '"' {
+		name, err := p.text()
+		if err != nil {
+			return err
+		}
+		hash := maphash.Bytes(p.seed, name)
+		if slices.Contains(p.fields[outer:], hash) {
+			return p.fail("a field that the object has twice")
+		}
+		if p.fields = append(p.fields, hash); len(p.fields)-outer > maxFields {
+			return p.fail(fmt.Sprintf("an object with more than %d fields", maxFields))
+		}
+		if err := field(fieldName(name)); err != nil {
+			return err
+		}
+	}
+	p.fields = p.fields[:outer]
+	return p.skip() // the brace
+}
+
+// fieldName returns a name without allocating it, or nothing where it means
+// nothing.
+func fieldName(name []byte) string {
+	for _, known := range [...]string{"hash", "name", "labels", "keys", "version", "serial", "expires", "list"} {
+		if string(name) == known {
+			return known
+		}
+	}
+	return ""
+}
+
+// open reads the beginning of an object or an array.
+func (p *jsonParser) open(kind jsontext.Kind, what string) error {
+	switch p.dec.PeekKind() {
+	case 'n', 't', 'f', '0', '"':
+		raw, err := p.dec.ReadValue()
+		if err != nil {
+			return p.readError(err)
+		}
+		p.read(len(raw))
+		return p.fail(fmt.Sprintf("a JSON %v where %s belongs", raw.Kind(), what))
+	}
+	tok, err := p.dec.ReadToken()
+	if err != nil {
+		return p.readError(err)
+	}
+	p.read(1)
+	if tok.Kind() != kind {
+		return p.fail(fmt.Sprintf("a JSON %v where %s belongs", tok.Kind(), what))
+	}
+	return nil
+}
+
+// array reads an array. element reads each value.
+func (p *jsonParser) array(element func() error) error {
+	if err := p.open('[', "an array"); err != nil {
+		return err
+	}
+	for {
+		switch p.dec.PeekKind() {
+		case ']', 0: // 0 is an error, which skip finds again
+			return p.skip()
+		}
+		if err := element(); err != nil {
+			return err
+		}
+	}
+}
+
+// skip reads the next token or value and drops it.
+func (p *jsonParser) skip() error {
+	if k := p.dec.PeekKind(); k == ']' || k == '}' {
+		if _, err := p.dec.ReadToken(); err != nil {
+			return p.readError(err)
+		}
+		p.read(1)
+		return nil
+	}
+	if err := p.dec.SkipValue(); err != nil {
+		return p.readError(err)
+	}
+	return nil
+}
+
+// null reads a null, if there is one.
+func (p *jsonParser) null() (bool, error) {
+	if p.dec.PeekKind() != 'n' {
+		return false, nil
+	}
+	return true, p.skip()
+}
+
+// text reads a string. It is valid until the next one is read.
+func (p *jsonParser) text() ([]byte, error) {
+	raw, err := p.dec.ReadValue()
+	if err != nil {
+		return nil, p.readError(err)
+	}
+	p.read(len(raw))
+	if raw.Kind() != '"' {
+		return nil, p.fail(fmt.Sprintf("a JSON %v where a string belongs", raw.Kind()))
+	}
+	if bytes.IndexByte(raw, '\\') < 0 {
+		return raw[1 : len(raw)-1], nil
+	}
+	p.scratch, err = jsontext.AppendUnquote(p.scratch[:0], raw)
+	if err != nil {
+		return nil, p.readError(err)
+	}
+	return p.scratch, nil
+}
+
+// number reads a whole number of up to 64 bits.
+func (p *jsonParser) number() (uint64, error) {
+	raw, err := p.dec.ReadValue()
+	if err != nil {
+		return 0, p.readError(err)
+	}
+	p.read(len(raw))
+	n, err := strconv.ParseUint(string(raw[:min(len(raw), 32)]), 10, 64)
+	if err != nil {
+		return 0, p.fail("something else where a whole number from 0 to 18446744073709551615 belongs")
+	}
+	return n, nil
+}

@@ -1,0 +1,5 @@
+//go:build race
+
+package eklist_test
+
+const raceEnabled = true

@@ -1,0 +1,237 @@
+package eklist
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"sort"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// A Header is what a list says about itself.
+type Header struct {
+	// Serial counts the versions of the list, where HasSerial is true.
+	Serial    uint64
+	HasSerial bool
+	// Expires is when the list ends to be good, or zero.
+	Expires time.Time
+	// Name is the list's own name, its field "list", or empty.
+	Name string
+}
+
+// Expired reports whether the list is no longer good at a time.
+func (h Header) Expired(now time.Time) bool { return !h.Expires.IsZero() && !now.Before(h.Expires) }
+
+// A Snapshot is one whole list. It never changes, so that any number of
+// goroutines may use it at once, and it holds no pointers besides a handful, so
+// that collecting garbage takes no longer for a long list.
+//
+// Parse and a Builder make one. The zero Snapshot, and a nil one, lists nothing
+// and cannot tell.
+type Snapshot struct {
+	header Header
+	n      int
+
+	// table holds the hashes in sorted order with gaps among them, so that a
+	// hash is found near the slot that its first eight bytes point at, as if
+	// they were a fraction of the length of the table. A gap holds the same
+	// hash as the slot behind it, and one at the end the last hash: all of
+	// table is sorted, and a search ends at the first slot that is not less
+	// than what is searched.
+	//
+	// A hash is at its slot or behind, and from tail on it may be before it:
+	// there the table is full to its end.
+	table []Hash
+	tail  int
+
+	// offsets are the places in arena of what slots say; nil where none says
+	// anything.
+	offsets []uint32
+	arena   arena
+}
+
+// spread moves the n sorted hashes at the end of the table to their slots.
+// offset returns where in the arena the record of the i-th hash is.
+func (s *Snapshot) spread(offset func(i int) uint32) {
+	if len(s.arena) > 0 {
+		s.offsets = make([]uint32, len(s.table))
+	}
+	from := len(s.table) - s.n
+	s.tail = len(s.table)
+	end := 0 // of the slots that are done
+	for i := range s.n {
+		key := s.table[from+i]
+		// No later than from+i: what is there still has to move.
+		slot := max(s.slot(prefix(&key)), end)
+		if slot > from+i {
+			slot = from + i
+			s.tail = min(s.tail, slot)
+		}
+		s.fill(end, slot+1, key, offset, i)
+		end = slot + 1
+	}
+	if s.n > 0 {
+		s.fill(end, len(s.table), s.table[end-1], offset, s.n-1)
+	}
+}
+
+// fill sets the slots from begin to end to the i-th hash.
+func (s *Snapshot) fill(begin, end int, key Hash, offset func(i int) uint32, i int) {
+	for slot := begin; slot < end; slot++ {
+		s.table[slot] = key
+	}
+	if s.offsets != nil {
+		at := offset(i)
+		for slot := begin; slot < end; slot++ {
+			s.offsets[slot] = at
+		}
+	}
+}
+
+// slot returns the slot that the first eight bytes of a hash point at.
+func (s *Snapshot) slot(prefix uint64) int {
+	hi, _ := bits.Mul64(prefix, uint64(len(s.table)))
+	return int(hi)
+}
+
+// find returns a slot that holds the hash.
+//
+// Four of five searches end within three slots. Which of them it is cannot be
+// foretold, and a branch that is foretold wrongly throws away what the processor
+// has begun to fetch: so the first and the third are read at once, which are in
+// two lines of the cache, and the rest is arithmetic.
+func (s *Snapshot) find(h *Hash) (slot int, ok bool) {
+	const window = 4
+	if len(s.table) < window {
+		return s.search(h, 0)
+	}
+	p := prefix(h)
+	slot = min(s.slot(p), s.tail, len(s.table)-window)
+	w := (*[window]Hash)(s.table[slot:])
+	if prefix(&w[2]) < p {
+		return s.scan(h, slot+3)
+	}
+	_, first := bits.Sub64(prefix(&w[0]), p, 0)
+	_, second := bits.Sub64(prefix(&w[1]), p, 0)
+	at := int(first + second)
+	switch found := &w[at%window]; {
+	case prefix(found) != p:
+		return 0, false
+	case *found == *h:
+		return slot + at, true
+	}
+	return s.scan(h, slot+at)
+}
+
+// scan looks for a hash in one slot after another.
+func (s *Snapshot) scan(h *Hash, slot int) (int, bool) {
+	const near = 16
+	p := prefix(h)
+	slots := s.table[slot:min(slot+near, len(s.table))]
+	for i := range slots {
+		switch other := prefix(&slots[i]); {
+		case other < p:
+		case other > p:
+			return 0, false
+		case slots[i] == *h:
+			return slot + i, true
+		}
+	}
+	return s.search(h, slot)
+}
+
+// search looks for a hash from a slot on, by steps that double and then by
+// halves: a list whose writer has made all hashes point at one slot is no slower
+// than a sorted array.
+func (s *Snapshot) search(h *Hash, from int) (slot int, ok bool) {
+	step := 1
+	for from+step < len(s.table) && less(&s.table[from+step], h) {
+		from += step
+		step *= 2
+	}
+	rest := s.table[from:min(from+step+1, len(s.table))]
+	slot = from + sort.Search(len(rest), func(i int) bool { return !less(&rest[i], h) })
+	return slot, slot < len(s.table) && s.table[slot] == *h
+}
+
+// Lookup reports whether the list has a hash, and what it says about it. It does
+// not allocate. The Record belongs to the Snapshot.
+func (s *Snapshot) Lookup(h Hash) (Record, bool) {
+	slot, ok := s.find(&h)
+	if !ok {
+		return nil, false
+	}
+	return s.recordAt(slot), true
+}
+
+func (s *Snapshot) recordAt(slot int) Record {
+	if s.offsets == nil {
+		return nil
+	}
+	return s.arena.at(s.offsets[slot])
+}
+
+// Len returns how many entries there are.
+func (s *Snapshot) Len() int { return s.n }
+
+// Header returns what the list says about itself.
+func (s *Snapshot) Header() Header { return s.header }
+
+// Verdict returns what the list says of ev, for a source to return from Check.
+// A nil or zero Snapshot cannot tell. It does not look whether the list has
+// expired.
+func (s *Snapshot) Verdict(ev *sources.Evidence) (sources.Verdict, error) {
+	if s == nil || s.table == nil {
+		return sources.Verdict{}, errors.New("there is no list")
+	}
+	h, err := ParseHash(ev.EKHash)
+	if err != nil {
+		return sources.Verdict{}, fmt.Errorf("the EK hash of the evidence: %w", err)
+	}
+	v := sources.Verdict{}
+	if s.header.HasSerial {
+		v.Reason = fmt.Sprintf("serial %d", s.header.Serial)
+	}
+	record, ok := s.Lookup(h)
+	if ok {
+		v.Listed, v.Attributes = true, record.Attributes()
+	}
+	return v, nil
+}
+
+// CheckSuccession reports why next may not take the place of s, or nil: a list
+// that was good once is not to be served again by somebody who has kept a copy.
+// Once a list had a serial, the next one has the same and the same entries, or a
+// higher one. s may be nil, where nothing was accepted before.
+func (s *Snapshot) CheckSuccession(next *Snapshot) error {
+	switch {
+	case s == nil || !s.header.HasSerial:
+		return nil
+	case !next.header.HasSerial:
+		return fmt.Errorf("a list without a serial after serial %d", s.header.Serial)
+	case next.header.Serial < s.header.Serial:
+		return fmt.Errorf("serial %d after serial %d: raise the serial with every change of the list",
+			next.header.Serial, s.header.Serial)
+	case next.header.Serial == s.header.Serial && !s.SameEntries(next):
+		return fmt.Errorf("other entries under the same serial %d: raise the serial with every change of the list",
+			s.header.Serial)
+	}
+	return nil
+}
+
+// SameEntries reports whether two lists have the same hashes, names and labels.
+// It takes some milliseconds for a million entries.
+func (s *Snapshot) SameEntries(t *Snapshot) bool {
+	if s == t {
+		return true
+	}
+	if s.n != t.n {
+		return false
+	}
+	for range s.Changes(t) {
+		return false
+	}
+	return true
+}

@@ -1,0 +1,170 @@
+package eklist
+
+import (
+	"bytes"
+	"fmt"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// parseText reads the text form.
+func parseText(in *input, c *collector, allowEmpty bool) (*Snapshot, error) {
+	p := textParser{in: in, list: c}
+	for {
+		p.plain()
+		line, ok, err := p.next()
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			break
+		}
+		if problem := p.entry(line); problem != "" {
+			return nil, p.fail(problem)
+		}
+	}
+	if c.n == 0 && !allowEmpty {
+		return nil, &FormatError{"line 1", "a text without an entry, as a file that was truncated: " +
+			"where it is meant to be empty, allow that in the configuration or write the JSON list {\"keys\": []}"}
+	}
+	return c.snapshot(Header{}, p.place)
+}
+
+// textParser reads lines.
+type textParser struct {
+	in    *input
+	list  *collector
+	lines int       // how many were read
+	other []lineGap // where lines are no entries
+	words [][]byte  // of one line, kept for its memory
+}
+
+// A lineGap says that from an entry on, numbers of lines and of entries differ
+// by so much.
+type lineGap struct{ entry, by uint32 }
+
+// plain takes the lines in the buffer that are a hash and LF, which are most
+// lines of most long lists.
+func (p *textParser) plain() {
+	const width = 2*len(Hash{}) + 1
+	in := p.in
+	for in.end-in.pos >= width && in.buf[in.pos+width-1] == '\n' {
+		digits := (*[width - 1]byte)(in.buf[in.pos:])
+		if !decodeHash(p.list.next(in.offset()), digits) {
+			return
+		}
+		p.take()
+		p.list.add(nil)
+		in.pos += width
+	}
+}
+
+// take counts a line that is an entry.
+func (p *textParser) take() {
+	p.lines++
+	by := uint32(p.lines - p.list.n)
+	if n := len(p.other); n == 0 || p.other[n-1].by != by {
+		p.other = append(p.other, lineGap{uint32(p.list.n), by})
+	}
+}
+
+// place returns where an entry was.
+func (p *textParser) place(entry uint32) string {
+	var by uint32
+	for _, g := range p.other {
+		if g.entry > entry {
+			break
+		}
+		by = g.by
+	}
+	return fmt.Sprintf("line %d", entry+by)
+}
+
+func (p *textParser) fail(problem string) error {
+	return &FormatError{fmt.Sprintf("line %d", p.lines+1), problem}
+}
+
+// next returns the next line, without its end. It is valid until the next call.
+func (p *textParser) next() (line []byte, ok bool, err error) {
+	in := p.in
+	for from := 0; ; {
+		rest := in.buf[in.pos:in.end]
+		if i := bytes.IndexByte(rest[from:], '\n'); i >= 0 {
+			in.pos += from + i + 1
+			return bytes.TrimSuffix(rest[:from+i], []byte{'\r'}), true, nil
+		}
+		if len(rest) == len(in.buf) {
+			return nil, false, p.fail(fmt.Sprintf("a line of more than %d bytes", blockSize))
+		}
+		from = len(rest)
+		if !in.fill() {
+			break
+		}
+	}
+	if err := in.failed(); err != nil {
+		return nil, false, err
+	}
+	rest := in.buf[in.pos:in.end]
+	in.pos = in.end
+	return bytes.TrimSuffix(rest, []byte{'\r'}), len(rest) > 0, nil
+}
+
+// entry reads one line. It returns what is wrong with it, or nothing.
+func (p *textParser) entry(line []byte) string {
+	if !utf8.Valid(line) {
+		return "not UTF-8"
+	}
+	if bytes.ContainsFunc(line, func(r rune) bool { return r != '\t' && unicode.IsControl(r) }) {
+		return "a control character"
+	}
+	line, _, _ = bytes.Cut(line, []byte{'#'})
+	p.words = appendWords(p.words[:0], line)
+	if len(p.words) == 0 {
+		p.lines++
+		return ""
+	}
+	hash, err := hashOf(p.words[0])
+	if err != nil {
+		return err.Error()
+	}
+	attrs := &p.list.attrs
+	attrs.reset()
+	for i, word := range p.words[1:] {
+		if i == 0 && string(word) == "-" {
+			continue
+		}
+		var problem string
+		if i == 0 {
+			problem = attrs.setName(word)
+		} else {
+			problem = attrs.addLabel(word)
+		}
+		if problem != "" {
+			return problem
+		}
+	}
+	*p.list.next(p.in.offset()) = hash
+	p.take()
+	p.list.add(attrs)
+	return ""
+}
+
+// appendWords appends what spaces and tabs separate, one more than a line may
+// have at most.
+func appendWords(words [][]byte, line []byte) [][]byte {
+	const most = 2 + sources.MaxLabels + 1
+	for len(words) < most {
+		line = bytes.TrimLeft(line, " \t")
+		if len(line) == 0 {
+			break
+		}
+		end := bytes.IndexAny(line, " \t")
+		if end < 0 {
+			end = len(line)
+		}
+		words, line = append(words, line[:end]), line[end:]
+	}
+	return words
+}
