@@ -1,0 +1,277 @@
+package listsig_test
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/listsig"
+)
+
+const list = `{"version": 1, "serial": 42, "list": "fleet", "expires": "2030-01-01T00:00:00Z", "keys": []}` + "\n"
+
+// The commands of the package's documentation, run as they stand there by a real
+// openssl: what an operator copies has to make a signature that is accepted, in
+// both of its forms, and of this list only.
+func TestCommandsOfTheDocumentation(t *testing.T) {
+	commands := documentedCommands(t)
+	for name, run := range map[string][]string{
+		"Ed25519":     {commands[0], commands[2], commands[3], commands[5]},
+		"ECDSA P-256": {commands[1], commands[2], commands[4], commands[5]},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			write(t, dir, "list.json", list)
+			for _, command := range run {
+				openssl(t, dir, command)
+			}
+			key, err := listsig.ParsePublicKey(read(t, dir, "list.pub"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, file := range []string{"list.json.sig", "list.json.sig.b64"} {
+				sig := read(t, dir, file)
+				if err := key.Verify([]byte(list), sig); err != nil {
+					t.Errorf("%s: %v", file, err)
+				}
+				if err := key.Verify([]byte(list+" "), sig); err == nil {
+					t.Errorf("%s: a signature over another list", file)
+				}
+			}
+		})
+	}
+}
+
+// documentedCommands returns the commands in the documentation, in order.
+func documentedCommands(t *testing.T) []string {
+	t.Helper()
+	source, err := os.ReadFile("listsig.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var commands []string
+	for line := range strings.Lines(string(source)) {
+		if command, ok := strings.CutPrefix(line, "//\topenssl "); ok {
+			commands = append(commands, strings.TrimSpace(command))
+		}
+	}
+	if len(commands) != 6 {
+		t.Fatalf("the documentation has %d commands: %q", len(commands), commands)
+	}
+	return commands
+}
+
+func openssl(t *testing.T, dir, args string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "openssl", strings.Fields(args)...)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("openssl %s: %v (install openssl, 1.1.1 or later)\n%s", args, err, out)
+	}
+}
+
+func write(t *testing.T, dir, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func read(t *testing.T, dir, name string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// What cosign sign-blob prints, and cosign.pub as it writes it: base64 in one line,
+// without a line end, of an ECDSA-Sig-Value over the SHA-256 of the blob.
+func TestCosign(t *testing.T) {
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256([]byte(list))
+	der, err := ecdsa.SignASN1(rand.Reader, private, sum[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := listsig.ParsePublicKey(publicPEM(t, private.Public()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, end := range []string{"", "\n", "\r\n"} {
+		if err := key.Verify([]byte(list), []byte(base64.StdEncoding.EncodeToString(der)+end)); err != nil {
+			t.Errorf("with %q at its end: %v", end, err)
+		}
+	}
+}
+
+func publicPEM(t testing.TB, key any) []byte {
+	t.Helper()
+	der, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
+}
+
+// signed returns a key of each kind, and its signature over the list.
+func signed(t testing.TB) (keys []*listsig.PublicKey, sigs [][]byte) {
+	t.Helper()
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256([]byte(list))
+	der, err := ecdsa.SignASN1(rand.Reader, ec, sum[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []any{public, ec.Public()} {
+		key, err := listsig.ParsePublicKey(publicPEM(t, p))
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys = append(keys, key)
+	}
+	return keys, [][]byte{ed25519.Sign(private, []byte(list)), der}
+}
+
+// A signature that somebody without the key can make is none: cut, longer, with a
+// bit changed, of the other algorithm, by another key, nothing at all.
+func TestForgedSignatures(t *testing.T) {
+	keys, sigs := signed(t)
+	others, _ := signed(t)
+	for i, key := range keys {
+		sig := sigs[i]
+		text := []byte(base64.StdEncoding.EncodeToString(sig))
+		if err := key.Verify([]byte(list), sig); err != nil {
+			t.Fatalf("the good signature: %v", err)
+		}
+		bad := map[string][]byte{
+			"nil": nil, "empty": {}, "blank": []byte("\n"), "zeros": make([]byte, len(sig)),
+			"of the other algorithm": sigs[1-i], "twice": append(bytes.Clone(sig), sig...),
+			"a byte more": append(bytes.Clone(sig), 0), "in base64 twice": []byte(base64.StdEncoding.EncodeToString(text)),
+			"base64 and a digit": append(bytes.TrimRight(text, "="), 'A'), "base64 for URLs": []byte(base64.URLEncoding.EncodeToString(append([]byte{0xff, 0xff}, sig...))),
+			"base64 and more": append(bytes.Clone(text), " x"...), "a signature that is too long": make([]byte, listsig.MaxSignature+1),
+			"base64 that is too long": append(bytes.Clone(text), bytes.Repeat([]byte("\n"), listsig.MaxSignature)...),
+		}
+		for at := range sig {
+			bad["cut at "+string(rune('0'+at))] = sig[:at]
+			for bit := range 8 {
+				changed := bytes.Clone(sig)
+				changed[at] ^= 1 << bit
+				if key.Verify([]byte(list), changed) == nil {
+					t.Errorf("key %d: bit %d of byte %d may be changed", i, bit, at)
+				}
+			}
+		}
+		for name, sig := range bad {
+			if key.Verify([]byte(list), sig) == nil {
+				t.Errorf("key %d: %s: accepted", i, name)
+			}
+		}
+		if others[i].Verify([]byte(list), sig) == nil {
+			t.Errorf("key %d: accepted by another key", i)
+		}
+		if key.Verify(nil, sig) == nil {
+			t.Errorf("key %d: accepted over nothing", i)
+		}
+	}
+}
+
+// Without a key nothing is signed.
+func TestNoKey(t *testing.T) {
+	_, sigs := signed(t)
+	for _, key := range []*listsig.PublicKey{nil, {}} {
+		if err := key.Verify([]byte(list), sigs[0]); err == nil {
+			t.Errorf("%v accepts a signature", key)
+		}
+	}
+}
+
+// A key that is weaker than those documented, or a file that holds more than one
+// key, of which an operator may mean the other, is refused.
+func TestParsePublicKeyRefuses(t *testing.T) {
+	p384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := publicPEM(t, public)
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		text []byte
+		want string
+	}{
+		"nothing":             {nil, "no PEM block"},
+		"no PEM":              {[]byte("ssh-ed25519 AAAA"), "no PEM block"},
+		"DER":                 {[]byte("\x30\x2a\x30\x05"), "no PEM block"},
+		"text before":         {append([]byte("key:\n"), good...), "no PEM block"},
+		"two keys":            {append(bytes.Clone(good), good...), "something follows"},
+		"text behind":         {append(bytes.Clone(good), 'x'), "something follows"},
+		"a private key":       {pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), `block "PRIVATE KEY"`},
+		"headers":             {pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Headers: map[string]string{"a": "b"}}), "headers"},
+		"no key inside":       {pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pkcs8}), "parse the public key"},
+		"RSA":                 {publicPEM(t, rsaKey.Public()), "*rsa.PublicKey"},
+		"P-384":               {publicPEM(t, p384.Public()), "P-384"},
+		"longer than allowed": {bytes.Repeat([]byte("\n"), listsig.MaxPublicKey+1), "more than 4096"},
+	} {
+		key, err := listsig.ParsePublicKey(test.text)
+		if key != nil || err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, %v; want an error with %q", name, key, err, test.want)
+		}
+	}
+	if _, err := listsig.ParsePublicKey(append([]byte("\n"), append(good, "\n\n"...)...)); err != nil {
+		t.Errorf("a key between blanks: %v", err)
+	}
+}
+
+// FuzzSignature looks for bytes that pass for a signature and are none, and for
+// ones that stop the process.
+func FuzzSignature(f *testing.F) {
+	keys, sigs := signed(f)
+	for i, sig := range sigs {
+		f.Add(sig, byte(i))
+		f.Add([]byte(base64.StdEncoding.EncodeToString(sig)), byte(i))
+	}
+	f.Fuzz(func(t *testing.T, sig []byte, which byte) {
+		i := int(which) % len(keys)
+		if keys[i].Verify([]byte(list), sig) != nil {
+			return
+		}
+		raw, err := base64.StdEncoding.DecodeString(string(bytes.TrimSpace(sig)))
+		if !bytes.Equal(sig, sigs[i]) && (err != nil || !bytes.Equal(raw, sigs[i])) {
+			t.Errorf("%x is a signature", sig)
+		}
+	})
+}
