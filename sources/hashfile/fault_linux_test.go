@@ -1,0 +1,143 @@
+package hashfile
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir/hashdirtest"
+)
+
+// mount mounts a folder, as a client of a file server does that serves it to
+// others as well.
+func mount(t *testing.T, dir string) string {
+	t.Helper()
+	root, err := fs.NewLoopbackRoot(dir)
+	must(t, err)
+	at := t.TempDir()
+	server, err := fs.Mount(at, root, &fs.Options{MountOptions: fuse.MountOptions{DirectMount: true}})
+	if err != nil {
+		t.Fatalf("mount a file system: %v: this test needs /dev/fuse and to be root", err)
+	}
+	t.Cleanup(func() { must(t, server.Unmount()) })
+	return at
+}
+
+// What another host writes to a network file system is seen by no watch here,
+// and followed all the same, by looking.
+func TestChangedByAnotherHost(t *testing.T) {
+	served := t.TempDir()
+	here, there := mount(t, served), mount(t, served)
+	path := filepath.Join(here, "list")
+	write(t, filepath.Join(there, "list"), text(0))
+
+	way, err := routeTo(path)
+	must(t, err)
+	way.names[filepath.Join(here, "mark")] = true
+	w, err := inotify(way)
+	must(t, err)
+	r := start(t, loaded(t, Config{Path: path, PollInterval: 20 * time.Millisecond}))
+	for i := 1; i <= 5; i++ {
+		if i%2 == 0 {
+			write(t, filepath.Join(there, "list"), text(i))
+		} else {
+			replace(t, filepath.Join(there, "list"), text(i))
+		}
+		r.until(t, i, "listed")
+		want(t, r.Source, i-1, "not listed")
+	}
+	select {
+	case <-w.changed():
+		t.Error("the watch has seen a change by another host: this test tests nothing")
+	default:
+	}
+	write(t, filepath.Join(here, "mark"), "") // it does see those from here
+	select {
+	case <-w.changed():
+	case <-time.After(patience):
+		t.Error("the watch sees nothing at all: this test tests nothing")
+	}
+	r.stop()
+	w.close()
+}
+
+// A disk that answers with an error takes nobody off a list and puts nobody on
+// it, and is said.
+func TestFailingDisk(t *testing.T) {
+	disk := hashdirtest.MountFault(t, map[string]string{"list": text(1)})
+	s := loaded(t, Config{Path: filepath.Join(disk.Dir, "list")})
+	for range 3 {
+		disk.Fail(syscall.EIO)
+		if err := s.Refresh(t.Context()); !errors.Is(err, syscall.EIO) {
+			t.Errorf("Refresh: %v, want %v", err, syscall.EIO)
+		}
+		want(t, s, 1, "listed")
+		want(t, s, 2, "not listed")
+		disk.Heal()
+		must(t, s.Refresh(t.Context()))
+	}
+}
+
+// A mount that hangs holds no attestation up, costs one goroutine however often
+// the list is refreshed, and does not keep Run from ending.
+func TestHungMount(t *testing.T) {
+	disk := hashdirtest.MountFault(t, map[string]string{"list": text(1)})
+	s := loaded(t, Config{Path: filepath.Join(disk.Dir, "list"), PollInterval: 5 * time.Millisecond})
+	disk.Hang()
+	for range 5 {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		err := s.Refresh(ctx)
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "storage") {
+			t.Errorf("Refresh: %v", err)
+		}
+		want(t, s, 1, "listed")
+		want(t, s, 2, "not listed")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- s.Run(ctx, func() error { return s.Refresh(ctx) }) }()
+	cancel()
+	select {
+	case err := <-ended:
+		must(t, err)
+	case <-time.After(patience):
+		t.Fatal("Run is stuck")
+	}
+	disk.Heal()
+	must(t, s.Refresh(t.Context()))
+	want(t, s, 1, "listed")
+}
+
+// What a file system says while it is asked about the way to a file is no reason
+// to end.
+func TestUnreadableFolder(t *testing.T) {
+	disk := hashdirtest.MountFault(t, map[string]string{"list": text(1)})
+	s := loaded(t, Config{Path: filepath.Join(disk.Dir, "list"), PollInterval: 5 * time.Millisecond})
+	r := start(t, s)
+	must(t, r.turn(t))
+	disk.Fail(syscall.EIO)
+	for failed := false; !failed; {
+		failed = r.turn(t) != nil
+	}
+	disk.Heal()
+	for failed := true; failed; {
+		failed = r.turn(t) != nil
+	}
+	want(t, s, 1, "listed")
+	r.stop()
+	disk.Unmount()
+	if _, err := os.Stat(s.cfg.Path); err == nil {
+		t.Error("it is still there")
+	}
+	refused(t, s, "no such file")
+	want(t, s, 1, "listed")
+}

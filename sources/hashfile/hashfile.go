@@ -1,0 +1,204 @@
+// Package hashfile is a source that knows the TPMs in a list, which is a file.
+//
+// The list has one of the forms of package eklist, text or JSON. It is read as a
+// whole and served from memory: an attestation reads no file. A change is found
+// by watching the folders that lead to the file, within a fraction of a second,
+// and by opening the file every PollInterval besides, since a watch sees nothing
+// that another host writes to a network file system.
+//
+// The file may be replaced in any way: by renaming another one over it (the best,
+// since nobody ever sees half of it), by writing it in place, by swapping a link
+// or a folder on the way to it, as the kubelet does with a mounted ConfigMap.
+package hashfile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
+)
+
+// What a Config has where it says nothing.
+const (
+	DefaultPollInterval = 30 * time.Second
+	DefaultMaxStaleness = 24 * time.Hour
+)
+
+// Config is where the list is.
+type Config struct {
+	// Path is the file. It is resolved anew at each look, links in it included.
+	// A relative one is relative to the working directory of the process.
+	Path string
+	// PollInterval is how often the file is looked at where nothing tells of a
+	// change; DefaultPollInterval where it is zero.
+	PollInterval time.Duration
+	// MaxStaleness is how long the last good list serves while the file is
+	// missing, cannot be read or is no good list, counted from when it was last
+	// seen to be what is served; after that the source cannot tell. It is at
+	// least twice PollInterval, and DefaultMaxStaleness where it is zero. A file
+	// that can be read is never stale, however old it is.
+	MaxStaleness time.Duration
+	// MaxBytes is how long the file may be; eklist.DefaultMaxBytes where it is
+	// zero.
+	MaxBytes int64
+	// AllowEmpty accepts a text without an entry.
+	AllowEmpty bool
+}
+
+// Source is a list of TPMs in a file. It is safe for concurrent use.
+type Source struct {
+	cfg Config
+	// now, quiet and openWatch are time.Now, quietTime and inotify; tests have
+	// others.
+	now       func() time.Time
+	quiet     time.Duration
+	openWatch watchFunc
+
+	// disk runs what may be stuck in the kernel.
+	disk aside
+	// state is what the last good Refresh has left, nil before it. Refresh alone
+	// replaces it; it is never changed.
+	state atomic.Pointer[state]
+	// unwatched is why changes are found by looking alone, empty where they are
+	// not; next is when that is.
+	unwatched atomic.Pointer[string]
+	next      atomic.Pointer[time.Time]
+
+	early struct {
+		sync.Mutex
+		last time.Time
+	}
+}
+
+// state is a list that is served.
+type state struct {
+	list *eklist.Snapshot
+	// file is what the list was read from, since when it looks like that, and
+	// whether it was read again since, late enough to have been changed in the
+	// meantime without looking otherwise.
+	file    identity
+	since   time.Time
+	settled bool
+
+	loaded    time.Time
+	confirmed time.Time // when the file was last seen to hold the list
+}
+
+var errNotLoaded = errors.New("no list has been loaded yet")
+
+// New checks the configuration and returns the source. It touches no file.
+func New(cfg Config) (*Source, error) {
+	if cfg.PollInterval == 0 {
+		cfg.PollInterval = DefaultPollInterval
+	}
+	if cfg.MaxStaleness == 0 {
+		cfg.MaxStaleness = DefaultMaxStaleness
+	}
+	if cfg.MaxBytes == 0 {
+		cfg.MaxBytes = eklist.DefaultMaxBytes
+	}
+	switch {
+	case cfg.Path == "":
+		return nil, errors.New("path is empty: name the file of EK hashes")
+	case strings.ContainsRune(cfg.Path, 0):
+		return nil, fmt.Errorf("path %q has a zero byte in it", cfg.Path)
+	case cfg.PollInterval < 0:
+		return nil, fmt.Errorf("poll interval %v is negative", cfg.PollInterval)
+	case cfg.MaxStaleness < 2*cfg.PollInterval:
+		return nil, fmt.Errorf("max staleness %v is less than twice the poll interval %v: "+
+			"a list that is looked at so rarely would go stale between two looks", cfg.MaxStaleness, cfg.PollInterval)
+	case cfg.MaxBytes < 0 || cfg.MaxBytes > eklist.MaxBytes:
+		return nil, fmt.Errorf("max bytes %d: choose from 1 to %d", cfg.MaxBytes, int64(eklist.MaxBytes))
+	}
+	return &Source{cfg: cfg, now: time.Now, quiet: quietTime, openWatch: inotify, disk: newAside()}, nil
+}
+
+// Check implements sources.Source. It looks the EK hash up in memory.
+//
+// It cannot tell before the first good Refresh, once the last good one is longer
+// ago than MaxStaleness, and once the list has expired by its own "expires".
+func (s *Source) Check(_ context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	st := s.state.Load()
+	if st == nil {
+		return sources.Verdict{}, errNotLoaded
+	}
+	if strings.ContainsAny(ev.EKHash, "ABCDEF") { // a list may be written so, evidence is not
+		return sources.Verdict{}, errors.New("the EK hash of the evidence is not in lower case")
+	}
+	now := s.now()
+	if err := st.usable(now, s.cfg.MaxStaleness); err != nil {
+		return sources.Verdict{}, err
+	}
+	return st.list.Verdict(ev)
+}
+
+// usable reports why the list is not to be served at a time, or nil.
+//
+// Its age is by the monotonic clock, so that a wall clock that jumps makes it
+// neither older nor younger. A time without one that lies in the future says
+// nothing of an age.
+func (st *state) usable(now time.Time, most time.Duration) error {
+	switch age := now.Sub(st.confirmed); {
+	case age < 0:
+		return errors.New("the list was last seen to be good in the future: is the clock right?")
+	case age > most:
+		return fmt.Errorf("the list is stale: it was last seen to be good %v ago", age.Round(time.Second))
+	}
+	return fresh(st.list, now)
+}
+
+// fresh reports whether a list has expired.
+func fresh(list *eklist.Snapshot, now time.Time) error {
+	if h := list.Header(); h.Expired(now) {
+		return fmt.Errorf("the list has expired at %s: write a newer one", h.Expires.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// Status implements sources.Reporter. Of a list that has expired or gone stale
+// it says what it was.
+func (s *Source) Status() sources.Status {
+	var status sources.Status
+	if st := s.state.Load(); st != nil {
+		status.Loaded, status.Confirmed = st.loaded, st.confirmed
+		status.Entries, status.Serial = st.list.Len(), st.list.Header().Serial
+	}
+	if next := s.next.Load(); next != nil {
+		status.Next = *next
+	}
+	if why := s.unwatched.Load(); why != nil && *why != "" {
+		status.Warnings = []string{*why}
+	}
+	return status
+}
+
+// InMemory implements sources.InMemory.
+func (s *Source) InMemory() bool { return true }
+
+// earlyPerInterval is how many early refreshes there are in a PollInterval, and
+// earlyPause the least time between two.
+const (
+	earlyPerInterval = 4
+	earlyPause       = time.Second
+)
+
+// RefreshEarly implements sources.Poller: it reports whether a refresh ahead of
+// its time is in order, which is a few times in a PollInterval, however many
+// strangers ask.
+func (s *Source) RefreshEarly() bool {
+	now := s.now()
+	s.early.Lock()
+	defer s.early.Unlock()
+	since := now.Sub(s.early.last)
+	if since >= 0 && since < max(s.cfg.PollInterval/earlyPerInterval, earlyPause) {
+		return false
+	}
+	s.early.last = now
+	return true
+}

@@ -1,0 +1,198 @@
+package hashfile
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// Nothing that reads, watches or waits is left behind by any test.
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func must(tb testing.TB, err error) {
+	tb.Helper()
+	if err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// hash returns the EK hash of machine number i.
+func hash(i int) string {
+	sum := sha256.Sum256([]byte(strconv.Itoa(i)))
+	return hex.EncodeToString(sum[:])
+}
+
+// text returns a text list of machines.
+func text(machines ...int) string {
+	var b strings.Builder
+	for _, i := range machines {
+		b.WriteString(hash(i) + "\n")
+	}
+	return b.String()
+}
+
+// jsonList returns a JSON list of machines. fields are what stands in front of
+// its keys, such as `"serial": 1`.
+func jsonList(fields string, machines ...int) string {
+	keys := make([]string, len(machines))
+	for i, m := range machines {
+		keys[i] = strconv.Quote(hash(m))
+	}
+	if fields != "" {
+		fields += ", "
+	}
+	return "{" + fields + `"keys": [` + strings.Join(keys, ", ") + "]}\n"
+}
+
+func write(tb testing.TB, path, content string) {
+	tb.Helper()
+	must(tb, os.WriteFile(path, []byte(content), 0o600))
+}
+
+// replace renames another file over the one at path.
+func replace(tb testing.TB, path, content string) {
+	tb.Helper()
+	write(tb, path+".new", content)
+	must(tb, os.Rename(path+".new", path))
+}
+
+// listIn writes a list into a new folder and returns its path.
+func listIn(tb testing.TB, content string) string {
+	tb.Helper()
+	path := filepath.Join(tb.TempDir(), "list")
+	write(tb, path, content)
+	return path
+}
+
+// open is New for a configuration that is right. It waits for writers for no
+// longer than a moment.
+func open(tb testing.TB, cfg Config) *Source {
+	tb.Helper()
+	s, err := New(cfg)
+	must(tb, err)
+	s.quiet = time.Millisecond
+	return s
+}
+
+// loaded is open and a first Refresh, which succeeds.
+func loaded(tb testing.TB, cfg Config) *Source {
+	tb.Helper()
+	s := open(tb, cfg)
+	must(tb, s.Refresh(tb.Context()))
+	return s
+}
+
+// lists returns "listed", "not listed" or "cannot tell".
+func (s *Source) lists(machine int) string {
+	v, err := s.Check(context.Background(), &sources.Evidence{EKHash: hash(machine)})
+	switch {
+	case err != nil:
+		return "cannot tell"
+	case v.Listed:
+		return "listed"
+	}
+	return "not listed"
+}
+
+// want fails the test unless that is what the source says of a machine.
+func want(tb testing.TB, s *Source, machine int, answer string) {
+	tb.Helper()
+	if got := s.lists(machine); got != answer {
+		tb.Errorf("machine %d: %s, want %s", machine, got, answer)
+	}
+}
+
+// refused fails the test unless a Refresh fails, and says so.
+func refused(tb testing.TB, s *Source, says string) {
+	tb.Helper()
+	err := s.Refresh(tb.Context())
+	if err == nil || !strings.Contains(err.Error(), says) {
+		tb.Errorf("Refresh: %v, want an error that says %q", err, says)
+	}
+}
+
+// A run is a Source under its Run.
+type run struct {
+	*Source
+	refreshed chan error // a receiver gets all, one after the other
+	stop      func()
+}
+
+// start runs a source until the test ends. Each refresh waits for a receiver.
+func start(tb testing.TB, s *Source) *run {
+	tb.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &run{Source: s, refreshed: make(chan error)}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		err := s.Run(ctx, func() error {
+			err := s.Refresh(ctx)
+			select {
+			case r.refreshed <- err:
+			case <-ctx.Done():
+			}
+			return err
+		})
+		if err != nil {
+			tb.Errorf("Run: %v", err)
+		}
+	}()
+	r.stop = sync.OnceFunc(func() {
+		cancel()
+		<-ended
+	})
+	tb.Cleanup(r.stop)
+	return r
+}
+
+// patience is how long something may take that must come about by itself.
+const patience = 20 * time.Second
+
+// until waits until the source says that of a machine.
+func (r *run) until(tb testing.TB, machine int, answer string) {
+	tb.Helper()
+	late := time.After(patience)
+	var last error
+	for r.lists(machine) != answer {
+		select {
+		case last = <-r.refreshed:
+		case <-late:
+			tb.Fatalf("machine %d: %s after %v, want %s; the last refresh said %v",
+				machine, r.lists(machine), patience, answer, last)
+		}
+	}
+}
+
+// turn waits until a refresh has ended, and returns its error.
+func (r *run) turn(tb testing.TB) error {
+	tb.Helper()
+	select {
+	case err := <-r.refreshed:
+		return err
+	case <-time.After(patience):
+		tb.Fatalf("no refresh within %v", patience)
+		return nil
+	}
+}
+
+// many returns a text list of n machines from a number on.
+func many(from, n int, attributes string) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "%s %s\n", hash(from+i), attributes)
+	}
+	return b.String()
+}
