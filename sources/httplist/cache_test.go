@@ -1,0 +1,213 @@
+package httplist_test
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
+)
+
+// cached returns a configuration with a cache in which a list of "one" is, and
+// the server that it came from.
+func cached(t *testing.T, fields string) (httplist.Config, *origin, *clock) {
+	t.Helper()
+	o, c := newOrigin(t, nil), newClock()
+	cfg := o.config()
+	cfg.Now, cfg.CachePath = c.Now, filepath.Join(t.TempDir(), "cache.db")
+	o.answer(http.StatusOK, list(fields, "one"), "ETag", `"1"`)
+	if st := loaded(t, cfg).Status(); len(st.Warnings) != 0 {
+		t.Fatalf("the cache was not written: %q", st.Warnings)
+	}
+	return cfg, o, c
+}
+
+// A restart while the server is down admits the fleet, at once.
+func TestRestartWithoutServer(t *testing.T) {
+	cfg, o, c := cached(t, `"serial": 7, `)
+	confirmed := c.now
+	o.Close()
+	c.move(time.Hour)
+	s := loaded(t, cfg)
+	wantListed(t, s, "one")
+	st := s.Status()
+	if st.Entries != 1 || st.Serial != 7 || !st.Confirmed.Equal(confirmed) || st.Loaded.IsZero() {
+		t.Errorf("the status is %+v", st)
+	}
+	wantError(t, s.Refresh(t.Context()), "connection refused") // from now on it says so
+	c.move(23*time.Hour + time.Minute)
+	wantCannotTell(t, s, "stale")
+}
+
+// A server that takes the connection and hangs delays a start by a second.
+func TestRestartWithServerThatHangs(t *testing.T) {
+	cfg, o, _ := cached(t, "")
+	o.raw("", waits)
+	begun := time.Now()
+	s := loaded(t, cfg)
+	if d := time.Since(begun); d > 5*time.Second {
+		t.Errorf("the start took %v", d)
+	}
+	wantListed(t, s, "one")
+}
+
+// After a restart the list in the cache is confirmed by its validators, and a
+// newer one takes its place in the same attempt.
+func TestRestartWithServer(t *testing.T) {
+	cfg, o, c := cached(t, `"serial": 7, `)
+	c.move(time.Minute)
+	asked := ""
+	o.serve(func(w http.ResponseWriter, r *http.Request) {
+		asked = r.Header.Get("If-None-Match")
+		w.WriteHeader(http.StatusNotModified)
+	})
+	if st := loaded(t, cfg).Status(); asked != `"1"` || !st.Confirmed.Equal(c.now.Round(0)) {
+		t.Errorf("asked with %q, confirmed at %v", asked, st.Confirmed)
+	}
+	o.answer(http.StatusOK, list(`"serial": 8, `, "two"))
+	wantListed(t, loaded(t, cfg), "two")
+	o.Close()
+	wantListed(t, loaded(t, cfg), "two")
+}
+
+// A list in the cache that is too old, from the future or expired serves nobody,
+// but its serial still tells a replay.
+func TestStaleCache(t *testing.T) {
+	for _, jump := range []time.Duration{25 * time.Hour, -time.Hour} {
+		cfg, o, c := cached(t, `"serial": 7, `)
+		c.move(jump)
+		o.answer(http.StatusNotFound, "")
+		s := newSource(t, cfg)
+		wantError(t, s.Refresh(t.Context()), "404")
+		wantCannotTell(t, s, "stale")
+		o.answer(http.StatusOK, list(`"serial": 6, `, "one"))
+		wantError(t, s.Refresh(t.Context()), "replay")
+		wantCannotTell(t, s, "stale")
+		o.answer(http.StatusOK, list(`"serial": 8, `, "two"))
+		refresh(t, s)
+		wantListed(t, s, "two")
+	}
+}
+
+// The time of the last confirmation survives a restart, so that an outage that
+// spans one is counted as a whole, and a list that was confirmed is not stale.
+func TestConfirmationIsKept(t *testing.T) {
+	cfg, o, c := cached(t, "")
+	s := loaded(t, cfg)
+	c.move(20 * time.Hour)
+	o.answer(http.StatusNotModified, "")
+	refresh(t, s)
+	c.move(20 * time.Hour)
+	o.Close()
+	s = loaded(t, cfg)
+	wantListed(t, s, "one")
+	c.move(5 * time.Hour)
+	wantCannotTell(t, s, "stale")
+}
+
+// A cache that is damaged or cannot be written is said, and no more: the list
+// serves as without one.
+func TestBadCache(t *testing.T) {
+	o := newOrigin(t, nil)
+	o.answer(http.StatusOK, list("", "one"))
+	for name, tt := range map[string]struct {
+		path func(t *testing.T) string
+		says string
+	}{
+		"garbage": {func(t *testing.T) string {
+			t.Helper()
+			return write(t, "cache.db", bytes.Repeat([]byte("garbage"), 4096))
+		}, "the cache was not used"},
+		"no folder": {func(t *testing.T) string {
+			t.Helper()
+			return filepath.Join(t.TempDir(), "none", "cache.db")
+		}, "the cache was not written"},
+		"a folder": {func(t *testing.T) string { t.Helper(); return t.TempDir() }, "the cache was not"},
+		"cut": {func(t *testing.T) string {
+			t.Helper()
+			cfg, _, _ := cached(t, "")
+			if err := os.Truncate(cfg.CachePath, 4096); err != nil {
+				t.Fatal(err)
+			}
+			return cfg.CachePath
+		}, "the cache was not used"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := o.config()
+			cfg.CachePath = tt.path(t)
+			s := loaded(t, cfg)
+			wantListed(t, s, "one")
+			warnings := s.Status().Warnings
+			if !slices.ContainsFunc(warnings, func(w string) bool { return strings.Contains(w, tt.says) }) {
+				t.Errorf("the warnings are %q", warnings)
+			}
+		})
+	}
+}
+
+// A cache that could not be written is tried again at each poll, and the warning
+// goes when it is.
+func TestCacheMends(t *testing.T) {
+	o := newOrigin(t, nil)
+	o.answer(http.StatusOK, list("", "one"), "ETag", `"1"`)
+	cfg := o.config()
+	dir := filepath.Join(t.TempDir(), "dir")
+	cfg.CachePath = filepath.Join(dir, "cache.db")
+	s := loaded(t, cfg)
+	if st := s.Status(); len(st.Warnings) == 0 {
+		t.Errorf("the warnings are %q", st.Warnings)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	o.answer(http.StatusNotModified, "")
+	refresh(t, s)
+	if st := s.Status(); len(st.Warnings) != 0 {
+		t.Errorf("the warnings are %q", st.Warnings)
+	}
+	o.Close()
+	wantListed(t, loaded(t, cfg), "one")
+}
+
+// A cache of another list, whose URL was configured before, does not serve.
+func TestCacheOfAnother(t *testing.T) {
+	cfg, o, _ := cached(t, "")
+	o.answer(http.StatusNotFound, "")
+	cfg.URL += "2"
+	s := newSource(t, cfg)
+	wantError(t, s.Refresh(t.Context()), "404")
+	wantCannotTell(t, s, "no list")
+}
+
+// A list is in the cache before it serves: one that was seen by anybody is not
+// forgotten by a crash a moment later.
+func TestCacheBeforeServing(t *testing.T) {
+	cfg, o, _ := cached(t, `"serial": 1, `)
+	s := loaded(t, cfg)
+	o.serve(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, list(`"serial": 2, `, "two"))
+	})
+	done := make(chan error)
+	go func() { done <- s.Refresh(t.Context()) }()
+	for s.Status().Serial != 2 {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			done = nil
+		default:
+		}
+	}
+	o.answer(http.StatusNotFound, "")
+	wantListed(t, loaded(t, cfg), "two")
+	if done != nil {
+		<-done
+	}
+}

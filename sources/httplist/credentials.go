@@ -1,0 +1,126 @@
+package httplist
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+)
+
+const (
+	// maxFile is the largest file of certificates or of a key, maxToken the
+	// longest bearer token, maxHeader the header of an answer; in bytes.
+	maxFile, maxToken, maxHeader = 4 << 20, 8 << 10, 64 << 10
+	// maxRedirects is how many redirects are followed, on the same host.
+	maxRedirects = 3
+)
+
+// token reads the bearer token; it is empty where none is configured.
+func (s *Source) token() (string, error) {
+	if s.cfg.BearerTokenPath == "" {
+		return "", nil
+	}
+	data, err := readFile(s.cfg.BearerTokenPath, maxToken)
+	if err != nil {
+		return "", fmt.Errorf("read the bearer token: %w", err)
+	}
+	token := strings.TrimSpace(string(data))
+	// RFC 6750, 2.1. The token itself is never part of an error.
+	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return "", fmt.Errorf("the bearer token in %q is none: write one line without blanks", s.cfg.BearerTokenPath)
+	}
+	return token, nil
+}
+
+// transport returns a transport with the certificates as they are in the files
+// now. It keeps no connection, so that each attempt verifies the server's
+// certificate, resolves its name and shows the current client certificate.
+func (s *Source) transport() (*http.Transport, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS12, Time: s.cfg.Now}
+	if path := s.cfg.CAPath; path != "" {
+		data, err := readFile(path, maxFile)
+		if err != nil {
+			return nil, fmt.Errorf("read the CA certificates: %w", err)
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(data) {
+			return nil, fmt.Errorf("there is no CA certificate in %q: write it there as PEM", path)
+		}
+	}
+	if s.cfg.ClientCertPath != "" {
+		pair, err := s.clientCertificate()
+		if err != nil {
+			return nil, err
+		}
+		config.Certificates = []tls.Certificate{pair}
+	}
+	dialer := &net.Dialer{Timeout: s.cfg.Timeout}
+	return &http.Transport{
+		Proxy:                  http.ProxyFromEnvironment,
+		DialContext:            dialer.DialContext,
+		TLSClientConfig:        config,
+		TLSHandshakeTimeout:    s.cfg.Timeout,
+		ResponseHeaderTimeout:  s.cfg.Timeout,
+		MaxResponseHeaderBytes: maxHeader,
+		DisableKeepAlives:      true,
+		DisableCompression:     true, // decoded here, within limits
+	}, nil
+}
+
+func (s *Source) clientCertificate() (tls.Certificate, error) {
+	certs, err := readFile(s.cfg.ClientCertPath, maxFile)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("read the client certificate: %w", err)
+	}
+	key, err := readFile(s.cfg.ClientKeyPath, maxFile)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("read the key of the client certificate: %w", err)
+	}
+	pair, err := tls.X509KeyPair(certs, key)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("the client certificate %q with the key %q: %w",
+			s.cfg.ClientCertPath, s.cfg.ClientKeyPath, err)
+	}
+	return pair, nil
+}
+
+var errRedirect = errors.New("redirected to another host, or too often: configure the URL that it leads to")
+
+// checkRedirect keeps credentials and trust with the host that is configured.
+func (s *Source) checkRedirect(req *http.Request, via []*http.Request) error {
+	if len(via) > maxRedirects || req.URL.Scheme != "https" || !strings.EqualFold(req.URL.Host, s.url.Host) ||
+		req.URL.User != nil {
+		return errRedirect
+	}
+	return nil
+}
+
+// readFile reads a small regular file. It does not wait for a FIFO's writer.
+func readFile(path string, limit int64) ([]byte, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) //nolint:gosec // G304: the operator names it
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	switch {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%q is no regular file", path)
+	}
+	data, err := io.ReadAll(io.LimitReader(file, limit+1))
+	switch {
+	case err != nil:
+		return nil, err
+	case int64(len(data)) > limit:
+		return nil, fmt.Errorf("%q is longer than %d bytes", path, limit)
+	}
+	return data, nil
+}

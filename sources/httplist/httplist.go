@@ -1,0 +1,302 @@
+// Package httplist is a source that knows the TPMs in a JSON list behind a web
+// server.
+//
+// The list is polled over HTTPS with conditional requests (RFC 9110, 13). The
+// last good one serves until a newer one has been read to its end, checked and
+// put into the cache, and for [Config.MaxStaleness] at most after the server has
+// last said, by a 200 or a 304, what the list is. A list that is cut, torn, too
+// long, replayed or expired takes the place of nothing.
+//
+// What has to be trusted is the web server, as its certificate names it, and
+// where there is a public key, its holder instead.
+package httplist
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/listcache"
+)
+
+// What a Config has where it says nothing.
+const (
+	DefaultTimeout      = 10 * time.Second
+	DefaultPollInterval = 30 * time.Second
+	DefaultMaxStaleness = 24 * time.Hour
+	DefaultMaxBytes     = eklist.DefaultMaxBytes
+)
+
+// clockSlack is how far the clock may be set back after the last answer of the
+// server before the list counts as stale: a correction, not a jump.
+const clockSlack = 5 * time.Second
+
+// Config is where the list is. Only URL is required. All files are read anew at
+// each attempt, so that replacing one needs no restart; each is a regular file.
+type Config struct {
+	// URL is the list's, of scheme https, without user and fragment.
+	// Redirects are followed on the same host and port only.
+	URL string
+	// CAPath is a PEM file of the CA certificates that may vouch for the
+	// server; the system's where it is empty.
+	CAPath string
+	// ClientCertPath and ClientKeyPath are PEM files of the certificate, with
+	// its chain, and the key that are shown to a server that asks for one.
+	// Both are set, or neither.
+	ClientCertPath, ClientKeyPath string
+	// BearerTokenPath is a file whose content, without blanks around it, goes
+	// into the Authorization header (RFC 6750, 2.1).
+	BearerTokenPath string
+	// Timeout bounds one attempt, from the connection to the last byte and
+	// with all retries; DefaultTimeout where it is zero.
+	Timeout time.Duration
+	// PollInterval is the longest time from one attempt to the next;
+	// DefaultPollInterval where it is zero.
+	PollInterval time.Duration
+	// MaxStaleness is for how long the list serves after the server has last
+	// answered 200 or 304, at least twice PollInterval; DefaultMaxStaleness
+	// where it is zero.
+	MaxStaleness time.Duration
+	// MaxBytes bounds the list, both as it is sent and decoded;
+	// DefaultMaxBytes where it is zero, eklist.MaxBytes at most.
+	MaxBytes int64
+	// CachePath is a file of package listcache, from which the list serves
+	// after a restart; no cache where it is empty.
+	CachePath string
+	// SignatureURL, PublicKeyPath and ListID are all set, or none. With them,
+	// the list serves only where the key in PublicKeyPath (package listsig) has
+	// signed it, decoded, where it has a serial, an expiry and the name ListID.
+	// SignatureURL is on the same host and port as URL.
+	SignatureURL, PublicKeyPath, ListID string
+	// Now is the clock for staleness and expiry, and by which the server's
+	// certificate is verified; time.Now where it is nil.
+	Now func() time.Time
+}
+
+// Source is a list behind a web server. It is safe for concurrent use.
+type Source struct {
+	cfg      Config
+	url      *url.URL
+	cache    *listcache.Cache // nil where there is none
+	verifier *verifier        // nil where lists are not signed
+	// retryPause is the constant of that name; tests have no patience.
+	retryPause time.Duration
+
+	// state is the last good list, nil before there is one. It is never
+	// changed, only replaced.
+	state atomic.Pointer[state]
+	next  atomic.Pointer[time.Time] // when Run polls next; nil where it does not
+	early limiter
+	// warnings are of the last Refresh.
+	warnings atomic.Pointer[[]string]
+
+	// Only Refresh, which is never called twice at once, uses what follows.
+	restored      bool      // the cache was looked at
+	unconditional bool      // the next request is to be
+	touched       time.Time // what the cache holds as the time of the last answer
+	// loadWarning and saveWarning say what went wrong with the cache last.
+	loadWarning, saveWarning string
+
+	// pause is how long the server has asked to be left alone for, by its last
+	// answer; zero where it has not.
+	pause atomic.Int64
+}
+
+// state is one good list.
+type state struct {
+	list       *eklist.Snapshot
+	validators validators
+	loaded     time.Time
+	// confirmed is when the server has last said that this is the list.
+	confirmed time.Time
+	// size is the list's in bytes, decoded.
+	size int64
+	// here is true where the server has said so to this process, false where
+	// only the cache has.
+	here bool
+	// key is of the public key that has verified the list; zero where none
+	// has, or another process.
+	key [sha256.Size]byte
+}
+
+// New checks the configuration and returns the source. It reads nothing: the
+// first Refresh does.
+func New(cfg Config) (*Source, error) {
+	u, errs := parseURL("URL", cfg.URL)
+	verifier, more := newVerifier(cfg)
+	errs = append(errs, more...)
+	if (cfg.ClientCertPath == "") != (cfg.ClientKeyPath == "") {
+		errs = append(errs, errors.New("a client certificate and its key go together: name both files, or none"))
+	}
+	for _, d := range []struct {
+		name      string
+		value     *time.Duration
+		otherwise time.Duration
+	}{
+		{"timeout", &cfg.Timeout, DefaultTimeout},
+		{"poll interval", &cfg.PollInterval, DefaultPollInterval},
+		{"longest staleness", &cfg.MaxStaleness, DefaultMaxStaleness},
+	} {
+		if *d.value < 0 {
+			errs = append(errs, fmt.Errorf("the %s %v is negative", d.name, *d.value))
+		}
+		if *d.value == 0 {
+			*d.value = d.otherwise
+		}
+	}
+	if cfg.PollInterval > 0 && cfg.MaxStaleness > 0 && cfg.MaxStaleness < 2*cfg.PollInterval {
+		errs = append(errs, fmt.Errorf("the longest staleness %v is less than two poll intervals of %v",
+			cfg.MaxStaleness, cfg.PollInterval))
+	}
+	if cfg.MaxBytes == 0 {
+		cfg.MaxBytes = DefaultMaxBytes
+	}
+	if cfg.MaxBytes < 0 || cfg.MaxBytes > eklist.MaxBytes {
+		errs = append(errs, fmt.Errorf("a limit of %d bytes: choose one from 1 to %d",
+			cfg.MaxBytes, int64(eklist.MaxBytes)))
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	if verifier != nil && !strings.EqualFold(verifier.url.Host, u.Host) {
+		return nil, errors.New("the URL of the signature is on another host than the list: put both on one")
+	}
+	s := &Source{
+		cfg: cfg, url: u, verifier: verifier, retryPause: retryPause,
+		early: limiter{window: cfg.PollInterval},
+	}
+	if cfg.CachePath != "" {
+		of := []string{u.String()}
+		if verifier != nil {
+			of = append(of, verifier.listID)
+		}
+		s.cache = listcache.New(cfg.CachePath, of...)
+	}
+	return s, nil
+}
+
+// parseURL checks a configured URL.
+func parseURL(what, text string) (u *url.URL, errs []error) {
+	u, err := url.Parse(text)
+	switch {
+	case text == "":
+		return nil, []error{fmt.Errorf("the %s is empty: write https://<host>/<path>", what)}
+	case err != nil: // its text would show the URL with all that is in it
+		return nil, []error{fmt.Errorf("the %s is none: write https://<host>/<path>", what)}
+	case u.Scheme != "https" || u.Hostname() == "":
+		errs = append(errs, fmt.Errorf("the %s is not https://<host>/<path>", what))
+	}
+	if u.User != nil {
+		errs = append(errs, fmt.Errorf("the %s holds a user: use a client certificate or a bearer token", what))
+	}
+	if u.Fragment != "" {
+		errs = append(errs, fmt.Errorf("the %s holds a fragment: leave out # and what follows", what))
+	}
+	return u, errs
+}
+
+var errNotLoaded = errors.New("no list has been loaded yet")
+
+// Check implements sources.Source. It looks the EK hash up in the last good
+// list, and cannot tell where there is none, where the server has not confirmed
+// it for longer than Config.MaxStaleness, where it was confirmed in the future by
+// the clock as it is now, and where the list says itself that it has expired.
+//
+// It reads memory only and takes no lock.
+func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	if err := ctx.Err(); err != nil {
+		return sources.Verdict{}, fmt.Errorf("look up the EK hash: %w", err)
+	}
+	st := s.state.Load()
+	if st == nil {
+		return sources.Verdict{}, errNotLoaded
+	}
+	if err := st.fresh(s.cfg.Now(), s.cfg.MaxStaleness); err != nil {
+		return sources.Verdict{}, err
+	}
+	if strings.ToLower(ev.EKHash) != ev.EKHash { // the list may have upper case, no evidence does
+		return sources.Verdict{}, errors.New("the EK hash of the evidence is not in lower case")
+	}
+	return st.list.Verdict(ev)
+}
+
+// InMemory implements sources.InMemory.
+func (s *Source) InMemory() bool { return true }
+
+// fresh returns why the list may not serve any more, or nil.
+func (st *state) fresh(now time.Time, maxStaleness time.Duration) error {
+	now = now.Round(0) // wall clocks are compared: the other may be of another boot
+	expires := st.list.Header().Expires
+	switch age := now.Sub(st.confirmed); {
+	case age < -clockSlack:
+		return fmt.Errorf("the list is stale: it was last confirmed at %s, in the future: look at the clock",
+			stamp(st.confirmed))
+	case age > maxStaleness:
+		return fmt.Errorf("the list is stale: the server has not confirmed it since %s", stamp(st.confirmed))
+	case st.list.Header().Expired(now):
+		return fmt.Errorf("the list has expired, at %s", stamp(expires))
+	}
+	return nil
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// Status implements sources.Reporter.
+func (s *Source) Status() sources.Status {
+	var status sources.Status
+	if next := s.next.Load(); next != nil {
+		status.Next = *next
+	}
+	if warnings := s.warnings.Load(); warnings != nil {
+		status.Warnings = slices.Clone(*warnings)
+	}
+	st := s.state.Load()
+	if st == nil {
+		return status
+	}
+	status.Loaded, status.Confirmed = st.loaded, st.confirmed
+	status.Entries, status.Serial = st.list.Len(), st.list.Header().Serial
+	return status
+}
+
+// earlyRefreshes is how many refreshes may come before their time in one
+// Config.PollInterval.
+const earlyRefreshes = 3
+
+// RefreshEarly reports whether the source may be refreshed before its time, now,
+// and counts that as used: at most three times in a PollInterval, whoever asks.
+// So a machine that was listed a moment ago is not refused for it, and a stranger
+// cannot make the server poll for him. While the web server asks to be left alone
+// it is false.
+func (s *Source) RefreshEarly() bool { return s.pause.Load() == 0 && s.early.allow(time.Now()) }
+
+// A limiter allows a few events in any window of time.
+type limiter struct {
+	window time.Duration
+	mu     sync.Mutex
+	last   [earlyRefreshes]time.Time // a ring
+	oldest int
+}
+
+func (l *limiter) allow(now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if t := l.last[l.oldest]; !t.IsZero() && now.Sub(t) < l.window {
+		return false
+	}
+	l.last[l.oldest] = now
+	l.oldest = (l.oldest + 1) % len(l.last)
+	return true
+}

@@ -1,0 +1,78 @@
+package httplist_test
+
+import (
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
+)
+
+// admits makes a Set of one source, which admits.
+func admits(t *testing.T, cfg httplist.Config) *sources.Set {
+	t.Helper()
+	member := sources.Member{Name: "inventory", Kind: "http", Config: cfg, Source: newSource(t, cfg)}
+	set, err := sources.NewSet([]sources.Member{member}, sources.AnyOf("inventory"), sources.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(set.Close)
+	set.Start(t.Context(), nil)
+	return set
+}
+
+func outcome(t *testing.T, set *sources.Set, name string) sources.Outcome {
+	t.Helper()
+	return set.Begin(machine(name)).BeforeChallenge(t.Context()).Outcome
+}
+
+// A machine that was listed a moment ago is not turned away for the time of a
+// poll, and strangers cause a few polls and no more.
+func TestEarlyRefreshInASet(t *testing.T) {
+	o := newOrigin(t, nil)
+	cfg := o.config()
+	cfg.PollInterval = time.Hour
+	o.answer(http.StatusOK, list("", "one"))
+	set := admits(t, cfg)
+	o.answer(http.StatusOK, list("", "one", "two"))
+	if got := outcome(t, set, "two"); got != sources.Challenge {
+		t.Errorf("a machine that was just listed: %v", got)
+	}
+	for range 100 {
+		if got := outcome(t, set, "stranger"); got != sources.Refused {
+			t.Fatalf("a stranger: %v", got)
+		}
+	}
+	if n := o.requests.Load(); n > 1+3 {
+		t.Errorf("%d requests, want 4 at most", n)
+	}
+}
+
+// A server that is down from the start leaves machines with "try again", which
+// agents do, and never with "refused", after which they give up.
+func TestNoListInASet(t *testing.T) {
+	o := newOrigin(t, nil)
+	o.answer(http.StatusNotFound, "")
+	set := admits(t, o.config())
+	if got := outcome(t, set, "one"); got != sources.Unavailable {
+		t.Errorf("without a list: %v", got)
+	}
+}
+
+// A restart while the server is down admits the fleet, and still no stranger.
+func TestRestartInASet(t *testing.T) {
+	cfg, o, _ := cached(t, "")
+	o.Close()
+	begun := time.Now()
+	set := admits(t, cfg)
+	if got := outcome(t, set, "one"); got != sources.Challenge {
+		t.Errorf("a listed machine: %v", got)
+	}
+	if got := outcome(t, set, "stranger"); got != sources.Refused {
+		t.Errorf("a stranger: %v", got)
+	}
+	if d := time.Since(begun); d > 5*time.Second {
+		t.Errorf("it took %v", d)
+	}
+}

@@ -1,0 +1,198 @@
+package httplist_test
+
+import (
+	"crypto/ed25519"
+	"crypto/x509"
+	"io"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
+)
+
+// A publisher signs lists that a server hands out.
+type publisher struct {
+	key       ed25519.PrivateKey
+	text, sig string
+	etag      string
+	asked     []string // for what, and with which ETag
+}
+
+func newPublisher(tb testing.TB) *publisher {
+	tb.Helper()
+	p := &publisher{}
+	p.rotate(tb)
+	return p
+}
+
+// rotate makes a new key and returns the public one.
+func (p *publisher) rotate(tb testing.TB) []byte {
+	tb.Helper()
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	p.key = private
+	der, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return pemOf("PUBLIC KEY", der)
+}
+
+func (p *publisher) publish(text, etag string) {
+	p.text, p.etag, p.sig = text, etag, string(ed25519.Sign(p.key, []byte(text)))
+}
+
+func (p *publisher) serve(w http.ResponseWriter, r *http.Request) {
+	p.asked = append(p.asked, r.URL.Path+" "+r.Header.Get("If-None-Match"))
+	switch {
+	case strings.HasSuffix(r.URL.Path, ".sig"):
+		_, _ = io.WriteString(w, p.sig)
+	case p.etag != "" && r.Header.Get("If-None-Match") == p.etag:
+		w.WriteHeader(http.StatusNotModified)
+	default:
+		w.Header().Set("ETag", p.etag)
+		w.Header().Set("Content-Encoding", "gzip")
+		_, _ = io.WriteString(w, zipped(p.text))
+	}
+}
+
+const header = `"serial": 2, "expires": "2099-01-01T00:00:00Z", "list": "fleet", `
+
+// published returns a configuration that trusts the publisher's lists.
+func published(t *testing.T) (httplist.Config, *publisher, *origin) {
+	t.Helper()
+	o, p := newOrigin(t, nil), newPublisher(t)
+	o.serve(p.serve)
+	cfg := o.config()
+	cfg.SignatureURL, cfg.ListID = o.URL+"/tpm.json.sig", "fleet"
+	cfg.PublicKeyPath = write(t, "list.pub", p.rotate(t))
+	p.publish(list(header, "one"), `"1"`)
+	return cfg, p, o
+}
+
+// Whoever holds the web server can neither make up a list, nor change one, nor
+// replay, freeze or swap one: the signature is over the decoded body, and what it
+// signs says which list it is, which version and until when.
+func TestSignature(t *testing.T) {
+	cfg, p, _ := published(t)
+	s := loaded(t, cfg)
+	wantListed(t, s, "one")
+	for name, tt := range map[string]struct {
+		fields string
+		forge  func()
+		want   string
+	}{
+		"changed":      {header, func() { p.text += " " }, "signature"},
+		"another list": {header, func() { p.sig = string(ed25519.Sign(p.key, []byte(list(header, "one")))) }, "signature"},
+		"unsigned":     {header, func() { p.sig = "" }, "signature"},
+		"too long":     {header, func() { p.sig = strings.Repeat(" ", 1000) + p.sig }, "signature"},
+		"zipped form":  {header, func() { p.sig = string(ed25519.Sign(p.key, []byte(zipped(p.text)))) }, "signature"},
+		"no serial":    {strings.Replace(header, `"serial": 2, `, "", 1), nil, "serial and expires"},
+		"no expiry":    {`"serial": 3, "list": "fleet", `, nil, "serial and expires"},
+		"no name":      {strings.Replace(header, `"list": "fleet", `, "", 1), nil, `not "fleet"`},
+		"swapped":      {strings.Replace(header, "fleet", "lab", 1), nil, `the signed list is "lab" and not "fleet"`},
+		"replayed":     {strings.Replace(header, "2", "1", 1), nil, "replay"},
+		"expired":      {strings.Replace(header, "2099", "2020", 1), nil, "expired"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p.publish(list(tt.fields, "two"), `"2"`)
+			if tt.forge != nil {
+				tt.forge()
+			}
+			wantError(t, s.Refresh(t.Context()), tt.want)
+			wantListed(t, s, "one")
+		})
+	}
+	p.publish(list(strings.Replace(header, "2", "3", 1), "two"), `"3"`)
+	refresh(t, s)
+	wantListed(t, s, "two")
+}
+
+// A list that an old key has signed is asked for anew once the key was replaced,
+// and serves under it only until it is stale; and no 304 stands for a list that
+// this process has never verified.
+func TestPublicKeyIsReplaced(t *testing.T) {
+	cfg, p, _ := published(t)
+	cfg.CachePath = filepath.Join(t.TempDir(), "cache.db")
+	s := loaded(t, cfg)
+	p.asked = nil
+	refresh(t, s)
+	if len(p.asked) != 1 || p.asked[0] != `/tpm.json "1"` {
+		t.Errorf("asked %q, want one conditional request", p.asked)
+	}
+	p.asked = nil
+	wantListed(t, loaded(t, cfg), "one")
+	if len(p.asked) != 2 || p.asked[0] != "/tpm.json " {
+		t.Errorf("after a restart: asked %q, want the whole list", p.asked)
+	}
+	rewrite(t, cfg.PublicKeyPath, p.rotate(t))
+	wantError(t, s.Refresh(t.Context()), "signature")
+	wantListed(t, s, "one")
+	p.publish(list(header, "one"), `"1"`)
+	refresh(t, s)
+}
+
+// A cache that was filled without signatures serves nobody once they are asked
+// for.
+func TestUnsignedCache(t *testing.T) {
+	cfg, p, _ := published(t)
+	cfg.CachePath = filepath.Join(t.TempDir(), "cache.db")
+	unsigned := cfg
+	unsigned.SignatureURL, unsigned.PublicKeyPath, unsigned.ListID = "", "", ""
+	loaded(t, unsigned)
+	p.sig = ""
+	s := newSource(t, cfg)
+	wantError(t, s.Refresh(t.Context()), "signature")
+	wantCannotTell(t, s, "no list")
+}
+
+// What goes wrong with a signature is said, costs this attempt and no more.
+func TestSignatureFaults(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(cfg *httplist.Config, p *publisher, o *origin)
+		want   string
+	}{
+		"no key": {func(cfg *httplist.Config, _ *publisher, _ *origin) { cfg.PublicKeyPath = "/nonexistent" }, "read the public key"},
+		"no public key": {
+			func(cfg *httplist.Config, _ *publisher, _ *origin) { cfg.PublicKeyPath = cfg.CAPath }, "the public key",
+		},
+		"not there": {func(_ *httplist.Config, p *publisher, o *origin) {
+			o.serve(func(w http.ResponseWriter, r *http.Request) {
+				if strings.HasSuffix(r.URL.Path, ".sig") {
+					w.WriteHeader(http.StatusNotFound)
+					return
+				}
+				p.serve(w, r)
+			})
+		}, "fetch the signature: the server has answered 404"},
+		"hangs": {func(cfg *httplist.Config, p *publisher, o *origin) {
+			cfg.Timeout = 300 * time.Millisecond
+			o.serve(func(w http.ResponseWriter, r *http.Request) {
+				if strings.HasSuffix(r.URL.Path, ".sig") {
+					<-r.Context().Done()
+				}
+				p.serve(w, r)
+			})
+		}, "not done within the timeout"},
+		"list too long": {func(cfg *httplist.Config, p *publisher, _ *origin) {
+			cfg.MaxBytes = 300
+			p.publish(list(header+`"pad": "`+strings.Repeat("x", 500)+`", `, "one"), "")
+		}, "too long"},
+		"list cut": {func(_ *httplist.Config, _ *publisher, o *origin) {
+			o.raw(body(zipped(list(header, "one"))[:50], isZipped), nil)
+		}, "read the list"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg, p, o := published(t)
+			tt.change(&cfg, p, o)
+			s := newSource(t, cfg)
+			wantError(t, s.Refresh(t.Context()), tt.want)
+			wantCannotTell(t, s, "no list")
+		})
+	}
+}
