@@ -1,0 +1,98 @@
+package server
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+)
+
+var someHash = strings.Repeat("ab", 32)
+
+// journey notes an EK at each address in turn, a minute apart, and returns what
+// was found at the last one.
+func journey(a *addresses, at *time.Time, from ...string) (other string, log bool) {
+	for _, f := range from {
+		*at = at.Add(time.Minute)
+		var addr netip.Addr
+		if addr, log = a.note(someHash, netip.MustParseAddr(f), *at); addr.IsValid() {
+			other = addr.String()
+		} else {
+			other = ""
+		}
+	}
+	return other, log
+}
+
+// A virtual TPM that was copied attests from two machines in turn. A machine that
+// moves, or has an address of each family, or changes its address as RFC 8981 asks
+// for, must not look like one: nobody reads an alarm that is always on.
+func TestAlternatingAddresses(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		from  []string
+		other string
+	}{
+		{"one address", []string{"192.0.2.1", "192.0.2.1", "192.0.2.1"}, ""},
+		{"moves", []string{"192.0.2.1", "192.0.2.2", "192.0.2.2"}, ""},
+		{"moves often", []string{"192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5", "192.0.2.1"}, ""},
+		{"two in turn", []string{"192.0.2.1", "192.0.2.2", "192.0.2.1"}, "192.0.2.2"},
+		{"two in turn, several times each", []string{"192.0.2.1", "192.0.2.1", "192.0.2.2", "192.0.2.2", "192.0.2.1"}, "192.0.2.2"},
+		{"three in turn", []string{"192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.1"}, "192.0.2.3"},
+		{"four in turn", []string{"192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.1"}, "192.0.2.4"},
+		{"both families", []string{"192.0.2.1", "2001:db8::1", "192.0.2.1", "2001:db8::1"}, ""},
+		{"one address, written in two ways", []string{"192.0.2.1", "::ffff:192.0.2.1", "192.0.2.1"}, ""},
+		{"one network", []string{"2001:db8::1", "2001:db8::2", "2001:db8::1"}, ""},
+		{"two networks", []string{"2001:db8::1", "2001:db8:0:1::2", "2001:db8::3"}, "2001:db8:0:1::"},
+		{"zones", []string{"fe80::1%eth0", "fe80::1%eth1", "fe80::1%eth0"}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			at := time.Now()
+			if other, log := journey(newAddresses(), &at, c.from...); other != c.other || log != (c.other != "") {
+				t.Errorf("found %q, to be logged: %v, want %q", other, log, c.other)
+			}
+		})
+	}
+}
+
+// One EK cannot fill the log.
+func TestAlternatingIsLoggedOnceAnHour(t *testing.T) {
+	a, at, logged := newAddresses(), time.Now(), 0
+	journey(a, &at, "192.0.2.1")
+	for range 60 { // two hours
+		for _, from := range []string{"192.0.2.2", "192.0.2.1"} {
+			if _, log := journey(a, &at, from); log {
+				logged++
+			}
+		}
+	}
+	if logged != 2 {
+		t.Errorf("logged %d times", logged)
+	}
+}
+
+// A fleet larger than what is remembered must not make the memory grow, and what
+// was seen last is kept.
+func TestAddressesAreBounded(t *testing.T) {
+	a, now := newAddresses(), time.Now()
+	one, two := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+	for i := range maxSightings + 1000 {
+		a.note(fmt.Sprintf("%064x", i), one, now)
+		a.note(someHash, []netip.Addr{one, two}[i%2], now)
+	}
+	if len(a.of) != maxSightings || a.recent.Len() != maxSightings {
+		t.Errorf("%d are remembered, in a list of %d", len(a.of), a.recent.Len())
+	}
+	if other, _ := a.note(someHash, one, now); other != two {
+		t.Errorf("what was seen last is forgotten: %v", other)
+	}
+	for _, hash := range []string{"", "ab", someHash + "ab", strings.Repeat("xy", 32)} {
+		if other, _ := a.note(hash, one, now); other.IsValid() {
+			t.Errorf("%q: %v", hash, other)
+		}
+	}
+	if other, _ := a.note(someHash, netip.Addr{}, now); other.IsValid() || len(a.of) != maxSightings {
+		t.Errorf("no address: %v", other)
+	}
+}

@@ -1,0 +1,146 @@
+package agentpath
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"text/template/parse"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Parse reads a template. It is an error if two machines could get one ID: a
+// template uses .PubHash, or .Name, or .Serial with .Issuer or .CA, and in one
+// segment of the path two values of variable length are told apart by the text
+// between them.
+func Parse(text string) (*Template, error) {
+	if len(text) > maxTemplate {
+		return nil, fmt.Errorf("has %d bytes, at most %d are allowed", len(text), maxTemplate)
+	}
+	tree := parse.New("agent_path_template")
+	// Any function is unknown here, whatever it is called: the check of the
+	// nodes below says so better than the parser.
+	tree.Mode = parse.SkipFuncCheck
+	trees := map[string]*parse.Tree{}
+	if _, err := tree.Parse(text, "", "", trees); err != nil {
+		return nil, fmt.Errorf("is no template: %w", err)
+	}
+	if len(trees) > 1 {
+		return nil, errors.New("defines a template: only fields such as {{ .PubHash }} are allowed")
+	}
+	t := &Template{text: text}
+	if tree.Root != nil {
+		for _, n := range tree.Root.Nodes {
+			if err := t.add(n); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := t.check(); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// add adds one node of the parsed template.
+func (t *Template) add(n parse.Node) error {
+	if text, ok := n.(*parse.TextNode); ok {
+		t.parts = append(t.parts, part{text: string(text.Text)})
+		return nil
+	}
+	name, ok := plainField(n)
+	if !ok {
+		return fmt.Errorf("contains %.80q: only fields are allowed, %s", n.String(), allFields())
+	}
+	if name == pluginName {
+		t.parts = append(t.parts, part{text: pluginNameValue})
+		return nil
+	}
+	for f, known := range fieldNames {
+		if name == known {
+			t.parts = append(t.parts, part{field: Field(f), isField: true})
+			t.uses[f] = true
+			return nil
+		}
+	}
+	return fmt.Errorf("contains the unknown field .%.80s: there are %s", name, allFields())
+}
+
+// plainField returns the name in {{ .Name }}.
+func plainField(n parse.Node) (string, bool) {
+	action, ok := n.(*parse.ActionNode)
+	if !ok || len(action.Pipe.Decl) != 0 || len(action.Pipe.Cmds) != 1 || len(action.Pipe.Cmds[0].Args) != 1 {
+		return "", false
+	}
+	field, ok := action.Pipe.Cmds[0].Args[0].(*parse.FieldNode)
+	if !ok || len(field.Ident) != 1 {
+		return "", false
+	}
+	return field.Ident[0], true
+}
+
+// allFields lists the fields for a person.
+func allFields() string {
+	all := make([]string, 0, numFields+1)
+	for f := range numFields {
+		all = append(all, "{{ "+f.String()+" }}")
+	}
+	return strings.Join(append(all, "{{ ."+pluginName+" }}"), ", ")
+}
+
+// check refuses what forms no path, or one path for two machines.
+func (t *Template) check() error {
+	if !strings.HasPrefix(t.text, "/") {
+		return errors.New("must begin with a slash: it is the path below /spire/agent")
+	}
+	sample := Values{PubHash: "0", Name: "0", CA: "0", Issuer: "0", Serial: "0"}
+	if err := spiffeid.ValidatePath(t.path(&sample)); err != nil {
+		return fmt.Errorf("forms no path of a SPIFFE ID: %w", err)
+	}
+	if !t.uses[PubHash] && !t.uses[Name] && (!t.uses[Serial] || !t.uses[Issuer] && !t.uses[CA]) {
+		return errors.New("would give several machines one ID: it must use {{ .PubHash }}, or {{ .Name }}, " +
+			"or {{ .Serial }} together with {{ .Issuer }} or {{ .CA }}")
+	}
+	return t.checkSegments()
+}
+
+// checkSegments checks that the values of all fields can be read back from a
+// path, which is what makes different values give different paths.
+//
+// No value contains a slash, so that the segments can be told apart. Within a
+// segment, values of fixed length do not matter. One of variable length is what
+// the others leave. Two can be told apart where the text between them has a
+// byte that one of them never has: the first such byte ends the one in front,
+// the last such byte begins the one behind.
+func (t *Template) checkSegments() error {
+	var inSegment []Field // those of variable length
+	var between string    // the text since the last field of any kind
+	for _, p := range t.parts {
+		if !p.isField {
+			between += p.text
+			if i := strings.LastIndexByte(between, '/'); i >= 0 {
+				inSegment = inSegment[:0]
+				between = between[i+1:]
+			}
+			continue
+		}
+		if p.field.fixedLength() {
+			between = ""
+			continue
+		}
+		inSegment = append(inSegment, p.field)
+		if n := len(inSegment); n > 2 || n == 2 && !separates(between, inSegment[0], inSegment[1]) {
+			return fmt.Errorf("would give several machines one ID: where %s ends and %s begins "+
+				"cannot be told, put a slash between them", inSegment[n-2], inSegment[n-1])
+		}
+		between = ""
+	}
+	return nil
+}
+
+// separates says whether text has a byte that a or b never has.
+func separates(text string, a, b Field) bool {
+	return strings.ContainsFunc(text, func(r rune) bool {
+		return !strings.ContainsRune(a.alphabet(), r) || !strings.ContainsRune(b.alphabet(), r)
+	})
+}

@@ -1,0 +1,205 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// answerTimeout is how long an agent may take to answer its challenge.
+const answerTimeout = 60 * time.Second
+
+// attestation is one attestation on its way. It is used by one goroutine.
+type attestation struct {
+	*generation
+	plugin *Plugin
+	stream nodeattestorv1.NodeAttestor_AttestServer
+	begun  time.Time
+
+	ekHash   string           // empty until the payload is checked
+	decision sources.Decision // the last one
+}
+
+// Attest implements the NodeAttestor service: a payload, one challenge, and the
+// answer to it. The codes of its errors are those of failure.
+func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) (err error) {
+	defer p.guard(stream.Context(), "Attest", &err)
+	defer p.underWay.Add(-1)
+	busy := p.underWay.Add(1) > maxUnderWay
+	g := p.current.Load()
+	if g == nil {
+		return status.Error(codes.FailedPrecondition, "the plugin is not configured")
+	}
+	a := &attestation{generation: g, plugin: p, stream: stream, begun: time.Now()}
+	// A panic is counted as well.
+	outcome := outcomeInternal
+	defer func() { p.metrics.attested(outcome, time.Since(a.begun), &a.decision) }()
+	if busy {
+		outcome = outcomeUnavailable
+		return a.fail(stream.Context(), &failure{
+			outcome: outcomeUnavailable, code: codes.Unavailable,
+			told: "the server is busy", why: "too many attestations are under way",
+		})
+	}
+	attributes, failed := a.run(stream.Context())
+	if failed != nil {
+		outcome = failed.outcome
+		return a.fail(stream.Context(), failed)
+	}
+	err = stream.Send(&nodeattestorv1.AttestResponse{
+		Response: &nodeattestorv1.AttestResponse_AgentAttributes{AgentAttributes: attributes},
+	})
+	if err != nil {
+		outcome = outcomeAgentLeft
+		return a.fail(stream.Context(), left(stream.Context(), err))
+	}
+	outcome = outcomeAdmitted
+	a.logAdmission(stream.Context(), attributes.GetSpiffeId())
+	a.noteAddress(stream.Context())
+	return nil
+}
+
+// run is the attestation from the payload to the agent's attributes.
+func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes, *failure) {
+	session, failed := a.receive(ctx)
+	if failed != nil {
+		return nil, failed
+	}
+	ek := session.EK()
+	a.ekHash = ek.Hash
+	evaluation := a.set.Begin(&sources.Evidence{
+		EKHash: ek.Hash, EK: ek.Public, Certificate: ek.Certificate, Chain: session.Chain(),
+	})
+	a.decision = evaluation.BeforeChallenge(ctx)
+	if a.decision.Outcome != sources.Challenge {
+		return nil, a.notAdmitted(ctx)
+	}
+	if failed := a.challenge(ctx, session); failed != nil {
+		return nil, failed
+	}
+	a.decision = evaluation.AfterChallenge(ctx, &sources.Proof{AK: session.AK()})
+	if a.decision.Outcome != sources.Admitted {
+		return nil, a.notAdmitted(ctx)
+	}
+	return a.admit(ctx)
+}
+
+// receive receives the payload and checks it.
+func (a *attestation) receive(ctx context.Context) (*attestor.Session, *failure) {
+	req, err := a.stream.Recv()
+	if err != nil {
+		return nil, left(ctx, err)
+	}
+	message, ok := req.GetRequest().(*nodeattestorv1.AttestRequest_Payload)
+	if !ok {
+		return nil, malformed("the first message is no payload")
+	}
+	session, err := a.verifier.Begin(message.Payload)
+	if err != nil {
+		return nil, malformed(err.Error())
+	}
+	return session, nil
+}
+
+// challenge challenges the machine to prove that the AK is in the TPM of the EK.
+func (a *attestation) challenge(ctx context.Context, session *attestor.Session) *failure {
+	challenge, err := session.Challenge()
+	if err != nil {
+		return &failure{
+			outcome: outcomeInternal, code: codes.Internal,
+			told: "the server cannot challenge this TPM", why: err.Error(),
+		}
+	}
+	err = a.stream.Send(&nodeattestorv1.AttestResponse{
+		Response: &nodeattestorv1.AttestResponse_Challenge{Challenge: challenge},
+	})
+	if err != nil {
+		return left(ctx, err)
+	}
+	response, failed := a.answer(ctx)
+	if failed != nil {
+		return failed
+	}
+	switch err := session.Finish(response); {
+	case errors.Is(err, attestor.ErrChallengeFailed):
+		return &failure{
+			outcome: outcomeChallengeFailed, code: codes.PermissionDenied,
+			told: "the challenge was not answered rightly", why: err.Error(),
+		}
+	case err != nil:
+		return malformed(err.Error())
+	}
+	return nil
+}
+
+// answer receives the response to the challenge.
+func (a *attestation) answer(ctx context.Context) ([]byte, *failure) {
+	type received struct {
+		req *nodeattestorv1.AttestRequest
+		err error
+	}
+	// Recv obeys no deadline of ours. It returns at the latest when Attest has
+	// returned, by which gRPC ends the stream.
+	answered := make(chan received, 1)
+	go func() {
+		var r received
+		defer func() { answered <- r }()
+		defer a.plugin.guard(ctx, "Recv", &r.err)
+		r.req, r.err = a.stream.Recv()
+	}()
+	timer := time.NewTimer(answerTimeout)
+	defer timer.Stop()
+	select {
+	case r := <-answered:
+		if r.err != nil {
+			return nil, left(ctx, r.err)
+		}
+		message, ok := r.req.GetRequest().(*nodeattestorv1.AttestRequest_ChallengeResponse)
+		if !ok {
+			return nil, malformed("the second message is no response to the challenge")
+		}
+		return message.ChallengeResponse, nil
+	case <-ctx.Done():
+		return nil, left(ctx, ctx.Err())
+	case <-timer.C:
+		return nil, &failure{
+			outcome: outcomeNoAnswer, code: codes.DeadlineExceeded,
+			told: "the challenge was not answered within " + answerTimeout.String(),
+			why:  "no answer to the challenge within " + answerTimeout.String(),
+		}
+	}
+}
+
+// admit returns what SPIRE is told of a machine that is admitted.
+func (a *attestation) admit(ctx context.Context) (*nodeattestorv1.AgentAttributes, *failure) {
+	id, err := agentID(a.TrustDomain, a.AgentPath, a.ekHash, &a.decision)
+	switch {
+	case errors.Is(err, errUnsure):
+		return nil, &failure{
+			outcome: outcomeUnavailable, code: codes.Unavailable,
+			told: "the server cannot tell now which ID this machine has", why: err.Error(),
+		}
+	case err != nil:
+		return nil, &failure{
+			outcome: outcomeNoID, code: codes.PermissionDenied,
+			told: "no SPIFFE ID can be formed for this machine", why: err.Error(),
+		}
+	}
+	if !a.Reattest {
+		if failed := a.plugin.firstUse(ctx, id); failed != nil {
+			return nil, failed
+		}
+	}
+	return &nodeattestorv1.AgentAttributes{
+		SpiffeId:       id.String(),
+		SelectorValues: selectors(a.ekHash, &a.decision),
+		CanReattest:    a.Reattest,
+	}, nil
+}

@@ -1,0 +1,220 @@
+// Package config reads the configuration of the server plugin: the only package
+// that knows HCL, and the one that knows which kinds of sources there are.
+//
+// The text is HCL or JSON. SPIRE reads its own configuration in either, and
+// prints the plugin's part anew as HCL; blocks, lists and maps that say the same
+// are the same here, in any order.
+package config
+
+import (
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/spire-tpm/spire-tpm-attestor/server/agentpath"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir"
+)
+
+// Config is what a configuration says, with its defaults.
+type Config struct {
+	// TrustDomain is SPIRE's.
+	TrustDomain spiffeid.TrustDomain
+	// Members are the sources, sorted by name. None has been started.
+	Members []sources.Member
+	// Policy are the rules, sorted by name.
+	Policy sources.Policy
+	// AgentPath forms the IDs of agents.
+	AgentPath *agentpath.Template
+	// Reattest is false where a machine is admitted once.
+	Reattest bool
+	// AllowWeakEK admits RSA endorsement keys with the ROCA weakness
+	// (CVE-2017-15361).
+	AllowWeakEK bool
+	// CheckTimeout bounds one question to all sources.
+	CheckTimeout time.Duration
+	// Warnings are what a person should know, though it is no mistake.
+	Warnings []string
+
+	files []file
+}
+
+// Parse reads a configuration. It looks at no file: see Loader.Load. The error
+// is of the type Problems.
+func Parse(text, trustDomain string) (*Config, error) {
+	var ps problems
+	c := parse(&ps, text, trustDomain)
+	if err := ps.err(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// NewSet returns the configured sources under the configured policy; log and
+// limits other than the configured ones come from opts.
+func (c *Config) NewSet(opts sources.Options) (*sources.Set, error) {
+	opts.CheckTimeout = c.CheckTimeout
+	return sources.NewSet(c.Members, c.Policy, opts)
+}
+
+// The bounds of check_timeout.
+const (
+	defaultCheckTimeout = 5 * time.Second
+	leastCheckTimeout   = 100 * time.Millisecond
+	mostCheckTimeout    = time.Minute
+)
+
+// parse collects all mistakes and returns what is left without them.
+func parse(ps *problems, text, trustDomain string) *Config {
+	c := &Config{}
+	td, err := spiffeid.TrustDomainFromString(trustDomain)
+	if err != nil {
+		ps.add("trust_domain", "SPIRE has given none that is valid: %v", err)
+	}
+	c.TrustDomain = td
+	root, err := parseSyntax(text)
+	if err != nil {
+		ps.add("", "%v", err)
+		return c
+	}
+	b := newBody("", ps, root)
+	c.Reattest = b.boolean("reattest", true)
+	c.AllowWeakEK = b.boolean("allow_weak_ek", false)
+	c.CheckTimeout = b.duration("check_timeout", defaultCheckTimeout, leastCheckTimeout, mostCheckTimeout)
+	c.decodeAgentPath(b)
+	all, allow, deny := decodeRoot(ps, b)
+	b.finish()
+	c.assemble(ps, all, allow, deny)
+	return c
+}
+
+func (c *Config) decodeAgentPath(b *body) {
+	const key = "agent_path_template"
+	text := b.text(key)
+	if text == "" {
+		text = agentpath.Default
+	}
+	t, err := agentpath.Parse(text)
+	if err != nil {
+		b.fail(key, "%q %v", shorten(text), err)
+		return
+	}
+	c.AgentPath = t
+}
+
+// decodeRoot reads the sources and the rules.
+func decodeRoot(ps *problems, b *body) (all []definition, allow, deny []rule) {
+	all, declared := decodeSources(ps, b.all("source"))
+	allow = decodeRules(ps, "allow", b.all("allow"), declared)
+	deny = decodeRules(ps, "deny", b.all("deny"), declared)
+	switch {
+	case b.has("hash_path") || b.has("ca_path"):
+		refuseBeside(b, len(declared) > 0, len(allow) > 0, len(deny) > 0)
+		all = decodeIncumbent(b)
+	case len(declared) == 0:
+		ps.add("source", "no source is configured: write %s", exampleOf(1))
+	default:
+		checkPolicy(ps, all, declared, allow, deny)
+	}
+	b.asked = append(b.asked, "hash_path", "ca_path")
+	if len(allow) == 0 {
+		allow = []rule{{Rule: sources.Rule{Name: defaultRule}, path: "rule " + defaultRule}}
+		for _, d := range all {
+			allow[0].Any = append(allow[0].Any, d.name)
+		}
+	}
+	return all, allow, deny
+}
+
+// decodeIncumbent reads the two keys of the incumbent's configuration. Either
+// source admits.
+func decodeIncumbent(b *body) (all []definition) {
+	add := func(kind, key string, d definition) {
+		d.kind, d.name, d.path = kind, key, key
+		all = append(all, d)
+	}
+	if path := b.text("ca_path"); path != "" {
+		add("ek_ca", "ca_path", ekCA(b, ekca.Config{CAPath: path, PollInterval: defaultPoll}, "ca_path"))
+	}
+	if path := b.text("hash_path"); path != "" {
+		add("hash_dir", "hash_path", hashDir(b, hashdir.Config{Path: path}, "hash_path"))
+	}
+	return all
+}
+
+// refuseBeside refuses the incumbent's keys beside blocks, since the rules would
+// then leave open what the keys admit.
+func refuseBeside(b *body, source, allow, deny bool) {
+	for _, key := range []string{"ca_path", "hash_path"} {
+		for _, other := range []struct {
+			name  string
+			there bool
+		}{{"source", source}, {"allow", allow}, {"deny", deny}} {
+			if b.has(key) && other.there {
+				b.fail(key, "stands beside %s: write a source block for it as well, %s", other.name,
+					exampleOf(map[string]int{"ca_path": 0, "hash_path": 1}[key]))
+			}
+		}
+	}
+}
+
+// assemble makes members and policy of what was read.
+func (c *Config) assemble(ps *problems, all []definition, allow, deny []rule) {
+	for _, d := range all {
+		c.files = append(c.files, d.files...)
+		if d.broken {
+			continue
+		}
+		source, err := d.open()
+		if err != nil {
+			ps.add(d.path, "%v", err)
+			continue
+		}
+		c.Members = append(c.Members, sources.Member{
+			Name: d.name, Kind: d.kind, Config: d.config, Source: source, NoAttributes: d.noAttributes,
+		})
+	}
+	for _, r := range allow {
+		c.Policy.Allow = append(c.Policy.Allow, r.Rule)
+	}
+	for _, r := range deny {
+		c.Policy.Deny = append(c.Policy.Deny, r.Rule)
+	}
+	c.Warnings = append(policyWarnings(all, allow, deny), c.agentPathWarnings(all)...)
+	if len(ps.list) > 0 {
+		return
+	}
+	// What the rules of package sources find beyond those above.
+	if _, err := c.NewSet(sources.Options{}); err != nil {
+		ps.add("", "%v", err)
+	}
+}
+
+// agentPathWarnings says what a person should know of a template that is
+// accepted.
+func (c *Config) agentPathWarnings(all []definition) []string {
+	if c.AgentPath == nil {
+		return nil
+	}
+	var warnings []string
+	warn := func(message string) {
+		warnings = append(warnings, Problem{"agent_path_template", message}.String())
+	}
+	if !c.AgentPath.FollowsConvention() {
+		warn("the IDs are not below /spire/agent/tpm/, where SPIRE expects those of this plugin")
+	}
+	uses := c.AgentPath.Uses
+	if uses(agentpath.PubHash) {
+		return warnings
+	}
+	isNamed := func(d definition) bool { return !d.byVendor && !d.noAttributes }
+	if uses(agentpath.Name) && slices.ContainsFunc(all, isNamed) {
+		warn("two machines of one name get one ID: keep names unique across all lists")
+	}
+	if !uses(agentpath.Name) && !uses(agentpath.Issuer) {
+		warn("serial numbers are unique for one issuer only: use .Issuer unless each bundle has one authority")
+	}
+	return warnings
+}

@@ -1,0 +1,332 @@
+package config_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+const (
+	factory = `source "hash_dir" "factory" { path = "/srv/tpm/hashes" }` + "\n"
+	vendors = `source "ek_ca" "vendors" { ca_path = "/etc/tpm/cas" }` + "\n"
+	both    = factory + vendors
+)
+
+// What is not written must have the value that the documentation says.
+func TestDefaults(t *testing.T) {
+	c := mustParse(t, factory)
+	if !c.Reattest || c.AllowWeakEK || c.CheckTimeout != 5*time.Second ||
+		c.AgentPath.String() != "/tpm/{{ .PubHash }}" || c.TrustDomain.Name() != trustDomain || len(c.Warnings) != 0 {
+		t.Errorf("defaults: %+v", c)
+	}
+	want := sources.Policy{Allow: []sources.Rule{{Name: "default", Any: []string{"factory"}}}}
+	if d := cmp.Diff(want, c.Policy); d != "" {
+		t.Errorf("policy (-want +got):\n%s", d)
+	}
+}
+
+// A site that comes from the incumbent keeps its configuration, and trusts
+// nothing that it does not name.
+func TestIncumbentKeys(t *testing.T) {
+	for _, tt := range []struct {
+		text    string
+		members []string
+	}{
+		{`hash_path = "/opt/hashes"`, []string{"hash_dir hash_path"}},
+		{`ca_path = "/opt/certs"`, []string{"ek_ca ca_path"}},
+		{
+			`hash_path = "/opt/hashes"` + "\n" + `ca_path = "/opt/certs"`,
+			[]string{"ek_ca ca_path", "hash_dir hash_path"},
+		},
+		{`{"hash_path": "/opt/hashes", "source": {}, "allow": []}`, []string{"hash_dir hash_path"}},
+	} {
+		c := mustParse(t, tt.text)
+		var members, names []string
+		for _, m := range c.Members {
+			members, names = append(members, m.Kind+" "+m.Name), append(names, m.Name)
+		}
+		if !slices.Equal(members, tt.members) {
+			t.Errorf("%s: members %v, want %v", tt.text, members, tt.members)
+		}
+		want := sources.Policy{Allow: []sources.Rule{{Name: "default", Any: names}}}
+		if d := cmp.Diff(want, c.Policy); d != "" {
+			t.Errorf("%s: policy (-want +got):\n%s", tt.text, d)
+		}
+	}
+}
+
+// Every mistake is refused, by its path in the configuration. Each line here is
+// a configuration that must not be guessed at: a guess widens trust, or loses a
+// deny rule.
+func TestProblems(t *testing.T) {
+	for _, tt := range []struct{ text, want string }{
+		// Nothing to decide by.
+		{``, `source: no source is configured: write source "hash_dir" "machines" { path = "/srv/tpm/hashes" }`},
+		{`reattest = true`, `source: no source is configured`},
+		{`source = {}`, `source: no source is configured`},
+
+		// Syntax.
+		{`source "hash_dir" {`, `the configuration is no HCL: `},
+		{factory + `agent_path_template =`, `a value is missing at the end`},
+		{`{"hash_path": "/x"`, `the configuration is no JSON: `},
+		{`{"hash_path": "/x"} x`, `the configuration is no JSON: `},
+		{`{"hash_path": "/x", "hash_path": "/y"}`, `the configuration is no JSON: `},
+		{`hash_path = "/x\q"`, `the configuration is no HCL: `},
+		{`hash_path = ${x}`, `the configuration is no HCL: `},
+		{strings.Repeat(`a {`, 20) + strings.Repeat(`}`, 20), `more than 16 levels`},
+		{strings.Repeat(`{"a":`, 20) + `1` + strings.Repeat(`}`, 20), `more than 16 levels`},
+		{"# " + strings.Repeat("x", 1<<20), `at most 1048576 are allowed`},
+
+		// Keys and kinds.
+		{factory + `reatest = false`, `reatest: unknown key; did you mean reattest?`},
+		{factory + `"reatest" = false`, `reatest: unknown key; did you mean reattest?`},
+		{factory + `quux = false`, `quux: unknown key; there are agent_path_template, allow, `},
+		{`source "sql" "inventory" { url = "https://x" }`, `source "sql": unknown kind; there are ek_ca, hash_dir`},
+		{`source "hashdir" "x" { path = "/x" }`, `source "hashdir": unknown kind; did you mean hash_dir?`},
+		{
+			`source "hash_dir" "x" { path = "/x" pth = "/y" }`,
+			`source "hash_dir" "x": pth: unknown key; did you mean path?`,
+		},
+		{
+			`source "ek_ca" "x" { ca_path = "/x" poll_intervall = "3s" }`,
+			`source "ek_ca" "x": poll_intervall: unknown key; did you mean poll_interval?`,
+		},
+		{`source "ek_ca" "x" { ca_path = "/x" aia_hosts = ["x"] }`, `source "ek_ca" "x": aia_hosts: unknown key`},
+		{
+			factory + `allow "x" { any = ["factory"] enforced = false }`,
+			`allow "x": enforced: unknown key; did you mean enforce?`,
+		},
+
+		// Duplicates.
+		{factory + factory, `source "hash_dir" "factory": is there 2 times, write it once`},
+		{both + `source "ek_ca" "factory" { ca_path = "/x" }`, `has the name of source`},
+		{
+			`source "hash_dir" "x" { path = "/x" path = "/y" }`,
+			`source "hash_dir" "x": path: is there 2 times, write it once`,
+		},
+		{factory + "reattest = true\nreattest = false", `reattest: is there 2 times, write it once`},
+		{factory + "reattest = true\n\"reattest\" = true", `reattest: is there 2 times, write it once`},
+		{
+			factory + `allow "x" { any = ["factory"] } allow "x" { all = ["factory"] }`,
+			`allow "x": is there 2 times, write it once`,
+		},
+		{factory + `allow "x" { any = ["factory"] any = ["factory"] }`, `allow "x": any: is there 2 times`},
+		{factory + `allow "x" { any = ["factory", "factory"] }`, `allow "x": any: contains "factory" twice`},
+		{
+			`source "ek_ca" "v" { bundles = { a = "/a" a = "/b" } }`,
+			`source "ek_ca" "v": bundles: a: is there 2 times`,
+		},
+		{
+			`{"source": {"hash_dir": {"x": [{"path": "/x"}, {"marker": "m"}]}}}`,
+			`source "hash_dir" "x": is there 2 times`,
+		},
+
+		// Types.
+		{
+			`source "hash_dir" "x" { path = 5 }`,
+			`source "hash_dir" "x": path: is the number 5, must be a string: write path = "5"`,
+		},
+		{`source "hash_dir" "x" { path = true }`, `source "hash_dir" "x": path: is true, must be a string`},
+		{`source "hash_dir" "x" { path = ["/x"] }`, `source "hash_dir" "x": path: is a list, must be a string`},
+		{`source "hash_dir" "x" { path { a = 1 } }`, `source "hash_dir" "x": path: is a block, must be a string`},
+		{`source "hash_dir" "x" { path = "" }`, `source "hash_dir" "x": path: is empty`},
+		{
+			`source "hash_dir" "x" { path = "/a\nb" }`,
+			`source "hash_dir" "x": path: is the string "/a\nb", must not have control`,
+		},
+		{`{"source": {"hash_dir": {"x": {"path": null}}}}`, `source "hash_dir" "x": path: is null`},
+		{factory + `reattest = "false"`, `reattest: is the string "false", must be true or false, without quotes`},
+		{factory + `reattest = 0`, `reattest: is the number 0, must be true or false`},
+		{
+			factory + `check_timeout = 5`,
+			`check_timeout: is the number 5, must be a duration in quotes: write check_timeout = "5s"`,
+		},
+		{
+			factory + `check_timeout = "5"`,
+			`check_timeout: is the string "5", must be a duration: write check_timeout = "5s"`,
+		},
+		{factory + `check_timeout = "1h"`, `check_timeout: is the string "1h", must be from 100ms to 1m0s`},
+		{factory + `check_timeout = "-1s"`, `check_timeout: is the string "-1s", must be from`},
+		{
+			`source "ek_ca" "v" { ca_path = "/x" poll_interval = "1ms" }`,
+			`source "ek_ca" "v": poll_interval: is the string "1ms", must be from 1s to 24h0m0s`,
+		},
+		{
+			factory + `allow "x" { any = "factory" }`,
+			`allow "x": any: is the string "factory", must be a list: write any = ["factory"]`,
+		},
+		{factory + `allow "x" { any = 1 }`, `allow "x": any: is the number 1, must be a list: write any = ["…"]`},
+		{factory + `allow "x" { any = [1] }`, `allow "x": any: contains the number 1, must be a list of strings`},
+		{
+			`source "ek_ca" "v" { bundles = "/x" }`,
+			`source "ek_ca" "v": bundles: is the string "/x", must be a block: write bundles = {`,
+		},
+		{`source "ek_ca" "v" { bundles = { a = 5 } }`, `source "ek_ca" "v": bundles: a: is the number 5`},
+		{`source "ek_ca" "v" { bundles = {} }`, `source "ek_ca" "v": bundles: is empty`},
+		{`source = "x"`, `source: is the string "x", must be a block`},
+		{
+			`source "hash_dir" { path = "/x" }`,
+			`source "hash_dir": has no name in front of path: write source "hash_dir" "machines" {`,
+		},
+		{`source "hash_dir" {}`, `source "hash_dir": has no name: write`},
+		{factory + `allow { any = ["factory"] }`, `allow: has no name in front of any: write allow "<name>" {`},
+
+		// Missing.
+		{`source "hash_dir" "x" {}`, `source "hash_dir" "x": path: is missing: write path = "/srv/tpm/hashes"`},
+		{
+			`source "ek_ca" "x" {}`,
+			`source "ek_ca" "x": ca_path: write either ca_path = "/etc/tpm/cas" or bundles = {`,
+		},
+		{`source "ek_ca" "x" { ca_path = "/x" bundles = { a = "/a" } }`, `source "ek_ca" "x": ca_path: write either`},
+
+		// Names.
+		{
+			`source "hash_dir" "Factory" { path = "/x" }`,
+			`source "hash_dir" "Factory": is no name: write 1 to 64 of a-z, 0-9, _ and -`,
+		},
+		{`source "hash_dir" "a:b" { path = "/x" }`, `source "hash_dir" "a:b": is no name`},
+		{`source "hash_dir" "" { path = "/x" }`, `source "hash_dir" "": is no name`},
+		{factory + `allow "a b" { any = ["factory"] }`, `allow "a b": is no name`},
+		{`source "ek_ca" "v" { bundles = { "a:b" = "/a" } }`, `source "ek_ca" "v": bundles: a:b: is no name`},
+
+		// Rules.
+		{
+			both,
+			"allow: there are several sources and no rule says which of them admit: " +
+				`write allow "<name>" { any = ["factory", "vendors"] }`,
+		},
+		{factory + `allow "x" {}`, `allow "x": names no source`},
+		{factory + `allow "x" { any = [] }`, `allow "x": any: is empty`},
+		{factory + `allow "x" { any = ["factory"] all = [] }`, `allow "x": all: is empty`},
+		{
+			factory + `allow "x" { any = ["factry"] }`,
+			`allow "x": any: names the source factry, which is not configured; did you mean factory?`,
+		},
+		{both + `allow "x" { any = ["factory"] }`, `source "ek_ca" "vendors": no rule names this source`},
+		{factory + `deny "x" { any = ["factory"] }`, `allow: there are deny rules and no allow rule`},
+		{
+			both + `allow "x" { any = ["vendors"] } deny "y" { any = ["factory"] }`,
+			`source "hash_dir" "factory": marker: a deny rule uses this source`,
+		},
+
+		// The incumbent's keys.
+		{factory + `hash_path = "/x"`, `hash_path: stands beside source`},
+		{factory + `ca_path = "/x"`, `ca_path: stands beside source`},
+		{`hash_path = "/x"` + "\n" + `allow "x" { any = ["hash_path"] }`, `hash_path: stands beside allow`},
+		{`ca_path = "/x"` + "\n" + `deny "x" { any = ["ca_path"] }`, `ca_path: stands beside deny`},
+		{`hash_path = 5`, `hash_path: is the number 5, must be a string`},
+		{`hash_path = ""`, `hash_path: is empty`},
+
+		// The template.
+		{factory + `agent_path_template = "/x"`, `agent_path_template: "/x" would give several machines one ID`},
+		{factory + `agent_path_template = 5`, `agent_path_template: is the number 5`},
+
+		// Limits.
+		{
+			many(300, `source "hash_dir" "s%d" { path = "/x" }`),
+			`source: there are 300 sources, at most 256 are allowed`,
+		},
+		{
+			factory + many(300, `allow "r%d" { any = ["factory"] }`),
+			`allow: there are 300 rules, at most 256 are allowed`,
+		},
+		{factory + many(300, `bogus%d = 1`), `and 250 more mistakes`},
+	} {
+		c, err := config.Parse(tt.text, trustDomain)
+		if err == nil {
+			t.Errorf("accepted: %.200s", tt.text)
+			continue
+		}
+		if c != nil {
+			t.Errorf("a configuration beside an error: %.200s", tt.text)
+		}
+		if !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%.200s\n got  %v\n want %s", tt.text, err, tt.want)
+		}
+	}
+}
+
+func many(n int, format string) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, format+"\n", i)
+	}
+	return b.String()
+}
+
+// A person who corrects one mistake at a time restarts SPIRE once for each: all
+// are told at once.
+func TestAllProblemsAtOnce(t *testing.T) {
+	_, err := config.Parse(`
+		source "hash_dir" "a" { pat = "/x" }
+		source "ekca" "b" { ca_path = "/x" }
+		source "ek_ca" "c" { ca_path = 5 poll_interval = "x" }
+		allow "r" { any = ["a", "z"] }
+		reattest = 1
+	`, "")
+	var problems config.Problems
+	if !errors.As(err, &problems) {
+		t.Fatalf("%T: %v", err, err)
+	}
+	var paths []string
+	for _, p := range problems {
+		paths = append(paths, p.Path)
+	}
+	want := []string{
+		`allow "r": any`, `reattest`, `source "ek_ca" "c"`, `source "ek_ca" "c": ca_path`,
+		`source "ek_ca" "c": poll_interval`, `source "ekca"`, `source "ekca" "b"`,
+		`source "hash_dir" "a": pat`, `source "hash_dir" "a": path`, `trust_domain`,
+	}
+	if d := cmp.Diff(want, paths); d != "" {
+		t.Errorf("(-want +got):\n%s\n%v", d, err)
+	}
+}
+
+// The mistake that is easiest to make: to trust a vendor, and with it everybody
+// who buys a machine.
+func TestWarnings(t *testing.T) {
+	const alone = "authorities of TPM vendors alone admit"
+	const denied = `source "hash_dir" "stolen" { path = "/z" marker = ".mounted" } `
+	for _, tt := range []struct{ text, want string }{
+		{factory, ""},
+		{vendors, "rule default: " + alone},
+		{`ca_path = "/x"`, alone},
+		{`ca_path = "/x"` + "\n" + `hash_path = "/y"`, alone},
+		{both + `allow "x" { any = ["factory", "vendors"] }`, `allow "x": ` + alone},
+		{both + `allow "x" { all = ["vendors"] any = ["factory"] }`, ""},
+		{both + `allow "x" { all = ["factory", "vendors"] }`, ""},
+		{both + `allow "x" { all = ["factory"] } allow "y" { all = ["vendors"] enforce = false }`, ""},
+		{both + `allow "x" { any = ["factory", "vendors"] enforce = false }`, "allow: no allow rule is enforced"},
+		{both + `allow "x" { any = ["factory"] } deny "y" { any = ["vendors"] }`, `deny "y": a machine that leaves`},
+		{both + `allow "x" { any = ["factory"] } deny "y" { any = ["vendors"] enforce = false }`, ""},
+		{both + `allow "x" { all = ["factory", "vendors"] } deny "y" { any = ["vendors"] }`, ""},
+		{both + denied + `allow "x" { all = ["factory", "vendors"] } deny "y" { any = ["stolen"] }`, ""},
+		{both + denied + `allow "x" { any = ["factory", "vendors"] } deny "y" { any = ["stolen"] }`, `deny "y": a TPM has several EKs`},
+		{factory + `agent_path_template = "/x/{{ .PubHash }}"`, "not below /spire/agent/tpm/"},
+		{factory + `agent_path_template = "/tpm/{{ .Name }}"`, "two machines of one name get one ID"},
+		{factory + `agent_path_template = "/tpm/{{ .Name }}/{{ .PubHash }}"`, ""},
+		{
+			both + `allow "x" { all = ["factory", "vendors"] } agent_path_template = "/tpm/{{ .CA }}/{{ .Serial }}"`,
+			"unique for one issuer only",
+		},
+		{
+			both + `allow "x" { all = ["factory", "vendors"] }
+				agent_path_template = "/tpm/{{ .Issuer }}/{{ .Serial }}"`,
+			"",
+		},
+	} {
+		c := mustParse(t, tt.text)
+		all := strings.Join(c.Warnings, "; ")
+		if (tt.want == "") != (len(c.Warnings) == 0) || !strings.Contains(all, tt.want) {
+			t.Errorf("%s\n warnings %q, want %q", tt.text, all, tt.want)
+		}
+	}
+}

@@ -1,0 +1,96 @@
+package config_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
+)
+
+const inventory = `source "http" "inventory" { url = "https://x/tpm.json"`
+
+// What is written reaches the source, and what is not has the value that the
+// documentation says.
+func TestHTTP(t *testing.T) {
+	defaults := httplist.Config{
+		URL: "https://x/tpm.json", Timeout: 10 * time.Second, PollInterval: 30 * time.Second,
+		MaxStaleness: 24 * time.Hour, MaxBytes: 256 << 20,
+	}
+	all := httplist.Config{
+		URL: "https://x/tpm.json", CAPath: "/ca", ClientCertPath: "/cert", ClientKeyPath: "/key",
+		BearerTokenPath: "/token", Timeout: time.Second, PollInterval: time.Minute, MaxStaleness: time.Hour,
+		MaxBytes: 1000, CachePath: "/cache/x.db", SignatureURL: "https://x/tpm.sig", PublicKeyPath: "/pub", ListID: "fleet",
+	}
+	for text, want := range map[string]httplist.Config{
+		inventory + `}`: defaults,
+		inventory + ` ca_path = "/ca" client_cert_path = "/cert" client_key_path = "/key"
+			bearer_token_path = "/token" timeout = "1s" poll_interval = "1m" max_staleness = "1h" max_bytes = 1000
+			cache_path = "/cache/x.db" signature_url = "https://x/tpm.sig" public_key_path = "/pub"
+			list_id = "fleet" }`: all,
+		`{"source": {"http": {"inventory": {"url": "https://x/tpm.json", "max_bytes": 268435456}}}}`: defaults,
+	} {
+		c := mustParse(t, text)
+		if d := cmp.Diff(want, c.Members[0].Config); d != "" {
+			t.Errorf("%s (-want +got):\n%s", text, d)
+		}
+		if c.Members[0].Kind != "http" {
+			t.Errorf("the kind is %q", c.Members[0].Kind)
+		}
+	}
+}
+
+// A list that would be read from anybody, never be fresh, or be trusted without
+// the signature that somebody meant, is refused by the key that is to be mended.
+func TestHTTPProblems(t *testing.T) {
+	const at = `source "http" "inventory": `
+	for _, tt := range []struct{ text, want string }{
+		{`source "http" "inventory" {}`, at + `url: is missing: write url = "https://allowlist.example.org/tpm.json"`},
+		{`source "http" "inventory" { url = "http://x/" }`, at + `the URL is not https://<host>/<path>`},
+		{inventory + ` client_cert_path = "/x" }`, at + `client_key_path: is missing: the client certificate and its key`},
+		{inventory + ` client_key_path = "/x" }`, at + `client_cert_path: is missing`},
+		{inventory + ` public_key_path = "/x" }`, at + `list_id: is missing: a signed list needs all three`},
+		{inventory + ` public_key_path = "/x" list_id = "y" }`, at + `signature_url: is missing`},
+		{inventory + ` timeout = "1ms" }`, at + `timeout: is the string "1ms", must be from 100ms to 25s`},
+		{inventory + ` timeout = "1m" }`, at + `timeout: is the string "1m", must be from 100ms to 25s`},
+		{inventory + ` poll_interval = "10ms" }`, at + `poll_interval: is the string "10ms", must be from 1s to 24h0m0s`},
+		{inventory + ` poll_interval = "24h" }`, at + `max_staleness: is 24h0m0s, must be at least twice poll_interval`},
+		{inventory + ` max_staleness = "0s" }`, at + `max_staleness: is the string "0s", must be from 2s`},
+		{inventory + ` max_bytes = "10" }`, at + `max_bytes: is the string "10", must be a number without quotes: write max_bytes = 268435456`},
+		{inventory + ` max_bytes = 0 }`, at + `max_bytes: is the number 0, must be a whole number from 1 to 4294967295`},
+		{inventory + ` max_bytes = 1.5 }`, at + `max_bytes: is the number 1.5, must be a whole number`},
+		{inventory + ` max_bytes = 99999999999999999999 }`, `must be a whole number`},
+		{
+			inventory + ` cache_path = "/x/y" } source "http" "lab" { url = "https://y/" cache_path = "/x//y" }`,
+			`source "http" "lab": cache_path: is that of source "http" "inventory"`,
+		},
+		{inventory + ` auth = "spiffe" }`, at + `auth: unknown key`},
+		{inventory + ` bearer_token = "x" }`, at + `bearer_token: unknown key`},
+	} {
+		_, err := config.Parse(tt.text, trustDomain)
+		if err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s\n got  %v\n want %s", tt.text, err, tt.want)
+		}
+	}
+}
+
+// A path that is mistyped is found before the server runs with it; the cache is
+// made by the server, and its folder is not.
+func TestHTTPFiles(t *testing.T) {
+	dir := t.TempDir()
+	l := config.NewLoader()
+	text := func(key, path string) string { return inventory + ` ` + key + ` = "` + path + `" }` }
+	if _, err := l.Load(t.Context(), text("cache_path", dir+"/new.db"), trustDomain); err != nil {
+		t.Error(err)
+	}
+	for _, key := range []string{"ca_path", "bearer_token_path", "cache_path"} {
+		want := `source "http" "inventory": ` + key + `: "` + dir + `/none`
+		_, err := l.Load(t.Context(), text(key, dir+"/none/x"), trustDomain)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+}

@@ -1,0 +1,81 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// parseJSON reads a configuration that is written in JSON, as in a
+// plugin_data_file. A name given twice in one object is refused (RFC 8259, 4,
+// leaves its meaning open).
+func parseJSON(text string) (*node, error) {
+	d := jsontext.NewDecoder(strings.NewReader(text))
+	n, err := fromJSON(d, 0)
+	if err != nil {
+		return nil, fmt.Errorf("the configuration is no JSON: %w", err)
+	}
+	if _, err := d.ReadToken(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("the configuration is no JSON: something follows the object")
+	}
+	return n, nil
+}
+
+// fromJSON reads one value.
+func fromJSON(d *jsontext.Decoder, depth int) (*node, error) {
+	if depth > maxDepth {
+		return nil, fmt.Errorf("more than %d levels of braces", maxDepth)
+	}
+	t, err := d.ReadToken()
+	if err != nil {
+		return nil, err
+	}
+	switch t.Kind() {
+	case jsontext.KindBeginObject:
+		return objectFromJSON(d, depth)
+	case jsontext.KindBeginArray:
+		return listFromJSON(d, depth)
+	case jsontext.KindString:
+		return &node{kind: text, text: t.String()}, nil
+	case jsontext.KindNumber:
+		return &node{kind: number, text: t.String()}, nil
+	case jsontext.KindTrue, jsontext.KindFalse:
+		return &node{kind: boolean, flag: t.Bool()}, nil
+	default:
+		return &node{kind: null}, nil
+	}
+}
+
+func objectFromJSON(d *jsontext.Decoder, depth int) (*node, error) {
+	n := &node{kind: object}
+	for d.PeekKind() != jsontext.KindEndObject {
+		key, err := d.ReadToken()
+		if err != nil {
+			return nil, err
+		}
+		name := key.String() // the token does not outlive the next read
+		val, err := fromJSON(d, depth+1)
+		if err != nil {
+			return nil, err
+		}
+		n.items = append(n.items, item{name, val})
+	}
+	_, err := d.ReadToken()
+	return n, err
+}
+
+func listFromJSON(d *jsontext.Decoder, depth int) (*node, error) {
+	n := &node{kind: list}
+	for d.PeekKind() != jsontext.KindEndArray {
+		elem, err := fromJSON(d, depth+1)
+		if err != nil {
+			return nil, err
+		}
+		n.elems = append(n.elems, elem)
+	}
+	_, err := d.ReadToken()
+	return n, err
+}

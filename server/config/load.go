@@ -1,0 +1,114 @@
+package config
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// A Loader reads configurations and looks whether the files that they name
+// exist. It is safe for concurrent use. It remembers the questions that a file
+// system has never answered, so one Loader should serve all.
+type Loader struct {
+	timeout time.Duration
+	stat    func(string) (fs.FileInfo, error)
+	// slots bounds how many questions may be open at once, those that a hung
+	// mount does not answer among them.
+	slots chan struct{}
+}
+
+// The limits of Loader.
+const (
+	defaultStatTimeout = 2 * time.Second
+	statSlots          = 32
+)
+
+// NewLoader returns a Loader.
+func NewLoader() *Loader {
+	return &Loader{timeout: defaultStatTimeout, stat: os.Stat, slots: make(chan struct{}, statSlots)}
+}
+
+// Load reads a configuration as Parse does and refuses it as well if a file or a
+// folder that it names does not exist. A file system that does not say, within 2
+// seconds or before ctx ends, is no mistake of the configuration: that is a
+// warning. The error is of the type Problems.
+func (l *Loader) Load(ctx context.Context, text, trustDomain string) (*Config, error) {
+	var ps problems
+	c := parse(&ps, text, trustDomain)
+	l.look(ctx, &ps, c)
+	if err := ps.err(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// look asks for all files at the same time.
+func (l *Loader) look(ctx context.Context, ps *problems, c *Config) {
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	results := make([]error, len(c.files))
+	for i, f := range c.files {
+		wg.Go(func() { results[i] = l.exists(ctx, f) })
+	}
+	wg.Wait()
+	for i, f := range c.files {
+		var unsure unsureError
+		switch err := results[i]; {
+		case err == nil:
+		case errors.As(err, &unsure):
+			c.Warnings = append(c.Warnings, Problem{f.at, err.Error()}.String())
+		default:
+			ps.add(f.at, "%v", err)
+		}
+	}
+}
+
+// unsureError says that a file system has not told whether a file exists.
+type unsureError struct{ err error }
+
+func (e unsureError) Error() string {
+	return fmt.Sprintf("it is not known whether this exists: %v; the source cannot tell until it does", e.err)
+}
+
+// exists says whether a file is there. It waits for the file system no longer
+// than ctx lasts; the goroutine that asks stays until it is answered.
+func (l *Loader) exists(ctx context.Context, f file) error {
+	select {
+	case l.slots <- struct{}{}:
+	case <-ctx.Done():
+		return unsureError{errors.New("too many questions to file systems are open")}
+	}
+	answer := make(chan error, 1)
+	go func() {
+		defer func() { <-l.slots }()
+		answer <- l.ask(f)
+	}()
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return unsureError{fmt.Errorf("look at %q: the file system does not answer", shorten(f.path))}
+	}
+}
+
+// ask asks the file system.
+func (l *Loader) ask(f file) error {
+	info, err := l.stat(f.path)
+	switch {
+	case err == nil && f.dir && !info.IsDir():
+		return fmt.Errorf("%q is not a folder", shorten(f.path))
+	case err == nil:
+		return nil
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR),
+		errors.Is(err, syscall.ENAMETOOLONG), errors.Is(err, syscall.ELOOP):
+		return fmt.Errorf("%q does not exist (%w): create it, or correct the path", shorten(f.path), err)
+	default:
+		return unsureError{err}
+	}
+}

@@ -1,0 +1,148 @@
+package config
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// defaultRule is the name of the allow rule where none is written.
+const defaultRule = "default"
+
+// maxRules is how many rules of one effect there may be.
+const maxRules = 256
+
+// rule is a rule with its path of keys.
+type rule struct {
+	sources.Rule
+	path string
+}
+
+// decodeRules reads all blocks of one effect, "allow" or "deny".
+func decodeRules(ps *problems, effect string, values []*node, known declared) []rule {
+	example := effect + ` "<name>" { any = ["<source>"] }`
+	blocks := ps.blocks(effect, values, example)
+	blocks = slices.DeleteFunc(blocks, func(n *node) bool { return len(n.items) == 0 && !n.folded })
+	var all []rule
+	for _, n := range namedBlocks(ps, effect, blocks, example) {
+		all = append(all, decodeRule(ps, n, known))
+	}
+	if len(all) > maxRules {
+		ps.add(effect, "there are %d rules, at most %d are allowed", len(all), maxRules)
+	}
+	return all
+}
+
+func decodeRule(ps *problems, n namedBlock, known declared) rule {
+	b := newBody(n.path, ps, n.parts...)
+	r := rule{path: n.path, Rule: sources.Rule{
+		Name:  n.name,
+		All:   b.texts("all"),
+		Any:   b.texts("any"),
+		Trial: !b.boolean("enforce", true),
+	}}
+	if !b.has("all") && !b.has("any") {
+		b.problems.add(n.path, `names no source: write any = ["<source>"] or all = ["<source>"]`)
+	}
+	b.finish()
+	for _, key := range []struct {
+		name  string
+		names []string
+	}{{"all", r.All}, {"any", r.Any}} {
+		for _, source := range key.names {
+			if _, ok := known[source]; !ok {
+				b.fail(key.name, "names the source %s, which is not configured%s",
+					printable(source), suggest(source, known.names()))
+			}
+		}
+	}
+	return r
+}
+
+// checkPolicy refuses what leaves open who is admitted.
+func checkPolicy(ps *problems, all []definition, known declared, allow, deny []rule) {
+	switch {
+	case len(allow) == 0 && len(deny) > 0:
+		ps.add("allow", `there are deny rules and no allow rule, so that nobody could be admitted: `+
+			`write allow "<name>" { any = ["<source>"] }`)
+	case len(allow) == 0 && len(known) > 1:
+		ps.add("allow", "there are several sources and no rule says which of them admit: "+
+			`write allow "<name>" { any = [%s] } or all = […]`, quoted(known.names()))
+	case len(allow) > 0:
+		for source, path := range known {
+			if !named(source, allow) && !named(source, deny) {
+				ps.add(path, "no rule names this source: name it in one, or remove it")
+			}
+		}
+	}
+	for _, d := range all {
+		if d.notInDeny != "" && named(d.name, deny) {
+			ps.add(under(d.path, d.notInDeny), "%s", d.because)
+		}
+	}
+}
+
+// named says whether a rule names a source.
+func named(source string, rules []rule) bool {
+	return slices.ContainsFunc(rules, func(r rule) bool {
+		return slices.Contains(r.All, source) || slices.Contains(r.Any, source)
+	})
+}
+
+// quoted lists names as they are written in a list.
+func quoted(names []string) string {
+	q := make([]string, len(names))
+	for i, n := range names {
+		q[i] = `"` + shorten(n) + `"`
+	}
+	return strings.Join(q, ", ")
+}
+
+// policyWarnings says what a person should know of a policy that is accepted.
+func policyWarnings(all []definition, allow, deny []rule) []string {
+	var warnings []string
+	warn := func(path, message string) { warnings = append(warnings, Problem{path, message}.String()) }
+	byVendor := func(source string) bool {
+		return slices.ContainsFunc(all, func(d definition) bool { return d.name == source && d.byVendor })
+	}
+	enforced, vendors, certified := false, false, true
+	for _, r := range allow {
+		if r.Trial {
+			continue
+		}
+		enforced = true
+		certified = certified && slices.ContainsFunc(r.All, byVendor)
+		if vendorsAlone(r.Rule, byVendor) {
+			vendors = true
+			warn(r.path, "authorities of TPM vendors alone admit by this rule: "+
+				"every TPM of theirs is welcome, anybody's")
+		}
+	}
+	if !enforced {
+		warn("allow", "no allow rule is enforced: nobody is admitted")
+	}
+	for _, r := range deny {
+		byCertificate := slices.ContainsFunc(slices.Concat(r.All, r.Any), byVendor)
+		switch {
+		case r.Trial:
+		case byCertificate && !certified:
+			warn(r.path, "a machine that leaves its EK certificate out is not denied by an ek_ca: "+
+				"have every allow rule name an ek_ca in all")
+		case !byCertificate && vendors:
+			warn(r.path, "a TPM has several EKs, and a vendor may vouch for each: a machine that is denied "+
+				"by the hash of one can come with another; list the hashes of all, or admit by a list")
+		}
+	}
+	return warnings
+}
+
+// vendorsAlone says whether a rule can hold by sources that know vendors only.
+func vendorsAlone(r sources.Rule, byVendor func(string) bool) bool {
+	for _, s := range r.All {
+		if !byVendor(s) {
+			return false
+		}
+	}
+	return len(r.Any) == 0 || slices.ContainsFunc(r.Any, byVendor)
+}

@@ -1,0 +1,132 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// A Problem is one mistake in a configuration.
+type Problem struct {
+	// Path is the path of keys that leads to it, as a person would write it:
+	// `source "ek_ca" "vendors": poll_interval`. Empty where the mistake is
+	// about the whole. SPIRE prints a configuration anew before a plugin sees
+	// it, so that line numbers would mislead.
+	Path string
+	// Message says what is wrong and what to write instead.
+	Message string
+}
+
+// String returns the problem on one line.
+func (p Problem) String() string {
+	if p.Path == "" {
+		return p.Message
+	}
+	return p.Path + ": " + p.Message
+}
+
+// Problems are all the mistakes in a configuration, sorted, at least one. It is
+// the error that Parse and Loader.Load return.
+type Problems []Problem //nolint:errname // it is a list, of what each is called
+
+// Error returns all problems on one line.
+func (ps Problems) Error() string {
+	all := make([]string, len(ps))
+	for i, p := range ps {
+		all[i] = p.String()
+	}
+	return strings.Join(all, "; ")
+}
+
+// maxProblems is how many mistakes are told at once.
+const maxProblems = 50
+
+// problems collects mistakes.
+type problems struct{ list Problems }
+
+func (ps *problems) add(path, format string, args ...any) {
+	ps.list = append(ps.list, Problem{Path: path, Message: fmt.Sprintf(format, args...)})
+}
+
+// err returns what was collected as an error, sorted and without repetitions,
+// so that the order of blocks does not matter here either.
+func (ps *problems) err() error {
+	if len(ps.list) == 0 {
+		return nil
+	}
+	slices.SortFunc(ps.list, func(a, b Problem) int {
+		return strings.Compare(a.Path+"\x00"+a.Message, b.Path+"\x00"+b.Message)
+	})
+	all := slices.Compact(ps.list)
+	if n := len(all) - maxProblems; n > 0 {
+		all = append(all[:maxProblems:maxProblems], Problem{Message: fmt.Sprintf("and %d more mistakes", n)})
+	}
+	return all
+}
+
+// under appends a key to a path of keys.
+func under(path, key string) string {
+	key = printable(key)
+	if path == "" {
+		return key
+	}
+	return path + ": " + key
+}
+
+// printable returns a key or a value as it may be shown: short, and quoted where
+// it is not plain.
+func printable(s string) string {
+	const most = 80
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + "…"
+	}
+	plain := func(r rune) bool { return r > ' ' && r < 0x7f && r != '"' || r == '…' }
+	if s == "" || strings.ContainsFunc(s, func(r rune) bool { return !plain(r) }) {
+		return fmt.Sprintf("%q", s)
+	}
+	return s
+}
+
+// suggest returns "; did you mean x?" for the closest of the known words, or
+// "; there are x, y" where none is close.
+func suggest(word string, known []string) string {
+	best, distance := "", 3
+	for _, k := range known {
+		if d := editDistance(word, k); d < distance && d*2 <= len(k) {
+			best, distance = k, d
+		}
+	}
+	switch {
+	case best == "" && len(known) == 0:
+		return ""
+	case best == "":
+		return "; there are " + strings.Join(known, ", ")
+	}
+	return fmt.Sprintf("; did you mean %s?", best)
+}
+
+// editDistance is how many bytes must be inserted, deleted or replaced to get
+// from a to b (Levenshtein); many for words of very different length.
+func editDistance(a, b string) int {
+	const many = 100
+	if len(a) > many || len(b) > many {
+		return many
+	}
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			d := diagonal
+			if a[i] != b[j] {
+				d = 1 + min(diagonal, row[j], row[j+1])
+			}
+			diagonal = row[j+1]
+			row[j+1] = d
+		}
+	}
+	return row[len(b)]
+}

@@ -1,0 +1,102 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// startTimeout is how long Configure waits for sources to load.
+const startTimeout = 10 * time.Second
+
+// Configure loads a configuration, starts its sources and puts it in the place
+// of the one before, which serves until then and goes on if this one is refused.
+// What has not changed keeps what it has loaded. Calls at the same time wait for
+// each other.
+func (p *Plugin) Configure(
+	ctx context.Context, req *configv1.ConfigureRequest,
+) (resp *configv1.ConfigureResponse, err error) {
+	defer p.guard(ctx, "Configure", &err)
+	p.configuring.Lock()
+	defer p.configuring.Unlock()
+	if p.closed {
+		return nil, status.Error(codes.Unavailable, "the plugin is being stopped")
+	}
+	c, err := p.loader.Load(ctx, req.GetHclConfiguration(), req.GetCoreConfiguration().GetTrustDomain())
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "configuration: %v", err)
+	}
+	next, err := p.start(ctx, c, p.current.Load())
+	if err != nil {
+		return nil, err
+	}
+	p.warn(next)
+	if previous := p.current.Swap(next); previous != nil {
+		previous.set.Close()
+	}
+	p.watching.Do(p.startWatch)
+	p.watch.changed()
+	return &configv1.ConfigureResponse{}, nil
+}
+
+// start starts the sources of a configuration.
+func (p *Plugin) start(ctx context.Context, c *config.Config, previous *generation) (*generation, error) {
+	set, err := c.NewSet(sources.Options{Log: slog.New(&logHandler{log: p.log}), Changed: p.watch.changed})
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "configuration: %v", err)
+	}
+	var before *sources.Set
+	if previous != nil {
+		before = previous.set
+	}
+	within, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	set.Start(within, before)
+	if err := ctx.Err(); err != nil { // SPIRE takes this for a refusal
+		set.Close()
+		return nil, status.FromContextError(err).Err()
+	}
+	return &generation{Config: c, set: set, verifier: attestor.Verifier{AllowWeakEK: c.AllowWeakEK}}, nil
+}
+
+// warn logs what a person should know of a configuration.
+func (p *Plugin) warn(g *generation) {
+	for _, w := range g.Warnings {
+		p.log.Warn("Configuration: " + clean(w, maxLogged))
+	}
+	if !g.Reattest && !p.agentStore.IsInitialized() {
+		p.log.Warn("Configuration: reattest = false needs SPIRE's AgentStore, which is not there: " +
+			"no machine can be admitted")
+	}
+}
+
+// Validate says what is wrong with a configuration, and nothing if it is valid:
+// SPIRE takes any note for a failure. It reads no source, opens no file and
+// changes nothing.
+func (p *Plugin) Validate(
+	ctx context.Context, req *configv1.ValidateRequest,
+) (resp *configv1.ValidateResponse, err error) {
+	defer p.guard(ctx, "Validate", &err)
+	_, err = p.loader.Load(ctx, req.GetHclConfiguration(), req.GetCoreConfiguration().GetTrustDomain())
+	var problems config.Problems
+	switch {
+	case err == nil:
+		return &configv1.ValidateResponse{Valid: true}, nil
+	case !errors.As(err, &problems):
+		return &configv1.ValidateResponse{Notes: []string{err.Error()}}, nil
+	}
+	resp = &configv1.ValidateResponse{}
+	for _, problem := range problems {
+		resp.Notes = append(resp.Notes, problem.String())
+	}
+	return resp, nil
+}

@@ -1,0 +1,101 @@
+package server_test
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/spire-tpm/spire-tpm-attestor"
+
+// goList runs go list and returns its lines.
+func goList(t *testing.T, args ...string) []string {
+	t.Helper()
+	out, err := exec.Command("go", append([]string{"list"}, args...)...).Output()
+	if err != nil {
+		t.Fatalf("go list %s: %v", strings.Join(args, " "), err)
+	}
+	return strings.Fields(string(out))
+}
+
+func isStandard(path string) bool {
+	first, _, _ := strings.Cut(path, "/")
+	return !strings.Contains(first, ".")
+}
+
+// under says whether a path is a folder, or below it.
+func under(path, folder string) bool { return path == folder || strings.HasPrefix(path, folder+"/") }
+
+// An arrow forbids imports, by names of packages below the module.
+type arrow struct {
+	because string
+	forbids func(name, dep string) bool
+}
+
+var arrows = []arrow{
+	{"sources uses the standard library only", func(name, dep string) bool {
+		return name == "sources" && !isStandard(dep)
+	}},
+	{"a source knows sources, and attestor for what an EK is", func(name, dep string) bool {
+		return under(name, "sources") && !strings.HasSuffix(name, "test") && under(dep, module) &&
+			!under(dep, module+"/sources") && dep != module+"/attestor"
+	}},
+	{"attestor knows nothing but itself", func(name, dep string) bool {
+		return under(name, "attestor") && under(dep, module) && !under(dep, module+"/attestor")
+	}},
+	{"server/config is the only package of the server that knows HCL", func(name, dep string) bool {
+		return under(dep, "github.com/hashicorp/hcl") && name != "server/config" && !under(name, "agent")
+	}},
+	{"server/config is the only package that knows the kinds of sources", func(name, dep string) bool {
+		return strings.HasPrefix(dep, module+"/sources/") && name != "server/config" && !under(name, "sources")
+	}},
+	{"the agent knows neither server nor sources", func(name, dep string) bool {
+		return under(name, "agent") && (under(dep, module+"/server") || under(dep, module+"/sources"))
+	}},
+	{"the server does not know the agent", func(name, dep string) bool {
+		return under(name, "server") && under(dep, module+"/agent")
+	}},
+	{"helpers of tests are for tests", func(name, dep string) bool {
+		return under(dep, module) && strings.HasSuffix(dep, "test") && !strings.HasSuffix(name, "test")
+	}},
+}
+
+// A dependency that points the wrong way is how a protocol package comes to know
+// HCL, and an agent comes to link a database: this keeps the arrows as the
+// documentation draws them.
+func TestDependencies(t *testing.T) {
+	lines := goList(t, "-f", `{{ $p := .ImportPath }}{{ range .Imports }}{{ $p }}>{{ . }} {{ end }}`, module+"/...")
+	if len(lines) < 100 {
+		t.Fatalf("go list found %d imports only", len(lines))
+	}
+	for _, line := range lines {
+		pkg, dep, _ := strings.Cut(line, ">")
+		name := strings.TrimPrefix(strings.TrimPrefix(pkg, module), "/")
+		for _, a := range arrows {
+			if a.forbids(name, dep) {
+				t.Errorf("%s imports %s: %s", pkg, dep, a.because)
+			}
+		}
+	}
+}
+
+// The binaries link what they need and no more: an agent is on every machine.
+func TestWhatBinariesLink(t *testing.T) {
+	for binary, forbidden := range map[string][]string{
+		"agent/tpm-attestor-agent": {
+			module + "/server", module + "/sources", "go.etcd.io/bbolt", "github.com/fsnotify/fsnotify",
+			"github.com/hashicorp/go-retryablehttp", "github.com/google/go-tpm-tools/simulator",
+		},
+		"server/tpm-attestor-server": {
+			module + "/agent", "github.com/google/go-tpm-tools/simulator",
+		},
+	} {
+		for _, dep := range goList(t, "-deps", module+"/"+binary) {
+			for _, f := range forbidden {
+				if under(dep, f) {
+					t.Errorf("%s links %s", binary, dep)
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,42 @@
+package server
+
+import (
+	"testing"
+
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// MaxUnderWay is how many attestations may be under way at once.
+const MaxUnderWay = maxUnderWay
+
+// Use makes the plugin serve sources that no configuration can name, with the
+// other keys of a configuration.
+func (p *Plugin) Use(tb testing.TB, text string, policy sources.Policy, members ...sources.Member) {
+	tb.Helper()
+	c, err := config.Parse(text, "example.org")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	c.Members, c.Policy = members, policy
+	g, err := p.start(tb.Context(), c, nil)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(g.set.Close)
+	p.current.Store(g)
+}
+
+// UnderWay is how many attestations are under way.
+func (p *Plugin) UnderWay() int64 { return p.underWay.Load() }
+
+// SetUnderWay pretends that there are more.
+func (p *Plugin) SetUnderWay(n int64) { p.underWay.Store(n) }
+
+// InService identifies the configuration in service; nil where there is none.
+func (p *Plugin) InService() any {
+	if g := p.current.Load(); g != nil {
+		return g
+	}
+	return nil
+}

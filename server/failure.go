@@ -1,0 +1,168 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// outcome is how an attestation ended, as the metrics count it.
+type outcome string
+
+// All outcomes.
+const (
+	outcomeAdmitted        outcome = "admitted"
+	outcomeRefused         outcome = "refused"          // by policy
+	outcomeUnavailable     outcome = "unavailable"      // something could not tell
+	outcomeMalformed       outcome = "malformed"        // evidence that breaks a rule of the protocol
+	outcomeChallengeFailed outcome = "challenge_failed" // another secret than the one sent
+	outcomeNoAnswer        outcome = "no_answer"        // none within 60 seconds
+	outcomeAgentLeft       outcome = "agent_left"       // the stream ended early
+	outcomeNoID            outcome = "no_id"            // agent_path_template forms none
+	outcomeSecondUse       outcome = "second_use"       // where reattest is false
+	outcomeInternal        outcome = "internal"         // ours
+)
+
+// failure is why an attestation ended without admission.
+//
+// The codes: InvalidArgument for malformed evidence; PermissionDenied where the
+// machine is refused, upon which an agent gives up; Unavailable where the server
+// cannot tell now, upon which it tries again; DeadlineExceeded for a challenge
+// without an answer; Internal for faults of ours.
+type failure struct {
+	outcome outcome
+	code    codes.Code
+	// told is what the agent learns: nothing of what lists hold.
+	told string
+	// why is for the log.
+	why string
+}
+
+// malformed is evidence that is not what it has to be. The agent learns why:
+// it is its own.
+func malformed(why string) *failure {
+	const most = 500
+	why = clean(why, most)
+	return &failure{outcome: outcomeMalformed, code: codes.InvalidArgument, told: why, why: why}
+}
+
+// left is a stream that has ended before the attestation.
+func left(ctx context.Context, err error) *failure {
+	f := &failure{outcome: outcomeAgentLeft, code: codes.Canceled, told: "the stream has ended", why: err.Error()}
+	switch {
+	case ctx.Err() != nil:
+		f.code = status.FromContextError(ctx.Err()).Code()
+	case errors.Is(err, io.EOF):
+		f.why = "the stream was closed before the attestation ended"
+	case status.Code(err) != codes.Unknown:
+		f.code = status.Code(err)
+	}
+	return f
+}
+
+// notAdmitted is the failure for a decision that does not admit.
+func (a *attestation) notAdmitted(ctx context.Context) *failure {
+	d := &a.decision
+	switch {
+	case ctx.Err() != nil: // then the sources were not given their time
+		return left(ctx, ctx.Err())
+	case d.Outcome == sources.Unavailable && len(d.MaybeDenied) > 0:
+		return unavailable("deny rule " + strings.Join(d.MaybeDenied, ", ") + " might hold")
+	case d.Outcome == sources.Unavailable:
+		return unavailable("no allow rule holds, and a source cannot tell")
+	case len(d.Denied) > 0:
+		return refused("deny rule " + strings.Join(d.Denied, ", ") + " holds")
+	default:
+		return refused("no allow rule holds")
+	}
+}
+
+func unavailable(why string) *failure {
+	return &failure{
+		outcome: outcomeUnavailable, code: codes.Unavailable,
+		told: "the server cannot tell now whether this TPM is welcome", why: why,
+	}
+}
+
+func refused(why string) *failure {
+	return &failure{
+		outcome: outcomeRefused, code: codes.PermissionDenied,
+		told: "this TPM is not admitted", why: why,
+	}
+}
+
+// fail logs a failure and returns its status.
+func (a *attestation) fail(ctx context.Context, f *failure) error {
+	level := hclog.Warn
+	switch f.outcome {
+	case outcomeAgentLeft:
+		level = hclog.Debug
+	case outcomeInternal:
+		level = hclog.Error
+	}
+	a.log(ctx, level, "Attestation failed", "outcome", string(f.outcome), "reason", clean(f.why, maxLogged))
+	return status.Error(f.code, f.told)
+}
+
+// logAdmission logs that a machine is admitted. SPIRE does so as well, so it is
+// of interest only where something was in doubt or on trial.
+func (a *attestation) logAdmission(ctx context.Context, id string) {
+	level, enabled := hclog.Debug, a.plugin.log.IsDebug
+	if len(a.decision.Trials) > 0 || len(a.decision.Unsure) > 0 || len(a.decision.MaybeDenied) > 0 {
+		level, enabled = hclog.Info, a.plugin.log.IsInfo
+	}
+	if enabled() {
+		a.log(ctx, level, "Machine admitted", "spiffe_id", id, "rules", strings.Join(a.decision.Rules, ","))
+	}
+}
+
+// log logs a line about the attestation with what was decided and why. The EK
+// hash lets an operator enrol a machine from the log.
+func (a *attestation) log(ctx context.Context, level hclog.Level, message string, args ...any) {
+	args = append(args, "peer", peer(ctx))
+	if a.ekHash != "" {
+		args = append(args, "ek_hash", a.ekHash)
+	}
+	d := &a.decision
+	for _, list := range []struct {
+		key   string
+		names []string
+	}{{"denied_by", d.Denied}, {"maybe_denied_by", d.MaybeDenied}, {"unsure", d.Unsure}} {
+		if len(list.names) > 0 {
+			args = append(args, list.key, strings.Join(list.names, ","))
+		}
+	}
+	if len(d.Trials) > 0 {
+		args = append(args, "trials", explainTrials(d.Trials))
+	}
+	if len(d.Answers) > 0 {
+		args = append(args, "sources", clean(d.Explain(), maxLogged))
+	}
+	a.plugin.log.Log(level, message, args...)
+}
+
+// explainTrials says what the rules on trial would have done.
+func explainTrials(trials []sources.Trial) string {
+	all := make([]string, len(trials))
+	for i, t := range trials {
+		effect, would := "allow ", "would not hold"
+		if t.Deny {
+			effect = "deny "
+		}
+		switch {
+		case t.Holds:
+			would = "would hold"
+		case t.Unsure:
+			would = "might hold"
+		}
+		all[i] = effect + t.Rule + ": " + would
+	}
+	return strings.Join(all, "; ")
+}

@@ -1,0 +1,114 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	agentstorev1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/server/agentstore/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/spire-tpm/spire-tpm-attestor/server/agentpath"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// errUnsure is what agentID wraps where a source that could not tell might have
+// changed the ID.
+var errUnsure = errors.New("a source that knows more could not tell")
+
+// agentID returns the SPIFFE ID of an admitted machine. An ID must belong to one
+// machine, and to the same one at all times: where sources disagree about a
+// field there is none, and where one of them could not tell there is none now.
+func agentID(
+	td spiffeid.TrustDomain, t *agentpath.Template, ekHash string, d *sources.Decision,
+) (spiffeid.ID, error) {
+	values := agentpath.Values{agentpath.PubHash: ekHash}
+	unsure := len(d.Unsure) > 0
+	for field := range values {
+		f := agentpath.Field(field)
+		if f == agentpath.PubHash || !t.Uses(f) {
+			continue
+		}
+		value, err := oneValue(f, d.Attributes)
+		if err != nil {
+			return spiffeid.ID{}, err
+		}
+		// A certificate has one serial number and one issuer, whoever else
+		// might tell of it; a name or a bundle could be another one as well.
+		if unsure && (value == "" || f == agentpath.Name || f == agentpath.CA) {
+			return spiffeid.ID{}, fmt.Errorf("the template %q needs %s: %w", t, f, errUnsure)
+		}
+		values[field] = value
+	}
+	return t.ID(td, &values)
+}
+
+// oneValue returns the value of a field that sources agree about, or nothing.
+func oneValue(f agentpath.Field, all []sources.Attributes) (string, error) {
+	value := ""
+	for i := range all {
+		for _, v := range fieldValues(f, &all[i]) {
+			if v != "" && value != "" && v != value {
+				return "", fmt.Errorf("%s is ambiguous: both %.80q and %.80q", f, value, v)
+			}
+			if v != "" {
+				value = v
+			}
+		}
+	}
+	return value, nil
+}
+
+// fieldValues returns what one source knows for a field.
+func fieldValues(f agentpath.Field, a *sources.Attributes) []string {
+	switch {
+	case f == agentpath.Name:
+		return []string{a.Name}
+	case f == agentpath.CA:
+		return a.CAs
+	case f == agentpath.Issuer && a.Certificate != nil:
+		return []string{a.Certificate.IssuerKeyHash}
+	case f == agentpath.Serial && a.Certificate != nil:
+		return []string{a.Certificate.Serial}
+	default:
+		return nil
+	}
+}
+
+// agentStoreTimeout bounds one question to SPIRE's AgentStore.
+const agentStoreTimeout = 5 * time.Second
+
+// firstUse checks that no agent of this ID has been attested before, for
+// configurations in which SPIRE never asks again whether a machine is still
+// welcome.
+func (p *Plugin) firstUse(ctx context.Context, id spiffeid.ID) *failure {
+	if !p.agentStore.IsInitialized() {
+		return &failure{
+			outcome: outcomeInternal, code: codes.Internal,
+			told: "the server cannot tell whether this machine has been admitted before",
+			why:  "reattest is false, and SPIRE offers no AgentStore",
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, agentStoreTimeout)
+	defer cancel()
+	_, err := p.agentStore.GetAgentInfo(ctx, &agentstorev1.GetAgentInfoRequest{AgentId: id.String()})
+	switch status.Code(err) {
+	case codes.NotFound:
+		return nil
+	case codes.OK:
+		return &failure{
+			outcome: outcomeSecondUse, code: codes.PermissionDenied,
+			told: "this machine has been admitted before, and is admitted once",
+			why:  "reattest is false, and there is an agent " + id.String() + ": to admit it again, evict that agent",
+		}
+	default:
+		return &failure{
+			outcome: outcomeUnavailable, code: codes.Unavailable,
+			told: "the server cannot tell now whether this machine has been admitted before",
+			why:  "ask SPIRE's AgentStore: " + err.Error(),
+		}
+	}
+}

@@ -1,0 +1,169 @@
+package server_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
+	"google.golang.org/grpc/codes"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+	"github.com/spire-tpm/spire-tpm-attestor/server"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
+)
+
+// An agent that never answers must not hold its attestation for ever: SPIRE sets
+// no limit itself.
+func TestAgentThatNeverAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := server.New()
+		p.Use(t, `hash_path = "/x"`, sources.AnyOf("x"), member("x", sourcetest.Lists(sources.Attributes{})))
+		// gRPC ends the context when the handler returns.
+		ctx, cancel := context.WithCancel(t.Context())
+		s := honest(ctx, t, attestortest.New(t, attestortest.Options{EK: attestor.P256}))
+		first := s.recv
+		s.recv = func(n int) (*nodeattestorv1.AttestRequest, error) {
+			if n == 0 {
+				return first(n)
+			}
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		begun := time.Now()
+		wantStatus(t, p.Attest(s), codes.DeadlineExceeded, "the challenge was not answered within 1m0s")
+		if took := time.Since(begun); took != time.Minute {
+			t.Errorf("took %v, want a minute", took)
+		}
+		cancel()
+		synctest.Wait()
+		if n := p.UnderWay(); n != 0 {
+			t.Errorf("%d attestations are under way", n)
+		}
+	})
+}
+
+// 64 agents that leave in the middle leave nothing behind, and the next machine
+// is served.
+func TestAgentsThatLeave(t *testing.T) {
+	metrics := newFakeMetrics()
+	p := serve(t, metrics.server())
+	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
+	p.configure(t, oneHashDir(hashDir(t, tpm)))
+	payload := tpm.Payload(t)
+	var all sync.WaitGroup
+	for i := range 64 {
+		all.Go(func() {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			stream, err := p.attestor.Attest(ctx)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if err := stream.Send(payloadMessage(payload)); err != nil {
+				t.Error(err)
+			}
+			if _, err := stream.Recv(); err != nil {
+				t.Error(err)
+			}
+			if i%2 == 0 { // half of them shut the door, half just go
+				_ = stream.CloseSend()
+				_, _ = stream.Recv()
+			}
+		})
+	}
+	all.Wait()
+	metrics.await(t, "tpm.attestation outcome=agent_left", 64)
+	if n := p.UnderWay(); n != 0 {
+		t.Errorf("%d attestations are under way", n)
+	}
+	if _, err := p.attestTPM(t, tpm); err != nil {
+		t.Error(err)
+	}
+}
+
+// The codes for streams that end early, wherever they do.
+func TestLeft(t *testing.T) {
+	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
+	for _, tt := range []struct {
+		name string
+		at   int
+		err  error
+		code codes.Code
+	}{
+		{"before the payload", 0, io.EOF, codes.Canceled},
+		{"before the answer", 1, io.EOF, codes.Canceled},
+		{"broken", 1, errors.New("broken"), codes.Canceled},
+	} {
+		p := server.New()
+		p.Use(t, `hash_path = "/x"`, sources.AnyOf("x"), member("x", sourcetest.Lists(sources.Attributes{})))
+		s := honest(t.Context(), t, tpm)
+		first := s.recv
+		s.recv = func(n int) (*nodeattestorv1.AttestRequest, error) {
+			if n == tt.at {
+				return nil, tt.err
+			}
+			return first(n)
+		}
+		wantStatus(t, p.Attest(s), tt.code, "the stream has ended")
+	}
+	// The context ends while sources are asked: their answers are then worth
+	// nothing, and must not be told as a refusal.
+	ctx, cancel := context.WithCancel(t.Context())
+	p := server.New()
+	canceling := func(context.Context, *sources.Evidence) (sources.Verdict, error) {
+		cancel()
+		return sources.Verdict{}, nil
+	}
+	p.Use(t, `hash_path = "/x"`, sources.AnyOf("x"), member("x", canceling))
+	wantStatus(t, p.Attest(honest(ctx, t, tpm)), codes.Canceled, "the stream has ended")
+}
+
+// A panic in one attestation ends that attestation alone.
+func TestPanics(t *testing.T) {
+	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
+	for at := range 2 {
+		p := server.New()
+		log := &logBuffer{}
+		p.SetLogger(log.logger())
+		p.Use(t, `hash_path = "/x"`, sources.AnyOf("x"), member("x", sourcetest.Lists(sources.Attributes{})))
+		s := honest(t.Context(), t, tpm)
+		first := s.recv
+		s.recv = func(n int) (*nodeattestorv1.AttestRequest, error) {
+			if n == at {
+				panic("boom")
+			}
+			return first(n)
+		}
+		wantStatus(t, p.Attest(s), codes.Internal, "")
+		line := log.find(t, "Panic")
+		if line["panic"] != "boom" || !strings.Contains(line["stack"].(string), "attest") {
+			t.Errorf("the log says %v", line)
+		}
+		if err := p.Attest(honest(t.Context(), t, tpm)); err != nil || p.UnderWay() != 0 {
+			t.Errorf("after a panic: %v, %d under way", err, p.UnderWay())
+		}
+	}
+}
+
+// A bound on what is under way keeps memory bounded; a machine that meets it is
+// told to come again.
+func TestTooManyUnderWay(t *testing.T) {
+	p := server.New()
+	p.Use(t, `hash_path = "/x"`, sources.AnyOf("x"), member("x", sourcetest.Lists(sources.Attributes{})))
+	p.SetUnderWay(server.MaxUnderWay)
+	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
+	wantStatus(t, p.Attest(honest(t.Context(), t, tpm)), codes.Unavailable, "the server is busy")
+	p.SetUnderWay(server.MaxUnderWay - 1)
+	if err := p.Attest(honest(t.Context(), t, tpm)); err != nil {
+		t.Error(err)
+	}
+}

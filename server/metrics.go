@@ -1,0 +1,240 @@
+package server
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	metricsv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/common/metrics/v1"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// The metrics. SPIRE puts its own name in front. All labels take their values
+// from the configuration or from constants, so that no agent can make more.
+//
+//   - tpm.attestation counts attestations by outcome.
+//   - tpm.attestation.rule counts them by outcome and by each rule that decided,
+//     with its effect, allow or deny.
+//   - tpm.attestation.elapsed_time is how long they took, in milliseconds, by
+//     outcome.
+//   - tpm.source counts answers by source and verdict.
+//   - tpm.source.up, .entries, .serial, .serial_low, .age and .stuck are what each
+//     source serves, and tpm.source.refresh counts its attempts to load; see watch.
+//   - tpm.ek.alternating counts attestations of an EK that came from two addresses
+//     in turn; see addresses.
+//   - tpm.dropped counts attestations that are missing above, because SPIRE took
+//     metrics more slowly than machines attested.
+const (
+	metricRoot    = "tpm"
+	metricAttest  = "attestation"
+	metricRule    = "rule"
+	metricElapsed = "elapsed_time"
+	metricSource  = "source"
+	metricDropped = "dropped"
+
+	metricUp          = "up"
+	metricEntries     = "entries"
+	metricSerial      = "serial"
+	metricSerialLow   = "serial_low"
+	metricAge         = "age"
+	metricStuck       = "stuck"
+	metricRefresh     = "refresh"
+	metricEK          = "ek"
+	metricAlternating = "alternating"
+)
+
+// The limits of metrics.
+const (
+	metricsQueued  = 1024
+	metricsTimeout = 5 * time.Second
+)
+
+// metrics hands measurements to SPIRE, one after another, without anybody
+// waiting for it. The nil metrics measure nothing.
+type metrics struct {
+	client *metricsv1.MetricsServiceClient
+	events chan event
+	stop   context.CancelFunc
+	done   sync.WaitGroup
+
+	mu      sync.Mutex
+	dropped int
+}
+
+// event is what is measured of one attestation. It shares the decision's slices,
+// which nobody changes any more.
+type event struct {
+	outcome     outcome
+	elapsed     time.Duration
+	allow, deny []string
+	answers     []sources.Answer
+}
+
+// startMetrics starts to hand measurements to SPIRE until close.
+func startMetrics(client *metricsv1.MetricsServiceClient) *metrics {
+	ctx, cancel := context.WithCancel(context.Background())
+	m := &metrics{client: client, events: make(chan event, metricsQueued), stop: cancel}
+	m.done.Go(func() { m.run(ctx) })
+	return m
+}
+
+// close stops it and waits. What is queued is lost.
+func (m *metrics) close() {
+	if m == nil {
+		return
+	}
+	m.stop()
+	m.done.Wait()
+}
+
+// attested measures one attestation. It never waits.
+func (m *metrics) attested(o outcome, elapsed time.Duration, d *sources.Decision) {
+	if m == nil {
+		return
+	}
+	e := event{outcome: o, elapsed: elapsed, allow: d.Rules, answers: d.Answers}
+	switch o {
+	case outcomeRefused:
+		e.deny = d.Denied
+	case outcomeUnavailable:
+		e.deny = d.MaybeDenied
+	}
+	select {
+	case m.events <- e:
+	default:
+		m.mu.Lock()
+		m.dropped++
+		m.mu.Unlock()
+	}
+}
+
+func (m *metrics) run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case e := <-m.events:
+			m.emit(ctx, e)
+		}
+	}
+}
+
+// counter is a counter with its labels.
+type counter struct {
+	name   [2]string
+	labels [3][2]string
+}
+
+// emit hands over an event, and counts together with it all that has queued up
+// meanwhile.
+func (m *metrics) emit(ctx context.Context, e event) {
+	counts := map[counter]int{}
+	for more := true; more; {
+		m.sample(ctx, e)
+		e.count(counts)
+		select {
+		case e = <-m.events:
+		default:
+			more = false
+		}
+		if len(counts) > metricsQueued || ctx.Err() != nil {
+			more = false
+		}
+	}
+	m.mu.Lock()
+	if m.dropped > 0 {
+		counts[counter{name: [2]string{metricDropped}}] += m.dropped
+		m.dropped = 0
+	}
+	m.mu.Unlock()
+	for c, n := range counts {
+		m.add(ctx, c, float32(n))
+	}
+}
+
+// count counts what happened in one attestation.
+func (e *event) count(counts map[counter]int) {
+	outcome := [2]string{"outcome", string(e.outcome)}
+	counts[counter{[2]string{metricAttest}, [3][2]string{outcome}}]++
+	for _, rules := range []struct {
+		effect string
+		names  []string
+	}{{"allow", e.allow}, {"deny", e.deny}} {
+		for _, name := range rules.names {
+			counts[counter{
+				[2]string{metricAttest, metricRule},
+				[3][2]string{outcome, {"effect", rules.effect}, {"rule", name}},
+			}]++
+		}
+	}
+	for _, a := range e.answers {
+		counts[counter{
+			[2]string{metricSource},
+			[3][2]string{{"source", a.Source}, {"verdict", a.Result()}},
+		}]++
+	}
+}
+
+// add adds to one counter. An error is no reason to do anything: SPIRE is then
+// going away or does not take metrics.
+func (m *metrics) add(ctx context.Context, c counter, n float32) {
+	req := &metricsv1.IncrCounterRequest{Key: []string{metricRoot}, Val: n}
+	for _, part := range c.name {
+		if part != "" {
+			req.Key = append(req.Key, part)
+		}
+	}
+	for _, l := range c.labels {
+		if l[0] != "" {
+			req.Labels = append(req.Labels, &metricsv1.Label{Name: l[0], Value: l[1]})
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, metricsTimeout)
+	defer cancel()
+	_, _ = m.client.IncrCounter(ctx, req)
+}
+
+// refreshed adds to a source's attempts to load. The nil metrics measure nothing.
+func (m *metrics) refreshed(ctx context.Context, source, result string, n uint64) {
+	if m == nil {
+		return
+	}
+	m.add(ctx, counter{
+		[2]string{metricSource, metricRefresh},
+		[3][2]string{{"source", source}, {"result", result}},
+	}, float32(n))
+}
+
+// alternated adds to the attestations of EKs from two addresses in turn.
+func (m *metrics) alternated(ctx context.Context, n int64) {
+	if m == nil {
+		return
+	}
+	m.add(ctx, counter{name: [2]string{metricEK, metricAlternating}}, float32(n))
+}
+
+// gauge sets a number of a source.
+func (m *metrics) gauge(ctx context.Context, name, source string, value float64) {
+	if m == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, metricsTimeout)
+	defer cancel()
+	_, _ = m.client.SetGauge(ctx, &metricsv1.SetGaugeRequest{
+		Key:    []string{metricRoot, metricSource, name},
+		Val:    float32(value),
+		Labels: []*metricsv1.Label{{Name: "source", Value: source}},
+	})
+}
+
+// sample hands over how long one attestation took.
+func (m *metrics) sample(ctx context.Context, e event) {
+	ctx, cancel := context.WithTimeout(ctx, metricsTimeout)
+	defer cancel()
+	_, _ = m.client.AddSample(ctx, &metricsv1.AddSampleRequest{
+		Key:    []string{metricRoot, metricAttest, metricElapsed},
+		Val:    float32(e.elapsed.Seconds() * 1000),
+		Labels: []*metricsv1.Label{{Name: "outcome", Value: string(e.outcome)}},
+	})
+}

@@ -1,0 +1,130 @@
+package server_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/spire-plugin-sdk/pluginsdk"
+	metricsv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/common/metrics/v1"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+)
+
+// fakeMetrics is SPIRE's Metrics host service.
+type fakeMetrics struct {
+	metricsv1.UnimplementedMetricsServer
+	mu      sync.Mutex
+	counts  map[string]float32
+	samples map[string]int
+	changed chan struct{}
+}
+
+func newFakeMetrics() *fakeMetrics {
+	return &fakeMetrics{counts: map[string]float32{}, samples: map[string]int{}, changed: make(chan struct{}, 1)}
+}
+
+func (m *fakeMetrics) server() pluginsdk.ServiceServer { return metricsv1.MetricsServiceServer(m) }
+
+func (m *fakeMetrics) IncrCounter(_ context.Context, req *metricsv1.IncrCounterRequest) (*emptypb.Empty, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.counts[metricName(req.GetKey(), req.GetLabels())] += req.GetVal()
+	select {
+	case m.changed <- struct{}{}:
+	default:
+	}
+	return &emptypb.Empty{}, nil
+}
+
+func (m *fakeMetrics) AddSample(_ context.Context, req *metricsv1.AddSampleRequest) (*emptypb.Empty, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.samples[metricName(req.GetKey(), req.GetLabels())]++
+	return &emptypb.Empty{}, nil
+}
+
+func metricName(key []string, labels []*metricsv1.Label) string {
+	name := []string{strings.Join(key, ".")}
+	for _, l := range labels {
+		name = append(name, l.GetName()+"="+l.GetValue())
+	}
+	return strings.Join(name, " ")
+}
+
+// await waits until a counter has a value.
+func (m *fakeMetrics) await(t *testing.T, name string, want float32) {
+	t.Helper()
+	for {
+		m.mu.Lock()
+		got := m.counts[name]
+		m.mu.Unlock()
+		if got >= want {
+			return
+		}
+		select {
+		case <-m.changed:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%s is %v, want %v: %v", name, got, want, m.counts)
+		}
+	}
+}
+
+// What an operator's alarms stand on: attestations by outcome and rule, answers
+// by source, and time; and no label that an agent could choose.
+func TestMetrics(t *testing.T) {
+	fake := newFakeMetrics()
+	p := serve(t, fake.server())
+	good := attestortest.New(t, attestortest.Options{EK: attestor.P256})
+	stolen := attestortest.New(t, attestortest.Options{EK: attestor.P256, Number: 1})
+	stranger := attestortest.New(t, attestortest.Options{EK: attestor.P256, Number: 2})
+	allow, deny, gone := hashDir(t, good, stolen), hashDir(t, stolen), hashDir(t)
+	list(t, deny, "marker", "")
+	text := func(deny string) string {
+		return oneHashDir(allow) + fmt.Sprintf(`
+			source "hash_dir" "stolen" { path = %q marker = "marker" }
+			allow "fleet" { any = ["factory"] }
+			deny "stolen" { any = ["stolen"] }`, deny)
+	}
+	p.configure(t, text(deny))
+	for _, tpm := range []*attestortest.TPM{good, stolen, stranger} {
+		_, _ = p.attestTPM(t, tpm)
+	}
+	_, _ = p.attest(t, []byte("{}"), nil)
+	_, _ = p.attest(t, good.Payload(t), fixed(`{"Secret":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}`))
+	p.configure(t, text(gone))
+	_, _ = p.attestTPM(t, good)
+
+	want := map[string]float32{
+		"tpm.attestation outcome=admitted":                                 1,
+		"tpm.attestation outcome=refused":                                  2,
+		"tpm.attestation outcome=malformed":                                1,
+		"tpm.attestation outcome=challenge_failed":                         1,
+		"tpm.attestation outcome=unavailable":                              1,
+		"tpm.attestation.rule outcome=admitted effect=allow rule=fleet":    1,
+		"tpm.attestation.rule outcome=refused effect=deny rule=stolen":     1,
+		"tpm.attestation.rule outcome=unavailable effect=deny rule=stolen": 1,
+		"tpm.source source=factory verdict=listed":                         4,
+		"tpm.source source=factory verdict=not_listed":                     1,
+		"tpm.source source=stolen verdict=listed":                          1,
+		"tpm.source source=stolen verdict=not_listed":                      3,
+		"tpm.source source=stolen verdict=cannot_tell":                     1,
+	}
+	for name, n := range want {
+		fake.await(t, name, n)
+	}
+	fake.mu.Lock()
+	defer fake.mu.Unlock()
+	if d := cmp.Diff(want, fake.counts); d != "" {
+		t.Errorf("counters (-want +got):\n%s", d)
+	}
+	if n := fake.samples["tpm.attestation.elapsed_time outcome=refused"]; n != 2 {
+		t.Errorf("samples: %v", fake.samples)
+	}
+}

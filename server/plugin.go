@@ -1,0 +1,132 @@
+// Package server is the server's half of the node attestor "tpm": a plugin for
+// SPIRE that admits machines by their TPM.
+//
+// An attestation passes four stages: the evidence is checked by package
+// attestor, the configured sources are asked whether they know the TPM, the
+// machine is challenged to prove that it holds the endorsement key, and what
+// is known about the TPM becomes the agent's SPIFFE ID and its selectors.
+//
+// The status of an attestation that fails tells the agent whether to try again,
+// and not what any list holds; the log tells that.
+package server
+
+import (
+	"context"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spiffe/spire-plugin-sdk/pluginsdk"
+	metricsv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/common/metrics/v1"
+	agentstorev1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/server/agentstore/v1"
+	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
+	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// maxUnderWay is how many attestations may be under way at once. Only machines
+// that a source lists get as far as waiting for an answer, so that strangers
+// cannot use them up for long.
+const maxUnderWay = 4096
+
+// Plugin is the plugin. It is safe for concurrent use; New makes one.
+type Plugin struct {
+	nodeattestorv1.UnimplementedNodeAttestorServer
+	configv1.UnimplementedConfigServer
+
+	// Set by SPIRE before any call.
+	log        hclog.Logger
+	metrics    *metrics
+	agentStore agentstorev1.AgentStoreServiceClient
+
+	loader *config.Loader
+	// configuring is held while a configuration is loaded and takes over.
+	configuring sync.Mutex
+	closed      bool
+	current     atomic.Pointer[generation]
+	underWay    atomic.Int64
+
+	watch     *watch // starts with the first configuration
+	watching  sync.Once
+	addresses *addresses
+}
+
+var (
+	_ pluginsdk.NeedsLogger       = (*Plugin)(nil)
+	_ pluginsdk.NeedsHostServices = (*Plugin)(nil)
+)
+
+// generation is one configuration in service. An attestation ends on the
+// generation that it began with.
+type generation struct {
+	*config.Config
+	set      *sources.Set
+	verifier attestor.Verifier
+}
+
+// New returns a plugin that is not configured.
+func New() *Plugin {
+	return &Plugin{
+		log: hclog.NewNullLogger(), loader: config.NewLoader(),
+		watch: newWatch(), addresses: newAddresses(),
+	}
+}
+
+// SetLogger implements pluginsdk.NeedsLogger.
+func (p *Plugin) SetLogger(log hclog.Logger) { p.log = log }
+
+// BrokerHostServices implements pluginsdk.NeedsHostServices. A SPIRE without one
+// of the services is no reason not to start.
+func (p *Plugin) BrokerHostServices(broker pluginsdk.ServiceBroker) error {
+	var client metricsv1.MetricsServiceClient
+	if broker.BrokerClient(&client) && p.metrics == nil {
+		p.metrics = startMetrics(&client)
+	}
+	broker.BrokerClient(&p.agentStore)
+	return nil
+}
+
+// startWatch starts to tell what sources serve.
+func (p *Plugin) startWatch() {
+	p.watch.log, p.watch.metrics = p.log, p.metrics
+	p.watch.status = func() []sources.SourceStatus {
+		if g := p.current.Load(); g != nil {
+			return g.set.Status()
+		}
+		return nil
+	}
+	p.watch.start()
+}
+
+// Close stops everything that the plugin has started. SPIRE calls it before it
+// ends the process.
+func (p *Plugin) Close() error {
+	p.configuring.Lock()
+	defer p.configuring.Unlock()
+	if p.closed {
+		return nil
+	}
+	p.closed = true
+	if g := p.current.Swap(nil); g != nil {
+		g.set.Close()
+	}
+	p.watch.close()
+	p.metrics.close()
+	return nil
+}
+
+// guard turns a panic of the calling function into a status. SPIRE does not
+// start a plugin again that has died, so that one bad message would keep a whole
+// fleet from attesting.
+func (p *Plugin) guard(ctx context.Context, what string, err *error) {
+	if r := recover(); r != nil {
+		p.log.Error("Panic", "during", what, "panic", r, "peer", peer(ctx), "stack", string(debug.Stack()))
+		*err = status.Errorf(codes.Internal, "internal error, see the server's log")
+	}
+}

@@ -1,0 +1,186 @@
+package server
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+const (
+	// statusInterval is how often metrics of sources are handed over where
+	// nothing changes. SPIRE's Prometheus forgets what it has not been told for a
+	// minute.
+	statusInterval = 20 * time.Second
+	// settleTime is how long after a change that is told: what changes together
+	// is then told together, and a source has planned its next attempt.
+	settleTime = time.Second
+	// statusTimeout bounds one hand-over of all of them.
+	statusTimeout = 30 * time.Second
+	// serialLow is what serials are told modulo, beside themselves: SPIRE's
+	// metrics are numbers of 24 bits.
+	serialLow = 1_000_000
+)
+
+// watch tells the log, on change, and SPIRE's metrics what each source serves.
+// Nobody waits for it.
+type watch struct {
+	log     hclog.Logger
+	metrics *metrics // may be nil
+	status  func() []sources.SourceStatus
+
+	changes     chan struct{}
+	alternating atomic.Int64 // attestations, not told yet
+
+	stop context.CancelFunc
+	done sync.WaitGroup
+}
+
+func newWatch() *watch { return &watch{changes: make(chan struct{}, 1)} }
+
+// changed has what sources serve told soon. It never waits.
+func (w *watch) changed() {
+	select {
+	case w.changes <- struct{}{}:
+	default:
+	}
+}
+
+// start starts to tell until close. It is called once.
+func (w *watch) start() {
+	ctx, cancel := context.WithCancel(context.Background())
+	w.stop = cancel
+	w.done.Go(func() { w.run(ctx) })
+}
+
+// close stops it and waits.
+func (w *watch) close() {
+	if w.stop == nil {
+		return
+	}
+	w.stop()
+	w.done.Wait()
+}
+
+func (w *watch) run(ctx context.Context) {
+	ticker := time.NewTicker(statusInterval)
+	defer ticker.Stop()
+	before := map[string]told{}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		case <-w.changes:
+			timer := time.NewTimer(settleTime)
+			select {
+			case <-ctx.Done():
+				timer.Stop()
+				return
+			case <-timer.C:
+			}
+		}
+		before = w.tell(ctx, before)
+	}
+}
+
+// told is what was last told of a source.
+type told struct {
+	started           time.Time
+	refreshed, failed uint64
+	line              line
+}
+
+// line is what is logged of a source when it changes.
+type line struct {
+	up, stuck bool
+	loaded    time.Time
+	entries   int
+	serial    uint64
+	failure   string
+}
+
+// tell tells what sources serve, and returns it.
+func (w *watch) tell(ctx context.Context, before map[string]told) map[string]told {
+	within, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	now := map[string]told{}
+	for _, s := range w.status() {
+		was := before[s.Name]
+		if !was.started.Equal(s.Started) { // another source of that name counts from zero
+			was.refreshed, was.failed = 0, 0
+		}
+		is := told{started: s.Started, refreshed: s.Refreshed, failed: s.Failed, line: lineOf(&s)}
+		if is.line != was.line {
+			w.logStatus(&s, &is.line)
+		}
+		w.gauges(within, &s)
+		w.metrics.refreshed(within, s.Name, "ok", is.refreshed-was.refreshed)
+		w.metrics.refreshed(within, s.Name, "failed", is.failed-was.failed)
+		now[s.Name] = is
+	}
+	w.metrics.alternated(within, w.alternating.Swap(0))
+	return now
+}
+
+func lineOf(s *sources.SourceStatus) line {
+	l := line{up: s.Up(), stuck: s.Stuck > 0, loaded: s.Loaded, entries: s.Entries, serial: s.Serial}
+	if s.Err != nil {
+		l.failure = clean(s.Err.Error(), maxLogged)
+	}
+	return l
+}
+
+// logStatus logs what a source serves. What does not apply to it is left out.
+func (w *watch) logStatus(s *sources.SourceStatus, l *line) {
+	args := []any{"source", s.Name, "kind", s.Kind, "up", l.up}
+	if !l.loaded.IsZero() {
+		args = append(args, "loaded", l.loaded.UTC().Format(time.RFC3339), "entries", l.entries)
+	}
+	if l.serial != 0 {
+		args = append(args, "serial", l.serial)
+	}
+	if !s.Confirmed.IsZero() {
+		args = append(args, "confirmed", s.Confirmed.UTC().Format(time.RFC3339))
+	}
+	if !s.Next.IsZero() {
+		args = append(args, "next_attempt", s.Next.UTC().Format(time.RFC3339))
+	}
+	if l.failure != "" {
+		args = append(args, "error", l.failure)
+	}
+	if l.stuck {
+		args = append(args, "stuck", s.Stuck)
+	}
+	level := hclog.Info
+	if !l.up || l.stuck {
+		level = hclog.Warn
+	}
+	w.log.Log(level, "Source status", args...)
+}
+
+// gauges sets the gauges of a source. One that loads has no entries, no serial and
+// no age until it has.
+func (w *watch) gauges(ctx context.Context, s *sources.SourceStatus) {
+	up := 0.0
+	if s.Up() {
+		up = 1
+	}
+	w.metrics.gauge(ctx, metricUp, s.Name, up)
+	w.metrics.gauge(ctx, metricStuck, s.Name, float64(s.Stuck))
+	if s.Loaded.IsZero() {
+		return
+	}
+	if !s.Confirmed.IsZero() {
+		w.metrics.gauge(ctx, metricAge, s.Name, max(time.Since(s.Confirmed).Seconds(), 0))
+	}
+	w.metrics.gauge(ctx, metricEntries, s.Name, float64(s.Entries))
+	if s.Serial != 0 {
+		w.metrics.gauge(ctx, metricSerial, s.Name, float64(s.Serial))
+		w.metrics.gauge(ctx, metricSerialLow, s.Name, float64(s.Serial%serialLow))
+	}
+}

@@ -1,0 +1,246 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	metricsv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/common/metrics/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// board is a SPIRE that shows the metrics that it was last told.
+type board struct {
+	metricsv1.MetricsClient
+	mu     sync.Mutex
+	values map[string]float32
+	told   int
+}
+
+func (b *board) put(key []string, labels []*metricsv1.Label, put func(name string)) {
+	parts := []string{strings.Join(key, ".")}
+	for _, l := range labels {
+		parts = append(parts, l.GetName()+"="+l.GetValue())
+	}
+	name := strings.Join(parts, " ")
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.told++
+	put(name)
+}
+
+func (b *board) SetGauge(
+	_ context.Context, r *metricsv1.SetGaugeRequest, _ ...grpc.CallOption,
+) (*emptypb.Empty, error) {
+	b.put(r.GetKey(), r.GetLabels(), func(name string) { b.values[name] = r.GetVal() })
+	return &emptypb.Empty{}, nil
+}
+
+func (b *board) IncrCounter(
+	_ context.Context, r *metricsv1.IncrCounterRequest, _ ...grpc.CallOption,
+) (*emptypb.Empty, error) {
+	b.put(r.GetKey(), r.GetLabels(), func(name string) { b.values[name] += r.GetVal() })
+	return &emptypb.Empty{}, nil
+}
+
+// take returns what was told since the last take.
+func (b *board) take() map[string]float32 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	values := b.values
+	b.values = map[string]float32{}
+	return values
+}
+
+// watched is a watch of sources of which a test says what they are.
+type watched struct {
+	*watch
+	log bytes.Buffer
+
+	mu  sync.Mutex
+	all []sources.SourceStatus
+}
+
+func startWatched(client metricsv1.MetricsClient) *watched {
+	w := &watched{watch: newWatch()}
+	w.watch.log = hclog.New(&hclog.LoggerOptions{Output: &w.log, DisableTime: true})
+	w.metrics = &metrics{client: &metricsv1.MetricsServiceClient{MetricsClient: client}}
+	w.status = func() []sources.SourceStatus {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return slices.Clone(w.all)
+	}
+	w.start()
+	return w
+}
+
+// become changes what the sources are.
+func (w *watched) become(all ...sources.SourceStatus) {
+	w.mu.Lock()
+	w.all = all
+	w.mu.Unlock()
+	w.changed()
+	time.Sleep(settleTime)
+	synctest.Wait()
+}
+
+// lines returns what has been logged since the last call.
+func (w *watched) lines() string {
+	defer w.log.Reset()
+	return strings.TrimSpace(w.log.String())
+}
+
+func (w *watched) wantLog(t *testing.T, want ...string) {
+	t.Helper()
+	got := w.lines()
+	if len(want) == 0 && got != "" || got != "" && len(strings.Split(got, "\n")) != len(want) {
+		t.Errorf("the log has\n%s\nwant %q", got, want)
+	}
+	for _, part := range want {
+		if !strings.Contains(got, part) {
+			t.Errorf("the log has\n%s\nwant %q", got, part)
+		}
+	}
+}
+
+func wantValues(t *testing.T, b *board, want map[string]float32) {
+	t.Helper()
+	if got := b.take(); !maps.Equal(got, want) {
+		t.Errorf("metrics %v\nwant %v", got, want)
+	}
+}
+
+// An operator sees what each server serves: in the log when it changes, and in
+// metrics that neither go stale nor vanish, or no alert on a stale list could be
+// written.
+func TestStatusIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &board{values: map[string]float32{}}
+		w := startWatched(b)
+		defer w.close()
+		begun := time.Now()
+		list := sources.SourceStatus{
+			Name: "list", Kind: "http", Started: begun, Loads: true, Refreshed: 1,
+			Status: sources.Status{
+				Loaded: begun, Confirmed: begun, Next: begun.Add(time.Minute), Entries: 3, Serial: 1_700_000_042,
+			},
+		}
+		w.become(list)
+		w.wantLog(t, "[INFO]  Source status: source=list kind=http up=true loaded=2000-01-01T00:00:00Z "+
+			"entries=3 serial=1700000042 confirmed=2000-01-01T00:00:00Z next_attempt=2000-01-01T00:01:00Z")
+		values := map[string]float32{
+			"tpm.source.up source=list":                    1,
+			"tpm.source.stuck source=list":                 0,
+			"tpm.source.age source=list":                   1,
+			"tpm.source.entries source=list":               3,
+			"tpm.source.serial source=list":                1_700_000_042,
+			"tpm.source.serial_low source=list":            42,
+			"tpm.source.refresh source=list result=ok":     1,
+			"tpm.source.refresh source=list result=failed": 0,
+			"tpm.ek.alternating":                           0,
+		}
+		wantValues(t, b, values)
+
+		time.Sleep(statusInterval)
+		w.wantLog(t)
+		values["tpm.source.age source=list"] = 20
+		values["tpm.source.refresh source=list result=ok"] = 0
+		wantValues(t, b, values)
+
+		list.Failed, list.Err, list.Stuck = 2, errors.New("502 Bad\nGateway"), 4
+		w.alternating.Add(2)
+		w.become(list)
+		w.wantLog(t, "[WARN]  Source status: source=list kind=http up=false loaded=2000-01-01T00:00:00Z "+
+			"entries=3 serial=1700000042 confirmed=2000-01-01T00:00:00Z next_attempt=2000-01-01T00:01:00Z "+
+			"error=\"502 Bad\uFFFDGateway\" stuck=4")
+		got := b.take()
+		if got["tpm.source.up source=list"] != 0 || got["tpm.source.stuck source=list"] != 4 ||
+			got["tpm.source.refresh source=list result=failed"] != 2 || got["tpm.ek.alternating"] != 2 {
+			t.Errorf("metrics %v", got)
+		}
+	})
+}
+
+// A source that a new configuration replaces counts from zero, and one that is
+// gone is told no more.
+func TestStatusOfAnotherSource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &board{values: map[string]float32{}}
+		w := startWatched(b)
+		defer w.close()
+		dir := sources.SourceStatus{Name: "dir", Kind: "hash_dir", Started: time.Now()}
+		ca := sources.SourceStatus{Name: "ca", Kind: "ek_ca", Started: time.Now(), Loads: true, Refreshed: 5}
+		w.become(ca, dir)
+		w.wantLog(t, "source=ca kind=ek_ca up=true", "source=dir kind=hash_dir up=true")
+		b.take()
+		ca.Started, ca.Refreshed = time.Now(), 6
+		ca.Loaded = time.Now()
+		w.become(ca)
+		w.wantLog(t, "source=ca kind=ek_ca up=true loaded=")
+		wantValues(t, b, map[string]float32{
+			"tpm.source.up source=ca": 1, "tpm.source.stuck source=ca": 0,
+			"tpm.source.entries source=ca":               0,
+			"tpm.source.refresh source=ca result=ok":     6,
+			"tpm.source.refresh source=ca result=failed": 0,
+			"tpm.ek.alternating":                         0,
+		})
+	})
+}
+
+// Changes that come in a burst are told once, and a shutdown waits neither for
+// them nor for a SPIRE that takes no metrics.
+func TestStatusNeverWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &board{values: map[string]float32{}}
+		w := startWatched(b)
+		for range 1000 {
+			w.changed()
+		}
+		time.Sleep(settleTime)
+		synctest.Wait()
+		if b.told != 1 {
+			t.Errorf("told %d times", b.told)
+		}
+		w.changed()
+		synctest.Wait()
+		begun := time.Now()
+		w.close()
+
+		hung := startWatched(hungBoard{})
+		hung.become(sources.SourceStatus{Name: "x"})
+		hung.changed()
+		hung.close()
+		if took := time.Since(begun); took != settleTime {
+			t.Errorf("took %v", took)
+		}
+		newWatch().close() // one that never began
+	})
+}
+
+// hungBoard is a SPIRE that takes no metrics.
+type hungBoard struct{ metricsv1.MetricsClient }
+
+func (hungBoard) SetGauge(
+	ctx context.Context, _ *metricsv1.SetGaugeRequest, _ ...grpc.CallOption,
+) (*emptypb.Empty, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func (hungBoard) IncrCounter(
+	ctx context.Context, _ *metricsv1.IncrCounterRequest, _ ...grpc.CallOption,
+) (*emptypb.Empty, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}

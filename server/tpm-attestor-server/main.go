@@ -1,0 +1,137 @@
+// Command tpm-attestor-server is the server's half of the SPIRE node attestor
+// "tpm". SPIRE starts it; by hand it shows its version and checks
+// configurations.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+
+	"github.com/spiffe/spire-plugin-sdk/pluginmain"
+	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
+	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
+
+	"github.com/spire-tpm/spire-tpm-attestor/server"
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+)
+
+// version is set by -ldflags "-X main.version=…".
+var version string //nolint:gochecknoglobals // the linker needs a variable
+
+const usage = `tpm-attestor-server is the server's half of the SPIRE node attestor "tpm".
+SPIRE starts it, as the plugin_cmd of
+
+    NodeAttestor "tpm" {
+        plugin_cmd = "/path/to/tpm-attestor-server"
+        plugin_data {
+            source "hash_dir" "machines" { path = "/srv/tpm/hashes" }
+        }
+    }
+
+By hand:
+
+    tpm-attestor-server -validate FILE    check what is between the braces of
+                                          plugin_data, in HCL or JSON ("-" reads
+                                          the standard input)
+    tpm-attestor-server -version          print the version
+    tpm-attestor-server -help             print this
+`
+
+func main() {
+	code, serve := run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	if !serve {
+		os.Exit(code)
+	}
+	plugin := server.New()
+	pluginmain.Serve(
+		nodeattestorv1.NodeAttestorPluginServer(plugin),
+		configv1.ConfigServiceServer(plugin),
+	)
+}
+
+// run does what the arguments ask for and returns the exit code, or says that
+// the plugin is to be served.
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int, serve bool) {
+	flags := flag.NewFlagSet("tpm-attestor-server", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.Usage = func() {}
+	showVersion := flags.Bool("version", false, "")
+	file := flags.String("validate", "", "")
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(stdout, usage)
+		return 0, false
+	case err != nil:
+		fmt.Fprint(stderr, usage)
+		return 2, false
+	case flags.NArg() > 0:
+		fmt.Fprintf(stderr, "unexpected argument %q\n%s", flags.Arg(0), usage)
+		return 2, false
+	case *showVersion:
+		fmt.Fprintln(stdout, "tpm-attestor-server", versionString())
+		return 0, false
+	case *file != "":
+		return validate(*file, stdin, stdout, stderr), false
+	}
+	return 0, true
+}
+
+// versionString returns the version that the build was stamped with.
+func versionString() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}
+
+// maxConfig is more than any configuration that is accepted.
+const maxConfig = 2 << 20
+
+// validate checks a configuration as SPIRE's call to Validate does and returns
+// the exit code: 0 where it is valid, 1 where it is not, 2 where it cannot be
+// read.
+func validate(name string, stdin io.Reader, stdout, stderr io.Writer) int {
+	text, err := readFile(name, stdin)
+	if err != nil {
+		fmt.Fprintf(stderr, "read the configuration: %v\n", err)
+		return 2
+	}
+	// The trust domain is SPIRE's to check.
+	c, err := config.NewLoader().Load(context.Background(), string(text), "trust-domain.invalid")
+	var problems config.Problems
+	switch {
+	case errors.As(err, &problems):
+		for _, p := range problems {
+			fmt.Fprintln(stderr, p)
+		}
+		return 1
+	case err != nil:
+		fmt.Fprintln(stderr, err)
+		return 1
+	}
+	for _, w := range c.Warnings {
+		fmt.Fprintln(stderr, "warning: "+w)
+	}
+	fmt.Fprintln(stdout, "valid")
+	return 0
+}
+
+func readFile(name string, stdin io.Reader) ([]byte, error) {
+	if name == "-" {
+		return io.ReadAll(io.LimitReader(stdin, maxConfig))
+	}
+	f, err := os.Open(name) //nolint:gosec // G304: the operator names the file
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }() // it was only read
+	return io.ReadAll(io.LimitReader(f, maxConfig))
+}
