@@ -1,0 +1,103 @@
+package e2e_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"fmt"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
+)
+
+// A client speaks SPIRE's own API for agents, and says through it whatever a
+// test wants.
+type client struct {
+	agentv1.AgentClient
+	csr []byte
+}
+
+// client connects to s as an agent does, by TLS with the server's SVID checked.
+func (w *world) client(s *spiretest.Server) client {
+	w.t.Helper()
+	td := spiffeid.RequireTrustDomainFromString(s.TrustDomain)
+	bundle, err := x509bundle.Load(td, s.BundlePath)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	config := tlsconfig.TLSClientConfig(bundle,
+		tlsconfig.AuthorizeID(spiffeid.RequireFromPath(td, "/spire/server")))
+	conn, err := grpc.NewClient(s.Address, grpc.WithTransportCredentials(credentials.NewTLS(config)))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { conn.Close() })
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return client{AgentClient: agentv1.NewAgentClient(conn), csr: csr}
+}
+
+// errLeft is returned by an answer that leaves instead.
+var errLeft = errors.New("left in the middle")
+
+// attest sends a payload and, where the server challenges, what answer makes of
+// the challenge. It returns the SPIFFE ID that the server gives.
+func (c client) attest(ctx context.Context, payload []byte,
+	answer func(challenge []byte) ([]byte, error),
+) (string, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.AttestAgent(ctx)
+	if err != nil {
+		return "", err
+	}
+	rsp, err := exchange(stream, &agentv1.AttestAgentRequest{
+		Step: &agentv1.AttestAgentRequest_Params_{Params: &agentv1.AttestAgentRequest_Params{
+			Data:   &types.AttestationData{Type: "tpm", Payload: payload},
+			Params: &agentv1.AgentX509SVIDParams{Csr: c.csr},
+		}},
+	})
+	if err != nil {
+		return "", err
+	}
+	if challenge := rsp.GetChallenge(); challenge != nil {
+		response, err := answer(challenge)
+		if err != nil {
+			return "", err
+		}
+		rsp, err = exchange(stream, &agentv1.AttestAgentRequest{
+			Step: &agentv1.AttestAgentRequest_ChallengeResponse{ChallengeResponse: response},
+		})
+		if err != nil {
+			return "", err
+		}
+	}
+	id := rsp.GetResult().GetSvid().GetId()
+	if id == nil {
+		return "", fmt.Errorf("the server answers neither with an SVID nor with an error: %v", rsp)
+	}
+	return "spiffe://" + id.TrustDomain + id.Path, nil
+}
+
+func exchange(stream agentv1.Agent_AttestAgentClient, req *agentv1.AttestAgentRequest,
+) (*agentv1.AttestAgentResponse, error) {
+	// Where the server has ended the stream, Recv tells why and Send does not.
+	_ = stream.Send(req)
+	return stream.Recv()
+}

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
+)
+
+// startAgent starts an agent on the machine.
+func (d *demo) startAgent() error {
+	d.command("spire-agent", "run")
+	var err error
+	d.agent, err = d.programs.StartAgent(spiretest.AgentConfig{
+		Dir: d.path("agent"), Server: d.server, Detached: d.keep,
+		PluginData: fmt.Sprintf("      device = %q", d.tpm.device),
+	})
+	if err != nil {
+		return err
+	}
+	d.processes = append(d.processes, d.agent.Process)
+	return nil
+}
+
+// endAgent stops the agent, the last process that was started, and forgets it.
+func (d *demo) endAgent() {
+	d.agent.Stop()
+	d.processes = d.processes[:len(d.processes)-1]
+}
+
+// wantRefused starts an agent, shows the server's reason for refusing it and
+// that the server lists nobody.
+func (d *demo) wantRefused(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	mark := d.server.Mark()
+	if err := d.startAgent(); err != nil {
+		return err
+	}
+	if err := d.agent.Wait(ctx); err == nil || ctx.Err() != nil {
+		return fmt.Errorf("the agent should have been refused and did not end so: %w",
+			errors.Join(err, ctx.Err()))
+	}
+	line, err := d.server.WaitLog(ctx, mark, "outcome=refused", d.ekHash)
+	if err != nil {
+		return err
+	}
+	d.log("server", line)
+	for line := range strings.Lines(d.agent.Log()) {
+		if strings.Contains(line, "PermissionDenied") {
+			d.log("agent", strings.TrimSpace(line))
+			break
+		}
+	}
+	d.endAgent()
+	return d.ctl(ctx, "agent", "list")
+}
+
+// wantAdmitted starts an agent and shows how the server knows it.
+func (d *demo) wantAdmitted(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := d.startAgent(); err != nil {
+		return err
+	}
+	var err error
+	if d.agentID, err = d.agent.Attested(ctx); err != nil {
+		return err
+	}
+	if err := d.ctl(ctx, "agent", "list"); err != nil {
+		return err
+	}
+	return d.ctl(ctx, "agent", "show", "-spiffeID", d.agentID)
+}
+
+// wantSVID fetches the workload's SVID as soon as the agent has it.
+func (d *demo) wantSVID(ctx context.Context) error {
+	d.command("spire-agent", "api", "fetch", "x509")
+	return spiretest.Poll(ctx, func() error {
+		answer, err := d.agent.Fetch(ctx, "")
+		if err != nil {
+			return err
+		}
+		if !strings.Contains(answer, workloadID) {
+			return fmt.Errorf("the workload is not %s:\n%s", workloadID, answer)
+		}
+		d.quote(answer)
+		return nil
+	})
+}
+
+// ctl runs a subcommand of spire-server and shows it with its answer.
+func (d *demo) ctl(ctx context.Context, args ...string) error {
+	d.command(append([]string{"spire-server"}, args...)...)
+	answer, err := d.server.Ctl(ctx, args...)
+	if err != nil {
+		return err
+	}
+	d.quote(answer)
+	return nil
+}

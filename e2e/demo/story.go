@@ -1,0 +1,216 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
+)
+
+// patience is how long one thing may take that takes a second or two.
+const patience = 40 * time.Second
+
+const workloadID = "spiffe://example.org/workload"
+
+// A demo is the story and what takes part in it.
+type demo struct {
+	*narrator
+	dir  *folder
+	keep bool
+
+	programs  spiretest.Programs
+	processes []*spiretest.Process // in the order in which they were started
+	tpm       *tpm
+	server    *spiretest.Server
+	agent     *spiretest.Agent
+	ekHash    string
+	agentID   string
+}
+
+// run tells the story.
+func (d *demo) run(ctx context.Context) error {
+	var err error
+	if d.programs, err = spiretest.Find(); err != nil {
+		return err
+	}
+	d.line(fmt.Sprintf("A real SPIRE server and agent, and a software TPM. All files are in %s.",
+		d.dir.name))
+	for _, chapter := range []func(context.Context) error{
+		d.prepare, d.refuse, d.admitByHash, d.serveWorkload, d.cutOff, d.admitByCA,
+	} {
+		if err := chapter(ctx); err != nil {
+			if cause := context.Cause(ctx); cause != nil {
+				return fmt.Errorf("%w: %w", cause, err)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// stop ends all processes, the last one first.
+func (d *demo) stop() {
+	for len(d.processes) > 0 {
+		last := len(d.processes) - 1
+		d.processes[last].Stop()
+		d.processes = d.processes[:last]
+	}
+}
+
+func (d *demo) path(name string) string { return filepath.Join(d.dir.path, name) }
+
+// shown is a path as the user would write it.
+func (d *demo) shown(path string) string {
+	return strings.Replace(path, d.dir.path, d.dir.name, 1)
+}
+
+func (d *demo) hashSource() string {
+	return fmt.Sprintf("source \"hash_dir\" \"fleet\" {\n  path = %q\n}\n", d.path("hashes"))
+}
+
+// prepare makes the machine and the server.
+func (d *demo) prepare(ctx context.Context) error {
+	d.title("A machine with a TPM, and a SPIRE server with an empty list")
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := os.Mkdir(d.path("hashes"), 0o700); err != nil {
+		return fmt.Errorf("make the list: %w", err)
+	}
+	var err error
+	if d.tpm, err = startTPM(ctx, d.dir.path, d.keep); err != nil {
+		return err
+	}
+	d.processes = append(d.processes, d.tpm.Process)
+
+	d.say("The machine's TPM (swtpm) has an endorsement key (EK), which nobody can copy out of it:")
+	d.command("tpm-attestor-agent", "-ek", "-device", d.shown(d.tpm.device))
+	report, err := d.programs.EKReport(ctx, d.tpm.device, "auto")
+	if err != nil {
+		return err
+	}
+	d.quote(report)
+	if d.ekHash, err = spiretest.ParseEKHash(report); err != nil {
+		return err
+	}
+
+	d.say("The server's plugin is told to know the TPMs that are listed in a folder:")
+	d.quote(strings.ReplaceAll(d.hashSource(), d.dir.path, d.dir.name))
+	d.command("spire-server", "run")
+	d.server, err = d.programs.StartServer(ctx, spiretest.ServerConfig{
+		Dir: d.path("server"), PluginData: d.hashSource(), DataFile: true, Detached: d.keep,
+	})
+	if err != nil {
+		return err
+	}
+	d.processes = append(d.processes, d.server.Process)
+	d.outcome("a SPIRE server runs on %s", d.server.Address)
+	return nil
+}
+
+// refuse shows that the server admits no TPM that it does not know.
+func (d *demo) refuse(ctx context.Context) error {
+	d.title("Its TPM is unknown: the server refuses it")
+	if err := d.wantRefused(ctx); err != nil {
+		return err
+	}
+	d.outcome("refused; the server's log has the EK hash, should it be listed after all")
+	return nil
+}
+
+// admitByHash shows that a file with the EK hash as its name admits.
+func (d *demo) admitByHash(ctx context.Context) error {
+	d.title("Its EK hash is listed: the server admits it")
+	entry := filepath.Join(d.path("hashes"), d.ekHash)
+	d.command("touch", d.shown(entry))
+	if err := os.WriteFile(entry, nil, 0o600); err != nil {
+		return fmt.Errorf("list the machine: %w", err)
+	}
+	if err := d.wantAdmitted(ctx); err != nil {
+		return err
+	}
+	d.outcome("admitted, and no one restarted or reconfigured anything")
+	return nil
+}
+
+// serveWorkload shows what it is all for.
+func (d *demo) serveWorkload(ctx context.Context) error {
+	d.title("A workload on it gets an identity")
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := d.ctl(ctx, "entry", "create", "-parentID", d.agentID, "-spiffeID", workloadID,
+		"-selector", "unix:uid:"+strconv.Itoa(os.Getuid())); err != nil {
+		return err
+	}
+	if err := d.wantSVID(ctx); err != nil {
+		return err
+	}
+	d.outcome("the workload holds an X.509-SVID, because its machine's TPM is listed")
+	return nil
+}
+
+// cutOff shows that removal from the list, and eviction, take it all away.
+func (d *demo) cutOff(ctx context.Context) error {
+	d.title("It is removed from the list and evicted: it is cut off")
+	entry := filepath.Join(d.path("hashes"), d.ekHash)
+	d.command("rm", d.shown(entry))
+	if err := os.Remove(entry); err != nil {
+		return fmt.Errorf("remove the machine from the list: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	began, mark := time.Now(), d.agent.Mark()
+	if err := d.ctl(ctx, "agent", "evict", "-spiffeID", d.agentID); err != nil {
+		return err
+	}
+	line, err := d.agent.WaitLog(ctx, mark, "shutting down")
+	if err != nil {
+		return err
+	}
+	d.log("agent", line)
+	// Its exit code is of no interest; that it ends is.
+	_ = d.agent.Wait(ctx)
+	d.endAgent()
+	d.say("The agent has lost its identity and ended, %.1f s after the eviction. A new start:",
+		time.Since(began).Seconds())
+	if err := d.wantRefused(ctx); err != nil {
+		return err
+	}
+	d.say("(Without eviction it would be refused at its next re-attestation, at half its SVID's life.)")
+	d.outcome("cut off, and its workloads with it")
+	return nil
+}
+
+// admitByCA shows the other way in, and a change of configuration under way.
+func (d *demo) admitByCA(ctx context.Context) error {
+	d.title("Its vendor's CA is trusted: the server admits it by its EK certificate")
+	d.say("The plugin's configuration becomes, while the server runs:")
+	config := d.hashSource() +
+		fmt.Sprintf("source \"ek_ca\" \"vendors\" {\n  bundles = { example = %q }\n}\n", d.tpm.caPath) +
+		"allow \"listed\" { any = [\"fleet\"] }\nallow \"vouched\" { any = [\"vendors\"] }\n"
+	d.quote(strings.ReplaceAll(config, d.dir.path, d.dir.name))
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	mark := d.server.Mark()
+	d.command("kill", "-USR1", strconv.Itoa(d.server.PID()))
+	if err := d.server.Reconfigure(config); err != nil {
+		return err
+	}
+	line, err := d.server.WaitLog(ctx, mark, "econfigured", "tpm")
+	if err != nil {
+		return err
+	}
+	d.log("server", line)
+	if err := d.wantAdmitted(ctx); err != nil {
+		return err
+	}
+	if err := d.wantSVID(ctx); err != nil {
+		return err
+	}
+	d.outcome("admitted by its vendor's CA; the selectors say by which rule, CA and certificate")
+	return nil
+}

@@ -1,0 +1,335 @@
+package e2e_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
+)
+
+// A site is where an example is tried out: a folder stands for the root of the
+// file system, and there are a few machines.
+type site struct {
+	*world
+	example, root string
+	nginx         *webServer
+
+	vendor *attestortest.CA
+	// The first three have a certificate of the vendor.
+	one, two, three, uncertified, stranger *attestortest.TPM
+}
+
+// examples are the server's configurations in the folders of examples/, each with
+// how its README has it laid out and what becomes of whom.
+var examples = map[string]func(*site, *spiretest.Server){
+	"quickstart/server.conf":            (*site).quickstart,
+	"migration/server-1-unchanged.conf": (*site).migration,
+	"migration/server-2-rules.conf":     (*site).migration,
+	"migration/server-3-strict.conf":    (*site).migrationStrict,
+	"nginx-json/server.conf":            (*site).nginxJSON,
+	"git/server.conf":                   (*site).twoLists,
+	"nfs/server.conf":                   (*site).oneList,
+	"combined/server.conf":              (*site).combined,
+	"kubernetes/values.yaml":            (*site).kubernetes,
+}
+
+// layouts put the files of an example where its configuration has them.
+var layouts = map[string]func(*site){
+	"quickstart": func(s *site) { s.put("/srv/tpm/hashes/"+s.one.EKHash(), "") },
+	"migration": func(s *site) {
+		for _, m := range []*attestortest.TPM{s.one, s.three, s.uncertified} {
+			s.put("/opt/spire/.data/hashes/"+m.EKHash(), "")
+		}
+		s.put("/opt/spire/.data/refused/.here", "")
+		s.put("/opt/spire/.data/refused/"+s.three.EKHash(), "")
+		s.put("/opt/spire/.data/certs/vendor.pem", string(s.vendor.PEM()))
+		s.vendors()
+	},
+	"nginx-json": (*site).layNginxJSON,
+	"git":        (*site).layGit,
+	"nfs": func(s *site) {
+		s.put("/srv/tpm/machines.txt", s.one.EKHash()+"\n")
+	},
+	"combined": (*site).layCombined,
+	"kubernetes": func(s *site) {
+		s.mkdir("/etc/tpm/lists")
+		s.publishConfigMap(s.root+"/etc/tpm/lists", 1, map[string]string{
+			"machines.txt": s.read("lists/machines.txt") + s.one.EKHash() + " node-1\n" + s.two.EKHash() + "\n" +
+				s.uncertified.EKHash() + "\n",
+			"stolen.json": s.jsonList(2, entry{Hash: s.two.EKHash()}),
+		})
+		s.mkdir("/etc/tpm/cas")
+		s.publishConfigMap(s.root+"/etc/tpm/cas", 1, map[string]string{"vendor.pem": string(s.vendor.PEM())})
+	},
+}
+
+// Whoever pastes an example gets what its README says: the real server starts
+// with it, admits who is meant to be in and refuses all others.
+func TestExamples(t *testing.T) {
+	for file, check := range examples {
+		t.Run(file, func(t *testing.T) {
+			s := newSite(t, filepath.Dir(file))
+			layouts[s.example](s)
+			c := spiretest.ServerConfig{Whole: s.moved(s.read(filepath.Base(file)))}
+			if strings.HasSuffix(file, ".yaml") {
+				c = spiretest.ServerConfig{PluginData: s.moved(chartData(t, s.read("values.yaml"))), JSON: true}
+			}
+			server := s.server(c)
+			check(s, server)
+			s.wantCode(server, s.stranger, codes.PermissionDenied)
+		})
+	}
+}
+
+// An example that nobody runs is one that rots.
+func TestEveryExampleIsRun(t *testing.T) {
+	dir := filepath.Join("..", "examples")
+	var files []string
+	for _, pattern := range []string{"*/server*.conf", "*/values.yaml"} {
+		found, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, found...)
+	}
+	folders := map[string]bool{}
+	for _, file := range files {
+		name, err := filepath.Rel(dir, file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		folders[filepath.Dir(name)] = true
+		if examples[name] == nil {
+			t.Errorf("no test runs examples/%s", name)
+		}
+	}
+	all, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range all {
+		if e.IsDir() && !folders[e.Name()] {
+			t.Errorf("examples/%s has no configuration of a server", e.Name())
+		}
+	}
+}
+
+func newSite(t *testing.T, example string) *site {
+	t.Helper()
+	w := newWorld(t)
+	vendor := attestortest.NewCA(t, "Example vendor")
+	tpm := func(number int, ca *attestortest.CA) *attestortest.TPM {
+		return attestortest.New(t, attestortest.Options{EK: attestor.P256, Number: number, CA: ca})
+	}
+	s := &site{
+		world: w, example: example, root: w.folder("root"), vendor: vendor,
+		one: tpm(1, vendor), two: tpm(2, vendor), three: tpm(3, vendor),
+		uncertified: tpm(4, nil), stranger: tpm(5, nil),
+	}
+	s.mkdir("/var/lib/spire/server") // the quickstart has it made
+	return s
+}
+
+// moved returns a configuration with all paths below the site's root.
+func (s *site) moved(text string) string {
+	pairs := []string{`"/opt/spire/plugins/tpm-attestor-server`, `"` + s.programs.ServerPlugin}
+	for _, dir := range []string{"/etc/", "/opt/", "/srv/", "/var/"} {
+		pairs = append(pairs, `"`+dir, `"`+s.root+dir)
+	}
+	if s.nginx != nil {
+		pairs = append(pairs, "allowlist.example.org", s.nginx.address())
+	}
+	return strings.NewReplacer(pairs...).Replace(text)
+}
+
+// read returns a file of the example.
+func (s *site) read(name string) string {
+	s.t.Helper()
+	b, err := os.ReadFile(filepath.Join("..", "examples", s.example, name))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return string(b)
+}
+
+// put writes a file of the site.
+func (s *site) put(path, content string) {
+	s.t.Helper()
+	s.mkdir(filepath.Dir(path))
+	s.write(s.root+path, content)
+}
+
+func (s *site) mkdir(path string) {
+	s.t.Helper()
+	if err := os.MkdirAll(s.root+path, 0o700); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// sh runs a command of the README.
+func (s *site) sh(name string, args ...string) {
+	s.t.Helper()
+	cmd := exec.CommandContext(s.ctx, name, args...)
+	cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@example.org",
+		"GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@example.org")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		s.t.Fatalf("%s %q: %v\n%s", name, args, err, out)
+	}
+}
+
+func (s *site) admits(server *spiretest.Server, machines ...*attestortest.TPM) {
+	s.t.Helper()
+	for _, m := range machines {
+		s.wantCode(server, m, codes.OK)
+	}
+}
+
+func (s *site) refuses(server *spiretest.Server, machines ...*attestortest.TPM) {
+	s.t.Helper()
+	for _, m := range machines {
+		s.wantCode(server, m, codes.PermissionDenied)
+	}
+}
+
+func (s *site) quickstart(server *spiretest.Server) { s.admits(server, s.one) }
+
+func (s *site) migration(server *spiretest.Server) {
+	s.admits(server, s.two, s.uncertified) // by its certificate, and by its hash
+}
+
+func (s *site) migrationStrict(server *spiretest.Server) {
+	s.admits(server, s.one)
+	s.refuses(server, s.two, s.three, s.uncertified)
+}
+
+func (s *site) oneList(server *spiretest.Server) { s.admits(server, s.one) }
+
+func (s *site) twoLists(server *spiretest.Server) {
+	s.admits(server, s.one)
+	s.refuses(server, s.two)
+}
+
+func (s *site) kubernetes(server *spiretest.Server) {
+	s.admits(server, s.one)
+	s.refuses(server, s.two, s.uncertified)
+}
+
+// vendors puts the vendor's certificate where the examples have two vendors'.
+func (s *site) vendors() {
+	other := attestortest.NewCA(s.t, "Another vendor")
+	s.put("/etc/tpm/infineon.pem", string(other.PEM()))
+	s.put("/etc/tpm/stm.pem", string(s.vendor.PEM()))
+}
+
+// layGit has a commit published as the script of the example does.
+func (s *site) layGit() {
+	repository := s.folder("repository")
+	s.write(filepath.Join(repository, "machines.txt"), s.one.EKHash()+"\n"+s.two.EKHash()+"\n")
+	s.write(filepath.Join(repository, "stolen.json"), s.jsonList(1, entry{Hash: s.two.EKHash()}))
+	s.sh("git", "init", "-q", "-b", "main", repository)
+	s.sh("git", "-C", repository, "add", "-A")
+	s.sh("git", "-C", repository, "commit", "-q", "-m", "lists")
+	s.sh(filepath.Join("..", "examples", "git", "pull.sh"), repository, "main", s.root+"/srv/tpm")
+}
+
+// allowlist makes an nginx and gives the server the certificates for it.
+func (s *site) allowlist() {
+	s.nginx = s.webServer()
+	for to, from := range map[string]string{
+		"ca.pem": "ca.pem", "client.pem": "client.pem", "client-key.pem": "client.key",
+	} {
+		b, err := os.ReadFile(s.nginx.path(from))
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.put("/etc/spire/allowlist/"+to, string(b))
+	}
+}
+
+// layNginxJSON has nginx run with the site of the example, and the list built by
+// its script.
+func (s *site) layNginxJSON() {
+	s.allowlist()
+	s.put("/srv/tpm/hashes/"+s.one.EKHash(), `{"name": "us-east-17", "labels": ["rack:12"]}`)
+	s.mkdir("/srv/tpm-allowlist")
+	s.sh(filepath.Join("..", "examples", "nginx-json", "build-list.sh"), s.root+"/srv/tpm/hashes",
+		s.root+"/srv/tpm-allowlist/tpm.json")
+	s.nginx.configure(strings.NewReplacer(
+		"listen 443", "listen "+s.nginx.address(),
+		"/srv/tpm-allowlist", s.root+"/srv/tpm-allowlist",
+		"/etc/tpm-allowlist/clients-ca.pem", s.nginx.path("ca.pem"),
+		"/etc/tpm-allowlist", s.nginx.dir,
+	).Replace(s.read("allowlist.nginx")))
+	s.nginx.start()
+}
+
+func (s *site) nginxJSON(server *spiretest.Server) {
+	s.admits(server, s.one)
+	known := s.agents(server)["spiffe://example.org/spire/agent/tpm/"+s.one.EKHash()]
+	s.wantSelectors(known, "pub_hash:"+s.one.EKHash(), "rule:default", "source:inventory", "name:us-east-17",
+		"label:rack:12")
+}
+
+func (s *site) layCombined() {
+	s.allowlist()
+	s.nginx.publish(s.jsonList(1, entry{s.one.EKHash(), "us-east-17", nil}, entry{Hash: s.two.EKHash()},
+		entry{Hash: s.uncertified.EKHash()}))
+	s.nginx.start()
+	s.vendors()
+	s.put("/etc/tpm/lists/lab.txt", s.read("lists/lab.txt")+s.three.EKHash()+" us-east-17 env:prod\n")
+	s.put("/etc/tpm/lists/stolen.json", s.read("lists/stolen.json"))
+	s.put("/srv/tpm/bench/"+s.two.EKHash(), "")
+}
+
+// The laboratory's words give no selectors, and a machine that two rules admit is
+// out by one entry on the list of the stolen, within its poll.
+func (s *site) combined(server *spiretest.Server) {
+	s.admits(server, s.one, s.two, s.three)
+	s.refuses(server, s.uncertified)
+	known, id := s.agents(server), "spiffe://example.org/spire/agent/tpm/"
+	certificate := []string{
+		"source:inventory", "source:vendors", "ca:stm", "ek:issuer:cn:.+", "ek:serial:.+", "manufacturer:.+", "model:.+",
+		"version:.+", "rule:production",
+	}
+	s.wantSelectors(known[id+s.one.EKHash()], append(slices.Clone(certificate), "pub_hash:"+s.one.EKHash(),
+		"name:us-east-17")...)
+	s.wantSelectors(known[id+s.two.EKHash()], append(slices.Clone(certificate), "pub_hash:"+s.two.EKHash(),
+		"rule:lab", "source:bench")...)
+	s.wantSelectors(known[id+s.three.EKHash()], "pub_hash:"+s.three.EKHash(), "rule:lab", "source:lab")
+
+	mark := server.Mark()
+	s.replace(s.root+"/etc/tpm/lists/stolen.json", s.jsonList(2, entry{Hash: s.two.EKHash()}))
+	s.waitLog(server.Process, mark, "Source status", "source=stolen", "serial=2")
+	s.refuses(server, s.two)
+	s.admits(server, s.one)
+}
+
+// chartData returns the server's plugin_data in the values of a chart; it is
+// written in JSON.
+func chartData(t *testing.T, values string) string {
+	t.Helper()
+	_, rest, found := strings.Cut(values, "plugin_data:")
+	if !found {
+		t.Fatal("values.yaml has no plugin_data")
+	}
+	var data json.RawMessage
+	if err := json.NewDecoder(strings.NewReader(rest)).Decode(&data); err != nil {
+		t.Fatal(fmt.Errorf("values.yaml: plugin_data: %w", err))
+	}
+	var b bytes.Buffer
+	if err := json.Indent(&b, data, "", "  "); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}

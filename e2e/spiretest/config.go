@@ -1,0 +1,133 @@
+package spiretest
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"text/template"
+	"time"
+)
+
+// serverConfig is what the server's configuration is made of.
+type serverConfig struct {
+	Dir, TrustDomain, Socket string
+	Port                     int
+	AgentTTL                 time.Duration
+	PluginCmd                string
+	PluginData               string // HCL, or empty where DataFile is set
+	DataFile                 string
+}
+
+// The limits on attestations a second are SPIRE's protection, and would hide
+// what the plugin does under a storm; the other two settings make SPIRE look
+// for changes every second where it would every five.
+var serverTemplate = template.Must(template.New("server.conf").Parse(`server {
+  trust_domain = "{{.TrustDomain}}"
+  bind_address = "127.0.0.1"
+  bind_port    = {{.Port}}
+  socket_path  = "{{.Socket}}"
+  data_dir     = "{{.Dir}}"
+  log_level    = "DEBUG"
+  ca_ttl       = "24h"
+{{- if .AgentTTL}}
+  agent_ttl    = "{{.AgentTTL}}"
+{{- end}}
+  ratelimit { attestation = false }
+  experimental { cache_reload_interval = "1s" }
+}
+
+plugins {
+  DataStore "sql" {
+    plugin_data {
+      database_type     = "sqlite3"
+      connection_string = "{{.Dir}}/datastore.sqlite3"
+    }
+  }
+  KeyManager "memory" { plugin_data {} }
+  NodeAttestor "tpm" {
+    plugin_cmd = "{{.PluginCmd}}"
+{{- if .DataFile}}
+    plugin_data_file = "{{.DataFile}}"
+{{- else}}
+    plugin_data {
+{{.PluginData}}
+    }
+{{- end}}
+  }
+}
+`))
+
+type agentConfig struct {
+	Dir, TrustDomain, Socket string
+	Port                     int
+	Bundle                   string
+	PluginCmd, PluginData    string
+}
+
+var agentTemplate = template.Must(template.New("agent.conf").Parse(`agent {
+  trust_domain      = "{{.TrustDomain}}"
+  server_address    = "127.0.0.1"
+  server_port       = {{.Port}}
+  trust_bundle_path = "{{.Bundle}}"
+  data_dir          = "{{.Dir}}"
+  socket_path       = "{{.Socket}}"
+  log_level         = "DEBUG"
+  experimental { sync_interval = "1s" }
+}
+
+plugins {
+  KeyManager "memory" { plugin_data {} }
+  WorkloadAttestor "unix" { plugin_data {} }
+  NodeAttestor "tpm" {
+    plugin_cmd = "{{.PluginCmd}}"
+    plugin_data {
+{{.PluginData}}
+    }
+  }
+}
+`))
+
+func render(t *template.Template, data any) (string, error) {
+	var b strings.Builder
+	if err := t.Execute(&b, data); err != nil {
+		return "", fmt.Errorf("render %s: %w", t.Name(), err)
+	}
+	return b.String(), nil
+}
+
+// object is a JSON object; encoding/json sorts its keys, as Helm does.
+type object = map[string]any
+
+// renderJSON returns the server's configuration in the form in which a Helm
+// chart writes it. pluginData is a JSON object.
+func (c serverConfig) renderJSON(pluginData string) (string, error) {
+	plugin := func(data any) object { return object{"plugin_data": data} }
+	b, err := json.MarshalIndent(object{
+		"server": object{
+			"trust_domain": c.TrustDomain,
+			"bind_address": "127.0.0.1",
+			"bind_port":    c.Port,
+			"socket_path":  c.Socket,
+			"data_dir":     c.Dir,
+			"log_level":    "DEBUG",
+			"ca_ttl":       "24h",
+			"ratelimit":    object{"attestation": false},
+			"experimental": object{"cache_reload_interval": "1s"},
+		},
+		"plugins": object{
+			"DataStore": []object{{"sql": plugin(object{
+				"database_type":     "sqlite3",
+				"connection_string": c.Dir + "/datastore.sqlite3",
+			})}},
+			"KeyManager": []object{{"memory": plugin(object{})}},
+			"NodeAttestor": []object{{"tpm": object{
+				"plugin_cmd":  c.PluginCmd,
+				"plugin_data": json.RawMessage(pluginData),
+			}}},
+		},
+	}, "", "  ")
+	if err != nil {
+		return "", fmt.Errorf("render server.json: %w", err)
+	}
+	return string(b), nil
+}

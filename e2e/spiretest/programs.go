@@ -1,0 +1,93 @@
+// Package spiretest runs real SPIRE servers and agents with the plugins of this
+// project, for tests and for the demo.
+//
+// Everything of one server or agent is in one folder that the caller gives. Its
+// path has to be short, since sockets are in it: see MaxDir.
+package spiretest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+)
+
+// MaxDir is how long the path of a server's or an agent's folder may be, in
+// bytes: a socket's path has room for 107, and go-plugin makes sockets two
+// folders below.
+const MaxDir = 64
+
+// Programs are the paths of what runs.
+type Programs struct {
+	Server, Agent             string // SPIRE's
+	ServerPlugin, AgentPlugin string // this project's
+}
+
+// Find returns SPIRE's programs from the folder that SPIRE_DIR names, or from
+// the PATH, and the plugins from the folder that PLUGIN_DIR names.
+func Find() (Programs, error) {
+	var p Programs
+	var errs []error
+	for _, x := range []struct {
+		path           *string
+		variable, name string
+		onPath         bool
+	}{
+		{&p.Server, "SPIRE_DIR", "spire-server", true},
+		{&p.Agent, "SPIRE_DIR", "spire-agent", true},
+		{&p.ServerPlugin, "PLUGIN_DIR", "tpm-attestor-server", false},
+		{&p.AgentPlugin, "PLUGIN_DIR", "tpm-attestor-agent", false},
+	} {
+		path, err := find(x.variable, x.name, x.onPath)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		*x.path = path
+	}
+	if err := errors.Join(errs...); err != nil {
+		return Programs{}, fmt.Errorf("%w\n(`make e2e` and `make demo` set these variables)", err)
+	}
+	return p, nil
+}
+
+func find(variable, name string, onPath bool) (string, error) {
+	dir := os.Getenv(variable)
+	if dir == "" && onPath {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			return "", fmt.Errorf("find %s: $%s is not set and: %w", name, variable, err)
+		}
+		return path, nil
+	}
+	if dir == "" {
+		return "", fmt.Errorf("find %s: $%s is not set", name, variable)
+	}
+	path, err := filepath.Abs(filepath.Join(dir, name))
+	if err != nil {
+		return "", fmt.Errorf("find %s: %w", name, err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		return "", fmt.Errorf("find %s in $%s: %w", name, variable, err)
+	}
+	return path, nil
+}
+
+// EKReport returns what the agent plugin's command line says of the TPM at
+// device and its EK of that type ("auto", "p256", …), to whoever enrols the
+// machine.
+func (p Programs) EKReport(ctx context.Context, device, ek string) (string, error) {
+	return run(ctx, "", p.AgentPlugin, "-ek", "-device", device, "-key", ek)
+}
+
+// ParseEKHash returns the EK hash from such a report: it is in the first line,
+// on which scripts rely.
+func ParseEKHash(report string) (string, error) {
+	m := regexp.MustCompile(`\AEK hash: ([0-9a-f]{64})\b`).FindStringSubmatch(report)
+	if m == nil {
+		return "", fmt.Errorf("the first line is not an EK hash:\n%s", report)
+	}
+	return m[1], nil
+}

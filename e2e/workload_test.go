@@ -1,0 +1,55 @@
+package e2e_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc/codes"
+
+	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
+)
+
+// wantWorkloadSVID registers a workload on the agent and gets its SVID through
+// the agent's Workload API: what the attestation was for.
+func (w *world) wantWorkloadSVID(s *spiretest.Server, a *spiretest.Agent, known *types.Agent) {
+	w.t.Helper()
+	conn, err := s.API()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	rsp, err := entryv1.NewEntryClient(conn).BatchCreateEntry(w.ctx, &entryv1.BatchCreateEntryRequest{
+		Entries: []*types.Entry{{
+			SpiffeId:  &types.SPIFFEID{TrustDomain: s.TrustDomain, Path: "/workload"},
+			ParentId:  known.Id,
+			Selectors: []*types.Selector{{Type: "unix", Value: fmt.Sprintf("uid:%d", os.Getuid())}},
+		}},
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if code := rsp.Results[0].Status.Code; code != int32(codes.OK) {
+		w.t.Fatalf("create entry: code %d: %s", code, rsp.Results[0].Status.Message)
+	}
+	if err := spiretest.Poll(w.ctx, func() error { return w.fetch(a) }); err != nil {
+		w.t.Errorf("a workload on the admitted machine gets no SVID: %v", err)
+	}
+}
+
+// fetch gets a workload's SVID as a workload does.
+func (w *world) fetch(a *spiretest.Agent) error {
+	ctx, cancel := context.WithTimeout(w.ctx, 2*time.Second)
+	defer cancel()
+	svid, err := workloadapi.FetchX509SVID(ctx, workloadapi.WithAddr("unix://"+a.Socket))
+	if err != nil {
+		return err
+	}
+	if want := "spiffe://example.org/workload"; svid.ID.String() != want {
+		return fmt.Errorf("the SVID is for %s, want %s", svid.ID, want)
+	}
+	return nil
+}

@@ -1,0 +1,283 @@
+package e2e_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+
+	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
+	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
+)
+
+// A world is what one test runs: servers, agents and TPMs, and the folder that
+// all their files are in. All of it goes with the test.
+type world struct {
+	t        *testing.T
+	ctx      context.Context // of the whole test
+	programs spiretest.Programs
+	dir      string
+	folders  int
+}
+
+// newWorld lets the test run beside the others, for a minute and a half at most.
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	t.Parallel()
+	programs, err := spiretest.Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "e2e") // testing's own are too long for sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	t.Cleanup(func() {
+		cancel()
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return &world{t: t, ctx: ctx, programs: programs, dir: dir}
+}
+
+// in returns the world for a subtest.
+func (w *world) in(t *testing.T) *world {
+	t.Helper()
+	inner := *w
+	inner.t, inner.dir = t, w.folder("sub")
+	return &inner
+}
+
+// folder returns a new folder's path; the folder is there.
+func (w *world) folder(kind string) string {
+	w.t.Helper()
+	w.folders++
+	dir := filepath.Join(w.dir, fmt.Sprintf("%s%d", kind, w.folders))
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		w.t.Fatal(err)
+	}
+	return dir
+}
+
+// keepLog shows a process's log when the test fails.
+func (w *world) keepLog(p *spiretest.Process) {
+	w.t.Cleanup(func() {
+		if w.t.Failed() {
+			w.t.Logf("%s, %s:\n%s", p.Name, p.LogPath, p.Log())
+		}
+	})
+}
+
+// server starts a server, with the plugin's configuration given in HCL unless c
+// says otherwise.
+func (w *world) server(c spiretest.ServerConfig) *spiretest.Server {
+	w.t.Helper()
+	if c.Dir == "" {
+		c.Dir = w.folder("server")
+	}
+	s, err := w.programs.StartServer(w.ctx, c)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(s.Stop)
+	w.keepLog(s.Process)
+	return s
+}
+
+// A machine is a TPM, one of its EKs and that EK's hash.
+type machine struct {
+	tpm  *swtpmtest.TPM
+	ek   string // the type, as in the agent's configuration
+	hash string
+}
+
+// machine makes a machine with an EK certificate of ca, or of a CA of its own
+// where ca is nil. Its hash comes from the command by which it is enrolled.
+func (w *world) machine(ca *swtpmtest.CA) machine {
+	w.t.Helper()
+	return w.enrol(swtpmtest.Start(w.t, swtpmtest.Options{CA: ca}), "auto")
+}
+
+// enrol gets the hash of one of a TPM's EKs.
+func (w *world) enrol(tpm *swtpmtest.TPM, ek string) machine {
+	w.t.Helper()
+	report, err := w.programs.EKReport(w.ctx, tpm.Device, ek)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	hash, err := spiretest.ParseEKHash(report)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return machine{tpm: tpm, ek: ek, hash: hash}
+}
+
+// agent starts an agent on m in a new folder.
+func (w *world) agent(s *spiretest.Server, m machine) *spiretest.Agent {
+	w.t.Helper()
+	return w.agentIn(w.folder("agent"), s, m)
+}
+
+// agentIn starts an agent on m in the folder dir, as a restart does.
+func (w *world) agentIn(dir string, s *spiretest.Server, m machine) *spiretest.Agent {
+	w.t.Helper()
+	a, err := w.programs.StartAgent(spiretest.AgentConfig{
+		Dir: dir, Server: s,
+		PluginData: fmt.Sprintf("device = %q\nek = %q", m.tpm.Device, m.ek),
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(a.Stop)
+	w.keepLog(a.Process)
+	return a
+}
+
+// admitted starts an agent on m, which must be admitted, and returns it with
+// what the server knows of it.
+func (w *world) admitted(s *spiretest.Server, m machine) (*spiretest.Agent, *types.Agent) {
+	w.t.Helper()
+	return w.admittedAs("spiffe://example.org/spire/agent/tpm/"+m.hash, s, m)
+}
+
+func (w *world) admittedAs(want string, s *spiretest.Server, m machine) (*spiretest.Agent, *types.Agent) {
+	w.t.Helper()
+	a := w.agent(s, m)
+	id, err := a.Attested(w.ctx)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if id != want {
+		w.t.Errorf("the agent is %s, want %s", id, want)
+	}
+	known := w.agents(s)[id]
+	if known == nil {
+		w.t.Fatalf("the server does not list %s", id)
+	}
+	return a, known
+}
+
+// refused starts an agent on m, which the policy must refuse: the agent gives
+// up, and the server does not list it. It returns the line in the server's log
+// that has the EK hash.
+func (w *world) refused(s *spiretest.Server, m machine) string {
+	w.t.Helper()
+	return w.refusedAs("refused", s, m)
+}
+
+// refusedAs is refused with another outcome in the server's log.
+func (w *world) refusedAs(outcome string, s *spiretest.Server, m machine) string {
+	w.t.Helper()
+	mark := s.Mark()
+	a := w.agent(s, m)
+	if err := a.Wait(w.ctx); err == nil {
+		w.t.Error("the agent ended with exit code 0")
+	}
+	if log := a.Log(); !strings.Contains(log, "PermissionDenied") {
+		w.t.Errorf("the agent was not told PermissionDenied:\n%s", a.Tail())
+	}
+	// One that was in before is listed until it is evicted or pruned.
+	known := w.agents(s)["spiffe://example.org/spire/agent/tpm/"+m.hash]
+	if known != nil && time.Unix(known.X509SvidExpiresAt, 0).After(time.Now()) {
+		w.t.Error("the server lists a machine that it refused, with an SVID that is valid")
+	}
+	return w.waitLog(s.Process, mark, "outcome="+outcome, m.hash)
+}
+
+// waitLog waits for a line in a log that has all of words, and not for long.
+func (w *world) waitLog(p *spiretest.Process, mark int64, words ...string) string {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)
+	defer cancel()
+	line, err := p.WaitLog(ctx, mark, words...)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return line
+}
+
+// agents returns the agents that the server lists, by SPIFFE ID.
+func (w *world) agents(s *spiretest.Server) map[string]*types.Agent {
+	w.t.Helper()
+	rsp, err := w.agentAPI(s).ListAgents(w.ctx, &agentv1.ListAgentsRequest{})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	agents := map[string]*types.Agent{}
+	for _, a := range rsp.Agents {
+		agents["spiffe://"+a.Id.TrustDomain+a.Id.Path] = a
+	}
+	return agents
+}
+
+func (w *world) agentAPI(s *spiretest.Server) agentv1.AgentClient {
+	w.t.Helper()
+	conn, err := s.API()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return agentv1.NewAgentClient(conn)
+}
+
+// evict removes an agent from the server's list, as `spire-server agent evict`.
+func (w *world) evict(s *spiretest.Server, a *types.Agent) {
+	w.t.Helper()
+	if _, err := w.agentAPI(s).DeleteAgent(w.ctx, &agentv1.DeleteAgentRequest{Id: a.Id}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// list puts a machine on a hash_dir's list.
+func (w *world) list(dir string, m machine) {
+	w.t.Helper()
+	w.write(filepath.Join(dir, m.hash), "")
+}
+
+// unlist takes it off again.
+func (w *world) unlist(dir string, m machine) {
+	w.t.Helper()
+	if err := os.Remove(filepath.Join(dir, m.hash)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) write(path, content string) {
+	w.t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// wantSelectors checks that the agent has exactly these selectors of type tpm;
+// each of want is a regular expression for a whole value.
+func (w *world) wantSelectors(a *types.Agent, want ...string) {
+	w.t.Helper()
+	var got []string
+	for _, s := range a.Selectors {
+		if s.Type == "tpm" {
+			got = append(got, s.Value)
+		}
+	}
+	for _, pattern := range want {
+		re := regexp.MustCompile("^(" + pattern + ")$")
+		i := slices.IndexFunc(got, re.MatchString)
+		if i < 0 {
+			w.t.Errorf("no selector tpm:%s", pattern)
+			continue
+		}
+		got = slices.Delete(got, i, i+1)
+	}
+	if len(got) > 0 {
+		w.t.Errorf("selectors that should not be there: %q", got)
+	}
+}
