@@ -1,0 +1,136 @@
+// Package examples_test keeps the documentation true: every configuration in
+// it passes through the plugins' own Validate, every key in its tables is one
+// that the code knows, and every link, command and flag is there.
+package examples_test
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
+
+	"github.com/spire-tpm/spire-tpm-attestor/agent"
+	"github.com/spire-tpm/spire-tpm-attestor/server"
+)
+
+// validate asks the plugin of a role what it says of a configuration, as
+// SPIRE's validate command does. No note means that it is valid.
+func validate(t *testing.T, role, data string) []string {
+	t.Helper()
+	plugins := map[string]interface{ configv1.ConfigServer }{
+		"server": server.New(),
+		"agent":  agent.New(),
+	}
+	resp, err := plugins[role].Validate(t.Context(), &configv1.ValidateRequest{
+		CoreConfiguration: &configv1.CoreConfiguration{TrustDomain: "example.org"},
+		HclConfiguration:  data,
+	})
+	if err != nil {
+		t.Fatalf("validate: %v", err)
+	}
+	if resp.GetValid() != (len(resp.GetNotes()) == 0) {
+		t.Errorf("valid is %t with the notes %q", resp.GetValid(), resp.GetNotes())
+	}
+	return resp.GetNotes()
+}
+
+// What the documentation shows can be pasted: it is valid, down to the last
+// block. What it shows as a mistake is one.
+func TestConfigurationsAreValid(t *testing.T) {
+	ca := newCA(t)
+	mistakes := 0
+	for _, s := range slices.Concat(hclFiles(t), hclBlocks(t)) {
+		if s.wrong {
+			mistakes++
+		}
+		t.Run(s.place, func(t *testing.T) {
+			data, err := s.data()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if data.inFile {
+				return
+			}
+			notes := validate(t, data.role, underTemp(t, data.text, ca))
+			if s.wrong && len(notes) == 0 {
+				t.Error("is shown as a mistake, and is valid")
+			}
+			if !s.wrong && len(notes) > 0 {
+				t.Errorf("is not valid: %q", notes)
+			}
+		})
+	}
+	if mistakes == 0 {
+		t.Error("no block is marked as a mistake: is the test looking at the info strings?")
+	}
+}
+
+// The test above must be able to fail: a key that is misspelt, in any of the
+// forms that it reads, is found.
+func TestMistakesAreFound(t *testing.T) {
+	const block = `NodeAttestor "tpm" {
+  plugin_cmd = "/opt/spire/plugins/tpm-attestor-server"
+  plugin_data { source "hash_dir" "a" { pathh = "/srv/a" } }
+}`
+	for name, s := range map[string]snippet{
+		"whole": {whole: true, text: "server {\n}\nplugins {\n" + block + "\n}"},
+		"block": {text: block},
+		"body":  {role: "server", text: `source "hash_dir" "a" { pathh = "/srv/a" }`},
+		"json": {text: `{"plugins": {"NodeAttestor": {"tpm": {"plugin_cmd": "tpm-attestor-server",
+			"plugin_data": {"source": {"hash_dir": {"a": {"pathh": "/srv/a"}}}}}}}}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			data, err := s.data()
+			if err != nil {
+				t.Fatal(err)
+			}
+			notes := validate(t, data.role, underTemp(t, data.text, nil))
+			if !slices.ContainsFunc(notes, func(n string) bool { return strings.Contains(n, "pathh") }) {
+				t.Errorf("pathh is not refused: %q", notes)
+			}
+		})
+	}
+}
+
+// keyTables are the documentation's tables of keys, each with a configuration
+// that has an unknown key in the same place.
+var keyTables = []struct{ file, mark, role, probe string }{
+	{"docs/plugin_server_nodeattestor_tpm.md", "keys: server", "server", `unknown_key = 1`},
+	{"docs/plugin_server_nodeattestor_tpm.md", "keys: hash_dir", "server", `source "hash_dir" "a" { unknown_key = 1 }`},
+	{"docs/plugin_server_nodeattestor_tpm.md", "keys: hash_file", "server", `source "hash_file" "a" { unknown_key = 1 }`},
+	{"docs/plugin_server_nodeattestor_tpm.md", "keys: ek_ca", "server", `source "ek_ca" "a" { unknown_key = 1 }`},
+	{"docs/plugin_server_nodeattestor_tpm.md", "keys: http", "server", `source "http" "a" { unknown_key = 1 }`},
+	{"docs/plugin_server_nodeattestor_tpm.md", "keys: rule", "server", `allow "a" { unknown_key = 1 }`},
+	{"docs/plugin_agent_nodeattestor_tpm.md", "keys: agent", "agent", `unknown_key = 1`},
+}
+
+// thereAre finds the keys that the refusal of an unknown one names.
+var thereAre = regexp.MustCompile(`unknown_key.*(?:; there are|the keys are) ([a-z_, ]+)`)
+
+// A key that was added, renamed or removed is so in the documentation as well.
+func TestKeysAreDocumented(t *testing.T) {
+	for _, table := range keyTables {
+		t.Run(table.mark, func(t *testing.T) {
+			var documented []string
+			for _, row := range marked(t, pageOf(t, table.file), table.mark) {
+				for _, span := range spans(row[0]) {
+					key, _, _ := strings.Cut(span, " ")
+					documented = append(documented, key)
+				}
+			}
+			slices.Sort(documented)
+			notes := strings.Join(validate(t, table.role, table.probe), "\n")
+			match := thereAre.FindStringSubmatch(notes)
+			if match == nil {
+				t.Fatalf("the refusal of an unknown key does not name the keys: %s", notes)
+			}
+			known := strings.Split(strings.TrimSpace(match[1]), ", ")
+			slices.Sort(known)
+			if !slices.Equal(documented, known) {
+				t.Errorf("documented are %q, there are %q", documented, known)
+			}
+		})
+	}
+}

@@ -1,0 +1,307 @@
+package examples_test
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+const (
+	machineOne = "1b5bbe2e96054f7bc34ebe7ba9a4a9eac5611c6879285ceff6094fa556af485c"
+	machineTwo = "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752"
+)
+
+// The example as it stands, with a real nginx: a machine that is put into the
+// folder is listed, one that is taken out is not, an outage changes nothing, and
+// who has no client certificate gets no list.
+func TestNginxJSON(t *testing.T) {
+	e := newNginxExample(t)
+	e.enrol(machineOne, `{"name": "us-east-17", "labels": ["rack:12"]}`+"\n")
+	e.build()
+	stop := e.startNginx()
+	source := e.source(e.etc)
+	e.refresh(source)
+	v := e.check(source, machineOne, true)
+	if v.Attributes.Name != "us-east-17" || len(v.Attributes.Labels) != 1 || v.Attributes.Labels[0] != "rack:12" {
+		t.Errorf("the attributes are %+v", v.Attributes)
+	}
+	e.check(source, machineTwo, false)
+
+	e.enrol(machineTwo, "")
+	e.build()
+	e.refresh(source)
+	e.check(source, machineOne, true)
+	e.check(source, machineTwo, true)
+
+	if err := os.Remove(filepath.Join(e.dir, "hashes", machineOne)); err != nil {
+		t.Fatal(err)
+	}
+	e.build()
+	e.refresh(source)
+	e.check(source, machineOne, false)
+
+	stranger := e.source(e.strangers)
+	if err := stranger.Refresh(t.Context()); err == nil {
+		t.Error("a client certificate of another CA gets the list")
+	}
+	stop()
+	if err := source.Refresh(t.Context()); err == nil {
+		t.Error("nginx has stopped, and Refresh succeeds")
+	}
+	e.check(source, machineTwo, true)
+	restarted := e.source(e.etc)
+	e.refresh(restarted) // from the cache
+	e.check(restarted, machineTwo, true)
+}
+
+// A folder that is not mounted, or that holds half a file, empties no list; and
+// what has not changed keeps its serial.
+func TestBuildListKeepsTheList(t *testing.T) {
+	e := newNginxExample(t)
+	list := filepath.Join(e.dir, "tpm.json")
+	e.enrol(machineOne, "")
+	e.enrol("README", "no machine")
+	e.build()
+	first, err := os.ReadFile(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.build()
+	e.enrol(machineTwo, `{"name": "x"`)
+	if out, err := e.run("hashes"); err == nil || !strings.Contains(out, "neither empty nor a JSON object") {
+		t.Errorf("half an object: %v: %s", err, out)
+	}
+	if out, err := e.run("nothing"); err == nil || !strings.Contains(out, "as if it were not mounted") {
+		t.Errorf("no folder: %v: %s", err, out)
+	}
+	if now, err := os.ReadFile(list); err != nil || !bytes.Equal(now, first) {
+		t.Errorf("the list is now %s, error %v", now, err)
+	}
+}
+
+// nginxExample is the example in a folder of its own.
+type nginxExample struct {
+	t    *testing.T
+	dir  string // of the host with the list
+	addr string // of nginx
+	// etc and strangers are what SPIRE servers have: certificates and caches.
+	etc, strangers string
+}
+
+func newNginxExample(t *testing.T) *nginxExample {
+	t.Helper()
+	e := &nginxExample{t: t, dir: t.TempDir(), etc: t.TempDir(), strangers: t.TempDir()}
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.addr = listener.Addr().String()
+	if err := listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(e.dir, "hashes"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	servers, clients, others := newTestCA(t), newTestCA(t), newTestCA(t)
+	servers.issue(t, e.dir, "server.pem", "server.key")
+	clients.issue(t, e.etc, "client.pem", "client-key.pem")
+	others.issue(t, e.strangers, "client.pem", "client-key.pem")
+	e.write(filepath.Join(e.dir, "clients-ca.pem"), clients.pem)
+	e.write(filepath.Join(e.etc, "ca.pem"), servers.pem)
+	e.write(filepath.Join(e.strangers, "ca.pem"), servers.pem)
+	return e
+}
+
+func (e *nginxExample) write(path string, data []byte) {
+	e.t.Helper()
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+func (e *nginxExample) enrol(hash, content string) {
+	e.t.Helper()
+	e.write(filepath.Join(e.dir, "hashes", hash), []byte(content))
+}
+
+// run runs the script on a folder.
+func (e *nginxExample) run(folder string) (string, error) {
+	e.t.Helper()
+	script := filepath.Join("nginx-json", "build-list.sh")
+	cmd := exec.CommandContext(e.t.Context(), script, filepath.Join(e.dir, folder), filepath.Join(e.dir, "tpm.json"))
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+func (e *nginxExample) build() {
+	e.t.Helper()
+	if out, err := e.run("hashes"); err != nil {
+		e.t.Fatalf("build-list.sh: %v: %s", err, out)
+	}
+}
+
+// startNginx starts nginx with the example's configuration.
+func (e *nginxExample) startNginx() (stop func()) {
+	e.t.Helper()
+	program, err := exec.LookPath("nginx")
+	if err != nil {
+		program = "/usr/sbin/nginx" // not in everybody's PATH
+	}
+	if _, err := os.Stat(program); err != nil {
+		e.t.Fatalf("there is no nginx: run e2e/install.sh test: %v", err)
+	}
+	site := strings.NewReplacer(
+		"/etc/tpm-allowlist", e.dir, "/srv/tpm-allowlist", e.dir, "listen 443", "listen "+e.addr,
+	).Replace(read(e.t, "examples/nginx-json/allowlist.nginx"))
+	var temp strings.Builder
+	for _, kind := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
+		fmt.Fprintf(&temp, "%s_temp_path %s;\n", kind, filepath.Join(e.dir, kind))
+	}
+	user := ""
+	if os.Getuid() == 0 {
+		user = "user root;\n" // the workers read the test's own folder
+	}
+	main := fmt.Sprintf("%spid %s/nginx.pid;\ndaemon off;\nevents {}\nhttp {\naccess_log off;\n%s%s}\n",
+		user, e.dir, temp.String(), site)
+	conf := filepath.Join(e.dir, "nginx.conf")
+	e.write(conf, []byte(main))
+	cmd := exec.Command(program, "-e", "stderr", "-c", conf)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	var log bytes.Buffer
+	cmd.Stderr = &log
+	if err := cmd.Start(); err != nil {
+		e.t.Fatal(err)
+	}
+	stopped := false
+	stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		if err := cmd.Wait(); err != nil {
+			e.t.Errorf("nginx: %v: %s", err, log.String())
+		}
+	}
+	e.t.Cleanup(stop)
+	return stop
+}
+
+// source returns the source of the example's server.conf, with the files of one
+// SPIRE server.
+func (e *nginxExample) source(etc string) sources.Refresher {
+	e.t.Helper()
+	text := read(e.t, "examples/nginx-json/server.conf")
+	data, err := snippet{place: "server.conf", text: text, whole: true}.data()
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	moved := strings.NewReplacer("allowlist.example.org", e.addr,
+		"/etc/spire/allowlist", etc, "/var/lib/spire/server", etc).Replace(data.text)
+	c, err := config.NewLoader().Load(e.t.Context(), moved, "example.org")
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	source, ok := c.Members[0].Source.(sources.Refresher)
+	if !ok {
+		e.t.Fatalf("%T is no Refresher", c.Members[0].Source)
+	}
+	return source
+}
+
+// refresh refreshes a source; nginx may have just been started.
+func (e *nginxExample) refresh(source sources.Refresher) {
+	e.t.Helper()
+	var err error
+	for begun := time.Now(); time.Since(begun) < 20*time.Second; {
+		if err = source.Refresh(e.t.Context()); err == nil {
+			return
+		}
+	}
+	e.t.Fatalf("Refresh: %v", err)
+}
+
+func (e *nginxExample) check(source sources.Source, hash string, want bool) sources.Verdict {
+	e.t.Helper()
+	v, err := source.Check(e.t.Context(), &sources.Evidence{EKHash: hash})
+	if err != nil || v.Listed != want {
+		e.t.Errorf("%s: listed is %v, error %v, want %v", hash, v.Listed, err, want)
+	}
+	return v
+}
+
+// A testCA issues certificates for 127.0.0.1.
+type testCA struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pem  []byte
+}
+
+func newTestCA(t *testing.T) *testCA {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Example CA " + rand.Text()},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &testCA{cert, key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}
+}
+
+// issue writes a certificate and its key.
+func (ca *testCA) issue(t *testing.T, dir, certName, keyName string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: certName},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, key.Public(), ca.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, block := range map[string]*pem.Block{
+		certName: {Type: "CERTIFICATE", Bytes: der}, keyName: {Type: "PRIVATE KEY", Bytes: keyDER},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

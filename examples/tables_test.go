@@ -1,0 +1,109 @@
+package examples_test
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const serverPage = "docs/plugin_server_nodeattestor_tpm.md"
+
+// literals returns the string literals in Go source that match a pattern, whose
+// first group it is that counts; sorted, without duplicates.
+func literals(source, pattern string) []string {
+	var all []string
+	for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(source, -1) {
+		all = append(all, m[1])
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// Registration entries are written from this table: each selector in it is one
+// that the server makes, and each that it makes is in it.
+func TestSelectorsAreDocumented(t *testing.T) {
+	var documented []string
+	for _, row := range marked(t, pageOf(t, serverPage), "selectors") {
+		name := spans(row[0])[0]
+		documented = append(documented, strings.TrimPrefix(name, "tpm:"))
+		if example := spans(row[1])[0]; !strings.HasPrefix(example, name+":") {
+			t.Errorf("the example %q is no %s", example, name)
+		}
+	}
+	slices.Sort(documented)
+	made := literals(read(t, "server/selectors.go"), `"([a-z_:]+):"[,+]`)
+	if !slices.Equal(documented, made) {
+		t.Errorf("documented are %q, made are %q", documented, made)
+	}
+}
+
+// Alerts are written from these tables.
+func TestMetricsAreDocumented(t *testing.T) {
+	metrics := read(t, "server/metrics.go")
+	known := literals(metrics, `metric\w+\s*= "([a-z_]+)"`)
+	var documented []string
+	for _, row := range marked(t, pageOf(t, serverPage), "metrics") {
+		documented = append(documented, spans(row[1])...)
+		for _, label := range spans(row[2]) {
+			if !strings.Contains(metrics, `"`+label+`"`) {
+				t.Errorf("%s has no label %q", row[1], label)
+			}
+		}
+	}
+	slices.Sort(documented)
+	if documented = slices.Compact(documented); !slices.Equal(documented, known) {
+		t.Errorf("documented are %q, there are %q", documented, known)
+	}
+	documented = nil
+	for _, row := range marked(t, pageOf(t, serverPage), "outcomes") {
+		documented = append(documented, spans(row[0])[0])
+	}
+	slices.Sort(documented)
+	known = literals(read(t, "server/failure.go"), `outcome\w+\s+outcome = "([a-z_]+)"`)
+	if !slices.Equal(documented, known) {
+		t.Errorf("documented are the outcomes %q, there are %q", documented, known)
+	}
+}
+
+var tableMark = regexp.MustCompile(`<!-- messages -->`)
+
+// A person searches the documentation for what a log says: each message in its
+// tables is one that the code has, word for word.
+func TestMessagesAreTheCodes(t *testing.T) {
+	code := source(t, "server", "agent", "attestor", "sources")
+	code = regexp.MustCompile(`" ?\+\n\s*"`).ReplaceAllString(code, "") // within long literals
+	found := 0
+	for _, p := range pages(t) {
+		rest := p
+		for _, at := range tableMark.FindAllStringIndex(p.prose, -1) {
+			rest.prose = p.prose[at[0]:]
+			for _, row := range marked(t, rest, "messages") {
+				for _, message := range spans(row[0]) {
+					found++
+					for part := range strings.SplitSeq(message, "…") {
+						if !strings.Contains(code, strings.TrimSpace(part)) {
+							t.Errorf("%s: nothing says %q", p.file, part)
+						}
+					}
+				}
+			}
+		}
+	}
+	if found < 30 {
+		t.Errorf("found only %d messages: is the test looking in the right place?", found)
+	}
+}
+
+// A password that is given under a name which nothing reads is not used.
+func TestPasswordsComeFromTheEnvironment(t *testing.T) {
+	code := source(t, "agent/tpm-attestor-agent")
+	for _, p := range pages(t) {
+		for _, name := range spans(p.prose) {
+			password := strings.HasPrefix(name, "TPM_") && strings.HasSuffix(name, "_PASSWORD")
+			if password && !strings.Contains(code, `"`+name+`"`) {
+				t.Errorf("%s: the agent reads no %s", p.file, name)
+			}
+		}
+	}
+}
