@@ -22,7 +22,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,57 +30,6 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
-
-// Limits on what is read. Exceeding the first refuses the file, exceeding one
-// of the others refuses the whole set.
-const (
-	// MaxFileSize is the size of one file, in bytes.
-	MaxFileSize = 16 << 20
-	// MaxTotalSize is the size of all files together, in bytes.
-	MaxTotalSize = 64 << 20
-	// MaxFiles is the number of names in one folder.
-	MaxFiles = 10_000
-	// MaxCertificates is the number of CA certificates.
-	MaxCertificates = 10_000
-)
-
-// DefaultPollInterval is how often files are looked at for changes.
-const DefaultPollInterval = 30 * time.Second
-
-// Config is where the authorities are. Either CAPath or Bundles is set.
-//
-// A path is a regular file, or a folder of them, by links or not. A file is PEM
-// with any number of CERTIFICATE blocks, or the DER of one or more
-// certificates. Of a folder, names that begin with a dot are skipped (a mounted
-// ConfigMap's "..data", ".git", what NFS leaves of a deleted file), and folders
-// within it are not read.
-//
-// What cannot be used is left out and named in Status.Warnings, and the rest
-// serves: a file without a certificate; a certificate that cannot be parsed, has
-// expired, is given twice or is not a CA's; a private key, which does not belong
-// there. A file that is cut off in a certificate, damaged or empty is left out as
-// a whole; where it was whole at an earlier Refresh, what it held then goes on
-// serving.
-//
-// Where a path is missing, cannot be read or is a folder without files, as that
-// of a mount that is not there, or where nothing usable is left, Refresh fails
-// and all that was loaded before stays.
-//
-// To withdraw a CA, delete its file or write the file without it; to withdraw
-// the last one of a path, take the path out of the configuration.
-type Config struct {
-	// CAPath is a file or a folder of certificates, PEM or DER.
-	CAPath string
-	// Bundles are such files or folders by the name that their selectors
-	// carry, which matches [a-z0-9_-]+. A CA may be in several.
-	Bundles map[string]string
-	// PollInterval is how often the files are looked at for changes; 30
-	// seconds where it is zero.
-	PollInterval time.Duration
-	// Now is the clock that certificates are verified against; time.Now
-	// where it is nil.
-	Now func() time.Time
-}
 
 // Source is a set of authorities. It is safe for concurrent use.
 type Source struct {
@@ -116,11 +64,14 @@ type state struct {
 
 var errNotLoaded = errors.New("no CA certificates have been loaded yet")
 
-// New checks the configuration and returns the source. It reads nothing: the
+// New checks the configuration and returns the source. It opens nothing: the
 // first Refresh does.
 func New(cfg Config) (*Source, error) {
 	paths, err := locations(cfg)
 	if err != nil {
+		return nil, err
+	}
+	if err := validFetching(cfg); err != nil {
 		return nil, err
 	}
 	if cfg.PollInterval < 0 {
@@ -134,35 +85,6 @@ func New(cfg Config) (*Source, error) {
 		s.now = time.Now
 	}
 	return s, nil
-}
-
-// locations returns the configured paths in the order of their bundles' names.
-func locations(cfg Config) ([]location, error) {
-	switch {
-	case cfg.CAPath != "" && len(cfg.Bundles) > 0:
-		return nil, errors.New("a CA path and bundles are both set: write one of the two")
-	case cfg.CAPath != "":
-		return []location{{path: cfg.CAPath}}, nil
-	case len(cfg.Bundles) == 0:
-		return nil, errors.New("neither a CA path nor bundles are set: write one of the two")
-	}
-	paths := make([]location, 0, len(cfg.Bundles))
-	for _, name := range slices.Sorted(maps.Keys(cfg.Bundles)) {
-		path := cfg.Bundles[name]
-		if !validName(name) {
-			return nil, fmt.Errorf("bundle %q: a name is made of a-z, 0-9, _ and -", name)
-		}
-		if path == "" {
-			return nil, fmt.Errorf("bundle %q: the path is empty", name)
-		}
-		paths = append(paths, location{bundle: name, path: path})
-	}
-	return paths, nil
-}
-
-// validName reports whether a bundle's name matches [a-z0-9_-]+.
-func validName(name string) bool {
-	return name != "" && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_-") == ""
 }
 
 // Check implements sources.Source.
