@@ -42,6 +42,9 @@ type Options struct {
 	// Sources see a deadline that is a little earlier, so that one that
 	// obeys it can say why it cannot tell.
 	CheckTimeout time.Duration
+	// FetchTimeout bounds what is asked of the network for one attestation, all
+	// sources together, beside CheckTimeout; 20 seconds by default.
+	FetchTimeout time.Duration
 	// RefreshTimeout bounds one Refresh; 30 seconds by default.
 	RefreshTimeout time.Duration
 	// Slots is how many checks of one source may be under way at once, those
@@ -59,6 +62,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.CheckTimeout <= 0 {
 		o.CheckTimeout = 5 * time.Second
+	}
+	if o.FetchTimeout <= 0 {
+		o.FetchTimeout = 20 * time.Second
 	}
 	if o.RefreshTimeout <= 0 {
 		o.RefreshTimeout = 30 * time.Second

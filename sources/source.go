@@ -25,14 +25,20 @@ import (
 // when Evidence.Proof is set cannot tell.
 var ErrNeedsChallenge = errors.New("needs the answer to the challenge")
 
+// ErrNeedsNetwork is what a Fetcher returns from Check where its answer depends on
+// something that it would have to ask others for over the network. It is no
+// failure: the source is fetched from where the answer still matters, and last of
+// all.
+var ErrNeedsNetwork = errors.New("needs the network")
+
 // A Source knows some TPMs.
 //
 // What makes one does nothing else: it checks its configuration and opens no
 // file, no socket and no goroutine, since configurations are also checked where
 // they will never run. A source that loads or follows data is a [Refresher], a
 // [Runner] or both as well, and a [Poller] where changes take their time; one
-// that need not be waited for is [InMemory]; one that can say what it serves is a
-// [Reporter].
+// that need not be waited for is [InMemory]; one that has to ask the network for what
+// evidence names is a [Fetcher]; one that can say what it serves is a [Reporter].
 type Source interface {
 	// Check reports whether the source lists the TPM that ev describes.
 	//
@@ -51,7 +57,8 @@ type Source interface {
 	//     belongs to the caller, too: what it points to is never changed later,
 	//     and changing it changes no later answer.
 	//  6. Nothing that ev holds is written to where the source reads.
-	//  7. While ev.Proof is nil, the error may be ErrNeedsChallenge.
+	//  7. While ev.Proof is nil, the error may be ErrNeedsChallenge. That of a
+	//     Fetcher may be ErrNeedsNetwork, before the challenge and after it.
 	Check(ctx context.Context, ev *Evidence) (Verdict, error)
 }
 
@@ -70,6 +77,23 @@ type InMemory interface {
 	// The answer depends on the source's configuration alone and is asked for
 	// once, by NewSet.
 	InMemory() bool
+}
+
+// A Fetcher is a Source that has to ask the network for what some evidence names:
+// the issuer of an EK certificate, or the certificate itself. Its Check answers
+// from what is configured and from what was fetched before, and asks nobody.
+type Fetcher interface {
+	Source
+	// Fetch answers as Check does, by the same contract, and may ask the network
+	// for it. It is called only after Check has returned ErrNeedsNetwork for the
+	// same evidence, only with Evidence.Proof, so that none but a TPM that holds
+	// its EK causes a request, and only while the answer can still change the
+	// decision or the selectors. Its time is Options.FetchTimeout, and its slots
+	// are not those of Check.
+	//
+	// ErrNeedsNetwork from Fetch means "cannot tell". What other TPMs need as well
+	// is fetched once: the source keeps it, failures for a while too.
+	Fetch(ctx context.Context, ev *Evidence) (Verdict, error)
 }
 
 // A Refresher is a Source that loads what it serves. Until a first Refresh has
