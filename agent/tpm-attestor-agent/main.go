@@ -34,9 +34,11 @@ To enrol a machine, run it by hand, as a user who may use the TPM:
 
   tpm-attestor-agent -ek                 the EK hash, and the EK certificates in the TPM
   tpm-attestor-agent -hash               the EK hash alone, for scripts
+  tpm-attestor-agent -pem                the EK and all certificates in the TPM, in PEM, for
+                                         tpm-attestor-server -fill-mirror
   tpm-attestor-agent -version
 
-With -ek and -hash, give the options that the plugin's configuration has:
+With -ek, -hash and -pem, give the options that the plugin's configuration has:
 
   -device string   the TPM: a path such as /dev/tpmrm0, or unix:/path for the socket of a
                    software TPM (default: /dev/tpmrm0, else /dev/tpm0)
@@ -68,6 +70,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	showVersion := flags.Bool("version", false, "")
 	showEK := flags.Bool("ek", false, "")
 	showHash := flags.Bool("hash", false, "")
+	showPEM := flags.Bool("pem", false, "")
 	device := flags.String("device", "", "")
 	key := flags.String("key", "auto", "")
 	switch err := flags.Parse(args); {
@@ -80,8 +83,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if *showVersion {
 		return write(stdout, stderr, "tpm-attestor-agent "+versionString()+"\n")
 	}
-	if *showEK == *showHash || flags.NArg() > 0 {
-		fmt.Fprint(stderr, "give one of -ek, -hash and -version\n\n", usage)
+	if countTrue(*showEK, *showHash, *showPEM) != 1 || flags.NArg() > 0 {
+		fmt.Fprint(stderr, "give one of -ek, -hash, -pem and -version\n\n", usage)
 		return 2
 	}
 	report, err := inspect(ctx, *device, *key, getenv)
@@ -89,10 +92,28 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		fmt.Fprintln(stderr, err)
 		return 1
 	}
-	if *showHash {
+	switch {
+	case *showHash:
 		return write(stdout, stderr, report.EK.Hash+"\n")
+	case *showPEM:
+		text, err := inPEM(report)
+		if err != nil {
+			fmt.Fprintln(stderr, err)
+			return 1
+		}
+		return write(stdout, stderr, text)
 	}
 	return write(stdout, stderr, describe(report))
+}
+
+func countTrue(all ...bool) int {
+	n := 0
+	for _, b := range all {
+		if b {
+			n++
+		}
+	}
+	return n
 }
 
 // write writes what was asked for. Where it cannot be written, a script that

@@ -12,6 +12,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
 	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 )
 
 func TestMain(m *testing.M) {
@@ -88,6 +89,27 @@ EK certificate chain: NV index 0x01c00101: locked
 `
 	if got != want {
 		t.Errorf("report:\n%s\nwant:\n%s", got, want)
+	}
+}
+
+// Who fills a mirror by this gets every certificate that can be read, those of the
+// chain too; a certificate that cannot be read must not become an empty block, and
+// a report without a key no file that names no machine.
+func TestInPEM(t *testing.T) {
+	ca := attestortest.NewCA(t, "Example vendor")
+	text, err := inPEM(&tpm.Report{
+		EK: tpm.EK{Public: ca.Certificate.PublicKey},
+		Certificates: []tpm.Certificate{
+			{Err: errors.New("unreadable")},
+			{Certificate: ca.Certificate},
+		},
+		Chain: [][]byte{ca.Certificate.Raw},
+	})
+	if err != nil || strings.Count(text, "BEGIN CERTIFICATE") != 2 || !strings.HasPrefix(text, "-----BEGIN PUBLIC KEY") {
+		t.Errorf("%v\n%s", err, text)
+	}
+	if text, err := inPEM(&tpm.Report{}); err == nil || text != "" {
+		t.Errorf("without a key: %q", text)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/pem"
 	"fmt"
 	"strings"
 	"time"
@@ -62,6 +63,29 @@ func describe(r *tpm.Report) string {
 		fmt.Fprintf(&b, "\n%v\n", r.ChainErr)
 	}
 	return b.String()
+}
+
+// inPEM returns the EK, then the certificates that could be read, each as a
+// block of PEM (RFC 7468).
+func inPEM(r *tpm.Report) (string, error) {
+	der, err := x509.MarshalPKIXPublicKey(r.EK.Public)
+	if err != nil {
+		return "", fmt.Errorf("encode the EK: %w", err)
+	}
+	blocks := []pem.Block{{Type: "PUBLIC KEY", Bytes: der}}
+	for i := range r.Certificates {
+		if c := &r.Certificates[i]; c.Err == nil {
+			blocks = append(blocks, pem.Block{Type: "CERTIFICATE", Bytes: c.Certificate.Raw})
+		}
+	}
+	for _, der := range r.Chain {
+		blocks = append(blocks, pem.Block{Type: "CERTIFICATE", Bytes: der})
+	}
+	var b strings.Builder
+	for i := range blocks {
+		b.Write(pem.EncodeToMemory(&blocks[i]))
+	}
+	return b.String(), nil
 }
 
 func describeCertificate(b *strings.Builder, c *tpm.Certificate) {

@@ -2,6 +2,7 @@ package tpm
 
 import (
 	"context"
+	"crypto"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
@@ -9,6 +10,8 @@ import (
 // An EK describes an endorsement key.
 type EK struct {
 	KeyType attestor.KeyType
+	// Public is the key, an *rsa.PublicKey or an *ecdsa.PublicKey.
+	Public crypto.PublicKey
 	// Hash is the EK hash.
 	Hash string
 	// Persistent is the handle of a persistent key; zero where it was made.
@@ -49,6 +52,7 @@ func (t *TPM) Inspect(ctx context.Context) (_ *Report, err error) {
 	report := &Report{
 		EK: EK{
 			KeyType:     inv.template.KeyType,
+			Public:      a.ek.pub,
 			Hash:        a.ek.hash,
 			Certificate: inv.certificateOf(a.ek.pub),
 		},
