@@ -136,7 +136,7 @@ func decodeIncumbent(b *body) (all []definition) {
 		all = append(all, d)
 	}
 	if path := b.text("ca_path"); path != "" {
-		add("ek_ca", "ca_path", ekCA(b, ekca.Config{CAPath: path, PollInterval: defaultPoll}, "ca_path"))
+		add("ek_ca", "ca_path", ekCA(b, ekca.Config{CAPath: path, PollInterval: defaultPoll, CRL: ekca.CRLOff}, "ca_path"))
 	}
 	if path := b.text("hash_path"); path != "" {
 		add("hash_dir", "hash_path", hashDir(b, hashdir.Config{Path: path}, "hash_path"))
@@ -183,6 +183,11 @@ func (c *Config) assemble(ps *problems, all []definition, allow, deny []rule) {
 		c.Policy.Deny = append(c.Policy.Deny, r.Rule)
 	}
 	c.Warnings = append(policyWarnings(all, allow, deny), c.agentPathWarnings(all)...)
+	for _, d := range all {
+		for _, w := range d.warnings {
+			c.Warnings = append(c.Warnings, w.String())
+		}
+	}
 	if len(ps.list) > 0 {
 		return
 	}

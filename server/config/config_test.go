@@ -99,7 +99,7 @@ func TestProblems(t *testing.T) {
 			`source "ek_ca" "x" { ca_path = "/x" poll_intervall = "3s" }`,
 			`source "ek_ca" "x": poll_intervall: unknown key; did you mean poll_interval?`,
 		},
-		{`source "ek_ca" "x" { ca_path = "/x" aia_hosts = ["x"] }`, `source "ek_ca" "x": aia_hosts: unknown key`},
+		{`source "ek_ca" "x" { ca_path = "/x" aia_host = ["x"] }`, `aia_host: unknown key; did you mean aia_hosts?`},
 		{
 			factory + `allow "x" { any = ["factory"] enforced = false }`,
 			`allow "x": enforced: unknown key; did you mean enforce?`,

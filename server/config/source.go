@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir"
 )
 
@@ -45,6 +44,8 @@ type definition struct {
 	files []file
 	// cache is a file that the source writes, or empty.
 	cache string
+	// warnings are what a person should know, though it is no mistake.
+	warnings []Problem
 	// byVendor is set where the source knows makers of TPMs and not TPMs.
 	byVendor bool
 	// notInDeny says what a source must have for use in a deny rule: the key,
@@ -88,36 +89,6 @@ const (
 	leastPoll   = time.Second
 	mostPoll    = 24 * time.Hour
 )
-
-// bundlesExample is for a person.
-const bundlesExample = `bundles = { infineon = "/etc/tpm/infineon.pem" }`
-
-func decodeEKCA(b *body) definition {
-	cfg := ekca.Config{
-		CAPath:       b.text("ca_path"),
-		Bundles:      b.textMap("bundles", bundlesExample),
-		PollInterval: b.duration("poll_interval", defaultPoll, leastPoll, mostPoll),
-	}
-	if b.has("ca_path") == b.has("bundles") {
-		b.fail("ca_path", "write either ca_path = \"/etc/tpm/cas\" or %s", bundlesExample)
-	}
-	return ekCA(b, cfg, "ca_path")
-}
-
-func ekCA(b *body, cfg ekca.Config, key string) definition {
-	d := definition{
-		config:   cfg,
-		open:     func() (sources.Source, error) { return ekca.New(cfg) },
-		byVendor: true,
-	}
-	if cfg.CAPath != "" {
-		d.files = append(d.files, file{at: under(b.path, key), path: cfg.CAPath})
-	}
-	for name, path := range cfg.Bundles {
-		d.files = append(d.files, file{at: under(under(b.path, "bundles"), name), path: path})
-	}
-	return d
-}
 
 // maxSources is how many sources there may be.
 const maxSources = 256

@@ -148,7 +148,9 @@ func richConfig(tb testing.TB) *config.Config {
 	c := mustParse(tb, richHCL)
 	c.Members = []sources.Member{
 		{Name: "factory", Kind: "hash_dir", Config: hashdir.Config{Path: "/srv/tpm/hashes"}},
-		{Name: "lab", Kind: "ek_ca", Config: ekca.Config{CAPath: "/etc/tpm/lab", PollInterval: time.Minute}},
+		{Name: "lab", Kind: "ek_ca", Config: ekca.Config{
+			CAPath: "/etc/tpm/lab", PollInterval: time.Minute, CRL: ekca.CRLOff,
+		}},
 		{
 			Name: "stolen", Kind: "hash_dir", NoAttributes: true,
 			Config: hashdir.Config{Path: "/srv/tpm/stolen", Marker: ".mounted"},
@@ -158,6 +160,7 @@ func richConfig(tb testing.TB) *config.Config {
 			Config: ekca.Config{
 				Bundles:      map[string]string{"infineon": "/etc/tpm/infineon.pem", "stm": "/etc/tpm/stm.pem"},
 				PollInterval: 30 * time.Second,
+				CRL:          ekca.CRLOff,
 			},
 		},
 	}

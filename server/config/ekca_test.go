@@ -1,0 +1,162 @@
+package config_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
+)
+
+const (
+	cas = `source "ek_ca" "vendors" { ca_path = "/cas"`
+	aia = cas + ` aia_hosts = ["pki.infineon.com"]`
+)
+
+// What is written reaches the source in every syntax, and what is not has the
+// value that the documentation says: nothing is fetched, nothing is revoked.
+func TestEKCA(t *testing.T) {
+	defaults := ekca.Config{CAPath: "/cas", PollInterval: 30 * time.Second, CRL: ekca.CRLOff}
+	all := ekca.Config{
+		CAPath: "/cas", PollInterval: time.Minute,
+		AIAHosts: []string{"10.0.0.7:8080", "pki.infineon.com"},
+		EKCertificateURLs: map[string]string{
+			"amd": "https://ftpm.amd.com/pki/aia/", "intel": "https://ekop.intel.com/ekcertservice/",
+		},
+		MirrorURL: "http://10.0.0.5/", CRL: ekca.CRLRequired, CachePath: "/var/lib/x.db",
+	}
+	const allHCL = `source "ek_ca" "vendors" {
+		ca_path       = "/cas"
+		poll_interval = "1m"
+		aia_hosts     = ["pki.infineon.com", "10.0.0.7:8080"]
+		ek_certificate_urls = {
+			intel = "https://ekop.intel.com/ekcertservice/"
+			amd   = "https://ftpm.amd.com/pki/aia/"
+		}
+		mirror_url = "http://10.0.0.5/"
+		crl        = "required"
+		cache_path = "/var/lib/x.db"
+	}`
+	const allJSON = `{"source": {"ek_ca": {"vendors": {"ca_path": "/cas", "poll_interval": "1m",
+		"aia_hosts": ["pki.infineon.com", "10.0.0.7:8080"], "mirror_url": "http://10.0.0.5/", "crl": "required",
+		"ek_certificate_urls": [{"intel": "https://ekop.intel.com/ekcertservice/"}, {"amd": "https://ftpm.amd.com/pki/aia/"}],
+		"cache_path": "/var/lib/x.db"}}}}`
+	for text, want := range map[string]ekca.Config{
+		cas + `}`:                                defaults,
+		cas + ` crl = "off" }`:                   defaults,
+		allHCL:                                   all,
+		throughSPIRE(t, inHCL(allHCL)):           all,
+		allJSON:                                  all,
+		throughSPIRE(t, inJSON(allJSON)):         all,
+		sortedJSON(t, allJSON):                   all,
+		throughSPIRE(t, inJSONLists(allJSON)):    all,
+		strings.ReplaceAll(allHCL, "\n", "\r\n"): all,
+	} {
+		if d := cmp.Diff(want, mustParse(t, text).Members[0].Config); d != "" {
+			t.Errorf("%s (-want +got):\n%s", text, d)
+		}
+	}
+}
+
+// A map may be written as a block, and Helm prints keys in quotes: a service must
+// not be lost by it.
+func TestServicesInABlock(t *testing.T) {
+	printed := throughSPIRE(t, inJSON(`{"source": {"ek_ca": {"v": {"ca_path": "/cas",
+		"ek_certificate_urls": {"amd": "https://ftpm.amd.com/pki/aia/"}}}}}`))
+	block := cas + ` ek_certificate_urls { amd = "https://ftpm.amd.com/pki/aia/" } }`
+	for _, text := range []string{printed, block, throughSPIRE(t, inHCL(block))} {
+		cfg, _ := mustParse(t, text).Members[0].Config.(ekca.Config)
+		want := map[string]string{"amd": "https://ftpm.amd.com/pki/aia/"}
+		if d := cmp.Diff(want, cfg.EKCertificateURLs); d != "" {
+			t.Errorf("%s (-want +got):\n%s", text, d)
+		}
+	}
+}
+
+// A key that would silently have no effect, such as a revocation mode that asks
+// nobody, is refused by its path, with what to write.
+func TestEKCAProblems(t *testing.T) {
+	const at = `source "ek_ca" "vendors": `
+	for _, tt := range []struct{ text, want string }{
+		{cas + ` aia_hosts = "x" }`, at + `aia_hosts: is the string "x", must be a list: write aia_hosts = ["x"]`},
+		{cas + ` aia_hosts = [] }`, at + `aia_hosts: is empty: name something, or leave the key out`},
+		{cas + ` aia_hosts = [5] }`, at + `aia_hosts: contains the number 5, must be a list of strings`},
+		{cas + ` aia_hosts = ["a", "a"] }`, at + `aia_hosts: contains "a" twice`},
+		{aia + ` crl = "on" }`, at + `crl: is "on", must be one of "off", "if_available", "required"`},
+		{aia + ` crl = true }`, at + `crl: is true, must be a string`},
+		{cas + ` crl = "required" }`, at + `crl: is "required", and nothing says which hosts may be asked for ` +
+			`revocation lists: write aia_hosts = ["pki.infineon.com"]`},
+		{cas + ` mirror_url = "http://x/" }`, at + `mirror_url: stands for the hosts in aia_hosts, and there are none`},
+		{
+			cas + ` mirror_url = "http://x/" ek_certificate_urls = { amd = "http://x/" } }`,
+			at + `mirror_url: stands for the hosts in aia_hosts, and there are none`,
+		},
+		{cas + ` cache_path = "/x/y" }`, at + `cache_path: nothing is fetched, so that there is nothing to keep`},
+		{
+			cas + ` ek_certificate_urls = { inte = "https://x/" } }`,
+			at + `ek_certificate_urls: inte is no service of EK certificates; did you mean intel?`,
+		},
+		{cas + ` ek_certificate_urls = "https://x/" }`, at + `ek_certificate_urls: is the string "https://x/", must be a block`},
+		{cas + ` ek_certificate_urls = {} }`, at + `ek_certificate_urls: is empty: write ek_certificate_urls = {`},
+		{cas + ` ek_certificate_urls = { amd = 5 } }`, at + `ek_certificate_urls: amd: is the number 5, must be a string`},
+		{aia + ` mirror_url = ["http://x/"] }`, at + `mirror_url: is a list, must be a string`},
+		{aia + ` cache_path = "" }`, at + `cache_path: is empty: give it a value, or leave the key out`},
+		{aia + ` aia_host = "x" }`, at + `aia_host: unknown key; did you mean aia_hosts?`},
+		{
+			aia + ` cache_path = "/x/y" } source "http" "lab" { url = "https://y/" cache_path = "/x//y" }`,
+			`source "ek_ca" "vendors": cache_path: is that of source "http" "lab"`,
+		},
+	} {
+		_, err := config.Parse(tt.text, trustDomain)
+		if err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s\n got  %v\n want %s", tt.text, err, tt.want)
+		}
+	}
+	// All at once, not one a try.
+	_, err := config.Parse(cas+` crl = "on" mirror_url = "http://x/" aia_host = "x" }`, trustDomain)
+	for _, key := range []string{"crl", "mirror_url", "aia_host"} {
+		if err == nil || !strings.Contains(err.Error(), at+key+": ") {
+			t.Errorf("%s is not told: %v", key, err)
+		}
+	}
+}
+
+// The folder of a cache is not made by the server: a name that is mistyped is
+// found before the server runs without one.
+func TestEKCACacheFolder(t *testing.T) {
+	dir := t.TempDir()
+	text := func(cache string) string {
+		return `source "ek_ca" "v" { ca_path = "` + dir + `" aia_hosts = ["x"] cache_path = "` + cache + `" }`
+	}
+	l := config.NewLoader()
+	if _, err := l.Load(t.Context(), text(dir+"/new.db"), trustDomain); err != nil {
+		t.Error(err)
+	}
+	want := `source "ek_ca" "v": cache_path: "` + dir + `/none`
+	if _, err := l.Load(t.Context(), text(dir+"/none/x.db"), trustDomain); err == nil || !strings.Contains(err.Error(), want) {
+		t.Error(err)
+	}
+}
+
+// Who fetches without a cache learns what a restart costs; who has one, or
+// fetches nothing, is left alone.
+func TestEKCAWarnings(t *testing.T) {
+	for text, want := range map[string]bool{
+		cas + `}`: false,
+		aia + `}`: true,
+		cas + ` ek_certificate_urls = { amd = "https://x/" } }`: true,
+		aia + ` cache_path = "/x.db" }`:                         false,
+	} {
+		warnings := mustParse(t, text).Warnings
+		got := slices.ContainsFunc(warnings, func(w string) bool {
+			return strings.HasPrefix(w, `source "ek_ca" "vendors": cache_path: is missing: `)
+		})
+		if got != want {
+			t.Errorf("%s: %q", text, warnings)
+		}
+	}
+}
