@@ -47,13 +47,16 @@ type Answer struct {
 	// Verdict is zero where Err is not nil. It shares no memory with the
 	// source.
 	Verdict Verdict
-	// Err is why the source cannot tell, or wraps ErrNeedsChallenge.
+	// Err is why the source cannot tell, or wraps ErrNeedsChallenge, or wraps
+	// ErrNeedsNetwork where the source would have asked the network and was not
+	// told to: before the challenge, and where no answer would have mattered.
 	Err error
 	// Duration is how long the source took, the wait for a slot included.
 	Duration time.Duration
 }
 
-// Result returns "listed", "not_listed", "cannot_tell" or "needs_challenge".
+// Result returns "listed", "not_listed", "cannot_tell", "needs_challenge" or
+// "needs_network".
 func (a Answer) Result() string {
 	switch a.value() {
 	case yes:
@@ -61,7 +64,10 @@ func (a Answer) Result() string {
 	case unsure:
 		return "cannot_tell"
 	case open:
-		return "needs_challenge"
+		if errors.Is(a.Err, ErrNeedsChallenge) {
+			return "needs_challenge"
+		}
+		return "needs_network"
 	}
 	return "not_listed"
 }
@@ -71,8 +77,10 @@ func (a Answer) String() string {
 	switch {
 	case a.value() == unsure:
 		return a.Source + ": cannot tell: " + a.Err.Error()
-	case a.value() == open:
+	case a.value() == open && errors.Is(a.Err, ErrNeedsChallenge):
 		return a.Source + ": needs the challenge"
+	case a.value() == open:
+		return a.Source + ": " + a.Err.Error()
 	}
 	s := a.Source + ": not listed"
 	if a.Verdict.Listed {
@@ -86,7 +94,7 @@ func (a Answer) String() string {
 
 func (a Answer) value() value {
 	switch {
-	case a.Err != nil && errors.Is(a.Err, ErrNeedsChallenge):
+	case a.Err != nil && (errors.Is(a.Err, ErrNeedsChallenge) || errors.Is(a.Err, ErrNeedsNetwork)):
 		return open
 	case a.Err != nil:
 		return unsure

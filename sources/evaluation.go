@@ -2,6 +2,7 @@ package sources
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -71,8 +72,8 @@ func (e *Evaluation) BeforeChallenge(ctx context.Context) Decision {
 	if len(e.set.polled) > 0 {
 		e.askEarly(ctx, until)
 	}
-	d := e.decision()
-	if d.Outcome == Admitted {
+	d := e.report()
+	if d.Outcome = e.set.plan.decide(e.values); d.Outcome == Admitted {
 		d.Outcome = Challenge
 		e.step = challenged
 	}
@@ -80,15 +81,16 @@ func (e *Evaluation) BeforeChallenge(ctx context.Context) Decision {
 }
 
 // AfterChallenge asks again the sources that needed the challenge, keeps what
-// the others have said, and decides:
+// the others have said, has a [Fetcher] ask the network where its answer can still
+// change the decision or what it grants, and decides:
 //
 //   - Admitted, where no deny rule holds or might hold and an allow rule holds;
 //   - Unavailable, where the sources that cannot tell could have made it so;
 //   - Refused otherwise.
 //
-// It returns within Options.CheckTimeout. It is called once, after
-// BeforeChallenge has answered Challenge, and refuses otherwise or where proof
-// is nil.
+// It returns within Options.CheckTimeout or, where the network is asked, within
+// Options.FetchTimeout more. It is called once, after BeforeChallenge has answered
+// Challenge, and refuses otherwise or where proof is nil.
 func (e *Evaluation) AfterChallenge(ctx context.Context, proof *Proof) Decision {
 	if e.step != challenged || proof == nil {
 		e.step = ended
@@ -96,22 +98,42 @@ func (e *Evaluation) AfterChallenge(ctx context.Context, proof *Proof) Decision 
 	}
 	e.step = ended
 	if slices.Contains(e.values, open) {
-		ev := *e.ev // a check that is stuck may still read the first one
-		ev.Proof = proof
-		for i, v := range e.values {
-			e.due[i] = v == open
-		}
-		e.ask(ctx, &ev, time.Now().Add(e.set.opts.CheckTimeout))
+		e.askOpen(ctx, proof)
 	}
-	d := e.decision()
-	if d.Outcome == Admitted {
+	d := e.report()
+	for i, v := range e.values {
+		if v == open { // the network was not asked: no failure to report, and nothing is known
+			e.values[i] = unsure
+		}
+	}
+	if d.Outcome = e.set.plan.decide(e.values); d.Outcome == Admitted {
 		e.set.plan.grant(e.values, e.set.noAttributes, &d)
 	}
 	return d
 }
 
-func (e *Evaluation) decision() Decision {
-	d := Decision{Outcome: e.set.plan.decide(e.values), Answers: slices.Clone(e.answers)}
+// askOpen asks the sources that have left their answer open, now that the machine
+// has proved that it holds its EK.
+func (e *Evaluation) askOpen(ctx context.Context, proof *Proof) {
+	ev := *e.ev // a check that is stuck may still read the first one
+	ev.Proof = proof
+	again := false
+	for i, v := range e.values {
+		e.due[i] = v == open && errors.Is(e.answers[i].Err, ErrNeedsChallenge)
+		again = again || e.due[i]
+	}
+	if again {
+		e.ask(ctx, &ev, time.Now().Add(e.set.opts.CheckTimeout))
+	}
+	if slices.Contains(e.values, open) {
+		e.fetch(ctx, &ev, time.Now().Add(e.set.opts.FetchTimeout))
+	}
+}
+
+// report returns a Decision without its outcome: what each source has said and
+// what each rule comes to by that.
+func (e *Evaluation) report() Decision {
+	d := Decision{Answers: slices.Clone(e.answers)}
 	e.set.plan.report(e.values, &d)
 	return d
 }
@@ -154,12 +176,17 @@ func (e *Evaluation) ask(ctx context.Context, ev *Evidence, until time.Time) {
 		}
 	}
 	e.askMemory(ctx, ev, &q)
+	e.wait(ctx, within, &q, grace)
+}
+
+// wait hears all replies that come by the end of within, and for grace longer.
+func (e *Evaluation) wait(ctx, within context.Context, q *question, grace time.Duration) {
 	for q.missing > 0 {
 		select {
 		case a := <-q.replies:
-			e.hear(ctx, &q, a)
+			e.hear(ctx, q, a)
 		case <-within.Done():
-			e.hearLast(ctx, &q, grace)
+			e.hearLast(ctx, q, grace)
 		}
 	}
 }

@@ -12,7 +12,7 @@ type value uint8
 const (
 	// no: the source does not list the TPM; the rule does not hold.
 	no value = iota
-	// open: the challenge will show it.
+	// open: the challenge will show it, or the network would.
 	open
 	// unsure: a source could not tell, and what it would have said matters.
 	unsure
@@ -21,7 +21,7 @@ const (
 )
 
 // or is the larger one: what is known to hold holds, and a failure is a better
-// reason for not knowing than a challenge that is still to come.
+// reason for not knowing than an answer that is still to come.
 func or(a, b value) value { return max(a, b) }
 
 func and(a, b value) value {

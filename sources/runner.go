@@ -15,20 +15,22 @@ import (
 type runner struct {
 	name, kind     string
 	source         Source
-	inMemory       bool // it is asked in the goroutine that waits for it
+	fetcher        Fetcher // the same, or nil where it asks no network
+	inMemory       bool    // it is asked in the goroutine that waits for it
 	log            *slog.Logger
 	refreshTimeout time.Duration
 	changed        func()
 
 	slots   chan struct{} // holds one element for each check under way
-	stuck   atomic.Int64  // checks that were abandoned and have not returned
+	fetches chan struct{} // for each that asks the network; nil without a fetcher
+	stuck   atomic.Int64  // of both, those that were abandoned and have not returned
 	failing atomic.Bool   // the last check could not tell
 
 	life
 }
 
 func newRunner(m Member, opts Options) *runner {
-	return &runner{
+	r := &runner{
 		name:           m.Name,
 		kind:           m.Kind,
 		source:         m.Source,
@@ -39,6 +41,10 @@ func newRunner(m Member, opts Options) *runner {
 		slots:          make(chan struct{}, opts.Slots),
 		life:           life{first: make(chan struct{})},
 	}
+	if f, ok := m.Source.(Fetcher); ok {
+		r.fetcher, r.fetches = f, make(chan struct{}, opts.Slots)
+	}
+	return r
 }
 
 // inMemory reports whether the source need not be waited for. One that panics
@@ -56,7 +62,10 @@ func inMemory(source Source) (yes bool) {
 
 // A check is one question to one source. Its state is what the one who waits
 // and the one who answers agree by.
-type check struct{ state atomic.Int32 }
+type check struct {
+	state atomic.Int32
+	fetch bool // it is a question to Fetch
+}
 
 const (
 	waiting   int32 = iota // for a slot
@@ -76,22 +85,26 @@ type reply struct {
 // abandoned by then. It runs in a goroutine of its own, which may get stuck in
 // the source; replies has room for every reply.
 func (r *runner) answer(ctx context.Context, ev *Evidence, index int, c *check, replies chan<- reply) {
+	slots, what := r.slots, "checks"
+	if c.fetch {
+		slots, what = r.fetches, "fetches"
+	}
 	select {
-	case r.slots <- struct{}{}:
+	case slots <- struct{}{}:
 	case <-ctx.Done():
 		if c.state.CompareAndSwap(waiting, answered) {
-			err := fmt.Errorf("%d earlier checks have not returned: %w", cap(r.slots), ctx.Err())
+			err := fmt.Errorf("%d earlier %s have not returned: %w", cap(slots), what, ctx.Err())
 			replies <- reply{source: index, err: err}
 		}
 		return
 	}
 	if !c.state.CompareAndSwap(waiting, answering) {
-		<-r.slots
+		<-slots
 		return
 	}
 	a := reply{source: index, err: errGoexit}
 	defer func() {
-		<-r.slots
+		<-slots
 		if c.state.Swap(answered) != abandoned {
 			replies <- a
 		} else if r.stuck.Add(-1) == 0 {
@@ -99,7 +112,11 @@ func (r *runner) answer(ctx context.Context, ev *Evidence, index int, c *check, 
 			r.changed()
 		}
 	}()
-	a.verdict, a.err = r.check(ctx, ev)
+	if c.fetch {
+		a.verdict, a.err = r.fetch(ctx, ev)
+	} else {
+		a.verdict, a.err = r.check(ctx, ev)
+	}
 }
 
 // check asks the source. What the source does wrong is the error.
@@ -114,7 +131,22 @@ func (r *runner) check(ctx context.Context, ev *Evidence) (v Verdict, err error)
 		return Verdict{}, err
 	}
 	v, err = r.source.Check(ctx, ev)
-	return settle(v, err, ev.Proof != nil)
+	return settle(v, err, ev.Proof != nil, r.fetcher != nil)
+}
+
+// fetch asks the fetcher, as check asks the source.
+func (r *runner) fetch(ctx context.Context, ev *Evidence) (v Verdict, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			v, err = Verdict{}, recovered(p)
+			r.log.Error("source panicked in Fetch", stackOf(err)...)
+		}
+	}()
+	if err := ctx.Err(); err != nil {
+		return Verdict{}, err
+	}
+	v, err = r.fetcher.Fetch(ctx, ev)
+	return settle(v, err, true, false)
 }
 
 // abandon gives up c, which then sends no reply. It reports false where c has
@@ -130,14 +162,18 @@ func (r *runner) abandon(c *check) bool {
 	}
 	if stuck == 1 {
 		r.log.Warn("a check of the source is stuck: it has not returned by its deadline",
-			slog.Int("slots", cap(r.slots)))
+			slog.Int("slots", cap(r.slots)), slog.Bool("network", c.fetch))
 		r.changed()
 	}
 	return true
 }
 
-// noteCheck logs when the source begins to fail and when it has recovered.
+// noteCheck logs when the source begins to fail and when it has recovered. That it
+// needs the network says neither: what it is told there may.
 func (r *runner) noteCheck(err error) {
+	if r.fetcher != nil && errors.Is(err, ErrNeedsNetwork) {
+		return
+	}
 	failed := err != nil && !errors.Is(err, ErrNeedsChallenge)
 	if r.failing.Load() == failed || r.failing.Swap(failed) == failed {
 		return

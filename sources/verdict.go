@@ -152,13 +152,18 @@ func isHex(s string) bool {
 
 // settle turns what a source returned into what the Set goes on with: zero with
 // an error, without attributes where the TPM is not listed, within the limits,
-// and sharing no memory with the source.
-func settle(v Verdict, err error, proof bool) (Verdict, error) {
+// and sharing no memory with the source. proven is true after the challenge;
+// fetches is true where the source may say that it needs the network.
+func settle(v Verdict, err error, proven, fetches bool) (Verdict, error) {
 	if err != nil {
 		// The source's error is looked into and put into words here, under the
 		// guard: its methods are the source's code too.
-		if errors.Is(err, ErrNeedsChallenge) && proof {
+		if errors.Is(err, ErrNeedsChallenge) && proven {
 			return Verdict{}, errors.New("asks for the challenge after the challenge")
+		}
+		if errors.Is(err, ErrNeedsNetwork) && !fetches {
+			// Not wrapped: nothing would come of its being asked again.
+			return Verdict{}, errors.New("asks for a network that it cannot be given: " + err.Error())
 		}
 		return Verdict{}, fmt.Errorf("%w", err)
 	}

@@ -127,6 +127,28 @@ func NewMemoryFake(a Answer) *MemoryFake {
 // InMemory implements sources.InMemory.
 func (f *MemoryFake) InMemory() bool { return true }
 
+// A FetchingFake is a Fake that is a Fetcher as well. Both answer as they are told;
+// the zero FetchingFake lists nobody and needs no network.
+type FetchingFake struct {
+	Fake
+	// Network is what Fetch asks.
+	Network Fake
+}
+
+// NewFetchingFake returns a FetchingFake that needs the network for whatever it is
+// asked, and then answers a.
+func NewFetchingFake(a Answer) *FetchingFake {
+	f := &FetchingFake{}
+	f.Set(Fails(sources.ErrNeedsNetwork))
+	f.Network.Set(a)
+	return f
+}
+
+// Fetch implements sources.Fetcher.
+func (f *FetchingFake) Fetch(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	return f.Network.Check(ctx, ev)
+}
+
 // A LoadingFake is a Fake that is a Refresher, a Runner and a Reporter as well.
 // Its functions are set before it is used, and are called as the methods are.
 type LoadingFake struct {
