@@ -1,0 +1,82 @@
+package sqltable
+
+import (
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// The longest files, in bytes: that of the DSN and those of certificates.
+const maxDSN, maxPEM = 16 << 10, 4 << 20
+
+// A dsnFile is a data source name and the file that it was read from. It is
+// never part of an error or a log: it holds the password.
+type dsnFile struct {
+	text string
+	is   fileID
+}
+
+// A fileID tells a file from what it was before.
+type fileID struct {
+	device, inode uint64
+	size          int64
+	modified      time.Time
+	changed       syscall.Timespec
+}
+
+func idOf(info fs.FileInfo) fileID {
+	id := fileID{size: info.Size(), modified: info.ModTime()}
+	if s, ok := info.Sys().(*syscall.Stat_t); ok {
+		id.device, id.inode, id.changed = uint64(s.Dev), s.Ino, s.Ctim //nolint:unconvert // not on all systems
+	}
+	return id
+}
+
+// readDSN reads the file unless it is as it was.
+func readDSN(path string, last dsnFile) (dsnFile, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return dsnFile{}, fmt.Errorf("read the DSN: %w", err)
+	}
+	id := idOf(info)
+	if last.text != "" && id == last.is {
+		return last, nil
+	}
+	content, err := readFile(path, maxDSN)
+	if err != nil {
+		return dsnFile{}, fmt.Errorf("read the DSN: %w", err)
+	}
+	text := strings.TrimSpace(string(content))
+	if text == "" || strings.ContainsAny(text, "\x00\n\r") {
+		return dsnFile{}, fmt.Errorf("there is no DSN in %q: write one line", path)
+	}
+	return dsnFile{text, id}, nil
+}
+
+// readFile reads a small regular file. It does not wait for a FIFO's writer.
+func readFile(path string, limit int64) ([]byte, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) //nolint:gosec // G304: the operator names it
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	switch {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%q is no regular file", path)
+	}
+	content, err := io.ReadAll(io.LimitReader(file, limit+1))
+	switch {
+	case err != nil:
+		return nil, err
+	case int64(len(content)) > limit:
+		return nil, fmt.Errorf("%q is longer than %d bytes", path, limit)
+	}
+	return content, nil
+}

@@ -1,0 +1,123 @@
+package sqltable
+
+import (
+	"context"
+	"errors"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// A fault is what an error of a look-up says about the database.
+type fault int
+
+const (
+	// answered: the database is there and has said no, or what says nothing.
+	answered fault = iota
+	// stale: the connection, or what is prepared on it, is of no use any more;
+	// another may be.
+	stale
+	// down: the database does not answer, or not in time.
+	down
+)
+
+func isAnswer(err error) bool { return faultOf(err) == answered }
+func isStale(err error) bool  { return faultOf(err) == stale }
+
+// faultOf returns what an error says. An error that nobody knows is a connection
+// that is lost.
+func faultOf(err error) fault {
+	if isShape(err) {
+		return answered
+	}
+	if _, ok := errors.AsType[*connectError](err); ok {
+		return down
+	}
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return down
+	}
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return postgresFault(pg.Code)
+	}
+	if my, ok := errors.AsType[*mysql.MySQLError](err); ok {
+		return mysqlFault(my.Number)
+	}
+	return stale
+}
+
+// postgresFault knows the codes of appendix A of PostgreSQL's documentation.
+func postgresFault(code string) fault {
+	switch {
+	case code == "57014": // query_canceled: by statement_timeout
+		return down
+	case code == "0A000", // a cached plan of a table that has changed
+		code == "26000", // invalid_sql_statement_name: it was deallocated
+		strings.HasPrefix(code, "57P"), strings.HasPrefix(code, "08"):
+		return stale
+	case strings.HasPrefix(code, "53"), strings.HasPrefix(code, "58"): // no resources, system errors
+		return down
+	}
+	return answered
+}
+
+// mysqlFault knows the numbers of MySQL's and MariaDB's error messages.
+func mysqlFault(number uint16) fault {
+	switch number {
+	case 1205, 1317, 1969, 3024: // a lock, interrupted, max_statement_time, max_execution_time
+		return down
+	case 1053, 1243, 1615, 1927: // shutdown, no such statement, prepare it again, killed
+		return stale
+	}
+	return answered
+}
+
+// secretsOf returns what of a DSN no log may show: all of it, and the password as
+// it is and as it is written in a URL.
+func secretsOf(dialect Dialect, dsn string) []string {
+	secrets := []string{dsn}
+	password := ""
+	if dialect == MySQL {
+		if c, err := mysql.ParseDSN(dsn); err == nil {
+			password = c.Passwd
+		}
+	} else if c, err := pgx.ParseConfig(dsn); err == nil {
+		password = c.Password
+	}
+	if password != "" {
+		secrets = append(secrets, password, url.QueryEscape(password), url.PathEscape(password))
+	}
+	slices.SortFunc(secrets, func(a, b string) int { return len(b) - len(a) })
+	return secrets
+}
+
+// maxErrorText is how much of an error of the database is kept, in bytes.
+const maxErrorText = 1024
+
+// A scrubbedError is an error of the database as it may be logged.
+type scrubbedError string
+
+func (e scrubbedError) Error() string { return string(e) }
+
+// scrub returns err in one line, without secrets and without the original error,
+// which may hold them.
+func scrub(err error, secrets []string) error {
+	s := strings.ToValidUTF8(err.Error(), "")
+	for _, secret := range secrets {
+		s = strings.ReplaceAll(s, secret, "…")
+	}
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) > maxErrorText {
+		s = strings.ToValidUTF8(s[:maxErrorText], "") + "…"
+	}
+	return scrubbedError(s)
+}
+
+// isShape reports whether the database has answered what says nothing.
+func isShape(err error) bool {
+	_, ok := errors.AsType[shapeError](err)
+	return ok
+}

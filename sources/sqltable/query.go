@@ -1,0 +1,184 @@
+package sqltable
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// A Dialect is a kind of database.
+type Dialect string
+
+// The dialects there are.
+const (
+	Postgres Dialect = "postgres"
+	MySQL    Dialect = "mysql"
+)
+
+// maxQuery is the longest query in bytes.
+const maxQuery = 16 << 10
+
+// Rewrite checks a query and returns it as the database takes it: with $1 for
+// the placeholder in Postgres, and without a semicolon at its end.
+//
+// The query has to be one SELECT, which may begin with WITH, with exactly one "?"
+// outside of literals, quoted identifiers and comments. What databases read in
+// two ways, depending on their settings, is refused wherever it is: a backslash,
+// a dollar sign and comments that are run.
+func Rewrite(dialect Dialect, query string) (string, error) {
+	switch {
+	case dialect != Postgres && dialect != MySQL:
+		return "", fmt.Errorf("unknown dialect %q: write %q or %q", string(dialect), Postgres, MySQL)
+	case len(query) > maxQuery:
+		return "", fmt.Errorf("%d bytes, more than %d", len(query), maxQuery)
+	case !utf8.ValidString(query) || strings.ContainsFunc(query, isControl):
+		return "", errors.New("is not UTF-8, or has a control character in it")
+	case strings.ContainsAny(query, `\$`):
+		return "", errors.New("has a backslash or a dollar sign in it, which databases read in several ways: " +
+			"write it without, and ? for the EK hash")
+	}
+	s := scanner{dialect: dialect, text: query, placeholder: -1, end: -1}
+	if err := s.scan(); err != nil {
+		return "", err
+	}
+	switch word := strings.ToUpper(s.first); {
+	case word != "SELECT" && word != "WITH":
+		return "", errors.New("does not begin with SELECT: write SELECT … WHERE … = ?")
+	case s.placeholder < 0:
+		return "", errors.New(`has no "?" that stands for the EK hash: write SELECT … WHERE … = ?`)
+	}
+	if s.end >= 0 {
+		query = query[:s.end]
+	}
+	if dialect == Postgres {
+		// The blanks keep it from becoming part of a word or a number.
+		query = query[:s.placeholder] + " $1 " + query[s.placeholder+1:]
+	}
+	return query, nil
+}
+
+// isControl reports whether r is a control character that is no blank.
+func isControl(r rune) bool {
+	return unicode.IsControl(r) && r != '\t' && r != '\n' && r != '\r'
+}
+
+// A scanner reads a query as far as it takes to tell what is quoted.
+type scanner struct {
+	dialect     Dialect
+	text        string
+	at          int
+	first       string // word
+	placeholder int    // where it is, or -1
+	end         int    // where a semicolon ends the query, or -1
+}
+
+func (s *scanner) scan() error {
+	for s.at < len(s.text) {
+		begin := s.at
+		if skipped, err := s.skip(); skipped || err != nil {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		c := s.text[begin]
+		s.at++
+		blank := c == ' ' || c == '\t' || c == '\n' || c == '\r'
+		switch {
+		case !blank && s.end >= 0:
+			return errors.New("has something behind the semicolon: write one statement")
+		case c == ';':
+			s.end = begin
+		case c == '?' && s.placeholder >= 0:
+			return errors.New(`has more than one "?": one stands for the EK hash; write operators that have one as functions`)
+		case c == '?':
+			s.placeholder = begin
+		case s.first == "" && !blank:
+			s.first = word(s.text[begin:])
+		}
+	}
+	return nil
+}
+
+// word returns the letters that s begins with, or one byte.
+func word(s string) string {
+	for i, c := range []byte(s) {
+		if c |= 0x20; c < 'a' || c > 'z' {
+			return s[:max(i, 1)]
+		}
+	}
+	return s
+}
+
+// skip reads what is quoted or a comment, if that is what follows.
+func (s *scanner) skip() (bool, error) {
+	rest := s.text[s.at:]
+	mysql := s.dialect == MySQL
+	switch {
+	case rest[0] == '\'' || rest[0] == '"' || rest[0] == '`' && mysql:
+		if s.end >= 0 {
+			return false, nil
+		}
+		return true, s.quoted(rest[0])
+	case strings.HasPrefix(rest, "--"):
+		if mysql && len(rest) > 2 && rest[2] > ' ' {
+			return false, nil // two signs: a comment has a blank there
+		}
+		s.line()
+		return true, nil
+	case rest[0] == '#' && mysql:
+		s.line()
+		return true, nil
+	case strings.HasPrefix(rest, "/*"):
+		return true, s.comment(rest)
+	}
+	return false, nil
+}
+
+// quoted reads to the end of a literal or an identifier. The quote given twice is
+// the quote itself, which reads the same as two literals beside each other.
+func (s *scanner) quoted(quote byte) error {
+	n := strings.IndexByte(s.text[s.at+1:], quote)
+	if n < 0 {
+		return fmt.Errorf("a quote (%c) is not closed", quote)
+	}
+	s.at += n + 2
+	return nil
+}
+
+func (s *scanner) line() {
+	if n := strings.IndexAny(s.text[s.at:], "\r\n"); n >= 0 {
+		s.at += n
+		return
+	}
+	s.at = len(s.text)
+}
+
+// comment reads to the end of a comment, which nests in Postgres.
+func (s *scanner) comment(rest string) error {
+	if s.dialect == MySQL && (strings.HasPrefix(rest, "/*!") || strings.HasPrefix(rest, "/*M!") ||
+		strings.HasPrefix(rest, "/*m!") || strings.HasPrefix(rest, "/*+")) {
+		return errors.New("has a comment that databases run: write it without")
+	}
+	depth := 0
+	for i := 0; i+1 < len(rest); i++ {
+		switch rest[i : i+2] {
+		case "/*":
+			if depth > 0 && s.dialect == MySQL {
+				return errors.New("has a comment within a comment: write it without")
+			}
+			depth++
+			i++
+		case "*/":
+			depth--
+			i++
+			if depth == 0 {
+				s.at += i + 1
+				return nil
+			}
+		}
+	}
+	return errors.New("a comment is not closed")
+}

@@ -1,0 +1,399 @@
+// Package sqltest runs real database servers for tests: PostgreSQL and MariaDB,
+// each in a folder of its own, on a unix socket and a port of 127.0.0.1, as an
+// unprivileged user. A test may stop, kill and freeze them.
+package sqltest
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// A Server is a database server. Its methods are called by one goroutine at a
+// time, but for Log and Exec.
+type Server struct {
+	engine engine
+	// Dir holds all that the server writes.
+	Dir string
+	// Port is that of 127.0.0.1 on which it listens.
+	Port int
+	// CAPath is the PEM file of the CA whose certificate it has for 127.0.0.1
+	// and localhost.
+	CAPath string
+
+	credential *syscall.Credential
+	cmd        *exec.Cmd
+	exited     chan struct{}
+
+	mu  sync.Mutex
+	log bytes.Buffer
+}
+
+// An engine is what PostgreSQL and MariaDB differ in.
+type engine struct {
+	name  string
+	users []string // that it may run as; the first that there is
+	// prepare returns the command that makes its data, and serve the one that
+	// serves it, by the folder and the port.
+	prepare, serve func(s *Server) (*exec.Cmd, error)
+	// exec returns the command that runs statements from its standard input.
+	exec func(s *Server, database string) (*exec.Cmd, error)
+	// ready is what it logs when it takes connections.
+	ready string
+	// stop ends it in order, and dead at once where the test has died.
+	stop, dead syscall.Signal
+}
+
+// Postgres starts a PostgreSQL. Everybody who can reach its socket is who they
+// say; over the network a password is needed. The superuser is "postgres".
+func Postgres() (*Server, error) { return start(postgres) }
+
+// MariaDB starts a MariaDB. The superuser is "root", without a password.
+func MariaDB() (*Server, error) { return start(mariadb) }
+
+var postgres = engine{
+	name: "postgres", users: []string{"postgres", "nobody"},
+	ready: "database system is ready to accept connections", stop: syscall.SIGINT, dead: syscall.SIGQUIT,
+	prepare: func(s *Server) (*exec.Cmd, error) {
+		program, err := find("initdb", "/usr/lib/postgresql/*/bin/initdb")
+		if err != nil {
+			return nil, err
+		}
+		return exec.Command(program, "-D", s.data(), "-U", "postgres", "--auth-local=trust",
+			"--auth-host=scram-sha-256", "-E", "UTF8", "--no-locale", "--no-sync"), nil
+	},
+	serve: func(s *Server) (*exec.Cmd, error) {
+		program, err := find("postgres", "/usr/lib/postgresql/*/bin/postgres")
+		if err != nil {
+			return nil, err
+		}
+		args := []string{"-D", s.data(), "-k", s.Dir, "-h", "127.0.0.1", "-p", strconv.Itoa(s.Port)}
+		for _, setting := range []string{
+			"fsync=off", "max_connections=40", "log_statement=all", "log_min_duration_statement=-1", "ssl=on",
+			"ssl_cert_file=" + s.file("server.pem"), "ssl_key_file=" + s.file("server.key"),
+		} {
+			args = append(args, "-c", setting)
+		}
+		return exec.Command(program, args...), nil
+	},
+	exec: func(s *Server, database string) (*exec.Cmd, error) {
+		program, err := find("psql", "/usr/lib/postgresql/*/bin/psql")
+		if err != nil {
+			return nil, err
+		}
+		return exec.Command(program, "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", s.Dir,
+			"-p", strconv.Itoa(s.Port), "-U", "postgres", "-d", database), nil
+	},
+}
+
+var mariadb = engine{
+	name: "mariadb", users: []string{"mysql", "nobody"},
+	ready: "ready for connections", stop: syscall.SIGTERM, dead: syscall.SIGKILL,
+	prepare: func(s *Server) (*exec.Cmd, error) {
+		program, err := find("mariadb-install-db", "/usr/bin/mariadb-install-db")
+		if err != nil {
+			return nil, err
+		}
+		return exec.Command(program, "--no-defaults", "--datadir="+s.data(), "--skip-test-db",
+			"--auth-root-authentication-method=normal", "--innodb-log-file-size=8M"), nil
+	},
+	serve: func(s *Server) (*exec.Cmd, error) {
+		program, err := find("mariadbd", "/usr/sbin/mariadbd")
+		if err != nil {
+			return nil, err
+		}
+		return exec.Command(program, "--no-defaults", "--datadir="+s.data(), "--socket="+s.Socket(),
+			"--bind-address=127.0.0.1", "--port="+strconv.Itoa(s.Port), "--pid-file="+s.file("pid"),
+			"--general-log", "--general-log-file="+s.file("general.log"), "--skip-name-resolve",
+			"--innodb-flush-log-at-trx-commit=0", "--innodb-log-file-size=8M", "--character-set-server=utf8mb4",
+			"--ssl-ca="+s.CAPath, "--ssl-cert="+s.file("server.pem"), "--ssl-key="+s.file("server.key")), nil
+	},
+	exec: func(s *Server, database string) (*exec.Cmd, error) {
+		program, err := find("mariadb", "/usr/bin/mariadb")
+		if err != nil {
+			return nil, err
+		}
+		return exec.Command(program, "--no-defaults", "--batch", "--skip-column-names", "--socket="+s.Socket(),
+			"--user=root", "--database="+database), nil
+	},
+}
+
+// find returns a program that is in the PATH, or where Debian has it.
+func find(name, pattern string) (string, error) {
+	found, err := filepath.Glob(pattern)
+	if err == nil && len(found) > 0 {
+		slices.Sort(found)
+		return found[len(found)-1], nil
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", fmt.Errorf("there is no %s: run e2e/install.sh test: %w", name, err)
+	}
+	return path, nil
+}
+
+// patience is how long a server may take to start or to stop.
+const patience = time.Minute
+
+func start(e engine) (*Server, error) {
+	dir, err := os.MkdirTemp("", "sql") // a socket's path has room for 107 bytes
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{engine: e, Dir: dir}
+	if err := s.prepare(); err != nil {
+		_ = os.RemoveAll(dir)
+		return nil, err
+	}
+	if err := s.Start(); err != nil {
+		_ = os.RemoveAll(dir)
+		return nil, err
+	}
+	return s, nil
+}
+
+// prepare makes the server's data.
+func (s *Server) prepare() error {
+	var err error
+	if s.Port, err = freePort(); err != nil {
+		return err
+	}
+	if err := s.certificates(); err != nil {
+		return err
+	}
+	if err := s.giveAway(); err != nil {
+		return err
+	}
+	cmd, err := s.engine.prepare(s)
+	if err != nil {
+		return err
+	}
+	s.as(cmd)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", cmd.Path, err, out)
+	}
+	return nil
+}
+
+// giveAway gives the folder to the user that the server runs as: none of them
+// runs as root.
+func (s *Server) giveAway() error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	for _, name := range s.engine.users {
+		u, err := user.Lookup(name)
+		if err != nil {
+			continue
+		}
+		uid, err := strconv.Atoi(u.Uid)
+		if err != nil {
+			return err
+		}
+		gid, err := strconv.Atoi(u.Gid)
+		if err != nil {
+			return err
+		}
+		s.credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+		return filepath.WalkDir(s.Dir, func(path string, _ os.DirEntry, err error) error {
+			return errors.Join(err, os.Chown(path, uid, gid))
+		})
+	}
+	return fmt.Errorf("there is no user to run %s as: %q", s.engine.name, s.engine.users)
+}
+
+// as has a command run as the server's user, in its folder.
+func (s *Server) as(cmd *exec.Cmd) {
+	cmd.Dir = s.Dir
+	cmd.Env = append(os.Environ(), "HOME="+s.Dir, "LC_ALL=C", "TZ=UTC")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.credential}
+}
+
+func (s *Server) file(name string) string { return filepath.Join(s.Dir, name) }
+func (s *Server) data() string            { return s.file("data") }
+
+// Socket is the path of the unix socket; of a PostgreSQL, whose clients want the
+// folder, it is in Dir.
+func (s *Server) Socket() string {
+	if s.engine.name == "postgres" {
+		return fmt.Sprintf("%s/.s.PGSQL.%d", s.Dir, s.Port)
+	}
+	return s.file("sock")
+}
+
+// Address is where it listens on the network.
+func (s *Server) Address() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.Port)) }
+
+// Start starts the server, on the same data where it ran before, and returns when
+// it takes connections.
+func (s *Server) Start() error {
+	cmd, err := s.engine.serve(s)
+	if err != nil {
+		return err
+	}
+	s.as(cmd)
+	cmd.SysProcAttr.Pdeathsig = s.engine.dead
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ready, exited := make(chan struct{}), make(chan struct{})
+	s.cmd, s.exited = cmd, exited
+	go func() {
+		defer close(exited)
+		s.follow(stderr, ready)
+		_ = cmd.Wait()
+	}()
+	select {
+	case <-ready:
+		return nil
+	case <-exited:
+		return fmt.Errorf("%s has ended:\n%s", s.engine.name, s.tail())
+	case <-time.After(patience):
+		s.Kill()
+		return fmt.Errorf("%s is not ready:\n%s", s.engine.name, s.tail())
+	}
+}
+
+// follow keeps what the server logs and closes ready when it says so.
+func (s *Server) follow(stderr io.Reader, ready chan<- struct{}) {
+	lines := bufio.NewReader(stderr)
+	for said := false; ; {
+		line, err := lines.ReadString('\n')
+		s.mu.Lock()
+		s.log.WriteString(line)
+		s.mu.Unlock()
+		if !said && strings.Contains(line, s.engine.ready) {
+			said = true
+			close(ready)
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (s *Server) tail() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.log.Bytes()
+	return string(b[max(0, len(b)-4000):])
+}
+
+// Log returns all that the server has logged: every statement is in it.
+func (s *Server) Log() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	general, _ := os.ReadFile(s.file("general.log")) // of MariaDB
+	return s.log.String() + string(general)
+}
+
+// Stop ends the server in order; its clients' connections end with it.
+func (s *Server) Stop() error {
+	select {
+	case <-s.exited:
+		return nil
+	default:
+	}
+	if err := s.cmd.Process.Signal(s.engine.stop); err != nil {
+		return err
+	}
+	select {
+	case <-s.exited:
+		return nil
+	case <-time.After(patience):
+		s.Kill()
+		return fmt.Errorf("%s has not stopped:\n%s", s.engine.name, s.tail())
+	}
+}
+
+// Kill ends the server and all its sessions at once, as a machine that is
+// switched off. It may be started again.
+func (s *Server) Kill() {
+	_ = s.signal(syscall.SIGKILL)
+	<-s.exited
+}
+
+// Freeze has the server and all its sessions stand still: it takes connections,
+// by the kernel, and answers nothing. Thaw has it go on.
+func (s *Server) Freeze() error { return s.signal(syscall.SIGSTOP) }
+
+// Thaw undoes Freeze.
+func (s *Server) Thaw() error { return s.signal(syscall.SIGCONT) }
+
+// signal sends a signal to the server and its children, which have process
+// groups of their own.
+func (s *Server) signal(sig syscall.Signal) error {
+	err := syscall.Kill(s.cmd.Process.Pid, sig)
+	stats, globErr := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range stats {
+		stat, readErr := os.ReadFile(path)
+		if readErr != nil {
+			continue // it has ended
+		}
+		// pid (name) state ppid …; the name may hold anything.
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		if len(fields) < 2 || fields[1] != strconv.Itoa(s.cmd.Process.Pid) {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path))); err == nil {
+			_ = syscall.Kill(pid, sig)
+		}
+	}
+	return errors.Join(err, globErr)
+}
+
+// Close ends the server and removes its folder.
+func (s *Server) Close() error {
+	err := s.Stop()
+	return errors.Join(err, os.RemoveAll(s.Dir))
+}
+
+// Exec runs statements as the superuser and returns what they print: a line for
+// each row.
+func (s *Server) Exec(ctx context.Context, database, statements string) (string, error) {
+	cmd, err := s.engine.exec(s, database)
+	if err != nil {
+		return "", err
+	}
+	run := exec.CommandContext(ctx, cmd.Path, cmd.Args[1:]...)
+	run.Env = append(os.Environ(), "LC_ALL=C")
+	run.Stdin = strings.NewReader(statements)
+	var stderr bytes.Buffer
+	run.Stderr = &stderr
+	out, err := run.Output()
+	if err != nil {
+		return "", fmt.Errorf("%s: %w: %s", s.engine.name, err, stderr.String())
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	addr, ok := l.Addr().(*net.TCPAddr)
+	if !ok {
+		return 0, fmt.Errorf("%v is no TCP address", l.Addr())
+	}
+	return addr.Port, nil
+}
