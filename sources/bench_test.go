@@ -49,3 +49,39 @@ func BenchmarkEvaluationParallel(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkEvaluationFetcher is the same with a source that may have to ask the
+// network: one that need not, one whose answer changes nothing, and one that is
+// asked.
+func BenchmarkEvaluationFetcher(b *testing.B) {
+	ev := sourcetest.NewEvidence(b)
+	proof := sourcetest.NewProof(ev)
+	knows := sourcetest.NewFetchingFake(nil)
+	knows.Set(sourcetest.Lists(named("n")))
+	asks := sourcetest.NewFetchingFake(sourcetest.Lists(named("n")))
+	for _, c := range []struct {
+		name   string
+		f      *sourcetest.FetchingFake
+		policy sources.Policy
+	}{
+		{"knows", knows, sources.AnyOf("list", "fetcher")},
+		{"skipped", asks, sources.Policy{Allow: []sources.Rule{
+			{Name: "a", Any: []string{"list"}}, {Name: "t", Any: []string{"fetcher"}, Trial: true},
+		}}},
+		{"asks", asks, sources.AnyOf("list", "fetcher")},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			s := newSet(b, c.policy, sources.Options{}, member("fetcher", c.f),
+				member("list", sourcetest.NewMemoryFake(sourcetest.Lists(named("n")))))
+			s.Start(b.Context(), nil)
+			b.ReportAllocs()
+			for b.Loop() {
+				e := s.Begin(ev)
+				if e.BeforeChallenge(b.Context()).Outcome != sources.Challenge ||
+					e.AfterChallenge(b.Context(), proof).Outcome != sources.Admitted {
+					b.Fatal("not admitted")
+				}
+			}
+		})
+	}
+}

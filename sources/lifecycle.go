@@ -270,10 +270,10 @@ func (r *runner) noteStatus() {
 			r.log.Warn("source has further warnings", slog.Int("number", len(s.Warnings)-i))
 			break
 		}
-		r.log.Warn("source leaves something out", slog.String("warning", w))
+		r.log.Warn("source needs attention", slog.String("warning", w))
 	}
 	if len(s.Warnings) == 0 {
-		r.log.Info("source leaves nothing out any more")
+		r.log.Info("source needs no attention any more")
 	}
 	r.warnings = slices.Clone(s.Warnings)
 }

@@ -403,7 +403,7 @@ func TestStatus(t *testing.T) {
 		status.Store(&sources.Status{Loaded: loaded, Entries: 4})
 		next <- struct{}{}
 		synctest.Wait()
-		log.wantLines(t, "entries=4", "INFO source leaves nothing out any more")
+		log.wantLines(t, "entries=4", "INFO source needs no attention any more")
 		close(next)
 		s.Close()
 	})

@@ -163,7 +163,8 @@ type Status struct {
 	// Serial is the serial number of the list being served; zero where it
 	// has none.
 	Serial uint64
-	// Warnings are parts of the source's data that were left out, each with
-	// its place and the reason, for a person to mend.
+	// Warnings are what a person should mend: parts of the data that were left
+	// out, each with its place and the reason, and what keeps the source from
+	// working as well as it could. A Set logs them where they change.
 	Warnings []string
 }
