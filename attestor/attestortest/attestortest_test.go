@@ -8,7 +8,9 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/asn1"
+	"math/big"
 	"testing"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -177,6 +179,33 @@ func TestCA(t *testing.T) {
 	f.failed = false
 	if root.Issue(&f, nil, attestortest.Certificate{}); !f.failed {
 		t.Error("a certificate for no key")
+	}
+}
+
+// Tests of revocation stand on it: the list is the CA's, current, and has who was
+// meant; a CA says where its issuer is.
+func TestRevocation(t *testing.T) {
+	t.Parallel()
+	root := attestortest.NewCA(t, "root")
+	sub := root.NewCAWith(t, "sub", func(c *x509.Certificate) { c.IssuingCertificateURL = []string{"http://pki/root"} })
+	if err := sub.Certificate.CheckSignatureFrom(root.Certificate); err != nil ||
+		len(sub.Certificate.IssuingCertificateURL) != 1 {
+		t.Errorf("%v, %q", err, sub.Certificate.IssuingCertificateURL)
+	}
+	list, err := x509.ParseRevocationList(sub.CRL(t, nil, big.NewInt(7)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := list.CheckSignatureFrom(sub.Certificate); err != nil {
+		t.Error(err)
+	}
+	revoked := list.RevokedCertificateEntries
+	if len(revoked) != 1 || revoked[0].SerialNumber.Int64() != 7 || !list.NextUpdate.After(time.Now()) {
+		t.Errorf("%+v", list)
+	}
+	var f failure
+	if sub.CRL(&f, func(l *x509.RevocationList) { l.Number = nil }); !f.failed {
+		t.Error("a list without a number")
 	}
 }
 

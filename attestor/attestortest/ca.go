@@ -45,16 +45,23 @@ var forever = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
 // NewCA returns a root of that common name with a new key.
 func NewCA(tb TB, name string) *CA {
 	tb.Helper()
-	return newCA(tb, name, nil)
+	return newCA(tb, name, nil, nil)
 }
 
 // NewCA returns an intermediate authority under ca.
 func (ca *CA) NewCA(tb TB, name string) *CA {
 	tb.Helper()
-	return newCA(tb, name, ca)
+	return newCA(tb, name, ca, nil)
 }
 
-func newCA(tb TB, name string, parent *CA) *CA {
+// NewCAWith is NewCA with a certificate that says something else, such as where
+// its issuer is to be found.
+func (ca *CA) NewCAWith(tb TB, name string, change func(*x509.Certificate)) *CA {
+	tb.Helper()
+	return newCA(tb, name, ca, change)
+}
+
+func newCA(tb TB, name string, parent *CA, change func(*x509.Certificate)) *CA {
 	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -72,6 +79,9 @@ func newCA(tb TB, name string, parent *CA) *CA {
 	}
 	if parent == nil {
 		parent = &CA{Certificate: template, key: key}
+	}
+	if change != nil {
+		change(template)
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, parent.Certificate, &key.PublicKey, parent.key)
 	if err != nil {
