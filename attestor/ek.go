@@ -3,7 +3,6 @@ package attestor
 import (
 	"bytes"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
@@ -40,33 +39,13 @@ func hashKey(pub crypto.PublicKey) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("encode the key: %w", err)
 	}
+	return hashSPKI(der), nil
+}
+
+// hashSPKI is hashKey for what marshalKey has returned.
+func hashSPKI(der []byte) string {
 	sum := sha256.Sum256(der)
-	return hex.EncodeToString(sum[:]), nil
-}
-
-// marshalKey is x509.MarshalPKIXPublicKey. A point it writes behind its curve's
-// prefix itself (RFC 5480, 2), which is several times faster.
-func marshalKey(pub crypto.PublicKey) ([]byte, error) {
-	if pub, ok := pub.(*ecdsa.PublicKey); ok {
-		for _, c := range curves {
-			if c.curve == pub.Curve {
-				point, err := pub.Bytes()
-				return append([]byte(c.prefix), point...), err
-			}
-		}
-	}
-	return x509.MarshalPKIXPublicKey(pub)
-}
-
-// parseKey is x509.ParsePKIXPublicKey. A point it reads from behind its curve's
-// prefix itself, which is several times faster.
-func parseKey(der []byte) (crypto.PublicKey, error) {
-	for _, c := range curves {
-		if point, ok := bytes.CutPrefix(der, []byte(c.prefix)); ok {
-			return ecdsa.ParseUncompressedPublicKey(c.curve, point)
-		}
-	}
-	return x509.ParsePKIXPublicKey(der)
+	return hex.EncodeToString(sum[:])
 }
 
 // The types of PEM blocks (RFC 7468, 5 and 13).
@@ -93,23 +72,43 @@ func parseEK(text []byte) (*EK, error) {
 		}
 		ek.Public = ek.Certificate.PublicKey
 	}
-	if key != nil {
-		pub, err := parseKey(key)
-		if err != nil {
-			return nil, fmt.Errorf("parse the public key: %w", err)
-		}
-		if ek.Certificate != nil && !sameKey(pub, ek.Public) {
-			return nil, errors.New("the certificate is for another key than the one beside it")
-		}
-		ek.Public = pub
+	spki, err := ek.readKey(key)
+	if err != nil {
+		return nil, err
 	}
 	if err := checkShape(ek.Public); err != nil {
 		return nil, err
 	}
-	if ek.Hash, err = hashKey(ek.Public); err != nil {
-		return nil, err
-	}
+	ek.Hash = hashSPKI(spki)
 	return ek, nil
+}
+
+// readKey reads the key that stands beside the certificate, or alone; der is
+// empty where none does. It returns the encoding that the EK hash is of, which is
+// marshalKey's: the one that was sent may be another.
+func (ek *EK) readKey(der []byte) (spki []byte, err error) {
+	if ek.Public != nil {
+		if spki, err = marshalKey(ek.Public); err != nil {
+			return nil, fmt.Errorf("encode the certificate's key: %w", err)
+		}
+		if len(der) == 0 || bytes.Equal(der, spki) {
+			return spki, nil
+		}
+	}
+	pub, err := parseKey(der)
+	if err != nil {
+		return nil, fmt.Errorf("parse the public key: %w", err)
+	}
+	if ek.Public != nil && !sameKey(pub, ek.Public) {
+		return nil, errors.New("the certificate is for another key than the one beside it")
+	}
+	ek.Public = pub
+	if spki == nil {
+		if spki, err = marshalKey(pub); err != nil {
+			return nil, fmt.Errorf("encode the key: %w", err)
+		}
+	}
+	return spki, nil
 }
 
 // splitPEM returns what the blocks in text hold: a certificate, a public key, or
@@ -147,6 +146,9 @@ func cutPEM(text []byte) (*pem.Block, []byte, error) {
 	begin := []byte("-----BEGIN ")
 	if !bytes.HasPrefix(text, begin) {
 		return nil, nil, errors.New("something other than PEM blocks")
+	}
+	if block, next, ok := plainPEM(text); ok {
+		return block, next, nil
 	}
 	block, next := pem.Decode(text)
 	// Decode goes on to the next block where one cannot be read.

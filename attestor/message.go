@@ -33,13 +33,9 @@ type payload struct {
 	Can      []string     `json:",omitempty"` // what the agent can answer beyond Secret
 }
 
-// challenge is the server's message.
-type challenge struct {
-	EC encryptedCredential
-}
-
 // encryptedCredential is what TPM2_MakeCredential returns (part 3, 12.6), both
-// with the size fields of their TPM2B_ forms.
+// with the size fields of their TPM2B_ forms. As the member EC, it is the server's
+// message.
 type encryptedCredential struct {
 	Credential []byte // TPM2B_ID_OBJECT
 	Secret     []byte // TPM2B_ENCRYPTED_SECRET
@@ -61,7 +57,28 @@ func encode(name string, msg any, limit int) ([]byte, error) {
 	return b, nil
 }
 
+// encode returns the challenge message.
+func (c *encryptedCredential) encode() []byte {
+	const around = len(`{"EC":{"Credential":"","Secret":""}}`)
+	size := around + strictBase64.EncodedLen(len(c.Credential)) + strictBase64.EncodedLen(len(c.Secret))
+	b := append(make([]byte, 0, size), `{"EC":{"Credential":"`...)
+	b = strictBase64.AppendEncode(b, c.Credential)
+	b = append(b, `","Secret":"`...)
+	b = strictBase64.AppendEncode(b, c.Secret)
+	return append(b, `"}}`...)
+}
+
 func decodePayload(msg []byte) (*payload, error) {
+	if len(msg) <= MaxPayloadSize {
+		if p := plainPayload(msg); p != nil {
+			return p, nil
+		}
+	}
+	return decodeAnyPayload(msg)
+}
+
+// decodeAnyPayload is decodePayload for a message however it is written.
+func decodeAnyPayload(msg []byte) (*payload, error) {
 	p := new(payload)
 	err := decode(msg, MaxPayloadSize, func(d *decoder, name string) (err error) {
 		switch name {
@@ -168,6 +185,14 @@ func (c *encryptedCredential) decode(d *decoder, name string) (err error) {
 }
 
 func decodeResponse(msg []byte) ([]byte, error) {
+	if secret := plainResponse(msg); secret != nil {
+		return secret, nil
+	}
+	return decodeAnyResponse(msg)
+}
+
+// decodeAnyResponse is decodeResponse for a message however it is written.
+func decodeAnyResponse(msg []byte) ([]byte, error) {
 	var secret []byte
 	err := decode(msg, MaxResponseSize, func(d *decoder, name string) (err error) {
 		if name == "Secret" {

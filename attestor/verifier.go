@@ -127,7 +127,7 @@ func (s *Session) Challenge() ([]byte, error) {
 		s.end()
 		return nil, err
 	}
-	return encode("challenge", &challenge{EC: *ec}, MaxChallengeSize)
+	return ec.encode(), nil
 }
 
 // Finish checks the response to the challenge. It is called once, and the

@@ -8,6 +8,8 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"fmt"
+	"math/big"
 	"testing"
 )
 
@@ -33,11 +35,31 @@ func TestParseKeyAgrees(t *testing.T) {
 			wantSameKey(t, curve.Params().Name+": "+name, der)
 		}
 	}
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
+	for _, bits := range []int{2047, 2048, 3072, 4096, 4097} {
+		// A modulus of one's own choice: no key is needed for what it is read as.
+		n := new(big.Int).Lsh(big.NewInt(1), uint(bits-1))
+		for _, e := range []int{3, 65537, 1<<31 - 1} {
+			pub := &rsa.PublicKey{N: n.Add(n, big.NewInt(2)), E: e}
+			der := marshalPKIX(t, pub)
+			for i := range der {
+				if i < 40 || i > len(der)-8 {
+					wantSameKey(t, fmt.Sprintf("RSA %d, byte %d", bits, i), flip(der, i))
+				}
+			}
+			for name, der := range map[string][]byte{
+				"key": der, "cut": der[:len(der)-1], "longer": append(bytes.Clone(der), 0), "prefix": der[:33],
+				"without the first bytes": append(bytes.Clone(der[:33]), der[34:]...),
+			} {
+				wantSameKey(t, fmt.Sprintf("RSA %d: %s", bits, name), der)
+			}
+			if got, err := marshalKey(pub); err != nil || !bytes.Equal(got, der) {
+				t.Errorf("RSA %d, exponent %d: encoded as %x, %v", bits, e, got, err)
+			}
+		}
 	}
-	wantSameKey(t, "RSA", marshalPKIX(t, &key.PublicKey))
+	for _, pub := range []*rsa.PublicKey{{N: new(big.Int), E: 65537}, {N: big.NewInt(-5), E: 65537}} {
+		wantSameError(t, pub)
+	}
 	wantSameKey(t, "nothing", nil)
 }
 
@@ -51,6 +73,16 @@ func wantSameKey(t *testing.T, name string, der []byte) {
 	}
 	if err == nil && !got.(interface{ Equal(x crypto.PublicKey) bool }).Equal(want) {
 		t.Errorf("%s: another key", name)
+	}
+}
+
+// A key that somebody put together, and wrongly, must not be encoded as another one.
+func wantSameError(t *testing.T, pub *rsa.PublicKey) {
+	t.Helper()
+	want, wantErr := x509.MarshalPKIXPublicKey(pub)
+	got, err := marshalKey(pub)
+	if (err == nil) != (wantErr == nil) || !bytes.Equal(got, want) {
+		t.Errorf("%+v: encoded as %x, %v, by crypto/x509 as %x, %v", pub, got, err, want, wantErr)
 	}
 }
 
