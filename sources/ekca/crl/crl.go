@@ -1,0 +1,128 @@
+// Package crl reads certificate revocation lists (RFC 5280, 5) and keeps them
+// small: a list of 100,000 entries is its own bytes and four more an entry.
+package crl
+
+import (
+	"bytes"
+	"crypto/x509"
+	"fmt"
+	"math/big"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/crypto/cryptobyte"
+)
+
+// MaxSize is the size of a list, in bytes.
+const MaxSize = 4 << 20
+
+// List is a full CRL in one of the forms of RFC 5280 that say of every
+// certificate in its scope whether it is revoked. It is safe for concurrent use.
+type List struct {
+	// RawIssuer is the DER of the name of the CA that has issued it.
+	RawIssuer []byte
+	// ThisUpdate is when it was issued; NextUpdate when the next one will have
+	// been, zero where it does not say.
+	ThisUpdate, NextUpdate time.Time
+
+	scope     scope
+	algorithm x509.SignatureAlgorithm
+	signed    []byte // the part that is signed
+	signature []byte
+	// entries are where the serial numbers are in signed, each at its length,
+	// in the order of serialAt.
+	entries []uint32
+	// checked are the results of SignedBy, newest last.
+	checked atomic.Pointer[[]check]
+}
+
+// check is the result of the verification of the signature with one key.
+type check struct {
+	key string
+	ok  bool
+}
+
+// Parse reads a CRL in DER. It does not verify its signature, and neither are its
+// times compared with a clock. It is an error where the list
+//
+//   - is larger than MaxSize, is no CRL, or is anything but DER where that matters;
+//   - is a delta CRL, an indirect one, one for some reasons or for attribute
+//     certificates only, or has a distribution point that is named in another way
+//     than by URLs: it does not say of each certificate of its issuer whether it
+//     is revoked;
+//   - has a critical extension that is not processed here, in itself or in an
+//     entry (RFC 5280, 5.2 and 5.3);
+//   - is signed with an algorithm weaker than SHA-256.
+//
+// The list keeps der.
+func Parse(der []byte) (*List, error) {
+	if len(der) > MaxSize {
+		return nil, fmt.Errorf("read a CRL: it is larger than %d bytes", MaxSize)
+	}
+	l, err := parse(der)
+	if err != nil {
+		return nil, fmt.Errorf("read a CRL: %w", err)
+	}
+	return l, nil
+}
+
+// Len is the number of revoked certificates.
+func (l *List) Len() int { return len(l.entries) }
+
+// Lists reports whether a serial number is that of a revoked certificate, or of
+// one on hold.
+func (l *List) Lists(serial *big.Int) bool {
+	if serial == nil {
+		return false
+	}
+	var b cryptobyte.Builder
+	b.AddASN1BigInt(serial)
+	der, err := b.Bytes()
+	if err != nil {
+		return false
+	}
+	_, found := slices.BinarySearchFunc(l.entries, der[1:], func(at uint32, want []byte) int {
+		return bytes.Compare(l.serialAt(at), want)
+	})
+	return found
+}
+
+// serialAt returns the length and the content of a serial number.
+func (l *List) serialAt(at uint32) []byte { return l.signed[at : int(at)+1+int(l.signed[at])] }
+
+// Covers reports whether the list is for a certificate: of a CA or not, with
+// these URLs as its CRL distribution points.
+func (l *List) Covers(ca bool, urls []string) bool {
+	if ca && l.scope.onlyUsers || !ca && l.scope.onlyCAs {
+		return false
+	}
+	return len(l.scope.urls) == 0 || slices.ContainsFunc(l.scope.urls, func(u string) bool {
+		return slices.Contains(urls, u)
+	})
+}
+
+// maxChecked is the number of keys for which the result of SignedBy is kept.
+const maxChecked = 4
+
+// SignedBy reports whether the list has been signed with the key of a CA
+// certificate; key is the SHA-256 of that key, in any form. It says nothing about
+// names. The signature is verified once for each of a few keys.
+func (l *List) SignedBy(ca *x509.Certificate, key string) bool {
+	known := l.checked.Load()
+	if known != nil {
+		for _, c := range *known {
+			if c.key == key {
+				return c.ok
+			}
+		}
+	}
+	c := check{key: key, ok: ca.CheckSignature(l.algorithm, l.signed, l.signature) == nil}
+	var next []check
+	if known != nil {
+		next = append(next, (*known)[max(0, len(*known)-maxChecked+1):]...)
+	}
+	next = append(next, c)
+	l.checked.Store(&next)
+	return c.ok
+}

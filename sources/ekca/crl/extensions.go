@@ -1,0 +1,172 @@
+package crl
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"golang.org/x/crypto/cryptobyte"
+	"golang.org/x/crypto/cryptobyte/asn1"
+)
+
+// Extensions of a CRL and of its entries (RFC 5280, 5.2 and 5.3), in DER without
+// tag and length.
+const (
+	oidReason            = "\x55\x1d\x15" // 2.5.29.21
+	oidDelta             = "\x55\x1d\x1b" // 2.5.29.27
+	oidDistributionPoint = "\x55\x1d\x1c" // 2.5.29.28
+	oidCertificateIssuer = "\x55\x1d\x1d" // 2.5.29.29
+)
+
+// scope is for which certificates of its issuer a list is (RFC 5280, 5.2.5).
+type scope struct {
+	onlyUsers, onlyCAs bool
+	// urls name its distribution point; without any it is for all.
+	urls []string
+}
+
+// readExtensions calls f with each extension in DER Extensions.
+func readExtensions(in cryptobyte.String, f func(oid string, critical bool, value []byte) error) error {
+	var all cryptobyte.String
+	if !in.ReadASN1(&all, asn1.SEQUENCE) || !in.Empty() {
+		return errors.New("its extensions are malformed")
+	}
+	for !all.Empty() {
+		var one, oid, value cryptobyte.String
+		critical := false
+		if !all.ReadASN1(&one, asn1.SEQUENCE) || !one.ReadASN1(&oid, asn1.OBJECT_IDENTIFIER) ||
+			one.PeekASN1Tag(asn1.BOOLEAN) && !one.ReadASN1Boolean(&critical) ||
+			!one.ReadASN1(&value, asn1.OCTET_STRING) || !one.Empty() {
+			return errors.New("its extensions are malformed")
+		}
+		if err := f(string(oid), critical, value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readEntryExtensions reads what follows the date of an entry. An entry that is
+// removed revokes nothing.
+func readEntryExtensions(in cryptobyte.String) (removed bool, err error) {
+	if in.Empty() {
+		return false, nil
+	}
+	err = readExtensions(in, func(oid string, critical bool, value []byte) error {
+		switch {
+		case oid == oidReason:
+			const removeFromCRL = 8
+			reason, in := 0, cryptobyte.String(value)
+			if !in.ReadASN1Enum(&reason) || !in.Empty() {
+				return errors.New("its reason is malformed")
+			}
+			removed = reason == removeFromCRL
+		case oid == oidCertificateIssuer:
+			return errors.New("it is of another issuer: indirect lists are not supported")
+		case critical:
+			return fmt.Errorf("it has the critical extension %s, which is not supported", describeOID(oid))
+		}
+		return nil
+	})
+	return removed, err
+}
+
+// parseExtensions reads what follows the entries.
+func (l *List) parseExtensions(in cryptobyte.String) error {
+	var explicit cryptobyte.String
+	if !in.ReadASN1(&explicit, asn1.Tag(0).ContextSpecific().Constructed()) || !in.Empty() {
+		return errors.New("its extensions are malformed")
+	}
+	seen := make(map[string]bool)
+	return readExtensions(explicit, func(oid string, critical bool, value []byte) error {
+		if seen[oid] {
+			return fmt.Errorf("it has the extension %s twice", describeOID(oid))
+		}
+		seen[oid] = true
+		switch {
+		case oid == oidDelta:
+			return errors.New("it is a delta list, which alone says nothing")
+		case oid == oidDistributionPoint:
+			return l.scope.parse(value)
+		case critical:
+			return fmt.Errorf("it has the critical extension %s, which is not supported", describeOID(oid))
+		}
+		return nil
+	})
+}
+
+// parse reads an IssuingDistributionPoint.
+func (s *scope) parse(value []byte) error {
+	in := cryptobyte.String(value)
+	var all cryptobyte.String
+	if !in.ReadASN1(&all, asn1.SEQUENCE) || !in.Empty() {
+		return errors.New("its distribution point is malformed")
+	}
+	for !all.Empty() {
+		var field cryptobyte.String
+		var tag asn1.Tag
+		if !all.ReadAnyASN1(&field, &tag) {
+			return errors.New("its distribution point is malformed")
+		}
+		if err := s.set(tag, field); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// set reads one field of an IssuingDistributionPoint.
+func (s *scope) set(tag asn1.Tag, field []byte) error {
+	context := func(n uint8) asn1.Tag { return asn1.Tag(n).ContextSpecific() }
+	yes := len(field) == 1 && field[0] == 0xff
+	switch {
+	case tag == context(0).Constructed():
+		return s.readName(field)
+	case tag == context(1) && yes:
+		s.onlyUsers = true
+	case tag == context(2) && yes:
+		s.onlyCAs = true
+	case tag == context(3).Constructed(), tag == context(3):
+		return errors.New("it is for some reasons only")
+	case tag == context(4) && yes:
+		return errors.New("it is an indirect list, which is not supported")
+	case tag == context(5) && yes:
+		return errors.New("it is for attribute certificates only")
+	case len(field) != 1 || field[0] != 0:
+		return errors.New("its distribution point is malformed")
+	}
+	return nil
+}
+
+// readName reads a DistributionPointName.
+func (s *scope) readName(name []byte) error {
+	in := cryptobyte.String(name)
+	var full cryptobyte.String
+	if !in.ReadASN1(&full, asn1.Tag(0).ContextSpecific().Constructed()) || !in.Empty() {
+		return errors.New("its distribution point is named in a way that is not supported")
+	}
+	for !full.Empty() {
+		var one cryptobyte.String
+		var tag asn1.Tag
+		if !full.ReadAnyASN1(&one, &tag) {
+			return errors.New("its distribution point is malformed")
+		}
+		if tag == asn1.Tag(6).ContextSpecific() {
+			s.urls = append(s.urls, string(one))
+		}
+	}
+	if len(s.urls) == 0 {
+		return errors.New("its distribution point is not named by a URL")
+	}
+	return nil
+}
+
+// describeOID writes an object identifier for people.
+func describeOID(oid string) string {
+	var id x509.OID
+	if err := id.UnmarshalBinary([]byte(oid)); err != nil {
+		return strconv.Quote(oid)
+	}
+	return id.String()
+}
