@@ -37,6 +37,8 @@ type signer struct {
 	subject string // the canonical form of its name
 	keyHash string // SHA-256 of its SubjectPublicKeyInfo, hex
 	certs   []*node
+	// lasting is false for what one machine has sent.
+	lasting bool
 }
 
 // A node is a certificate in a chain.
@@ -48,8 +50,14 @@ type node struct {
 	// machine has sent none, and one with an empty name where CAs are
 	// configured without bundles.
 	bundles []string
-	// issuers are the CA certificates that are known to have signed it.
+	// issuers are the CA certificates that are known to have signed it, each
+	// with an authority above it or one itself.
 	issuers []*node
+	// parents are those that one search knows to have signed it, whatever is
+	// above them.
+	parents []*node
+	// proven is who has signed a fetched certificate, nil for others.
+	proven *proofs
 }
 
 // newNode returns a CA certificate with a signer of its own.
@@ -165,7 +173,7 @@ func (b *builder) add(f caFile, e entry) {
 	} else {
 		b.all.valid++
 	}
-	n.bundles = []string{f.bundle}
+	n.bundles, n.signer.lasting = []string{f.bundle}, true
 	b.known[string(e.cert.Raw)] = n
 	b.nodes = append(b.nodes, n)
 	b.index(n)

@@ -16,19 +16,14 @@ package ekca
 
 import (
 	"context"
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/rsa"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 )
 
 // Source is a set of authorities. It is safe for concurrent use.
@@ -36,6 +31,15 @@ type Source struct {
 	paths    []location
 	interval time.Duration
 	now      func() time.Time
+
+	// store has what is fetched; nil where nothing is. services have EK
+	// certificates.
+	store       *certfetch.Fetcher
+	storeLoaded atomic.Bool
+	services    []ekService
+	// fetches is whether what certificates name is fetched.
+	fetches bool
+	crl     CRLMode
 
 	// files reads the paths, one reader at a time.
 	files aside
@@ -77,19 +81,26 @@ func New(cfg Config) (*Source, error) {
 	if cfg.PollInterval < 0 {
 		return nil, fmt.Errorf("poll interval %v is negative", cfg.PollInterval)
 	}
-	s := &Source{paths: paths, interval: cfg.PollInterval, now: cfg.Now, files: newAside()}
+	s := &Source{
+		paths: paths, interval: cfg.PollInterval, now: cfg.Now, files: newAside(),
+		services: ekServices(cfg.EKCertificateURLs), fetches: len(cfg.AIAHosts) > 0, crl: cfg.CRL,
+	}
 	if s.interval == 0 {
 		s.interval = DefaultPollInterval
 	}
 	if s.now == nil {
 		s.now = time.Now
 	}
+	if s.store, err = newStore(cfg, s.now); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 
 // Check implements sources.Source.
 //
-// The TPM is listed when ev.Certificate
+// The TPM is listed when ev.Certificate, or the certificate for ev.EK that one of
+// Config.EKCertificateURLs has where the machine has sent none,
 //
 //   - is an X.509 v3 certificate that is valid now, is not a CA's, and is meant
 //     for an EK as far as it says (TCG EK Credential Profile 2.5, 3.2): where
@@ -102,96 +113,60 @@ func New(cfg Config) (*Source, error) {
 //     certificates, the configured one among them, in which each is named by the
 //     one below as its issuer (RFC 5280, 7.1), has signed it with SHA-256 or
 //     stronger, is valid now, may sign certificates, and allows a chain of that
-//     length.
+//     length;
+//   - is joined in that way by certificates that no CRL lists, as Config.CRL has
+//     it.
 //
-// It is not listed where there is no certificate or no such chain. It cannot be
-// told before the first successful Refresh, where the certificate is not the
-// EK's, and where the chain is so tangled that more than 32 signatures would
-// have to be verified.
+// The chain is made of configured certificates and of those that the machine has
+// sent. Only where these give none, certificates join it that are at the URLs of
+// the caIssuers (RFC 5280, 4.2.2.1) of those below, if their hosts are among
+// Config.AIAHosts.
 //
-// Check reads no file, takes no lock and verifies one signature for each
-// certificate of the chain below the first configured CA, whatever the number of
-// configured ones.
+// It is not listed where there is no certificate or no such chain, and where it
+// has been revoked. It cannot be told
+//
+//   - before the first successful Refresh;
+//   - where the certificate is not the EK's;
+//   - where the chain is so tangled that more than 32 signatures would have to be
+//     verified, or more than 24 certificates and CRLs looked up;
+//   - where no chain is found, and an allowed URL that should have led to one does
+//     not answer, or with something else than what has signed the certificate
+//     below;
+//   - where no service has a certificate, and one that might does not answer, or
+//     with one of another key.
+//
+// Check reads no file, takes no lock that is held while something is waited for,
+// and asks nobody: it answers from what is configured, what was sent and what is
+// kept of what was fetched before, failures included. Where something has not
+// been asked for yet, the error is sources.ErrNeedsNetwork. It verifies one
+// signature for each certificate of the chain below the first one that is
+// configured or was fetched, whatever the number of configured ones.
 func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
-	st := s.state.Load()
-	if st == nil {
-		return sources.Verdict{}, errNotLoaded
-	}
-	if err := ctx.Err(); err != nil {
-		return sources.Verdict{}, fmt.Errorf("verify the EK certificate: %w", err)
-	}
-	cert := ev.Certificate
-	if cert == nil {
-		return sources.Verdict{Reason: "there is no EK certificate"}, nil
-	}
-	if !sameKey(cert.PublicKey, ev.EK) {
-		return sources.Verdict{}, errors.New("the key in the EK certificate is not the EK")
-	}
-	now := s.now()
-	if why := faultOfEK(cert, now); why != "" {
-		return sources.Verdict{Reason: "the EK certificate " + why}, nil
-	}
-	found, err := st.authorities.vouch(ctx, cert, ev.Chain, now)
-	switch {
-	case err != nil:
-		return sources.Verdict{}, err
-	case found == nil:
-		return sources.Verdict{
-			Reason: "no configured CA has issued the EK certificate, whose issuer is " + describe(cert.Issuer),
-		}, nil
-	}
-	return sources.Verdict{
-		Listed: true,
-		Reason: found.reason(cert),
-		Attributes: sources.Attributes{
-			CAs:         found.bundles,
-			Certificate: attributes(cert, found.issuer),
-		},
-	}, nil
+	return s.answer(ctx, ev, false)
+}
+
+// Fetch implements sources.Fetcher: it answers as Check does, and asks for what is
+// missing. It makes at most 8 requests, besides one to each service for EK
+// certificates where the machine has sent none; attestations that wait for the
+// same URL share one. Nothing is asked for a certificate that could not vouch
+// whoever has issued it.
+func (s *Source) Fetch(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	return s.answer(ctx, ev, true)
 }
 
 // InMemory implements sources.InMemory.
 func (s *Source) InMemory() bool { return true }
 
-// reason says for people who has vouched for cert.
-func (f *finding) reason(cert *x509.Certificate) string {
-	by := "the EK certificate by " + strconv.Quote(presentable(cert.Issuer.CommonName)) +
-		" chains to a configured CA"
-	if len(f.bundles) > 0 {
-		by += " in " + strings.Join(f.bundles, ", ")
-	}
-	return by
-}
-
-// sameKey reports whether a and b are one public key, of the kinds that an EK
-// can be.
-func sameKey(a, b crypto.PublicKey) bool {
-	switch a := a.(type) {
-	case *rsa.PublicKey:
-		b, ok := b.(*rsa.PublicKey)
-		return ok && a != nil && b != nil && a.N != nil && b.N != nil && a.Equal(b)
-	case *ecdsa.PublicKey:
-		b, ok := b.(*ecdsa.PublicKey)
-		return ok && whole(a) && whole(b) && a.Equal(b)
-	}
-	return false
-}
-
-// whole reports whether k is a key, and not the zero value of one.
-func whole(k *ecdsa.PublicKey) bool {
-	//nolint:staticcheck // SA1019: the coordinates are looked at and not changed
-	return k != nil && k.Curve != nil && k.X != nil && k.Y != nil
-}
-
-// Status implements sources.Reporter. Entries is the number of different CA
-// certificates that were valid when they were loaded.
+// Status implements sources.Reporter. Entries is the number of different
+// configured CA certificates that were valid when they were loaded. A warning says
+// where Config.CachePath cannot be read or written.
 func (s *Source) Status() sources.Status {
 	st := s.state.Load()
 	if st == nil {
 		return sources.Status{}
 	}
 	status := st.status
-	status.Warnings = slices.Clone(status.Warnings)
+	status.Warnings = slices.Concat(status.Warnings, s.storeWarnings())
 	if at := s.confirmed.Load(); at != nil {
 		status.Confirmed = *at
 	}

@@ -15,7 +15,7 @@ func Chains(tb testing.TB, cert, root *x509.Certificate, now time.Time) bool {
 	if err != nil || len(warnings) > 0 {
 		tb.Fatal(err, warnings)
 	}
-	found, err := all.vouch(tb.Context(), cert, nil, now)
+	found, err := newSearch(all, cert, now).configured(tb.Context(), nil)
 	if err != nil {
 		tb.Fatal(err)
 	}

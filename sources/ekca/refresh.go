@@ -22,8 +22,12 @@ const (
 // source serves. It fails, and the last good data stays, where a path is missing
 // or cannot be read, where the files change while they are read or exceed a
 // limit, and where no certificate that is valid now is left.
+//
+// The first one loads what was fetched earlier from Config.CachePath. Where that
+// cannot be read, Status has a warning, and it is fetched again.
 func (s *Source) Refresh(ctx context.Context) error {
 	begun := time.Now()
+	s.loadStore(ctx)
 	previous := s.state.Load()
 	next, err := in(ctx, s.files, func() (*state, error) { return s.load(ctx, previous) })
 	if err != nil {
@@ -36,8 +40,23 @@ func (s *Source) Refresh(ctx context.Context) error {
 
 // Run implements sources.Runner: it looks at the files every PollInterval, and
 // refreshes when they have changed and for as long as the last refresh has
-// failed. It returns nil when ctx has ended.
+// failed. What is fetched meanwhile is written to Config.CachePath. It returns nil
+// when ctx has ended and that is done.
 func (s *Source) Run(ctx context.Context, refresh func() error) error {
+	if s.store == nil {
+		return s.follow(ctx, refresh)
+	}
+	within, cancel := context.WithCancel(ctx)
+	defer cancel()
+	kept := make(chan error, 1)
+	go func() { kept <- s.runStore(within) }()
+	err := s.follow(ctx, refresh)
+	cancel()
+	return errors.Join(err, <-kept)
+}
+
+// follow looks at the files until ctx ends.
+func (s *Source) follow(ctx context.Context, refresh func() error) error {
 	ticker := time.NewTicker(s.interval)
 	defer ticker.Stop()
 	failed := false

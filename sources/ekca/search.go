@@ -31,43 +31,78 @@ type finding struct {
 	bundles []string
 }
 
-// vouch returns who vouches for an EK certificate that has no fault of its own,
-// or nil where nobody does. It looks for every bundle that does; where no
-// bundles are configured, the first authority will do.
-func (a *authorities) vouch(
-	ctx context.Context, cert *x509.Certificate, sent []*x509.Certificate, now time.Time,
-) (*finding, error) {
-	ek := &node{cert: cert, issuer: canonical(cert.RawIssuer)}
-	v := verifier{left: maxSignatures}
-	if err := v.link(ctx, a, ek); err != nil {
-		return nil, err
-	}
-	found := climb(ek, now)
-	if len(sent) == 0 || found != nil && len(found.bundles) == a.bundles {
-		return found, nil
-	}
-	if err := v.join(ctx, a, ek, a.joiners(ek, sent)); err != nil {
-		return nil, err
-	}
-	return climb(ek, now), nil
+// A search looks for who vouches for one EK certificate.
+type search struct {
+	all *authorities
+	now time.Time
+	ek  *node
+	v   verifier
+
+	// joiners are the CA certificates, sent or fetched, that may stand between
+	// the EK certificate and an authority.
+	joiners []*node
+	// above are those of the joiners that fetch has come to.
+	above []*node
 }
 
-// climb follows chains upwards from an EK certificate, breadth first, so that
+func newSearch(all *authorities, cert *x509.Certificate, now time.Time) *search {
+	return &search{
+		all: all, now: now,
+		ek: &node{cert: cert, issuer: canonical(cert.RawIssuer)},
+		v:  verifier{left: maxSignatures},
+	}
+}
+
+// complete reports whether there is nothing more to be found.
+func (s *search) complete(found *finding) bool {
+	return found != nil && (s.all.bundles < 2 || len(found.bundles) == s.all.bundles)
+}
+
+// configured returns who vouches for the EK certificate, which has no fault of its
+// own, or nil where nobody does, by the configured certificates and those that
+// the machine has sent. It looks for every bundle that does; where no bundles are
+// configured, the first authority will do.
+func (s *search) configured(ctx context.Context, sent []*x509.Certificate) (*finding, error) {
+	if err := s.v.link(ctx, s.all, s.ek); err != nil {
+		return nil, err
+	}
+	found := s.climb(nil)
+	if len(sent) == 0 || found != nil && len(found.bundles) == s.all.bundles {
+		return found, nil
+	}
+	s.joiners = s.all.usable(sent)
+	if err := s.v.join(ctx, s.all, s.ek, named(s.ek, s.joiners)); err != nil {
+		return nil, err
+	}
+	return s.climb(nil), nil
+}
+
+// climb follows chains upwards from the EK certificate, breadth first, so that
 // each CA certificate is met at the end of its shortest chain, which is the one
-// that the least can be said against.
-func climb(ek *node, now time.Time) *finding {
+// that the least can be said against. With permits, it goes only from those
+// certificates to those issuers that permits allows; where no bundles are
+// configured it then asks no more than it has to.
+func (s *search) climb(permits func(n, issuer *node) bool) *finding {
 	var bundles []string
+	var first *signer
 	seen := make(map[*node]bool)
-	level := ek.issuers
+	level := []*node{s.ek}
 	for below := 0; below < maxChain && len(level) > 0; below++ {
 		var next []*node
 		for _, n := range level {
-			if seen[n] || !n.maySign(below, now) {
-				continue
+			for _, issuer := range n.issuers {
+				if seen[issuer] || !issuer.maySign(below, s.now) || permits != nil && !permits(n, issuer) {
+					continue
+				}
+				seen[issuer] = true
+				if first == nil {
+					first = issuer.signer
+				}
+				if bundles = append(bundles, issuer.bundles...); len(bundles) > 0 && s.all.bundles == 0 {
+					return &finding{issuer: first}
+				}
+				next = append(next, issuer)
 			}
-			seen[n] = true
-			bundles = append(bundles, n.bundles...)
-			next = append(next, n.issuers...)
 		}
 		level = next
 	}
@@ -75,18 +110,13 @@ func climb(ek *node, now time.Time) *finding {
 		return nil
 	}
 	slices.Sort(bundles)
-	bundles = slices.Compact(bundles)
-	if bundles[0] == "" {
-		bundles = nil
-	}
-	return &finding{issuer: ek.issuers[0].signer, bundles: bundles}
+	return &finding{issuer: first, bundles: slices.Compact(bundles)}
 }
 
-// joiners returns those of the certificates that a machine has sent that may
-// stand between its EK certificate and an authority: CAs' that are not configured
-// themselves and can be reached from the EK certificate by the names of issuers.
-// No signature is verified yet.
-func (a *authorities) joiners(ek *node, sent []*x509.Certificate) []*node {
+// usable returns those of the certificates that a machine has sent that may stand
+// between an EK certificate and an authority: CAs' that are not configured
+// themselves. No signature is verified yet.
+func (a *authorities) usable(sent []*x509.Certificate) []*node {
 	var fit []*node
 	for _, c := range sent[:min(len(sent), maxSent)] {
 		if c == nil || faultOfCA(c) != "" || faultOfJoiner(c) != "" {
@@ -96,17 +126,23 @@ func (a *authorities) joiners(ek *node, sent []*x509.Certificate) []*node {
 			fit = append(fit, n)
 		}
 	}
-	var named []*node
+	return fit
+}
+
+// named returns those nodes that can be reached from the EK certificate by the
+// names of issuers.
+func named(ek *node, nodes []*node) []*node {
+	var reached []*node
 	wanted := []string{ek.issuer}
 	for i := 0; i < len(wanted); i++ {
-		for _, n := range fit {
-			if n.signer.subject == wanted[i] && !contains(named, n) {
-				named = append(named, n)
+		for _, n := range nodes {
+			if n.signer.subject == wanted[i] && !contains(reached, n) {
+				reached = append(reached, n)
 				wanted = append(wanted, n.issuer)
 			}
 		}
 	}
-	return named
+	return reached
 }
 
 // contains reports whether the certificate of n is among those of nodes.
@@ -122,12 +158,19 @@ func (v *verifier) signed(ctx context.Context, n *node, s *signer) (bool, error)
 	if err := ctx.Err(); err != nil {
 		return false, fmt.Errorf("verify the signatures of certificates: %w", err)
 	}
+	if n.proven.has(s) {
+		return true, nil
+	}
 	if v.left == 0 {
 		return false, errTangled
 	}
 	v.left--
 	c := n.cert
-	return s.certs[0].cert.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature) == nil, nil
+	ok := s.certs[0].cert.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature) == nil
+	if ok {
+		n.proven.add(s)
+	}
+	return ok, nil
 }
 
 // link finds the configured authority that has signed n.

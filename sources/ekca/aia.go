@@ -1,0 +1,147 @@
+package ekca
+
+import (
+	"context"
+	"slices"
+	"time"
+)
+
+// fetch looks for chains through certificates that the EK certificate, and those
+// above it, say where to find (RFC 5280, 4.2.2.1), after configured has found
+// none.
+//
+// It goes upwards, and follows the URLs of a certificate where no configured CA
+// that is valid has signed it, and where it has itself signed the one below.
+// With bundles it looks up all URLs, whatever it finds, since each bundle that
+// vouches is named: which are named then depends on what can be had, and not on
+// what was had first. What cannot be looked up is left to q; there may be a
+// finding nevertheless, less what it might have added.
+func (s *search) fetch(ctx context.Context, q *inquiry) (*finding, error) {
+	level := []*node{s.ek}
+	var found *finding
+	for depth := 1; depth < maxChain && len(level) > 0; depth++ {
+		var next []*node
+		for _, child := range level {
+			if err := s.lookUp(ctx, q, child); err != nil {
+				return nil, err
+			}
+			fresh, err := s.ascend(ctx, child)
+			if err != nil {
+				return nil, err
+			}
+			next = append(next, fresh...)
+		}
+		s.settle()
+		if found = s.climb(nil); s.complete(found) {
+			break
+		}
+		level = next
+	}
+	return found, nil
+}
+
+// ascend finds the configured issuers of child's parents, and returns those
+// parents that have none and have not been come to before: a loop ends there.
+func (s *search) ascend(ctx context.Context, child *node) ([]*node, error) {
+	var fresh []*node
+	for _, n := range child.parents {
+		if slices.Contains(s.above, n) {
+			continue
+		}
+		s.above = append(s.above, n)
+		if len(n.issuers) == 0 {
+			if err := s.v.link(ctx, s.all, n); err != nil {
+				return nil, err
+			}
+		}
+		if !n.anchored(s.now) {
+			fresh = append(fresh, n)
+		}
+	}
+	return fresh, nil
+}
+
+// lookUp finds certificates that have signed child among those that the machine
+// has sent and those at child's URLs.
+func (s *search) lookUp(ctx context.Context, q *inquiry, child *node) error {
+	for _, n := range slices.Clone(s.joiners) {
+		if _, err := s.adopt(ctx, child, n); err != nil {
+			return err
+		}
+	}
+	for _, url := range q.allowed(child.cert.IssuingCertificateURL) {
+		fetched, ok := q.issuers(ctx, url)
+		if !ok {
+			continue
+		}
+		is := false
+		for _, n := range fetched {
+			if s.all.holds(n) {
+				is = is || contains(child.issuers, n)
+				continue
+			}
+			signed, err := s.adopt(ctx, child, s.add(n))
+			if err != nil {
+				return err
+			}
+			is = is || signed
+		}
+		switch {
+		case !is:
+			q.doubt(url, child)
+		case s.all.bundles < 2:
+			return nil
+		}
+	}
+	return nil
+}
+
+// add returns this search's own copy of a fetched certificate.
+func (s *search) add(n *node) *node {
+	at := slices.IndexFunc(s.joiners, func(own *node) bool { return own.cert.Equal(n.cert) })
+	if at >= 0 {
+		own := s.joiners[at]
+		own.signer, own.proven = n.signer, n.proven
+		return own
+	}
+	own := *n
+	s.joiners = append(s.joiners, &own)
+	return &own
+}
+
+// adopt reports whether n has signed child, and makes it one of its parents then.
+func (s *search) adopt(ctx context.Context, child, n *node) (bool, error) {
+	if slices.Contains(child.parents, n) {
+		return true, nil
+	}
+	if n.signer.subject != child.issuer || child.signer != nil && child.signer.keyHash == n.signer.keyHash {
+		return false, nil
+	}
+	ok, err := s.v.signed(ctx, child, n.signer)
+	if ok {
+		child.parents = append(child.parents, n)
+	}
+	return ok, err
+}
+
+// anchored reports whether a configured CA that is valid has signed n.
+func (n *node) anchored(now time.Time) bool {
+	return slices.ContainsFunc(n.issuers, func(issuer *node) bool {
+		return len(issuer.bundles) > 0 && faultOfDates(issuer.cert, now) == ""
+	})
+}
+
+// settle makes parents issuers where a configured CA is above them.
+func (s *search) settle() {
+	for changed := true; changed; {
+		changed = false
+		for _, n := range slices.Concat(s.above, []*node{s.ek}) {
+			for _, parent := range n.parents {
+				if len(parent.issuers) > 0 && !slices.Contains(n.issuers, parent) {
+					n.issuers = append(n.issuers, parent)
+					changed = true
+				}
+			}
+		}
+	}
+}

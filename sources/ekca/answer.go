@@ -1,0 +1,130 @@
+package ekca
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// answer is Check, or Fetch with network.
+func (s *Source) answer(ctx context.Context, ev *sources.Evidence, network bool) (sources.Verdict, error) {
+	st := s.state.Load()
+	if st == nil {
+		return sources.Verdict{}, errNotLoaded
+	}
+	if err := ctx.Err(); err != nil {
+		return sources.Verdict{}, fmt.Errorf("verify the EK certificate: %w", err)
+	}
+	cert := ev.Certificate
+	if cert == nil {
+		var err error
+		if cert, err = s.fromServices(ctx, ev.EK, network); err != nil {
+			return sources.Verdict{}, err
+		}
+	}
+	switch {
+	case cert == nil && len(s.services) > 0:
+		return sources.Verdict{Reason: "there is no EK certificate, and no service has one for the EK"}, nil
+	case cert == nil:
+		return sources.Verdict{Reason: "there is no EK certificate"}, nil
+	case !sameKey(cert.PublicKey, ev.EK):
+		return sources.Verdict{}, errors.New("the key in the EK certificate is not the EK")
+	}
+	now := s.now()
+	if why := faultOfEK(cert, now); why != "" {
+		return sources.Verdict{Reason: "the EK certificate " + why}, nil
+	}
+	found, why, err := s.vouch(ctx, newSearch(st.authorities, cert, now), ev.Chain, s.inquiry(network))
+	switch {
+	case err != nil:
+		return sources.Verdict{}, err
+	case found == nil:
+		return sources.Verdict{Reason: why}, nil
+	}
+	return sources.Verdict{
+		Listed: true,
+		Reason: found.reason(cert),
+		Attributes: sources.Attributes{
+			CAs:         found.bundles,
+			Certificate: attributes(cert, found.issuer),
+		},
+	}, nil
+}
+
+// inquiry begins one; nil where nothing that certificates name is fetched.
+func (s *Source) inquiry(network bool) *inquiry {
+	if !s.fetches {
+		return nil
+	}
+	return &inquiry{store: s.store, network: network}
+}
+
+// vouch returns who vouches, or why nobody does.
+func (s *Source) vouch(
+	ctx context.Context, search *search, sent []*x509.Certificate, q *inquiry,
+) (*finding, string, error) {
+	found, err := search.configured(ctx, sent)
+	if err == nil && found == nil && q != nil {
+		found, err = search.fetch(ctx, q)
+	}
+	if err == nil && ctx.Err() != nil {
+		err = fmt.Errorf("find the issuers of the EK certificate: %w", ctx.Err())
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	if !search.complete(found) {
+		// An answer that may be incomplete only for now is none: selectors
+		// depend on what can be had and not on when.
+		if err := q.err(); err != nil && (found == nil || q.pending) {
+			return nil, "", fmt.Errorf("find the issuers of the EK certificate: %w", err)
+		}
+	}
+	if found == nil {
+		return nil, "no configured CA has issued the EK certificate, whose issuer is " +
+			describe(search.ek.cert.Issuer), nil
+	}
+	if q == nil || s.crl == "" || s.crl == CRLOff {
+		return found, "", nil
+	}
+	q.failures = nil // what they might have added is not missed
+	return search.unrevoked(ctx, s.crl, q)
+}
+
+// reason says for people who has vouched for cert.
+func (f *finding) reason(cert *x509.Certificate) string {
+	by := "the EK certificate by " + strconv.Quote(presentable(cert.Issuer.CommonName)) +
+		" chains to a configured CA"
+	if len(f.bundles) > 0 {
+		by += " in " + strings.Join(f.bundles, ", ")
+	}
+	return by
+}
+
+// sameKey reports whether a and b are one public key, of the kinds that an EK
+// can be.
+func sameKey(a, b crypto.PublicKey) bool {
+	switch a := a.(type) {
+	case *rsa.PublicKey:
+		b, ok := b.(*rsa.PublicKey)
+		return ok && a != nil && b != nil && a.N != nil && b.N != nil && a.Equal(b)
+	case *ecdsa.PublicKey:
+		b, ok := b.(*ecdsa.PublicKey)
+		return ok && whole(a) && whole(b) && a.Equal(b)
+	}
+	return false
+}
+
+// whole reports whether k is a key, and not the zero value of one.
+func whole(k *ecdsa.PublicKey) bool {
+	//nolint:staticcheck // SA1019: the coordinates are looked at and not changed
+	return k != nil && k.Curve != nil && k.X != nil && k.Y != nil
+}

@@ -1,0 +1,124 @@
+package ekca
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+)
+
+// Limits on what one attestation asks others for.
+const (
+	// maxURLs is the number of URLs of one kind in a certificate that are looked
+	// at.
+	maxURLs = 4
+	// maxLookups is the number of certificates and CRLs that are looked up,
+	// wherever they are.
+	maxLookups = 24
+	// maxRequests is the number of those that are asked for over the network.
+	maxRequests = 8
+)
+
+var (
+	errLookups  = fmt.Errorf("more than %d certificates and CRLs would have to be looked up", maxLookups)
+	errRequests = fmt.Errorf("more than %d certificates and CRLs would have to be fetched: "+
+		"what has been fetched is kept for the next attempt", maxRequests)
+)
+
+// An inquiry looks up what one attestation needs from elsewhere. It is not safe
+// for concurrent use. A nil one finds nothing and asks nobody.
+type inquiry struct {
+	store *certfetch.Fetcher
+	// network is whether others may be asked.
+	network bool
+
+	lookups, requests int // that have been made
+	// pending is whether something has not been looked up because only the
+	// network knows it.
+	pending bool
+	// failures are why what has been looked up could not be had.
+	failures []error
+}
+
+func (q *inquiry) fail(err error) { q.failures = append(q.failures, err) }
+
+// err returns why it cannot be told what has not been found, or nil where
+// everything has been looked up.
+func (q *inquiry) err() error {
+	switch {
+	case q == nil:
+		return nil
+	case q.pending:
+		return sources.ErrNeedsNetwork
+	}
+	return errors.Join(q.failures...)
+}
+
+// allowed returns those of a certificate's URLs that may be asked, in a form that
+// is the same for all that mean the same.
+func (q *inquiry) allowed(raw []string) []string {
+	if q == nil {
+		return nil
+	}
+	var urls []string
+	for _, u := range raw {
+		if canonical, ok := q.store.Allowed(u); ok && !slices.Contains(urls, canonical) {
+			if urls = append(urls, canonical); len(urls) == maxURLs {
+				break
+			}
+		}
+	}
+	return urls
+}
+
+// issuers returns the certificates that an allowed URL has.
+func (q *inquiry) issuers(ctx context.Context, url string) (issuers, bool) {
+	object, err := q.lookUp(ctx, certfetch.Issuer, url, parseIssuers)
+	switch {
+	case errors.Is(err, sources.ErrNeedsNetwork):
+		q.pending = true
+		return nil, false
+	case err != nil:
+		q.fail(fmt.Errorf("the issuer's certificate: %w", err))
+		return nil, false
+	}
+	fetched, ok := object.Value.(issuers)
+	return fetched, ok
+}
+
+// lookUp returns what is kept of an allowed URL, or asks for it. The error is
+// ErrNeedsNetwork where that is not to be asked.
+func (q *inquiry) lookUp(
+	ctx context.Context, kind certfetch.Kind, url string, parse certfetch.Parse,
+) (*certfetch.Object, error) {
+	if q.lookups++; q.lookups > maxLookups {
+		return nil, errLookups
+	}
+	object, kept, err := q.store.Cached(kind, url, parse)
+	switch {
+	case kept && err != nil:
+		return nil, fmt.Errorf("an earlier attempt failed: %w", err)
+	case kept:
+		return object, nil
+	case !q.network:
+		return nil, sources.ErrNeedsNetwork
+	}
+	if q.requests++; q.requests > maxRequests {
+		return nil, errRequests
+	}
+	if object, err = q.store.Get(ctx, kind, url, parse); err != nil {
+		return nil, fmt.Errorf("fetch %q: %w", url, err)
+	}
+	return object, nil
+}
+
+// doubt says that the certificate at an allowed URL has not signed the one that
+// names it. It is asked for anew after a while: what has been put in its place on
+// the way does not stay there.
+func (q *inquiry) doubt(url string, child *node) {
+	q.store.Doubt(certfetch.Issuer, url)
+	q.fail(fmt.Errorf("the certificate at %q has not signed the one by %s", url, describe(child.cert.Issuer)))
+}

@@ -1,0 +1,131 @@
+package ekca
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/pkcs7"
+)
+
+// maxIssuers is the number of certificates that one URL may have.
+const maxIssuers = 32
+
+// issuers are the CA certificates that a URL has, with what a search needs of
+// them. They are kept for as long as they are, and shared by all searches.
+type issuers []*node
+
+// ReadIssuers reads what a URL for the issuer of a certificate has served (RFC
+// 5280, 4.2.2.1): one certificate in DER, or a PKCS #7 bundle of 32 at most. PEM
+// of either, which is not according to the standard and cannot be mistaken for
+// anything else, will do. What cannot be a CA's above an EK certificate is left
+// out, and is an error where nothing else is there. No signature is verified.
+func ReadIssuers(body []byte) ([]*x509.Certificate, error) {
+	nodes, err := readIssuers(body)
+	certs := make([]*x509.Certificate, len(nodes))
+	for i, n := range nodes {
+		certs[i] = n.cert
+	}
+	return certs, err
+}
+
+func readIssuers(body []byte) (issuers, error) {
+	all, err := rawCertificates(body)
+	if err != nil {
+		return nil, err
+	}
+	var fit issuers
+	var fault error
+	for _, der := range all {
+		n, err := fetchedIssuer(der)
+		if err != nil {
+			fault = err
+			continue
+		}
+		if !contains(fit, n) {
+			fit = append(fit, n)
+		}
+	}
+	if len(fit) == 0 {
+		return nil, fault
+	}
+	return fit, nil
+}
+
+// parseIssuers is readIssuers for certfetch.
+func parseIssuers(body []byte) (any, time.Time, error) {
+	fit, err := readIssuers(body)
+	return fit, time.Time{}, err
+}
+
+// fetchedIssuer returns a CA certificate that has been fetched.
+func fetchedIssuer(der []byte) (*node, error) {
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("read the certificate: %w", err)
+	}
+	why := faultOfCA(cert)
+	if why == "" {
+		why = faultOfJoiner(cert)
+	}
+	if why != "" {
+		return nil, fmt.Errorf("the certificate of %s %s", describe(cert.Subject), why)
+	}
+	n, err := newNode(cert)
+	if err != nil {
+		return nil, err
+	}
+	n.signer.lasting = true
+	n.proven = new(proofs)
+	return n, nil
+}
+
+// rawCertificates returns the certificates in DER that a body holds.
+func rawCertificates(body []byte) ([][]byte, error) {
+	if bytes.Contains(body, []byte(pemBegin)) {
+		return pemCertificates(body)
+	}
+	const sequence = 0x30
+	if len(body) == 0 || body[0] != sequence {
+		return nil, errors.New("it is neither a certificate nor a PKCS #7 bundle")
+	}
+	if _, err := x509.ParseCertificate(body); err == nil {
+		return [][]byte{body}, nil
+	}
+	certs, err := pkcs7.Certificates(body, maxIssuers)
+	if err != nil {
+		return nil, fmt.Errorf("it is neither a certificate nor a PKCS #7 bundle: %w", err)
+	}
+	return certs, nil
+}
+
+// pemCertificates returns the certificates in PEM.
+func pemCertificates(body []byte) ([][]byte, error) {
+	var out [][]byte
+	for {
+		var block *pem.Block
+		if block, body = pem.Decode(body); block == nil {
+			break
+		}
+		switch block.Type {
+		case "CERTIFICATE", "X509 CERTIFICATE":
+			out = append(out, block.Bytes)
+		case "PKCS7", "CMS":
+			certs, err := pkcs7.Certificates(block.Bytes, maxIssuers)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, certs...)
+		}
+		if len(out) > maxIssuers {
+			return nil, fmt.Errorf("it holds more than %d certificates", maxIssuers)
+		}
+	}
+	if len(out) == 0 {
+		return nil, errors.New("it holds no certificate in PEM")
+	}
+	return out, nil
+}

@@ -1,0 +1,140 @@
+package ekca
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+)
+
+// maxReply is the size of the reply of a service for EK certificates, in bytes.
+const maxReply = 64 << 10
+
+// An ekService is a vendor's service that has the EK certificates that its TPMs
+// do not carry.
+type ekService struct {
+	name string // a key of Config.EKCertificateURLs
+	base string
+}
+
+// ekServices returns the configured services in the order of their names.
+func ekServices(urls map[string]string) []ekService {
+	services := make([]ekService, 0, len(urls))
+	for _, name := range slices.Sorted(maps.Keys(urls)) {
+		services = append(services, ekService{name: name, base: urls[name]})
+	}
+	return services
+}
+
+// EKCertificateURL returns the URL below base at which a service, EKServiceIntel
+// or EKServiceAMD, has the certificate of an EK; false where no EK of that kind is
+// there.
+func EKCertificateURL(service, base string, ek crypto.PublicKey) (string, bool) {
+	if !strings.HasSuffix(base, "/") {
+		base += "/"
+	}
+	switch service {
+	case EKServiceIntel:
+		// SHA-256 of the modulus and the exponent, or of both coordinates.
+		if key, ok := keyBytes(ek, nil, nil, []byte{1, 0, 1}); ok {
+			hash := sha256.Sum256(key)
+			return base + url.QueryEscape(base64.URLEncoding.EncodeToString(hash[:])), true
+		}
+	case EKServiceAMD:
+		// Half of the SHA-256 of the kind of key, the exponent of an RSA key, and
+		// the modulus or both coordinates.
+		if key, ok := keyBytes(ek, []byte{0, 0, 0x22, 0x22, 0, 1, 0, 1}, []byte{0, 0, 0x44, 0x44}, nil); ok {
+			hash := sha256.Sum256(key)
+			return base + strings.ToUpper(hex.EncodeToString(hash[:16])), true
+		}
+	}
+	return "", false
+}
+
+// keyBytes returns an RSA modulus between rsaPrefix and rsaSuffix, or both
+// coordinates of a point behind eccPrefix. An exponent other than 65537, which no
+// TPM has by default, is not known to any service.
+func keyBytes(ek crypto.PublicKey, rsaPrefix, eccPrefix, rsaSuffix []byte) ([]byte, bool) {
+	switch key := ek.(type) {
+	case *rsa.PublicKey:
+		const usual = 65537
+		if key == nil || key.N == nil || key.N.Sign() <= 0 || key.E != usual {
+			return nil, false
+		}
+		return slices.Concat(rsaPrefix, key.N.FillBytes(make([]byte, (key.N.BitLen()+7)/8)), rsaSuffix), true
+	case *ecdsa.PublicKey:
+		if !whole(key) {
+			return nil, false
+		}
+		point, err := key.Bytes() // 04, X, Y
+		if err != nil {
+			return nil, false
+		}
+		return slices.Concat(eccPrefix, point[1:]), true
+	}
+	return nil, false
+}
+
+// ReadReply reads the reply of a service, EKServiceIntel or EKServiceAMD, for an
+// EK: a certificate for that key and for no other. Nothing else about it is
+// verified.
+func ReadReply(service string, body []byte, ek crypto.PublicKey) (*x509.Certificate, error) {
+	if len(body) > maxReply {
+		return nil, fmt.Errorf("a reply of more than %d bytes", maxReply)
+	}
+	if service == EKServiceIntel {
+		der, err := unwrapReply(body)
+		if err != nil {
+			return nil, err
+		}
+		body = der
+	}
+	cert, err := attestor.ParseEKCertificate(body)
+	if err != nil {
+		return nil, fmt.Errorf("read the EK certificate: %w", err)
+	}
+	if !sameKey(cert.PublicKey, ek) {
+		return nil, errors.New("the certificate is of another key")
+	}
+	return cert, nil
+}
+
+// unwrapReply returns the certificate in a JSON reply of Intel's service, which
+// has it in base64url with the padding written for a URL.
+func unwrapReply(body []byte) ([]byte, error) {
+	var reply struct {
+		Certificate string `json:"certificate"`
+	}
+	if err := json.Unmarshal(body, &reply); err != nil {
+		return nil, fmt.Errorf("read the reply: %w", err)
+	}
+	text := strings.ReplaceAll(reply.Certificate, "%3D", "=")
+	encoding := base64.URLEncoding
+	if !strings.HasSuffix(text, "=") {
+		encoding = base64.RawURLEncoding
+	}
+	if strings.ContainsAny(text, "\r\n") {
+		return nil, errors.New("read the reply: a certificate with line ends in base64")
+	}
+	der, err := encoding.Strict().DecodeString(text)
+	if err != nil {
+		return nil, fmt.Errorf("read the reply: the certificate: %w", err)
+	}
+	if len(der) == 0 {
+		return nil, errors.New("read the reply: it has no certificate")
+	}
+	return der, nil
+}
