@@ -16,7 +16,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	_ "github.com/go-sql-driver/mysql"
+	"github.com/go-sql-driver/mysql"
 	_ "github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
@@ -46,6 +46,9 @@ var (
 // No test leaves a connection or a goroutine behind.
 func TestMain(m *testing.M) {
 	flag.Parse()
+	if err := mysql.SetLogger(&mysql.NopLogger{}); err != nil { // the administrator's
+		panic(err)
+	}
 	code := m.Run()
 	for _, e := range engines {
 		if e.admin != nil {
@@ -214,16 +217,9 @@ func (d *database) open(change func(*sqltable.Config)) *sqltable.Source {
 	return s
 }
 
-// run has the source keep its connections until the test ends.
+// run has the source keep its connections until the test ends, as Run does.
 func run(tb testing.TB, s *sqltable.Source) {
 	tb.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx, func() error { return nil }) }()
-	tb.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			tb.Errorf("Run: %v", err)
-		}
-	})
+	s.Hold()
+	tb.Cleanup(s.LetGo)
 }

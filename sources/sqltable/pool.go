@@ -40,8 +40,10 @@ func newPool(cfg Config, query string, dsn dsnFile) (*pool, error) {
 	db.SetMaxIdleConns(cfg.MaxOpenConns)
 	db.SetConnMaxLifetime(cfg.ConnMaxLifetime)
 	db.SetConnMaxIdleTime(maxIdleTime)
-	return &pool{dsn: dsn, db: db, query: query, conns: cfg.MaxOpenConns,
-		secrets: secretsOf(cfg.Dialect, dsn.text)}, nil
+	return &pool{
+		dsn: dsn, db: db, query: query, conns: cfg.MaxOpenConns,
+		secrets: secretsOf(cfg.Dialect, dsn.text),
+	}, nil
 }
 
 // acquire returns the current pool for a look-up, which calls release.
@@ -207,7 +209,7 @@ func query(ctx context.Context, stmt *sql.Stmt, hash string) (v sources.Verdict,
 	if err != nil {
 		return sources.Verdict{}, err
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }()
 	if v, err = readRows(rows, cancel); err != nil {
 		return sources.Verdict{}, err
 	}

@@ -92,7 +92,8 @@ func (s *scanner) scan() error {
 		case c == ';':
 			s.end = begin
 		case c == '?' && s.placeholder >= 0:
-			return errors.New(`has more than one "?": one stands for the EK hash; write operators that have one as functions`)
+			return errors.New(`has more than one "?": one stands for the EK hash; ` +
+				"write operators that have one as functions")
 		case c == '?':
 			s.placeholder = begin
 		case s.first == "" && !blank:

@@ -17,7 +17,8 @@ import (
 const maxLabelsText = sources.MaxLabels * (6*sources.MaxText + 4)
 
 // errTwoRows is the answer of a query that does not tell TPMs apart.
-var errTwoRows = errors.New("the query returns more than one row for one EK hash: make the hash the table's primary key")
+var errTwoRows = errors.New("the query returns more than one row for one EK hash: " +
+	"make the hash the table's primary key")
 
 // A shapeError is an answer of the database that says nothing: it has answered,
 // and a person must act.

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -83,7 +84,8 @@ var postgres = engine{
 		}
 		args := []string{"-D", s.data(), "-k", s.Dir, "-h", "127.0.0.1", "-p", strconv.Itoa(s.Port)}
 		for _, setting := range []string{
-			"fsync=off", "max_connections=40", "log_statement=all", "log_min_duration_statement=-1", "ssl=on",
+			"fsync=off", "max_connections=24", "superuser_reserved_connections=5",
+			"log_statement=all", "log_min_duration_statement=-1", "ssl=on",
 			"ssl_cert_file=" + s.file("server.pem"), "ssl_key_file=" + s.file("server.key"),
 		} {
 			args = append(args, "-c", setting)
@@ -119,7 +121,8 @@ var mariadb = engine{
 		return exec.Command(program, "--no-defaults", "--datadir="+s.data(), "--socket="+s.Socket(),
 			"--bind-address=127.0.0.1", "--port="+strconv.Itoa(s.Port), "--pid-file="+s.file("pid"),
 			"--general-log", "--general-log-file="+s.file("general.log"), "--skip-name-resolve",
-			"--innodb-flush-log-at-trx-commit=0", "--innodb-log-file-size=8M", "--character-set-server=utf8mb4",
+			"--innodb-flush-log-at-trx-commit=2", "--max-connections=24",
+			"--innodb-log-file-size=8M", "--character-set-server=utf8mb4",
 			"--ssl-ca="+s.CAPath, "--ssl-cert="+s.file("server.pem"), "--ssl-key="+s.file("server.key")), nil
 	},
 	exec: func(s *Server, database string) (*exec.Cmd, error) {
@@ -333,31 +336,61 @@ func (s *Server) Kill() {
 
 // Freeze has the server and all its sessions stand still: it takes connections,
 // by the kernel, and answers nothing. Thaw has it go on.
-func (s *Server) Freeze() error { return s.signal(syscall.SIGSTOP) }
+func (s *Server) Freeze() error {
+	for begun := time.Now(); time.Since(begun) < patience; runtime.Gosched() {
+		if err := s.signal(syscall.SIGSTOP); err != nil {
+			return err
+		}
+		if s.still() {
+			return nil
+		}
+	}
+	return errors.New("does not stand still")
+}
 
 // Thaw undoes Freeze.
 func (s *Server) Thaw() error { return s.signal(syscall.SIGCONT) }
+
+// still reports whether the server and all its children are stopped.
+func (s *Server) still() bool {
+	for _, state := range s.processes() {
+		if state != "T" && state != "Z" {
+			return false
+		}
+	}
+	return true
+}
 
 // signal sends a signal to the server and its children, which have process
 // groups of their own.
 func (s *Server) signal(sig syscall.Signal) error {
 	err := syscall.Kill(s.cmd.Process.Pid, sig)
-	stats, globErr := filepath.Glob("/proc/[0-9]*/stat")
+	for pid := range s.processes() {
+		_ = syscall.Kill(pid, sig)
+	}
+	return err
+}
+
+// processes returns the server's process and its children, with their states.
+func (s *Server) processes() map[int]string {
+	all := map[int]string{}
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat") // the pattern is a good one
 	for _, path := range stats {
-		stat, readErr := os.ReadFile(path)
-		if readErr != nil {
+		stat, err := os.ReadFile(path)
+		if err != nil {
 			continue // it has ended
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil {
+			continue
 		}
 		// pid (name) state ppid …; the name may hold anything.
 		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-		if len(fields) < 2 || fields[1] != strconv.Itoa(s.cmd.Process.Pid) {
-			continue
-		}
-		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path))); err == nil {
-			_ = syscall.Kill(pid, sig)
+		if len(fields) > 1 && (pid == s.cmd.Process.Pid || fields[1] == strconv.Itoa(s.cmd.Process.Pid)) {
+			all[pid] = fields[0]
 		}
 	}
-	return errors.Join(err, globErr)
+	return all
 }
 
 // Close ends the server and removes its folder.

@@ -1,0 +1,515 @@
+package sqltable_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/sqltable"
+)
+
+// sessions returns the sessions of the source, each by its number and what it
+// waits for.
+func (d *database) sessions() map[string]string {
+	d.tb.Helper()
+	query := "SELECT pid, coalesce(wait_event_type, '') FROM pg_stat_activity WHERE usename = '" + d.name + "'"
+	if d.dialect == sqltable.MySQL {
+		query = "SELECT id, coalesce(state, '') FROM information_schema.processlist WHERE user = '" + d.name + "'"
+	}
+	rows, err := d.admin.QueryContext(context.Background(), query)
+	must(d.tb, err)
+	defer rows.Close()
+	all := map[string]string{}
+	for rows.Next() {
+		var id, state string
+		must(d.tb, rows.Scan(&id, &state))
+		all[id] = state
+	}
+	must(d.tb, rows.Err())
+	return all
+}
+
+// until asks until it is so.
+func until(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for begun := time.Now(); !is(); runtime.Gosched() {
+		if time.Since(begun) > 20*time.Second {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+// waiting reports whether a look-up is waiting for a lock.
+func (d *database) waiting() bool {
+	for _, state := range d.sessions() {
+		if state == "Lock" || strings.Contains(state, "lock") {
+			return true
+		}
+	}
+	return false
+}
+
+// lock has look-ups wait until unlock.
+func (d *database) lock() (unlock func()) {
+	d.tb.Helper()
+	conn, err := d.admin.Conn(context.Background())
+	must(d.tb, err)
+	lock, free := "BEGIN; LOCK TABLE "+d.table()+" IN ACCESS EXCLUSIVE MODE", "COMMIT"
+	if d.dialect == sqltable.MySQL {
+		lock, free = "LOCK TABLES "+d.table()+" WRITE", "UNLOCK TABLES"
+	}
+	_, err = conn.ExecContext(context.Background(), lock)
+	must(d.tb, err)
+	var once sync.Once
+	unlock = func() {
+		once.Do(func() {
+			_, _ = conn.ExecContext(context.Background(), free) // its server may be dead
+			_ = conn.Close()
+		})
+	}
+	d.tb.Cleanup(unlock)
+	return unlock
+}
+
+// checking begins a check in the background.
+func checking(ctx context.Context, s sources.Source, ev *sources.Evidence) <-chan error {
+	result := make(chan error, 1)
+	go func() {
+		v, err := s.Check(ctx, ev)
+		if err == nil {
+			err = fmt.Errorf("listed: %v", v.Listed)
+		} else if v.Listed {
+			err = fmt.Errorf("listed beside the error %w", err)
+		}
+		result <- err
+	}()
+	return result
+}
+
+// A database that is down when the server starts admits nobody, and is used as
+// soon as it is there. The log says so before the first machine comes.
+func TestDownAtStart(t *testing.T) {
+	on(t, func(t *testing.T, d *database) {
+		ev := sourcetest.NewEvidence(t)
+		d.insert(ev.EKHash, sources.Attributes{})
+		must(t, d.server.Stop())
+		s := d.open(nil)
+		s.SetRetryPause(0)
+		wantCannotTell(t, s, ev, "connect")
+		if err := s.Run(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "try the database: ") {
+			t.Errorf("Run: %v", err)
+		}
+		must(t, d.server.Start())
+		run(t, s)
+		wantListed(t, s, ev, true)
+	})
+}
+
+// Connections that died while nobody used them cost no attestation its answer:
+// the server was restarted, or an administrator has ended its sessions.
+func TestConnectionsThatDied(t *testing.T) {
+	on(t, func(t *testing.T, d *database) {
+		ev := sourcetest.NewEvidence(t)
+		d.insert(ev.EKHash, sources.Attributes{})
+		s := d.open(nil)
+		run(t, s)
+		fill := func() {
+			var all sync.WaitGroup
+			for range 40 {
+				all.Go(func() {
+					if v, err := s.Check(t.Context(), ev); err != nil || !v.Listed {
+						t.Errorf("%+v, %v", v, err)
+					}
+				})
+			}
+			all.Wait()
+		}
+		fill()
+		must(t, d.server.Stop())
+		must(t, d.server.Start())
+		fill()
+		d.server.Kill()
+		must(t, d.server.Start())
+		wantListed(t, s, ev, true)
+		fill()
+		for id := range d.sessions() {
+			if d.dialect == sqltable.MySQL {
+				d.exec("KILL " + id)
+			} else {
+				d.exec("SELECT pg_terminate_backend(" + id + ")")
+			}
+		}
+		wantListed(t, s, ev, true)
+	})
+}
+
+// A database that dies in the middle of a look-up has not said "no row": under a
+// deny rule, everybody would pass.
+func TestGoesAwayInMidQuery(t *testing.T) {
+	on(t, func(t *testing.T, d *database) {
+		ev, stranger := sourcetest.NewEvidence(t), sourcetest.NewEvidence(t)
+		d.insert(ev.EKHash, sources.Attributes{})
+		s := d.open(func(c *sqltable.Config) { c.Timeout = 20 * time.Second })
+		s.SetRetryPause(0)
+		run(t, s)
+		wantListed(t, s, ev, true)
+		wantListed(t, s, stranger, false)
+		unlock := d.lock()
+		result := checking(t.Context(), s, stranger)
+		until(t, "the look-up waits for the lock", d.waiting)
+		d.server.Kill()
+		if err := <-result; strings.HasPrefix(err.Error(), "listed") {
+			t.Errorf("it has an answer: %v", err)
+		}
+		unlock()
+		wantCannotTell(t, s, stranger, "connect")
+		must(t, d.server.Start())
+		wantListed(t, s, stranger, false)
+		wantListed(t, s, ev, true)
+	})
+}
+
+// A database that stands still, with connections open or without, costs a
+// look-up its time-out and those behind it nothing more, and serves when it goes
+// on.
+func TestHangs(t *testing.T) {
+	on(t, func(t *testing.T, d *database) {
+		ev := sourcetest.NewEvidence(t)
+		d.insert(ev.EKHash, sources.Attributes{})
+		for _, kept := range []bool{true, false} {
+			t.Run(fmt.Sprintf("connections kept %v", kept), func(t *testing.T) {
+				s := d.open(func(c *sqltable.Config) { c.Timeout = 300 * time.Millisecond })
+				if kept {
+					run(t, s)
+					wantListed(t, s, ev, true)
+				}
+				s.SetRetryPause(time.Hour)
+				must(t, d.server.Freeze())
+				thaw := sync.OnceFunc(func() { must(t, d.server.Thaw()) })
+				defer thaw()
+				begun := time.Now()
+				wantCannotTell(t, s, ev, "has not answered within 300ms")
+				for range 1000 {
+					wantCannotTell(t, s, ev, "is tried again")
+				}
+				if took := time.Since(begun); took > 3*time.Second {
+					t.Errorf("took %v", took)
+				}
+				thaw()
+				s.SetRetryPause(0)
+				until(t, "the database answers again", func() bool {
+					v, err := s.Check(t.Context(), ev)
+					return err == nil && v.Listed
+				})
+			})
+		}
+	})
+}
+
+// A thousand attestations behind four connections all have an answer in time:
+// the right one where the database answers, and an error where it stands still.
+// They leave no goroutine and no further connection behind.
+func TestThousandBehindFour(t *testing.T) {
+	on(t, func(t *testing.T, d *database) {
+		ev := sourcetest.NewEvidence(t)
+		d.insert(ev.EKHash, sources.Attributes{})
+		s := d.open(func(c *sqltable.Config) { c.Timeout = time.Second })
+		run(t, s)
+		wantListed(t, s, ev, true)
+		storm := func() (listed, failed int64) {
+			var l, f atomic.Int64
+			var all sync.WaitGroup
+			begun := time.Now()
+			for range 1000 {
+				all.Go(func() {
+					ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+					defer cancel()
+					v, err := s.Check(ctx, ev)
+					switch {
+					case err == nil && v.Listed:
+						l.Add(1)
+					case err != nil:
+						f.Add(1)
+					}
+					if took := time.Since(begun); took > 5*time.Second {
+						t.Errorf("an answer after %v: %v", took, err)
+					}
+				})
+			}
+			all.Wait()
+			return l.Load(), f.Load()
+		}
+		if listed, failed := storm(); listed != 1000 {
+			t.Errorf("%d listed, %d failed", listed, failed)
+		}
+		if n := len(d.sessions()); n > 4 {
+			t.Errorf("%d sessions", n)
+		}
+		before := runtime.NumGoroutine()
+		must(t, d.server.Freeze())
+		listed, failed := storm()
+		must(t, d.server.Thaw())
+		if failed != 1000 {
+			t.Errorf("%d listed, %d failed", listed, failed)
+		}
+		s.SetRetryPause(0)
+		until(t, "the database answers again", func() bool { _, err := s.Check(t.Context(), ev); return err == nil })
+		until(t, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= before+8 })
+		until(t, "no session is left", func() bool { return len(d.sessions()) <= 4 })
+	})
+}
+
+// Look-ups that hang on a lock leave no sessions behind at the server, which
+// would refuse everybody when it has too many: also its other users.
+func TestLockedTable(t *testing.T) {
+	on(t, func(t *testing.T, d *database) {
+		ev := sourcetest.NewEvidence(t)
+		s := d.open(func(c *sqltable.Config) { c.Timeout = 150 * time.Millisecond })
+		s.SetRetryPause(0)
+		run(t, s)
+		until(t, "it is connected", func() bool { _, err := s.Check(t.Context(), ev); return err == nil })
+		unlock := d.lock()
+		for range 30 { // the server takes 24
+			wantCannotTell(t, s, ev, "")
+		}
+		until(t, "few sessions are left", func() bool { return len(d.sessions()) <= 8 })
+		unlock()
+		until(t, "the lock is gone", func() bool { _, err := s.Check(t.Context(), ev); return err == nil })
+	})
+}
+
+// With the database down, 10,000 attestations are 10,000 errors and one attempt:
+// its address is not flooded, nobody waits for it, and neither is the account
+// locked for a wrong password.
+func TestOneAttempt(t *testing.T) {
+	for _, dialect := range []sqltable.Dialect{sqltable.Postgres, sqltable.MySQL} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		must(t, err)
+		var attempts atomic.Int64
+		var serving sync.WaitGroup
+		serving.Go(func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				attempts.Add(1)
+				conn.Close()
+			}
+		})
+		d := &database{tb: t, path: filepath.Join(t.TempDir(), "dsn")}
+		d.writeDSN("user:password@tcp(" + l.Addr().String() + ")/db")
+		if dialect == sqltable.Postgres {
+			d.writeDSN("postgres://user:password@" + l.Addr().String() + "/db?sslmode=disable")
+		}
+		s, err := sqltable.New(sqltable.Config{Dialect: dialect, DSNPath: d.path})
+		must(t, err)
+		s.SetRetryPause(time.Hour)
+		ev := sourcetest.NewEvidence(t)
+		for range 10_000 {
+			if v, err := s.Check(t.Context(), ev); err == nil {
+				t.Fatalf("%+v", v)
+			}
+		}
+		if n := attempts.Load(); n < 1 || n > 2 { // package sql may try an idle connection again
+			t.Errorf("%s: %d attempts", dialect, n)
+		}
+		l.Close()
+		serving.Wait()
+	}
+}
+
+// Strangers who come and go do not have connections made anew, nor the database
+// taken for one that is down.
+func TestCallersWhoLeave(t *testing.T) {
+	on(t, func(t *testing.T, d *database) {
+		ev := sourcetest.NewEvidence(t)
+		s := d.open(func(c *sqltable.Config) { c.MaxOpenConns, c.Timeout = 1, 20*time.Second })
+		s.SetRetryPause(time.Hour)
+		run(t, s)
+		wantListed(t, s, ev, false)
+		before := d.sessions()
+		for range 5 {
+			unlock := d.lock()
+			ctx, cancel := context.WithCancel(t.Context())
+			asked := checking(ctx, s, ev)
+			until(t, "the look-up waits for the lock", d.waiting)
+			waiting := checking(ctx, s, ev) // behind it
+			cancel()
+			for _, result := range []<-chan error{asked, waiting} {
+				if err := <-result; !strings.Contains(err.Error(), context.Canceled.Error()) {
+					t.Errorf("%v", err)
+				}
+			}
+			unlock()
+			wantListed(t, s, ev, false)
+		}
+		after := d.sessions()
+		for id := range before {
+			if _, ok := after[id]; !ok || len(after) != 1 {
+				t.Errorf("the session was %v and is %v", before, after)
+			}
+		}
+	})
+}
+
+// A table that is changed under a prepared statement is read as it is then.
+func TestTableIsAltered(t *testing.T) {
+	on(t, func(t *testing.T, d *database) {
+		ev := sourcetest.NewEvidence(t)
+		d.insert(ev.EKHash, sources.Attributes{Name: "a"})
+		s := d.open(func(c *sqltable.Config) { c.Query = "SELECT * FROM tpm_machines WHERE ek_hash = ?" })
+		run(t, s)
+		wantListed(t, s, ev, true)
+		change := "ALTER COLUMN name TYPE text"
+		if d.dialect == sqltable.MySQL {
+			change = "MODIFY name varchar(100)"
+		}
+		for _, c := range []string{change, "ADD COLUMN first int", "DROP COLUMN labels", "ADD COLUMN labels text"} {
+			d.exec("ALTER TABLE " + d.table() + " " + c)
+			if v := wantListed(t, s, ev, true); v.Attributes.Name != "a" {
+				t.Errorf("%+v", v.Attributes)
+			}
+		}
+		d.exec("ALTER TABLE " + d.table() + " RENAME COLUMN ek_hash TO h")
+		wantCannotTell(t, s, ev, "ek_hash")
+	})
+}
+
+// A password is rotated, and a database is moved, by writing the file anew. A
+// file that is missing or half-written for a moment changes nothing.
+func TestRotation(t *testing.T) {
+	on(t, func(t *testing.T, d *database) {
+		ev := sourcetest.NewEvidence(t)
+		d.insert(ev.EKHash, sources.Attributes{Name: "old"})
+		d.writeDSN(d.overTCP("127.0.0.1", ""))
+		s := d.open(nil)
+		s.SetRetryPause(0)
+		run(t, s)
+		wantListed(t, s, ev, true)
+
+		alter := "ALTER ROLE " + d.name + " PASSWORD 'next'"
+		if d.dialect == sqltable.MySQL {
+			alter = "ALTER USER " + d.user() + " IDENTIFIED BY 'next'"
+		}
+		d.exec(alter)
+		wantListed(t, s, ev, true) // by the connection that there is
+		must(t, d.server.Stop())
+		must(t, d.server.Start())
+		wantCannotTell(t, s, ev, "connect")
+		rotated := strings.Replace(d.overTCP("127.0.0.1", ""), strings.TrimPrefix(d.account(), d.name+":"), "next", 1)
+		d.writeDSN(rotated)
+		wantListed(t, s, ev, true)
+
+		for _, torn := range []string{"", "nonsense://"} {
+			d.writeDSN(torn)
+			wantListed(t, s, ev, true)
+		}
+		d.exec("REVOKE SELECT ON " + d.table() + " FROM " + map[bool]string{true: d.user(), false: d.name}[d.dialect == sqltable.MySQL])
+		wantCannotTell(t, s, ev, "and the DSN was not read again")
+
+		other := d.database(t)
+		other.insert(ev.EKHash, sources.Attributes{Name: "new"})
+		d.writeDSN(other.dsn)
+		if v := wantListed(t, s, ev, true); v.Attributes.Name != "new" {
+			t.Errorf("%+v", v.Attributes)
+		}
+		until(t, "the connections before are closed", func() bool { return len(d.sessions()) == 0 })
+	})
+}
+
+// With a CA path, the database has to be the one that its certificate names, and
+// nothing is said without TLS.
+func TestTLS(t *testing.T) {
+	on(t, func(t *testing.T, d *database) {
+		ev := sourcetest.NewEvidence(t)
+		d.insert(ev.EKHash, sources.Attributes{})
+		otherCA := postgres.running(t).CAPath
+		query := "SELECT CASE WHEN variable_value = '' THEN 'plain' ELSE 'tls' END AS name FROM tpm_machines, " +
+			"information_schema.session_status WHERE ek_hash = ? AND variable_name = 'Ssl_cipher'"
+		if d.dialect == sqltable.Postgres {
+			otherCA = mariadb.running(t).CAPath
+			query = "SELECT CASE WHEN ssl THEN 'tls' ELSE 'plain' END AS name FROM tpm_machines, pg_stat_ssl " +
+				"WHERE ek_hash = ? AND pid = pg_backend_pid()"
+		}
+		source := func(host, options, ca string) *sqltable.Source {
+			d.writeDSN(d.overTCP(host, options))
+			return d.open(func(c *sqltable.Config) { c.Query, c.CAPath = query, ca })
+		}
+		for _, options := range []string{"", map[bool]string{true: "tls=preferred", false: "sslmode=disable"}[d.dialect == sqltable.MySQL]} {
+			for _, host := range []string{"127.0.0.1", "localhost"} {
+				if v := wantListed(t, source(host, options, d.server.CAPath), ev, true); v.Attributes.Name != "tls" {
+					t.Errorf("%s %s: %s", host, options, v.Attributes.Name)
+				}
+			}
+			wantCannotTell(t, source("127.0.0.1", options, otherCA), ev, "certificate")
+		}
+		wantCannotTell(t, source("127.0.0.1", "", d.path), ev, "no CA certificate")
+		wantCannotTell(t, source("127.0.0.1", "", d.path+".none"), ev, "no such file")
+		if d.dialect == sqltable.Postgres {
+			v := wantListed(t, source("localhost", "sslmode=verify-full&sslrootcert="+d.server.CAPath, ""), ev, true)
+			if v.Attributes.Name != "tls" {
+				t.Error("sslmode=verify-full is plain")
+			}
+			wantCannotTell(t, source("localhost", "sslmode=verify-full&sslrootcert="+otherCA, ""), ev, "certificate")
+		} else {
+			wantCannotTell(t, source("localhost", "tls=true", ""), ev, "certificate")
+		}
+	})
+}
+
+// A client certificate is read for each connection.
+func TestClientCertificate(t *testing.T) {
+	d, ev := postgres.database(t), sourcetest.NewEvidence(t)
+	d.insert(ev.EKHash, sources.Attributes{})
+	d.writeDSN(d.overTCP("127.0.0.1", ""))
+	cert, key := filepath.Join(d.server.Dir, "server.pem"), filepath.Join(d.server.Dir, "server.key")
+	with := func(cert, key string) *sqltable.Source {
+		return d.open(func(c *sqltable.Config) { c.CAPath, c.ClientCertPath, c.ClientKeyPath = d.server.CAPath, cert, key })
+	}
+	wantListed(t, with(cert, key), ev, true)
+	wantCannotTell(t, with(cert+".none", key), ev, "read the client certificate")
+	wantCannotTell(t, with(cert, key+".none"), ev, "read the key of the client certificate")
+	wantCannotTell(t, with(key, cert), ev, "the client certificate")
+}
+
+// In a Set, a database that is down makes the attestation unavailable and nothing
+// else, and one that is up admits; the Set's end is the end of all connections.
+func TestInASet(t *testing.T) {
+	on(t, func(t *testing.T, d *database) {
+		ev, stranger := sourcetest.NewEvidence(t), sourcetest.NewEvidence(t)
+		d.insert(ev.EKHash, sources.Attributes{Name: "m"})
+		s := d.open(nil)
+		s.SetRetryPause(0)
+		set, err := sources.NewSet([]sources.Member{{Name: "it", Kind: "sql", Source: s}}, sources.AnyOf("it"), sources.Options{})
+		must(t, err)
+		set.Start(t.Context(), nil)
+		outcome := func(ev *sources.Evidence) sources.Outcome { return set.Begin(ev).BeforeChallenge(t.Context()).Outcome }
+		want := func(ev *sources.Evidence, want sources.Outcome) {
+			t.Helper()
+			if got := outcome(ev); got != want {
+				t.Errorf("%v, want %v", got, want)
+			}
+		}
+		want(ev, sources.Challenge)
+		want(stranger, sources.Refused)
+		must(t, d.server.Stop())
+		want(ev, sources.Unavailable)
+		want(stranger, sources.Unavailable)
+		must(t, d.server.Start())
+		want(ev, sources.Challenge)
+		set.Close()
+		until(t, "no session is left", func() bool { return len(d.sessions()) == 0 })
+		want(ev, sources.Challenge) // an evaluation that began before
+		until(t, "no session is left", func() bool { return len(d.sessions()) == 0 })
+	})
+}

@@ -1,0 +1,74 @@
+package sqltable
+
+import (
+	"context"
+	"crypto/tls"
+	"database/sql/driver"
+	"fmt"
+	"net"
+
+	"github.com/go-sql-driver/mysql"
+)
+
+// mysql returns what connects to a MySQL or a MariaDB.
+func (c *connector) mysql(config *tls.Config) (driver.Connector, error) {
+	my, err := mysql.ParseDSN(c.dsn)
+	if err != nil {
+		return nil, badDSN(err, "<user>:<password>@tcp(<host>:3306)/<database>?tls=true, "+
+			"and name a CA of your own by the CA path")
+	}
+	for option, set := range map[string]bool{
+		"multiStatements": my.MultiStatements, "interpolateParams": my.InterpolateParams,
+		"allowAllFiles": my.AllowAllFiles, "allowOldPasswords": my.AllowOldPasswords,
+	} {
+		if set {
+			return nil, fmt.Errorf("the option %s is not safe here: leave it out", option)
+		}
+	}
+	host := my.Addr
+	if my.Net != "unix" {
+		if h, _, err := net.SplitHostPort(my.Addr); err == nil {
+			host = h
+		}
+		if config != nil {
+			my.TLS, my.TLSConfig, my.AllowFallbackToPlaintext = toHost(config, host), "", false
+		}
+	}
+	settings := my.TLS
+	if my.AllowFallbackToPlaintext {
+		settings = nil
+	}
+	if my.Net != "unix" {
+		if err := c.checkHost(host, settings, "write tls=true"); err != nil {
+			return nil, err
+		}
+	}
+	my.Logger = &mysql.NopLogger{}
+	my.MaxAllowedPacket = mysqlPacket
+	my.DialFunc = dial
+	return mysql.NewConnector(my)
+}
+
+// mysqlPacket is the largest packet that is sent, in bytes: the query.
+const mysqlPacket = 1 << 20
+
+// setMySQL makes a session read-only, has it see what has been committed at each
+// look-up, and ends a look-up that hangs on a lock there as well. The limit has
+// another name in MariaDB, whose comments MySQL skips, and the other way round.
+func (c *connector) setMySQL(ctx context.Context, conn driver.Conn) error {
+	session, ok := conn.(driver.ExecerContext)
+	if !ok {
+		return fmt.Errorf("a %T runs no statement", conn)
+	}
+	limit := c.cfg.Timeout.Milliseconds()
+	for _, statement := range []string{
+		fmt.Sprintf("SET SESSION /*!50708 max_execution_time = %d, */ /*M! max_statement_time = %d.%03d, */ "+
+			"autocommit = 1", limit, limit/1000, limit%1000),
+		"SET SESSION TRANSACTION READ ONLY",
+	} {
+		if _, err := session.ExecContext(ctx, statement, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}

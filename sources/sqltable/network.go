@@ -1,0 +1,60 @@
+package sqltable
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// keepAlive finds out about a peer that has gone within half a minute.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 4}
+
+// dial opens a connection of which no answer may be too long.
+func dial(ctx context.Context, network, address string) (net.Conn, error) {
+	dialer := net.Dialer{KeepAliveConfig: keepAlive}
+	conn, err := dialer.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return &boundedConn{Conn: conn}, nil
+}
+
+// maxAnswer is how much the database may send before it is asked again, in
+// bytes: far more than one row, and its certificates.
+const maxAnswer = 1 << 20
+
+// A boundedConn ends with an error where an answer is too long.
+type boundedConn struct {
+	net.Conn
+	read atomic.Int64 // since the last Write
+}
+
+var errTooLong = fmt.Errorf("the database has sent more than %d bytes at once", maxAnswer)
+
+func (c *boundedConn) Read(b []byte) (int, error) {
+	left := maxAnswer - c.read.Load()
+	if left <= 0 {
+		return 0, errTooLong
+	}
+	n, err := c.Conn.Read(b[:min(int64(len(b)), left)])
+	c.read.Add(int64(n))
+	return n, err
+}
+
+func (c *boundedConn) Write(b []byte) (int, error) {
+	c.read.Store(0)
+	return c.Conn.Write(b)
+}
+
+// SyscallConn lets the driver of MySQL see whether an idle connection is dead.
+func (c *boundedConn) SyscallConn() (syscall.RawConn, error) {
+	conn, ok := c.Conn.(syscall.Conn)
+	if !ok {
+		return nil, io.ErrUnexpectedEOF
+	}
+	return conn.SyscallConn()
+}

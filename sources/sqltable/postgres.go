@@ -1,0 +1,67 @@
+package sqltable
+
+import (
+	"crypto/tls"
+	"database/sql/driver"
+	"errors"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+)
+
+// postgres returns what connects to a PostgreSQL.
+func (c *connector) postgres(config *tls.Config) (driver.Connector, error) {
+	pg, err := pgx.ParseConfig(c.dsn)
+	if err != nil {
+		return nil, badDSN(err, "postgres://<user>:<password>@<host>/<database>?sslmode=verify-full")
+	}
+	if pg.DefaultQueryExecMode == pgx.QueryExecModeSimpleProtocol {
+		return nil, errors.New("default_query_exec_mode=simple_protocol would make the hash part of the SQL text: " +
+			"leave it out; behind PgBouncer, set max_prepared_statements there")
+	}
+	pg.Tracer, pg.StatementCacheCapacity, pg.DescriptionCacheCapacity = nil, 0, 0
+	if config != nil {
+		c.useTLS(pg, config)
+	}
+	hosts := append([]*pgconn.FallbackConfig{{Host: pg.Host, Port: pg.Port, TLSConfig: pg.TLSConfig}}, pg.Fallbacks...)
+	for _, h := range hosts {
+		if err := c.checkHost(h.Host, h.TLSConfig, "write sslmode=verify-full"); err != nil {
+			return nil, err
+		}
+	}
+	pg.ConnectTimeout = c.cfg.Timeout / time.Duration(len(hosts))
+	pg.DialFunc = dial
+	pg.RuntimeParams["default_transaction_read_only"] = "on"
+	setDefault(pg.RuntimeParams, "application_name", "tpm-attestor")
+	// A look-up that hangs on a lock ends there as well, and leaves no session.
+	setDefault(pg.RuntimeParams, "statement_timeout", strconv.FormatInt(c.cfg.Timeout.Milliseconds(), 10))
+	return stdlib.GetConnector(*pg), nil
+}
+
+func setDefault(m map[string]string, key, value string) {
+	if _, ok := m[key]; !ok {
+		m[key] = value
+	}
+}
+
+// useTLS has each host be asked over TLS, and by no other way.
+func (c *connector) useTLS(pg *pgx.ConnConfig, config *tls.Config) {
+	type target struct {
+		host string
+		port uint16
+	}
+	seen := map[target]bool{{pg.Host, pg.Port}: true}
+	pg.TLSConfig = toHost(config, pg.Host)
+	var others []*pgconn.FallbackConfig
+	for _, f := range pg.Fallbacks {
+		if t := (target{f.Host, f.Port}); !seen[t] {
+			seen[t] = true
+			f.TLSConfig = toHost(config, f.Host)
+			others = append(others, f)
+		}
+	}
+	pg.Fallbacks = others
+}
