@@ -58,7 +58,7 @@ func EKCertificateURL(service, base string, ek crypto.PublicKey) (string, bool) 
 		// the modulus or both coordinates.
 		if key, ok := keyBytes(ek, []byte{0, 0, 0x22, 0x22, 0, 1, 0, 1}, []byte{0, 0, 0x44, 0x44}, nil); ok {
 			hash := sha256.Sum256(key)
-			return base + strings.ToUpper(hex.EncodeToString(hash[:16])), true
+			return base + hex.EncodeToString(hash[:16]), true
 		}
 	}
 	return "", false
