@@ -10,8 +10,14 @@
 package certfetch
 
 import (
-	"context"
+	"crypto/x509"
 	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -38,6 +44,18 @@ const (
 // that issuer has signed, so that a certificate that names another CA's CRL does
 // not spoil it for that CA.
 func (k Kind) Of(whom string) Kind { return k + "/" + Kind(whom) }
+
+// base returns the kind without what Of has added.
+func (k Kind) base() Kind {
+	before, _, _ := strings.Cut(string(k), "/")
+	return Kind(before)
+}
+
+// valid reports whether k is one of the kinds, by Of or not.
+func (k Kind) valid() bool { return maxBody[k.base()] > 0 && len(k) <= maxKind }
+
+// maxKind is the length of a kind, in bytes.
+const maxKind = 256
 
 // ErrNotFound is the answer of a server that has nothing at the URL: 404 or 410.
 // It is kept, as other failures are.
@@ -83,65 +101,185 @@ type Object struct {
 }
 
 // A Fetcher asks and keeps. It is safe for concurrent use.
-type Fetcher struct{}
+//
+// It makes at most 16 requests at once, 4 of them to one host, and gives each 10
+// seconds; it makes one again where the connection or the server fails, and
+// follows 3 redirects, on the same host only. It keeps 20,000 objects of 64 MiB
+// in all, those that were used last, each for 90 days at most, and 4096 failures:
+// that the server has none, or something else than what was asked for, for ten
+// minutes; that it does not answer for one minute, and for longer up to ten
+// where it goes on. It asks nobody through a proxy, and for https takes the
+// system's roots.
+type Fetcher struct {
+	policy policy
+	path   string // of the cache; empty where there is none
+	now    func() time.Time
+
+	transport, ownTransport *http.Transport
+	timeout, retryPause     time.Duration // the constants; tests have no patience
+	slots                   slots
+	requests                atomic.Uint64
+
+	// mu is held for moments only, and never while something is waited for.
+	mu       sync.Mutex
+	objects  *lru[*kept]
+	failures *lru[*failure]
+	flights  map[name]*flight
+	perHost  map[string]int // flights
+	running  bool           // Run is at work
+	closed   bool
+	// changed are the names of what the cache file has not, or has to forget.
+	changed  map[name]bool
+	cacheErr error
+
+	wake    chan struct{} // tells Run that there is something in changed
+	writing sync.Mutex    // is held while the file is written
+	work    sync.WaitGroup
+}
 
 // New checks the configuration. It opens nothing and starts nothing.
-func New(Config) (*Fetcher, error) { return &Fetcher{}, nil }
-
-// Load reads the cache into memory. An error says why the file was not used, or
-// which part of it: what was in memory, and what is fetched from now on, serves
-// nevertheless. No file yet is no error. Call it once, before the first answer.
-func (f *Fetcher) Load(context.Context) error { return nil }
-
-// Run writes what is fetched to the cache, soon after it was fetched, until ctx
-// ends. It returns nil when all requests under way have ended then, and the rest is written.
-// While it runs, a request goes on where nobody waits for it any more. Never call it twice at once.
-func (f *Fetcher) Run(ctx context.Context) error {
-	<-ctx.Done()
-	return nil
+func New(cfg Config) (*Fetcher, error) {
+	p, err := newPolicy(cfg)
+	if err != nil {
+		return nil, err
+	}
+	f := &Fetcher{
+		policy: p, path: cfg.CachePath, now: cfg.Now,
+		timeout: requestTimeout, retryPause: retryPause,
+		flights: map[name]*flight{}, perHost: map[string]int{}, changed: map[name]bool{},
+		wake: make(chan struct{}, 1),
+	}
+	if f.now == nil {
+		f.now = time.Now
+	}
+	f.objects = newLRU(maxObjects, maxBytes, sizeOf, f.touch)
+	f.failures = newLRU(maxFailures, 0, func(name, *failure) int64 { return 0 }, f.touch)
+	f.connect(nil, nil)
+	return f, nil
 }
 
-// Close ends all requests, writes what is not written yet, and returns when no
-// goroutine is left. Get fails from then on. Who calls Run to its end need not
-// call Close.
-func (f *Fetcher) Close() error { return nil }
+// connect makes the transports; by the system's resolver and roots where these are
+// nil.
+func (f *Fetcher) connect(resolver *net.Resolver, roots *x509.CertPool) {
+	f.transport = newTransport(false, resolver, roots, f.now)
+	f.ownTransport = newTransport(true, resolver, roots, f.now)
+}
 
 // Allowed returns the canonical form of a URL that a certificate names and that
-// may be asked for as Issuer or CRL; false where it may not.
-func (f *Fetcher) Allowed(raw string) (canonical string, ok bool) { return "", false }
+// may be asked for as Issuer or CRL; false where it may not. Two URLs that differ
+// in upper and lower case of the host, in a port that is the scheme's, in a
+// fragment or in spaces around them have one form.
+func (f *Fetcher) Allowed(raw string) (canonical string, ok bool) { return f.policy.allowed(raw) }
 
 // Cached returns what is kept: an object, or the failure that is remembered (kept
-// and err), or nothing (kept is false). It waits for nobody; it calls parse where an
-// object has come from the disk and was not used yet, and counts it as not
-// kept where parse refuses it.
+// and err), or nothing (kept is false). An object whose time is over is kept, with Stale
+// set, while the failure of the last attempt is remembered. It
+// waits for nobody; it calls parse where an object has come from the disk and was
+// not used yet, and counts it as not kept where parse refuses it.
 func (f *Fetcher) Cached(kind Kind, url string, parse Parse) (o *Object, kept bool, err error) {
-	return nil, false, nil
+	n := name{kind, url}
+	f.mu.Lock()
+	found := f.find(n)
+	f.mu.Unlock()
+	if found.object != nil && !found.object.parsed {
+		found = f.parseKept(n, found, parse)
+	}
+	switch {
+	case found.none():
+		return nil, false, nil
+	case found.err != nil:
+		return nil, true, found.err
+	}
+	return found.tell(), true, nil
 }
 
-// Get returns what is kept, as Cached does, or asks. All who wait for the same
-// kind and URL share one request, and the value that the parse of one of them
-// returns. Where an object's time is over and asking again fails, it is returned
-// with Stale set, for 90 days.
-//
-// The URL is one that Allowed has returned or, for EKCertificate, one below
-// Config.Bases.
-func (f *Fetcher) Get(ctx context.Context, kind Kind, url string, parse Parse) (*Object, error) {
-	return nil, errors.New("not there yet")
+// tell returns the object for the caller.
+func (f finding) tell() *Object {
+	k := f.object
+	return &Object{Value: k.value, Body: k.body, Fetched: k.fetched, Until: k.until, Stale: f.stale}
 }
 
-// Doubt says that what is kept does not fit where it should: that an issuer has not
-// signed what names it, say. It is then asked for anew, but not before it is
+// parseKept makes a value of a body that has come from the disk.
+func (f *Fetcher) parseKept(n name, found finding, parse Parse) finding {
+	from := found.object
+	value, until, err := guarded(parse, from.body)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	current, _ := f.objects.get(n)
+	if err != nil {
+		if current == from {
+			f.objects.drop(n)
+			f.touch(n)
+		}
+		return finding{err: found.stale}
+	}
+	next := *from
+	next.value, next.parsed = value, true
+	if until = untilOf(next.fetched, until); until.Before(next.until) {
+		next.until = until
+	}
+	if current == from {
+		f.objects.put(n, &next)
+	}
+	if !f.now().Before(next.until) && found.stale == nil {
+		return finding{} // its time is over by what parse says of it
+	}
+	found.object = &next
+	return found
+}
+
+// guarded calls parse and makes an error of a panic.
+func guarded(parse Parse, body []byte) (value any, until time.Time, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			value, until, err = nil, time.Time{}, fmt.Errorf("panic while the answer was read: %v", r)
+		}
+	}()
+	value, until, err = parse(body)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	return value, until, nil
+}
+
+// Doubt says that what is kept does not fit where it should: that an issuer has
+// not signed what names it, say. It is then asked for anew, but not before it is
 // ten minutes old; should that fail, it goes on as before.
-func (f *Fetcher) Doubt(kind Kind, url string) {}
+func (f *Fetcher) Doubt(kind Kind, url string) {
+	n := name{kind, url}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	object, ok := f.objects.get(n)
+	if until := untilDoubted(object); ok && until.Before(object.until) {
+		next := *object
+		next.until = until
+		f.objects.put(n, &next)
+		f.touch(n)
+	}
+}
+
+func untilDoubted(k *kept) time.Time {
+	if k == nil {
+		return time.Time{}
+	}
+	return k.fetched.Add(doubtAge)
+}
 
 // Stats is what is kept and what was done.
 type Stats struct {
 	Objects, Failures int   // kept
-	Bytes             int64 // of kept bodies
+	Bytes             int64 // of what was accepted
 	Requests          uint64
 	// CacheError is why the cache file was not read or written last, or nil.
 	CacheError error
 }
 
 // Stats is cheap, and safe to call at any time.
-func (f *Fetcher) Stats() Stats { return Stats{} }
+func (f *Fetcher) Stats() Stats {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return Stats{
+		Objects: len(f.objects.byName), Failures: len(f.failures.byName), Bytes: f.objects.bytes,
+		Requests: f.requests.Load(), CacheError: f.cacheErr,
+	}
+}

@@ -1,0 +1,87 @@
+package certfetch
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// notPublic are the parts of the address space that belong to the reader of this
+// and not to the world (the IANA special-purpose registries, RFC 6890), or in
+// which another address is hidden.
+var notPublic = prefixes(
+	"0.0.0.0/8",         // this network
+	"10.0.0.0/8",        // private
+	"100.64.0.0/10",     // carrier-grade NAT, and a cloud's metadata in it
+	"127.0.0.0/8",       // loopback
+	"168.63.129.16/32",  // a cloud's host, from within its machines
+	"169.254.0.0/16",    // link-local, and the clouds' metadata in it
+	"172.16.0.0/12",     // private
+	"192.0.0.0/24",      // protocol assignments, and a cloud's metadata in it
+	"192.0.2.0/24",      // documentation
+	"192.88.99.0/24",    // 6to4 relays
+	"192.168.0.0/16",    // private
+	"198.18.0.0/15",     // benchmarks
+	"198.51.100.0/24",   // documentation
+	"203.0.113.0/24",    // documentation
+	"224.0.0.0/3",       // multicast, reserved, broadcast
+	"2001::/23",         // protocol assignments, with Teredo in it
+	"2001:db8::/32",     // documentation
+	"2002::/16",         // 6to4
+	"3fff::/20",         // documentation
+	"2620:4f:8000::/48", // AS112
+)
+
+// global is all of IPv6 that is given out. Loopback, unique local, link-local,
+// multicast, NAT64 (64:ff9b::/96, 64:ff9b:1::/48) and what maps IPv4 are outside
+// of it.
+var global = netip.MustParsePrefix("2000::/3")
+
+func prefixes(all ...string) []netip.Prefix {
+	out := make([]netip.Prefix, len(all))
+	for i, p := range all {
+		out[i] = netip.MustParsePrefix(p)
+	}
+	return out
+}
+
+// public reports whether an address is everybody's.
+func public(a netip.Addr) bool {
+	if !a.IsValid() || a.Zone() != "" || a.Is4In6() || a.Is6() && (!global.Contains(a) || tunnels(a)) {
+		return false
+	}
+	return !slices.ContainsFunc(notPublic, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// tunnels reports whether the interface identifier of an IPv6 address is one of
+// ISATAP (RFC 5214, 6.1), which has an IPv4 address in it.
+func tunnels(a netip.Addr) bool {
+	b := a.As16()
+	return b[8]&^2 == 0 && b[9] == 0 && b[10] == 0x5e && b[11] == 0xfe
+}
+
+// faultOfEntry returns why no address of a web server can be this one, which
+// somebody has written into a configuration, or "".
+func faultOfEntry(a netip.Addr) string {
+	metadata := netip.MustParseAddr("fd00:ec2::254")
+	switch {
+	case a.IsUnspecified():
+		return "it is no host's address"
+	case a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return "it is the address of many hosts"
+	case a.IsLinkLocalUnicast() || a == metadata:
+		return "it is a link-local address: clouds have their machines' metadata there, nobody has certificates"
+	}
+	return ""
+}
+
+// A forbiddenError says that a name has led to where it must not.
+type forbiddenError struct {
+	host string
+	at   netip.Addr
+}
+
+func (e *forbiddenError) Error() string {
+	return fmt.Sprintf("%s is at %v, which is no public address: "+
+		"where that is meant, name the address itself as the host that may be asked", e.host, e.at)
+}

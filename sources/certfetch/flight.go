@@ -1,0 +1,185 @@
+package certfetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+)
+
+var (
+	// errBusy is no failure of a server and is not remembered.
+	errBusy   = errors.New("too many are waiting to be asked for: try again later")
+	errClosed = errors.New("the configuration has changed meanwhile, or the server ends: try again")
+)
+
+// A flight is one request, for all who wait for it.
+type flight struct {
+	name   name
+	host   string
+	cancel context.CancelFunc
+	// Under Fetcher.mu: how many wait, and whether it has its slot.
+	waiters int
+	begun   bool
+
+	done    chan struct{} // closed when what follows is set
+	finding finding
+}
+
+// Get returns what is kept, as Cached does, or asks. All who wait for the same
+// kind and URL share one request, and the value that the parse of one of them
+// returns. Where an object's time is over and asking again fails, it is returned
+// with Stale set, for 90 days.
+//
+// The URL is one that Allowed has returned or, for EKCertificate, one file below
+// one of Config.Bases. Get returns when ctx ends. A failure that wraps ErrNotFound
+// is the server's word that it has none.
+func (f *Fetcher) Get(ctx context.Context, kind Kind, url string, parse Parse) (*Object, error) {
+	if !kind.valid() {
+		return nil, fmt.Errorf("the kind %.50q is not one of those that are asked for", kind)
+	}
+	t, err := f.policy.target(kind, url)
+	if err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if o, kept, err := f.Cached(kind, url, parse); kept {
+		return o, err
+	}
+	fl, found, err := f.join(name{kind, url}, t, parse)
+	if err != nil {
+		return nil, err
+	}
+	if fl != nil {
+		defer f.leave(fl)
+		select {
+		case <-fl.done:
+			found = fl.finding
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for the answer: %w", ctx.Err())
+		}
+	}
+	if found.err != nil {
+		return nil, found.err
+	}
+	return found.tell(), nil
+}
+
+// join returns the request for a name, which it begins where there is none, with
+// the caller among those who wait; or what has been found meanwhile.
+func (f *Fetcher) join(n name, t target, parse Parse) (*flight, finding, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if fl := f.flights[n]; fl != nil {
+		fl.waiters++
+		return fl, finding{}, nil
+	}
+	if found := f.find(n); found.err != nil || found.object != nil && found.object.parsed {
+		return nil, found, nil
+	}
+	host := t.host()
+	switch {
+	case f.closed:
+		return nil, finding{}, errClosed
+	case len(f.flights) >= maxFlights || f.perHost[host] >= maxFlightsPerHost:
+		return nil, finding{}, errBusy
+	}
+	// The request is nobody's alone: it does not end with the one who was first.
+	ctx, cancel := context.WithCancel(context.Background())
+	fl := &flight{name: n, host: host, cancel: cancel, waiters: 1, done: make(chan struct{})}
+	f.flights[n] = fl
+	f.perHost[host]++
+	f.work.Go(func() {
+		defer cancel()
+		f.fly(ctx, fl, t, parse)
+	})
+	return fl, finding{}, nil
+}
+
+// leave says that somebody does not wait any more. A request for which nobody
+// does ends, unless it is under way and Run is there to keep what comes.
+func (f *Fetcher) leave(fl *flight) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	fl.waiters--
+	f.endDeserted(fl)
+}
+
+func (f *Fetcher) endDeserted(fl *flight) {
+	if fl.waiters == 0 && !(fl.begun && f.running) {
+		fl.cancel()
+		f.forget(fl) // who comes now begins another one
+	}
+}
+
+// forget takes a flight out of the books. The caller holds f.mu.
+func (f *Fetcher) forget(fl *flight) {
+	if f.flights[fl.name] != fl {
+		return
+	}
+	delete(f.flights, fl.name)
+	if f.perHost[fl.host]--; f.perHost[fl.host] == 0 {
+		delete(f.perHost, fl.host)
+	}
+}
+
+// fly makes the request of a flight and tells all who wait.
+func (f *Fetcher) fly(ctx context.Context, fl *flight, t target, parse Parse) {
+	object, err := f.fetch(ctx, fl, t, parse)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	defer close(fl.done)
+	defer f.forget(fl)
+	switch {
+	case err == nil:
+		f.keep(fl.name, object)
+		fl.finding = finding{object: object}
+	case ctx.Err() != nil: // it was ended, which says nothing of the server
+		fl.finding = finding{err: errClosed}
+	default:
+		fl.finding = f.fail(fl.name, err)
+	}
+}
+
+// fail remembers a failure, and returns what there is nevertheless. The caller
+// holds f.mu.
+func (f *Fetcher) fail(n name, err error) finding {
+	previous, _ := f.failures.get(n)
+	now := f.now()
+	fl := newFailure(err, previous, now)
+	f.failures.put(n, fl)
+	f.touch(n)
+	found := f.find(n)
+	if found.object == nil || !found.object.parsed {
+		return finding{err: fl.err()}
+	}
+	return found
+}
+
+// fetch waits for a slot, asks, and reads the answer.
+func (f *Fetcher) fetch(ctx context.Context, fl *flight, t target, parse Parse) (object *kept, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			object, err = nil, fmt.Errorf("panic while it was asked for: %v\n%s", r, debug.Stack())
+		}
+	}()
+	if err := f.slots.acquire(ctx, fl.host); err != nil {
+		return nil, err
+	}
+	defer f.slots.release(fl.host)
+	f.mu.Lock()
+	fl.begun = true
+	f.mu.Unlock()
+	body, err := f.ask(ctx, fl.name.kind, t)
+	if err != nil {
+		return nil, err
+	}
+	fetched := f.now().Round(0)
+	value, until, err := guarded(parse, body)
+	if err != nil {
+		return nil, badAnswer("the answer: %v", err)
+	}
+	return &kept{body: body, fetched: fetched, until: untilOf(fetched, until), value: value, parsed: true}, nil
+}

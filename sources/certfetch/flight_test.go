@@ -1,0 +1,325 @@
+package certfetch_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+)
+
+// What is fetched is kept: the next who asks has it from memory, also when the
+// server is gone.
+func TestKept(t *testing.T) {
+	o := local(t)
+	f := asking(t, o)
+	wantCached(t, f, o.at("/a.crt"), "")
+	wantGet(t, f, o.at("/a.crt"), "a certificate")
+	o.answer(http.StatusInternalServerError, "")
+	wantGet(t, f, o.at("/a.crt"), "a certificate")
+	wantCached(t, f, o.at("/a.crt"), "a certificate")
+	o.wantRequests(t, 1)
+	// As another kind it is another answer.
+	if _, kept, err := f.Cached(certfetch.CRL, o.at("/a.crt"), text); kept || err != nil {
+		t.Errorf("kept as a CRL: %v, %v", kept, err)
+	}
+	if s := f.Stats(); s.Objects != 1 || s.Requests != 1 || s.Failures != 0 || s.Bytes < 13 {
+		t.Errorf("stats: %+v", s)
+	}
+}
+
+// A hundred attestations that wait for one issuer cause one request.
+func TestOneRequestForAllWhoWait(t *testing.T) {
+	o := local(t)
+	release := make(chan struct{})
+	o.serve(func(w http.ResponseWriter, _ *http.Request) {
+		<-release
+		_, _ = io.WriteString(w, "a certificate")
+	})
+	f := asking(t, o)
+	url := o.at("/a.crt")
+	var parses atomic.Int64
+	go func() {
+		defer close(release)
+		eventually(t, "all wait", func() bool { return f.Waiting(certfetch.Issuer, url) == 100 })
+	}()
+	together(100, func(int) {
+		got, err := f.Get(t.Context(), certfetch.Issuer, url, func(body []byte) (any, time.Time, error) {
+			parses.Add(1)
+			return string(body), time.Time{}, nil
+		})
+		if err != nil || got.Value != "a certificate" {
+			t.Errorf("%+v, %v", got, err)
+		}
+	})
+	o.wantRequests(t, 1)
+	if parses.Load() != 1 {
+		t.Errorf("the answer was read %d times", parses.Load())
+	}
+}
+
+// The first who has asked gives up: those who came after him still have their
+// answer, by the same request.
+func TestFirstWaiterGivesUp(t *testing.T) {
+	o := local(t)
+	release := make(chan struct{})
+	o.serve(func(w http.ResponseWriter, _ *http.Request) {
+		<-release
+		_, _ = io.WriteString(w, "a certificate")
+	})
+	f := asking(t, o)
+	url := o.at("/a.crt")
+	ctx, cancel := context.WithCancel(t.Context())
+	first, second := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, err := f.Get(ctx, certfetch.Issuer, url, text)
+		first <- err
+	}()
+	eventually(t, "the first waits", func() bool { return f.Waiting(certfetch.Issuer, url) == 1 })
+	go func() {
+		_, err := f.Get(t.Context(), certfetch.Issuer, url, text)
+		second <- err
+	}()
+	eventually(t, "both wait", func() bool { return f.Waiting(certfetch.Issuer, url) == 2 })
+	cancel()
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Errorf("the first: %v", err)
+	}
+	close(release)
+	if err := <-second; err != nil {
+		t.Errorf("the second: %v", err)
+	}
+	o.wantRequests(t, 1)
+}
+
+// A request for which nobody waits ends, and is no failure of the server: whoever
+// comes then asks anew.
+func TestDesertedRequestEnds(t *testing.T) {
+	o := local(t)
+	asked := o.hang(t)
+	f := asking(t, o)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-asked
+		cancel()
+	}()
+	if _, err := f.Get(ctx, certfetch.Issuer, o.at("/a.crt"), text); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	o.answer(http.StatusOK, "a certificate")
+	wantGet(t, f, o.at("/a.crt"), "a certificate")
+}
+
+// A thousand machines with a thousand URLs at once: the server sees four requests
+// at a time, another server's are not kept waiting, and what is there is served.
+func TestThousandURLs(t *testing.T) {
+	flooded, other := newOrigin(t, "127.0.0.1:0"), newOrigin(t, "127.0.0.2:0")
+	f := asking(t, flooded, other)
+	wantGet(t, f, flooded.at("/kept.crt"), "a certificate")
+	var now, most atomic.Int64
+	enough := make(chan struct{})
+	flooded.serve(func(w http.ResponseWriter, r *http.Request) {
+		n := now.Add(1)
+		defer now.Add(-1)
+		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+		}
+		select {
+		case <-enough:
+		case <-r.Context().Done():
+		}
+		_, _ = io.WriteString(w, r.URL.Path)
+	})
+	ended := make(chan struct{})
+	var good, busy atomic.Int64
+	go func() {
+		defer close(ended)
+		together(1000, func(i int) {
+			switch _, err := f.Get(t.Context(), certfetch.Issuer, numbered(flooded, i), text); {
+			case err == nil:
+				good.Add(1)
+			case strings.Contains(err.Error(), "too many"):
+				busy.Add(1)
+			default:
+				t.Error(err)
+			}
+		})
+	}()
+	eventually(t, "the queue is full", func() bool { return f.Flights() == 512 && now.Load() == 4 })
+	begun := time.Now()
+	wantGet(t, f, flooded.at("/kept.crt"), "a certificate")
+	if took := time.Since(begun); took > time.Second {
+		t.Errorf("what is kept took %v", took)
+	}
+	wantGet(t, f, other.at("/a.crt"), "a certificate")
+	close(enough)
+	<-ended
+	if most.Load() > 4 {
+		t.Errorf("%d requests at once", most.Load())
+	}
+	if good.Load() < 512 || good.Load()+busy.Load() != 1000 {
+		t.Errorf("%d were answered, %d were told to come again", good.Load(), busy.Load())
+	}
+	// Who was turned away is not remembered as a failure.
+	if s := f.Stats(); s.Failures != 0 {
+		t.Errorf("%d failures", s.Failures)
+	}
+}
+
+// Hosts that hang, as many as there are slots for, keep another one waiting for no
+// more than one of their requests, whatever stands in the queue before it.
+func TestHangingHostsDoNotStarveAnother(t *testing.T) {
+	var hosts []*origin
+	asked := make([]<-chan string, 4)
+	for i := range asked {
+		hosts = append(hosts, newOrigin(t, fmt.Sprintf("127.0.0.%d:0", i+2)))
+		asked[i] = hosts[i].hang(t)
+	}
+	good := local(t)
+	f := asking(t, append(hosts, good)...)
+	ended, giveUp := make(chan struct{}), make([]context.CancelFunc, 80)
+	all := make([]context.Context, len(giveUp))
+	for i := range all {
+		all[i], giveUp[i] = context.WithCancel(t.Context())
+	}
+	go func() {
+		defer close(ended)
+		together(len(all), func(i int) {
+			_, _ = f.Get(all[i], certfetch.Issuer, numbered(hosts[i%4], i), text)
+		})
+	}()
+	var hanging int
+	for range 4 {
+		for i := range asked {
+			_, err := fmt.Sscanf(<-asked[i], "/%d.crt", &hanging)
+			must(t, err)
+		}
+	}
+	eventually(t, "all are in the queue", func() bool { return f.Flights() == len(all) })
+	answered := make(chan error, 1)
+	go func() {
+		_, err := f.Get(t.Context(), certfetch.Issuer, good.at("/a.crt"), text)
+		answered <- err
+	}()
+	eventually(t, "the good one is in the queue", func() bool { return f.Flights() == len(all)+1 })
+	if good.requests.Load() != 0 {
+		t.Error("more than 16 requests at once")
+	}
+	giveUp[hanging]()
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+	for _, f := range giveUp {
+		f()
+	}
+	<-ended
+}
+
+// A parser that panics on a hostile body stops nothing.
+func TestPanicInParse(t *testing.T) {
+	o := local(t)
+	f := asking(t, o)
+	_, err := f.Get(t.Context(), certfetch.Issuer, o.at("/a.crt"), func([]byte) (any, time.Time, error) {
+		panic("out of range")
+	})
+	if err == nil || !strings.Contains(err.Error(), "out of range") {
+		t.Errorf("%v", err)
+	}
+	wantFail(t, f, o.at("/a.crt"), "out of range") // remembered
+	o.wantRequests(t, 1)
+}
+
+// Close ends what is under way; nobody is asked any more, and what is kept is
+// still told.
+func TestClose(t *testing.T) {
+	o := local(t)
+	f := asking(t, o)
+	wantGet(t, f, o.at("/kept.crt"), "a certificate")
+	asked := o.hang(t)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := f.Get(t.Context(), certfetch.Issuer, o.at("/a.crt"), text)
+		ended <- err
+	}()
+	<-asked
+	must(t, f.Close())
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "try again") {
+		t.Errorf("%v", err)
+	}
+	wantFail(t, f, o.at("/b.crt"), "try again")
+	wantGet(t, f, o.at("/kept.crt"), "a certificate")
+}
+
+// A caller whose time is over asks nobody.
+func TestEndedContext(t *testing.T) {
+	o := local(t)
+	f := asking(t, o)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := f.Get(ctx, certfetch.Issuer, o.at("/a.crt"), text); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	o.wantRequests(t, 0)
+}
+
+// While Run is there, a request goes on that nobody waits for any more: a slow
+// server is asked once, and not once by each who gives up.
+func TestRunFinishesWhatWasBegun(t *testing.T) {
+	o := local(t)
+	asked, release := make(chan struct{}), make(chan struct{})
+	o.serve(func(w http.ResponseWriter, _ *http.Request) {
+		close(asked)
+		<-release
+		_, _ = io.WriteString(w, "a certificate")
+	})
+	f := asking(t, o)
+	ctx, stop := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- f.Run(ctx) }()
+	eventually(t, "Run is there", f.Running)
+	impatient, giveUp := context.WithCancel(t.Context())
+	go func() {
+		<-asked
+		giveUp()
+	}()
+	if _, err := f.Get(impatient, certfetch.Issuer, o.at("/a.crt"), text); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	close(release)
+	eventually(t, "the request is done", func() bool { return f.Flights() == 0 })
+	wantCached(t, f, o.at("/a.crt"), "a certificate")
+	stop()
+	must(t, <-ran)
+}
+
+// When Run ends, requests that nobody waits for end with it.
+func TestRunEnds(t *testing.T) {
+	o := local(t)
+	asked := o.hang(t)
+	f := asking(t, o)
+	ctx, stop := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- f.Run(ctx) }()
+	eventually(t, "Run is there", f.Running)
+	impatient, giveUp := context.WithCancel(t.Context())
+	go func() {
+		<-asked
+		giveUp()
+	}()
+	if _, err := f.Get(impatient, certfetch.Issuer, o.at("/a.crt"), text); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	if f.Flights() != 1 {
+		t.Error("the request has ended before its time")
+	}
+	stop()
+	must(t, <-ran)
+	if f.Flights() != 0 {
+		t.Error("a request goes on after Run has ended")
+	}
+}

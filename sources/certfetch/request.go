@@ -1,0 +1,167 @@
+package certfetch
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/hashicorp/go-retryablehttp"
+)
+
+const (
+	// requestTimeout bounds a request, from the connection to the last byte and
+	// with its retry.
+	requestTimeout = 10 * time.Second
+	// maxRetries is how often a request is made again where the connection or
+	// the server has failed, and retryPause how long after.
+	maxRetries = 1
+	retryPause = 250 * time.Millisecond
+	// maxRedirects is how many of a server's redirects are followed.
+	maxRedirects = 3
+)
+
+// maxBody is the size of a body in bytes.
+var maxBody = map[Kind]int64{Issuer: 256 << 10, EKCertificate: 64 << 10, CRL: 4 << 20}
+
+// A badAnswerError is an answer that a server gives on purpose and that asking
+// again does not change soon.
+type badAnswerError struct{ problem string }
+
+func (e *badAnswerError) Error() string { return e.problem }
+
+func badAnswer(format string, args ...any) error {
+	return &badAnswerError{fmt.Sprintf(format, args...)}
+}
+
+var errRedirect = errors.New("a redirect that is not followed")
+
+// ask makes a request and returns the body of the answer.
+func (f *Fetcher) ask(ctx context.Context, kind Kind, t target) ([]byte, error) {
+	within, cancel := context.WithTimeout(ctx, f.timeout)
+	defer cancel()
+	body, err := f.exchange(within, maxBody[kind.base()], t)
+	switch {
+	case err == nil:
+		return body, nil
+	case ctx.Err() == nil && within.Err() != nil:
+		return nil, fmt.Errorf("not done within %v: %w", f.timeout, bare(err))
+	}
+	return nil, bare(err)
+}
+
+// bare returns an error without the URL, which the caller has.
+func bare(err error) error {
+	if wrapped := (*url.Error)(nil); errors.As(err, &wrapped) {
+		return wrapped.Err
+	}
+	return err
+}
+
+func (f *Fetcher) exchange(ctx context.Context, limit int64, t target) ([]byte, error) {
+	req, err := retryablehttp.NewRequestWithContext(ctx, http.MethodGet, t.url.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("User-Agent", "spire-tpm-attestor")
+	req.Header.Set("Accept", "*/*")
+	resp, err := f.client(t).Do(req)
+	if resp != nil {
+		defer resp.Body.Close() //nolint:errcheck // it was read to its end, or is of no use
+	}
+	if err != nil {
+		return nil, err
+	}
+	switch code := resp.StatusCode; {
+	case code == http.StatusNotFound || code == http.StatusGone:
+		return nil, ErrNotFound
+	case transient(code):
+		return nil, fmt.Errorf("the server has answered %d %s", code, http.StatusText(code))
+	case code != http.StatusOK:
+		return nil, badAnswer("the server has answered %d %s", code, http.StatusText(code))
+	}
+	return readBody(resp, limit)
+}
+
+// readBody reads a body of at most limit bytes.
+func readBody(resp *http.Response, limit int64) ([]byte, error) {
+	if coding := resp.Header.Get("Content-Encoding"); coding != "" && coding != "identity" {
+		return nil, badAnswer("the answer is encoded as %.50q, which was not asked for", coding)
+	}
+	if resp.ContentLength > limit {
+		return nil, badAnswer("the answer has %d bytes, more than %d", resp.ContentLength, limit)
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("read the answer: %w", err)
+	case int64(len(body)) > limit:
+		return nil, badAnswer("the answer has more than %d bytes", limit)
+	case len(body) == 0:
+		return nil, badAnswer("the answer is empty")
+	}
+	return body, nil
+}
+
+// client returns what makes the request for a target, and its redirects.
+func (f *Fetcher) client(t target) *retryablehttp.Client {
+	transport := f.transport
+	if t.own {
+		transport = f.ownTransport
+	}
+	counted := roundTripper(func(req *http.Request) (*http.Response, error) {
+		f.requests.Add(1)
+		return transport.RoundTrip(req)
+	})
+	redirects := func(req *http.Request, via []*http.Request) error {
+		if len(via) > maxRedirects {
+			return fmt.Errorf("%w: there were %d before", errRedirect, maxRedirects)
+		}
+		next, err := f.policy.redirected(target{via[len(via)-1].URL, t.own}, req.URL)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errRedirect, err)
+		}
+		req.URL = next.url
+		req.Header.Del("Referer")
+		return nil
+	}
+	return &retryablehttp.Client{
+		HTTPClient:   &http.Client{Transport: counted, CheckRedirect: redirects},
+		RetryMax:     maxRetries,
+		RetryWaitMin: f.retryPause,
+		CheckRetry:   retryable,
+		Backoff:      func(pause, _ time.Duration, _ int, _ *http.Response) time.Duration { return pause },
+		ErrorHandler: retryablehttp.PassthroughErrorHandler,
+	}
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+// transient reports whether a status says that the server fails for now.
+func transient(code int) bool {
+	return code >= http.StatusInternalServerError || code == http.StatusTooManyRequests ||
+		code == http.StatusRequestTimeout
+}
+
+// retryable decides whether a request is made again.
+func retryable(ctx context.Context, resp *http.Response, err error) (bool, error) {
+	switch {
+	case ctx.Err() != nil:
+		return false, cmp.Or(err, ctx.Err())
+	case err == nil:
+		return resp.StatusCode >= http.StatusInternalServerError, nil
+	case errors.Is(err, errRedirect) || forbidden(err):
+		return false, err
+	}
+	again, _ := retryablehttp.DefaultRetryPolicy(ctx, nil, err)
+	if again {
+		return true, nil
+	}
+	return false, err
+}

@@ -1,0 +1,174 @@
+package certfetch
+
+import (
+	"errors"
+	"strings"
+	"time"
+	"unicode"
+)
+
+// How much is kept.
+const (
+	// maxObjects and maxBytes bound what was accepted, the latter its bodies and
+	// URLs.
+	maxObjects, maxBytes = 20_000, 64 << 20
+	// maxFailures bounds what was not. They have a bound of their own, so that a
+	// thousand URLs that lead nowhere push out nothing that is of use.
+	maxFailures = 4096
+	// maxProblem is the length of the text of a failure, in bytes.
+	maxProblem = 300
+)
+
+// How long it is kept.
+const (
+	// defaultAge is how long an object is kept whose Parse says nothing, and
+	// maxAge how long whatever it says.
+	defaultAge, maxAge = 30 * 24 * time.Hour, 90 * 24 * time.Hour
+	// minAge is how long it is kept at least.
+	minAge = time.Minute
+	// maxStaleAge is how long it goes on beyond that, where asking again fails.
+	maxStaleAge = 90 * 24 * time.Hour
+	// doubtAge is the age from which an object that is in doubt is asked for
+	// again.
+	doubtAge = 10 * time.Minute
+	// The first failure of a server is remembered for failureAge, which doubles
+	// with each that follows up to maxFailureAge; one in which it has answered
+	// what asking again does not change for maxFailureAge.
+	failureAge, maxFailureAge = time.Minute, 10 * time.Minute
+	// clockSlack is how far the clock may be set back after something was
+	// fetched: a correction, not a jump. Beyond that it counts as not kept.
+	clockSlack = 5 * time.Second
+)
+
+// A name is what an answer is kept by.
+type name struct {
+	kind Kind
+	url  string
+}
+
+// kept is an answer that was accepted. It is never changed, only replaced.
+type kept struct {
+	body           []byte
+	fetched, until time.Time
+	// value is what Parse has made of the body. parsed is false where the body
+	// has come from the disk and was not used yet.
+	value  any
+	parsed bool
+}
+
+func sizeOf(n name, k *kept) int64 { return int64(len(k.body) + len(n.url) + len(n.kind)) }
+
+// failure is that there was none. It is never changed, only replaced.
+type failure struct {
+	problem   string
+	notFound  bool
+	at, until time.Time
+	// times is how often in a row the server has failed.
+	times int
+}
+
+// newFailure returns the failure after previous, which may be nil.
+func newFailure(err error, previous *failure, now time.Time) *failure {
+	fl := &failure{
+		problem: printable(err.Error()), notFound: errors.Is(err, ErrNotFound),
+		at: now, until: now.Add(maxFailureAge), times: 1,
+	}
+	var bad *badAnswerError
+	if fl.notFound || errors.As(err, &bad) {
+		return fl
+	}
+	if previous != nil && previous.counts(now) && now.Sub(previous.until) < time.Hour {
+		fl.times = min(previous.times, 10) + 1
+	}
+	fl.until = now.Add(min(failureAge<<(fl.times-1), maxFailureAge))
+	return fl
+}
+
+// printable returns a text, which may be partly a server's, for one line of a log.
+func printable(s string) string {
+	s = strings.Map(func(c rune) rune {
+		if unicode.IsPrint(c) {
+			return c
+		}
+		return ' '
+	}, strings.ToValidUTF8(s, "?"))
+	if len(s) > maxProblem {
+		s = strings.ToValidUTF8(s[:maxProblem], "") + "…"
+	}
+	return s
+}
+
+// counts reports whether the failure is in the past.
+func (fl *failure) counts(now time.Time) bool { return !fl.at.After(now.Add(clockSlack)) }
+
+// holds reports whether nobody is asked again yet.
+func (fl *failure) holds(now time.Time) bool { return fl.counts(now) && now.Before(fl.until) }
+
+// A failedError is a failure as it is told.
+type failedError struct {
+	problem  string
+	notFound bool
+}
+
+func (e *failedError) Error() string { return e.problem }
+
+func (e *failedError) Unwrap() error {
+	if e.notFound {
+		return ErrNotFound
+	}
+	return nil
+}
+
+func (fl *failure) err() error { return &failedError{fl.problem, fl.notFound} }
+
+// untilOf returns until when an answer is kept that was fetched at some time.
+func untilOf(fetched, wanted time.Time) time.Time {
+	switch earliest, latest := fetched.Add(minAge), fetched.Add(maxAge); {
+	case wanted.IsZero():
+		return fetched.Add(defaultAge)
+	case wanted.Before(earliest):
+		return earliest
+	case wanted.After(latest):
+		return latest
+	}
+	return wanted
+}
+
+// A finding is what is kept by a name at some time. All of it is nil where
+// the network would have to be asked.
+type finding struct {
+	object *kept
+	stale  error // where the time of object is over
+	err    error // a failure that is remembered; there is no object then
+}
+
+func (f finding) none() bool { return f.object == nil && f.err == nil }
+
+// find returns what is kept. The caller holds f.mu.
+func (f *Fetcher) find(n name) finding {
+	now := f.now()
+	object, ok := f.objects.get(n)
+	switch {
+	case ok && object.fetched.After(now.Add(clockSlack)):
+		object = nil // the clock was set back: how old it is, nobody knows
+	case ok && now.Before(object.until):
+		return finding{object: object}
+	case ok && now.After(object.until.Add(maxStaleAge)):
+		object = nil
+	}
+	fl, ok := f.failures.get(n)
+	switch {
+	case !ok || !fl.holds(now):
+		return finding{}
+	case object != nil:
+		return finding{object: object, stale: fl.err()}
+	}
+	return finding{err: fl.err()}
+}
+
+// keep keeps an object. The caller holds f.mu.
+func (f *Fetcher) keep(n name, k *kept) {
+	f.objects.put(n, k)
+	f.failures.drop(n)
+	f.touch(n)
+}
