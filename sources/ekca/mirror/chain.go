@@ -1,0 +1,166 @@
+package mirror
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
+)
+
+// Limits on what one EK certificate can cause, at least those of an ek_ca.
+const (
+	maxChain = 8 // certificates above it, one after the other
+	maxLevel = 8 // of them side by side
+	maxURLs  = 4 // of one kind in a certificate
+)
+
+// machine gets all that an EK needs.
+func (f *filler) machine(ctx context.Context, e *ek) {
+	certificates := e.certificates
+	if len(certificates) == 0 && len(f.cfg.Services) > 0 {
+		certificates = f.fromServices(ctx, e)
+	} else if len(certificates) == 0 {
+		f.missing("EK "+e.hash, errors.New("it has no certificate, and no service may be asked for one: "+
+			"name it in ek_certificate_urls"))
+	}
+	for _, cert := range certificates {
+		f.chain(ctx, cert)
+	}
+}
+
+// fromServices gets the certificate of an EK from the first service that has it.
+func (f *filler) fromServices(ctx context.Context, e *ek) []*x509.Certificate {
+	var faults []error
+	for _, s := range f.cfg.Services {
+		url, ok := ekca.EKCertificateURL(s.Name, s.Base, e.key)
+		if !ok {
+			continue
+		}
+		value, err := f.object(ctx, certfetch.EKCertificate, url, parseReply(s.Name, e.key))
+		if cert, ok := value.(*x509.Certificate); ok && err == nil {
+			return []*x509.Certificate{cert}
+		}
+		faults = append(faults, fmt.Errorf("%q: %w", url, err))
+	}
+	if len(faults) == 0 {
+		faults = append(faults, errors.New("no service has EKs of its kind"))
+	}
+	f.missing("EK "+e.hash, fmt.Errorf("its certificate: %w", errors.Join(faults...)))
+	return nil
+}
+
+// chain gets the issuers of a certificate, theirs and so on, and all their CRLs.
+func (f *filler) chain(ctx context.Context, cert *x509.Certificate) {
+	level := []*x509.Certificate{cert}
+	for depth := 0; depth < maxChain && len(level) > 0; depth++ {
+		var next []*x509.Certificate
+		for _, child := range level {
+			if !f.begin(child) || isRoot(child) {
+				continue
+			}
+			issuers := f.issuers(ctx, child)
+			if f.cfg.CRLs {
+				f.crls(ctx, child, issuers)
+			}
+			for _, i := range issuers {
+				if len(next) < maxLevel && !slices.ContainsFunc(next, i.Equal) {
+					next = append(next, i)
+				}
+			}
+		}
+		level = next
+	}
+}
+
+// isRoot reports whether a certificate is at the end of a chain.
+func isRoot(c *x509.Certificate) bool { return hasSigned(c, c) }
+
+func hasSigned(issuer, child *x509.Certificate) bool {
+	return issuer.CheckSignature(child.SignatureAlgorithm, child.RawTBSCertificate, child.Signature) == nil
+}
+
+// issuers gets the certificates of who has signed child, from all URLs for them.
+func (f *filler) issuers(ctx context.Context, child *x509.Certificate) []*x509.Certificate {
+	var found []*x509.Certificate
+	take := func(all []*x509.Certificate) bool {
+		signed := false
+		for _, c := range all {
+			if hasSigned(c, child) {
+				signed = true
+				found = append(found, c)
+			}
+		}
+		return signed
+	}
+	had := take(f.machines.cas)
+	urls, faults := f.urls(child.IssuingCertificateURL)
+	for _, url := range urls {
+		value, err := f.object(ctx, certfetch.Issuer, url, parseIssuers)
+		if all, ok := value.([]*x509.Certificate); err == nil && (!ok || !take(all)) {
+			err = errors.New("it is there, and has not signed the certificate that names it")
+		}
+		if err != nil {
+			faults = append(faults, fmt.Errorf("%q: %w", url, err))
+			continue
+		}
+		had = true
+	}
+	switch {
+	case !had && len(faults) > 0:
+		f.missing("issuer "+name(child.Issuer), errors.Join(faults...))
+	case !had:
+		f.note("issuer %s: nothing says where it is: have it among the configured CAs", name(child.Issuer))
+	case len(faults) > 0 && len(urls) > 0:
+		f.note("issuer %s: had from one URL, and not from another: %v", name(child.Issuer), errors.Join(faults...))
+	}
+	return found
+}
+
+// crls gets the CRLs that a certificate names.
+func (f *filler) crls(ctx context.Context, child *x509.Certificate, issuers []*x509.Certificate) {
+	if len(child.CRLDistributionPoints) == 0 {
+		return
+	}
+	urls, faults := f.urls(child.CRLDistributionPoints)
+	had := false
+	for _, url := range urls {
+		value, err := f.object(ctx, certfetch.CRL, url, parseCRL)
+		if err == nil && !signedByOne(value, issuers) {
+			err = errors.New("it is there, and not signed by the issuer of the certificate that names it")
+		}
+		if err == nil {
+			err = f.overdue(value)
+		}
+		if err != nil {
+			faults = append(faults, fmt.Errorf("%q: %w", url, err))
+			continue
+		}
+		had = true
+	}
+	switch of := "CRL of " + name(child.Issuer); {
+	case !had:
+		f.missing(of, errors.Join(faults...))
+	case len(faults) > 0:
+		f.note("%s: had from one URL, and not from another: %v", of, errors.Join(faults...))
+	}
+}
+
+// urls returns those of a certificate's URLs that may be asked, with why others
+// may not be.
+func (f *filler) urls(all []string) (urls []string, faults []error) {
+	for _, raw := range all[:min(len(all), maxURLs)] {
+		url, ok := f.store.Allowed(raw)
+		switch {
+		case !ok:
+			faults = append(faults, fmt.Errorf("%q is on no host that may be asked: add the host to aia_hosts, "+
+				"or to -aia-host, where you trust its owner to be asked", raw))
+		case !slices.Contains(urls, url):
+			urls = append(urls, url)
+		}
+	}
+	return urls, faults
+}

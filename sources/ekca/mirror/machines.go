@@ -1,0 +1,130 @@
+package mirror
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+)
+
+// MaxInput is how long a file of Machines.Read may be, in bytes.
+const MaxInput = 256 << 20
+
+// Machines are the EKs whose certificates a mirror is for. The zero value has
+// none.
+type Machines struct {
+	eks []*ek
+	// byHash are the same, by their EK hash.
+	byHash map[string]*ek
+	// cas are certificates of CAs, which are not looked for.
+	cas []*x509.Certificate
+}
+
+// ek is an EK with its certificates; without any, the services are asked.
+type ek struct {
+	hash         string
+	key          crypto.PublicKey
+	certificates []*x509.Certificate
+}
+
+// Len is how many EKs there are.
+func (m *Machines) Len() int { return len(m.eks) }
+
+// Read adds the EKs in a file: PEM (RFC 7468) with any number of CERTIFICATE and
+// PUBLIC KEY blocks, as `tpm-attestor-agent -pem` prints them, several machines'
+// one behind the other, or one EK certificate in DER, as it is read from a TPM. A
+// CA's certificate is no EK's: it is taken for one that machines send themselves.
+// Other blocks, and text between them, are passed over. Where something cannot be
+// read, nothing of the file is taken.
+func (m *Machines) Read(content []byte) error {
+	var add Machines
+	if !bytes.Contains(content, []byte("-----BEGIN")) {
+		if err := add.certificate(content); err != nil {
+			return fmt.Errorf("neither PEM nor an EK certificate in DER: %w", err)
+		}
+		m.join(&add)
+		return nil
+	}
+	begun, number := bytes.Count(content, []byte("-----BEGIN")), 0
+	for {
+		var block *pem.Block
+		if block, content = pem.Decode(content); block == nil {
+			break
+		}
+		number++
+		if err := add.block(block); err != nil {
+			return fmt.Errorf("PEM block %d: %w", number, err)
+		}
+	}
+	switch {
+	case number != begun:
+		return fmt.Errorf("only %d of %d PEM blocks can be decoded: is the file cut off?", number, begun)
+	case len(add.eks) == 0:
+		return errors.New("there is no EK in it: write it with `tpm-attestor-agent -pem` on the machine")
+	}
+	m.join(&add)
+	return nil
+}
+
+func (m *Machines) block(block *pem.Block) error {
+	switch block.Type {
+	case "PUBLIC KEY":
+		key, err := x509.ParsePKIXPublicKey(block.Bytes)
+		if err != nil {
+			return fmt.Errorf("read the public key: %w", err)
+		}
+		_, err = m.key(key)
+		return err
+	case "CERTIFICATE", "X509 CERTIFICATE":
+		return m.certificate(block.Bytes)
+	}
+	return nil
+}
+
+func (m *Machines) certificate(der []byte) error {
+	cert, err := attestor.ParseEKCertificate(der)
+	if err != nil {
+		return err
+	}
+	if cert.IsCA {
+		m.cas = append(m.cas, cert)
+		return nil
+	}
+	e, err := m.key(cert.PublicKey)
+	if err == nil {
+		e.certificates = append(e.certificates, cert)
+	}
+	return err
+}
+
+// key returns the entry of an EK, a new one where there is none.
+func (m *Machines) key(key crypto.PublicKey) (*ek, error) {
+	hash, err := attestor.HashEK(key)
+	if err != nil {
+		return nil, err
+	}
+	if e := m.byHash[hash]; e != nil {
+		return e, nil
+	}
+	if m.byHash == nil {
+		m.byHash = map[string]*ek{}
+	}
+	e := &ek{hash: hash, key: key}
+	m.byHash[hash], m.eks = e, append(m.eks, e)
+	return e, nil
+}
+
+// join adds what other has.
+func (m *Machines) join(other *Machines) {
+	for _, o := range other.eks {
+		e, err := m.key(o.key)
+		if err == nil { // other has taken it already
+			e.certificates = append(e.certificates, o.certificates...)
+		}
+	}
+	m.cas = append(m.cas, other.cas...)
+}

@@ -1,0 +1,347 @@
+package mirror_test
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/mirror"
+)
+
+// A mirror has, byte for byte, what the vendor serves: the certificate of an EK
+// that comes without one, each chain up to the root, and all CRLs; and each once,
+// however many machines need it.
+func TestFill(t *testing.T) {
+	v, dir := newVendor(t), t.TempDir()
+	bare := v.tpm(3)
+	path := v.serveEK(bare)
+	m := machines(t, inPEM(t, true, v.tpm(1), v.tpm(2)), inPEM(t, false, bare))
+	s, out := fill(t, v.config(dir), m)
+	want(t, s, out, mirror.Summary{Fetched: 5})
+	wantFiles(t, dir, v.all(path)...)
+	for name, content := range tree(t, dir) {
+		_, path, _ := strings.Cut(name, "/")
+		if served := string(v.files["/"+path]); content != served || v.asked("/"+path) != 1 {
+			t.Errorf("%s: %d bytes of %d, %d requests", name, len(content), len(served), v.asked("/"+path))
+		}
+	}
+	for _, line := range []string{"fetched  " + v.host + "/sub.crt, ", "/3] fetched"} {
+		if !strings.Contains(out, line) {
+			t.Errorf("no %q in\n%s", line, out)
+		}
+	}
+}
+
+// A run goes on where the last one was: certificates and CRLs that are there are
+// not asked for again, in time CRLs are, and with Force everything is.
+func TestRefresh(t *testing.T) {
+	v, dir := newVendor(t), t.TempDir()
+	bare := v.tpm(3)
+	path := v.serveEK(bare)
+	m := machines(t, inPEM(t, false, bare))
+	cfg := v.config(dir)
+	fill(t, cfg, m)
+	s, out := fill(t, cfg, m)
+	want(t, s, out, mirror.Summary{Kept: 5})
+
+	newer := v.sub.CRL(t, nil, v.root.Certificate.SerialNumber)
+	v.put("/crls/sub.crl", newer)
+	cfg.Now = func() time.Time { return time.Now().Add(2 * time.Hour) }
+	s, out = fill(t, cfg, m)
+	want(t, s, out, mirror.Summary{Kept: 3, Fetched: 2})
+	if got := tree(t, dir)[v.host+"/crls/sub.crl"]; got != string(newer) {
+		t.Error("the CRL is not the new one")
+	}
+	cfg.Now, cfg.Force = nil, true
+	s, out = fill(t, cfg, m)
+	want(t, s, out, mirror.Summary{Fetched: 5})
+	if v.asked(path) != 2 || v.asked("/root.crl") != 3 {
+		t.Errorf("%d and %d requests", v.asked(path), v.asked("/root.crl"))
+	}
+}
+
+// A vendor that is down for an hour does not take away what is there and good;
+// what has expired meanwhile is missing, since no server would use it.
+func TestVendorIsDown(t *testing.T) {
+	v, dir := newVendor(t), t.TempDir()
+	m := machines(t, inPEM(t, true, v.tpm(1)))
+	cfg := v.config(dir)
+	fill(t, cfg, m)
+	for path := range v.files {
+		v.put(path, nil)
+	}
+	before := tree(t, dir)
+	cfg.Force = true
+	s, out := fill(t, cfg, m)
+	want(t, s, out, mirror.Summary{Kept: 4})
+	if !strings.Contains(out, "since it cannot be fetched") {
+		t.Errorf("nothing is said of it:\n%s", out)
+	}
+	cfg.Now = func() time.Time { return time.Now().Add(48 * time.Hour) }
+	s, out = fill(t, cfg, m)
+	want(t, s, out, mirror.Summary{Kept: 4, Missing: 2})
+	for name, content := range tree(t, dir) {
+		if before[name] != content {
+			t.Errorf("%s was changed", name)
+		}
+	}
+}
+
+// A file that was cut, by a full disk or a bad stick, is fetched again; and what
+// an interrupted run has left half-written goes.
+func TestDamagedFiles(t *testing.T) {
+	v, dir := newVendor(t), t.TempDir()
+	m := machines(t, inPEM(t, true, v.tpm(1)))
+	fill(t, v.config(dir), m)
+	good := tree(t, dir)
+	for name, content := range good {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content[:len(content)/2]), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, v.host, ".fill-LEFT"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, out := fill(t, v.config(dir), m)
+	want(t, s, out, mirror.Summary{Fetched: 4})
+	wantFiles(t, dir, v.all()...)
+	if got := tree(t, dir)[v.host+"/sub.crt"]; got != good[v.host+"/sub.crt"] {
+		t.Error("the file is still damaged")
+	}
+}
+
+// What cannot be had is told, with its URL and what to do, and counted, so that
+// the command fails; all else is there.
+func TestMissing(t *testing.T) {
+	other := attestortest.NewCA(t, "other")
+	for name, tt := range map[string]struct {
+		change func(*vendor) *mirror.Machines
+		want   mirror.Summary
+		says   string
+	}{
+		"issuer is not there": {func(v *vendor) *mirror.Machines {
+			v.remove("/root.crt")
+			return machines(v.t, inPEM(v.t, true, v.tpm(1)))
+		}, mirror.Summary{Fetched: 3, Missing: 1}, `MISSING  issuer "root": "`},
+		"issuer is not the issuer": {func(v *vendor) *mirror.Machines {
+			v.put("/root.crt", other.Certificate.Raw)
+			return machines(v.t, inPEM(v.t, true, v.tpm(1)))
+		}, mirror.Summary{Fetched: 4, Missing: 1}, "has not signed the certificate that names it"},
+		"issuer is HTML": {func(v *vendor) *mirror.Machines {
+			v.put("/sub.crt", []byte("<html>"))
+			return machines(v.t, inPEM(v.t, true, v.tpm(1)))
+		}, mirror.Summary{Fetched: 1, Missing: 1}, `MISSING  issuer "sub": "`},
+		"host is not allowed": {func(v *vendor) *mirror.Machines {
+			return machines(v.t, inPEM(v.t, true, v.tpmThatNames(1, func(c *x509.Certificate) {
+				c.IssuingCertificateURL = []string{"http://169.254.169.254/latest", "http://elsewhere.example.org/a.crt"}
+			})))
+		}, mirror.Summary{Missing: 1}, "add the host to aia_hosts"},
+		"CRL is not there": {func(v *vendor) *mirror.Machines {
+			v.remove("/crls/sub.crl")
+			return machines(v.t, inPEM(v.t, true, v.tpm(1)))
+		}, mirror.Summary{Fetched: 3, Missing: 1}, `MISSING  CRL of "sub": "`},
+		"CRL is another CA's": {func(v *vendor) *mirror.Machines {
+			v.put("/crls/sub.crl", other.CRL(v.t, nil))
+			return machines(v.t, inPEM(v.t, true, v.tpm(1)))
+		}, mirror.Summary{Fetched: 4, Missing: 1}, "not signed by the issuer"},
+		"CRL has expired": {func(v *vendor) *mirror.Machines {
+			v.put("/crls/sub.crl", v.sub.CRL(v.t, func(l *x509.RevocationList) {
+				l.ThisUpdate, l.NextUpdate = time.Now().Add(-48*time.Hour), time.Now().Add(-24*time.Hour)
+			}))
+			return machines(v.t, inPEM(v.t, true, v.tpm(1)))
+		}, mirror.Summary{Fetched: 4, Missing: 1}, "it has expired on "},
+		"CRL in PEM": {func(v *vendor) *mirror.Machines {
+			v.put("/crls/sub.crl", pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: v.sub.CRL(v.t, nil)}))
+			return machines(v.t, inPEM(v.t, true, v.tpm(1)))
+		}, mirror.Summary{Fetched: 4}, ""},
+		"EK is known to no service": {func(v *vendor) *mirror.Machines {
+			return machines(v.t, inPEM(v.t, false, v.tpm(1)))
+		}, mirror.Summary{Missing: 1}, "MISSING  EK "},
+		"EK service has another's": {func(v *vendor) *mirror.Machines {
+			v.put(v.serveEK(v.tpm(1)), v.tpm(2).Claim().Certificate)
+			return machines(v.t, inPEM(v.t, false, v.tpm(1)))
+		}, mirror.Summary{Missing: 1}, "of another key"},
+		"one of two URLs": {func(v *vendor) *mirror.Machines {
+			return machines(v.t, inPEM(v.t, true, v.tpmThatNames(1, func(c *x509.Certificate) {
+				c.IssuingCertificateURL = []string{v.url + "/gone", v.url + "/sub.crt"}
+			})))
+		}, mirror.Summary{Fetched: 3}, "note     issuer"},
+		"nothing says where": {func(v *vendor) *mirror.Machines {
+			return machines(v.t, inPEM(v.t, true, v.tpmThatNames(1, func(*x509.Certificate) {})))
+		}, mirror.Summary{}, "have it among the configured CAs"},
+		"two that differ by case": {func(v *vendor) *mirror.Machines {
+			v.put("/SUB.crt", v.sub.Certificate.Raw)
+			return machines(v.t, inPEM(v.t, true, v.tpm(1)), inPEM(v.t, true,
+				v.tpmThatNames(2, func(c *x509.Certificate) { c.IssuingCertificateURL = []string{v.url + "/SUB.crt"} })))
+		}, mirror.Summary{Fetched: 4, Missing: 1}, "by upper and lower case alone"},
+		"a file where a folder is": {func(v *vendor) *mirror.Machines {
+			v.put("/sub.crt/x", v.sub.Certificate.Raw)
+			return machines(v.t, inPEM(v.t, true, v.tpmThatNames(1, func(c *x509.Certificate) {
+				c.IssuingCertificateURL = []string{v.url + "/sub.crt/../sub.crt", v.url + "/a//b", v.url + "/.htaccess"}
+			})))
+		}, mirror.Summary{Missing: 1}, "MISSING  issuer"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v, dir := newVendor(t), t.TempDir()
+			s, out := fill(t, v.config(dir), tt.change(v))
+			want(t, s, out, tt.want)
+			if !strings.Contains(out, tt.says) {
+				t.Errorf("nothing says %q:\n%s", tt.says, out)
+			}
+			if n := len(tree(t, dir)); n != tt.want.Fetched {
+				t.Errorf("%d files", n)
+			}
+		})
+	}
+}
+
+// A TPM that brings its chain along needs nothing of it fetched that says where
+// nothing is; and a machine without a certificate, where no service may be asked,
+// is told of.
+func TestChainFromTheMachine(t *testing.T) {
+	v := newVendor(t)
+	tpm := v.tpmThatNames(1, func(*x509.Certificate) {})
+	chain := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: v.sub.Certificate.Raw})
+	s, out := fill(t, v.config(t.TempDir()), machines(t, slices.Concat(inPEM(t, true, tpm), chain)))
+	want(t, s, out, mirror.Summary{Fetched: 2}) // the root's, named by the one in the middle
+
+	cfg := v.config(t.TempDir())
+	cfg.Services = nil
+	s, out = fill(t, cfg, machines(t, inPEM(t, false, tpm)))
+	want(t, s, out, mirror.Summary{Missing: 1})
+	if !strings.Contains(out, "ek_certificate_urls") {
+		t.Errorf("nothing says what to write:\n%s", out)
+	}
+}
+
+// Nothing is written outside of the folder, whatever links are in it; such a
+// folder is no place to go on in.
+func TestLinksOutOfTheFolder(t *testing.T) {
+	v, dir, outside := newVendor(t), t.TempDir(), t.TempDir()
+	if err := os.Symlink(outside, filepath.Join(dir, v.host)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := mirror.Fill(t.Context(), v.config(dir), machines(t, inPEM(t, true, v.tpm(1))))
+	if err == nil {
+		t.Error("no error")
+	}
+	wantFiles(t, outside)
+}
+
+// A disk that is full, or a folder that is not to be written to, ends the run at
+// once with what is wrong, instead of a hundred thousand lines.
+func TestFolderThatCannotBeUsed(t *testing.T) {
+	v, dir := newVendor(t), t.TempDir()
+	m := machines(t, inPEM(t, true, v.tpm(1)))
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := mirror.Fill(t.Context(), v.config(file), m); err == nil {
+		t.Error("a file served as a folder")
+	}
+	if err := os.WriteFile(filepath.Join(dir, v.host), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := mirror.Fill(t.Context(), v.config(dir), m); err == nil || !strings.Contains(err.Error(), v.host) {
+		t.Errorf("a file where a host's folder has to be: %v", err)
+	}
+	cfg := v.config(t.TempDir())
+	cfg.Progress = fullDisk{}
+	if _, err := mirror.Fill(t.Context(), cfg, m); err == nil || !strings.Contains(err.Error(), "the disk is full") {
+		t.Errorf("progress that nobody sees: %v", err)
+	}
+}
+
+type fullDisk struct{}
+
+func (fullDisk) Write([]byte) (int, error) { return 0, errors.New("the disk is full") }
+
+// Ctrl-C ends it, and is not taken for an answer of the vendor's.
+func TestInterrupted(t *testing.T) {
+	v := newVendor(t)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(errors.New("interrupted"))
+	_, err := mirror.Fill(ctx, v.config(t.TempDir()), machines(t, inPEM(t, true, v.tpm(1))))
+	if err == nil || !strings.Contains(err.Error(), "interrupted") {
+		t.Error(err)
+	}
+}
+
+// Mistakes in what may be asked are found before anything is written.
+func TestBadConfiguration(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "new")
+	for _, cfg := range []mirror.Config{
+		{Folder: dir, Hosts: []string{"http://x/"}},
+		{Folder: dir, Services: []mirror.Service{{Name: "amd", Base: "ftp://x/"}}},
+	} {
+		if _, err := mirror.Fill(t.Context(), cfg, &mirror.Machines{}); err == nil {
+			t.Errorf("%+v is accepted", cfg)
+		}
+	}
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("the folder was made")
+	}
+}
+
+// The files of machines come from wherever: what is cut off, is no EK's, or is of
+// a weak kind is an error with its place, and takes nothing in.
+func TestReadMachines(t *testing.T) {
+	v := newVendor(t)
+	one, two := v.tpm(1), v.tpm(2)
+	good := inPEM(t, true, one)
+	bad := func(kind string, der []byte) []byte { return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}) }
+	for name, tt := range map[string]struct {
+		content []byte
+		want    int
+		err     string
+	}{
+		"one":                 {good, 1, ""},
+		"again":               {slices.Concat(good, good), 1, ""},
+		"two":                 {inPEM(t, false, one, two), 2, ""},
+		"DER":                 {one.Claim().Certificate, 1, ""},
+		"with words":          {slices.Concat([]byte("EK hash: …\n"), good, bad("X509 CRL", nil)), 1, ""},
+		"nothing":             {nil, 0, "neither PEM nor an EK certificate"},
+		"words":               {[]byte("EK hash: 00"), 0, "neither PEM nor an EK certificate"},
+		"a CA alone":          {bad("CERTIFICATE", v.root.Certificate.Raw), 0, "tpm-attestor-agent -pem"},
+		"cut off":             {good[:len(good)-50], 0, "only 1 of 2 PEM blocks"},
+		"damaged certificate": {slices.Concat(good, bad("CERTIFICATE", []byte("x"))), 0, "PEM block 3: "},
+		"damaged key":         {slices.Concat(good, bad("PUBLIC KEY", []byte("x"))), 0, "PEM block 3: read the public key"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var m mirror.Machines
+			err := m.Read(tt.content)
+			if m.Len() != tt.want || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("%d, %v", m.Len(), err)
+			}
+		})
+	}
+}
+
+// The URL that a server without the Internet asks says where the vendor's is.
+func TestUpstream(t *testing.T) {
+	const intel = "https://ekop.intel.com/ekcertservice/"
+	for _, tt := range []struct{ base, mirror, want string }{
+		{intel, "", intel},
+		{intel, "http://10.0.0.5/", intel},
+		{"http://10.0.0.5/ekop.intel.com/ekcertservice/", "http://10.0.0.5/", intel},
+		{"http://10.0.0.5/ekop.intel.com/ekcertservice/", "http://10.0.0.5", intel},
+		{"http://m/tpm/ekop.intel.com/ekcertservice/", "http://m/tpm/", intel},
+		{"http://m/tpm/10.0.0.7:8080/x/", "http://m/tpm/", "https://10.0.0.7:8080/x/"},
+		{"http://m/intel/", "http://m/", "http://m/intel/"},
+		{"http://m/intel.com", "http://m/", "http://m/intel.com"},
+		{"http://mm/ekop.intel.com/x/", "http://m", "http://mm/ekop.intel.com/x/"},
+	} {
+		if got := mirror.Upstream(tt.base, tt.mirror); got != tt.want {
+			t.Errorf("%q, %q: %q, want %q", tt.base, tt.mirror, got, tt.want)
+		}
+	}
+}
