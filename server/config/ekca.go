@@ -1,12 +1,14 @@
 package config
 
 import (
+	"errors"
 	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -44,8 +46,18 @@ func checkFetching(b *body, cfg ekca.Config) {
 	services := []string{ekca.EKServiceAMD, ekca.EKServiceIntel}
 	for _, name := range slices.Sorted(maps.Keys(cfg.EKCertificateURLs)) {
 		if !slices.Contains(services, name) {
-			b.fail("ek_certificate_urls", "%s is no service of EK certificates%s", printable(name), suggest(name, services))
+			b.fail("ek_certificate_urls", "%s is no service of EK certificates%s",
+				printable(name), suggest(name, services))
 		}
+	}
+	if err := fetchable(certfetch.Config{Hosts: cfg.AIAHosts}); err != nil {
+		b.fail("aia_hosts", "%v", err)
+	}
+	if err := fetchable(certfetch.Config{Bases: slices.Sorted(maps.Values(cfg.EKCertificateURLs))}); err != nil {
+		b.fail("ek_certificate_urls", "%v", err)
+	}
+	if err := fetchable(certfetch.Config{Mirror: cfg.MirrorURL}); err != nil {
+		b.fail("mirror_url", "%v", err)
 	}
 	hosts := b.has("aia_hosts")
 	if cfg.CRL != ekca.CRLOff && !hosts {
@@ -56,9 +68,18 @@ func checkFetching(b *body, cfg ekca.Config) {
 		b.fail("mirror_url", "stands for the hosts in aia_hosts, and there are none: write %s", aiaHostsExample)
 	}
 	if b.has("cache_path") && !hosts && !b.has("ek_certificate_urls") {
-		b.fail("cache_path", "nothing is fetched, so that there is nothing to keep: write %s or %s, or leave the key out",
-			aiaHostsExample, servicesExample)
+		b.fail("cache_path", "nothing is fetched, so that there is nothing to keep: "+
+			"write %s or %s, or leave the key out", aiaHostsExample, servicesExample)
 	}
+}
+
+// fetchable says why something may not be asked.
+func fetchable(cfg certfetch.Config) error {
+	_, err := certfetch.New(cfg)
+	if err != nil {
+		return errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	return nil
 }
 
 func ekCA(b *body, cfg ekca.Config, key string) definition {
@@ -86,8 +107,8 @@ func ekCA(b *body, cfg ekca.Config, key string) definition {
 func fetchingWarnings(path string, cfg ekca.Config) []Problem {
 	fetches := len(cfg.AIAHosts) > 0 || len(cfg.EKCertificateURLs) > 0
 	if fetches && cfg.CachePath == "" {
-		return []Problem{{under(path, "cache_path"), "is missing: what has been fetched is lost at a restart, and while " +
-			"it cannot be fetched anew, machines that need it are told to try again"}}
+		return []Problem{{under(path, "cache_path"), "is missing: what has been fetched is lost at a restart, " +
+			"and while it cannot be fetched anew, machines that need it are told to try again"}}
 	}
 	return nil
 }

@@ -7,9 +7,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/mirror"
 )
 
 const (
@@ -86,6 +88,13 @@ func TestEKCAProblems(t *testing.T) {
 		{cas + ` aia_hosts = [] }`, at + `aia_hosts: is empty: name something, or leave the key out`},
 		{cas + ` aia_hosts = [5] }`, at + `aia_hosts: contains the number 5, must be a list of strings`},
 		{cas + ` aia_hosts = ["a", "a"] }`, at + `aia_hosts: contains "a" twice`},
+		{cas + ` aia_hosts = ["http://x/"] }`, at + `aia_hosts: host that may be asked, "http://x/": write a host alone`},
+		{cas + ` aia_hosts = ["", "x:0"] }`, at + `aia_hosts: host that may be asked, "": `},
+		{aia + ` mirror_url = "10.0.0.5" }`, at + `mirror_url: mirror URL "10.0.0.5": `},
+		{
+			cas + ` ek_certificate_urls = { amd = "ftp://x/" } }`,
+			at + `ek_certificate_urls: base URL "ftp://x/": `,
+		},
 		{aia + ` crl = "on" }`, at + `crl: is "on", must be one of "off", "if_available", "required"`},
 		{aia + ` crl = true }`, at + `crl: is true, must be a string`},
 		{cas + ` crl = "required" }`, at + `crl: is "required", and nothing says which hosts may be asked for ` +
@@ -158,5 +167,41 @@ func TestEKCAWarnings(t *testing.T) {
 		if got != want {
 			t.Errorf("%s: %q", text, warnings)
 		}
+	}
+}
+
+// A mirror is filled by the configuration that the server has which uses it: the
+// vendors' services are asked, and not the mirror that is not there yet.
+func TestMirrored(t *testing.T) {
+	c := mustParse(t, `
+		source "ek_ca" "a" {
+			ca_path = "/cas"
+			aia_hosts = ["b", "a"]
+			mirror_url = "http://10.0.0.5/tpm"
+			ek_certificate_urls = { intel = "http://10.0.0.5/tpm/ekop.intel.com/ekcertservice/" }
+			crl = "if_available"
+		}
+		source "ek_ca" "b" {
+			ca_path = "/cas"
+			aia_hosts = ["b", "c:8080"]
+			ek_certificate_urls = {
+				intel = "https://ekop.intel.com/ekcertservice/"
+				amd   = "https://ftpm.amd.com/pki/aia/"
+			}
+		}
+		source "hash_dir" "c" { path = "/x" }
+		allow "x" { any = ["a", "b", "c"] }`)
+	want := mirror.Config{
+		Hosts: []string{"a", "b", "c:8080"}, CRLs: true,
+		Services: []mirror.Service{
+			{Name: "intel", Base: "https://ekop.intel.com/ekcertservice/"},
+			{Name: "amd", Base: "https://ftpm.amd.com/pki/aia/"},
+		},
+	}
+	if d := cmp.Diff(want, c.Mirrored(), cmpopts.IgnoreFields(mirror.Config{}, "Now")); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+	if d := cmp.Diff(mirror.Config{}, mustParse(t, cas+`}`).Mirrored(), cmpopts.IgnoreFields(mirror.Config{}, "Now")); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
 	}
 }
