@@ -47,7 +47,11 @@ var arrows = []arrow{
 		return under(dep, "github.com/hashicorp/hcl") && name != "server/config" && !under(name, "agent")
 	}},
 	{"server/config is the only package that knows the kinds of sources", func(name, dep string) bool {
-		return strings.HasPrefix(dep, module+"/sources/") && name != "server/config" && !under(name, "sources")
+		return strings.HasPrefix(dep, module+"/sources/") && dep != module+"/sources/ekca/mirror" &&
+			name != "server/config" && !under(name, "sources")
+	}},
+	{"only the command fills mirrors, for the server's configuration", func(name, dep string) bool {
+		return dep == module+"/sources/ekca/mirror" && name != "server/config" && name != "server/tpm-attestor-server"
 	}},
 	{"the agent knows neither server nor sources", func(name, dep string) bool {
 		return under(name, "agent") && (under(dep, module+"/server") || under(dep, module+"/sources"))

@@ -1,6 +1,6 @@
 // Command tpm-attestor-server is the server's half of the SPIRE node attestor
 // "tpm". SPIRE starts it; by hand it shows its version and checks
-// configurations.
+// configurations and fills mirrors of certificates.
 package main
 
 import (
@@ -38,8 +38,28 @@ By hand:
     tpm-attestor-server -validate FILE    check what is between the braces of
                                           plugin_data, in HCL or JSON ("-" reads
                                           the standard input)
+    tpm-attestor-server -fill-mirror FOLDER [options] FILE...
+                                          fetch into FOLDER what servers without
+                                          the Internet need to verify the EK
+                                          certificates of the machines in each
+                                          FILE, which tpm-attestor-agent -pem has
+                                          printed ("-" reads the standard input)
     tpm-attestor-server -version          print the version
     tpm-attestor-server -help             print this
+
+Options of -fill-mirror. Who may be asked: what the configuration says, and what is
+given beside it. CRLs are fetched where the configuration has them, or there is none:
+
+    -config FILE                          the servers' configuration, as for -validate
+    -aia-host HOST                        as one of the key aia_hosts; several times
+    -ek-certificate-url VENDOR=URL        as one of the key ek_certificate_urls; several
+                                          times
+    -no-crl                               no revocation lists (CRLs)
+    -force                                fetch anew what is there and fresh
+
+It can be run again, and goes on where it was: issuers are fetched anew after 30 days,
+CRLs after an hour. Exit codes: 0, 1 where something is missing, 2 where it was not
+understood.
 `
 
 func main() {
@@ -62,12 +82,19 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int, se
 	flags.Usage = func() {}
 	showVersion := flags.Bool("version", false, "")
 	file := flags.String("validate", "", "")
+	var fill fillFlags
+	fill.define(flags)
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		fmt.Fprint(stdout, usage)
 		return 0, false
 	case err != nil:
 		fmt.Fprint(stderr, usage)
+		return 2, false
+	case fill.folder != "" && !*showVersion && *file == "":
+		return fillMirror(fill, flags.Args(), stdin, stdout, stderr), false
+	case fill.folder != "" || fill.used():
+		fmt.Fprintf(stderr, "give one of -fill-mirror, -validate and -version, with its own options\n%s", usage)
 		return 2, false
 	case flags.NArg() > 0:
 		fmt.Fprintf(stderr, "unexpected argument %q\n%s", flags.Arg(0), usage)
@@ -99,7 +126,7 @@ const maxConfig = 2 << 20
 // the exit code: 0 where it is valid, 1 where it is not, 2 where it cannot be
 // read.
 func validate(name string, stdin io.Reader, stdout, stderr io.Writer) int {
-	text, err := readFile(name, stdin)
+	text, err := readAtMost(name, stdin, maxConfig)
 	if err != nil {
 		fmt.Fprintf(stderr, "read the configuration: %v\n", err)
 		return 2
@@ -124,14 +151,21 @@ func validate(name string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return 0
 }
 
-func readFile(name string, stdin io.Reader) ([]byte, error) {
-	if name == "-" {
-		return io.ReadAll(io.LimitReader(stdin, maxConfig))
+// readAtMost returns a file, or the standard input for "-". One that is longer is
+// an error.
+func readAtMost(name string, stdin io.Reader, most int64) ([]byte, error) {
+	from := stdin
+	if name != "-" {
+		f, err := os.Open(name) //nolint:gosec // G304: the operator names the file
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = f.Close() }() // it was only read
+		from = f
 	}
-	f, err := os.Open(name) //nolint:gosec // G304: the operator names the file
-	if err != nil {
-		return nil, err
+	content, err := io.ReadAll(io.LimitReader(from, most+1))
+	if err == nil && int64(len(content)) > most {
+		return nil, fmt.Errorf("%s is longer than %d bytes", name, most)
 	}
-	defer func() { _ = f.Close() }() // it was only read
-	return io.ReadAll(io.LimitReader(f, maxConfig))
+	return content, err
 }

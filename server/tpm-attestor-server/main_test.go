@@ -1,10 +1,20 @@
 package main
 
 import (
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 )
 
 func TestMain(m *testing.M) {
@@ -15,7 +25,88 @@ func TestMain(m *testing.M) {
 
 // What a person sees who runs the command by hand is part of the documentation.
 func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{Dir: "testdata", RequireExplicitExec: true})
+	vendor := newVendor(t)
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata", RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("VENDOR", vendor.host)
+			return vendor.write(env.WorkDir)
+		},
+	})
+}
+
+// A vendor has a web server with an issuer and its CRL.
+type vendor struct {
+	host  string
+	files map[string][]byte // by name, in the folder of a script
+}
+
+func newVendor(t *testing.T) *vendor {
+	t.Helper()
+	ca := attestortest.NewCA(t, "Example vendor")
+	served := map[string][]byte{"/ca.crt": ca.Certificate.Raw, "/ca.crl": ca.CRL(t, nil)}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		content, ok := served[r.URL.Path]
+		if !ok {
+			http.NotFound(w, r)
+			return
+		}
+		_, _ = w.Write(content) // the client may have gone
+	}))
+	t.Cleanup(server.Close)
+	tpm := func(number int, issuer string) []byte {
+		tpm := attestortest.New(t, attestortest.Options{
+			EK: attestor.P256, Number: number, CA: ca,
+			Certificate: attestortest.Certificate{Change: func(c *x509.Certificate) {
+				c.IssuingCertificateURL = []string{server.URL + issuer}
+				c.CRLDistributionPoints = []string{server.URL + "/ca.crl"}
+			}},
+		})
+		return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: tpm.Claim().Certificate})
+	}
+	key, err := x509.MarshalPKIXPublicKey(attestortest.New(t, attestortest.Options{EK: attestor.P256, Number: 3}).Claim().EK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &vendor{host: strings.TrimPrefix(server.URL, "http://"), files: map[string][]byte{
+		"machine.pem": tpm(1, "/ca.crt"),
+		"other.pem":   tpm(2, "/gone.crt"),
+		"bare.pem":    pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: key}),
+		"server.conf": fmt.Appendf(nil, `source "ek_ca" "vendors" {
+			ca_path = "/nowhere"
+			aia_hosts = [%q]
+			crl = "required"
+		}`, strings.TrimPrefix(server.URL, "http://")),
+	}}
+}
+
+func (v *vendor) write(dir string) error {
+	for name, content := range v.files {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A configuration that is longer than any that is accepted is none that was cut.
+func TestReadAtMost(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if _, err := readAtMost(file, nil, 3); err == nil {
+		t.Error("a missing file was read")
+	}
+	if err := os.WriteFile(file, []byte("four"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if content, err := readAtMost(file, nil, 4); err != nil || string(content) != "four" {
+		t.Errorf("%q, %v", content, err)
+	}
+	if content, err := readAtMost(file, nil, 3); err == nil || content != nil {
+		t.Errorf("%q", content)
+	}
+	if content, err := readAtMost("-", strings.NewReader("in"), 4); err != nil || string(content) != "in" {
+		t.Errorf("%q, %v", content, err)
+	}
 }
 
 // A build that stamps no version still says which one it is.
@@ -27,8 +118,5 @@ func TestVersion(t *testing.T) {
 	defer func() { version = "" }()
 	if got := versionString(); got != "v1.2.3" {
 		t.Errorf("version %q", got)
-	}
-	if _, err := readFile(t.TempDir()+"/none", os.Stdin); err == nil {
-		t.Error("a missing file was read")
 	}
 }
