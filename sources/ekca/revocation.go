@@ -70,18 +70,17 @@ func (r *revocation) permits(ctx context.Context, n *node, issuer *signer) bool 
 	return permitted
 }
 
-// ask looks up CRLs at the certificate's distribution points until one says
-// whether it is revoked (RFC 5280, 6.3).
+// ask looks up the CRLs at the certificate's distribution points, in their order,
+// until one says whether it is revoked (RFC 5280, 6.3).
 func (r *revocation) ask(ctx context.Context, n *node, issuer *signer) bool {
 	var faults []error
-	pending := false
 	urls := r.q.allowed(n.cert.CRLDistributionPoints)
 	for _, url := range urls {
 		list, err := r.list(ctx, url, issuer)
 		switch {
 		case errors.Is(err, sources.ErrNeedsNetwork):
-			pending = true
-			continue
+			r.q.pending = true // whatever a later one says: the first that can be had answers
+			return false
 		case errors.Is(err, errLookups), errors.Is(err, errRequests):
 			r.q.fail(err)
 			return false
@@ -99,9 +98,6 @@ func (r *revocation) ask(ctx context.Context, n *node, issuer *signer) bool {
 		faults = append(faults, fmt.Errorf("the CRL at %q: %w", url, err))
 	}
 	switch {
-	case pending:
-		r.q.pending = true
-		return false
 	case r.mode != CRLRequired:
 		return true
 	case len(urls) == 0:
