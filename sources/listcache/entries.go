@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"slices"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/boltfile"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 )
 
@@ -38,7 +39,7 @@ type entry struct {
 // cutEntry returns the first entry of a value and what follows.
 func cutEntry(value []byte) (e entry, rest []byte, err error) {
 	if len(value) < entryHead {
-		return entry{}, nil, damaged("an entry is cut off")
+		return entry{}, nil, boltfile.Damaged("an entry is cut off")
 	}
 	e.hash = eklist.Hash(value)
 	n := int(binary.BigEndian.Uint16(value[len(e.hash):]))
@@ -48,7 +49,7 @@ func cutEntry(value []byte) (e entry, rest []byte, err error) {
 		return e, rest, nil
 	}
 	if n > len(rest) {
-		return entry{}, nil, damaged("an entry is cut off")
+		return entry{}, nil, boltfile.Damaged("an entry is cut off")
 	}
 	e.record = rest[:n]
 	return e, rest[n:], nil
@@ -95,7 +96,7 @@ func (m *merger) entries(value []byte) error {
 			return err
 		}
 		if e.gone {
-			return damaged("an entry of the list is none")
+			return boltfile.Damaged("an entry of the list is none")
 		}
 		if err := m.upTo(&e.hash); err != nil {
 			return err
@@ -132,7 +133,7 @@ func (m *merger) add(e entry) error {
 		return nil
 	}
 	if err := m.builder.Add(e.hash, e.record); err != nil {
-		return damaged("%v", err)
+		return boltfile.Damaged("%v", err)
 	}
 	return nil
 }

@@ -11,8 +11,30 @@ import (
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/boltfile"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 )
+
+// The layout of a page: see package boltfile.
+const (
+	pageSize   = boltfile.PageSize
+	headerSize = 16
+	elemSize   = 16
+
+	branchPage = 0x01
+	leafPage   = 0x02
+)
+
+// roots returns what the newer of the two meta pages refers to.
+func roots(content []byte) (root, freelist, pages uint64) {
+	meta := func(page int) []byte { return content[page*pageSize+headerSize:] }
+	newest := meta(0)
+	if binary.NativeEndian.Uint64(meta(1)[48:]) > binary.NativeEndian.Uint64(newest[48:]) {
+		newest = meta(1)
+	}
+	return binary.NativeEndian.Uint64(newest[16:]), binary.NativeEndian.Uint64(newest[32:]),
+		binary.NativeEndian.Uint64(newest[40:])
+}
 
 // saved returns a file with a list of many pages.
 func saved(t *testing.T) (*Cache, *eklist.Snapshot) {
@@ -49,11 +71,11 @@ func TestCutWhileMapped(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, list := saved(t)
-			file, err := open(t.Context(), c.path, test.flags, unix.LOCK_EX)
+			file, err := boltfile.Open(t.Context(), c.path, test.flags, unix.LOCK_EX)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := inspect(file); err != nil {
+			if err := boltfile.Inspect(file); err != nil {
 				t.Fatal(err)
 			}
 			read := func(tx *bbolt.Tx) error {
@@ -65,13 +87,13 @@ func TestCutWhileMapped(t *testing.T) {
 					return err
 				})
 			}
-			err = withDatabase(file, test.opts, func(db *bbolt.DB) error {
+			err = boltfile.With(file, test.opts, func(db *bbolt.DB) error {
 				if test.opts.ReadOnly {
 					return db.View(read)
 				}
 				return db.Update(read)
 			})
-			unusable := (*unusableError)(nil)
+			unusable := (*boltfile.UnusableError)(nil)
 			if !errors.As(err, &unusable) || !strings.Contains(err.Error(), "invalid memory address") {
 				t.Errorf("a file that was cut while it was mapped: %v", err)
 			}
@@ -106,11 +128,8 @@ func TestInspectStructure(t *testing.T) {
 		t.Fatalf("no page with flags %#x", flags)
 		return 0
 	}
-	m, err := newestMeta(strings.NewReader(string(content)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	root, free := int(m.root)*pageSize, int(m.freelist)*pageSize
+	rootPage, freePage, pages := roots(content)
+	root, free := int(rootPage)*pageSize, int(freePage)*pageSize
 	branch := find(branchPage, 2)
 	// In the root, buckets are sorted by name: changes, entries, state. The first
 	// and the last are small, and within their value.
@@ -134,8 +153,8 @@ func TestInspectStructure(t *testing.T) {
 	}{
 		"untouched":                            {func([]byte) {}, ""},
 		"a branch that leads to itself":        {u64(branch+headerSize+8, uint64(branch/pageSize)), "used twice"},
-		"a branch that leads to the root":      {u64(branch+headerSize+8, m.root), "used twice"},
-		"a branch that leads beyond":           {u64(branch+headerSize+8, m.pages), "refers to page"},
+		"a branch that leads to the root":      {u64(branch+headerSize+8, rootPage), "used twice"},
+		"a branch that leads beyond":           {u64(branch+headerSize+8, pages), "refers to page"},
 		"a branch that leads nowhere":          {u16(branch+10, 0), "without a page"},
 		"a branch's key beyond its page":       {u32(branch+headerSize+4, pageSize), "outside"},
 		"a key in the header":                  {u32(branch+headerSize, 0), "outside"},
@@ -149,10 +168,10 @@ func TestInspectStructure(t *testing.T) {
 		"a small bucket cut off":               {u32(elem(0)+12, 31), "cut off"},
 		"a small bucket of no kind":            {u16(value(0)+16+8, branchPage), "flags"},
 		"a small bucket with more than it has": {u16(value(2)+16+10, 1000), "more elements than room"},
-		"a small bucket that is free":          {u64(value(0), m.freelist), "flags"},
+		"a small bucket that is free":          {u64(value(0), freePage), "flags"},
 		"a bucket twice":                       {u64(value(0), uint64(branch/pageSize)), "used twice"},
 		"a freelist of another kind":           {u16(free+8, leafPage), "flags"},
-		"a page that is free and in use":       {func(b []byte) { u16(free+10, 1)(b); u64(free+headerSize, m.root)(b) }, "used twice"},
+		"a page that is free and in use":       {func(b []byte) { u16(free+10, 1)(b); u64(free+headerSize, rootPage)(b) }, "used twice"},
 		"a free page beyond":                   {func(b []byte) { u16(free+10, 1)(b); u64(free+headerSize, 1<<50)(b) }, "refers to page"},
 		"more free pages than listed":          {func(b []byte) { u16(free+10, 0xffff)(b); u64(free+headerSize, 1<<60)(b) }, "more free pages"},
 	} {
@@ -165,7 +184,7 @@ func TestInspectStructure(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = inspect(file)
+		err = boltfile.Inspect(file)
 		file.Close()
 		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
 			t.Errorf("%s: %v, want %q", name, err, test.want)

@@ -9,21 +9,22 @@ import (
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/boltfile"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 )
 
 func (c *Cache) load(ctx context.Context) (*eklist.Snapshot, Meta, error) {
-	file, err := open(ctx, c.path, os.O_RDONLY, unix.LOCK_SH)
+	file, err := boltfile.Open(ctx, c.path, os.O_RDONLY, unix.LOCK_SH)
 	if err != nil {
-		return nil, Meta{}, explainMissing(c.path, err)
+		return nil, Meta{}, boltfile.ExplainMissing(c.path, err, ErrNone)
 	}
-	if err := inspect(file); err != nil {
+	if err := boltfile.Inspect(file); err != nil {
 		file.Close()
 		return nil, Meta{}, err
 	}
 	var list *eklist.Snapshot
 	var meta Meta
-	err = withDatabase(file, bbolt.Options{ReadOnly: true}, func(db *bbolt.DB) error {
+	err = boltfile.With(file, bbolt.Options{ReadOnly: true}, func(db *bbolt.DB) error {
 		return db.View(func(tx *bbolt.Tx) error {
 			st, err := c.readState(tx)
 			if err != nil {
@@ -46,7 +47,7 @@ func (c *Cache) load(ctx context.Context) (*eklist.Snapshot, Meta, error) {
 // readList returns the list that a state describes.
 func readList(ctx context.Context, tx *bbolt.Tx, st *state) (*eklist.Snapshot, error) {
 	if most := tx.Size() / int64(entryHead); st.Entries < 0 || int64(st.Entries) > most {
-		return nil, damaged("it has %d entries and room for %d", st.Entries, most)
+		return nil, boltfile.Damaged("it has %d entries and room for %d", st.Entries, most)
 	}
 	m := merger{builder: eklist.NewBuilder(st.header(), st.Entries)}
 	if err := eachValue(ctx, tx, changesBucket, m.change); err != nil {
@@ -68,17 +69,17 @@ func readList(ctx context.Context, tx *bbolt.Tx, st *state) (*eklist.Snapshot, e
 		return nil, err
 	}
 	if found != digest(st.Digest) {
-		return nil, damaged("its entries are not those that were written")
+		return nil, boltfile.Damaged("its entries are not those that were written")
 	}
 	if err := m.upTo(nil); err != nil {
 		return nil, err
 	}
 	list, err := m.builder.Snapshot()
 	if err != nil {
-		return nil, damaged("%v", err)
+		return nil, boltfile.Damaged("%v", err)
 	}
 	if list.Len() != st.Entries {
-		return nil, damaged("it has %d entries, not %d", list.Len(), st.Entries)
+		return nil, boltfile.Damaged("it has %d entries, not %d", list.Len(), st.Entries)
 	}
 	return list, nil
 }
@@ -87,7 +88,7 @@ func readList(ctx context.Context, tx *bbolt.Tx, st *state) (*eklist.Snapshot, e
 func eachValue(ctx context.Context, tx *bbolt.Tx, bucket string, f func(value []byte) error) error {
 	b := tx.Bucket([]byte(bucket))
 	if b == nil {
-		return damaged("it has no bucket %q", bucket)
+		return boltfile.Damaged("it has no bucket %q", bucket)
 	}
 	return b.ForEach(func(_, value []byte) error {
 		if err := ctx.Err(); err != nil {

@@ -12,6 +12,7 @@ import (
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/boltfile"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 )
 
@@ -35,13 +36,13 @@ func (c *Cache) save(ctx context.Context, previous, next *eklist.Snapshot, meta 
 		return errors.New("there is no list to save")
 	}
 	st := c.describe(next, meta)
-	d, err := openDraft(ctx, c.path)
+	d, err := boltfile.OpenDraft(ctx, c.path)
 	if err != nil {
 		return err
 	}
 	done, err := c.update(ctx, previous, next, &st)
 	if done || err != nil {
-		d.discard()
+		d.Discard()
 	} else {
 		err = replace(ctx, d, next, &st)
 	}
@@ -54,23 +55,23 @@ func (c *Cache) save(ctx context.Context, previous, next *eklist.Snapshot, meta 
 // update writes into the file that is there. It reports false where that has to
 // be replaced, and an error where it must not be.
 func (c *Cache) update(ctx context.Context, previous, next *eklist.Snapshot, st *state) (done bool, err error) {
-	file, err := open(ctx, c.path, os.O_RDWR, unix.LOCK_EX)
+	file, err := boltfile.Open(ctx, c.path, os.O_RDWR, unix.LOCK_EX)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	err = inspect(file)
+	err = boltfile.Inspect(file)
 	if err != nil {
 		file.Close()
 	} else {
-		err = withDatabase(file, bbolt.Options{}, func(db *bbolt.DB) error {
+		err = boltfile.With(file, bbolt.Options{}, func(db *bbolt.DB) error {
 			done, err = c.updateDatabase(db, previous, next, st)
 			return err
 		})
 	}
-	if unusable := (*unusableError)(nil); errors.As(err, &unusable) {
+	if unusable := (*boltfile.UnusableError)(nil); errors.As(err, &unusable) {
 		return false, nil
 	}
 	return done, err
@@ -102,7 +103,7 @@ func (c *Cache) updateDatabase(db *bbolt.DB, previous, next *eklist.Snapshot, st
 		if len(changes) > 0 {
 			b := tx.Bucket([]byte(changesBucket))
 			if b == nil {
-				return damaged("it has no bucket %q", changesBucket)
+				return boltfile.Damaged("it has no bucket %q", changesBucket)
 			}
 			b.FillPercent = 1 // keys count up
 			if err := b.Put(binary.BigEndian.AppendUint64(nil, st.Changes), changes); err != nil {
@@ -140,9 +141,9 @@ func encodeChanges(previous, next *eklist.Snapshot, there *state) (changes []byt
 // replace writes a new file and puts it in the place of the one that is there.
 // Until then nothing of it counts, so that it is synced once, at its end. It
 // releases the lock of the draft.
-func replace(ctx context.Context, d *draft, list *eklist.Snapshot, st *state) error {
-	return withDatabase(d.File, bbolt.Options{NoSync: true, NoGrowSync: true}, func(db *bbolt.DB) error {
-		defer d.remove()
+func replace(ctx context.Context, d *boltfile.Draft, list *eklist.Snapshot, st *state) error {
+	return boltfile.With(d.File, bbolt.Options{NoSync: true, NoGrowSync: true}, func(db *bbolt.DB) error {
+		defer d.Remove()
 		w := listWriter{db: db, hash: sha256.New()}
 		for key, record := range list.All() {
 			if w.add(key, record); len(w.batch) < batchSize {
@@ -170,7 +171,7 @@ func replace(ctx context.Context, d *draft, list *eklist.Snapshot, st *state) er
 		if err := db.Sync(); err != nil {
 			return err
 		}
-		return d.publish()
+		return d.Publish()
 	})
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"go.etcd.io/bbolt"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/boltfile"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 )
 
@@ -93,37 +94,37 @@ func (st *state) write(tx *bbolt.Tx) error {
 }
 
 // readState returns the state of a file. Where it has none that this Cache can
-// use, the error is an *unusableError; it is errForeign where another program
-// made the file.
+// use, the error is a *boltfile.UnusableError; it is boltfile.ErrForeign where
+// another program made the file.
 func (c *Cache) readState(tx *bbolt.Tx) (*state, error) {
 	b := tx.Bucket([]byte(stateBucket))
 	if b == nil {
 		if isForeign(tx) {
-			return nil, errForeign
+			return nil, boltfile.ErrForeign
 		}
-		return nil, damaged("it has no bucket %q", stateBucket)
+		return nil, boltfile.Damaged("it has no bucket %q", stateBucket)
 	}
 	if there := b.Get([]byte(formatKey)); string(there) != format {
-		return nil, &unusableError{fmt.Sprintf("has the format %.99q and not %q: it is damaged or of another release",
+		return nil, &boltfile.UnusableError{Problem: fmt.Sprintf("has the format %.99q and not %q: it is damaged or of another release",
 			there, format)}
 	}
 	value := b.Get([]byte(stateKey))
 	if len(value) < sha256.Size {
-		return nil, damaged("its state is cut off")
+		return nil, boltfile.Damaged("its state is cut off")
 	}
 	value, sum := value[:len(value)-sha256.Size], value[len(value)-sha256.Size:]
 	if have := sha256.Sum256(value); !bytes.Equal(have[:], sum) {
-		return nil, damaged("its state is not what was written")
+		return nil, boltfile.Damaged("its state is not what was written")
 	}
 	var st state
 	if err := json.Unmarshal(value, &st); err != nil {
-		return nil, damaged("its state: %v", err)
+		return nil, boltfile.Damaged("its state: %v", err)
 	}
 	if len(st.Digest) != sha256.Size {
-		return nil, damaged("its state is not complete")
+		return nil, boltfile.Damaged("its state is not complete")
 	}
 	if !bytes.Equal(st.Of, c.of[:]) {
-		return nil, &unusableError{"holds the list of another configuration"}
+		return nil, &boltfile.UnusableError{Problem: "holds the list of another configuration"}
 	}
 	return &st, nil
 }

@@ -1,4 +1,4 @@
-package listcache
+package boltfile
 
 import (
 	"encoding/binary"
@@ -12,7 +12,7 @@ import (
 // The layout of a bbolt file, version 2: pages, of which the first two are meta
 // pages. All numbers are in the byte order of the machine.
 const (
-	pageSize   = 4096
+	PageSize   = 4096
 	headerSize = 16 // of a page: id u64, flags u16, count u16, overflow u32
 	elemSize   = 16
 	metaSize   = 64
@@ -31,41 +31,42 @@ const (
 	maxDepth = 32
 )
 
-// An unusableError says why a file holds no list for this Cache, so that Save may
-// replace it.
-type unusableError struct{ problem string }
+// An UnusableError says why a file holds nothing of use, so that it may be
+// replaced.
+type UnusableError struct{ Problem string }
 
-func (e *unusableError) Error() string { return e.problem }
+func (e *UnusableError) Error() string { return e.Problem }
 
-func damaged(format string, args ...any) error {
-	return &unusableError{"is damaged: " + fmt.Sprintf(format, args...)}
+// Damaged returns an *UnusableError for a file that is not as it was written.
+func Damaged(format string, args ...any) error {
+	return &UnusableError{"is damaged: " + fmt.Sprintf(format, args...)}
 }
 
-// errForeign is about a file that somebody else may miss.
-var errForeign = errors.New("is a database of something else; choose another cache_path, or remove the file")
+// ErrForeign is about a file that somebody else may miss.
+var ErrForeign = errors.New("is a database of something else; choose another cache_path, or remove the file")
 
-// inspect reports an error unless a file is a bbolt database that is whole in
+// Inspect reports an error unless a file is a bbolt database that is whole in
 // its structure: what is mapped and followed by pointers has to end.
 //
 // It reads the file as any other, so that one that is cut short, or a disk that
 // fails, is an error and no fault.
-func inspect(file *os.File) error {
+func Inspect(file *os.File) error {
 	info, err := file.Stat()
 	if err != nil {
 		return err
 	}
 	if info.Size() == 0 {
-		return damaged("it is empty")
+		return Damaged("it is empty")
 	}
 	m, err := newestMeta(file)
 	if err != nil {
 		return err
 	}
-	if m.pageSize != pageSize || m.freelist == noFreelist {
-		return errForeign
+	if m.pageSize != PageSize || m.freelist == noFreelist {
+		return ErrForeign
 	}
-	if have := uint64(info.Size()) / pageSize; m.pages > have {
-		return damaged("it was cut short, from %d pages to %d", m.pages, have)
+	if have := uint64(info.Size()) / PageSize; m.pages > have {
+		return Damaged("it was cut short, from %d pages to %d", m.pages, have)
 	}
 	in := inspector{file: file, seen: make([]bool, m.pages)}
 	if err := errors.Join(in.mark(0, 0), in.mark(1, 0)); err != nil {
@@ -89,7 +90,7 @@ func newestMeta(file io.ReaderAt) (metaPage, error) {
 	var newest *metaPage
 	for page := range int64(2) {
 		buf := make([]byte, metaSize)
-		if _, err := file.ReadAt(buf, page*pageSize+headerSize); err != nil {
+		if _, err := file.ReadAt(buf, page*PageSize+headerSize); err != nil {
 			continue
 		}
 		order := binary.NativeEndian
@@ -111,7 +112,7 @@ func newestMeta(file io.ReaderAt) (metaPage, error) {
 		}
 	}
 	if newest == nil {
-		return metaPage{}, damaged("neither of its first two pages is whole")
+		return metaPage{}, Damaged("neither of its first two pages is whole")
 	}
 	return *newest, nil
 }
@@ -126,11 +127,11 @@ type inspector struct {
 func (in *inspector) mark(id, overflow uint64) error {
 	pages := uint64(len(in.seen))
 	if id >= pages || overflow >= pages-id {
-		return damaged("it refers to page %d of %d", id+overflow, pages)
+		return Damaged("it refers to page %d of %d", id+overflow, pages)
 	}
 	for i := id; i <= id+overflow; i++ {
 		if in.seen[i] {
-			return damaged("page %d is used twice", i)
+			return Damaged("page %d is used twice", i)
 		}
 		in.seen[i] = true
 	}
@@ -148,20 +149,20 @@ type span struct {
 // page reads the header and the elements of a page, and marks it.
 func (in *inspector) page(id uint64) (span, error) {
 	if id >= uint64(len(in.seen)) {
-		return span{}, damaged("it refers to page %d of %d", id, len(in.seen))
+		return span{}, Damaged("it refers to page %d of %d", id, len(in.seen))
 	}
-	header, err := in.read(int64(id)*pageSize, headerSize)
+	header, err := in.read(int64(id)*PageSize, headerSize)
 	if err != nil {
 		return span{}, err
 	}
 	if self := binary.NativeEndian.Uint64(header); self != id {
-		return span{}, damaged("page %d says that it is page %d", id, self)
+		return span{}, Damaged("page %d says that it is page %d", id, self)
 	}
 	overflow := uint64(binary.NativeEndian.Uint32(header[12:]))
 	if err := in.mark(id, overflow); err != nil {
 		return span{}, err
 	}
-	return in.span(header, int64(id)*pageSize, int64(overflow+1)*pageSize)
+	return in.span(header, int64(id)*PageSize, int64(overflow+1)*PageSize)
 }
 
 // span reads the elements behind a header.
@@ -172,7 +173,7 @@ func (in *inspector) span(header []byte, at, size int64) (span, error) {
 	}
 	n := int64(binary.NativeEndian.Uint16(header[10:])) * elemSize
 	if n > size-headerSize {
-		return span{}, damaged("a page has more elements than room")
+		return span{}, Damaged("a page has more elements than room")
 	}
 	var err error
 	s.elements, err = in.read(at+headerSize, n)
@@ -182,7 +183,7 @@ func (in *inspector) span(header []byte, at, size int64) (span, error) {
 func (in *inspector) read(at, n int64) ([]byte, error) {
 	buf := make([]byte, n)
 	if _, err := in.file.ReadAt(buf, at); err != nil {
-		return nil, damaged("read %d bytes at %d: %v", n, at, err)
+		return nil, Damaged("read %d bytes at %d: %v", n, at, err)
 	}
 	return buf, nil
 }
@@ -190,7 +191,7 @@ func (in *inspector) read(at, n int64) ([]byte, error) {
 // tree looks at the pages of a bucket.
 func (in *inspector) tree(id uint64, depth int) error {
 	if depth > maxDepth {
-		return damaged("its pages are nested too deep")
+		return Damaged("its pages are nested too deep")
 	}
 	s, err := in.page(id)
 	if err != nil {
@@ -202,18 +203,18 @@ func (in *inspector) tree(id uint64, depth int) error {
 	case leafPage:
 		return in.leaf(s, depth)
 	}
-	return damaged("page %d has the flags %#x", id, s.flags)
+	return Damaged("page %d has the flags %#x", id, s.flags)
 }
 
 func (in *inspector) branch(s span, depth int) error {
 	if len(s.elements) == 0 {
-		return damaged("a branch without a page")
+		return Damaged("a branch without a page")
 	}
 	for at := 0; at < len(s.elements); at += elemSize {
 		e := s.elements[at:]
 		pos, key := binary.NativeEndian.Uint32(e), binary.NativeEndian.Uint32(e[4:])
 		if !s.holds(at, pos, key, 0) {
-			return damaged("a key is outside of its page")
+			return Damaged("a key is outside of its page")
 		}
 		if err := in.tree(binary.NativeEndian.Uint64(e[8:]), depth+1); err != nil {
 			return err
@@ -228,7 +229,7 @@ func (in *inspector) leaf(s span, depth int) error {
 		flags, pos := binary.NativeEndian.Uint32(e), binary.NativeEndian.Uint32(e[4:])
 		key, value := binary.NativeEndian.Uint32(e[8:]), binary.NativeEndian.Uint32(e[12:])
 		if !s.holds(at, pos, key, value) {
-			return damaged("a value is outside of its page")
+			return Damaged("a value is outside of its page")
 		}
 		switch flags {
 		case 0:
@@ -238,7 +239,7 @@ func (in *inspector) leaf(s span, depth int) error {
 				return err
 			}
 		default:
-			return damaged("a value has the flags %#x", flags)
+			return Damaged("a value has the flags %#x", flags)
 		}
 	}
 	return nil
@@ -256,7 +257,7 @@ func (s span) holds(at int, pos, key, value uint32) bool {
 func (in *inspector) bucket(at, size int64, depth int) error {
 	const refSize = 16
 	if size < refSize {
-		return damaged("a bucket is cut off")
+		return Damaged("a bucket is cut off")
 	}
 	ref, err := in.read(at, refSize)
 	if err != nil {
@@ -266,7 +267,7 @@ func (in *inspector) bucket(at, size int64, depth int) error {
 		return in.tree(root, depth)
 	}
 	if size < refSize+headerSize {
-		return damaged("a bucket is cut off")
+		return Damaged("a bucket is cut off")
 	}
 	header, err := in.read(at+refSize, headerSize)
 	if err != nil {
@@ -277,7 +278,7 @@ func (in *inspector) bucket(at, size int64, depth int) error {
 		return err
 	}
 	if s.flags != leafPage || depth > maxDepth {
-		return damaged("a bucket has the flags %#x", s.flags)
+		return Damaged("a bucket has the flags %#x", s.flags)
 	}
 	return in.leaf(s, depth)
 }
@@ -289,7 +290,7 @@ func (in *inspector) freelist(id uint64) error {
 		return err
 	}
 	if s.flags != freelistPage {
-		return damaged("page %d has the flags %#x", id, s.flags)
+		return Damaged("page %d has the flags %#x", id, s.flags)
 	}
 	all, err := in.read(s.at, s.size)
 	if err != nil {
@@ -301,7 +302,7 @@ func (in *inspector) freelist(id uint64) error {
 		n, ids = order.Uint64(ids), ids[8:]
 	}
 	if n > uint64(len(ids))/8 {
-		return damaged("it has more free pages than room to list them")
+		return Damaged("it has more free pages than room to list them")
 	}
 	for i := range n {
 		if err := in.mark(order.Uint64(ids[8*i:]), 0); err != nil {

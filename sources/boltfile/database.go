@@ -1,4 +1,4 @@
-package listcache
+package boltfile
 
 import (
 	"fmt"
@@ -9,12 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// withDatabase opens a locked file as a database, calls use and closes it.
+// With opens a locked file as a database, calls use and closes it.
 //
 // The file was inspected before, but may change while it is mapped: a disk that
 // fails and a file that is cut short are then faults in the goroutine that looks
-// at it. These, and whatever else panics, are an *unusableError.
-func withDatabase(file *os.File, opts bbolt.Options, use func(*bbolt.DB) error) error {
+// at it. These, and whatever else panics, are an *UnusableError.
+func With(file *os.File, opts bbolt.Options, use func(*bbolt.DB) error) error {
 	defer func() {
 		// A file that stays mapped keeps its lock beyond its end.
 		_ = unix.Flock(int(file.Fd()), unix.LOCK_UN)
@@ -22,7 +22,7 @@ func withDatabase(file *os.File, opts bbolt.Options, use func(*bbolt.DB) error) 
 	}()
 	opts.OpenFile = func(string, int, os.FileMode) (*os.File, error) { return file, nil }
 	opts.Timeout = lockWait // the file is locked: nothing waits
-	opts.PageSize = pageSize
+	opts.PageSize = PageSize
 	opts.NoStatistics = true
 	return catchFaults(func() error {
 		db, err := bbolt.Open(file.Name(), 0o600, &opts)
@@ -44,7 +44,7 @@ func catchFaults(f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
-			err = damaged("%v", r)
+			err = Damaged("%v", r)
 		}
 	}()
 	return f()

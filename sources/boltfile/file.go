@@ -1,4 +1,4 @@
-package listcache
+package boltfile
 
 import (
 	"context"
@@ -22,10 +22,10 @@ const (
 // errLocked says that others were not done with a file in time.
 var errLocked = errors.New("another process has it open; each needs a cache_path of its own")
 
-// open opens a regular file, which is not to be behind a link, and locks it: by
+// Open opens a regular file, which is not to be behind a link, and locks it: by
 // unix.LOCK_SH against writers or by unix.LOCK_EX against all others. Closing it
 // releases the lock.
-func open(ctx context.Context, path string, flags, lock int) (*os.File, error) {
+func Open(ctx context.Context, path string, flags, lock int) (*os.File, error) {
 	flags |= unix.O_NOFOLLOW | unix.O_NONBLOCK   // a pipe would block the call
 	file, err := os.OpenFile(path, flags, 0o600) //nolint:gosec // G304: the operator names it
 	if errors.Is(err, unix.ELOOP) {
@@ -79,10 +79,10 @@ func pause(ctx context.Context) error {
 	}
 }
 
-// A draft is the file beside a cache in which a new one is written, empty at
+// A Draft is the file beside a cache in which a new one is written, empty at
 // first. Whoever writes holds its lock from the beginning to the end, also where
 // it writes to the cache itself: so nobody else replaces the cache meanwhile.
-type draft struct {
+type Draft struct {
 	*os.File
 	cache     string // the path of the cache
 	published bool
@@ -90,15 +90,15 @@ type draft struct {
 
 func draftPath(cache string) string { return cache + ".new" }
 
-// openDraft waits for its turn to write.
-func openDraft(ctx context.Context, cache string) (*draft, error) {
+// OpenDraft waits for its turn to write.
+func OpenDraft(ctx context.Context, cache string) (*Draft, error) {
 	path := draftPath(cache)
 	for deadline := time.Now().Add(lockWait); ; {
-		file, err := open(ctx, path, os.O_RDWR|os.O_CREATE, unix.LOCK_EX)
+		file, err := Open(ctx, path, os.O_RDWR|os.O_CREATE, unix.LOCK_EX)
 		if err != nil {
 			return nil, err
 		}
-		d := &draft{File: file, cache: cache}
+		d := &Draft{File: file, cache: cache}
 		// Another one's, that has become its cache or is gone since, is not to
 		// be touched.
 		if !d.isAt(path) {
@@ -110,7 +110,7 @@ func openDraft(ctx context.Context, cache string) (*draft, error) {
 		}
 		// What a process has left behind that did not come to its end.
 		if err := errors.Join(file.Truncate(0), file.Chmod(0o600)); err != nil {
-			d.discard()
+			d.Discard()
 			return nil, err
 		}
 		return d, nil
@@ -118,7 +118,7 @@ func openDraft(ctx context.Context, cache string) (*draft, error) {
 }
 
 // isAt reports whether the draft is the file at a path.
-func (d *draft) isAt(path string) bool {
+func (d *Draft) isAt(path string) bool {
 	mine, err := d.Stat()
 	if err != nil {
 		return false
@@ -127,8 +127,8 @@ func (d *draft) isAt(path string) bool {
 	return err == nil && os.SameFile(mine, there)
 }
 
-// publish makes the draft, which has been written to the disk, the cache.
-func (d *draft) publish() error {
+// Publish makes the draft, which has been written to the disk, the cache.
+func (d *Draft) Publish() error {
 	if err := os.Rename(draftPath(d.cache), d.cache); err != nil {
 		return err
 	}
@@ -141,28 +141,28 @@ func (d *draft) publish() error {
 	return dir.Sync()
 }
 
-// remove removes the draft, unless it was published. This is done before the
+// Remove removes the draft, unless it was published. This is done before the
 // lock is released: afterwards it may be another one's.
-func (d *draft) remove() {
+func (d *Draft) Remove() {
 	if !d.published {
 		_ = os.Remove(draftPath(d.cache)) // what stays is used again
 	}
 }
 
-// discard removes the draft and releases the lock.
-func (d *draft) discard() {
-	d.remove()
+// Discard removes the draft and releases the lock.
+func (d *Draft) Discard() {
+	d.Remove()
 	d.Close()
 }
 
-// explainMissing returns ErrNone for a file that is not there, in a directory
+// ExplainMissing returns none for a file that is not there, in a directory
 // that is.
-func explainMissing(path string, err error) error {
+func ExplainMissing(path string, err, none error) error {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if _, err := os.Stat(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("its directory: %w", err)
 	}
-	return ErrNone
+	return none
 }
