@@ -42,6 +42,8 @@ var examples = map[string]func(*site, *spiretest.Server){
 	"nfs/server.conf":                   (*site).oneList,
 	"combined/server.conf":              (*site).combined,
 	"kubernetes/values.yaml":            (*site).kubernetes,
+	"postgres/server.conf":              (*site).postgres,
+	"postgres/server-mysql.conf":        (*site).mariadb,
 }
 
 // layouts put the files of an example where its configuration has them.
@@ -62,6 +64,7 @@ var layouts = map[string]func(*site){
 		s.put("/srv/tpm/machines.txt", s.one.EKHash()+"\n")
 	},
 	"combined": (*site).layCombined,
+	"postgres": (*site).layTable,
 	"kubernetes": func(s *site) {
 		s.mkdir("/etc/tpm/lists")
 		s.publishConfigMap(s.root+"/etc/tpm/lists", 1, map[string]string{

@@ -21,6 +21,8 @@ if [ "$want" = test ]; then
 	includes openssl/evp.h || need libssl-dev
 	{ have nginx || [ -x /usr/sbin/nginx ]; } || need nginx-light
 	{ have fusermount3 || have fusermount; } || need fuse3
+	{ have postgres || ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1; } || need postgresql
+	{ have mariadbd || [ -x /usr/sbin/mariadbd ]; } || need mariadb-server
 fi
 [ -n "$packages" ] || exit 0
 

@@ -102,6 +102,7 @@ var keyTables = []struct{ file, mark, role, probe string }{
 	{"docs/plugin_server_nodeattestor_tpm.md", "keys: hash_file", "server", `source "hash_file" "a" { unknown_key = 1 }`},
 	{"docs/plugin_server_nodeattestor_tpm.md", "keys: ek_ca", "server", `source "ek_ca" "a" { unknown_key = 1 }`},
 	{"docs/plugin_server_nodeattestor_tpm.md", "keys: http", "server", `source "http" "a" { unknown_key = 1 }`},
+	{"docs/plugin_server_nodeattestor_tpm.md", "keys: sql", "server", `source "sql" "a" { unknown_key = 1 }`},
 	{"docs/plugin_server_nodeattestor_tpm.md", "keys: rule", "server", `allow "a" { unknown_key = 1 }`},
 	{"docs/plugin_agent_nodeattestor_tpm.md", "keys: agent", "agent", `unknown_key = 1`},
 }

@@ -89,7 +89,7 @@ func TestProblems(t *testing.T) {
 		{factory + `reatest = false`, `reatest: unknown key; did you mean reattest?`},
 		{factory + `"reatest" = false`, `reatest: unknown key; did you mean reattest?`},
 		{factory + `quux = false`, `quux: unknown key; there are agent_path_template, allow, `},
-		{`source "sql" "inventory" { url = "https://x" }`, `source "sql": unknown kind; there are ek_ca, hash_dir`},
+		{`source "ldap" "inventory" { url = "https://x" }`, `source "ldap": unknown kind; there are ek_ca, hash_dir`},
 		{`source "hashdir" "x" { path = "/x" }`, `source "hashdir": unknown kind; did you mean hash_dir?`},
 		{
 			`source "hash_dir" "x" { path = "/x" pth = "/y" }`,

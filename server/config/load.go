@@ -59,9 +59,10 @@ func (l *Loader) look(ctx context.Context, ps *problems, c *Config) {
 	wg.Wait()
 	for i, f := range c.files {
 		var unsure unsureError
+		var exposed exposedError
 		switch err := results[i]; {
 		case err == nil:
-		case errors.As(err, &unsure):
+		case errors.As(err, &unsure), errors.As(err, &exposed):
 			c.Warnings = append(c.Warnings, Problem{f.at, err.Error()}.String())
 		default:
 			ps.add(f.at, "%v", err)
@@ -74,6 +75,13 @@ type unsureError struct{ err error }
 
 func (e unsureError) Error() string {
 	return fmt.Sprintf("it is not known whether this exists: %v; the source cannot tell until it does", e.err)
+}
+
+// exposedError says that a secret is none.
+type exposedError struct{ path string }
+
+func (e exposedError) Error() string {
+	return fmt.Sprintf("%q may be read by everybody on this machine, and holds a secret: chmod o= it", shorten(e.path))
 }
 
 // exists says whether a file is there. It waits for the file system no longer
@@ -103,6 +111,8 @@ func (l *Loader) ask(f file) error {
 	switch {
 	case err == nil && f.dir && !info.IsDir():
 		return fmt.Errorf("%q is not a folder", shorten(f.path))
+	case err == nil && f.secret && info.Mode().Perm()&0o007 != 0:
+		return exposedError{f.path}
 	case err == nil:
 		return nil
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR),

@@ -27,6 +27,7 @@ var sourceKinds = []sourceKind{
 	{"hash_dir", decodeHashDir, `source "hash_dir" "machines" { path = "/srv/tpm/hashes" }`},
 	{"hash_file", decodeHashFile, `source "hash_file" "machines" { path = "/etc/tpm/machines.txt" }`},
 	{"http", decodeHTTP, `source "http" "inventory" { url = "https://allowlist.example.org/tpm.json" }`},
+	{"sql", decodeSQL, `source "sql" "machines" { dialect = "postgres" dsn_path = "/etc/spire/tpm-database.dsn" }`},
 }
 
 // definition is a source as it is configured.
@@ -58,6 +59,10 @@ type file struct {
 	at   string // the path of keys
 	path string
 	dir  bool // must be a folder
+	// regular says that it must be a regular file.
+	regular bool
+	// secret says that it is nobody else's to read.
+	secret bool
 }
 
 func decodeHashDir(b *body) definition {
