@@ -107,3 +107,36 @@ func TestMissingProgramFailsWithAdvice(t *testing.T) {
 		t.Errorf("without swtpm: %v\n%s", err, out)
 	}
 }
+
+// Tests of certificates rely on it: what is written to NV is what an agent reads,
+// to the last byte, also where it takes several commands.
+func TestWriteNV(t *testing.T) {
+	const index = tpm2.TPMHandle(0x01C0000A)
+	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
+	want := bytes.Repeat([]byte("certificate "), 100)
+	tpm.WriteNV(uint32(index), want)
+	c, err := linuxudstpm.Open(tpm.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	public, err := tpm2.NVReadPublic{NVIndex: index}.Execute(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []byte
+	for offset := 0; offset < len(want); offset += 400 {
+		rsp, err := tpm2.NVRead{
+			AuthHandle: tpm2.AuthHandle{Handle: index, Name: public.NVName, Auth: tpm2.PasswordAuth(nil)},
+			NVIndex:    tpm2.NamedHandle{Handle: index, Name: public.NVName},
+			Size:       400, Offset: uint16(offset),
+		}.Execute(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, rsp.Data.Buffer...)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("%d bytes, want %d", len(got), len(want))
+	}
+}
