@@ -50,7 +50,8 @@ By hand:
 Options of -fill-mirror. Who may be asked: what the configuration says, and what is
 given beside it. CRLs are fetched where the configuration has them, or there is none:
 
-    -config FILE                          the servers' configuration, as for -validate
+    -config FILE                          the servers' configuration, that of SPIRE or
+                                          its plugin_data alone
     -aia-host HOST                        as one of the key aia_hosts; several times
     -ek-certificate-url VENDOR=URL        as one of the key ek_certificate_urls; several
                                           times

@@ -68,15 +68,18 @@ func newVendor(t *testing.T) *vendor {
 	if err != nil {
 		t.Fatal(err)
 	}
+	data := fmt.Sprintf(`source "ek_ca" "vendors" {
+			ca_path = "/nowhere"
+			aia_hosts = [%q]
+			crl = "required"
+		}`, strings.TrimPrefix(server.URL, "http://"))
 	return &vendor{host: strings.TrimPrefix(server.URL, "http://"), files: map[string][]byte{
 		"machine.pem": tpm(1, "/ca.crt"),
 		"other.pem":   tpm(2, "/gone.crt"),
 		"bare.pem":    pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: key}),
-		"server.conf": fmt.Appendf(nil, `source "ek_ca" "vendors" {
-			ca_path = "/nowhere"
-			aia_hosts = [%q]
-			crl = "required"
-		}`, strings.TrimPrefix(server.URL, "http://")),
+		"server.conf": []byte(data),
+		"whole.conf": []byte(`server { trust_domain = "example.org" }
+			plugins { NodeAttestor "tpm" { plugin_data { ` + data + `} } }`),
 	}}
 }
 
