@@ -130,6 +130,7 @@ type Fetcher struct {
 	closed   bool
 	// changed are the names of what the cache file has not, or has to forget.
 	changed  map[name]bool
+	spoiled  bool // a part of the cache file was left out
 	cacheErr error
 
 	wake    chan struct{} // tells Run that there is something in changed

@@ -37,6 +37,14 @@ func (l *lru[V]) get(n name) (v V, ok bool) {
 	return itemOf[V](e).value, true
 }
 
+// peek returns what is kept by a name, and does not count that as a use.
+func (l *lru[V]) peek(n name) (v V) {
+	if e := l.byName[n]; e != nil {
+		return itemOf[V](e).value
+	}
+	return v
+}
+
 func itemOf[V any](e *list.Element) *lruItem[V] {
 	item, ok := e.Value.(*lruItem[V])
 	if !ok {

@@ -1,0 +1,314 @@
+package certfetch_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+)
+
+const page = 4096
+
+// filled returns a file with a number of objects from a server, and a failure.
+func filled(tb testing.TB, o *origin, objects int) (path string) {
+	tb.Helper()
+	path = filepath.Join(tb.TempDir(), "cache.db")
+	f := open(tb, certfetch.Config{Hosts: []string{o.host()}, CachePath: path, Now: newClock().Now})
+	must(tb, f.Load(tb.Context())) // there is none yet
+	o.serve(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/none.crt" {
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
+		_, _ = w.Write(bodyOf(r.URL.Path))
+	})
+	for i := range objects {
+		wantGet(tb, f, numbered(o, i), string(bodyOf(fmt.Sprintf("/%d.crt", i))))
+	}
+	wantFail(tb, f, o.at("/none.crt"), "has none")
+	must(tb, f.Close())
+	must(tb, f.Stats().CacheError)
+	return path
+}
+
+func bodyOf(path string) []byte { return []byte(path + strings.Repeat(" certificate", 100)) }
+
+// restarted returns a Fetcher that has loaded the file, and the error of that.
+func restarted(tb testing.TB, o *origin, path string) (*certfetch.Fetcher, error) {
+	tb.Helper()
+	f := open(tb, certfetch.Config{Hosts: []string{o.host()}, CachePath: path, Now: newClock().Now})
+	return f, f.Load(tb.Context())
+}
+
+// After a restart what was fetched is there without the network, failures too.
+func TestRestart(t *testing.T) {
+	o := local(t)
+	path := filled(t, o, 20)
+	asked := o.requests.Load()
+	f, err := restarted(t, o, path)
+	must(t, err)
+	for i := range 20 {
+		wantGet(t, f, numbered(o, i), string(bodyOf(fmt.Sprintf("/%d.crt", i))))
+	}
+	if err := wantFail(t, f, o.at("/none.crt"), "has none"); !errors.Is(err, certfetch.ErrNotFound) {
+		t.Errorf("a remembered failure: %v", err)
+	}
+	o.wantRequests(t, asked)
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the file: %v, %v", info.Mode(), err)
+	}
+}
+
+// While Run is there, a kill a moment after the answer loses nothing: it is
+// written soon, and not when the server ends.
+func TestRunWrites(t *testing.T) {
+	o := local(t)
+	path := filepath.Join(t.TempDir(), "cache.db")
+	f := open(t, certfetch.Config{Hosts: []string{o.host()}, CachePath: path})
+	must(t, f.Load(t.Context()))
+	ctx, stop := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- f.Run(ctx) }()
+	wantGet(t, f, o.at("/a.crt"), "a certificate")
+	eventually(t, "it is written", func() bool {
+		other, err := certfetch.New(certfetch.Config{Hosts: []string{o.host()}, CachePath: path})
+		return err == nil && other.Load(t.Context()) == nil && other.Stats().Objects == 1
+	})
+	stop()
+	must(t, <-ran)
+}
+
+// What is on the disk is not trusted: what Parse refuses is asked for again.
+func TestDiskIsNotTrusted(t *testing.T) {
+	o := local(t)
+	path := filled(t, o, 1)
+	f, err := restarted(t, o, path)
+	must(t, err)
+	refuse := func([]byte) (any, time.Time, error) { return nil, time.Time{}, errors.New("of another issuer") }
+	if _, kept, err := f.Cached(certfetch.Issuer, numbered(o, 0), refuse); kept || err != nil {
+		t.Errorf("what was refused: %v, %v", kept, err)
+	}
+	wantCached(t, f, numbered(o, 0), "")
+	explode := func([]byte) (any, time.Time, error) { panic("out of range") }
+	if f, err = restarted(t, o, path); err != nil {
+		t.Fatal(err)
+	}
+	if _, kept, err := f.Cached(certfetch.Issuer, numbered(o, 0), explode); kept || err != nil {
+		t.Errorf("what has panicked: %v, %v", kept, err)
+	}
+}
+
+// What was loaded is over when Parse says so now, as for a CRL that a later
+// release keeps for less time.
+func TestLoadedObjectIsOver(t *testing.T) {
+	o := local(t)
+	path := filled(t, o, 1)
+	f, err := restarted(t, o, path)
+	must(t, err)
+	if _, kept, err := f.Cached(certfetch.Issuer, numbered(o, 0), until(start.Add(-time.Hour))); !kept || err != nil {
+		t.Errorf("within its first minute: %v, %v", kept, err)
+	}
+	c := newClock()
+	f = open(t, certfetch.Config{Hosts: []string{o.host()}, CachePath: path, Now: c.Now})
+	must(t, f.Load(t.Context()))
+	c.add(2 * time.Minute)
+	if _, kept, err := f.Cached(certfetch.Issuer, numbered(o, 0), until(start.Add(-time.Hour))); kept || err != nil {
+		t.Errorf("after that: %v, %v", kept, err)
+	}
+}
+
+// A file that was cut short, at every page and within: it is said, nothing stops
+// the process, the network serves, and the file is replaced.
+func TestCutShort(t *testing.T) {
+	o := local(t)
+	path := filled(t, o, 40)
+	content, err := os.ReadFile(path)
+	must(t, err)
+	refused := 0
+	for at := 0; at < len(content); at += page {
+		for _, size := range []int{at, at + page/2} {
+			must(t, os.WriteFile(path, content[:size], 0o600))
+			f, err := restarted(t, o, path)
+			if err != nil {
+				refused++
+				if !strings.Contains(err.Error(), path) || f.Stats().CacheError == nil {
+					t.Fatalf("cut to %d: %v", size, err)
+				}
+			}
+			if at%(8*page) != 0 {
+				continue
+			}
+			wantGet(t, f, o.at("/new.crt"), string(bodyOf("/new.crt")))
+			must(t, f.Close())
+			again, err := restarted(t, o, path)
+			must(t, err)
+			wantCached(t, again, o.at("/new.crt"), string(bodyOf("/new.crt")))
+		}
+	}
+	if pages := len(content) / page; refused < pages {
+		t.Errorf("of %d pages only %d cuts were noticed", pages, refused)
+	}
+}
+
+// Bytes that a disk has changed: what they belong to is left out, and no object is
+// ever served with them.
+func TestDamagedBytes(t *testing.T) {
+	o := local(t)
+	path := filled(t, o, 10)
+	content, err := os.ReadFile(path)
+	must(t, err)
+	for at := 0; at < len(content); at += 509 {
+		changed := append([]byte(nil), content...)
+		changed[at] ^= 0x41
+		must(t, os.WriteFile(path, changed, 0o600))
+		f, _ := restarted(t, o, path)
+		for i := range 10 {
+			got, kept, err := f.Cached(certfetch.Issuer, numbered(o, i), text)
+			if err != nil || kept && got.Value != string(bodyOf(fmt.Sprintf("/%d.crt", i))) {
+				t.Fatalf("byte %d: %v, %v", at, got, err)
+			}
+		}
+	}
+}
+
+// edit changes a file as a database.
+func edit(tb testing.TB, path string, change func(tx *bbolt.Tx) error) {
+	tb.Helper()
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second})
+	must(tb, err)
+	must(tb, db.Update(change))
+	must(tb, db.Close())
+}
+
+// Files that are of no use: each is said, and replaced by what is fetched then.
+func TestFilesOfNoUse(t *testing.T) {
+	o := local(t)
+	for name, test := range map[string]struct {
+		spoil func(path string)
+		want  string
+	}{
+		"of another version": {func(path string) {
+			edit(t, path, func(tx *bbolt.Tx) error {
+				return tx.Bucket([]byte("tpm certificate cache")).Put([]byte("format"), []byte("2"))
+			})
+		}, `has the format "2"`},
+		"with another version's records": {func(path string) {
+			edit(t, path, func(tx *bbolt.Tx) error {
+				return tx.Bucket([]byte("tpm certificates")).Put([]byte("key"), []byte("value"))
+			})
+		}, "a part of it was left out"},
+		"without records": {func(path string) {
+			edit(t, path, func(tx *bbolt.Tx) error { return tx.DeleteBucket([]byte("tpm certificates")) })
+		}, "no bucket"},
+		"empty": {func(path string) { must(t, os.Truncate(path, 0)) }, "empty"},
+		"text":  {func(path string) { must(t, os.WriteFile(path, []byte(strings.Repeat("text\n", 9999)), 0o600)) }, "damaged"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filled(t, o, 3)
+			test.spoil(path)
+			f, err := restarted(t, o, path)
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Fatalf("%v, want %q", err, test.want)
+			}
+			wantGet(t, f, o.at("/new.crt"), string(bodyOf("/new.crt")))
+			must(t, f.Close())
+			must(t, f.Stats().CacheError)
+			again, err := restarted(t, o, path)
+			must(t, err)
+			wantCached(t, again, o.at("/new.crt"), string(bodyOf("/new.crt")))
+		})
+	}
+}
+
+// Files that must not be written to: each is said, memory serves, and nothing of
+// somebody else's is lost.
+func TestFilesThatMustNotBeWritten(t *testing.T) {
+	o := local(t)
+	for name, test := range map[string]struct {
+		make func(path string)
+		want string
+	}{
+		"a folder": {func(path string) { must(t, os.Mkdir(path, 0o700)) }, "regular file"},
+		"a pipe":   {func(path string) { must(t, unix.Mkfifo(path, 0o600)) }, ""},
+		"a link":   {func(path string) { must(t, os.Symlink(path+".else", path)) }, "is a link"},
+		"another program's": {func(path string) {
+			edit(t, path, func(tx *bbolt.Tx) error {
+				_, err := tx.CreateBucket([]byte("accounts"))
+				return err
+			})
+		}, "something else"},
+		"in no folder": {func(path string) { must(t, os.Remove(filepath.Dir(path))) }, "its directory"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o.answer(http.StatusOK, "a certificate")
+			dir := filepath.Join(t.TempDir(), "cache")
+			must(t, os.Mkdir(dir, 0o700))
+			path := filepath.Join(dir, "cache.db")
+			test.make(path)
+			before, statErr := os.Lstat(path)
+			f, err := restarted(t, o, path)
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Fatalf("load: %v, want %q", err, test.want)
+			}
+			wantGet(t, f, o.at("/a.crt"), "a certificate")
+			if err := f.Close(); err == nil || f.Stats().CacheError == nil {
+				t.Errorf("written: %v, %v", err, f.Stats().CacheError)
+			}
+			wantCached(t, f, o.at("/a.crt"), "a certificate")
+			if after, err := os.Lstat(path); statErr == nil && (err != nil || !os.SameFile(before, after)) {
+				t.Errorf("it was replaced: %v, %v", after, err)
+			}
+		})
+	}
+}
+
+// Another process has the file: nobody waits for it for long, memory serves, and
+// what was fetched is written once it is free.
+func TestLocked(t *testing.T) {
+	o := local(t)
+	path := filled(t, o, 1)
+	other, err := os.OpenFile(path, os.O_RDWR, 0)
+	must(t, err)
+	must(t, unix.Flock(int(other.Fd()), unix.LOCK_EX))
+	f, err := restarted(t, o, path)
+	if err == nil || !strings.Contains(err.Error(), "another process") {
+		t.Fatalf("%v", err)
+	}
+	wantGet(t, f, o.at("/new.crt"), string(bodyOf("/new.crt")))
+	must(t, other.Close())
+	must(t, f.Close())
+	again, err := restarted(t, o, path)
+	must(t, err)
+	wantCached(t, again, o.at("/new.crt"), string(bodyOf("/new.crt")))
+	wantCached(t, again, numbered(o, 0), string(bodyOf("/0.crt"))) // it has stayed
+}
+
+// Two servers, or a configuration and the next one, have one file: neither undoes
+// what the other has written.
+func TestSharedFile(t *testing.T) {
+	o := local(t)
+	path := filled(t, o, 1)
+	a, err := restarted(t, o, path)
+	must(t, err)
+	b, err := restarted(t, o, path)
+	must(t, err)
+	wantGet(t, a, o.at("/a.crt"), string(bodyOf("/a.crt")))
+	wantGet(t, b, o.at("/b.crt"), string(bodyOf("/b.crt")))
+	must(t, a.Close())
+	must(t, b.Close())
+	c, err := restarted(t, o, path)
+	must(t, err)
+	if n := c.Stats().Objects; n != 3 {
+		t.Errorf("%d objects, want 3", n)
+	}
+}
