@@ -1,6 +1,7 @@
 package httplist
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -41,8 +42,33 @@ func (s *Source) token() (string, error) {
 // transport returns a transport with the certificates as they are in the files
 // now. It keeps no connection, so that each attempt verifies the server's
 // certificate, resolves its name and shows the current client certificate.
-func (s *Source) transport() (*http.Transport, error) {
+func (s *Source) transport(ctx context.Context) (*http.Transport, error) {
+	config, err := s.tlsConfig(ctx)
+	if err != nil {
+		return nil, err
+	}
+	dialer := &net.Dialer{Timeout: s.cfg.Timeout}
+	return &http.Transport{
+		Proxy:                  http.ProxyFromEnvironment,
+		DialContext:            dialer.DialContext,
+		TLSClientConfig:        config,
+		TLSHandshakeTimeout:    s.cfg.Timeout,
+		ResponseHeaderTimeout:  s.cfg.Timeout,
+		MaxResponseHeaderBytes: maxHeader,
+		DisableKeepAlives:      true,
+		DisableCompression:     true, // decoded here, within limits
+	}, nil
+}
+
+// tlsConfig returns whom to trust, and what to show, as both are now.
+func (s *Source) tlsConfig(ctx context.Context) (*tls.Config, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS12, Time: s.cfg.Now}
+	if s.cfg.ServerID != "" {
+		if err := s.mutualSPIFFE(ctx, config); err != nil {
+			return nil, err
+		}
+		return config, nil
+	}
 	if path := s.cfg.CAPath; path != "" {
 		data, err := readFile(path, maxFile)
 		if err != nil {
@@ -60,17 +86,7 @@ func (s *Source) transport() (*http.Transport, error) {
 		}
 		config.Certificates = []tls.Certificate{pair}
 	}
-	dialer := &net.Dialer{Timeout: s.cfg.Timeout}
-	return &http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            dialer.DialContext,
-		TLSClientConfig:        config,
-		TLSHandshakeTimeout:    s.cfg.Timeout,
-		ResponseHeaderTimeout:  s.cfg.Timeout,
-		MaxResponseHeaderBytes: maxHeader,
-		DisableKeepAlives:      true,
-		DisableCompression:     true, // decoded here, within limits
-	}, nil
+	return config, nil
 }
 
 func (s *Source) clientCertificate() (tls.Certificate, error) {

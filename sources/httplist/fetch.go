@@ -44,7 +44,7 @@ type session struct {
 }
 
 // open reads the credentials.
-func (s *Source) open() (*session, error) {
+func (s *Source) open(ctx context.Context) (*session, error) {
 	token, err := s.token()
 	if err != nil {
 		return nil, err
@@ -53,7 +53,7 @@ func (s *Source) open() (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	transport, err := s.transport()
+	transport, err := s.transport(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +69,7 @@ func (s *Source) open() (*session, error) {
 
 // fetch asks the server for the list, unless it is still the one that serves.
 func (s *Source) fetch(ctx context.Context) (*answer, error) {
-	session, err := s.open()
+	session, err := s.open(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -7,8 +7,8 @@
 // last said, by a 200 or a 304, what the list is. A list that is cut, torn, too
 // long, replayed or expired takes the place of nothing.
 //
-// What has to be trusted is the web server, as its certificate names it, and
-// where there is a public key, its holder instead.
+// What has to be trusted is the web server, as its certificate or its X.509-SVID
+// names it, and where there is a public key, its holder instead.
 package httplist
 
 import (
@@ -56,6 +56,13 @@ type Config struct {
 	// BearerTokenPath is a file whose content, without blanks around it, goes
 	// into the Authorization header (RFC 6750, 2.1).
 	BearerTokenPath string
+	// ServerID is the SPIFFE ID of the web server, where both sides are known
+	// by X.509-SVIDs and not by the files above: the web server has to show one
+	// with exactly this ID, of the trust domain of Identity, whatever its host
+	// name, and is shown this server's own. Empty where they are not.
+	ServerID string
+	// Identity is asked at each attempt where ServerID is set, and needed then.
+	Identity IdentityProvider
 	// Timeout bounds one attempt, from the connection to the last byte and
 	// with all retries; DefaultTimeout where it is zero.
 	Timeout time.Duration
@@ -136,6 +143,9 @@ func New(cfg Config) (*Source, error) {
 	errs = append(errs, more...)
 	if (cfg.ClientCertPath == "") != (cfg.ClientKeyPath == "") {
 		errs = append(errs, errors.New("a client certificate and its key go together: name both files, or none"))
+	}
+	if err := checkServerID(cfg); err != nil {
+		errs = append(errs, err)
 	}
 	for _, d := range []struct {
 		name      string

@@ -1,0 +1,328 @@
+package httplist_test
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/asn1"
+	"errors"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
+)
+
+const (
+	serverID = "spiffe://example.org/allowlist"
+	ownID    = "spiffe://example.org/spire/server"
+)
+
+// svid issues an X.509-SVID. change, which may be nil, makes it another one.
+func (a *authority) svid(tb testing.TB, id string, change func(*x509.Certificate)) tls.Certificate {
+	tb.Helper()
+	uri, err := url.Parse(id)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	key := newKey(tb)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()),
+		NotBefore:    time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		URIs:        []*url.URL{uri}, BasicConstraintsValid: true,
+	}
+	if change != nil {
+		change(template)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// A trustDomain is what SPIRE's identity provider says. Tests change it.
+type trustDomain struct {
+	name  string
+	roots []*authority
+	own   tls.Certificate
+	err   error
+	asked int
+}
+
+func newTrustDomain(tb testing.TB) (*trustDomain, *authority) {
+	tb.Helper()
+	ca := newAuthority(tb)
+	return &trustDomain{name: "example.org", roots: []*authority{ca}, own: ca.svid(tb, ownID, nil)}, ca
+}
+
+func (d *trustDomain) X509Identity(context.Context) (*x509svid.SVID, *x509bundle.Bundle, error) {
+	d.asked++
+	if d.err != nil {
+		return nil, nil, d.err
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(d.own.PrivateKey)
+	if err != nil {
+		return nil, nil, err
+	}
+	own, err := x509svid.ParseRaw(d.own.Certificate[0], key)
+	if err != nil {
+		return nil, nil, err
+	}
+	bundle := x509bundle.New(spiffeid.RequireTrustDomainFromString(d.name))
+	for _, root := range d.roots {
+		bundle.AddX509Authority(root.cert)
+	}
+	return own, bundle, nil
+}
+
+// spiffeOrigin starts a web server that shows a certificate, and lets in who
+// shows one of the CA, unless that is nil.
+func spiffeOrigin(tb testing.TB, shown tls.Certificate, clients *authority) *origin {
+	tb.Helper()
+	o := newOrigin(tb, func(c *tls.Config) {
+		c.Certificates = []tls.Certificate{shown}
+		if clients != nil {
+			c.ClientCAs, c.ClientAuth = x509.NewCertPool(), tls.RequireAndVerifyClientCert
+			c.ClientCAs.AddCert(clients.cert)
+		}
+	})
+	o.answer(http.StatusOK, list("", "one"))
+	return o
+}
+
+func (d *trustDomain) config(o *origin) httplist.Config {
+	return httplist.Config{URL: o.URL + "/tpm.json", ServerID: serverID, Identity: d}
+}
+
+// Both sides are known by their X.509-SVIDs: no host name, no file of
+// certificates; a bearer token goes with it.
+func TestSPIFFE(t *testing.T) {
+	d, ca := newTrustDomain(t)
+	o := spiffeOrigin(t, ca.svid(t, serverID, nil), ca)
+	shown, token := "", ""
+	o.serve(func(w http.ResponseWriter, r *http.Request) {
+		shown, token = r.TLS.PeerCertificates[0].URIs[0].String(), r.Header.Get("Authorization")
+		_, _ = io.WriteString(w, list("", "one"))
+	})
+	cfg := d.config(o)
+	cfg.BearerTokenPath = write(t, "token", []byte("secret"))
+	s := newSource(t, cfg)
+	if d.asked != 0 {
+		t.Error("the identity was asked for before it was needed")
+	}
+	refresh(t, s)
+	wantListed(t, s, "one")
+	if shown != ownID || token != "Bearer secret" {
+		t.Errorf("showed %q and %q", shown, token)
+	}
+}
+
+// A web server that requests certificates of other authorities is shown the own
+// one all the same, and refuses it by itself: it is not left without an answer.
+func TestSPIFFEShownToAnybody(t *testing.T) {
+	d, ca := newTrustDomain(t)
+	other := newAuthority(t)
+	o := spiffeOrigin(t, ca.svid(t, serverID, nil), other)
+	wantError(t, newSource(t, d.config(o)).Refresh(t.Context()), "tls: ")
+	if o.requests.Load() != 0 {
+		t.Error("it was let in")
+	}
+}
+
+// Whoever answers in place of the web server, with whatever certificate he can
+// get, serves no list and is asked nothing.
+func TestSPIFFEWrongServer(t *testing.T) {
+	d, ca := newTrustDomain(t)
+	same := func(*x509.Certificate) {}
+	for name, tt := range map[string]struct {
+		by     *authority
+		id     string
+		change func(*x509.Certificate)
+		want   string
+	}{
+		"another ID":             {ca, "spiffe://example.org/other", same, `is "spiffe://example.org/other" and not "` + serverID},
+		"an ID above":            {ca, "spiffe://example.org", same, "and not"},
+		"an ID below":            {ca, serverID + "/x", same, "and not"},
+		"another case":           {ca, "spiffe://example.org/Allowlist", same, "and not"},
+		"the own ID":             {ca, ownID, same, "and not"},
+		"another authority":      {newAuthority(t), serverID, same, "unknown authority"},
+		"another trust domain":   {ca, "spiffe://example.com/allowlist", same, `no X.509 bundle found for trust domain: "example.com"`},
+		"no SPIFFE ID":           {ca, "https://example.org/allowlist", same, "scheme is missing or invalid"},
+		"no SAN":                 {ca, serverID, func(c *x509.Certificate) { c.URIs = nil }, "no URI SAN"},
+		"a host name alone":      {ca, serverID, hostName, "no URI SAN"},
+		"two URIs":               {ca, serverID, func(c *x509.Certificate) { c.URIs = append(c.URIs, c.URIs[0]) }, "more than one URI SAN"},
+		"the right one second":   {ca, ownID, func(c *x509.Certificate) { c.URIs = append(c.URIs, parsed(serverID)) }, "more than one URI SAN"},
+		"a CA":                   {ca, serverID, func(c *x509.Certificate) { c.IsCA = true }, "CA flag"},
+		"signs certificates":     {ca, serverID, usage(x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign), "KeyCertSign"},
+		"signs CRLs":             {ca, serverID, usage(x509.KeyUsageDigitalSignature | x509.KeyUsageCRLSign), "KeyCrlSign"},
+		"signs nothing":          {ca, serverID, usage(x509.KeyUsageKeyEncipherment), "not for digital signatures"},
+		"for clients":            {ca, serverID, purposes(x509.ExtKeyUsageClientAuth), "not for servers"},
+		"for an unknown purpose": {ca, serverID, unknownPurpose, "not for servers"},
+		"expired":                {ca, serverID, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }, "expired"},
+		"not yet valid":          {ca, serverID, func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }, "not yet valid"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := spiffeOrigin(t, tt.by.svid(t, tt.id, tt.change), nil)
+			s := newSource(t, d.config(o))
+			wantError(t, s.Refresh(t.Context()), tt.want)
+			wantCannotTell(t, s, "no list")
+			if n := o.requests.Load(); n != 0 {
+				t.Errorf("%d requests were made", n)
+			}
+		})
+	}
+}
+
+func parsed(id string) *url.URL {
+	u, _ := url.Parse(id)
+	return u
+}
+
+// hostName makes what is a good certificate where hosts are known by names.
+func hostName(c *x509.Certificate) {
+	c.URIs, c.IPAddresses, c.DNSNames = nil, []net.IP{net.IPv4(127, 0, 0, 1)}, []string{"localhost"}
+}
+
+func usage(u x509.KeyUsage) func(*x509.Certificate) {
+	return func(c *x509.Certificate) { c.KeyUsage = u }
+}
+
+func purposes(p ...x509.ExtKeyUsage) func(*x509.Certificate) {
+	return func(c *x509.Certificate) { c.ExtKeyUsage = p }
+}
+
+func unknownPurpose(c *x509.Certificate) {
+	c.ExtKeyUsage, c.UnknownExtKeyUsage = nil, []asn1.ObjectIdentifier{{1, 2, 3}}
+}
+
+// What an X.509-SVID may leave out, or have besides, does not lock a list out.
+func TestSPIFFEGoodServers(t *testing.T) {
+	d, ca := newTrustDomain(t)
+	for name, change := range map[string]func(*x509.Certificate){
+		"no extended key usage": purposes(),
+		"any purpose":           purposes(x509.ExtKeyUsageAny),
+		"a host name as well":   func(c *x509.Certificate) { c.DNSNames = []string{"elsewhere.example.org"} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			wantListed(t, loaded(t, d.config(spiffeOrigin(t, ca.svid(t, serverID, change), ca))), "one")
+		})
+	}
+}
+
+// Everything rotates, and each poll is made with what is there at that moment: an
+// authority that was withdrawn, and an SVID or a bundle that has expired, vouch
+// for no list, and a new one does without a restart.
+func TestSPIFFERotation(t *testing.T) {
+	d, ca := newTrustDomain(t)
+	c := newClock()
+	o := spiffeOrigin(t, ca.svid(t, serverID, nil), ca)
+	cfg := d.config(o)
+	cfg.Now = c.Now
+	s := loaded(t, cfg)
+
+	next := newAuthority(t)
+	d.roots = []*authority{next}
+	wantError(t, s.Refresh(t.Context()), "unknown authority")
+	wantListed(t, s, "one") // the last good list stays
+	d.roots = []*authority{next, ca}
+	refresh(t, s)
+	d.name = "example.com" // as a server that was moved to another trust domain
+	wantError(t, s.Refresh(t.Context()), "no X.509 bundle found for trust domain")
+	d.name = "example.org"
+
+	d.own = ca.svid(t, "spiffe://example.org/spire/server2", nil)
+	shown := ""
+	o.serve(func(w http.ResponseWriter, r *http.Request) {
+		shown = r.TLS.PeerCertificates[0].URIs[0].Path
+		_, _ = io.WriteString(w, list("", "two"))
+	})
+	refresh(t, s)
+	wantListed(t, s, "two")
+	if shown != "/spire/server2" {
+		t.Errorf("showed %q", shown)
+	}
+	c.move(2 * time.Hour)
+	wantError(t, s.Refresh(t.Context()), "expired")
+	c.move(years) // the bundle's authority has expired as well
+	wantError(t, s.Refresh(t.Context()), "expired")
+	wantCannotTell(t, s, "stale")
+}
+
+// The provider has no identity while SPIRE starts: nothing can be told until it
+// has, nobody is asked without one, and no restart is needed then.
+func TestSPIFFENoIdentityYet(t *testing.T) {
+	d, ca := newTrustDomain(t)
+	o := spiffeOrigin(t, ca.svid(t, serverID, nil), ca)
+	d.err = errors.New("not initialized")
+	s := newSource(t, d.config(o))
+	wantError(t, s.Refresh(t.Context()), "get this server's own X.509-SVID: not initialized")
+	wantCannotTell(t, s, "no list")
+	if n := o.requests.Load(); n != 0 {
+		t.Errorf("%d requests were made", n)
+	}
+	d.err = nil
+	refresh(t, s)
+	wantListed(t, s, "one")
+
+	empty := newSource(t, httplist.Config{URL: o.URL, ServerID: serverID, Identity: nobody{}})
+	wantError(t, empty.Refresh(t.Context()), "there is none, or no trust bundle")
+}
+
+// nobody is a provider that answers with nothing at all.
+type nobody struct{}
+
+func (nobody) X509Identity(context.Context) (*x509svid.SVID, *x509bundle.Bundle, error) {
+	return nil, nil, nil
+}
+
+// A redirect on the host leads to a server with the same ID, or nowhere; one to
+// another host is not followed, whoever it is.
+func TestSPIFFERedirect(t *testing.T) {
+	d, ca := newTrustDomain(t)
+	o := spiffeOrigin(t, ca.svid(t, serverID, nil), ca)
+	elsewhere := spiffeOrigin(t, ca.svid(t, serverID, nil), ca)
+	o.answer(http.StatusFound, "", "Location", elsewhere.URL+"/tpm.json")
+	wantError(t, newSource(t, d.config(o)).Refresh(t.Context()), "redirected to another host")
+	if n := elsewhere.requests.Load(); n != 0 {
+		t.Errorf("another host got %d requests", n)
+	}
+}
+
+// Two ways to know the web server, of which one might be taken for both, are
+// refused, and so is an ID that nobody can have.
+func TestSPIFFENewRefuses(t *testing.T) {
+	d, _ := newTrustDomain(t)
+	good := httplist.Config{URL: "https://example.org/tpm.json", ServerID: serverID, Identity: d}
+	for name, tt := range map[string]struct {
+		change func(*httplist.Config)
+		want   string
+	}{
+		"CA":           {func(c *httplist.Config) { c.CAPath = "/x" }, "name no file of CA certificates"},
+		"certificate":  {func(c *httplist.Config) { c.ClientCertPath, c.ClientKeyPath = "/x", "/y" }, "name no file"},
+		"no provider":  {func(c *httplist.Config) { c.Identity = nil }, "nothing provides the trust bundle"},
+		"no ID":        {func(c *httplist.Config) { c.ServerID = "https://example.org/" }, "is no SPIFFE ID"},
+		"trust domain": {func(c *httplist.Config) { c.ServerID = "spiffe://example.org" }, "is the ID of a trust domain"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := good
+			tt.change(&cfg)
+			_, err := httplist.New(cfg)
+			wantError(t, err, tt.want)
+		})
+	}
+	if _, err := httplist.New(good); err != nil || d.asked != 0 {
+		t.Errorf("New: %v, asked %d times", err, d.asked)
+	}
+}
