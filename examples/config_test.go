@@ -167,7 +167,7 @@ func hclBlocks(t *testing.T) []snippet {
 var absolutePath = regexp.MustCompile(`"(/(?:srv|etc|opt|var)/[^"]*)"`)
 
 // underTemp moves the paths of a configuration into a new folder and makes what
-// they name there: a certificate for a name ending in .pem, otherwise a folder
+// they name there: a certificate for a name with an ending, otherwise a folder
 // with one in it.
 func underTemp(t *testing.T, data string, ca []byte) string {
 	t.Helper()
@@ -175,7 +175,7 @@ func underTemp(t *testing.T, data string, ca []byte) string {
 	return absolutePath.ReplaceAllStringFunc(data, func(quoted string) string {
 		path := filepath.Join(dir, strings.Trim(quoted, `"`))
 		folder, file := path, filepath.Join(path, "ca.pem")
-		if strings.HasSuffix(path, ".pem") {
+		if filepath.Ext(path) != "" {
 			folder, file = filepath.Dir(path), path
 		}
 		if err := os.MkdirAll(folder, 0o755); err != nil {

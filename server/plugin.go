@@ -44,6 +44,7 @@ type Plugin struct {
 	log        hclog.Logger
 	metrics    *metrics
 	agentStore agentstorev1.AgentStoreServiceClient
+	identity   *identityProvider
 
 	loader *config.Loader
 	// configuring is held while a configuration is loaded and takes over.
@@ -72,10 +73,12 @@ type generation struct {
 
 // New returns a plugin that is not configured.
 func New() *Plugin {
-	return &Plugin{
-		log: hclog.NewNullLogger(), loader: config.NewLoader(),
+	p := &Plugin{
+		log: hclog.NewNullLogger(), loader: config.NewLoader(), identity: &identityProvider{},
 		watch: newWatch(), addresses: newAddresses(),
 	}
+	p.loader.Identity = p.identity
+	return p
 }
 
 // SetLogger implements pluginsdk.NeedsLogger.
@@ -89,6 +92,7 @@ func (p *Plugin) BrokerHostServices(broker pluginsdk.ServiceBroker) error {
 		p.metrics = startMetrics(&client)
 	}
 	broker.BrokerClient(&p.agentStore)
+	broker.BrokerClient(&p.identity.client)
 	return nil
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
 )
 
 // Config is what a configuration says, with its defaults.
@@ -45,7 +46,7 @@ type Config struct {
 // is of the type Problems.
 func Parse(text, trustDomain string) (*Config, error) {
 	var ps problems
-	c := parse(&ps, text, trustDomain)
+	c := parse(&ps, text, trustDomain, noIdentity{})
 	if err := ps.err(); err != nil {
 		return nil, err
 	}
@@ -67,7 +68,7 @@ const (
 )
 
 // parse collects all mistakes and returns what is left without them.
-func parse(ps *problems, text, trustDomain string) *Config {
+func parse(ps *problems, text, trustDomain string, identity httplist.IdentityProvider) *Config {
 	c := &Config{}
 	td, err := spiffeid.TrustDomainFromString(trustDomain)
 	if err != nil {
@@ -86,6 +87,7 @@ func parse(ps *problems, text, trustDomain string) *Config {
 	c.decodeAgentPath(b)
 	all, allow, deny := decodeRoot(ps, b)
 	b.finish()
+	c.withIdentity(ps, all, identity)
 	c.assemble(ps, all, allow, deny)
 	return c
 }
@@ -136,7 +138,8 @@ func decodeIncumbent(b *body) (all []definition) {
 		all = append(all, d)
 	}
 	if path := b.text("ca_path"); path != "" {
-		add("ek_ca", "ca_path", ekCA(b, ekca.Config{CAPath: path, PollInterval: defaultPoll, CRL: ekca.CRLOff}, "ca_path"))
+		cfg := ekca.Config{CAPath: path, PollInterval: defaultPoll, CRL: ekca.CRLOff}
+		add("ek_ca", "ca_path", ekCA(b, cfg, "ca_path"))
 	}
 	if path := b.text("hash_path"); path != "" {
 		add("hash_dir", "hash_path", hashDir(b, hashdir.Config{Path: path}, "hash_path"))

@@ -28,7 +28,7 @@ func decodeHashFile(b *body) definition {
 		open:   func() (sources.Source, error) { return hashfile.New(cfg) },
 	}
 	if cfg.Path != "" {
-		d.files = append(d.files, file{at: under(b.path, "path"), path: cfg.Path})
+		d.files = append(d.files, file{at: under(b.path, "path"), path: cfg.Path, regular: true})
 	}
 	return d
 }

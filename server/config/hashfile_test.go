@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -73,6 +74,14 @@ func TestHashFileLoads(t *testing.T) {
 		!strings.Contains(err.Error(), "does not exist") {
 		t.Errorf("Load without the file: %v", err)
 	}
+	// A folder, or a FIFO that nobody would ever write to, is no list.
+	for bad, want := range map[string]string{filepath.Dir(path): "is a folder: name a file in it", fifo(t): "is no regular file"} {
+		text := strings.ReplaceAll(text, path, bad)
+		if _, err := config.NewLoader().Load(t.Context(), text, trustDomain); err == nil ||
+			!strings.Contains(err.Error(), `source "hash_file" "stolen": path: "`+bad+`" `+want) {
+			t.Errorf("Load with %s: %v", bad, err)
+		}
+	}
 	if err := os.WriteFile(path, []byte("torn"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -85,4 +94,13 @@ func TestHashFileLoads(t *testing.T) {
 func factoryIn(t *testing.T) string {
 	t.Helper()
 	return fmt.Sprintf("source \"hash_dir\" \"factory\" { path = %q }\n", t.TempDir())
+}
+
+func fifo(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }

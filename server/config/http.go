@@ -1,8 +1,14 @@
 package config
 
 import (
+	"context"
+	"errors"
 	"path/filepath"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
@@ -31,7 +37,9 @@ func decodeHTTP(b *body) definition {
 		SignatureURL:    b.text("signature_url"),
 		PublicKeyPath:   b.text("public_key_path"),
 		ListID:          b.text("list_id"),
+		ServerID:        b.text("server_id"),
 	}
+	decodeAuth(b, cfg)
 	b.together("the client certificate and its key go together", "client_cert_path", "client_key_path")
 	b.together("a signed list needs all three", "signature_url", "public_key_path", "list_id")
 	if cfg.MaxStaleness < 2*cfg.PollInterval {
@@ -51,11 +59,74 @@ func decodeHTTP(b *body) definition {
 		{"public_key_path", cfg.PublicKeyPath},
 	} {
 		if f.path != "" {
-			d.files = append(d.files, file{at: under(b.path, f.key), path: f.path})
+			d.files = append(d.files, file{at: under(b.path, f.key), path: f.path, regular: true})
 		}
 	}
 	if cfg.CachePath != "" {
 		d.files = append(d.files, file{at: under(b.path, "cache_path"), path: filepath.Dir(cfg.CachePath), dir: true})
 	}
 	return d
+}
+
+// authSPIFFE is the one value that auth may have.
+const authSPIFFE = "spiffe"
+
+// decodeAuth reads how the web server and this one know each other.
+func decodeAuth(b *body, cfg httplist.Config) {
+	const example = "spiffe://example.org/allowlist"
+	switch auth := b.text("auth"); {
+	case auth != "" && auth != authSPIFFE:
+		b.fail("auth", "is the string %q: write auth = %q, or leave the key out", shorten(auth), authSPIFFE)
+		return
+	case !b.has("auth") && b.has("server_id"):
+		b.fail("auth", "is missing: server_id is for auth = %q", authSPIFFE)
+		return
+	case auth == "":
+		return
+	}
+	for key, instead := range map[string]string{
+		"ca_path":          "SPIRE's trust bundle vouches for the web server",
+		"client_cert_path": "the SPIRE server's own X.509-SVID is shown",
+		"client_key_path":  "the SPIRE server's own X.509-SVID is shown",
+	} {
+		if b.has(key) {
+			b.fail(key, "stands beside auth = %q, with which %s: leave it out, or auth and server_id",
+				authSPIFFE, instead)
+		}
+	}
+	if !b.has("server_id") {
+		b.fail("server_id", "is missing: write server_id = %q, the SPIFFE ID of the web server", example)
+		return
+	}
+	if id, err := spiffeid.FromString(cfg.ServerID); cfg.ServerID != "" && (err != nil || id.Path() == "") {
+		b.fail("server_id", "is the string %q, must be the SPIFFE ID of the web server: write server_id = %q",
+			shorten(cfg.ServerID), example)
+	}
+}
+
+// withIdentity gives those sources a provider that know the web server by its
+// SPIFFE ID. It is told apart by its address, so that a source is the same after
+// a reconfiguration.
+func (c *Config) withIdentity(ps *problems, all []definition, provider httplist.IdentityProvider) {
+	for i := range all {
+		cfg, is := all[i].config.(httplist.Config)
+		if !is || cfg.ServerID == "" || all[i].broken {
+			continue
+		}
+		id, err := spiffeid.FromString(cfg.ServerID)
+		if err == nil && id.TrustDomain() != c.TrustDomain && !c.TrustDomain.IsZero() {
+			ps.add(under(all[i].path, "server_id"), "is of the trust domain %q, and SPIRE's own is %q: "+
+				"it vouches for web servers of its own only", id.TrustDomain().Name(), c.TrustDomain.Name())
+		}
+		cfg.Identity = provider
+		all[i].config = cfg
+		all[i].open = func() (sources.Source, error) { return httplist.New(cfg) }
+	}
+}
+
+// noIdentity provides for configurations that are looked at and never run.
+type noIdentity struct{}
+
+func (noIdentity) X509Identity(context.Context) (*x509svid.SVID, *x509bundle.Bundle, error) {
+	return nil, nil, errors.New("there is no SPIRE server to ask")
 }

@@ -1,17 +1,28 @@
 package config_test
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
 )
 
 const inventory = `source "http" "inventory" { url = "https://x/tpm.json"`
+
+const spiffe = inventory + ` auth = "spiffe" server_id = "spiffe://example.org/allowlist"`
 
 // What is written reaches the source, and what is not has the value that the
 // documentation says.
@@ -67,13 +78,73 @@ func TestHTTPProblems(t *testing.T) {
 			inventory + ` cache_path = "/x/y" } source "http" "lab" { url = "https://y/" cache_path = "/x//y" }`,
 			`source "http" "lab": cache_path: is that of source "http" "inventory"`,
 		},
-		{inventory + ` auth = "spiffe" }`, at + `auth: unknown key`},
+		{inventory + ` auth = "tls" }`, at + `auth: is the string "tls": write auth = "spiffe", or leave the key out`},
+		{inventory + ` auth = "" }`, at + `auth: is empty`},
+		{inventory + ` auth = true }`, at + `auth: is true, must be a string`},
+		{inventory + ` auth = "spiffe" }`, at + `server_id: is missing: write server_id = "spiffe://example.org/allowlist"`},
+		{inventory + ` server_id = "spiffe://example.org/x" }`, at + `auth: is missing: server_id is for auth = "spiffe"`},
+		{spiffe + ` ca_path = "/x" }`, at + `ca_path: stands beside auth = "spiffe", with which SPIRE's trust bundle vouches for the web server: leave it out`},
+		{spiffe + ` client_cert_path = "/x" client_key_path = "/y" }`, at + `client_cert_path: stands beside auth = "spiffe", with which the SPIRE server's own X.509-SVID is shown: leave it out`},
+		{spiffe + ` client_cert_path = "/x" client_key_path = "/y" }`, at + `client_key_path: stands beside auth = "spiffe"`},
+		{inventory + ` auth = "spiffe" server_id = "allowlist" }`, at + `server_id: is the string "allowlist", must be the SPIFFE ID of the web server: write server_id = "spiffe://`},
+		{inventory + ` auth = "spiffe" server_id = "spiffe://example.org" }`, at + `server_id: is the string "spiffe://example.org", must be the SPIFFE ID`},
+		{inventory + ` auth = "spiffe" server_id = "spiffe://example.org/a/../b" }`, at + `server_id: is the string`},
+		{inventory + ` auth = "spiffe" server_id = "spiffe://example.com/x" }`, at + `server_id: is of the trust domain "example.com", and SPIRE's own is "example.org"`},
 		{inventory + ` bearer_token = "x" }`, at + `bearer_token: unknown key`},
 	} {
 		_, err := config.Parse(tt.text, trustDomain)
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s\n got  %v\n want %s", tt.text, err, tt.want)
 		}
+	}
+}
+
+// A provider is one of SPIRE's identity.
+type provider struct{ asked int }
+
+func (p *provider) X509Identity(context.Context) (*x509svid.SVID, *x509bundle.Bundle, error) {
+	p.asked++
+	return nil, nil, errors.New("not yet")
+}
+
+// A source that shows SPIRE's own identity is the same one after a
+// reconfiguration that does not change it, so that it keeps what it has loaded;
+// and nobody is asked for the identity while a configuration is looked at, when
+// there is none yet.
+func TestHTTPWithSPIFFE(t *testing.T) {
+	l, p := config.NewLoader(), &provider{}
+	l.Identity = p
+	load := func(text string) any {
+		t.Helper()
+		c, err := l.Load(t.Context(), text, trustDomain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Members[0].Config
+	}
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	text := spiffe + fmt.Sprintf(" bearer_token_path = %q }", token)
+	first, again := load(text), load("# moved\n"+text)
+	if !reflect.DeepEqual(first, again) {
+		t.Errorf("%+v is taken for another than %+v", again, first)
+	}
+	if other := load(strings.Replace(text, "allowlist", "other", 1)); reflect.DeepEqual(first, other) {
+		t.Error("another server_id is taken for the same source")
+	}
+	cfg, _ := first.(httplist.Config)
+	if cfg.ServerID != "spiffe://example.org/allowlist" || cfg.Identity != httplist.IdentityProvider(p) || cfg.CAPath != "" {
+		t.Errorf("the source is %+v", cfg)
+	}
+	if p.asked != 0 {
+		t.Errorf("the identity was asked for %d times", p.asked)
+	}
+	// What only looks at a configuration has nobody to ask, and accepts it.
+	source, _ := mustParse(t, spiffe+" }").Members[0].Source.(sources.Refresher)
+	if err := source.Refresh(t.Context()); err == nil || !strings.Contains(err.Error(), "no SPIRE server to ask") {
+		t.Errorf("Refresh: %v", err)
 	}
 }
 
@@ -92,5 +163,9 @@ func TestHTTPFiles(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", key, err)
 		}
+	}
+	_, err := l.Load(t.Context(), text("ca_path", dir), trustDomain)
+	if err == nil || !strings.Contains(err.Error(), `ca_path: "`+dir+`" is a folder: name a file in it`) {
+		t.Errorf("a folder for a file: %v", err)
 	}
 }

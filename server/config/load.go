@@ -9,12 +9,18 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
 )
 
 // A Loader reads configurations and looks whether the files that they name
 // exist. It is safe for concurrent use. It remembers the questions that a file
 // system has never answered, so one Loader should serve all.
 type Loader struct {
+	// Identity is what sources ask for SPIRE's own identity; nobody does while
+	// a configuration is loaded. It is set before the first Load.
+	Identity httplist.IdentityProvider
+
 	timeout time.Duration
 	stat    func(string) (fs.FileInfo, error)
 	// slots bounds how many questions may be open at once, those that a hung
@@ -30,7 +36,9 @@ const (
 
 // NewLoader returns a Loader.
 func NewLoader() *Loader {
-	return &Loader{timeout: defaultStatTimeout, stat: os.Stat, slots: make(chan struct{}, statSlots)}
+	return &Loader{
+		Identity: noIdentity{}, timeout: defaultStatTimeout, stat: os.Stat, slots: make(chan struct{}, statSlots),
+	}
 }
 
 // Load reads a configuration as Parse does and refuses it as well if a file or a
@@ -39,7 +47,7 @@ func NewLoader() *Loader {
 // warning. The error is of the type Problems.
 func (l *Loader) Load(ctx context.Context, text, trustDomain string) (*Config, error) {
 	var ps problems
-	c := parse(&ps, text, trustDomain)
+	c := parse(&ps, text, trustDomain, l.Identity)
 	l.look(ctx, &ps, c)
 	if err := ps.err(); err != nil {
 		return nil, err
@@ -111,6 +119,10 @@ func (l *Loader) ask(f file) error {
 	switch {
 	case err == nil && f.dir && !info.IsDir():
 		return fmt.Errorf("%q is not a folder", shorten(f.path))
+	case err == nil && f.regular && info.IsDir():
+		return fmt.Errorf("%q is a folder: name a file in it", shorten(f.path))
+	case err == nil && f.regular && !info.Mode().IsRegular():
+		return fmt.Errorf("%q is no regular file: name one", shorten(f.path))
 	case err == nil && f.secret && info.Mode().Perm()&0o007 != 0:
 		return exposedError{f.path}
 	case err == nil:

@@ -1,0 +1,56 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	identityproviderv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/server/identityprovider/v1"
+)
+
+// identityProvider is SPIRE's IdentityProvider, for sources that show the
+// server's own X.509-SVID. It keeps nothing: SPIRE answers at once, from memory
+// and its datastore, and what it answers rotates. There is one for all
+// configurations, by which a source that has not changed is known.
+type identityProvider struct {
+	client identityproviderv1.IdentityProviderServiceClient
+}
+
+// X509Identity returns the server's X.509-SVID and its trust domain's bundle. SPIRE
+// has neither yet while it configures its plugins: that is an error then.
+func (p *identityProvider) X509Identity(ctx context.Context) (*x509svid.SVID, *x509bundle.Bundle, error) {
+	if !p.client.IsInitialized() {
+		return nil, nil, errors.New("SPIRE offers no IdentityProvider")
+	}
+	resp, err := p.client.FetchX509Identity(ctx, &identityproviderv1.FetchX509IdentityRequest{})
+	if err != nil {
+		return nil, nil, fmt.Errorf("ask SPIRE's IdentityProvider, which is there once SPIRE has started: %w", err)
+	}
+	var chain []byte
+	for _, cert := range resp.GetIdentity().GetCertChain() {
+		chain = append(chain, cert...)
+	}
+	svid, err := x509svid.ParseRaw(chain, resp.GetIdentity().GetPrivateKey())
+	if err != nil {
+		return nil, nil, fmt.Errorf("the identity from SPIRE's IdentityProvider: %w", err)
+	}
+	td, err := spiffeid.TrustDomainFromString(resp.GetBundle().GetTrustDomain())
+	if err != nil {
+		return nil, nil, fmt.Errorf("the bundle from SPIRE's IdentityProvider: %w", err)
+	}
+	bundle := x509bundle.New(td)
+	for _, authority := range resp.GetBundle().GetX509Authorities() {
+		// One that was tainted vouches until it is revoked, which takes it out.
+		certs, err := x509bundle.ParseRaw(td, authority.GetAsn1())
+		if err != nil {
+			return nil, nil, fmt.Errorf("the bundle from SPIRE's IdentityProvider: %w", err)
+		}
+		for _, cert := range certs.X509Authorities() {
+			bundle.AddX509Authority(cert)
+		}
+	}
+	return svid, bundle, nil
+}
