@@ -24,6 +24,9 @@ type site struct {
 	*world
 	example, root string
 	nginx         *webServer
+	// replacements are pairs, as of strings.NewReplacer, for what an example
+	// names and a test cannot have.
+	replacements []string
 
 	vendor *attestortest.CA
 	// The first three have a certificate of the vendor.
@@ -42,6 +45,8 @@ var examples = map[string]func(*site, *spiretest.Server){
 	"nfs/server.conf":                   (*site).oneList,
 	"combined/server.conf":              (*site).combined,
 	"kubernetes/values.yaml":            (*site).kubernetes,
+	"vendor-certificates/server.conf":   (*site).vendorCertificates,
+	"air-gapped/server.conf":            (*site).vendorCertificates,
 	"postgres/server.conf":              (*site).postgres,
 	"postgres/server-mysql.conf":        (*site).mariadb,
 }
@@ -63,8 +68,10 @@ var layouts = map[string]func(*site){
 	"nfs": func(s *site) {
 		s.put("/srv/tpm/machines.txt", s.one.EKHash()+"\n")
 	},
-	"combined": (*site).layCombined,
-	"postgres": (*site).layTable,
+	"combined":            (*site).layCombined,
+	"vendor-certificates": (*site).layVendorCertificates,
+	"air-gapped":          (*site).layAirGapped,
+	"postgres":            (*site).layTable,
 	"kubernetes": func(s *site) {
 		s.mkdir("/etc/tpm/lists")
 		s.publishConfigMap(s.root+"/etc/tpm/lists", 1, map[string]string{
@@ -153,7 +160,7 @@ func (s *site) moved(text string) string {
 	if s.nginx != nil {
 		pairs = append(pairs, "allowlist.example.org", s.nginx.address())
 	}
-	return strings.NewReplacer(pairs...).Replace(text)
+	return strings.NewReplacer(append(pairs, s.replacements...)...).Replace(text)
 }
 
 // read returns a file of the example.
