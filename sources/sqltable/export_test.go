@@ -2,8 +2,9 @@ package sqltable
 
 import "time"
 
-// SetRetryPause changes how long the database is left alone after a failure.
-func (s *Source) SetRetryPause(d time.Duration) { s.breaker.pause = d }
+// SetRetryPause changes how long the database is left alone after a failure, and
+// the file of the DSN after it was looked at.
+func (s *Source) SetRetryPause(d time.Duration) { s.breaker.pause, s.lookPause = d, d }
 
 // ParseLabels is parseLabels.
 func ParseLabels(list string) ([]string, error) { return parseLabels(list) }

@@ -67,13 +67,18 @@ func (s *Source) acquire() (*pool, error) {
 	return p, nil
 }
 
-// renew makes a new pool where there is none or the DSN has changed. On an error
-// the pool stays as it is. It is called under s.mu.
+// renew makes a new pool where there is none or the DSN has changed, for which the
+// file is looked at once in lookPause. On an error the pool stays as it is. It is
+// called under s.mu.
 func (s *Source) renew() error {
 	var last dsnFile
 	if s.pool != nil {
+		if now := time.Now(); now.Sub(s.looked) < s.lookPause {
+			return s.fileErr
+		}
 		last = s.pool.dsn
 	}
+	s.looked = time.Now()
 	dsn, err := readDSN(s.cfg.DSNPath, last)
 	if err != nil {
 		return err

@@ -41,7 +41,8 @@ type Config struct {
 	// DSNPath is a file with the data source name: for Postgres a URL or
 	// keywords and values as libpq takes them, for MySQL
 	// user:password@tcp(host:port)/database. It is read when the source is first
-	// used and when it has changed; where that fails the one before stays.
+	// used and within a second after it has changed; where that fails the one
+	// before stays.
 	DSNPath string
 	// Query is a SELECT with one "?" outside of literals, quoted identifiers and
 	// comments, which stands for the EK hash in 64 lower-case hex digits;
@@ -118,7 +119,10 @@ type Source struct {
 	// at work, and otherwise for as long as look-ups need it.
 	pool    *pool
 	running bool
-	fileErr error // why the DSN was not read again
+	fileErr error     // why the DSN was not read again
+	looked  time.Time // at the file of the DSN
+	// lookPause is how long a file that has been looked at is as it was.
+	lookPause time.Duration
 }
 
 // New checks the configuration and returns the source. It opens nothing.
@@ -132,10 +136,11 @@ func New(cfg Config) (*Source, error) {
 		return nil, fmt.Errorf("query: %w", err)
 	}
 	return &Source{
-		cfg:     cfg,
-		query:   query,
-		breaker: newBreaker(),
-		slots:   make(chan struct{}, cfg.MaxOpenConns),
+		cfg:       cfg,
+		query:     query,
+		breaker:   newBreaker(),
+		lookPause: retryPause,
+		slots:     make(chan struct{}, cfg.MaxOpenConns),
 	}, nil
 }
 
