@@ -171,7 +171,8 @@ func TestVerdict(t *testing.T) {
 			t.Errorf("%v (-want +got):\n%s", err, diff)
 		}
 	}
-	for _, hash := range []string{"", hashA[1:], hashA + "a", hashA[1:] + "g"} {
+	// Upper case is no other name for the TPM: evidence has one form.
+	for _, hash := range []string{"", hashA[1:], hashA + "a", hashA[1:] + "g", hashA[1:] + "F", strings.ToUpper(hashA)} {
 		if v, err := s.Verdict(&sources.Evidence{EKHash: hash}); err == nil || v.Listed {
 			t.Errorf("%q: %+v", hash, v)
 		}
