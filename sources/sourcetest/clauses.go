@@ -78,10 +78,11 @@ func testNeedsChallenge(tb run) {
 	switch {
 	case tb.h.NeedsProof && !errors.Is(err, sources.ErrNeedsChallenge):
 		tb.Errorf("before the challenge: %+v, %v, want ErrNeedsChallenge", v, err)
+	case tb.h.Fetches && errors.Is(err, sources.ErrNeedsNetwork):
 	case !tb.h.NeedsProof && (err != nil || !v.Listed):
 		tb.Errorf("before the challenge: %+v, %v, want listed", v, err)
 	}
-	if v, err := s.checkOnce(tb.Context(), tb, proven(ev)); err != nil || !v.Listed {
+	if v, err := s.resolve(tb.Context(), tb, proven(ev)); err != nil || !v.Listed {
 		tb.Errorf("after the challenge: %+v, %v, want listed", v, err)
 	}
 }
@@ -148,8 +149,14 @@ func testHostile(tb run) {
 			if ev.Proof == nil && tb.h.NeedsProof {
 				continue
 			}
-			if v, _ := s.checkOnce(tb.Context(), tb, ev); v.Listed {
+			if v, _ := s.resolve(tb.Context(), tb, ev); v.Listed {
 				tb.Errorf("%s: listed: %s", x.name, v.Reason)
+			}
+			if !tb.h.Fetches || ev.Proof == nil {
+				continue
+			}
+			if v, _ := s.fetchOnce(tb.Context(), tb, ev); v.Listed { // whatever Check has in memory
+				tb.Errorf("%s: listed by what is fetched: %s", x.name, v.Reason)
 			}
 		}
 	}
@@ -193,15 +200,26 @@ func testInMemory(tb run) {
 	}
 	listed, stranger := s.evidence(tb), s.evidence(tb)
 	s.list(tb, listed)
+	if tb.h.Fetches { // then that is what it has in memory
+		s.wantListed(tb, listed, true, "before it is asked from memory")
+	}
 	if s.Break != nil {
 		s.Break()
 		defer s.Mend()
+	}
+	if s.Cut != nil {
+		s.Cut()
+		defer s.Restore()
 	}
 	ctx := &unwaitable{Context: tb.Context()}
 	within(tb, "a Check that answers from memory", func() {
 		for range rounds {
 			for ev, want := range map[*sources.Evidence]bool{proven(listed): true, proven(stranger): false} {
-				if v, err := s.checkOnce(ctx, tb, ev); err != nil || v.Listed != want {
+				v, err := s.checkOnce(ctx, tb, ev)
+				if tb.h.Fetches && errors.Is(err, sources.ErrNeedsNetwork) {
+					continue
+				}
+				if err != nil || v.Listed != want {
 					tb.Errorf("from memory: listed is %v, error %v, want %v", v.Listed, err, want)
 				}
 			}
@@ -253,18 +271,23 @@ func testVerdictIsCallers(tb run) {
 	s.list(tb, ev)
 	first, _ := s.check(tb, ev)
 	kept := keep(first)
-	for i := range first.Attributes.Labels {
-		first.Attributes.Labels[i] = "forged"
-	}
-	for i := range first.Attributes.CAs {
-		first.Attributes.CAs[i] = "forged"
-	}
-	if c := first.Attributes.Certificate; c != nil {
-		*c = sources.EKCertificate{Serial: "f00"}
-	}
+	forge(&first)
 	second, _ := s.check(tb, ev)
 	if !reflect.DeepEqual(keep(second), kept) {
 		tb.Errorf("a caller changed a verdict, and the next one is %+v, want %+v", second.Attributes, kept)
+	}
+}
+
+// forge changes what a verdict points to.
+func forge(v *sources.Verdict) {
+	for i := range v.Attributes.Labels {
+		v.Attributes.Labels[i] = "forged"
+	}
+	for i := range v.Attributes.CAs {
+		v.Attributes.CAs[i] = "forged"
+	}
+	if c := v.Attributes.Certificate; c != nil {
+		*c = sources.EKCertificate{Serial: "f00"}
 	}
 }
 

@@ -53,6 +53,12 @@ type Harness struct {
 	// NeedsProof is true where the source answers ErrNeedsChallenge before
 	// the challenge, and what it knows after it.
 	NeedsProof bool
+
+	// Fetches is true where the source is a Fetcher that has to ask the network
+	// about each TPM of Evidence, listed or not: Check answers ErrNeedsNetwork
+	// until it has. Backend.Cut and Backend.Restore are needed then. A Fetcher
+	// is tested a second time, without Fetches, where it need not ask about some.
+	Fetches bool
 }
 
 // A Backend is the backing data of one source under test. Its functions fail the
@@ -76,8 +82,15 @@ type Backend struct {
 	// nil where nothing can be unreadable.
 	Break, Mend func()
 
+	// Cut makes the network fail at once, Stall makes it never answer: whatever
+	// the source has not fetched yet it cannot fetch. Restore undoes both, and
+	// lets the time pass for which the source remembers what has failed. All are
+	// nil where the source asks no network; Stall may be.
+	Cut, Stall, Restore func()
+
 	// Content returns all that the backing data holds, to be compared by
-	// reflect.DeepEqual; see Tree. It may be nil.
+	// reflect.DeepEqual; see Tree. What the source has fetched is no part of it.
+	// It may be nil.
 	Content func() any
 }
 
@@ -109,6 +122,13 @@ func clauses() []clause {
 		{"listed and not listed", testAnswers},
 		{"attributes", testAttributes},
 		{"needs the challenge", testNeedsChallenge},
+		{"needs the network", testNeedsNetwork},
+		{"Fetch and Check agree", testFetchAgrees},
+		{"a network that fails", testNetworkFails},
+		{"a network that hangs", testNetworkHangs},
+		{"a fetch whose context has ended", testFetchContextEnded},
+		{"fetches at once", testFetchesAtOnce},
+		{"what is fetched is the caller's", testFetchedIsCallers},
 		{"cannot tell", testCannotTell},
 		{"not loaded yet", testNotLoaded},
 		{"hostile evidence", testHostile},

@@ -81,37 +81,70 @@ func (s *subject) refresh(ctx context.Context) (err error) {
 	return r.Refresh(ctx)
 }
 
-// check asks about ev, after the challenge where the source needs it, and fails
-// the test where the answer breaks the contract by itself.
+// check asks about ev, after the challenge where the source needs it and of the
+// network where it needs that, and fails the test where an answer breaks the
+// contract by itself.
 func (s *subject) check(tb testing.TB, ev *sources.Evidence) (sources.Verdict, error) {
 	tb.Helper()
 	if s.h.NeedsProof {
 		ev = proven(ev)
 	}
-	return s.checkOnce(tb.Context(), tb, ev)
+	return s.resolve(tb.Context(), tb, ev)
 }
 
-// checkOnce asks about ev as it is.
-func (s *subject) checkOnce(ctx context.Context, tb testing.TB, ev *sources.Evidence) (v sources.Verdict, err error) {
+// resolve asks about ev as it is, and fetches where that needs the network.
+func (s *subject) resolve(ctx context.Context, tb testing.TB, ev *sources.Evidence) (sources.Verdict, error) {
+	tb.Helper()
+	v, err := s.checkOnce(ctx, tb, ev)
+	if _, ok := s.source.(sources.Fetcher); ok && errors.Is(err, sources.ErrNeedsNetwork) {
+		return s.fetchOnce(ctx, tb, proven(ev))
+	}
+	return v, err
+}
+
+// checkOnce asks about ev as it is, and nobody but Check.
+func (s *subject) checkOnce(ctx context.Context, tb testing.TB, ev *sources.Evidence) (sources.Verdict, error) {
+	tb.Helper()
+	v, err := s.ask(ctx, tb, "Check", s.source.Check, ev)
+	if _, ok := s.source.(sources.Fetcher); !ok && errors.Is(err, sources.ErrNeedsNetwork) {
+		tb.Error("Check asks for the network, and there is no Fetch")
+	}
+	return v, err
+}
+
+// fetchOnce has the source fetch what ev needs, which has its proof.
+func (s *subject) fetchOnce(ctx context.Context, tb testing.TB, ev *sources.Evidence) (sources.Verdict, error) {
+	tb.Helper()
+	f, ok := s.source.(sources.Fetcher)
+	if !ok {
+		tb.Fatalf("Harness.Fetches is set, and the source is no Fetcher")
+	}
+	return s.ask(ctx, tb, "Fetch", f.Fetch, ev)
+}
+
+// ask puts one question to the source.
+func (s *subject) ask(
+	ctx context.Context, tb testing.TB, what string, question Answer, ev *sources.Evidence,
+) (v sources.Verdict, err error) {
 	tb.Helper()
 	before := fingerprint(ev)
 	defer func() {
 		if p := recover(); p != nil {
-			tb.Errorf("Check panicked: %v", p)
+			tb.Errorf("%s panicked: %v", what, p)
 			err = fmt.Errorf("panic: %v", p)
 		}
 		if fingerprint(ev) != before {
-			tb.Error("Check changed the evidence")
+			tb.Errorf("%s changed the evidence", what)
 		}
 	}()
-	v, err = s.source.Check(ctx, ev)
+	v, err = question(ctx, ev)
 	switch {
 	case err != nil && !reflect.DeepEqual(v, sources.Verdict{}):
-		tb.Errorf("Check returned a verdict beside the error %v: %+v", err, v)
+		tb.Errorf("%s returned a verdict beside the error %v: %+v", what, err, v)
 	case errors.Is(err, sources.ErrNeedsChallenge) && ev.Proof != nil:
-		tb.Error("Check asks for the challenge after the challenge")
+		tb.Errorf("%s asks for the challenge after the challenge", what)
 	case errors.Is(err, sources.ErrNeedsChallenge) && !s.h.NeedsProof:
-		tb.Error("Check asks for the challenge: set Harness.NeedsProof")
+		tb.Errorf("%s asks for the challenge: set Harness.NeedsProof", what)
 	case err == nil && !v.Listed && !reflect.DeepEqual(v.Attributes, sources.Attributes{}):
 		tb.Errorf("attributes of a TPM that is not listed: %+v", v.Attributes)
 	}
