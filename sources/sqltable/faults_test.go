@@ -268,6 +268,50 @@ func TestThousandBehindFour(t *testing.T) {
 	})
 }
 
+// Under a Set, too, a thousand machines behind a database that stands still are
+// all told to come again in their time, and behind one that goes on all are in.
+func TestThousandInASet(t *testing.T) {
+	on(t, func(t *testing.T, d *database) {
+		ev := sourcetest.NewEvidence(t)
+		d.insert(ev.EKHash, sources.Attributes{})
+		s := d.open(nil) // with the defaults
+		set, err := sources.NewSet([]sources.Member{{Name: "it", Kind: "sql", Source: s}}, sources.AnyOf("it"), sources.Options{})
+		must(t, err)
+		set.Start(t.Context(), nil)
+		defer set.Close()
+		storm := func() map[sources.Outcome]int {
+			outcomes := make(chan sources.Outcome, 1000)
+			begun := time.Now()
+			var all sync.WaitGroup
+			for range cap(outcomes) {
+				all.Go(func() { outcomes <- set.Begin(ev).BeforeChallenge(t.Context()).Outcome })
+			}
+			all.Wait()
+			close(outcomes)
+			if took := time.Since(begun); took > 6*time.Second { // check_timeout is 5
+				t.Errorf("took %v", took)
+			}
+			count := map[sources.Outcome]int{}
+			for o := range outcomes {
+				count[o]++
+			}
+			return count
+		}
+		if got := storm(); got[sources.Challenge] != 1000 {
+			t.Errorf("%v", got)
+		}
+		must(t, d.server.Freeze())
+		got := storm()
+		must(t, d.server.Thaw())
+		if got[sources.Unavailable] != 1000 {
+			t.Errorf("%v", got)
+		}
+		if stuck := set.Status()[0].Stuck; stuck != 0 {
+			t.Errorf("%d checks are stuck", stuck)
+		}
+	})
+}
+
 // Look-ups that hang on a lock leave no sessions behind at the server, which
 // would refuse everybody when it has too many: also its other users.
 func TestLockedTable(t *testing.T) {
