@@ -47,7 +47,8 @@ func bodyOf(path string) []byte { return []byte(path + strings.Repeat(" certific
 func restarted(tb testing.TB, o *origin, path string) (*certfetch.Fetcher, error) {
 	tb.Helper()
 	f := open(tb, certfetch.Config{Hosts: []string{o.host()}, CachePath: path, Now: newClock().Now})
-	return f, f.Load(tb.Context())
+	err := f.Load(tb.Context())
+	return f, err
 }
 
 // After a restart what was fetched is there without the network, failures too.

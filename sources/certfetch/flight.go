@@ -108,7 +108,7 @@ func (f *Fetcher) leave(fl *flight) {
 }
 
 func (f *Fetcher) endDeserted(fl *flight) {
-	if fl.waiters == 0 && !(fl.begun && f.running) {
+	if fl.waiters == 0 && (!fl.begun || !f.running) {
 		fl.cancel()
 		f.forget(fl) // who comes now begins another one
 	}
@@ -128,34 +128,46 @@ func (f *Fetcher) forget(fl *flight) {
 // fly makes the request of a flight and tells all who wait.
 func (f *Fetcher) fly(ctx context.Context, fl *flight, t target, parse Parse) {
 	object, err := f.fetch(ctx, fl, t, parse)
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	defer close(fl.done)
-	defer f.forget(fl)
+	found := finding{object: object}
 	switch {
 	case err == nil:
+		f.mu.Lock()
 		f.keep(fl.name, object)
-		fl.finding = finding{object: object}
+		f.mu.Unlock()
 	case ctx.Err() != nil: // it was ended, which says nothing of the server
-		fl.finding = finding{err: errClosed}
+		found = finding{err: errClosed}
 	default:
-		fl.finding = f.fail(fl.name, err)
+		found = f.failed(fl.name, err, parse)
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	fl.finding = found
+	f.forget(fl)
+	close(fl.done)
 }
 
-// fail remembers a failure, and returns what there is nevertheless. The caller
-// holds f.mu.
-func (f *Fetcher) fail(n name, err error) finding {
-	previous, _ := f.failures.get(n)
-	now := f.now()
-	fl := newFailure(err, previous, now)
-	f.failures.put(n, fl)
-	f.touch(n)
-	found := f.find(n)
-	if found.object == nil || !found.object.parsed {
-		return finding{err: fl.err()}
+// failed remembers a failure, and returns what there is nevertheless.
+func (f *Fetcher) failed(n name, err error, parse Parse) finding {
+	f.mu.Lock()
+	found := f.fail(n, err)
+	f.mu.Unlock()
+	if found.object != nil && !found.object.parsed {
+		return f.parseKept(n, found, parse)
 	}
 	return found
+}
+
+// fail remembers a failure, and returns it or what there is nevertheless. The
+// caller holds f.mu.
+func (f *Fetcher) fail(n name, err error) finding {
+	previous, _ := f.failures.get(n)
+	fl := newFailure(err, previous, f.now())
+	f.failures.put(n, fl)
+	f.touch(n)
+	if found := f.find(n); !found.none() {
+		return found
+	}
+	return finding{err: fl.err()}
 }
 
 // fetch waits for a slot, asks, and reads the answer.

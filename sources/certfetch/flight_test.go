@@ -127,7 +127,8 @@ func TestThousandURLs(t *testing.T) {
 	flooded.serve(func(w http.ResponseWriter, r *http.Request) {
 		n := now.Add(1)
 		defer now.Add(-1)
-		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+		for m := most.Load(); n > m; m = most.Load() {
+			most.CompareAndSwap(m, n)
 		}
 		select {
 		case <-enough:
@@ -185,7 +186,8 @@ func TestHangingHostsDoNotStarveAnother(t *testing.T) {
 	ended, giveUp := make(chan struct{}), make([]context.CancelFunc, 80)
 	all := make([]context.Context, len(giveUp))
 	for i := range all {
-		all[i], giveUp[i] = context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancel(t.Context())
+		all[i], giveUp[i] = ctx, cancel
 	}
 	go func() {
 		defer close(ended)

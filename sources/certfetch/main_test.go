@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -219,13 +218,6 @@ func eventually(tb testing.TB, what string, is func() bool) {
 			tb.Fatal("in vain: " + what)
 		}
 	}
-}
-
-func parsed(tb testing.TB, raw string) *url.URL {
-	tb.Helper()
-	u, err := url.Parse(raw)
-	must(tb, err)
-	return u
 }
 
 func numbered(o *origin, i int) string { return o.at(fmt.Sprintf("/%d.crt", i)) }

@@ -129,7 +129,10 @@ func (p *policy) allowed(raw string) (string, bool) {
 		return "", false // a mirror's files cannot be told apart by a query
 	}
 	canonical := r.String()
-	return canonical, len(canonical) <= maxURL
+	if len(canonical) > maxURL {
+		return "", false
+	}
+	return canonical, true
 }
 
 var errNotAllowed = errors.New("it is not among what may be asked")
@@ -319,10 +322,10 @@ func alphanumeric(c rune) bool {
 // returns is in lower case, an address as RFC 5952 writes it, without brackets.
 // The port is zero where there is none.
 func splitHost(s string) (host string, port uint16, err error) {
-	host, digits := s, ""
+	host = s
 	if colon := strings.LastIndexByte(s, ':'); colon > strings.LastIndexByte(s, ']') {
-		host, digits = s[:colon], s[colon+1:]
-		if port, err = parsePort(digits); err != nil {
+		host = s[:colon]
+		if port, err = parsePort(s[colon+1:]); err != nil {
 			return "", 0, err
 		}
 	}

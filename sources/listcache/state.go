@@ -105,8 +105,8 @@ func (c *Cache) readState(tx *bbolt.Tx) (*state, error) {
 		return nil, boltfile.Damaged("it has no bucket %q", stateBucket)
 	}
 	if there := b.Get([]byte(formatKey)); string(there) != format {
-		return nil, &boltfile.UnusableError{Problem: fmt.Sprintf("has the format %.99q and not %q: it is damaged or of another release",
-			there, format)}
+		return nil, &boltfile.UnusableError{Problem: fmt.Sprintf(
+			"has the format %.99q and not %q: it is damaged or of another release", there, format)}
 	}
 	value := b.Get([]byte(stateKey))
 	if len(value) < sha256.Size {

@@ -1,0 +1,249 @@
+package certfetch_test
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+)
+
+// timed returns a Fetcher that may ask a server, and its clock.
+func timed(tb testing.TB, o *origin) (*certfetch.Fetcher, *clock) {
+	tb.Helper()
+	c := newClock()
+	return open(tb, certfetch.Config{Hosts: []string{o.host()}, Now: c.Now}), c
+}
+
+// A server that is down is not asked by every attestation: after one minute, then
+// two, four, eight and every ten; once it is back, it is asked then.
+func TestServiceDown(t *testing.T) {
+	o := local(t)
+	f, c := timed(t, o)
+	f.Hurry(time.Second, 0)
+	o.answer(http.StatusServiceUnavailable, "")
+	url := o.at("/a.crt")
+	for _, minutes := range []int{1, 2, 4, 8, 10, 10} {
+		pause := time.Duration(minutes) * time.Minute
+		before := o.requests.Load()
+		wantFail(t, f, url, "503")
+		asked := o.requests.Load()
+		if asked == before {
+			t.Fatalf("it was not asked again before the pause of %v", pause)
+		}
+		c.add(pause - time.Second)
+		for range 100 {
+			wantFail(t, f, url, "503")
+		}
+		if _, kept, err := f.Cached(certfetch.Issuer, url, text); !kept || err == nil {
+			t.Fatalf("the failure is not remembered: %v, %v", kept, err)
+		}
+		o.wantRequests(t, asked)
+		c.add(time.Second)
+		wantCached(t, f, url, "")
+	}
+	o.answer(http.StatusOK, "a certificate")
+	wantGet(t, f, url, "a certificate")
+	// The next failure is the first one again.
+	if s := f.Stats(); s.Failures != 0 {
+		t.Errorf("%d failures", s.Failures)
+	}
+}
+
+// What the server means as it says it is not asked again for ten minutes.
+func TestAnsweredFailures(t *testing.T) {
+	for status, body := range map[int]string{
+		http.StatusNotFound: "", http.StatusForbidden: "", http.StatusOK: "<html>",
+	} {
+		o := local(t)
+		f, c := timed(t, o)
+		o.answer(status, body)
+		wantFail(t, f, o.at("/a.crt"), "")
+		c.add(10*time.Minute - time.Second)
+		wantFail(t, f, o.at("/a.crt"), "")
+		o.wantRequests(t, 1)
+		c.add(time.Second)
+		wantFail(t, f, o.at("/a.crt"), "")
+		o.wantRequests(t, 2)
+	}
+}
+
+// An object whose time is over is asked for again. Where that fails it goes on,
+// and says so, for 90 days: what was signed is no less signed for that.
+func TestStale(t *testing.T) {
+	o := local(t)
+	f, c := timed(t, o)
+	url := o.at("/a.crt")
+	if got := wantGet(t, f, url, "a certificate"); !got.Until.Equal(start.Add(30*24*time.Hour)) || got.Stale != nil {
+		t.Errorf("%+v", got)
+	}
+	c.add(30 * 24 * time.Hour)
+	wantCached(t, f, url, "")
+	o.answer(http.StatusNotFound, "")
+	if got := wantGet(t, f, url, "a certificate"); got.Stale == nil {
+		t.Error("it does not say that it is stale")
+	}
+	got, kept, err := f.Cached(certfetch.Issuer, url, text)
+	if err != nil || !kept || got.Stale == nil || got.Value != "a certificate" {
+		t.Errorf("%+v, %v, %v", got, kept, err)
+	}
+	o.wantRequests(t, 2)
+	c.add(11 * time.Minute)
+	wantCached(t, f, url, "") // the next attempt
+	o.answer(http.StatusOK, "a newer one")
+	if got := wantGet(t, f, url, "a newer one"); got.Stale != nil {
+		t.Errorf("stale: %v", got.Stale)
+	}
+	c.add((30 + 91) * 24 * time.Hour)
+	o.answer(http.StatusNotFound, "")
+	wantFail(t, f, url, "has none")
+}
+
+// An object is kept for as long as Parse says, at least a minute and at most 90
+// days.
+func TestUntil(t *testing.T) {
+	o := local(t)
+	f, c := timed(t, o)
+	for i, test := range []struct{ wanted, want time.Duration }{
+		{time.Hour, time.Hour}, {-time.Hour, time.Minute}, {0, time.Minute}, {1000 * 24 * time.Hour, 90 * 24 * time.Hour},
+	} {
+		got, err := f.Get(t.Context(), certfetch.CRL, numbered(o, i), until(c.Now().Add(test.wanted)))
+		if err != nil || !got.Until.Equal(start.Add(test.want)) || !got.Fetched.Equal(start) {
+			t.Errorf("%v: %+v, %v", test.wanted, got, err)
+		}
+	}
+}
+
+// A clock that jumps back: how old something is, nobody knows then. It is asked
+// for again, failures too, and neither is served for years.
+func TestClockJumpsBack(t *testing.T) {
+	o := local(t)
+	f, c := timed(t, o)
+	wantGet(t, f, o.at("/a.crt"), "a certificate")
+	o.answer(http.StatusNotFound, "")
+	wantFail(t, f, o.at("/none.crt"), "has none")
+	c.add(-3 * time.Second) // a correction
+	wantCached(t, f, o.at("/a.crt"), "a certificate")
+	c.add(-365 * 24 * time.Hour)
+	wantCached(t, f, o.at("/a.crt"), "")
+	wantCached(t, f, o.at("/none.crt"), "")
+	o.answer(http.StatusOK, "a newer one")
+	wantGet(t, f, o.at("/a.crt"), "a newer one")
+	wantGet(t, f, o.at("/none.crt"), "a newer one")
+}
+
+// What was put in an issuer's place on its way does not stay there for a month:
+// in doubt, it is asked for again after ten minutes, and not before, whoever
+// doubts and how often.
+func TestDoubt(t *testing.T) {
+	o := local(t)
+	f, c := timed(t, o)
+	url := o.at("/a.crt")
+	f.Doubt(certfetch.Issuer, url) // nothing is there
+	wantGet(t, f, url, "a certificate")
+	for range 100 {
+		f.Doubt(certfetch.Issuer, url)
+		wantGet(t, f, url, "a certificate")
+	}
+	c.add(10*time.Minute - time.Second)
+	wantCached(t, f, url, "a certificate")
+	o.wantRequests(t, 1)
+	c.add(time.Second)
+	wantCached(t, f, url, "")
+	o.answer(http.StatusOK, "another")
+	wantGet(t, f, url, "another")
+	// What is doubted when it is old, at once; and it goes on where that fails.
+	c.add(24 * time.Hour)
+	wantCached(t, f, url, "another")
+	f.Doubt(certfetch.Issuer, url)
+	wantCached(t, f, url, "")
+	o.answer(http.StatusNotFound, "")
+	wantGet(t, f, url, "another")
+}
+
+// A CRL that one issuer has not signed is no failure of the CRL of another one at
+// the same URL.
+func TestKindOf(t *testing.T) {
+	o := local(t)
+	f := asking(t, o)
+	o.answer(http.StatusOK, "<by another issuer>")
+	if _, err := f.Get(t.Context(), certfetch.CRL.Of("attacker"), o.at("/a.crl"), text); err == nil {
+		t.Error("accepted")
+	}
+	got, err := f.Get(t.Context(), certfetch.CRL.Of("issuer"), o.at("/a.crl"), until(time.Now().Add(time.Hour)))
+	if err != nil || got == nil {
+		t.Errorf("%v", err)
+	}
+}
+
+// Thousands of URLs that lead nowhere push out nothing that is of use, and are not
+// kept without bound themselves.
+func TestFailuresPushOutNothing(t *testing.T) {
+	o := local(t)
+	f := asking(t, o)
+	wantGet(t, f, o.at("/a.crt"), "a certificate")
+	f.FillFailures(10_000)
+	if s := f.Stats(); s.Failures != 4096 || s.Objects != 1 {
+		t.Errorf("%+v", s)
+	}
+	wantCached(t, f, o.at("/a.crt"), "a certificate")
+}
+
+// What is accepted is bounded in number and in bytes, on the disk too; what was
+// used last stays.
+func TestObjectsAreBounded(t *testing.T) {
+	o := local(t)
+	for name, test := range map[string]struct{ objects, size, most int }{
+		"many": {30_000, 10, 20_000}, "large": {100, 4 << 20, 16},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "cache.db")
+			f := open(t, certfetch.Config{Hosts: []string{o.host()}, CachePath: path})
+			wantGet(t, f, o.at("/a.crt"), "a certificate")
+			for range 10 {
+				f.FillObjects(test.objects/10, test.size)
+				wantCached(t, f, o.at("/a.crt"), "a certificate")
+			}
+			s := f.Stats()
+			if s.Objects > test.most || s.Objects < test.most-2 || s.Bytes > 64<<20 {
+				t.Errorf("%+v", s)
+			}
+			must(t, f.Close())
+			again, err := restarted(t, o, path)
+			must(t, err)
+			if got := again.Stats(); got.Objects != s.Objects {
+				t.Errorf("%d objects on the disk, %d in memory", got.Objects, s.Objects)
+			}
+		})
+	}
+}
+
+// An object that nobody has ever used from the disk is refetched when it is used,
+// where its time was over meanwhile, and a failed attempt has it go on.
+func TestStaleFromDisk(t *testing.T) {
+	o := local(t)
+	path := filled(t, o, 1)
+	c := newClock()
+	c.add(40 * 24 * time.Hour)
+	f := open(t, certfetch.Config{Hosts: []string{o.host()}, CachePath: path, Now: c.Now})
+	must(t, f.Load(t.Context()))
+	f.Hurry(time.Second, 0)
+	o.answer(http.StatusServiceUnavailable, "")
+	got := wantGet(t, f, numbered(o, 0), string(bodyOf("/0.crt")))
+	if got.Stale == nil || !strings.Contains(fmt.Sprint(got.Stale), "503") {
+		t.Errorf("stale: %v", got.Stale)
+	}
+	// One that Parse does not take is no answer.
+	c.add(time.Hour)
+	f = open(t, certfetch.Config{Hosts: []string{o.host()}, CachePath: path, Now: c.Now})
+	must(t, f.Load(t.Context()))
+	if got, err := f.Get(t.Context(), certfetch.Issuer, numbered(o, 0), func([]byte) (any, time.Time, error) {
+		return nil, time.Time{}, errors.New("not any more")
+	}); err == nil || got != nil {
+		t.Errorf("%+v", got)
+	}
+}
