@@ -71,7 +71,11 @@ func (s *Source) mutualSPIFFE(ctx context.Context, config *tls.Config) error {
 	// connection, a resumed one too.
 	config.InsecureSkipVerify = true
 	config.VerifyConnection = func(state tls.ConnectionState) error {
-		return verifySVID(state.PeerCertificates, bundle, want, s.cfg.Now())
+		err := verifySVID(state.PeerCertificates, bundle, want, s.cfg.Now())
+		if err != nil { // of the type that is not tried again within one attempt
+			return &tls.CertificateVerificationError{UnverifiedCertificates: state.PeerCertificates, Err: err}
+		}
+		return nil
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -175,11 +176,19 @@ func TestSPIFFEWrongServer(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := spiffeOrigin(t, tt.by.svid(t, tt.id, tt.change), nil)
+			var handshakes atomic.Int64
+			o.TLS.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+				handshakes.Add(1)
+				return nil, nil //nolint:nilnil // the one that there is
+			}
 			s := newSource(t, d.config(o))
 			wantError(t, s.Refresh(t.Context()), tt.want)
 			wantCannotTell(t, s, "no list")
 			if n := o.requests.Load(); n != 0 {
 				t.Errorf("%d requests were made", n)
+			}
+			if n := handshakes.Load(); n != 1 { // a person has to mend it
+				t.Errorf("it was tried %d times", n)
 			}
 		})
 	}
