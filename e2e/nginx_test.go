@@ -57,6 +57,7 @@ const nginxSite = `server {
     ssl_verify_client on;
     root www;
     gzip_static on;
+    %s
   }`
 
 // webServer makes an nginx, with a CA and certificates of its own. It does not
@@ -69,7 +70,7 @@ func (w *world) webServer() *webServer {
 			w.t.Fatal(err)
 		}
 	}
-	n.configure(fmt.Sprintf(nginxSite, n.port))
+	n.configure(fmt.Sprintf(nginxSite, n.port, ""))
 	n.certificates()
 	return n
 }
