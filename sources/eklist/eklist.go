@@ -115,6 +115,9 @@ func ParseHash(s string) (Hash, error) {
 
 // hashOf is ParseHash without allocating a string.
 func hashOf(s []byte) (Hash, error) {
+	if len(s) == 2*len(Hash{}) {
+		return parseHash((*[2 * len(Hash{})]byte)(s), len(s))
+	}
 	var digits [2 * len(Hash{})]byte
 	copy(digits[:], s)
 	return parseHash(&digits, len(s))

@@ -47,7 +47,7 @@ type jsonParser struct {
 	hasHash bool
 
 	seed    maphash.Seed
-	fields  []uint64 // hashes of the names of fields, of all objects that are open
+	fields  []uint64 // hashes of the names of unknown fields, of all objects that are open
 	scratch []byte
 }
 
@@ -143,26 +143,32 @@ func (p *jsonParser) entryField(name string) error {
 	case "hash":
 		return p.readHash()
 	case "name":
-		if null, err := p.null(); null || err != nil {
+		text, null, err := p.textOrNull()
+		if null || err != nil {
 			return err
 		}
-		return p.value(attrs.setName)
+		return p.problem(attrs.setName(text))
 	case "labels":
 		if null, err := p.null(); null || err != nil {
 			return err
 		}
-		return p.array(func() error { return p.value(attrs.addLabel) })
+		return p.array(p.label)
 	}
 	return p.skip()
 }
 
-// value reads a name or a label.
-func (p *jsonParser) value(set func([]byte) string) error {
+// label reads a label.
+func (p *jsonParser) label() error {
 	text, err := p.text()
 	if err != nil {
 		return err
 	}
-	if problem := set(text); problem != "" {
+	return p.problem(p.list.attrs.addLabel(text))
+}
+
+// problem returns an error for what is wrong with what was read last, if anything.
+func (p *jsonParser) problem(problem string) error {
+	if problem != "" {
 		return p.fail(problem)
 	}
 	return nil

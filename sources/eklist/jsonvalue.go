@@ -49,20 +49,27 @@ func (p *jsonParser) object(field func(name string) error) error {
 	if err := p.open('{', "an object"); err != nil {
 		return err
 	}
+	var known uint8 // which fields that mean something there were
 	outer := len(p.fields)
-	for p.dec.PeekKind() == '"' {
-		name, err := p.text()
+	for n := 1; p.dec.PeekKind() == '"'; n++ {
+		text, err := p.text()
 		if err != nil {
 			return err
 		}
-		hash := maphash.Bytes(p.seed, name)
-		if slices.Contains(p.fields[outer:], hash) {
-			return p.fail("a field that the object has twice")
+		name, bit := fieldName(text)
+		twice := known&bit != 0
+		if known |= bit; bit == 0 {
+			hash := maphash.Bytes(p.seed, text)
+			twice = slices.Contains(p.fields[outer:], hash)
+			p.fields = append(p.fields, hash)
 		}
-		if p.fields = append(p.fields, hash); len(p.fields)-outer > maxFields {
+		switch {
+		case twice:
+			return p.fail("a field that the object has twice")
+		case n > maxFields:
 			return p.fail(fmt.Sprintf("an object with more than %d fields", maxFields))
 		}
-		if err := field(fieldName(name)); err != nil {
+		if err := field(name); err != nil {
 			return err
 		}
 	}
@@ -70,15 +77,15 @@ func (p *jsonParser) object(field func(name string) error) error {
 	return p.skip() // the brace
 }
 
-// fieldName returns a name without allocating it, or nothing where it means
-// nothing.
-func fieldName(name []byte) string {
-	for _, known := range [...]string{"hash", "name", "labels", "keys", "version", "serial", "expires", "list"} {
+// fieldName returns a name without allocating it, and a bit that stands for it,
+// or nothing where it means nothing.
+func fieldName(name []byte) (known string, bit uint8) {
+	for i, known := range [...]string{"hash", "name", "labels", "keys", "version", "serial", "expires", "list"} {
 		if string(name) == known {
-			return known
+			return known, 1 << i
 		}
 	}
-	return ""
+	return "", 0
 }
 
 // open reads the beginning of an object or an array.
@@ -144,22 +151,35 @@ func (p *jsonParser) null() (bool, error) {
 
 // text reads a string. It is valid until the next one is read.
 func (p *jsonParser) text() ([]byte, error) {
+	text, null, err := p.textOrNull()
+	if null {
+		return nil, p.fail("a JSON null where a string belongs")
+	}
+	return text, err
+}
+
+// textOrNull reads a string, as text does, or a null.
+func (p *jsonParser) textOrNull() (text []byte, null bool, err error) {
 	raw, err := p.dec.ReadValue()
 	if err != nil {
-		return nil, p.readError(err)
+		return nil, false, p.readError(err)
 	}
 	p.read(len(raw))
-	if raw.Kind() != '"' {
-		return nil, p.fail(fmt.Sprintf("a JSON %v where a string belongs", raw.Kind()))
+	switch raw.Kind() {
+	case '"':
+	case 'n':
+		return nil, true, nil
+	default:
+		return nil, false, p.fail(fmt.Sprintf("a JSON %v where a string belongs", raw.Kind()))
 	}
 	if bytes.IndexByte(raw, '\\') < 0 {
-		return raw[1 : len(raw)-1], nil
+		return raw[1 : len(raw)-1], false, nil
 	}
 	p.scratch, err = jsontext.AppendUnquote(p.scratch[:0], raw)
 	if err != nil {
-		return nil, p.readError(err)
+		return nil, false, p.readError(err)
 	}
-	return p.scratch, nil
+	return p.scratch, false, nil
 }
 
 // number reads a whole number of up to 64 bits.
