@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -106,11 +107,22 @@ func ekCA(b *body, cfg ekca.Config, key string) definition {
 // configured.
 func fetchingWarnings(path string, cfg ekca.Config) []Problem {
 	fetches := len(cfg.AIAHosts) > 0 || len(cfg.EKCertificateURLs) > 0
-	if fetches && cfg.CachePath == "" {
-		return []Problem{{under(path, "cache_path"), "is missing: what has been fetched is lost at a restart, " +
-			"and while it cannot be fetched anew, machines that need it are told to try again"}}
+	var all []Problem
+	warn := func(at, format string, args ...any) {
+		all = append(all, Problem{at, fmt.Sprintf(format, args...)})
 	}
-	return nil
+	if fetches && cfg.CachePath == "" {
+		warn(under(path, "cache_path"), "is missing: what has been fetched is lost at a restart, and while it "+
+			"cannot be fetched anew, machines that need it are told to try again")
+	}
+	for _, name := range slices.Sorted(maps.Keys(cfg.EKCertificateURLs)) {
+		base := cfg.EKCertificateURLs[name]
+		if cfg.MirrorURL != "" && !strings.HasPrefix(base, cfg.MirrorURL) {
+			warn(under(under(path, "ek_certificate_urls"), name), "is not below mirror_url, "+
+				"which stands for aia_hosts alone: %q itself is asked", shorten(base))
+		}
+	}
+	return all
 }
 
 // oneOf returns one of a few strings, the first of them where the key is not

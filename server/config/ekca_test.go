@@ -170,6 +170,20 @@ func TestEKCAWarnings(t *testing.T) {
 	}
 }
 
+// A site without the Internet that has forgotten one of the vendors' URLs learns so
+// before a machine is waited for.
+func TestServiceBesideTheMirror(t *testing.T) {
+	c := mustParse(t, aia+` cache_path = "/x.db" mirror_url = "http://10.0.0.5/" ek_certificate_urls = {
+		amd = "https://ftpm.amd.com/pki/aia/" intel = "http://10.0.0.5/ekop.intel.com/ekcertservice/" } }`)
+	const want = `source "ek_ca" "vendors": ek_certificate_urls: amd: is not below mirror_url, ` +
+		`which stands for aia_hosts alone: "https://ftpm.amd.com/pki/aia/" itself is asked`
+	if !slices.Contains(c.Warnings, want) || slices.ContainsFunc(c.Warnings, func(w string) bool {
+		return strings.Contains(w, "intel")
+	}) {
+		t.Errorf("%q", c.Warnings)
+	}
+}
+
 // A mirror is filled by the configuration that the server has which uses it: the
 // vendors' services are asked, and not the mirror that is not there yet.
 func TestMirrored(t *testing.T) {

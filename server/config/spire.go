@@ -33,7 +33,8 @@ func PluginData(text string) (string, error) {
 		case !ok:
 			continue
 		case p.DataFile != "":
-			return "", fmt.Errorf(`plugins: NodeAttestor "tpm": it is in a file of its own: give that, %q`, shorten(p.DataFile))
+			return "", fmt.Errorf(`plugins: NodeAttestor "tpm": it is in a file of its own: give that, %q`,
+				shorten(p.DataFile))
 		case p.Data == nil:
 			return "", nil
 		}
