@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/mirror"
 )
@@ -344,4 +345,30 @@ func TestUpstream(t *testing.T) {
 			t.Errorf("%q, %q: %q, want %q", tt.base, tt.mirror, got, tt.want)
 		}
 	}
+}
+
+// FuzzMachines: whatever a file of machines holds, nothing panics, and one that
+// cannot be read takes nothing in.
+func FuzzMachines(f *testing.F) {
+	tpm := attestortest.New(f, attestortest.Options{EK: attestor.P256, CA: attestortest.NewCA(f, "root")})
+	der, err := x509.MarshalPKIXPublicKey(tpm.Claim().EK)
+	if err != nil {
+		f.Fatal(err)
+	}
+	key := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
+	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: tpm.Claim().Certificate})
+	for _, seed := range [][]byte{nil, key, slices.Concat(key, cert), cert[:100], tpm.Claim().Certificate} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, content []byte) {
+		var m mirror.Machines
+		switch err := m.Read(content); {
+		case err != nil && m.Len() != 0:
+			t.Fatalf("%d machines with the error %v", m.Len(), err)
+		case err == nil && m.Len() == 0:
+			t.Fatal("no machine and no error")
+		case err == nil && m.Read(content) != nil:
+			t.Fatal("the same file is refused the second time")
+		}
+	})
 }
