@@ -82,6 +82,7 @@ func faults() []fault {
 		return func(o *origin) { o.answer(code, list("", "two"), headers...) }
 	}
 	two := list("", "two")
+	upperTwice := `{"keys": ["` + hash("two") + `", "` + strings.ToUpper(hash("two")) + `"]}`
 	return []fault{
 		{"hangs before the answer", rawThen("", waits), "not done within the timeout"},
 		{"hangs in the header", rawThen(ok, waits), "not done within the timeout"},
@@ -117,6 +118,10 @@ func faults() []fault {
 		{"a list twice", raw(body(two + two)), "the list: "},
 		{"another version", raw(body(list(`"version": 2, `, "two"))), "version"},
 		{"an entry twice", raw(body(list("", "two", "two"))), "second time"},
+		{"an entry twice, once in upper case", raw(body(upperTwice)), "second time"},
+		{"a hash of 63 digits", raw(body(strings.Replace(two, hash("two"), hash("two")[1:], 1))), "63 characters"},
+		{"a name of 10 KB", raw(body(strings.Replace(two, `"two"`, `"`+strings.Repeat("x", 10<<10)+`"`, 1))), "10240 bytes"},
+		{"a name twice", raw(body(strings.Replace(list("", "two", "three"), `"three"`, `"two"`, 1))), "the list: "},
 		{"expired", raw(body(list(`"expires": "2020-01-01T00:00:00Z", `, "two"))), "has expired"},
 		{"no content", status(http.StatusNoContent), "204 No Content"},
 		{"a part", status(http.StatusPartialContent), "206 Partial Content"},
