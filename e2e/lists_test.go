@@ -222,6 +222,36 @@ func TestOutageOfTheWebServer(t *testing.T) {
 	}
 }
 
+// Two servers that were given one cache by mistake take nothing from each other:
+// both follow the list, and both have the last one after a restart while the web
+// server is away.
+func TestTwoServersWithOneCache(t *testing.T) {
+	w := newWorld(t)
+	n := w.webServer()
+	n.publish(w.jsonList(0))
+	n.start()
+	config := spiretest.ServerConfig{PluginData: n.source("inventory", `poll_interval = "1s"`,
+		fmt.Sprintf("cache_path = %q", filepath.Join(w.dir, "inventory.db")))}
+	servers := []*spiretest.Server{w.server(config), w.server(config)}
+	const versions = 4
+	for i := 1; i <= versions; i++ {
+		n.publish(w.jsonList(i, entry{Hash: stranger(t, i).EKHash()}))
+		for _, s := range servers {
+			w.wantCodeSoon(s, stranger(t, i), codes.OK)
+			w.wantCodeSoon(s, stranger(t, i-1), codes.PermissionDenied)
+		}
+	}
+	n.stop()
+	for _, s := range servers {
+		s.Stop()
+	}
+	for range servers {
+		s := w.server(config)
+		w.wantCode(s, stranger(t, versions), codes.OK)
+		w.wantCode(s, stranger(t, versions-1), codes.PermissionDenied)
+	}
+}
+
 // stranger returns a TPM of the given number.
 func stranger(t *testing.T, number int) *attestortest.TPM {
 	t.Helper()
