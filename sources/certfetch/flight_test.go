@@ -183,16 +183,20 @@ func TestHangingHostsDoNotStarveAnother(t *testing.T) {
 	}
 	good := local(t)
 	f := asking(t, append(hosts, good)...)
-	ended, giveUp := make(chan struct{}), make([]context.CancelFunc, 80)
-	all := make([]context.Context, len(giveUp))
-	for i := range all {
-		ctx, cancel := context.WithCancel(t.Context())
-		all[i], giveUp[i] = ctx, cancel
+	const all = 80
+	ended, giveUp := make(chan struct{}), make([]chan struct{}, all)
+	for i := range giveUp {
+		giveUp[i] = make(chan struct{})
 	}
 	go func() {
 		defer close(ended)
-		together(len(all), func(i int) {
-			_, _ = f.Get(all[i], certfetch.Issuer, numbered(hosts[i%4], i), text)
+		together(all, func(i int) {
+			ctx, cancel := context.WithCancel(t.Context())
+			go func() {
+				<-giveUp[i]
+				cancel()
+			}()
+			_, _ = f.Get(ctx, certfetch.Issuer, numbered(hosts[i%4], i), text)
 		})
 	}()
 	var hanging int
@@ -202,22 +206,24 @@ func TestHangingHostsDoNotStarveAnother(t *testing.T) {
 			must(t, err)
 		}
 	}
-	eventually(t, "all are in the queue", func() bool { return f.Flights() == len(all) })
+	eventually(t, "all are in the queue", func() bool { return f.Flights() == all })
 	answered := make(chan error, 1)
 	go func() {
 		_, err := f.Get(t.Context(), certfetch.Issuer, good.at("/a.crt"), text)
 		answered <- err
 	}()
-	eventually(t, "the good one is in the queue", func() bool { return f.Flights() == len(all)+1 })
+	eventually(t, "the good one is in the queue", func() bool { return f.Flights() == all+1 })
 	if good.requests.Load() != 0 {
 		t.Error("more than 16 requests at once")
 	}
-	giveUp[hanging]()
+	close(giveUp[hanging])
 	if err := <-answered; err != nil {
 		t.Error(err)
 	}
-	for _, f := range giveUp {
-		f()
+	for i := range giveUp {
+		if i != hanging {
+			close(giveUp[i])
+		}
 	}
 	<-ended
 }
