@@ -6,6 +6,10 @@ import (
 	"time"
 )
 
+// maxTried is how many of the certificates that a machine has sent are tried as
+// the issuer of another. Their keys may be made to be slow.
+const maxTried = 4
+
 // fetch looks for chains through certificates that the EK certificate, and those
 // above it, say where to find (RFC 5280, 4.2.2.1), after configured has found
 // none.
@@ -64,7 +68,13 @@ func (s *search) ascend(ctx context.Context, child *node) ([]*node, error) {
 // lookUp finds certificates that have signed child among those that the machine
 // has sent and those at child's URLs.
 func (s *search) lookUp(ctx context.Context, q *inquiry, child *node) error {
-	for _, n := range slices.Clone(s.joiners) {
+	tried := 0
+	for _, n := range s.joiners {
+		if !n.signer.lasting && n.signer.subject == child.issuer {
+			if tried++; tried > maxTried {
+				continue
+			}
+		}
 		if _, err := s.adopt(ctx, child, n); err != nil {
 			return err
 		}

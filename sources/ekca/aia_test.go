@@ -2,6 +2,7 @@ package ekca_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -449,4 +451,52 @@ func TestBundlesOfFetchedChains(t *testing.T) {
 		t.Errorf("CAs %q", got.CAs)
 	}
 	web.wantRequests(t, 0)
+}
+
+// Stops a thousand machines that each name a URL of their own, at a server that
+// never answers: what is asked at a time stays within a limit, and a machine whose
+// chain is known attests meanwhile as ever.
+func TestManyURLsAtOnce(t *testing.T) {
+	web, slow := newSite(t), newSiteAt(t, "127.0.0.2:0")
+	root := newRoot(t, "Root")
+	low := root.sub(t, "Low")
+	honest := low.ek(t, issuersAt(web.put("/low", low.cert.Raw)))
+	src := fetching(t, root, web, slow)
+	wantOutcome(t, listed, "", src, honest)
+
+	const machines = 1000
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var at, most atomic.Int32
+	reached := make(chan struct{}, machines)
+	stall := func(_ http.ResponseWriter, r *http.Request) {
+		if n := at.Add(1); n > most.Load() {
+			most.Store(n)
+		}
+		reached <- struct{}{}
+		<-r.Context().Done()
+		at.Add(-1)
+	}
+	key := newKey(t)
+	var all sync.WaitGroup
+	for i := range machines {
+		url := slow.handle(fmt.Sprint("/", i), stall)
+		ev := evidence(sign(t, ekTemplate(t, issuersAt(url)), low.cert, key.Public(), low.key))
+		all.Go(func() {
+			if v, err := src.Fetch(ctx, ev); err == nil || v.Listed {
+				t.Errorf("Fetch = %+v, %v", v, err)
+			}
+		})
+	}
+	<-reached // the server is being asked
+	for range 100 {
+		wantListed(t, src, honest)
+	}
+	other := low.ek(t, issuersAt(web.put("/low2", low.cert.Raw)))
+	wantOutcome(t, listed, "", src, other) // and another host is asked beside it
+	cancel()
+	all.Wait()
+	if n := most.Load(); n > 4 {
+		t.Errorf("%d requests at a time", n)
+	}
 }

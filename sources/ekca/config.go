@@ -78,19 +78,27 @@ type Config struct {
 	PollInterval time.Duration
 
 	// AIAHosts are the hosts that may be asked for issuers and CRLs, each a
-	// host or host:port, by default ports 80 and 443. None: nothing that a
+	// host or host:port, by default ports 80 and 443; one that is at a private
+	// address only where it is that IP address itself. None: nothing that a
 	// certificate names is fetched.
 	AIAHosts []string
 	// EKCertificateURLs are the base URLs of the vendors' services for EK
 	// certificates that a TPM does not carry, by EKServiceIntel and
-	// EKServiceAMD. None: only certificates that the machine sends count.
+	// EKServiceAMD. All of them are asked about a TPM that has sent none. None:
+	// only certificates that the machine sends count.
 	EKCertificateURLs map[string]string
-	// MirrorURL is a web server of the operator's own that is asked for
-	// <MirrorURL>/<host>/<path> instead of the AIAHosts.
+	// MirrorURL is a web server of the operator's own, at whatever address, that
+	// is asked for <MirrorURL>/<host>/<path> instead of the AIAHosts.
 	MirrorURL string
-	// CRL is what CRLs mean. Any mode but CRLOff needs AIAHosts.
+	// CRL is what CRLs mean for each certificate of a chain below the configured
+	// CA: those at its HTTP distribution points on AIAHosts, in their order,
+	// until one can be used. That is a full CRL of the certificate's issuer,
+	// signed with SHA-256 or stronger, current, for this certificate, and of 4 MiB
+	// at most. It is kept until the next one is due, 7 days at most, and a day
+	// where it does not say. One that has expired still revokes what it lists.
+	// Any mode but CRLOff needs AIAHosts.
 	CRL CRLMode
-	// CachePath is a file that keeps what has been fetched, for after a
+	// CachePath is a bbolt file that keeps what has been fetched, for after a
 	// restart; where it is empty, memory alone keeps it.
 	CachePath string
 

@@ -6,6 +6,12 @@
 // one of an intermediate CA too. Certificates that the attesting machine sends
 // may join its EK certificate to an anchor and never are one.
 //
+// With [Config.AIAHosts], the issuers that certificates name are fetched from
+// these hosts, and their CRLs where [Config.CRL] says so; with
+// [Config.EKCertificateURLs], so are the EK certificates that TPMs do not carry.
+// What is fetched is no more than what a machine sends: it joins, and never is an
+// anchor. Where it cannot be had, the source cannot tell.
+//
 // A machine chooses which certificates it sends, and may send none: it is then not
 // listed. So the source says who is welcome. Under a deny rule it keeps out only
 // who has to send that certificate, since an allow rule asks for one as well.

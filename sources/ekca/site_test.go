@@ -11,6 +11,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -32,8 +33,20 @@ type site struct {
 
 func newSite(tb testing.TB) *site {
 	tb.Helper()
+	return newSiteAt(tb, "127.0.0.1:0")
+}
+
+func newSiteAt(tb testing.TB, address string) *site {
+	tb.Helper()
+	listener, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", address)
+	if err != nil {
+		tb.Fatal(err)
+	}
 	s := &site{pages: make(map[string]http.HandlerFunc), asked: make(map[string]int)}
-	s.server = httptest.NewServer(s)
+	s.server = httptest.NewUnstartedServer(s)
+	_ = s.server.Listener.Close()
+	s.server.Listener = listener
+	s.server.Start()
 	tb.Cleanup(s.server.Close)
 	return s
 }
