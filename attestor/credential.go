@@ -28,9 +28,9 @@ const (
 // secret to the endorsement key pub, made from t, in such a way that its TPM
 // gives it out only where it holds the key named name too.
 //
-// It is written out over go-tpm's key derivations because it is most of what a
-// server computes: tpm2.CreateCredential, which a test holds it against, spends
-// another seventh of the time of a P-256 key on encoding by reflection.
+// It is written out because it is most of what a server computes:
+// tpm2.CreateCredential, which a test holds it against, spends another seventh of
+// the time of a P-256 key on encoding by reflection.
 func makeCredential(t *template, pub crypto.PublicKey, name akName, secret []byte) (*encryptedCredential, error) {
 	hash, err := hashFor(t.nameAlg)
 	if err != nil {
@@ -40,7 +40,7 @@ func makeCredential(t *template, pub crypto.PublicKey, name akName, secret []byt
 	if err != nil {
 		return nil, fmt.Errorf("encrypt a seed to the endorsement key: %w", err)
 	}
-	block, err := aes.NewCipher(tpm2.KDFa(hash, seed, labelStorage, name, nil, t.aesBits))
+	block, err := aes.NewCipher(kdfa(hash, seed, labelStorage, name, t.aesBits))
 	if err != nil {
 		return nil, fmt.Errorf("make a storage key: %w", err)
 	}
@@ -50,7 +50,7 @@ func makeCredential(t *template, pub crypto.PublicKey, name akName, secret []byt
 	//nolint:staticcheck,gosec // SA1019, G407: see above.
 	cipher.NewCFBEncrypter(block, iv).XORKeyStream(identity, identity)
 
-	mac := hmac.New(hash.New, tpm2.KDFa(hash, seed, labelIntegrity, nil, nil, hash.Size()*8))
+	mac := hmac.New(hash.New, kdfa(hash, seed, labelIntegrity, nil, hash.Size()*8))
 	mac.Write(identity)
 	mac.Write(name)
 	object := append(appendSized(nil, mac.Sum(nil)), identity...) // TPMS_ID_OBJECT
@@ -58,6 +58,19 @@ func makeCredential(t *template, pub crypto.PublicKey, name akName, secret []byt
 		Credential: appendSized(nil, object),
 		Secret:     appendSized(nil, encrypted),
 	}, nil
+}
+
+// kdfa derives a key from seed (part 1, 11.4.10.2: KDFa), of whole bytes and at
+// most the length of hash: one round of tpm2.KDFa, which a test holds it against.
+func kdfa(hash crypto.Hash, seed []byte, label string, context []byte, bits int) []byte {
+	in := make([]byte, 0, 4+len(labelIntegrity)+1+maxName+4)
+	in = binary.BigEndian.AppendUint32(in, 1) // the round
+	in = append(append(in, label...), 0)
+	in = append(in, context...)
+	in = binary.BigEndian.AppendUint32(in, uint32(bits))
+	mac := hmac.New(hash.New, seed)
+	mac.Write(in)
+	return mac.Sum(nil)[:bits/8]
 }
 
 // makeSeed returns a new seed, of the length of hash, and what an endorsement

@@ -146,3 +146,54 @@ func TestBadResponses(t *testing.T) {
 		})
 	}
 }
+
+// What is open is not yet checked: without its AK nothing is challenged, and an AK
+// that was refused is refused for good. Otherwise a server that looks its machines
+// up meanwhile could challenge a key that the TPM would have anybody use.
+func TestOpenIsNotChecked(t *testing.T) {
+	t.Parallel()
+	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
+	var v attestor.Verifier
+	s, err := v.Open(tpm.Payload(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.EK().Hash != tpm.EKHash() || s.AK() != nil {
+		t.Errorf("open, the session has the EK %s and the AK %v", s.EK().Hash, s.AK())
+	}
+	if msg, err := s.Challenge(); err == nil {
+		t.Errorf("a challenge without an AK: %s", msg)
+	}
+	if err := s.CheckAK(); err != nil || s.AK() == nil {
+		t.Errorf("the AK %v, %v", s.AK(), err)
+	}
+	if err := s.CheckAK(); err == nil {
+		t.Error("an AK is checked twice")
+	}
+	if err := s.Finish(tpm.Answer(t, challenge(t, s))); err != nil {
+		t.Error(err)
+	}
+
+	claim := tpm.Claim()
+	claim.AK.CreateSignature = append([]byte(nil), claim.AK.CreateSignature...)
+	claim.AK.CreateSignature[len(claim.AK.CreateSignature)-1] ^= 1
+	forged := payloadOf(t, claim)
+	if s, err := v.Begin(forged); err == nil || s != nil {
+		t.Errorf("a forged AK begins a session: %v", err)
+	}
+	if s, err = v.Open(forged); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := s.CheckAK(); err == nil {
+			t.Error("a forged AK is taken")
+		}
+		if msg, err := s.Challenge(); err == nil || s.AK() != nil {
+			t.Errorf("a challenge for a forged AK: %s", msg)
+		}
+	}
+	var zero attestor.Session
+	if err := zero.CheckAK(); err == nil {
+		t.Error("the zero session has an AK")
+	}
+}
