@@ -11,6 +11,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
 	"fmt"
 	"slices"
 	"testing"
@@ -35,9 +36,10 @@ var benchEKs = []attestor.KeyType{attestor.RSA2048, attestor.P256}
 
 // BenchmarkServerAttestation is one attestation on the server, everything but
 // the network: the handler of Attest, from the payload to its return. The clock
-// stands from the end of the Send of the challenge to the end of the Recv of its
-// response: that time is the network's and the TPM's. What follows counts again,
-// the hand-over of the response to the handler first.
+// stands while it waits for the payload, and from the end of the Send of the
+// challenge to the end of the Recv of its response: that time is the network's and
+// the TPM's. What follows counts again, the hand-over of the response to the handler
+// first.
 //
 // "memory" is a source that costs nothing.
 func BenchmarkServerAttestation(b *testing.B) {
@@ -54,8 +56,10 @@ func BenchmarkServerAttestation(b *testing.B) {
 // BenchmarkServerFloor is the cryptography that no server can do without: to
 // verify the AK's signature, to encrypt a seed to the EK and derive two keys from
 // it, AES and HMAC (TPM 2.0 library specification, part 1, 24); with a
-// certificate, to verify its signature. With hash_dir, the floor is also to open
-// the directory and to look for two names in it.
+// certificate, to verify its signature, and to parse it, by the one parser that Go
+// has: what is signed, by which algorithm, for which key and until when stands
+// nowhere else. With hash_dir, the floor is also to open the directory and to look
+// for two names in it.
 func BenchmarkServerFloor(b *testing.B) {
 	eachBench(b, func(b *testing.B, p benchPair) {
 		for b.Loop() {
@@ -144,7 +148,13 @@ func benchCAs(b *testing.B, ek attestor.KeyType, cas int) benchPair {
 	}
 	tpm := attestortest.New(b, attestortest.Options{EK: ek, CA: ca})
 	p := benchPlugin(b, fmt.Sprintf("ca_path = %q", dir))
-	return benchPair{benchAttest(b, p, tpm), benchFloor(b, tpm, 2)}
+	floor, der := benchFloor(b, tpm, 2), tpm.Claim().Certificate
+	return benchPair{benchAttest(b, p, tpm), func() {
+		if _, err := x509.ParseCertificate(der); err != nil {
+			b.Fatal(err)
+		}
+		floor()
+	}}
 }
 
 func benchPlugin(b *testing.B, text string) *server.Plugin {
@@ -158,6 +168,12 @@ func benchPlugin(b *testing.B, text string) *server.Plugin {
 }
 
 // benchAttest returns one attestation and how long it takes on the server.
+//
+// What the server receives is handed to it by another goroutine, as gRPC's reader
+// of the connection does: when the response arrives, a processor has just woken up,
+// and the hand-over to the goroutine that waits for it costs what it costs there.
+// Between two processes that is 2 to 3 µs on a machine where it is 10 to 25 µs if
+// the agent computes in the very goroutine that receives.
 func benchAttest(b *testing.B, p *server.Plugin, tpm *attestortest.TPM) func() time.Duration {
 	b.Helper()
 	payload := payloadMessage(tpm.Payload(b))
@@ -167,11 +183,19 @@ func benchAttest(b *testing.B, p *server.Plugin, tpm *attestortest.TPM) func() t
 		s := &memoryStream{ctx: b.Context()}
 		s.recv = func(n int) (*nodeattestorv1.AttestRequest, error) {
 			if n == 0 {
-				return payload, nil
+				asked = time.Now()
 			}
-			response := responseMessage(tpm.Answer(b, s.challenge))
-			waited = time.Since(asked)
-			return response, nil
+			arrived := make(chan *nodeattestorv1.AttestRequest)
+			go func() {
+				if n == 0 {
+					arrived <- payload
+				} else {
+					arrived <- responseMessage(tpm.Answer(b, s.challenge))
+				}
+			}()
+			message := <-arrived
+			waited += time.Since(asked)
+			return message, nil
 		}
 		s.sent = func() { asked = time.Now() }
 		begun := time.Now()
