@@ -3,8 +3,12 @@ package mirror_test
 import (
 	"context"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/pem"
 	"errors"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +18,8 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/mirror"
 )
 
@@ -38,6 +44,57 @@ func TestFill(t *testing.T) {
 		if !strings.Contains(out, line) {
 			t.Errorf("no %q in\n%s", line, out)
 		}
+	}
+}
+
+// What Intel's service replies is kept as it is, JSON and all, under the name that a
+// server asks the mirror for; and an ek_ca that asks the mirror, with the vendor
+// gone, admits the machine.
+func TestAServerUsesTheMirror(t *testing.T) {
+	v, dir := newVendor(t), t.TempDir()
+	tpm := v.tpm(1)
+	at, ok := ekca.EKCertificateURL(ekca.EKServiceIntel, v.url+"/ekcertservice/", tpm.Claim().EK)
+	u, err := url.Parse(at)
+	if !ok || err != nil {
+		t.Fatal(at, err)
+	}
+	cert := strings.ReplaceAll(base64.URLEncoding.EncodeToString(tpm.Claim().Certificate), "=", "%3D")
+	v.put(u.Path, []byte(`{"pubhash": "x", "certificate": "`+cert+`"}`))
+	cfg := v.config(dir)
+	cfg.Services = []mirror.Service{{Name: ekca.EKServiceIntel, Base: v.url + "/ekcertservice/"}}
+	s, out := fill(t, cfg, machines(t, inPEM(t, false, tpm)))
+	want(t, s, out, mirror.Summary{Fetched: 5})
+	wantFiles(t, dir, v.all(u.Path)...)
+	for path := range v.files {
+		v.remove(path)
+	}
+
+	served := httptest.NewServer(http.FileServer(http.Dir(dir)))
+	defer served.Close()
+	roots := filepath.Join(t.TempDir(), "root.pem")
+	if err := os.WriteFile(roots, v.root.PEM(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	source, err := ekca.New(ekca.Config{
+		CAPath: roots, AIAHosts: []string{v.host}, MirrorURL: served.URL, CRL: ekca.CRLRequired,
+		EKCertificateURLs: map[string]string{ekca.EKServiceIntel: served.URL + "/" + v.host + "/ekcertservice/"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	if err := source.Refresh(ctx); err != nil {
+		t.Fatal(err)
+	}
+	go func() { ended <- source.Run(ctx, func() error { return source.Refresh(ctx) }) }()
+	verdict, err := source.Fetch(ctx, &sources.Evidence{EK: tpm.Claim().EK, EKHash: tpm.EKHash()})
+	if err != nil || !verdict.Listed {
+		t.Errorf("%+v, %v", verdict, err)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 
