@@ -144,11 +144,12 @@ func (f *Fetcher) flush(ctx context.Context) error {
 	defer f.writing.Unlock()
 	f.mu.Lock()
 	names, spoiled := f.changed, f.spoiled
-	f.changed = map[name]bool{}
-	f.mu.Unlock()
 	if f.path == "" || len(names) == 0 {
+		f.mu.Unlock()
 		return nil
 	}
+	f.changed, f.spoiled = map[name]bool{}, false
+	f.mu.Unlock()
 	err := f.write(ctx, names, spoiled)
 	if err != nil {
 		err = fmt.Errorf("cache %q: what was fetched is not written, a restart will have to fetch it again: %w",
@@ -157,13 +158,12 @@ func (f *Fetcher) flush(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.cacheErr = err; err != nil {
+		f.spoiled = f.spoiled || spoiled
 		for n := range names {
-			f.changed[n] = true
+			f.note(n)
 		}
-		return err
 	}
-	f.spoiled = false
-	return nil
+	return err
 }
 
 // write brings the file up to date, or replaces it where it is of no use. Until

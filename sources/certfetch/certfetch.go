@@ -130,7 +130,7 @@ type Fetcher struct {
 	closed   bool
 	// changed are the names of what the cache file has not, or has to forget.
 	changed  map[name]bool
-	spoiled  bool // a part of the cache file was left out
+	spoiled  bool // the cache file is to be replaced, with the next write
 	cacheErr error
 
 	wake    chan struct{} // tells Run that there is something in changed

@@ -2,6 +2,7 @@ package certfetch
 
 import (
 	"bytes"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/binary"
@@ -62,9 +63,9 @@ func (f *Fetcher) FillFailures(n int) {
 func (f *Fetcher) FillObjects(n, size int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	now := f.now()
+	now, series := f.now(), rand.Text()
 	for i := range n {
-		f.keep(name{CRL, fmt.Sprintf("http://pki.example.org/%d.%d", len(f.changed), i)},
+		f.keep(name{CRL, fmt.Sprintf("http://pki.example.org/%s.%d", series, i)},
 			&kept{body: make([]byte, size), fetched: now, until: now.Add(defaultAge), parsed: true})
 	}
 }
@@ -133,4 +134,11 @@ func CheckRecord(content []byte) error {
 		}
 	}
 	return nil
+}
+
+// Unwritten returns the number of names that wait to be written.
+func (f *Fetcher) Unwritten() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.changed)
 }

@@ -9,6 +9,8 @@ const (
 	// flushDelay is how long what was fetched waits for more before it is
 	// written, and flushPause how long a write that has failed waits.
 	flushDelay, flushPause = time.Second, time.Minute
+	// maxChanged is the number of names that wait to be written.
+	maxChanged = 2 * (maxObjects + maxFailures)
 	// flushTimeout bounds the last write.
 	flushTimeout = 3 * time.Second
 )
@@ -18,11 +20,21 @@ func (f *Fetcher) touch(n name) {
 	if f.path == "" {
 		return
 	}
-	f.changed[n] = true
+	f.note(n)
 	select {
 	case f.wake <- struct{}{}:
 	default:
 	}
+}
+
+// note takes a name down that is to be written. Where a disk fails for so long that
+// these are too many, the file will be replaced as a whole.
+func (f *Fetcher) note(n name) {
+	if len(f.changed) >= maxChanged {
+		clear(f.changed)
+		f.spoiled = true
+	}
+	f.changed[n] = true
 }
 
 // Run writes what is fetched to the cache, soon after it was fetched, until ctx
