@@ -500,3 +500,27 @@ func TestManyURLsAtOnce(t *testing.T) {
 		t.Errorf("%d requests at a time", n)
 	}
 }
+
+// Certificates that a machine has made itself, in the name of its issuer and with
+// its key identifier, take neither the chain from it nor the issuer's name.
+func TestImpostorsBesideAFetchedChain(t *testing.T) {
+	web := newSite(t)
+	root := newRoot(t, "Root")
+	middle := root.sub(t, "Middle")
+	low := middle.sub(t, "Low", issuersAt(web.put("/middle", middle.cert.Raw)))
+	ek := low.ek(t, issuersAt(web.put("/low", low.cert.Raw)))
+	src := fetching(t, root, web)
+	var sent []*x509.Certificate
+	for i := range 16 {
+		like := []*authority{low, middle}[i%2]
+		sent = append(sent, newRoot(t, like.cert.Subject.CommonName, func(c *x509.Certificate) {
+			c.SubjectKeyId = like.cert.SubjectKeyId
+		}).cert)
+	}
+	want := wantOutcome(t, listed, "", src, ek).Attributes
+	got := wantOutcome(t, listed, "", src, ek, sent...).Attributes
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	web.wantRequests(t, 2)
+}
