@@ -2,6 +2,7 @@ package httplist_test
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
 )
@@ -173,6 +176,50 @@ func TestCacheMends(t *testing.T) {
 	}
 	o.Close()
 	wantListed(t, loaded(t, cfg), "one")
+}
+
+// A disk that is full costs the cache and not the list: what the server has
+// published serves, the log can say that a restart would not have it, and the next
+// poll that finds room writes it.
+func TestFullDisk(t *testing.T) {
+	cfg, o, c := cached(t, `"serial": 1, `)
+	s := loaded(t, cfg)
+	full := limitFiles(t)
+	for i, machine := range []string{"two", "three"} {
+		o.answer(http.StatusOK, list(fmt.Sprintf(`"serial": %d, `, i+2), machine), "ETag", `"2"`)
+		refresh(t, s)
+		wantListed(t, s, machine)
+		warnings := s.Status().Warnings
+		if len(warnings) != 1 || !strings.Contains(warnings[0], "the cache was not written, a restart will not have") {
+			t.Errorf("the warnings are %q", warnings)
+		}
+	}
+	full()
+	c.move(time.Minute)
+	o.answer(http.StatusNotModified, "")
+	refresh(t, s)
+	if warnings := s.Status().Warnings; len(warnings) != 0 {
+		t.Errorf("there is room again, and the warnings are %q", warnings)
+	}
+	o.Close()
+	wantListed(t, loaded(t, cfg), "three")
+}
+
+// limitFiles lets no file grow beyond a page, until undo, as a full disk does.
+func limitFiles(t *testing.T) (undo func()) {
+	t.Helper()
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &before); err != nil {
+		t.Fatal(err)
+	}
+	set := func(limit uint64) {
+		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: limit, Max: before.Max}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(4096)
+	t.Cleanup(func() { set(before.Cur) })
+	return func() { set(before.Cur) }
 }
 
 // A cache of another list, whose URL was configured before, does not serve.
