@@ -186,7 +186,12 @@ func TestFullDisk(t *testing.T) {
 	s := loaded(t, cfg)
 	full := limitFiles(t)
 	for i, machine := range []string{"two", "three"} {
-		o.answer(http.StatusOK, list(fmt.Sprintf(`"serial": %d, `, i+2), machine), "ETag", `"2"`)
+		var keys strings.Builder
+		for n := range 200_000 { // too many for the room that is left
+			fmt.Fprintf(&keys, `"%064x", `, n<<8+i)
+		}
+		fields := fmt.Sprintf(`"serial": %d, `, i+2)
+		o.answer(http.StatusOK, strings.Replace(list(fields, machine), "[", "["+keys.String(), 1), "ETag", `"2"`)
 		refresh(t, s)
 		wantListed(t, s, machine)
 		warnings := s.Status().Warnings
@@ -205,7 +210,8 @@ func TestFullDisk(t *testing.T) {
 	wantListed(t, loaded(t, cfg), "three")
 }
 
-// limitFiles lets no file grow beyond a page, until undo, as a full disk does.
+// limitFiles lets no file grow beyond some megabytes, until undo, as a full disk
+// does. The testing package writes small files meanwhile.
 func limitFiles(t *testing.T) (undo func()) {
 	t.Helper()
 	var before unix.Rlimit
@@ -217,7 +223,7 @@ func limitFiles(t *testing.T) (undo func()) {
 			t.Fatal(err)
 		}
 	}
-	set(4096)
+	set(4 << 20)
 	t.Cleanup(func() { set(before.Cur) })
 	return func() { set(before.Cur) }
 }
