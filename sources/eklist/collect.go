@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"runtime/debug"
 	"slices"
+	"strings"
+	"unsafe"
 )
 
 // collector takes the entries of one list and makes a Snapshot of them.
@@ -32,14 +35,13 @@ type collector struct {
 
 // A block holds entries in the order of the list.
 type block struct {
-	keys    []Hash
-	numbers []uint32 // of the entries
+	keys []Hash
 
-	// The block that is meant to become the table of the Snapshot is the
-	// middle of it: table[lead:lead+before] is room for the entries of earlier
-	// blocks, and keys are the rest of table.
-	table        []Hash
-	lead, before int
+	// The block that is meant to become the table of the Snapshot has its keys
+	// at the end of it: table[lead:] is room for all entries, those of earlier
+	// blocks first.
+	table []Hash
+	lead  int
 }
 
 const (
@@ -50,6 +52,9 @@ const (
 	// bigTable is the size of a table, in entries, from which on it is worth
 	// a collection of garbage.
 	bigTable = 1 << 19
+	// bigUnknown is how many entries a list of unknown length has had before
+	// it is worth that, too.
+	bigUnknown = firstBlock + 2*laterBlock
 )
 
 // slots returns how many slots a table of n keys has: 44 bytes a key.
@@ -84,18 +89,21 @@ func (c *collector) grow(offset int64) {
 		table := makeTable(slots(c.expect))
 		lead := len(table) - c.expect
 		c.block = block{
-			table: table, lead: lead, before: c.n,
-			keys:    table[lead+c.n : lead+c.n],
-			numbers: make([]uint32, c.n, c.expect),
+			table: table, lead: lead,
+			keys: table[lead+c.n : lead+c.n],
 		}
 		return
 	}
 	room := laterBlock
-	if c.n == 0 {
+	switch c.n {
+	case 0:
 		room = firstBlock
+	case bigUnknown:
+		// The blocks and the table will lie beside each other, so the garbage
+		// of the last list has to go at once, out of the process.
+		debug.FreeOSMemory()
 	}
 	c.block.keys = make([]Hash, 0, room)
-	c.block.numbers = make([]uint32, 0, room)
 }
 
 // expectRecords makes room for what the entries that are expected say, if it is
@@ -111,17 +119,32 @@ func (c *collector) expectRecords() {
 	c.names.list = slices.Grow(c.names.list, grown(len(c.names.list)))
 }
 
-// makeTable allocates a table. A list that is read again and again, while one
-// before is being served, would have the garbage of the last time lie beside both
-// of them: what is collected first is not allocated once more.
+// makeTable allocates a table, in which may be anything. A list that is read again
+// and again, while one before is being served, would have the garbage of the last
+// time lie beside both of them: what is collected first is not allocated once more.
 func makeTable(slots int) []Hash {
 	if slots < bigTable {
 		return make([]Hash, slots)
 	}
 	runtime.GC()
-	table := make([]Hash, slots)
+	table := makeUncleared(slots)
 	preferHugePages(table)
 	return table
+}
+
+// makeUncleared is make without clearing: that would need all the memory at once,
+// and the blocks whose place the table takes give theirs back one by one.
+func makeUncleared(slots int) []Hash {
+	size := slots * len(Hash{})
+	var b strings.Builder // which alone offers that
+	b.Grow(size)
+	b.WriteByte(0)
+	memory := unsafe.StringData(b.String()) //nolint:gosec // nobody else has the string
+	// A Builder that would not let its strings share its memory is none of use.
+	if *memory = 1; b.Cap() < size || b.String()[0] != 1 {
+		return make([]Hash, slots)
+	}
+	return unsafe.Slice((*Hash)(unsafe.Pointer(memory)), slots) //nolint:gosec // no more than the Builder has
 }
 
 // add takes the entry whose hash was written to next, and what attrs say about
@@ -141,7 +164,6 @@ func (c *collector) add(attrs *recordBuilder) {
 	}
 	b := &c.block
 	b.keys = b.keys[:len(b.keys)+1]
-	b.numbers = append(b.numbers, number)
 	c.n++
 }
 
@@ -194,21 +216,29 @@ func duplicate(keys []Hash, numbers []uint32) (first, second uint32, hash *Hash)
 	return first, second, hash
 }
 
-// assemble returns a table that has the keys at its end, and their numbers.
+// assemble returns a table that has the keys at its end, and the numbers of their
+// entries.
 func (c *collector) assemble() (table []Hash, numbers []uint32) {
 	b := c.block
 	if b.table != nil && fits(c.expect, c.n) {
-		table, numbers = b.table[:b.lead+c.n], b.numbers
+		table = b.table[:b.lead+c.n]
 	} else {
-		table, numbers = makeTable(slots(c.n)), make([]uint32, c.n)
+		table = makeTable(slots(c.n))
 		c.full = append(c.full, b)
 	}
 	keys := table[len(table)-c.n:]
 	at := 0
-	for _, f := range c.full {
-		copy(numbers[at:], f.numbers[f.before:])
+	for i, f := range c.full {
 		at += copy(keys[at:], f.keys)
+		c.full[i] = block{}
+		if cap(f.keys) >= laterBlock {
+			giveBack(f.keys[:cap(f.keys)])
+		}
 	}
 	c.full, c.block = nil, block{}
+	numbers = make([]uint32, c.n)
+	for i := range numbers {
+		numbers[i] = uint32(i)
+	}
 	return table, numbers
 }
