@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -101,7 +103,9 @@ func (p *plugin) attest(tb testing.TB, payload []byte, answer agent) (*nodeattes
 	if err != nil {
 		tb.Fatal(err)
 	}
-	if err := stream.Send(payloadMessage(payload)); err != nil {
+	// io.EOF from Send means that the plugin has ended the stream before, and Recv
+	// has why.
+	if err := stream.Send(payloadMessage(payload)); err != nil && !errors.Is(err, io.EOF) {
 		tb.Fatal(err)
 	}
 	for {
@@ -112,7 +116,8 @@ func (p *plugin) attest(tb testing.TB, payload []byte, answer agent) (*nodeattes
 		if a := resp.GetAgentAttributes(); a != nil {
 			return a, nil
 		}
-		if err := stream.Send(responseMessage(answer(resp.GetChallenge()))); err != nil {
+		err = stream.Send(responseMessage(answer(resp.GetChallenge())))
+		if err != nil && !errors.Is(err, io.EOF) {
 			tb.Fatal(err)
 		}
 	}
