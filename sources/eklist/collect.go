@@ -57,8 +57,8 @@ const (
 	bigUnknown = firstBlock + 2*laterBlock
 )
 
-// slots returns how many slots a table of n keys has: 44 bytes a key.
-func slots(n int) int { return n + n*3/8 }
+// slots returns how many slots a table of n keys has: 44 bytes a key, with the marks.
+func slots(n int) int { return n + n/3 }
 
 // fits reports whether a table that was made for n keys serves for m: it has room
 // for them and wastes no more than 1 %.

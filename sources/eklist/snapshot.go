@@ -37,16 +37,19 @@ type Snapshot struct {
 	n      int
 
 	// table holds the hashes in sorted order with gaps among them, so that a
-	// hash is found near the pair of slots, a line of the processor's cache, that
-	// its first eight bytes point at, as if they were a fraction of the length of
-	// the table. A gap holds the same hash as the slot behind it, and one at the
-	// end the last hash: all of table is sorted, and a search ends at the first
-	// slot that is not less than what is searched.
+	// hash is found near the slot that its first eight bytes point at, as if they
+	// were a fraction of the length of the table. A gap holds the same hash as the
+	// slot behind it, and one at the end the last hash: all of table is sorted.
 	//
-	// A hash is in its pair of slots or behind, and from tail on it may be before
-	// it: there the table is full to its end.
+	// A hash is in its slot or behind it, with no gap between, and from tail on it
+	// may be before it: there the table is full to its end.
 	table []Hash
 	tail  int
+
+	// marks are of each slot a byte of its hash that is never zero, zero of a
+	// gap, and zeros for a group behind the end. They are small enough to stay in
+	// the processor's cache: most searches read no hash but the one they find.
+	marks []byte
 
 	// offsets are the places in arena of what slots say; nil where none says
 	// anything.
@@ -62,6 +65,7 @@ func (s *Snapshot) spread(offset func(i int) uint32) {
 	}
 	from := len(s.table) - s.n
 	s.tail = len(s.table)
+	s.marks = make([]byte, len(s.table)+group)
 	end := 0 // of the slots that are done
 	for i := range s.n {
 		key := s.table[from+i]
@@ -72,6 +76,7 @@ func (s *Snapshot) spread(offset func(i int) uint32) {
 			s.tail = min(s.tail, slot)
 		}
 		s.fill(end, slot+1, key, offset, i)
+		s.marks[slot] = mark(&key)
 		end = slot + 1
 	}
 	if s.n > 0 {
@@ -92,42 +97,54 @@ func (s *Snapshot) fill(begin, end int, key Hash, offset func(i int) uint32, i i
 	}
 }
 
-// slot returns the first of the pair of slots that the first eight bytes of a
-// hash point at.
+// slot returns the slot that the first eight bytes of a hash point at.
 func (s *Snapshot) slot(prefix uint64) int {
-	pair, _ := bits.Mul64(prefix, uint64(len(s.table)/2))
-	return 2 * int(pair)
+	slot, _ := bits.Mul64(prefix, uint64(len(s.table)))
+	return int(slot)
 }
 
+const (
+	// group is how many marks are looked at at once: those in a machine word.
+	group    = 64 / byteBits
+	byteBits = 8
+
+	lowBits  = 0x0101010101010101 // of each byte in a word
+	highBits = 0x8080808080808080
+)
+
+// mark returns the mark of a hash: a byte that has no part in where it is, and is
+// not zero.
+func mark(h *Hash) byte { return max(h[len(h)-1], 1) }
+
+// zeros returns a word that has the high bit set of each byte that is zero in w.
+// A byte of 1 above one that is zero may have it set as well.
+func zeros(w uint64) uint64 { return (w - lowBits) &^ w & highBits }
+
 // find returns a slot that holds the hash.
-//
-// Nine of ten searches end within four slots, two lines of the cache. Which of
-// them it is cannot be foretold, and a branch that is foretold wrongly throws away
-// what the processor has begun to fetch: so both lines are read at once, and the
-// rest is arithmetic, as little of it as there can be.
 func (s *Snapshot) find(h *Hash) (slot int, ok bool) {
-	const window = 4
-	if len(s.table) < window {
-		return s.search(h, 0)
+	const groups = 8 // before a sorted array is the better thing to search
+	wanted := uint64(mark(h)) * lowBits
+	slot = min(s.slot(prefix(h)), s.tail)
+	for range groups {
+		if slot >= len(s.table) {
+			return 0, false
+		}
+		w := binary.LittleEndian.Uint64(s.marks[slot:])
+		for m := zeros(w ^ wanted); m != 0; m &= m - 1 {
+			at := slot + bits.TrailingZeros64(m)/byteBits
+			if at < len(s.table) && equal(&s.table[at], h) {
+				return at, true
+			}
+		}
+		if zeros(w) != 0 { // a gap: the hash would stand before it
+			return 0, false
+		}
+		slot += group
 	}
-	p := prefix(h)
-	slot = min(s.slot(p), s.tail, len(s.table)-window)
-	w := (*[window]Hash)(s.table[slot:])
-	if prefix(&w[3]) < p {
-		return s.scan(h, slot+window)
-	}
-	_, first := bits.Sub64(prefix(&w[0]), p, 0)
-	_, second := bits.Sub64(prefix(&w[1]), p, 0)
-	_, third := bits.Sub64(prefix(&w[2]), p, 0)
-	at := int(first + second + third)
-	found := &w[uint(at)%window]
-	switch {
-	case equal(found, h):
-		return slot + at, true
-	case prefix(found) != p:
+	if slot >= len(s.table) {
 		return 0, false
 	}
-	return s.scan(h, slot+at)
+	return s.search(h, slot)
 }
 
 // equal is ==, which would call a function.
@@ -138,23 +155,6 @@ func equal(a, b *Hash) bool {
 	differ |= binary.LittleEndian.Uint64(a[2*word:]) ^ binary.LittleEndian.Uint64(b[2*word:])
 	differ |= binary.LittleEndian.Uint64(a[3*word:]) ^ binary.LittleEndian.Uint64(b[3*word:])
 	return differ == 0
-}
-
-// scan looks for a hash in one slot after another.
-func (s *Snapshot) scan(h *Hash, slot int) (int, bool) {
-	const near = 16
-	p := prefix(h)
-	slots := s.table[slot:min(slot+near, len(s.table))]
-	for i := range slots {
-		switch other := prefix(&slots[i]); {
-		case other < p:
-		case other > p:
-			return 0, false
-		case slots[i] == *h:
-			return slot + i, true
-		}
-	}
-	return s.search(h, slot)
 }
 
 // search looks for a hash from a slot on, by steps that double and then by

@@ -57,6 +57,15 @@ func shapes() map[string][]eklist.Hash {
 		m["clustered "+name] = slices.Compact(hashes)
 		m["clustered "+name+" and random"] = append(slices.Clone(m["clustered "+name]), randomHashes(9, 3000)...)
 	}
+	// Of one mark, that of 0 and 1 alike, so that all of them have to be compared.
+	for name, prefix := range map[string]string{"one mark": "", "one mark, clustered": "\x80\x80\x80"} {
+		hashes := randomHashes(11, 3000)
+		for i := range hashes {
+			copy(hashes[i][:], prefix)
+			hashes[i][31] &= 1
+		}
+		m[name] = hashes
+	}
 	return m
 }
 
