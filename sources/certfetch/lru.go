@@ -1,13 +1,11 @@
 package certfetch
 
-import "container/list"
-
 // lru is a map of bounded size: what was used least recently goes first. The
 // zero value is not ready.
 type lru[V any] struct {
-	byName map[name]*list.Element
-	order  *list.List // of lruItem[V], the last used in front
-	bytes  int64
+	byName         map[name]*lruItem[V]
+	newest, oldest *lruItem[V] // by their last use; nil where nothing is kept
+	bytes          int64
 	// Limits; no limit where maxBytes is zero.
 	maxItems int
 	maxBytes int64
@@ -16,50 +14,43 @@ type lru[V any] struct {
 }
 
 type lruItem[V any] struct {
-	name  name
-	value V
+	name         name
+	value        V
+	newer, older *lruItem[V]
 }
 
 func newLRU[V any](maxItems int, maxBytes int64, size func(name, V) int64, gone func(name)) *lru[V] {
-	return &lru[V]{
-		byName: map[name]*list.Element{}, order: list.New(),
-		maxItems: maxItems, maxBytes: maxBytes, size: size, gone: gone,
-	}
+	return &lru[V]{byName: map[name]*lruItem[V]{}, maxItems: maxItems, maxBytes: maxBytes, size: size, gone: gone}
 }
 
 // get returns what is kept by a name, and counts that as its use.
 func (l *lru[V]) get(n name) (v V, ok bool) {
-	e := l.byName[n]
-	if e == nil {
+	item := l.byName[n]
+	if item == nil {
 		return v, false
 	}
-	l.order.MoveToFront(e)
-	return itemOf[V](e).value, true
+	l.unlink(item)
+	l.link(item)
+	return item.value, true
 }
 
 // peek returns what is kept by a name, and does not count that as a use.
 func (l *lru[V]) peek(n name) (v V) {
-	if e := l.byName[n]; e != nil {
-		return itemOf[V](e).value
+	if item := l.byName[n]; item != nil {
+		return item.value
 	}
 	return v
-}
-
-func itemOf[V any](e *list.Element) *lruItem[V] {
-	item, ok := e.Value.(*lruItem[V])
-	if !ok {
-		panic("an element of another list")
-	}
-	return item
 }
 
 // put keeps v by a name, in place of what was.
 func (l *lru[V]) put(n name, v V) {
 	l.drop(n)
-	l.byName[n] = l.order.PushFront(&lruItem[V]{n, v})
+	item := &lruItem[V]{name: n, value: v}
+	l.byName[n] = item
+	l.link(item)
 	l.bytes += l.size(n, v)
-	for len(l.byName) > l.maxItems || l.maxBytes > 0 && l.bytes > l.maxBytes {
-		last := itemOf[V](l.order.Back()).name
+	for l.oldest != nil && (len(l.byName) > l.maxItems || l.maxBytes > 0 && l.bytes > l.maxBytes) {
+		last := l.oldest.name
 		l.drop(last)
 		l.gone(last)
 	}
@@ -67,17 +58,41 @@ func (l *lru[V]) put(n name, v V) {
 
 // drop removes what is kept by a name.
 func (l *lru[V]) drop(n name) {
-	if e := l.byName[n]; e != nil {
-		l.bytes -= l.size(n, itemOf[V](e).value)
-		l.order.Remove(e)
+	if item := l.byName[n]; item != nil {
+		l.bytes -= l.size(n, item.value)
+		l.unlink(item)
 		delete(l.byName, n)
+	}
+}
+
+// link makes an item the one that was used last.
+func (l *lru[V]) link(item *lruItem[V]) {
+	item.newer, item.older = nil, l.newest
+	if l.newest != nil {
+		l.newest.newer = item
+	} else {
+		l.oldest = item
+	}
+	l.newest = item
+}
+
+// unlink takes an item out of the order.
+func (l *lru[V]) unlink(item *lruItem[V]) {
+	if item.newer != nil {
+		item.newer.older = item.older
+	} else {
+		l.newest = item.older
+	}
+	if item.older != nil {
+		item.older.newer = item.newer
+	} else {
+		l.oldest = item.newer
 	}
 }
 
 // each calls f with all that is kept, the last used first.
 func (l *lru[V]) each(f func(name, V)) {
-	for e := l.order.Front(); e != nil; e = e.Next() {
-		item := itemOf[V](e)
+	for item := l.newest; item != nil; item = item.older {
 		f(item.name, item.value)
 	}
 }
