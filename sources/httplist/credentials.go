@@ -6,12 +6,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
-	"os"
 	"strings"
-	"syscall"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
 const (
@@ -27,7 +26,7 @@ func (s *Source) token() (string, error) {
 	if s.cfg.BearerTokenPath == "" {
 		return "", nil
 	}
-	data, err := readFile(s.cfg.BearerTokenPath, maxToken)
+	data, err := smallfile.Read(s.cfg.BearerTokenPath, maxToken)
 	if err != nil {
 		return "", fmt.Errorf("read the bearer token: %w", err)
 	}
@@ -70,7 +69,7 @@ func (s *Source) tlsConfig(ctx context.Context) (*tls.Config, error) {
 		return config, nil
 	}
 	if path := s.cfg.CAPath; path != "" {
-		data, err := readFile(path, maxFile)
+		data, err := smallfile.Read(path, maxFile)
 		if err != nil {
 			return nil, fmt.Errorf("read the CA certificates: %w", err)
 		}
@@ -90,11 +89,11 @@ func (s *Source) tlsConfig(ctx context.Context) (*tls.Config, error) {
 }
 
 func (s *Source) clientCertificate() (tls.Certificate, error) {
-	certs, err := readFile(s.cfg.ClientCertPath, maxFile)
+	certs, err := smallfile.Read(s.cfg.ClientCertPath, maxFile)
 	if err != nil {
 		return tls.Certificate{}, fmt.Errorf("read the client certificate: %w", err)
 	}
-	key, err := readFile(s.cfg.ClientKeyPath, maxFile)
+	key, err := smallfile.Read(s.cfg.ClientKeyPath, maxFile)
 	if err != nil {
 		return tls.Certificate{}, fmt.Errorf("read the key of the client certificate: %w", err)
 	}
@@ -115,28 +114,4 @@ func (s *Source) checkRedirect(req *http.Request, via []*http.Request) error {
 		return errRedirect
 	}
 	return nil
-}
-
-// readFile reads a small regular file. It does not wait for a FIFO's writer.
-func readFile(path string, limit int64) ([]byte, error) {
-	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) //nolint:gosec // G304: the operator names it
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	info, err := file.Stat()
-	switch {
-	case err != nil:
-		return nil, err
-	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("%q is no regular file", path)
-	}
-	data, err := io.ReadAll(io.LimitReader(file, limit+1))
-	switch {
-	case err != nil:
-		return nil, err
-	case int64(len(data)) > limit:
-		return nil, fmt.Errorf("%q is longer than %d bytes", path, limit)
-	}
-	return data, nil
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/listsig"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
 // A verifier verifies that the holder of a key has made a list. Whoever holds
@@ -45,7 +46,7 @@ func (v *verifier) key() (*publicKey, error) {
 	if v == nil {
 		return nil, nil //nolint:nilnil // lists are not signed
 	}
-	pem, err := readFile(v.keyPath, listsig.MaxPublicKey)
+	pem, err := smallfile.Read(v.keyPath, listsig.MaxPublicKey)
 	if err != nil {
 		return nil, fmt.Errorf("read the public key: %w", err)
 	}

@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"net/netip"
 	"strings"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
 // A connector makes connections to a database. Files of certificates are read
@@ -74,7 +76,7 @@ func (c *connector) tls() (*tls.Config, error) {
 	if c.cfg.CAPath == "" {
 		return nil, nil //nolint:nilnil // there is none
 	}
-	pem, err := readFile(c.cfg.CAPath, maxPEM)
+	pem, err := smallfile.Read(c.cfg.CAPath, maxPEM)
 	if err != nil {
 		return nil, fmt.Errorf("read the CA certificates: %w", err)
 	}
@@ -85,11 +87,11 @@ func (c *connector) tls() (*tls.Config, error) {
 	if c.cfg.ClientCertPath == "" {
 		return config, nil
 	}
-	cert, err := readFile(c.cfg.ClientCertPath, maxPEM)
+	cert, err := smallfile.Read(c.cfg.ClientCertPath, maxPEM)
 	if err != nil {
 		return nil, fmt.Errorf("read the client certificate: %w", err)
 	}
-	key, err := readFile(c.cfg.ClientKeyPath, maxPEM)
+	key, err := smallfile.Read(c.cfg.ClientKeyPath, maxPEM)
 	if err != nil {
 		return nil, fmt.Errorf("read the key of the client certificate: %w", err)
 	}

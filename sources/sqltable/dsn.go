@@ -2,12 +2,13 @@ package sqltable
 
 import (
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
 // The longest files, in bytes: that of the DSN and those of certificates.
@@ -46,7 +47,7 @@ func readDSN(path string, last dsnFile) (dsnFile, error) {
 	if last.text != "" && id == last.is {
 		return last, nil
 	}
-	content, err := readFile(path, maxDSN)
+	content, err := smallfile.Read(path, maxDSN)
 	if err != nil {
 		return dsnFile{}, fmt.Errorf("read the DSN: %w", err)
 	}
@@ -55,28 +56,4 @@ func readDSN(path string, last dsnFile) (dsnFile, error) {
 		return dsnFile{}, fmt.Errorf("there is no DSN in %q: write one line", path)
 	}
 	return dsnFile{text, id}, nil
-}
-
-// readFile reads a small regular file. It does not wait for a FIFO's writer.
-func readFile(path string, limit int64) ([]byte, error) {
-	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) //nolint:gosec // G304: the operator names it
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	info, err := file.Stat()
-	switch {
-	case err != nil:
-		return nil, err
-	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("%q is no regular file", path)
-	}
-	content, err := io.ReadAll(io.LimitReader(file, limit+1))
-	switch {
-	case err != nil:
-		return nil, err
-	case int64(len(content)) > limit:
-		return nil, fmt.Errorf("%q is longer than %d bytes", path, limit)
-	}
-	return content, nil
 }

@@ -1,0 +1,36 @@
+// Package smallfile reads the small files that an operator names beside a source:
+// keys, certificates, tokens, data source names.
+package smallfile
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"syscall"
+)
+
+// Read reads a regular file of at most limit bytes, by links or not. A longer one,
+// and what is no regular file, is an error; it does not wait for the writer of a
+// FIFO. It is safe for concurrent use.
+func Read(path string, limit int64) ([]byte, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) //nolint:gosec // G304: the operator names it
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	switch {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%q is no regular file", path)
+	}
+	data, err := io.ReadAll(io.LimitReader(file, limit+1))
+	switch {
+	case err != nil:
+		return nil, err
+	case int64(len(data)) > limit:
+		return nil, fmt.Errorf("%q is longer than %d bytes", path, limit)
+	}
+	return data, nil
+}

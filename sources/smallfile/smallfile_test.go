@@ -1,0 +1,42 @@
+package smallfile_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
+)
+
+// A file that somebody has let grow, a folder or a FIFO in the place of a key must
+// neither fill the memory nor hold anybody up.
+func TestRead(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for _, content := range []string{"", "1234", "12345"} {
+		if err := os.WriteFile(at("file"+content), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := syscall.Mkfifo(at("fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("file1234", at("link")); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"file": "", "file1234": "1234", "link": "1234"} {
+		if got, err := smallfile.Read(at(name), 4); err != nil || string(got) != want {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+	for name, want := range map[string]string{
+		"file12345": "longer than 4 bytes", ".": "is no regular file", "fifo": "is no regular file",
+		"missing": "no such file",
+	} {
+		if got, err := smallfile.Read(at(name), 4); got != nil || err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+}
