@@ -31,9 +31,13 @@ func TestRead(t *testing.T) {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}
 	}
+	// Reading at the address 0 of a process is an I/O error, from a file that is regular.
+	if err := os.Symlink("/proc/self/mem", at("broken")); err != nil {
+		t.Fatal(err)
+	}
 	for name, want := range map[string]string{
 		"file12345": "longer than 4 bytes", ".": "is no regular file", "fifo": "is no regular file",
-		"missing": "no such file",
+		"missing": "no such file", "broken": "input/output error",
 	} {
 		if got, err := smallfile.Read(at(name), 4); got != nil || err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %q, %v", name, got, err)
