@@ -18,25 +18,13 @@ type Verifier struct {
 	AllowWeakEK bool
 }
 
-// Begin is Open and CheckAK.
-func (v *Verifier) Begin(payload []byte) (*Session, error) {
-	s, err := v.Open(payload)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.CheckAK(); err != nil {
-		return nil, err
-	}
-	return s, nil
-}
-
-// Open reads a payload and opens a session. Every error is about the payload.
+// Begin checks a payload and begins a session. Every error is about the
+// payload.
 //
-// It checks all but the attestation key: that the endorsement key is of a size and
-// a template that is taken, and that its certificate is for that very key. Those
-// are what a server looks its machines up by, which it can do while CheckAK does
-// the slower part. Until then nothing can be challenged.
-func (v *Verifier) Open(payload []byte) (*Session, error) {
+// It checks that the endorsement key is of a size and a template that is taken,
+// that its certificate is for that very key, and that the attestation key is
+// one by its own, signed account. Whether the account is true, Finish shows.
+func (v *Verifier) Begin(payload []byte) (*Session, error) {
 	p, err := decodePayload(payload)
 	if err != nil {
 		return nil, fmt.Errorf("payload: %w", err)
@@ -58,7 +46,11 @@ func (v *Verifier) Open(payload []byte) (*Session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("payload: EKChain: %w", err)
 	}
-	return &Session{ek: ek, template: tmpl, chain: chain, parameters: &p.AK}, nil
+	ak, err := parseAK(&p.AK)
+	if err != nil {
+		return nil, fmt.Errorf("payload: %w", err)
+	}
+	return &Session{ek: ek, template: tmpl, chain: chain, ak: ak}, nil
 }
 
 // maxChainKeyBits is the largest RSA key in a certificate of the chain: whoever
@@ -80,14 +72,13 @@ func parseChain(ders [][]byte) ([]*x509.Certificate, error) {
 	return chain, nil
 }
 
-// A Session is one attestation at the server: CheckAK once, Challenge once, then
-// Finish once. It is used by one goroutine.
+// A Session is one attestation at the server: Challenge once, then Finish once.
+// It is used by one goroutine.
 type Session struct {
-	ek         *EK
-	template   *template
-	chain      []*x509.Certificate
-	parameters *AKParameters   // until CheckAK
-	ak         *attestationKey // from then on
+	ek       *EK
+	template *template
+	chain    []*x509.Certificate
+	ak       *attestationKey
 
 	state  sessionState
 	secret [32]byte
@@ -101,22 +92,6 @@ const (
 	finished
 )
 
-// CheckAK checks that the attestation key is one by its own, signed account.
-// Whether the account is true, Finish shows. It is called once; every error is
-// about the payload, and the session is at its end with it.
-func (s *Session) CheckAK() error {
-	if s.parameters == nil {
-		return errors.New("the session has no attestation key to check")
-	}
-	ak, err := parseAK(s.parameters)
-	s.parameters = nil
-	if err != nil {
-		return fmt.Errorf("payload: %w", err)
-	}
-	s.ak = ak
-	return nil
-}
-
 // EK returns the endorsement key that the session challenges.
 func (s *Session) EK() *EK { return s.ek }
 
@@ -126,7 +101,7 @@ func (s *Session) Chain() []*x509.Certificate { return s.chain }
 
 // AK returns the attestation key whose parameters are checked and which a
 // successful Finish proves to be in the EK's TPM: an *rsa.PublicKey or an
-// *ecdsa.PublicKey. It is nil before CheckAK.
+// *ecdsa.PublicKey.
 func (s *Session) AK() crypto.PublicKey {
 	if s.ak == nil {
 		return nil
@@ -138,7 +113,7 @@ func (s *Session) AK() crypto.PublicKey {
 // nothing against the payload: whatever Begin takes can be challenged.
 func (s *Session) Challenge() ([]byte, error) {
 	if s.ak == nil {
-		return nil, errors.New("the session has no attestation key that is checked")
+		return nil, errors.New("the session has not begun")
 	}
 	if s.state != begun {
 		return nil, errors.New("the session has been challenged already")

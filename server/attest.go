@@ -77,13 +77,6 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 	evaluation := a.set.Begin(&sources.Evidence{
 		EKHash: ek.Hash, EK: ek.Public, Certificate: ek.Certificate, Chain: session.Chain(),
 	})
-	// What has to be waited for is asked while the AK's signature is verified. An
-	// agent whose AK is refused has no more asked in vain than one whose AK is not.
-	evaluation.Ask(ctx)
-	defer evaluation.Close(ctx)
-	if err := session.CheckAK(); err != nil {
-		return nil, malformed(err.Error())
-	}
 	a.decision = evaluation.BeforeChallenge(ctx)
 	if a.decision.Outcome != sources.Challenge {
 		return nil, a.notAdmitted(ctx)
@@ -98,7 +91,7 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 	return a.admit(ctx)
 }
 
-// receive receives the payload and checks all of it but the AK.
+// receive receives the payload and checks it.
 func (a *attestation) receive(ctx context.Context) (*attestor.Session, *failure) {
 	req, err := a.stream.Recv()
 	if err != nil {
@@ -108,7 +101,7 @@ func (a *attestation) receive(ctx context.Context) (*attestor.Session, *failure)
 	if !ok {
 		return nil, malformed("the first message is no payload")
 	}
-	session, err := a.verifier.Open(message.Payload)
+	session, err := a.verifier.Begin(message.Payload)
 	if err != nil {
 		return nil, malformed(err.Error())
 	}

@@ -104,6 +104,36 @@ func TestAttestByCA(t *testing.T) {
 	wantStatus(t, err, codes.PermissionDenied, "this TPM is not admitted")
 }
 
+// A payload that is malformed in its last part must cost a source nothing: no slot
+// of a mount that hangs, no query to a database.
+func TestNoSourceIsAskedAboutAMalformedAK(t *testing.T) {
+	p := serve(t)
+	asked := sourcetest.NewFake(sourcetest.Lists(sources.Attributes{}))
+	p.Use(t, `hash_path = "/x"`, sources.AnyOf("x"), sources.Member{Name: "x", Kind: "fake", Source: asked})
+	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
+	var payload map[string]any
+	if err := json.Unmarshal(tpm.Payload(t), &payload); err != nil {
+		t.Fatal(err)
+	}
+	ak, ok := payload["AK"].(map[string]any)
+	if !ok {
+		t.Fatal("a payload without an AK")
+	}
+	ak["CreateSignature"] = base64.StdEncoding.EncodeToString([]byte("no signature"))
+	forged, err := json.Marshal(payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = p.attest(t, forged, func([]byte) []byte { return nil })
+	wantStatus(t, err, codes.InvalidArgument, "AK.CreateSignature")
+	if _, err := p.attestTPM(t, tpm); err != nil {
+		t.Fatal(err)
+	}
+	if n, _, _ := asked.Calls(); n != 1 {
+		t.Errorf("the source was asked %d times: want once, about the machine that attests", n)
+	}
+}
+
 // An agent of the incumbent must attest to this server, or no fleet can migrate
 // one machine at a time: the messages here are written by hand, in its fields
 // and in all three forms of the EK.

@@ -36,8 +36,6 @@ type Evaluation struct {
 	answers []Answer
 	// due are the sources that are to be asked next.
 	due []bool
-	// asked is what Ask has begun, until it is heard.
-	asked *question
 }
 
 // A step is how far an Evaluation has come.
@@ -48,34 +46,6 @@ const (
 	challenged
 	ended
 )
-
-// Ask begins to ask the sources that have to be waited for, and returns at once, so
-// that the caller can do something else meanwhile. BeforeChallenge goes on from
-// there; whoever does not get as far calls Close. It is called once at most, and
-// not at all does as well.
-func (e *Evaluation) Ask(ctx context.Context) {
-	if e.mayBegin() && e.asked == nil {
-		e.asked = e.begin(ctx, e.ev, e.checkUntil())
-	}
-}
-
-// Close hears what Ask has begun and nobody has waited for: a source that has been
-// asked has its time, and one that is stuck is known to be. It returns within
-// Options.CheckTimeout from then, at once after BeforeChallenge.
-func (e *Evaluation) Close(ctx context.Context) {
-	e.step = ended
-	if q := e.asked; q != nil {
-		e.asked = nil
-		e.wait(ctx, q)
-	}
-}
-
-// mayBegin reports whether the first step may be taken.
-func (e *Evaluation) mayBegin() bool {
-	return e.set != nil && e.step == begun && e.ev != nil && e.ev.Proof == nil
-}
-
-func (e *Evaluation) checkUntil() time.Time { return time.Now().Add(e.set.opts.CheckTimeout) }
 
 // BeforeChallenge asks every source and decides whether the machine is to be
 // challenged:
@@ -89,21 +59,18 @@ func (e *Evaluation) checkUntil() time.Time { return time.Now().Add(e.set.opts.C
 // if its limit allows that, and asks it again; so it does where the machine could
 // be challenged then, and not only refused or told to come again.
 //
-// It returns within Options.CheckTimeout, counted from Ask where that was called.
-// It is called once, and refuses otherwise.
+// It returns within Options.CheckTimeout. It is called once, and refuses
+// otherwise.
 func (e *Evaluation) BeforeChallenge(ctx context.Context) Decision {
-	if !e.mayBegin() {
+	if e.set == nil || e.step != begun || e.ev == nil || e.ev.Proof != nil {
 		e.step = ended
 		return Decision{}
 	}
-	e.Ask(ctx)
 	e.step = ended
-	q := e.asked
-	e.asked = nil
-	e.askMemory(ctx, e.ev, q)
-	e.wait(ctx, q)
+	until := time.Now().Add(e.set.opts.CheckTimeout)
+	e.ask(ctx, e.ev, until)
 	if len(e.set.polled) > 0 {
-		e.askEarly(ctx, q.until)
+		e.askEarly(ctx, until)
 	}
 	d := e.report()
 	if d.Outcome = e.set.plan.decide(e.values); d.Outcome == Admitted {
@@ -156,7 +123,7 @@ func (e *Evaluation) askOpen(ctx context.Context, proof *Proof) {
 		again = again || e.due[i]
 	}
 	if again {
-		e.ask(ctx, &ev, e.checkUntil())
+		e.ask(ctx, &ev, time.Now().Add(e.set.opts.CheckTimeout))
 	}
 	if slices.Contains(e.values, open) {
 		e.fetch(ctx, &ev, time.Now().Add(e.set.opts.FetchTimeout))
@@ -177,25 +144,13 @@ type question struct {
 	replies chan reply
 	missing int
 	begun   time.Time
-
-	until  time.Time // when whoever has not answered is left behind
-	grace  time.Duration
-	within context.Context //nolint:containedctx // the sources', which ends the grace before until
-	cancel context.CancelFunc
 }
 
 // ask asks every source that is due and fills in what each says. It waits for
 // none beyond until. What answers from memory is asked last, in
 // this goroutine, while the others are at work.
 func (e *Evaluation) ask(ctx context.Context, ev *Evidence, until time.Time) {
-	q := e.begin(ctx, ev, until)
-	e.askMemory(ctx, ev, q)
-	e.wait(ctx, q)
-}
-
-// begin asks every source that is due and has to be waited for, and waits for none.
-func (e *Evaluation) begin(ctx context.Context, ev *Evidence, until time.Time) *question {
-	q := &question{begun: time.Now(), until: until, grace: graceOf(e.set.opts.CheckTimeout)}
+	q := question{begun: time.Now()}
 	outside := 0
 	for i, r := range e.running {
 		if e.due[i] && !r.inMemory {
@@ -203,9 +158,13 @@ func (e *Evaluation) begin(ctx context.Context, ev *Evidence, until time.Time) *
 		}
 	}
 	if outside == 0 {
-		return q
+		e.askMemory(ctx, ev, &q)
+		return
 	}
-	q.within, q.cancel = context.WithDeadline(ctx, until.Add(-q.grace))
+	grace := graceOf(e.set.opts.CheckTimeout)
+	within, cancel := context.WithDeadline(ctx, until.Add(-grace))
+	defer cancel()
+
 	q.asked = make([]*check, len(e.running))
 	q.replies = make(chan reply, outside) // so that a late one never blocks
 	checks := make([]check, len(e.running))
@@ -213,25 +172,21 @@ func (e *Evaluation) begin(ctx context.Context, ev *Evidence, until time.Time) *
 		if e.due[i] && !r.inMemory {
 			q.asked[i] = &checks[i]
 			q.missing++
-			go r.answer(q.within, ev, i, q.asked[i], q.replies)
+			go r.answer(within, ev, i, q.asked[i], q.replies)
 		}
 	}
-	return q
+	e.askMemory(ctx, ev, &q)
+	e.wait(ctx, within, &q, grace)
 }
 
-// wait hears all replies that come by the end of the sources' time, and for the
-// grace longer. It is called once for each question.
-func (e *Evaluation) wait(ctx context.Context, q *question) {
-	if q.cancel == nil {
-		return
-	}
-	defer q.cancel()
+// wait hears all replies that come by the end of within, and for grace longer.
+func (e *Evaluation) wait(ctx, within context.Context, q *question, grace time.Duration) {
 	for q.missing > 0 {
 		select {
 		case a := <-q.replies:
 			e.hear(ctx, q, a)
-		case <-q.within.Done():
-			e.hearLast(ctx, q)
+		case <-within.Done():
+			e.hearLast(ctx, q, grace)
 		}
 	}
 }
@@ -256,8 +211,8 @@ func (e *Evaluation) hear(ctx context.Context, q *question, a reply) {
 
 // hearLast gives the sources a last moment to end at their deadline and leaves
 // behind what does not.
-func (e *Evaluation) hearLast(ctx context.Context, q *question) {
-	timer := time.NewTimer(q.grace)
+func (e *Evaluation) hearLast(ctx context.Context, q *question, grace time.Duration) {
+	timer := time.NewTimer(grace)
 	defer timer.Stop()
 	for over := false; q.missing > 0 && !over; {
 		select {

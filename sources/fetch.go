@@ -14,22 +14,25 @@ var errNotAsked = fmt.Errorf("%w, which was not asked: no answer would have chan
 // once, where it matters, and leaves the others open. It waits for none beyond
 // until.
 func (e *Evaluation) fetch(ctx context.Context, ev *Evidence, until time.Time) {
-	q := &question{begun: time.Now(), grace: graceOf(e.set.opts.FetchTimeout)}
+	q := question{begun: time.Now()}
 	n := e.chooseFetches()
 	if n == 0 {
 		return
 	}
-	q.within, q.cancel = context.WithDeadline(ctx, until.Add(-q.grace))
+	grace := graceOf(e.set.opts.FetchTimeout)
+	within, cancel := context.WithDeadline(ctx, until.Add(-grace))
+	defer cancel()
+
 	q.asked = make([]*check, len(e.running))
 	q.replies = make(chan reply, n) // so that a late one never blocks
 	for i, r := range e.running {
 		if e.due[i] {
 			q.asked[i] = &check{fetch: true}
 			q.missing++
-			go r.answer(q.within, ev, i, q.asked[i], q.replies)
+			go r.answer(within, ev, i, q.asked[i], q.replies)
 		}
 	}
-	e.wait(ctx, q)
+	e.wait(ctx, within, &q, grace)
 }
 
 // chooseFetches makes those due whose answer matters, and returns their number.
