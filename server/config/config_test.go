@@ -290,6 +290,61 @@ func TestAllProblemsAtOnce(t *testing.T) {
 	}
 }
 
+// So are those that only a kind of source knows: beside an unknown key, and each at
+// its own key, with nothing left for a second try.
+func TestAllProblemsOfAKindAtOnce(t *testing.T) {
+	for _, tt := range []struct {
+		kind, keys string
+		want       []string // the keys, sorted
+	}{
+		{"hash_dir", `path = "" marker = "../x"`, []string{"bogus", "marker", "path"}},
+		{"hash_dir", `path = "/x" marker = "ab"`, []string{"bogus", "marker"}},
+		{
+			"hash_file", `path = 5 poll_interval = "48h" max_staleness = "0s" max_bytes = 0 allow_empty = 1`,
+			[]string{"allow_empty", "bogus", "max_bytes", "max_staleness", "path", "poll_interval"},
+		},
+		{
+			"http", `url = "http://x/#y" signature_url = "http://u:p@other/x" public_key_path = "/x" list_id = "a" timeout = "1ms"`,
+			[]string{"bogus", "signature_url", "signature_url", "signature_url", "timeout", "url", "url"},
+		},
+		{
+			"http", `url = "" auth = "tls" server_id = "x" ca_path = 5 client_key_path = "/x"`,
+			[]string{"auth", "bogus", "ca_path", "client_cert_path", "server_id", "url"},
+		},
+		{
+			"http", `url = "https://x/" auth = "spiffe" server_id = "spiffe://example.com/x" ca_path = "/x"`,
+			[]string{"bogus", "ca_path", "server_id"},
+		},
+		{
+			"ek_ca", `ca_path = 5 aia_hosts = ["http://x/"] ek_certificate_urls = { intl = "ftp://x/" } mirror_url = "x"`,
+			[]string{"aia_hosts", "bogus", "ca_path", "ek_certificate_urls", "ek_certificate_urls", "mirror_url"},
+		},
+		{
+			"ek_ca", `bundles = { "A B" = "/x" } crl = "on" mirror_url = "x" cache_path = "/y/z"`,
+			[]string{`"A B"`, "bogus", "cache_path", "crl", "mirror_url", "mirror_url"},
+		},
+		{
+			"sql", `dialect = "oracle" dsn_path = "" query = "DELETE ?" client_key_path = "/x" timeout = "0s"`,
+			[]string{"bogus", "ca_path", "client_cert_path", "dialect", "dsn_path", "query", "timeout"},
+		},
+	} {
+		_, err := config.Parse(fmt.Sprintf(`source %q "x" { %s bogus = 1 }`, tt.kind, tt.keys), trustDomain)
+		var problems config.Problems
+		if !errors.As(err, &problems) {
+			t.Errorf("%s { %s }: %v", tt.kind, tt.keys, err)
+			continue
+		}
+		var keys []string
+		for _, p := range problems {
+			keys = append(keys, p.Path[strings.LastIndex(p.Path, ": ")+2:])
+		}
+		slices.Sort(keys)
+		if d := cmp.Diff(tt.want, keys); d != "" {
+			t.Errorf("%s { %s } (-want +got):\n%s\n%v", tt.kind, tt.keys, d, err)
+		}
+	}
+}
+
 // The mistake that is easiest to make: to trust a vendor, and with it everybody
 // who buys a machine.
 func TestWarnings(t *testing.T) {

@@ -39,7 +39,8 @@ func decodeHTTP(b *body) definition {
 		ListID:          b.text("list_id"),
 		ServerID:        b.text("server_id"),
 	}
-	decodeAuth(b, cfg)
+	checkURLs(b, cfg)
+	checkAuth(b, cfg)
 	b.together("the client certificate and its key go together", "client_cert_path", "client_key_path")
 	b.together("a signed list needs all three", "signature_url", "public_key_path", "list_id")
 	if cfg.MaxStaleness < 2*cfg.PollInterval {
@@ -68,12 +69,31 @@ func decodeHTTP(b *body) definition {
 	return d
 }
 
+// checkURLs refuses the URLs that httplist.New would refuse.
+func checkURLs(b *body, cfg httplist.Config) {
+	fail := func(key string, errs []error) {
+		for _, err := range errs {
+			b.fail(key, "%v", err)
+		}
+	}
+	if cfg.URL != "" {
+		fail("url", httplist.CheckURL(cfg.URL))
+	}
+	if cfg.SignatureURL != "" {
+		fail("signature_url", httplist.CheckSignatureURL(cfg.SignatureURL, cfg.URL))
+	}
+}
+
 // authSPIFFE is the one value that auth may have.
 const authSPIFFE = "spiffe"
 
-// decodeAuth reads how the web server and this one know each other.
-func decodeAuth(b *body, cfg httplist.Config) {
+// checkAuth checks how the web server and this one know each other.
+func checkAuth(b *body, cfg httplist.Config) {
 	const example = "spiffe://example.org/allowlist"
+	if id, err := spiffeid.FromString(cfg.ServerID); cfg.ServerID != "" && (err != nil || id.Path() == "") {
+		b.fail("server_id", "is the string %q, must be the SPIFFE ID of the web server: write server_id = %q",
+			shorten(cfg.ServerID), example)
+	}
 	switch auth := b.text("auth"); {
 	case auth != "" && auth != authSPIFFE:
 		b.fail("auth", "is the string %q: write auth = %q, or leave the key out", shorten(auth), authSPIFFE)
@@ -83,6 +103,9 @@ func decodeAuth(b *body, cfg httplist.Config) {
 		return
 	case auth == "":
 		return
+	}
+	if !b.has("server_id") {
+		b.fail("server_id", "is missing: write server_id = %q, the SPIFFE ID of the web server", example)
 	}
 	for key, instead := range map[string]string{
 		"ca_path":          "SPIRE's trust bundle vouches for the web server",
@@ -94,14 +117,6 @@ func decodeAuth(b *body, cfg httplist.Config) {
 				authSPIFFE, instead)
 		}
 	}
-	if !b.has("server_id") {
-		b.fail("server_id", "is missing: write server_id = %q, the SPIFFE ID of the web server", example)
-		return
-	}
-	if id, err := spiffeid.FromString(cfg.ServerID); cfg.ServerID != "" && (err != nil || id.Path() == "") {
-		b.fail("server_id", "is the string %q, must be the SPIFFE ID of the web server: write server_id = %q",
-			shorten(cfg.ServerID), example)
-	}
 }
 
 // withIdentity gives those sources a provider that know the web server by its
@@ -110,7 +125,7 @@ func decodeAuth(b *body, cfg httplist.Config) {
 func (c *Config) withIdentity(ps *problems, all []definition, provider httplist.IdentityProvider) {
 	for i := range all {
 		cfg, is := all[i].config.(httplist.Config)
-		if !is || cfg.ServerID == "" || all[i].broken {
+		if !is || cfg.ServerID == "" {
 			continue
 		}
 		id, err := spiffeid.FromString(cfg.ServerID)

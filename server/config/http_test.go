@@ -60,7 +60,10 @@ func TestHTTPProblems(t *testing.T) {
 	const at = `source "http" "inventory": `
 	for _, tt := range []struct{ text, want string }{
 		{`source "http" "inventory" {}`, at + `url: is missing: write url = "https://allowlist.example.org/tpm.json"`},
-		{`source "http" "inventory" { url = "http://x/" }`, at + `the URL is not https://<host>/<path>`},
+		{`source "http" "inventory" { url = "http://x/" }`, at + `url: is not https://<host>/<path>`},
+		{`source "http" "inventory" { url = "https://u:p@x/" }`, at + `url: holds a user: use a client certificate`},
+		{inventory + ` public_key_path = "/x" list_id = "y" signature_url = "https://y/sig" }`, at + `signature_url: is on another host`},
+		{inventory + ` public_key_path = "/x" list_id = "y" signature_url = "http://x/sig" }`, at + `signature_url: is not https://`},
 		{inventory + ` client_cert_path = "/x" }`, at + `client_key_path: is missing: the client certificate and its key`},
 		{inventory + ` client_key_path = "/x" }`, at + `client_cert_path: is missing`},
 		{inventory + ` public_key_path = "/x" }`, at + `list_id: is missing: a signed list needs all three`},
@@ -82,6 +85,7 @@ func TestHTTPProblems(t *testing.T) {
 		{inventory + ` auth = "" }`, at + `auth: is empty`},
 		{inventory + ` auth = true }`, at + `auth: is true, must be a string`},
 		{inventory + ` auth = "spiffe" }`, at + `server_id: is missing: write server_id = "spiffe://example.org/allowlist"`},
+		{inventory + ` server_id = "x" }`, at + `server_id: is the string "x", must be the SPIFFE ID`},
 		{inventory + ` server_id = "spiffe://example.org/x" }`, at + `auth: is missing: server_id is for auth = "spiffe"`},
 		{spiffe + ` ca_path = "/x" }`, at + `ca_path: stands beside auth = "spiffe", with which SPIRE's trust bundle vouches for the web server: leave it out`},
 		{spiffe + ` client_cert_path = "/x" client_key_path = "/y" }`, at + `client_cert_path: stands beside auth = "spiffe", with which the SPIRE server's own X.509-SVID is shown: leave it out`},

@@ -66,10 +66,16 @@ type file struct {
 }
 
 func decodeHashDir(b *body) definition {
-	return hashDir(b, hashdir.Config{
+	cfg := hashdir.Config{
 		Path:   b.required("path", "/srv/tpm/hashes"),
 		Marker: b.text("marker"),
-	}, "path")
+	}
+	if cfg.Marker != "" {
+		if err := hashdir.CheckMarker(cfg.Marker); err != nil {
+			b.fail("marker", "%v", err)
+		}
+	}
+	return hashDir(b, cfg, "path")
 }
 
 func hashDir(b *body, cfg hashdir.Config, key string) definition {

@@ -35,13 +35,11 @@ func decodeSQL(b *body) definition {
 		b.fail("dialect", "is %q, must be %q or %q, which is MariaDB's too",
 			shorten(string(cfg.Dialect)), sqltable.Postgres, sqltable.MySQL)
 	}
-	if known {
-		if _, err := sqltable.Rewrite(cfg.Dialect, cfg.Query); err != nil {
-			b.fail("query", "%v", err)
-		}
+	if err := checkQuery(cfg, known); err != nil {
+		b.fail("query", "%v", err)
 	}
 	b.together("the client certificate and its key go together", "client_cert_path", "client_key_path")
-	if b.has("client_cert_path") && !b.has("ca_path") {
+	if (b.has("client_cert_path") || b.has("client_key_path")) && !b.has("ca_path") {
 		b.fail("ca_path", "is missing: a client certificate is shown to a database that ca_path vouches for")
 	}
 	d := definition{
@@ -60,4 +58,18 @@ func decodeSQL(b *body) definition {
 		}
 	}
 	return d
+}
+
+// checkQuery returns what is wrong with the query; where the dialect is to be
+// mended first, what is wrong with it in any.
+func checkQuery(cfg sqltable.Config, known bool) error {
+	if known {
+		_, err := sqltable.Rewrite(cfg.Dialect, cfg.Query)
+		return err
+	}
+	_, err := sqltable.Rewrite(sqltable.Postgres, cfg.Query)
+	if _, other := sqltable.Rewrite(sqltable.MySQL, cfg.Query); other == nil {
+		return nil
+	}
+	return err
 }

@@ -63,6 +63,7 @@ func TestSQLProblems(t *testing.T) {
 		{table + ` conn_max_lifetime = "0s" }`, at + `conn_max_lifetime: is the string "0s", must be from 1s to 24h0m0s`},
 		{table + ` client_cert_path = "/x" ca_path = "/y" }`, at + `client_key_path: is missing: the client certificate and its key`},
 		{table + ` client_cert_path = "/x" client_key_path = "/y" }`, at + `ca_path: is missing`},
+		{table + ` client_key_path = "/y" }`, at + `ca_path: is missing`},
 		{table + ` allow_unverified = "yes" }`, at + `allow_unverified: is the string "yes", must be true or false`},
 		{table + ` dsn = "postgres://u:p@h/d" }`, at + `dsn: unknown key`},
 	} {

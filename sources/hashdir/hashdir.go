@@ -72,21 +72,21 @@ func New(cfg Config) (*Source, error) {
 		return nil, fmt.Errorf("path %q has a zero byte in it", cfg.Path)
 	}
 	if cfg.Marker != "" {
-		if err := checkMarker(cfg.Marker); err != nil {
-			return nil, err
+		if err := CheckMarker(cfg.Marker); err != nil {
+			return nil, fmt.Errorf("marker: %w", err)
 		}
 	}
 	return &Source{path: cfg.Path, marker: cfg.Marker, open: opener(), undisturbed: undisturbed}, nil
 }
 
-// checkMarker refuses names that are not those of a plain file in the
+// CheckMarker refuses names that are not those of a plain file in the
 // directory, and those under which the source looks for entries.
-func checkMarker(name string) error {
+func CheckMarker(name string) error {
 	if name == "." || !filepath.IsLocal(name) || strings.ContainsAny(name, "/\\\x00") || len(name) > 255 {
-		return fmt.Errorf("marker %q: write the name of a file in the directory, without a path", name)
+		return fmt.Errorf("%.80q is no file's name: write the name of a file in the directory, without a path", name)
 	}
 	if (len(name) == 2 || len(name) == hashLen) && isLowerHex(name) {
-		return fmt.Errorf("marker %q is a name that an entry has: choose another", name)
+		return fmt.Errorf("%.80q is a name that an entry has: choose another", name)
 	}
 	return nil
 }

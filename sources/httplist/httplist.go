@@ -138,7 +138,8 @@ type state struct {
 // New checks the configuration and returns the source. It reads nothing: the
 // first Refresh does.
 func New(cfg Config) (*Source, error) {
-	u, errs := parseURL("URL", cfg.URL)
+	u, faults := parseURL(cfg.URL)
+	errs := about("the URL", faults)
 	verifier, more := newVerifier(cfg)
 	errs = append(errs, more...)
 	if (cfg.ClientCertPath == "") != (cfg.ClientKeyPath == "") {
@@ -180,9 +181,6 @@ func New(cfg Config) (*Source, error) {
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
-	if verifier != nil && !strings.EqualFold(verifier.url.Host, u.Host) {
-		return nil, errors.New("the URL of the signature is on another host than the list: put both on one")
-	}
 	s := &Source{
 		cfg: cfg, url: u, verifier: verifier, retryPause: retryPause,
 		early: limiter{window: cfg.PollInterval},
@@ -197,24 +195,56 @@ func New(cfg Config) (*Source, error) {
 	return s, nil
 }
 
-// parseURL checks a configured URL.
-func parseURL(what, text string) (u *url.URL, errs []error) {
+// CheckURL returns all that is wrong with Config.URL, nothing where it is right.
+// The errors do not show it: it may hold a secret.
+func CheckURL(text string) []error {
+	_, errs := parseURL(text)
+	return errs
+}
+
+// CheckSignatureURL does the same for Config.SignatureURL beside a Config.URL.
+func CheckSignatureURL(text, list string) []error {
+	_, errs := parseSignatureURL(text, list)
+	return errs
+}
+
+// parseURL checks a configured URL; u is nil where it is none at all.
+func parseURL(text string) (u *url.URL, errs []error) {
 	u, err := url.Parse(text)
 	switch {
 	case text == "":
-		return nil, []error{fmt.Errorf("the %s is empty: write https://<host>/<path>", what)}
+		return nil, []error{errors.New("is empty: write https://<host>/<path>")}
 	case err != nil: // its text would show the URL with all that is in it
-		return nil, []error{fmt.Errorf("the %s is none: write https://<host>/<path>", what)}
+		return nil, []error{errors.New("is none: write https://<host>/<path>")}
 	case u.Scheme != "https" || u.Hostname() == "":
-		errs = append(errs, fmt.Errorf("the %s is not https://<host>/<path>", what))
+		errs = append(errs, errors.New("is not https://<host>/<path>"))
 	}
 	if u.User != nil {
-		errs = append(errs, fmt.Errorf("the %s holds a user: use a client certificate or a bearer token", what))
+		errs = append(errs, errors.New("holds a user: use a client certificate or a bearer token"))
 	}
 	if u.Fragment != "" {
-		errs = append(errs, fmt.Errorf("the %s holds a fragment: leave out # and what follows", what))
+		errs = append(errs, errors.New("holds a fragment: leave out # and what follows"))
 	}
 	return u, errs
+}
+
+// parseSignatureURL checks the URL of a signature. What is wrong with that of the
+// list is not its fault, but for the host.
+func parseSignatureURL(text, list string) (u *url.URL, errs []error) {
+	u, errs = parseURL(text)
+	if l, _ := parseURL(list); u != nil && l != nil && l.Host != "" && !strings.EqualFold(u.Host, l.Host) {
+		errs = append(errs, errors.New("is on another host than the list: put both on one"))
+	}
+	return u, errs
+}
+
+// about says of what the errors are.
+func about(what string, errs []error) []error {
+	all := make([]error, len(errs))
+	for i, err := range errs {
+		all[i] = fmt.Errorf("%s %w", what, err)
+	}
+	return all
 }
 
 var errNotLoaded = errors.New("no list has been loaded yet")

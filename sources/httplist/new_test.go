@@ -41,6 +41,10 @@ func TestNewRefuses(t *testing.T) {
 	}
 	_, err := httplist.New(httplist.Config{URL: "http://u@x/#y", Timeout: -1})
 	wantError(t, err, "https", "user", "fragment", "timeout") // all at once
+	elsewhere := signed("http://u:secret@elsewhere.org/sig")
+	elsewhere.Timeout = -1
+	_, err = httplist.New(elsewhere)
+	wantError(t, err, "URL of the signature is not https", "signature holds a user", "signature is on another host", "timeout")
 }
 
 func signed(signature string) httplist.Config {

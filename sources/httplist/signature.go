@@ -31,8 +31,8 @@ func newVerifier(cfg Config) (*verifier, []error) {
 		return nil, []error{errors.New(
 			"the URL of the signature, the public key and the list's ID go together: set all of them, or none")}
 	}
-	u, errs := parseURL("URL of the signature", cfg.SignatureURL)
-	return &verifier{url: u, keyPath: cfg.PublicKeyPath, listID: cfg.ListID}, errs
+	u, errs := parseSignatureURL(cfg.SignatureURL, cfg.URL)
+	return &verifier{url: u, keyPath: cfg.PublicKeyPath, listID: cfg.ListID}, about("the URL of the signature", errs)
 }
 
 // A publicKey is the key of this moment, and the SHA-256 of its file.
