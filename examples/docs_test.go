@@ -13,6 +13,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent"
 	"github.com/spire-tpm/spire-tpm-attestor/server"
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 )
 
 // validate asks the plugin of a role what it says of a configuration, as
@@ -67,7 +68,43 @@ func TestConfigurationsAreValid(t *testing.T) {
 	}
 }
 
-// The test above must be able to fail: a key that is misspelt, in any of the
+// So does what an operator checks by hand, `tpm-attestor-server -validate` and
+// `-fill-mirror -config`: a whole file, and the plugin_data of one alone, for which
+// nobody says what the trust domain is.
+func TestConfigurationsAreValidByHand(t *testing.T) {
+	ca := newCA(t)
+	spiffe := 0
+	for _, s := range slices.Concat(hclFiles(t), hclBlocks(t)) {
+		data, err := s.data()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if data.role != "server" || data.inFile || s.wrong {
+			continue
+		}
+		texts := []string{data.text}
+		if s.whole {
+			texts = append(texts, s.text)
+		}
+		for _, text := range texts {
+			if strings.Contains(text, `"spiffe"`) {
+				spiffe++
+			}
+			text = underTemp(t, text, ca)
+			if _, err := config.NewLoader().LoadFile(t.Context(), text); err != nil {
+				t.Errorf("%s: -validate: %v", s.place, err)
+			}
+			if _, err := config.ParseFile(text); err != nil {
+				t.Errorf("%s: -fill-mirror -config: %v", s.place, err)
+			}
+		}
+	}
+	if spiffe == 0 {
+		t.Error("nothing names a trust domain: is the test looking at the right blocks?")
+	}
+}
+
+// The tests above must be able to fail: a key that is misspelt, in any of the
 // forms that it reads, is found.
 func TestMistakesAreFound(t *testing.T) {
 	const block = `NodeAttestor "tpm" {

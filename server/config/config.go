@@ -21,7 +21,7 @@ import (
 
 // Config is what a configuration says, with its defaults.
 type Config struct {
-	// TrustDomain is SPIRE's.
+	// TrustDomain is SPIRE's; zero where a file does not tell.
 	TrustDomain spiffeid.TrustDomain
 	// Members are the sources, sorted by name. None has been started.
 	Members []sources.Member
@@ -42,12 +42,21 @@ type Config struct {
 	files []file
 }
 
-// Parse reads a configuration. It looks at no file: see Loader.Load. The error
-// is of the type Problems.
+// Parse reads a configuration as SPIRE hands it to the plugin, with SPIRE's trust
+// domain. It looks at no file: see Loader.Load. The error is of the type Problems.
 func Parse(text, trustDomain string) (*Config, error) {
-	var ps problems
-	c := parse(&ps, text, trustDomain, noIdentity{})
-	if err := ps.err(); err != nil {
+	return fromSPIRE(text, trustDomain).parsed()
+}
+
+// ParseFile reads a configuration as an operator has it in a file: that of SPIRE's
+// server, or what is between the braces of plugin_data alone. Where the file does not
+// say what the trust domain is, nothing is refused for being of another one. Else it
+// is as Parse.
+func ParseFile(text string) (*Config, error) { return fromFile(text).parsed() }
+
+func (in *input) parsed() (*Config, error) {
+	c := in.parse(noIdentity{})
+	if err := in.problems.err(); err != nil {
 		return nil, err
 	}
 	return c, nil
@@ -68,14 +77,12 @@ const (
 )
 
 // parse collects all mistakes and returns what is left without them.
-func parse(ps *problems, text, trustDomain string, identity httplist.IdentityProvider) *Config {
-	c := &Config{}
-	td, err := spiffeid.TrustDomainFromString(trustDomain)
-	if err != nil {
-		ps.add("trust_domain", "SPIRE has given none that is valid: %v", err)
+func (in *input) parse(identity httplist.IdentityProvider) *Config {
+	c, ps := &Config{TrustDomain: in.trustDomain}, &in.problems
+	if in.unread {
+		return c
 	}
-	c.TrustDomain = td
-	root, err := parseSyntax(text)
+	root, err := parseSyntax(in.data)
 	if err != nil {
 		ps.add("", "%v", err)
 		return c

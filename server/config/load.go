@@ -46,10 +46,18 @@ func NewLoader() *Loader {
 // seconds or before ctx ends, is no mistake of the configuration: that is a
 // warning. The error is of the type Problems.
 func (l *Loader) Load(ctx context.Context, text, trustDomain string) (*Config, error) {
-	var ps problems
-	c := parse(&ps, text, trustDomain, l.Identity)
-	l.look(ctx, &ps, c)
-	if err := ps.err(); err != nil {
+	return l.load(ctx, fromSPIRE(text, trustDomain))
+}
+
+// LoadFile is to ParseFile what Load is to Parse.
+func (l *Loader) LoadFile(ctx context.Context, text string) (*Config, error) {
+	return l.load(ctx, fromFile(text))
+}
+
+func (l *Loader) load(ctx context.Context, in *input) (*Config, error) {
+	c := in.parse(l.Identity)
+	l.look(ctx, &in.problems, c)
+	if err := in.problems.err(); err != nil {
 		return nil, err
 	}
 	return c, nil

@@ -4,45 +4,101 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/hashicorp/hcl"
 	"github.com/hashicorp/hcl/hcl/ast"
 	"github.com/hashicorp/hcl/hcl/printer"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// PluginData returns the plugin_data of NodeAttestor "tpm" in a configuration of
-// SPIRE's server, as SPIRE hands it to the plugin; a text that has no plugins is
-// taken for plugin_data itself and returned as it is.
-func PluginData(text string) (string, error) {
+// input is a configuration that is to be parsed.
+type input struct {
+	data string // what is between the braces of plugin_data
+	// trustDomain is zero where it is not known.
+	trustDomain spiffeid.TrustDomain
+	// problems are what has been found so far. Where unread is true there is no
+	// data because of them.
+	problems problems
+	unread   bool
+}
+
+// fromSPIRE is what SPIRE hands to the plugin.
+func fromSPIRE(data, trustDomain string) *input {
+	in := &input{data: data}
+	td, err := spiffeid.TrustDomainFromString(trustDomain)
+	if err != nil {
+		in.problems.add("trust_domain", "SPIRE has given none that is valid: %v", err)
+	}
+	in.trustDomain = td
+	return in
+}
+
+// fromFile is what an operator has in a file: a configuration of SPIRE's server, of
+// which it takes the plugin_data, as SPIRE does, and the trust domain; or plugin_data
+// alone, where the text has no plugins.
+func fromFile(text string) *input {
+	in := &input{data: text}
 	var spire struct {
+		Server  ast.Node `hcl:"server"`
 		Plugins ast.Node `hcl:"plugins"`
 	}
 	if err := hcl.Decode(&spire, text); err != nil || spire.Plugins == nil {
-		return text, nil //nolint:nilerr // Parse says what is wrong with it
+		return in // parse says what is wrong with it
 	}
-	var plugins []map[string]map[string]struct {
+	data, err := pluginData(spire.Plugins)
+	if err != nil {
+		in.problems.add("plugins", "%v", err)
+		in.unread = true
+	}
+	in.data = data
+	if in.trustDomain, err = trustDomainOf(spire.Server); err != nil {
+		in.problems.add("server: trust_domain", "%v", err)
+	}
+	return in
+}
+
+// trustDomainOf reads the trust domain of a configuration of SPIRE's server; zero
+// where it is given on SPIRE's command line or by its environment.
+func trustDomainOf(server ast.Node) (spiffeid.TrustDomain, error) {
+	var s struct {
+		TrustDomain string `hcl:"trust_domain"`
+	}
+	if server != nil {
+		if err := hcl.DecodeObject(&s, server); err != nil {
+			return spiffeid.TrustDomain{}, err
+		}
+	}
+	if s.TrustDomain == "" || strings.Contains(s.TrustDomain, "$") {
+		return spiffeid.TrustDomain{}, nil
+	}
+	return spiffeid.TrustDomainFromString(s.TrustDomain)
+}
+
+// pluginData returns the plugin_data of NodeAttestor "tpm" as SPIRE prints it.
+func pluginData(plugins ast.Node) (string, error) {
+	var all []map[string]map[string]struct {
 		Data     ast.Node `hcl:"plugin_data"`
 		DataFile string   `hcl:"plugin_data_file"`
 	}
-	if err := hcl.DecodeObject(&plugins, spire.Plugins); err != nil {
-		return "", fmt.Errorf("plugins: %w", err)
+	if err := hcl.DecodeObject(&all, plugins); err != nil {
+		return "", err
 	}
-	for _, types := range plugins {
+	for _, types := range all {
 		p, ok := types["NodeAttestor"]["tpm"]
 		switch {
 		case !ok:
 			continue
 		case p.DataFile != "":
-			return "", fmt.Errorf(`plugins: NodeAttestor "tpm": it is in a file of its own: give that, %q`,
-				shorten(p.DataFile))
+			return "", fmt.Errorf(`NodeAttestor "tpm": it is in a file of its own: give that, %q`, shorten(p.DataFile))
 		case p.Data == nil:
 			return "", nil
 		}
 		var out bytes.Buffer
 		if err := printer.DefaultConfig.Fprint(&out, p.Data); err != nil {
-			return "", fmt.Errorf(`plugins: NodeAttestor "tpm": %w`, err)
+			return "", fmt.Errorf(`NodeAttestor "tpm": %w`, err)
 		}
 		return out.String(), nil
 	}
-	return "", errors.New(`plugins: there is no NodeAttestor "tpm"`)
+	return "", errors.New(`there is no NodeAttestor "tpm"`)
 }

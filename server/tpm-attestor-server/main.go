@@ -35,9 +35,10 @@ SPIRE starts it, as the plugin_cmd of
 
 By hand:
 
-    tpm-attestor-server -validate FILE    check what is between the braces of
-                                          plugin_data, in HCL or JSON ("-" reads
-                                          the standard input)
+    tpm-attestor-server -validate FILE    check a configuration, that of SPIRE's server
+                                          or what is between the braces of plugin_data
+                                          alone, in HCL or JSON ("-" reads the standard
+                                          input)
     tpm-attestor-server -fill-mirror FOLDER [options] FILE...
                                           fetch into FOLDER what servers without
                                           the Internet need to verify the EK
@@ -123,17 +124,16 @@ func versionString() string {
 // maxConfig is more than any configuration that is accepted.
 const maxConfig = 2 << 20
 
-// validate checks a configuration as SPIRE's call to Validate does and returns
-// the exit code: 0 where it is valid, 1 where it is not, 2 where it cannot be
-// read.
+// validate checks a configuration as SPIRE's call to Validate does, but for the
+// trust domain where the file has none, and returns the exit code: 0 where it is
+// valid, 1 where it is not, 2 where it cannot be read.
 func validate(name string, stdin io.Reader, stdout, stderr io.Writer) int {
 	text, err := readAtMost(name, stdin, maxConfig)
 	if err != nil {
 		fmt.Fprintf(stderr, "read the configuration: %v\n", err)
 		return 2
 	}
-	// The trust domain is SPIRE's to check.
-	c, err := config.NewLoader().Load(context.Background(), string(text), "trust-domain.invalid")
+	c, err := config.NewLoader().LoadFile(context.Background(), string(text))
 	var problems config.Problems
 	switch {
 	case errors.As(err, &problems):

@@ -78,6 +78,13 @@ func newVendor(t *testing.T) *vendor {
 		"other.pem":   tpm(2, "/gone.crt"),
 		"bare.pem":    pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: key}),
 		"server.conf": []byte(data),
+		"spiffe.conf": []byte(data + `
+			source "http" "inventory" {
+				url       = "https://allowlist.example.org/tpm.json"
+				auth      = "spiffe"
+				server_id = "spiffe://example.org/allowlist"
+			}
+			allow "both" { all = ["inventory", "vendors"] }`),
 		"whole.conf": []byte(`server { trust_domain = "example.org" }
 			plugins { NodeAttestor "tpm" { plugin_data { ` + data + `} } }`),
 	}}

@@ -94,12 +94,8 @@ func (f *fillFlags) mirrorConfig(stdin io.Reader) (mirror.Config, error) {
 		if err != nil {
 			return cfg, fmt.Errorf("read the configuration: %w", err)
 		}
-		data, err := config.PluginData(string(text))
-		if err != nil {
-			return cfg, fmt.Errorf("read the configuration: %w", err)
-		}
 		// Its files are on the server, and not here.
-		c, err := config.Parse(data, "trust-domain.invalid")
+		c, err := config.ParseFile(string(text))
 		if err != nil {
 			return cfg, fmt.Errorf("read the configuration: %w", err)
 		}
