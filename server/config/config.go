@@ -92,6 +92,7 @@ func (in *input) parse(identity httplist.IdentityProvider) *Config {
 	c.AllowWeakEK = b.boolean("allow_weak_ek", false)
 	c.CheckTimeout = b.duration("check_timeout", defaultCheckTimeout, leastCheckTimeout, mostCheckTimeout)
 	c.decodeAgentPath(b)
+	c.dropEmpty(b)
 	all, allow, deny := decodeRoot(ps, b)
 	b.finish()
 	c.withIdentity(ps, all, identity)
@@ -135,6 +136,17 @@ func decodeRoot(ps *problems, b *body) (all []definition, allow, deny []rule) {
 		}
 	}
 	return all, allow, deny
+}
+
+// dropEmpty drops the incumbent's keys where they are empty, which means "not set"
+// to the incumbent, and which templates of configurations write.
+func (c *Config) dropEmpty(b *body) {
+	for _, key := range []string{"ca_path", "hash_path"} {
+		if values := b.values[key]; len(values) == 1 && values[0].kind == text && values[0].text == "" {
+			delete(b.values, key)
+			c.Warnings = append(c.Warnings, Problem{key, "is empty, as if it were not there: nothing is trusted by it"}.String())
+		}
+	}
 }
 
 // decodeIncumbent reads the two keys of the incumbent's configuration. Either
@@ -192,7 +204,8 @@ func (c *Config) assemble(ps *problems, all []definition, allow, deny []rule) {
 	for _, r := range deny {
 		c.Policy.Deny = append(c.Policy.Deny, r.Rule)
 	}
-	c.Warnings = append(policyWarnings(all, allow, deny), c.agentPathWarnings(all)...)
+	c.Warnings = append(c.Warnings, policyWarnings(all, allow, deny)...)
+	c.Warnings = append(c.Warnings, c.agentPathWarnings(all)...)
 	for _, d := range all {
 		for _, w := range d.warnings {
 			c.Warnings = append(c.Warnings, w.String())

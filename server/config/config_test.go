@@ -47,6 +47,10 @@ func TestIncumbentKeys(t *testing.T) {
 			[]string{"ek_ca ca_path", "hash_dir hash_path"},
 		},
 		{`{"hash_path": "/opt/hashes", "source": {}, "allow": []}`, []string{"hash_dir hash_path"}},
+		// What a template of configurations writes for what is not set.
+		{`{"hash_path": "", "ca_path": "/opt/certs"}`, []string{"ek_ca ca_path"}},
+		{`hash_path = "/opt/hashes"` + "\n" + `ca_path = ""`, []string{"hash_dir hash_path"}},
+		{factory + `"ca_path" = ""`, []string{"hash_dir factory"}},
 	} {
 		c := mustParse(t, tt.text)
 		var members, names []string
@@ -223,7 +227,10 @@ func TestProblems(t *testing.T) {
 		{`hash_path = "/x"` + "\n" + `allow "x" { any = ["hash_path"] }`, `hash_path: stands beside allow`},
 		{`ca_path = "/x"` + "\n" + `deny "x" { any = ["ca_path"] }`, `ca_path: stands beside deny`},
 		{`hash_path = 5`, `hash_path: is the number 5, must be a string`},
-		{`hash_path = ""`, `hash_path: is empty`},
+		{`hash_path = ""`, `source: no source is configured`},
+		{`hash_path = ""` + "\n" + `ca_path = ""`, `source: no source is configured`},
+		{`hash_path = ""` + "\n" + `hash_path = "/x"`, `hash_path: is there 2 times, write it once`},
+		{`{"hash_path": null}`, `hash_path: is null`},
 
 		// The template.
 		{factory + `agent_path_template = "/x"`, `agent_path_template: "/x" would give several machines one ID`},
@@ -355,6 +362,7 @@ func TestWarnings(t *testing.T) {
 		{vendors, "rule default: " + alone},
 		{`ca_path = "/x"`, alone},
 		{`ca_path = "/x"` + "\n" + `hash_path = "/y"`, alone},
+		{`ca_path = ""` + "\n" + `hash_path = "/y"`, "ca_path: is empty, as if it were not there"},
 		{both + `allow "x" { any = ["factory", "vendors"] }`, `allow "x": ` + alone},
 		{both + `allow "x" { all = ["vendors"] any = ["factory"] }`, ""},
 		{both + `allow "x" { all = ["factory", "vendors"] }`, ""},
