@@ -92,7 +92,7 @@ func TestIDFromSources(t *testing.T) {
 			p := server.New()
 			log := &logBuffer{}
 			p.SetLogger(log.logger())
-			p.Use(t, fmt.Sprintf("hash_path = \"/x\"\nagent_path_template = %q", tt.template),
+			p.Use(t, withTemplate(tt.template),
 				sources.AnyOf("x", "y"), member("x", tt.x), member("y", tt.y))
 			s := honest(t.Context(), t, attestortest.New(t, attestortest.Options{EK: attestor.P256}))
 			wantStatus(t, p.Attest(s), tt.code, "")
@@ -107,6 +107,14 @@ func TestIDFromSources(t *testing.T) {
 			}
 		})
 	}
+}
+
+// withTemplate is a configuration in which the template can have a value.
+func withTemplate(template string) string {
+	return fmt.Sprintf(`source "hash_dir" "list" { path = "/x" }
+		source "ek_ca" "vendors" { bundles = { stm = "/y" } }
+		allow "all" { all = ["list", "vendors"] }
+		agent_path_template = %q`, template)
 }
 
 // fakeAgentStore is SPIRE's AgentStore host service.

@@ -7,7 +7,6 @@
 package config
 
 import (
-	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -40,6 +39,8 @@ type Config struct {
 	Warnings []string
 
 	files []file
+	// gives are the fields of AgentPath that each source can give.
+	gives map[string][]agentpath.Field
 }
 
 // Parse reads a configuration as SPIRE hands it to the plugin, with SPIRE's trust
@@ -96,22 +97,9 @@ func (in *input) parse(identity httplist.IdentityProvider) *Config {
 	all, allow, deny := decodeRoot(ps, b)
 	b.finish()
 	c.withIdentity(ps, all, identity)
+	c.checkAgentPath(ps, all, allow)
 	c.assemble(ps, all, allow, deny)
 	return c
-}
-
-func (c *Config) decodeAgentPath(b *body) {
-	const key = "agent_path_template"
-	text := b.text(key)
-	if text == "" {
-		text = agentpath.Default
-	}
-	t, err := agentpath.Parse(text)
-	if err != nil {
-		b.fail(key, "%q %v", shorten(text), err)
-		return
-	}
-	c.AgentPath = t
 }
 
 // decodeRoot reads the sources and the rules.
@@ -144,7 +132,7 @@ func (c *Config) dropEmpty(b *body) {
 	for _, key := range []string{"ca_path", "hash_path"} {
 		if values := b.values[key]; len(values) == 1 && values[0].kind == text && values[0].text == "" {
 			delete(b.values, key)
-			c.Warnings = append(c.Warnings, Problem{key, "is empty, as if it were not there: nothing is trusted by it"}.String())
+			c.warn(key, "is empty, as if it were not there: nothing is trusted by it")
 		}
 	}
 }
@@ -205,7 +193,6 @@ func (c *Config) assemble(ps *problems, all []definition, allow, deny []rule) {
 		c.Policy.Deny = append(c.Policy.Deny, r.Rule)
 	}
 	c.Warnings = append(c.Warnings, policyWarnings(all, allow, deny)...)
-	c.Warnings = append(c.Warnings, c.agentPathWarnings(all)...)
 	for _, d := range all {
 		for _, w := range d.warnings {
 			c.Warnings = append(c.Warnings, w.String())
@@ -218,31 +205,4 @@ func (c *Config) assemble(ps *problems, all []definition, allow, deny []rule) {
 	if _, err := c.NewSet(sources.Options{}); err != nil {
 		ps.add("", "%v", err)
 	}
-}
-
-// agentPathWarnings says what a person should know of a template that is
-// accepted.
-func (c *Config) agentPathWarnings(all []definition) []string {
-	if c.AgentPath == nil {
-		return nil
-	}
-	var warnings []string
-	warn := func(message string) {
-		warnings = append(warnings, Problem{"agent_path_template", message}.String())
-	}
-	if !c.AgentPath.FollowsConvention() {
-		warn("the IDs are not below /spire/agent/tpm/, where SPIRE expects those of this plugin")
-	}
-	uses := c.AgentPath.Uses
-	if uses(agentpath.PubHash) {
-		return warnings
-	}
-	isNamed := func(d definition) bool { return !d.byVendor && !d.noAttributes }
-	if uses(agentpath.Name) && slices.ContainsFunc(all, isNamed) {
-		warn("two machines of one name get one ID: keep names unique across all lists")
-	}
-	if !uses(agentpath.Name) && !uses(agentpath.Issuer) {
-		warn("serial numbers are unique for one issuer only: use .Issuer unless each bundle has one authority")
-	}
-	return warnings
 }

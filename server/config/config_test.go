@@ -18,6 +18,7 @@ const (
 	factory = `source "hash_dir" "factory" { path = "/srv/tpm/hashes" }` + "\n"
 	vendors = `source "ek_ca" "vendors" { ca_path = "/etc/tpm/cas" }` + "\n"
 	both    = factory + vendors
+	bundles = `source "ek_ca" "vendors" { bundles = { stm = "/etc/tpm/stm.pem" } }` + "\n"
 )
 
 // What is not written must have the value that the documentation says.
@@ -377,7 +378,7 @@ func TestWarnings(t *testing.T) {
 		{factory + `agent_path_template = "/tpm/{{ .Name }}"`, "two machines of one name get one ID"},
 		{factory + `agent_path_template = "/tpm/{{ .Name }}/{{ .PubHash }}"`, ""},
 		{
-			both + `allow "x" { all = ["factory", "vendors"] } agent_path_template = "/tpm/{{ .CA }}/{{ .Serial }}"`,
+			factory + bundles + `allow "x" { all = ["factory", "vendors"] } agent_path_template = "/tpm/{{ .CA }}/{{ .Serial }}"`,
 			"unique for one issuer only",
 		},
 		{
@@ -391,5 +392,64 @@ func TestWarnings(t *testing.T) {
 		if (tt.want == "") != (len(c.Warnings) == 0) || !strings.Contains(all, tt.want) {
 			t.Errorf("%s\n warnings %q, want %q", tt.text, all, tt.want)
 		}
+	}
+}
+
+// A template that has a value for no machine would have every attestation refused,
+// and every agent exit, by a configuration that was found to be valid.
+func TestTemplateWithoutAValue(t *testing.T) {
+	const (
+		name, serial = `agent_path_template = "/tpm/{{ .Name }}" `, `agent_path_template = "/tpm/{{ .Issuer }}/{{ .Serial }}" `
+		ca           = `agent_path_template = "/tpm/{{ .CA }}/{{ .Serial }}" `
+		lab          = `source "hash_file" "lab" { path = "/lab" attributes = false }` + "\n"
+		either       = `allow "a" { any = ["factory"] } allow "b" { any = ["vendors"] } `
+		no           = "which no source of an enforced allow rule can give, so that no machine would have an ID: name "
+	)
+	for _, tt := range []struct{ text, problem, warning string }{
+		{vendors + name, "agent_path_template: uses .Name, " + no + "a list, such as a hash_dir", ""},
+		{lab + name, "uses .Name, " + no, ""},
+		{`ca_path = "/x" ` + "\n" + name, "uses .Name, " + no, ""},
+		{vendors + ca, "uses .CA, " + no + "an ek_ca with bundles in one, whose attributes are not false, or use .PubHash", ""},
+		{factory + ca, "uses .Serial, " + no + "an ek_ca in one", ""},
+		{factory + serial, "uses .Issuer, " + no + "an ek_ca in one", ""},
+		{`source "ek_ca" "v" { ca_path = "/x" attributes = false } ` + serial, "uses .Issuer, " + no, ""},
+		{`source "sql" "s" { dialect = "mysql" dsn_path = "/x" } ` + serial, "uses .Issuer, " + no, ""},
+		// A rule on trial decides nothing, and a deny rule gives nothing.
+		{both + name + `allow "a" { any = ["vendors"] } allow "b" { any = ["factory"] enforce = false }`, "uses .Name, " + no, ""},
+		{lab + vendors + serial + `allow "a" { any = ["lab"] } deny "b" { any = ["vendors"] }`, "uses .Issuer, " + no, ""},
+		// Beside other mistakes, at once.
+		{vendors + name + `bogus = 1`, "uses .Name, " + no, ""},
+
+		{factory + name, "", ""},
+		{vendors + serial, "", ""},
+		{bundles + ca, "", ""},
+		{inventory + "}\n" + name, "", ""},
+		{table + "}\n" + name, "", ""},
+		{`ca_path = "/x"` + "\n" + `hash_path = "/y"` + "\n" + name, "", ""},
+		{lab + factory + name + `allow "a" { any = ["lab", "factory"] }`, "", ""},
+		{both + name + `allow "a" { all = ["vendors"] any = ["factory"] }`, "", ""},
+		// Rules are watched before any is enforced.
+		{vendors + name + `allow "a" { any = ["vendors"] enforce = false }`, "", ""},
+		// Some machines have no ID.
+		{both + name + either, "", `uses .Name, which no source of allow "b" can give: a machine that this rule alone admits`},
+		{both + serial + either, "", `uses .Issuer, which no source of allow "a" can give`},
+	} {
+		c, err := config.Parse(tt.text, trustDomain)
+		switch {
+		case tt.problem != "":
+			if err == nil || !strings.Contains(err.Error(), tt.problem) {
+				t.Errorf("%s\n got  %v\n want %s", tt.text, err, tt.problem)
+			}
+		case err != nil:
+			t.Errorf("%s: %v", tt.text, err)
+		case (tt.warning != "") != strings.Contains(strings.Join(c.Warnings, "; "), "can give: a machine that this"),
+			!strings.Contains(strings.Join(c.Warnings, "; "), tt.warning):
+			t.Errorf("%s\n warnings %q, want %q", tt.text, c.Warnings, tt.warning)
+		}
+	}
+	// What is not known gives anything, so that one mistake is not told as two.
+	_, err := config.Parse(`source "ldap" "x" {} allow "a" { any = ["x", "y"] } `+name, trustDomain)
+	if err == nil || strings.Contains(err.Error(), "agent_path_template") {
+		t.Errorf("%v", err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/spire-tpm/spire-tpm-attestor/server/agentpath"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
@@ -88,7 +89,11 @@ func ekCA(b *body, cfg ekca.Config, key string) definition {
 		config:   cfg,
 		cache:    cfg.CachePath,
 		open:     func() (sources.Source, error) { return ekca.New(cfg) },
+		gives:    []agentpath.Field{agentpath.Issuer, agentpath.Serial},
 		byVendor: true,
+	}
+	if b.has("bundles") {
+		d.gives = append(d.gives, agentpath.CA)
 	}
 	if cfg.CAPath != "" {
 		d.files = append(d.files, file{at: under(b.path, key), path: cfg.CAPath})

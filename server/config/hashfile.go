@@ -3,6 +3,7 @@ package config
 import (
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/server/agentpath"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashfile"
@@ -26,6 +27,7 @@ func decodeHashFile(b *body) definition {
 	d := definition{
 		config: cfg,
 		open:   func() (sources.Source, error) { return hashfile.New(cfg) },
+		gives:  []agentpath.Field{agentpath.Name},
 	}
 	if cfg.Path != "" {
 		d.files = append(d.files, file{at: under(b.path, "path"), path: cfg.Path, regular: true})

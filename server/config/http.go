@@ -10,6 +10,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
+	"github.com/spire-tpm/spire-tpm-attestor/server/agentpath"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
@@ -51,6 +52,7 @@ func decodeHTTP(b *body) definition {
 		config: cfg,
 		cache:  cfg.CachePath,
 		open:   func() (sources.Source, error) { return httplist.New(cfg) },
+		gives:  []agentpath.Field{agentpath.Name},
 	}
 	for _, f := range []struct{ key, path string }{
 		{"ca_path", cfg.CAPath},

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/server/agentpath"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir"
 )
@@ -47,6 +48,8 @@ type definition struct {
 	cache string
 	// warnings are what a person should know, though it is no mistake.
 	warnings []Problem
+	// gives are the fields of an agent's path that the source can give.
+	gives []agentpath.Field
 	// byVendor is set where the source knows makers of TPMs and not TPMs.
 	byVendor bool
 	// notInDeny says what a source must have for use in a deny rule: the key,
@@ -82,6 +85,7 @@ func hashDir(b *body, cfg hashdir.Config, key string) definition {
 	d := definition{
 		config: cfg,
 		open:   func() (sources.Source, error) { return hashdir.New(cfg) },
+		gives:  []agentpath.Field{agentpath.Name},
 	}
 	if cfg.Path != "" {
 		d.files = append(d.files, file{at: under(b.path, key), path: cfg.Path, dir: true})
@@ -150,6 +154,9 @@ func decodeSource(ps *problems, k sourceKind, n namedBlock) definition {
 	b.finish()
 	d.kind, d.name, d.path = k.name, n.name, n.path
 	d.noAttributes, d.broken = noAttributes, b.broken
+	if noAttributes {
+		d.gives = nil
+	}
 	return d
 }
 

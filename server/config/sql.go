@@ -3,6 +3,7 @@ package config
 import (
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/server/agentpath"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sqltable"
 )
@@ -45,6 +46,7 @@ func decodeSQL(b *body) definition {
 	d := definition{
 		config: cfg,
 		open:   func() (sources.Source, error) { return sqltable.New(cfg) },
+		gives:  []agentpath.Field{agentpath.Name},
 	}
 	for _, f := range []struct{ key, path string }{
 		{"dsn_path", cfg.DSNPath},

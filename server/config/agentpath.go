@@ -1,0 +1,102 @@
+package config
+
+import (
+	"slices"
+
+	"github.com/spire-tpm/spire-tpm-attestor/server/agentpath"
+)
+
+func (c *Config) decodeAgentPath(b *body) {
+	text := b.text(agentPathKey)
+	if text == "" {
+		text = agentpath.Default
+	}
+	t, err := agentpath.Parse(text)
+	if err != nil {
+		b.fail(agentPathKey, "%q %v", shorten(text), err)
+		return
+	}
+	c.AgentPath = t
+}
+
+const agentPathKey = "agent_path_template"
+
+// MayGive reports whether a source can give a field of AgentPath. It can, for all
+// that is known, where the configuration has no source of that name.
+func (c *Config) MayGive(source string, f agentpath.Field) bool {
+	fields, known := c.gives[source]
+	return !known || slices.Contains(fields, f)
+}
+
+// checkAgentPath refuses a template that has a value for no machine, and says what
+// a person should know of one that is accepted.
+func (c *Config) checkAgentPath(ps *problems, all []definition, allow []rule) {
+	c.gives = map[string][]agentpath.Field{}
+	for _, d := range all {
+		c.gives[d.name] = append(c.gives[d.name], d.gives...)
+	}
+	if c.AgentPath == nil {
+		return
+	}
+	for _, f := range []struct {
+		field agentpath.Field
+		from  string
+	}{
+		{agentpath.Name, "a list, such as a hash_dir or a hash_file"},
+		{agentpath.CA, "an ek_ca with bundles"},
+		{agentpath.Issuer, "an ek_ca"},
+		{agentpath.Serial, "an ek_ca"},
+	} {
+		if c.AgentPath.Uses(f.field) {
+			c.checkField(ps, f.field, f.from, allow)
+		}
+	}
+	c.warnOfAgentPath()
+}
+
+// checkField refuses a field that no enforced allow rule has a source for, and warns
+// of one that some of them have none for.
+func (c *Config) checkField(ps *problems, f agentpath.Field, from string, allow []rule) {
+	var with, without []rule
+	for _, r := range allow {
+		sources := slices.Concat(r.All, r.Any)
+		switch {
+		case r.Trial:
+		case len(sources) == 0 || slices.ContainsFunc(sources, func(s string) bool { return c.MayGive(s, f) }):
+			with = append(with, r)
+		default:
+			without = append(without, r)
+		}
+	}
+	if len(with) == 0 && len(without) > 0 {
+		ps.add(agentPathKey, "uses %s, which no source of an enforced allow rule can give, so that no machine "+
+			"would have an ID: name %s in one, whose attributes are not false, or use %s instead",
+			f, from, agentpath.PubHash)
+		return
+	}
+	for _, r := range without {
+		c.warn(agentPathKey, "uses "+f.String()+", which no source of "+r.path+" can give: "+
+			"a machine that this rule alone admits has no ID and is refused")
+	}
+}
+
+// warnOfAgentPath says what a template means for the IDs.
+func (c *Config) warnOfAgentPath() {
+	if !c.AgentPath.FollowsConvention() {
+		c.warn(agentPathKey, "the IDs are not below /spire/agent/tpm/, where SPIRE expects those of this plugin")
+	}
+	uses := c.AgentPath.Uses
+	switch {
+	case uses(agentpath.PubHash):
+	case uses(agentpath.Name):
+		c.warn(agentPathKey, "two machines of one name get one ID: keep names unique across all lists")
+	case !uses(agentpath.Issuer):
+		c.warn(agentPathKey, "serial numbers are unique for one issuer only: "+
+			"use .Issuer unless each bundle has one authority")
+	}
+}
+
+// warn tells a person something that is no mistake.
+func (c *Config) warn(path, message string) {
+	c.Warnings = append(c.Warnings, Problem{path, message}.String())
+}
