@@ -179,7 +179,7 @@ func (a *attestation) answer(ctx context.Context) ([]byte, *failure) {
 
 // admit returns what SPIRE is told of a machine that is admitted.
 func (a *attestation) admit(ctx context.Context) (*nodeattestorv1.AgentAttributes, *failure) {
-	id, err := agentID(a.TrustDomain, a.AgentPath, a.ekHash, &a.decision)
+	id, err := agentID(a.Config, a.ekHash, &a.decision)
 	switch {
 	case errors.Is(err, errUnsure):
 		return nil, &failure{

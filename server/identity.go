@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -12,21 +13,20 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/spire-tpm/spire-tpm-attestor/server/agentpath"
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
 // errUnsure is what agentID wraps where a source that could not tell might have
 // changed the ID.
-var errUnsure = errors.New("a source that knows more could not tell")
+var errUnsure = errors.New("a source could not tell")
 
 // agentID returns the SPIFFE ID of an admitted machine. An ID must belong to one
 // machine, and to the same one at all times: where sources disagree about a
-// field there is none, and where one of them could not tell there is none now.
-func agentID(
-	td spiffeid.TrustDomain, t *agentpath.Template, ekHash string, d *sources.Decision,
-) (spiffeid.ID, error) {
-	values := agentpath.Values{agentpath.PubHash: ekHash}
-	unsure := len(d.Unsure) > 0
+// field there is none, and where one that could not tell might decide about it
+// there is none now, whichever rule admits the machine meanwhile.
+func agentID(c *config.Config, ekHash string, d *sources.Decision) (spiffeid.ID, error) {
+	t, values := c.AgentPath, agentpath.Values{agentpath.PubHash: ekHash}
 	for field := range values {
 		f := agentpath.Field(field)
 		if f == agentpath.PubHash || !t.Uses(f) {
@@ -36,14 +36,16 @@ func agentID(
 		if err != nil {
 			return spiffeid.ID{}, err
 		}
+		knows := slices.IndexFunc(d.Missing, func(source string) bool { return c.MayGive(source, f) })
 		// A certificate has one serial number and one issuer, whoever else
 		// might tell of it; a name or a bundle could be another one as well.
-		if unsure && (value == "" || f == agentpath.Name || f == agentpath.CA) {
-			return spiffeid.ID{}, fmt.Errorf("the template %q needs %s: %w", t, f, errUnsure)
+		if knows >= 0 && (value == "" || f == agentpath.Name || f == agentpath.CA) {
+			return spiffeid.ID{}, fmt.Errorf("the template %q needs %s, which the source %s may know: %w",
+				t, f, d.Missing[knows], errUnsure)
 		}
 		values[field] = value
 	}
-	return t.ID(td, &values)
+	return t.ID(c.TrustDomain, &values)
 }
 
 // oneValue returns the value of a field that sources agree about, or nothing.

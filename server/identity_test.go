@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -94,18 +95,106 @@ func TestIDFromSources(t *testing.T) {
 			p.SetLogger(log.logger())
 			p.Use(t, withTemplate(tt.template),
 				sources.AnyOf("x", "y"), member("x", tt.x), member("y", tt.y))
-			s := honest(t.Context(), t, attestortest.New(t, attestortest.Options{EK: attestor.P256}))
-			wantStatus(t, p.Attest(s), tt.code, "")
-			if tt.code == codes.OK {
-				if !strings.Contains(s.attributes.GetSpiffeId(), tt.want) {
-					t.Errorf("ID %s, want one with %s", s.attributes.GetSpiffeId(), tt.want)
-				}
-				return
-			}
-			if reason := fmt.Sprint(log.find(t, "Attestation failed")["reason"]); !strings.Contains(reason, tt.want) {
-				t.Errorf("the log says %q, want %q", reason, tt.want)
-			}
+			wantID(t, p, log, tt.code, tt.want)
 		})
+	}
+}
+
+// An outage must not pick the ID, nor have an agent give up for good: where a source
+// is down that could have named the machine, whichever rule admits it meanwhile, the
+// answer is to try again. What could not have, however it had answered, is no reason.
+func TestIDWhileAnotherRuleMightHold(t *testing.T) {
+	named := func(name string) sourcetest.Answer { return sourcetest.Lists(sources.Attributes{Name: name}) }
+	stm := sourcetest.Lists(sources.Attributes{
+		CAs: []string{"stm"}, Certificate: &sources.EKCertificate{IssuerKeyHash: strings.Repeat("a", 64), Serial: "1f"},
+	})
+	down, not := sourcetest.Fails(errors.New("down")), sourcetest.ListsNot()
+	inventory := sources.Rule{Name: "a", Any: []string{"inventory"}}
+	gated := sources.Rule{Name: "a", All: []string{"inventory", "gate"}}
+	const byName, byCA = "/tpm/{{ .Name }}", "/tpm/{{ .CA }}/{{ .Serial }}"
+	for _, tt := range []struct {
+		name                    string
+		rule                    sources.Rule
+		inventory, gate, backup sourcetest.Answer
+		template                string
+		code                    codes.Code
+		want                    string // of the path, or of the log
+	}{
+		{"all is well", inventory, named("n"), not, named(""), byName, codes.OK, "/n"},
+		{"the one that names is down", inventory, down, not, named(""), byName, codes.Unavailable, "the source inventory may know"},
+		{"the other one names it as well", inventory, down, not, named("o"), byName, codes.Unavailable, "the source inventory may know"},
+		{"and the hash is all that is needed", inventory, down, not, named(""), "/tpm/{{ .PubHash }}", codes.OK, "/tpm/"},
+		{"down, in a rule that cannot hold", gated, down, not, named("o"), byName, codes.OK, "/o"},
+		{"down, in a rule that cannot hold, and no name", gated, down, not, named(""), byName, codes.PermissionDenied, "no value"},
+		{"what its rule needs as well is down", gated, named("n"), down, named("o"), byName, codes.Unavailable, "the source gate may know"},
+		{"it does not list, and what its rule needs is down", gated, not, down, named("o"), byName, codes.OK, "/o"},
+		{
+			"a rule on trial",
+			sources.Rule{Name: "a", Any: []string{"inventory"}, Trial: true},
+			down, not, named("o"), byName, codes.OK, "/o",
+		},
+		{"a bundle", inventory, down, not, stm, byCA, codes.Unavailable, "needs .CA, which the source inventory may know"},
+		{"an issuer", inventory, down, not, stm, "/tpm/{{ .Issuer }}/{{ .Serial }}", codes.OK, "/1f"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p, log := server.New(), &logBuffer{}
+			p.SetLogger(log.logger())
+			p.Use(t, withTemplate(tt.template), sources.Policy{Allow: []sources.Rule{
+				tt.rule, {Name: "b", Any: []string{"backup"}}, {Name: "watched", Any: []string{"gate"}, Trial: true},
+			}}, member("inventory", tt.inventory), member("gate", tt.gate), member("backup", tt.backup))
+			wantID(t, p, log, tt.code, tt.want)
+		})
+	}
+}
+
+// A source that gives no attributes, or of a kind that gives none of this sort,
+// withholds no ID when it is down, unless another one's attributes depend on it.
+func TestIDWhileWhatNamesNobodyIsDown(t *testing.T) {
+	named := func(name string) sourcetest.Answer { return sourcetest.Lists(sources.Attributes{Name: name}) }
+	down := sourcetest.Fails(errors.New("down"))
+	either := []sources.Rule{{Name: "a", Any: []string{"vendors"}}, {Name: "b", Any: []string{"backup"}}}
+	together := []sources.Rule{{Name: "a", All: []string{"vendors", "inventory"}}, {Name: "b", Any: []string{"backup"}}}
+	for _, tt := range []struct {
+		name         string
+		rules        []sources.Rule
+		noAttributes bool
+		template     string
+		code         codes.Code
+		want         string
+	}{
+		{"an ek_ca", either, false, "/tpm/{{ .Name }}", codes.OK, "/o"},
+		{"an ek_ca in the rule that holds", sources.AnyOf("vendors", "backup").Allow, false, "/tpm/{{ .Name }}", codes.OK, "/o"},
+		{"its bundle", either, false, "/tpm/{{ .CA }}/{{ .Serial }}", codes.Unavailable, "the source vendors may know"},
+		{"without attributes", either, true, "/tpm/{{ .CA }}/{{ .Serial }}", codes.PermissionDenied, "no value"},
+		{"what depends on it", together, true, "/tpm/{{ .Name }}", codes.Unavailable, "the source inventory may know"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p, log := server.New(), &logBuffer{}
+			p.SetLogger(log.logger())
+			vendors := member("vendors", down) // an ek_ca, by withTemplate
+			vendors.NoAttributes = tt.noAttributes
+			watched := []sources.Rule{{Name: "watched", Any: []string{"inventory"}, Trial: true}}
+			p.Use(t, withTemplate(tt.template), sources.Policy{Allow: slices.Concat(tt.rules, watched)},
+				vendors, member("inventory", named("n")), member("backup", named("o")))
+			wantID(t, p, log, tt.code, tt.want)
+		})
+	}
+}
+
+// wantID has a machine attest and fails the test unless it gets an ID with a text in
+// it, or is refused with this code and for a reason with it.
+func wantID(t *testing.T, p *server.Plugin, log *logBuffer, code codes.Code, want string) {
+	t.Helper()
+	s := honest(t.Context(), t, attestortest.New(t, attestortest.Options{EK: attestor.P256}))
+	wantStatus(t, p.Attest(s), code, "")
+	if code == codes.OK {
+		if id := s.attributes.GetSpiffeId(); !strings.Contains(id, want) {
+			t.Errorf("ID %s, want one with %s", id, want)
+		}
+		return
+	}
+	if reason := fmt.Sprint(log.find(t, "Attestation failed")["reason"]); !strings.Contains(reason, want) {
+		t.Errorf("the log says %q, want %q", reason, want)
 	}
 }
 

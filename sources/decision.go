@@ -122,6 +122,13 @@ type Decision struct {
 	// tell, sorted, without members whose attributes are switched off. What
 	// they know is missing from Attributes.
 	Unsure []string
+	// Missing are the names of all sources whose attributes might be in
+	// Attributes as well if every source could tell, sorted: those in Unsure and,
+	// of the enforced allow rules that only might hold, those that list the TPM
+	// or could not tell, without members whose attributes are switched off. So a
+	// source that lists the TPM may be among them, and so may a Fetcher that was
+	// not asked beside one that has failed. Where none has failed it is empty.
+	Missing []string
 
 	// Denied are the enforced deny rules that hold; MaybeDenied those that
 	// might, since a source could not tell. Both sorted.
@@ -184,30 +191,36 @@ func (r *planRule) tried(v []value, deny bool) Trial {
 // grant fills in what admits: the enforced allow rules that hold and their
 // sources. noAttributes are the sources whose attributes are switched off.
 func (p *plan) grant(v []value, noAttributes []bool, d *Decision) {
-	counts := make([]bool, len(v))
+	held := make([]value, len(v)) // of the rules that name a source, what the best comes to
 	for i := range p.allow {
 		r := &p.allow[i]
-		if r.trial || r.value(v) != yes {
+		if r.trial {
 			continue
 		}
-		d.Rules = append(d.Rules, r.name)
+		came := r.value(v)
+		if came == yes {
+			d.Rules = append(d.Rules, r.name)
+		}
 		for _, s := range r.all {
-			counts[s] = true
+			held[s] = or(held[s], came)
 		}
 		for _, s := range r.any {
-			counts[s] = true
+			held[s] = or(held[s], came)
 		}
 	}
 	for i, a := range d.Answers {
 		switch {
-		case !counts[i]:
-		case v[i] == yes:
+		case held[i] == yes && v[i] == yes:
 			d.Listed = append(d.Listed, a.Source)
 			if !noAttributes[i] {
 				d.Attributes = append(d.Attributes, a.Verdict.Attributes)
 			}
-		case v[i] == unsure && !noAttributes[i]:
-			d.Unsure = append(d.Unsure, a.Source)
+		case held[i] == no || v[i] == no || noAttributes[i]: // has nothing that could be missing
+		default:
+			d.Missing = append(d.Missing, a.Source)
+			if held[i] == yes {
+				d.Unsure = append(d.Unsure, a.Source)
+			}
 		}
 	}
 }

@@ -100,6 +100,26 @@ func TestWorthFetchingIsExact(t *testing.T) {
 	})
 }
 
+// TestNotAskedIsNotMissing: a source that is not asked because its answer would change
+// nothing does not withhold an ID, where no source has failed.
+func TestNotAskedIsNotMissing(t *testing.T) {
+	var every []situation
+	for _, v := range assignments(3, no, open, yes) {
+		every = append(every, situation{v, resolutions(v, open, no, yes)})
+	}
+	everyPolicy(func(p Policy) {
+		pl := newPlan(p, lawSources)
+		for _, s := range every {
+			worth := pl.worthFetching(s.v)
+			for _, end := range s.ends {
+				if d := admission(&pl, without(s, end, worth)); d.Missing != nil {
+					t.Fatalf("%+v with %v: %v are fetched, and %v are missing where they end as %v", p, s.v, worth, d.Missing, end)
+				}
+			}
+		}
+	})
+}
+
 // TestNobodyIsFetchedForARefusal: a machine that is refused whatever the network
 // says causes no request. This is the half of the law that strangers would use.
 func TestNobodyIsFetchedForARefusal(t *testing.T) {

@@ -258,6 +258,42 @@ func TestAdmissionNamesWhatAdmitted(t *testing.T) {
 	})
 }
 
+// TestMissing proves what an ID relies on: the sources in Missing are exactly those
+// whose attributes a machine that is admitted now could have as well if those that
+// failed had answered. None is left out, or an outage would pick the ID; and none
+// is there for nothing, or an outage that changes nothing would withhold it.
+func TestMissing(t *testing.T) {
+	every := assignments(3, no, unsure, yes)
+	var answered [][][]value
+	for _, v := range every {
+		answered = append(answered, resolutions(v, unsure, no, yes))
+	}
+	everyPolicy(func(p Policy) {
+		pl := newPlan(p, lawSources)
+		for i, v := range every {
+			d := admission(&pl, v)
+			if d.Outcome != Admitted {
+				if d.Missing != nil {
+					t.Fatalf("%+v with %v: %+v", p, v, d)
+				}
+				continue
+			}
+			var want []string
+			for _, w := range answered[i] {
+				want = append(want, admission(&pl, w).Listed...)
+			}
+			want = slices.DeleteFunc(want, func(s string) bool { return slices.Contains(d.Listed, s) })
+			slices.Sort(want)
+			if want = slices.Compact(want); !slices.Equal(d.Missing, want) {
+				t.Fatalf("%+v with %v: %v are missing, want %v", p, v, d.Missing, want)
+			}
+			if plain := admissionWithout(&pl, v, []bool{true, true, true}); plain.Missing != nil {
+				t.Fatalf("%+v with %v, without attributes: %v are missing", p, v, plain.Missing)
+			}
+		}
+	})
+}
+
 // TestReportedDenials proves that a rule is reported as denying exactly where it
 // holds however the failures turn out, and as perhaps denying where they decide.
 func TestReportedDenials(t *testing.T) {
@@ -325,7 +361,7 @@ func TestTrialsDecideNothing(t *testing.T) {
 			for _, v := range assignments(3, no, unsure, yes) {
 				d, e := admission(&plain, v), admission(&with, v)
 				if d.Outcome != e.Outcome || !slices.Equal(d.Rules, e.Rules) || !slices.Equal(d.Listed, e.Listed) ||
-					e.Denied != nil || e.MaybeDenied != nil {
+					!slices.Equal(d.Missing, e.Missing) || e.Denied != nil || e.MaybeDenied != nil {
 					t.Fatalf("%+v beside %+v with %v: %+v, want %+v", trial, allow, v, e, d)
 				}
 				unknown := slices.Contains(v, unsure) && with.allow[1].value(v) == unsure
@@ -356,13 +392,17 @@ func TestNoPolicyAdmitsNobody(t *testing.T) {
 
 // admission is the decision of the second step.
 func admission(p *plan, v []value) Decision {
+	return admissionWithout(p, v, make([]bool, len(v)))
+}
+
+func admissionWithout(p *plan, v []value, noAttributes []bool) Decision {
 	d := Decision{Outcome: p.decide(v), Answers: make([]Answer, len(v))}
 	for i, n := range lawSources {
 		d.Answers[i] = Answer{Source: n, Verdict: Verdict{Attributes: Attributes{Name: n}}}
 	}
 	p.report(v, &d)
 	if d.Outcome == Admitted {
-		p.grant(v, make([]bool, len(v)), &d)
+		p.grant(v, noAttributes, &d)
 	}
 	return d
 }
