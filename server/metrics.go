@@ -46,7 +46,9 @@ const (
 
 // The limits of metrics.
 const (
-	metricsQueued  = 1024
+	metricsQueued = 1024
+	// metricsBatch is how many attestations are counted together at most.
+	metricsBatch   = 128
 	metricsTimeout = 5 * time.Second
 )
 
@@ -126,19 +128,19 @@ type counter struct {
 	labels [3][2]string
 }
 
-// emit hands over an event, and counts together with it all that has queued up
-// meanwhile.
+// emit hands over an event, and counts together with it what has queued up
+// meanwhile, metricsBatch of them at most: counters are told under load too.
 func (m *metrics) emit(ctx context.Context, e event) {
 	counts := map[counter]int{}
-	for more := true; more; {
+	for n, more := 1, true; more; n++ {
 		m.sample(ctx, e)
 		e.count(counts)
+		if n == metricsBatch || ctx.Err() != nil {
+			break
+		}
 		select {
 		case e = <-m.events:
 		default:
-			more = false
-		}
-		if len(counts) > metricsQueued || ctx.Err() != nil {
 			more = false
 		}
 	}

@@ -87,3 +87,33 @@ func TestMetricsThatWereDropped(t *testing.T) {
 		}
 	})
 }
+
+// slowMetrics is a SPIRE that takes a millisecond for each sample.
+type slowMetrics struct{ countingMetrics }
+
+func (slowMetrics) AddSample(
+	context.Context, *metricsv1.AddSampleRequest, ...grpc.CallOption,
+) (*emptypb.Empty, error) {
+	time.Sleep(time.Millisecond)
+	return &emptypb.Empty{}, nil
+}
+
+// Strangers that come as fast as SPIRE takes samples must not keep the counters
+// from it: no alert would see them, nor anybody else, for as long as they come.
+func TestMetricsUnderLoad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake := slowMetrics{countingMetrics{counts: map[string]float32{}}}
+		m := startMetrics(&metricsv1.MetricsServiceClient{MetricsClient: fake})
+		defer m.close()
+		const came = 10 * metricsBatch
+		for range came {
+			m.attested(outcomeMalformed, time.Second, &sources.Decision{})
+			m.attested(outcomeMalformed, time.Second, &sources.Decision{})
+			time.Sleep(time.Millisecond)
+		}
+		synctest.Wait()
+		if n := fake.counts["tpm.attestation"]; n < came-metricsBatch-1 {
+			t.Errorf("of %d attestations %v are told while more come", 2*came, n)
+		}
+	})
+}
