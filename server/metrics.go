@@ -16,6 +16,8 @@ import (
 //   - tpm.attestation counts attestations by outcome.
 //   - tpm.attestation.rule counts them by outcome and by each rule that decided,
 //     with its effect, allow or deny.
+//   - tpm.attestation.trial counts them by each rule on trial, with its effect and
+//     what it came to.
 //   - tpm.attestation.elapsed_time is how long they took, in milliseconds, by
 //     outcome.
 //   - tpm.source counts answers by source and verdict.
@@ -29,6 +31,7 @@ const (
 	metricRoot    = "tpm"
 	metricAttest  = "attestation"
 	metricRule    = "rule"
+	metricTrial   = "trial"
 	metricElapsed = "elapsed_time"
 	metricSource  = "source"
 	metricDropped = "dropped"
@@ -70,6 +73,7 @@ type event struct {
 	outcome     outcome
 	elapsed     time.Duration
 	allow, deny []string
+	trials      []sources.Trial
 	answers     []sources.Answer
 }
 
@@ -95,7 +99,7 @@ func (m *metrics) attested(o outcome, elapsed time.Duration, d *sources.Decision
 	if m == nil {
 		return
 	}
-	e := event{outcome: o, elapsed: elapsed, allow: d.Rules, answers: d.Answers}
+	e := event{outcome: o, elapsed: elapsed, allow: d.Rules, trials: d.Trials, answers: d.Answers}
 	switch o {
 	case outcomeRefused:
 		e.deny = d.Denied
@@ -157,25 +161,68 @@ func (m *metrics) emit(ctx context.Context, e event) {
 
 // count counts what happened in one attestation.
 func (e *event) count(counts map[counter]int) {
-	outcome := [2]string{"outcome", string(e.outcome)}
-	counts[counter{[2]string{metricAttest}, [3][2]string{outcome}}]++
-	for _, rules := range []struct {
-		effect string
-		names  []string
-	}{{"allow", e.allow}, {"deny", e.deny}} {
-		for _, name := range rules.names {
-			counts[counter{
-				[2]string{metricAttest, metricRule},
-				[3][2]string{outcome, {"effect", rules.effect}, {"rule", name}},
-			}]++
+	counts[ofOutcome(e.outcome)]++
+	for _, name := range e.allow {
+		counts[ofRule(e.outcome, effectAllow, name)]++
+	}
+	for _, name := range e.deny {
+		counts[ofRule(e.outcome, effectDeny, name)]++
+	}
+	for _, t := range e.trials {
+		effect := effectAllow
+		if t.Deny {
+			effect = effectDeny
 		}
+		counts[ofTrial(effect, t.Rule, resultOf(t))]++
 	}
 	for _, a := range e.answers {
-		counts[counter{
-			[2]string{metricSource},
-			[3][2]string{{"source", a.Source}, {"verdict", a.Result()}},
-		}]++
+		counts[ofAnswer(a.Source, a.Result())]++
 	}
+}
+
+// The effects of rules.
+const (
+	effectAllow = "allow"
+	effectDeny  = "deny"
+)
+
+// The results of rules on trial.
+const (
+	resultHolds  = "holds"
+	resultNot    = "holds_not"
+	resultUnsure = "might_hold"
+)
+
+func resultOf(t sources.Trial) string {
+	switch {
+	case t.Holds:
+		return resultHolds
+	case t.Unsure:
+		return resultUnsure
+	}
+	return resultNot
+}
+
+func ofOutcome(o outcome) counter {
+	return counter{[2]string{metricAttest}, [3][2]string{{"outcome", string(o)}}}
+}
+
+func ofRule(o outcome, effect, rule string) counter {
+	return counter{
+		[2]string{metricAttest, metricRule},
+		[3][2]string{{"outcome", string(o)}, {"effect", effect}, {"rule", rule}},
+	}
+}
+
+func ofTrial(effect, rule, result string) counter {
+	return counter{
+		[2]string{metricAttest, metricTrial},
+		[3][2]string{{"effect", effect}, {"rule", rule}, {"result", result}},
+	}
+}
+
+func ofAnswer(source, verdict string) counter {
+	return counter{[2]string{metricSource}, [3][2]string{{"source", source}, {"verdict", verdict}}}
 }
 
 // add adds to one counter. An error is no reason to do anything: SPIRE is then

@@ -3,6 +3,8 @@ package server_test
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -126,5 +128,45 @@ func TestMetrics(t *testing.T) {
 	}
 	if n := fake.samples["tpm.attestation.elapsed_time outcome=refused"]; n != 2 {
 		t.Errorf("samples: %v", fake.samples)
+	}
+}
+
+// A rule is tried before it decides, and a whole fleet is not looked for in a log:
+// what it would have done is counted, and nothing else changes.
+func TestMetricsOfTrials(t *testing.T) {
+	fake := newFakeMetrics()
+	p := serve(t, fake.server())
+	good := attestortest.New(t, attestortest.Options{EK: attestor.P256})
+	old := attestortest.New(t, attestortest.Options{EK: attestor.P256, Number: 1})
+	strict, stolen := hashDir(t, good), hashDir(t, old)
+	list(t, stolen, "marker", "")
+	p.configure(t, oneHashDir(hashDir(t, good, old))+fmt.Sprintf(`
+		source "hash_dir" "strict" { path = %q }
+		source "hash_dir" "stolen" { path = %q marker = "marker" }
+		allow "fleet" { any = ["factory"] }
+		allow "tight" { any = ["strict"] enforce = false }
+		deny "stolen" { any = ["stolen"] enforce = false }`, strict, stolen))
+	attest := func(tpm *attestortest.TPM) {
+		t.Helper()
+		if _, err := p.attestTPM(t, tpm); err != nil {
+			t.Error(err)
+		}
+	}
+	attest(good)
+	attest(old)
+	if err := os.Remove(filepath.Join(stolen, "marker")); err != nil {
+		t.Fatal(err)
+	}
+	attest(good)
+	for name, n := range map[string]float32{
+		"tpm.attestation outcome=admitted":                                3,
+		"tpm.attestation.trial effect=allow rule=tight result=holds":      2,
+		"tpm.attestation.trial effect=allow rule=tight result=holds_not":  1,
+		"tpm.attestation.trial effect=deny rule=stolen result=holds":      1,
+		"tpm.attestation.trial effect=deny rule=stolen result=holds_not":  1,
+		"tpm.attestation.trial effect=deny rule=stolen result=might_hold": 1,
+		"tpm.attestation.rule outcome=admitted effect=allow rule=fleet":   3,
+	} {
+		fake.await(t, name, n)
 	}
 }
