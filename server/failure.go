@@ -30,6 +30,11 @@ const (
 	outcomeInternal        outcome = "internal"         // ours
 )
 
+var outcomes = [...]outcome{
+	outcomeAdmitted, outcomeRefused, outcomeUnavailable, outcomeMalformed, outcomeChallengeFailed,
+	outcomeNoAnswer, outcomeAgentLeft, outcomeNoID, outcomeSecondUse, outcomeInternal,
+}
+
 // failure is why an attestation ended without admission.
 //
 // The codes: InvalidArgument for malformed evidence; PermissionDenied where the

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"math"
 	"sync"
 	"time"
 
@@ -12,6 +13,9 @@ import (
 
 // The metrics. SPIRE puts its own name in front. All labels take their values
 // from the configuration or from constants, so that no agent can make more.
+// SPIRE's Prometheus forgets nothing that it was once told, until spire-server
+// restarts: a gauge that no longer applies is told as NaN, and a counter as zero
+// before its first event, which is growth then.
 //
 //   - tpm.attestation counts attestations by outcome.
 //   - tpm.attestation.rule counts them by outcome and by each rule that decided,
@@ -25,6 +29,8 @@ import (
 //     source serves, and tpm.source.refresh counts its attempts to load; see watch.
 //   - tpm.ek.alternating counts attestations of an EK that came from two addresses
 //     in turn; see addresses.
+//   - tpm.heartbeat counts how often the gauges were told: it grows for as long as
+//     the plugin lives.
 //   - tpm.dropped counts attestations that are missing above, because SPIRE took
 //     metrics more slowly than machines attested.
 const (
@@ -35,6 +41,7 @@ const (
 	metricElapsed = "elapsed_time"
 	metricSource  = "source"
 	metricDropped = "dropped"
+	metricBeat    = "heartbeat"
 
 	metricUp          = "up"
 	metricEntries     = "entries"
@@ -261,6 +268,64 @@ func (m *metrics) alternated(ctx context.Context, n int64) {
 		return
 	}
 	m.add(ctx, counter{name: [2]string{metricEK, metricAlternating}}, float32(n))
+}
+
+// beat tells that the plugin lives.
+func (m *metrics) beat(ctx context.Context) {
+	if m == nil {
+		return
+	}
+	m.add(ctx, counter{name: [2]string{metricBeat}}, 1)
+}
+
+// announce tells counters before their first event.
+func (m *metrics) announce(ctx context.Context, counters []counter) {
+	if m == nil {
+		return
+	}
+	for _, c := range counters {
+		m.add(ctx, c, 0)
+	}
+}
+
+// expected returns the counters of attestations that alerts are written on.
+func expected(policy sources.Policy, sourceNames []string) []counter {
+	var all []counter
+	for _, o := range outcomes {
+		all = append(all, ofOutcome(o))
+	}
+	for _, rules := range []struct {
+		effect string
+		of     []sources.Rule
+		decide outcome
+	}{{effectAllow, policy.Allow, outcomeAdmitted}, {effectDeny, policy.Deny, outcomeRefused}} {
+		for _, r := range rules.of {
+			if !r.Trial {
+				all = append(all, ofRule(rules.decide, rules.effect, r.Name))
+				continue
+			}
+			for _, result := range []string{resultHolds, resultNot, resultUnsure} {
+				all = append(all, ofTrial(rules.effect, r.Name, result))
+			}
+		}
+	}
+	for _, name := range sourceNames {
+		all = append(all, ofAnswer(name, "cannot_tell"))
+	}
+	return all
+}
+
+// gauges sets the numbers of a source. Those that were told before and apply no
+// more become NaN, by which no alert fires.
+func (m *metrics) gauges(ctx context.Context, source string, before, now map[string]float64) {
+	for name, value := range now {
+		m.gauge(ctx, name, source, value)
+	}
+	for name := range before {
+		if _, ok := now[name]; !ok {
+			m.gauge(ctx, name, source, math.NaN())
+		}
+	}
 }
 
 // gauge sets a number of a source.

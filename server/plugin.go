@@ -105,6 +105,12 @@ func (p *Plugin) startWatch() {
 		}
 		return nil
 	}
+	p.watch.policy = func() sources.Policy {
+		if g := p.current.Load(); g != nil {
+			return g.Policy
+		}
+		return sources.Policy{}
+	}
 	p.watch.start()
 }
 

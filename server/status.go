@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,8 +15,7 @@ import (
 
 const (
 	// statusInterval is how often metrics of sources are handed over where
-	// nothing changes. SPIRE's Prometheus forgets what it has not been told for a
-	// minute.
+	// nothing changes.
 	statusInterval = 20 * time.Second
 	// settleTime is how long after a change that is told: what changes together
 	// is then told together, and a source has planned its next attempt.
@@ -32,12 +33,15 @@ type watch struct {
 	log     hclog.Logger
 	metrics *metrics // may be nil
 	status  func() []sources.SourceStatus
+	policy  func() sources.Policy
 
 	changes     chan struct{}
 	alternating atomic.Int64 // attestations, not told yet
 
 	stop context.CancelFunc
 	done sync.WaitGroup
+
+	announced map[counter]bool // by the goroutine that tells
 }
 
 func newWatch() *watch { return &watch{changes: make(chan struct{}, 1)} }
@@ -92,6 +96,7 @@ func (w *watch) run(ctx context.Context) {
 type told struct {
 	started           time.Time
 	refreshed, failed uint64
+	gauges            map[string]float64
 	line              line
 }
 
@@ -110,21 +115,43 @@ func (w *watch) tell(ctx context.Context, before map[string]told) map[string]tol
 	defer cancel()
 	now := map[string]told{}
 	for _, s := range w.status() {
-		was := before[s.Name]
-		if !was.started.Equal(s.Started) { // another source of that name counts from zero
-			was.refreshed, was.failed = 0, 0
-		}
-		is := told{started: s.Started, refreshed: s.Refreshed, failed: s.Failed, line: lineOf(&s)}
-		if is.line != was.line {
-			w.logStatus(&s, &is.line)
-		}
-		w.gauges(within, &s)
-		w.metrics.refreshed(within, s.Name, "ok", is.refreshed-was.refreshed)
-		w.metrics.refreshed(within, s.Name, "failed", is.failed-was.failed)
-		now[s.Name] = is
+		now[s.Name] = w.tellSource(within, &s, before[s.Name])
 	}
+	for name, was := range before {
+		if _, ok := now[name]; !ok {
+			w.metrics.gauges(within, name, was.gauges, nil)
+		}
+	}
+	w.announce(within, slices.Collect(maps.Keys(now)))
 	w.metrics.alternated(within, w.alternating.Swap(0))
+	w.metrics.beat(within)
 	return now
+}
+
+// tellSource tells what one source serves, and returns it.
+func (w *watch) tellSource(ctx context.Context, s *sources.SourceStatus, was told) told {
+	if !was.started.Equal(s.Started) { // another source of that name counts from zero
+		was.refreshed, was.failed = 0, 0
+	}
+	is := told{started: s.Started, refreshed: s.Refreshed, failed: s.Failed, gauges: gaugesOf(s), line: lineOf(s)}
+	if is.line != was.line {
+		w.logStatus(s, &is.line)
+	}
+	w.metrics.gauges(ctx, s.Name, was.gauges, is.gauges)
+	w.metrics.refreshed(ctx, s.Name, "ok", is.refreshed-was.refreshed)
+	w.metrics.refreshed(ctx, s.Name, "failed", is.failed-was.failed)
+	return is
+}
+
+// announce tells the counters of a configuration, each once.
+func (w *watch) announce(ctx context.Context, names []string) {
+	all := expected(w.policy(), names)
+	fresh := slices.DeleteFunc(slices.Clone(all), func(c counter) bool { return w.announced[c] })
+	w.metrics.announce(ctx, fresh)
+	w.announced = map[counter]bool{}
+	for _, c := range all {
+		w.announced[c] = true
+	}
 }
 
 func lineOf(s *sources.SourceStatus) line {
@@ -163,24 +190,22 @@ func (w *watch) logStatus(s *sources.SourceStatus, l *line) {
 	w.log.Log(level, "Source status", args...)
 }
 
-// gauges sets the gauges of a source. One that loads has no entries, no serial and
-// no age until it has.
-func (w *watch) gauges(ctx context.Context, s *sources.SourceStatus) {
-	up := 0.0
+// gaugesOf returns the gauges of a source. One that loads has no entries, no serial
+// and no age until it has.
+func gaugesOf(s *sources.SourceStatus) map[string]float64 {
+	all := map[string]float64{metricUp: 0, metricStuck: float64(s.Stuck)}
 	if s.Up() {
-		up = 1
+		all[metricUp] = 1
 	}
-	w.metrics.gauge(ctx, metricUp, s.Name, up)
-	w.metrics.gauge(ctx, metricStuck, s.Name, float64(s.Stuck))
 	if s.Loaded.IsZero() {
-		return
+		return all
 	}
 	if !s.Confirmed.IsZero() {
-		w.metrics.gauge(ctx, metricAge, s.Name, max(time.Since(s.Confirmed).Seconds(), 0))
+		all[metricAge] = max(time.Since(s.Confirmed).Seconds(), 0)
 	}
-	w.metrics.gauge(ctx, metricEntries, s.Name, float64(s.Entries))
+	all[metricEntries] = float64(s.Entries)
 	if s.Serial != 0 {
-		w.metrics.gauge(ctx, metricSerial, s.Name, float64(s.Serial))
-		w.metrics.gauge(ctx, metricSerialLow, s.Name, float64(s.Serial%serialLow))
+		all[metricSerial], all[metricSerialLow] = float64(s.Serial), float64(s.Serial%serialLow)
 	}
+	return all
 }

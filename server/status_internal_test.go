@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -25,7 +26,6 @@ type board struct {
 	metricsv1.MetricsClient
 	mu     sync.Mutex
 	values map[string]float32
-	told   int
 }
 
 func (b *board) put(key []string, labels []*metricsv1.Label, put func(name string)) {
@@ -36,7 +36,6 @@ func (b *board) put(key []string, labels []*metricsv1.Label, put func(name strin
 	name := strings.Join(parts, " ")
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.told++
 	put(name)
 }
 
@@ -68,8 +67,9 @@ type watched struct {
 	*watch
 	log bytes.Buffer
 
-	mu  sync.Mutex
-	all []sources.SourceStatus
+	mu    sync.Mutex
+	all   []sources.SourceStatus
+	rules sources.Policy
 }
 
 func startWatched(client metricsv1.MetricsClient) *watched {
@@ -80,6 +80,11 @@ func startWatched(client metricsv1.MetricsClient) *watched {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		return slices.Clone(w.all)
+	}
+	w.policy = func() sources.Policy {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.rules
 	}
 	w.start()
 	return w
@@ -114,9 +119,16 @@ func (w *watched) wantLog(t *testing.T, want ...string) {
 	}
 }
 
+// wantValues compares what was told since the last call, but for counters of
+// attestations.
 func wantValues(t *testing.T, b *board, want map[string]float32) {
 	t.Helper()
-	if got := b.take(); !maps.Equal(got, want) {
+	got := b.take()
+	maps.DeleteFunc(got, func(name string, _ float32) bool {
+		return strings.HasPrefix(name, "tpm.attestation") || strings.Contains(name, "verdict=")
+	})
+	same := func(a, b float32) bool { return a == b || math.IsNaN(float64(a)) && math.IsNaN(float64(b)) }
+	if !maps.EqualFunc(got, want, same) {
 		t.Errorf("metrics %v\nwant %v", got, want)
 	}
 }
@@ -149,6 +161,7 @@ func TestStatusIsTold(t *testing.T) {
 			"tpm.source.refresh source=list result=ok":     1,
 			"tpm.source.refresh source=list result=failed": 0,
 			"tpm.ek.alternating":                           0,
+			"tpm.heartbeat":                                1,
 		}
 		wantValues(t, b, values)
 
@@ -172,29 +185,88 @@ func TestStatusIsTold(t *testing.T) {
 	})
 }
 
-// A source that a new configuration replaces counts from zero, and one that is
-// gone is told no more.
+// A source that a new configuration replaces counts from zero. SPIRE forgets no
+// gauge: what a source has no more, and all of one that is gone, becomes NaN once,
+// or an alert on it would stay on until spire-server restarts.
 func TestStatusOfAnotherSource(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &board{values: map[string]float32{}}
 		w := startWatched(b)
 		defer w.close()
+		nan := float32(math.NaN())
 		dir := sources.SourceStatus{Name: "dir", Kind: "hash_dir", Started: time.Now()}
 		ca := sources.SourceStatus{Name: "ca", Kind: "ek_ca", Started: time.Now(), Loads: true, Refreshed: 5}
+		ca.Loaded, ca.Confirmed, ca.Serial = time.Now(), time.Now(), 42
 		w.become(ca, dir)
-		w.wantLog(t, "source=ca kind=ek_ca up=true", "source=dir kind=hash_dir up=true")
+		w.wantLog(t, "source=ca kind=ek_ca up=true loaded=", "source=dir kind=hash_dir up=true")
 		b.take()
-		ca.Started, ca.Refreshed = time.Now(), 6
-		ca.Loaded = time.Now()
+		ca.Started, ca.Refreshed, ca.Failed = time.Now(), 0, 1
+		ca.Loaded, ca.Confirmed, ca.Serial = time.Time{}, time.Time{}, 0
 		w.become(ca)
-		w.wantLog(t, "source=ca kind=ek_ca up=true loaded=")
-		wantValues(t, b, map[string]float32{
-			"tpm.source.up source=ca": 1, "tpm.source.stuck source=ca": 0,
-			"tpm.source.entries source=ca":               0,
-			"tpm.source.refresh source=ca result=ok":     6,
-			"tpm.source.refresh source=ca result=failed": 0,
+		w.wantLog(t, "source=ca kind=ek_ca up=false")
+		values := map[string]float32{
+			"tpm.source.up source=ca": 0, "tpm.source.stuck source=ca": 0,
+			"tpm.source.entries source=ca": nan, "tpm.source.age source=ca": nan,
+			"tpm.source.serial source=ca": nan, "tpm.source.serial_low source=ca": nan,
+			"tpm.source.up source=dir": nan, "tpm.source.stuck source=dir": nan,
+			"tpm.source.refresh source=ca result=ok":     0,
+			"tpm.source.refresh source=ca result=failed": 1,
 			"tpm.ek.alternating":                         0,
-		})
+			"tpm.heartbeat":                              1,
+		}
+		wantValues(t, b, values)
+		time.Sleep(statusInterval)
+		values["tpm.source.refresh source=ca result=failed"] = 0
+		maps.DeleteFunc(values, func(_ string, v float32) bool { return math.IsNaN(float64(v)) })
+		wantValues(t, b, values)
+	})
+}
+
+// An alert sees growth, and so a first event only where there was a zero before:
+// the first machine that is denied would pass unseen.
+func TestCountersAreToldBeforeTheirFirstEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &board{values: map[string]float32{}}
+		w := startWatched(b)
+		defer w.close()
+		w.rules = sources.Policy{
+			Allow: []sources.Rule{{Name: "fleet"}, {Name: "tight", Trial: true}},
+			Deny:  []sources.Rule{{Name: "stolen"}},
+		}
+		w.become(sources.SourceStatus{Name: "dir"})
+		values := b.take()
+		for _, name := range []string{
+			"tpm.attestation outcome=unavailable", "tpm.attestation outcome=internal",
+			"tpm.attestation.rule outcome=admitted effect=allow rule=fleet",
+			"tpm.attestation.rule outcome=refused effect=deny rule=stolen",
+			"tpm.attestation.trial effect=allow rule=tight result=holds",
+			"tpm.attestation.trial effect=allow rule=tight result=holds_not",
+			"tpm.attestation.trial effect=allow rule=tight result=might_hold",
+			"tpm.source source=dir verdict=cannot_tell",
+		} {
+			if n, ok := values[name]; n != 0 || !ok {
+				t.Errorf("%s: %v, told: %v", name, n, ok)
+			}
+		}
+		told := func() (rules int) {
+			for name := range b.take() {
+				if strings.HasPrefix(name, "tpm.attestation") {
+					rules++
+				}
+			}
+			return rules
+		}
+		time.Sleep(statusInterval)
+		if n := told(); n != 0 {
+			t.Errorf("%d are told again", n)
+		}
+		w.mu.Lock()
+		w.rules.Deny = append(w.rules.Deny, sources.Rule{Name: "sold"})
+		w.mu.Unlock()
+		w.become(sources.SourceStatus{Name: "dir"})
+		if n := told(); n != 1 {
+			t.Errorf("%d are told of a rule that is new", n)
+		}
 	})
 }
 
@@ -209,8 +281,8 @@ func TestStatusNeverWaits(t *testing.T) {
 		}
 		time.Sleep(settleTime)
 		synctest.Wait()
-		if b.told != 1 {
-			t.Errorf("told %d times", b.told)
+		if n := b.values["tpm.heartbeat"]; n != 1 {
+			t.Errorf("told %v times", n)
 		}
 		w.changed()
 		synctest.Wait()
