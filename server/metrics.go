@@ -26,7 +26,8 @@ import (
 //     outcome.
 //   - tpm.source counts answers by source and verdict.
 //   - tpm.source.up, .entries, .serial, .serial_low, .age and .stuck are what each
-//     source serves, and tpm.source.refresh counts its attempts to load; see watch.
+//     source serves, tpm.source.refresh counts its attempts to load, and
+//     tpm.source.fetch those to ask the network for what evidence names; see watch.
 //   - tpm.ek.alternating counts attestations of an EK that came from two addresses
 //     in turn; see addresses.
 //   - tpm.heartbeat counts how often the gauges were told: it grows for as long as
@@ -50,6 +51,7 @@ const (
 	metricAge         = "age"
 	metricStuck       = "stuck"
 	metricRefresh     = "refresh"
+	metricFetch       = "fetch"
 	metricEK          = "ek"
 	metricAlternating = "alternating"
 )
@@ -251,15 +253,17 @@ func (m *metrics) add(ctx context.Context, c counter, n float32) {
 	_, _ = m.client.IncrCounter(ctx, req)
 }
 
-// refreshed adds to a source's attempts to load. The nil metrics measure nothing.
-func (m *metrics) refreshed(ctx context.Context, source, result string, n uint64) {
+// attempts adds to a source's attempts to load (metricRefresh) or to fetch what
+// evidence names (metricFetch). The nil metrics measure nothing.
+func (m *metrics) attempts(ctx context.Context, name, source string, n attempts) {
 	if m == nil {
 		return
 	}
-	m.add(ctx, counter{
-		[2]string{metricSource, metricRefresh},
-		[3][2]string{{"source", source}, {"result", result}},
-	}, float32(n))
+	of := func(result string) counter {
+		return counter{[2]string{metricSource, name}, [3][2]string{{"source", source}, {"result", result}}}
+	}
+	m.add(ctx, of("ok"), float32(n.ok))
+	m.add(ctx, of("failed"), float32(n.failed))
 }
 
 // alternated adds to the attestations of EKs from two addresses in turn.

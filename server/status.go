@@ -94,11 +94,16 @@ func (w *watch) run(ctx context.Context) {
 
 // told is what was last told of a source.
 type told struct {
-	started           time.Time
-	refreshed, failed uint64
-	gauges            map[string]float64
-	line              line
+	started            time.Time
+	refreshed, fetched attempts
+	gauges             map[string]float64
+	line               line
 }
+
+// attempts are numbers of attempts that have succeeded and failed.
+type attempts struct{ ok, failed uint64 }
+
+func (a attempts) since(b attempts) attempts { return attempts{a.ok - b.ok, a.failed - b.failed} }
 
 // line is what is logged of a source when it changes.
 type line struct {
@@ -131,15 +136,20 @@ func (w *watch) tell(ctx context.Context, before map[string]told) map[string]tol
 // tellSource tells what one source serves, and returns it.
 func (w *watch) tellSource(ctx context.Context, s *sources.SourceStatus, was told) told {
 	if !was.started.Equal(s.Started) { // another source of that name counts from zero
-		was.refreshed, was.failed = 0, 0
+		was.refreshed, was.fetched = attempts{}, attempts{}
 	}
-	is := told{started: s.Started, refreshed: s.Refreshed, failed: s.Failed, gauges: gaugesOf(s), line: lineOf(s)}
+	is := told{
+		started: s.Started, refreshed: attempts{s.Refreshed, s.Failed}, fetched: attempts{s.Fetched, s.FetchesFailed},
+		gauges: gaugesOf(s), line: lineOf(s),
+	}
 	if is.line != was.line {
 		w.logStatus(s, &is.line)
 	}
 	w.metrics.gauges(ctx, s.Name, was.gauges, is.gauges)
-	w.metrics.refreshed(ctx, s.Name, "ok", is.refreshed-was.refreshed)
-	w.metrics.refreshed(ctx, s.Name, "failed", is.failed-was.failed)
+	w.metrics.attempts(ctx, metricRefresh, s.Name, is.refreshed.since(was.refreshed))
+	if s.Fetches {
+		w.metrics.attempts(ctx, metricFetch, s.Name, is.fetched.since(was.fetched))
+	}
 	return is
 }
 

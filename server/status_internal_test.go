@@ -222,6 +222,37 @@ func TestStatusOfAnotherSource(t *testing.T) {
 	})
 }
 
+// Whether a vendor's server answers is seen in how fetches end, by source, also where
+// machines that need none of it attest in between.
+func TestFetchesAreTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &board{values: map[string]float32{}}
+		w := startWatched(b)
+		defer w.close()
+		s := sources.SourceStatus{Name: "ca", Started: time.Now(), Fetches: true, Fetched: 1}
+		want := func(ok, failed float32) {
+			t.Helper()
+			values := b.take()
+			for name, n := range map[string]float32{
+				"tpm.source.up source=ca": 1, "tpm.source.fetch source=ca result=ok": ok,
+				"tpm.source.fetch source=ca result=failed": failed,
+			} {
+				if got, told := values[name]; got != n || !told {
+					t.Errorf("%s is %v, want %v", name, got, n)
+				}
+			}
+		}
+		w.become(s)
+		want(1, 0)
+		s.Fetched, s.FetchesFailed = 3, 4
+		w.become(s)
+		want(2, 4)
+		s.Started = s.Started.Add(time.Second)
+		w.become(s)
+		want(3, 4)
+	})
+}
+
 // An alert sees growth, and so a first event only where there was a zero before:
 // the first machine that is denied would pass unseen.
 func TestCountersAreToldBeforeTheirFirstEvent(t *testing.T) {

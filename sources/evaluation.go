@@ -144,6 +144,7 @@ type question struct {
 	replies chan reply
 	missing int
 	begun   time.Time
+	network bool // it is a question to Fetch
 }
 
 // ask asks every source that is due and fills in what each says. It waits for
@@ -243,7 +244,12 @@ func (e *Evaluation) settle(ctx context.Context, q *question, a reply) {
 	}
 	e.answers[a.source] = answer
 	e.values[a.source] = answer.value()
-	if ctx.Err() == nil || a.err == nil { // nobody has failed where the caller has left
-		e.running[a.source].noteCheck(a.err)
+	r := e.running[a.source]
+	switch {
+	case ctx.Err() != nil && a.err != nil: // nobody has failed where the caller has left
+	case q.network:
+		r.noteFetch(a.err)
+	default:
+		r.noteCheck(a.err)
 	}
 }

@@ -14,7 +14,7 @@ var errNotAsked = fmt.Errorf("%w, which was not asked: no answer would have chan
 // once, where it matters, and leaves the others open. It waits for none beyond
 // until.
 func (e *Evaluation) fetch(ctx context.Context, ev *Evidence, until time.Time) {
-	q := question{begun: time.Now()}
+	q := question{begun: time.Now(), network: true}
 	n := e.chooseFetches()
 	if n == 0 {
 		return

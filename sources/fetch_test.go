@@ -256,10 +256,11 @@ func TestFetchThatBreaksTheContract(t *testing.T) {
 			if d.Outcome != sources.Unavailable || a.Result() != "cannot_tell" || !strings.Contains(a.String(), c.want) {
 				t.Errorf("%v: %v, want cannot tell: …%s…", d.Outcome, a, c.want)
 			}
-			if !reflect.DeepEqual(a.Verdict, sources.Verdict{}) || s.Status()[0].Up() {
+			if !reflect.DeepEqual(a.Verdict, sources.Verdict{}) || s.Status()[0].FetchesFailed != 1 {
 				t.Errorf("a verdict beside the error: %+v, status %+v", a.Verdict, s.Status()[0])
 			}
-			if lines := strings.Join(log.take(), "\n"); !strings.Contains(lines, "source cannot tell source=x kind=fake") {
+			const line = "source could not fetch what the evidence of a machine needs source=x kind=fake"
+			if lines := strings.Join(log.take(), "\n"); !strings.Contains(lines, line) {
 				t.Errorf("the log does not name the source:\n%s", lines)
 			}
 		})
@@ -458,25 +459,48 @@ func TestCallerLeavesWhileItIsFetched(t *testing.T) {
 			t.Errorf("%d fetches, %d under way after %v", fetches(x), busy, time.Since(begun))
 		}
 		log.wantLines(t)
+		if st := s.Status()[0]; st.Fetched != 0 || st.FetchesFailed != 0 {
+			t.Errorf("status %+v", st)
+		}
 	})
 }
 
-// TestHealthOfAFetcher: that a source has to ask the network is neither a failure
-// nor a recovery, or an outage of the network would be logged anew at each
-// attestation.
+// TestHealthOfAFetcher: what one machine's evidence names says nothing of a source:
+// a stranger whose certificate names what is not there takes no source down, and
+// machines that are answered from memory hide no vendor that is. What fails is
+// counted, and logged once in a while, however often machines come in turn.
 func TestHealthOfAFetcher(t *testing.T) {
-	log := newJournal()
-	x := sourcetest.NewFetchingFake(sourcetest.Fails(errOutage))
-	s := newSet(t, sources.AnyOf("x"), sources.Options{Log: slogOf(log)}, member("x", x))
-	for range 10 {
-		wantOutcome(t, attest(t, s, sourcetest.NewEvidence(t)), sources.Unavailable)
-	}
-	log.wantLines(t, "WARN source cannot tell source=x kind=fake error=no route to host")
-	x.Network.Set(sourcetest.ListsNot())
-	for range 10 {
-		wantOutcome(t, attest(t, s, sourcetest.NewEvidence(t)), sources.Refused)
-	}
-	log.wantLines(t, "INFO source can tell again")
+	synctest.Test(t, func(t *testing.T) {
+		log, changes := newJournal(), 0
+		x := sourcetest.NewFetchingFake(sourcetest.Fails(errOutage))
+		o := sources.Options{Log: slogOf(log), Changed: func() { changes++ }}
+		s := newSet(t, sources.AnyOf("x"), o, member("x", x))
+		inTurn := func(n int, want sources.Outcome) {
+			for range n {
+				x.Set(sourcetest.Lists(named("kept")))
+				wantOutcome(t, attest(t, s, sourcetest.NewEvidence(t)), sources.Admitted)
+				x.Set(sourcetest.Fails(errors.New("an earlier attempt failed")))
+				wantOutcome(t, attest(t, s, sourcetest.NewEvidence(t)), sources.Unavailable)
+				x.Set(sourcetest.Fails(sources.ErrNeedsNetwork))
+				wantOutcome(t, attest(t, s, sourcetest.NewEvidence(t)), want)
+				if st := s.Status()[0]; st.Failing || !st.Up() || changes != 0 {
+					t.Fatalf("status %+v, %d changes", st, changes)
+				}
+			}
+		}
+		inTurn(10, sources.Unavailable)
+		log.wantLines(t, "WARN source could not fetch what the evidence of a machine needs "+
+			"source=x kind=fake error=no route to host failed=1 succeeded=0")
+		time.Sleep(10 * time.Minute)
+		inTurn(3, sources.Unavailable)
+		log.wantLines(t, "failed=11 succeeded=0")
+		x.Network.Set(sourcetest.ListsNot())
+		inTurn(5, sources.Refused)
+		log.wantLines(t)
+		if st := s.Status()[0]; !st.Fetches || st.Fetched != 5 || st.FetchesFailed != 13 {
+			t.Errorf("status %+v", st)
+		}
+	})
 }
 
 // pollingFetcher is a Fetcher that is polled as well.

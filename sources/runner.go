@@ -25,6 +25,7 @@ type runner struct {
 	fetches chan struct{} // for each that asks the network; nil without a fetcher
 	stuck   atomic.Int64  // of both, those that were abandoned and have not returned
 	failing atomic.Bool   // the last check could not tell
+	network networkHealth
 
 	life
 }
@@ -180,10 +181,11 @@ func (r *runner) abandon(c *check) bool {
 	return true
 }
 
-// noteCheck logs when the source begins to fail and when it has recovered. That it
-// needs the network says neither: what it is told there may.
+// noteCheck logs when the source begins to fail and when it has recovered. What a
+// Fetcher says is no news of it: that is about what the evidence of one machine
+// names, from what was fetched for it before, failures included.
 func (r *runner) noteCheck(err error) {
-	if r.fetcher != nil && errors.Is(err, ErrNeedsNetwork) {
+	if r.fetcher != nil {
 		return
 	}
 	failed := err != nil && !errors.Is(err, ErrNeedsChallenge)
@@ -198,6 +200,34 @@ func (r *runner) noteCheck(err error) {
 	r.changed()
 }
 
+// fetchLogPause is how long no further failure to fetch is logged of one source:
+// each is about the evidence of one machine, and is in the line about that.
+const fetchLogPause = 10 * time.Minute
+
+// networkHealth is how fetches have ended.
+type networkHealth struct {
+	mu         sync.Mutex
+	ok, failed uint64
+	logged     time.Time
+}
+
+// noteFetch counts how a fetch has ended, and logs failures now and then.
+func (r *runner) noteFetch(err error) {
+	n := &r.network
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err == nil {
+		n.ok++
+		return
+	}
+	n.failed++
+	if now := time.Now(); n.logged.IsZero() || now.Sub(n.logged) >= fetchLogPause {
+		n.logged = now
+		r.log.Warn("source could not fetch what the evidence of a machine needs",
+			slog.Any("error", err), slog.Uint64("failed", n.failed), slog.Uint64("succeeded", n.ok))
+	}
+}
+
 // status returns the runner's state; a panic in the source's Status is its
 // error.
 func (r *runner) status() SourceStatus {
@@ -210,6 +240,10 @@ func (r *runner) status() SourceStatus {
 	r.mu.Lock()
 	s.Started, s.Err, s.Refreshed, s.Failed = r.started, r.err, r.succeeded, r.failed
 	r.mu.Unlock()
+	s.Fetches = r.fetcher != nil
+	r.network.mu.Lock()
+	s.Fetched, s.FetchesFailed = r.network.ok, r.network.failed
+	r.network.mu.Unlock()
 	if err != nil {
 		s.Err = err
 	}

@@ -253,15 +253,21 @@ type SourceStatus struct {
 	// Refreshed and Failed count the attempts to load that have succeeded and
 	// failed since the source was started.
 	Refreshed, Failed uint64
-	// Failing is true where the last check could not tell.
+	// Failing is true where the last check could not tell. It is never true of a
+	// Fetcher, whose answers are about what the evidence of one machine names.
 	Failing bool
+	// Fetches is true where the source is a Fetcher. Fetched and FetchesFailed
+	// count the answers of Fetch, and the errors in their place.
+	Fetches                bool
+	Fetched, FetchesFailed uint64
 	// Stuck is the number of checks that have outlived their deadline and
 	// have not returned yet.
 	Stuck int
 }
 
-// Up reports whether all is well: the source has loaded what it serves, the last
-// attempt to load has not failed, and the last check could tell.
+// Up reports whether all is well with the source itself: it has loaded what it
+// serves, the last attempt to load has not failed, and the last check could tell.
+// That others, whom a Fetcher asks, do not answer is not in it.
 func (s SourceStatus) Up() bool {
 	return s.Err == nil && !s.Failing && (s.Refreshed > 0 || !s.Loads)
 }
