@@ -43,10 +43,7 @@ func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) (err er
 	defer func() { p.metrics.attested(outcome, time.Since(a.begun), &a.decision) }()
 	if busy {
 		outcome = outcomeUnavailable
-		return a.fail(stream.Context(), &failure{
-			outcome: outcomeUnavailable, code: codes.Unavailable,
-			told: "the server is busy", why: "too many attestations are under way",
-		})
+		return a.fail(stream.Context(), tooMany("too many attestations are under way"))
 	}
 	attributes, failed := a.run(stream.Context())
 	if failed != nil {
@@ -80,6 +77,12 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 	a.decision = evaluation.BeforeChallenge(ctx)
 	if a.decision.Outcome != sources.Challenge {
 		return nil, a.notAdmitted(ctx)
+	}
+	if !a.decision.Known {
+		defer a.plugin.unknown.Add(-1)
+		if a.plugin.unknown.Add(1) > maxUnknown {
+			return nil, tooMany("too many attestations of TPMs that no source lists so far are under way")
+		}
 	}
 	if failed := a.challenge(ctx, session); failed != nil {
 		return nil, failed

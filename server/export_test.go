@@ -10,6 +10,9 @@ import (
 // MaxUnderWay is how many attestations may be under way at once.
 const MaxUnderWay = maxUnderWay
 
+// MaxUnknown is how many of them may be of TPMs that no source lists so far.
+const MaxUnknown = maxUnknown
+
 // Use makes the plugin serve sources that no configuration can name, with the
 // other keys of a configuration.
 func (p *Plugin) Use(tb testing.TB, text string, policy sources.Policy, members ...sources.Member) {

@@ -96,6 +96,14 @@ func unavailable(why string) *failure {
 	}
 }
 
+// tooMany is the failure where too much is under way already.
+func tooMany(why string) *failure {
+	return &failure{
+		outcome: outcomeUnavailable, code: codes.Unavailable,
+		told: "the server is busy", why: why,
+	}
+}
+
 func refused(why string) *failure {
 	return &failure{
 		outcome: outcomeRefused, code: codes.PermissionDenied,

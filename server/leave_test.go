@@ -6,12 +6,14 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
@@ -166,4 +168,52 @@ func TestTooManyUnderWay(t *testing.T) {
 	if err := p.Attest(honest(t.Context(), t, tpm)); err != nil {
 		t.Error(err)
 	}
+}
+
+// Strangers with EKs of their own making, of which only the network could tell
+// whether they are a vendor's, and who never answer, hold a part of what may be
+// under way and no more: listed machines attest beside them.
+func TestStrangersThatNeverAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		strange := attestortest.New(t, attestortest.Options{EK: attestor.P256})
+		listed := attestortest.New(t, attestortest.Options{EK: attestor.P256, Number: 1})
+		vendors := sourcetest.NewFetchingFake(sourcetest.ListsNot())
+		inventory := func(_ context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+			return sources.Verdict{Listed: ev.EKHash == listed.EKHash()}, nil
+		}
+		p := server.New()
+		p.Use(t, `hash_path = "/x"`, sources.AnyOf("inventory", "vendors"), member("inventory", inventory),
+			sources.Member{Name: "vendors", Kind: "fake", Config: 1, Source: vendors})
+		p.SetUnderWay(server.MaxUnderWay - server.MaxUnknown - 1) // honest ones
+		payload := strange.Payload(t)
+		ctx, leave := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		var busy atomic.Int64
+		for range server.MaxUnknown + 10 {
+			s := &memoryStream{ctx: ctx, recv: func(n int) (*nodeattestorv1.AttestRequest, error) {
+				if n == 0 {
+					return payloadMessage(payload), nil
+				}
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}}
+			all.Go(func() {
+				if err := p.Attest(s); status.Code(err) == codes.Unavailable {
+					wantStatus(t, err, codes.Unavailable, "the server is busy")
+					busy.Add(1)
+				}
+			})
+		}
+		synctest.Wait()
+		if n := busy.Load(); n != 10 {
+			t.Errorf("%d strangers were told to come again, want 10", n)
+		}
+		if err := p.Attest(honest(t.Context(), t, listed)); err != nil {
+			t.Errorf("a listed machine beside them: %v", err)
+		}
+		wantStatus(t, p.Attest(honest(t.Context(), t, strange)), codes.Unavailable, "the server is busy")
+		leave()
+		all.Wait()
+		wantStatus(t, p.Attest(honest(t.Context(), t, strange)), codes.PermissionDenied, "not admitted")
+	})
 }

@@ -30,10 +30,16 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// maxUnderWay is how many attestations may be under way at once. Only machines
-// that a source lists get as far as waiting for an answer, so that strangers
-// cannot use them up for long.
-const maxUnderWay = 4096
+const (
+	// maxUnderWay is how many attestations may be under way at once. An EK is no
+	// secret: whoever knows that of a listed machine gets as far as its challenge,
+	// and may hold one of these until answerTimeout.
+	maxUnderWay = 4096
+	// maxUnknown is how many of them may be of TPMs that no source lists so far and
+	// that are challenged since the network may have to be asked. Anybody can make
+	// an EK of which that is true, and must not keep listed machines out.
+	maxUnknown = maxUnderWay / 4
+)
 
 // Plugin is the plugin. It is safe for concurrent use; New makes one.
 type Plugin struct {
@@ -52,6 +58,7 @@ type Plugin struct {
 	closed      bool
 	current     atomic.Pointer[generation]
 	underWay    atomic.Int64
+	unknown     atomic.Int64 // of them, those of TPMs that no source lists so far
 
 	watch     *watch // starts with the first configuration
 	watching  sync.Once

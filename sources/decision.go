@@ -108,6 +108,11 @@ func (a Answer) value() value {
 type Decision struct {
 	Outcome Outcome
 
+	// Known is true with Challenge where a source lists the TPM already that an
+	// enforced allow rule names which can still hold. Where it is false, the TPM is
+	// challenged for the sake of open answers alone, and may be anybody's.
+	Known bool
+
 	// Rules are the names of the enforced allow rules that hold, sorted;
 	// empty unless Outcome is Admitted.
 	Rules []string

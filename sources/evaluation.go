@@ -74,7 +74,7 @@ func (e *Evaluation) BeforeChallenge(ctx context.Context) Decision {
 	}
 	d := e.report()
 	if d.Outcome = e.set.plan.decide(e.values); d.Outcome == Admitted {
-		d.Outcome = Challenge
+		d.Outcome, d.Known = Challenge, e.set.plan.knows(e.values)
 		e.step = challenged
 	}
 	return d

@@ -132,6 +132,45 @@ func TestFetchedOnlyWhereItMatters(t *testing.T) {
 	}
 }
 
+// TestKnownBeforeTheChallenge: who may hold a place while the server waits for an
+// answer depends on this. A stranger is not known for what a rule on trial, a deny
+// rule or a rule that cannot hold says, nor by an answer that is still open.
+func TestKnownBeforeTheChallenge(t *testing.T) {
+	rule := func(name string, all ...string) sources.Rule { return sources.Rule{Name: name, All: all} }
+	trial := rule("t", "list")
+	trial.Trial = true
+	for _, c := range []struct {
+		name   string
+		policy sources.Policy
+		list   bool
+		known  bool
+	}{
+		{"listed", sources.AnyOf("list", "net"), true, true},
+		{"not listed", sources.AnyOf("list", "net"), false, false},
+		{"listed, and the network decides", sources.Policy{Allow: []sources.Rule{rule("a", "list", "net")}}, true, true},
+		{"only on trial", sources.Policy{Allow: []sources.Rule{rule("a", "net"), trial}}, true, false},
+		{"only by a deny rule", sources.Policy{
+			Allow: []sources.Rule{rule("a", "net")}, Deny: []sources.Rule{rule("d", "list", "not")},
+		}, true, false},
+		{"by a rule that cannot hold", sources.Policy{Allow: []sources.Rule{rule("a", "net"), rule("b", "list", "not")}}, true, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			list := sourcetest.NewFake(sourcetest.ListsNot())
+			if c.list {
+				list = sourcetest.NewFake(sourcetest.Lists(named("n")))
+			}
+			s := newSet(t, c.policy, sources.Options{}, members(c.policy, map[string]sources.Source{
+				"list": list, "not": sourcetest.NewFake(sourcetest.ListsNot()),
+				"net": sourcetest.NewFetchingFake(sourcetest.ListsNot()),
+			})...)
+			d := s.Begin(sourcetest.NewEvidence(t)).BeforeChallenge(t.Context())
+			if d.Outcome != sources.Challenge || d.Known != c.known {
+				t.Errorf("%v, known: %v: %s", d.Outcome, d.Known, d.Explain())
+			}
+		})
+	}
+}
+
 // members are those of all that the policy names.
 func members(p sources.Policy, all map[string]sources.Source) []sources.Member {
 	var names []string

@@ -148,6 +148,15 @@ func (p *plan) denies(v []value, answered bool, all []int, one int) bool {
 	return false
 }
 
+// knows reports whether a source lists the TPM that an enforced allow rule names
+// which can still hold.
+func (p *plan) knows(v []value) bool {
+	lists := func(i int) bool { return v[i] == yes }
+	return slices.ContainsFunc(p.allow, func(r planRule) bool {
+		return !r.trial && r.value(v) != no && (slices.ContainsFunc(r.all, lists) || slices.ContainsFunc(r.any, lists))
+	})
+}
+
 // allows reports whether an enforced allow rule names a source.
 func (p *plan) allows(source int) bool {
 	return slices.ContainsFunc(p.allow, func(r planRule) bool { return !r.trial && r.names(source) })
