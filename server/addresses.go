@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -14,17 +15,26 @@ const (
 	// maxSightings is how many EKs are remembered, by family of addresses: those
 	// that attested last.
 	maxSightings = 65_536
-	// lastAddresses is how many addresses of one EK are remembered.
+	// lastAddresses is how many addresses of one EK are remembered, whatever their
+	// age. To come back to one of them is enough to be taken for a copy.
 	lastAddresses = 4
+	// maxAddresses is how many are remembered for addressAge, 1 KiB an EK.
+	maxAddresses = 32
+	addressAge   = 24 * time.Hour
 	// alternatingPause is how long nothing more is logged of one EK.
 	alternatingPause = time.Hour
 )
 
-// addresses remembers from where EKs have attested. A machine whose address
-// changes moves on and does not come back; an EK that attests from one address,
-// then from another and then from the first one again is in two machines: a
-// virtual TPM that was copied with its machine, or an agent that forwards another
-// machine's TPM.
+// addresses remembers from where EKs have attested. An EK is taken for one that is
+// in several machines, a virtual TPM that was copied with its machine or an agent
+// that forwards another machine's TPM, where it
+//
+//   - comes back to one of the last four addresses: a machine whose address changes
+//     moves on and does not come back;
+//   - comes back to any of 32 within a day, twice without a new one in between:
+//     copies attest at a steady pace and so in a steady order, while a machine that
+//     has been to five places and is in the first again goes on to new ones;
+//   - has had 32 addresses within a day, and comes from yet another.
 //
 // It remembers admitted machines only, so that strangers cannot make it forget.
 type addresses struct {
@@ -43,16 +53,24 @@ type sightingKey struct {
 // sighting is where one EK was seen: the last address first, without duplicates.
 type sighting struct {
 	key    sightingKey
-	from   [lastAddresses]netip.Addr
+	from   []seen
+	back   bool // the last change of address was to an earlier one
 	logged time.Time
+}
+
+// seen is an address and when it was seen last, in Unix seconds.
+type seen struct {
+	addr netip.Addr
+	at   int64
 }
 
 func newAddresses() *addresses {
 	return &addresses{of: map[sightingKey]*list.Element{}, recent: list.New()}
 }
 
-// note notes that an EK has attested. Where it has come back to an address, from
-// is the one in between; log is true where that has not been logged for an hour.
+// note notes that an EK has attested. Where that shows that it is in several
+// machines, from is the address before; log is true where that has not been logged
+// for an hour.
 func (a *addresses) note(ekHash string, addr netip.Addr, now time.Time) (from netip.Addr, log bool) {
 	addr = network(addr)
 	key := sightingKey{v6: addr.Is6()}
@@ -65,11 +83,11 @@ func (a *addresses) note(ekHash string, addr netip.Addr, now time.Time) (from ne
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := a.sighting(key)
-	last := s.from[0]
-	if addr == last {
-		return netip.Addr{}, false
+	var last netip.Addr
+	if len(s.from) > 0 {
+		last = s.from[0].addr
 	}
-	if !s.moveTo(addr) {
+	if !s.moveTo(seen{addr, now.Unix()}) {
 		return netip.Addr{}, false
 	}
 	if log = s.logged.IsZero() || now.Sub(s.logged) >= alternatingPause; log {
@@ -95,16 +113,28 @@ func (a *addresses) sighting(key sightingKey) *sighting {
 	return s
 }
 
-// moveTo makes addr the last address, and reports whether it was one before.
-func (s *sighting) moveTo(addr netip.Addr) bool {
-	i := 0
-	for i < len(s.from)-1 && s.from[i] != addr {
-		i++
+// moveTo makes next the last address, and reports whether the EK is in several
+// machines by that.
+func (s *sighting) moveTo(next seen) bool {
+	for n := len(s.from); n > lastAddresses && next.at-s.from[n-1].at >= int64(addressAge.Seconds()); n-- {
+		s.from = s.from[:n-1]
 	}
-	known := s.from[i] == addr
-	copy(s.from[1:i+1], s.from[:i])
-	s.from[0] = addr
-	return known
+	i := slices.IndexFunc(s.from, func(f seen) bool { return f.addr == next.addr })
+	full, again := len(s.from) == maxAddresses, s.back
+	switch {
+	case i == 0:
+		s.from[0] = next
+		return false
+	case i > 0:
+		s.from = slices.Delete(s.from, i, i+1)
+	case full:
+		s.from = s.from[:maxAddresses-1]
+	}
+	s.from = slices.Insert(s.from, 0, next)
+	if s.back = i > 0; s.back {
+		return i < lastAddresses || again
+	}
+	return full
 }
 
 // network returns the address by which a machine is known: of IPv6 the first 64
@@ -135,7 +165,7 @@ func (a *attestation) noteAddress(ctx context.Context) {
 	}
 	a.plugin.watch.alternating.Add(1)
 	if log {
-		a.plugin.log.Warn("An EK attests from two addresses in turn: "+
+		a.plugin.log.Warn("An EK attests from several addresses in turn: "+
 			"a virtual TPM may have been copied together with its machine",
 			"ek_hash", a.ekHash, "peer", addr.String(), "other_peer", from.String())
 	}

@@ -56,6 +56,58 @@ func TestAlternatingAddresses(t *testing.T) {
 	}
 }
 
+// Copies attest at one pace and so in one order, each from its own address, however
+// many there are. Each is found within the first round and a little, and from there
+// on at each attestation.
+func TestManyCopies(t *testing.T) {
+	for _, period := range []time.Duration{5 * time.Minute, 30 * time.Minute, 12 * time.Hour} {
+		for _, copies := range []int{2, 4, 5, 7, 20, 31, 32, 33, 100} {
+			a, at, rounds := newAddresses(), time.Now(), 4
+			found, first := 0, 0
+			for i := range rounds * copies {
+				at = at.Add(period / time.Duration(copies))
+				from := netip.AddrFrom4([4]byte{192, 0, 2, byte(i % copies)})
+				if other, _ := a.note(someHash, from, at); other.IsValid() {
+					if found++; found == 1 {
+						first = i
+					}
+				}
+			}
+			if first > copies+1 || first == 0 || found != rounds*copies-first {
+				t.Errorf("%d copies, each every %v: the first is found at %d, and %d of %d",
+					copies, period, first, found, rounds*copies)
+			}
+		}
+	}
+}
+
+// A machine that goes to new places, and now and then to one where it was before,
+// is not copied. Neither is one that was elsewhere for longer than a day, in places
+// of which it has seen many.
+func TestTravels(t *testing.T) {
+	place := func(n int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}) }
+	a, at := newAddresses(), time.Now()
+	attest := func(n int) {
+		t.Helper()
+		if other, _ := a.note(someHash, place(n), at); other.IsValid() {
+			t.Fatalf("place %d is taken for a copy's", n)
+		}
+	}
+	for n := range 100 {
+		at = at.Add(time.Hour)
+		if attest(n); n%4 == 0 && n > 5 {
+			attest(n - 5)
+		}
+	}
+	a, at = newAddresses(), time.Now()
+	for range 3 { // the same seven places in the same order, each for a week
+		for n := range 7 {
+			at = at.Add(7 * 24 * time.Hour)
+			attest(n)
+		}
+	}
+}
+
 // One EK cannot fill the log.
 func TestAlternatingIsLoggedOnceAnHour(t *testing.T) {
 	a, at, logged := newAddresses(), time.Now(), 0
@@ -86,6 +138,12 @@ func TestAddressesAreBounded(t *testing.T) {
 	}
 	if other, _ := a.note(someHash, one, now); other != two {
 		t.Errorf("what was seen last is forgotten: %v", other)
+	}
+	for i := range 1000 {
+		a.note(someHash, netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), now)
+	}
+	if n := len(a.recent.Front().Value.(*sighting).from); n != maxAddresses {
+		t.Errorf("%d addresses of one EK are remembered", n)
 	}
 	for _, hash := range []string{"", "ab", someHash + "ab", strings.Repeat("xy", 32)} {
 		if other, _ := a.note(hash, one, now); other.IsValid() {

@@ -28,8 +28,8 @@ import (
 //   - tpm.source.up, .entries, .serial, .serial_low, .age and .stuck are what each
 //     source serves, tpm.source.refresh counts its attempts to load, and
 //     tpm.source.fetch those to ask the network for what evidence names; see watch.
-//   - tpm.ek.alternating counts attestations of an EK that came from two addresses
-//     in turn; see addresses.
+//   - tpm.ek.alternating counts attestations that show that an EK is in several
+//     machines; see addresses.
 //   - tpm.heartbeat counts how often the gauges were told: it grows for as long as
 //     the plugin lives.
 //   - tpm.dropped counts attestations that are missing above, because SPIRE took
@@ -266,7 +266,7 @@ func (m *metrics) attempts(ctx context.Context, name, source string, n attempts)
 	m.add(ctx, of("failed"), float32(n.failed))
 }
 
-// alternated adds to the attestations of EKs from two addresses in turn.
+// alternated adds to the attestations of EKs from several addresses in turn.
 func (m *metrics) alternated(ctx context.Context, n int64) {
 	if m == nil {
 		return
