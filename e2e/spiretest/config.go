@@ -12,6 +12,7 @@ import (
 type serverConfig struct {
 	Dir, TrustDomain, Socket string
 	Port                     int
+	MetricsPort              int // 0: none
 	AgentTTL                 time.Duration
 	PluginCmd                string
 	PluginData               string // HCL, or empty where DataFile is set
@@ -35,6 +36,15 @@ var serverTemplate = template.Must(template.New("server.conf").Parse(`server {
   ratelimit { attestation = false }
   experimental { cache_reload_interval = "1s" }
 }
+{{- if .MetricsPort}}
+
+telemetry {
+  Prometheus {
+    host = "127.0.0.1"
+    port = {{.MetricsPort}}
+  }
+}
+{{- end}}
 
 plugins {
   DataStore "sql" {

@@ -36,6 +36,9 @@ type ServerConfig struct {
 	Whole string
 	// AgentTTL is how long an agent's SVID lives; SPIRE's default where zero.
 	AgentTTL time.Duration
+	// Metrics lets the server show its metrics to Prometheus: see
+	// Server.MetricsURL. It is for configurations that are made, in HCL.
+	Metrics bool
 	// Detached lets the server outlive the caller.
 	Detached bool
 }
@@ -52,6 +55,8 @@ type Server struct {
 	ConfigPath, BundlePath string
 	// DataPath is the file with the plugin's configuration, where there is one.
 	DataPath string
+	// MetricsURL is where Prometheus would scrape it, where it shows metrics.
+	MetricsURL string
 	// TrustDomain is its trust domain.
 	TrustDomain string
 
@@ -123,6 +128,12 @@ func (p Programs) WriteServerConfig(c ServerConfig) (*Server, error) {
 	data := serverConfig{
 		Dir: c.Dir, TrustDomain: c.TrustDomain, Socket: s.Socket, Port: port,
 		AgentTTL: c.AgentTTL, PluginCmd: p.ServerPlugin, PluginData: c.PluginData,
+	}
+	if c.Metrics {
+		if data.MetricsPort, err = freePort(); err != nil {
+			return nil, err
+		}
+		s.MetricsURL = fmt.Sprintf("http://127.0.0.1:%d/metrics", data.MetricsPort)
 	}
 	if c.DataFile {
 		s.DataPath = filepath.Join(c.Dir, "tpm.conf")
