@@ -24,43 +24,86 @@ type folder struct {
 // line.
 const processFile = "processes"
 
-// openDir makes the folder, in the place of one that an earlier demo has left.
-// Where its path is too long for sockets it becomes a link to a shorter one.
+// markFile says that a demo has made the folder that it is in. What is in no
+// such folder is somebody else's and is never removed.
+const markFile = ".spire-tpm-attestor-demo"
+
+// openDir makes the folder, in the place of one that an earlier demo has left
+// and of nothing else. Where its path is too long for sockets it becomes a link
+// to a shorter one.
 func openDir(name string) (*folder, error) {
-	f := &folder{name: name}
-	if pids, _ := f.processes(); len(pids) > 0 {
+	f := &folder{name: filepath.Clean(name)}
+	if pids, err := f.processes(); err != nil {
+		return nil, err
+	} else if len(pids) > 0 {
 		return nil, fmt.Errorf("an earlier demo still runs in %s; end it with: make demo-stop", name)
 	}
 	if err := f.remove(); err != nil {
 		return nil, err
 	}
-	path, err := filepath.Abs(name)
-	if err != nil {
+	if err := f.make(); err != nil {
 		return nil, fmt.Errorf("make the folder of the demo: %w", err)
 	}
-	if len(path)+len("/server") > spiretest.MaxDir {
-		if path, err = os.MkdirTemp("", "demo"); err == nil {
-			err = os.Symlink(path, name)
-		}
+	return f, nil
+}
+
+// make makes and marks the folder, and the link to it where there is one.
+func (f *folder) make() error {
+	path, err := filepath.Abs(f.name)
+	if err != nil {
+		return err
+	}
+	linked := len(path)+len("/server") > spiretest.MaxDir
+	if linked {
+		path, err = os.MkdirTemp("", "demo")
 	} else {
 		err = os.Mkdir(path, 0o700)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("make the folder of the demo: %w", err)
+		return err
+	}
+	err = os.WriteFile(filepath.Join(path, markFile), nil, 0o600)
+	if err == nil && linked {
+		err = os.Symlink(path, f.name)
+	}
+	if err != nil {
+		return errors.Join(err, os.RemoveAll(path))
 	}
 	f.path = path
-	return f, nil
+	return nil
 }
 
-// remove removes the folder, if it is there.
+// made returns the path of the folder that a demo has made under the name, with
+// the link to it followed. It is empty where nothing has the name, and an error
+// says that something else has it.
+func (f *folder) made() (string, error) {
+	if _, err := os.Lstat(f.name); errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	path, err := filepath.EvalSymlinks(f.name)
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err == nil {
+		_, err = os.Lstat(filepath.Join(path, markFile))
+	}
+	if err != nil {
+		return "", fmt.Errorf("%s is there and no demo has made it, so it is left alone: "+
+			"remove it, or name another folder with -dir (%w)", f.name, err)
+	}
+	return path, nil
+}
+
+// remove removes the folder, if it is there and a demo has made it.
 func (f *folder) remove() error {
-	if target, err := filepath.EvalSymlinks(f.name); err == nil {
-		if err := os.RemoveAll(target); err != nil {
+	path, err := f.made()
+	if err != nil || path == "" {
+		return err
+	}
+	for _, p := range []string{path, f.name} {
+		if err := os.RemoveAll(p); err != nil {
 			return fmt.Errorf("remove the folder of the demo: %w", err)
 		}
-	}
-	if err := os.RemoveAll(f.name); err != nil {
-		return fmt.Errorf("remove the folder of the demo: %w", err)
 	}
 	return nil
 }
@@ -79,17 +122,11 @@ func (f *folder) recordProcesses(ps []*spiretest.Process) error {
 // processes returns those processes of the recorded ones that still run, the
 // last that was started first.
 func (f *folder) processes() ([]int, error) {
-	path, err := filepath.EvalSymlinks(f.name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
+	path, err := f.made()
+	if err != nil || path == "" {
 		return nil, err
 	}
-	if path, err = filepath.Abs(path); err != nil {
-		return nil, err
-	}
-	b, err := os.ReadFile(filepath.Join(path, processFile))
+	b, err := os.ReadFile(filepath.Join(path, processFile)) //nolint:gosec // G304: the demo's own folder.
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 	"time"
 )
@@ -17,7 +18,7 @@ import (
 const timeLimit = 3 * time.Minute
 
 func main() {
-	dir := flag.String("dir", "demo", "the `folder` for all files; it must not exist")
+	dir := flag.String("dir", "demo", "the `folder` for all files; it must not exist, unless a demo has made it")
 	keep := flag.Bool("keep", false, "leave everything running at the end")
 	stop := flag.Bool("stop", false, "end what an earlier -keep has left running")
 	flag.Parse()
@@ -98,7 +99,7 @@ func (d *demo) remove() {
 }
 
 func stopKept(n *narrator, name string) int {
-	dir := &folder{name: name}
+	dir := &folder{name: filepath.Clean(name)}
 	stopped, err := dir.stopProcesses()
 	if err == nil {
 		err = dir.remove()
