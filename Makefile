@@ -24,7 +24,7 @@ help: ## list the targets
 		/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## static binaries: bin/tpm-attestor-server and bin/tpm-attestor-agent
+build: need-go ## static binaries: bin/tpm-attestor-server and bin/tpm-attestor-agent
 	@CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ \
 		./server/tpm-attestor-server ./agent/tpm-attestor-agent
 	@echo "built bin/tpm-attestor-server and bin/tpm-attestor-agent, version $(VERSION)"
@@ -37,7 +37,7 @@ demo: build ## a real SPIRE server and agent with a software TPM (KEEP=1: leave 
 	SPIRE_DIR="$$spire" PLUGIN_DIR=bin exec .cache/demo $(if $(KEEP),-keep)
 
 .PHONY: demo-stop
-demo-stop: ## end a demo that KEEP=1 has left running
+demo-stop: need-go ## end a demo that KEEP=1 has left running
 	@mkdir -p .cache && (cd e2e && go build -o ../.cache/demo ./demo) && .cache/demo -stop
 
 ##@ To test it
@@ -56,7 +56,7 @@ race: test-packages ## all tests but e2e under the race detector
 	go test -race $(TESTFLAGS) ./...
 
 .PHONY: fuzz
-fuzz: ## every fuzz target for FUZZTIME (10s)
+fuzz: test-packages ## every fuzz target for FUZZTIME (10s)
 	@.ci/fuzz $(FUZZTIME) $(TESTFLAGS)
 
 .PHONY: bench
@@ -70,15 +70,15 @@ bench-compare: test-packages ## the benchmarks here against those of another com
 ##@ To change it
 
 .PHONY: fmt
-fmt: ## format the code
+fmt: need-go ## format the code
 	@"$$(.ci/tools-dir)"/gofumpt -w $$(git ls-files -co --exclude-standard '*.go')
 
 .PHONY: lint
-lint: ## formatting, go vet, golangci-lint, and shellcheck where there is one
+lint: lint-packages ## formatting, go vet, golangci-lint, and shellcheck where there is one
 	@.ci/lint
 
 .PHONY: tidy-check
-tidy-check: ## are the go.mod and go.sum of all modules tidy?
+tidy-check: need-go ## are the go.mod and go.sum of all modules tidy?
 	@.ci/tidy-check
 
 .PHONY: check
@@ -89,6 +89,11 @@ check: ## all that CI runs
 clean: ## remove what was built here (the caches outside stay)
 	rm -rf bin .cache coverage.out
 
-.PHONY: test-packages
-test-packages:
-	@e2e/install.sh test
+# What is installed, by apt, before a target that needs it.
+.PHONY: test-packages lint-packages
+test-packages lint-packages: %-packages: need-go
+	@e2e/install.sh $*
+
+.PHONY: need-go
+need-go:
+	@.ci/need-go
