@@ -170,29 +170,11 @@ func unorderedName(t *testing.T) []byte {
 	return append([]byte{0x30, byte(len(set))}, set...)
 }
 
-// fieldCertificates is the folder of real certificates. It is no part of this
-// repository: where it is not, the tests that need it say so, and fail where
-// REQUIRE_EK_TESTDATA is set.
-func fieldCertificates(t *testing.T) string {
-	t.Helper()
-	dir := os.Getenv("EK_TESTDATA")
-	if dir == "" {
-		dir = filepath.Join("..", "..", "shared", "testdata", "ek")
-	}
-	if _, err := os.Stat(dir); err != nil {
-		if os.Getenv("REQUIRE_EK_TESTDATA") != "" {
-			t.Fatalf("no real EK certificates: %v; set EK_TESTDATA to their folder", err)
-		}
-		t.Skipf("DID NOT RUN: no real EK certificates: %v; set EK_TESTDATA to their folder", err)
-	}
-	return dir
-}
-
 // Real EK certificates are read, each with its key; a machine that holds one
 // begins a session with it.
 func TestEKCertificatesOfTheField(t *testing.T) {
 	t.Parallel()
-	dir := fieldCertificates(t)
+	dir := attestortest.FieldCertificates(t)
 	want := map[string]attestor.KeyType{
 		"infineon-slb9670-rsa2048-mfrca035.der":  attestor.RSA2048,
 		"infineon-slb9670-eccp256-mfrca035.der":  attestor.P256,
@@ -236,7 +218,7 @@ func TestEKCertificatesOfTheField(t *testing.T) {
 // are errors.
 func TestOtherFilesOfTheField(t *testing.T) {
 	t.Parallel()
-	dir := fieldCertificates(t)
+	dir := attestortest.FieldCertificates(t)
 	for _, file := range []string{"README.md", "aux-intel-ekop-response.json", "ca/amd-AMDTPM-6ed686.pem"} {
 		b, err := os.ReadFile(filepath.Join(dir, file))
 		if err != nil {

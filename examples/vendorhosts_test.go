@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 )
 
 // Firewalls are opened by this table, and an example that leaves a host out
@@ -51,17 +52,7 @@ func tableOf(t *testing.T, file, head string) [][]string {
 // certificates and those of their CAs, which are not part of this repository.
 func hostsInCertificates(t *testing.T) map[string]bool {
 	t.Helper()
-	dir := os.Getenv("EK_TESTDATA")
-	if dir == "" {
-		dir = filepath.Join(root, "..", "shared", "testdata", "ek")
-	}
-	if _, err := os.Stat(dir); err != nil {
-		if os.Getenv("REQUIRE_EK_TESTDATA") == "1" {
-			t.Fatalf("the real EK certificates are required and not there: %v", err)
-		}
-		t.Skipf("DID NOT RUN: the real EK certificates are not there (%v): "+
-			"set EK_TESTDATA to the folder that holds them", err)
-	}
+	dir := attestortest.FieldCertificates(t)
 	hosts := map[string]bool{}
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || !slices.Contains([]string{".der", ".bin", ".pem"}, filepath.Ext(path)) {

@@ -19,10 +19,36 @@ import (
 )
 
 // failure is a TB that keeps its failure.
-type failure struct{ failed bool }
+type failure struct{ failed, skipped bool }
 
 func (*failure) Helper()                 {}
 func (f *failure) Fatalf(string, ...any) { f.failed = true }
+func (f *failure) Skipf(string, ...any)  { f.skipped = true }
+
+// Where the real certificates are required and not there, a test that needs them
+// fails: a CI that has lost them would pass with nothing of them tested.
+func TestFieldCertificates(t *testing.T) {
+	there := t.TempDir()
+	for _, test := range []struct {
+		dir, require string
+		want         failure
+	}{
+		{there, "", failure{}},
+		{there, "1", failure{}},
+		{there + "/none", "", failure{skipped: true}},
+		{there + "/none", "1", failure{failed: true}},
+		{there + "/none", "true", failure{failed: true}},
+		{"attestortest_test.go", "1", failure{failed: true}},
+	} {
+		t.Setenv("EK_TESTDATA", test.dir)
+		t.Setenv("REQUIRE_EK_TESTDATA", test.require)
+		var got failure
+		dir := attestortest.FieldCertificates(&got)
+		if got != test.want || (dir == there) != (got == failure{}) {
+			t.Errorf("%+v: %q, %+v", test, dir, got)
+		}
+	}
+}
 
 // A TPM in software attests as one in hardware does, whatever its keys.
 func TestTPM(t *testing.T) {

@@ -12,27 +12,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
-
-// realData returns the folder of real EK certificates, which are not part of
-// this repository.
-func realData(tb testing.TB) string {
-	tb.Helper()
-	dir := os.Getenv("EK_TESTDATA")
-	if dir == "" {
-		dir = filepath.Join("..", "..", "..", "shared", "testdata", "ek")
-	}
-	if _, err := os.Stat(dir); err != nil {
-		if os.Getenv("REQUIRE_EK_TESTDATA") == "1" {
-			tb.Fatalf("the real EK certificates are required and not there: %v", err)
-		}
-		tb.Skipf("DID NOT RUN: the real EK certificates are not there (%v): "+
-			"set EK_TESTDATA to the folder that holds them", err)
-	}
-	return dir
-}
 
 // realEK is a real EK certificate with the names of the CA files above it, the
 // issuer first, and what its selectors are.
@@ -147,7 +130,7 @@ func caNamed(tb testing.TB, dir, prefix string) string {
 // what is missing between sent by the machine, and no others do, whatever is
 // sent.
 func TestRealEKCertificatesWithEachCA(t *testing.T) {
-	dir := realData(t)
+	dir := attestortest.FieldCertificates(t)
 	paths, err := filepath.Glob(filepath.Join(dir, "ca", "*.pem"))
 	if err != nil || len(paths) != 15 {
 		t.Fatalf("%d CA files: %v", len(paths), err)
@@ -183,7 +166,7 @@ func TestRealEKCertificatesWithEachCA(t *testing.T) {
 // With a folder of all CAs and a bundle for each, a certificate's selectors name
 // all above it and say what the certificate says.
 func TestRealEKCertificatesWithAllCAs(t *testing.T) {
-	dir := realData(t)
+	dir := attestortest.FieldCertificates(t)
 	folder := load(t, ekca.Config{CAPath: filepath.Join(dir, "ca")})
 	if got := folder.Status(); got.Entries != 15 || len(got.Warnings) != 0 {
 		t.Errorf("Status = %+v", got)
@@ -226,7 +209,7 @@ func bundleOf(name string) string { return strings.Trim(strings.ToLower(name), "
 // AMD's intermediates name their issuer in other string types than the root
 // names itself; both of the root's certificates must be found above both.
 func TestRealAMDIntermediates(t *testing.T) {
-	dir := realData(t)
+	dir := attestortest.FieldCertificates(t)
 	utf8Root := caNamed(t, dir, "amd-AMDTPM")
 	printableRoot := filepath.Join(dir, "aux-amd-aia-response-AMDTPM-RSA-root.der")
 	for _, name := range []string{"amd-PRG-RN-rsa-issuerPrintable", "amd-PRG-RPL"} {

@@ -22,6 +22,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
@@ -52,7 +53,7 @@ func TestEKCertificateURLs(t *testing.T) {
 // service's real reply.
 func realIntelEK(tb testing.TB) (ek crypto.PublicKey, reply []byte) {
 	tb.Helper()
-	dir := realData(tb)
+	dir := attestortest.FieldCertificates(tb)
 	reply, err := os.ReadFile(filepath.Join(dir, "aux-intel-ekop-response.json"))
 	if err != nil {
 		tb.Fatal(err)
@@ -66,7 +67,7 @@ const realIntelPath = "/ekcertservice/WVEG2rRwkQ7m3RpXlUphgo6Y2HLxl18h6ZZkkOAdnB
 // and its real issuers on a mirror: what the certificate says becomes selectors as
 // if the machine had sent it.
 func TestRealIntelReply(t *testing.T) {
-	dir := realData(t)
+	dir := attestortest.FieldCertificates(t)
 	ek, body := realIntelEK(t)
 	web := newSite(t)
 	web.put(realIntelPath, body)
@@ -99,7 +100,7 @@ func TestRealIntelReply(t *testing.T) {
 // AMD's service has its CAs' certificates too. One of them is no certificate for an
 // EK.
 func TestRealAMDReply(t *testing.T) {
-	root, err := os.ReadFile(filepath.Join(realData(t), "aux-amd-aia-response-AMDTPM-RSA-root.der"))
+	root, err := os.ReadFile(filepath.Join(attestortest.FieldCertificates(t), "aux-amd-aia-response-AMDTPM-RSA-root.der"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +110,7 @@ func TestRealAMDReply(t *testing.T) {
 	}
 	web := newSite(t)
 	src := load(t, ekca.Config{
-		CAPath:            caNamed(t, realData(t), "amd-AMDTPM"),
+		CAPath:            caNamed(t, attestortest.FieldCertificates(t), "amd-AMDTPM"),
 		EKCertificateURLs: map[string]string{"amd": web.url("/pki/aia/")},
 	})
 	for name, key := range map[string]crypto.PublicKey{"another's": newRSAKey(t).Public(), "its own": cert.PublicKey} {

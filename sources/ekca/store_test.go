@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
@@ -137,7 +138,7 @@ func TestBrokenCache(t *testing.T) {
 // The real certificates of Infineon and Intel, whose issuers are fetched from a
 // mirror by the real URLs in them.
 func TestRealChainsFromAMirror(t *testing.T) {
-	dir := realData(t)
+	dir := attestortest.FieldCertificates(t)
 	web := newSite(t)
 	for path, ca := range map[string]string{
 		"pki.infineon.com/OptigaRsaMfrCA035/OptigaRsaMfrCA035.crt":                      "Infineon-OPTIGA-TM-RSA-Manufacturing-CA-035",
