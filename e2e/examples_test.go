@@ -85,7 +85,8 @@ var layouts = map[string]func(*site){
 }
 
 // Whoever pastes an example gets what its README says: the real server starts
-// with it, admits who is meant to be in and refuses all others.
+// with it, admits who is meant to be in and refuses all others. Of the Helm
+// chart's values it is the plugin_data that is run.
 func TestExamples(t *testing.T) {
 	for file, check := range examples {
 		t.Run(file, func(t *testing.T) {
@@ -93,7 +94,7 @@ func TestExamples(t *testing.T) {
 			layouts[s.example](s)
 			c := spiretest.ServerConfig{Whole: s.moved(s.read(filepath.Base(file)))}
 			if strings.HasSuffix(file, ".yaml") {
-				c = spiretest.ServerConfig{PluginData: s.moved(chartData(t, s.read("values.yaml"))), JSON: true}
+				c = spiretest.ServerConfig{PluginData: s.moved(valuesData(t, s.read("values.yaml"))), JSON: true}
 			}
 			server := s.server(c)
 			check(s, server)
@@ -325,9 +326,9 @@ func (s *site) combined(server *spiretest.Server) {
 	s.admits(server, s.one)
 }
 
-// chartData returns the server's plugin_data in the values of a chart; it is
-// written in JSON.
-func chartData(t *testing.T, values string) string {
+// valuesData returns the server's plugin_data in the values of a chart, which is
+// written in JSON there. Nothing else of the values is read, and no chart is run.
+func valuesData(t *testing.T, values string) string {
 	t.Helper()
 	_, rest, found := strings.Cut(values, "plugin_data:")
 	if !found {

@@ -62,9 +62,11 @@ func TestListsAreRead(t *testing.T) {
 	}
 }
 
-// chartPlugins returns what the chart makes of the values of both sides: a
-// configuration of SPIRE in JSON.
-func chartPlugins(t *testing.T) map[string]string {
+// valuesPlugins returns the plugins of both sides in values.yaml, each in a
+// configuration of SPIRE in the form in which the chart writes it: JSON with
+// sorted keys, the plugins of a type in a list. No chart is run, and nothing of
+// values.yaml is read but plugin_cmd and plugin_data.
+func valuesPlugins(t *testing.T) map[string]string {
 	t.Helper()
 	values := read(t, "examples/kubernetes/values.yaml")
 	rendered := map[string]string{}
@@ -79,7 +81,8 @@ func chartPlugins(t *testing.T) map[string]string {
 			t.Fatalf("plugin_data of %s: %v", cmd, err)
 		}
 		tpm := map[string]any{"plugin_cmd": cmd, "plugin_checksum": "", "plugin_data": data}
-		text, err := json.Marshal(map[string]any{"plugins": map[string]any{"NodeAttestor": map[string]any{"tpm": tpm}}})
+		attestors := []any{map[string]any{"tpm": tpm}}
+		text, err := json.MarshalIndent(map[string]any{"plugins": map[string]any{"NodeAttestor": attestors}}, "", "  ")
 		must(t, err)
 		rendered[strings.TrimPrefix(cmd, "/opt/tpm/tpm-attestor-")] = string(text)
 	}
@@ -146,9 +149,9 @@ func publish(t *testing.T, dir string, version int, files map[string]string) {
 	}
 }
 
-// The cluster of examples/kubernetes: what the chart renders is valid on both
-// sides, and the real plugin follows ConfigMaps as the kubelet changes them, to
-// admit a node, to refuse one that is stolen and to refuse one that was removed.
+// The plugins of examples/kubernetes: the plugin_data of both sides is valid, and
+// the real plugin follows ConfigMaps as the kubelet changes them, to admit a node,
+// to refuse one that is stolen and to refuse one that was removed.
 func TestKubernetes(t *testing.T) {
 	ca := attestortest.NewCA(t, "Example EK CA")
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256, CA: ca})
@@ -165,7 +168,7 @@ func TestKubernetes(t *testing.T) {
 	publish(t, filepath.Join(dir, "cas"), 1, map[string]string{"vendor.pem": string(ca.PEM())})
 
 	configs := map[string]string{}
-	for role, text := range chartPlugins(t) {
+	for role, text := range valuesPlugins(t) {
 		data, err := snippet{text: text}.data()
 		must(t, err)
 		if data.role != role {
