@@ -17,10 +17,15 @@
 //	openssl pkeyutl -sign -inkey list.key -rawin -in list.json -out list.json.sig
 //	openssl dgst -sha256 -sign list.key -out list.json.sig list.json
 //
-// A signature may be in base64 as well, as cosign sign-blob writes it for an
-// ECDSA key:
+// A signature may be in base64 as well:
 //
 //	openssl base64 -in list.json.sig -out list.json.sig.b64
+//
+// That is how cosign writes one, with the ECDSA key that it makes; without a
+// transparency log, which nothing here looks into:
+//
+//	cosign generate-key-pair
+//	cosign sign-blob --yes --key cosign.key --tlog-upload=false --output-signature list.json.sig list.json
 //
 // A signature says nothing about when it was made: an older list has a good one
 // too. What has to stop it from being served again is the serial in the list.

@@ -98,25 +98,28 @@ func read(t *testing.T, dir, name string) []byte {
 	return b
 }
 
-// What cosign sign-blob prints, and cosign.pub as it writes it: base64 in one line,
-// without a line end, of an ECDSA-Sig-Value over the SHA-256 of the blob.
+// What a real cosign makes: testdata/cosign is the output of cosign 2.6.1, by the
+// commands in the documentation of this package, with a key that has been thrown
+// away. Its signature is one over this list, and over no other.
 func TestCosign(t *testing.T) {
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	dir := filepath.Join("testdata", "cosign")
+	key, err := listsig.ParsePublicKey(read(t, dir, "cosign.pub"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	sum := sha256.Sum256([]byte(list))
-	der, err := ecdsa.SignASN1(rand.Reader, private, sum[:])
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := listsig.ParsePublicKey(publicPEM(t, private.Public()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, end := range []string{"", "\n", "\r\n"} {
-		if err := key.Verify([]byte(list), []byte(base64.StdEncoding.EncodeToString(der)+end)); err != nil {
+	signed, sig := read(t, dir, "tpm.json"), read(t, dir, "tpm.json.sig")
+	for _, end := range []string{"", "\n", "\r\n"} { // as a shell or an editor may add them
+		if err := key.Verify(signed, append(bytes.Clone(sig), end...)); err != nil {
 			t.Errorf("with %q at its end: %v", end, err)
+		}
+	}
+	for name, other := range map[string][]byte{
+		"another serial": bytes.Replace(signed, []byte(`"serial": 42`), []byte(`"serial": 43`), 1),
+		"a byte more":    append(bytes.Clone(signed), '\n'),
+		"nothing":        nil,
+	} {
+		if bytes.Equal(other, signed) || key.Verify(other, sig) == nil {
+			t.Errorf("%s: accepted", name)
 		}
 	}
 }
