@@ -51,8 +51,8 @@ func parseHCL(text string) (*node, error) {
 	return n, nil
 }
 
-// scanHCL refuses what the parser must not see: nesting that would exhaust its
-// stack, and a text that ends behind an equals sign, as one that was cut does.
+// scanHCL refuses, before it is parsed, a text that is nested deeper than
+// maxDepth, and one that ends behind an equals sign, as one that was cut does.
 func scanHCL(text string) error {
 	s := scanner.New([]byte(text))
 	s.Error = func(token.Pos, string) {} // the parser reports it

@@ -2,7 +2,7 @@
 // only while they are used, by several processes in turn, whole after a kill, and
 // found out where a disk has damaged them.
 //
-// bbolt maps its file and follows what it finds there. So a file is inspected
-// before, as any other file is read, and used under a guard against faults. What
-// is replaced as a whole is written beside it, as a [Draft], and renamed.
+// A database is mapped into memory. So its file is inspected before, as any other
+// file is read, and used under a guard against faults. What is replaced as a whole
+// is written beside it, as a [Draft], and renamed.
 package boltfile
