@@ -131,25 +131,43 @@ func TestMistakesAreFound(t *testing.T) {
 	}
 }
 
-// keyTables are the documentation's tables of keys, each with a configuration
+// keyTable is one of the documentation's tables of keys, with a configuration
 // that has an unknown key in the same place.
-var keyTables = []struct{ file, mark, role, probe string }{
-	{"docs/plugin_server_nodeattestor_tpm.md", "keys: server", "server", `unknown_key = 1`},
-	{"docs/plugin_server_nodeattestor_tpm.md", "keys: hash_dir", "server", `source "hash_dir" "a" { unknown_key = 1 }`},
-	{"docs/plugin_server_nodeattestor_tpm.md", "keys: hash_file", "server", `source "hash_file" "a" { unknown_key = 1 }`},
-	{"docs/plugin_server_nodeattestor_tpm.md", "keys: ek_ca", "server", `source "ek_ca" "a" { unknown_key = 1 }`},
-	{"docs/plugin_server_nodeattestor_tpm.md", "keys: http", "server", `source "http" "a" { unknown_key = 1 }`},
-	{"docs/plugin_server_nodeattestor_tpm.md", "keys: sql", "server", `source "sql" "a" { unknown_key = 1 }`},
-	{"docs/plugin_server_nodeattestor_tpm.md", "keys: rule", "server", `allow "a" { unknown_key = 1 }`},
-	{"docs/plugin_agent_nodeattestor_tpm.md", "keys: agent", "agent", `unknown_key = 1`},
+type keyTable struct{ file, mark, role, probe string }
+
+// keyTables returns the tables that there have to be, one for each kind of source
+// among them.
+func keyTables(t *testing.T) []keyTable {
+	t.Helper()
+	tables := []keyTable{
+		{serverPage, "keys: server", "server", `unknown_key = 1`},
+		{serverPage, "keys: rule", "server", `allow "a" { unknown_key = 1 }`},
+		{"docs/plugin_agent_nodeattestor_tpm.md", "keys: agent", "agent", `unknown_key = 1`},
+	}
+	for _, kind := range namedIn(t, validate(t, "server", `source "unknown_kind" "a" {}`)) {
+		probe := `source "` + kind + `" "a" { unknown_key = 1 }`
+		tables = append(tables, keyTable{serverPage, "keys: " + kind, "server", probe})
+	}
+	return tables
 }
 
-// thereAre finds the keys that the refusal of an unknown one names.
-var thereAre = regexp.MustCompile(`unknown_key.*(?:; there are|the keys are) ([a-z_, ]+)`)
+// thereAre finds what there is in the refusal of something unknown.
+var thereAre = regexp.MustCompile(`unknown_k.*(?:; there are|the keys are) ([a-z_, ]+)`)
 
-// A key that was added, renamed or removed is so in the documentation as well.
+// namedIn returns, sorted, the keys or kinds that a refusal names.
+func namedIn(t *testing.T, notes []string) []string {
+	t.Helper()
+	match := thereAre.FindStringSubmatch(strings.Join(notes, "\n"))
+	if match == nil {
+		t.Fatalf("the refusal does not name what there is: %q", notes)
+	}
+	return slices.Sorted(strings.SplitSeq(strings.TrimSpace(match[1]), ", "))
+}
+
+// A key that was added, renamed or removed is so in the documentation as well, and
+// so is a kind of source.
 func TestKeysAreDocumented(t *testing.T) {
-	for _, table := range keyTables {
+	for _, table := range keyTables(t) {
 		t.Run(table.mark, func(t *testing.T) {
 			var documented []string
 			for _, row := range marked(t, pageOf(t, table.file), table.mark) {
@@ -159,13 +177,7 @@ func TestKeysAreDocumented(t *testing.T) {
 				}
 			}
 			slices.Sort(documented)
-			notes := strings.Join(validate(t, table.role, table.probe), "\n")
-			match := thereAre.FindStringSubmatch(notes)
-			if match == nil {
-				t.Fatalf("the refusal of an unknown key does not name the keys: %s", notes)
-			}
-			known := strings.Split(strings.TrimSpace(match[1]), ", ")
-			slices.Sort(known)
+			known := namedIn(t, validate(t, table.role, table.probe))
 			if !slices.Equal(documented, known) {
 				t.Errorf("documented are %q, there are %q", documented, known)
 			}

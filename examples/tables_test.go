@@ -75,23 +75,50 @@ func TestMessagesAreTheCodes(t *testing.T) {
 	code = regexp.MustCompile(`" ?\+\n\s*"`).ReplaceAllString(code, "") // within long literals
 	found := 0
 	for _, p := range pages(t) {
-		rest := p
-		for _, at := range tableMark.FindAllStringIndex(p.prose, -1) {
-			rest.prose = p.prose[at[0]:]
-			for _, row := range marked(t, rest, "messages") {
-				for _, message := range spans(row[0]) {
-					found++
-					for part := range strings.SplitSeq(message, "…") {
-						if !strings.Contains(code, strings.TrimSpace(part)) {
-							t.Errorf("%s: nothing says %q", p.file, part)
-						}
-					}
+		for _, message := range messagesIn(t, p) {
+			found++
+			for part := range strings.SplitSeq(message, "…") {
+				if !strings.Contains(code, strings.TrimSpace(part)) {
+					t.Errorf("%s: nothing says %q", p.file, part)
 				}
 			}
 		}
 	}
 	if found < 30 {
 		t.Errorf("found only %d messages: is the test looking in the right place?", found)
+	}
+}
+
+// messagesIn returns the messages in all tables of a page that are marked so.
+func messagesIn(t *testing.T, p page) (all []string) {
+	t.Helper()
+	rest := p
+	for _, at := range tableMark.FindAllStringIndex(p.prose, -1) {
+		rest.prose = p.prose[at[0]:]
+		for _, row := range marked(t, rest, "messages") {
+			all = append(all, spans(row[0])...)
+		}
+	}
+	return all
+}
+
+// A line of the log that the documentation does not have leaves whoever sees it
+// alone: each message that the server or a source logs is in a table of the
+// server's page, or begins with one that is.
+func TestLoggedMessagesAreDocumented(t *testing.T) {
+	documented := messagesIn(t, pageOf(t, serverPage))
+	logged := literals(source(t, "server", "sources"),
+		`\blog\.(?:Debug|Info|Warn|Error|Log)\((?:\w+, )?"([^"]+)"`)
+	logged = append(logged, literals(source(t, "server"), `\ba\.log\(ctx, \w+, "([^"]+)"`)...)
+	for _, message := range logged {
+		if !slices.ContainsFunc(documented, func(d string) bool {
+			return strings.HasPrefix(message, strings.TrimSuffix(d, "…"))
+		}) {
+			t.Errorf("%s has no message %q", serverPage, message)
+		}
+	}
+	if len(logged) < 20 {
+		t.Errorf("found only %d messages: is the test looking in the right place?", len(logged))
 	}
 }
 
