@@ -75,19 +75,19 @@ type EKCertificate struct {
 
 // Validate reports the first limit that a breaks.
 func (a Attributes) Validate() error {
-	if err := validText("name", a.Name); err != nil {
+	if err := CheckText("name", a.Name); err != nil {
 		return err
 	}
 	if len(a.Labels) > MaxLabels {
 		return fmt.Errorf("%d labels, more than %d", len(a.Labels), MaxLabels)
 	}
-	for _, l := range a.Labels {
-		if err := validItem("label", l); err != nil {
-			return err
+	for i, l := range a.Labels {
+		if err := checkItem("label", l); err != nil {
+			return fmt.Errorf("label %d: %w", i+1, err)
 		}
 	}
 	for i, ca := range a.CAs {
-		if err := validItem("CA", ca); err != nil {
+		if err := checkItem("CA", ca); err != nil {
 			return err
 		}
 		if i > 0 && a.CAs[i-1] >= ca {
@@ -113,23 +113,25 @@ func (c *EKCertificate) validate() error {
 		{"model", c.Model},
 		{"version", c.Version},
 	} {
-		if err := validText(t.what, t.text); err != nil {
+		if err := CheckText(t.what, t.text); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func validItem(what, s string) error {
+func checkItem(what, s string) error {
 	if s == "" {
 		return fmt.Errorf("an empty %s", what)
 	}
-	return validText(what, s)
+	return CheckText(what, s)
 }
 
-// validText does not quote a text that is too long or holds control characters:
-// the error ends in a log.
-func validText(what, s string) error {
+// CheckText reports what is wrong with a text that is to become a selector and a
+// part of a line in a log: it is longer than MaxText, not UTF-8, or has a control
+// character. What says what the text is. The error does not quote it, since it
+// ends in a log.
+func CheckText(what, s string) error {
 	switch {
 	case len(s) > MaxText:
 		return fmt.Errorf("a %s of %d bytes, more than %d", what, len(s), MaxText)

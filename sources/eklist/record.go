@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
@@ -126,17 +124,14 @@ func (b *recordBuilder) appendTo(dst []byte) []byte {
 	return append(dst, b.labels...)
 }
 
-// checkText says what is wrong with a text that is to become a selector and a
-// part of a line in a log. It does not quote it.
+// checkText is sources.CheckText, and decides without it of nearly all texts,
+// which may be millions.
 func checkText(what string, text []byte) string {
-	switch {
-	case len(text) <= sources.MaxText && isPlain(text):
-	case len(text) > sources.MaxText:
-		return fmt.Sprintf("a %s of %d bytes, more than %d", what, len(text), sources.MaxText)
-	case !utf8.Valid(text):
-		return fmt.Sprintf("a %s that is not UTF-8", what)
-	case bytes.ContainsFunc(text, unicode.IsControl):
-		return fmt.Sprintf("a %s with a control character", what)
+	if len(text) <= sources.MaxText && isPlain(text) {
+		return ""
+	}
+	if err := sources.CheckText(what, string(text)); err != nil {
+		return err.Error()
 	}
 	return ""
 }

@@ -67,14 +67,14 @@ func TestParseEntry(t *testing.T) {
 		{name: "labels are a string", content: `{"labels": "a"}`, err: "labels"},
 		{name: "label is an object", content: `{"labels": [{}]}`, err: "labels"},
 		{name: "deep", content: `{"x": ` + strings.Repeat("[", 20000), err: "content: "},
-		{name: "name too long", content: `{"name": "` + long + `y"}`, err: "name: 256 bytes, at most 255"},
-		{name: "name with a line feed", content: `{"name": "a\nb"}`, err: "name: has a control character"},
-		{name: "name with NEL", content: `{"name": "a\u0085b"}`, err: "name: has a control character"},
-		{name: "label empty", content: `{"labels": ["a", ""]}`, err: "label 2 is empty"},
-		{name: "label null", content: `{"labels": [null]}`, err: "label 1 is empty"},
-		{name: "label with a zero", content: `{"labels": ["\u0000"]}`, err: "label 1: has a control"},
-		{name: "label too long", content: `{"labels": ["` + long + `y"]}`, err: "label 1: 256 bytes"},
-		{name: "65 labels", content: `{"labels": ` + quoted(65, "l%d") + `}`, err: "65 labels, at most 64"},
+		{name: "name too long", content: `{"name": "` + long + `y"}`, err: "content: a name of 256 bytes, more than 255"},
+		{name: "name with a line feed", content: `{"name": "a\nb"}`, err: "content: a name with a control character"},
+		{name: "name with NEL", content: `{"name": "a\u0085b"}`, err: "content: a name with a control character"},
+		{name: "label empty", content: `{"labels": ["a", ""]}`, err: "content: label 2: an empty label"},
+		{name: "label null", content: `{"labels": [null]}`, err: "content: label 1: an empty label"},
+		{name: "label with a zero", content: `{"labels": ["\u0000"]}`, err: "content: label 1: a label with a control"},
+		{name: "label too long", content: `{"labels": ["` + long + `y"]}`, err: "content: label 1: a label of 256 bytes"},
+		{name: "65 labels", content: `{"labels": ` + quoted(65, "l%d") + `}`, err: "content: 65 labels, more than 64"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got, err := parseEntry([]byte(test.content))

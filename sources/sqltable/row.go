@@ -12,9 +12,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// maxLabelsText is the longest text that may hold labels, in bytes: as many as
-// there may be, each character escaped.
-const maxLabelsText = sources.MaxLabels * (6*sources.MaxText + 4)
+// maxColumn is the longest text of a column that is looked at, in bytes: as many
+// labels as there may be, each character escaped.
+const maxColumn = sources.MaxLabels * (6*sources.MaxText + 4)
 
 // errTwoRows is the answer of a query that does not tell TPMs apart.
 var errTwoRows = errors.New("the query returns more than one row for one EK hash: " +
@@ -89,11 +89,11 @@ func newRow(columns []string) (*row, error) {
 
 // attributes returns what the row says, within the limits of package sources.
 func (r *row) attributes() (sources.Attributes, error) {
-	name, err := text("name", r.name, sources.MaxText)
+	name, err := text("name", r.name)
 	if err != nil {
 		return sources.Attributes{}, err
 	}
-	list, err := text("labels", r.labels, maxLabelsText)
+	list, err := text("labels", r.labels)
 	if err != nil {
 		return sources.Attributes{}, err
 	}
@@ -108,7 +108,7 @@ func (r *row) attributes() (sources.Attributes, error) {
 }
 
 // text returns the value of a column; null is empty.
-func text(column string, value any, limit int) (string, error) {
+func text(column string, value any) (string, error) {
 	var s string
 	switch v := value.(type) {
 	case nil:
@@ -119,8 +119,8 @@ func text(column string, value any, limit int) (string, error) {
 	default:
 		return "", fmt.Errorf("the column %s is a %T and no text", column, value)
 	}
-	if len(s) > limit {
-		return "", fmt.Errorf("the column %s has %d bytes, more than %d", column, len(s), limit)
+	if len(s) > maxColumn {
+		return "", fmt.Errorf("the column %s has %d bytes, more than %d", column, len(s), maxColumn)
 	}
 	return s, nil
 }
