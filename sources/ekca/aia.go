@@ -23,7 +23,7 @@ const maxTried = 4
 func (s *search) fetch(ctx context.Context, q *inquiry) (*finding, error) {
 	level := []*node{s.ek}
 	var found *finding
-	for depth := 1; depth < maxChain && len(level) > 0; depth++ {
+	for depth := 1; depth < MaxChain && len(level) > 0; depth++ {
 		var next []*node
 		for _, child := range level {
 			if err := s.lookUp(ctx, q, child); err != nil {

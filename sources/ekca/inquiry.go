@@ -12,9 +12,9 @@ import (
 
 // Limits on what one attestation asks others for.
 const (
-	// maxURLs is the number of URLs of one kind in a certificate that are looked
-	// at.
-	maxURLs = 4
+	// MaxURLs is the number of URLs of one kind in a certificate that are asked,
+	// of those that may be.
+	MaxURLs = 4
 	// maxLookups is the number of certificates and CRLs that are looked up,
 	// wherever they are.
 	maxLookups = 24
@@ -66,7 +66,7 @@ func (q *inquiry) allowed(raw []string) []string {
 	var urls []string
 	for _, u := range raw {
 		if canonical, ok := q.store.Allowed(u); ok && !slices.Contains(urls, canonical) {
-			if urls = append(urls, canonical); len(urls) == maxURLs {
+			if urls = append(urls, canonical); len(urls) == MaxURLs {
 				break
 			}
 		}

@@ -11,8 +11,8 @@ import (
 // Limits on one search for chains. What a machine sends can cause no more work
 // than this.
 const (
-	// maxChain is the number of CA certificates in a chain.
-	maxChain = 8
+	// MaxChain is the number of CA certificates in a chain.
+	MaxChain = 8
 	// maxSent is the number of a machine's certificates that are looked at.
 	maxSent = 16
 	// maxSignatures is the number of signatures that are verified.
@@ -90,7 +90,7 @@ func (s *search) climb(permits func(n, issuer *node) bool) *finding {
 	var first *signer
 	seen := make(map[*node]bool)
 	level := []*node{s.ek}
-	for below := 0; below < maxChain && len(level) > 0; below++ {
+	for below := 0; below < MaxChain && len(level) > 0; below++ {
 		var next []*node
 		for _, n := range level {
 			for _, issuer := range n.issuers {

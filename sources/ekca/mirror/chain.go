@@ -11,12 +11,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
-// Limits on what one EK certificate can cause, at least those of an ek_ca.
-const (
-	maxChain = 8 // certificates above it, one after the other
-	maxLevel = 8 // of them side by side
-	maxURLs  = 4 // of one kind in a certificate
-)
+// maxLevel is how many certificates are looked at side by side, at one distance
+// above an EK certificate. The other limits are those of an ek_ca.
+const maxLevel = 8
 
 // machine gets all that an EK needs.
 func (f *filler) machine(ctx context.Context, e *ek) {
@@ -56,7 +53,7 @@ func (f *filler) fromServices(ctx context.Context, e *ek) []*x509.Certificate {
 // chain gets the issuers of a certificate, theirs and so on, and all their CRLs.
 func (f *filler) chain(ctx context.Context, cert *x509.Certificate) {
 	level := []*x509.Certificate{cert}
-	for depth := 0; depth < maxChain && len(level) > 0; depth++ {
+	for depth := 0; depth < ekca.MaxChain && len(level) > 0; depth++ {
 		var next []*x509.Certificate
 		for _, child := range level {
 			if !f.begin(child) || isRoot(child) {
@@ -149,10 +146,13 @@ func (f *filler) crls(ctx context.Context, child *x509.Certificate, issuers []*x
 	}
 }
 
-// urls returns those of a certificate's URLs that may be asked, with why others
-// may not be.
+// urls returns those of a certificate's URLs that an ek_ca asks, with why others
+// may not be asked.
 func (f *filler) urls(all []string) (urls []string, faults []error) {
-	for _, raw := range all[:min(len(all), maxURLs)] {
+	for _, raw := range all {
+		if len(urls) == ekca.MaxURLs {
+			break
+		}
 		url, ok := f.store.Allowed(raw)
 		switch {
 		case !ok:

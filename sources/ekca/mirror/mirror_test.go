@@ -232,6 +232,15 @@ func TestMissing(t *testing.T) {
 				c.IssuingCertificateURL = []string{v.url + "/gone", v.url + "/sub.crt"}
 			})))
 		}, mirror.Summary{Fetched: 3}, "note     issuer"},
+		// An ek_ca asks the first four URLs that it may ask: the mirror has the same.
+		"the fifth URL": {func(v *vendor) *mirror.Machines {
+			return machines(v.t, inPEM(v.t, true, v.tpmThatNames(1, func(c *x509.Certificate) {
+				c.IssuingCertificateURL = []string{
+					"ldap://ldap.example.org", "http://a.example.org/1", "http://b.example.org/2",
+					"http://c.example.org/3", v.url + "/sub.crt",
+				}
+			})))
+		}, mirror.Summary{Fetched: 3}, "note     issuer"},
 		"nothing says where": {func(v *vendor) *mirror.Machines {
 			return machines(v.t, inPEM(v.t, true, v.tpmThatNames(1, func(*x509.Certificate) {})))
 		}, mirror.Summary{}, "have it among the configured CAs"},
