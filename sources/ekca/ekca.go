@@ -18,6 +18,19 @@
 //
 // How certificates are read from files stands at [Config], what makes an EK
 // certificate vouch for its TPM at [Source.Check].
+//
+// To read the package, in this order:
+//
+//   - ekca.go, config.go: what it is, and what is configured;
+//   - refresh.go, files.go, parse.go: from files to certificates, again when they
+//     change; aside.go for a file system that hangs;
+//   - authorities.go: the anchors, indexed by name.go and linked to each other;
+//   - answer.go: an attestation, from its evidence to the verdict;
+//   - search.go, rules.go: which chains there are, and which certificates may be
+//     in one; attributes.go: what a certificate says of its TPM;
+//   - inquiry.go, aia.go, issuers.go, proofs.go: issuers that are fetched;
+//     revocation.go: CRLs; services.go, reply.go: EK certificates; store.go: where
+//     all of them are kept.
 package ekca
 
 import (
