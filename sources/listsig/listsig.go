@@ -27,6 +27,9 @@
 //	cosign generate-key-pair
 //	cosign sign-blob --yes --key cosign.key --tlog-upload=false --output-signature list.json.sig list.json
 //
+// which with cosign 3 needs --new-bundle-format=false and
+// --use-signing-config=false as well.
+//
 // A signature says nothing about when it was made: an older list has a good one
 // too. What has to stop it from being served again is the serial in the list.
 package listsig
