@@ -31,8 +31,6 @@ type attestation struct {
 // answer to it. The codes of its errors are those of failure.
 func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) (err error) {
 	defer p.guard(stream.Context(), "Attest", &err)
-	defer p.underWay.Add(-1)
-	busy := p.underWay.Add(1) > maxUnderWay
 	g := p.current.Load()
 	if g == nil {
 		return status.Error(codes.FailedPrecondition, "the plugin is not configured")
@@ -41,10 +39,6 @@ func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) (err er
 	// A panic is counted as well.
 	outcome := outcomeInternal
 	defer func() { p.metrics.attested(outcome, time.Since(a.begun), &a.decision) }()
-	if busy {
-		outcome = outcomeUnavailable
-		return a.fail(stream.Context(), tooMany("too many attestations are under way"))
-	}
 	attributes, failed := a.run(stream.Context())
 	if failed != nil {
 		outcome = failed.outcome
@@ -65,9 +59,18 @@ func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) (err er
 
 // run is the attestation from the payload to the agent's attributes.
 func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes, *failure) {
-	session, failed := a.receive(ctx)
+	payload, failed := a.receive(ctx)
 	if failed != nil {
 		return nil, failed
+	}
+	// A stream that sends nothing takes no place.
+	defer a.plugin.underWay.Add(-1)
+	if a.plugin.underWay.Add(1) > maxUnderWay {
+		return nil, tooMany("too many attestations are under way")
+	}
+	session, err := a.verifier.Begin(payload)
+	if err != nil {
+		return nil, malformed(err.Error())
 	}
 	ek := session.EK()
 	a.ekHash = ek.Hash
@@ -94,8 +97,8 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 	return a.admit(ctx)
 }
 
-// receive receives the payload and checks it.
-func (a *attestation) receive(ctx context.Context) (*attestor.Session, *failure) {
+// receive receives the payload.
+func (a *attestation) receive(ctx context.Context) ([]byte, *failure) {
 	req, err := a.stream.Recv()
 	if err != nil {
 		return nil, left(ctx, err)
@@ -104,11 +107,7 @@ func (a *attestation) receive(ctx context.Context) (*attestor.Session, *failure)
 	if !ok {
 		return nil, malformed("the first message is no payload")
 	}
-	session, err := a.verifier.Begin(message.Payload)
-	if err != nil {
-		return nil, malformed(err.Error())
-	}
-	return session, nil
+	return message.Payload, nil
 }
 
 // challenge challenges the machine to prove that the AK is in the TPM of the EK.

@@ -170,6 +170,32 @@ func TestTooManyUnderWay(t *testing.T) {
 	}
 }
 
+// A stream that is opened and left silent has no time limit, and takes no place from
+// a machine that attests.
+func TestSilentStreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := server.New()
+		p.Use(t, `hash_path = "/x"`, sources.AnyOf("x"), member("x", sourcetest.Lists(sources.Attributes{})))
+		p.SetUnderWay(server.MaxUnderWay - 1)
+		ctx, leave := context.WithCancel(t.Context())
+		var silent sync.WaitGroup
+		for range 10 {
+			s := &memoryStream{ctx: ctx, recv: func(int) (*nodeattestorv1.AttestRequest, error) {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}}
+			silent.Go(func() { wantStatus(t, p.Attest(s), codes.Canceled, "the stream has ended") })
+		}
+		synctest.Wait()
+		tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
+		if err := p.Attest(honest(t.Context(), t, tpm)); err != nil {
+			t.Error(err)
+		}
+		leave()
+		silent.Wait()
+	})
+}
+
 // Strangers with EKs of their own making, of which only the network could tell
 // whether they are a vendor's, and who never answer, hold a part of what may be
 // under way and no more: listed machines attest beside them.
