@@ -1,17 +1,17 @@
 package agent
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/hashicorp/hcl/hcl/ast"
 	hclparser "github.com/hashicorp/hcl/hcl/parser"
 	"github.com/hashicorp/hcl/hcl/token"
-	jsonparser "github.com/hashicorp/hcl/json/parser"
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
 )
@@ -28,13 +28,13 @@ func parseConfig(src string) (config tpm.Config, problems []string) {
 			config, problems = tpm.Config{}, []string{"the configuration is no HCL"}
 		}
 	}()
-	items, err := parseItems(src)
+	settings, err := parseSettings(src)
 	if err != nil {
 		return tpm.Config{}, []string{err.Error()}
 	}
 	r := &configReader{seen: make(map[string]bool)}
-	for _, item := range items {
-		r.read(item)
+	for _, s := range settings {
+		r.read(s)
 	}
 	r.problems = append(r.problems, r.config.Problems()...)
 	if len(r.problems) > 0 {
@@ -43,33 +43,70 @@ func parseConfig(src string) (config tpm.Config, problems []string) {
 	return r.config, nil
 }
 
-// parseItems parses the top level of a configuration. Duplicate keys are kept:
-// they are found, and named, as every other problem is.
-func parseItems(src string) ([]*ast.ObjectItem, error) {
+// setting is a key at the top level of a configuration, and its value.
+type setting struct {
+	key, value string
+	isString   bool // or the value is of another type, and not here
+}
+
+// parseSettings parses a configuration. Duplicate keys are kept: they are found,
+// and named, as every other problem is. A byte order mark and the line ends of
+// Windows, which an editor may have left, mean nothing.
+func parseSettings(src string) ([]setting, error) {
 	if len(src) > maxConfigSize {
 		return nil, fmt.Errorf("the configuration has %d bytes: at most %d are read", len(src), maxConfigSize)
 	}
+	src = strings.ReplaceAll(strings.TrimPrefix(src, "\ufeff"), "\r\n", "\n")
 	if strings.HasPrefix(strings.TrimSpace(src), "{") {
-		if !json.Valid([]byte(src)) {
+		settings, err := parseJSON(src)
+		if err != nil { // which may quote a password
 			return nil, errors.New("the configuration is no JSON")
 		}
-		return items(jsonparser.Parse([]byte(src)))
+		return settings, nil
 	}
-	// A text that was cut behind a key or an equals sign, or within a comment,
-	// shows in what follows it: this key is then not the last one.
-	all, err := items(hclparser.ParseDontErrorOnDuplicateKeys([]byte(src + "\nend = true\n")))
-	if err != nil {
-		return nil, err
-	}
-	last := len(all) - 1
-	if last < 0 || all[last].Pos().Offset != len(src)+1 {
-		return nil, errors.New("the configuration is no HCL: it ends too early")
-	}
-	return all[:last], nil
+	return parseHCL(src)
 }
 
-// items returns the top level of what a parser has read.
-func items(file *ast.File, err error) ([]*ast.ObjectItem, error) {
+// parseJSON reads a JSON object.
+func parseJSON(src string) ([]setting, error) {
+	d := jsontext.NewDecoder(strings.NewReader(src), jsontext.AllowDuplicateNames(true))
+	if _, err := d.ReadToken(); err != nil { // the brace
+		return nil, err
+	}
+	var all []setting
+	for d.PeekKind() != jsontext.KindEndObject {
+		key, err := d.ReadToken()
+		if err != nil {
+			return nil, err
+		}
+		s := setting{key: key.String(), isString: d.PeekKind() == jsontext.KindString}
+		if !s.isString {
+			err = d.SkipValue()
+		} else if value, e := d.ReadToken(); e == nil {
+			s.value = value.String()
+		} else {
+			err = e
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, s)
+	}
+	if _, err := d.ReadToken(); err != nil {
+		return nil, err
+	}
+	if _, err := d.ReadToken(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("something follows the object")
+	}
+	return all, nil
+}
+
+// parseHCL reads HCL, whose lines end with a line feed. It may panic, since the
+// parser does.
+func parseHCL(src string) ([]setting, error) {
+	// A text that was cut behind a key or an equals sign, or within a comment,
+	// shows in what follows it: this key is then not the last one.
+	file, err := hclparser.ParseDontErrorOnDuplicateKeys([]byte(src + "\nend = true\n"))
 	if err != nil {
 		return nil, fmt.Errorf("the configuration is no HCL%s", place(err))
 	}
@@ -77,7 +114,22 @@ func items(file *ast.File, err error) ([]*ast.ObjectItem, error) {
 	if !ok {
 		return nil, errors.New("the configuration is not a set of keys")
 	}
-	return list.Items, nil
+	last := len(list.Items) - 1
+	if last < 0 || list.Items[last].Pos().Offset != len(src)+1 {
+		return nil, errors.New("the configuration is no HCL: it ends too early")
+	}
+	var all []setting
+	for _, item := range list.Items[:last] {
+		var s setting
+		if s.key, ok = stringOf(item.Keys[0].Token); !ok {
+			return nil, fmt.Errorf("%s is no key", item.Keys[0].Token.Text)
+		}
+		if literal, ok := item.Val.(*ast.LiteralType); ok && len(item.Keys) == 1 {
+			s.value, s.isString = stringOf(literal.Token)
+		}
+		all = append(all, s)
+	}
+	return all, nil
 }
 
 // place returns where a parser's error is. What it is may quote a password.
@@ -118,35 +170,24 @@ func (r *configReader) fields() map[string]func(string) string {
 }
 
 // read takes one key and its value.
-func (r *configReader) read(item *ast.ObjectItem) {
-	key, ok := stringOf(item.Keys[0].Token)
-	if !ok {
-		r.problem("%s is no key", item.Keys[0].Token.Text)
-		return
-	}
+func (r *configReader) read(s setting) {
 	fields := r.fields()
-	set, ok := fields[key]
+	set, ok := fields[s.key]
 	if !ok {
-		r.problem("%s: unknown key: the keys are %s", key, strings.Join(slices.Sorted(maps.Keys(fields)), ", "))
+		r.problem("%s: unknown key: the keys are %s", s.key, strings.Join(slices.Sorted(maps.Keys(fields)), ", "))
 		return
 	}
-	if r.seen[key] {
-		r.problem("%s: it is there twice: write it once", key)
+	if r.seen[s.key] {
+		r.problem("%s: it is there twice: write it once", s.key)
 		return
 	}
-	r.seen[key] = true
-	literal, ok := item.Val.(*ast.LiteralType)
-	if !ok || len(item.Keys) != 1 {
-		r.problem(`%s: it is not a string: write %s = "…"`, key, key)
+	r.seen[s.key] = true
+	if !s.isString {
+		r.problem(`%s: it is not a string: write %s = "…"`, s.key, s.key)
 		return
 	}
-	value, ok := stringOf(literal.Token)
-	if !ok {
-		r.problem(`%s: it is not a string: write %s = "…"`, key, key)
-		return
-	}
-	if wrong := set(value); wrong != "" {
-		r.problem("%s: %s", key, wrong)
+	if wrong := set(s.value); wrong != "" {
+		r.problem("%s: %s", s.key, wrong)
 	}
 }
 
@@ -163,9 +204,6 @@ func stringOf(t token.Token) (string, bool) {
 	switch t.Type {
 	case token.STRING, token.IDENT, token.HEREDOC:
 	default:
-		return "", false
-	}
-	if t.Text == "" { // null in JSON
 		return "", false
 	}
 	s, ok := t.Value().(string)

@@ -42,6 +42,18 @@ func TestValidConfigurations(t *testing.T) {
 			`{"device": "unix:/run/s", "ek": "p384", "endorsement_password": "e $x \"quoted\"", "owner_password": "o"}`,
 			full,
 		},
+		// What editors and other programs make of it: Windows' line ends, a
+		// byte order mark, and JSON that escapes what it need not.
+		"line ends of Windows": {
+			"# the TPM\r\ndevice = \"/dev/tpm0\"\r\n\r\n/* its\r\nkey */\r\nek = \"p384\"\r\n",
+			tpm.Config{Device: "/dev/tpm0", EK: attestor.P384},
+		},
+		"heredoc of Windows":     {"owner_password = <<EOF\r\no\r\nEOF\r\n", tpm.Config{OwnerPassword: "o\n"}},
+		"a byte order mark":      {"\ufeffdevice = \"/dev/tpm0\"\n", tpm.Config{Device: "/dev/tpm0"}},
+		"the mark before JSON":   {"\ufeff{\r\n\"device\": \"/dev/tpm0\"\r\n}\r\n", tpm.Config{Device: "/dev/tpm0"}},
+		"JSON, escaped slashes":  {`{"device": "\/dev\/tpm0"}`, tpm.Config{Device: "/dev/tpm0"}},
+		"JSON, a surrogate pair": {`{"owner_password": "\ud83d\ude00"}`, tpm.Config{OwnerPassword: "😀"}},
+		"JSON, an escaped key":   {`{"owner\u005fpassword": "o"}`, tpm.Config{OwnerPassword: "o"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, problems := parseConfig(tt.config)
@@ -84,6 +96,10 @@ func TestRefusedConfigurations(t *testing.T) {
 		"a block":            {`device { path = "/dev/tpm0" }`, []string{"device: it is not a string"}},
 		"a labelled block":   {`device "tpm0" {}`, []string{"device: it is not a string"}},
 		"null":               {`{"device": null}`, []string{"device: it is not a string"}},
+		"a JSON list in it":  {`{"device": ["/dev/tpm0", {"x": 1}], "ek": 5}`, []string{"device: it is not a string", "ek: it is not a string"}},
+		"half a pair":        {`{"owner_password": "\ud83d"}`, []string{"no JSON"}},
+		"cut, with CRLF":     {"# a TPM\r\ndevice = \r\n", []string{"no HCL"}},
+		"an endless JSON":    {`{"device": ` + strings.Repeat("[", 60000), []string{"no JSON"}},
 		"a JSON object":      {`{"device": {"path": "/dev/tpm0"}}`, []string{"device: it is not a string"}},
 		"no device":          {`device = "tpm0"`, []string{"device: \"tpm0\" is no TPM device"}},
 		"no type of EK":      {`ek = "rsa1024"`, []string{"ek: \"rsa1024\" is no type of endorsement key: write one of auto, rsa2048"}},
