@@ -162,6 +162,7 @@ func (r *configReader) fields() map[string]func(string) string {
 		}
 	}
 	return map[string]func(string) string{
+		"ak":                   r.setAK,
 		"device":               keep(&r.config.Device),
 		"ek":                   r.setEK,
 		"endorsement_password": keep(&r.config.EndorsementPassword),
@@ -194,6 +195,14 @@ func (r *configReader) read(s setting) {
 func (r *configReader) setEK(value string) string {
 	var err error
 	if r.config.EK, err = tpm.ParseEK(value); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+func (r *configReader) setAK(value string) string {
+	var err error
+	if r.config.AK, err = tpm.ParseAK(value); err != nil {
 		return err.Error()
 	}
 	return ""

@@ -17,7 +17,7 @@ import (
 // written, as JSON, and printed again with quoted keys.
 func TestValidConfigurations(t *testing.T) {
 	full := tpm.Config{
-		Device: "unix:/run/s", EK: attestor.P384,
+		Device: "unix:/run/s", EK: attestor.P384, AK: attestor.RSA2048,
 		EndorsementPassword: "e $x \"quoted\"", OwnerPassword: "o",
 	}
 	for name, tt := range map[string]struct {
@@ -27,19 +27,20 @@ func TestValidConfigurations(t *testing.T) {
 		"nothing":      {"", tpm.Config{}},
 		"a comment":    {"# the machine's own TPM\n", tpm.Config{}},
 		"empty JSON":   {"{}", tpm.Config{}},
-		"empty values": {`device = "" ek = ""`, tpm.Config{}},
-		"auto":         {`ek = "auto"`, tpm.Config{}},
+		"empty values": {`device = "" ek = "" ak = ""`, tpm.Config{}},
+		"auto":         {"ek = \"auto\"\nak = \"auto\"", tpm.Config{}},
+		"an AK":        {`ak = "p256"`, tpm.Config{AK: attestor.P256}},
 		"device":       {`device = "/dev/tpm0"`, tpm.Config{Device: "/dev/tpm0"}},
 		"HCL": {
-			"device = \"unix:/run/s\"\nek = \"p384\"\nendorsement_password = \"e $x \\\"quoted\\\"\"\nowner_password = \"o\"",
+			"device = \"unix:/run/s\"\nek = \"p384\"\nak = \"rsa2048\"\nendorsement_password = \"e $x \\\"quoted\\\"\"\nowner_password = \"o\"",
 			full,
 		},
 		"quoted keys": {
-			"\"device\" = \"unix:/run/s\"\n\"ek\" = \"p384\"\n\"endorsement_password\" = \"e $x \\\"quoted\\\"\"\n\"owner_password\" = \"o\"",
+			"\"device\" = \"unix:/run/s\"\n\"ek\" = \"p384\"\n\"ak\" = \"rsa2048\"\n\"endorsement_password\" = \"e $x \\\"quoted\\\"\"\n\"owner_password\" = \"o\"",
 			full,
 		},
 		"JSON": {
-			`{"device": "unix:/run/s", "ek": "p384", "endorsement_password": "e $x \"quoted\"", "owner_password": "o"}`,
+			`{"device": "unix:/run/s", "ek": "p384", "ak": "rsa2048", "endorsement_password": "e $x \"quoted\"", "owner_password": "o"}`,
 			full,
 		},
 		// What editors and other programs make of it: Windows' line ends, a
@@ -82,7 +83,7 @@ func TestRefusedConfigurations(t *testing.T) {
 		"no JSON":            {`{"device"`, []string{"no JSON"}},
 		"more than JSON":     {`{"device": "/dev/tpm0"} device`, []string{"no JSON"}},
 		"a JSON list":        {`["device"]`, []string{"no HCL"}},
-		"unknown key":        {`devise = "x"`, []string{"devise: unknown key: the keys are device, ek, endorsement_password, owner_password"}},
+		"unknown key":        {`devise = "x"`, []string{"devise: unknown key: the keys are ak, device, ek, endorsement_password, owner_password"}},
 		"quoted unknown key": {`"devise" = "x"`, []string{"devise: unknown key"}},
 		"unknown block":      {`source "x" { path = "/" }`, []string{"source: unknown key"}},
 		"upper case":         {`Device = "/dev/tpm0"`, []string{"Device: unknown key"}},
@@ -103,6 +104,10 @@ func TestRefusedConfigurations(t *testing.T) {
 		"a JSON object":      {`{"device": {"path": "/dev/tpm0"}}`, []string{"device: it is not a string"}},
 		"no device":          {`device = "tpm0"`, []string{"device: \"tpm0\" is no TPM device"}},
 		"no type of EK":      {`ek = "rsa1024"`, []string{"ek: \"rsa1024\" is no type of endorsement key: write one of auto, rsa2048"}},
+		"no type of AK":      {`ak = "p384"`, []string{"ak: \"p384\" is no type of attestation key: write one of auto, p256, rsa2048"}},
+		"AK in upper case":   {`ak = "RSA2048"`, []string{"ak: \"RSA2048\" is no type"}},
+		"AK twice":           {"ak = \"p256\"\nak = \"p256\"", []string{"ak: it is there twice"}},
+		"AK of another kind": {`ak = ["p256"]`, []string{"ak: it is not a string"}},
 		"a long password":    {`owner_password = "` + strings.Repeat("x", 65) + `"`, []string{"owner_password: a TPM takes at most 64 bytes"}},
 		"too long":           {strings.Repeat("#", maxConfigSize+1), []string{"at most 65536 are read"}},
 		"deep":               {strings.Repeat("device {", 5000), []string{"no HCL"}},

@@ -123,9 +123,12 @@ func (s *incumbent) finish(response []byte) error {
 // log has the hash by which an operator enrols it.
 func TestAttest(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{})
-	for _, ek := range []string{"auto", "rsa2048", "p256", "p384", "rsa3072"} {
-		t.Run(ek, func(t *testing.T) {
-			p := serve(t, fmt.Sprintf("device = %q\nek = %q", tpm.Device, ek))
+	for _, keys := range []string{
+		`ek = "auto"`, `ek = "rsa2048"`, `ek = "p256"`, `ek = "p384"`, `ek = "rsa3072"`,
+		`ak = "auto"`, `ak = "p256"`, `ak = "rsa2048"`, "ek = \"p384\"\nak = \"rsa2048\"",
+	} {
+		t.Run(keys, func(t *testing.T) {
+			p := serve(t, fmt.Sprintf("device = %q\n%s", tpm.Device, keys))
 			s := new(ours)
 			for range 2 { // and again, as SPIRE does by the hour
 				if err := p.attest(t.Context(), s); err != nil {

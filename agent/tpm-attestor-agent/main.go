@@ -45,6 +45,9 @@ With -ek, -hash and -pem, give the options that the plugin's configuration has:
   -key string      the type of the endorsement key, as the key ek: auto, rsa2048, p256, p384
                    or rsa3072 (default: auto)
 
+The configuration has one key more: ak, the type of the attestation key, which is auto, p256 or rsa2048
+(default: auto, which is p256 where the TPM signs with ECC).
+
 Passwords of the TPM's hierarchies, where a site has set them, are read from the environment:
 TPM_ENDORSEMENT_PASSWORD and TPM_OWNER_PASSWORD.
 `

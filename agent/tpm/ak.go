@@ -19,7 +19,11 @@ import (
 // TPM's clock and firmware plainly, which a key of another hierarchy does not
 // (part 2, TPMS_ATTEST).
 func (t *TPM) createAK(c *conn, caps *capabilities) (*key, *attestor.AKParameters, error) {
-	template, err := akTemplate(caps)
+	keyType, err := chooseAK(t.config.AK, caps)
+	if err != nil {
+		return nil, nil, err
+	}
+	template, err := akTemplate(keyType)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -54,14 +58,34 @@ func (k *key) authorized(auth tpm2.Session) tpm2.AuthHandle {
 	return tpm2.AuthHandle{Handle: k.handle, Name: k.name, Auth: auth}
 }
 
+// chooseAK returns the type of AK to make. What is configured is made or is an
+// error: it is there because a server takes no other.
+func chooseAK(configured attestor.KeyType, caps *capabilities) (attestor.KeyType, error) {
+	for _, t := range akTypes {
+		if caps.canSign(t) && (configured == "" || configured == t) {
+			return t, nil
+		}
+	}
+	if configured != "" {
+		return "", &Error{
+			Class: ErrSetup,
+			Err:   fmt.Errorf("the TPM makes no attestation key of the type %s", configured),
+			Hint:  `set ak to another type, or to "auto"`,
+		}
+	}
+	return "", &Error{
+		Class: ErrSetup,
+		Err:   errors.New("the TPM signs neither with ECDSA on P-256 nor with RSA"),
+		Hint:  "this TPM cannot attest",
+	}
+}
+
 // akTemplate returns the template of an AK that is like no other: a primary key
-// follows from its template, so the unique field is random. It is ECDSA on
-// P-256, which a hardware TPM makes at once, where RSA takes it seconds; RSA in
-// a TPM without ECC.
+// follows from its template, so the unique field is random.
 //
 // With noDA neither a locked-out TPM refuses the key nor does its use make the
 // TPM write to NV memory (part 1, 19.8).
-func akTemplate(caps *capabilities) (tpm2.TPMTPublic, error) {
+func akTemplate(keyType attestor.KeyType) (tpm2.TPMTPublic, error) {
 	unique := make([]byte, 32)
 	if _, err := rand.Read(unique); err != nil {
 		return tpm2.TPMTPublic{}, fmt.Errorf("read random bytes: %w", err)
@@ -78,8 +102,8 @@ func akTemplate(caps *capabilities) (tpm2.TPMTPublic, error) {
 			SignEncrypt:         true,
 		},
 	}
-	switch {
-	case caps.canSignECC():
+	switch keyType {
+	case attestor.P256:
 		template.Type = tpm2.TPMAlgECC
 		template.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{
 			Scheme: tpm2.TPMTECCScheme{
@@ -92,7 +116,7 @@ func akTemplate(caps *capabilities) (tpm2.TPMTPublic, error) {
 		template.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
 			X: tpm2.TPM2BECCParameter{Buffer: unique},
 		})
-	case caps.can(attestor.RSA2048):
+	case attestor.RSA2048:
 		template.Type = tpm2.TPMAlgRSA
 		template.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{
 			Scheme: tpm2.TPMTRSAScheme{
@@ -104,11 +128,7 @@ func akTemplate(caps *capabilities) (tpm2.TPMTPublic, error) {
 		})
 		template.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: unique})
 	default:
-		return tpm2.TPMTPublic{}, &Error{
-			Class: ErrSetup,
-			Err:   errors.New("the TPM signs neither with ECDSA on P-256 nor with RSA"),
-			Hint:  "this TPM cannot attest",
-		}
+		return tpm2.TPMTPublic{}, fmt.Errorf("no template for an attestation key of the type %s", keyType)
 	}
 	return template, nil
 }

@@ -59,9 +59,10 @@ func (caps *capabilities) can(t attestor.KeyType) bool {
 	return slices.Contains(caps.algorithms, tpm2.TPMAlgRSA)
 }
 
-// canSignECC reports whether an AK can be ECDSA on P-256.
-func (caps *capabilities) canSignECC() bool {
-	return caps.can(attestor.P256) && slices.Contains(caps.algorithms, tpm2.TPMAlgECDSA)
+// canSign reports whether an AK can be of a type of akTypes: on P-256 it signs by
+// ECDSA.
+func (caps *capabilities) canSign(t attestor.KeyType) bool {
+	return caps.can(t) && (t != attestor.P256 || slices.Contains(caps.algorithms, tpm2.TPMAlgECDSA))
 }
 
 // capability asks for count entries of a capability from the entry first on. The

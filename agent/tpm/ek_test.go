@@ -203,28 +203,39 @@ func without(hidden ...uint16) func(tpm2.TPMCC, []byte, []byte) []byte {
 
 // What a TPM cannot do decides the keys: P-256 for auto without RSA, an RSA AK
 // without ECC; and what the configuration wants and the TPM does not make is an
-// error that says so, never another key.
+// error that says so, never another key: a server may take no other.
 func TestTPMWithoutSomeAlgorithms(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{})
 	noRSA, noECC := without(uint16(tpm2.TPMAlgRSA)), without(uint16(tpm2.TPMAlgECC))
 	noP256 := without(uint16(tpm2.TPMAlgRSA), uint16(tpm2.TPMECCNistP256))
+	noECDSA := without(uint16(tpm2.TPMAlgECDSA))
+	all := without()
 	for _, tt := range []struct {
-		name  string
-		after func(tpm2.TPMCC, []byte, []byte) []byte
-		ek    attestor.KeyType
-		want  attestor.KeyType
-		ak    tpm2.TPMAlgID
-		err   string
+		name   string
+		after  func(tpm2.TPMCC, []byte, []byte) []byte
+		config Config
+		want   attestor.KeyType
+		ak     tpm2.TPMAlgID
+		err    string
 	}{
-		{"auto without RSA", noRSA, "", attestor.P256, tpm2.TPMAlgECC, ""},
-		{"auto without ECC", noECC, "", attestor.RSA2048, tpm2.TPMAlgRSA, ""},
-		{"auto without both", noP256, "", "", 0, "set ek to a type that it makes"},
-		{"RSA 2048 without RSA", noRSA, attestor.RSA2048, "", 0, "no endorsement key of the type rsa2048"},
-		{"P-384 without ECC", noECC, attestor.P384, "", 0, "no endorsement key of the type p384"},
-		{"an AK without both", noP256, attestor.P384, "", 0, "this TPM cannot attest"},
+		{"auto", all, Config{}, attestor.RSA2048, tpm2.TPMAlgECC, ""},
+		{"auto without RSA", noRSA, Config{}, attestor.P256, tpm2.TPMAlgECC, ""},
+		{"auto without ECC", noECC, Config{}, attestor.RSA2048, tpm2.TPMAlgRSA, ""},
+		{"auto without ECDSA", noECDSA, Config{}, attestor.RSA2048, tpm2.TPMAlgRSA, ""},
+		{"auto without both", noP256, Config{}, "", 0, "set ek to a type that it makes"},
+		{"RSA 2048 without RSA", noRSA, Config{EK: attestor.RSA2048}, "", 0, "no endorsement key of the type rsa2048"},
+		{"P-384 without ECC", noECC, Config{EK: attestor.P384}, "", 0, "no endorsement key of the type p384"},
+		{"an AK without both", noP256, Config{EK: attestor.P384}, "", 0, "this TPM cannot attest"},
+		{"an AK in RSA", all, Config{AK: attestor.RSA2048}, attestor.RSA2048, tpm2.TPMAlgRSA, ""},
+		{"an AK in RSA for an ECC EK", all, Config{EK: attestor.P384, AK: attestor.RSA2048}, attestor.P384, tpm2.TPMAlgRSA, ""},
+		{"an AK on P-256", all, Config{AK: attestor.P256}, attestor.RSA2048, tpm2.TPMAlgECC, ""},
+		{"an AK in RSA without RSA", noRSA, Config{AK: attestor.RSA2048}, "", 0, "no attestation key of the type rsa2048"},
+		{"an AK on P-256 without ECC", noECC, Config{AK: attestor.P256}, "", 0, "no attestation key of the type p256"},
+		{"an AK on P-256 without ECDSA", noECDSA, Config{AK: attestor.P256}, "", 0, "no attestation key of the type p256"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			device := newTPM(t, Config{Device: tpm.Device, EK: tt.ek})
+			tt.config.Device = tpm.Device
+			device := newTPM(t, tt.config)
 			(&tap{after: tt.after}).listen(device)
 			a, err := device.Begin(t.Context())
 			if tt.err != "" {

@@ -29,6 +29,10 @@ type Config struct {
 	// EK is the type of the endorsement key. Empty is RSA 2048, or P-256 in a
 	// TPM without RSA: always the same key, whichever certificates there are.
 	EK attestor.KeyType
+	// AK is the type of the attestation key. Empty is P-256, which a hardware
+	// TPM makes at once, where RSA takes it seconds; RSA 2048 in a TPM
+	// without it.
+	AK attestor.KeyType
 	// EndorsementPassword authorizes the use of the endorsement hierarchy.
 	EndorsementPassword string
 	// OwnerPassword authorizes reading the NV indices that are readable with
@@ -36,26 +40,39 @@ type Config struct {
 	OwnerPassword string
 }
 
-// auto is the word for an empty Config.EK.
+// auto is the word for an empty Config.EK or Config.AK.
 const auto = "auto"
 
-// ekTypes are the types of EK that an attestation can use.
-var ekTypes = [...]attestor.KeyType{attestor.RSA2048, attestor.P256, attestor.P384, attestor.RSA3072}
+// ekTypes and akTypes are the types of EK and of AK that an attestation can use.
+var (
+	ekTypes = [...]attestor.KeyType{attestor.RSA2048, attestor.P256, attestor.P384, attestor.RSA3072}
+	akTypes = [...]attestor.KeyType{attestor.P256, attestor.RSA2048}
+)
 
 // ParseEK returns the value of Config.EK that s names: "auto", "rsa2048", "p256",
 // "p384" or "rsa3072". Nothing is auto.
 func ParseEK(s string) (attestor.KeyType, error) {
+	return parseKeyType(s, "endorsement key", ekTypes[:])
+}
+
+// ParseAK returns the value of Config.AK that s names: "auto", "p256" or
+// "rsa2048". Nothing is auto.
+func ParseAK(s string) (attestor.KeyType, error) {
+	return parseKeyType(s, "attestation key", akTypes[:])
+}
+
+func parseKeyType(s, of string, types []attestor.KeyType) (attestor.KeyType, error) {
 	if s == "" || s == auto {
 		return "", nil
 	}
-	if t := attestor.KeyType(s); slices.Contains(ekTypes[:], t) {
+	if t := attestor.KeyType(s); slices.Contains(types, t) {
 		return t, nil
 	}
 	words := []string{auto}
-	for _, t := range ekTypes {
+	for _, t := range types {
 		words = append(words, string(t))
 	}
-	return "", fmt.Errorf("%q is no type of endorsement key: write one of %s", s, strings.Join(words, ", "))
+	return "", fmt.Errorf("%q is no type of %s: write one of %s", s, of, strings.Join(words, ", "))
 }
 
 // A TPM makes attestations. It keeps no connection; it remembers what does not
@@ -68,7 +85,7 @@ type TPM struct {
 }
 
 // Problems returns what is wrong with the configuration itself: a device of none
-// of the forms above, a type of EK that is not made, a password longer than a
+// of the forms above, a type of EK or AK that is not made, a password longer than a
 // TPM takes. Whether the device is there is another matter.
 func (c Config) Problems() []string {
 	var problems []string
@@ -77,6 +94,9 @@ func (c Config) Problems() []string {
 	}
 	if _, err := ParseEK(string(c.EK)); err != nil {
 		problems = append(problems, "ek: "+err.Error())
+	}
+	if _, err := ParseAK(string(c.AK)); err != nil {
+		problems = append(problems, "ak: "+err.Error())
 	}
 	for _, password := range []struct{ key, value string }{
 		{"endorsement_password", c.EndorsementPassword},
