@@ -18,8 +18,6 @@ const firstEKIndex tpm2.TPMHandle = 0x01C00000
 type Certificate struct {
 	// Index is the NV index.
 	Index uint32
-	// KeyType is the type of the keys whose certificates belong there.
-	KeyType attestor.KeyType
 	// Certificate is nil where Err is not.
 	Certificate *x509.Certificate
 	// Err says why the certificate could not be read.
@@ -34,7 +32,7 @@ func (t *TPM) readCertificates(c *conn, indices []tpm2.TPMHandle, bufferSize uin
 		if !slices.Contains(indices, tpm2.TPMHandle(template.CertificateIndex)) {
 			continue
 		}
-		cert := Certificate{Index: template.CertificateIndex, KeyType: template.KeyType}
+		cert := Certificate{Index: template.CertificateIndex}
 		content, err := t.readNV(c, tpm2.TPMHandle(cert.Index), bufferSize)
 		if err == nil {
 			cert.Certificate, err = attestor.ParseEKCertificate(content)
