@@ -261,7 +261,8 @@ func TestTPMWithoutSomeAlgorithms(t *testing.T) {
 	}
 }
 
-// A size that a TPM does not make shows only when it is asked for it.
+// A size that a TPM does not make shows only when it is asked for it. What to do
+// about it is none of what was done: auto makes RSA 2048, set or left out.
 func TestUnsupportedEKSize(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	for _, code := range []tpm2.TPMRC{tpm2.TPMRCValue, tpm2.TPMRCKeySize | 0x2C0, tpm2.TPMRCCurve} {
@@ -276,6 +277,18 @@ func TestUnsupportedEKSize(t *testing.T) {
 		if !errors.Is(err, ErrSetup) || !strings.Contains(err.Error(), "no endorsement key of the type rsa3072") {
 			t.Errorf("%v: %v", code, err)
 		}
+	}
+	device := newTPM(t, Config{Device: tpm.Device})
+	(&tap{instead: func(_ int, cc tpm2.TPMCC, _ []byte) ([]byte, error) {
+		if cc == tpm2.TPMCCCreatePrimary {
+			return response(tpm2.TPMRCValue), nil
+		}
+		return nil, nil
+	}}).listen(device)
+	_, err := device.Begin(t.Context())
+	if !errors.Is(err, ErrSetup) || !strings.Contains(err.Error(), "set ek to another type") ||
+		strings.Contains(err.Error(), "leave it out") {
+		t.Errorf("auto: %v", err)
 	}
 }
 

@@ -91,7 +91,7 @@ func unsupportedEK(t attestor.KeyType) error {
 	return &Error{
 		Class: ErrSetup,
 		Err:   fmt.Errorf("the TPM makes no endorsement key of the type %s", t),
-		Hint:  "set ek to another type, or leave it out",
+		Hint:  "set ek to another type",
 	}
 }
 
