@@ -96,15 +96,22 @@ func unsupportedEK(t attestor.KeyType) error {
 }
 
 // applyNonce puts the vendor's nonce into the template, at the beginning of its
-// unique field (profile, B.3).
+// unique field (profile, B.3). An index that is defined and has not been written
+// holds none; one that cannot be read may hold one, so it is an error: without it
+// the EK would be another.
 func (t *TPM) applyNonce(c *conn, inv *inventory) error {
 	index, ok := nonceIndices[inv.template.KeyType]
 	if !ok || !slices.Contains(inv.indices, index) {
 		return nil
 	}
 	nonce, err := t.readNV(c, index, inv.caps.nvBuffer)
-	if err != nil {
-		return fmt.Errorf("read the EK's nonce at NV index %#08x: %w", index, err)
+	switch {
+	case c.err != nil:
+		return explain("read the EK's nonce", c.err)
+	case errors.Is(err, errUnwritten):
+		return nil
+	case err != nil:
+		return badNonce(index, err)
 	}
 	pub := &inv.template.Public
 	var unique []byte
@@ -114,11 +121,22 @@ func (t *TPM) applyNonce(c *conn, inv *inventory) error {
 		unique = ecc.X.Buffer
 	}
 	if len(nonce) > len(unique) {
-		return fmt.Errorf("the EK's nonce at NV index %#08x has %d bytes: at most %d fit the template",
-			index, len(nonce), len(unique))
+		return badNonce(index, fmt.Errorf("it has %d bytes: at most %d fit the template", len(nonce), len(unique)))
 	}
 	copy(unique, nonce)
 	return nil
+}
+
+// badNonce is the error for an EK nonce that is there and cannot be used.
+func badNonce(index tpm2.TPMHandle, err error) error {
+	err = fmt.Errorf("the EK's nonce at NV index %#08x: %w", uint32(index), err)
+	if errors.Is(err, ErrSetup) || errors.Is(err, ErrNotReady) {
+		return err // with a remedy
+	}
+	return &Error{
+		Class: ErrSetup, Err: err,
+		Hint: "make the index readable as the profile wants it, or set ek to a type that has no nonce, such as p384",
+	}
 }
 
 // certificateOf returns the certificate whose public key is pub, or nil.

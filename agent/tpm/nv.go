@@ -12,6 +12,9 @@ import (
 // certificates have one or two thousand.
 const maxNVSize = 8 << 10
 
+// errUnwritten is the error for an NV index that is defined and has no content.
+var errUnwritten = errors.New("nothing was written to it")
+
 // readNV reads the whole content of an NV index.
 func (t *TPM) readNV(c *conn, index tpm2.TPMHandle, bufferSize uint16) ([]byte, error) {
 	pub, err := execute(c, tpm2.NVReadPublic{NVIndex: index})
@@ -24,7 +27,7 @@ func (t *TPM) readNV(c *conn, index tpm2.TPMHandle, bufferSize uint16) ([]byte, 
 	}
 	switch {
 	case !info.Attributes.Written:
-		return nil, errors.New("nothing was written to it")
+		return nil, errUnwritten
 	case info.Attributes.ReadLocked:
 		return nil, errors.New("it is locked against reading until the next restart")
 	case info.DataSize > maxNVSize:

@@ -39,23 +39,35 @@ func defineNV(t *testing.T, device string, nv nvContent) {
 		size = 100
 	}
 	direct(t, device, func(c transport.TPM) {
-		must(t, c, tpm2.NVDefineSpace{
-			AuthHandle: tpm2.TPMRHOwner,
-			Auth:       tpm2.TPM2BAuth{Buffer: []byte(nv.password)},
-			PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic{
-				NVIndex: nv.index, NameAlg: tpm2.TPMAlgSHA256, Attributes: nv.attributes, DataSize: uint16(size),
-			}),
-		})
-		for offset := 0; offset < len(nv.content); offset += 512 {
-			pub := must(t, c, tpm2.NVReadPublic{NVIndex: nv.index})
-			must(t, c, tpm2.NVWrite{
-				AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
-				NVIndex:    tpm2.NamedHandle{Handle: nv.index, Name: pub.NVName},
-				Data:       tpm2.TPM2BMaxNVBuffer{Buffer: nv.content[offset:min(offset+512, size)]},
-				Offset:     uint16(offset),
-			})
-		}
+		defineSpace(t, c, nv, size)
+		writeNV(t, c, nv.index, nv.content)
 	})
+}
+
+// defineSpace defines an index of a size and writes nothing to it.
+func defineSpace(t *testing.T, c transport.TPM, nv nvContent, size int) {
+	t.Helper()
+	must(t, c, tpm2.NVDefineSpace{
+		AuthHandle: tpm2.TPMRHOwner,
+		Auth:       tpm2.TPM2BAuth{Buffer: []byte(nv.password)},
+		PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic{
+			NVIndex: nv.index, NameAlg: tpm2.TPMAlgSHA256, Attributes: nv.attributes, DataSize: uint16(size),
+		}),
+	})
+}
+
+// writeNV writes content to an index that is defined.
+func writeNV(t *testing.T, c transport.TPM, index tpm2.TPMHandle, content []byte) {
+	t.Helper()
+	for offset := 0; offset < len(content); offset += 512 {
+		pub := must(t, c, tpm2.NVReadPublic{NVIndex: index})
+		must(t, c, tpm2.NVWrite{
+			AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
+			NVIndex:    tpm2.NamedHandle{Handle: index, Name: pub.NVName},
+			Data:       tpm2.TPM2BMaxNVBuffer{Buffer: content[offset:min(offset+512, len(content))]},
+			Offset:     uint16(offset),
+		})
+	}
 }
 
 func undefineNV(t *testing.T, device string, index tpm2.TPMHandle) {
@@ -81,7 +93,7 @@ func ekCertificate(t *testing.T, pub any) []byte {
 		NotBefore:    time.Unix(0, 0),
 		NotAfter:     time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC),
 		// As much as some vendors put in: more than one TPM2_NV_Read returns.
-		ExtraExtensions: []pkix.Extension{{Id: []int{1, 2, 3}, Value: make([]byte, 1500)}},
+		ExtraExtensions: []pkix.Extension{{Id: []int{1, 2, 3}, Value: make([]byte, 1300)}},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, pub, ca)
 	if err != nil {
@@ -255,18 +267,50 @@ func TestEKNonce(t *testing.T) {
 				t.Errorf("EK %s, want %s; without the nonce %s", got.Hash, want, plain.Hash)
 			}
 
-			// A nonce that does not fit is an error, not half a nonce.
-			undefineNV(t, tpm.Device, tt.index)
-			defineNV(t, tpm.Device, nvContent{tt.index, make([]byte, 257), readable, ""})
-			if _, err := newTPM(t, Config{Device: tpm.Device, EK: tt.ek}).Begin(t.Context()); err == nil {
-				t.Error("a nonce that does not fit is used")
+			// A nonce that does not fit is an error, not half a nonce; nor is
+			// one that cannot be read left out. Both say what to do.
+			for content, attributes := range map[string]tpm2.TPMANV{
+				strings.Repeat("\x00", 257): readable,
+				string(nonce):               {OwnerWrite: true, PolicyRead: true},
+			} {
+				undefineNV(t, tpm.Device, tt.index)
+				defineNV(t, tpm.Device, nvContent{tt.index, []byte(content), attributes, ""})
+				_, err := newTPM(t, Config{Device: tpm.Device, EK: tt.ek}).Begin(t.Context())
+				if !errors.Is(err, ErrSetup) || !strings.Contains(err.Error(), "set ek to a type that has no nonce") {
+					t.Errorf("a nonce of %d bytes: %v", len(content), err)
+				}
 			}
-			// Nor is one that cannot be read left out.
+			// One that is merely locked away for a while may be read later.
 			undefineNV(t, tpm.Device, tt.index)
-			defineNV(t, tpm.Device, nvContent{tt.index, nil, readable, ""})
-			if _, err := newTPM(t, Config{Device: tpm.Device, EK: tt.ek}).Begin(t.Context()); err == nil {
-				t.Error("a nonce that cannot be read is left out")
+			defineNV(t, tpm.Device, nvContent{tt.index, nonce, readable, ""})
+			device := newTPM(t, Config{Device: tpm.Device, EK: tt.ek})
+			(&tap{instead: func(_ int, cc tpm2.TPMCC, _ []byte) ([]byte, error) {
+				if cc == tpm2.TPMCCNVRead {
+					return response(tpm2.TPMRCLockout), nil
+				}
+				return nil, nil
+			}}).listen(device)
+			if _, err := device.Begin(t.Context()); !errors.Is(err, ErrNotReady) || errors.Is(err, ErrSetup) {
+				t.Errorf("a nonce in a TPM that is locked out: %v", err)
 			}
 		})
 	}
+}
+
+// An index for a nonce that is defined and was never written holds none: the EK
+// is the one of the template alone, and the machine attests.
+func TestUnwrittenEKNonce(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
+	device := newTPM(t, Config{Device: tpm.Device, EK: attestor.P256})
+	plain := attest(t, device)
+	nonce := bytes.Repeat([]byte{0xA5}, 32)
+	direct(t, tpm.Device, func(c transport.TPM) {
+		defineSpace(t, c, nvContent{index: 0x01C0000B, attributes: readable}, len(nonce))
+	})
+	for range 2 {
+		if ek := attest(t, device); ek.Hash != plain.Hash {
+			t.Errorf("EK %s, want %s", ek.Hash, plain.Hash)
+		}
+	}
+	wantNothingLoaded(t, tpm.Device)
 }
