@@ -72,18 +72,15 @@ func (t *TPM) Begin(ctx context.Context) (_ *Attestation, err error) {
 // certificate that it did not have.
 func (t *TPM) prepare(c *conn, a *Attestation) (*inventory, error) {
 	if t.known != nil {
-		same, err := t.recognize(c, a)
-		if same || err != nil {
+		if same, err := t.recognize(c, a); same || err != nil {
 			return t.known, err
 		}
-		a.ek.flush(c)
-		a.ek, t.known = nil, nil
 	}
 	inv, err := t.takeInventory(c)
 	if err != nil {
 		return nil, err
 	}
-	if a.ek, err = t.loadEK(c, inv); err != nil {
+	if err := t.findEK(c, inv, a); err != nil {
 		return nil, err
 	}
 	inv.ek = a.ek
@@ -94,15 +91,25 @@ func (t *TPM) prepare(c *conn, a *Attestation) (*inventory, error) {
 // recognize loads the EK into a and reports whether what is known of the TPM
 // still holds.
 func (t *TPM) recognize(c *conn, a *Attestation) (bool, error) {
+	known := t.known
 	var err error
-	if a.ek, err = t.loadEK(c, t.known); err != nil || a.ek.hash != t.known.ek.hash {
+	if a.ek, err = t.loadEK(c, known.ek); a.ek == nil || a.ek.hash != known.ek.hash {
 		return false, err
 	}
-	if t.known.certificateOf(a.ek.pub) != nil {
+	if known.certificateOf(a.ek.pub) != nil {
 		return true, nil
 	}
 	indices, err := listHandles(c, firstEKIndex, lastChainIndex)
-	return slices.Equal(indices, t.known.indices), explain("list the TPM's NV indices", err)
+	return slices.Equal(indices, known.indices), explain("list the TPM's NV indices", err)
+}
+
+// replaceEK flushes the EK in a, where there is one, and puts another in its
+// place, or none.
+func (a *Attestation) replaceEK(ek *endorsementKey) {
+	if a.ek != nil {
+		a.ek.flush(a.conn)
+	}
+	a.ek = ek
 }
 
 func (a *Attestation) describe(inv *inventory, ak *attestor.AKParameters) {
@@ -142,8 +149,6 @@ func (a *Attestation) Close() error {
 	if a.ak != nil {
 		a.ak.flush(a.conn)
 	}
-	if a.ek != nil {
-		a.ek.flush(a.conn)
-	}
+	a.replaceEK(nil)
 	return a.conn.channel.Close()
 }

@@ -122,7 +122,6 @@ func TestCommands(t *testing.T) {
 				tpm2.TPMCCNVReadPublic, tpm2.TPMCCNVRead, // RSA 2048 certificate
 				tpm2.TPMCCNVReadPublic, tpm2.TPMCCNVRead, // P-384 certificate
 				tpm2.TPMCCGetCapability, tpm2.TPMCCReadPublic, // persistent keys
-				tpm2.TPMCCReadPublic,
 			}, activate...),
 			append([]tpm2.TPMCC{tpm2.TPMCCReadPublic}, activate...),
 		},
@@ -157,6 +156,44 @@ func TestCommands(t *testing.T) {
 	}
 }
 
+// A TPM without a certificate, whose persistent EK is compared with the one that
+// it makes, pays for that once; one whose certificate cannot be read reads it
+// again, and makes no key for it. An RSA key takes a hardware TPM seconds.
+func TestKeysMade(t *testing.T) {
+	persistent := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
+	persist(t, persistent.Device, tpm2.TPMRHEndorsement, tpm2.RSAEKTemplate, 0x81010001)
+	transient := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
+	for _, tpm := range []*swtpmtest.TPM{persistent, transient} {
+		for _, unreadable := range []bool{false, true} {
+			t.Run(fmt.Sprintf("persistent %v, unreadable %v", tpm == persistent, unreadable), func(t *testing.T) {
+				if unreadable {
+					defineNV(t, tpm.Device, nvContent{0x01C00012, []byte("no certificate"), readable, ""})
+				}
+				later := 1 // the AK
+				if tpm == transient {
+					later++
+				}
+				device := newTPM(t, Config{Device: tpm.Device})
+				tap := new(tap)
+				tap.listen(device)
+				for i, want := range []int{2, later, later} {
+					tap.commands = nil
+					attest(t, device)
+					if got := count(tap.commands, tpm2.TPMCCCreatePrimary); got != want {
+						t.Errorf("attestation %d made %d keys, want %d", i, got, want)
+					}
+					if i == 0 || unreadable {
+						continue
+					}
+					if got := count(tap.commands, tpm2.TPMCCGetCapability); got != 1 {
+						t.Errorf("attestation %d asked for %d capabilities, want the list of indices", i, got)
+					}
+				}
+			})
+		}
+	}
+}
+
 // Each attestation has an AK of its own: two that shared one could be linked, and
 // what the first was told would answer the second.
 func TestEachAttestationHasItsOwnAK(t *testing.T) {
@@ -183,14 +220,26 @@ var errFault = errors.New("connection lost")
 // session is left in the TPM: a machine that attests every hour would run out of
 // room for them.
 func TestFaultAtEachCommand(t *testing.T) {
-	tpm := swtpmtest.Start(t, swtpmtest.Options{})
-	for _, ek := range []attestor.KeyType{attestor.RSA2048, attestor.P256, attestor.P384} {
+	full := swtpmtest.Start(t, swtpmtest.Options{})
+	bare := swtpmtest.Start(t, swtpmtest.Options{Blank: true}) // its persistent EK is compared
+	persist(t, bare.Device, tpm2.TPMRHEndorsement, tpm2.ECCEKTemplate, 0x81010001)
+	for _, tt := range []struct {
+		name string
+		tpm  *swtpmtest.TPM
+		ek   attestor.KeyType
+	}{
+		{"rsa2048", full, attestor.RSA2048},
+		{"p256", full, attestor.P256},
+		{"p384", full, attestor.P384},
+		{"p256, persistent without a certificate", bare, attestor.P256},
+	} {
+		tpm, ek := tt.tpm, tt.ek
 		whole := new(tap)
 		device := newTPM(t, Config{Device: tpm.Device, EK: ek})
 		whole.listen(device)
 		attest(t, device)
 		for n := range whole.commands {
-			t.Run(fmt.Sprintf("%s command %d", ek, n), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s command %d", tt.name, n), func(t *testing.T) {
 				device := newTPM(t, Config{Device: tpm.Device, EK: ek})
 				faulty := &tap{instead: func(i int, _ tpm2.TPMCC, _ []byte) ([]byte, error) {
 					if i == n {
@@ -204,13 +253,13 @@ func TestFaultAtEachCommand(t *testing.T) {
 					_, _ = finish(a) // it may fail, or not have needed the command
 					a.Close()
 				}
-				if whole.commands[n] != tpm2.TPMCCFlushContext {
+				if whole.commands[n] == tpm2.TPMCCFlushContext {
+					tpm.Restart() // the key is left behind, as it has to be
+				} else {
 					wantNothingLoaded(t, tpm.Device)
 				}
 			})
 		}
-		// A flush that failed above left its key behind, as it had to.
-		tpm.Restart()
 	}
 }
 

@@ -94,9 +94,9 @@ func bareCommands(b *testing.B, device *TPM) {
 	defer ch.Close()
 	c := bare{b, ch}
 	inv := device.known
-	ek := key{handle: inv.handle}
-	if inv.handle != 0 {
-		rsp := must(b, c, tpm2.ReadPublic{ObjectHandle: inv.handle})
+	ek := key{handle: inv.ek.handle}
+	if inv.ek.persistent {
+		rsp := must(b, c, tpm2.ReadPublic{ObjectHandle: ek.handle})
 		ek.name, ek.public = rsp.Name, rsp.OutPublic.Bytes()
 	} else {
 		rsp := must(b, c, tpm2.CreatePrimary{
@@ -125,7 +125,7 @@ func bareCommands(b *testing.B, device *TPM) {
 		Secret:         tpm2.TPM2BEncryptedSecret{Buffer: secret},
 	})
 	must(b, c, tpm2.FlushContext{FlushHandle: ak.ObjectHandle})
-	if inv.handle == 0 {
+	if !inv.ek.persistent {
 		must(b, c, tpm2.FlushContext{FlushHandle: ek.handle})
 	}
 }

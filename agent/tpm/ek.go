@@ -33,57 +33,107 @@ type endorsementKey struct {
 	template attestor.EKTemplate
 	pub      crypto.PublicKey
 	hash     string
+	// own is set where the TPM has made the key from the template, or a
+	// persistent one is the same.
+	own bool
 }
 
-// findPersistent returns the handle of the persistent key that is the EK of the
-// inventory's template, or zero.
-func findPersistent(c *conn, inv *inventory) (tpm2.TPMHandle, error) {
+// findEK loads the EK of the inventory into a: the persistent key that an EK
+// certificate in the TPM is for, else the one that the TPM makes from the
+// template, which may be persistent as well.
+//
+// Any key that somebody has made with another unique field, in the endorsement
+// hierarchy of this TPM, has the form of an EK. So where no certificate vouches
+// for a persistent key, the EK is made to compare them: once, since the next
+// attestations know it. What is at which handle is never what decides.
+func (t *TPM) findEK(c *conn, inv *inventory, a *Attestation) error {
+	candidates, err := findPersistent(c, inv)
+	if err != nil {
+		return err
+	}
+	if n := len(candidates); n > 0 && inv.certificateOf(candidates[n-1].pub) != nil {
+		a.replaceEK(candidates[n-1])
+		return nil
+	}
+	if a.ek == nil || !a.ek.own || !sameTemplate(a.ek.template, inv.template) {
+		a.replaceEK(nil)
+		if a.ek, err = t.createEK(c, inv.template, nil); err != nil {
+			return err
+		}
+	}
+	for _, candidate := range candidates {
+		if ek := a.ek.withHandle(candidate.key); ek != nil {
+			a.replaceEK(ek)
+			return nil
+		}
+	}
+	if len(candidates) > 0 {
+		return inv.undecided(candidates[0])
+	}
+	return nil
+}
+
+// undecided returns an error where the certificate that may be for a persistent
+// key is there and cannot be read: without it the machine would attest with the
+// EK that the TPM makes, and with it by another identity.
+func (inv *inventory) undecided(candidate *endorsementKey) error {
+	for _, cert := range inv.certs {
+		if cert.Index != inv.template.CertificateIndex || cert.Err == nil || errors.Is(cert.Err, errUnwritten) {
+			continue
+		}
+		return &Error{
+			Class: ErrNotReady,
+			Err: fmt.Errorf("the persistent key %#x may be the endorsement key, but its certificate cannot be read: %w",
+				uint32(candidate.handle), cert.Err),
+			Hint: "make the certificate readable, or evict the key (tpm2_evictcontrol) where it is another",
+		}
+	}
+	return nil
+}
+
+// findPersistent returns the persistent keys that have the form of the
+// inventory's EK, up to the first one for which there is a certificate, which is
+// then the last.
+func findPersistent(c *conn, inv *inventory) ([]*endorsementKey, error) {
 	handles, err := listHandles(c, firstEKHandle, lastEKHandle)
 	if err != nil {
-		return 0, explain("list the TPM's persistent keys", err)
+		return nil, explain("list the TPM's persistent keys", err)
 	}
+	var found []*endorsementKey
 	for _, handle := range handles {
-		ek, err := readPersistent(c, handle, inv)
+		rsp, err := readPersistent(c, handle)
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
-		if ek != nil {
-			return handle, nil
+		if rsp == nil || !fromTemplate(&rsp.OutPublic, inv.template.Public) || !inEndorsementHierarchy(rsp) {
+			continue
+		}
+		ek, err := newEndorsementKey(persistentKey(handle, rsp), inv.template)
+		if err != nil {
+			continue // no key that a server would take
+		}
+		if found = append(found, ek); inv.certificateOf(ek.pub) != nil {
+			break
 		}
 	}
-	return 0, nil
+	return found, nil
 }
 
-// readPersistent returns the EK at a persistent handle, or nil where what is
-// there, if anything, is another key.
-func readPersistent(c *conn, handle tpm2.TPMHandle, inv *inventory) (*endorsementKey, error) {
+// readPersistent reads the key at a persistent handle. It returns nil where
+// nothing is there, or nothing that can be read.
+func readPersistent(c *conn, handle tpm2.TPMHandle) (*tpm2.ReadPublicResponse, error) {
 	rsp, err := execute(c, tpm2.ReadPublic{ObjectHandle: handle})
 	if c.err != nil {
 		return nil, explain(fmt.Sprintf("read the key %#x", uint32(handle)), err)
 	}
 	if err != nil {
-		return nil, nil //nolint:nilerr // nothing is there, or nothing that can be read
+		return nil, nil //nolint:nilerr,nilnil // documented
 	}
-	return recognizeEK(handle, rsp, inv), nil
+	return rsp, nil
 }
 
-// recognizeEK returns the persistent EK, or nil where the key is not the one that
-// the template makes: a key of another form, of another hierarchy, or one made
-// with another nonce, which only the certificate in the TPM tells from the right
-// one.
-func recognizeEK(handle tpm2.TPMHandle, rsp *tpm2.ReadPublicResponse, inv *inventory) *endorsementKey {
-	k := key{handle: handle, name: rsp.Name, public: rsp.OutPublic.Bytes(), persistent: true}
-	if ek := inv.ek.withHandle(k); ek != nil {
-		return ek
-	}
-	if !fromTemplate(&rsp.OutPublic, inv.template.Public) || !inEndorsementHierarchy(rsp) {
-		return nil
-	}
-	ek, err := newEndorsementKey(k, inv.template)
-	if err != nil || (inv.ownCertificate() && inv.certificateOf(ek.pub) == nil) {
-		return nil
-	}
-	return ek
+func persistentKey(handle tpm2.TPMHandle, rsp *tpm2.ReadPublicResponse) key {
+	return key{handle: handle, name: rsp.Name, public: rsp.OutPublic.Bytes(), persistent: true}
 }
 
 // withHandle returns the EK under the handle of k where k is the same key, else
@@ -95,6 +145,10 @@ func (ek *endorsementKey) withHandle(k key) *endorsementKey {
 	same := *ek
 	same.key = k
 	return &same
+}
+
+func sameTemplate(a, b attestor.EKTemplate) bool {
+	return bytes.Equal(tpm2.Marshal(a.Public), tpm2.Marshal(b.Public))
 }
 
 // fromTemplate reports whether a public area is the template's but for the
@@ -127,40 +181,44 @@ func inEndorsementHierarchy(rsp *tpm2.ReadPublicResponse) bool {
 	return bytes.Equal(rsp.QualifiedName.Buffer, h.Sum(name[:2:2]))
 }
 
-// loadEK returns the persistent EK where there is one, and makes it otherwise.
-func (t *TPM) loadEK(c *conn, inv *inventory) (*endorsementKey, error) {
-	if inv.handle != 0 {
-		ek, err := readPersistent(c, inv.handle, inv)
-		if ek != nil || err != nil {
-			return ek, err
-		}
-		inv.handle = 0
+// loadEK returns the EK that was found before: the persistent one, or nil where
+// that is not at its handle any more; else the one that the TPM makes.
+func (t *TPM) loadEK(c *conn, found *endorsementKey) (*endorsementKey, error) {
+	if !found.persistent {
+		return t.createEK(c, found.template, found)
 	}
-	return t.createEK(c, inv)
+	rsp, err := readPersistent(c, found.handle)
+	if rsp == nil {
+		return nil, err
+	}
+	return found.withHandle(persistentKey(found.handle, rsp)), nil
 }
 
 // createEK makes the EK: the seed of the endorsement hierarchy and the template
-// decide what key it is, so it is the same one every time.
-func (t *TPM) createEK(c *conn, inv *inventory) (*endorsementKey, error) {
+// decide what key it is, so it is the same one every time. Found is what it may
+// turn out to be, or nil.
+func (t *TPM) createEK(c *conn, template attestor.EKTemplate, found *endorsementKey) (*endorsementKey, error) {
 	rsp, err := execute(c, tpm2.CreatePrimary{
 		PrimaryHandle: t.endorsement(),
-		InPublic:      tpm2.New2B(inv.template.Public),
+		InPublic:      tpm2.New2B(template.Public),
 	})
 	if err != nil {
 		if isUnsupported(err) {
-			return nil, fmt.Errorf("%w (%w)", unsupportedEK(inv.template.KeyType), err)
+			return nil, fmt.Errorf("%w (%w)", unsupportedEK(template.KeyType), err)
 		}
 		return nil, explain("make the endorsement key", err, endorsementRemedies[:]...)
 	}
 	k := key{handle: rsp.ObjectHandle, name: rsp.Name, public: rsp.OutPublic.Bytes()}
-	if ek := inv.ek.withHandle(k); ek != nil {
+	if ek := found.withHandle(k); ek != nil {
 		return ek, nil
 	}
-	ek, err := newEndorsementKey(k, inv.template)
+	ek, err := newEndorsementKey(k, template)
 	if err != nil {
 		k.flush(c)
+		return nil, err
 	}
-	return ek, err
+	ek.own = true
+	return ek, nil
 }
 
 func newEndorsementKey(k key, template attestor.EKTemplate) (*endorsementKey, error) {

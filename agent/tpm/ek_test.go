@@ -44,13 +44,19 @@ func evict(t *testing.T, device string, handle tpm2.TPMHandle) {
 	})
 }
 
+// otherNonce is a template whose keys have the form of an RSA 2048 EK: anybody who
+// may use the endorsement hierarchy makes as many as he likes.
+func otherNonce() tpm2.TPMTPublic {
+	template := tpm2.RSAEKTemplate
+	template.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA,
+		&tpm2.TPM2BPublicKeyRSA{Buffer: bytes.Repeat([]byte{7}, 256)})
+	return template
+}
+
 // A key at an EK's handle that is not the EK is passed over: a machine that
 // used it would have another ID, or one that somebody chose for it.
 func TestWrongPersistentKeyIsNotUsed(t *testing.T) {
-	ekTemplate := tpm2.RSAEKTemplate
-	otherUnique := ekTemplate
-	otherUnique.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA,
-		&tpm2.TPM2BPublicKeyRSA{Buffer: bytes.Repeat([]byte{7}, 256)})
+	ekTemplate, otherUnique := tpm2.RSAEKTemplate, otherNonce()
 	for _, tt := range []struct {
 		name      string
 		hierarchy tpm2.TPMHandle
@@ -60,6 +66,7 @@ func TestWrongPersistentKeyIsNotUsed(t *testing.T) {
 		{"a storage key", tpm2.TPMRHOwner, tpm2.RSASRKTemplate, swtpmtest.Options{Blank: true}},
 		{"an ECC key", tpm2.TPMRHEndorsement, tpm2.ECCEKTemplate, swtpmtest.Options{Blank: true}},
 		{"an EK of the owner hierarchy", tpm2.TPMRHOwner, ekTemplate, swtpmtest.Options{Blank: true}},
+		{"an EK of another nonce", tpm2.TPMRHEndorsement, otherUnique, swtpmtest.Options{Blank: true}},
 		{"an EK that the certificate is not for", tpm2.TPMRHEndorsement, otherUnique, swtpmtest.Options{}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -73,6 +80,77 @@ func TestWrongPersistentKeyIsNotUsed(t *testing.T) {
 				t.Errorf("EK %s, want %s", got, want)
 			}
 		})
+	}
+}
+
+// The EK decides, not the handle: a key of another nonce at a lower one does not
+// give the machine another ID, when the agent starts and while it runs; and the
+// EK is used where it is.
+func TestLowestHandleDoesNotWin(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
+	persist(t, tpm.Device, tpm2.TPMRHEndorsement, tpm2.RSAEKTemplate, 0x81010001)
+	running := newTPM(t, Config{Device: tpm.Device})
+	want := attest(t, running).Hash
+	persist(t, tpm.Device, tpm2.TPMRHEndorsement, otherNonce(), 0x81010000)
+	for name, device := range map[string]*TPM{"running": running, "started": newTPM(t, Config{Device: tpm.Device})} {
+		a, err := device.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.Close()
+		if a.EKHash != want || a.Persistent != 0x81010001 {
+			t.Errorf("%s: EK %s at %#x, want %s", name, a.EKHash, a.Persistent, want)
+		}
+	}
+	// Nor when the EK goes, and when another key takes its handle.
+	evict(t, tpm.Device, 0x81010001)
+	persist(t, tpm.Device, tpm2.TPMRHEndorsement, otherNonce(), 0x81010001)
+	if got := attest(t, running).Hash; got != want {
+		t.Errorf("EK %s, want %s", got, want)
+	}
+	wantNothingLoaded(t, tpm.Device)
+}
+
+// A persistent key that the TPM does not make from the template is the EK where a
+// certificate in the TPM is for it: the vendor says so. While that certificate
+// cannot be read, nobody can tell; to attest by another key would have the machine
+// refused, and its agent give up.
+func TestCertificateDecidesForAPersistentKey(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
+	persist(t, tpm.Device, tpm2.TPMRHEndorsement, otherNonce(), 0x81010001)
+	made := attest(t, newTPM(t, Config{Device: tpm.Device}))
+	var vendors *endorsementKey
+	direct(t, tpm.Device, func(c transport.TPM) {
+		template, err := attestor.TemplateFor(attestor.RSA2048)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rsp := must(t, c, tpm2.ReadPublic{ObjectHandle: tpm2.TPMHandle(0x81010001)})
+		if vendors, err = newEndorsementKey(persistentKey(0x81010001, rsp), template); err != nil {
+			t.Fatal(err)
+		}
+	})
+	defineNV(t, tpm.Device, nvContent{0x01C00002, ekCertificate(t, vendors.pub), readable, ""})
+	device := newTPM(t, Config{Device: tpm.Device})
+	failing := true
+	(&tap{instead: func(_ int, cc tpm2.TPMCC, _ []byte) ([]byte, error) {
+		if failing && cc == tpm2.TPMCCNVRead {
+			return response(tpm2.TPMRCLockout), nil
+		}
+		return nil, nil
+	}}).listen(device)
+	a, err := device.Begin(t.Context())
+	if err == nil {
+		a.Close()
+		t.Fatalf("while the certificate cannot be read, the EK is %s", a.EKHash)
+	}
+	if !errors.Is(err, ErrNotReady) || errors.Is(err, ErrSetup) || !strings.Contains(err.Error(), "tpm2_evictcontrol") {
+		t.Errorf("while the certificate cannot be read: %v", err)
+	}
+	wantNothingLoaded(t, tpm.Device)
+	failing = false
+	if got := attest(t, device); got.Hash != vendors.hash || got.Hash == made.Hash || got.Certificate == nil {
+		t.Errorf("EK %s, want %s", got.Hash, vendors.hash)
 	}
 }
 

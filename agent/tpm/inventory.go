@@ -28,8 +28,6 @@ type inventory struct {
 	certs    []Certificate
 	chain    [][]byte
 	chainErr error // why the chain, or the rest of it, could not be read
-	// handle is a persistent EK's, found by the template; zero for none.
-	handle tpm2.TPMHandle
 	// ek is the EK that was found or made; its handle may be gone.
 	ek *endorsementKey
 }
@@ -61,8 +59,7 @@ func (t *TPM) takeInventory(c *conn) (*inventory, error) {
 	if c.err != nil {
 		return nil, explain("read the EK certificate chain", c.err)
 	}
-	inv.handle, err = findPersistent(c, inv)
-	return inv, err
+	return inv, nil
 }
 
 // chooseEK returns the type of EK to use. It depends on the configuration and on
@@ -151,12 +148,4 @@ func (inv *inventory) certificateOf(pub crypto.PublicKey) *Certificate {
 		}
 	}
 	return nil
-}
-
-// ownCertificate reports whether a certificate was read at the NV index that
-// belongs to the template, whatever its key is.
-func (inv *inventory) ownCertificate() bool {
-	return slices.ContainsFunc(inv.certs, func(c Certificate) bool {
-		return c.Certificate != nil && c.Index == inv.template.CertificateIndex
-	})
 }
