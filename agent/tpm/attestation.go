@@ -69,7 +69,7 @@ func (t *TPM) Begin(ctx context.Context) (_ *Attestation, err error) {
 
 // prepare loads the EK into a. What is known of the TPM is read the first time,
 // and again where the TPM turns out to be another one, or to have got a
-// certificate that it did not have.
+// certificate that it did not have or show.
 func (t *TPM) prepare(c *conn, a *Attestation) (*inventory, error) {
 	if t.known != nil {
 		if same, err := t.recognize(c, a); same || err != nil {
@@ -97,7 +97,10 @@ func (t *TPM) recognize(c *conn, a *Attestation) (bool, error) {
 		return false, err
 	}
 	if known.certificateOf(a.ek.pub) != nil {
-		return true, nil
+		return true, t.retryChain(c, known)
+	}
+	if known.unread {
+		return false, nil
 	}
 	indices, err := listHandles(c, firstEKIndex, lastChainIndex)
 	return slices.Equal(indices, known.indices), explain("list the TPM's NV indices", err)

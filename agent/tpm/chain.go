@@ -50,6 +50,16 @@ func (t *TPM) readChain(c *conn, indices []tpm2.TPMHandle, bufferSize uint16) ([
 	return chain, err
 }
 
+// retryChain reads a chain again that could not be read to its end: what was in
+// the way may have passed.
+func (t *TPM) retryChain(c *conn, inv *inventory) error {
+	if inv.chainErr == nil {
+		return nil
+	}
+	inv.chain, inv.chainErr = t.readChain(c, inv.indices, inv.caps.nvBuffer)
+	return explain("read the EK certificate chain", c.err)
+}
+
 // splitCertificates returns the certificates that follow one another in b, which
 // ends with them or with padding of 0x00 or 0xFF.
 func splitCertificates(b []byte) ([][]byte, error) {

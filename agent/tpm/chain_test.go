@@ -9,8 +9,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 )
 
 // The chain that a TPM carries reaches the server with the EK certificate, so
@@ -52,6 +55,38 @@ func TestChainInTheTPM(t *testing.T) {
 	}
 	if len(a.Claim.Chain) != 1 || a.ChainErr == nil || !strings.Contains(a.ChainErr.Error(), "0x01c00102") {
 		t.Errorf("%d certificates: %v", len(a.Claim.Chain), a.ChainErr)
+	}
+}
+
+// A chain that could not be read once is read again at the next attestation, not
+// when the agent is started anew; and then no more.
+func TestChainIsReadAgain(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{})
+	der := attestortest.NewCA(t, "CA").Certificate.Raw
+	defineNV(t, tpm.Device, nvContent{0x01C00100, der, readable, ""})
+	device := newTPM(t, Config{Device: tpm.Device})
+	failing := true
+	tap := &tap{instead: func(_ int, cc tpm2.TPMCC, command []byte) ([]byte, error) {
+		if failing && cc == tpm2.TPMCCNVReadPublic && bytes.Equal(command[10:14], []byte{1, 0xC0, 1, 0}) {
+			return response(tpm2.TPMRCLockout), nil
+		}
+		return nil, nil
+	}}
+	tap.listen(device)
+	for i, want := range []struct{ chain, reads int }{{0, 3}, {1, 1}, {1, 0}} {
+		tap.commands = nil
+		a, err := device.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.Close()
+		if len(a.Claim.Chain) != want.chain || (a.ChainErr == nil) != (want.chain == 1) {
+			t.Errorf("attestation %d: %d certificates of the chain, want %d: %v", i, len(a.Claim.Chain), want.chain, a.ChainErr)
+		}
+		if got := count(tap.commands, tpm2.TPMCCNVReadPublic); got != want.reads {
+			t.Errorf("attestation %d looked at %d NV indices, want %d", i, got, want.reads)
+		}
+		failing = false
 	}
 }
 

@@ -28,6 +28,9 @@ type inventory struct {
 	certs    []Certificate
 	chain    [][]byte
 	chainErr error // why the chain, or the rest of it, could not be read
+	// unread is set where an index for an EK certificate or an EK nonce could
+	// not be read, or has not been written: that may change.
+	unread bool
 	// ek is the EK that was found or made; its handle may be gone.
 	ek *endorsementKey
 }
@@ -59,6 +62,7 @@ func (t *TPM) takeInventory(c *conn) (*inventory, error) {
 	if c.err != nil {
 		return nil, explain("read the EK certificate chain", c.err)
 	}
+	inv.unread = inv.unread || slices.ContainsFunc(inv.certs, func(c Certificate) bool { return c.Err != nil })
 	return inv, nil
 }
 
@@ -106,6 +110,7 @@ func (t *TPM) applyNonce(c *conn, inv *inventory) error {
 	case c.err != nil:
 		return explain("read the EK's nonce", c.err)
 	case errors.Is(err, errUnwritten):
+		inv.unread = true
 		return nil
 	case err != nil:
 		return badNonce(index, err)

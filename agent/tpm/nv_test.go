@@ -178,6 +178,55 @@ func TestCertificateThatComesLater(t *testing.T) {
 	}
 }
 
+// So is one whose index was there before, and empty.
+func TestCertificateThatIsWrittenLater(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
+	device := newTPM(t, Config{Device: tpm.Device, EK: attestor.P256})
+	ek := attest(t, device)
+	content := ekCertificate(t, ek.Public)
+	direct(t, tpm.Device, func(c transport.TPM) {
+		defineSpace(t, c, nvContent{index: 0x01C0000A, attributes: readable}, len(content))
+	})
+	attest(t, device)
+	direct(t, tpm.Device, func(c transport.TPM) { writeNV(t, c, 0x01C0000A, content) })
+	if ek := attest(t, device); ek.Certificate == nil {
+		t.Error("the certificate is not found")
+	}
+}
+
+// One failed read, such as of a TPM that is locked out for a while, costs one
+// attestation its certificate, and not all until the agent is started anew.
+func TestCertificateIsReadAgain(t *testing.T) {
+	for name, opts := range map[string]swtpmtest.Options{"persistent": {}, "transient": {Blank: true}} {
+		t.Run(name, func(t *testing.T) {
+			tpm := swtpmtest.Start(t, opts)
+			if opts.Blank {
+				ek := attest(t, newTPM(t, Config{Device: tpm.Device}))
+				defineNV(t, tpm.Device, nvContent{0x01C00002, ekCertificate(t, ek.Public), readable, ""})
+			}
+			device := newTPM(t, Config{Device: tpm.Device})
+			failing := true
+			(&tap{instead: func(_ int, cc tpm2.TPMCC, _ []byte) ([]byte, error) {
+				if failing && cc == tpm2.TPMCCNVRead {
+					return response(tpm2.TPMRCLockout), nil
+				}
+				return nil, nil
+			}}).listen(device)
+			first := attest(t, device)
+			if first.Certificate != nil {
+				t.Fatal("a certificate that could not be read")
+			}
+			failing = false
+			for i := range 2 {
+				if ek := attest(t, device); ek.Certificate == nil || ek.Hash != first.Hash {
+					t.Errorf("attestation %d: EK %s, want %s and its certificate", i, ek.Hash, first.Hash)
+				}
+			}
+			wantNothingLoaded(t, tpm.Device)
+		})
+	}
+}
+
 // An index that only the owner reads is read with the owner's password; without
 // it the error names the key to set. A wrong password for an index that counts
 // them is the last thing that is tried: it could lock the TPM.
@@ -298,7 +347,8 @@ func TestEKNonce(t *testing.T) {
 }
 
 // An index for a nonce that is defined and was never written holds none: the EK
-// is the one of the template alone, and the machine attests.
+// is the one of the template alone, and the machine attests. Once a nonce is
+// there, the EK is the one with it, without a new start.
 func TestUnwrittenEKNonce(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	device := newTPM(t, Config{Device: tpm.Device, EK: attestor.P256})
@@ -311,6 +361,11 @@ func TestUnwrittenEKNonce(t *testing.T) {
 		if ek := attest(t, device); ek.Hash != plain.Hash {
 			t.Errorf("EK %s, want %s", ek.Hash, plain.Hash)
 		}
+	}
+	direct(t, tpm.Device, func(c transport.TPM) { writeNV(t, c, 0x01C0000B, nonce) })
+	started := attest(t, newTPM(t, Config{Device: tpm.Device, EK: attestor.P256}))
+	if ek := attest(t, device); ek.Hash != started.Hash || ek.Hash == plain.Hash {
+		t.Errorf("EK %s, want %s", ek.Hash, started.Hash)
 	}
 	wantNothingLoaded(t, tpm.Device)
 }
