@@ -90,7 +90,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		fmt.Fprint(stderr, "give one of -ek, -hash, -pem and -version\n\n", usage)
 		return 2
 	}
-	report, err := inspect(ctx, *device, *key, getenv)
+	t, err := open(*device, *key, getenv)
+	if err != nil {
+		fmt.Fprintf(stderr, "%v\n\n%s", err, usage)
+		return 2
+	}
+	report, err := inspect(ctx, t)
 	if err != nil {
 		fmt.Fprintln(stderr, err)
 		return 1

@@ -52,6 +52,36 @@ func TestUnwritableReportFails(t *testing.T) {
 	}
 }
 
+// Scripts tell a command line that was not understood, which stays so, from a TPM
+// that is not there, which may come.
+func TestExitCodes(t *testing.T) {
+	long := strings.Repeat("x", 65)
+	for _, tt := range []struct {
+		args     []string
+		password string
+		want     int
+	}{
+		{[]string{"-version"}, "", 0},
+		{[]string{"-hash", "-device", "/nowhere/tpm0"}, "", 1},
+		{[]string{"-hsah"}, "", 2},
+		{[]string{"-hash", "-key"}, "", 2},
+		{[]string{"-hash", "-key", "rsa1024"}, "", 2},
+		{[]string{"-pem", "-device", "tpm0"}, "", 2},
+		{[]string{"-ek", "-device", "/nowhere/tpm0"}, long, 2},
+		{[]string{"-ek", "-hash"}, "", 2},
+		{nil, "", 2},
+	} {
+		var stdout, stderr strings.Builder
+		getenv := func(string) string { return tt.password }
+		if code := run(t.Context(), tt.args, getenv, &stdout, &stderr); code != tt.want {
+			t.Errorf("%q: exit code %d, want %d: %s", tt.args, code, tt.want, &stderr)
+		}
+		if (stdout.Len() > 0) != (tt.want == 0) || strings.Contains(stderr.String(), long) {
+			t.Errorf("%q: %q, %q", tt.args, &stdout, &stderr)
+		}
+	}
+}
+
 type fullDisk struct{}
 
 func (fullDisk) Write([]byte) (int, error) { return 0, errors.New("the disk is full") }

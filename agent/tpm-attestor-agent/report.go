@@ -17,23 +17,25 @@ import (
 // timeout is how long a TPM may take: a slow one makes an RSA key in a minute.
 const timeout = 5 * time.Minute
 
-// inspect asks the TPM.
-func inspect(ctx context.Context, device, key string, getenv func(string) string) (*tpm.Report, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
+// open returns the TPM that the options name, without touching it. An error is
+// of the options, or of a password in the environment.
+func open(device, key string, getenv func(string) string) (*tpm.TPM, error) {
 	ek, err := tpm.ParseEK(key)
 	if err != nil {
 		return nil, err
 	}
-	t, err := tpm.New(tpm.Config{
+	return tpm.New(tpm.Config{
 		Device:              device,
 		EK:                  ek,
 		EndorsementPassword: getenv("TPM_ENDORSEMENT_PASSWORD"),
 		OwnerPassword:       getenv("TPM_OWNER_PASSWORD"),
 	})
-	if err != nil {
-		return nil, err
-	}
+}
+
+// inspect asks the TPM.
+func inspect(ctx context.Context, t *tpm.TPM) (*tpm.Report, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	return t.Inspect(ctx)
 }
 
