@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -120,6 +122,41 @@ EK certificate chain: NV index 0x01c00101: locked
 	if got != want {
 		t.Errorf("report:\n%s\nwant:\n%s", got, want)
 	}
+}
+
+// Who is told to look for a line of the report finds it: the sample in the
+// documentation has the lines that the report has, in its order.
+func TestSampleInTheDocumentation(t *testing.T) {
+	maker := attestortest.New(t, attestortest.Options{CA: attestortest.NewCA(t, "Example vendor")})
+	cert, err := x509.ParseCertificate(maker.Claim().Certificate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert.IssuingCertificateURL = []string{"http://pki.example.org/ca.crt"}
+	found := tpm.Certificate{Index: 0x01C00002, Certificate: cert}
+	report := describe(&tpm.Report{
+		EK:           tpm.EK{KeyType: attestor.RSA2048, Hash: maker.EKHash(), Certificate: &found},
+		Certificates: []tpm.Certificate{found},
+	})
+	page, err := os.ReadFile("../../docs/plugin_agent_nodeattestor_tpm.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, sample, _ := strings.Cut(string(page), "tpm-attestor-agent -ek\n")
+	sample, _, ok := strings.Cut(sample, "```")
+	if got, want := labels(sample), labels(report); !ok || len(want) < 10 || !slices.Equal(got, want) {
+		t.Errorf("the sample has the lines %q, the report %q", got, want)
+	}
+}
+
+// labels returns what each line begins with, up to a colon.
+func labels(report string) []string {
+	var all []string
+	for line := range strings.Lines(report) {
+		label, _, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ":")
+		all = append(all, label)
+	}
+	return all
 }
 
 // Who fills a mirror by this gets every certificate that can be read, those of the
