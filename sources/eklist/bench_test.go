@@ -79,103 +79,138 @@ func build(tb testing.TB, list []byte) *eklist.Snapshot {
 	return s
 }
 
-// Attestations look up one hash at a time, which is what "alone" measures: the
-// clock is read before and after each, for which the processor waits until all
-// that came before is done. What reading it takes is not counted. "many" lets
-// the processor begin with the next ones before.
-var paces = []string{"alone", "many"}
+// A pace is how quickly questions come. Attestations look up one hash at a time,
+// which is what "alone" measures: the clock is read before and after each, for which
+// the processor waits until all that came before is done; what reading it takes is
+// not counted. "many" lets the processor begin with the next ones before.
+//
+// ask asks the questions number 0 to n and returns how many were answered with yes.
+// It holds no call that could be left out, or would be made, for one pace alone.
+type pace struct {
+	name string
+	n    int // questions to a measurement
+	took func(ask func(from, to int) int, from, to int) (time.Duration, int)
+}
 
-// pace runs f at a pace and reports its time.
-func pace(b *testing.B, pace string, f func(i int) bool) (found int) {
+var paces = []pace{
+	{"alone", 1 << 8, func(ask func(from, to int) int, from, to int) (time.Duration, int) {
+		var took time.Duration
+		found := 0
+		for i := from; i < to; i++ {
+			begun := time.Now()
+			found += ask(i, i+1)
+			ended := time.Now()
+			took += ended.Sub(begun) - time.Since(ended)
+		}
+		return took, found
+	}},
+	{"many", 1 << 12, func(ask func(from, to int) int, from, to int) (time.Duration, int) {
+		begun := time.Now()
+		found := ask(from, to)
+		return time.Since(begun), found
+	}},
+}
+
+// byTurns asks two sides the same questions by turns, so that what else the machine
+// does meets both, and reports the medians and the ratio of the second to the first.
+// All answers have to be yes, or none.
+func byTurns(b *testing.B, p pace, names [2]string, sides [2]func(from, to int) int, yes [2]bool) {
 	b.Helper()
 	b.ReportAllocs()
-	i := 0
-	if pace == "many" {
-		for b.Loop() {
-			if f(i) {
+	var took [2][]time.Duration
+	for from := 0; b.Loop(); from = (from + p.n) & (questions - 1) {
+		for side, ask := range sides {
+			t, found := p.took(ask, from, from+p.n)
+			if (found == p.n) != yes[side] || (found == 0) == yes[side] {
+				b.Fatalf("%d of %d found", found, p.n)
+			}
+			took[side] = append(took[side], t)
+		}
+	}
+	var medians [2]float64
+	for side, all := range took {
+		slices.Sort(all)
+		medians[side] = float64(all[len(all)/2].Nanoseconds()) / float64(p.n)
+		b.ReportMetric(medians[side], names[side])
+	}
+	b.ReportMetric(medians[1]/medians[0], "ratio")
+}
+
+// questions is how many different ones there are: a power of two, and so many that
+// what they ask for is in no cache when its turn comes again.
+const questions = 1 << 20
+
+// lookUp returns what looks up hashes, one after another.
+func lookUp(s *eklist.Snapshot, asked []eklist.Hash) func(from, to int) int {
+	return func(from, to int) (found int) {
+		for i := from; i < to; i++ {
+			if _, ok := s.Lookup(asked[i]); ok {
 				found++
 			}
-			i++
 		}
 		return found
 	}
-	var took, reading time.Duration
-	for b.Loop() {
-		begun := time.Now()
-		ok := f(i)
-		ended := time.Now()
-		reading += time.Since(ended)
-		took += ended.Sub(begun)
-		if ok {
-			found++
-		}
-		i++
-	}
-	b.ReportMetric(float64(took-reading)/float64(i), "ns/op")
-	return found
 }
 
-// BenchmarkLookup is to be compared with BenchmarkCompare.
-func BenchmarkLookup(b *testing.B) {
-	for _, n := range sizes() {
-		hashes := randomHashes(1, n)
-		s := build(b, textList(hashes))
-		asked := map[string][]eklist.Hash{"hit": nil, "miss": randomHashes(2, 1<<20)}
-		for _, at := range places(n) {
-			asked["hit"] = append(asked["hit"], hashes[at])
+// compareOne returns what compares each hash with one element of an array.
+func compareOne(hashes []eklist.Hash, at []uint32, asked []eklist.Hash) func(from, to int) int {
+	return func(from, to int) (found int) {
+		for i := from; i < to; i++ {
+			if hashes[at[i]] == asked[i] {
+				found++
+			}
 		}
-		for _, kind := range []string{"hit", "miss"} {
+		return found
+	}
+}
+
+// BenchmarkLookupOverCompare holds a look-up against comparing the hash with a random
+// element of an array of the same length.
+func BenchmarkLookupOverCompare(b *testing.B) {
+	for _, n := range sizes() {
+		hashes, at := randomHashes(1, n), places(n)
+		s := build(b, textList(hashes))
+		hits, misses := pick(hashes, at), randomHashes(2, questions)
+		for _, kind := range []struct {
+			name  string
+			asked []eklist.Hash
+			yes   bool
+		}{{"hit", hits, true}, {"miss", misses, false}} {
 			for _, p := range paces {
-				b.Run(sizeName(n)+"/"+kind+"/"+p, func(b *testing.B) {
-					asked := asked[kind]
-					found := pace(b, p, func(i int) bool {
-						_, ok := s.Lookup(asked[i&(1<<20-1)])
-						return ok
-					})
-					if (found == 0) != (kind == "miss") {
-						b.Fatal(found)
-					}
+				b.Run(sizeName(n)+"/"+kind.name+"/"+p.name, func(b *testing.B) {
+					byTurns(b, p, [2]string{"compare-ns", "lookup-ns"}, [2]func(from, to int) int{
+						compareOne(hashes, at, kind.asked), lookUp(s, kind.asked),
+					}, [2]bool{kind.yes, kind.yes})
 				})
 			}
 		}
+		for _, p := range paces {
+			b.Run(sizeName(n)+"/miss-over-hit/"+p.name, func(b *testing.B) {
+				byTurns(b, p, [2]string{"hit-ns", "miss-ns"}, [2]func(from, to int) int{
+					lookUp(s, hits), lookUp(s, misses),
+				}, [2]bool{true, false})
+			})
+		}
 	}
 }
 
-// places returns 2^20 random places in a list.
+// pick returns the hashes at these places.
+func pick(hashes []eklist.Hash, at []uint32) []eklist.Hash {
+	picked := make([]eklist.Hash, len(at))
+	for i, a := range at {
+		picked[i] = hashes[a]
+	}
+	return picked
+}
+
+// places returns random places in a list, one for each question.
 func places(n int) []uint32 {
 	random := rand.New(rand.NewPCG(1, 2))
-	at := make([]uint32, 1<<20)
+	at := make([]uint32, questions)
 	for i := range at {
 		at[i] = uint32(random.IntN(n))
 	}
 	return at
-}
-
-// BenchmarkCompare compares a hash with a random element of an array.
-func BenchmarkCompare(b *testing.B) {
-	for _, n := range sizes() {
-		hashes, at := randomHashes(1, n), places(n)
-		asked := randomHashes(2, 1<<20)
-		for _, kind := range []string{"hit", "miss"} {
-			for i := range asked {
-				if kind == "hit" {
-					asked[i] = hashes[at[i]]
-				} else {
-					asked[i][31]++
-				}
-			}
-			for _, p := range paces {
-				b.Run(sizeName(n)+"/"+kind+"/"+p, func(b *testing.B) {
-					found := pace(b, p, func(i int) bool {
-						return hashes[at[i&(1<<20-1)]] == asked[i&(1<<20-1)]
-					})
-					if (found == 0) != (kind == "miss") {
-						b.Fatal(found)
-					}
-				})
-			}
-		}
-	}
 }
 
 // BenchmarkText is to be compared with BenchmarkTextFloor.
@@ -296,17 +331,14 @@ func BenchmarkClustered(b *testing.B) {
 			runtime.KeepAlive(build(b, list))
 		}
 	})
-	asked := randomHashes(2, 1<<20)
-	for i, at := range places(million) {
-		asked[i] = hashes[at]
-	}
+	asked := pick(hashes, places(million))
 	b.Run("lookup", func(b *testing.B) {
 		i := 0
 		for b.Loop() {
 			if _, ok := s.Lookup(asked[i]); !ok {
 				b.Fatal("not found")
 			}
-			i = (i + 1) & (1<<20 - 1)
+			i = (i + 1) & (questions - 1)
 		}
 	})
 }
