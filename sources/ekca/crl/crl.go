@@ -26,6 +26,7 @@ type List struct {
 	// been, zero where it does not say.
 	ThisUpdate, NextUpdate time.Time
 
+	number    *big.Int // the CRL number; nil where there is none
 	scope     scope
 	algorithm x509.SignatureAlgorithm
 	signed    []byte // the part that is signed
@@ -100,6 +101,19 @@ func (l *List) Covers(ca bool, urls []string) bool {
 	return len(l.scope.urls) == 0 || slices.ContainsFunc(l.scope.urls, func(u string) bool {
 		return slices.Contains(urls, u)
 	})
+}
+
+// Before reports whether l was issued before other: by thisUpdate (RFC 5280,
+// 5.1.2.4) and, where that is the same, by the CRL number (5.2.3), one without a
+// number first. It is of use for two lists of one issuer and scope.
+func (l *List) Before(other *List) bool {
+	switch c := l.ThisUpdate.Compare(other.ThisUpdate); {
+	case c != 0:
+		return c < 0
+	case l.number == nil || other.number == nil:
+		return l.number == nil && other.number != nil
+	}
+	return l.number.Cmp(other.number) < 0
 }
 
 // maxChecked is the number of keys for which the result of SignedBy is kept.

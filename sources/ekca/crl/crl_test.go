@@ -137,6 +137,65 @@ func TestLists(t *testing.T) {
 	}
 }
 
+// Of two lists, the older is told by when they were issued, whatever their numbers
+// are, and of the same moment by their numbers: an older one that somebody replays is
+// not to take the place of a newer one.
+func TestBefore(t *testing.T) {
+	a := newCA(t, "a")
+	at := func(d time.Duration, number int64) *crl.List {
+		return parse(t, a.list(t, func(l *x509.RevocationList) {
+			l.ThisUpdate, l.Number = issued().Add(d), big.NewInt(number)
+		}))
+	}
+	bare := func(d time.Duration) *crl.List {
+		der := a.list(t, func(l *x509.RevocationList) { l.ThisUpdate, l.Number = issued().Add(d), big.NewInt(9) })
+		// An extension that nobody knows is in the number's place.
+		return parse(t, bytes.Replace(der, []byte("\x06\x03\x55\x1d\x14"), []byte("\x06\x03\x55\x1d\x7f"), 1))
+	}
+	long := parse(t, a.list(t, func(l *x509.RevocationList) { l.Number = new(big.Int).Lsh(big.NewInt(1), 158) }))
+	for name, c := range map[string]struct {
+		one, other *crl.List
+		want       bool
+	}{
+		"itself":                      {at(0, 1), at(0, 1), false},
+		"a second earlier":            {at(0, 1), at(time.Second, 1), true},
+		"a second later":              {at(time.Second, 1), at(0, 1), false},
+		"earlier, of a higher number": {at(0, 9), at(time.Second, 1), true},
+		"a lower number":              {at(0, 1), at(0, 2), true},
+		"a higher number":             {at(0, 2), at(0, 1), false},
+		"a number of 20 bytes":        {at(0, 1<<62), long, true},
+		"without a number":            {bare(0), at(0, 1), true},
+		"before one without":          {at(0, 1), bare(0), false},
+		"both without":                {bare(0), bare(0), false},
+		"without, later":              {bare(time.Second), at(0, 1), false},
+	} {
+		if got := c.one.Before(c.other); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
+// A number that is none, or longer than RFC 5280 allows, is no reason to believe
+// that a list is new.
+func TestBadNumber(t *testing.T) {
+	a := newCA(t, "a")
+	der := a.list(t, func(l *x509.RevocationList) { l.Number = big.NewInt(0x1234) })
+	for _, value := range []string{"\x02\x02\x92\x34", "\x02\x02\x00\x34", "\x04\x02\x12\x34", "\x02\x01\x12\x34"} {
+		changed := bytes.Replace(der, []byte("\x02\x02\x12\x34"), []byte(value), 1)
+		if l, err := crl.Parse(changed); err == nil || l != nil {
+			t.Errorf("%x is accepted", value)
+		}
+	}
+	// CreateRevocationList makes none that is longer: an extension of the same
+	// identifier behind another one takes its place.
+	long := a.list(t, withExtension(asn1.ObjectIdentifier{2, 5, 29, 127}, false, append([]byte{2, 22, 1}, make([]byte, 21)...)))
+	long = bytes.Replace(long, []byte("\x06\x03\x55\x1d\x14"), []byte("\x06\x03\x55\x1d\x7e"), 1)
+	long = bytes.Replace(long, []byte("\x06\x03\x55\x1d\x7f"), []byte("\x06\x03\x55\x1d\x14"), 1)
+	if _, err := crl.Parse(long); err == nil {
+		t.Error("a number of 22 bytes is accepted")
+	}
+}
+
 // A list of a hundred thousand entries is looked through whole, and kept in four
 // bytes an entry beside its own.
 func TestLongList(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"math/big"
 	"strconv"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -13,6 +14,7 @@ import (
 // Extensions of a CRL and of its entries (RFC 5280, 5.2 and 5.3), in DER without
 // tag and length.
 const (
+	oidNumber            = "\x55\x1d\x14" // 2.5.29.20
 	oidReason            = "\x55\x1d\x15" // 2.5.29.21
 	oidDelta             = "\x55\x1d\x1b" // 2.5.29.27
 	oidDistributionPoint = "\x55\x1d\x1c" // 2.5.29.28
@@ -85,6 +87,8 @@ func (l *List) parseExtensions(in cryptobyte.String) error {
 		}
 		seen[oid] = true
 		switch {
+		case oid == oidNumber:
+			return l.parseNumber(value)
 		case oid == oidDelta:
 			return errors.New("it is a delta list, which alone says nothing")
 		case oid == oidDistributionPoint:
@@ -94,6 +98,21 @@ func (l *List) parseExtensions(in cryptobyte.String) error {
 		}
 		return nil
 	})
+}
+
+// maxNumber is the length of a CRL number in bytes: 20, and one for the sign (RFC
+// 5280, 5.2.3).
+const maxNumber = 21
+
+// parseNumber reads a CRLNumber.
+func (l *List) parseNumber(value []byte) error {
+	in, number := cryptobyte.String(value), new(big.Int)
+	const head = 2 // tag and length
+	if len(value) > head+maxNumber || !in.ReadASN1Integer(number) || !in.Empty() || number.Sign() < 0 {
+		return errors.New("its number is malformed or too long")
+	}
+	l.number = number
+	return nil
 }
 
 // parse reads an IssuingDistributionPoint.
