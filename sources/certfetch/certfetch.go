@@ -42,7 +42,8 @@ const (
 // Of returns the kind for answers that another answer at the same URL must not
 // stand for: CRL.Of(<hash of the issuer's key>), say, where Parse accepts what
 // that issuer has signed, so that a certificate that names another CA's CRL does
-// not spoil it for that CA.
+// not spoil it for that CA. All that Parse looks at beside the body has to be in
+// it.
 func (k Kind) Of(whom string) Kind { return k + "/" + Kind(whom) }
 
 // base returns the kind without what Of has added.
@@ -88,6 +89,14 @@ type Config struct {
 // is also called with bodies from the disk. It must not change the body or keep a
 // part of it that it writes to. A panic is an error.
 type Parse func(body []byte) (value any, until time.Time, err error)
+
+// A Successor is a value that not every one may follow: Succeed returns why it must
+// not take the place of held, the value that is kept so far, or nil. What was kept
+// is compared however old it is, and over restarts. An answer with an error counts
+// as a failure, and what is kept goes on. Succeed waits for nothing.
+type Successor interface {
+	Succeed(held any) error
+}
 
 // An Object is an answer that was accepted. It is shared: nobody changes it.
 type Object struct {
@@ -229,13 +238,26 @@ func (f *Fetcher) parseKept(n name, found finding, parse Parse) finding {
 	return found
 }
 
+// succeed returns why a value must not take the place of another one, or nil.
+func succeed(value, held any) (err error) {
+	successor, ok := value.(Successor)
+	if !ok {
+		return nil
+	}
+	defer recovered(&err)
+	return successor.Succeed(held)
+}
+
+// recovered makes an error of a panic.
+func recovered(err *error) {
+	if r := recover(); r != nil {
+		*err = fmt.Errorf("panic while the answer was read: %v", r)
+	}
+}
+
 // guarded calls parse and makes an error of a panic.
 func guarded(parse Parse, body []byte) (value any, until time.Time, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			value, until, err = nil, time.Time{}, fmt.Errorf("panic while the answer was read: %v", r)
-		}
-	}()
+	defer recovered(&err)
 	value, until, err = parse(body)
 	if err != nil {
 		return nil, time.Time{}, err

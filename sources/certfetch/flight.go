@@ -128,12 +128,12 @@ func (f *Fetcher) forget(fl *flight) {
 // fly makes the request of a flight and tells all who wait.
 func (f *Fetcher) fly(ctx context.Context, fl *flight, t target, parse Parse) {
 	object, err := f.fetch(ctx, fl, t, parse)
+	if err == nil {
+		err = f.replace(fl.name, object, parse)
+	}
 	found := finding{object: object}
 	switch {
 	case err == nil:
-		f.mu.Lock()
-		f.keep(fl.name, object)
-		f.mu.Unlock()
 	case ctx.Err() != nil: // it was ended, which says nothing of the server
 		found = finding{err: errClosed}
 	default:
@@ -144,6 +144,28 @@ func (f *Fetcher) fly(ctx context.Context, fl *flight, t target, parse Parse) {
 	fl.finding = found
 	f.forget(fl)
 	close(fl.done)
+}
+
+// replace keeps what was fetched, in place of what is kept so far. It is an error,
+// and that stays, where Successor says so.
+func (f *Fetcher) replace(n name, object *kept, parse Parse) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for {
+		held := f.objects.peek(n)
+		if held == nil || held.parsed {
+			if held != nil {
+				if err := succeed(object.value, held.value); err != nil {
+					return badAnswer("the answer: %v", err)
+				}
+			}
+			f.keep(n, object)
+			return nil
+		}
+		f.mu.Unlock()
+		f.parseKept(n, finding{object: held}, parse)
+		f.mu.Lock()
+	}
 }
 
 // failed remembers a failure, and returns what there is nevertheless.

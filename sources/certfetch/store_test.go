@@ -1,12 +1,15 @@
 package certfetch_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -277,5 +280,130 @@ func TestStaleFromDisk(t *testing.T) {
 		return nil, time.Time{}, errors.New("not any more")
 	}); err == nil || got != nil {
 		t.Errorf("%+v", got)
+	}
+}
+
+// An edition is a value that no lower one may follow.
+type edition int
+
+func (e edition) Succeed(held any) error {
+	if before, ok := held.(edition); ok && e < before {
+		return fmt.Errorf("edition %d after %d", e, before)
+	}
+	return nil
+}
+
+func editionOf(body []byte) (any, time.Time, error) {
+	n, err := strconv.Atoi(string(body))
+	return edition(n), start.Add(time.Hour), err
+}
+
+// wantEdition fails unless Get returns this edition, stale or not.
+func wantEdition(tb testing.TB, f *certfetch.Fetcher, url string, want edition, stale bool) {
+	tb.Helper()
+	got, err := f.Get(tb.Context(), certfetch.CRL, url, editionOf)
+	if err != nil || got.Value != want || (got.Stale != nil) != stale {
+		tb.Errorf("%+v, %v; want edition %d, stale %v", got, err, want, stale)
+	}
+}
+
+// An answer that is older than what is kept does not take its place, from memory or
+// from the disk, however long ago that should have been renewed: somebody on the
+// way has replayed it. It is a failure, and is asked for again after ten minutes.
+func TestReplay(t *testing.T) {
+	o := local(t)
+	path := filepath.Join(t.TempDir(), "cache.db")
+	c := newClock()
+	restart := func() *certfetch.Fetcher {
+		f := open(t, certfetch.Config{Hosts: []string{o.host()}, CachePath: path, Now: c.Now})
+		must(t, f.Load(t.Context()))
+		return f
+	}
+	f, url := restart(), o.at("/a.crl")
+	o.answer(http.StatusOK, "2")
+	wantEdition(t, f, url, 2, false)
+	must(t, f.Close())
+	o.answer(http.StatusOK, "1")
+	for range 3 {
+		f = restart() // it knows the second edition from the disk alone
+		c.add(2 * time.Hour)
+		o.requests.Store(0)
+		for range 3 {
+			wantEdition(t, f, url, 2, true)
+			o.wantRequests(t, 1)
+		}
+		c.add(11 * time.Minute)
+		wantEdition(t, f, url, 2, true) // and from memory
+		o.wantRequests(t, 2)
+		must(t, f.Close())
+	}
+	c.add(100 * 24 * time.Hour)
+	if got, err := f.Get(t.Context(), certfetch.CRL, url, editionOf); err == nil {
+		t.Errorf("%+v", got) // too old to serve, and too new to be replaced
+	}
+	for n, body := range []string{"2", "3"} { // the same one is as good as a newer one
+		c.add(time.Hour)
+		o.answer(http.StatusOK, body)
+		wantEdition(t, restart(), url, edition(n+2), false)
+	}
+}
+
+// A value that panics when it is compared stops nothing, and takes no place.
+func TestPanicInSucceed(t *testing.T) {
+	o := local(t)
+	f, c := timed(t, o)
+	get := func(value any) (*certfetch.Object, error) {
+		return f.Get(t.Context(), certfetch.Issuer, o.at("/a.crt"), func([]byte) (any, time.Time, error) {
+			return value, c.Now().Add(time.Hour), nil
+		})
+	}
+	if _, err := get("first"); err != nil {
+		t.Fatal(err)
+	}
+	c.add(2 * time.Hour)
+	got, err := get(panics{})
+	if err != nil || got.Value != "first" || got.Stale == nil || !strings.Contains(got.Stale.Error(), "out of range") {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+type panics struct{}
+
+func (panics) Succeed(any) error { panic("out of range") }
+
+// Two requests for one URL, of which the first was given up when its answer was on
+// the way: the one that ends last does not bring the older answer back.
+func TestReplayByARequestThatWasGivenUp(t *testing.T) {
+	o := local(t)
+	f := asking(t, o)
+	url := o.at("/a.crl")
+	read, reading := make(chan struct{}), make(chan struct{})
+	o.answer(http.StatusOK, "1")
+	ctx, giveUp := context.WithCancel(t.Context())
+	go func() {
+		<-reading
+		giveUp()
+	}()
+	var once sync.Once
+	_, err := f.Get(ctx, certfetch.CRL, url, func(body []byte) (any, time.Time, error) {
+		once.Do(func() { close(reading) })
+		<-read
+		return editionOf(body)
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	o.answer(http.StatusOK, "2")
+	current := func(body []byte) (any, time.Time, error) {
+		value, _, err := editionOf(body)
+		return value, time.Now().Add(time.Hour), err
+	}
+	if got, err := f.Get(t.Context(), certfetch.CRL, url, current); err != nil || got.Value != edition(2) {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	close(read)
+	must(t, f.Close()) // waits for both
+	if got, kept, err := f.Cached(certfetch.CRL, url, current); !kept || err != nil || got.Value != edition(2) {
+		t.Errorf("%+v, %v, %v", got, kept, err)
 	}
 }

@@ -93,9 +93,10 @@ type Config struct {
 	// CRL is what CRLs mean for each certificate of a chain below the configured
 	// CA: those at its HTTP distribution points on AIAHosts, in their order,
 	// until one can be used. That is a full CRL of the certificate's issuer,
-	// signed with SHA-256 or stronger, current, for this certificate, and of 4 MiB
-	// at most. It is kept until the next one is due, 7 days at most, and a day
-	// where it does not say. One that has expired still revokes what it lists.
+	// signed with SHA-256 or stronger, current, for this certificate, of 4 MiB at
+	// most, and not issued before the one that is kept. It is kept until the next
+	// one is due, 7 days at most, and a day where it does not say. One that has
+	// expired still revokes what it lists.
 	// Any mode but CRLOff needs AIAHosts.
 	CRL CRLMode
 	// CachePath is a bbolt file that keeps what has been fetched, for after a

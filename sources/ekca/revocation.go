@@ -3,11 +3,14 @@ package ekca
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
@@ -76,7 +79,7 @@ func (r *revocation) ask(ctx context.Context, n *node, issuer *signer) bool {
 	var faults []error
 	urls := r.q.allowed(n.cert.CRLDistributionPoints)
 	for _, url := range urls {
-		list, err := r.list(ctx, url, issuer)
+		list, err := r.list(ctx, url, n, issuer)
 		switch {
 		case errors.Is(err, sources.ErrNeedsNetwork):
 			r.q.pending = true // whatever a later one says: the first that can be had answers
@@ -84,13 +87,13 @@ func (r *revocation) ask(ctx context.Context, n *node, issuer *signer) bool {
 		case errors.Is(err, errLookups), errors.Is(err, errRequests):
 			r.q.fail(err)
 			return false
-		case list != nil && list.lists(n.cert):
+		case list != nil && list.Lists(n.cert.SerialNumber): // however old it is
 			if r.revoked == "" {
 				r.revoked = fmt.Sprintf("%s has been revoked, says the CRL at %q", n.describe(), url)
 			}
 			return false
 		case err == nil:
-			err = list.fault(n.cert, r.now)
+			err = list.fault(r.now)
 		}
 		if err == nil {
 			return true
@@ -115,13 +118,13 @@ func (n *node) describe() string {
 	return "the certificate of the CA " + describe(n.cert.Subject)
 }
 
-// list returns the CRL that an allowed URL has, signed by issuer. One beside an
-// error is too old to say that a certificate is good.
-func (r *revocation) list(ctx context.Context, url string, issuer *signer) (*revocationList, error) {
+// list returns the CRL for a certificate of issuer that an allowed URL has. One
+// beside an error is too old to say that the certificate is good.
+func (r *revocation) list(ctx context.Context, url string, n *node, issuer *signer) (*revocationList, error) {
 	parse := func(body []byte) (any, time.Time, error) {
 		list, err := parseCRL(body)
-		if err == nil && !list.SignedBy(issuer.certs[0].cert, issuer.keyHash) {
-			err = errSignature
+		if err == nil {
+			err = list.faultFor(n.cert, issuer)
 		}
 		if err != nil {
 			return nil, time.Time{}, err
@@ -129,21 +132,40 @@ func (r *revocation) list(ctx context.Context, url string, issuer *signer) (*rev
 		until := list.until(r.now)
 		return list, until, nil
 	}
-	object, err := r.q.lookUp(ctx, certfetch.CRL.Of(issuer.keyHash), url, parse)
+	object, err := r.q.lookUp(ctx, crlsFor(n.cert, issuer), url, parse)
 	if err != nil {
 		return nil, err
 	}
 	list, ok := object.Value.(*revocationList)
-	if !ok {
+	switch {
+	case !ok:
 		return nil, errors.New("it is no CRL")
-	}
-	if err := list.signedBy(issuer); err != nil {
-		return nil, err
-	}
-	if list.NextUpdate.IsZero() && object.Stale != nil {
+	case !issuer.maySignCRLs():
+		return nil, errors.New("its issuer may not sign CRLs: its key usage has no cRLSign")
+	case list.NextUpdate.IsZero() && object.Stale != nil:
 		return list, fmt.Errorf("it is too old, and there is no newer one: %w", object.Stale)
 	}
 	return list, nil
+}
+
+// crlsFor returns the kind of the CRLs that can be for a certificate: all that
+// faultFor looks at is in it. What else the same key has signed, for other
+// certificates or under another name, cannot take the place of one of these.
+func crlsFor(c *x509.Certificate, issuer *signer) certfetch.Kind {
+	h := sha256.New()
+	for _, part := range slices.Concat(
+		[]string{issuer.keyHash, issuer.subject, strconv.FormatBool(c.IsCA)}, c.CRLDistributionPoints,
+	) {
+		fmt.Fprintf(h, "%d %s", len(part), part)
+	}
+	return certfetch.CRL.Of(hex.EncodeToString(h.Sum(nil)))
+}
+
+// maySignCRLs reports whether a CA may (RFC 5280, 4.2.1.3).
+func (s *signer) maySignCRLs() bool {
+	return slices.ContainsFunc(s.certs, func(n *node) bool {
+		return !has(n.cert, keyUsage) || n.cert.KeyUsage&x509.KeyUsageCRLSign != 0
+	})
 }
 
 // A revocationList is a CRL that has been fetched.
@@ -181,44 +203,37 @@ func (l *revocationList) until(now time.Time) time.Time {
 	return l.NextUpdate
 }
 
-// signedBy returns why the list is not one of issuer's, or nil.
-func (l *revocationList) signedBy(issuer *signer) error {
-	if l.issuer != issuer.subject {
+// Succeed implements certfetch.Successor: an older list, which somebody on the way
+// may have kept, does not take the place of a newer one.
+func (l *revocationList) Succeed(held any) error {
+	before, ok := held.(*revocationList)
+	if !ok || !l.Before(before.List) {
+		return nil
+	}
+	return fmt.Errorf("a CRL of %s, older than the one of %s that is kept",
+		l.ThisUpdate.UTC().Format(time.RFC3339), before.ThisUpdate.UTC().Format(time.RFC3339))
+}
+
+// faultFor returns why the list is not one for a certificate of issuer, or nil.
+func (l *revocationList) faultFor(c *x509.Certificate, issuer *signer) error {
+	switch {
+	case l.issuer != issuer.subject:
 		return errors.New("it is of another issuer")
-	}
-	if !slices.ContainsFunc(issuer.certs, func(n *node) bool {
-		return !has(n.cert, keyUsage) || n.cert.KeyUsage&x509.KeyUsageCRLSign != 0
-	}) {
-		return errors.New("its issuer may not sign CRLs: its key usage has no cRLSign")
-	}
-	if !l.SignedBy(issuer.certs[0].cert, issuer.keyHash) {
-		return errSignature
+	case !l.SignedBy(issuer.certs[0].cert, issuer.keyHash):
+		return errors.New("its signature is not its issuer's")
+	case !l.Covers(c.IsCA, c.CRLDistributionPoints):
+		return errors.New("it is not for this certificate")
 	}
 	return nil
 }
 
-var errSignature = errors.New("its signature is not its issuer's")
-
-// covers reports whether the list is for a certificate of its issuer.
-func (l *revocationList) covers(c *x509.Certificate) bool {
-	return l.Covers(c.IsCA, c.CRLDistributionPoints)
-}
-
-// lists reports whether a certificate of its issuer has been revoked. A list that
-// is too old to say that one is good says so as well.
-func (l *revocationList) lists(c *x509.Certificate) bool {
-	return l.covers(c) && l.Lists(c.SerialNumber)
-}
-
 // fault returns why the list cannot say that a certificate is good, or nil.
-func (l *revocationList) fault(c *x509.Certificate, now time.Time) error {
+func (l *revocationList) fault(now time.Time) error {
 	switch {
 	case now.Before(l.ThisUpdate):
 		return fmt.Errorf("it is not valid before %s", l.ThisUpdate.UTC().Format(time.RFC3339))
 	case !l.NextUpdate.IsZero() && now.After(l.NextUpdate):
 		return fmt.Errorf("it has expired on %s", l.NextUpdate.UTC().Format(time.RFC3339))
-	case !l.covers(c):
-		return errors.New("it is not for this certificate")
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"math/big"
 	"net/http"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -304,5 +305,82 @@ func TestCRLsGrowOld(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// dated gives a CRL a number and a time, from when to when it is current.
+func dated(number int64, from, until time.Time) listEdit {
+	return func(l *x509.RevocationList) {
+		l.Number, l.ThisUpdate, l.NextUpdate = big.NewInt(number), from, until
+	}
+}
+
+// Stops somebody on the way, or a mirror that lags behind, who answers with a CRL
+// from before a machine was revoked, or with another one that the same CA has
+// signed: what the server has had goes on counting, over restarts too, and a newer
+// one takes its place.
+func TestReplayedCRLs(t *testing.T) {
+	root := newRoot(t, "Root")
+	renamed := root.as(func(c *x509.Certificate) {
+		c.RawSubject, c.Subject.CommonName = nil, "Renamed"
+	})
+	const day = 24 * time.Hour
+	issued, due := today(), today().Add(2*day)
+	later := issued.Add(3 * day) // when it is replayed
+	for name, replayed := range map[string][]byte{
+		"expired":            root.crl(t, dated(1, issued.Add(-2*day), issued.Add(-day))),
+		"older, valid":       root.crl(t, dated(1, issued.Add(-time.Hour), later.Add(30*day))),
+		"older, numbered up": root.crl(t, dated(9, issued.Add(-time.Hour), later.Add(30*day))),
+		"of the same time":   root.crl(t, dated(1, issued, later.Add(30*day))),
+		"for another point":  root.crl(t, dated(3, later, later.Add(day)), partition("http://another.test/crl")),
+		"for CAs":            root.crl(t, dated(3, later, later.Add(day)), scoped(0x82, 1, 0xff)),
+		"by another name":    renamed.crl(t, dated(3, later, later.Add(day))),
+	} {
+		for _, mode := range []ekca.CRLMode{ekca.CRLIfAvailable, ekca.CRLRequired} {
+			t.Run(name+" "+string(mode), func(t *testing.T) {
+				web, now := newSite(t), newClock()
+				cfg := crlConfig(t, mode, root, web)
+				cfg.Now, cfg.CachePath = now.read, filepath.Join(t.TempDir(), "cache.db")
+				bad := root.ek(t, crlsAt(web.url("/crl")))
+				revoked := func(src *ekca.Source, requests int) {
+					t.Helper()
+					wantOutcome(t, notListed, "revoked", src, bad)
+					if n := web.requests("/crl"); n != requests {
+						t.Errorf("%d requests, want %d", n, requests)
+					}
+				}
+				web.put("/crl", root.crl(t, dated(2, issued, due), revoking(bad)))
+				src := load(t, cfg)
+				runUntilWritten(t, src, func() { revoked(src, 1) })
+				now.pass(3 * day)
+				web.put("/crl", replayed)
+				revoked(src, 2)
+				again := load(t, cfg) // it has the first one from its cache
+				runUntilWritten(t, again, func() { revoked(again, 3) })
+				now.pass(time.Hour)
+				revoked(load(t, cfg), 4)
+
+				web.put("/crl", root.crl(t, dated(3, now.read(), now.read().Add(day))))
+				now.pass(time.Hour)
+				wantOutcome(t, listed, "", src, bad)
+			})
+		}
+	}
+}
+
+// A CRL that is published anew with the same time and number, as some CAs do each
+// hour, is as good as a newer one.
+func TestCRLPublishedAgain(t *testing.T) {
+	root := newRoot(t, "Root")
+	web, now := newSite(t), newClock()
+	cfg := crlConfig(t, ekca.CRLRequired, root, web)
+	cfg.Now = now.read
+	src := load(t, cfg)
+	ek := root.ek(t, crlsAt(web.url("/crl")))
+	for until := range 3 {
+		web.put("/crl", root.crl(t, dated(1, today(), today().Add(time.Duration(until+1)*time.Hour))))
+		wantOutcome(t, listed, "", src, ek)
+		web.wantRequests(t, until+1)
+		now.pass(time.Hour + time.Minute)
 	}
 }
