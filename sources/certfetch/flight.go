@@ -7,10 +7,15 @@ import (
 	"runtime/debug"
 )
 
+// ErrNotAsked is the error where a server was not asked, or not until it has
+// answered, for a reason of the Fetcher's own. It says nothing of the server or of
+// what that has, and is not remembered: who would take a missing answer for one
+// must not take this for it.
+var ErrNotAsked = errors.New("it was not asked for: try again")
+
 var (
-	// errBusy is no failure of a server and is not remembered.
-	errBusy   = errors.New("too many are waiting to be asked for: try again later")
-	errClosed = errors.New("the configuration has changed meanwhile, or the server ends: try again")
+	errBusy   = fmt.Errorf("too many wait for an answer: %w", ErrNotAsked)
+	errClosed = fmt.Errorf("the configuration has changed meanwhile, or the server ends: %w", ErrNotAsked)
 )
 
 // A flight is one request, for all who wait for it.
@@ -33,7 +38,7 @@ type flight struct {
 //
 // The URL is one that Allowed has returned or, for EKCertificate, one file below
 // one of Config.Bases. Get returns when ctx ends. A failure that wraps ErrNotFound
-// is the server's word that it has none.
+// is the server's word that it has none, one that wraps ErrNotAsked no server's.
 func (f *Fetcher) Get(ctx context.Context, kind Kind, url string, parse Parse) (*Object, error) {
 	if !kind.valid() {
 		return nil, fmt.Errorf("the kind %.50q is not one of those that are asked for", kind)
@@ -58,13 +63,23 @@ func (f *Fetcher) Get(ctx context.Context, kind Kind, url string, parse Parse) (
 		case <-fl.done:
 			found = fl.finding
 		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for the answer: %w", ctx.Err())
+			return nil, f.gaveUp(fl, ctx.Err())
 		}
 	}
 	if found.err != nil {
 		return nil, found.err
 	}
 	return found.tell(), nil
+}
+
+// gaveUp returns why there is no answer for one who does not wait any more.
+func (f *Fetcher) gaveUp(fl *flight, why error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !fl.begun {
+		return fmt.Errorf("%w: %w", errBusy, why)
+	}
+	return fmt.Errorf("wait for the answer: %w", why)
 }
 
 // join returns the request for a name, which it begins where there is none, with

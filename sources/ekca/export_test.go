@@ -21,3 +21,6 @@ func Chains(tb testing.TB, cert, root *x509.Certificate, now time.Time) bool {
 	}
 	return found != nil
 }
+
+// CloseStore has the source ask nobody any more.
+func (s *Source) CloseStore() error { return s.store.Close() }

@@ -84,8 +84,8 @@ func (r *revocation) ask(ctx context.Context, n *node, issuer *signer) bool {
 		case errors.Is(err, sources.ErrNeedsNetwork):
 			r.q.pending = true // whatever a later one says: the first that can be had answers
 			return false
-		case errors.Is(err, errLookups), errors.Is(err, errRequests):
-			r.q.fail(err)
+		case errors.Is(err, errLookups), errors.Is(err, errRequests), errors.Is(err, certfetch.ErrNotAsked):
+			r.q.fail(fmt.Errorf("the CRL at %q: %w", url, err)) // whether there is one, nobody knows
 			return false
 		case list != nil && list.Lists(n.cert.SerialNumber): // however old it is
 			if r.revoked == "" {

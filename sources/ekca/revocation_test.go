@@ -1,18 +1,23 @@
 package ekca_test
 
 import (
+	"context"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/pem"
+	"errors"
+	"fmt"
 	"math/big"
 	"net/http"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -382,5 +387,45 @@ func TestCRLPublishedAgain(t *testing.T) {
 		wantOutcome(t, listed, "", src, ek)
 		web.wantRequests(t, until+1)
 		now.pass(time.Hour + time.Minute)
+	}
+}
+
+// Under "if_available", a CRL that nobody was asked for is not one that cannot be
+// had: a thousand URLs that strangers name at a CRL's host, or a reconfiguration at
+// that moment, would admit a revoked TPM.
+func TestCRLNotAskedFor(t *testing.T) {
+	root, key := newRoot(t, "Root"), newKey(t)
+	web := newSite(t)
+	src := load(t, crlConfig(t, ekca.CRLIfAvailable, root, web))
+	bad := root.ek(t, crlsAt(web.url("/crl")))
+	web.put("/crl", root.crl(t, revoking(bad)))
+	forger := newRoot(t, "Forger")
+	ctx, cancel := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	asked := make(chan struct{}, 4)
+	for i := range 4 { // as many as there are requests to one host
+		url := web.handle(fmt.Sprint("/", i), func(_ http.ResponseWriter, r *http.Request) {
+			asked <- struct{}{}
+			<-r.Context().Done()
+		})
+		ev := evidence(sign(t, ekTemplate(t, issuersAt(url)), forger.cert, key.Public(), forger.key))
+		all.Go(func() { _, _ = src.Fetch(ctx, ev) })
+	}
+	for range 4 {
+		<-asked
+	}
+	waiting, giveUp := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer giveUp()
+	if v, err := src.Fetch(waiting, evidence(bad)); outcomeOf(v, err) != cannotTell {
+		t.Errorf("while the host is busy: %+v, %v", v, err)
+	}
+	cancel()
+	all.Wait()
+	if err := src.CloseStore(); err != nil {
+		t.Fatal(err)
+	}
+	v, err := src.Fetch(t.Context(), evidence(bad))
+	if outcomeOf(v, err) != cannotTell || !errors.Is(err, certfetch.ErrNotAsked) {
+		t.Errorf("at its end: %+v, %v", v, err)
 	}
 }
