@@ -266,7 +266,7 @@ func guarded(parse Parse, body []byte) (value any, until time.Time, err error) {
 }
 
 // Doubt says that what is kept does not fit where it should: that an issuer has
-// not signed what names it, say. It is then asked for anew, but not before it is
+// not signed what names it, or has expired, say. It is then asked for anew, but not before it is
 // ten minutes old; should that fail, it goes on as before.
 func (f *Fetcher) Doubt(kind Kind, url string) {
 	n := name{kind, url}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"slices"
 	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 )
 
 // maxTried is how many of the certificates that a machine has sent are tried as
@@ -80,30 +82,41 @@ func (s *search) lookUp(ctx context.Context, q *inquiry, child *node) error {
 		}
 	}
 	for _, url := range q.allowed(child.cert.IssuingCertificateURL) {
-		fetched, ok := q.issuers(ctx, url)
+		fetched, ok := q.issuers(ctx, url, s.now)
 		if !ok {
 			continue
 		}
-		is := false
-		for _, n := range fetched {
-			if s.all.holds(n) {
-				is = is || contains(child.issuers, n)
-				continue
-			}
-			signed, err := s.adopt(ctx, child, s.add(n))
-			if err != nil {
-				return err
-			}
-			is = is || signed
+		signers, err := s.adoptAll(ctx, child, fetched)
+		if err != nil {
+			return err
 		}
 		switch {
-		case !is:
+		case len(signers) == 0:
 			q.doubt(url, child)
+		case !slices.ContainsFunc(signers, func(n *node) bool { return faultOfDates(n.cert, s.now) == "" }):
+			q.store.Doubt(certfetch.Issuer, url) // a renewed one may be there
 		case s.all.bundles < 2:
 			return nil
 		}
 	}
 	return nil
+}
+
+// adoptAll makes those of fetched that have signed child its parents, and returns
+// them. Configured ones are known already.
+func (s *search) adoptAll(ctx context.Context, child *node, fetched issuers) (signers []*node, err error) {
+	for _, n := range fetched {
+		signed := false
+		if s.all.holds(n) {
+			signed = contains(child.issuers, n)
+		} else if signed, err = s.adopt(ctx, child, s.add(n)); err != nil {
+			return nil, err
+		}
+		if signed {
+			signers = append(signers, n)
+		}
+	}
+	return signers, nil
 }
 
 // add returns this search's own copy of a fetched certificate.

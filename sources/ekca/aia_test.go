@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -524,4 +525,42 @@ func TestImpostorsBesideAFetchedChain(t *testing.T) {
 		t.Error(diff)
 	}
 	web.wantRequests(t, 2)
+}
+
+// A vendor has renewed an intermediate's certificate at the same URL, and the one
+// that is kept expires: the renewed one is asked for then, and its machines are not
+// refused for the rest of a month. Until it is there, the verdict says what has
+// expired, and it is asked for every ten minutes.
+func TestIssuerIsRenewed(t *testing.T) {
+	root, key := newRoot(t, "Root"), newKey(t)
+	web, now := newSite(t), newClock()
+	const day = 24 * time.Hour
+	expires := today().Add(5 * day)
+	middle := root.subWithKey(t, "Middle", key, func(c *x509.Certificate) { c.NotAfter = expires })
+	renewed := root.subWithKey(t, "Middle", key)
+	cfg := fetchConfig(t, root, web)
+	cfg.Now = now.read
+	cfg.CachePath = filepath.Join(t.TempDir(), "cache.db")
+	src := load(t, cfg)
+	ek := middle.ek(t, issuersAt(web.put("/middle", bundleOfCerts(false, newRoot(t, "Unrelated").cert, middle.cert))))
+	runUntilWritten(t, src, func() { wantOutcome(t, listed, "", src, ek) })
+	now.pass(5*day - time.Minute)
+	wantOutcome(t, listed, "", src, ek)
+	web.wantRequests(t, 1)
+	now.pass(2 * time.Minute)
+	restarted := load(t, cfg)
+	for i, each := range []*ekca.Source{src, restarted} {
+		for range 3 {
+			wantOutcome(t, notListed, `certificate of the CA "CN=Middle,O=Test" has expired on 2026-06-06T12:00:00Z`, each, ek)
+			web.wantRequests(t, i+2)
+		}
+	}
+	web.put("/middle", renewed.cert.Raw)
+	now.pass(10 * time.Minute)
+	for range 30 {
+		wantOutcome(t, listed, "", src, ek)
+		now.pass(12 * time.Hour)
+	}
+	web.wantRequests(t, 4)
+	wantOutcome(t, listed, "", restarted, ek)
 }

@@ -89,8 +89,7 @@ func (s *Source) vouch(
 		}
 	}
 	if found == nil {
-		return nil, "no configured CA has issued the EK certificate, whose issuer is " +
-			describe(search.ek.cert.Issuer), nil
+		return nil, search.whyNot(), nil
 	}
 	if q == nil || s.crl == "" || s.crl == CRLOff {
 		return found, "", nil

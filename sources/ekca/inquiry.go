@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
@@ -75,8 +76,8 @@ func (q *inquiry) allowed(raw []string) []string {
 }
 
 // issuers returns the certificates that an allowed URL has.
-func (q *inquiry) issuers(ctx context.Context, url string) (issuers, bool) {
-	object, err := q.lookUp(ctx, certfetch.Issuer, url, parseIssuers)
+func (q *inquiry) issuers(ctx context.Context, url string, now time.Time) (issuers, bool) {
+	object, err := q.lookUp(ctx, certfetch.Issuer, url, parseIssuers(now))
 	switch {
 	case errors.Is(err, sources.ErrNeedsNetwork):
 		q.pending = true

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/pkcs7"
 )
 
@@ -55,10 +56,35 @@ func readIssuers(body []byte) (issuers, error) {
 	return fit, nil
 }
 
-// parseIssuers is readIssuers for certfetch.
-func parseIssuers(body []byte) (any, time.Time, error) {
-	fit, err := readIssuers(body)
-	return fit, time.Time{}, err
+// parseIssuers returns readIssuers for certfetch.
+func parseIssuers(now time.Time) certfetch.Parse {
+	return func(body []byte) (any, time.Time, error) {
+		fit, err := readIssuers(body)
+		certs := make([]*x509.Certificate, len(fit))
+		for i, n := range fit {
+			certs[i] = n.cert
+		}
+		return fit, keptUntil(now, certs...), err
+	}
+}
+
+// overdueAge is how long something is kept that has expired: the one that follows
+// it may be there at any time.
+const overdueAge = time.Hour
+
+// keptUntil is when the first of those certificates expires that has not. A vendor
+// has renewed it by then, at the same URL.
+func keptUntil(now time.Time, certs ...*x509.Certificate) time.Time {
+	var until time.Time
+	for _, c := range certs {
+		if now.Before(c.NotAfter) && (until.IsZero() || c.NotAfter.Before(until)) {
+			until = c.NotAfter
+		}
+	}
+	if until.IsZero() {
+		return now.Add(overdueAge)
+	}
+	return until
 }
 
 // fetchedIssuer returns a CA certificate that has been fetched.

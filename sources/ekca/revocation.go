@@ -24,8 +24,6 @@ const (
 	maxCRLAge = 7 * 24 * time.Hour
 	// openCRLAge is how long where it does not say when the next one is due.
 	openCRLAge = 24 * time.Hour
-	// overdueCRLAge is how long where the next one is overdue.
-	overdueCRLAge = time.Hour
 )
 
 // A revocation finds out which certificates of a search have been revoked.
@@ -196,7 +194,7 @@ func (l *revocationList) until(now time.Time) time.Time {
 	case l.NextUpdate.IsZero():
 		return now.Add(openCRLAge)
 	case l.NextUpdate.Before(now):
-		return now.Add(overdueCRLAge)
+		return now.Add(overdueAge)
 	case l.NextUpdate.Sub(now) > maxCRLAge:
 		return now.Add(maxCRLAge)
 	}

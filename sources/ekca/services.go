@@ -85,9 +85,13 @@ func (s *Source) askService(ctx context.Context, service ekService, ek crypto.Pu
 	if !ok {
 		return reply{}
 	}
+	now := s.now()
 	parse := func(body []byte) (any, time.Time, error) {
 		cert, err := ReadReply(service.name, body, ek)
-		return cert, time.Time{}, err
+		if err != nil {
+			return nil, time.Time{}, err
+		}
+		return cert, keptUntil(now, cert), nil
 	}
 	q := inquiry{store: s.store, network: network}
 	object, err := q.lookUp(ctx, certfetch.EKCertificate, url, parse)

@@ -311,6 +311,37 @@ func TestEitherService(t *testing.T) {
 	}
 }
 
+// The certificate that a service had for an EK expires, and the vendor has renewed
+// it there: that one is asked for then, and not a month later.
+func TestEKCertificateIsRenewed(t *testing.T) {
+	root, key := newRoot(t, "Root"), newKey(t)
+	web, now := newSite(t), newClock()
+	until := func(d time.Duration) []byte {
+		return sign(t, ekTemplate(t, func(c *x509.Certificate) { c.NotAfter = today().Add(d) }),
+			root.cert, key.Public(), root.key).Raw
+	}
+	src := load(t, ekca.Config{
+		CAPath: caFile(t, root.cert), Now: now.read,
+		EKCertificateURLs: map[string]string{"amd": web.url("/amd/")},
+	})
+	path := pathOf(t, "amd", "/amd/", key.Public())
+	want := func(want outcome, requests int) {
+		t.Helper()
+		if v, err := fetch(t, src, bare(key.Public())); outcomeOf(v, err) != want {
+			t.Errorf("%+v, %v, want %s", v, err, want)
+		}
+		web.wantRequests(t, requests)
+	}
+	web.put(path, until(24*time.Hour))
+	want(listed, 1)
+	now.pass(25 * time.Hour)
+	want(notListed, 2) // it has not been renewed yet
+	web.put(path, until(1000*time.Hour))
+	want(notListed, 2)
+	now.pass(time.Hour)
+	want(listed, 3)
+}
+
 // Services have the keys that TPMs have by default.
 func TestNoServiceForOddKeys(t *testing.T) {
 	odd := *newRSAKey(t).Public().(*rsa.PublicKey)
