@@ -28,7 +28,7 @@ const format = "1"
 
 // maxFile is the size of the file in bytes above which it is replaced by one that
 // holds what memory does: what others have written to it, and room that is free.
-const maxFile = 4 * maxBytes
+const maxFile = 4 * maxBodies
 
 var errNoFile = errors.New("there is none yet")
 
@@ -71,7 +71,7 @@ func (f *Fetcher) remember(r record) {
 		return
 	}
 	if _, ok := f.objects.get(n); !ok {
-		f.objects.put(n, &kept{body: r.body, fetched: r.Fetched, until: r.Until})
+		f.objects.put(n, &kept{body: r.body, fetched: r.Fetched, until: r.Until, proven: r.Proven})
 	}
 }
 
@@ -101,7 +101,7 @@ func (f *Fetcher) read(ctx context.Context) (records []record, spoiled, err erro
 				if err := ctx.Err(); err != nil {
 					return fmt.Errorf("read what was fetched: %w", err)
 				}
-				if size += int64(len(value)); size > 2*maxBytes {
+				if size += int64(len(value)); size > 2*maxBodies {
 					return nil
 				}
 				r, err := decodeRecord(key, value)

@@ -113,12 +113,14 @@ type Object struct {
 //
 // It makes at most 16 requests at once, 4 of them to one host, and gives each 10
 // seconds; it makes one again where the connection or the server fails, and
-// follows 3 redirects, on the same host only. It keeps 20,000 objects of 64 MiB
-// in all, those that were used last, each for 90 days at most, and 4096 failures:
-// that the server has none, or something else than what was asked for, for ten
-// minutes; that it does not answer for one minute, and for longer up to ten
-// where it goes on. It asks nobody through a proxy, and for https takes the
-// system's roots.
+// follows 3 redirects, on the same host only. It keeps each object for 90 days at
+// most, and of each kind those that were used last: 2048 CRLs, 16,000 EK
+// certificates, 2048 issuers that Prove was told of and 256 others; for each of
+// these four there is a bound in bytes as well, and all of them together take
+// 260 MiB of memory at most. It keeps 4096 failures: that the server has none, or
+// something else than what was asked for, for ten minutes; that it does not answer
+// for one minute, and for longer up to ten where it goes on. It asks nobody through
+// a proxy, and for https takes the system's roots.
 type Fetcher struct {
 	policy policy
 	path   string // of the cache; empty where there is none
@@ -131,7 +133,7 @@ type Fetcher struct {
 
 	// mu is held for moments only, and never while something is waited for.
 	mu       sync.Mutex
-	objects  *lru[*kept]
+	objects  stock
 	failures *lru[*failure]
 	flights  map[name]*flight
 	perHost  map[string]int // flights
@@ -162,7 +164,7 @@ func New(cfg Config) (*Fetcher, error) {
 	if f.now == nil {
 		f.now = time.Now
 	}
-	f.objects = newLRU(maxObjects, maxBytes, sizeOf, f.touch)
+	f.objects = newStock(f.touch)
 	f.failures = newLRU(maxFailures, 0, func(name, *failure) int64 { return 0 }, f.touch)
 	f.connect(nil, nil)
 	return f, nil
@@ -288,10 +290,25 @@ func untilDoubted(k *kept) time.Time {
 	return k.fetched.Add(doubtAge)
 }
 
+// Prove says that what an Issuer's URL has was of use: it has signed a certificate,
+// and somebody who is trusted has signed it. What is kept at that URL, now and later,
+// is not pushed out by what other URLs lead to that were of no use.
+func (f *Fetcher) Prove(url string) {
+	n := name{Issuer, url}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if object := f.objects.peek(n); object != nil && !object.proven {
+		next := *object
+		next.proven = true
+		f.objects.put(n, &next)
+		f.touch(n)
+	}
+}
+
 // Stats is what is kept and what was done.
 type Stats struct {
 	Objects, Failures int   // kept
-	Bytes             int64 // of what was accepted
+	Bytes             int64 // of memory that the objects take, or less
 	Requests          uint64
 	// CacheError is why the cache file was not read or written last, or nil.
 	CacheError error
@@ -301,8 +318,9 @@ type Stats struct {
 func (f *Fetcher) Stats() Stats {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	objects, size := f.objects.size()
 	return Stats{
-		Objects: len(f.objects.byName), Failures: len(f.failures.byName), Bytes: f.objects.bytes,
+		Objects: objects, Failures: len(f.failures.byName), Bytes: size,
 		Requests: f.requests.Load(), CacheError: f.cacheErr,
 	}
 }

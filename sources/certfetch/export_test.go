@@ -60,13 +60,13 @@ func (f *Fetcher) FillFailures(n int) {
 }
 
 // FillObjects has it keep objects that are unlike any others.
-func (f *Fetcher) FillObjects(n, size int) {
+func (f *Fetcher) FillObjects(kind Kind, proven bool, n, size int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now, series := f.now(), rand.Text()
 	for i := range n {
-		f.keep(name{CRL, fmt.Sprintf("http://pki.example.org/%s.%d", series, i)},
-			&kept{body: make([]byte, size), fetched: now, until: now.Add(defaultAge), parsed: true})
+		f.keep(name{kind, fmt.Sprintf("http://pki.example.org/%s.%d", series, i)},
+			&kept{body: make([]byte, size), fetched: now, until: now.Add(defaultAge), parsed: true, proven: proven})
 	}
 }
 

@@ -173,6 +173,7 @@ func (f *Fetcher) replace(n name, object *kept, parse Parse) error {
 				if err := succeed(object.value, held.value); err != nil {
 					return badAnswer("the answer: %v", err)
 				}
+				object.proven = held.proven
 			}
 			f.keep(n, object)
 			return nil

@@ -26,6 +26,7 @@ type head struct {
 
 	Fetched time.Time `json:"fetched"`
 	Until   time.Time `json:"until"`
+	Proven  bool      `json:"proven,omitempty"`
 
 	// Of a failure, and then there is no body: Fetched is when it has happened.
 	Problem  []byte `json:"problem,omitempty"`
@@ -54,7 +55,7 @@ func keyOf(prefix string, n name) []byte {
 
 func objectRecord(n name, k *kept) record {
 	return record{head{
-		Kind: []byte(n.kind), URL: []byte(n.url), Fetched: k.fetched.UTC(), Until: k.until.UTC(),
+		Kind: []byte(n.kind), URL: []byte(n.url), Fetched: k.fetched.UTC(), Until: k.until.UTC(), Proven: k.proven,
 	}, k.body}
 }
 

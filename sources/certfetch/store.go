@@ -7,13 +7,10 @@ import (
 	"unicode"
 )
 
-// How much is kept.
+// How much is kept of what was not accepted; shelves.go has the rest.
 const (
-	// maxObjects and maxBytes bound what was accepted, the latter its bodies and
-	// URLs.
-	maxObjects, maxBytes = 20_000, 64 << 20
-	// maxFailures bounds what was not. They have a bound of their own, so that a
-	// thousand URLs that lead nowhere push out nothing that is of use.
+	// maxFailures is how many. A thousand URLs that lead nowhere push out nothing
+	// that is of use.
 	maxFailures = 4096
 	// maxProblem is the length of the text of a failure, in bytes.
 	maxProblem = 300
@@ -54,9 +51,9 @@ type kept struct {
 	// has come from the disk and was not used yet.
 	value  any
 	parsed bool
+	// proven is whether Prove was told of its name, for an issuer.
+	proven bool
 }
-
-func sizeOf(n name, k *kept) int64 { return int64(len(k.body) + len(n.url) + len(n.kind)) }
 
 // failure is that there was none. It is never changed, only replaced.
 type failure struct {

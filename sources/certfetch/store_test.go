@@ -222,26 +222,36 @@ func TestFailuresPushOutNothing(t *testing.T) {
 	wantCached(t, f, o.at("/a.crt"), "a certificate")
 }
 
-// What is accepted is bounded in number and in bytes, on the disk too; what was
-// used last stays.
+// What is accepted is bounded in number and in bytes, on the disk too.
 func TestObjectsAreBounded(t *testing.T) {
 	o := local(t)
-	for name, test := range map[string]struct{ objects, size, most int }{
-		"many": {30_000, 10, 20_000}, "large": {100, 4 << 20, 16},
+	for name, test := range map[string]struct {
+		kind                certfetch.Kind
+		proven              bool
+		objects, size, most int
+		bytes               int64
+	}{
+		"many issuers":     {certfetch.Issuer, true, 3000, 10, 2048, 32 << 20},
+		"large issuers":    {certfetch.Issuer, true, 100, 256 << 10, 12, 32 << 20},
+		"many unproven":    {certfetch.Issuer, false, 1000, 10, 256, 4 << 20},
+		"large unproven":   {certfetch.Issuer, false, 10, 200 << 10, 2, 4 << 20},
+		"many EKs":         {certfetch.EKCertificate, false, 20_000, 10, 16_000, 96 << 20},
+		"large EKs":        {certfetch.EKCertificate, false, 1000, 64 << 10, 744, 96 << 20},
+		"many CRLs":        {certfetch.CRL, false, 3000, 10, 2048, 128 << 20},
+		"large CRLs":       {certfetch.CRL, false, 100, 4 << 20, 15, 128 << 20},
+		"one's large CRLs": {certfetch.CRL.Of("a"), false, 100, 4 << 20, 15, 128 << 20},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := ""
-			if name == "large" { // many are as well bounded, and slow to write
+			if name == "large CRLs" || name == "many unproven" { // others are slow to write
 				path = filepath.Join(t.TempDir(), "cache.db")
 			}
 			f := open(t, certfetch.Config{Hosts: []string{o.host()}, CachePath: path})
-			wantGet(t, f, o.at("/a.crt"), "a certificate")
 			for range 10 {
-				f.FillObjects(test.objects/10, test.size)
-				wantCached(t, f, o.at("/a.crt"), "a certificate")
+				f.FillObjects(test.kind, test.proven, test.objects/10, test.size)
 			}
 			s := f.Stats()
-			if s.Objects > test.most || s.Objects < test.most-2 || s.Bytes > 64<<20 {
+			if s.Objects > test.most || s.Objects < test.most-2 || s.Bytes > test.bytes {
 				t.Errorf("%+v", s)
 			}
 			must(t, f.Close())
@@ -255,6 +265,81 @@ func TestObjectsAreBounded(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What was used last stays.
+func TestUsedLastStays(t *testing.T) {
+	o := local(t)
+	f := asking(t, o)
+	wantGet(t, f, o.at("/a.crt"), "a certificate")
+	for range 10 {
+		f.FillObjects(certfetch.Issuer, false, 250, 10)
+		wantCached(t, f, o.at("/a.crt"), "a certificate")
+	}
+	f.FillObjects(certfetch.Issuer, false, 256, 10)
+	wantCached(t, f, o.at("/a.crt"), "")
+}
+
+// Any number of URLs that lead to some certificate of a CA, which whoever has a TPM
+// in software can name, push out none of what counts: no CRL with what it lists, no
+// issuer that was of use, no EK certificate; and each kind none of another one. On
+// the disk neither.
+func TestStrangersPushOutNothing(t *testing.T) {
+	o := local(t)
+	path := filepath.Join(t.TempDir(), "cache.db")
+	cfg := certfetch.Config{Hosts: []string{o.host()}, Bases: []string{o.URL}, CachePath: path}
+	kinds := []certfetch.Kind{certfetch.Issuer, certfetch.EKCertificate, certfetch.CRL}
+	for _, filled := range kinds {
+		f := open(t, cfg)
+		must(t, f.Load(t.Context()))
+		for _, kind := range kinds {
+			if _, err := f.Get(t.Context(), kind, o.at("/a"), text); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.Prove(o.at("/a"))
+		f.Prove(o.at("/none"))
+		f.FillObjects(filled, false, 500, 250<<10)
+		f.FillObjects(filled, false, 20_000, 10)
+		wantKept := func(f *certfetch.Fetcher) {
+			t.Helper()
+			for _, kind := range kinds {
+				if kind == filled && kind != certfetch.Issuer {
+					continue // that is its own
+				}
+				if o, kept, err := f.Cached(kind, o.at("/a"), text); !kept || err != nil {
+					t.Errorf("%s, after many of the kind %s: %+v, %v", kind, filled, o, err)
+				}
+			}
+		}
+		wantKept(f)
+		if filled != certfetch.Issuer {
+			continue
+		}
+		must(t, f.Close())
+		again := open(t, cfg)
+		must(t, again.Load(t.Context()))
+		wantKept(again)
+		again.FillObjects(filled, false, 300, 10) // what was proven is known to be
+		wantKept(again)
+		must(t, again.Close())
+		must(t, os.Remove(path))
+	}
+}
+
+// What is fetched anew at a URL that was of use stays as what it replaces did.
+func TestProvenStays(t *testing.T) {
+	o := local(t)
+	f, c := timed(t, o)
+	url := o.at("/a.crt")
+	wantGet(t, f, url, "a certificate")
+	f.Prove(url)
+	c.add(24 * time.Hour)
+	f.Doubt(certfetch.Issuer, url)
+	o.answer(http.StatusOK, "another")
+	wantGet(t, f, url, "another")
+	f.FillObjects(certfetch.Issuer, false, 300, 10)
+	wantCached(t, f, url, "another")
 }
 
 // An object that nobody has ever used from the disk is refetched when it is used,

@@ -43,6 +43,11 @@ func (s *search) fetch(ctx context.Context, q *inquiry) (*finding, error) {
 		}
 		level = next
 	}
+	for _, a := range s.adopted {
+		if len(a.node.issuers) > 0 || len(a.node.bundles) > 0 {
+			q.store.Prove(a.url)
+		}
+	}
 	return found, nil
 }
 
@@ -90,6 +95,9 @@ func (s *search) lookUp(ctx context.Context, q *inquiry, child *node) error {
 		if err != nil {
 			return err
 		}
+		for _, n := range signers {
+			s.adopted = append(s.adopted, adoption{n, url})
+		}
 		switch {
 		case len(signers) == 0:
 			q.doubt(url, child)
@@ -102,18 +110,32 @@ func (s *search) lookUp(ctx context.Context, q *inquiry, child *node) error {
 	return nil
 }
 
+// An adoption is a certificate that has signed one below it, and the URL in that
+// one at which it was found.
+type adoption struct {
+	node *node
+	url  string
+}
+
 // adoptAll makes those of fetched that have signed child its parents, and returns
 // them. Configured ones are known already.
-func (s *search) adoptAll(ctx context.Context, child *node, fetched issuers) (signers []*node, err error) {
+func (s *search) adoptAll(ctx context.Context, child *node, fetched issuers) ([]*node, error) {
+	var signers []*node
 	for _, n := range fetched {
-		signed := false
 		if s.all.holds(n) {
-			signed = contains(child.issuers, n)
-		} else if signed, err = s.adopt(ctx, child, s.add(n)); err != nil {
+			at := slices.IndexFunc(child.issuers, func(own *node) bool { return own.cert.Equal(n.cert) })
+			if at >= 0 {
+				signers = append(signers, child.issuers[at])
+			}
+			continue
+		}
+		own := s.add(n)
+		signed, err := s.adopt(ctx, child, own)
+		if err != nil {
 			return nil, err
 		}
 		if signed {
-			signers = append(signers, n)
+			signers = append(signers, own)
 		}
 	}
 	return signers, nil

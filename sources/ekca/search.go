@@ -43,6 +43,9 @@ type search struct {
 	joiners []*node
 	// above are those of the joiners that fetch has come to.
 	above []*node
+	// adopted are those of the joiners, and of the authorities, that were found
+	// at a URL.
+	adopted []adoption
 }
 
 func newSearch(all *authorities, cert *x509.Certificate, now time.Time) *search {

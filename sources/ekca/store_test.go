@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -231,4 +232,52 @@ func FuzzFetchedIssuer(f *testing.F) {
 			t.Errorf("listed: %+v", v)
 		}
 	})
+}
+
+// Stops whoever has a TPM in software from making the server forget: what he names,
+// any URLs that lead to some CA's certificate, pushes out neither the CRL that lists a
+// machine nor an issuer that has been of use. When the vendor's server is gone, both
+// count as before, over a restart too.
+func TestStrangersPushOutNothing(t *testing.T) {
+	web := newSite(t)
+	root := newRoot(t, "Root")
+	low := root.sub(t, "Low")
+	issuer, list := issuersAt(web.put("/low", low.cert.Raw)), crlsAt(web.url("/low.crl"))
+	good := low.ek(t, issuer, list, func(c *x509.Certificate) { c.SerialNumber = newSerial(t) })
+	bad := low.ek(t, issuer, list)
+	web.put("/low.crl", low.crl(t, revoking(bad)))
+	cfg := crlConfig(t, ekca.CRLIfAvailable, root, web)
+	cfg.CachePath = filepath.Join(t.TempDir(), "cache.db")
+	src := load(t, cfg)
+	both := func(src *ekca.Source) {
+		t.Helper()
+		wantOutcome(t, listed, "", src, good)
+		wantOutcome(t, notListed, "revoked", src, bad)
+	}
+	flood := func(src *ekca.Source, series string) {
+		forger, key := newRoot(t, "Forger"), newKey(t)
+		for i := range 75 { // 300 URLs, more than the room there is for what was of no use
+			var urls []string
+			for k := range 4 {
+				urls = append(urls, web.url(fmt.Sprint("/low?", series, i, ".", k)))
+			}
+			ek := sign(t, ekTemplate(t, issuersAt(urls...)), forger.cert, key.Public(), forger.key)
+			if v, err := src.Fetch(t.Context(), evidence(ek)); outcomeOf(v, err) != cannotTell {
+				t.Fatalf("%+v, %v", v, err)
+			}
+		}
+	}
+	runUntilWritten(t, src, func() {
+		both(src)
+		flood(src, "a")
+	})
+	restarted := load(t, cfg)
+	flood(restarted, "b")
+	web.handle("/low", nil)
+	web.handle("/low.crl", nil)
+	asked := web.requests("")
+	both(src)
+	both(restarted)
+	both(load(t, cfg))
+	web.wantRequests(t, asked)
 }
