@@ -10,6 +10,7 @@
 package certfetch
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -81,6 +82,9 @@ type Config struct {
 	CachePath string
 	// Now is the clock; time.Now where it is nil.
 	Now func() time.Time
+	// Dial makes the connections of a test, wherever it likes. Where it is nil,
+	// the network does, and addresses are as said above.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // Parse reads a body and returns its value and until when it may be kept; the
@@ -126,10 +130,12 @@ type Fetcher struct {
 	path   string // of the cache; empty where there is none
 	now    func() time.Time
 
+	dial                    func(ctx context.Context, network, address string) (net.Conn, error)
 	transport, ownTransport *http.Transport
-	timeout, retryPause     time.Duration // the constants; tests have no patience
-	slots                   slots
-	requests                atomic.Uint64
+	// The constants; tests are in more of a hurry.
+	timeout, retryPause, patience time.Duration
+	slots                         slots
+	requests                      atomic.Uint64
 
 	// mu is held for moments only, and never while something is waited for.
 	mu       sync.Mutex
@@ -156,8 +162,8 @@ func New(cfg Config) (*Fetcher, error) {
 		return nil, err
 	}
 	f := &Fetcher{
-		policy: p, path: cfg.CachePath, now: cfg.Now,
-		timeout: requestTimeout, retryPause: retryPause,
+		policy: p, path: cfg.CachePath, now: cfg.Now, dial: cfg.Dial,
+		timeout: requestTimeout, retryPause: retryPause, patience: patience,
 		flights: map[name]*flight{}, perHost: map[string]int{}, changed: map[name]bool{},
 		wake: make(chan struct{}, 1),
 	}
@@ -175,6 +181,15 @@ func New(cfg Config) (*Fetcher, error) {
 func (f *Fetcher) connect(resolver *net.Resolver, roots *x509.CertPool) {
 	f.transport = newTransport(false, resolver, roots, f.now)
 	f.ownTransport = newTransport(true, resolver, roots, f.now)
+	if f.dial == nil {
+		return
+	}
+	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+		defer cancel()
+		return f.dial(ctx, network, address)
+	}
+	f.transport.DialContext, f.ownTransport.DialContext = dial, dial
 }
 
 // Allowed returns the canonical form of a URL that a certificate names and that
@@ -185,8 +200,8 @@ func (f *Fetcher) Allowed(raw string) (canonical string, ok bool) { return f.pol
 
 // Cached returns what is kept: an object, or the failure that is remembered (kept
 // and err), or nothing (kept is false). An object whose time is over is kept, with Stale
-// set, while the failure of the last attempt is remembered. It
-// waits for nobody; it calls parse where an object has come from the disk and was
+// set, while the failure of the last attempt is remembered or the next one has made
+// somebody wait for 2 seconds. It waits for nobody; it calls parse where an object has come from the disk and was
 // not used yet, and counts it as not kept where parse refuses it.
 func (f *Fetcher) Cached(kind Kind, url string, parse Parse) (o *Object, kept bool, err error) {
 	n := name{kind, url}
@@ -203,6 +218,32 @@ func (f *Fetcher) Cached(kind Kind, url string, parse Parse) (o *Object, kept bo
 		return nil, true, found.err
 	}
 	return found.tell(), true, nil
+}
+
+// Stale returns the object that is kept although its time may be over, as Get would
+// if the server did not answer. It asks nobody.
+func (f *Fetcher) Stale(kind Kind, url string, parse Parse) (o *Object, ok bool) {
+	n := name{kind, url}
+	f.mu.Lock()
+	found := finding{object: f.old(n), stale: errSlow}
+	f.mu.Unlock()
+	if found.object != nil && !found.object.parsed {
+		found = f.parseKept(n, found, parse)
+	}
+	if found.object == nil {
+		return nil, false
+	}
+	return found.tell(), true
+}
+
+// Host returns the host that would be asked for an allowed URL: the mirror's, where
+// there is one.
+func (f *Fetcher) Host(kind Kind, url string) string {
+	t, err := f.policy.target(kind, url)
+	if err != nil {
+		return ""
+	}
+	return t.host()
 }
 
 // tell returns the object for the caller.

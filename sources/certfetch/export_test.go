@@ -23,6 +23,9 @@ func (f *Fetcher) Hurry(timeout, retryPause time.Duration) {
 	f.timeout, f.retryPause = timeout, retryPause
 }
 
+// Patience sets how long one waits who has something old.
+func (f *Fetcher) Patience(d time.Duration) { f.patience = d }
+
 // Connect makes its connections by another resolver and with other roots.
 func (f *Fetcher) Connect(resolver *net.Resolver, roots *x509.CertPool) { f.connect(resolver, roots) }
 

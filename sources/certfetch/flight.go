@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"time"
 )
 
 // ErrNotAsked is the error where a server was not asked, or not until it has
@@ -15,17 +16,21 @@ var ErrNotAsked = errors.New("it was not asked for: try again")
 
 var (
 	errBusy   = fmt.Errorf("too many wait for an answer: %w", ErrNotAsked)
+	errSlow   = errors.New("the server has not answered yet")
 	errClosed = fmt.Errorf("the configuration has changed meanwhile, or the server ends: %w", ErrNotAsked)
 )
 
 // A flight is one request, for all who wait for it.
 type flight struct {
-	name   name
-	host   string
-	cancel context.CancelFunc
-	// Under Fetcher.mu: how many wait, and whether it has its slot.
+	name    name
+	host    string
+	cancel  context.CancelFunc
+	started time.Time
+	// Under Fetcher.mu: how many wait, whether it has its slot, and whether it has
+	// kept somebody waiting for whom there was something.
 	waiters int
 	begun   bool
+	slow    bool
 
 	done    chan struct{} // closed when what follows is set
 	finding finding
@@ -33,8 +38,12 @@ type flight struct {
 
 // Get returns what is kept, as Cached does, or asks. All who wait for the same
 // kind and URL share one request, and the value that the parse of one of them
-// returns. Where an object's time is over and asking again fails, it is returned
-// with Stale set, for 90 days.
+// returns. Where an object's time is over and asking again fails, or takes longer
+// than 2 seconds, it is returned with Stale set, for 90 days; the request goes on.
+//
+// Where there is nothing yet, it takes 10 seconds at most from when the server is
+// asked. Once a server has kept somebody waiting for 2 seconds, no more than 16 wait
+// for it; others are told ErrNotAsked at once.
 //
 // The URL is one that Allowed has returned or, for EKCertificate, one file below
 // one of Config.Bases. Get returns when ctx ends. A failure that wraps ErrNotFound
@@ -58,18 +67,71 @@ func (f *Fetcher) Get(ctx context.Context, kind Kind, url string, parse Parse) (
 		return nil, err
 	}
 	if fl != nil {
-		defer f.leave(fl)
-		select {
-		case <-fl.done:
-			found = fl.finding
-		case <-ctx.Done():
-			return nil, f.gaveUp(fl, ctx.Err())
+		if found, err = f.wait(ctx, fl, parse); err != nil {
+			return nil, err
 		}
 	}
 	if found.err != nil {
 		return nil, found.err
 	}
 	return found.tell(), nil
+}
+
+// wait waits for the answer to a request, and leaves it.
+func (f *Fetcher) wait(ctx context.Context, fl *flight, parse Parse) (finding, error) {
+	patience := time.NewTimer(f.patience)
+	defer patience.Stop()
+	for {
+		select {
+		case <-fl.done:
+			f.leave(fl)
+			return fl.finding, nil
+		case <-ctx.Done():
+			err := f.gaveUp(fl, ctx.Err())
+			f.leave(fl)
+			return finding{}, err
+		case <-patience.C:
+			if found, left, err := f.grumble(fl, parse); left {
+				return found, err
+			}
+		}
+	}
+}
+
+// grumble ends the wait of one whose patience is at its end, where there is
+// something old that will do, or where too many others wait for the same host.
+func (f *Fetcher) grumble(fl *flight, parse Parse) (found finding, left bool, err error) {
+	f.mu.Lock()
+	found.object = f.old(fl.name)
+	if found.object != nil && !found.object.parsed {
+		f.mu.Unlock()
+		found = f.parseKept(fl.name, finding{object: found.object, stale: errSlow}, parse)
+		f.mu.Lock()
+	}
+	defer f.mu.Unlock()
+	waiting, _ := f.crowd(fl.host)
+	switch {
+	case found.object != nil:
+		found.stale, fl.slow = errSlow, true
+	case waiting > maxCrowd:
+		found, err = finding{}, errBusy
+	default:
+		return finding{}, false, nil
+	}
+	f.quit(fl)
+	return found, true, err
+}
+
+// crowd returns how many wait for a host, and whether some request to it is late.
+// The caller holds f.mu.
+func (f *Fetcher) crowd(host string) (waiting int, late bool) {
+	for _, fl := range f.flights {
+		if fl.host == host {
+			waiting += fl.waiters
+			late = late || time.Since(fl.started) >= f.patience
+		}
+	}
+	return waiting, late
 }
 
 // gaveUp returns why there is no answer for one who does not wait any more.
@@ -85,25 +147,28 @@ func (f *Fetcher) gaveUp(fl *flight, why error) error {
 // join returns the request for a name, which it begins where there is none, with
 // the caller among those who wait; or what has been found meanwhile.
 func (f *Fetcher) join(n name, t target, parse Parse) (*flight, finding, error) {
+	host := t.host()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if fl := f.flights[n]; fl != nil {
-		fl.waiters++
-		return fl, finding{}, nil
-	}
-	if found := f.find(n); found.err != nil || found.object != nil && found.object.parsed {
+	fl := f.flights[n]
+	if found := f.find(n); fl == nil && (found.err != nil || found.object != nil && found.object.parsed) {
 		return nil, found, nil
 	}
-	host := t.host()
+	waiting, late := f.crowd(host)
 	switch {
 	case f.closed:
 		return nil, finding{}, errClosed
+	case late && waiting >= maxCrowd && f.old(n) == nil:
+		return nil, finding{}, errBusy
+	case fl != nil:
+		fl.waiters++
+		return fl, finding{}, nil
 	case len(f.flights) >= maxFlights || f.perHost[host] >= maxFlightsPerHost:
 		return nil, finding{}, errBusy
 	}
 	// The request is nobody's alone: it does not end with the one who was first.
 	ctx, cancel := context.WithCancel(context.Background())
-	fl := &flight{name: n, host: host, cancel: cancel, waiters: 1, done: make(chan struct{})}
+	fl = &flight{name: n, host: host, cancel: cancel, started: time.Now(), waiters: 1, done: make(chan struct{})}
 	f.flights[n] = fl
 	f.perHost[host]++
 	f.work.Go(func() {
@@ -114,16 +179,22 @@ func (f *Fetcher) join(n name, t target, parse Parse) (*flight, finding, error) 
 }
 
 // leave says that somebody does not wait any more. A request for which nobody
-// does ends, unless it is under way and Run is there to keep what comes.
+// does ends, unless Run is there to keep what comes and it is under way or somebody
+// has left with something old.
 func (f *Fetcher) leave(fl *flight) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.quit(fl)
+}
+
+// quit is leave for who holds f.mu.
+func (f *Fetcher) quit(fl *flight) {
 	fl.waiters--
 	f.endDeserted(fl)
 }
 
 func (f *Fetcher) endDeserted(fl *flight) {
-	if fl.waiters == 0 && (!fl.begun || !f.running) {
+	if wanted := fl.begun || fl.slow; fl.waiters == 0 && (!wanted || !f.running) {
 		fl.cancel()
 		f.forget(fl) // who comes now begins another one
 	}

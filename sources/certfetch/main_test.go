@@ -130,6 +130,7 @@ func open(tb testing.TB, cfg certfetch.Config) *certfetch.Fetcher {
 	f, err := certfetch.New(cfg)
 	must(tb, err)
 	f.Hurry(10*time.Second, time.Millisecond)
+	f.Patience(time.Minute) // on a machine that is busy with other things
 	tb.Cleanup(func() { f.Close() })
 	return f
 }

@@ -17,6 +17,8 @@ const (
 	// requestTimeout bounds a request, from the connection to the last byte and
 	// with its retry.
 	requestTimeout = 10 * time.Second
+	// patience is how long one waits who has something old.
+	patience = 2 * time.Second
 	// maxRetries is how often a request is made again where the connection or
 	// the server has failed, and retryPause how long after.
 	maxRetries = 1

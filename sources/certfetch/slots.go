@@ -14,6 +14,10 @@ const (
 	// maxFlights is the number of URLs that are asked for or wait to be, and
 	// maxFlightsPerHost of those on one host.
 	maxFlights, maxFlightsPerHost = 1024, 512
+	// maxCrowd is how many wait for a host that keeps them waiting: fewer than
+	// there are slots for those who fetch, so that such hosts take them all from
+	// nobody.
+	maxCrowd = 16
 )
 
 // slots let through a number of requests at once, and fewer to one host. A slot

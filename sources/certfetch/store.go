@@ -144,23 +144,35 @@ func (f finding) none() bool { return f.object == nil && f.err == nil }
 // find returns what is kept. The caller holds f.mu.
 func (f *Fetcher) find(n name) finding {
 	now := f.now()
-	object, ok := f.objects.get(n)
-	switch {
-	case ok && object.fetched.After(now.Add(clockSlack)):
-		object = nil // the clock was set back: how old it is, nobody knows
-	case ok && now.Before(object.until):
+	object := f.old(n)
+	if object != nil && now.Before(object.until) {
 		return finding{object: object}
-	case ok && now.After(object.until.Add(maxStaleAge)):
-		object = nil
 	}
 	fl, ok := f.failures.get(n)
+	request := f.flights[n]
 	switch {
-	case !ok || !fl.holds(now):
-		return finding{}
-	case object != nil:
+	case ok && fl.holds(now) && object == nil:
+		return finding{err: fl.err()}
+	case ok && fl.holds(now):
 		return finding{object: object, stale: fl.err()}
+	case object != nil && request != nil && request.slow:
+		return finding{object: object, stale: errSlow}
 	}
-	return finding{err: fl.err()}
+	return finding{}
+}
+
+// old returns the object that is kept, though its time may be over; nil where it
+// is over for too long. The caller holds f.mu.
+func (f *Fetcher) old(n name) *kept {
+	now := f.now()
+	object, ok := f.objects.get(n)
+	switch {
+	case !ok, now.After(object.until.Add(maxStaleAge)):
+		return nil
+	case object.fetched.After(now.Add(clockSlack)):
+		return nil // the clock was set back: how old it is, nobody knows
+	}
+	return object
 }
 
 // keep keeps an object. The caller holds f.mu.

@@ -94,7 +94,9 @@ func (s *Source) vouch(
 	if q == nil || s.crl == "" || s.crl == CRLOff {
 		return found, "", nil
 	}
-	q.failures = nil // what they might have added is not missed
+	// What failures might have added is not missed. Who was waited for counts
+	// anew: so far it was also for URLs that may be the machine's own.
+	q.failures, q.waited = nil, nil
 	return search.unrevoked(ctx, s.crl, q)
 }
 

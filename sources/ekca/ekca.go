@@ -167,8 +167,9 @@ func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdi
 // Fetch implements sources.Fetcher: it answers as Check does, and asks for what is
 // missing. It makes at most 8 requests, besides one to each service for EK
 // certificates where the machine has sent none; attestations that wait for the
-// same URL share one. Nothing is asked for a certificate that could not vouch
-// whoever has issued it.
+// same URL share one. Where ctx has a deadline, each may take half of what is left
+// until then, and 5 seconds at least. Nothing is asked for a certificate that could
+// not vouch whoever has issued it.
 func (s *Source) Fetch(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 	return s.answer(ctx, ev, true)
 }

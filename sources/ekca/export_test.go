@@ -1,9 +1,13 @@
 package ekca
 
 import (
+	"context"
 	"crypto/x509"
+	"net"
 	"testing"
 	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 )
 
 // Chains reports whether cert, of a CA or of an EK, chains to root where that is
@@ -20,6 +24,23 @@ func Chains(tb testing.TB, cert, root *x509.Certificate, now time.Time) bool {
 		tb.Fatal(err)
 	}
 	return found != nil
+}
+
+// NewOver returns a source that asks over a network of a test's.
+func NewOver(
+	tb testing.TB, cfg Config, dial func(ctx context.Context, network, address string) (net.Conn, error),
+) *Source {
+	tb.Helper()
+	s, err := New(cfg)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	over := storeConfig(cfg, s.now)
+	over.Dial = dial
+	if s.store, err = certfetch.New(over); err != nil {
+		tb.Fatal(err)
+	}
+	return s
 }
 
 // CloseStore has the source ask nobody any more.

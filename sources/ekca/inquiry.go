@@ -23,10 +23,21 @@ const (
 	maxRequests = 8
 )
 
+const (
+	// leastWait is how long an answer is waited for that does not come, where
+	// half of the time that there is would be less.
+	leastWait = 5 * time.Second
+	// A host that has kept an inquiry waiting for slowAnswer in vain is not waited
+	// for again where something old will do, and after deadAnswer not where
+	// nothing is there: it has had as much time as it needs to say no.
+	slowAnswer, deadAnswer = time.Second, 4 * time.Second
+)
+
 var (
 	errLookups  = fmt.Errorf("more than %d certificates and CRLs would have to be looked up", maxLookups)
 	errRequests = fmt.Errorf("more than %d certificates and CRLs would have to be fetched: "+
 		"what has been fetched is kept for the next attempt", maxRequests)
+	errDeadHost = errors.New("its host has just kept another request waiting in vain")
 )
 
 // An inquiry looks up what one attestation needs from elsewhere. It is not safe
@@ -37,6 +48,8 @@ type inquiry struct {
 	network bool
 
 	lookups, requests int // that have been made
+	// waited is for how long hosts have kept this inquiry waiting in vain.
+	waited map[string]time.Duration
 	// pending is whether something has not been looked up because only the
 	// network knows it.
 	pending bool
@@ -107,13 +120,49 @@ func (q *inquiry) lookUp(
 	case !q.network:
 		return nil, sources.ErrNeedsNetwork
 	}
+	host := q.store.Host(kind, url)
+	if q.waited[host] >= slowAnswer {
+		if object, ok := q.store.Stale(kind, url, parse); ok {
+			return object, nil
+		}
+	}
+	if q.waited[host] >= deadAnswer {
+		return nil, fmt.Errorf("fetch %q: %w", url, errDeadHost)
+	}
 	if q.requests++; q.requests > maxRequests {
 		return nil, errRequests
 	}
-	if object, err = q.store.Get(ctx, kind, url, parse); err != nil {
+	begun := time.Now()
+	within, cancel := patience(ctx)
+	defer cancel()
+	object, err = q.store.Get(within, kind, url, parse)
+	if err != nil || object.Stale != nil {
+		q.inVain(host, time.Since(begun))
+	}
+	if err != nil {
 		return nil, fmt.Errorf("fetch %q: %w", url, err)
 	}
 	return object, nil
+}
+
+// inVain takes down for how long a host was waited for.
+func (q *inquiry) inVain(host string, d time.Duration) {
+	if q.waited == nil {
+		q.waited = make(map[string]time.Duration)
+	}
+	q.waited[host] = max(q.waited[host], d)
+}
+
+// patience returns a context for one look-up: half of the time that there is, so
+// that one server that does not answer leaves some for what has to be asked of
+// others. There is never less than would do for one that answers slowly: where
+// there is no time for that, it is ctx that ends, and nothing can be told.
+func patience(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, max(leastWait, time.Until(deadline)/2))
 }
 
 // doubt says that the certificate at an allowed URL has not signed the one that

@@ -16,17 +16,21 @@ func newStore(cfg Config, now func() time.Time) (*certfetch.Fetcher, error) {
 	if len(cfg.AIAHosts) == 0 && len(cfg.EKCertificateURLs) == 0 {
 		return nil, nil //nolint:nilnil // nothing is to be fetched
 	}
-	store, err := certfetch.New(certfetch.Config{
+	store, err := certfetch.New(storeConfig(cfg, now))
+	if err != nil {
+		return nil, fmt.Errorf("what is fetched: %w", err)
+	}
+	return store, nil
+}
+
+func storeConfig(cfg Config, now func() time.Time) certfetch.Config {
+	return certfetch.Config{
 		Hosts:     slices.Clone(cfg.AIAHosts),
 		Bases:     slices.Sorted(maps.Values(cfg.EKCertificateURLs)),
 		Mirror:    cfg.MirrorURL,
 		CachePath: cfg.CachePath,
 		Now:       now,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("what is fetched: %w", err)
 	}
-	return store, nil
 }
 
 // loadStore loads what was fetched before, once. The store itself keeps why it

@@ -1,0 +1,243 @@
+package certfetch_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+)
+
+// A wire is to a server in memory, for the clock of a bubble.
+type wire struct {
+	dead atomic.Bool // it drops what it is sent
+	body atomic.Pointer[string]
+}
+
+const hangingHost = "192.0.2.1"
+
+func (w *wire) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	if w.dead.Load() {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	client, server := net.Pipe()
+	go func() {
+		defer server.Close()
+		if _, err := http.ReadRequest(bufio.NewReader(server)); err == nil {
+			body := *w.body.Load()
+			_, _ = fmt.Fprintf(server, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+		}
+	}()
+	return client, nil
+}
+
+// over returns a Fetcher that asks over a wire, as it is configured for users, with
+// its clock. It runs until the test ends, where run is set.
+func (w *wire) over(t *testing.T, path string, run bool) (*certfetch.Fetcher, *clock) {
+	t.Helper()
+	c := newClock()
+	f, err := certfetch.New(certfetch.Config{Hosts: []string{hangingHost}, CachePath: path, Now: c.Now, Dial: w.dial})
+	must(t, err)
+	must(t, f.Load(t.Context()))
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	if run {
+		go func() { ended <- f.Run(ctx) }()
+	} else {
+		ended <- nil
+	}
+	t.Cleanup(func() {
+		stop()
+		must(t, errors.Join(<-ended, f.Close()))
+		time.Sleep(time.Minute) // what was being connected to gives up
+	})
+	return f, c
+}
+
+func (w *wire) answer(body string) { w.body.Store(&body) }
+
+// A server that drops packets is waited for for two seconds where something old is
+// there, by those who come first, and not at all by those who come then. The request
+// goes on, and has its result. From memory and from the disk; and with others in the
+// queue before it.
+func TestOldWhileTheServerHangs(t *testing.T) {
+	for _, queued := range []bool{false, true} {
+		for _, restart := range []bool{false, true} {
+			path := filepath.Join(t.TempDir(), "cache.db")
+			synctest.Test(t, func(t *testing.T) { oldWhileTheServerHangs(t, path, queued, restart) })
+		}
+	}
+}
+
+func oldWhileTheServerHangs(t *testing.T, path string, queued, restart bool) {
+	t.Helper()
+	w, url := &wire{}, "http://"+hangingHost+"/a.crt"
+	w.answer("a certificate")
+	f, c := w.over(t, path, !restart)
+	wantGet(t, f, url, "a certificate")
+	if restart {
+		must(t, f.Close())
+		f, c = w.over(t, path, true)
+	}
+	w.dead.Store(true)
+	c.add(31 * 24 * time.Hour)
+	if queued {
+		for i := range 5 {
+			go func() { _, _ = f.Get(t.Context(), certfetch.Issuer, fmt.Sprintf("http://%s/%d", hangingHost, i), text) }()
+		}
+		synctest.Wait()
+	}
+	begun := time.Now()
+	together(100, func(int) {
+		if got, err := f.Get(t.Context(), certfetch.Issuer, url, text); err != nil || got.Stale == nil {
+			t.Errorf("%+v, %v", got, err)
+		}
+	})
+	if took := time.Since(begun); took != 2*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	got := wantGet(t, f, url, "a certificate")
+	if time.Since(begun) != 2*time.Second || got.Stale == nil {
+		t.Errorf("%v: %+v", time.Since(begun), got)
+	}
+	if _, kept, err := f.Cached(certfetch.Issuer, url, text); !kept || err != nil {
+		t.Errorf("Cached: %v, %v", kept, err)
+	}
+	time.Sleep(time.Minute)
+	if n := f.Flights(); n != 0 {
+		t.Errorf("%d requests are under way", n)
+	}
+	if got := wantGet(t, f, url, "a certificate"); got.Stale == nil { // the failure is remembered
+		t.Errorf("%+v", got)
+	}
+	w.dead.Store(false)
+	w.answer("a newer one")
+	c.add(10 * time.Minute)
+	if got := wantGet(t, f, url, "a newer one"); got.Stale != nil {
+		t.Errorf("%+v", got)
+	}
+}
+
+// Where nobody runs it, what nobody waits for ends, and whoever comes then waits
+// anew. Where nothing is there, one waits as long as the request takes.
+func TestHangWithoutRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, url := &wire{}, "http://"+hangingHost+"/a.crt"
+		w.answer("a certificate")
+		f, c := w.over(t, "", false)
+		wantGet(t, f, url, "a certificate")
+		if got, ok := f.Stale(certfetch.Issuer, url, text); !ok || got.Value != "a certificate" {
+			t.Errorf("%+v, %v", got, ok)
+		}
+		w.dead.Store(true)
+		c.add(31 * 24 * time.Hour)
+		for range 3 {
+			begun := time.Now()
+			if got := wantGet(t, f, url, "a certificate"); got.Stale == nil || time.Since(begun) != 2*time.Second {
+				t.Errorf("%v: %+v", time.Since(begun), got)
+			}
+			wantCached(t, f, url, "")
+		}
+		if got, ok := f.Stale(certfetch.Issuer, url, text); !ok || got.Value != "a certificate" || got.Stale == nil {
+			t.Errorf("%+v, %v", got, ok)
+		}
+		c.add(91 * 24 * time.Hour)
+		if got, ok := f.Stale(certfetch.Issuer, url, text); ok || got != nil {
+			t.Errorf("what is too old: %+v", got)
+		}
+		begun := time.Now()
+		wantFail(t, f, url, "not done within 10s")
+		if took := time.Since(begun); took != 10*time.Second {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
+// A server that hangs does not have all who want something of it wait: sixteen do, and
+// the others are told to come again, at once from when it has kept somebody waiting for
+// two seconds. What is old is served all the while, and renewed in its turn.
+func TestCrowdAtAHangingServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, old := &wire{}, "http://"+hangingHost+"/old.crt"
+		w.answer("a certificate")
+		f, c := w.over(t, "", true)
+		wantGet(t, f, old, "a certificate")
+		w.dead.Store(true)
+		c.add(31 * 24 * time.Hour)
+		begun := time.Now()
+		var early, late atomic.Int64
+		get := func(i int) (busy bool) {
+			_, err := f.Get(t.Context(), certfetch.Issuer, fmt.Sprintf("http://%s/%d", hangingHost, i%30), text)
+			if err == nil {
+				t.Error("it was answered")
+			}
+			return errors.Is(err, certfetch.ErrNotAsked)
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			together(100, func(i int) {
+				switch busy := get(i); {
+				case busy && time.Since(begun) == 2*time.Second:
+					early.Add(1)
+				case !busy:
+					late.Add(1)
+				}
+			})
+		}()
+		time.Sleep(3 * time.Second)
+		if early.Load() != 84 || late.Load() != 0 {
+			t.Errorf("%d were sent away", early.Load())
+		}
+		for i := range 100 {
+			if at := time.Now(); !get(1000+i) || time.Since(at) != 0 {
+				t.Errorf("one who comes later is kept waiting for %v", time.Since(at))
+			}
+		}
+		if got := wantGet(t, f, old, "a certificate"); got.Stale == nil {
+			t.Errorf("%+v", got)
+		}
+		<-done
+		if late.Load() != 16 {
+			t.Errorf("%d had their answer", late.Load())
+		}
+		time.Sleep(time.Hour)
+		w.dead.Store(false)
+		w.answer("a newer one")
+		c.add(time.Hour)
+		wantGet(t, f, old, "a newer one")
+	})
+}
+
+// Who is asked is the mirror, whatever host a URL has.
+func TestHost(t *testing.T) {
+	f := open(t, certfetch.Config{
+		Hosts: []string{"pki.test"}, Mirror: "http://192.0.2.9:8080/", Bases: []string{"https://ek.test/a/"},
+	})
+	plain := open(t, certfetch.Config{Hosts: []string{"pki.test:8080"}})
+	for _, c := range []struct {
+		f    *certfetch.Fetcher
+		kind certfetch.Kind
+		url  string
+		want string
+	}{
+		{f, certfetch.Issuer, "http://pki.test/a", "192.0.2.9"},
+		{f, certfetch.CRL.Of("a"), "http://pki.test/a", "192.0.2.9"},
+		{f, certfetch.EKCertificate, "https://ek.test/a/b", "ek.test"},
+		{f, certfetch.Issuer, "http://elsewhere.test/a", ""},
+		{plain, certfetch.CRL, "http://pki.test:8080/a", "pki.test"},
+	} {
+		if got := c.f.Host(c.kind, c.url); got != c.want {
+			t.Errorf("%s %q: %q, want %q", c.kind, c.url, got, c.want)
+		}
+	}
+}
