@@ -44,7 +44,9 @@ By hand:
                                           the Internet need to verify the EK
                                           certificates of the machines in each
                                           FILE, which tpm-attestor-agent -pem has
-                                          printed ("-" reads the standard input)
+                                          printed ("-" reads the standard input);
+                                          a FILE may be the certificate of a CA
+                                          that is nowhere to be fetched
     tpm-attestor-server -version          print the version
     tpm-attestor-server -help             print this
 

@@ -37,7 +37,8 @@ func (f *filler) fromServices(ctx context.Context, e *ek) []*x509.Certificate {
 		if !ok {
 			continue
 		}
-		value, err := f.object(ctx, certfetch.EKCertificate, url, parseReply(s.Name, e.key))
+		value, err := f.object(ctx, certfetch.EKCertificate, url, parseReply(s.Name, e.key),
+			func(any) error { return nil })
 		if cert, ok := value.(*x509.Certificate); ok && err == nil {
 			return []*x509.Certificate{cert}
 		}
@@ -59,8 +60,8 @@ func (f *filler) chain(ctx context.Context, cert *x509.Certificate) {
 			if !f.begin(child) || isRoot(child) {
 				continue
 			}
-			issuers := f.issuers(ctx, child)
-			if f.cfg.CRLs {
+			issuers, missing := f.issuers(ctx, child)
+			if f.cfg.CRLs && !missing {
 				f.crls(ctx, child, issuers)
 			}
 			for _, i := range issuers {
@@ -80,55 +81,55 @@ func hasSigned(issuer, child *x509.Certificate) bool {
 	return issuer.CheckSignature(child.SignatureAlgorithm, child.RawTBSCertificate, child.Signature) == nil
 }
 
-// issuers gets the certificates of who has signed child, from all URLs for them.
-func (f *filler) issuers(ctx context.Context, child *x509.Certificate) []*x509.Certificate {
-	var found []*x509.Certificate
-	take := func(all []*x509.Certificate) bool {
-		signed := false
+// issuers gets the certificates of who has signed child, from all URLs for them, or
+// says that they are missing.
+func (f *filler) issuers(ctx context.Context, child *x509.Certificate) (found []*x509.Certificate, missing bool) {
+	take := func(all []*x509.Certificate) {
 		for _, c := range all {
 			if hasSigned(c, child) {
-				signed = true
 				found = append(found, c)
 			}
 		}
-		return signed
 	}
-	had := take(f.machines.cas)
+	take(f.machines.cas)
 	urls, faults := f.urls(child.IssuingCertificateURL)
 	for _, url := range urls {
-		value, err := f.object(ctx, certfetch.Issuer, url, parseIssuers)
-		if all, ok := value.([]*x509.Certificate); err == nil && (!ok || !take(all)) {
-			err = errors.New("it is there, and has not signed the certificate that names it")
-		}
-		if err != nil {
+		value, err := f.object(ctx, certfetch.Issuer, url, parseIssuers, f.signerOf(child))
+		if all, ok := value.([]*x509.Certificate); ok && err == nil {
+			take(all)
+		} else {
 			faults = append(faults, fmt.Errorf("%q: %w", url, err))
-			continue
 		}
-		had = true
 	}
+	had := len(found) > 0
 	switch {
 	case !had && len(faults) > 0:
+		missing = true
 		f.missing("issuer "+name(child.Issuer), errors.Join(faults...))
 	case !had:
 		f.note("issuer %s: nothing says where it is: have it among the configured CAs", name(child.Issuer))
 	case len(faults) > 0 && len(urls) > 0:
 		f.note("issuer %s: had from one URL, and not from another: %v", name(child.Issuer), errors.Join(faults...))
 	}
-	return found
+	return found, missing
 }
 
-// crls gets the CRLs that a certificate names.
+// crls gets the CRLs that a certificate names, by its issuers. Who has made one could
+// not be told without these.
 func (f *filler) crls(ctx context.Context, child *x509.Certificate, issuers []*x509.Certificate) {
 	if len(child.CRLDistributionPoints) == 0 {
+		return
+	}
+	of := "CRL of " + name(child.Issuer)
+	if len(issuers) == 0 {
+		f.missing(of, errors.New("its issuer is not known, and so neither whether that has signed it: "+
+			"name a file with the certificate of that CA beside those of the machines"))
 		return
 	}
 	urls, faults := f.urls(child.CRLDistributionPoints)
 	had := false
 	for _, url := range urls {
-		value, err := f.object(ctx, certfetch.CRL, url, parseCRL)
-		if err == nil && !signedByOne(value, issuers) {
-			err = errors.New("it is there, and not signed by the issuer of the certificate that names it")
-		}
+		value, err := f.object(ctx, certfetch.CRL, url, parseCRL, signedBy(issuers))
 		if err == nil {
 			err = f.overdue(value)
 		}
@@ -138,7 +139,7 @@ func (f *filler) crls(ctx context.Context, child *x509.Certificate, issuers []*x
 		}
 		had = true
 	}
-	switch of := "CRL of " + name(child.Issuer); {
+	switch {
 	case !had:
 		f.missing(of, errors.Join(faults...))
 	case len(faults) > 0:

@@ -37,7 +37,8 @@ func (m *Machines) Len() int { return len(m.eks) }
 // Read adds the EKs in a file: PEM (RFC 7468) with any number of CERTIFICATE and
 // PUBLIC KEY blocks, as `tpm-attestor-agent -pem` prints them, several machines'
 // one behind the other, or one EK certificate in DER, as it is read from a TPM. A
-// CA's certificate is no EK's: it is taken for one that machines send themselves.
+// CA's certificate is no EK's: it is taken for one that machines send themselves or
+// servers have, alone in a file too.
 // Other blocks, and text between them, are passed over. Where something cannot be
 // read, nothing of the file is taken.
 func (m *Machines) Read(content []byte) error {
@@ -63,7 +64,7 @@ func (m *Machines) Read(content []byte) error {
 	switch {
 	case number != begun:
 		return fmt.Errorf("only %d of %d PEM blocks can be decoded: is the file cut off?", number, begun)
-	case len(add.eks) == 0:
+	case len(add.eks) == 0 && len(add.cas) == 0:
 		return errors.New("there is no EK in it: write it with `tpm-attestor-agent -pem` on the machine")
 	}
 	m.join(&add)

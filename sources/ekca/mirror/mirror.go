@@ -9,6 +9,7 @@
 package mirror
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -55,7 +56,8 @@ type Summary struct {
 	Missing int
 }
 
-// For how long a file is not asked for again. EK certificates do not change.
+// For how long a file is not asked for again. EK certificates do not change until
+// they expire.
 const (
 	issuerAge = 30 * 24 * time.Hour
 	crlAge    = time.Hour
@@ -79,8 +81,10 @@ func Upstream(base, mirror string) string {
 }
 
 // Fill gets what the machines need into the folder. What is there and fresh is
-// kept, so that a run that was interrupted goes on where it was. A file is
-// replaced only by what a server would accept, and at one moment.
+// kept, so that a run that was interrupted goes on where it was. A file is written
+// only with what a server would accept (an issuer that has signed what names it and
+// has not expired, a CRL by one of the known issuers), and replaced only by what is
+// not older, at one moment. A file that is not so counts as one that is not there.
 //
 // An error means that not everything was tried: a mistake in the configuration, a
 // folder that cannot be written, ctx has ended. What cannot be had is no error; it
@@ -133,10 +137,14 @@ type filler struct {
 
 // object is what one URL has.
 type object struct {
-	once  sync.Once
-	value any
-	err   error
+	mu    sync.Mutex
+	value any // nil until there is one
+	// counted is whether it is in the summary, and fetched as what.
+	counted, fetched bool
 }
+
+// accept returns why a server would not use a value for what names it, or nil.
+type accept func(value any) error
 
 // run looks after all machines.
 func (f *filler) run(ctx context.Context) {
@@ -175,9 +183,11 @@ func (f *filler) begin(c *x509.Certificate) bool {
 	return true
 }
 
-// object returns what a URL has, parsed, and sees to it that it is in the folder.
-// It is looked for once in a run.
-func (f *filler) object(ctx context.Context, kind certfetch.Kind, at string, parse certfetch.Parse) (any, error) {
+// object returns what a URL has, parsed, that ok accepts, and sees to it that it is
+// in the folder. It is asked for once in a run.
+func (f *filler) object(
+	ctx context.Context, kind certfetch.Kind, at string, parse certfetch.Parse, ok accept,
+) (any, error) {
 	key := string(kind) + " " + at
 	f.mu.Lock()
 	o := f.objects[key]
@@ -186,13 +196,25 @@ func (f *filler) object(ctx context.Context, kind certfetch.Kind, at string, par
 		f.objects[key] = o
 	}
 	f.mu.Unlock()
-	o.once.Do(func() { o.value, o.err = f.obtain(ctx, kind, at, parse) })
-	return o.value, o.err
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.value != nil && ok(o.value) == nil {
+		return o.value, nil
+	}
+	value, err := f.obtain(ctx, o, kind, at, parse, ok)
+	if err != nil {
+		return nil, err
+	}
+	o.value = value
+	return value, nil
 }
 
 // obtain takes an object from the folder where it is fresh there, and fetches it
-// otherwise. Where that fails, a file that could still be used will do.
-func (f *filler) obtain(ctx context.Context, kind certfetch.Kind, at string, parse certfetch.Parse) (any, error) {
+// otherwise. Where that fails, or gives something that ok does not accept or that is
+// older, a file that could still be used will do, and stays as it is.
+func (f *filler) obtain(
+	ctx context.Context, o *object, kind certfetch.Kind, at string, parse certfetch.Parse, ok accept,
+) (any, error) {
 	name, err := Path(at)
 	if err != nil {
 		return nil, err
@@ -200,20 +222,23 @@ func (f *filler) obtain(ctx context.Context, kind certfetch.Kind, at string, par
 	if err := f.dir.claim(name); err != nil {
 		return nil, err
 	}
-	kept, written, err := f.usable(name, parse)
+	kept, written, err := f.usable(name, parse, ok)
 	if err != nil {
 		return nil, err
 	}
 	if kept != nil && !f.cfg.Force && f.fresh(kept, kind, written) {
-		f.count(false, "kept     %s", name)
+		f.count(o, false, "kept     %s", name)
 		return kept, nil
 	}
 	got, err := f.store.Get(ctx, kind, at, parse)
+	if err == nil {
+		err = cmp.Or(ok(got.Value), older(got.Value, kept))
+	}
 	switch {
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
 	case err != nil && kept != nil:
-		f.count(false, "kept     %s, of %s, since it cannot be fetched: %v",
+		f.count(o, false, "kept     %s, of %s, since it cannot be fetched: %v",
 			name, written.UTC().Format(time.DateOnly), err)
 		return kept, nil
 	case err != nil:
@@ -224,13 +249,13 @@ func (f *filler) obtain(ctx context.Context, kind certfetch.Kind, at string, par
 		f.abort(err)
 		return nil, err
 	}
-	f.count(true, "fetched  %s, %d bytes", name, len(got.Body))
+	f.count(o, true, "fetched  %s, %d bytes", name, len(got.Body))
 	return got.Value, nil
 }
 
 // usable returns what a file holds, parsed; nil where there is none that a server
 // would accept.
-func (f *filler) usable(name string, parse certfetch.Parse) (any, time.Time, error) {
+func (f *filler) usable(name string, parse certfetch.Parse, ok accept) (any, time.Time, error) {
 	content, written, err := f.dir.read(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -241,6 +266,9 @@ func (f *filler) usable(name string, parse certfetch.Parse) (any, time.Time, err
 		return nil, time.Time{}, err
 	}
 	value, _, err := parse(content)
+	if err == nil {
+		err = ok(value)
+	}
 	if err != nil {
 		return nil, time.Time{}, nil //nolint:nilerr // it is replaced
 	}
@@ -252,7 +280,8 @@ func (f *filler) fresh(value any, kind certfetch.Kind, written time.Time) bool {
 	age := f.cfg.Now().Sub(written)
 	switch kind {
 	case certfetch.EKCertificate:
-		return true
+		cert, ok := value.(*x509.Certificate)
+		return ok && !f.cfg.Now().After(cert.NotAfter)
 	case certfetch.CRL:
 		return age >= 0 && age < crlAge && f.overdue(value) == nil
 	default:
@@ -260,15 +289,22 @@ func (f *filler) fresh(value any, kind certfetch.Kind, written time.Time) bool {
 	}
 }
 
-// count takes down an object that is in the folder.
-func (f *filler) count(fetched bool, format string, args ...any) {
+// count takes down an object that is in the folder, once: as fetched where it was
+// kept at first.
+func (f *filler) count(o *object, fetched bool, format string, args ...any) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if fetched {
+	switch {
+	case o.counted && (o.fetched || !fetched):
+	case fetched:
 		f.summary.Fetched++
-	} else {
+		if o.counted {
+			f.summary.Kept--
+		}
+	default:
 		f.summary.Kept++
 	}
+	o.counted, o.fetched = true, o.fetched || fetched
 	f.print(format, args...)
 }
 

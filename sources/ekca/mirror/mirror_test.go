@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
@@ -176,6 +178,127 @@ func TestDamagedFiles(t *testing.T) {
 	}
 }
 
+// Stops a wrong answer, once, from taking away what was there and good: another CA's
+// certificate, another CA's CRL, one that was issued before the one that is there. The
+// files stay, and the next run has what is newer.
+func TestWrongAnswersReplaceNothing(t *testing.T) {
+	v, dir := newVendor(t), t.TempDir()
+	other := attestortest.NewCA(t, "root")
+	m := machines(t, inPEM(t, true, v.tpm(1)))
+	at := func(age time.Duration) []byte {
+		return v.root.CRL(t, func(l *x509.RevocationList) { l.ThisUpdate = time.Now().Add(-age) })
+	}
+	v.put("/root.crl", at(time.Hour))
+	cfg := v.config(dir)
+	fill(t, cfg, m)
+	good := tree(t, dir)
+	cfg.Force = true
+	v.put("/root.crt", other.Certificate.Raw)
+	v.put("/crls/sub.crl", other.CRL(t, nil))
+	v.put("/root.crl", at(2*time.Hour))
+	s, out := fill(t, cfg, m)
+	want(t, s, out, mirror.Summary{Fetched: 1, Kept: 3})
+	for _, says := range []string{"has not signed the certificate", "not signed by the issuer", "before the one in the folder"} {
+		if !strings.Contains(out, says) {
+			t.Errorf("nothing says %q:\n%s", says, out)
+		}
+	}
+	if diff := cmp.Diff(good, tree(t, dir)); diff != "" {
+		t.Error(diff)
+	}
+	newer := at(time.Minute)
+	v.put("/root.crl", newer)
+	fill(t, cfg, m)
+	if got := tree(t, dir)[v.host+"/root.crl"]; got != string(newer) {
+		t.Error("the CRL is not the newer one")
+	}
+}
+
+// Files that no server accepts, as an earlier release or a bad stick may have left
+// them, are not fresh, however new they are: they are fetched again.
+func TestWrongFilesAreReplaced(t *testing.T) {
+	v, dir := newVendor(t), t.TempDir()
+	other := attestortest.NewCA(t, "root")
+	m := machines(t, inPEM(t, true, v.tpm(1)))
+	fill(t, v.config(dir), m)
+	good := tree(t, dir)
+	for name, content := range map[string][]byte{"/root.crt": other.Certificate.Raw, "/root.crl": other.CRL(t, nil)} {
+		if err := os.WriteFile(filepath.Join(dir, v.host, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, out := fill(t, v.config(dir), m)
+	want(t, s, out, mirror.Summary{Fetched: 2, Kept: 2})
+	if diff := cmp.Diff(good, tree(t, dir)); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// An issuer's certificate in the folder expires: the one that the vendor has renewed
+// is fetched, and one that has expired as well is missing and not written.
+func TestIssuerInTheFolderExpires(t *testing.T) {
+	v, dir := newVendor(t), t.TempDir()
+	ends := time.Now().Add(24 * time.Hour)
+	v.sub = v.root.NewCAWith(t, "sub", func(c *x509.Certificate) {
+		v.names("/root.crt", "/root.crl")(c)
+		c.NotAfter = ends
+	})
+	v.put("/sub.crt", v.sub.Certificate.Raw)
+	v.put("/crls/sub.crl", v.sub.CRL(t, func(l *x509.RevocationList) { l.NextUpdate = ends.Add(time.Hour) }))
+	m := machines(t, inPEM(t, true, v.tpm(1)))
+	cfg := v.config(dir)
+	fill(t, cfg, m)
+	asked := v.asked("/sub.crt")
+	cfg.Now = func() time.Time { return ends.Add(time.Minute) }
+	for _, folder := range []string{dir, t.TempDir()} {
+		cfg.Folder = folder
+		before := tree(t, folder)
+		s, out := fill(t, cfg, m)
+		want(t, s, out, mirror.Summary{Missing: 1})
+		if asked++; v.asked("/sub.crt") != asked || !strings.Contains(out, "it is there, and has expired on ") {
+			t.Errorf("%d requests:\n%s", v.asked("/sub.crt"), out)
+		}
+		if diff := cmp.Diff(before, tree(t, folder)); diff != "" {
+			t.Error(diff)
+		}
+	}
+}
+
+// The CRL of a root that no URL leads to is verified by the root's own certificate, in
+// a file beside those of the machines.
+func TestRootInAFile(t *testing.T) {
+	v := newVendor(t)
+	v.remove("/root.crt")
+	root := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: v.root.Certificate.Raw})
+	s, out := fill(t, v.config(t.TempDir()), machines(t, inPEM(t, true, v.tpm(1)), root))
+	want(t, s, out, mirror.Summary{Fetched: 3})
+	if !strings.Contains(out, "root.crl, ") {
+		t.Error(out)
+	}
+}
+
+// A URL has the issuers of two machines' certificates, and the file in the folder that
+// of the first alone: it is fetched again for the second, and counts once.
+func TestFileForOneOfTwo(t *testing.T) {
+	v, dir := newVendor(t), t.TempDir()
+	one := machines(t, inPEM(t, true, v.tpm(1)))
+	fill(t, v.config(dir), one)
+	first := v.sub.Certificate
+	v.sub = v.root.NewCAWith(t, "sub", v.names("/root.crt", "/root.crl"))
+	both := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: first.Raw})
+	both = append(both, v.sub.PEM()...)
+	v.put("/sub.crt", both)
+	second := v.tpmThatNames(2, func(c *x509.Certificate) { c.IssuingCertificateURL = []string{v.url + "/sub.crt"} })
+	if err := one.Read(inPEM(t, true, second)); err != nil {
+		t.Fatal(err)
+	}
+	s, out := fill(t, v.config(dir), one)
+	want(t, s, out, mirror.Summary{Fetched: 1, Kept: 3})
+	if got := tree(t, dir)[v.host+"/sub.crt"]; got != string(both) {
+		t.Error("the file has not both")
+	}
+}
+
 // What cannot be had is told, with its URL and what to do, and counted, so that
 // the command fails; all else is there.
 func TestMissing(t *testing.T) {
@@ -188,15 +311,21 @@ func TestMissing(t *testing.T) {
 		"issuer is not there": {func(v *vendor) *mirror.Machines {
 			v.remove("/root.crt")
 			return machines(v.t, inPEM(v.t, true, v.tpm(1)))
-		}, mirror.Summary{Fetched: 3, Missing: 1}, `MISSING  issuer "root": "`},
+		}, mirror.Summary{Fetched: 2, Missing: 1}, `MISSING  issuer "root": "`},
+		"CRL of a CA that nobody knows": {func(v *vendor) *mirror.Machines {
+			v.sub = v.root.NewCAWith(v.t, "sub", func(c *x509.Certificate) { c.CRLDistributionPoints = []string{v.url + "/root.crl"} })
+			v.put("/sub.crt", v.sub.Certificate.Raw)
+			v.put("/crls/sub.crl", v.sub.CRL(v.t, nil))
+			return machines(v.t, inPEM(v.t, true, v.tpm(1)))
+		}, mirror.Summary{Fetched: 2, Missing: 1}, `MISSING  CRL of "root": its issuer is not known`},
 		"issuer is not the issuer": {func(v *vendor) *mirror.Machines {
 			v.put("/root.crt", other.Certificate.Raw)
 			return machines(v.t, inPEM(v.t, true, v.tpm(1)))
-		}, mirror.Summary{Fetched: 4, Missing: 1}, "has not signed the certificate that names it"},
+		}, mirror.Summary{Fetched: 2, Missing: 1}, "has not signed the certificate that names it"},
 		"issuer is HTML": {func(v *vendor) *mirror.Machines {
 			v.put("/sub.crt", []byte("<html>"))
 			return machines(v.t, inPEM(v.t, true, v.tpm(1)))
-		}, mirror.Summary{Fetched: 1, Missing: 1}, `MISSING  issuer "sub": "`},
+		}, mirror.Summary{Missing: 1}, `MISSING  issuer "sub": "`},
 		"host is not allowed": {func(v *vendor) *mirror.Machines {
 			return machines(v.t, inPEM(v.t, true, v.tpmThatNames(1, func(c *x509.Certificate) {
 				c.IssuingCertificateURL = []string{"http://169.254.169.254/latest", "http://elsewhere.example.org/a.crt"}
@@ -209,7 +338,7 @@ func TestMissing(t *testing.T) {
 		"CRL is another CA's": {func(v *vendor) *mirror.Machines {
 			v.put("/crls/sub.crl", other.CRL(v.t, nil))
 			return machines(v.t, inPEM(v.t, true, v.tpm(1)))
-		}, mirror.Summary{Fetched: 4, Missing: 1}, "not signed by the issuer"},
+		}, mirror.Summary{Fetched: 3, Missing: 1}, "not signed by the issuer"},
 		"CRL has expired": {func(v *vendor) *mirror.Machines {
 			v.put("/crls/sub.crl", v.sub.CRL(v.t, func(l *x509.RevocationList) {
 				l.ThisUpdate, l.NextUpdate = time.Now().Add(-48*time.Hour), time.Now().Add(-24*time.Hour)
@@ -247,7 +376,7 @@ func TestMissing(t *testing.T) {
 		"two that differ by case": {func(v *vendor) *mirror.Machines {
 			v.put("/SUB.crt", v.sub.Certificate.Raw)
 			return machines(v.t, inPEM(v.t, true, v.tpm(1)), inPEM(v.t, true,
-				v.tpmThatNames(2, func(c *x509.Certificate) { c.IssuingCertificateURL = []string{v.url + "/SUB.crt"} })))
+				v.tpmThatNames(2, v.names("/SUB.crt", "/crls/sub.crl"))))
 		}, mirror.Summary{Fetched: 4, Missing: 1}, "by upper and lower case alone"},
 		"a file where a folder is": {func(v *vendor) *mirror.Machines {
 			v.put("/sub.crt/x", v.sub.Certificate.Raw)
@@ -378,7 +507,8 @@ func TestReadMachines(t *testing.T) {
 		"with words":          {slices.Concat([]byte("EK hash: …\n"), good, bad("X509 CRL", nil)), 1, ""},
 		"nothing":             {nil, 0, "neither PEM nor an EK certificate"},
 		"words":               {[]byte("EK hash: 00"), 0, "neither PEM nor an EK certificate"},
-		"a CA alone":          {bad("CERTIFICATE", v.root.Certificate.Raw), 0, "tpm-attestor-agent -pem"},
+		"a CA alone":          {bad("CERTIFICATE", v.root.Certificate.Raw), 0, ""},
+		"a key of no TPM's":   {bad("RSA PRIVATE KEY", nil), 0, "tpm-attestor-agent -pem"},
 		"cut off":             {good[:len(good)-50], 0, "only 1 of 2 PEM blocks"},
 		"damaged certificate": {slices.Concat(good, bad("CERTIFICATE", []byte("x"))), 0, "PEM block 3: "},
 		"damaged key":         {slices.Concat(good, bad("PUBLIC KEY", []byte("x"))), 0, "PEM block 3: read the public key"},
@@ -431,8 +561,6 @@ func FuzzMachines(f *testing.F) {
 		switch err := m.Read(content); {
 		case err != nil && m.Len() != 0:
 			t.Fatalf("%d machines with the error %v", m.Len(), err)
-		case err == nil && m.Len() == 0:
-			t.Fatal("no machine and no error")
 		case err == nil && m.Read(content) != nil:
 			t.Fatal("the same file is refused the second time")
 		}

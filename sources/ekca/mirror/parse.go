@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -53,15 +54,47 @@ func (f *filler) overdue(value any) error {
 		list.NextUpdate.UTC().Format(time.DateOnly))
 }
 
-// signedByOne reports whether a CRL is signed by one of a few CAs; by whomever,
-// where none is known.
-func signedByOne(value any, issuers []*x509.Certificate) bool {
-	list, ok := value.(*crl.List)
-	if !ok {
-		return false
+// signedBy accepts a CRL that is signed by one of a few CAs.
+func signedBy(issuers []*x509.Certificate) accept {
+	return func(value any) error {
+		list, ok := value.(*crl.List)
+		if !ok || !slices.ContainsFunc(issuers, func(ca *x509.Certificate) bool {
+			key := sha256.Sum256(ca.RawSubjectPublicKeyInfo)
+			return list.SignedBy(ca, hex.EncodeToString(key[:]))
+		}) {
+			return errors.New("it is there, and not signed by the issuer of the certificate that names it")
+		}
+		return nil
 	}
-	return len(issuers) == 0 || slices.ContainsFunc(issuers, func(ca *x509.Certificate) bool {
-		key := sha256.Sum256(ca.RawSubjectPublicKeyInfo)
-		return list.SignedBy(ca, hex.EncodeToString(key[:]))
-	})
+}
+
+// older returns why a value must not replace the one that is kept, which may be
+// nil: it is an older CRL.
+func older(value, kept any) error {
+	list, ok := value.(*crl.List)
+	before, also := kept.(*crl.List)
+	if !ok || !also || !list.Before(before) {
+		return nil
+	}
+	return fmt.Errorf("what is there was issued on %s, before the one in the folder, of %s",
+		list.ThisUpdate.UTC().Format(time.RFC3339), before.ThisUpdate.UTC().Format(time.RFC3339))
+}
+
+// signerOf accepts certificates of which one has signed child and has not expired.
+func (f *filler) signerOf(child *x509.Certificate) accept {
+	return func(value any) error {
+		all, _ := value.([]*x509.Certificate) // none where it is something else
+		err := errors.New("it is there, and has not signed the certificate that names it")
+		for _, c := range all {
+			switch {
+			case !hasSigned(c, child):
+			case f.cfg.Now().After(c.NotAfter):
+				err = fmt.Errorf("it is there, and has expired on %s: its CA has to publish a new one",
+					c.NotAfter.UTC().Format(time.DateOnly))
+			default:
+				return nil
+			}
+		}
+		return err
+	}
 }
