@@ -140,65 +140,71 @@ func (e *Evaluation) report() Decision {
 
 // A question is one question to the sources of an Evaluation that are due.
 type question struct {
+	network bool // it is a question to Fetch
+	begun   time.Time
+	until   time.Time     // when whoever has not answered is left behind
+	timeout time.Duration // by which that was chosen
+
+	// From the first source on that has to be waited for:
+	within  context.Context //nolint:containedctx // the sources', which ends a grace before until
+	cancel  context.CancelFunc
 	asked   []*check // nil where the source is not waited for
 	replies chan reply
 	missing int
-	begun   time.Time
-	network bool // it is a question to Fetch
 }
 
 // ask asks every source that is due and fills in what each says. It waits for
-// none beyond until. What answers from memory is asked last, in
-// this goroutine, while the others are at work.
+// none beyond until. What may have its answer at hand is asked last, in this
+// goroutine, while the others are at work.
 func (e *Evaluation) ask(ctx context.Context, ev *Evidence, until time.Time) {
-	q := question{begun: time.Now()}
-	outside := 0
+	q := question{begun: time.Now(), until: until, timeout: e.set.opts.CheckTimeout}
 	for i, r := range e.running {
-		if e.due[i] && !r.inMemory {
-			outside++
+		if e.due[i] && r.prompt == nil {
+			e.begin(ctx, ev, &q, i)
 		}
 	}
-	if outside == 0 {
-		e.askMemory(ctx, ev, &q)
-		return
-	}
-	grace := graceOf(e.set.opts.CheckTimeout)
-	within, cancel := context.WithDeadline(ctx, until.Add(-grace))
-	defer cancel()
-
-	q.asked = make([]*check, len(e.running))
-	q.replies = make(chan reply, outside) // so that a late one never blocks
-	checks := make([]check, len(e.running))
 	for i, r := range e.running {
-		if e.due[i] && !r.inMemory {
-			q.asked[i] = &checks[i]
-			q.missing++
-			go r.answer(within, ev, i, q.asked[i], q.replies)
+		if e.due[i] && r.prompt != nil && !e.askNow(ctx, ev, &q, i) {
+			e.begin(ctx, ev, &q, i)
 		}
 	}
-	e.askMemory(ctx, ev, &q)
-	e.wait(ctx, within, &q, grace)
+	e.wait(ctx, &q)
 }
 
-// wait hears all replies that come by the end of within, and for grace longer.
-func (e *Evaluation) wait(ctx, within context.Context, q *question, grace time.Duration) {
+// askNow asks a prompt source and reports whether it has answered.
+func (e *Evaluation) askNow(ctx context.Context, ev *Evidence, q *question, i int) bool {
+	v, ok, err := e.running[i].checkNow(ctx, ev)
+	if ok {
+		e.settle(ctx, q, reply{source: i, verdict: v, err: err})
+	}
+	return ok
+}
+
+// begin asks a source that has to be waited for.
+func (e *Evaluation) begin(ctx context.Context, ev *Evidence, q *question, i int) {
+	if q.asked == nil {
+		q.within, q.cancel = context.WithDeadline(ctx, q.until.Add(-graceOf(q.timeout)))
+		q.asked = make([]*check, len(e.running))
+		q.replies = make(chan reply, len(e.running)) // so that a late one never blocks
+	}
+	q.asked[i] = &check{fetch: q.network}
+	q.missing++
+	go e.running[i].answer(q.within, ev, i, q.asked[i], q.replies)
+}
+
+// wait hears all replies that come by the end of the sources' time, and for the
+// grace longer.
+func (e *Evaluation) wait(ctx context.Context, q *question) {
+	if q.asked == nil {
+		return
+	}
+	defer q.cancel()
 	for q.missing > 0 {
 		select {
 		case a := <-q.replies:
 			e.hear(ctx, q, a)
-		case <-within.Done():
-			e.hearLast(ctx, q, grace)
-		}
-	}
-}
-
-// askMemory asks the sources that answer from memory.
-func (e *Evaluation) askMemory(ctx context.Context, ev *Evidence, q *question) {
-	for i, r := range e.running {
-		if e.due[i] && r.inMemory {
-			a := reply{source: i}
-			a.verdict, a.err = r.check(ctx, ev)
-			e.settle(ctx, q, a)
+		case <-q.within.Done():
+			e.hearLast(ctx, q)
 		}
 	}
 }
@@ -212,8 +218,8 @@ func (e *Evaluation) hear(ctx context.Context, q *question, a reply) {
 
 // hearLast gives the sources a last moment to end at their deadline and leaves
 // behind what does not.
-func (e *Evaluation) hearLast(ctx context.Context, q *question, grace time.Duration) {
-	timer := time.NewTimer(grace)
+func (e *Evaluation) hearLast(ctx context.Context, q *question) {
+	timer := time.NewTimer(graceOf(q.timeout))
 	defer timer.Stop()
 	for over := false; q.missing > 0 && !over; {
 		select {

@@ -14,29 +14,18 @@ var errNotAsked = fmt.Errorf("%w, which was not asked: no answer would have chan
 // once, where it matters, and leaves the others open. It waits for none beyond
 // until.
 func (e *Evaluation) fetch(ctx context.Context, ev *Evidence, until time.Time) {
-	q := question{begun: time.Now(), network: true}
-	n := e.chooseFetches()
-	if n == 0 {
-		return
-	}
-	grace := graceOf(e.set.opts.FetchTimeout)
-	within, cancel := context.WithDeadline(ctx, until.Add(-grace))
-	defer cancel()
-
-	q.asked = make([]*check, len(e.running))
-	q.replies = make(chan reply, n) // so that a late one never blocks
-	for i, r := range e.running {
+	e.chooseFetches()
+	q := question{network: true, begun: time.Now(), until: until, timeout: e.set.opts.FetchTimeout}
+	for i := range e.running {
 		if e.due[i] {
-			q.asked[i] = &check{fetch: true}
-			q.missing++
-			go r.answer(within, ev, i, q.asked[i], q.replies)
+			e.begin(ctx, ev, &q, i)
 		}
 	}
-	e.wait(ctx, within, &q, grace)
+	e.wait(ctx, &q)
 }
 
-// chooseFetches makes those due whose answer matters, and returns their number.
-func (e *Evaluation) chooseFetches() int {
+// chooseFetches makes those due whose answer matters.
+func (e *Evaluation) chooseFetches() {
 	worth := e.set.plan.worthFetching(e.values)
 	for i, v := range e.values {
 		e.due[i] = slices.Contains(worth, i)
@@ -44,7 +33,6 @@ func (e *Evaluation) chooseFetches() int {
 			e.answers[i].Err = errNotAsked
 		}
 	}
-	return len(worth)
 }
 
 // maxTried is up to how many open answers every way for them to turn out is tried,

@@ -325,11 +325,13 @@ func TestNeedsNetworkFromOneThatCannotFetch(t *testing.T) {
 // memoryFetcher is a Fetcher whose Check answers from memory.
 type memoryFetcher struct{ *sourcetest.FetchingFake }
 
-func (memoryFetcher) InMemory() bool { return true }
+func (f memoryFetcher) CheckNow(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	return f.Check(ctx, ev)
+}
 
-// TestFetchOfAnInMemorySource: what answers from memory is asked in place, and
+// TestFetchOfAPromptSource: what has its answer at hand is asked in place, and
 // fetches outside, since that may hang.
-func TestFetchOfAnInMemorySource(t *testing.T) {
+func TestFetchOfAPromptSource(t *testing.T) {
 	var checked, fetched string
 	x := sourcetest.NewFetchingFake(func(ctx context.Context, _ *sources.Evidence) (sources.Verdict, error) {
 		fetched = goroutine()

@@ -16,7 +16,7 @@ type runner struct {
 	name, kind     string
 	source         Source
 	fetcher        Fetcher // the same, or nil where it asks no network
-	inMemory       bool    // it is asked in the goroutine that waits for it
+	prompt         Prompt  // the same, or nil where it always has to be waited for
 	log            *slog.Logger
 	refreshTimeout time.Duration
 	changed        func()
@@ -35,30 +35,17 @@ func newRunner(m Member, opts Options) *runner {
 		name:           m.Name,
 		kind:           m.Kind,
 		source:         m.Source,
-		inMemory:       inMemory(m.Source),
 		log:            opts.Log.With("source", m.Name, "kind", m.Kind),
 		refreshTimeout: opts.RefreshTimeout,
 		changed:        opts.Changed,
 		slots:          make(chan struct{}, opts.Slots),
 		life:           life{first: make(chan struct{})},
 	}
+	r.prompt, _ = m.Source.(Prompt)
 	if f, ok := m.Source.(Fetcher); ok {
 		r.fetcher, r.fetches = f, make(chan struct{}, opts.Slots)
 	}
 	return r
-}
-
-// inMemory reports whether the source need not be waited for. One that panics
-// when it is asked has said no.
-func inMemory(source Source) (yes bool) {
-	m, ok := source.(InMemory)
-	if !ok {
-		return false
-	}
-	if err := guard(func() error { yes = m.InMemory(); return nil }); err != nil {
-		return false
-	}
-	return yes
 }
 
 // A check is one question to one source. Its state is what the one who waits
@@ -134,12 +121,7 @@ func growStack(i int) byte {
 
 // check asks the source. What the source does wrong is the error.
 func (r *runner) check(ctx context.Context, ev *Evidence) (v Verdict, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			v, err = Verdict{}, recovered(p)
-			r.log.Error("source panicked in Check", stackOf(err)...)
-		}
-	}()
+	defer r.guardAnswer("source panicked in Check", &v, &err)
 	if err := ctx.Err(); err != nil {
 		return Verdict{}, err
 	}
@@ -147,19 +129,37 @@ func (r *runner) check(ctx context.Context, ev *Evidence) (v Verdict, err error)
 	return settle(v, err, ev.Proof != nil, r.fetcher != nil)
 }
 
+// checkNow asks a prompt source for what it has at hand; ok is false where that is
+// nothing.
+func (r *runner) checkNow(ctx context.Context, ev *Evidence) (v Verdict, ok bool, err error) {
+	ok = true // a panic is an answer
+	defer r.guardAnswer("source panicked in CheckNow", &v, &err)
+	if err := ctx.Err(); err != nil {
+		return Verdict{}, true, err
+	}
+	if v, err = r.prompt.CheckNow(ctx, ev); errors.Is(err, ErrWouldWait) {
+		return Verdict{}, false, nil
+	}
+	v, err = settle(v, err, ev.Proof != nil, r.fetcher != nil)
+	return v, true, err
+}
+
 // fetch asks the fetcher, as check asks the source.
 func (r *runner) fetch(ctx context.Context, ev *Evidence) (v Verdict, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			v, err = Verdict{}, recovered(p)
-			r.log.Error("source panicked in Fetch", stackOf(err)...)
-		}
-	}()
+	defer r.guardAnswer("source panicked in Fetch", &v, &err)
 	if err := ctx.Err(); err != nil {
 		return Verdict{}, err
 	}
 	v, err = r.fetcher.Fetch(ctx, ev)
 	return settle(v, err, true, false)
+}
+
+// guardAnswer, deferred, makes a panic the answer "cannot tell".
+func (r *runner) guardAnswer(message string, v *Verdict, err *error) {
+	if p := recover(); p != nil {
+		*v, *err = Verdict{}, recovered(p)
+		r.log.Error(message, stackOf(*err)...)
+	}
 }
 
 // abandon gives up c, which then sends no reply. It reports false where c has

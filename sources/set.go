@@ -85,7 +85,7 @@ func (o Options) withDefaults() Options {
 //
 // Nothing that a source does reaches beyond it: a panic, a runtime.Goexit, a
 // call that never returns and an answer that breaks the contract all mean that
-// this source cannot tell. Only one that is [InMemory] is trusted to return.
+// this source cannot tell. Only CheckNow of one that is [Prompt] is trusted to return.
 type Set struct {
 	members []Member // sorted by name
 	plan    plan

@@ -31,13 +31,17 @@ var ErrNeedsChallenge = errors.New("needs the answer to the challenge")
 // all.
 var ErrNeedsNetwork = errors.New("needs the network")
 
+// ErrWouldWait is what a Prompt source returns from CheckNow where it has no answer
+// at hand. It is no failure: Check is asked.
+var ErrWouldWait = errors.New("would have to wait for the answer")
+
 // A Source knows some TPMs.
 //
 // What makes one does nothing else: it checks its configuration and opens no
 // file, no socket and no goroutine, since configurations are also checked where
 // they will never run. A source that loads or follows data is a [Refresher], a
 // [Runner] or both as well, and a [Poller] where changes take their time; one
-// that need not be waited for is [InMemory]; one that has to ask the network for what
+// that may have its answer at hand is [Prompt]; one that has to ask the network for what
 // evidence names is a [Fetcher]; one that can say what it serves is a [Reporter].
 type Source interface {
 	// Check reports whether the source lists the TPM that ev describes.
@@ -62,21 +66,21 @@ type Source interface {
 	Check(ctx context.Context, ev *Evidence) (Verdict, error)
 }
 
-// An InMemory source is a Source whose Check may answer from memory alone.
+// A Prompt source is a Source that has its answer at hand, always or at times: what
+// holds its data in memory, or finds it in that of the kernel.
 //
-// Such an answer is waited for in the goroutine of the attestation, which is most
-// of what a Set costs otherwise. It is under the Set's guard against panics, but
-// no longer under its deadline: what waits there, or ends its goroutine, takes
-// the attestation with it.
-type InMemory interface {
+// Such an answer is waited for in the goroutine of the attestation. To hand a
+// question to another one, as a Set does where a source may hang, takes several
+// times as long as a look into memory.
+type Prompt interface {
 	Source
-	// InMemory reports whether Check computes its answer from what it has in
-	// memory and from nothing else: it opens no file and no socket, starts no
-	// goroutine, waits for none, and takes no lock that is held while something
-	// is waited for. It needs no deadline, then, and is given none of the Set's.
-	// The answer depends on the source's configuration alone and is asked for
-	// once, by NewSet.
-	InMemory() bool
+	// CheckNow answers as Check does, by the same contract, where it need wait for
+	// nothing, and otherwise returns ErrWouldWait: Check is asked then. It waits
+	// for no storage, no network, no goroutine and no lock that is held while
+	// something is waited for; it starts no goroutine. It is under the Set's guard
+	// against panics and not under its deadline: what waits here, or ends its
+	// goroutine, takes the attestation with it.
+	CheckNow(ctx context.Context, ev *Evidence) (Verdict, error)
 }
 
 // A Fetcher is a Source that has to ask the network for what some evidence names:

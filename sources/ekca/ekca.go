@@ -174,8 +174,10 @@ func (s *Source) Fetch(ctx context.Context, ev *sources.Evidence) (sources.Verdi
 	return s.answer(ctx, ev, true)
 }
 
-// InMemory implements sources.InMemory.
-func (s *Source) InMemory() bool { return true }
+// CheckNow implements sources.Prompt: all that Check needs is in memory.
+func (s *Source) CheckNow(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	return s.Check(ctx, ev)
+}
 
 // Status implements sources.Reporter. Entries is the number of different
 // configured CA certificates that were valid when they were loaded. A warning says

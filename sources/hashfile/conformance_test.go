@@ -63,7 +63,7 @@ var (
 	_ sources.Poller   = (*Source)(nil)
 	_ sources.Runner   = (*Source)(nil)
 	_ sources.Reporter = (*Source)(nil)
-	_ sources.InMemory = (*Source)(nil)
+	_ sources.Prompt   = (*Source)(nil)
 )
 
 func textOf(entries map[string]sources.Attributes) string {

@@ -178,8 +178,10 @@ func (s *Source) Status() sources.Status {
 	return status
 }
 
-// InMemory implements sources.InMemory.
-func (s *Source) InMemory() bool { return true }
+// CheckNow implements sources.Prompt: all that Check needs is in memory.
+func (s *Source) CheckNow(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	return s.Check(ctx, ev)
+}
 
 // earlyPerInterval is how many early refreshes there are in a PollInterval, and
 // earlyPause the least time between two.

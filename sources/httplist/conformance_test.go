@@ -60,7 +60,7 @@ var (
 	_ sources.Poller   = (*httplist.Source)(nil)
 	_ sources.Runner   = (*httplist.Source)(nil)
 	_ sources.Reporter = (*httplist.Source)(nil)
-	_ sources.InMemory = (*httplist.Source)(nil)
+	_ sources.Prompt   = (*httplist.Source)(nil)
 )
 
 // The contract of every source, with a real server and a real cache.

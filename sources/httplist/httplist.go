@@ -272,8 +272,10 @@ func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdi
 	return st.list.Verdict(ev)
 }
 
-// InMemory implements sources.InMemory.
-func (s *Source) InMemory() bool { return true }
+// CheckNow implements sources.Prompt: all that Check needs is in memory.
+func (s *Source) CheckNow(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	return s.Check(ctx, ev)
+}
 
 // fresh returns why the list may not serve any more, or nil.
 func (st *state) fresh(now time.Time, maxStaleness time.Duration) error {

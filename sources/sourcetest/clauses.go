@@ -185,24 +185,40 @@ func testContextEnded(tb run) {
 	s.wantListed(tb, stranger, false, "after a Refresh whose context had ended")
 }
 
-// testInMemory: a source that says that it answers from memory does so, since
-// nothing bounds the time for which an attestation waits for it. It does not look
-// at its data, which Break takes away, it does not wait for its context, and it
-// says the same whenever it is asked.
-func testInMemory(tb run) {
+// testPrompt: CheckNow waits for nothing, since nothing bounds the time for which an
+// attestation waits for it. It does not wait for its context, and it answers rightly
+// or not at all, whatever becomes of the data: a source that loads its data does not
+// look at it, and one that does not load it cannot tell once it is unreadable.
+func testPrompt(tb run) {
 	s := newSubject(tb, tb.h)
-	m, ok := s.source.(sources.InMemory)
-	if !ok || !m.InMemory() {
+	p, ok := s.source.(sources.Prompt)
+	if !ok {
 		return
-	}
-	if _, loads := s.source.(sources.Refresher); !loads && s.Break != nil {
-		tb.Error("it answers from memory, and never loads the data that Break makes unreadable")
 	}
 	listed, stranger := s.evidence(tb), s.evidence(tb)
 	s.list(tb, listed)
-	if tb.h.Fetches { // then that is what it has in memory
-		s.wantListed(tb, listed, true, "before it is asked from memory")
+	within(tb, "Check", func() { // after which it may have the answers at hand
+		s.wantListed(tb, listed, true, "before it is asked for what it has at hand")
+		s.wantListed(tb, stranger, false, "before it is asked for what it has at hand")
+	})
+	ctx := &unwaitable{Context: tb.Context()}
+	ask := func(when string, broken bool) {
+		within(tb, "CheckNow", func() {
+			for range rounds {
+				for ev, want := range map[*sources.Evidence]bool{proven(listed): true, proven(stranger): false} {
+					v, err := s.ask(ctx, tb, "CheckNow", p.CheckNow, ev)
+					switch {
+					case errors.Is(err, sources.ErrWouldWait), tb.h.Fetches && errors.Is(err, sources.ErrNeedsNetwork):
+					case err == nil && broken:
+						tb.Errorf("%s: at hand is that listed is %v, and the data is unreadable", when, v.Listed)
+					case !broken && (err != nil || v.Listed != want):
+						tb.Errorf("%s: at hand is that listed is %v, error %v, want %v", when, v.Listed, err, want)
+					}
+				}
+			}
+		})
 	}
+	ask("as long as all is well", false)
 	if s.Break != nil {
 		s.Break()
 		defer s.Mend()
@@ -211,25 +227,10 @@ func testInMemory(tb run) {
 		s.Cut()
 		defer s.Restore()
 	}
-	ctx := &unwaitable{Context: tb.Context()}
-	within(tb, "a Check that answers from memory", func() {
-		for range rounds {
-			for ev, want := range map[*sources.Evidence]bool{proven(listed): true, proven(stranger): false} {
-				v, err := s.checkOnce(ctx, tb, ev)
-				if tb.h.Fetches && errors.Is(err, sources.ErrNeedsNetwork) {
-					continue
-				}
-				if err != nil || v.Listed != want {
-					tb.Errorf("from memory: listed is %v, error %v, want %v", v.Listed, err, want)
-				}
-			}
-		}
-	})
+	_, loads := s.source.(sources.Refresher)
+	ask("when the data has become unreadable", !loads && s.Break != nil)
 	if ctx.waited.Load() {
-		tb.Error("Check waits for its context, or starts what does: it does not answer from memory")
-	}
-	if !m.InMemory() {
-		tb.Error("InMemory says now this, now that")
+		tb.Error("CheckNow waits for its context, or starts what does")
 	}
 }
 

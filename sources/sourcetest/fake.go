@@ -124,8 +124,10 @@ func NewMemoryFake(a Answer) *MemoryFake {
 	return f
 }
 
-// InMemory implements sources.InMemory.
-func (f *MemoryFake) InMemory() bool { return true }
+// CheckNow implements sources.Prompt.
+func (f *MemoryFake) CheckNow(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	return f.Check(ctx, ev)
+}
 
 // A FetchingFake is a Fake that is a Fetcher as well. Both answer as they are told;
 // the zero FetchingFake lists nobody and needs no network.
@@ -193,8 +195,10 @@ type PollingFake struct {
 	OnRefreshEarly func() bool
 }
 
-// InMemory implements sources.InMemory.
-func (f *PollingFake) InMemory() bool { return true }
+// CheckNow implements sources.Prompt.
+func (f *PollingFake) CheckNow(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	return f.Check(ctx, ev)
+}
 
 // RefreshEarly implements sources.Poller.
 func (f *PollingFake) RefreshEarly() bool { return f.OnRefreshEarly != nil && f.OnRefreshEarly() }

@@ -106,7 +106,9 @@ type loadingFetcher struct {
 	*loader
 }
 
-func (f loadingFetcher) InMemory() bool { return true }
+func (f loadingFetcher) CheckNow(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	return f.Check(ctx, ev)
+}
 
 func (f loadingFetcher) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 	switch {

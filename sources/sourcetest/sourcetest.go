@@ -59,6 +59,8 @@ type Harness struct {
 	// until it has. Backend.Cut and Backend.Restore are needed then. A Fetcher
 	// is tested a second time, without Fetches, where it need not ask about some.
 	Fetches bool
+
+	promptly bool // a Prompt source is asked as a Set asks it
 }
 
 // A Backend is the backing data of one source under test. Its functions fail the
@@ -94,11 +96,21 @@ type Backend struct {
 	Content func() any
 }
 
-// Run tests a source.
+// Run tests a source. One that is Prompt is tested twice: by Check alone, and as a Set
+// asks it, by CheckNow first.
 func Run(t *testing.T, h Harness) {
 	t.Helper()
 	for _, c := range clauses() {
 		t.Run(c.name, func(t *testing.T) { c.test(run{t, h, 20 * time.Second}) })
+	}
+	if _, ok := h.New(t).Open().(sources.Prompt); !ok {
+		return
+	}
+	h.promptly = true
+	for _, c := range clauses() {
+		if c.asks {
+			t.Run(c.name+" promptly", func(t *testing.T) { c.test(run{t, h, 20 * time.Second}) })
+		}
 	}
 }
 
@@ -114,34 +126,35 @@ type run struct {
 type clause struct {
 	name string
 	test func(tb run)
+	asks bool // it is about what Check answers
 }
 
 func clauses() []clause {
 	return []clause{
-		{"opening does nothing", testOpen},
-		{"listed and not listed", testAnswers},
-		{"attributes", testAttributes},
-		{"needs the challenge", testNeedsChallenge},
-		{"needs the network", testNeedsNetwork},
-		{"Fetch and Check agree", testFetchAgrees},
-		{"a network that fails", testNetworkFails},
-		{"a network that hangs", testNetworkHangs},
-		{"a fetch whose context has ended", testFetchContextEnded},
-		{"fetches at once", testFetchesAtOnce},
-		{"what is fetched is the caller's", testFetchedIsCallers},
-		{"cannot tell", testCannotTell},
-		{"not loaded yet", testNotLoaded},
-		{"hostile evidence", testHostile},
-		{"a context that has ended", testContextEnded},
-		{"in memory", testInMemory},
-		{"evidence is the caller's", testEvidenceIsCallers},
-		{"the verdict is the caller's", testVerdictIsCallers},
-		{"nothing is written", testNothingWritten},
-		{"concurrent use", testConcurrent},
-		{"Run ends", testRunEnds},
-		{"Run follows", testRunFollows},
-		{"early refreshes are limited", testEarlyLimited},
-		{"Status", testStatus},
-		{"in a Set", testInSet},
+		{"opening does nothing", testOpen, false},
+		{"listed and not listed", testAnswers, true},
+		{"attributes", testAttributes, true},
+		{"needs the challenge", testNeedsChallenge, true},
+		{"needs the network", testNeedsNetwork, false},
+		{"Fetch and Check agree", testFetchAgrees, false},
+		{"a network that fails", testNetworkFails, false},
+		{"a network that hangs", testNetworkHangs, false},
+		{"a fetch whose context has ended", testFetchContextEnded, false},
+		{"fetches at once", testFetchesAtOnce, false},
+		{"what is fetched is the caller's", testFetchedIsCallers, false},
+		{"cannot tell", testCannotTell, true},
+		{"not loaded yet", testNotLoaded, true},
+		{"hostile evidence", testHostile, true},
+		{"a context that has ended", testContextEnded, true},
+		{"at hand", testPrompt, false},
+		{"evidence is the caller's", testEvidenceIsCallers, true},
+		{"the verdict is the caller's", testVerdictIsCallers, true},
+		{"nothing is written", testNothingWritten, true},
+		{"concurrent use", testConcurrent, true},
+		{"Run ends", testRunEnds, false},
+		{"Run follows", testRunFollows, false},
+		{"early refreshes are limited", testEarlyLimited, false},
+		{"Status", testStatus, false},
+		{"in a Set", testInSet, false},
 	}
 }

@@ -102,9 +102,15 @@ func (s *subject) resolve(ctx context.Context, tb testing.TB, ev *sources.Eviden
 	return v, err
 }
 
-// checkOnce asks about ev as it is, and nobody but Check.
+// checkOnce asks about ev as it is, and nobody but Check; CheckNow first where the
+// source is to be asked promptly.
 func (s *subject) checkOnce(ctx context.Context, tb testing.TB, ev *sources.Evidence) (sources.Verdict, error) {
 	tb.Helper()
+	if p, ok := s.source.(sources.Prompt); ok && s.h.promptly {
+		if v, err := s.ask(ctx, tb, "CheckNow", p.CheckNow, ev); !errors.Is(err, sources.ErrWouldWait) {
+			return v, err
+		}
+	}
 	v, err := s.ask(ctx, tb, "Check", s.source.Check, ev)
 	if _, ok := s.source.(sources.Fetcher); !ok && errors.Is(err, sources.ErrNeedsNetwork) {
 		tb.Error("Check asks for the network, and there is no Fetch")

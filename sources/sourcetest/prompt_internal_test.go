@@ -3,31 +3,54 @@ package sourcetest
 import (
 	"context"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// remembering is a bent loader that says that it answers from memory.
+// remembering is a bent loader that has its answers at hand.
 type remembering struct{ *bent }
 
-func (remembering) InMemory() bool { return true }
-
-// rememberingLookup says that it answers from memory, and reads its data.
-type rememberingLookup struct{ lookup }
-
-func (rememberingLookup) InMemory() bool { return true }
-
-// wavering says so every other time.
-type wavering struct {
-	*loader
-	asked *int
+func (r remembering) CheckNow(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	return r.Check(ctx, ev)
 }
 
-func (w wavering) InMemory() bool {
-	*w.asked++
-	return *w.asked%2 == 1
+// fitful is a loader that has every other answer at hand.
+type fitful struct {
+	*loader
+	asked *atomic.Int64
+}
+
+func (f fitful) CheckNow(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	if f.asked.Add(1)%2 == 0 {
+		return sources.Verdict{}, sources.ErrWouldWait
+	}
+	return f.Check(ctx, ev)
+}
+
+// stale is a lookup that has at hand what it once found.
+type stale struct {
+	lookup
+	found *sync.Map
+}
+
+func (s stale) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	v, err := s.lookup.Check(ctx, ev)
+	if err == nil {
+		s.found.Store(ev.EKHash, v.Listed)
+	}
+	return v, err
+}
+
+func (s stale) CheckNow(_ context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	listed, ok := s.found.Load(ev.EKHash)
+	if !ok {
+		return sources.Verdict{}, sources.ErrWouldWait
+	}
+	return sources.Verdict{Listed: listed == true}, nil
 }
 
 func rememberingHarness(bend func(b *bent)) Harness {
@@ -38,9 +61,11 @@ func rememberingHarness(bend func(b *bent)) Harness {
 	})
 }
 
-// TestInMemoryPasses stops the suite from refusing a source that keeps its word.
-func TestInMemoryPasses(t *testing.T) {
+// TestPromptPasses stops the suite from refusing a source that keeps its word, with
+// all of its answers at hand or some.
+func TestPromptPasses(t *testing.T) {
 	Run(t, rememberingHarness(func(*bent) {}))
+	Run(t, harness(func(d *data) sources.Source { return fitful{&loader{data: d}, new(atomic.Int64)} }))
 }
 
 // eager allows every early refresh.
@@ -66,8 +91,9 @@ func TestEarlyRefreshesAreLimited(t *testing.T) {
 	}
 }
 
-// TestSuiteCatchesWhoWaits: a source that says that it answers from memory and
-// then waits would hold up an attestation, which nothing bounds, for ever.
+// TestSuiteCatchesWhoWaits: a source that says that it has its answer at hand and
+// then waits would hold up an attestation, which nothing bounds, for ever. One that
+// has an old answer at hand would admit whoever has been removed.
 func TestSuiteCatchesWhoWaits(t *testing.T) {
 	release := make(chan struct{})
 	defer close(release)
@@ -79,7 +105,7 @@ func TestSuiteCatchesWhoWaits(t *testing.T) {
 		})
 	}
 	for name, h := range map[string]Harness{
-		"reads": harness(func(d *data) sources.Source { return rememberingLookup{lookup{d}} }),
+		"remembers": harness(func(d *data) sources.Source { return stale{lookup{d}, &sync.Map{}} }),
 		"loads as it is asked": checks(
 			func(b *bent, ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 				if err := b.loader.Refresh(ctx); err != nil {
@@ -98,10 +124,9 @@ func TestSuiteCatchesWhoWaits(t *testing.T) {
 				<-release
 				return b.loader.Check(ctx, ev)
 			}),
-		"wavers": harness(func(d *data) sources.Source { return wavering{&loader{data: d}, new(int)} }),
 	} {
 		t.Run(name, func(t *testing.T) {
-			found := failures(t, h, "in memory")
+			found := failures(t, h, "at hand")
 			if len(found) == 0 || slices.Contains(found, "") {
 				t.Errorf("found %q", found)
 			}

@@ -3,6 +3,7 @@ package sources_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"runtime"
 	"sync"
 	"testing"
@@ -19,10 +20,10 @@ func goroutine() string {
 	return string(bytes.Fields(b[:runtime.Stack(b, false)])[1])
 }
 
-// TestInMemoryIsAskedInPlace: a source that answers from memory costs no
+// TestPromptIsAskedInPlace: a source that has its answer at hand costs no
 // goroutine, no timer and no slot; any other is never asked in the attestation's
 // own goroutine, since it may hang there.
-func TestInMemoryIsAskedInPlace(t *testing.T) {
+func TestPromptIsAskedInPlace(t *testing.T) {
 	var inMemory, outside string
 	asked := func(where *string) sourcetest.Answer {
 		return func(ctx context.Context, _ *sources.Evidence) (sources.Verdict, error) {
@@ -51,9 +52,9 @@ func TestInMemoryIsAskedInPlace(t *testing.T) {
 	}
 }
 
-// TestInMemoryBesideOneThatHangs: what the memory holds is asked while the others
+// TestPromptBesideOneThatHangs: what is at hand is asked while the others
 // are at work, whatever becomes of these, and at the first step as at the second.
-func TestInMemoryBesideOneThatHangs(t *testing.T) {
+func TestPromptBesideOneThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release, asked := make(chan struct{}), make(chan time.Duration, 2)
 		defer close(release)
@@ -75,9 +76,9 @@ func TestInMemoryBesideOneThatHangs(t *testing.T) {
 	})
 }
 
-// TestInMemoryThatBreaksTheContract: an answer from memory is under the same
+// TestPromptThatBreaksTheContract: an answer at hand is under the same
 // guard as any other.
-func TestInMemoryThatBreaksTheContract(t *testing.T) {
+func TestPromptThatBreaksTheContract(t *testing.T) {
 	for name, a := range map[string]sourcetest.Answer{
 		"panics":          sourcetest.Panics("index out of range"),
 		"fails":           sourcetest.Fails(errOutage),
@@ -96,27 +97,51 @@ func TestInMemoryThatBreaksTheContract(t *testing.T) {
 	}
 }
 
-// cannotSay panics when it is asked whether it answers from memory.
-type cannotSay struct{ sourcetest.Fake }
+// atTimes has an answer at hand every other time.
+type atTimes struct {
+	*sourcetest.Fake
+	now *sourcetest.Fake
+}
 
-func (*cannotSay) InMemory() bool { panic("nil map") }
+func (s atTimes) CheckNow(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	return s.now.Check(ctx, ev)
+}
 
-// TestInMemoryThatPanics: then it is not, and the configuration is none the worse.
-func TestInMemoryThatPanics(t *testing.T) {
-	x := &cannotSay{}
-	x.Set(func(ctx context.Context, _ *sources.Evidence) (sources.Verdict, error) {
-		_, limited := ctx.Deadline()
-		return sources.Verdict{Listed: limited}, nil
-	})
-	s := newSet(t, sources.AnyOf("x"), sources.Options{}, member("x", x))
-	if d := attest(t, s, sourcetest.NewEvidence(t)); d.Outcome != sources.Admitted {
+// TestPromptThatWouldWait: Check answers then, in a goroutine and under a deadline,
+// and that an answer is not at hand is no failure; where it is, nobody else is asked.
+func TestPromptThatWouldWait(t *testing.T) {
+	x := atTimes{
+		Fake: sourcetest.NewFake(func(ctx context.Context, _ *sources.Evidence) (sources.Verdict, error) {
+			_, limited := ctx.Deadline()
+			return sources.Verdict{Listed: limited}, nil
+		}),
+		now: sourcetest.NewFake(sourcetest.Fails(fmt.Errorf("not yet read: %w", sources.ErrWouldWait))),
+	}
+	log := newJournal()
+	s := newSet(t, sources.AnyOf("x"), sources.Options{Log: slogOf(log)}, member("x", x))
+	for range 2 {
+		if d := attest(t, s, sourcetest.NewEvidence(t)); d.Outcome != sources.Admitted {
+			t.Errorf("%v: %s", d.Outcome, d.Explain())
+		}
+	}
+	x.now.Set(sourcetest.ListsNot())
+	if d := s.Begin(sourcetest.NewEvidence(t)).BeforeChallenge(t.Context()); d.Outcome != sources.Refused {
+		t.Errorf("%v: %s", d.Outcome, d.Explain())
+	}
+	if n, _, _ := x.Calls(); n != 2 {
+		t.Errorf("Check was called %d times, want 2", n)
+	}
+	log.wantLines(t)
+	x.Set(sourcetest.Fails(sources.ErrWouldWait)) // which says nothing in Check
+	x.now.Set(sourcetest.Fails(sources.ErrWouldWait))
+	if d := s.Begin(sourcetest.NewEvidence(t)).BeforeChallenge(t.Context()); d.Outcome != sources.Unavailable {
 		t.Errorf("%v: %s", d.Outcome, d.Explain())
 	}
 }
 
-// TestInMemoryOfACallerWhoHasLeft: nobody is asked on his behalf, and the source
+// TestPromptOfACallerWhoHasLeft: nobody is asked on his behalf, and the source
 // has not failed.
-func TestInMemoryOfACallerWhoHasLeft(t *testing.T) {
+func TestPromptOfACallerWhoHasLeft(t *testing.T) {
 	log := newJournal()
 	x := sourcetest.NewMemoryFake(sourcetest.Lists(sources.Attributes{}))
 	s := newSet(t, sources.AnyOf("x"), sources.Options{Log: slogOf(log)}, member("x", x))
@@ -131,8 +156,8 @@ func TestInMemoryOfACallerWhoHasLeft(t *testing.T) {
 	log.wantLines(t)
 }
 
-// TestInMemoryAtOnce: many attestations ask at once, with no slot between them.
-func TestInMemoryAtOnce(t *testing.T) {
+// TestPromptAtOnce: many attestations ask at once, with no slot between them.
+func TestPromptAtOnce(t *testing.T) {
 	var all sync.WaitGroup
 	entered := make(chan struct{}, 100)
 	release := make(chan struct{})
