@@ -54,6 +54,30 @@ func BenchmarkCheck(b *testing.B) {
 	}
 }
 
+// BenchmarkCheckNow is a check of what the kernel remembers: without a goroutine that
+// could hang, in a few system calls more. A Set asks it first.
+func BenchmarkCheckNow(b *testing.B) {
+	for _, l := range layouts[:2] {
+		b.Run(l.name, func(b *testing.B) {
+			s, err := New(Config{Path: benchmarkDirectory(b, l.files)})
+			if err != nil {
+				b.Fatal(err)
+			}
+			trust(b, s)
+			ev := &sources.Evidence{EKHash: hash(1)}
+			if _, err := s.Check(b.Context(), ev); err != nil {
+				b.Fatal(err)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				if v, err := s.CheckNow(b.Context(), ev); err != nil || !v.Listed {
+					b.Fatal(v, err)
+				}
+			}
+		})
+	}
+}
+
 // BenchmarkBareSyscalls opens the directory, stats both names of the entry and
 // closes the directory: what no check that holds nothing in memory can do
 // without.

@@ -28,14 +28,17 @@ func TestConformance(t *testing.T) {
 		entry  func(hash string) string
 		marker string
 		lost   string // what is moved away to break it, in the directory
+		empty  bool   // entries say nothing, so that they may be at hand
 	}{
 		{name: "flat", entry: flat, lost: "."},
 		{name: "sharded", entry: sharded, lost: "."},
 		{name: "marked", entry: flat, marker: ".mounted", lost: ".mounted"},
+		{name: "empty", entry: flat, lost: ".", empty: true},
+		{name: "empty and marked", entry: sharded, marker: ".mounted", lost: ".mounted", empty: true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			sourcetest.Run(t, sourcetest.Harness{
-				Attributes: true,
+				Attributes: !test.empty,
 				New: func(tb testing.TB) sourcetest.Backend {
 					dir := filepath.Join(tb.TempDir(), "hashes")
 					must(tb, os.Mkdir(dir, 0o755))
@@ -59,8 +62,12 @@ func backend(tb testing.TB, cfg hashdir.Config, entry func(string) string, lost 
 			return s
 		},
 		List: func(ev *sources.Evidence, a sources.Attributes) {
-			content, err := json.Marshal(map[string]any{"name": a.Name, "labels": a.Labels})
-			must(tb, err)
+			var content []byte
+			if a.Name != "" {
+				var err error
+				content, err = json.Marshal(map[string]any{"name": a.Name, "labels": a.Labels})
+				must(tb, err)
+			}
 			must(tb, os.MkdirAll(filepath.Dir(file(ev)), 0o755))
 			must(tb, os.WriteFile(file(ev), content, 0o644))
 		},

@@ -34,6 +34,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
@@ -52,14 +53,19 @@ type Config struct {
 	Marker string
 }
 
-// Source is a directory of EK hashes. It holds no file open and keeps nothing
-// between two checks. Its methods may be called from several goroutines.
+// Source is a directory of EK hashes. It holds no file open and keeps nothing of the
+// directory between two checks. Its methods may be called from several goroutines.
 type Source struct {
 	path, marker string
 	// open is what opener returns, and undisturbed the constant of the same
 	// name; tests put faults in between, and take any time for too long.
 	open        func(path string) (directory, error)
 	undisturbed time.Duration
+
+	// volume is the file system that the directory was on last, nil before that is
+	// known; moved says that CheckNow has seen it on another one.
+	volume atomic.Pointer[volume]
+	moved  atomic.Bool
 }
 
 // New checks the configuration and returns the source. It does not touch the
@@ -122,11 +128,12 @@ func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (v sources.Ver
 	if !ok {
 		return sources.Verdict{}, fmt.Errorf("EK hash %q is not %d lower-case hex digits", ev.EKHash, hashLen)
 	}
+	s.learnVolume()
 	for range attempts {
 		if err := ctx.Err(); err != nil {
 			return sources.Verdict{}, err
 		}
-		if v, err = s.attempt(names); !errors.Is(err, errReplaced) {
+		if v, err = s.attempt(names, s.open); !errors.Is(err, errReplaced) {
 			break
 		}
 	}
@@ -136,9 +143,9 @@ func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (v sources.Ver
 // attempt opens the directory and looks for an entry. One that finds nothing,
 // and is not believed, looks a second time, for the sake of links in the
 // directory, and then sees to it that the path still leads to the directory.
-func (s *Source) attempt(names [2]string) (sources.Verdict, error) {
+func (s *Source) attempt(names [2]string, open func(path string) (directory, error)) (sources.Verdict, error) {
 	start := time.Now()
-	dir, err := s.open(s.path)
+	dir, err := open(s.path)
 	if err != nil {
 		return sources.Verdict{}, s.pathError("open", err)
 	}
