@@ -1,6 +1,7 @@
 package boltfile
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -42,14 +43,15 @@ func Damaged(format string, args ...any) error {
 	return &UnusableError{"is damaged: " + fmt.Sprintf(format, args...)}
 }
 
-// ErrForeign is about a file that somebody else may miss.
-var ErrForeign = errors.New("is a database of something else; choose another cache_path, or remove the file")
+// ErrForeign is about a file that somebody else may miss: it is not to be replaced.
+var ErrForeign = errors.New("is a file of something else; choose another cache_path, or remove the file")
 
 // Inspect reports an error unless a file is a bbolt database that is whole in
 // its structure: what is mapped and followed by pointers has to end.
 //
 // It reads the file as any other, so that one that is cut short, or a disk that
-// fails, is an error and no fault.
+// fails, is an error and no fault. The error is an *UnusableError where the file is,
+// or was, a database that may be replaced, and ErrForeign where it never was one.
 func Inspect(file *os.File) error {
 	info, err := file.Stat()
 	if err != nil {
@@ -112,9 +114,30 @@ func newestMeta(file io.ReaderAt) (metaPage, error) {
 		}
 	}
 	if newest == nil {
-		return metaPage{}, Damaged("neither of its first two pages is whole")
+		return metaPage{}, notWhole(file)
 	}
 	return *newest, nil
+}
+
+// notWhole returns what a file is that has no whole meta page. It was a database
+// where one of the two still says so, or where nothing is left of either: what a
+// machine that lost its power leaves may be zeros. Any other file is one that
+// somebody has named by mistake.
+func notWhole(file io.ReaderAt) error {
+	buf := make([]byte, 2*PageSize)
+	n, err := file.ReadAt(buf, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return Damaged("read its first two pages: %v", err)
+	}
+	for page := range 2 {
+		if binary.NativeEndian.Uint32(buf[page*PageSize+headerSize:]) == metaMagic {
+			return Damaged("neither of its first two pages is whole")
+		}
+	}
+	if bytes.Count(buf[:n], []byte{0}) != n {
+		return ErrForeign
+	}
+	return Damaged("its first two pages are empty")
 }
 
 // inspector walks through a file. It holds one page's elements at a time.

@@ -212,7 +212,6 @@ func TestFilesOfNoUse(t *testing.T) {
 			edit(t, path, func(tx *bbolt.Tx) error { return tx.DeleteBucket([]byte("tpm certificates")) })
 		}, "no bucket"},
 		"empty": {func(path string) { must(t, os.Truncate(path, 0)) }, "empty"},
-		"text":  {func(path string) { must(t, os.WriteFile(path, []byte(strings.Repeat("text\n", 9999)), 0o600)) }, "damaged"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filled(t, o, 3)
@@ -247,6 +246,9 @@ func TestFilesThatMustNotBeWritten(t *testing.T) {
 				_, err := tx.CreateBucket([]byte("accounts"))
 				return err
 			})
+		}, "something else"},
+		"a text": {func(path string) {
+			must(t, os.WriteFile(path, []byte(strings.Repeat("text\n", 9999)), 0o600))
 		}, "something else"},
 		"in no folder": {func(path string) { must(t, os.Remove(filepath.Dir(path))) }, "its directory"},
 	} {

@@ -173,12 +173,11 @@ func setMeta(content []byte, change func(meta []byte)) []byte {
 	return content
 }
 
-// What is not a cache at all: an operator's other file, a page of a web server.
+// What is left of a cache, or never was more than an empty file, is overcome.
 func TestGarbage(t *testing.T) {
 	path, content, lists := damagedCache(t)
 	for name, garbage := range map[string][]byte{
 		"empty":                      {},
-		"text":                       []byte("<html>" + strings.Repeat("not a list\n", 10_000)),
 		"zeros":                      make([]byte, 64*page),
 		"a bad root":                 setMeta(content, func(m []byte) { binary.NativeEndian.PutUint64(m[16:], 1<<40) }),
 		"a root that is a meta page": setMeta(content, func(m []byte) { binary.NativeEndian.PutUint64(m[16:], 1) }),
@@ -194,7 +193,32 @@ func TestGarbage(t *testing.T) {
 	}
 }
 
-// A database of something else is not replaced by a list, whatever cache_path says.
+// A file of something else is not replaced by a list, whatever cache_path says: a
+// typing error must not cost SPIRE its datastore.
+func TestFileOfSomethingElse(t *testing.T) {
+	c, path := newCache(t)
+	for name, content := range map[string][]byte{
+		"a byte":      []byte("x"),
+		"text":        []byte("<html>" + strings.Repeat("not a list\n", 10_000)),
+		"SQLite":      append([]byte("SQLite format 3\x00"), make([]byte, 25*page)...),
+		"late":        append(make([]byte, 2*page-1), 'x'),
+		"magic aside": append(make([]byte, 20), binary.NativeEndian.AppendUint32(nil, 0xed0cdaed)...),
+	} {
+		writeFile(t, path, content)
+		if _, _, err := c.Load(t.Context()); err == nil || !strings.Contains(err.Error(), "something else") {
+			t.Errorf("%s: load: %v", name, err)
+		}
+		if err := c.Save(t.Context(), nil, plain(t, 0, 3), meta(1)); err == nil || !strings.Contains(err.Error(), "something else") {
+			t.Errorf("%s: save: %v", name, err)
+		}
+		if !bytes.Equal(content, readFile(t, path)) {
+			t.Errorf("%s: changed", name)
+		}
+		wantNoDraft(t, path)
+	}
+}
+
+// A database of something else is not replaced either.
 func TestDatabaseOfSomethingElse(t *testing.T) {
 	c, path := newCache(t)
 	for name, options := range map[string]*bbolt.Options{

@@ -81,13 +81,13 @@ func (c *Cache) Load(ctx context.Context) (*eklist.Snapshot, Meta, error) {
 //
 // previous may be nil. Where it is what this Cache has loaded or saved last, the
 // file still holds it, and few entries differ, only these are written; where none
-// does, only Header and meta. Any other file, and one that is damaged, is replaced
+// does, only Header and meta. Any other cache, and one that is damaged, is replaced
 // by a new one, which has mode 0600.
 //
 // It is an error where the same list is there with a higher serial, or next has
 // no serial and the list that is there has one: another process was ahead, and
-// the file does not go back. It is one, too, where the file is a database of
-// something else.
+// the file does not go back. It is one, too, where the file is of something
+// else: it is left as it is.
 func (c *Cache) Save(ctx context.Context, previous, next *eklist.Snapshot, meta Meta) error {
 	if err := c.save(ctx, previous, next, meta); err != nil {
 		return fmt.Errorf("cache %q: %w", c.path, err)
