@@ -2,8 +2,8 @@ package httplist_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -187,7 +187,7 @@ func TestFullDisk(t *testing.T) {
 	full := limitFiles(t)
 	for i, machine := range []string{"two", "three"} {
 		var keys strings.Builder
-		for n := range 200_000 { // too many for the room that is left
+		for n := range 50_000 { // too many for the room that is left
 			fmt.Fprintf(&keys, `"%064x", `, n<<8+i)
 		}
 		fields := fmt.Sprintf(`"serial": %d, `, i+2)
@@ -210,7 +210,7 @@ func TestFullDisk(t *testing.T) {
 	wantListed(t, loaded(t, cfg), "three")
 }
 
-// limitFiles lets no file grow beyond some megabytes, until undo, as a full disk
+// limitFiles lets no file grow beyond a megabyte, until undo, as a full disk
 // does. The testing package writes small files meanwhile.
 func limitFiles(t *testing.T) (undo func()) {
 	t.Helper()
@@ -223,7 +223,7 @@ func limitFiles(t *testing.T) (undo func()) {
 			t.Fatal(err)
 		}
 	}
-	set(4 << 20)
+	set(1 << 20)
 	t.Cleanup(func() { set(before.Cur) })
 	return func() { set(before.Cur) }
 }
@@ -238,29 +238,86 @@ func TestCacheOfAnother(t *testing.T) {
 	wantCannotTell(t, s, "no list")
 }
 
-// A list is in the cache before it serves: one that was seen by anybody is not
-// forgotten by a crash a moment later.
-func TestCacheBeforeServing(t *testing.T) {
-	cfg, o, _ := cached(t, `"serial": 1, `)
-	s := loaded(t, cfg)
-	o.serve(func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, list(`"serial": 2, `, "two"))
-	})
-	done := make(chan error)
-	go func() { done <- s.Refresh(t.Context()) }()
-	for s.Status().Serial != 2 {
-		select {
-		case err := <-done:
-			if err != nil {
-				t.Fatal(err)
+// A cache that cannot be read when the server starts, since another process has it
+// or its file system is not there yet, is read as soon as it can be, and until then
+// a warning says so.
+func TestCacheIsReadLater(t *testing.T) {
+	for name, hide := range map[string]func(t *testing.T, path string) (show func()){
+		"locked": lockFile, "away": moveFolder,
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg, o, _ := cached(t, `"serial": 7, `)
+			o.Close()
+			show := hide(t, cfg.CachePath)
+			s := newSource(t, cfg)
+			for range 2 {
+				ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+				err := s.Refresh(ctx)
+				cancel()
+				if warnings := s.Status().Warnings; err == nil || len(warnings) != 1 ||
+					!strings.Contains(warnings[0], "the cache was not used") {
+					t.Errorf("the error is %v, the warnings are %q", err, warnings)
+				}
+				wantCannotTell(t, s, "no list")
 			}
-			done = nil
-		default:
+			show()
+			refresh(t, s)
+			wantListed(t, s, "one")
+			if warnings := s.Status().Warnings; len(warnings) != 0 {
+				t.Errorf("the warnings are %q", warnings)
+			}
+		})
+	}
+}
+
+// What was accepted before is not forgotten for a cache that cannot be read at a
+// start: once it can be, an older list that the web server has served meanwhile is
+// a replay, and the later one serves.
+func TestReplayWhileCacheIsAway(t *testing.T) {
+	for name, answer := range map[string]func(o *origin){
+		"sent again": func(*origin) {},
+		"confirmed":  func(o *origin) { o.answer(http.StatusNotModified, "") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg, o, _ := cached(t, `"serial": 7, `)
+			show := moveFolder(t, cfg.CachePath)
+			o.answer(http.StatusOK, list(`"serial": 3, `, "stranger"), "ETag", `"3"`)
+			s := loaded(t, cfg)
+			show()
+			answer(o)
+			wantError(t, s.Refresh(t.Context()), "the list is a replay", "holds serial 7")
+			wantListed(t, s, "one")
+			o.answer(http.StatusOK, list(`"serial": 8, `, "two"))
+			refresh(t, s)
+			wantListed(t, s, "two")
+		})
+	}
+}
+
+// lockFile locks a file as another process does.
+func lockFile(t *testing.T, path string) (unlock func()) {
+	t.Helper()
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	unlock = func() { file.Close() }
+	t.Cleanup(unlock)
+	return unlock
+}
+
+// moveFolder takes a file's folder away.
+func moveFolder(t *testing.T, path string) (back func()) {
+	t.Helper()
+	dir := filepath.Dir(path)
+	rename := func(from, to string) {
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
 		}
 	}
-	o.answer(http.StatusNotFound, "")
-	wantListed(t, loaded(t, cfg), "two")
-	if done != nil {
-		<-done
-	}
+	rename(dir, dir+".away")
+	return func() { rename(dir+".away", dir) }
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +14,7 @@ import (
 	"github.com/hashicorp/go-retryablehttp"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/listsig"
 )
 
 const (
@@ -32,15 +32,14 @@ type answer struct {
 	validators validators
 	// at is when the server has answered.
 	at   time.Time
-	size int64 // of the list in bytes, decoded
-	key  [sha256.Size]byte
+	size int64      // of the list in bytes, decoded
+	key  listsig.ID // that has signed it; zero where lists are not signed
 }
 
 // A session is one attempt, with the credentials of this moment.
 type session struct {
 	client *retryablehttp.Client
 	token  string
-	key    *publicKey // nil where lists are not signed
 }
 
 // open reads the credentials.
@@ -49,15 +48,11 @@ func (s *Source) open(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, err := s.verifier.key()
-	if err != nil {
-		return nil, err
-	}
 	transport, err := s.transport(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &session{token: token, key: key, client: &retryablehttp.Client{
+	return &session{token: token, client: &retryablehttp.Client{
 		HTTPClient:   &http.Client{Transport: transport, CheckRedirect: s.checkRedirect},
 		RetryMax:     maxRetries,
 		CheckRetry:   retryable,
@@ -73,7 +68,7 @@ func (s *Source) fetch(ctx context.Context) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	held := s.held(session)
+	held := s.held()
 	resp, err := session.get(ctx, s.url, held)
 	if err != nil {
 		return nil, err
@@ -90,11 +85,11 @@ func (s *Source) fetch(ctx context.Context) (*answer, error) {
 	return a, s.read(ctx, session, resp, a)
 }
 
-// held returns what the request names as the list that is there already. A list
-// that this process has not verified with this key is asked for anew.
-func (s *Source) held(session *session) validators {
+// held returns what the request names as the list that is there already. A signed
+// list that this process has not verified itself is asked for anew.
+func (s *Source) held() validators {
 	st := s.state.Load()
-	if st == nil || s.unconditional || session.key != nil && session.key.sum != st.key {
+	if st == nil || s.unconditional || s.verifier != nil && !st.here {
 		return validators{}
 	}
 	return st.validators
@@ -108,9 +103,8 @@ func (s *Source) read(ctx context.Context, session *session, resp *http.Response
 	}
 	counted := &counter{r: body}
 	defer func() { a.size = counted.n }()
-	if session.key != nil {
-		a.key = session.key.sum
-		a.list, err = s.readSigned(ctx, session, counted)
+	if s.verifier != nil {
+		a.list, a.key, err = s.readSigned(ctx, session, counted)
 		return err
 	}
 	var size int64
@@ -124,23 +118,27 @@ func (s *Source) read(ctx context.Context, session *session, resp *http.Response
 	return err
 }
 
-// readSigned reads a list, and its signature beside it.
-func (s *Source) readSigned(ctx context.Context, session *session, body io.Reader) (*eklist.Snapshot, error) {
+// readSigned reads a list, and its signature beside it. It returns the ID of the key
+// that has signed.
+func (s *Source) readSigned(
+	ctx context.Context, session *session, body io.Reader,
+) (*eklist.Snapshot, listsig.ID, error) {
 	data, err := io.ReadAll(io.LimitReader(body, s.cfg.MaxBytes+1))
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("read the list: %w", err)
+		return nil, listsig.ID{}, fmt.Errorf("read the list: %w", err)
 	case int64(len(data)) > s.cfg.MaxBytes:
-		return nil, fmt.Errorf("%w: more than %d bytes", eklist.ErrTooLong, s.cfg.MaxBytes)
+		return nil, listsig.ID{}, fmt.Errorf("%w: more than %d bytes", eklist.ErrTooLong, s.cfg.MaxBytes)
 	}
-	if err := s.verifier.verify(ctx, session, data); err != nil {
-		return nil, err
+	key, err := s.verify(ctx, session, data)
+	if err != nil {
+		return nil, listsig.ID{}, err
 	}
 	list, err := parse(bytes.NewReader(data), s.cfg.MaxBytes, int64(len(data)))
 	if err != nil {
-		return nil, err
+		return nil, listsig.ID{}, err
 	}
-	return list, s.verifier.accept(list.Header())
+	return list, key, s.verifier.accept(list.Header())
 }
 
 // get makes one request, and few more where it is worth it. The caller closes

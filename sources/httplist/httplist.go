@@ -8,12 +8,11 @@
 // long, replayed or expired takes the place of nothing.
 //
 // What has to be trusted is the web server, as its certificate or its X.509-SVID
-// names it, and where there is a public key, its holder instead.
+// names it, and where there are public keys, their holders instead.
 package httplist
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net/url"
@@ -26,6 +25,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/listcache"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/listsig"
 )
 
 // What a Config has where it says nothing.
@@ -80,8 +80,10 @@ type Config struct {
 	// after a restart; no cache where it is empty.
 	CachePath string
 	// SignatureURL, PublicKeyPath and ListID are all set, or none. With them,
-	// the list serves only where the key in PublicKeyPath (package listsig) has
-	// signed it, decoded, where it has a serial, an expiry and the name ListID.
+	// the list serves only where one of the keys in PublicKeyPath (package
+	// listsig) has signed it, decoded, where it has a serial, an expiry and the
+	// name ListID. One whose key was taken out of the file does not serve any
+	// more from the next attempt on, and its serial does not count.
 	// SignatureURL is on the same host and port as URL.
 	SignatureURL, PublicKeyPath, ListID string
 	// Now is the clock for staleness and expiry, and by which the server's
@@ -107,9 +109,9 @@ type Source struct {
 	warnings atomic.Pointer[[]string]
 
 	// Only Refresh, which is never called twice at once, uses what follows.
-	restored      bool      // the cache was looked at
-	unconditional bool      // the next request is to be
-	touched       time.Time // what the cache holds as the time of the last answer
+	keys          listsig.PublicKeys // that may sign; none where lists are not signed
+	unconditional bool               // the next request is to be
+	touched       time.Time          // what the cache holds as the time of the last answer
 	// loadWarning and saveWarning say what went wrong with the cache last.
 	loadWarning, saveWarning string
 
@@ -130,9 +132,8 @@ type state struct {
 	// here is true where the server has said so to this process, false where
 	// only the cache has.
 	here bool
-	// key is of the public key that has verified the list; zero where none
-	// has, or another process.
-	key [sha256.Size]byte
+	// key is of the public key that has signed the list; zero where none has.
+	key listsig.ID
 }
 
 // New checks the configuration and returns the source. It reads nothing: the
@@ -247,7 +248,7 @@ func about(what string, errs []error) []error {
 	return all
 }
 
-var errNotLoaded = errors.New("no list has been loaded yet")
+var errNotLoaded = errors.New("no list is loaded")
 
 // Check implements sources.Source. It looks the EK hash up in the last good
 // list, and cannot tell where there is none, where the server has not confirmed

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/listcache"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/listsig"
 )
 
 // startPatience is how long a source that serves from its cache waits at its
@@ -16,21 +17,23 @@ const startPatience = time.Second
 
 // Refresh implements sources.Refresher: it asks the server for the list, and
 // where there is a new one that is good, stores it in the cache and then serves
-// it. On an error the last good list stays.
+// it. On an error the last good list stays, unless its key does not count any more.
 //
-// The first Refresh serves the list in the cache before it asks. Where that is
-// not stale, the server has a second to answer, and there is no error if it does
-// not: what was loaded is good, and Run asks again at once.
+// While there is no list, Refresh serves the one in the cache before it asks. Where
+// that is not stale, the server has a second to answer, and there is no error if it
+// does not: what was loaded is good, and Run asks again at once.
 func (s *Source) Refresh(ctx context.Context) error {
 	timeout := s.cfg.Timeout
-	warm := false
-	s.loadWarning = ""
 	defer s.warn()
-	if !s.restored {
-		s.restored = true
-		if warm = s.restore(ctx); warm {
-			timeout = min(timeout, startPatience)
-		}
+	if s.state.Load() != nil { // what was wrong before has been overcome
+		s.loadWarning = ""
+	}
+	if err := s.trust(); err != nil {
+		return err
+	}
+	warm := s.state.Load() == nil && s.restore(ctx)
+	if warm {
+		timeout = min(timeout, startPatience)
 	}
 	err := s.poll(ctx, timeout)
 	if warm && err != nil {
@@ -58,8 +61,10 @@ func (s *Source) restore(ctx context.Context) bool {
 		validators: validators{meta.ETag, meta.LastModified},
 		loaded:     time.Now(),
 		confirmed:  meta.Confirmed,
+		key:        listsig.ID(meta.Key),
 	}
 	s.state.Store(st)
+	s.loadWarning = ""
 	return st.fresh(s.cfg.Now(), s.cfg.MaxStaleness) == nil
 }
 
@@ -90,7 +95,9 @@ func (s *Source) poll(ctx context.Context, timeout time.Duration) error {
 	if a.list == nil {
 		st := *previous
 		st.confirmed, st.here = a.at, true
-		s.touch(ctx, &st)
+		if err := s.touch(ctx, &st); err != nil {
+			return err
+		}
 		s.state.Store(&st)
 		return nil
 	}
@@ -101,7 +108,9 @@ func (s *Source) poll(ctx context.Context, timeout time.Duration) error {
 		list: a.list, validators: a.validators, loaded: time.Now(), confirmed: a.at,
 		size: a.size, here: true, key: a.key,
 	}
-	s.save(ctx, previous, st)
+	if err := s.save(ctx, previous, st); err != nil {
+		return err
+	}
 	s.state.Store(st)
 	return nil
 }
@@ -122,52 +131,74 @@ func (s *Source) ask(ctx context.Context, timeout time.Duration) (*answer, error
 
 // succeeds returns why a list may not take the place of the one before, or nil.
 func (s *Source) succeeds(previous *state, next *eklist.Snapshot) error {
-	if next.Header().Expired(s.cfg.Now()) {
-		return fmt.Errorf("the list has expired, at %s: publish one with a later date", stamp(next.Header().Expires))
-	}
-	if previous == nil {
-		return nil
+	if err := s.expired(next); err != nil || previous == nil {
+		return err
 	}
 	if err := previous.list.CheckSuccession(next); err != nil {
-		return fmt.Errorf("the list is a replay, or was published without a new serial: %w", err)
+		return replay(err)
 	}
 	return nil
 }
 
-// save puts a new list into the cache. What goes wrong there is a warning: the
-// list is good.
-func (s *Source) save(ctx context.Context, previous, next *state) {
+func replay(err error) error {
+	return fmt.Errorf("the list is a replay, or was published without a new serial: %w", err)
+}
+
+// expired returns an error where the list says that it is too old. One that serves
+// may have expired since, however often the server confirms it.
+func (s *Source) expired(list *eklist.Snapshot) error {
+	if h := list.Header(); h.Expired(s.cfg.Now()) {
+		return fmt.Errorf("the list has expired, at %s: publish one with a later date", stamp(h.Expires))
+	}
+	return nil
+}
+
+// save puts a new list into the cache. It returns an error where the list may not
+// serve.
+func (s *Source) save(ctx context.Context, previous, next *state) error {
 	if s.cache == nil {
-		return
+		return nil
 	}
 	var before *eklist.Snapshot
 	if previous != nil {
 		before = previous.list
 	}
-	s.saved(next, s.cache.Save(ctx, before, next.list, next.meta()))
+	return s.saved(ctx, next, s.cache.Save(ctx, before, next.list, next.meta()))
 }
 
 // touch notes in the cache that the list was confirmed, now and then: the file
 // need not be written at every poll.
-func (s *Source) touch(ctx context.Context, st *state) {
+func (s *Source) touch(ctx context.Context, st *state) error {
 	if s.cache == nil {
-		return
+		return nil
 	}
 	age := st.confirmed.Sub(s.touched)
 	if s.saveWarning == "" && age >= 0 && age < min(time.Minute, s.cfg.MaxStaleness/100) {
-		return
+		return nil
 	}
-	s.saved(st, s.cache.Touch(ctx, st.list, st.meta()))
+	return s.saved(ctx, st, s.cache.Touch(ctx, st.list, st.meta()))
 }
 
-// saved notes how writing the cache has ended.
-func (s *Source) saved(st *state, err error) {
+// saved notes how writing the cache has ended. What goes wrong there is a warning:
+// the list is good. But where the cache holds a later list than this one, which it
+// may if it could not be read before, that one takes its place, and this one is a
+// replay.
+func (s *Source) saved(ctx context.Context, st *state, err error) error {
 	s.saveWarning, s.touched = "", st.confirmed
+	if ahead := (*listcache.AheadError)(nil); errors.As(err, &ahead) {
+		s.state.Store(nil)
+		s.restore(ctx)
+		return replay(err)
+	}
 	if err != nil {
 		s.saveWarning = fmt.Sprintf("the cache was not written, a restart will not have this list: %v", err)
 	}
+	return nil
 }
 
 func (st *state) meta() listcache.Meta {
-	return listcache.Meta{ETag: st.validators.etag, LastModified: st.validators.lastModified, Confirmed: st.confirmed}
+	return listcache.Meta{
+		ETag: st.validators.etag, LastModified: st.validators.lastModified, Confirmed: st.confirmed,
+		Key: listcache.Key(st.key),
+	}
 }

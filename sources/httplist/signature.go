@@ -2,7 +2,6 @@ package httplist
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -10,11 +9,12 @@ import (
 	"net/url"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/listcache"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/listsig"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
-// A verifier verifies that the holder of a key has made a list. Whoever holds
+// A verifier verifies that the holder of one of a few keys has made a list. Whoever holds
 // the web server can then neither make up, replay, freeze nor swap one.
 type verifier struct {
 	url     *url.URL
@@ -35,50 +35,74 @@ func newVerifier(cfg Config) (*verifier, []error) {
 	return &verifier{url: u, keyPath: cfg.PublicKeyPath, listID: cfg.ListID}, about("the URL of the signature", errs)
 }
 
-// A publicKey is the key of this moment, and the SHA-256 of its file.
-type publicKey struct {
-	*listsig.PublicKey
-	sum [sha256.Size]byte
-}
-
-// key reads the public key; nil where v is nil.
-func (v *verifier) key() (*publicKey, error) {
-	if v == nil {
-		return nil, nil //nolint:nilnil // lists are not signed
-	}
-	pem, err := smallfile.Read(v.keyPath, listsig.MaxPublicKey)
+// keys reads the public keys.
+func (v *verifier) keys() (listsig.PublicKeys, error) {
+	pem, err := smallfile.Read(v.keyPath, listsig.MaxPublicKeys)
 	if err != nil {
 		return nil, fmt.Errorf("read the public key: %w", err)
 	}
-	key, err := listsig.ParsePublicKey(pem)
+	keys, err := listsig.ParsePublicKeys(pem)
 	if err != nil {
 		return nil, fmt.Errorf("the public key %q: %w", v.keyPath, err)
 	}
-	return &publicKey{key, sha256.Sum256(pem)}, nil
+	return keys, nil
 }
 
-// verify fetches the signature and verifies it over the list.
-func (v *verifier) verify(ctx context.Context, session *session, list []byte) error {
+// trust reads the public keys. A list that none of them has signed is dropped at
+// once, with its serial, and so is one in the cache: a key is taken out of the file
+// because it was stolen, and whoever has it may have signed any list with any serial.
+func (s *Source) trust() error {
+	if s.verifier == nil {
+		return nil
+	}
+	keys, err := s.verifier.keys()
+	if err != nil {
+		return err
+	}
+	s.keys = keys
+	if s.cache != nil {
+		ids := make([]listcache.Key, len(keys))
+		for i, key := range keys {
+			ids[i] = listcache.Key(key.ID())
+		}
+		s.cache.Trust(ids...)
+	}
+	if st := s.state.Load(); st != nil && !keys.Has(st.key) {
+		s.state.Store(nil)
+		s.loadWarning = fmt.Sprintf("the list was dropped: the key that has signed it is not in %q any more",
+			s.verifier.keyPath)
+	}
+	return nil
+}
+
+// verify fetches the signature and verifies it over the list. It returns the ID of
+// the key that has signed.
+func (s *Source) verify(ctx context.Context, session *session, list []byte) (listsig.ID, error) {
+	sig, err := s.verifier.signature(ctx, session)
+	if err != nil {
+		return listsig.ID{}, fmt.Errorf("fetch the signature: %w", err)
+	}
+	id, err := s.keys.Verify(list, sig)
+	if err != nil {
+		return listsig.ID{}, fmt.Errorf("the list's signature: %w", err)
+	}
+	return id, nil
+}
+
+func (v *verifier) signature(ctx context.Context, session *session) ([]byte, error) {
 	resp, err := session.get(ctx, v.url, validators{})
 	if err != nil {
-		return fmt.Errorf("fetch the signature: %w", err)
+		return nil, err
 	}
 	defer resp.Body.Close() //nolint:errcheck // it was read to its end, or is of no use
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("fetch the signature: %w", statusOf(resp))
+		return nil, statusOf(resp)
 	}
 	body, err := decoded(resp, listsig.MaxSignature)
 	if err != nil {
-		return fmt.Errorf("fetch the signature: %w", err)
+		return nil, err
 	}
-	sig, err := io.ReadAll(io.LimitReader(body, listsig.MaxSignature+1))
-	if err != nil {
-		return fmt.Errorf("fetch the signature: %w", err)
-	}
-	if err := session.key.Verify(list, sig); err != nil {
-		return fmt.Errorf("the list's signature: %w", err)
-	}
-	return nil
+	return io.ReadAll(io.LimitReader(body, listsig.MaxSignature+1))
 }
 
 // accept returns why a list that was signed may not serve, or nil: one without

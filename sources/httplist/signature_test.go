@@ -5,7 +5,10 @@ import (
 	"crypto/x509"
 	"io"
 	"net/http"
+	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -113,10 +116,13 @@ func TestSignature(t *testing.T) {
 	wantListed(t, s, "two")
 }
 
-// A list that an old key has signed is asked for anew once the key was replaced,
-// and serves under it only until it is stale; and no 304 stands for a list that
-// this process has never verified.
-func TestPublicKeyIsReplaced(t *testing.T) {
+// signedList returns a list with a serial that may be signed.
+func signedList(serial uint64, machines ...string) string {
+	return list(strings.Replace(header, "2", strconv.FormatUint(serial, 10), 1), machines...)
+}
+
+// No 304 stands for a signed list that this process has never verified.
+func TestVerifiedAfterARestart(t *testing.T) {
 	cfg, p, _ := published(t)
 	cfg.CachePath = filepath.Join(t.TempDir(), "cache.db")
 	s := loaded(t, cfg)
@@ -130,11 +136,91 @@ func TestPublicKeyIsReplaced(t *testing.T) {
 	if len(p.asked) != 2 || p.asked[0] != "/tpm.json " {
 		t.Errorf("after a restart: asked %q, want the whole list", p.asked)
 	}
-	rewrite(t, cfg.PublicKeyPath, p.rotate(t))
-	wantError(t, s.Refresh(t.Context()), "signature")
+}
+
+// A key is replaced by another in peace: while the file holds both, lists of either
+// serve, serials count across them, and nobody is refused in between.
+func TestPublicKeyIsRotated(t *testing.T) {
+	cfg, p, _ := published(t)
+	before, err := os.ReadFile(cfg.PublicKeyPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := loaded(t, cfg)
+	old := *p
+	after := p.rotate(t)
+	rewrite(t, cfg.PublicKeyPath, append(slices.Clone(before), after...))
+	refresh(t, s) // what the old key has signed
 	wantListed(t, s, "one")
-	p.publish(list(header, "one"), `"1"`)
+	p.publish(signedList(3, "two"), `"2"`)
 	refresh(t, s)
+	wantListed(t, s, "two")
+	p.text, p.sig, p.etag = old.text, old.sig, `"3"`
+	wantError(t, s.Refresh(t.Context()), "replay")
+	wantListed(t, s, "two")
+	rewrite(t, cfg.PublicKeyPath, after)
+	p.publish(signedList(3, "two"), `"2"`)
+	refresh(t, s)
+	wantListed(t, s, "two")
+}
+
+// A stolen key signs a list with the highest serial there is. Once another key is
+// in its place, that list serves nobody from the next poll on, whether the web
+// server still has it or is away, and over a restart; its serial does not keep the
+// list of the new key out; and the stolen key brings nothing back.
+func TestStolenKey(t *testing.T) {
+	cfg, p, o := published(t)
+	cfg.CachePath = filepath.Join(t.TempDir(), "cache.db")
+	p.publish(signedList(1<<64-1, "stranger"), `"1"`)
+	stolen := *p
+	s := loaded(t, cfg)
+	wantListed(t, s, "stranger")
+	own := p.rotate(t)
+	rewrite(t, cfg.PublicKeyPath, own)
+	p.text, p.sig = stolen.text, stolen.sig
+	wantError(t, s.Refresh(t.Context()), "the list's signature")
+	wantCannotTell(t, s, "no list")
+	if st := s.Status(); st.Serial != 0 || len(st.Warnings) == 0 {
+		t.Errorf("the status is %+v", st)
+	}
+	o.answer(http.StatusServiceUnavailable, "")
+	restarted := newSource(t, cfg)
+	wantError(t, restarted.Refresh(t.Context()), "503")
+	wantCannotTell(t, restarted, "no list")
+
+	o.serve(p.serve)
+	p.publish(signedList(3, "one"), `"2"`)
+	for _, s := range []*httplist.Source{s, restarted} {
+		refresh(t, s)
+		wantListed(t, s, "one")
+	}
+	p.text, p.sig, p.etag = stolen.text, stolen.sig, `"3"`
+	wantError(t, s.Refresh(t.Context()), "the list's signature")
+	wantListed(t, s, "one")
+	o.Close()
+	wantListed(t, loaded(t, cfg), "one")
+}
+
+// A key file that cannot be read tells of no key that was taken out: what serves
+// goes on. But nothing is taken from the cache without it.
+func TestNoPublicKeyForAWhile(t *testing.T) {
+	cfg, _, o := published(t)
+	cfg.CachePath = filepath.Join(t.TempDir(), "cache.db")
+	s := loaded(t, cfg)
+	own, err := os.ReadFile(cfg.PublicKeyPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rewrite(t, cfg.PublicKeyPath, own[:50])
+	wantError(t, s.Refresh(t.Context()), "the public key")
+	wantListed(t, s, "one")
+	o.Close()
+	restarted := newSource(t, cfg)
+	wantError(t, restarted.Refresh(t.Context()), "the public key")
+	wantCannotTell(t, restarted, "no list")
+	rewrite(t, cfg.PublicKeyPath, own)
+	refresh(t, restarted)
+	wantListed(t, restarted, "one")
 }
 
 // A cache that was filled without signatures serves nobody once they are asked

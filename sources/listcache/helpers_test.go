@@ -100,7 +100,8 @@ func wantLoad(t testing.TB, path string, want *eklist.Snapshot, m listcache.Meta
 	if h.Serial != w.Serial || h.HasSerial != w.HasSerial || !h.Expires.Equal(w.Expires) || h.Name != w.Name {
 		t.Errorf("header %+v, want %+v", h, w)
 	}
-	if gotMeta.ETag != m.ETag || gotMeta.LastModified != m.LastModified || !gotMeta.Confirmed.Equal(m.Confirmed) {
+	if gotMeta.ETag != m.ETag || gotMeta.LastModified != m.LastModified || !gotMeta.Confirmed.Equal(m.Confirmed) ||
+		gotMeta.Key != m.Key {
 		t.Errorf("meta %+v, want %+v", gotMeta, m)
 	}
 }

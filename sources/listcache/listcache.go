@@ -15,6 +15,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
@@ -33,6 +35,19 @@ type Meta struct {
 	// it was saved, without a monotonic reading, and may be in the future where
 	// the clock was set back.
 	Confirmed time.Time
+	// Key is the public key that has signed the list, zero where none has.
+	Key Key
+}
+
+// A Key tells a public key from all others, by a hash of it.
+type Key [sha256.Size]byte
+
+// An AheadError says that the file holds a later list than the one that was to be
+// saved.
+type AheadError struct{ Serial uint64 }
+
+func (e *AheadError) Error() string {
+	return fmt.Sprintf("holds serial %d already, which was accepted before; it stays", e.Serial)
 }
 
 // A Cache is a file that holds one list. It is safe for concurrent use: calls
@@ -42,6 +57,9 @@ type Cache struct {
 	path string
 	of   [sha256.Size]byte
 	memo memo
+	// trusted are the keys that may have signed the list; nil where none is to
+	// have.
+	trusted atomic.Pointer[[]Key]
 }
 
 // New returns the Cache in a file, of the list that the strings identify: its
@@ -57,6 +75,22 @@ func New(path string, of ...string) *Cache {
 		all = append(all, s...)
 	}
 	return &Cache{path: path, of: sha256.Sum256(all)}
+}
+
+// Trust says which public keys may have signed the list. A file whose list another
+// one has signed counts as none from then on: Load does not return it, and Save
+// replaces it whatever its serial, since whoever has stolen a key may give any serial
+// to a list. Before the first call, the list is to be one that nobody has signed.
+func (c *Cache) Trust(keys ...Key) {
+	keys = slices.Clone(keys)
+	c.trusted.Store(&keys)
+}
+
+func (c *Cache) trusts(key Key) bool {
+	if keys := c.trusted.Load(); keys != nil {
+		return slices.Contains(*keys, key)
+	}
+	return key == Key{}
 }
 
 // Load returns the list that was saved last and what belongs to it. With an
@@ -84,9 +118,9 @@ func (c *Cache) Load(ctx context.Context) (*eklist.Snapshot, Meta, error) {
 // does, only Header and meta. Any other cache, and one that is damaged, is replaced
 // by a new one, which has mode 0600.
 //
-// It is an error where the same list is there with a higher serial, or next has
-// no serial and the list that is there has one: another process was ahead, and
-// the file does not go back. It is one, too, where the file is of something
+// It is an *AheadError where the same list is there with a higher serial, or next
+// has no serial and the list that is there has one: another process was ahead, and
+// the file does not go back. It is an error, too, where the file is of something
 // else: it is left as it is.
 func (c *Cache) Save(ctx context.Context, previous, next *eklist.Snapshot, meta Meta) error {
 	if err := c.save(ctx, previous, next, meta); err != nil {

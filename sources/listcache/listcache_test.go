@@ -208,6 +208,47 @@ func TestSerialDoesNotGoBack(t *testing.T) {
 	wantNoDraft(t, path)
 }
 
+// Whoever has stolen a signing key may have published the highest serial there is.
+// Once the key does not count any more, neither does that list: it does not come
+// back after a restart, and the first good one takes its place.
+func TestKeyThatDoesNotCountAnyMore(t *testing.T) {
+	stolen, safe := listcache.Key{1}, listcache.Key{2}
+	c, path := newCache(t)
+	open := func(keys ...listcache.Key) *listcache.Cache {
+		c := listcache.New(path, url, listID)
+		c.Trust(keys...)
+		return c
+	}
+	signed := func(by listcache.Key) listcache.Meta {
+		m := meta(1)
+		m.Key = by
+		return m
+	}
+	theirs, ours := listOf(t, serial(1<<64-1), 0, 10, nil), listOf(t, serial(3), 0, 5, nil)
+	c.Trust(stolen)
+	mustSave(t, c, nil, theirs, signed(stolen))
+	if got, m, err := open(safe, stolen).Load(t.Context()); err != nil || !got.SameEntries(theirs) || m.Key != stolen {
+		t.Errorf("while both count: %v, %v", got, err)
+	}
+	ahead := (*listcache.AheadError)(nil)
+	if err := open(stolen, safe).Save(t.Context(), nil, ours, signed(safe)); !errors.As(err, &ahead) || ahead.Serial != 1<<64-1 {
+		t.Errorf("while both count: save: %v", err)
+	}
+	for _, keys := range [][]listcache.Key{{safe}, {}, {{}}} {
+		if got, _, err := open(keys...).Load(t.Context()); got != nil || err == nil || !strings.Contains(err.Error(), "none of the public keys") {
+			t.Errorf("%x: %v, %v", keys, got, err)
+		}
+	}
+	mustSave(t, open(safe), nil, ours, signed(safe))
+	if got, _, err := open(safe).Load(t.Context()); err != nil || !got.SameEntries(ours) {
+		t.Errorf("the list after: %v, %v", got, err)
+	}
+	// Where lists need no signature, one that has one is of another time.
+	if got, _, err := listcache.New(path, url, listID).Load(t.Context()); got != nil || err == nil {
+		t.Errorf("without keys: %v, %v", got, err)
+	}
+}
+
 // After a change of the configuration the list of the URL before must not be
 // served as that of the URL now.
 func TestListOfAnotherConfiguration(t *testing.T) {

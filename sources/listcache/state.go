@@ -43,6 +43,7 @@ type state struct {
 	ETag         []byte    `json:"etag"`
 	LastModified []byte    `json:"lastModified"`
 	Confirmed    time.Time `json:"confirmed"`
+	Key          Key       `json:"key"`
 
 	// Bytes of the list and of its changes, and how many values those have.
 	ListBytes    int64  `json:"listBytes"`
@@ -57,6 +58,7 @@ func (c *Cache) describe(s *eklist.Snapshot, meta Meta) state {
 		Of: c.of[:], Entries: s.Len(),
 		Serial: h.Serial, HasSerial: h.HasSerial, Expires: h.Expires, Name: []byte(h.Name),
 		ETag: []byte(meta.ETag), LastModified: []byte(meta.LastModified), Confirmed: meta.Confirmed.UTC(),
+		Key: meta.Key,
 	}
 }
 
@@ -65,14 +67,14 @@ func (st *state) header() eklist.Header {
 }
 
 func (st *state) meta() Meta {
-	return Meta{ETag: string(st.ETag), LastModified: string(st.LastModified), Confirmed: st.Confirmed}
+	return Meta{ETag: string(st.ETag), LastModified: string(st.LastModified), Confirmed: st.Confirmed, Key: st.Key}
 }
 
 // checkSuccessor reports why a list with a header may not be written over the one
 // that is there.
 func (st *state) checkSuccessor(next eklist.Header) error {
 	if st.HasSerial && (!next.HasSerial || next.Serial < st.Serial) {
-		return fmt.Errorf("holds serial %d already, which another process has accepted; it stays", st.Serial)
+		return &AheadError{st.Serial}
 	}
 	return nil
 }
@@ -125,6 +127,9 @@ func (c *Cache) readState(tx *bbolt.Tx) (*state, error) {
 	}
 	if !bytes.Equal(st.Of, c.of[:]) {
 		return nil, &boltfile.UnusableError{Problem: "holds the list of another configuration"}
+	}
+	if !c.trusts(st.Key) {
+		return nil, &boltfile.UnusableError{Problem: "holds a list that none of the public keys has signed"}
 	}
 	return &st, nil
 }

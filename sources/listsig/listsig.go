@@ -12,6 +12,10 @@
 //
 //	openssl pkey -in list.key -pubout -out list.pub
 //
+// The verifier may be given several of these, one behind another in one file, and
+// takes what any of them has signed: so a key is replaced by another without a
+// moment in which nothing is signed by the right one.
+//
 // An Ed25519 key signs by the first of these, and an ECDSA key by the second:
 //
 //	openssl pkeyutl -sign -inkey list.key -rawin -in list.json -out list.json.sig
@@ -45,13 +49,14 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 const (
 	// MaxSignature is how long a signature may be in bytes, in any of its forms.
 	MaxSignature = 256
-	// MaxPublicKey is how long the PEM form of a public key may be in bytes.
-	MaxPublicKey = 4096
+	// MaxPublicKeys is how long the PEM form of public keys may be in bytes.
+	MaxPublicKeys = 4096
 )
 
 // A PublicKey verifies signatures. It is safe for concurrent use.
@@ -59,47 +64,103 @@ type PublicKey struct {
 	// verify reports whether sig is a signature over list. It gets any bytes.
 	verify func(list, sig []byte) bool
 	name   string
+	id     ID
 }
 
-// ParsePublicKey reads a key from one PEM block of the type PUBLIC KEY (RFC 7468,
-// 13) with nothing but blanks around it: an Ed25519 key, or an ECDSA key on the
-// curve P-256.
-func ParsePublicKey(text []byte) (*PublicKey, error) {
-	if len(text) > MaxPublicKey {
-		return nil, fmt.Errorf("a public key of %d bytes, more than %d", len(text), MaxPublicKey)
+// An ID tells a key from all others: the SHA-256 of its SubjectPublicKeyInfo in DER
+// (RFC 5280, 4.1.2.7). No key has the zero ID.
+type ID [sha256.Size]byte
+
+// ID returns the key's.
+func (k *PublicKey) ID() ID { return k.id }
+
+// PublicKeys are keys of which any may sign. With none, nothing is signed.
+type PublicKeys []*PublicKey
+
+// ParsePublicKeys reads one or more keys, each from a PEM block of the type PUBLIC
+// KEY (RFC 7468, 13) with nothing but blanks around it: an Ed25519 key, or an ECDSA
+// key on the curve P-256. One that is none of these refuses all.
+func ParsePublicKeys(text []byte) (PublicKeys, error) {
+	if len(text) > MaxPublicKeys {
+		return nil, fmt.Errorf("public keys of %d bytes, more than %d", len(text), MaxPublicKeys)
 	}
-	text = bytes.TrimSpace(text)
-	block, rest := pem.Decode(text)
+	var keys PublicKeys
+	for text = bytes.TrimSpace(text); len(keys) == 0 || len(text) > 0; text = bytes.TrimSpace(text) {
+		if !bytes.HasPrefix(text, []byte("-----BEGIN ")) { // pem.Decode would look for one further on
+			return nil, errors.New("something that is no PEM block; write each key with openssl pkey -pubout")
+		}
+		var block *pem.Block
+		if block, text = pem.Decode(text); block == nil {
+			return nil, errors.New("a PEM block that is not whole; write each key with openssl pkey -pubout")
+		}
+		key, err := parseBlock(block)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, key)
+	}
+	return keys, nil
+}
+
+func parseBlock(block *pem.Block) (*PublicKey, error) {
 	switch {
-	case block == nil || !bytes.HasPrefix(text, []byte("-----BEGIN ")):
-		return nil, errors.New("no PEM block; write the key with openssl pkey -pubout")
 	case block.Type != "PUBLIC KEY":
 		return nil, fmt.Errorf("a PEM block %.40q; write the public key with openssl pkey -pubout", block.Type)
 	case len(block.Headers) > 0:
 		return nil, errors.New("a public key with PEM headers")
-	case len(bytes.TrimSpace(rest)) > 0:
-		return nil, errors.New("something follows the public key; name a file that holds one key and nothing else")
 	}
-	key, err := x509.ParsePKIXPublicKey(block.Bytes)
+	parsed, err := x509.ParsePKIXPublicKey(block.Bytes)
 	if err != nil {
 		return nil, fmt.Errorf("parse the public key: %w", err)
 	}
-	switch key := key.(type) {
+	key := &PublicKey{}
+	switch parsed := parsed.(type) {
 	case ed25519.PublicKey:
-		return &PublicKey{name: "Ed25519", verify: func(list, sig []byte) bool {
-			return len(sig) == ed25519.SignatureSize && ed25519.Verify(key, list, sig)
-		}}, nil
-	case *ecdsa.PublicKey:
-		if key.Curve != elliptic.P256() {
-			return nil, fmt.Errorf("an ECDSA key on the curve %s: P-256 is needed", key.Curve.Params().Name)
+		key.name = "Ed25519"
+		key.verify = func(list, sig []byte) bool {
+			return len(sig) == ed25519.SignatureSize && ed25519.Verify(parsed, list, sig)
 		}
-		return &PublicKey{name: "ECDSA P-256", verify: func(list, sig []byte) bool {
+	case *ecdsa.PublicKey:
+		if parsed.Curve != elliptic.P256() {
+			return nil, fmt.Errorf("an ECDSA key on the curve %s: P-256 is needed", parsed.Curve.Params().Name)
+		}
+		key.name = "ECDSA P-256"
+		key.verify = func(list, sig []byte) bool {
 			sum := sha256.Sum256(list)
-			return ecdsa.VerifyASN1(key, sum[:], sig)
-		}}, nil
+			return ecdsa.VerifyASN1(parsed, sum[:], sig)
+		}
+	default:
+		return nil, fmt.Errorf("a public key of the type %T: Ed25519 or ECDSA P-256 is needed", parsed)
 	}
-	return nil, fmt.Errorf("a public key of the type %T: Ed25519 or ECDSA P-256 is needed", key)
+	der, err := x509.MarshalPKIXPublicKey(parsed)
+	if err != nil {
+		return nil, fmt.Errorf("write the public key: %w", err)
+	}
+	key.id = sha256.Sum256(der)
+	return key, nil
 }
+
+// Verify returns the ID of the key that sig is a signature of over the list, by the
+// rules of PublicKey.Verify, and an error where it is none of any.
+func (ks PublicKeys) Verify(list, sig []byte) (ID, error) {
+	err := errNoKey
+	for _, k := range ks {
+		if err = k.Verify(list, sig); err == nil {
+			return k.id, nil
+		}
+	}
+	if len(ks) > 1 && errors.Is(err, errSignature) {
+		err = fmt.Errorf("%w, nor by another one of the %d", err, len(ks))
+	}
+	return ID{}, err
+}
+
+// Has reports whether one of the keys has an ID.
+func (ks PublicKeys) Has(id ID) bool {
+	return slices.ContainsFunc(ks, func(k *PublicKey) bool { return k.id == id })
+}
+
+var errNoKey = errors.New("there is no public key to verify a signature with")
 
 // errSignature does not tell how a signature differs from a good one.
 var errSignature = errors.New("no signature over this list by the configured public key")
@@ -111,7 +172,7 @@ var errSignature = errors.New("no signature over this list by the configured pub
 func (k *PublicKey) Verify(list, sig []byte) error {
 	switch {
 	case k == nil || k.verify == nil:
-		return errors.New("there is no public key to verify a signature with")
+		return errNoKey
 	case len(sig) == 0:
 		return errors.New("an empty signature")
 	case len(sig) > MaxSignature:

@@ -37,10 +37,7 @@ func TestCommandsOfTheDocumentation(t *testing.T) {
 			for _, command := range run {
 				openssl(t, dir, command)
 			}
-			key, err := listsig.ParsePublicKey(read(t, dir, "list.pub"))
-			if err != nil {
-				t.Fatal(err)
-			}
+			key := parse(t, read(t, dir, "list.pub"))
 			for _, file := range []string{"list.json.sig", "list.json.sig.b64"} {
 				sig := read(t, dir, file)
 				if err := key.Verify([]byte(list), sig); err != nil {
@@ -103,10 +100,7 @@ func read(t *testing.T, dir, name string) []byte {
 // away. Its signature is one over this list, and over no other.
 func TestCosign(t *testing.T) {
 	dir := filepath.Join("testdata", "cosign")
-	key, err := listsig.ParsePublicKey(read(t, dir, "cosign.pub"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := parse(t, read(t, dir, "cosign.pub"))
 	signed, sig := read(t, dir, "tpm.json"), read(t, dir, "tpm.json.sig")
 	for _, end := range []string{"", "\n", "\r\n"} { // as a shell or an editor may add them
 		if err := key.Verify(signed, append(bytes.Clone(sig), end...)); err != nil {
@@ -133,6 +127,16 @@ func publicPEM(t testing.TB, key any) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
 }
 
+// parse returns the one key in a text.
+func parse(t testing.TB, text []byte) *listsig.PublicKey {
+	t.Helper()
+	keys, err := listsig.ParsePublicKeys(text)
+	if err != nil || len(keys) != 1 {
+		t.Fatalf("%d keys, %v", len(keys), err)
+	}
+	return keys[0]
+}
+
 // signed returns a key of each kind, and its signature over the list.
 func signed(t testing.TB) (keys []*listsig.PublicKey, sigs [][]byte) {
 	t.Helper()
@@ -150,11 +154,7 @@ func signed(t testing.TB) (keys []*listsig.PublicKey, sigs [][]byte) {
 		t.Fatal(err)
 	}
 	for _, p := range []any{public, ec.Public()} {
-		key, err := listsig.ParsePublicKey(publicPEM(t, p))
-		if err != nil {
-			t.Fatal(err)
-		}
-		keys = append(keys, key)
+		keys = append(keys, parse(t, publicPEM(t, p)))
 	}
 	return keys, [][]byte{ed25519.Sign(private, []byte(list)), der}
 }
@@ -212,9 +212,47 @@ func TestNoKey(t *testing.T) {
 	}
 }
 
-// A key that is weaker than those documented, or a file that holds more than one
-// key, of which an operator may mean the other, is refused.
-func TestParsePublicKeyRefuses(t *testing.T) {
+// While a key is replaced by another the file holds both, and what either has
+// signed is good; a key that was taken out signs nothing any more.
+func TestSeveralKeys(t *testing.T) {
+	var text []byte
+	var ids []listsig.ID
+	var sigs [][]byte
+	for range 2 {
+		public, private, err := ed25519.GenerateKey(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = append(text, publicPEM(t, public)...)
+		ids = append(ids, parse(t, publicPEM(t, public)).ID())
+		sigs = append(sigs, ed25519.Sign(private, []byte(list)))
+	}
+	keys, err := listsig.ParsePublicKeys(text)
+	if err != nil || len(keys) != 2 || ids[0] == ids[1] {
+		t.Fatalf("%d keys, %v", len(keys), err)
+	}
+	for i, sig := range sigs {
+		if id, err := keys.Verify([]byte(list), sig); err != nil || id != ids[i] || !keys.Has(id) {
+			t.Errorf("key %d: %v", i, err)
+		}
+		other := keys[1-i : 2-i]
+		if id, err := other.Verify([]byte(list), sig); err == nil || id != (listsig.ID{}) || other.Has(ids[i]) {
+			t.Errorf("key %d was taken out: %x, %v", i, id, err)
+		}
+	}
+	if _, err := keys.Verify([]byte(list+" "), sigs[0]); err == nil || !strings.Contains(err.Error(), "nor by another one of the 2") {
+		t.Errorf("over another list: %v", err)
+	}
+	for _, none := range []listsig.PublicKeys{nil, {}, {{}}} {
+		if id, err := none.Verify([]byte(list), sigs[0]); err == nil || id != (listsig.ID{}) {
+			t.Errorf("%v: %x, %v", none, id, err)
+		}
+	}
+}
+
+// A key that is weaker than those documented, or a file that holds anything else
+// beside its keys, is refused.
+func TestParsePublicKeysRefuses(t *testing.T) {
 	p384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -240,21 +278,23 @@ func TestParsePublicKeyRefuses(t *testing.T) {
 		"no PEM":              {[]byte("ssh-ed25519 AAAA"), "no PEM block"},
 		"DER":                 {[]byte("\x30\x2a\x30\x05"), "no PEM block"},
 		"text before":         {append([]byte("key:\n"), good...), "no PEM block"},
-		"two keys":            {append(bytes.Clone(good), good...), "something follows"},
-		"text behind":         {append(bytes.Clone(good), 'x'), "something follows"},
+		"text behind":         {append(bytes.Clone(good), 'x'), "no PEM block"},
+		"text between":        {append(append(bytes.Clone(good), "old:\n"...), good...), "no PEM block"},
+		"a block cut off":     {append(bytes.Clone(good), good[:len(good)/2]...), "not whole"},
+		"a weak second one":   {append(bytes.Clone(good), publicPEM(t, p384.Public())...), "P-384"},
 		"a private key":       {pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), `block "PRIVATE KEY"`},
 		"headers":             {pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Headers: map[string]string{"a": "b"}}), "headers"},
 		"no key inside":       {pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pkcs8}), "parse the public key"},
 		"RSA":                 {publicPEM(t, rsaKey.Public()), "*rsa.PublicKey"},
 		"P-384":               {publicPEM(t, p384.Public()), "P-384"},
-		"longer than allowed": {bytes.Repeat([]byte("\n"), listsig.MaxPublicKey+1), "more than 4096"},
+		"longer than allowed": {bytes.Repeat([]byte("\n"), listsig.MaxPublicKeys+1), "more than 4096"},
 	} {
-		key, err := listsig.ParsePublicKey(test.text)
+		key, err := listsig.ParsePublicKeys(test.text)
 		if key != nil || err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v, %v; want an error with %q", name, key, err, test.want)
 		}
 	}
-	if _, err := listsig.ParsePublicKey(append([]byte("\n"), append(good, "\n\n"...)...)); err != nil {
+	if _, err := listsig.ParsePublicKeys(append([]byte("\n"), append(good, "\n\n"...)...)); err != nil {
 		t.Errorf("a key between blanks: %v", err)
 	}
 }

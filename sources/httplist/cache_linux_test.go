@@ -1,0 +1,49 @@
+package httplist_test
+
+import (
+	"net/http"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// A list is in the cache before it serves: one that was seen by anybody is not
+// forgotten by a crash a moment later.
+func TestCacheBeforeServing(t *testing.T) {
+	cfg, o, _ := cached(t, `"serial": 1, `)
+	s := loaded(t, cfg)
+	draft := cfg.CachePath + ".new"
+	unlock := lockFile(t, draft)
+	opened := opening(t, draft)
+	o.answer(http.StatusOK, list(`"serial": 2, `, "two"))
+	done := make(chan error)
+	go func() { done <- s.Refresh(t.Context()) }()
+	opened() // to be written, which it cannot be yet
+	wantListed(t, s, "one")
+	unlock()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	wantListed(t, s, "two")
+	o.answer(http.StatusNotFound, "")
+	wantListed(t, loaded(t, cfg), "two")
+}
+
+// opening returns a function that waits until a file was opened.
+func opening(t *testing.T, path string) (wait func()) {
+	t.Helper()
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if _, err := unix.InotifyAddWatch(fd, path, unix.IN_OPEN); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		buf := make([]byte, unix.SizeofInotifyEvent+unix.NAME_MAX+1)
+		if n, err := unix.Read(fd, buf); err != nil || n == 0 {
+			t.Errorf("wait until %s is opened: %d, %v", path, n, err)
+		}
+	}
+}
