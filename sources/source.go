@@ -167,6 +167,9 @@ type Status struct {
 	// Serial is the serial number of the list being served; zero where it
 	// has none.
 	Serial uint64
+	// Expires is when the list being served says itself that it is no longer
+	// good; zero where it does not say.
+	Expires time.Time
 	// Warnings are what a person should mend: parts of the data that were left
 	// out, each with its place and the reason, and what keeps the source from
 	// working as well as it could. A Set logs them where they change.

@@ -167,7 +167,7 @@ func (s *Source) Status() sources.Status {
 	var status sources.Status
 	if st := s.state.Load(); st != nil {
 		status.Loaded, status.Confirmed = st.loaded, st.confirmed
-		status.Entries, status.Serial = st.list.Len(), st.list.Header().Serial
+		status.Entries, status.Serial, status.Expires = st.list.Len(), st.list.Header().Serial, st.list.Header().Expires
 	}
 	if next := s.next.Load(); next != nil {
 		status.Next = *next

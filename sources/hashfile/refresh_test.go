@@ -203,6 +203,9 @@ func TestExpires(t *testing.T) {
 	s.now = func() time.Time { return now }
 	must(t, s.Refresh(t.Context()))
 	loadedAt := s.Status().Loaded
+	if until := s.Status().Expires; !until.Equal(now.Add(30 * time.Minute)) {
+		t.Errorf("the list expires at %v", until)
+	}
 	now = now.Add(30*time.Minute - 1)
 	want(t, s, 1, "listed")
 	must(t, s.Refresh(t.Context()))

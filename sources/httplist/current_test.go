@@ -211,7 +211,8 @@ func TestStaleness(t *testing.T) {
 	wantListed(t, s, "one", "two")
 }
 
-// A list is good until it says that it is not, whoever confirms it.
+// A list is good until it says that it is not, whoever confirms it; that it is not
+// any more is told as a failure, so that somebody publishes another one.
 func TestExpires(t *testing.T) {
 	o := newOrigin(t, nil)
 	c := newClock()
@@ -223,9 +224,14 @@ func TestExpires(t *testing.T) {
 	wantListed(t, s, "one")
 	c.move(time.Minute)
 	wantCannotTell(t, s, "the list has expired")
-	o.answer(http.StatusNotModified, "")
-	refresh(t, s)
-	wantCannotTell(t, s, "the list has expired")
+	if st := s.Status(); !st.Expires.Equal(until) {
+		t.Errorf("expires at %v, want %v", st.Expires, until)
+	}
+	for range 2 {
+		o.answer(http.StatusNotModified, "")
+		wantError(t, s.Refresh(t.Context()), "the list has expired", "publish one with a later date")
+		wantCannotTell(t, s, "the list has expired")
+	}
 	o.answer(http.StatusOK, list("", "two"))
 	refresh(t, s)
 	wantListed(t, s, "two")

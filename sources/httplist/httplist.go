@@ -310,7 +310,7 @@ func (s *Source) Status() sources.Status {
 		return status
 	}
 	status.Loaded, status.Confirmed = st.loaded, st.confirmed
-	status.Entries, status.Serial = st.list.Len(), st.list.Header().Serial
+	status.Entries, status.Serial, status.Expires = st.list.Len(), st.list.Header().Serial, st.list.Header().Expires
 	return status
 }
 

@@ -99,7 +99,7 @@ func (s *Source) poll(ctx context.Context, timeout time.Duration) error {
 			return err
 		}
 		s.state.Store(&st)
-		return nil
+		return s.expired(st.list)
 	}
 	if err := s.succeeds(previous, a.list); err != nil {
 		return err
