@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -281,7 +282,7 @@ func TestRefreshEarly(t *testing.T) {
 
 // A wholesale change while machines attest shows each of them one whole list.
 func TestWholeListsOnly(t *testing.T) {
-	const reloads, checks = 100, 1000
+	const reloads, checks, serials = 100, 1000, 50
 	o := newOrigin(t, nil)
 	turn := 0
 	o.serve(func(w http.ResponseWriter, _ *http.Request) {
@@ -292,20 +293,34 @@ func TestWholeListsOnly(t *testing.T) {
 		_, _ = io.WriteString(w, list(fmt.Sprintf(`"serial": %d, `, turn), machines...))
 	})
 	s := loaded(t, o.config())
-	done := make(chan struct{})
+	reloaded, done := make(chan struct{}), make(chan struct{})
+	var seen atomic.Int64 // serials, while lists are being replaced
 	go func() {
 		defer close(done)
-		for range checks {
-			checkWhole(t, s)
+		last := uint64(0)
+		for n := 0; ; n++ {
+			if serial := checkWhole(t, s); serial != last {
+				last = serial
+				seen.Add(1)
+			}
+			select {
+			case <-reloaded:
+				if n >= checks {
+					return
+				}
+			default:
+			}
 		}
 	}()
-	for range reloads {
+	for n := 0; n < reloads || seen.Load() < serials; n++ {
 		refresh(t, s)
 	}
+	close(reloaded)
 	<-done
 }
 
-func checkWhole(t *testing.T, s *httplist.Source) {
+// checkWhole fails the test unless one list serves as a whole, and returns its serial.
+func checkWhole(t *testing.T, s *httplist.Source) uint64 {
 	t.Helper()
 	before := s.Status().Serial
 	one, err1 := s.Check(t.Context(), machine("one"))
@@ -318,4 +333,5 @@ func checkWhole(t *testing.T, s *httplist.Source) {
 	if before == after && (one.Listed == two.Listed || one.Listed != (before%2 == 1)) {
 		t.Errorf("serial %d lists one: %v, two: %v", before, one.Listed, two.Listed)
 	}
+	return after
 }
