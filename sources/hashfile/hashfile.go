@@ -128,9 +128,6 @@ func (s *Source) Check(_ context.Context, ev *sources.Evidence) (sources.Verdict
 	if st == nil {
 		return sources.Verdict{}, errNotLoaded
 	}
-	if strings.ContainsAny(ev.EKHash, "ABCDEF") { // a list may be written so, evidence is not
-		return sources.Verdict{}, errors.New("the EK hash of the evidence is not in lower case")
-	}
 	now := s.now()
 	if err := st.usable(now, s.cfg.MaxStaleness); err != nil {
 		return sources.Verdict{}, err

@@ -267,9 +267,6 @@ func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdi
 	if err := st.fresh(s.cfg.Now(), s.cfg.MaxStaleness); err != nil {
 		return sources.Verdict{}, err
 	}
-	if strings.ToLower(ev.EKHash) != ev.EKHash { // the list may have upper case, no evidence does
-		return sources.Verdict{}, errors.New("the EK hash of the evidence is not in lower case")
-	}
 	return st.list.Verdict(ev)
 }
 
