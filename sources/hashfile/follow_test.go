@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -414,6 +415,7 @@ func TestWholeListsOnly(t *testing.T) {
 					}
 				default:
 				}
+				runtime.Gosched() // who reloads gets its turn
 			}
 		})
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -310,6 +311,7 @@ func TestWholeListsOnly(t *testing.T) {
 				}
 			default:
 			}
+			runtime.Gosched() // who reloads gets its turn
 		}
 	}()
 	for n := 0; n < reloads || seen.Load() < serials; n++ {

@@ -55,6 +55,7 @@ func askWhileChanging(tb run, s *subject, done <-chan struct{}, steady, changing
 		if r, ok := s.source.(sources.Reporter); ok {
 			_ = r.Status()
 		}
+		runtime.Gosched() // who asks all the time keeps those waiting who change the data
 	}
 }
 
