@@ -86,6 +86,48 @@ func TestFailingDisk(t *testing.T) {
 	}
 }
 
+// A longFile is said to be longer than it is, as a file is of whose size a client of a
+// file server has an old idea.
+type longFile struct {
+	fs.Inode
+	content string
+}
+
+func (f *longFile) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	out.Mode, out.Size = syscall.S_IFREG|0o644, uint64(len(f.content)+1)
+	return 0
+}
+
+func (f *longFile) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
+	return nil, fuse.FOPEN_DIRECT_IO, 0
+}
+
+func (f *longFile) Read(_ context.Context, _ fs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	rest := f.content[min(off, int64(len(f.content))):]
+	return fuse.ReadResultData([]byte(rest[:min(len(dest), len(rest))])), 0
+}
+
+// A text of which fewer bytes can be read than there are is no list, though it may
+// look like one: its end is missing.
+func TestShorterThanItsSize(t *testing.T) {
+	at := t.TempDir()
+	root := &fs.Inode{}
+	server, err := fs.Mount(at, root, &fs.Options{
+		MountOptions: fuse.MountOptions{DirectMount: true},
+		OnAdd: func(ctx context.Context) {
+			file := root.NewPersistentInode(ctx, &longFile{content: text(1)}, fs.StableAttr{Mode: syscall.S_IFREG})
+			root.AddChild("list", file, true)
+		},
+	})
+	if err != nil {
+		t.Fatalf("mount a file system: %v: this test needs /dev/fuse and to be root", err)
+	}
+	t.Cleanup(func() { must(t, server.Unmount()) })
+	s := open(t, Config{Path: filepath.Join(at, "list")})
+	refused(t, s, "keeps changing while it is read")
+	want(t, s, 1, "cannot tell")
+}
+
 // A mount that hangs holds no attestation up, costs one goroutine however often
 // the list is refreshed, and does not keep Run from ending.
 func TestHungMount(t *testing.T) {

@@ -58,6 +58,40 @@ func saved(t *testing.T) (*Cache, *eklist.Snapshot) {
 	return c, list
 }
 
+// Differences are no more than so many, however short each is: a start reads all of
+// them, and they would pile up in a list that changes by an entry at a time.
+func TestFewChanges(t *testing.T) {
+	_, list := saved(t)
+	other := eklist.NewBuilder(eklist.Header{}, 1)
+	if err := other.Add(eklist.Hash{0xff}, nil); err != nil {
+		t.Fatal(err)
+	}
+	one, err := other.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	none, err := eklist.NewBuilder(eklist.Header{}, 0).Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		previous, next *eklist.Snapshot
+		before         uint64
+		fits           bool
+	}{
+		{none, one, 0, true},
+		{none, one, maxChanges - 1, true},
+		{none, one, maxChanges, false},
+		{list, list, maxChanges, true}, // nothing is added
+		{list, one, 0, false},          // too long
+	} {
+		changes, fits := encodeChanges(test.previous, test.next, &state{Changes: test.before})
+		if fits != test.fits || fits && (len(changes) == 0) != (test.previous == test.next) {
+			t.Errorf("after %d changes: %d bytes, fits is %v", test.before, len(changes), fits)
+		}
+	}
+}
+
 // A file that is cut short while it is mapped: the fault must neither stop the
 // process nor leave the file locked, for reading and for writing, where the
 // database cannot be closed any more.

@@ -34,6 +34,8 @@ func child(path, task string) error {
 	switch task {
 	case "rotate":
 		return rotate(path)
+	case "twice":
+		return saveTwice(path)
 	case "hold":
 		return holdOpen(path)
 	case "full":
@@ -169,6 +171,20 @@ func checkAfterKill(t *testing.T, path string, begun, saved uint64) {
 	if step < saved || step > begun || !got.SameEntries(want) || m != meta(int(step)) {
 		t.Errorf("begun %d, saved %d: found serial %d with %d entries, %+v", begun, saved, step, got.Len(), m)
 	}
+}
+
+// saveTwice saves a list, and then another one in place of it.
+func saveTwice(path string) error {
+	for step := uint64(1); step <= 2; step++ {
+		list, err := listAt(step)
+		if err != nil {
+			return err
+		}
+		if err := listcache.New(path, url, listID).Save(context.Background(), nil, list, meta(int(step))); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // holdOpen has the file open, as long as its parent reads.
