@@ -3,6 +3,7 @@ package hashdir
 import (
 	"errors"
 	"io"
+	"io/fs"
 	"strings"
 	"sync"
 
@@ -36,14 +37,24 @@ func opener() func(path string) (directory, error) {
 }
 
 // kernelDirectory is the descriptor of a directory in which openat2(2)
-// resolves names. It is opened with O_PATH, which takes the permission to
-// search the directory and not the one to read it.
+// resolves names.
 type kernelDirectory int
 
+// openKernel opens a directory as if it were to be read. That makes a client of NFS
+// ask its server how the directory looks ("close-to-open", RFC 7530, 10.3.1), and
+// look up anew the names in it where it has changed. Opened with O_PATH the client
+// would answer from memory, for a minute maybe; that is left for a directory that
+// may be searched and not read. For what is in a shard the client's memory counts in
+// any case: to open each shard as well would make a check half as long again, and
+// there is an option of the mount for it.
 func openKernel(path string) (directory, error) {
-	fd, err := again(func() (int, error) {
-		return unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	})
+	open := func(flags int) (int, error) {
+		return again(func() (int, error) { return unix.Open(path, flags|unix.O_DIRECTORY|unix.O_CLOEXEC, 0) })
+	}
+	fd, err := open(unix.O_RDONLY)
+	if errors.Is(err, fs.ErrPermission) {
+		fd, err = open(unix.O_PATH)
+	}
 	if err != nil {
 		return nil, err
 	}
