@@ -2,19 +2,24 @@ package examples_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -94,6 +99,116 @@ func TestBuildListKeepsTheList(t *testing.T) {
 	if now, err := os.ReadFile(list); err != nil || !bytes.Equal(now, first) {
 		t.Errorf("the list is now %s, error %v", now, err)
 	}
+}
+
+// However many runs there are at once, no serial stands for two lists: a SPIRE server
+// that has the one would refuse the other for a replay, for good. And the last run
+// has what all have changed.
+func TestBuildListAtOnce(t *testing.T) {
+	const runs = 12
+	e := newNginxExample(t)
+	e.enrol(machineOne, "")
+	e.build()
+	ended := make(chan struct{})
+	var watch, work sync.WaitGroup
+	watch.Go(func() {
+		lists := map[uint64]string{}
+		for more := true; more; {
+			select {
+			case <-ended:
+				more = false
+			default:
+			}
+			for _, name := range []string{"tpm.json", "tpm.json.gz"} {
+				text, serial := e.published(name)
+				if before, ok := lists[serial]; ok && before != text {
+					t.Errorf("serial %d is two lists", serial)
+				}
+				lists[serial] = text
+			}
+		}
+	})
+	for i := range runs {
+		work.Go(func() {
+			if err := os.WriteFile(filepath.Join(e.dir, "hashes", fmt.Sprintf("%064x", i)), nil, 0o600); err != nil {
+				t.Error(err)
+			}
+			if out, err := e.run("hashes"); err != nil {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
+	}
+	work.Wait()
+	close(ended)
+	watch.Wait()
+	text, serial := e.published("tpm.json")
+	if zipped, _ := e.published("tpm.json.gz"); zipped != text {
+		t.Error("tpm.json.gz is another list")
+	}
+	if n := strings.Count(text, "\n") - 2; n != runs+1 || serial > runs+1 {
+		t.Errorf("serial %d lists %d machines, want %d", serial, n, runs+1)
+	}
+}
+
+// A run that is killed between the two files leaves two lists. The next one makes
+// them one, by a serial that neither has had, also where the folder is again as it
+// was before.
+func TestBuildListKilled(t *testing.T) {
+	e := newNginxExample(t)
+	e.enrol(machineOne, "")
+	e.build()
+	bin := t.TempDir()
+	mv, err := exec.LookPath("mv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.write(filepath.Join(bin, "mv"), []byte("#!/bin/sh\ncase $2 in *.gz) exec "+mv+" \"$@\" ;; esac\nkill -9 $PPID\n"))
+	if err := os.Chmod(filepath.Join(bin, "mv"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	e.enrol(machineTwo, "")
+	path := os.Getenv("PATH")
+	t.Setenv("PATH", bin+":"+path)
+	if out, err := e.run("hashes"); err == nil {
+		t.Fatalf("it was not killed: %s", out)
+	}
+	t.Setenv("PATH", path)
+	if _, serial := e.published("tpm.json"); serial != 1 {
+		t.Fatalf("tpm.json has the serial %d: this test tests nothing", serial)
+	}
+	if _, serial := e.published("tpm.json.gz"); serial != 2 {
+		t.Fatalf("tpm.json.gz has the serial %d: this test tests nothing", serial)
+	}
+	if err := os.Remove(filepath.Join(e.dir, "hashes", machineTwo)); err != nil {
+		t.Fatal(err)
+	}
+	e.build()
+	text, serial := e.published("tpm.json")
+	zipped, zippedSerial := e.published("tpm.json.gz")
+	if serial != 3 || zippedSerial != 3 || text != zipped || strings.Contains(text, machineTwo) {
+		t.Errorf("the serials are %d and %d, the list is %s", serial, zippedSerial, text)
+	}
+	e.build()
+	if _, serial := e.published("tpm.json"); serial != 3 {
+		t.Errorf("nothing has changed, and the serial is %d", serial)
+	}
+}
+
+// published returns a file that the script has written, decompressed, and its serial.
+func (e *nginxExample) published(name string) (text string, serial uint64) {
+	e.t.Helper()
+	b, err := os.ReadFile(filepath.Join(e.dir, name))
+	if err == nil && strings.HasSuffix(name, ".gz") {
+		var r *gzip.Reader
+		if r, err = gzip.NewReader(bytes.NewReader(b)); err == nil {
+			b, err = io.ReadAll(r)
+		}
+	}
+	var list struct{ Serial uint64 }
+	if err := errors.Join(err, json.Unmarshal(b, &list)); err != nil {
+		e.t.Errorf("%s: %v", name, err)
+	}
+	return string(b), list.Serial
 }
 
 // nginxExample is the example in a folder of its own.

@@ -1,6 +1,7 @@
 #!/bin/sh
 # build-list.sh FOLDER LIST: writes the JSON list of the machines in FOLDER to LIST, and compressed to
-# LIST.gz, where they differ from what LIST says already. Run it after each change, or every minute.
+# LIST.gz, where they differ from what is there already. Run it after each change, or every minute: runs
+# wait for each other.
 #
 # FOLDER is as for a hash_dir: a file for each machine, named by its EK hash in lower case, empty or
 # with a JSON object that gives a name and labels. Other names are left out.
@@ -9,46 +10,72 @@ export LC_ALL=C
 
 folder=${1:?usage: build-list.sh FOLDER LIST}
 list=${2:?usage: build-list.sh FOLDER LIST}
-work=$(mktemp -d "$list.XXXXXX")
+fail() {
+	echo "$1: the list stays as it is" >&2
+	exit 1
+}
+
+# From here to the end there is one run at a time, so that no two lists have one serial. The lock ends with
+# the process, however that ends.
+exec 9<"$(dirname "$list")"
+flock -w 60 9 || fail "another run has not ended for a minute"
+work=$list.new
+rm -rf "$work"
+mkdir "$work"
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM HUP
 
 # The body: an entry a line, with the fields of the file's object behind the hash.
-comma=
-for file in "$folder"/*; do
-	hash=${file##*/}
-	case $hash in *[!0-9a-f]*) continue ;; esac
-	if [ "${#hash}" -ne 64 ] || [ ! -f "$file" ]; then continue; fi
-	object=$(tr '\t\r\n' '   ' <"$file" | sed 's/^ *//; s/ *$//')
-	case $object in
-	'') fields= ;;
-	'{'*'}')
-		fields=${object#?}
-		fields=${fields%?}
-		;;
-	*)
-		echo "$file: neither empty nor a JSON object: the list stays as it is" >&2
-		exit 1
-		;;
-	esac
-	case $fields in
-	*[!\ ]*) printf '%s{"hash": "%s",%s}\n' "$comma" "$hash" "$fields" ;;
-	*) printf '%s"%s"\n' "$comma" "$hash" ;;
-	esac
-	comma=,
-done >"$work/body"
-if [ ! -s "$work/body" ]; then
-	echo "$folder has no machine, as if it were not mounted: the list stays as it is" >&2
-	exit 1
-fi
+hash=
+while [ "${#hash}" -lt $((64 * 8)) ]; do hash="$hash[0-9a-f]"; done
+find -L "$folder/" -maxdepth 1 -type f -name "$hash" >"$work/found" ||
+	fail "$folder cannot be read as a whole, as if it were not mounted"
+sort "$work/found" | awk '
+	function stop(problem) {
+		print path ": " problem ": the list stays as it is" | "cat >&2"
+		failed = 1
+		exit
+	}
+	{
+		path = $0
+		object = ""
+		while ((more = (getline line <path)) > 0) object = object line " "
+		if (more < 0) stop("cannot be read")
+		close(path)
+		gsub(/[\t\r]/, " ", object)
+		sub(/^ +/, "", object)
+		sub(/ +$/, "", object)
+		hash = substr(path, length(path) - 63)
+		if (object != "" && object !~ /^\{.*\}$/) stop("neither empty nor a JSON object")
+		fields = substr(object, 2, length(object) - 2)
+		if (fields ~ /[^ ]/) printf "%s{\"hash\": \"%s\",%s}\n", comma, hash, fields
+		else printf "%s\"%s\"\n", comma, hash
+		comma = ","
+	}
+	END { exit failed }
+' >"$work/body"
+[ -s "$work/body" ] || fail "$folder has no machine, as if it were not mounted"
 printf ']}\n' >>"$work/body"
 
+# first prints the serial of a list that this script has made.
+first() {
+	sed -n '1s/^{"version": 1, "serial": \([0-9]\{1,18\}\), "keys": \[$/\1/p'
+}
+# The higher serial of the two files counts. They differ where a run was killed between them.
 serial=0
-if [ -e "$list" ]; then
-	tail -n +2 "$list" >"$work/before"
-	! cmp -s "$work/body" "$work/before" || exit 0
-	serial=$(sed -n '1s/^{"version": 1, "serial": \([0-9][0-9]*\), "keys": \[$/\1/p' "$list")
-	: "${serial:?$list was not made by build-list.sh: move it away}"
+if [ -e "$list" ] || [ -e "$list.gz" ]; then
+	: >"$work/before"
+	: >"$work/before.gz"
+	[ ! -e "$list" ] || cat "$list" >"$work/before"
+	[ ! -e "$list.gz" ] || gzip -d -c "$list.gz" >"$work/before.gz" || fail "$list.gz is damaged: move it away"
+	tail -n +2 "$work/before" >"$work/body.before"
+	! cmp -s "$work/before" "$work/before.gz" || ! cmp -s "$work/body" "$work/body.before" || exit 0
+	for file in "$work/before" "$work/before.gz"; do
+		[ -s "$file" ] || continue
+		has=$(first <"$file")
+		: "${has:?$list was not made by build-list.sh, or its serial is too high: move it away, with $list.gz}"
+		[ "$has" -le "$serial" ] || serial=$has
+	done
 fi
 {
 	printf '{"version": 1, "serial": %d, "keys": [\n' "$((serial + 1))"
