@@ -10,12 +10,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir/hashdirtest"
 )
 
 // A site is where an example is tried out: a folder stands for the root of the
@@ -24,6 +26,7 @@ type site struct {
 	*world
 	example, root string
 	nginx         *webServer
+	served        string // the folder that a file server has
 	// replacements are pairs, as of strings.NewReplacer, for what an example
 	// names and a test cannot have.
 	replacements []string
@@ -42,7 +45,7 @@ var examples = map[string]func(*site, *spiretest.Server){
 	"migration/server-3-strict.conf":    (*site).migrationStrict,
 	"nginx-json/server.conf":            (*site).nginxJSON,
 	"git/server.conf":                   (*site).twoLists,
-	"nfs/server.conf":                   (*site).oneList,
+	"nfs/server.conf":                   (*site).nfs,
 	"combined/server.conf":              (*site).combined,
 	"kubernetes/values.yaml":            (*site).kubernetes,
 	"vendor-certificates/server.conf":   (*site).vendorCertificates,
@@ -63,11 +66,9 @@ var layouts = map[string]func(*site){
 		s.put("/opt/spire/.data/certs/vendor.pem", string(s.vendor.PEM()))
 		s.vendors()
 	},
-	"nginx-json": (*site).layNginxJSON,
-	"git":        (*site).layGit,
-	"nfs": func(s *site) {
-		s.put("/srv/tpm/machines.txt", s.one.EKHash()+"\n")
-	},
+	"nginx-json":          (*site).layNginxJSON,
+	"git":                 (*site).layGit,
+	"nfs":                 (*site).layNFS,
 	"combined":            (*site).layCombined,
 	"vendor-certificates": (*site).layVendorCertificates,
 	"air-gapped":          (*site).layAirGapped,
@@ -224,7 +225,30 @@ func (s *site) migrationStrict(server *spiretest.Server) {
 	s.refuses(server, s.two, s.three, s.uncertified)
 }
 
-func (s *site) oneList(server *spiretest.Server) { s.admits(server, s.one) }
+// layNFS mounts a folder that others write to as well.
+func (s *site) layNFS() {
+	s.served = s.folder("served")
+	s.write(filepath.Join(s.served, "machines.txt"), s.one.EKHash()+"\n"+s.two.EKHash()+"\n")
+	s.mkdir("/srv/tpm")
+	hashdirtest.MountShared(s.t, s.served, s.root+"/srv/tpm")
+}
+
+// Whoever is taken off the list on the file server, which no watch on this host
+// sees, is refused within the time that the README promises; nobody else is.
+func (s *site) nfs(server *spiretest.Server) {
+	const promised = 10*time.Second + 2*time.Second
+	if !strings.Contains(s.read("server.conf"), `poll_interval = "10s"`) {
+		s.t.Error("the poll interval of the example is another one")
+	}
+	s.admits(server, s.one, s.two)
+	s.replace(filepath.Join(s.served, "machines.txt"), s.two.EKHash()+"\n")
+	begun := time.Now()
+	s.wantCodeSoon(server, s.one, codes.PermissionDenied)
+	if took := time.Since(begun); took > promised {
+		s.t.Errorf("refused after %v, promised within %v", took, promised)
+	}
+	s.admits(server, s.two)
+}
 
 func (s *site) twoLists(server *spiretest.Server) {
 	s.admits(server, s.one)

@@ -16,26 +16,13 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir/hashdirtest"
 )
 
-// mount mounts a folder, as a client of a file server does that serves it to
-// others as well.
-func mount(t *testing.T, dir string) string {
-	t.Helper()
-	root, err := fs.NewLoopbackRoot(dir)
-	must(t, err)
-	at := t.TempDir()
-	server, err := fs.Mount(at, root, &fs.Options{MountOptions: fuse.MountOptions{DirectMount: true}})
-	if err != nil {
-		t.Fatalf("mount a file system: %v: this test needs /dev/fuse and to be root", err)
-	}
-	t.Cleanup(func() { must(t, server.Unmount()) })
-	return at
-}
-
 // What another host writes to a network file system is seen by no watch here,
 // and followed all the same, by looking.
 func TestChangedByAnotherHost(t *testing.T) {
 	served := t.TempDir()
-	here, there := mount(t, served), mount(t, served)
+	here, there := t.TempDir(), t.TempDir()
+	hashdirtest.MountShared(t, served, here)
+	hashdirtest.MountShared(t, served, there)
 	path := filepath.Join(here, "list")
 	write(t, filepath.Join(there, "list"), text(0))
 

@@ -1,0 +1,29 @@
+package hashdirtest
+
+import (
+	"testing"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// MountShared mounts the folder served at another one, as a client of a file server
+// does that serves it to others as well: what is written to the folder by another
+// way than through this mount is there at the next look, and no watch sees it. It is
+// unmounted when the test ends. The test fails where FUSE cannot be had.
+func MountShared(t testing.TB, served, at string) {
+	t.Helper()
+	root, err := fs.NewLoopbackRoot(served)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := fs.Mount(at, root, &fs.Options{MountOptions: fuse.MountOptions{DirectMount: true}})
+	if err != nil {
+		t.Fatalf("mount a file system at %s: %v: this test needs /dev/fuse and to be root", at, err)
+	}
+	t.Cleanup(func() {
+		if err := server.Unmount(); err != nil {
+			t.Errorf("unmount %s: %v", at, err)
+		}
+	})
+}
