@@ -173,11 +173,12 @@ func (e *Evaluation) ask(ctx context.Context, ev *Evidence, until time.Time) {
 
 // askNow asks a prompt source and reports whether it has answered.
 func (e *Evaluation) askNow(ctx context.Context, ev *Evidence, q *question, i int) bool {
-	v, ok, err := e.running[i].checkNow(ctx, ev)
-	if ok {
-		e.settle(ctx, q, reply{source: i, verdict: v, err: err})
+	v, err := e.running[i].checkNow(ctx, ev)
+	if errors.Is(err, ErrWouldWait) {
+		return false
 	}
-	return ok
+	e.settle(ctx, q, reply{source: i, verdict: v, err: err})
+	return true
 }
 
 // begin asks a source that has to be waited for.

@@ -129,19 +129,15 @@ func (r *runner) check(ctx context.Context, ev *Evidence) (v Verdict, err error)
 	return settle(v, err, ev.Proof != nil, r.fetcher != nil)
 }
 
-// checkNow asks a prompt source for what it has at hand; ok is false where that is
-// nothing.
-func (r *runner) checkNow(ctx context.Context, ev *Evidence) (v Verdict, ok bool, err error) {
-	ok = true // a panic is an answer
+// checkNow asks a prompt source for what it has at hand. ErrWouldWait says that this
+// is nothing.
+func (r *runner) checkNow(ctx context.Context, ev *Evidence) (v Verdict, err error) {
 	defer r.guardAnswer("source panicked in CheckNow", &v, &err)
 	if err := ctx.Err(); err != nil {
-		return Verdict{}, true, err
+		return Verdict{}, err
 	}
-	if v, err = r.prompt.CheckNow(ctx, ev); errors.Is(err, ErrWouldWait) {
-		return Verdict{}, false, nil
-	}
-	v, err = settle(v, err, ev.Proof != nil, r.fetcher != nil)
-	return v, true, err
+	v, err = r.prompt.CheckNow(ctx, ev)
+	return settle(v, err, ev.Proof != nil, r.fetcher != nil)
 }
 
 // fetch asks the fetcher, as check asks the source.

@@ -50,7 +50,8 @@ func (d cachedDirectory) stat(name string) (file, error) {
 	if err != nil {
 		return file{}, err
 	}
-	return file{regular: st.Mode&unix.S_IFMT == unix.S_IFREG, size: int64(st.Size)}, nil //nolint:gosec // G115: as in stat(2)
+	size := int64(st.Size)
+	return file{regular: st.Mode&unix.S_IFMT == unix.S_IFREG, size: size}, nil
 }
 
 func (cachedDirectory) read(string, int64) ([]byte, file, error) { return nil, file{}, errWouldWait }
