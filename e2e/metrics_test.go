@@ -29,7 +29,8 @@ func TestMetricsOfTheAlerts(t *testing.T) {
 	list, stolen := filepath.Join(w.dir, "list.json"), w.folder("stolen")
 	ca, denied := swtpmtest.NewCA(t), stranger(t, 0)
 	w.machine(ca) // which writes the CA's certificate
-	w.write(list, w.jsonList(1_700_000_042, entry{Hash: denied.EKHash()}))
+	w.write(list, strings.Replace(w.jsonList(1_700_000_042, entry{Hash: denied.EKHash()}),
+		"{", `{"expires": "2999-01-01T00:00:00Z", `, 1))
 	w.write(filepath.Join(stolen, ".mounted"), "")
 	w.write(filepath.Join(stolen, denied.EKHash()), "")
 	inventory := fmt.Sprintf("source \"hash_file\" \"inventory\" { path = %q }\n", list)

@@ -49,6 +49,7 @@ const (
 	metricSerial      = "serial"
 	metricSerialLow   = "serial_low"
 	metricAge         = "age"
+	metricExpires     = "expires"
 	metricStuck       = "stuck"
 	metricRefresh     = "refresh"
 	metricFetch       = "fetch"

@@ -184,6 +184,9 @@ func (w *watch) logStatus(s *sources.SourceStatus, l *line) {
 	if !s.Confirmed.IsZero() {
 		args = append(args, "confirmed", s.Confirmed.UTC().Format(time.RFC3339))
 	}
+	if !s.Expires.IsZero() {
+		args = append(args, "expires", s.Expires.UTC().Format(time.RFC3339))
+	}
 	if !s.Next.IsZero() {
 		args = append(args, "next_attempt", s.Next.UTC().Format(time.RFC3339))
 	}
@@ -212,6 +215,9 @@ func gaugesOf(s *sources.SourceStatus) map[string]float64 {
 	}
 	if !s.Confirmed.IsZero() {
 		all[metricAge] = max(time.Since(s.Confirmed).Seconds(), 0)
+	}
+	if !s.Expires.IsZero() {
+		all[metricExpires] = time.Until(s.Expires).Seconds()
 	}
 	all[metricEntries] = float64(s.Entries)
 	if s.Serial != 0 {

@@ -146,15 +146,17 @@ func TestStatusIsTold(t *testing.T) {
 			Name: "list", Kind: "http", Started: begun, Loads: true, Refreshed: 1,
 			Status: sources.Status{
 				Loaded: begun, Confirmed: begun, Next: begun.Add(time.Minute), Entries: 3, Serial: 1_700_000_042,
+				Expires: begun.Add(11 * time.Second),
 			},
 		}
 		w.become(list)
 		w.wantLog(t, "[INFO]  Source status: source=list kind=http up=true loaded=2000-01-01T00:00:00Z "+
-			"entries=3 serial=1700000042 confirmed=2000-01-01T00:00:00Z next_attempt=2000-01-01T00:01:00Z")
+			"entries=3 serial=1700000042 confirmed=2000-01-01T00:00:00Z expires=2000-01-01T00:00:11Z next_attempt=2000-01-01T00:01:00Z")
 		values := map[string]float32{
 			"tpm.source.up source=list":                    1,
 			"tpm.source.stuck source=list":                 0,
 			"tpm.source.age source=list":                   1,
+			"tpm.source.expires source=list":               10,
 			"tpm.source.entries source=list":               3,
 			"tpm.source.serial source=list":                1_700_000_042,
 			"tpm.source.serial_low source=list":            42,
@@ -168,6 +170,7 @@ func TestStatusIsTold(t *testing.T) {
 		time.Sleep(statusInterval)
 		w.wantLog(t)
 		values["tpm.source.age source=list"] = 20
+		values["tpm.source.expires source=list"] = -9 // a list that nobody signs anew
 		values["tpm.source.refresh source=list result=ok"] = 0
 		wantValues(t, b, values)
 
@@ -175,7 +178,7 @@ func TestStatusIsTold(t *testing.T) {
 		w.alternating.Add(2)
 		w.become(list)
 		w.wantLog(t, "[WARN]  Source status: source=list kind=http up=false loaded=2000-01-01T00:00:00Z "+
-			"entries=3 serial=1700000042 confirmed=2000-01-01T00:00:00Z next_attempt=2000-01-01T00:01:00Z "+
+			"entries=3 serial=1700000042 confirmed=2000-01-01T00:00:00Z expires=2000-01-01T00:00:11Z next_attempt=2000-01-01T00:01:00Z "+
 			"error=\"502 Bad\uFFFDGateway\" stuck=4")
 		got := b.take()
 		if got["tpm.source.up source=list"] != 0 || got["tpm.source.stuck source=list"] != 4 ||
