@@ -149,7 +149,7 @@ func (w *world) scrape(s *spiretest.Server) []metric {
 			kinds[m[1]] = m[2]
 		}
 		m := sampleLine.FindStringSubmatch(line)
-		if m != nil && strings.HasPrefix(m[1], "spire_server_tpm_") {
+		if len(m) > 0 && strings.HasPrefix(m[1], "spire_server_tpm_") {
 			all = append(all, metric{name: m[1], kind: kinds[m[1]], labels: labelsOf(m[2]), value: m[3]})
 		}
 	}

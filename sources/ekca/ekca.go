@@ -23,7 +23,7 @@
 //
 //   - ekca.go, config.go: what it is, and what is configured;
 //   - refresh.go, files.go, parse.go: from files to certificates, again when they
-//     change; aside.go for a file system that hangs;
+//     change;
 //   - authorities.go: the anchors, indexed by name.go and linked to each other;
 //   - answer.go: an attestation, from its evidence to the verdict;
 //   - search.go, rules.go: which chains there are, and which certificates may be
@@ -42,6 +42,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/apart"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 )
 
@@ -61,7 +62,7 @@ type Source struct {
 	crl     CRLMode
 
 	// files reads the paths, one reader at a time.
-	files aside
+	files apart.Lane
 	// state is what the last successful Refresh loaded, nil before it. It is
 	// never changed, only replaced.
 	state atomic.Pointer[state]
@@ -101,7 +102,7 @@ func New(cfg Config) (*Source, error) {
 		return nil, fmt.Errorf("poll interval %v is negative", cfg.PollInterval)
 	}
 	s := &Source{
-		paths: paths, interval: cfg.PollInterval, now: cfg.Now, files: newAside(),
+		paths: paths, interval: cfg.PollInterval, now: cfg.Now, files: apart.New("the CA files' storage"),
 		services: ekServices(cfg.EKCertificateURLs), fetches: len(cfg.AIAHosts) > 0, crl: cfg.CRL,
 	}
 	if s.interval == 0 {

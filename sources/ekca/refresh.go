@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/apart"
 )
 
 const (
@@ -29,7 +30,7 @@ func (s *Source) Refresh(ctx context.Context) error {
 	begun := time.Now()
 	s.loadStore(ctx)
 	previous := s.state.Load()
-	next, err := in(ctx, s.files, func() (*state, error) { return s.load(ctx, previous) })
+	next, err := apart.Do(ctx, s.files, func() (*state, error) { return s.load(ctx, previous) }, nil)
 	if err != nil {
 		return err
 	}
@@ -82,7 +83,7 @@ func (s *Source) changed(ctx context.Context) bool {
 	begun := time.Now()
 	limited, cancel := context.WithTimeout(ctx, s.interval)
 	defer cancel()
-	current, err := in(limited, s.files, func() (bool, error) { return st.current(limited, s.paths) })
+	current, err := apart.Do(limited, s.files, func() (bool, error) { return st.current(limited, s.paths) }, nil)
 	if ctx.Err() != nil {
 		return false
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/apart"
 )
 
 const (
@@ -107,7 +109,7 @@ func (f *follower) update(ctx context.Context) {
 	within, cancel := context.WithTimeout(ctx, watchTimeout)
 	defer cancel()
 	whole := f.watch != nil && f.whole && !f.watch.broken()
-	made, err := in(within, f.source.disk, func() (attempt, error) {
+	made, err := apart.Do(within, f.source.disk, func() (attempt, error) {
 		return f.source.follow(f.route, whole), nil
 	}, attempt.drop)
 	if err == nil {

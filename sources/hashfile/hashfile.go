@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/apart"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 )
 
@@ -61,7 +62,7 @@ type Source struct {
 	openWatch watchFunc
 
 	// disk runs what may be stuck in the kernel.
-	disk aside
+	disk apart.Lane
 	// state is what the last good Refresh has left, nil before it. Refresh alone
 	// replaces it; it is never changed.
 	state atomic.Pointer[state]
@@ -116,7 +117,9 @@ func New(cfg Config) (*Source, error) {
 	case cfg.MaxBytes < 0 || cfg.MaxBytes > eklist.MaxBytes:
 		return nil, fmt.Errorf("max bytes %d: choose from 1 to %d", cfg.MaxBytes, int64(eklist.MaxBytes))
 	}
-	return &Source{cfg: cfg, now: time.Now, quiet: quietTime, openWatch: inotify, disk: newAside()}, nil
+	return &Source{
+		cfg: cfg, now: time.Now, quiet: quietTime, openWatch: inotify, disk: apart.New("the list's storage"),
+	}, nil
 }
 
 // Check implements sources.Source. It looks the EK hash up in memory.

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/apart"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 )
 
@@ -33,7 +34,7 @@ var errChanged = errors.New("changed while it was read")
 // serial is lower, or gone, or the same with other entries.
 func (s *Source) Refresh(ctx context.Context) error {
 	before := s.state.Load()
-	st, err := in(ctx, s.disk, func() (*state, error) { return s.load(ctx, before) }, nil)
+	st, err := apart.Do(ctx, s.disk, func() (*state, error) { return s.load(ctx, before) }, nil)
 	if err != nil {
 		return err
 	}
