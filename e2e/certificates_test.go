@@ -298,10 +298,11 @@ func (s *site) layAirGapped() {
 	dir := s.folder("internet")
 	path := func(name string) string { return filepath.Join(dir, name) }
 	s.write(path("server.conf"), s.moved(s.read("server.conf")))
-	var files []string
+	files := []string{path("root.pem")}
+	s.write(files[0], string(m.root.PEM()))
 	for i, tpm := range []*attestortest.TPM{s.one, s.two, s.three, s.stranger} {
 		files = append(files, path(fmt.Sprintf("machine-%d.pem", i)))
-		s.write(files[i], machineInPEM(s.t, tpm))
+		s.write(files[i+1], machineInPEM(s.t, tpm))
 	}
 	// The vendor of this test has no certificate for https.
 	args := append([]string{
