@@ -157,5 +157,8 @@ func again(call func() (int, error)) (n int, err error) {
 			break
 		}
 	}
+	if err == unix.ENOENT { //nolint:errorlint // the same
+		err = fs.ErrNotExist // which errors.Is finds sooner
+	}
 	return n, err
 }

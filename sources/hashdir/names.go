@@ -11,7 +11,9 @@ func entryNames(hash string) (names [2]string, ok bool) {
 	if len(hash) != hashLen || !isLowerHex(hash) {
 		return [2]string{}, false
 	}
-	return [2]string{hash[:2] + "/" + hash, hash}, true
+	sharded := [3 + hashLen]byte{hash[0], hash[1], '/'}
+	copy(sharded[3:], hash)
+	return [2]string{string(sharded[:]), hash}, true
 }
 
 // isLowerHex reports whether s has no byte but 0 to 9 and a to f.

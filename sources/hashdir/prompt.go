@@ -57,7 +57,7 @@ func (s *Source) openLocal(path string) (directory, error) {
 // learnVolume looks which volume the directory is on, where CheckNow has found it on another one
 // than before.
 func (s *Source) learnVolume() {
-	if !s.moved.CompareAndSwap(true, false) {
+	if !s.moved.Load() || !s.moved.CompareAndSwap(true, false) {
 		return
 	}
 	if v, err := volumeAt(s.path); err == nil {
