@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"runtime"
 	"sort"
 	"strings"
 	"time"
@@ -125,6 +126,11 @@ func (s *Snapshot) find(h *Hash) (slot int, ok bool) {
 	const groups = 8 // before a sorted array is the better thing to search
 	wanted := uint64(mark(h)) * lowBits
 	slot = min(s.slot(prefix(h)), s.tail)
+	if slot < len(s.table) {
+		// The hash would be here or close by: the processor begins to read it while
+		// the marks are looked at.
+		runtime.KeepAlive(s.table[slot][0])
+	}
 	for range groups {
 		if slot >= len(s.table) {
 			return 0, false
