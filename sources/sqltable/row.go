@@ -71,18 +71,23 @@ type row struct {
 // newRow finds the columns that mean something.
 func newRow(columns []string) (*row, error) {
 	r := &row{targets: make([]any, len(columns))}
+	var ignored any
 	for i, column := range columns {
-		target := any(new(any))
-		for known, value := range map[string]*any{"name": &r.name, "labels": &r.labels} {
-			if !strings.EqualFold(column, known) {
-				continue
-			}
-			if slices.Contains(r.targets, any(value)) {
-				return nil, fmt.Errorf("the query returns two columns called %s: name one of them otherwise", known)
-			}
-			target = value
+		var known *any
+		switch {
+		case strings.EqualFold(column, "name"):
+			known = &r.name
+		case strings.EqualFold(column, "labels"):
+			known = &r.labels
+		default:
+			r.targets[i] = &ignored
+			continue
 		}
-		r.targets[i] = target
+		if slices.Contains(r.targets, any(known)) {
+			return nil, fmt.Errorf("the query returns two columns called %s: name one of them otherwise",
+				strings.ToLower(column))
+		}
+		r.targets[i] = known
 	}
 	return r, nil
 }
