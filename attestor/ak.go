@@ -51,10 +51,10 @@ func parseAK(p *AKParameters) (*attestationKey, error) {
 	}
 	name := nameOf(area.nameAlg, nameHash, p.Public)
 	if !bytes.Equal(creation.name, name) {
-		return nil, errors.New("AK.CreateAttestation: it names another key than AK.Public")
+		return nil, errors.New("AK.CreateAttestation: it names a key other than AK.Public")
 	}
 	if !bytes.Equal(creation.hash, digest(nameHash, p.CreateData)) {
-		return nil, errors.New("AK.CreateAttestation: it is about other creation data than AK.CreateData")
+		return nil, errors.New("AK.CreateAttestation: it is about creation data other than AK.CreateData")
 	}
 	if err := area.verify(pub, p.CreateAttestation, p.CreateSignature); err != nil {
 		return nil, fmt.Errorf("AK.CreateSignature: %w", err)
@@ -88,7 +88,7 @@ func (p *publicArea) signingKey() (crypto.PublicKey, error) {
 		return nil, errors.New("no signing scheme in a restricted key")
 	}
 	if (p.typ == tpm2.TPMAlgECC) != (p.scheme == tpm2.TPMAlgECDSA) {
-		return nil, errors.New("the signing scheme is not one of the key's type")
+		return nil, errors.New("the signing scheme does not fit the key's type")
 	}
 	if _, err := hashFor(p.schemeHash); err != nil {
 		return nil, fmt.Errorf("signing scheme: %w", err)
@@ -116,13 +116,13 @@ func (r *reader) readPCRSelection() {
 	const maxBanks, maxSelect = 16, 4
 	n := r.u32()
 	if n > maxBanks {
-		r.fail(fmt.Errorf("a selection of %d PCR banks where %d are the most", n, maxBanks))
+		r.fail(fmt.Errorf("a selection of %d PCR banks, at most %d are allowed", n, maxBanks))
 	}
 	for i := uint32(0); i < n && r.err == nil; i++ {
 		r.u16() // hash
 		size := int(r.u8())
 		if size > maxSelect {
-			r.fail(fmt.Errorf("a PCR selection of %d bytes where %d are the most", size, maxSelect))
+			r.fail(fmt.Errorf("a PCR selection of %d bytes, at most %d are allowed", size, maxSelect))
 		}
 		r.take(size)
 	}
@@ -139,7 +139,7 @@ type creation struct {
 func readCreation(b []byte) (*creation, error) {
 	r := &reader{b: b}
 	if magic := r.u32(); r.err == nil && magic != uint32(tpm2.TPMGeneratedValue) {
-		return nil, errors.New("it does not begin as what a TPM has made does")
+		return nil, errors.New("it does not begin with TPM_GENERATED_VALUE")
 	}
 	if typ := tpm2.TPMST(r.u16()); r.err == nil && typ != tpm2.TPMSTAttestCreation {
 		return nil, fmt.Errorf("an attestation of the type %#04x: want that of a creation", uint16(typ))
@@ -148,7 +148,7 @@ func readCreation(b []byte) (*creation, error) {
 	r.sized(maxName)              // extraData, a TPM2B_DATA
 	r.take(8 + 4 + 4)             // clock, resetCount, restartCount
 	if safe := r.u8(); safe > 1 { // a TPMI_YES_NO
-		r.fail(fmt.Errorf("the clock is safe with the value %d: want 0 or 1", safe))
+		r.fail(fmt.Errorf("the clock's safe flag is %d: want 0 or 1", safe))
 	}
 	r.take(8) // firmwareVersion
 	c := &creation{name: r.sized(maxName), hash: r.sized(maxDigest)}

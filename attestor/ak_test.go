@@ -161,11 +161,11 @@ func TestAttestationsThatAreNone(t *testing.T) {
 		forge func(*tpm2.TPMSAttest)
 		want  string
 	}{
-		"certifies another key": {creation(func(c *tpm2.TPMSCreationInfo) { c.ObjectName.Buffer[9] ^= 1 }), "another key"},
-		"certifies no key":      {creation(func(c *tpm2.TPMSCreationInfo) { c.ObjectName.Buffer = nil }), "another key"},
-		"certifies a handle":    {creation(func(c *tpm2.TPMSCreationInfo) { c.ObjectName.Buffer = []byte{0x40, 0, 0, 1} }), "another key"},
-		"of other data":         {creation(func(c *tpm2.TPMSCreationInfo) { c.CreationHash.Buffer[9] ^= 1 }), "other creation data"},
-		"of no data":            {creation(func(c *tpm2.TPMSCreationInfo) { c.CreationHash.Buffer = nil }), "other creation data"},
+		"certifies another key": {creation(func(c *tpm2.TPMSCreationInfo) { c.ObjectName.Buffer[9] ^= 1 }), "a key other"},
+		"certifies no key":      {creation(func(c *tpm2.TPMSCreationInfo) { c.ObjectName.Buffer = nil }), "a key other"},
+		"certifies a handle":    {creation(func(c *tpm2.TPMSCreationInfo) { c.ObjectName.Buffer = []byte{0x40, 0, 0, 1} }), "a key other"},
+		"of other data":         {creation(func(c *tpm2.TPMSCreationInfo) { c.CreationHash.Buffer[9] ^= 1 }), "creation data other"},
+		"of no data":            {creation(func(c *tpm2.TPMSCreationInfo) { c.CreationHash.Buffer = nil }), "creation data other"},
 		"of a certification": {func(a *tpm2.TPMSAttest) {
 			a.Type = tpm2.TPMSTAttestCertify
 			a.Attested = tpm2.NewTPMUAttest(a.Type, &tpm2.TPMSCertifyInfo{Name: a.QualifiedSigner})
@@ -193,7 +193,7 @@ func TestAttestationsThatAreNone(t *testing.T) {
 	c.AK.CreateAttestation[0] ^= 1
 	c.AK.CreateSignature = attestortest.SignAK(t, key, c.AK.CreateAttestation)
 	var v attestor.Verifier
-	refused(t, &v, payloadOf(t, c), "TPM has made")
+	refused(t, &v, payloadOf(t, c), "TPM_GENERATED_VALUE")
 }
 
 // ofKey puts another public key into an AK's public area.

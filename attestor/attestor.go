@@ -27,4 +27,4 @@ const (
 // ErrChallengeFailed is what Session.Finish returns where the response is well
 // formed and its secret is not the one that was sent: the machine does not hold
 // the EK, or its AK is not in the same TPM.
-var ErrChallengeFailed = errors.New("the secret in the response is not the one of the challenge")
+var ErrChallengeFailed = errors.New("the secret in the response is not the one in the challenge")

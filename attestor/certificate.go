@@ -31,7 +31,7 @@ const maxCertificateSize = 8 << 10
 // verified.
 func ParseEKCertificate(b []byte) (*x509.Certificate, error) {
 	if len(b) > maxCertificateSize {
-		return nil, fmt.Errorf("a certificate of %d bytes where %d are the most", len(b), maxCertificateSize)
+		return nil, fmt.Errorf("a certificate of %d bytes, at most %d are allowed", len(b), maxCertificateSize)
 	}
 	der, err := unwrap(b)
 	if err != nil {

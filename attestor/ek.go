@@ -100,7 +100,7 @@ func (ek *EK) readKey(der []byte) (spki []byte, err error) {
 		return nil, fmt.Errorf("parse the public key: %w", err)
 	}
 	if ek.Public != nil && !sameKey(pub, ek.Public) {
-		return nil, errors.New("the certificate is for another key than the one beside it")
+		return nil, errors.New("the certificate is not for the key sent with it")
 	}
 	ek.Public = pub
 	if spki == nil {
@@ -125,7 +125,7 @@ func splitPEM(text []byte) (certificate, key []byte, err error) {
 			into = &certificate
 		case pemPublicKey:
 		default:
-			return nil, nil, errors.New("a PEM block of another type than CERTIFICATE and PUBLIC KEY")
+			return nil, nil, errors.New("a PEM block of a type other than CERTIFICATE and PUBLIC KEY")
 		}
 		if *into != nil {
 			return nil, nil, fmt.Errorf("two PEM blocks of the type %s", block.Type)
@@ -174,7 +174,7 @@ func findTemplate(pub crypto.PublicKey, public []byte) (*template, error) {
 			return nil, err
 		}
 		if !area.holds(pub) {
-			return nil, errors.New("it is of another key than EK")
+			return nil, errors.New("it is not the key in EK")
 		}
 	}
 	for i := range templates {
@@ -183,7 +183,7 @@ func findTemplate(pub crypto.PublicKey, public []byte) (*template, error) {
 			return t, nil
 		}
 	}
-	return nil, fmt.Errorf("a key of the type %s by no template of the EK credential profile", keyType)
+	return nil, fmt.Errorf("a key of type %s that fits no template of the EK credential profile", keyType)
 }
 
 // checkROCA refuses an RSA key that has the fingerprint of CVE-2017-15361.

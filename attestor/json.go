@@ -32,7 +32,7 @@ type decoder struct {
 func decode(msg []byte, limit int, member func(d *decoder, name string) error) error {
 	switch {
 	case len(msg) > limit:
-		return fmt.Errorf("%d bytes where %d are the most", len(msg), limit)
+		return fmt.Errorf("%d bytes, at most %d are allowed", len(msg), limit)
 	case len(msg) == 0:
 		return errors.New("it is empty")
 	}
@@ -78,7 +78,7 @@ func (d *decoder) object(member func(d *decoder, name string) error) error {
 		return err
 	}
 	if tok.Kind() != '{' {
-		return fmt.Errorf("a JSON %s where an object belongs", tok.Kind())
+		return fmt.Errorf("a JSON %s instead of an object", tok.Kind())
 	}
 	for {
 		tok, err := d.token()
@@ -98,7 +98,7 @@ func (d *decoder) array(name string, limit int, element func() error) error {
 		return err
 	}
 	if tok.Kind() != '[' {
-		return fmt.Errorf("%s: a JSON %s where an array belongs", name, tok.Kind())
+		return fmt.Errorf("%s: a JSON %s instead of an array", name, tok.Kind())
 	}
 	for n := 0; d.dec.PeekKind() != ']'; n++ {
 		if n == limit {
@@ -122,7 +122,7 @@ func (d *decoder) value(name string) (jsontext.Value, error) {
 		if _, err := d.dec.ReadToken(); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, syntaxError(err))
 		}
-		return nil, fmt.Errorf("%s: a JSON %s where a string belongs", name, kind)
+		return nil, fmt.Errorf("%s: a JSON %s instead of a string", name, kind)
 	}
 	v, err := d.dec.ReadValue()
 	if err != nil {
@@ -145,7 +145,7 @@ func (d *decoder) text(name string, limit int) (string, error) {
 		return "", fmt.Errorf("%s: %w", name, err)
 	}
 	if len(s) > limit {
-		return "", fmt.Errorf("%s: %d bytes where %d are the most", name, len(s), limit)
+		return "", fmt.Errorf("%s: %d bytes, at most %d are allowed", name, len(s), limit)
 	}
 	return string(s), nil
 }
@@ -166,7 +166,7 @@ func (d *decoder) blob(name string, limit int) ([]byte, error) {
 		}
 	}
 	if len(s) > strictBase64.EncodedLen(limit) {
-		return nil, fmt.Errorf("%s: %d bytes of base64 where %d are the most",
+		return nil, fmt.Errorf("%s: %d bytes of base64, at most %d are allowed",
 			name, len(s), strictBase64.EncodedLen(limit))
 	}
 	b, err := strictBase64.AppendDecode(nil, s)
@@ -175,7 +175,7 @@ func (d *decoder) blob(name string, limit int) ([]byte, error) {
 		return nil, fmt.Errorf("%s: not base64", name)
 	}
 	if len(b) > limit {
-		return nil, fmt.Errorf("%s: %d bytes where %d are the most", name, len(b), limit)
+		return nil, fmt.Errorf("%s: %d bytes, at most %d are allowed", name, len(b), limit)
 	}
 	return b, nil
 }

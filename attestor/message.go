@@ -52,7 +52,7 @@ func encode(name string, msg any, limit int) ([]byte, error) {
 		return nil, fmt.Errorf("encode the %s: %w", name, err)
 	}
 	if len(b) > limit {
-		return nil, fmt.Errorf("the %s has %d bytes where %d are the most", name, len(b), limit)
+		return nil, fmt.Errorf("the %s is %d bytes long, at most %d are allowed", name, len(b), limit)
 	}
 	return b, nil
 }

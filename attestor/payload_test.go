@@ -110,7 +110,7 @@ func TestPayloadFields(t *testing.T) {
 	}
 	m := membersOf(t, tpm)
 	m["AK"] = nil
-	t.Run("AK null", func(t *testing.T) { refused(t, &v, m.encode(t), "a JSON null where an object belongs") })
+	t.Run("AK null", func(t *testing.T) { refused(t, &v, m.encode(t), "a JSON null instead of an object") })
 }
 
 // The lists of a payload are bounded, in their length and in each element.

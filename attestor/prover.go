@@ -69,7 +69,7 @@ func (p *Prover) Payload() ([]byte, error) {
 		return nil, fmt.Errorf("endorsement key: %w", err)
 	}
 	if len(c.Chain) > maxChain {
-		return nil, fmt.Errorf("%d further certificates where %d are the most", len(c.Chain), maxChain)
+		return nil, fmt.Errorf("%d further certificates, at most %d are allowed", len(c.Chain), maxChain)
 	}
 	for _, part := range [][]byte{c.AK.Public, c.AK.CreateData, c.AK.CreateAttestation, c.AK.CreateSignature} {
 		if len(part) == 0 || len(part) > maxAKFieldSize {
@@ -92,7 +92,7 @@ func (c *Claim) pem() ([]byte, error) {
 			return nil, fmt.Errorf("EK certificate: %w", err)
 		}
 		if !sameKey(c.EK, cert.PublicKey) {
-			return nil, errors.New("the EK certificate is for another key than the TPM's")
+			return nil, errors.New("the EK certificate is not for the TPM's key")
 		}
 		if err := pem.Encode(&buf, &pem.Block{Type: pemCertificate, Bytes: cert.Raw}); err != nil {
 			return nil, fmt.Errorf("encode the EK certificate: %w", err)
@@ -144,7 +144,7 @@ func (p *Prover) Answer(challenge []byte) ([]byte, error) {
 // withoutSize returns what a TPM2B structure holds.
 func withoutSize(b []byte) ([]byte, error) {
 	if len(b) <= 2 || int(binary.BigEndian.Uint16(b)) != len(b)-2 {
-		return nil, errors.New("its size field does not say how long it is")
+		return nil, errors.New("its size field does not match its length")
 	}
 	return b[2:], nil
 }

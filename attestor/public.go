@@ -147,7 +147,7 @@ func (p *publicArea) point() (elliptic.Curve, []byte, error) {
 		}
 		size := c.fieldSize()
 		if len(p.x) == 0 || len(p.y) == 0 || len(p.x) > size || len(p.y) > size {
-			return nil, nil, errors.New("a coordinate has not the size of the curve")
+			return nil, nil, errors.New("a coordinate does not have the size of the curve")
 		}
 		point := make([]byte, 1+2*size)
 		point[0] = 4

@@ -94,7 +94,7 @@ func (r *reader) alg() tpm2.TPMAlgID { return tpm2.TPMAlgID(r.u16()) }
 func (r *reader) sized(limit int) []byte {
 	n := int(r.u16())
 	if n > limit {
-		r.fail(fmt.Errorf("a field of %d bytes where %d are the most", n, limit))
+		r.fail(fmt.Errorf("a field of %d bytes, at most %d are allowed", n, limit))
 		return nil
 	}
 	return r.take(n)

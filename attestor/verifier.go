@@ -135,7 +135,7 @@ func (s *Session) Challenge() ([]byte, error) {
 // where the response is well formed and wrong.
 func (s *Session) Finish(response []byte) error {
 	if s.state != challenged {
-		return errors.New("the session awaits no response")
+		return errors.New("the session is not waiting for a response")
 	}
 	defer s.end()
 	secret, err := decodeResponse(response)
