@@ -25,7 +25,7 @@ const maxConfigSize = 64 << 10
 func parseConfig(src string) (config tpm.Config, problems []string) {
 	defer func() {
 		if r := recover(); r != nil { // of the parser
-			config, problems = tpm.Config{}, []string{"the configuration is no HCL"}
+			config, problems = tpm.Config{}, []string{"the configuration is not valid HCL"}
 		}
 	}()
 	settings, err := parseSettings(src)
@@ -54,13 +54,13 @@ type setting struct {
 // Windows, which an editor may have left, mean nothing.
 func parseSettings(src string) ([]setting, error) {
 	if len(src) > maxConfigSize {
-		return nil, fmt.Errorf("the configuration has %d bytes: at most %d are read", len(src), maxConfigSize)
+		return nil, fmt.Errorf("the configuration is %d bytes long; at most %d are allowed", len(src), maxConfigSize)
 	}
 	src = strings.ReplaceAll(strings.TrimPrefix(src, "\ufeff"), "\r\n", "\n")
 	if strings.HasPrefix(strings.TrimSpace(src), "{") {
 		settings, err := parseJSON(src)
 		if err != nil { // which may quote a password
-			return nil, errors.New("the configuration is no JSON")
+			return nil, errors.New("the configuration is not valid JSON")
 		}
 		return settings, nil
 	}
@@ -96,7 +96,7 @@ func parseJSON(src string) ([]setting, error) {
 		return nil, err
 	}
 	if _, err := d.ReadToken(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("something follows the object")
+		return nil, errors.New("there is something after the object")
 	}
 	return all, nil
 }
@@ -108,7 +108,7 @@ func parseHCL(src string) ([]setting, error) {
 	// shows in what follows it: this key is then not the last one.
 	file, err := hclparser.ParseDontErrorOnDuplicateKeys([]byte(src + "\nend = true\n"))
 	if err != nil {
-		return nil, fmt.Errorf("the configuration is no HCL%s", place(err))
+		return nil, fmt.Errorf("the configuration is not valid HCL%s", place(err))
 	}
 	list, ok := file.Node.(*ast.ObjectList)
 	if !ok {
@@ -116,13 +116,13 @@ func parseHCL(src string) ([]setting, error) {
 	}
 	last := len(list.Items) - 1
 	if last < 0 || list.Items[last].Pos().Offset != len(src)+1 {
-		return nil, errors.New("the configuration is no HCL: it ends too early")
+		return nil, errors.New("the configuration is not valid HCL: it ends too early")
 	}
 	var all []setting
 	for _, item := range list.Items[:last] {
 		var s setting
 		if s.key, ok = stringOf(item.Keys[0].Token); !ok {
-			return nil, fmt.Errorf("%s is no key", item.Keys[0].Token.Text)
+			return nil, fmt.Errorf("%s is not a key", item.Keys[0].Token.Text)
 		}
 		if literal, ok := item.Val.(*ast.LiteralType); ok && len(item.Keys) == 1 {
 			s.value, s.isString = stringOf(literal.Token)
@@ -179,12 +179,12 @@ func (r *configReader) read(s setting) {
 		return
 	}
 	if r.seen[s.key] {
-		r.problem("%s: it is there twice: write it once", s.key)
+		r.problem("%s: set twice: keep one", s.key)
 		return
 	}
 	r.seen[s.key] = true
 	if !s.isString {
-		r.problem(`%s: it is not a string: write %s = "…"`, s.key, s.key)
+		r.problem(`%s: not a string: write %s = "…"`, s.key, s.key)
 		return
 	}
 	if wrong := set(s.value); wrong != "" {

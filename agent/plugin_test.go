@@ -175,7 +175,7 @@ func TestFailures(t *testing.T) {
 		code   codes.Code
 		want   string
 	}{
-		"no TPM":               {`device = "/nowhere/tpm0"`, nil, codes.Unavailable, "see that the TPM is enabled"},
+		"no TPM":               {`device = "/nowhere/tpm0"`, nil, codes.Unavailable, "check that the TPM is enabled"},
 		"no device":            {`device = "/etc/passwd"`, nil, codes.FailedPrecondition, "not a character device"},
 		"malformed challenge":  {device(tpm), garbage("{"), codes.InvalidArgument, "challenge"},
 		"empty challenge":      {device(tpm), garbage(""), codes.InvalidArgument, "challenge"},

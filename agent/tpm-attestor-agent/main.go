@@ -23,32 +23,33 @@ import (
 // version is set by the linker: -ldflags "-X main.version=…".
 var version string
 
-const usage = `tpm-attestor-agent is SPIRE Agent's node attestor plugin "tpm". SPIRE starts it:
+const usage = `tpm-attestor-agent is SPIRE Agent's node attestor plugin "tpm". SPIRE starts it, as the
+plugin_cmd of
 
   NodeAttestor "tpm" {
     plugin_cmd = "/opt/spire/plugins/tpm-attestor-agent"
     plugin_data {}
   }
 
-To enrol a machine, run it by hand, as a user who may use the TPM:
+To enrol a machine, run it by hand, as a user with access to the TPM:
 
-  tpm-attestor-agent -ek                 the EK hash, and the EK certificates in the TPM
-  tpm-attestor-agent -hash               the EK hash alone, for scripts
-  tpm-attestor-agent -pem                the EK and all certificates in the TPM, in PEM, for
+  tpm-attestor-agent -ek                 print the EK hash and the EK certificates in the TPM
+  tpm-attestor-agent -hash               print just the EK hash, for scripts
+  tpm-attestor-agent -pem                print the EK and all certificates in the TPM as PEM, for
                                          tpm-attestor-server -fill-mirror
-  tpm-attestor-agent -version
+  tpm-attestor-agent -version            print the version
 
-With -ek, -hash and -pem, give the options that the plugin's configuration has:
+With -ek, -hash and -pem, use the same options as in the plugin's configuration:
 
   -device string   the TPM: a path such as /dev/tpmrm0, or unix:/path for the socket of a
                    software TPM (default: /dev/tpmrm0, else /dev/tpm0)
   -key string      the type of the endorsement key, as the key ek: auto, rsa2048, p256, p384
                    or rsa3072 (default: auto)
 
-The configuration has one key more: ak, the type of the attestation key, which is auto, p256 or rsa2048
-(default: auto, which is p256 where the TPM signs with ECC).
+The configuration has one more key: ak, the type of the attestation key, which is auto, p256 or rsa2048
+(default: auto, which is p256 if the TPM signs with ECC).
 
-Passwords of the TPM's hierarchies, where a site has set them, are read from the environment:
+Passwords of the TPM's hierarchies, if a site has set them, are read from the environment:
 TPM_ENDORSEMENT_PASSWORD and TPM_OWNER_PASSWORD.
 `
 

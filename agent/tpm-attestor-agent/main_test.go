@@ -101,7 +101,7 @@ func TestVersion(t *testing.T) {
 }
 
 // What is wrong with a TPM's certificates is in the report: who enrols a machine
-// by its certificate should see that the TPM does not show it.
+// by its certificate should check that the TPM does not show it.
 func TestReportOfBadCertificates(t *testing.T) {
 	got := describe(&tpm.Report{
 		EK:           tpm.EK{KeyType: attestor.P256, Hash: "00ff"},
@@ -110,8 +110,8 @@ func TestReportOfBadCertificates(t *testing.T) {
 		ChainErr:     errors.New("EK certificate chain: NV index 0x01c00101: locked"),
 	})
 	want := `EK hash: 00ff  (p256)
-EK: made when it is needed; none is persistent
-EK certificate: the TPM holds none for this EK; a server admits the machine by its hash, or not
+EK: created when needed; none is persistent
+EK certificate: the TPM has none for this EK; servers can admit the machine by its EK hash
 
 Certificate at NV index 0x01c00002: nothing
 

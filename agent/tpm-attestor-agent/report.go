@@ -47,11 +47,11 @@ func describe(r *tpm.Report) string {
 	if r.EK.Persistent != 0 {
 		fmt.Fprintf(&b, "EK: persistent, handle %#x\n", r.EK.Persistent)
 	} else {
-		b.WriteString("EK: made when it is needed; none is persistent\n")
+		b.WriteString("EK: created when needed; none is persistent\n")
 	}
 	if r.EK.Certificate == nil {
-		b.WriteString("EK certificate: the TPM holds none for this EK; " +
-			"a server admits the machine by its hash, or not\n")
+		b.WriteString("EK certificate: the TPM has none for this EK; " +
+			"servers can admit the machine by its EK hash\n")
 	} else {
 		fmt.Fprintf(&b, "EK certificate: at NV index %#08x\n", r.EK.Certificate.Index)
 	}

@@ -69,13 +69,13 @@ func chooseAK(configured attestor.KeyType, caps *capabilities) (attestor.KeyType
 	if configured != "" {
 		return "", &Error{
 			Class: ErrSetup,
-			Err:   fmt.Errorf("the TPM makes no attestation key of the type %s", configured),
+			Err:   fmt.Errorf("the TPM does not support attestation keys of type %s", configured),
 			Hint:  `set ak to another type, or to "auto"`,
 		}
 	}
 	return "", &Error{
 		Class: ErrSetup,
-		Err:   errors.New("the TPM signs neither with ECDSA on P-256 nor with RSA"),
+		Err:   errors.New("the TPM can sign neither with ECDSA on P-256 nor with RSA"),
 		Hint:  "this TPM cannot attest",
 	}
 }

@@ -73,7 +73,7 @@ func capability(c *conn, of tpm2.TPMCap, first, count uint32) (*tpm2.GetCapabili
 		return nil, err
 	}
 	if got := rsp.CapabilityData.Capability; got != of {
-		return nil, fmt.Errorf("the TPM answers with the capability %#x where %#x was asked for",
+		return nil, fmt.Errorf("the TPM answered with the capability %#x instead of %#x",
 			uint32(got), uint32(of))
 	}
 	return rsp, nil

@@ -42,7 +42,7 @@ func TestLists(t *testing.T) {
 		"unsorted":        {func(p uint32) []byte { return handlesResponse(0, p+2, p+1) }, 0, "out of order"},
 		"another list": {func(uint32) []byte {
 			return response(tpm2.TPMRCSuccess, 0, 0, 0, 0, byte(tpm2.TPMCapAlgs), 0, 0, 0, 0)
-		}, 0, "was asked for"},
+		}, 0, "instead of"},
 		"a code": {func(uint32) []byte { return response(tpm2.TPMRCValue) }, 0, "TPM_RC_VALUE"},
 	} {
 		t.Run(name, func(t *testing.T) {

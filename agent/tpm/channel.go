@@ -51,7 +51,7 @@ func (c *socketChannel) exchange(command []byte) ([]byte, error) {
 	}
 	size := binary.BigEndian.Uint32(rsp[2:])
 	if size < headerSize || size > maxResponse {
-		return nil, fmt.Errorf("it answers with a response of %d bytes: no TPM 2.0", size)
+		return nil, fmt.Errorf("its response is %d bytes long: not a TPM 2.0", size)
 	}
 	rsp = rsp[:size]
 	_, err := io.ReadFull(c, rsp[headerSize:])

@@ -126,8 +126,8 @@ func checkResponse(rsp []byte) error {
 	if len(rsp) < headerSize || len(rsp) > maxResponse ||
 		int(binary.BigEndian.Uint32(rsp[2:])) != len(rsp) {
 		return &Error{
-			Class: ErrSetup, Err: errors.New("the answer is no TPM's"),
-			Hint: "see that device names a TPM 2.0",
+			Class: ErrSetup, Err: errors.New("the answer does not come from a TPM"),
+			Hint: "check that device names a TPM 2.0",
 		}
 	}
 	switch tag := tpm2.TPMST(binary.BigEndian.Uint16(rsp)); tag {
@@ -135,13 +135,13 @@ func checkResponse(rsp []byte) error {
 		return nil
 	case tpm2.TPMSTRspCommand:
 		return &Error{
-			Class: ErrSetup, Err: errors.New("the answer is a TPM 1.2's"),
-			Hint: "a TPM 2.0 is needed: some machines switch theirs over in the firmware's setup",
+			Class: ErrSetup, Err: errors.New("the answer comes from a TPM 1.2"),
+			Hint: "a TPM 2.0 is needed: some machines can switch theirs in the firmware's setup",
 		}
 	default:
 		return &Error{
-			Class: ErrSetup, Err: fmt.Errorf("the answer has the tag %#04x: no TPM 2.0", uint16(tag)),
-			Hint: "see that device names a TPM 2.0",
+			Class: ErrSetup, Err: fmt.Errorf("the answer has the tag %#04x: not a TPM 2.0", uint16(tag)),
+			Hint: "check that device names a TPM 2.0",
 		}
 	}
 }

@@ -187,14 +187,14 @@ func TestNoTPM(t *testing.T) {
 		rsp  []byte
 		want string
 	}{
-		"nothing":        {nil, "no TPM's"},
-		"a few bytes":    {[]byte{0x80, 1, 0, 0}, "no TPM's"},
-		"a short size":   {size(0x8001, 9, 10), "no TPM's"},
-		"a long size":    {size(0x8001, 11, 10), "no TPM's"},
-		"a huge one":     {size(0x8001, maxResponse+1, maxResponse+1), "no TPM's"},
+		"nothing":        {nil, "not come from a TPM"},
+		"a few bytes":    {[]byte{0x80, 1, 0, 0}, "not come from a TPM"},
+		"a short size":   {size(0x8001, 9, 10), "not come from a TPM"},
+		"a long size":    {size(0x8001, 11, 10), "not come from a TPM"},
+		"a huge one":     {size(0x8001, maxResponse+1, maxResponse+1), "not come from a TPM"},
 		"a TPM 1.2":      {size(0x00C4, 10, 10), "TPM 2.0 is needed"},
-		"another tag":    {size(0x4854, 10, 10), "no TPM 2.0"},
-		"a web server's": {[]byte("HTTP/1.1 400 Bad Request\r\n\r\n"), "no TPM's"},
+		"another tag":    {size(0x4854, 10, 10), "not a TPM 2.0"},
+		"a web server's": {[]byte("HTTP/1.1 400 Bad Request\r\n\r\n"), "not come from a TPM"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newConn(t.Context(), fakeChannel(func(context.Context, []byte) ([]byte, error) {
@@ -215,7 +215,7 @@ func TestSocketResponses(t *testing.T) {
 		want string
 	}{
 		"larger than a response": {"\x80\x01\xFF\xFF\xFF\xFF\x00\x00\x00\x00", "4294967295 bytes"},
-		"smaller than a header":  {"\x80\x01\x00\x00\x00\x01\x00\x00\x00\x00", "of 1 bytes"},
+		"smaller than a header":  {"\x80\x01\x00\x00\x00\x01\x00\x00\x00\x00", "1 bytes long"},
 		"cut in the header":      {"\x80\x01\x00", "unexpected EOF"},
 		"cut in the body":        {"\x80\x01\x00\x00\x00\x10\x00\x00\x00\x00\x00", "unexpected EOF"},
 		"nothing":                {"", "EOF"},

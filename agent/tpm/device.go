@@ -32,12 +32,12 @@ func checkDevice(device string) error {
 	case device == "":
 		return nil
 	case !filepath.IsAbs(path):
-		return fmt.Errorf("%q is no TPM device: write a path such as /dev/tpmrm0, "+
-			"unix:/path for the socket of a software TPM, or nothing for the machine's own", device)
+		return fmt.Errorf("%q is not a TPM device: write a path such as /dev/tpmrm0, "+
+			"unix:/path for the socket of a software TPM, or leave it out to use the machine's own TPM", device)
 	case strings.ContainsRune(path, 0):
-		return fmt.Errorf("%q is no path", path)
+		return fmt.Errorf("%q is not a path", path)
 	case socket && len(path) > maxSocketPath:
-		return fmt.Errorf("the path of the socket %q has %d bytes: at most %d are possible",
+		return fmt.Errorf("the path of the socket %q is %d bytes long: at most %d are possible",
 			path, len(path), maxSocketPath)
 	}
 	return nil

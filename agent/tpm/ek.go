@@ -85,7 +85,7 @@ func (inv *inventory) undecided(candidate *endorsementKey) error {
 			Class: ErrNotReady,
 			Err: fmt.Errorf("the persistent key %#x may be the endorsement key, but its certificate cannot be read: %w",
 				uint32(candidate.handle), cert.Err),
-			Hint: "make the certificate readable, or evict the key (tpm2_evictcontrol) where it is another",
+			Hint: "make the certificate readable, or evict the key (tpm2_evictcontrol) if it is another one",
 		}
 	}
 	return nil

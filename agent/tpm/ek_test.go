@@ -300,16 +300,16 @@ func TestTPMWithoutSomeAlgorithms(t *testing.T) {
 		{"auto without RSA", noRSA, Config{}, attestor.P256, tpm2.TPMAlgECC, ""},
 		{"auto without ECC", noECC, Config{}, attestor.RSA2048, tpm2.TPMAlgRSA, ""},
 		{"auto without ECDSA", noECDSA, Config{}, attestor.RSA2048, tpm2.TPMAlgRSA, ""},
-		{"auto without both", noP256, Config{}, "", 0, "set ek to a type that it makes"},
-		{"RSA 2048 without RSA", noRSA, Config{EK: attestor.RSA2048}, "", 0, "no endorsement key of the type rsa2048"},
-		{"P-384 without ECC", noECC, Config{EK: attestor.P384}, "", 0, "no endorsement key of the type p384"},
+		{"auto without both", noP256, Config{}, "", 0, "set ek to a type that it supports"},
+		{"RSA 2048 without RSA", noRSA, Config{EK: attestor.RSA2048}, "", 0, "not support endorsement keys of type rsa2048"},
+		{"P-384 without ECC", noECC, Config{EK: attestor.P384}, "", 0, "not support endorsement keys of type p384"},
 		{"an AK without both", noP256, Config{EK: attestor.P384}, "", 0, "this TPM cannot attest"},
 		{"an AK in RSA", all, Config{AK: attestor.RSA2048}, attestor.RSA2048, tpm2.TPMAlgRSA, ""},
 		{"an AK in RSA for an ECC EK", all, Config{EK: attestor.P384, AK: attestor.RSA2048}, attestor.P384, tpm2.TPMAlgRSA, ""},
 		{"an AK on P-256", all, Config{AK: attestor.P256}, attestor.RSA2048, tpm2.TPMAlgECC, ""},
-		{"an AK in RSA without RSA", noRSA, Config{AK: attestor.RSA2048}, "", 0, "no attestation key of the type rsa2048"},
-		{"an AK on P-256 without ECC", noECC, Config{AK: attestor.P256}, "", 0, "no attestation key of the type p256"},
-		{"an AK on P-256 without ECDSA", noECDSA, Config{AK: attestor.P256}, "", 0, "no attestation key of the type p256"},
+		{"an AK in RSA without RSA", noRSA, Config{AK: attestor.RSA2048}, "", 0, "not support attestation keys of type rsa2048"},
+		{"an AK on P-256 without ECC", noECC, Config{AK: attestor.P256}, "", 0, "not support attestation keys of type p256"},
+		{"an AK on P-256 without ECDSA", noECDSA, Config{AK: attestor.P256}, "", 0, "not support attestation keys of type p256"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.config.Device = tpm.Device
@@ -352,7 +352,7 @@ func TestUnsupportedEKSize(t *testing.T) {
 			return nil, nil
 		}}).listen(device)
 		_, err := device.Begin(t.Context())
-		if !errors.Is(err, ErrSetup) || !strings.Contains(err.Error(), "no endorsement key of the type rsa3072") {
+		if !errors.Is(err, ErrSetup) || !strings.Contains(err.Error(), "not support endorsement keys of type rsa3072") {
 			t.Errorf("%v: %v", code, err)
 		}
 	}

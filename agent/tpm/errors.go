@@ -45,7 +45,7 @@ func explainOpen(path string, err error) error {
 	e := &Error{Class: ErrSetup, Err: opened}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		e.Class, e.Hint = ErrNotReady, "see that the TPM is enabled and its driver loaded, "+
+		e.Class, e.Hint = ErrNotReady, "check that the TPM is enabled and its driver loaded, "+
 			"or the software TPM started, and that device names it"
 	case number == syscall.EPERM:
 		e.Hint = "in a container, pass the device to it (--device " + path + ")"
@@ -66,11 +66,11 @@ func explainOpen(path string, err error) error {
 func permissionHint(path string) string {
 	info, err := os.Stat(path)
 	if err != nil {
-		return "let the user of SPIRE Agent search its folder"
+		return "allow SPIRE Agent's user to search its folder"
 	}
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
-		return "let the user of SPIRE Agent read and write it"
+		return "allow SPIRE Agent's user to read and write it"
 	}
 	group := strconv.FormatUint(uint64(stat.Gid), 10)
 	if g, err := user.LookupGroupId(group); err == nil {
@@ -78,11 +78,11 @@ func permissionHint(path string) string {
 	}
 	const readWrite = 0o060
 	if info.Mode().Perm()&readWrite != readWrite || stat.Gid == 0 {
-		return fmt.Sprintf("it belongs to the group %s with the mode %#o: give it to a group "+
-			"for TPM users, such as tss, by a udev rule, and add the user of SPIRE Agent to that",
+		return fmt.Sprintf("it belongs to the group %s with mode %#o: assign it to a group "+
+			"for TPM users, such as tss, with a udev rule, and add SPIRE Agent's user to that group",
 			group, info.Mode().Perm())
 	}
-	return fmt.Sprintf("it belongs to the group %s: add the user of SPIRE Agent to it "+
+	return fmt.Sprintf("it belongs to the group %s: add SPIRE Agent's user to it "+
 		"(usermod -aG %s <user>) and restart the agent", group, group)
 }
 
@@ -95,7 +95,7 @@ type remedy struct {
 
 // remedies are for codes that mean the same whatever the command was.
 var remedies = [...]remedy{
-	{tpm2.TPMRCInitialize, ErrNotReady, "the TPM is not started: firmware does it on a machine; " +
+	{tpm2.TPMRCInitialize, ErrNotReady, "the TPM has not been started: on a machine, the firmware does that; " +
 		"start swtpm with --flags startup-clear"},
 	{tpm2.TPMRCFailure, ErrSetup, "the TPM's self-test failed: power the machine off and on; " +
 		"if that does not help, the TPM is broken"},
@@ -106,16 +106,16 @@ var remedies = [...]remedy{
 	{tpm2.TPMRCSessionMemory, ErrNotReady, exhausted},
 	{tpm2.TPMRCSessionHandles, ErrNotReady, exhausted},
 	{tpm2.TPMRCMemory, ErrNotReady, exhausted},
-	{tpm2.TPMRCNVRate, ErrNotReady, "the TPM limits how often its memory is written: wait"},
-	{tpm2.TPMRCRetry, ErrNotReady, "the TPM is busy: see what else uses it"},
-	{tpm2.TPMRCTesting, ErrNotReady, "the TPM still tests itself: wait"},
-	{tpm2.TPMRCYielded, ErrNotReady, "the TPM is busy: see what else uses it"},
-	{tpm2.TPMRCReboot, ErrSetup, "the TPM waits for a restart of the machine"},
-	{tpm2.TPMRCUpgrade, ErrSetup, "the TPM waits for a firmware upgrade to be completed"},
+	{tpm2.TPMRCNVRate, ErrNotReady, "the TPM is limiting writes to its memory: wait"},
+	{tpm2.TPMRCRetry, ErrNotReady, "the TPM is busy: check what else is using it"},
+	{tpm2.TPMRCTesting, ErrNotReady, "the TPM is still testing itself: wait"},
+	{tpm2.TPMRCYielded, ErrNotReady, "the TPM is busy: check what else is using it"},
+	{tpm2.TPMRCReboot, ErrSetup, "the TPM is waiting for a restart of the machine"},
+	{tpm2.TPMRCUpgrade, ErrSetup, "the TPM is waiting for a firmware upgrade to complete"},
 }
 
-const exhausted = "other programs fill the TPM with their keys or sessions: use /dev/tpmrm0, " +
-	"whose resource manager gives each its own room, or flush them (tpm2_flushcontext -t -l -s)"
+const exhausted = "other programs have filled the TPM with their keys or sessions: use /dev/tpmrm0, " +
+	"whose resource manager gives each program its own space, or flush them (tpm2_flushcontext -t -l -s)"
 
 // explain says what was being done when err came about, and what to do. The
 // further remedies are for codes that have a meaning of their own here.
@@ -130,7 +130,7 @@ func explain(doing string, err error, further ...remedy) error {
 		}
 	}
 	if errors.Is(err, errTimeout) {
-		return &Error{Class: ErrNotReady, Err: err, Hint: "see that the TPM, or the software TPM, is alive"}
+		return &Error{Class: ErrNotReady, Err: err, Hint: "check that the TPM, or the software TPM, is running"}
 	}
 	return err
 }

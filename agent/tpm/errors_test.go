@@ -27,7 +27,7 @@ func TestErrorsAreExplained(t *testing.T) {
 		"sessions":       {explain("x", tpm2.TPMRCSessionMemory), ErrNotReady, "/dev/tpmrm0"},
 		"not started":    {explain("x", tpm2.TPMRCInitialize), ErrNotReady, "startup-clear"},
 		"broken":         {explain("x", tpm2.TPMRCFailure), ErrSetup, "self-test"},
-		"no answer":      {explain("x", errTimeout), ErrNotReady, "is alive"},
+		"no answer":      {explain("x", errTimeout), ErrNotReady, "is running"},
 		"no such device": {explainOpen("/dev/tpm9", fs.ErrNotExist), ErrNotReady, "driver"},
 		"busy":           {explainOpen("/dev/tpm0", syscall.EBUSY), ErrNotReady, "abrmd"},
 		"container":      {explainOpen("/dev/tpm0", syscall.EPERM), ErrSetup, "--device /dev/tpm0"},

@@ -83,15 +83,15 @@ func chooseEK(configured attestor.KeyType, caps *capabilities) (attestor.KeyType
 	}
 	return "", &Error{
 		Class: ErrSetup,
-		Err:   errors.New("the TPM makes neither RSA nor P-256 endorsement keys"),
-		Hint:  "set ek to a type that it makes, such as p384",
+		Err:   errors.New("the TPM supports neither RSA nor P-256 endorsement keys"),
+		Hint:  "set ek to a type that it supports, such as p384",
 	}
 }
 
 func unsupportedEK(t attestor.KeyType) error {
 	return &Error{
 		Class: ErrSetup,
-		Err:   fmt.Errorf("the TPM makes no endorsement key of the type %s", t),
+		Err:   fmt.Errorf("the TPM does not support endorsement keys of type %s", t),
 		Hint:  "set ek to another type",
 	}
 }
@@ -137,7 +137,7 @@ func badNonce(index tpm2.TPMHandle, err error) error {
 	}
 	return &Error{
 		Class: ErrSetup, Err: err,
-		Hint: "make the index readable as the profile wants it, or set ek to a type that has no nonce, such as p384",
+		Hint: "make the index readable as the profile requires, or set ek to a type without a nonce, such as p384",
 	}
 }
 

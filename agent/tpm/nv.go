@@ -29,9 +29,9 @@ func (t *TPM) readNV(c *conn, index tpm2.TPMHandle, bufferSize uint16) ([]byte, 
 	case !info.Attributes.Written:
 		return nil, errUnwritten
 	case info.Attributes.ReadLocked:
-		return nil, errors.New("it is locked against reading until the next restart")
+		return nil, errors.New("it is read-locked until the next restart")
 	case info.DataSize > maxNVSize:
-		return nil, fmt.Errorf("it has %d bytes: more than %d are not read", info.DataSize, maxNVSize)
+		return nil, fmt.Errorf("it is %d bytes long: at most %d are read", info.DataSize, maxNVSize)
 	}
 	err = errors.New("it can be read neither with its own nor with the owner's authorization")
 	for _, auth := range t.nvAuths(index, pub.NVName, info.Attributes) {
@@ -47,7 +47,7 @@ func (t *TPM) readNV(c *conn, index tpm2.TPMHandle, bufferSize uint16) ([]byte, 
 	}
 	return nil, explain("read it", err,
 		remedy{tpm2.TPMRCBadAuth, ErrSetup, "set owner_password to the owner hierarchy's password"},
-		remedy{tpm2.TPMRCAuthFail, ErrSetup, "its password is not empty, as the profile wants it"})
+		remedy{tpm2.TPMRCAuthFail, ErrSetup, "its password is not empty, contrary to the profile"})
 }
 
 // nvAuths returns the authorizations by which an index may be read, the best
@@ -88,7 +88,7 @@ func readNVWith(c *conn, auth tpm2.AuthHandle, index tpm2.NamedHandle, size, buf
 			return nil, err
 		}
 		if len(rsp.Data.Buffer) != want {
-			return nil, fmt.Errorf("%d bytes came where %d were asked for", len(rsp.Data.Buffer), want)
+			return nil, fmt.Errorf("got %d bytes instead of %d", len(rsp.Data.Buffer), want)
 		}
 		content = append(content, rsp.Data.Buffer...)
 	}

@@ -325,7 +325,7 @@ func TestEKNonce(t *testing.T) {
 				undefineNV(t, tpm.Device, tt.index)
 				defineNV(t, tpm.Device, nvContent{tt.index, []byte(content), attributes, ""})
 				_, err := newTPM(t, Config{Device: tpm.Device, EK: tt.ek}).Begin(t.Context())
-				if !errors.Is(err, ErrSetup) || !strings.Contains(err.Error(), "set ek to a type that has no nonce") {
+				if !errors.Is(err, ErrSetup) || !strings.Contains(err.Error(), "set ek to a type without a nonce") {
 					t.Errorf("a nonce of %d bytes: %v", len(content), err)
 				}
 			}

@@ -72,7 +72,7 @@ func parseKeyType(s, of string, types []attestor.KeyType) (attestor.KeyType, err
 	for _, t := range types {
 		words = append(words, string(t))
 	}
-	return "", fmt.Errorf("%q is no type of %s: write one of %s", s, of, strings.Join(words, ", "))
+	return "", fmt.Errorf("%q is not a type of %s: use one of %s", s, of, strings.Join(words, ", "))
 }
 
 // A TPM makes attestations. It keeps no connection; it remembers what does not
