@@ -38,7 +38,7 @@ func TestHangingWebServer(t *testing.T) {
 
 			mark := s.Mark()
 			test.sick(n)
-			w.waitLog(s.Process, mark, "the last good data stays", "inventory", "not done within the timeout of 1s")
+			w.waitLog(s.Process, mark, "the last good data stays", "inventory", "not finished within the timeout of 1s")
 			for _, want := range []struct {
 				tpm  int
 				code codes.Code

@@ -307,7 +307,7 @@ func TestStuckSourceCostsItsDeadline(t *testing.T) {
 		}
 		d = attest(t, s, sourcetest.NewEvidence(t))
 		wantStrings(t, "listed", d.Listed, "stuck", "up")
-		log.wantLines(t, "INFO no check of the source is stuck any more", "INFO source can tell again")
+		log.wantLines(t, "INFO no check of the source is stuck any longer", "INFO source can tell again")
 	})
 }
 

@@ -298,7 +298,7 @@ func TestFetchThatBreaksTheContract(t *testing.T) {
 			if !reflect.DeepEqual(a.Verdict, sources.Verdict{}) || s.Status()[0].FetchesFailed != 1 {
 				t.Errorf("a verdict beside the error: %+v, status %+v", a.Verdict, s.Status()[0])
 			}
-			const line = "source could not fetch what the evidence of a machine needs source=x kind=fake"
+			const line = "source could not fetch what a machine's evidence needs source=x kind=fake"
 			if lines := strings.Join(log.take(), "\n"); !strings.Contains(lines, line) {
 				t.Errorf("the log does not name the source:\n%s", lines)
 			}
@@ -530,7 +530,7 @@ func TestHealthOfAFetcher(t *testing.T) {
 			}
 		}
 		inTurn(10, sources.Unavailable)
-		log.wantLines(t, "WARN source could not fetch what the evidence of a machine needs "+
+		log.wantLines(t, "WARN source could not fetch what a machine's evidence needs "+
 			"source=x kind=fake error=no route to host failed=1 succeeded=0")
 		time.Sleep(10 * time.Minute)
 		inTurn(3, sources.Unavailable)

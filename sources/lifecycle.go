@@ -70,7 +70,7 @@ func (r *runner) waitStopped() {
 	select {
 	case <-ended:
 	case <-timer.C:
-		r.log.Warn("source is stuck and left behind: it has not stopped", slog.Duration("after", stopTimeout))
+		r.log.Warn("source is stuck: it has not stopped and is left behind", slog.Duration("after", stopTimeout))
 	}
 }
 
@@ -104,9 +104,9 @@ func (r *runner) follow(ctx context.Context, source Runner) {
 			pause = minPause
 		}
 		if err == nil {
-			err = errors.New("returned before it was told to")
+			err = errors.New("returned before it was asked to stop")
 		}
-		r.log.Error("source stopped following its data; it is started again",
+		r.log.Error("source stopped following its data; restarting it",
 			append(stackOf(err), slog.Duration("in", pause))...)
 		if !sleep(ctx, pause) {
 			return
@@ -173,7 +173,7 @@ func (r *runner) beginRefresh(ctx context.Context) (attempt chan struct{}, err e
 		return nil, fmt.Errorf("refresh: the source is stopped: %w", err)
 	}
 	if r.refreshing {
-		return r.attempt, errors.New("refresh: the one before is still running")
+		return r.attempt, errors.New("refresh: the previous one is still running")
 	}
 	r.refreshing = true
 	r.attempt = make(chan struct{})
@@ -203,7 +203,7 @@ func (r *runner) endRefresh(ctx context.Context, err error) {
 
 // leaveRefresh notes that a Refresh has outlived its deadline.
 func (r *runner) leaveRefresh(ctx context.Context, after time.Duration) error {
-	err := fmt.Errorf("refresh has not returned within %v", after.Round(time.Millisecond))
+	err := fmt.Errorf("refresh did not return within %v", after.Round(time.Millisecond))
 	r.noteRefresh(ctx, err, true)
 	r.changed()
 	return err
@@ -232,9 +232,9 @@ func (r *runner) noteRefresh(ctx context.Context, err error, running bool) {
 	r.err = err
 	switch {
 	case err != nil && (before == nil || before.Error() != err.Error()):
-		what := "source failed to load; it cannot tell until it has"
+		what := "source failed to load; it cannot tell until it loads"
 		if r.loaded {
-			what = "source failed to load; the last good data stays"
+			what = "source failed to load; the last good data stays in use"
 		}
 		r.log.Warn(what, stackOf(err)...)
 	case err == nil && before != nil:
@@ -273,7 +273,7 @@ func (r *runner) noteStatus() {
 		r.log.Warn("source needs attention", slog.String("warning", w))
 	}
 	if len(s.Warnings) == 0 {
-		r.log.Info("source needs no attention any more")
+		r.log.Info("source no longer needs attention")
 	}
 	r.warnings = slices.Clone(s.Warnings)
 }

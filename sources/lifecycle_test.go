@@ -80,20 +80,20 @@ func TestStartIsBounded(t *testing.T) {
 			t.Errorf("Start took %v", took)
 		}
 		log.wantLines(t, "INFO source has loaded source=up",
-			"WARN source is still loading; it cannot tell until it has source=stuck")
+			"WARN source is still loading; it cannot tell until it has loaded source=stuck")
 		time.Sleep(time.Minute)
-		if st := s.Status()[0]; st.Err == nil || st.Err.Error() != "refresh has not returned within 30s" {
+		if st := s.Status()[0]; st.Err == nil || st.Err.Error() != "refresh did not return within 30s" {
 			t.Errorf("status %+v", st)
 		}
-		log.wantLines(t, "WARN source failed to load; it cannot tell until it has "+
-			"source=stuck kind=fake error=refresh has not returned within 30s")
+		log.wantLines(t, "WARN source failed to load; it cannot tell until it loads "+
+			"source=stuck kind=fake error=refresh did not return within 30s")
 
 		begun = time.Now()
 		s.Close()
 		if took := time.Since(begun); took != 5*time.Second {
 			t.Errorf("Close took %v", took)
 		}
-		log.wantLines(t, "WARN source is stuck and left behind: it has not stopped source=stuck")
+		log.wantLines(t, "WARN source is stuck: it has not stopped and is left behind source=stuck")
 		close(release)
 		synctest.Wait()
 		if n := hung.Load(); n != 1 {
@@ -160,10 +160,10 @@ func TestRefreshIsLoggedOnChange(t *testing.T) {
 		s.Start(t.Context(), nil)
 		synctest.Wait()
 		log.wantLines(t,
-			"WARN source failed to load; it cannot tell until it has source=x kind=fake error=line 3: bad",
-			"WARN source failed to load; it cannot tell until it has source=x kind=fake error=line 4: worse",
+			"WARN source failed to load; it cannot tell until it loads source=x kind=fake error=line 3: bad",
+			"WARN source failed to load; it cannot tell until it loads source=x kind=fake error=line 4: worse",
 			"INFO source has recovered",
-			"WARN source failed to load; the last good data stays source=x kind=fake error=line 3: bad",
+			"WARN source failed to load; the last good data stays in use source=x kind=fake error=line 3: bad",
 			"INFO source has recovered")
 		if err := s.Status()[0].Err; err != nil {
 			t.Errorf("after a recovery: %v", err)
@@ -266,8 +266,8 @@ func TestRunIsRestarted(t *testing.T) {
 			t.Errorf("Run was called at %v, want %v", at, want)
 		}
 		log.wantLines(t, "error=panic: a fault stack=", "error=no route to host",
-			"error=the source ended its goroutine", "error=returned before it was told to",
-			"error=returned before it was told to in=1s")
+			"error=the source ended its goroutine", "error=returned before it was asked to stop",
+			"error=returned before it was asked to stop in=1s")
 		s.Close()
 		log.wantLines(t)
 	})
@@ -403,7 +403,7 @@ func TestStatus(t *testing.T) {
 		status.Store(&sources.Status{Loaded: loaded, Entries: 4})
 		next <- struct{}{}
 		synctest.Wait()
-		log.wantLines(t, "entries=4", "INFO source needs no attention any more")
+		log.wantLines(t, "entries=4", "INFO source no longer needs attention")
 		close(next)
 		s.Close()
 	})

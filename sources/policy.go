@@ -124,7 +124,7 @@ func validName(s string) error {
 	case len(s) > MaxText:
 		return fmt.Errorf("the name has more than %d characters", MaxText)
 	case strings.ContainsFunc(s, other):
-		return errors.New("the name has something else than a-z, 0-9, \"_\" and \"-\"")
+		return errors.New("the name has characters other than a-z, 0-9, \"_\" and \"-\"")
 	}
 	return nil
 }

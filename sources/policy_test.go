@@ -81,11 +81,11 @@ func TestPolicyMistakes(t *testing.T) {
 			sources.Policy{Allow: rules{{Name: "x", Any: a}}},
 			[]string{`source "b": no rule names it`},
 		},
-		{"no name", sources.Policy{Allow: rules{{Any: ab}}}, []string{`allow "": the name is empty`}},
+		{"may only have letters", sources.Policy{Allow: rules{{Any: ab}}}, []string{`allow "": the name is empty`}},
 		{
 			"a name that forges",
 			sources.Policy{Allow: rules{{Name: "a\nb", Any: ab}}},
-			[]string{`allow "a\nb": the name has something else`},
+			[]string{`allow "a\nb": the name has characters other`},
 		},
 		{
 			"a long name",

@@ -97,7 +97,7 @@ func (r *runner) answer(ctx context.Context, ev *Evidence, index int, c *check, 
 		if c.state.Swap(answered) != abandoned {
 			replies <- a
 		} else if r.stuck.Add(-1) == 0 {
-			r.log.Info("no check of the source is stuck any more")
+			r.log.Info("no check of the source is stuck any longer")
 			r.changed()
 		}
 	}()
@@ -219,7 +219,7 @@ func (r *runner) noteFetch(err error) {
 	n.failed++
 	if now := time.Now(); n.logged.IsZero() || now.Sub(n.logged) >= fetchLogPause {
 		n.logged = now
-		r.log.Warn("source could not fetch what the evidence of a machine needs",
+		r.log.Warn("source could not fetch what a machine's evidence needs",
 			slog.Any("error", err), slog.Uint64("failed", n.failed), slog.Uint64("succeeded", n.ok))
 	}
 }

@@ -159,7 +159,7 @@ func (s *Set) Start(ctx context.Context, previous *Set) {
 			select {
 			case <-r.first:
 			default:
-				r.log.Warn("source is still loading; it cannot tell until it has")
+				r.log.Warn("source is still loading; it cannot tell until it has loaded")
 			}
 		}
 	}

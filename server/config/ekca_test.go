@@ -88,8 +88,8 @@ func TestEKCAProblems(t *testing.T) {
 		{cas + ` aia_hosts = [] }`, at + `aia_hosts: is empty: name something, or leave the key out`},
 		{cas + ` aia_hosts = [5] }`, at + `aia_hosts: contains the number 5, must be a list of strings`},
 		{cas + ` aia_hosts = ["a", "a"] }`, at + `aia_hosts: contains "a" twice`},
-		{cas + ` aia_hosts = ["http://x/"] }`, at + `aia_hosts: host that may be asked, "http://x/": write a host alone`},
-		{cas + ` aia_hosts = ["", "x:0"] }`, at + `aia_hosts: host that may be asked, "": `},
+		{cas + ` aia_hosts = ["http://x/"] }`, at + `aia_hosts: allowed host "http://x/": write just a host`},
+		{cas + ` aia_hosts = ["", "x:0"] }`, at + `aia_hosts: allowed host "": `},
 		{aia + ` mirror_url = "10.0.0.5" }`, at + `mirror_url: mirror URL "10.0.0.5": `},
 		{
 			cas + ` ek_certificate_urls = { amd = "ftp://x/" } }`,

@@ -61,8 +61,8 @@ func TestHTTPProblems(t *testing.T) {
 	for _, tt := range []struct{ text, want string }{
 		{`source "http" "inventory" {}`, at + `url: is missing: write url = "https://allowlist.example.org/tpm.json"`},
 		{`source "http" "inventory" { url = "http://x/" }`, at + `url: is not https://<host>/<path>`},
-		{`source "http" "inventory" { url = "https://u:p@x/" }`, at + `url: holds a user: use a client certificate`},
-		{inventory + ` public_key_path = "/x" list_id = "y" signature_url = "https://y/sig" }`, at + `signature_url: is on another host`},
+		{`source "http" "inventory" { url = "https://u:p@x/" }`, at + `url: contains a user: use a client certificate`},
+		{inventory + ` public_key_path = "/x" list_id = "y" signature_url = "https://y/sig" }`, at + `signature_url: is on a different host`},
 		{inventory + ` public_key_path = "/x" list_id = "y" signature_url = "http://x/sig" }`, at + `signature_url: is not https://`},
 		{inventory + ` client_cert_path = "/x" }`, at + `client_key_path: is missing: the client certificate and its key`},
 		{inventory + ` client_key_path = "/x" }`, at + `client_cert_path: is missing`},

@@ -20,7 +20,7 @@ const (
 )
 
 // errLocked says that others were not done with a file in time.
-var errLocked = errors.New("another process has it open; each needs a cache_path of its own")
+var errLocked = errors.New("another process has it open; give each its own cache_path")
 
 // Open opens a regular file, which is not to be behind a link, and locks it: by
 // unix.LOCK_SH against writers or by unix.LOCK_EX against all others. Closing it
@@ -47,7 +47,7 @@ func lockRegular(ctx context.Context, file *os.File, lock int) error {
 		return err
 	}
 	if !info.Mode().IsRegular() {
-		return errors.New("is no regular file")
+		return errors.New("is not a regular file")
 	}
 	deadline := time.Now().Add(lockWait)
 	for {

@@ -44,7 +44,7 @@ func Damaged(format string, args ...any) error {
 }
 
 // ErrForeign is about a file that somebody else may miss: it is not to be replaced.
-var ErrForeign = errors.New("is a file of something else; choose another cache_path, or remove the file")
+var ErrForeign = errors.New("belongs to something else; choose another cache_path, or remove the file")
 
 // Inspect reports an error unless a file is a bbolt database that is whole in
 // its structure: what is mapped and followed by pointers has to end.

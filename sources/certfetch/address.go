@@ -66,11 +66,11 @@ func faultOfEntry(a netip.Addr) string {
 	metadata := netip.MustParseAddr("fd00:ec2::254")
 	switch {
 	case a.IsUnspecified():
-		return "it is no host's address"
+		return "it is not a host's address"
 	case a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		return "it is the address of many hosts"
 	case a.IsLinkLocalUnicast() || a == metadata:
-		return "it is a link-local address: clouds have their machines' metadata there, nobody has certificates"
+		return "it is a link-local address: clouds serve their machines' metadata there, and nobody serves certificates"
 	}
 	return ""
 }
@@ -82,6 +82,6 @@ type forbiddenError struct {
 }
 
 func (e *forbiddenError) Error() string {
-	return fmt.Sprintf("%s is at %v, which is no public address: "+
-		"where that is meant, name the address itself as the host that may be asked", e.host, e.at)
+	return fmt.Sprintf("%s resolves to %v, which is not a public address: "+
+		"if that is intended, name the address itself as an allowed host", e.host, e.at)
 }

@@ -74,9 +74,9 @@ func TestNameOfPrivateAddress(t *testing.T) {
 		f := open(t, certfetch.Config{Hosts: []string{"pki.example.org:" + port}, Now: c.Now})
 		f.Connect(names(t, &at), nil)
 		url := "http://pki.example.org:" + port + "/latest/meta-data/"
-		wantFail(t, f, url, "pki.example.org is at "+address+", which is no public address")
+		wantFail(t, f, url, "pki.example.org resolves to "+address+", which is not a public address")
 		c.add(time.Hour)
-		wantFail(t, f, url, "no public address")
+		wantFail(t, f, url, "not a public address")
 	}
 	o.wantRequests(t, 0)
 }
@@ -87,7 +87,7 @@ func TestLocalhost(t *testing.T) {
 	_, port, err := net.SplitHostPort(o.host())
 	must(t, err)
 	f := open(t, certfetch.Config{Hosts: []string{"localhost:" + port}})
-	wantFail(t, f, "http://localhost:"+port+"/a", "no public address")
+	wantFail(t, f, "http://localhost:"+port+"/a", "not a public address")
 	o.wantRequests(t, 0)
 }
 
@@ -307,9 +307,9 @@ func TestSlowBody(t *testing.T) {
 		}
 	}
 	o.serve(drips)
-	wantFail(t, f, o.at("/drips"), "not done within 200ms")
+	wantFail(t, f, o.at("/drips"), "not finished within 200ms")
 	o.hang(t)
-	wantFail(t, f, o.at("/hangs"), "not done within 200ms")
+	wantFail(t, f, o.at("/hangs"), "not finished within 200ms")
 }
 
 // One failure of the connection, or of the server, is made good within the

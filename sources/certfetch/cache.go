@@ -106,7 +106,7 @@ func (f *Fetcher) read(ctx context.Context) (records []record, spoiled, err erro
 				}
 				r, err := decodeRecord(key, value)
 				if err != nil {
-					spoiled = fmt.Errorf("a part of it was left out: the record %.8x: %w", key, err)
+					spoiled = fmt.Errorf("part of it was skipped: the record %.8x: %w", key, err)
 					return nil
 				}
 				records = append(records, r)
@@ -130,7 +130,7 @@ func recordsOf(tx *bbolt.Tx) (*bbolt.Bucket, error) {
 	}
 	if there := about.Get([]byte(formatKey)); string(there) != format {
 		return nil, &boltfile.UnusableError{Problem: fmt.Sprintf(
-			"has the format %.99q and not %q: it is damaged or of another release; it will be replaced", there, format)}
+			"has the format %.99q, not %q: it is damaged or from another release; it will be replaced", there, format)}
 	}
 	if bucket == nil {
 		return nil, boltfile.Damaged("it has no bucket %q", recordsBucket)
@@ -152,7 +152,7 @@ func (f *Fetcher) flush(ctx context.Context) error {
 	f.mu.Unlock()
 	err := f.write(ctx, names, spoiled)
 	if err != nil {
-		err = fmt.Errorf("cache %q: what was fetched is not written, a restart will have to fetch it again: %w",
+		err = fmt.Errorf("cache %q: what was fetched is not saved and must be fetched again after a restart: %w",
 			f.path, err)
 	}
 	f.mu.Lock()

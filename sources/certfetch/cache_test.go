@@ -207,7 +207,7 @@ func TestFilesOfNoUse(t *testing.T) {
 			edit(t, path, func(tx *bbolt.Tx) error {
 				return tx.Bucket([]byte("tpm certificates")).Put([]byte("key"), []byte("value"))
 			})
-		}, "a part of it was left out"},
+		}, "part of it was skipped"},
 		"without records": {func(path string) {
 			edit(t, path, func(tx *bbolt.Tx) error { return tx.DeleteBucket([]byte("tpm certificates")) })
 		}, "no bucket"},

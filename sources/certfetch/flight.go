@@ -12,12 +12,12 @@ import (
 // answered, for a reason of the Fetcher's own. It says nothing of the server or of
 // what that has, and is not remembered: who would take a missing answer for one
 // must not take this for it.
-var ErrNotAsked = errors.New("it was not asked for: try again")
+var ErrNotAsked = errors.New("the server was not asked: try again")
 
 var (
-	errBusy   = fmt.Errorf("too many wait for an answer: %w", ErrNotAsked)
+	errBusy   = fmt.Errorf("too many requests are waiting for an answer: %w", ErrNotAsked)
 	errSlow   = errors.New("the server has not answered yet")
-	errClosed = fmt.Errorf("the configuration has changed meanwhile, or the server ends: %w", ErrNotAsked)
+	errClosed = fmt.Errorf("the configuration has changed, or the SPIRE server is stopping: %w", ErrNotAsked)
 )
 
 // A flight is one request, for all who wait for it.

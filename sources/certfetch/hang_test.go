@@ -155,7 +155,7 @@ func TestHangWithoutRun(t *testing.T) {
 			t.Errorf("what is too old: %+v", got)
 		}
 		begun := time.Now()
-		wantFail(t, f, url, "not done within 10s")
+		wantFail(t, f, url, "not finished within 10s")
 		if took := time.Since(begun); took != 10*time.Second {
 			t.Errorf("it took %v", took)
 		}

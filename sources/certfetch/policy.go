@@ -48,11 +48,11 @@ func newPolicy(cfg Config) (policy, error) {
 	p := policy{hosts: map[endpoint]bool{}}
 	var errs []error
 	if len(cfg.Hosts) > maxHosts {
-		errs = append(errs, fmt.Errorf("%d hosts that may be asked: write %d at most", len(cfg.Hosts), maxHosts))
+		errs = append(errs, fmt.Errorf("%d allowed hosts: name at most %d", len(cfg.Hosts), maxHosts))
 	}
 	for _, entry := range cfg.Hosts {
 		if err := p.addHost(entry); err != nil {
-			errs = append(errs, fmt.Errorf("host that may be asked, %q: %w", entry, err))
+			errs = append(errs, fmt.Errorf("allowed host %q: %w", entry, err))
 		}
 	}
 	for _, text := range cfg.Bases {
@@ -75,7 +75,7 @@ func newPolicy(cfg Config) (policy, error) {
 // addHost adds an entry of Config.Hosts.
 func (p *policy) addHost(entry string) error {
 	if strings.ContainsAny(entry, "/?#@") {
-		return errors.New("write a host alone, or host:port: no scheme, no path")
+		return errors.New("write just a host, or host:port, without scheme or path")
 	}
 	if a, err := netip.ParseAddr(entry); err == nil && a.Is6() {
 		entry = "[" + entry + "]"
@@ -135,7 +135,7 @@ func (p *policy) allowed(raw string) (string, bool) {
 	return canonical, true
 }
 
-var errNotAllowed = errors.New("it is not among what may be asked")
+var errNotAllowed = errors.New("it is not on an allowed host")
 
 // target returns the request for a URL.
 func (p *policy) target(kind Kind, raw string) (target, error) {
@@ -205,7 +205,7 @@ func (p *policy) redirected(from target, to *url.URL) (target, error) {
 	case r.host != was.host || r.port != was.port && !upgrade:
 		return target{}, errors.New("to another host or port")
 	case !from.own && !p.hosts[r.endpoint]:
-		return target{}, errors.New("to a port that may not be asked")
+		return target{}, errors.New("to a port that is not allowed")
 	}
 	return target{url: u, own: from.own}, nil
 }
@@ -241,7 +241,7 @@ func (r reference) String() string {
 func (r reference) url() (*url.URL, error) {
 	u, err := url.Parse(r.String())
 	if err != nil {
-		return nil, errors.New("it is no URL")
+		return nil, errors.New("it is not a URL")
 	}
 	return u, nil
 }
@@ -258,7 +258,7 @@ func parseURL(raw string) (r reference, err error) {
 	}
 	raw = strings.Trim(raw, " ")
 	if strings.ContainsFunc(raw, func(c rune) bool { return c < ' ' || c > '~' || c == '\\' }) {
-		return r, errors.New("it has a character that no URL has")
+		return r, errors.New("it has a character that is not allowed in a URL")
 	}
 	scheme, rest, found := strings.Cut(raw, "://")
 	r.scheme = strings.ToLower(scheme)
@@ -292,7 +292,7 @@ func checkPath(path string) error {
 	}
 	decoded, err := url.PathUnescape(path)
 	if err != nil {
-		return errors.New("its path has an escape that is none")
+		return errors.New("its path has an invalid escape")
 	}
 	if strings.ContainsFunc(decoded, func(c rune) bool { return c < ' ' || c == 0x7f || c == '\\' }) ||
 		strings.Count(decoded, "/") != strings.Count(path, "/") {
@@ -309,7 +309,7 @@ func checkPath(path string) error {
 // checkQuery returns why a query is none.
 func checkQuery(query string) error {
 	if _, err := url.PathUnescape(query); err != nil || strings.ContainsAny(query, "\"<>`{}|^[]") {
-		return errors.New("its query has a character that must be escaped, or an escape that is none")
+		return errors.New("its query has a character that must be escaped, or an invalid escape")
 	}
 	return nil
 }
@@ -333,7 +333,7 @@ func splitHost(s string) (host string, port uint16, err error) {
 		inner, found = strings.CutSuffix(inner, "]")
 		a, err := netip.ParseAddr(inner)
 		if !found || err != nil || !a.Is6() || a.Is4In6() || a.Zone() != "" {
-			return "", 0, errors.New("the host in brackets is no IPv6 address without a zone")
+			return "", 0, errors.New("the host in brackets is not an IPv6 address without a zone")
 		}
 		return a.String(), port, nil
 	}
@@ -344,7 +344,7 @@ func splitHost(s string) (host string, port uint16, err error) {
 func parsePort(digits string) (uint16, error) {
 	port, err := strconv.ParseUint(digits, 10, 16)
 	if err != nil || port == 0 || digits[0] < '1' || digits[0] > '9' {
-		return 0, errors.New("the port is no number from 1 to 65535")
+		return 0, errors.New("the port is not a number from 1 to 65535")
 	}
 	return uint16(port), nil
 }
@@ -366,7 +366,7 @@ func checkHost(host string) error {
 		if label == "" || len(label) > maxLabel || strings.ContainsFunc(label, func(c rune) bool {
 			return !alphanumeric(c) && c != '-' && c != '_'
 		}) {
-			return errors.New("the host is no name of letters, digits, hyphens and dots: " +
+			return errors.New("the host may only have letters, digits, hyphens and dots: " +
 				"write other letters in their ASCII form, xn--…")
 		}
 		last = label
@@ -376,7 +376,7 @@ func checkHost(host string) error {
 		return nil
 	}
 	if a, err := netip.ParseAddr(host); err != nil || !a.Is4() {
-		return errors.New("the host ends in a number and is no IPv4 address of four decimal numbers")
+		return errors.New("the host ends in a number but is not an IPv4 address of four decimal numbers")
 	}
 	return nil
 }

@@ -40,7 +40,7 @@ func badAnswer(format string, args ...any) error {
 	return &badAnswerError{fmt.Sprintf(format, args...)}
 }
 
-var errRedirect = errors.New("a redirect that is not followed")
+var errRedirect = errors.New("redirect not followed")
 
 // ask makes a request and returns the body of the answer.
 func (f *Fetcher) ask(ctx context.Context, kind Kind, t target) ([]byte, error) {
@@ -51,7 +51,7 @@ func (f *Fetcher) ask(ctx context.Context, kind Kind, t target) ([]byte, error) 
 	case err == nil:
 		return body, nil
 	case ctx.Err() == nil && within.Err() != nil:
-		return nil, fmt.Errorf("not done within %v: %w", f.timeout, bare(err))
+		return nil, fmt.Errorf("not finished within %v: %w", f.timeout, bare(err))
 	}
 	return nil, bare(err)
 }
@@ -82,9 +82,9 @@ func (f *Fetcher) exchange(ctx context.Context, limit int64, t target) ([]byte, 
 	case code == http.StatusNotFound || code == http.StatusGone:
 		return nil, ErrNotFound
 	case transient(code):
-		return nil, fmt.Errorf("the server has answered %d %s", code, http.StatusText(code))
+		return nil, fmt.Errorf("the server answered %d %s", code, http.StatusText(code))
 	case code != http.StatusOK:
-		return nil, badAnswer("the server has answered %d %s", code, http.StatusText(code))
+		return nil, badAnswer("the server answered %d %s", code, http.StatusText(code))
 	}
 	return readBody(resp, limit)
 }

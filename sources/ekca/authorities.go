@@ -153,7 +153,7 @@ func (b *builder) warn(f caFile, e entry, what string) {
 func (b *builder) add(f caFile, e entry) {
 	if n := b.known[string(e.cert.Raw)]; n != nil {
 		if slices.Contains(n.bundles, f.bundle) {
-			b.warn(f, e, "is there twice")
+			b.warn(f, e, "is a duplicate")
 			return
 		}
 		n.bundles = append(n.bundles, f.bundle)
@@ -211,7 +211,7 @@ func (b *builder) link(ctx context.Context) error {
 		switch err := b.linkOne(ctx, n); {
 		case errors.Is(err, errTangled):
 			b.warnings = append(b.warnings, describe(n.cert.Subject)+
-				": who issued it was not found out: too many CAs bear its issuer's name")
+				": its issuer could not be determined: too many CAs have that name")
 		case err != nil:
 			return err
 		}

@@ -125,10 +125,10 @@ func TestConfiguredCAThatMayNotVouch(t *testing.T) {
 		edit edit
 		want string
 	}{
-		"no CA": {func(c *x509.Certificate) { c.IsCA, c.KeyUsage = false, 0 }, "is not a CA's"},
+		"no CA": {func(c *x509.Certificate) { c.IsCA, c.KeyUsage = false, 0 }, "is not a CA certificate"},
 		"no basic constraints": {func(c *x509.Certificate) {
 			c.IsCA, c.BasicConstraintsValid = false, false
-		}, "is not a CA's"},
+		}, "is not a CA certificate"},
 		"may not sign":  {func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageCRLSign }, "no keyCertSign"},
 		"expired":       {func(c *x509.Certificate) { c.NotAfter = today().Add(-time.Hour) }, "has expired on"},
 		"not yet valid": {func(c *x509.Certificate) { c.NotBefore = today().Add(time.Hour) }, "is not valid before"},
@@ -160,7 +160,7 @@ func TestConfiguredEKCertificate(t *testing.T) {
 	root := newRoot(t, "Root")
 	ek := root.ek(t)
 	src := load(t, ekca.Config{CAPath: caFile(t, newRoot(t, "Other").cert, ek)})
-	wantText(t, strings.Join(src.Status().Warnings, "\n"), "is not a CA's")
+	wantText(t, strings.Join(src.Status().Warnings, "\n"), "is not a CA certificate")
 	wantNotListed(t, "no configured CA", src, ek)
 }
 
@@ -267,7 +267,7 @@ func TestBoundedWork(t *testing.T) {
 	if err == nil || v.Listed {
 		t.Fatalf("Check = %+v, %v", v, err)
 	}
-	wantText(t, err.Error(), "more than 32 signatures")
+	wantText(t, err.Error(), "more than 32 signature checks")
 }
 
 // Two CAs of one vendor may bear one name. With the issuer's key identifier the

@@ -167,10 +167,10 @@ func TestCheckRulesForEKCertificates(t *testing.T) {
 		"to 9999": {func(c *x509.Certificate) {
 			c.NotAfter = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
 		}, ""},
-		"a CA's": {func(c *x509.Certificate) { c.IsCA, c.KeyUsage = true, x509.KeyUsageCertSign }, "is a CA's"},
+		"a CA's": {func(c *x509.Certificate) { c.IsCA, c.KeyUsage = true, x509.KeyUsageCertSign }, "is a CA certificate"},
 		"signs certificates": {func(c *x509.Certificate) {
 			c.BasicConstraintsValid, c.KeyUsage = false, x509.KeyUsageCertSign|x509.KeyUsageKeyAgreement
-		}, "is a CA's"},
+		}, "is a CA certificate"},
 		"no basic constraints": {func(c *x509.Certificate) { c.BasicConstraintsValid = false }, ""},
 		"for signatures":       {func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature }, "key usage"},
 		"enciphers keys":       {func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyEncipherment }, ""},
@@ -350,7 +350,7 @@ func TestVersion1CAs(t *testing.T) {
 	subKey := newKey(t)
 	sub := &authority{cert: version1(t, root, pkix.Name{CommonName: "Sub"}.ToRDNSequence(), subKey), key: subKey}
 	src := trusting(t, root, sub)
-	wantText(t, strings.Join(src.Status().Warnings, "\n"), "version 1 and not a root")
+	wantText(t, strings.Join(src.Status().Warnings, "\n"), "version 1 and is not a root")
 	wantNotListed(t, "no configured CA", src, sub.ek(t), sub.cert)
 
 	// One that looks like a root's, by the configured CA of that name.

@@ -112,11 +112,11 @@ type Config struct {
 func locations(cfg Config) ([]location, error) {
 	switch {
 	case cfg.CAPath != "" && len(cfg.Bundles) > 0:
-		return nil, errors.New("a CA path and bundles are both set: write one of the two")
+		return nil, errors.New("a CA path and bundles are both set: set only one of the two")
 	case cfg.CAPath != "":
 		return []location{{path: cfg.CAPath}}, nil
 	case len(cfg.Bundles) == 0:
-		return nil, errors.New("neither a CA path nor bundles are set: write one of the two")
+		return nil, errors.New("neither a CA path nor bundles are set: set one of the two")
 	}
 	paths := make([]location, 0, len(cfg.Bundles))
 	for _, name := range slices.Sorted(maps.Keys(cfg.Bundles)) {
@@ -157,8 +157,8 @@ func validFetching(cfg Config) error {
 		case cfg.MirrorURL != "":
 			return errors.New("a mirror URL without AIA hosts: name the hosts whose files the mirror has")
 		case cfg.CachePath != "" && len(cfg.EKCertificateURLs) == 0:
-			return errors.New("a cache path, and nothing that would be fetched: " +
-				"write AIA hosts or EK certificate URLs, or leave out the cache")
+			return errors.New("a cache path, but nothing to fetch: " +
+				"set AIA hosts or EK certificate URLs, or leave out the cache")
 		}
 	}
 	return nil

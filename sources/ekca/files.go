@@ -53,7 +53,7 @@ func look(ctx context.Context, paths []location) (fileSet, error) {
 	for _, l := range paths {
 		info, err := os.Stat(l.path)
 		if err != nil {
-			return nil, fmt.Errorf("look at the CA path: %w", err)
+			return nil, fmt.Errorf("check the CA path: %w", err)
 		}
 		if !info.IsDir() {
 			found = append(found, seenFile{location: l, info: info})
@@ -80,18 +80,18 @@ func lookInto(ctx context.Context, folder location, found fileSet) (fileSet, err
 			continue
 		}
 		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("look at the files of %q: %w", folder.path, err)
+			return nil, fmt.Errorf("check the files in %q: %w", folder.path, err)
 		}
 		l := location{bundle: folder.bundle, path: filepath.Join(folder.path, name)}
 		info, err := os.Stat(l.path)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("look at the CA file: %w", err)
+			return nil, fmt.Errorf("check the CA file: %w", err)
 		}
 		found = append(found, seenFile{location: l, info: info})
 	}
 	if len(found) == before {
 		return nil, fmt.Errorf("the CA folder %q is empty: "+
-			"mount it, write a CA's certificate there, or take it out of the configuration",
+			"mount it, put a CA certificate there, or remove it from the configuration",
 			folder.path)
 	}
 	return found, nil
@@ -119,11 +119,11 @@ func readNames(folder string, most int) ([]string, error) {
 func (f seenFile) fault() string {
 	switch {
 	case f.info == nil:
-		return "is a link that leads nowhere"
+		return "is a dangling link"
 	case f.info.IsDir():
-		return "is a folder within a folder, which is not read"
+		return "is a subfolder, which is not read"
 	case !f.info.Mode().IsRegular():
-		return "is no regular file"
+		return "is not a regular file"
 	}
 	return ""
 }
@@ -147,7 +147,7 @@ func (f seenFile) read() ([]byte, error) {
 	defer file.Close()
 	info, err := file.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("look at the CA file: %w", err)
+		return nil, fmt.Errorf("check the CA file: %w", err)
 	}
 	if !os.SameFile(info, f.info) || !info.Mode().IsRegular() {
 		return nil, errChanged

@@ -81,15 +81,15 @@ func TestFolderWithAllSortsOfThings(t *testing.T) {
 		t.Errorf("%d entries, %d warnings: %q", status.Entries, len(status.Warnings), status.Warnings)
 	}
 	for _, w := range [][]string{
-		{`/README": holds no certificate`},
-		{`/empty": holds no certificate`},
+		{`/README": contains no certificate`},
+		{`/empty": contains no certificate`},
 		{`/old.pem": certificate 1 has expired on`, "CN=Old"},
-		{`/z-again.pem": certificate 1 is there twice`, "CN=Good"},
+		{`/z-again.pem": certificate 1 is a duplicate`, "CN=Good"},
 		{`/garbage.pem": certificate 1 cannot be parsed`},
-		{`/garbage.der": holds no certificate in DER`},
-		{`/dangling": is a link that leads nowhere`},
-		{`/folder": is a folder within a folder`},
-		{`/fifo": is no regular file`},
+		{`/garbage.der": contains no certificate in DER`},
+		{`/dangling": is a dangling link`},
+		{`/folder": is a subfolder`},
+		{`/fifo": is not a regular file`},
 	} {
 		wantWarning(t, status.Warnings, w...)
 	}
@@ -112,11 +112,11 @@ func TestNothingUsable(t *testing.T) {
 	for name, c := range map[string]struct{ path, want string }{
 		"missing":       {"/does/not/exist", "no such file"},
 		"empty folder":  {t.TempDir(), "is empty"},
-		"only a README": {write(t, filepath.Join(t.TempDir(), "README"), []byte("hello")), "holds no certificate"},
+		"only a README": {write(t, filepath.Join(t.TempDir(), "README"), []byte("hello")), "contains no certificate"},
 		"only expired":  {caFile(t, old.cert), "has expired on"},
-		"only an EK":    {caFile(t, root.ek(t)), "is not a CA's"},
+		"only an EK":    {caFile(t, root.ek(t)), "is not a CA certificate"},
 		"only hidden":   {filepath.Dir(write(t, filepath.Join(t.TempDir(), ".ca.pem"), pemOf(root.cert))), "is empty"},
-		"a FIFO":        {fifo, "is no regular file"},
+		"a FIFO":        {fifo, "is not a regular file"},
 		"too large":     {huge(t), "is larger than 16777216 bytes"},
 		"cut off":       {write(t, filepath.Join(t.TempDir(), "cut"), pemOf(root.cert)[:300]), "is damaged"},
 		"only a request": {
@@ -222,7 +222,7 @@ func TestDuplicatesAcrossBundles(t *testing.T) {
 	if got := src.Status(); got.Entries != 1 || len(got.Warnings) != 1 {
 		t.Errorf("Status = %+v", got)
 	}
-	wantWarning(t, src.Status().Warnings, "certificate 2 is there twice")
+	wantWarning(t, src.Status().Warnings, "certificate 2 is a duplicate")
 }
 
 // PEM files are written by hand and by many tools.
@@ -248,7 +248,7 @@ func TestPEMVariants(t *testing.T) {
 		"byte order mark": {slices.Concat([]byte("\ufeff"), both), 2, ""},
 		"no last newline": {bytes.TrimSpace(both), 2, ""},
 		"old type":        {bytes.ReplaceAll(both, []byte("CERTIFICATE"), []byte("X509 CERTIFICATE")), 2, ""},
-		"private key":     {slices.Concat(both, private), 2, "holds a private key"},
+		"private key":     {slices.Concat(both, private), 2, "contains a private key"},
 		"revocation list": {slices.Concat(both, block("X509 CRL")), 2, `"X509 CRL"`},
 		"one unparsable": {
 			slices.Concat(pemOf(a.cert), block("CERTIFICATE", 0x30, 0), pemOf(b.cert)),
@@ -256,7 +256,7 @@ func TestPEMVariants(t *testing.T) {
 		},
 		"several in DER": {slices.Concat(a.cert.Raw, b.cert.Raw), 2, ""},
 
-		"cut in the middle": {both[:len(both)*3/4], 0, "begins 2 PEM blocks, and 1 are whole"},
+		"cut in the middle": {both[:len(both)*3/4], 0, "begins 2 PEM blocks, but only 1 are complete"},
 		"cut in a line":     {slices.Concat(both[:len(both)-40], pemOf(a.cert)), 0, "is damaged"},
 		"damaged base64":    {bytes.Replace(both, []byte("MII"), []byte("M!I"), 1), 0, "is damaged"},
 		"end missing":       {bytes.Replace(both, []byte("-----END CERTIFICATE-----\n"), nil, 1), 0, "is damaged"},

@@ -37,7 +37,7 @@ var (
 	errLookups  = fmt.Errorf("more than %d certificates and CRLs would have to be looked up", maxLookups)
 	errRequests = fmt.Errorf("more than %d certificates and CRLs would have to be fetched: "+
 		"what has been fetched is kept for the next attempt", maxRequests)
-	errDeadHost = errors.New("its host has just kept another request waiting in vain")
+	errDeadHost = errors.New("its host has just left another request unanswered")
 )
 
 // An inquiry looks up what one attestation needs from elsewhere. It is not safe
@@ -170,5 +170,5 @@ func patience(ctx context.Context) (context.Context, context.CancelFunc) {
 // the way does not stay there.
 func (q *inquiry) doubt(url string, child *node) {
 	q.store.Doubt(certfetch.Issuer, url)
-	q.fail(fmt.Errorf("the certificate at %q has not signed the one by %s", url, describe(child.cert.Issuer)))
+	q.fail(fmt.Errorf("the certificate at %q did not sign the one issued by %s", url, describe(child.cert.Issuer)))
 }

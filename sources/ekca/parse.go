@@ -19,7 +19,7 @@ const pemBegin = "-----BEGIN"
 
 // errNoCertificate is the error of a file of which the notes say why nothing is
 // left.
-var errNoCertificate = errors.New("holds no certificate that can be used")
+var errNoCertificate = errors.New("contains no usable certificate")
 
 // parseFile returns the certificates in a CA file, which is PEM where it holds
 // the beginning of a PEM block and DER otherwise, with notes on what it has left
@@ -40,11 +40,11 @@ func parseFile(data []byte) (entries []entry, notes []string, err error) {
 func parseDER(data []byte) ([]entry, error) {
 	const sequence = 0x30
 	if len(data) == 0 || data[0] != sequence {
-		return nil, errors.New("holds no certificate, neither in PEM nor in DER")
+		return nil, errors.New("contains no certificate in PEM or DER")
 	}
 	certs, err := x509.ParseCertificates(data)
 	if err != nil {
-		return nil, fmt.Errorf("holds no certificate in DER: %w", err)
+		return nil, fmt.Errorf("contains no certificate in DER: %w", err)
 	}
 	entries := make([]entry, len(certs))
 	for i, c := range certs {
@@ -77,14 +77,14 @@ func parsePEM(data []byte) (entries []entry, notes []string, err error) {
 			}
 			entries = append(entries, entry{cert: cert, number: certs})
 		case strings.HasSuffix(block.Type, "PRIVATE KEY"):
-			notes = append(notes, "holds a private key, which does not belong there: remove it")
+			notes = append(notes, "contains a private key, which does not belong there: remove it")
 		default:
-			notes = append(notes, fmt.Sprintf("holds a PEM block of the type %q, which is not used", block.Type))
+			notes = append(notes, fmt.Sprintf("contains a PEM block of type %q, which is not used", block.Type))
 		}
 	}
 	if decoded != begun {
 		return nil, nil, fmt.Errorf(
-			"is damaged: it begins %d PEM blocks, and %d are whole", begun, decoded)
+			"is damaged: it begins %d PEM blocks, but only %d are complete", begun, decoded)
 	}
 	return entries, notes, nil
 }

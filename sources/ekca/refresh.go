@@ -157,7 +157,7 @@ func (s *Source) assemble(ctx context.Context, seen fileSet, r *reading) (*state
 	warnings = shorten(append(r.warnings, warnings...))
 	if all.valid == 0 {
 		return nil, fmt.Errorf("no usable CA certificate at %s: %s",
-			s.describePaths(), strings.Join(append(warnings, "write a CA's certificate there"), "; "))
+			s.describePaths(), strings.Join(append(warnings, "put a CA certificate there"), "; "))
 	}
 	return &state{
 		authorities: all,
@@ -232,7 +232,7 @@ func (r *reading) read(f seenFile) error {
 		switch {
 		case entries != nil:
 			notes = append(notes, err.Error()+
-				"; what it held before goes on serving: mend the file, or delete it to withdraw its CAs")
+				"; what it held before stays in use: fix the file, or delete it to withdraw its CAs")
 		case !errors.Is(err, errNoCertificate): // the notes say why
 			notes = append(notes, err.Error())
 		}

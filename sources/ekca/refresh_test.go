@@ -171,7 +171,7 @@ func TestTornFileKeepsWhatItHeld(t *testing.T) {
 		}
 		wantListed(t, src, a.ek(t))
 		wantListed(t, src, b.ek(t))
-		wantWarning(t, src.Status().Warnings, `/torn.pem": `, "what it held before goes on serving")
+		wantWarning(t, src.Status().Warnings, `/torn.pem": `, "what it held before stays in use")
 	}
 	if err := os.Remove(other); err != nil {
 		t.Fatal(err)

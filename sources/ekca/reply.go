@@ -107,7 +107,7 @@ func ReadReply(service string, body []byte, ek crypto.PublicKey) (*x509.Certific
 		return nil, fmt.Errorf("read the EK certificate: %w", err)
 	}
 	if !sameKey(cert.PublicKey, ek) {
-		return nil, errors.New("the certificate is of another key")
+		return nil, errors.New("the certificate is for another key")
 	}
 	return cert, nil
 }

@@ -48,13 +48,13 @@ func (s *search) unrevoked(ctx context.Context, mode CRLMode, q *inquiry) (*find
 	r := revocation{mode: mode, now: s.now, q: q, known: make(map[issuance]bool)}
 	found := s.climb(func(n, issuer *node) bool { return r.permits(ctx, n, issuer.signer) })
 	if err := ctx.Err(); err != nil {
-		return nil, "", fmt.Errorf("find out whether the EK certificate has been revoked: %w", err)
+		return nil, "", fmt.Errorf("check whether the EK certificate has been revoked: %w", err)
 	}
 	if s.complete(found) || found != nil && !q.pending {
 		return found, "", nil
 	}
 	if err := q.err(); err != nil {
-		return nil, "", fmt.Errorf("find out what has been revoked: %w", err)
+		return nil, "", fmt.Errorf("check for revocation: %w", err)
 	}
 	return nil, r.revoked, nil
 }
@@ -87,7 +87,7 @@ func (r *revocation) ask(ctx context.Context, n *node, issuer *signer) bool {
 			return false
 		case list != nil && list.Lists(n.cert.SerialNumber): // however old it is
 			if r.revoked == "" {
-				r.revoked = fmt.Sprintf("%s has been revoked, says the CRL at %q", n.describe(), url)
+				r.revoked = fmt.Sprintf("%s has been revoked, according to the CRL at %q", n.describe(), url)
 			}
 			return false
 		case err == nil:
@@ -102,9 +102,9 @@ func (r *revocation) ask(ctx context.Context, n *node, issuer *signer) bool {
 	case r.mode != CRLRequired:
 		return true
 	case len(urls) == 0:
-		faults = []error{errors.New("it has no CRL distribution point on a host that may be asked")}
+		faults = []error{errors.New("it has no CRL distribution point on an allowed host")}
 	}
-	r.q.fail(fmt.Errorf("whether %s has been revoked: %w", n.describe(), errors.Join(faults...)))
+	r.q.fail(fmt.Errorf("%s: %w", n.describe(), errors.Join(faults...)))
 	return false
 }
 
@@ -137,7 +137,7 @@ func (r *revocation) list(ctx context.Context, url string, n *node, issuer *sign
 	list, ok := object.Value.(*revocationList)
 	switch {
 	case !ok:
-		return nil, errors.New("it is no CRL")
+		return nil, errors.New("it is not a CRL")
 	case !issuer.maySignCRLs():
 		return nil, errors.New("its issuer may not sign CRLs: its key usage has no cRLSign")
 	case list.NextUpdate.IsZero() && object.Stale != nil:
@@ -177,7 +177,7 @@ func parseCRL(body []byte) (*revocationList, error) {
 	if bytes.HasPrefix(body, []byte(pemBegin)) {
 		block, rest := pem.Decode(body)
 		if block == nil || block.Type != "X509 CRL" || len(bytes.TrimSpace(rest)) > 0 {
-			return nil, errors.New("it is not one CRL in PEM")
+			return nil, errors.New("it is not a single CRL in PEM")
 		}
 		body = block.Bytes
 	}
@@ -208,7 +208,7 @@ func (l *revocationList) Succeed(held any) error {
 	if !ok || !l.Before(before.List) {
 		return nil
 	}
-	return fmt.Errorf("a CRL of %s, older than the one of %s that is kept",
+	return fmt.Errorf("a CRL from %s, older than the cached one from %s",
 		l.ThisUpdate.UTC().Format(time.RFC3339), before.ThisUpdate.UTC().Format(time.RFC3339))
 }
 
@@ -216,9 +216,9 @@ func (l *revocationList) Succeed(held any) error {
 func (l *revocationList) faultFor(c *x509.Certificate, issuer *signer) error {
 	switch {
 	case l.issuer != issuer.subject:
-		return errors.New("it is of another issuer")
+		return errors.New("it is from another issuer")
 	case !l.SignedBy(issuer.certs[0].cert, issuer.keyHash):
-		return errors.New("its signature is not its issuer's")
+		return errors.New("it is not signed by its issuer")
 	case !l.Covers(c.IsCA, c.CRLDistributionPoints):
 		return errors.New("it is not for this certificate")
 	}
@@ -231,7 +231,7 @@ func (l *revocationList) fault(now time.Time) error {
 	case now.Before(l.ThisUpdate):
 		return fmt.Errorf("it is not valid before %s", l.ThisUpdate.UTC().Format(time.RFC3339))
 	case !l.NextUpdate.IsZero() && now.After(l.NextUpdate):
-		return fmt.Errorf("it has expired on %s", l.NextUpdate.UTC().Format(time.RFC3339))
+		return fmt.Errorf("it expired on %s", l.NextUpdate.UTC().Format(time.RFC3339))
 	}
 	return nil
 }

@@ -37,10 +37,10 @@ const (
 // whoever issued it, or nothing.
 func faultOfEK(c *x509.Certificate, now time.Time) string {
 	if c.Version != 3 {
-		return fmt.Sprintf("is of X.509 version %d and not 3", c.Version)
+		return fmt.Sprintf("has X.509 version %d, not 3", c.Version)
 	}
 	if c.IsCA || c.KeyUsage&x509.KeyUsageCertSign != 0 {
-		return "is a CA's"
+		return "is a CA certificate"
 	}
 	if serial(c) == "" {
 		return "has a serial number that is negative or too long"
@@ -52,10 +52,10 @@ func faultOfEK(c *x509.Certificate, now time.Time) string {
 		return why
 	}
 	if has(c, keyUsage) && c.KeyUsage&(x509.KeyUsageKeyEncipherment|x509.KeyUsageKeyAgreement) == 0 {
-		return "is for a key that can neither encipher nor agree on keys: its key usage forbids it"
+		return "has a key usage that allows neither key encipherment nor key agreement"
 	}
 	if !permitsEK(c) {
-		return "is not for an EK: its extended key usage is for something else"
+		return "is not for an EK: its extended key usage does not allow that"
 	}
 	if !strong(c.SignatureAlgorithm) {
 		return fmt.Sprintf("is signed with %s, which is too weak or unknown", c.SignatureAlgorithm)
@@ -68,11 +68,11 @@ func faultOfEK(c *x509.Certificate, now time.Time) string {
 func faultOfCA(c *x509.Certificate) string {
 	switch {
 	case c.BasicConstraintsValid && !c.IsCA, c.Version == 3 && !c.BasicConstraintsValid:
-		return "is not a CA's: its basic constraints do not say so"
+		return "is not a CA certificate according to its basic constraints"
 	case c.Version != 3 && canonical(c.RawSubject) != canonical(c.RawIssuer):
-		return fmt.Sprintf("is of X.509 version %d and not a root CA's", c.Version)
+		return fmt.Sprintf("has X.509 version %d and is not a root CA's", c.Version)
 	case has(c, keyUsage) && c.KeyUsage&x509.KeyUsageCertSign == 0:
-		return "is of a CA that may not sign certificates: its key usage has no keyCertSign"
+		return "belongs to a CA that may not sign certificates: its key usage has no keyCertSign"
 	case has(c, nameConstraints):
 		return "has name constraints, which are not supported"
 	}
@@ -88,10 +88,10 @@ func faultOfCA(c *x509.Certificate) string {
 // operator has said what it is for.
 func faultOfJoiner(c *x509.Certificate) string {
 	if !c.BasicConstraintsValid || !c.IsCA {
-		return "is not a CA's: its basic constraints do not say so"
+		return "is not a CA certificate according to its basic constraints"
 	}
 	if !permitsEK(c) {
-		return "is of a CA for something else than EKs: its extended key usage says so"
+		return "belongs to a CA that is not for EKs: its extended key usage does not allow that"
 	}
 	if !strong(c.SignatureAlgorithm) {
 		return fmt.Sprintf("is signed with %s, which is too weak or unknown", c.SignatureAlgorithm)
@@ -138,15 +138,15 @@ func faultOfKey(c *x509.Certificate) string {
 	switch key := c.PublicKey.(type) {
 	case *rsa.PublicKey:
 		if n := key.N.BitLen(); n < minRSABits || n > maxRSABits {
-			return fmt.Sprintf("has an RSA key of %d bits and not of %d to %d", n, minRSABits, maxRSABits)
+			return fmt.Sprintf("has an RSA key of %d bits, not %d to %d", n, minRSABits, maxRSABits)
 		}
 	case *ecdsa.PublicKey:
 		if n := key.Curve.Params().BitSize; n < 256 {
-			return fmt.Sprintf("has an elliptic-curve key of %d bits and not of 256 or more", n)
+			return fmt.Sprintf("has an elliptic-curve key of %d bits, not 256 or more", n)
 		}
 	case ed25519.PublicKey:
 	default:
-		return fmt.Sprintf("has a key of the kind %s, which is not supported", c.PublicKeyAlgorithm)
+		return fmt.Sprintf("has a key of type %s, which is not supported", c.PublicKeyAlgorithm)
 	}
 	return ""
 }

@@ -20,7 +20,7 @@ const (
 )
 
 var errTangled = fmt.Errorf(
-	"more than %d signatures would have to be verified to find the EK certificate's issuers", maxSignatures)
+	"finding the EK certificate's issuers would take more than %d signature checks", maxSignatures)
 
 // A finding is who vouches for an EK certificate.
 type finding struct {

@@ -103,7 +103,7 @@ func (s *Source) askService(ctx context.Context, service ekService, ek crypto.Pu
 	}
 	cert, ok := object.Value.(*x509.Certificate)
 	if !ok || !sameKey(cert.PublicKey, ek) {
-		return reply{err: errors.New("the certificate is of another key")}
+		return reply{err: errors.New("the certificate is for another key")}
 	}
 	return reply{cert: cert}
 }

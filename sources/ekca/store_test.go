@@ -35,7 +35,7 @@ func TestNewRefusesFetching(t *testing.T) {
 		"CRLs from nobody":   {ekca.Config{EKCertificateURLs: services, CRL: ekca.CRLRequired}, "without AIA hosts"},
 		"mirror of nobody":   {ekca.Config{EKCertificateURLs: services, MirrorURL: "http://mirror.test/"}, "without AIA hosts"},
 		"bad mirror":         {ekca.Config{AIAHosts: []string{"pki.test"}, MirrorURL: "mirror"}, ""},
-		"cache of nothing":   {ekca.Config{CachePath: "/x"}, "nothing that would be fetched"},
+		"cache of nothing":   {ekca.Config{CachePath: "/x"}, "nothing to fetch"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.cfg.CAPath = "/ca"

@@ -128,7 +128,7 @@ func hashOf(s []byte) (Hash, error) {
 func parseHash(digits *[2 * len(Hash{})]byte, length int) (Hash, error) {
 	var h Hash
 	if length != len(digits) {
-		return Hash{}, fmt.Errorf("%d characters where a hash has %d hex digits", length, len(digits))
+		return Hash{}, fmt.Errorf("%d characters instead of a hash's %d hex digits", length, len(digits))
 	}
 	if !decodeHash(&h, digits) {
 		return Hash{}, fmt.Errorf("%d characters that are not all hex digits", length)

@@ -23,7 +23,7 @@ func parseJSON(in *input, c *collector) (*Snapshot, error) {
 	}
 	if _, err := p.dec.ReadToken(); !errors.Is(err, io.EOF) {
 		if err == nil {
-			return nil, p.failAt(p.dec.InputOffset()-1, "something behind the list")
+			return nil, p.failAt(p.dec.InputOffset()-1, "something after the list")
 		}
 		return nil, p.readError(err)
 	}
@@ -68,7 +68,7 @@ func (p *jsonParser) field(name string) error {
 	case "version":
 		version, err := p.number()
 		if err == nil && version != 1 {
-			return p.fail("another version of the format than 1")
+			return p.fail("a version of the format other than 1")
 		}
 		return err
 	case "serial":
@@ -98,7 +98,7 @@ func (p *jsonParser) expires() error {
 		return err
 	}
 	if p.header.Expires, err = time.Parse(time.RFC3339, string(text)); err != nil || p.header.Expires.IsZero() {
-		return p.fail("not a time as RFC 3339 writes it, such as 2030-01-31T12:00:00Z")
+		return p.fail("not an RFC 3339 time, such as 2030-01-31T12:00:00Z")
 	}
 	return nil
 }

@@ -97,7 +97,7 @@ func (p *jsonParser) open(kind jsontext.Kind, what string) error {
 			return p.readError(err)
 		}
 		p.read(len(raw))
-		return p.fail(fmt.Sprintf("a JSON %v where %s belongs", raw.Kind(), what))
+		return p.fail(fmt.Sprintf("a JSON %v instead of %s", raw.Kind(), what))
 	}
 	tok, err := p.dec.ReadToken()
 	if err != nil {
@@ -105,7 +105,7 @@ func (p *jsonParser) open(kind jsontext.Kind, what string) error {
 	}
 	p.read(1)
 	if tok.Kind() != kind {
-		return p.fail(fmt.Sprintf("a JSON %v where %s belongs", tok.Kind(), what))
+		return p.fail(fmt.Sprintf("a JSON %v instead of %s", tok.Kind(), what))
 	}
 	return nil
 }
@@ -153,7 +153,7 @@ func (p *jsonParser) null() (bool, error) {
 func (p *jsonParser) text() ([]byte, error) {
 	text, null, err := p.textOrNull()
 	if null {
-		return nil, p.fail("a JSON null where a string belongs")
+		return nil, p.fail("a JSON null instead of a string")
 	}
 	return text, err
 }
@@ -170,7 +170,7 @@ func (p *jsonParser) textOrNull() (text []byte, null bool, err error) {
 	case 'n':
 		return nil, true, nil
 	default:
-		return nil, false, p.fail(fmt.Sprintf("a JSON %v where a string belongs", raw.Kind()))
+		return nil, false, p.fail(fmt.Sprintf("a JSON %v instead of a string", raw.Kind()))
 	}
 	if bytes.IndexByte(raw, '\\') < 0 {
 		return raw[1 : len(raw)-1], false, nil
@@ -191,7 +191,7 @@ func (p *jsonParser) number() (uint64, error) {
 	p.read(len(raw))
 	n, err := strconv.ParseUint(string(raw[:min(len(raw), 32)]), 10, 64)
 	if err != nil {
-		return 0, p.fail("something else where a whole number from 0 to 18446744073709551615 belongs")
+		return 0, p.fail("something other than a whole number from 0 to 18446744073709551615")
 	}
 	return n, nil
 }

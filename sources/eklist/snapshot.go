@@ -240,7 +240,7 @@ func (s *Snapshot) CheckSuccession(next *Snapshot) error {
 		return fmt.Errorf("serial %d after serial %d: raise the serial with every change of the list",
 			next.header.Serial, s.header.Serial)
 	case next.header.Serial == s.header.Serial && !s.SameEntries(next):
-		return fmt.Errorf("other entries under the same serial %d: raise the serial with every change of the list",
+		return fmt.Errorf("different entries with the same serial %d: raise the serial with every change of the list",
 			s.header.Serial)
 	}
 	return nil

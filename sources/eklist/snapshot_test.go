@@ -218,9 +218,9 @@ func TestSuccession(t *testing.T) {
 		{"zero", list(`"serial": 7, `, ab), list(`"serial": 0, `, ab), "serial 0 after serial 7: raise"},
 		{"none", list(`"serial": 0, `, ab), list("", ab), "a list without a serial after serial 0"},
 		{"a text", list(`"serial": 7, `, ab), mustParse(t, hashA), "a list without a serial after serial 7"},
-		{"other entries", list(`"serial": 7, `, ab), list(`"serial": 7, `, a), "other entries under the same serial 7"},
-		{"other name", list(`"serial": 7, `, a), list(`"serial": 7, `, `{"hash": `+a+`, "name": "n"}`), "other entries under"},
-		{"as many", list(`"serial": 7, `, a), list(`"serial": 7, `, `"`+hashB+`"`), "other entries under"},
+		{"other entries", list(`"serial": 7, `, ab), list(`"serial": 7, `, a), "different entries with the same serial 7"},
+		{"other name", list(`"serial": 7, `, a), list(`"serial": 7, `, `{"hash": `+a+`, "name": "n"}`), "different entries with"},
+		{"as many", list(`"serial": 7, `, a), list(`"serial": 7, `, `"`+hashB+`"`), "different entries with"},
 	} {
 		err := test.before.CheckSuccession(test.next)
 		if (err == nil) != (test.err == "") || err != nil && !strings.HasPrefix(err.Error(), test.err) {
@@ -364,7 +364,7 @@ func TestBuilderRefuses(t *testing.T) {
 	}
 }
 
-// TestManyNames: a name that is there twice is found among very many, and no
+// TestManyNames: a name that is a duplicate is found among very many, and no
 // other is taken for it.
 func TestManyNames(t *testing.T) {
 	hashes := randomHashes(1, 100_000)

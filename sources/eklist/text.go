@@ -26,8 +26,8 @@ func parseText(in *input, c *collector, allowEmpty bool) (*Snapshot, error) {
 		}
 	}
 	if c.n == 0 && !allowEmpty {
-		return nil, &FormatError{"line 1", "a text without an entry, as a file that was truncated: " +
-			"where it is meant to be empty, allow that in the configuration or write the JSON list {\"keys\": []}"}
+		return nil, &FormatError{"line 1", "no entry, as in a truncated file: " +
+			"if it is meant to be empty, allow that in the configuration or write the JSON list {\"keys\": []}"}
 	}
 	return c.snapshot(Header{}, p.place)
 }

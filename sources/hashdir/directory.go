@@ -36,9 +36,9 @@ type file struct {
 func explain(err error) error {
 	switch {
 	case errors.Is(err, syscall.EXDEV):
-		return fmt.Errorf("a link leads out of the directory: make it relative, to something beneath: %w", err)
+		return fmt.Errorf("a link leads out of the directory: make it relative, to something inside: %w", err)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("let the user of the SPIRE server search the directory: %w", err)
+		return fmt.Errorf("allow the SPIRE server's user to search the directory: %w", err)
 	default:
 		return err
 	}

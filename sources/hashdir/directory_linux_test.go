@@ -59,7 +59,7 @@ func TestPermissions(t *testing.T) {
 		}
 	}
 	eachBackend(t, func(t *testing.T, dir string, s *Source) {
-		denied := answer{err: os.ErrPermission, text: "let the user of the SPIRE server search"}
+		denied := answer{err: os.ErrPermission, text: "allow the SPIRE server's user to search"}
 		write(t, dir, hash(1), `{"name": "a"}`)
 		write(t, dir, hash(2)[:2]+"/"+hash(2), "")
 		write(t, dir, hash(3), `{"name": "a"}`)

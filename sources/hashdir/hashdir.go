@@ -90,10 +90,10 @@ func New(cfg Config) (*Source, error) {
 // directory, and those under which the source looks for entries.
 func CheckMarker(name string) error {
 	if name == "." || !filepath.IsLocal(name) || strings.ContainsAny(name, "/\\\x00") || len(name) > 255 {
-		return fmt.Errorf("%.80q is no file's name: write the name of a file in the directory, without a path", name)
+		return fmt.Errorf("%.80q is not a file name: write the name of a file in the directory, without a path", name)
 	}
 	if (len(name) == 2 || len(name) == hashLen) && isLowerHex(name) {
-		return fmt.Errorf("%.80q is a name that an entry has: choose another", name)
+		return fmt.Errorf("%.80q is a name that an entry may have: choose another", name)
 	}
 	return nil
 }
@@ -113,7 +113,7 @@ const (
 
 // errReplaced ends an attempt whose directory was replaced or is not there, which
 // a swap can bring about for a moment.
-var errReplaced = errors.New("is the path right, and its file system mounted?")
+var errReplaced = errors.New("is the path correct, and its file system mounted?")
 
 // Check implements [sources.Source]. It makes its system calls in the calling
 // goroutine: a file system that hangs holds it up for as long as it hangs.
@@ -160,7 +160,7 @@ func (s *Source) attempt(names [2]string, open func(path string) (directory, err
 	}
 	at, err := dir.isAt(s.path)
 	if err == nil && !at {
-		err = fmt.Errorf("replaced during each try: %w", errReplaced)
+		err = fmt.Errorf("replaced during each attempt: %w", errReplaced)
 	}
 	if err != nil {
 		return sources.Verdict{}, s.pathError("stat", err)
@@ -177,7 +177,7 @@ func (s *Source) pathError(op string, err error) error {
 }
 
 // reasons are those of a verdict, by the name that the entry has.
-var reasons = [2]string{"has a file named by the hash in its shard", "has a file named by the hash"}
+var reasons = [2]string{"has a file named after the hash in its shard", "has a file named after the hash"}
 
 // look looks for an entry under its names.
 func (s *Source) look(dir directory, names [2]string) (sources.Verdict, error) {

@@ -58,8 +58,8 @@ func TestNew(t *testing.T) {
 		{cfg: Config{Path: "d", Marker: "mounted/"}, want: "without a path"},
 		{cfg: Config{Path: "d", Marker: "m\x00"}, want: "without a path"},
 		{cfg: Config{Path: "d", Marker: strings.Repeat("m", 256)}, want: "without a path"},
-		{cfg: Config{Path: "d", Marker: "ab"}, want: "a name that an entry has"},
-		{cfg: Config{Path: "d", Marker: hash(1)}, want: "a name that an entry has"},
+		{cfg: Config{Path: "d", Marker: "ab"}, want: "a name that an entry may have"},
+		{cfg: Config{Path: "d", Marker: hash(1)}, want: "a name that an entry may have"},
 	} {
 		s, err := New(test.cfg)
 		if test.want == "" {

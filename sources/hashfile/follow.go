@@ -126,7 +126,7 @@ func (f *follower) update(ctx context.Context) {
 	f.whole = err == nil
 	why := ""
 	if err != nil {
-		why = fmt.Sprintf("changes of list %q may be found only by looking every %v: %v",
+		why = fmt.Sprintf("changes to list %q may be noticed only by polling every %v: %v",
 			f.source.cfg.Path, f.source.cfg.PollInterval, err)
 	}
 	f.source.unwatched.Store(&why)

@@ -313,7 +313,7 @@ func TestNoWatchesLeft(t *testing.T) {
 	cfg := Config{Path: path, PollInterval: 30 * time.Second}
 	under(t, cfg, open, func(t *testing.T, s *Source, _ *atomic.Int32) {
 		w := s.Status().Warnings
-		if len(w) != 1 || !strings.Contains(w[0], "by looking every 30s: watch: no space left on device (the limits") {
+		if len(w) != 1 || !strings.Contains(w[0], "by polling every 30s: watch: no space left on device (the limits") {
 			t.Errorf("warnings %q", w)
 		}
 		write(t, path, text(2))

@@ -113,7 +113,7 @@ func New(cfg Config) (*Source, error) {
 		return nil, fmt.Errorf("poll interval %v is negative", cfg.PollInterval)
 	case cfg.MaxStaleness < 2*cfg.PollInterval:
 		return nil, fmt.Errorf("max staleness %v is less than twice the poll interval %v: "+
-			"a list that is looked at so rarely would go stale between two looks", cfg.MaxStaleness, cfg.PollInterval)
+			"a list checked so rarely would go stale between two checks", cfg.MaxStaleness, cfg.PollInterval)
 	case cfg.MaxBytes < 0 || cfg.MaxBytes > eklist.MaxBytes:
 		return nil, fmt.Errorf("max bytes %d: choose from 1 to %d", cfg.MaxBytes, int64(eklist.MaxBytes))
 	}
@@ -146,9 +146,9 @@ func (s *Source) Check(_ context.Context, ev *sources.Evidence) (sources.Verdict
 func (st *state) usable(now time.Time, most time.Duration) error {
 	switch age := now.Sub(st.confirmed); {
 	case age < 0:
-		return errors.New("the list was last seen to be good in the future: is the clock right?")
+		return errors.New("the list was last confirmed in the future: check the clock")
 	case age > most:
-		return fmt.Errorf("the list is stale: it was last seen to be good %v ago", age.Round(time.Second))
+		return fmt.Errorf("the list is stale: it was last confirmed %v ago", age.Round(time.Second))
 	}
 	return fresh(st.list, now)
 }
@@ -156,7 +156,7 @@ func (st *state) usable(now time.Time, most time.Duration) error {
 // fresh reports whether a list has expired.
 func fresh(list *eklist.Snapshot, now time.Time) error {
 	if h := list.Header(); h.Expired(now) {
-		return fmt.Errorf("the list has expired at %s: write a newer one", h.Expires.UTC().Format(time.RFC3339))
+		return fmt.Errorf("the list expired at %s: write a newer one", h.Expires.UTC().Format(time.RFC3339))
 	}
 	return nil
 }

@@ -55,7 +55,7 @@ func (s *Source) load(ctx context.Context, before *state) (*state, error) {
 		return st, nil
 	}
 	return nil, fmt.Errorf("list %q keeps changing while it is read: "+
-		"write another file and rename it over this one", s.cfg.Path)
+		"write a new file and rename it over this one", s.cfg.Path)
 }
 
 // attempt reads the file once.
@@ -71,7 +71,7 @@ func (s *Source) attempt(ctx context.Context, before *state) (*state, error) {
 		return before.confirm(begun), nil
 	}
 	if id.size > s.cfg.MaxBytes {
-		return nil, fmt.Errorf("%w: %d bytes, where at most %d are allowed", eklist.ErrTooLong, id.size, s.cfg.MaxBytes)
+		return nil, fmt.Errorf("%w: %d bytes, at most %d are allowed", eklist.ErrTooLong, id.size, s.cfg.MaxBytes)
 	}
 	list, err := s.read(ctx, file, id)
 	if err != nil {

@@ -75,7 +75,7 @@ func TestEmptyIsNotNobody(t *testing.T) {
 	path := listIn(t, text(1))
 	s := loaded(t, Config{Path: path})
 	must(t, os.Truncate(path, 0))
-	refused(t, s, "without an entry")
+	refused(t, s, "no entry")
 	want(t, s, 1, "listed")
 	s.cfg.AllowEmpty = true
 	must(t, s.Refresh(t.Context()))
@@ -107,7 +107,7 @@ func TestWriterAtWork(t *testing.T) {
 				time.Sleep(quietTime / 2)
 			}
 		}()
-		refused(t, s, "keeps changing while it is read: write another file and rename it over this one")
+		refused(t, s, "keeps changing while it is read: write a new file and rename it over this one")
 		want(t, s, 4, "listed")
 
 		ended, end := context.WithCancel(t.Context())
@@ -181,7 +181,7 @@ func TestReplay(t *testing.T) {
 	s := loaded(t, Config{Path: path})
 	for content, says := range map[string]string{
 		jsonList(`"serial": 4`, 1, 2): "serial 4 after serial 5",
-		jsonList(`"serial": 5`, 1, 2): "other entries under the same serial 5",
+		jsonList(`"serial": 5`, 1, 2): "different entries with the same serial 5",
 		jsonList(``, 1, 2):            "without a serial",
 		text(1, 2):                    "without a serial",
 	} {
@@ -214,13 +214,13 @@ func TestExpires(t *testing.T) {
 	}
 	now = now.Add(1)
 	want(t, s, 1, "cannot tell")
-	refused(t, s, "the list has expired at 2030-01-01T00:30:00Z: write a newer one")
+	refused(t, s, "the list expired at 2030-01-01T00:30:00Z: write a newer one")
 
 	replace(t, path, jsonList(`"serial": 2`, 2))
 	must(t, s.Refresh(t.Context()))
 	want(t, s, 2, "listed")
 	replace(t, path, jsonList(`"serial": 3, "expires": "2030-01-01T00:10:00Z"`, 3))
-	refused(t, s, "has expired")
+	refused(t, s, "list expired")
 	want(t, s, 2, "listed")
 }
 

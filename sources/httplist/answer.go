@@ -22,9 +22,9 @@ type statusError struct {
 }
 
 func (e *statusError) Error() string {
-	text := fmt.Sprintf("the server has answered %d %s", e.code, http.StatusText(e.code))
+	text := fmt.Sprintf("the server answered %d %s", e.code, http.StatusText(e.code))
 	if e.code == http.StatusUnauthorized || e.code == http.StatusForbidden {
-		text += ": look at the client certificate and the bearer token"
+		text += ": check the client certificate and the bearer token"
 	}
 	return strings.TrimSpace(text)
 }
@@ -82,7 +82,7 @@ type limited struct {
 
 func (l *limited) Read(p []byte) (int, error) {
 	if l.left <= 0 {
-		return 0, errors.New("the answer is longer than the limit as it is sent")
+		return 0, errors.New("the answer is longer than the limit even while compressed")
 	}
 	n, err := l.r.Read(p[:min(int64(len(p)), l.left)])
 	l.left -= int64(n)
@@ -164,7 +164,7 @@ func (v validators) ask(h http.Header) {
 	}
 }
 
-var errOtherVersion = errors.New("the server has answered 304 Not Modified and named another version of the list")
+var errOtherVersion = errors.New("the server answered 304 Not Modified but named another version of the list")
 
 // confirmedBy returns nil where a 304 with this header confirms the version.
 // Entity tags compare weakly (RFC 9110, 13.1.2): a server weakens them where it

@@ -195,7 +195,7 @@ func TestFullDisk(t *testing.T) {
 		refresh(t, s)
 		wantListed(t, s, machine)
 		warnings := s.Status().Warnings
-		if len(warnings) != 1 || !strings.Contains(warnings[0], "the cache was not written, a restart will not have") {
+		if len(warnings) != 1 || !strings.Contains(warnings[0], "the cache was not written, so this list is lost") {
 			t.Errorf("the warnings are %q", warnings)
 		}
 	}

@@ -33,7 +33,7 @@ func (s *Source) token() (string, error) {
 	token := strings.TrimSpace(string(data))
 	// RFC 6750, 2.1. The token itself is never part of an error.
 	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return "", fmt.Errorf("the bearer token in %q is none: write one line without blanks", s.cfg.BearerTokenPath)
+		return "", fmt.Errorf("there is no bearer token in %q: write one line without blanks", s.cfg.BearerTokenPath)
 	}
 	return token, nil
 }
@@ -75,7 +75,7 @@ func (s *Source) tlsConfig(ctx context.Context) (*tls.Config, error) {
 		}
 		config.RootCAs = x509.NewCertPool()
 		if !config.RootCAs.AppendCertsFromPEM(data) {
-			return nil, fmt.Errorf("there is no CA certificate in %q: write it there as PEM", path)
+			return nil, fmt.Errorf("there is no CA certificate in %q: add one in PEM", path)
 		}
 	}
 	if s.cfg.ClientCertPath != "" {
@@ -105,7 +105,7 @@ func (s *Source) clientCertificate() (tls.Certificate, error) {
 	return pair, nil
 }
 
-var errRedirect = errors.New("redirected to another host, or too often: configure the URL that it leads to")
+var errRedirect = errors.New("redirected to another host, or too often: configure the final URL")
 
 // checkRedirect keeps credentials and trust with the host that is configured.
 func (s *Source) checkRedirect(req *http.Request, via []*http.Request) error {

@@ -225,14 +225,14 @@ func TestExpires(t *testing.T) {
 	s := loaded(t, cfg)
 	wantListed(t, s, "one")
 	c.move(time.Minute)
-	wantCannotTell(t, s, "the list has expired")
+	wantCannotTell(t, s, "the list expired")
 	if st := s.Status(); !st.Expires.Equal(until) {
 		t.Errorf("expires at %v, want %v", st.Expires, until)
 	}
 	for range 2 {
 		o.answer(http.StatusNotModified, "")
-		wantError(t, s.Refresh(t.Context()), "the list has expired", "publish one with a later date")
-		wantCannotTell(t, s, "the list has expired")
+		wantError(t, s.Refresh(t.Context()), "the list expired", "publish one with a later date")
+		wantCannotTell(t, s, "the list expired")
 	}
 	o.answer(http.StatusOK, list("", "two"))
 	refresh(t, s)

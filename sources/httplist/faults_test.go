@@ -102,18 +102,18 @@ func faults() []fault {
 	two := list("", "two")
 	upperTwice := `{"keys": ["` + hash("two") + `", "` + strings.ToUpper(hash("two")) + `"]}`
 	return []fault{
-		{"hangs before the answer", rawThen("", waits), "not done within the timeout"},
-		{"hangs in the header", rawThen(ok, waits), "not done within the timeout"},
-		{"hangs after the header", rawThen(ok+"Content-Length: 500\r\n\r\n", waits), "not done within the timeout"},
-		{"hangs before the end", rawThen(ok+"Content-Length: 500\r\n\r\n"+two[:100], waits), "not done within the timeout"},
-		{"drips", rawThen(ok+"\r\n{", drips), "not done within the timeout"},
-		{"drips a header", rawThen(ok+"X: ", drips), "not done within the timeout"},
+		{"hangs before the answer", rawThen("", waits), "not finished within the timeout"},
+		{"hangs in the header", rawThen(ok, waits), "not finished within the timeout"},
+		{"hangs after the header", rawThen(ok+"Content-Length: 500\r\n\r\n", waits), "not finished within the timeout"},
+		{"hangs before the end", rawThen(ok+"Content-Length: 500\r\n\r\n"+two[:100], waits), "not finished within the timeout"},
+		{"drips", rawThen(ok+"\r\n{", drips), "not finished within the timeout"},
+		{"drips a header", rawThen(ok+"X: ", drips), "not finished within the timeout"},
 		{"closes at once", raw(""), "EOF"},
 		{"no HTTP", raw("SSH-2.0-OpenSSH_9.2\r\n\r\n"), "malformed HTTP"},
 		{"endless header", rawThen(ok, endless("X: y\r\n")), "header"},
 		{"endless interim answers", rawThen("", endless("HTTP/1.1 100 Continue\r\n\r\n")), "exceeded 65536 bytes"},
 		{"endless body", rawThen(ok+"\r\n{\"x\": \"", endless("xy")), "too long"},
-		{"endless blanks", rawThen(ok+"\r\n", endless(" ")), "no JSON list"},
+		{"endless blanks", rawThen(ok+"\r\n", endless(" ")), "not a JSON list"},
 		{"announces too much", raw(ok + "Content-Length: 99999999\r\n\r\n"), "more than the limit"},
 		{"longer than announced", raw(ok + "Content-Length: 60\r\n\r\n" + two), "the list: "},
 		{"shorter than announced", raw(ok + "Content-Length: 600\r\n\r\n" + two), "unexpected EOF"},
@@ -123,16 +123,16 @@ func faults() []fault {
 		{"gzip without its sum", raw(body(strings.TrimSuffix(zipped(two), zipped(two)[len(zipped(two))-8:]), isZipped)), "EOF"},
 		{"gzip, wrong sum", raw(body(zipped(two)[:len(zipped(two))-8]+"xxxxxxxx", isZipped)), "checksum"},
 		{"gzip with something behind", raw(body(zipped(two)+"xxxxxxxxxxxxxxxx", isZipped)), "gzip: invalid header"},
-		{"gzip bomb of blanks", raw(body(bomb("", ' ', 64), isZipped)), "no JSON list"},
+		{"gzip bomb of blanks", raw(body(bomb("", ' ', 64), isZipped)), "not a JSON list"},
 		{"gzip bomb", raw(body(bomb(`{"x": "`, 'y', 64), isZipped)), "too long"},
-		{"endless empty gzip", rawThen(ok+isZipped+"\r\n\r\n", endless(zipped(""))), "longer than the limit as it is sent"},
+		{"endless empty gzip", rawThen(ok+isZipped+"\r\n\r\n", endless(zipped(""))), "longer than the limit even while compressed"},
 		{"gzip twice", raw(body(zipped(zipped(two)), "Content-Encoding: gzip, gzip")), "only gzip was asked for"},
 		{"another encoding", raw(body(two, "Content-Encoding: br")), "only gzip was asked for"},
-		{"HTML", raw(body("<html>" + hash("two") + "</html>")), "no JSON list"},
-		{"nothing", raw(body("")), "no JSON list"},
-		{"a text list", raw(body(hash("two") + "\n")), "no JSON list"},
+		{"HTML", raw(body("<html>" + hash("two") + "</html>")), "not a JSON list"},
+		{"nothing", raw(body("")), "not a JSON list"},
+		{"a text list", raw(body(hash("two") + "\n")), "not a JSON list"},
 		{"an error in JSON", raw(body(`{"error": "maintenance"}`)), "keys"},
-		{"a JSON array", raw(body(`["` + hash("two") + `"]`)), "no JSON list"},
+		{"a JSON array", raw(body(`["` + hash("two") + `"]`)), "not a JSON list"},
 		{"a list twice", raw(body(two + two)), "the list: "},
 		{"another version", raw(body(list(`"version": 2, `, "two"))), "version"},
 		{"an entry twice", raw(body(list("", "two", "two"))), "second time"},
@@ -140,11 +140,11 @@ func faults() []fault {
 		{"a hash of 63 digits", raw(body(strings.Replace(two, hash("two"), hash("two")[1:], 1))), "63 characters"},
 		{"a name of 10 KB", raw(body(strings.Replace(two, `"two"`, `"`+strings.Repeat("x", 10<<10)+`"`, 1))), "10240 bytes"},
 		{"a name twice", raw(body(strings.Replace(list("", "two", "three"), `"three"`, `"two"`, 1))), "the list: "},
-		{"expired", raw(body(list(`"expires": "2020-01-01T00:00:00Z", `, "two"))), "has expired"},
+		{"expired", raw(body(list(`"expires": "2020-01-01T00:00:00Z", `, "two"))), "list expired"},
 		{"no content", status(http.StatusNoContent), "204 No Content"},
 		{"a part", status(http.StatusPartialContent), "206 Partial Content"},
 		{"304, not asked for", status(http.StatusNotModified), "304 Not Modified"},
-		{"not authorized", status(http.StatusUnauthorized), "look at the client certificate and the bearer token"},
+		{"not authorized", status(http.StatusUnauthorized), "check the client certificate and the bearer token"},
 		{"forbidden", status(http.StatusForbidden), "403 Forbidden"},
 		{"not found", status(http.StatusNotFound), "404 Not Found"},
 		{"multiple choices", status(http.StatusMultipleChoices), "300 Multiple Choices"},
@@ -232,7 +232,7 @@ func TestNoTLS(t *testing.T) {
 	s := newSource(t, httplist.Config{
 		URL: fmt.Sprintf("https://%s/", listener.Addr()), Timeout: 200 * time.Millisecond,
 	})
-	wantError(t, s.Refresh(t.Context()), "not done within the timeout of 200ms")
+	wantError(t, s.Refresh(t.Context()), "not finished within the timeout of 200ms")
 }
 
 // A bomb may cost time, and no memory.

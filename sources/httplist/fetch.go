@@ -181,7 +181,7 @@ func parse(r io.Reader, maxBytes, size int64) (*eklist.Snapshot, error) {
 	case err != nil:
 		return nil, fmt.Errorf("read the list: %w", err)
 	case first != '{':
-		return nil, errors.New("the answer is no JSON list: it does not begin with {")
+		return nil, errors.New("the answer is not a JSON list: it does not begin with {")
 	}
 	list, err := eklist.Parse(r, eklist.Options{MaxBytes: maxBytes, Size: size})
 	if err != nil {

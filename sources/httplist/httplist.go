@@ -216,15 +216,15 @@ func parseURL(text string) (u *url.URL, errs []error) {
 	case text == "":
 		return nil, []error{errors.New("is empty: write https://<host>/<path>")}
 	case err != nil: // its text would show the URL with all that is in it
-		return nil, []error{errors.New("is none: write https://<host>/<path>")}
+		return nil, []error{errors.New("is malformed: write https://<host>/<path>")}
 	case u.Scheme != "https" || u.Hostname() == "":
 		errs = append(errs, errors.New("is not https://<host>/<path>"))
 	}
 	if u.User != nil {
-		errs = append(errs, errors.New("holds a user: use a client certificate or a bearer token"))
+		errs = append(errs, errors.New("contains a user: use a client certificate or a bearer token"))
 	}
 	if u.Fragment != "" {
-		errs = append(errs, errors.New("holds a fragment: leave out # and what follows"))
+		errs = append(errs, errors.New("contains a fragment: remove # and what follows"))
 	}
 	return u, errs
 }
@@ -234,7 +234,7 @@ func parseURL(text string) (u *url.URL, errs []error) {
 func parseSignatureURL(text, list string) (u *url.URL, errs []error) {
 	u, errs = parseURL(text)
 	if l, _ := parseURL(list); u != nil && l != nil && l.Host != "" && !strings.EqualFold(u.Host, l.Host) {
-		errs = append(errs, errors.New("is on another host than the list: put both on one"))
+		errs = append(errs, errors.New("is on a different host from the list: put both on the same one"))
 	}
 	return u, errs
 }
@@ -281,12 +281,12 @@ func (st *state) fresh(now time.Time, maxStaleness time.Duration) error {
 	expires := st.list.Header().Expires
 	switch age := now.Sub(st.confirmed); {
 	case age < -clockSlack:
-		return fmt.Errorf("the list is stale: it was last confirmed at %s, in the future: look at the clock",
+		return fmt.Errorf("the list is stale: it was last confirmed at %s, in the future: check the clock",
 			stamp(st.confirmed))
 	case age > maxStaleness:
 		return fmt.Errorf("the list is stale: the server has not confirmed it since %s", stamp(st.confirmed))
 	case st.list.Header().Expired(now):
-		return fmt.Errorf("the list has expired, at %s", stamp(expires))
+		return fmt.Errorf("the list expired at %s", stamp(expires))
 	}
 	return nil
 }

@@ -19,8 +19,8 @@ func TestNewRefuses(t *testing.T) {
 		"no URL":              {httplist.Config{}, "URL is empty"},
 		"plain HTTP":          {httplist.Config{URL: "http://example.org/"}, "not https://"},
 		"no host":             {httplist.Config{URL: "https:///tpm.json"}, "not https://"},
-		"no URL at all":       {httplist.Config{URL: "https://secret\x00/"}, "is none"},
-		"user":                {httplist.Config{URL: "https://u:secret@example.org/"}, "holds a user"},
+		"no URL at all":       {httplist.Config{URL: "https://secret\x00/"}, "is malformed"},
+		"user":                {httplist.Config{URL: "https://u:secret@example.org/"}, "contains a user"},
 		"fragment":            {httplist.Config{URL: good + "#x"}, "fragment"},
 		"certificate alone":   {httplist.Config{URL: good, ClientCertPath: "/x"}, "go together"},
 		"key alone":           {httplist.Config{URL: good, ClientKeyPath: "/x"}, "go together"},
@@ -31,7 +31,7 @@ func TestNewRefuses(t *testing.T) {
 		"size":                {httplist.Config{URL: good, MaxBytes: -1}, "a limit of -1 bytes"},
 		"size beyond":         {httplist.Config{URL: good, MaxBytes: 4 << 30}, "choose one from 1 to"},
 		"half a signature":    {httplist.Config{URL: good, PublicKeyPath: "/x"}, "set all of them"},
-		"signature elsewhere": {signed("https://elsewhere.org/sig"), "another host"},
+		"signature elsewhere": {signed("https://elsewhere.org/sig"), "a different host"},
 		"signature by HTTP":   {signed("http://example.org/sig"), "URL of the signature is not https"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -44,7 +44,7 @@ func TestNewRefuses(t *testing.T) {
 	elsewhere := signed("http://u:secret@elsewhere.org/sig")
 	elsewhere.Timeout = -1
 	_, err = httplist.New(elsewhere)
-	wantError(t, err, "URL of the signature is not https", "signature holds a user", "signature is on another host", "timeout")
+	wantError(t, err, "URL of the signature is not https", "signature contains a user", "signature is on a different host", "timeout")
 }
 
 func signed(signature string) httplist.Config {
@@ -67,12 +67,12 @@ func TestFilesThatCannotBeRead(t *testing.T) {
 	}{
 		"no CA file":      {func(c *httplist.Config) { c.CAPath = "/nonexistent" }, "read the CA certificates: open"},
 		"no CA in it":     {func(c *httplist.Config) { c.CAPath = write(t, "x", nil) }, "there is no CA certificate in"},
-		"a folder":        {func(c *httplist.Config) { c.CAPath = t.TempDir() }, "is no regular file"},
+		"a folder":        {func(c *httplist.Config) { c.CAPath = t.TempDir() }, "is not a regular file"},
 		"endless CA file": {func(c *httplist.Config) { c.CAPath = long(t) }, "is longer than"},
 		"no token file":   {func(c *httplist.Config) { c.BearerTokenPath = "/nonexistent" }, "read the bearer token"},
-		"empty token":     {func(c *httplist.Config) { c.BearerTokenPath = write(t, "x", []byte(" \n")) }, "is none"},
+		"empty token":     {func(c *httplist.Config) { c.BearerTokenPath = write(t, "x", []byte(" \n")) }, "no bearer token"},
 		"header in token": {
-			func(c *httplist.Config) { c.BearerTokenPath = write(t, "x", []byte("a\r\nX-Evil: b")) }, "is none",
+			func(c *httplist.Config) { c.BearerTokenPath = write(t, "x", []byte("a\r\nX-Evil: b")) }, "no bearer token",
 		},
 		"no certificate": {
 			func(c *httplist.Config) { c.ClientCertPath, c.ClientKeyPath = "/nonexistent", keyPath },

@@ -124,7 +124,7 @@ func (s *Source) ask(ctx context.Context, timeout time.Duration) (*answer, error
 	case err == nil:
 		return a, nil
 	case within.Err() != nil && ctx.Err() == nil:
-		return nil, fmt.Errorf("not done within the timeout of %v: %w", timeout, err)
+		return nil, fmt.Errorf("not finished within the timeout of %v: %w", timeout, err)
 	}
 	return nil, err
 }
@@ -148,7 +148,7 @@ func replay(err error) error {
 // may have expired since, however often the server confirms it.
 func (s *Source) expired(list *eklist.Snapshot) error {
 	if h := list.Header(); h.Expired(s.cfg.Now()) {
-		return fmt.Errorf("the list has expired, at %s: publish one with a later date", stamp(h.Expires))
+		return fmt.Errorf("the list expired at %s: publish one with a later date", stamp(h.Expires))
 	}
 	return nil
 }
@@ -191,7 +191,7 @@ func (s *Source) saved(ctx context.Context, st *state, err error) error {
 		return replay(err)
 	}
 	if err != nil {
-		s.saveWarning = fmt.Sprintf("the cache was not written, a restart will not have this list: %v", err)
+		s.saveWarning = fmt.Sprintf("the cache was not written, so this list is lost at a restart: %v", err)
 	}
 	return nil
 }

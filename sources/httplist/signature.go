@@ -69,7 +69,7 @@ func (s *Source) trust() error {
 	}
 	if st := s.state.Load(); st != nil && !keys.Has(st.key) {
 		s.state.Store(nil)
-		s.loadWarning = fmt.Sprintf("the list was dropped: the key that has signed it is not in %q any more",
+		s.loadWarning = fmt.Sprintf("the list was dropped: the key that signed it is no longer in %q",
 			s.verifier.keyPath)
 	}
 	return nil
@@ -111,9 +111,9 @@ func (v *verifier) signature(ctx context.Context, session *session) ([]byte, err
 func (v *verifier) accept(h eklist.Header) error {
 	switch {
 	case !h.HasSerial || h.Expires.IsZero():
-		return errors.New("a signed list needs serial and expires, against replays: publish it with both")
+		return errors.New("a signed list needs serial and expires, to prevent replays: publish it with both")
 	case h.Name != v.listID:
-		return fmt.Errorf("the signed list is %.80q and not %q: its field list must be the configured list_id",
+		return fmt.Errorf("the signed list is %.80q, not %q: its field list must be the configured list_id",
 			h.Name, v.listID)
 	}
 	return nil

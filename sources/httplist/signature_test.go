@@ -98,7 +98,7 @@ func TestSignature(t *testing.T) {
 		"no serial":    {strings.Replace(header, `"serial": 2, `, "", 1), nil, "serial and expires"},
 		"no expiry":    {`"serial": 3, "list": "fleet", `, nil, "serial and expires"},
 		"no name":      {strings.Replace(header, `"list": "fleet", `, "", 1), nil, `not "fleet"`},
-		"swapped":      {strings.Replace(header, "fleet", "lab", 1), nil, `the signed list is "lab" and not "fleet"`},
+		"swapped":      {strings.Replace(header, "fleet", "lab", 1), nil, `the signed list is "lab", not "fleet"`},
 		"replayed":     {strings.Replace(header, "2", "1", 1), nil, "replay"},
 		"expired":      {strings.Replace(header, "2099", "2020", 1), nil, "expired"},
 	} {
@@ -255,7 +255,7 @@ func TestSignatureFaults(t *testing.T) {
 				}
 				p.serve(w, r)
 			})
-		}, "fetch the signature: the server has answered 404"},
+		}, "fetch the signature: the server answered 404"},
 		"hangs": {func(cfg *httplist.Config, p *publisher, o *origin) {
 			cfg.Timeout = 300 * time.Millisecond
 			o.serve(func(w http.ResponseWriter, r *http.Request) {
@@ -264,7 +264,7 @@ func TestSignatureFaults(t *testing.T) {
 				}
 				p.serve(w, r)
 			})
-		}, "not done within the timeout"},
+		}, "not finished within the timeout"},
 		"list too long": {func(cfg *httplist.Config, p *publisher, _ *origin) {
 			cfg.MaxBytes = 300
 			p.publish(list(header+`"pad": "`+strings.Repeat("x", 500)+`", `, "one"), "")

@@ -30,16 +30,16 @@ func checkServerID(cfg Config) error {
 		return nil
 	}
 	if cfg.CAPath != "" || cfg.ClientCertPath != "" || cfg.ClientKeyPath != "" {
-		return errors.New("the web server is known by its SPIFFE ID, and X.509-SVIDs are all that is shown: " +
+		return errors.New("the web server is verified by its SPIFFE ID, with X.509-SVIDs on both sides: " +
 			"name no file of CA certificates, of a client certificate or of its key")
 	}
 	if cfg.Identity == nil {
-		return errors.New("the web server is known by its SPIFFE ID, and nothing provides the trust bundle")
+		return errors.New("the web server is verified by its SPIFFE ID, but nothing provides the trust bundle")
 	}
 	id, err := spiffeid.FromString(cfg.ServerID)
 	switch {
 	case err != nil:
-		return fmt.Errorf("%.80q is no SPIFFE ID of a web server: %w", cfg.ServerID, err)
+		return fmt.Errorf("%.80q is not a SPIFFE ID of a web server: %w", cfg.ServerID, err)
 	case id.Path() == "":
 		return fmt.Errorf("%.80q is the ID of a trust domain: write that of the web server", cfg.ServerID)
 	}
@@ -93,7 +93,7 @@ func verifySVID(certs []*x509.Certificate, bundle *x509bundle.Bundle, want spiff
 	usages := leaf.ExtKeyUsage
 	switch {
 	case id != want:
-		return fmt.Errorf("the web server is %.200q and not %q", id, want)
+		return fmt.Errorf("the web server is %.200q, not %q", id, want)
 	case leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0:
 		return errors.New("the certificate of the web server is not for digital signatures")
 	case len(usages)+len(leaf.UnknownExtKeyUsage) > 0 &&

@@ -153,11 +153,11 @@ func TestSPIFFEWrongServer(t *testing.T) {
 		change func(*x509.Certificate)
 		want   string
 	}{
-		"another ID":             {ca, "spiffe://example.org/other", same, `is "spiffe://example.org/other" and not "` + serverID},
-		"an ID above":            {ca, "spiffe://example.org", same, "and not"},
-		"an ID below":            {ca, serverID + "/x", same, "and not"},
-		"another case":           {ca, "spiffe://example.org/Allowlist", same, "and not"},
-		"the own ID":             {ca, ownID, same, "and not"},
+		"another ID":             {ca, "spiffe://example.org/other", same, `is "spiffe://example.org/other", not "` + serverID},
+		"an ID above":            {ca, "spiffe://example.org", same, "\", not \""},
+		"an ID below":            {ca, serverID + "/x", same, "\", not \""},
+		"another case":           {ca, "spiffe://example.org/Allowlist", same, "\", not \""},
+		"the own ID":             {ca, ownID, same, "\", not \""},
 		"another authority":      {newAuthority(t), serverID, same, "unknown authority"},
 		"another trust domain":   {ca, "spiffe://example.com/allowlist", same, `no X.509 bundle found for trust domain: "example.com"`},
 		"no SPIFFE ID":           {ca, "https://example.org/allowlist", same, "scheme is missing or invalid"},
@@ -321,7 +321,7 @@ func TestSPIFFENewRefuses(t *testing.T) {
 		"CA":           {func(c *httplist.Config) { c.CAPath = "/x" }, "name no file of CA certificates"},
 		"certificate":  {func(c *httplist.Config) { c.ClientCertPath, c.ClientKeyPath = "/x", "/y" }, "name no file"},
 		"no provider":  {func(c *httplist.Config) { c.Identity = nil }, "nothing provides the trust bundle"},
-		"no ID":        {func(c *httplist.Config) { c.ServerID = "https://example.org/" }, "is no SPIFFE ID"},
+		"no ID":        {func(c *httplist.Config) { c.ServerID = "https://example.org/" }, "is not a SPIFFE ID"},
 		"trust domain": {func(c *httplist.Config) { c.ServerID = "spiffe://example.org" }, "is the ID of a trust domain"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -314,7 +314,7 @@ func TestChangedInside(t *testing.T) {
 		"a value cut off":       {put(entries, first, cut), "cut off"},
 		"an entry cut off":      {put(entries, first, func(v []byte) []byte { return v[:20] }), "cut off"},
 		"a change cut off":      {put(changes, first, cut), "cut off"},
-		"an entry marked gone":  {put(entries, first, func(v []byte) []byte { v[32], v[33] = 0xff, 0xff; return v }), "none"},
+		"an entry marked gone":  {put(entries, first, func(v []byte) []byte { v[32], v[33] = 0xff, 0xff; return v }), "invalid"},
 		"a hash twice":          {put(entries, first, func(v []byte) []byte { return append(v, make([]byte, 34+34)...) }), "not those that were written"},
 		"a record that is none": {put(entries, first, func(v []byte) []byte { v[34] = 0xfe; return v }), "damaged"},
 		"another hash":          {put(entries, first, func(v []byte) []byte { v[31] ^= 1; return v }), "not those that were written"},

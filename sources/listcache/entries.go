@@ -96,7 +96,7 @@ func (m *merger) entries(value []byte) error {
 			return err
 		}
 		if e.gone {
-			return boltfile.Damaged("an entry of the list is none")
+			return boltfile.Damaged("an entry of the list is invalid")
 		}
 		if err := m.upTo(&e.hash); err != nil {
 			return err

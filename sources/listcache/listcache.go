@@ -47,7 +47,7 @@ type Key [sha256.Size]byte
 type AheadError struct{ Serial uint64 }
 
 func (e *AheadError) Error() string {
-	return fmt.Sprintf("holds serial %d already, which was accepted before; it stays", e.Serial)
+	return fmt.Sprintf("already holds serial %d, which was accepted before; it stays", e.Serial)
 }
 
 // A Cache is a file that holds one list. It is safe for concurrent use: calls

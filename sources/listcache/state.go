@@ -108,7 +108,7 @@ func (c *Cache) readState(tx *bbolt.Tx) (*state, error) {
 	}
 	if there := b.Get([]byte(formatKey)); string(there) != format {
 		return nil, &boltfile.UnusableError{Problem: fmt.Sprintf(
-			"has the format %.99q and not %q: it is damaged or of another release", there, format)}
+			"has the format %.99q, not %q: it is damaged or from another release", there, format)}
 	}
 	value := b.Get([]byte(stateKey))
 	if len(value) < sha256.Size {

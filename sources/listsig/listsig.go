@@ -82,16 +82,16 @@ type PublicKeys []*PublicKey
 // key on the curve P-256. One that is none of these refuses all.
 func ParsePublicKeys(text []byte) (PublicKeys, error) {
 	if len(text) > MaxPublicKeys {
-		return nil, fmt.Errorf("public keys of %d bytes, more than %d", len(text), MaxPublicKeys)
+		return nil, fmt.Errorf("the public keys are %d bytes long, more than %d", len(text), MaxPublicKeys)
 	}
 	var keys PublicKeys
 	for text = bytes.TrimSpace(text); len(keys) == 0 || len(text) > 0; text = bytes.TrimSpace(text) {
 		if !bytes.HasPrefix(text, []byte("-----BEGIN ")) { // pem.Decode would look for one further on
-			return nil, errors.New("something that is no PEM block; write each key with openssl pkey -pubout")
+			return nil, errors.New("something that is not a PEM block; write each key with openssl pkey -pubout")
 		}
 		var block *pem.Block
 		if block, text = pem.Decode(text); block == nil {
-			return nil, errors.New("a PEM block that is not whole; write each key with openssl pkey -pubout")
+			return nil, errors.New("an incomplete PEM block; write each key with openssl pkey -pubout")
 		}
 		key, err := parseBlock(block)
 		if err != nil {
@@ -105,7 +105,7 @@ func ParsePublicKeys(text []byte) (PublicKeys, error) {
 func parseBlock(block *pem.Block) (*PublicKey, error) {
 	switch {
 	case block.Type != "PUBLIC KEY":
-		return nil, fmt.Errorf("a PEM block %.40q; write the public key with openssl pkey -pubout", block.Type)
+		return nil, fmt.Errorf("a PEM block of type %.40q; write the public key with openssl pkey -pubout", block.Type)
 	case len(block.Headers) > 0:
 		return nil, errors.New("a public key with PEM headers")
 	}

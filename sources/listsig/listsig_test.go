@@ -274,15 +274,15 @@ func TestParsePublicKeysRefuses(t *testing.T) {
 		text []byte
 		want string
 	}{
-		"nothing":             {nil, "no PEM block"},
-		"no PEM":              {[]byte("ssh-ed25519 AAAA"), "no PEM block"},
-		"DER":                 {[]byte("\x30\x2a\x30\x05"), "no PEM block"},
-		"text before":         {append([]byte("key:\n"), good...), "no PEM block"},
-		"text behind":         {append(bytes.Clone(good), 'x'), "no PEM block"},
-		"text between":        {append(append(bytes.Clone(good), "old:\n"...), good...), "no PEM block"},
-		"a block cut off":     {append(bytes.Clone(good), good[:len(good)/2]...), "not whole"},
+		"nothing":             {nil, "not a PEM block"},
+		"no PEM":              {[]byte("ssh-ed25519 AAAA"), "not a PEM block"},
+		"DER":                 {[]byte("\x30\x2a\x30\x05"), "not a PEM block"},
+		"text before":         {append([]byte("key:\n"), good...), "not a PEM block"},
+		"text behind":         {append(bytes.Clone(good), 'x'), "not a PEM block"},
+		"text between":        {append(append(bytes.Clone(good), "old:\n"...), good...), "not a PEM block"},
+		"a block cut off":     {append(bytes.Clone(good), good[:len(good)/2]...), "incomplete"},
 		"a weak second one":   {append(bytes.Clone(good), publicPEM(t, p384.Public())...), "P-384"},
-		"a private key":       {pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), `block "PRIVATE KEY"`},
+		"a private key":       {pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), `block of type "PRIVATE KEY"`},
 		"headers":             {pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Headers: map[string]string{"a": "b"}}), "headers"},
 		"no key inside":       {pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pkcs8}), "parse the public key"},
 		"RSA":                 {publicPEM(t, rsaKey.Public()), "*rsa.PublicKey"},

@@ -36,7 +36,7 @@ func TestRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{
-		"file12345": "longer than 4 bytes", ".": "is no regular file", "fifo": "is no regular file",
+		"file12345": "longer than 4 bytes", ".": "is not a regular file", "fifo": "is not a regular file",
 		"missing": "no such file", "broken": "input/output error",
 	} {
 		if got, err := smallfile.Read(at(name), 4); got != nil || err == nil || !strings.Contains(err.Error(), want) {

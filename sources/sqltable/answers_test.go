@@ -67,11 +67,11 @@ func TestAnswers(t *testing.T) {
 			{columns: "labels, ek_hash AS labels", err: "two columns called labels"},
 			{columns: "5 AS name", err: "the column name is a"},
 			{columns: "5 AS labels", err: "the column labels is a"},
-			{columns: "'a b' AS labels", err: "no JSON array of strings"},
-			{columns: "'{\"a\": 1}' AS labels", err: "no JSON array of strings"},
-			{columns: "'[1]' AS labels", err: "no JSON array of strings"},
-			{columns: "'[null]' AS labels", err: "no JSON array of strings"},
-			{columns: "'[\"a\"' AS labels", err: "no JSON array of strings"},
+			{columns: "'a b' AS labels", err: "not a JSON array of strings"},
+			{columns: "'{\"a\": 1}' AS labels", err: "not a JSON array of strings"},
+			{columns: "'[1]' AS labels", err: "not a JSON array of strings"},
+			{columns: "'[null]' AS labels", err: "not a JSON array of strings"},
+			{columns: "'[\"a\"' AS labels", err: "not a JSON array of strings"},
 			{columns: "'[\"\"]' AS labels", err: "empty label"},
 			{columns: quoted(`["`+label(256)+`"]`) + " AS labels", err: "256 bytes"},
 			{columns: quoted("["+strings.Join(many, ",")+"]") + " AS labels", err: "65 labels"},
@@ -363,21 +363,21 @@ func TestUnsafeDSN(t *testing.T) {
 		{sqltable.MySQL, "u:p@tcp(127.0.0.1:1)/x?interpolateParams=true", "interpolateParams is not safe"},
 		{sqltable.MySQL, "u:p@tcp(127.0.0.1:1)/x?allowAllFiles=true", "allowAllFiles is not safe"},
 		{sqltable.MySQL, "u:p@tcp(127.0.0.1:1)/x?allowOldPasswords=true", "allowOldPasswords is not safe"},
-		{sqltable.MySQL, "u:p@tcp(db.example.org:3306)/x", `"db.example.org" would be asked without TLS`},
-		{sqltable.MySQL, "u:p@tcp(192.0.2.1:3306)/x?tls=skip-verify", "would be asked without TLS"},
+		{sqltable.MySQL, "u:p@tcp(db.example.org:3306)/x", `"db.example.org" would not be verified by TLS`},
+		{sqltable.MySQL, "u:p@tcp(192.0.2.1:3306)/x?tls=skip-verify", "would not be verified by TLS"},
 		{sqltable.MySQL, "u:p@tcp(db.example.org:3306)/x?tls=preferred", "write tls=true in the DSN"},
-		{sqltable.MySQL, "u:p@tcp(db.example.org:3306)/x?tls=true&allowFallbackToPlaintext=true", "without TLS"},
-		{sqltable.MySQL, "nonsense", "is not as the driver wants it: write <user>"},
+		{sqltable.MySQL, "u:p@tcp(db.example.org:3306)/x?tls=true&allowFallbackToPlaintext=true", "not be verified by TLS"},
+		{sqltable.MySQL, "nonsense", "is not in the form that the driver expects: write <user>"},
 		{sqltable.Postgres, "postgres://u:p@127.0.0.1:1/x?default_query_exec_mode=simple_protocol", "part of the SQL text"},
 		{sqltable.Postgres, "postgres://u:p@db.example.org/x", "write sslmode=verify-full in the DSN"},
-		{sqltable.Postgres, "postgres://u:p@db.example.org/x?sslmode=disable", "without TLS"},
-		{sqltable.Postgres, "postgres://u:p@db.example.org/x?sslmode=require", "without TLS"},
-		{sqltable.Postgres, "postgres://u:p@db.example.org/x?sslmode=verify-ca", "without TLS"},
-		{sqltable.Postgres, "host=127.0.0.1,192.0.2.1 user=u", `"192.0.2.1" would be asked without TLS`},
-		{sqltable.Postgres, "host=127.0.0.1.example.org user=u", "without TLS"},
-		{sqltable.Postgres, "host=localhost.example.org user=u", "without TLS"},
+		{sqltable.Postgres, "postgres://u:p@db.example.org/x?sslmode=disable", "not be verified by TLS"},
+		{sqltable.Postgres, "postgres://u:p@db.example.org/x?sslmode=require", "not be verified by TLS"},
+		{sqltable.Postgres, "postgres://u:p@db.example.org/x?sslmode=verify-ca", "not be verified by TLS"},
+		{sqltable.Postgres, "host=127.0.0.1,192.0.2.1 user=u", `"192.0.2.1" would not be verified by TLS`},
+		{sqltable.Postgres, "host=127.0.0.1.example.org user=u", "not be verified by TLS"},
+		{sqltable.Postgres, "host=localhost.example.org user=u", "not be verified by TLS"},
 		{sqltable.Postgres, "postgres://u:p@db.example.org/x?sslrootcert=/nowhere/ca.pem", "/nowhere/ca.pem"},
-		{sqltable.Postgres, "postgres://u:p@127.0.0.1:x/", "is not as the driver wants it: write postgres://"},
+		{sqltable.Postgres, "postgres://u:p@127.0.0.1:x/", "is not in the form that the driver expects: write postgres://"},
 	} {
 		d := &database{tb: t, path: t.TempDir() + "/dsn"}
 		d.writeDSN(test.dsn)
@@ -399,7 +399,7 @@ func TestFileOfTheDSN(t *testing.T) {
 		must(t, err)
 		wantCannotTell(t, s, ev, "")
 	}
-	for path, want := range map[string]string{dir: "no regular file", dir + "/none": "no such file"} {
+	for path, want := range map[string]string{dir: "not a regular file", dir + "/none": "no such file"} {
 		s, err := sqltable.New(sqltable.Config{Dialect: sqltable.Postgres, DSNPath: path})
 		must(t, err)
 		wantCannotTell(t, s, ev, want)

@@ -82,7 +82,7 @@ func (c *connector) tls() (*tls.Config, error) {
 	}
 	config := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: x509.NewCertPool()}
 	if !config.RootCAs.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("there is no CA certificate in %q: write it there as PEM", c.cfg.CAPath)
+		return nil, fmt.Errorf("there is no CA certificate in %q: add one in PEM", c.cfg.CAPath)
 	}
 	if c.cfg.ClientCertPath == "" {
 		return config, nil
@@ -143,7 +143,7 @@ func (c *connector) checkHost(host string, config *tls.Config, advice string) er
 	if c.cfg.AllowUnverified || isLocal(host) || verified(config) {
 		return nil
 	}
-	return fmt.Errorf("the database on %q would be asked without TLS that makes sure of it, so that whoever is in "+
+	return fmt.Errorf("the connection to the database on %q would not be verified by TLS, so anybody in "+
 		"between could list any TPM: %s in the DSN, or set the CA path", host, advice)
 }
 
@@ -153,5 +153,5 @@ func badDSN(err error, example string) error {
 	if path, ok := errors.AsType[*fs.PathError](err); ok {
 		return path
 	}
-	return fmt.Errorf("is not as the driver wants it: write %s", example)
+	return fmt.Errorf("is not in the form that the driver expects: write %s", example)
 }

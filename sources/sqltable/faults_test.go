@@ -105,7 +105,7 @@ func TestDownAtStart(t *testing.T) {
 		s := d.open(nil)
 		s.SetRetryPause(0)
 		wantCannotTell(t, s, ev, "connect")
-		if err := s.Run(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "try the database: ") {
+		if err := s.Run(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "check the database: ") {
 			t.Errorf("Run: %v", err)
 		}
 		must(t, d.server.Start())
@@ -197,7 +197,7 @@ func TestHangs(t *testing.T) {
 				thaw := sync.OnceFunc(func() { must(t, d.server.Thaw()) })
 				defer thaw()
 				begun := time.Now()
-				wantCannotTell(t, s, ev, "has not answered within 300ms")
+				wantCannotTell(t, s, ev, "did not answer within 300ms")
 				for range 1000 {
 					wantCannotTell(t, s, ev, "is tried again")
 				}
@@ -459,7 +459,7 @@ func TestRotation(t *testing.T) {
 			wantListed(t, s, ev, true)
 		}
 		d.exec("REVOKE SELECT ON " + d.table() + " FROM " + map[bool]string{true: d.user(), false: d.name}[d.dialect == sqltable.MySQL])
-		wantCannotTell(t, s, ev, "and the DSN was not read again")
+		wantCannotTell(t, s, ev, "and the DSN could not be read again")
 
 		other := d.database(t)
 		other.insert(ev.EKHash, sources.Attributes{Name: "new"})

@@ -15,14 +15,14 @@ func (c *connector) mysql(config *tls.Config) (driver.Connector, error) {
 	my, err := mysql.ParseDSN(c.dsn)
 	if err != nil {
 		return nil, badDSN(err, "<user>:<password>@tcp(<host>:3306)/<database>?tls=true, "+
-			"and name a CA of your own by the CA path")
+			"and set the CA path if the CA is your own")
 	}
 	for option, set := range map[string]bool{
 		"multiStatements": my.MultiStatements, "interpolateParams": my.InterpolateParams,
 		"allowAllFiles": my.AllowAllFiles, "allowOldPasswords": my.AllowOldPasswords,
 	} {
 		if set {
-			return nil, fmt.Errorf("the option %s is not safe here: leave it out", option)
+			return nil, fmt.Errorf("the option %s is not safe here: remove it", option)
 		}
 	}
 	host := my.Addr

@@ -188,12 +188,12 @@ func (s *Source) explain(ctx context.Context, p *pool, err error) error {
 	late := ctx.Err() != nil && !isShape(err)
 	err = scrub(err, p.secrets)
 	if late {
-		err = fmt.Errorf("the database has not answered within %v: %w", s.cfg.Timeout, err)
+		err = fmt.Errorf("the database did not answer within %v: %w", s.cfg.Timeout, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fileErr != nil {
-		err = fmt.Errorf("%w (and the DSN was not read again: %w)", err, s.fileErr)
+		err = fmt.Errorf("%w (and the DSN could not be read again: %w)", err, s.fileErr)
 	}
 	return err
 }
@@ -222,8 +222,8 @@ func query(ctx context.Context, stmt *sql.Stmt, hash string) (v sources.Verdict,
 }
 
 // errListsAll is the answer of a query that lists whoever asks.
-var errListsAll = errors.New("the query returns a row for a hash that nobody has, so it would list every TPM: " +
-	"write one that returns no row for a TPM that is not listed, without count and exists")
+var errListsAll = errors.New("the query returns a row for a hash that no TPM has, so it would list every TPM: " +
+	"write one that returns no row for a TPM that is not listed, without count or exists")
 
 // statement returns the prepared query. The first to use it asks for a hash that
 // nobody has: a query that returns a row for it (a count, an aggregate) would

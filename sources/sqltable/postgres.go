@@ -20,7 +20,7 @@ func (c *connector) postgres(config *tls.Config) (driver.Connector, error) {
 	}
 	if pg.DefaultQueryExecMode == pgx.QueryExecModeSimpleProtocol {
 		return nil, errors.New("default_query_exec_mode=simple_protocol would make the hash part of the SQL text: " +
-			"leave it out; behind PgBouncer, set max_prepared_statements there")
+			"remove it; behind PgBouncer, set max_prepared_statements there")
 	}
 	pg.Tracer, pg.StatementCacheCapacity, pg.DescriptionCacheCapacity = nil, 0, 0
 	if config != nil {

@@ -32,12 +32,12 @@ func Rewrite(dialect Dialect, query string) (string, error) {
 	case dialect != Postgres && dialect != MySQL:
 		return "", fmt.Errorf("unknown dialect %q: write %q or %q", string(dialect), Postgres, MySQL)
 	case len(query) > maxQuery:
-		return "", fmt.Errorf("%d bytes, more than %d", len(query), maxQuery)
+		return "", fmt.Errorf("is %d bytes long, more than %d", len(query), maxQuery)
 	case !utf8.ValidString(query) || strings.ContainsFunc(query, isControl):
 		return "", errors.New("is not UTF-8, or has a control character in it")
 	case strings.ContainsAny(query, `\$`):
-		return "", errors.New("has a backslash or a dollar sign in it, which databases read in several ways: " +
-			"write it without, and ? for the EK hash")
+		return "", errors.New("has a backslash or a dollar sign in it, which databases interpret differently: " +
+			"remove it, and write ? for the EK hash")
 	}
 	s := scanner{dialect: dialect, text: query, placeholder: -1, end: -1}
 	if err := s.scan(); err != nil {
@@ -47,7 +47,7 @@ func Rewrite(dialect Dialect, query string) (string, error) {
 	case word != "SELECT" && word != "WITH":
 		return "", errors.New("does not begin with SELECT: write SELECT … WHERE … = ?")
 	case s.placeholder < 0:
-		return "", errors.New(`has no "?" that stands for the EK hash: write SELECT … WHERE … = ?`)
+		return "", errors.New(`has no "?" for the EK hash: write SELECT … WHERE … = ?`)
 	}
 	if s.end >= 0 {
 		query = query[:s.end]
@@ -88,12 +88,12 @@ func (s *scanner) scan() error {
 		blank := c == ' ' || c == '\t' || c == '\n' || c == '\r'
 		switch {
 		case !blank && s.end >= 0:
-			return errors.New("has something behind the semicolon: write one statement")
+			return errors.New("has something after the semicolon: write one statement")
 		case c == ';':
 			s.end = begin
 		case c == '?' && s.placeholder >= 0:
-			return errors.New(`has more than one "?": one stands for the EK hash; ` +
-				"write operators that have one as functions")
+			return errors.New(`has more than one "?": write it once, for the EK hash; ` +
+				"write operators that contain one as functions")
 		case c == '?':
 			s.placeholder = begin
 		case s.first == "" && !blank:
@@ -161,14 +161,14 @@ func (s *scanner) line() {
 func (s *scanner) comment(rest string) error {
 	if s.dialect == MySQL && (strings.HasPrefix(rest, "/*!") || strings.HasPrefix(rest, "/*M!") ||
 		strings.HasPrefix(rest, "/*m!") || strings.HasPrefix(rest, "/*+")) {
-		return errors.New("has a comment that databases run: write it without")
+		return errors.New("has a comment that databases execute: remove it")
 	}
 	depth := 0
 	for i := 0; i+1 < len(rest); i++ {
 		switch rest[i : i+2] {
 		case "/*":
 			if depth > 0 && s.dialect == MySQL {
-				return errors.New("has a comment within a comment: write it without")
+				return errors.New("has a comment within a comment: remove it")
 			}
 			depth++
 			i++

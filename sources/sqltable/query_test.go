@@ -175,7 +175,7 @@ func FuzzLabels(f *testing.F) {
 		seen := map[string]bool{}
 		for _, l := range labels {
 			if seen[l] {
-				t.Errorf("%q is there twice", l)
+				t.Errorf("%q is a duplicate", l)
 			}
 			seen[l] = true
 		}

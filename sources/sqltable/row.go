@@ -84,7 +84,7 @@ func newRow(columns []string) (*row, error) {
 			continue
 		}
 		if slices.Contains(r.targets, any(known)) {
-			return nil, fmt.Errorf("the query returns two columns called %s: name one of them otherwise",
+			return nil, fmt.Errorf("the query returns two columns called %s: rename one of them",
 				strings.ToLower(column))
 		}
 		r.targets[i] = known
@@ -122,7 +122,7 @@ func text(column string, value any) (string, error) {
 	case []byte:
 		s = string(v)
 	default:
-		return "", fmt.Errorf("the column %s is a %T and no text", column, value)
+		return "", fmt.Errorf("the column %s is a %T, not text", column, value)
 	}
 	if len(s) > maxColumn {
 		return "", fmt.Errorf("the column %s has %d bytes, more than %d", column, len(s), maxColumn)
@@ -131,7 +131,7 @@ func text(column string, value any) (string, error) {
 }
 
 // errLabels does not quote the text: the error ends in a log.
-var errLabels = errors.New(`the column labels is no JSON array of strings, such as ["rack:12", "env:prod"]`)
+var errLabels = errors.New(`the column labels is not a JSON array of strings, such as ["rack:12", "env:prod"]`)
 
 // parseLabels reads a JSON array of strings. One that is there twice counts once;
 // an empty text and null are none.

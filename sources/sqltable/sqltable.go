@@ -215,7 +215,7 @@ func (s *Source) Run(ctx context.Context, _ func() error) error {
 	s.hold()
 	defer s.letGo()
 	if _, err := s.check(ctx, anyHash()); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("try the database: %w", err)
+		return fmt.Errorf("check the database: %w", err)
 	}
 	<-ctx.Done()
 	return nil

@@ -57,7 +57,7 @@ func (l *List) parseSigned(outer []byte) error {
 		return errors.New("it does not say when it was issued")
 	}
 	if isTime(tbs) && !readTime(&tbs, &l.NextUpdate) {
-		return errors.New("it has a next update that is no time")
+		return errors.New("its next update is not a valid time")
 	}
 	if tbs.PeekASN1Tag(asn1.SEQUENCE) {
 		if err := l.parseEntries(&tbs); err != nil {

@@ -21,8 +21,8 @@ func (f *filler) machine(ctx context.Context, e *ek) {
 	if len(certificates) == 0 && len(f.cfg.Services) > 0 {
 		certificates = f.fromServices(ctx, e)
 	} else if len(certificates) == 0 {
-		f.missing("EK "+e.hash, errors.New("it has no certificate, and no service may be asked for one: "+
-			"name it in ek_certificate_urls"))
+		f.missing("EK "+e.hash, errors.New("it has no certificate, and there is no service to fetch one from: "+
+			"set ek_certificate_urls"))
 	}
 	for _, cert := range certificates {
 		f.chain(ctx, cert)
@@ -45,7 +45,7 @@ func (f *filler) fromServices(ctx context.Context, e *ek) []*x509.Certificate {
 		faults = append(faults, fmt.Errorf("%q: %w", url, err))
 	}
 	if len(faults) == 0 {
-		faults = append(faults, errors.New("no service has EKs of its kind"))
+		faults = append(faults, errors.New("no service has certificates for EKs of its kind"))
 	}
 	f.missing("EK "+e.hash, fmt.Errorf("its certificate: %w", errors.Join(faults...)))
 	return nil
@@ -107,9 +107,9 @@ func (f *filler) issuers(ctx context.Context, child *x509.Certificate) (found []
 		missing = true
 		f.missing("issuer "+name(child.Issuer), errors.Join(faults...))
 	case !had:
-		f.note("issuer %s: nothing says where it is: have it among the configured CAs", name(child.Issuer))
+		f.note("issuer %s: no URL says where it is: add it to the configured CAs", name(child.Issuer))
 	case len(faults) > 0 && len(urls) > 0:
-		f.note("issuer %s: had from one URL, and not from another: %v", name(child.Issuer), errors.Join(faults...))
+		f.note("issuer %s: fetched from one URL but not from another: %v", name(child.Issuer), errors.Join(faults...))
 	}
 	return found, missing
 }
@@ -122,8 +122,8 @@ func (f *filler) crls(ctx context.Context, child *x509.Certificate, issuers []*x
 	}
 	of := "CRL of " + name(child.Issuer)
 	if len(issuers) == 0 {
-		f.missing(of, errors.New("its issuer is not known, and so neither whether that has signed it: "+
-			"name a file with the certificate of that CA beside those of the machines"))
+		f.missing(of, errors.New("its issuer is not known, so its signature cannot be verified: "+
+			"name a file with the certificate of that CA along with those of the machines"))
 		return
 	}
 	urls, faults := f.urls(child.CRLDistributionPoints)
@@ -143,7 +143,7 @@ func (f *filler) crls(ctx context.Context, child *x509.Certificate, issuers []*x
 	case !had:
 		f.missing(of, errors.Join(faults...))
 	case len(faults) > 0:
-		f.note("%s: had from one URL, and not from another: %v", of, errors.Join(faults...))
+		f.note("%s: fetched from one URL but not from another: %v", of, errors.Join(faults...))
 	}
 }
 
@@ -157,8 +157,8 @@ func (f *filler) urls(all []string) (urls []string, faults []error) {
 		url, ok := f.store.Allowed(raw)
 		switch {
 		case !ok:
-			faults = append(faults, fmt.Errorf("%q is on no host that may be asked: add the host to aia_hosts, "+
-				"or to -aia-host, where you trust its owner to be asked", raw))
+			faults = append(faults, fmt.Errorf("%q is not on an allowed host: add the host to aia_hosts, "+
+				"or pass it with -aia-host, if you trust its owner", raw))
 		case !slices.Contains(urls, url):
 			urls = append(urls, url)
 		}

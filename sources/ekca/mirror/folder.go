@@ -40,16 +40,16 @@ type folder struct {
 func openFolder(name string) (*folder, error) {
 	const everybody = 0o755 // what is in it is public, and a web server reads it
 	if err := os.MkdirAll(name, everybody); err != nil {
-		return nil, fmt.Errorf("make the folder of the mirror: %w", err)
+		return nil, fmt.Errorf("create the mirror's folder: %w", err)
 	}
 	root, err := os.OpenRoot(name)
 	if err != nil {
-		return nil, fmt.Errorf("open the folder of the mirror: %w", err)
+		return nil, fmt.Errorf("open the mirror's folder: %w", err)
 	}
 	f := &folder{root: root, names: map[string]string{}}
 	if err := fs.WalkDir(root.FS(), ".", f.found); err != nil {
 		_ = root.Close() // err comes first
-		return nil, fmt.Errorf("read the folder of the mirror: %w", err)
+		return nil, fmt.Errorf("read the mirror's folder: %w", err)
 	}
 	return f, nil
 }
@@ -66,7 +66,7 @@ func (f *folder) found(name string, _ fs.DirEntry, err error) error {
 	case strings.HasPrefix(path.Base(name), temporary):
 		return f.root.Remove(name)
 	case len(f.names) >= maxNames:
-		return fmt.Errorf("it has more than %d files: is it the folder of a mirror?", maxNames)
+		return fmt.Errorf("it has more than %d files: is it a mirror's folder?", maxNames)
 	}
 	f.names[fold(name)] = name
 	return nil
@@ -81,8 +81,8 @@ func (f *folder) claim(name string) error {
 	defer f.mu.Unlock()
 	for part := name; part != "."; part = path.Dir(part) {
 		if other, ok := f.names[fold(part)]; ok && other != part {
-			return fmt.Errorf("its file %q differs from %q by upper and lower case alone, "+
-				"and some file systems cannot have both", part, other)
+			return fmt.Errorf("its file %q differs from %q only in upper and lower case, "+
+				"which some file systems cannot tell apart", part, other)
 		}
 	}
 	for part := name; part != "."; part = path.Dir(part) {

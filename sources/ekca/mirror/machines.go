@@ -65,7 +65,7 @@ func (m *Machines) Read(content []byte) error {
 	case number != begun:
 		return fmt.Errorf("only %d of %d PEM blocks can be decoded: is the file cut off?", number, begun)
 	case len(add.eks) == 0 && len(add.cas) == 0:
-		return errors.New("there is no EK in it: write it with `tpm-attestor-agent -pem` on the machine")
+		return errors.New("there is no EK in it: create it with `tpm-attestor-agent -pem` on the machine")
 	}
 	m.join(&add)
 	return nil

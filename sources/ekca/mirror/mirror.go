@@ -238,7 +238,7 @@ func (f *filler) obtain(
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
 	case err != nil && kept != nil:
-		f.count(o, false, "kept     %s, of %s, since it cannot be fetched: %v",
+		f.count(o, false, "kept     %s, from %s, since it could not be updated: %v",
 			name, written.UTC().Format(time.DateOnly), err)
 		return kept, nil
 	case err != nil:
@@ -328,13 +328,13 @@ func (f *filler) print(format string, args ...any) {
 	line := fmt.Sprintf(format, args...)
 	_, err := fmt.Fprintf(f.cfg.Progress, "[%d/%d] %s\n", f.done, f.machines.Len(), printable(line))
 	if err != nil {
-		f.abort(fmt.Errorf("write what is being done: %w", err))
+		f.abort(fmt.Errorf("report progress: %w", err))
 	}
 }
 
 func oneLine(err error) string {
 	if err == nil {
-		return "nothing says where it is"
+		return "no URL says where it is"
 	}
 	return strings.ReplaceAll(err.Error(), "\n", "; ")
 }

@@ -142,7 +142,7 @@ func TestVendorIsDown(t *testing.T) {
 	cfg.Force = true
 	s, out := fill(t, cfg, m)
 	want(t, s, out, mirror.Summary{Kept: 4})
-	if !strings.Contains(out, "since it cannot be fetched") {
+	if !strings.Contains(out, "since it could not be updated") {
 		t.Errorf("nothing is said of it:\n%s", out)
 	}
 	cfg.Now = func() time.Time { return time.Now().Add(48 * time.Hour) }
@@ -198,7 +198,7 @@ func TestWrongAnswersReplaceNothing(t *testing.T) {
 	v.put("/root.crl", at(2*time.Hour))
 	s, out := fill(t, cfg, m)
 	want(t, s, out, mirror.Summary{Fetched: 1, Kept: 3})
-	for _, says := range []string{"has not signed the certificate", "not signed by the issuer", "before the one in the folder"} {
+	for _, says := range []string{"did not sign the certificate", "not signed by the issuer", "before the one in the folder"} {
 		if !strings.Contains(out, says) {
 			t.Errorf("nothing says %q:\n%s", says, out)
 		}
@@ -255,7 +255,7 @@ func TestIssuerInTheFolderExpires(t *testing.T) {
 		before := tree(t, folder)
 		s, out := fill(t, cfg, m)
 		want(t, s, out, mirror.Summary{Missing: 1})
-		if asked++; v.asked("/sub.crt") != asked || !strings.Contains(out, "it is there, and has expired on ") {
+		if asked++; v.asked("/sub.crt") != asked || !strings.Contains(out, "it exists, but expired on ") {
 			t.Errorf("%d requests:\n%s", v.asked("/sub.crt"), out)
 		}
 		if diff := cmp.Diff(before, tree(t, folder)); diff != "" {
@@ -321,7 +321,7 @@ func TestMissing(t *testing.T) {
 		"issuer is not the issuer": {func(v *vendor) *mirror.Machines {
 			v.put("/root.crt", other.Certificate.Raw)
 			return machines(v.t, inPEM(v.t, true, v.tpm(1)))
-		}, mirror.Summary{Fetched: 2, Missing: 1}, "has not signed the certificate that names it"},
+		}, mirror.Summary{Fetched: 2, Missing: 1}, "did not sign the certificate that names it"},
 		"issuer is HTML": {func(v *vendor) *mirror.Machines {
 			v.put("/sub.crt", []byte("<html>"))
 			return machines(v.t, inPEM(v.t, true, v.tpm(1)))
@@ -344,7 +344,7 @@ func TestMissing(t *testing.T) {
 				l.ThisUpdate, l.NextUpdate = time.Now().Add(-48*time.Hour), time.Now().Add(-24*time.Hour)
 			}))
 			return machines(v.t, inPEM(v.t, true, v.tpm(1)))
-		}, mirror.Summary{Fetched: 4, Missing: 1}, "it has expired on "},
+		}, mirror.Summary{Fetched: 4, Missing: 1}, "it expired on "},
 		"CRL in PEM": {func(v *vendor) *mirror.Machines {
 			v.put("/crls/sub.crl", pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: v.sub.CRL(v.t, nil)}))
 			return machines(v.t, inPEM(v.t, true, v.tpm(1)))
@@ -355,7 +355,7 @@ func TestMissing(t *testing.T) {
 		"EK service has another's": {func(v *vendor) *mirror.Machines {
 			v.put(v.serveEK(v.tpm(1)), v.tpm(2).Claim().Certificate)
 			return machines(v.t, inPEM(v.t, false, v.tpm(1)))
-		}, mirror.Summary{Missing: 1}, "of another key"},
+		}, mirror.Summary{Missing: 1}, "for another key"},
 		"one of two URLs": {func(v *vendor) *mirror.Machines {
 			return machines(v.t, inPEM(v.t, true, v.tpmThatNames(1, func(c *x509.Certificate) {
 				c.IssuingCertificateURL = []string{v.url + "/gone", v.url + "/sub.crt"}
@@ -372,12 +372,12 @@ func TestMissing(t *testing.T) {
 		}, mirror.Summary{Fetched: 3}, "note     issuer"},
 		"nothing says where": {func(v *vendor) *mirror.Machines {
 			return machines(v.t, inPEM(v.t, true, v.tpmThatNames(1, func(*x509.Certificate) {})))
-		}, mirror.Summary{}, "have it among the configured CAs"},
+		}, mirror.Summary{}, "add it to the configured CAs"},
 		"two that differ by case": {func(v *vendor) *mirror.Machines {
 			v.put("/SUB.crt", v.sub.Certificate.Raw)
 			return machines(v.t, inPEM(v.t, true, v.tpm(1)), inPEM(v.t, true,
 				v.tpmThatNames(2, v.names("/SUB.crt", "/crls/sub.crl"))))
-		}, mirror.Summary{Fetched: 4, Missing: 1}, "by upper and lower case alone"},
+		}, mirror.Summary{Fetched: 4, Missing: 1}, "only in upper and lower case"},
 		"a file where a folder is": {func(v *vendor) *mirror.Machines {
 			v.put("/sub.crt/x", v.sub.Certificate.Raw)
 			return machines(v.t, inPEM(v.t, true, v.tpmThatNames(1, func(c *x509.Certificate) {

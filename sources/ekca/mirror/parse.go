@@ -50,7 +50,7 @@ func (f *filler) overdue(value any) error {
 	if !ok || list.NextUpdate.IsZero() || !f.cfg.Now().After(list.NextUpdate) {
 		return nil
 	}
-	return fmt.Errorf("it has expired on %s: its CA has to publish a new one",
+	return fmt.Errorf("it expired on %s: its CA has to publish a new one",
 		list.NextUpdate.UTC().Format(time.DateOnly))
 }
 
@@ -62,7 +62,7 @@ func signedBy(issuers []*x509.Certificate) accept {
 			key := sha256.Sum256(ca.RawSubjectPublicKeyInfo)
 			return list.SignedBy(ca, hex.EncodeToString(key[:]))
 		}) {
-			return errors.New("it is there, and not signed by the issuer of the certificate that names it")
+			return errors.New("it exists, but is not signed by the issuer of the certificate that names it")
 		}
 		return nil
 	}
@@ -76,7 +76,7 @@ func older(value, kept any) error {
 	if !ok || !also || !list.Before(before) {
 		return nil
 	}
-	return fmt.Errorf("what is there was issued on %s, before the one in the folder, of %s",
+	return fmt.Errorf("the one on the server was issued on %s, before the one in the folder, from %s",
 		list.ThisUpdate.UTC().Format(time.RFC3339), before.ThisUpdate.UTC().Format(time.RFC3339))
 }
 
@@ -84,12 +84,12 @@ func older(value, kept any) error {
 func (f *filler) signerOf(child *x509.Certificate) accept {
 	return func(value any) error {
 		all, _ := value.([]*x509.Certificate) // none where it is something else
-		err := errors.New("it is there, and has not signed the certificate that names it")
+		err := errors.New("it exists, but did not sign the certificate that names it")
 		for _, c := range all {
 			switch {
 			case !hasSigned(c, child):
 			case f.cfg.Now().After(c.NotAfter):
-				err = fmt.Errorf("it is there, and has expired on %s: its CA has to publish a new one",
+				err = fmt.Errorf("it exists, but expired on %s: its CA has to publish a new one",
 					c.NotAfter.UTC().Format(time.DateOnly))
 			default:
 				return nil

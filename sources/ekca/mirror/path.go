@@ -30,7 +30,7 @@ func Path(raw string) (string, error) {
 	u, err := url.Parse(raw)
 	switch {
 	case err != nil:
-		return "", errors.New("it is no URL")
+		return "", errors.New("it is not a URL")
 	case u.Scheme != "http" && u.Scheme != "https", u.Opaque != "", u.User != nil:
 		return "", errors.New("it is not http://<host>/<path> or https://<host>/<path>")
 	case u.RawQuery != "" || u.ForceQuery:
@@ -74,7 +74,7 @@ func hostFolder(u *url.URL) (string, error) {
 		return r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || strings.ContainsRune("-._:[]", r)
 	}
 	if strings.ContainsFunc(host, func(r rune) bool { return !ok(r) }) || strings.HasSuffix(host, ":") {
-		return "", errors.New("its host is no name or address of a host")
+		return "", errors.New("its host is not a valid host name or address")
 	}
 	return host, checkSegment(host)
 }
