@@ -152,7 +152,7 @@ func keyTables(t *testing.T) []keyTable {
 }
 
 // thereAre finds what there is in the refusal of something unknown.
-var thereAre = regexp.MustCompile(`unknown_k.*(?:; there are|the keys are) ([a-z_, ]+)`)
+var thereAre = regexp.MustCompile(`unknown_k.*(?:; choose from|the keys are) ([a-z_, ]+)`)
 
 // namedIn returns, sorted, the keys or kinds that a refusal names.
 func namedIn(t *testing.T, notes []string) []string {

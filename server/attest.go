@@ -66,7 +66,7 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 	// A stream that sends nothing takes no place.
 	defer a.plugin.underWay.Add(-1)
 	if a.plugin.underWay.Add(1) > maxUnderWay {
-		return nil, tooMany("too many attestations are under way")
+		return nil, tooMany("too many attestations are in progress")
 	}
 	session, err := a.verifier.Begin(payload)
 	if err != nil {
@@ -84,7 +84,7 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 	if !a.decision.Known {
 		defer a.plugin.unknown.Add(-1)
 		if a.plugin.unknown.Add(1) > maxUnknown {
-			return nil, tooMany("too many attestations of TPMs that no source lists so far are under way")
+			return nil, tooMany("too many attestations of TPMs that no source lists so far are in progress")
 		}
 	}
 	if failed := a.challenge(ctx, session); failed != nil {
@@ -105,7 +105,7 @@ func (a *attestation) receive(ctx context.Context) ([]byte, *failure) {
 	}
 	message, ok := req.GetRequest().(*nodeattestorv1.AttestRequest_Payload)
 	if !ok {
-		return nil, malformed("the first message is no payload")
+		return nil, malformed("the first message is not a payload")
 	}
 	return message.Payload, nil
 }
@@ -133,7 +133,7 @@ func (a *attestation) challenge(ctx context.Context, session *attestor.Session) 
 	case errors.Is(err, attestor.ErrChallengeFailed):
 		return &failure{
 			outcome: outcomeChallengeFailed, code: codes.PermissionDenied,
-			told: "the challenge was not answered rightly", why: err.Error(),
+			told: "the answer to the challenge is wrong", why: err.Error(),
 		}
 	case err != nil:
 		return malformed(err.Error())
@@ -165,7 +165,7 @@ func (a *attestation) answer(ctx context.Context) ([]byte, *failure) {
 		}
 		message, ok := r.req.GetRequest().(*nodeattestorv1.AttestRequest_ChallengeResponse)
 		if !ok {
-			return nil, malformed("the second message is no response to the challenge")
+			return nil, malformed("the second message is not a response to the challenge")
 		}
 		return message.ChallengeResponse, nil
 	case <-ctx.Done():
@@ -186,7 +186,7 @@ func (a *attestation) admit(ctx context.Context) (*nodeattestorv1.AgentAttribute
 	case errors.Is(err, errUnsure):
 		return nil, &failure{
 			outcome: outcomeUnavailable, code: codes.Unavailable,
-			told: "the server cannot tell now which ID this machine has", why: err.Error(),
+			told: "the server cannot tell right now which SPIFFE ID this machine gets", why: err.Error(),
 		}
 	case err != nil:
 		return nil, &failure{

@@ -78,7 +78,7 @@ func TestAttestByCA(t *testing.T) {
 	p := serve(t)
 	p.configure(t, fmt.Sprintf(`source "ek_ca" "vendors" { bundles = { example = %q } }
 		agent_path_template = "/tpm/{{ .Issuer }}/{{ .Serial }}"`, file))
-	p.log.find(t, `Configuration: rule default: authorities of TPM vendors alone admit`)
+	p.log.find(t, `Configuration: rule default: this rule admits by the CAs of TPM vendors alone`)
 	got, err := p.attestTPM(t, tpm)
 	if err != nil {
 		t.Fatal(err)
@@ -216,7 +216,7 @@ func TestStatuses(t *testing.T) {
 	}{
 		{"a stranger", stranger.Payload(t), nil, codes.PermissionDenied, "this TPM is not admitted"},
 		{"no payload", nil, nil, codes.InvalidArgument, "payload: "},
-		{"no JSON", []byte("\x00\x01"), nil, codes.InvalidArgument, "payload: "},
+		{"not valid JSON", []byte("\x00\x01"), nil, codes.InvalidArgument, "payload: "},
 		{"null", []byte("null"), nil, codes.InvalidArgument, "payload: "},
 		{"empty", []byte("{}"), nil, codes.InvalidArgument, "payload: "},
 		{"null fields", []byte(`{"EK":null,"AK":null}`), nil, codes.InvalidArgument, "payload: "},
@@ -238,7 +238,7 @@ func TestStatuses(t *testing.T) {
 		},
 		{
 			"another secret", good, fixed(`{"Secret":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}`),
-			codes.PermissionDenied, "the challenge was not answered rightly",
+			codes.PermissionDenied, "the answer to the challenge is wrong",
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

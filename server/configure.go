@@ -29,7 +29,7 @@ func (p *Plugin) Configure(
 	p.configuring.Lock()
 	defer p.configuring.Unlock()
 	if p.closed {
-		return nil, status.Error(codes.Unavailable, "the plugin is being stopped")
+		return nil, status.Error(codes.Unavailable, "the plugin is shutting down")
 	}
 	c, err := p.loader.Load(ctx, req.GetHclConfiguration(), req.GetCoreConfiguration().GetTrustDomain())
 	if err != nil {
@@ -74,7 +74,7 @@ func (p *Plugin) warn(g *generation) {
 		p.log.Warn("Configuration: " + clean(w, maxLogged))
 	}
 	if !g.Reattest && !p.agentStore.IsInitialized() {
-		p.log.Warn("Configuration: reattest = false needs SPIRE's AgentStore, which is not there: " +
+		p.log.Warn("Configuration: reattest = false needs SPIRE's AgentStore, which is not available: " +
 			"no machine can be admitted")
 	}
 }

@@ -40,14 +40,14 @@ func TestConfigureAndValidate(t *testing.T) {
 		{
 			fmt.Sprintf("hash_path = %q reatest = true\nbogus = 1", dir+"/none"), "example.org",
 			[]string{
-				"bogus: unknown key; there are agent_path_template, allow, allow_weak_ek, ca_path, check_timeout, " +
+				"bogus: unknown key; choose from agent_path_template, allow, allow_weak_ek, ca_path, check_timeout, " +
 					"deny, hash_path, reattest, source",
 				fmt.Sprintf("hash_path: %q does not exist (stat %s/none: no such file or directory): "+
 					"create it, or correct the path", dir+"/none", dir),
 				"reatest: unknown key; did you mean reattest?",
 			},
 		},
-		{oneHashDir(dir), "", []string{"trust_domain: SPIRE has given none that is valid: trust domain is missing"}},
+		{oneHashDir(dir), "", []string{"trust_domain: SPIRE passed an invalid one: trust domain is missing"}},
 	} {
 		core := &configv1.CoreConfiguration{TrustDomain: tt.domain}
 		resp, err := p.config.Validate(t.Context(), &configv1.ValidateRequest{
@@ -211,7 +211,7 @@ func TestClose(t *testing.T) {
 		}
 	}
 	_, err := p.Configure(t.Context(), configureRequest(oneHashDir(hashDir(t))))
-	wantStatus(t, err, codes.Unavailable, "being stopped")
+	wantStatus(t, err, codes.Unavailable, "shutting down")
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
 	wantStatus(t, p.Attest(honest(t.Context(), t, tpm)), codes.FailedPrecondition, "")
 }
@@ -228,7 +228,7 @@ func TestTornSourceAtStart(t *testing.T) {
 	p := serve(t)
 	p.configure(t, fmt.Sprintf("ca_path = %q", file))
 	_, err := p.attestTPM(t, tpm)
-	wantStatus(t, err, codes.Unavailable, "cannot tell now")
+	wantStatus(t, err, codes.Unavailable, "cannot tell right now")
 	line := p.log.find(t, "Attestation failed")
 	if !strings.Contains(fmt.Sprint(line["sources"]), "ca_path: cannot tell: ") {
 		t.Errorf("the log says %v", line)

@@ -92,7 +92,7 @@ func (a *attestation) notAdmitted(ctx context.Context) *failure {
 func unavailable(why string) *failure {
 	return &failure{
 		outcome: outcomeUnavailable, code: codes.Unavailable,
-		told: "the server cannot tell now whether this TPM is welcome", why: why,
+		told: "the server cannot tell right now whether to admit this TPM", why: why,
 	}
 }
 

@@ -91,7 +91,7 @@ func (p *Plugin) firstUse(ctx context.Context, id spiffeid.ID) *failure {
 		return &failure{
 			outcome: outcomeInternal, code: codes.Internal,
 			told: "the server cannot tell whether this machine has been admitted before",
-			why:  "reattest is false, and SPIRE offers no AgentStore",
+			why:  "reattest is false, but SPIRE offers no AgentStore",
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, agentStoreTimeout)
@@ -103,13 +103,14 @@ func (p *Plugin) firstUse(ctx context.Context, id spiffeid.ID) *failure {
 	case codes.OK:
 		return &failure{
 			outcome: outcomeSecondUse, code: codes.PermissionDenied,
-			told: "this machine has been admitted before, and is admitted once",
-			why:  "reattest is false, and there is an agent " + id.String() + ": to admit it again, evict that agent",
+			told: "this machine has been admitted before and can only be admitted once",
+			why: "reattest is false and the agent " + id.String() + " already exists: " +
+				"evict it to admit the machine again",
 		}
 	default:
 		return &failure{
 			outcome: outcomeUnavailable, code: codes.Unavailable,
-			told: "the server cannot tell now whether this machine has been admitted before",
+			told: "the server cannot tell right now whether this machine has been admitted before",
 			why:  "ask SPIRE's AgentStore: " + err.Error(),
 		}
 	}

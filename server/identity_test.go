@@ -49,7 +49,7 @@ func TestIDFromSources(t *testing.T) {
 			codes.PermissionDenied, ".Name is ambiguous",
 		},
 		{
-			"no name", byName, lists(sources.Attributes{}), lists(sources.Attributes{}), codes.PermissionDenied,
+			"may only have letters", byName, lists(sources.Attributes{}), lists(sources.Attributes{}), codes.PermissionDenied,
 			".Name has no value",
 		},
 		{
@@ -247,12 +247,12 @@ func TestReattestFalse(t *testing.T) {
 	set(nil)
 	_, err = p.attestTPM(t, tpm)
 	wantStatus(t, err, codes.PermissionDenied, "admitted before")
-	if line := p.log.find(t, "Attestation failed"); !strings.Contains(fmt.Sprint(line["reason"]), "evict that agent") {
+	if line := p.log.find(t, "Attestation failed"); !strings.Contains(fmt.Sprint(line["reason"]), "evict it to admit") {
 		t.Errorf("the log says %v", line)
 	}
 	set(status.Error(codes.Internal, "the database is down"))
 	_, err = p.attestTPM(t, tpm)
-	wantStatus(t, err, codes.Unavailable, "cannot tell now")
+	wantStatus(t, err, codes.Unavailable, "cannot tell right now")
 	if strings.Contains(err.Error(), "database") {
 		t.Errorf("the agent learns %v", err)
 	}

@@ -27,7 +27,7 @@ func (p *identityProvider) X509Identity(ctx context.Context) (*x509svid.SVID, *x
 	}
 	resp, err := p.client.FetchX509Identity(ctx, &identityproviderv1.FetchX509IdentityRequest{})
 	if err != nil {
-		return nil, nil, fmt.Errorf("ask SPIRE's IdentityProvider, which is there once SPIRE has started: %w", err)
+		return nil, nil, fmt.Errorf("ask SPIRE's IdentityProvider, which is available once SPIRE has started: %w", err)
 	}
 	var chain []byte
 	for _, cert := range resp.GetIdentity().GetCertChain() {
@@ -35,18 +35,18 @@ func (p *identityProvider) X509Identity(ctx context.Context) (*x509svid.SVID, *x
 	}
 	svid, err := x509svid.ParseRaw(chain, resp.GetIdentity().GetPrivateKey())
 	if err != nil {
-		return nil, nil, fmt.Errorf("the identity from SPIRE's IdentityProvider: %w", err)
+		return nil, nil, fmt.Errorf("parse the identity from SPIRE's IdentityProvider: %w", err)
 	}
 	td, err := spiffeid.TrustDomainFromString(resp.GetBundle().GetTrustDomain())
 	if err != nil {
-		return nil, nil, fmt.Errorf("the bundle from SPIRE's IdentityProvider: %w", err)
+		return nil, nil, fmt.Errorf("parse the bundle from SPIRE's IdentityProvider: %w", err)
 	}
 	bundle := x509bundle.New(td)
 	for _, authority := range resp.GetBundle().GetX509Authorities() {
 		// One that was tainted vouches until it is revoked, which takes it out.
 		certs, err := x509bundle.ParseRaw(td, authority.GetAsn1())
 		if err != nil {
-			return nil, nil, fmt.Errorf("the bundle from SPIRE's IdentityProvider: %w", err)
+			return nil, nil, fmt.Errorf("parse the bundle from SPIRE's IdentityProvider: %w", err)
 		}
 		for _, cert := range certs.X509Authorities() {
 			bundle.AddX509Authority(cert)

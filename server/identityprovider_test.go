@@ -160,8 +160,8 @@ func TestListByTheServersOwnIdentity(t *testing.T) {
 	}
 	p.configure(t, text)
 	_, err := p.attestTPM(t, tpm)
-	wantStatus(t, err, codes.Unavailable, "cannot tell now")
-	p.log.await(t, "which is there once SPIRE has started")
+	wantStatus(t, err, codes.Unavailable, "cannot tell right now")
+	p.log.await(t, "which is available once SPIRE has started")
 
 	provider.set(identity(t, svid(t, "spiffe://example.org/spire/server", &ca), ca))
 	for late := time.After(20 * time.Second); err != nil; _, err = p.attestTPM(t, tpm) {

@@ -91,7 +91,7 @@ func TestHungSource(t *testing.T) {
 		var all sync.WaitGroup
 		for range 1000 {
 			all.Go(func() {
-				wantStatus(t, p.Attest(honest(t.Context(), t, tpm)), codes.Unavailable, "cannot tell now")
+				wantStatus(t, p.Attest(honest(t.Context(), t, tpm)), codes.Unavailable, "cannot tell right now")
 			})
 		}
 		all.Wait()

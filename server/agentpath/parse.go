@@ -15,7 +15,7 @@ import (
 // between them.
 func Parse(text string) (*Template, error) {
 	if len(text) > maxTemplate {
-		return nil, fmt.Errorf("has %d bytes, at most %d are allowed", len(text), maxTemplate)
+		return nil, fmt.Errorf("is %d bytes long; at most %d are allowed", len(text), maxTemplate)
 	}
 	tree := parse.New("agent_path_template")
 	// Any function is unknown here, whatever it is called: the check of the
@@ -23,7 +23,7 @@ func Parse(text string) (*Template, error) {
 	tree.Mode = parse.SkipFuncCheck
 	trees := map[string]*parse.Tree{}
 	if _, err := tree.Parse(text, "", "", trees); err != nil {
-		return nil, fmt.Errorf("is no template: %w", err)
+		return nil, fmt.Errorf("is not a valid template: %w", err)
 	}
 	if len(trees) > 1 {
 		return nil, errors.New("defines a template: only fields such as {{ .PubHash }} are allowed")
@@ -63,7 +63,7 @@ func (t *Template) add(n parse.Node) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("contains the unknown field .%.80s: there are %s", name, allFields())
+	return fmt.Errorf("contains the unknown field .%.80s: the fields are %s", name, allFields())
 }
 
 // plainField returns the name in {{ .Name }}.
@@ -95,10 +95,10 @@ func (t *Template) check() error {
 	}
 	sample := Values{PubHash: "0", Name: "0", CA: "0", Issuer: "0", Serial: "0"}
 	if err := spiffeid.ValidatePath(t.path(&sample)); err != nil {
-		return fmt.Errorf("forms no path of a SPIFFE ID: %w", err)
+		return fmt.Errorf("does not form a valid SPIFFE ID path: %w", err)
 	}
 	if !t.uses[PubHash] && !t.uses[Name] && (!t.uses[Serial] || !t.uses[Issuer] && !t.uses[CA]) {
-		return errors.New("would give several machines one ID: it must use {{ .PubHash }}, or {{ .Name }}, " +
+		return errors.New("would give several machines the same ID: it must use {{ .PubHash }}, or {{ .Name }}, " +
 			"or {{ .Serial }} together with {{ .Issuer }} or {{ .CA }}")
 	}
 	return t.checkSegments()
@@ -130,8 +130,8 @@ func (t *Template) checkSegments() error {
 		}
 		inSegment = append(inSegment, p.field)
 		if n := len(inSegment); n > 2 || n == 2 && !separates(between, inSegment[0], inSegment[1]) {
-			return fmt.Errorf("would give several machines one ID: where %s ends and %s begins "+
-				"cannot be told, put a slash between them", inSegment[n-2], inSegment[n-1])
+			return fmt.Errorf("would give several machines the same ID: where %s ends and %s begins "+
+				"is ambiguous; put a slash between them", inSegment[n-2], inSegment[n-1])
 		}
 		between = ""
 	}

@@ -112,16 +112,16 @@ func (t *Template) ID(trustDomain spiffeid.TrustDomain, v *Values) (spiffeid.ID,
 			continue
 		}
 		if err := Field(f).check(v[f]); err != nil {
-			return spiffeid.ID{}, fmt.Errorf("form the agent's ID by %q: %s %w", t.text, Field(f), err)
+			return spiffeid.ID{}, fmt.Errorf("form the agent's ID from %q: %s %w", t.text, Field(f), err)
 		}
 	}
 	path := agentPrefix + t.path(v)
 	if len("spiffe://")+len(trustDomain.Name())+len(path) > maxID {
-		return spiffeid.ID{}, fmt.Errorf("form the agent's ID by %q: longer than %d bytes", t.text, maxID)
+		return spiffeid.ID{}, fmt.Errorf("form the agent's ID from %q: longer than %d bytes", t.text, maxID)
 	}
 	id, err := spiffeid.FromPath(trustDomain, path)
 	if err != nil {
-		return spiffeid.ID{}, fmt.Errorf("form the agent's ID by %q: %w", t.text, err)
+		return spiffeid.ID{}, fmt.Errorf("form the agent's ID from %q: %w", t.text, err)
 	}
 	return id, nil
 }
@@ -173,7 +173,7 @@ func (f Field) check(value string) error {
 	alphabet := f.alphabet()
 	for i := range len(value) {
 		if strings.IndexByte(alphabet, value[i]) < 0 {
-			return fmt.Errorf("is %.80q, which cannot be a segment of a path: a byte is not one of %s",
+			return fmt.Errorf("is %.80q, which cannot be a segment of a path: it may only contain %s",
 				value, alphabet)
 		}
 	}

@@ -69,30 +69,30 @@ func (c *Config) checkField(ps *problems, f agentpath.Field, from string, allow 
 		}
 	}
 	if len(with) == 0 && len(without) > 0 {
-		ps.add(agentPathKey, "uses %s, which no source of an enforced allow rule can give, so that no machine "+
-			"would have an ID: name %s in one, whose attributes are not false, or use %s instead",
+		ps.add(agentPathKey, "uses %s, which no source of an enforced allow rule provides, so no machine "+
+			"would get an ID: add %s, without attributes = false, to such a rule, or use %s instead",
 			f, from, agentpath.PubHash)
 		return
 	}
 	for _, r := range without {
-		c.warn(agentPathKey, "uses "+f.String()+", which no source of "+r.path+" can give: "+
-			"a machine that this rule alone admits has no ID and is refused")
+		c.warn(agentPathKey, "uses "+f.String()+", which no source of "+r.path+" provides: "+
+			"a machine admitted by this rule alone gets no ID and is refused")
 	}
 }
 
 // warnOfAgentPath says what a template means for the IDs.
 func (c *Config) warnOfAgentPath() {
 	if !c.AgentPath.FollowsConvention() {
-		c.warn(agentPathKey, "the IDs are not below /spire/agent/tpm/, where SPIRE expects those of this plugin")
+		c.warn(agentPathKey, "the IDs are not under /spire/agent/tpm/, where SPIRE expects those of this plugin")
 	}
 	uses := c.AgentPath.Uses
 	switch {
 	case uses(agentpath.PubHash):
 	case uses(agentpath.Name):
-		c.warn(agentPathKey, "two machines of one name get one ID: keep names unique across all lists")
+		c.warn(agentPathKey, "two machines with the same name get the same ID: keep names unique across all lists")
 	case !uses(agentpath.Issuer):
-		c.warn(agentPathKey, "serial numbers are unique for one issuer only: "+
-			"use .Issuer unless each bundle has one authority")
+		c.warn(agentPathKey, "serial numbers are unique only within one issuer: "+
+			"use .Issuer unless each bundle has a single CA")
 	}
 }
 

@@ -49,7 +49,7 @@ func (b *body) has(key string) bool { return len(b.values[key]) > 0 }
 func (b *body) one(key string) *node {
 	values := b.all(key)
 	if len(values) > 1 {
-		b.fail(key, "is there %d times, write it once", len(values))
+		b.fail(key, "is set %d times: keep one", len(values))
 	}
 	if len(values) != 1 {
 		return nil
@@ -69,13 +69,13 @@ func (b *body) text(key string) string {
 	}
 	switch {
 	case n.kind == number:
-		b.fail(key, "is %s, must be a string: write %s = %q", n, key, shorten(n.text))
+		b.fail(key, "is %s, but must be a string: write %s = %q", n, key, shorten(n.text))
 	case n.kind != text:
-		b.fail(key, "is %s, must be a string", n)
+		b.fail(key, "is %s, but must be a string", n)
 	case n.text == "":
 		b.fail(key, "is empty: give it a value, or leave the key out")
 	case hasControl(n.text):
-		b.fail(key, "is %s, must not have control characters", n)
+		b.fail(key, "is %s, but must not have control characters", n)
 	default:
 		return n.text
 	}
@@ -99,7 +99,7 @@ func (b *body) boolean(key string, otherwise bool) bool {
 	case n == nil:
 		return otherwise
 	case n.kind != boolean:
-		b.fail(key, "is %s, must be true or false, without quotes", n)
+		b.fail(key, "is %s, but must be true or false, without quotes", n)
 		return otherwise
 	}
 	return n.flag
@@ -113,16 +113,16 @@ func (b *body) duration(key string, otherwise, least, most time.Duration) time.D
 		return otherwise
 	}
 	if n.kind != text {
-		b.fail(key, "is %s, must be a duration in quotes: write %s = %q", n, key, otherwise)
+		b.fail(key, "is %s, but must be a duration in quotes: write %s = %q", n, key, otherwise)
 		return otherwise
 	}
 	d, err := time.ParseDuration(n.text)
 	switch {
 	case err != nil:
-		b.fail(key, "is %s, must be a duration: write %s = %q", n, key, otherwise)
+		b.fail(key, "is %s, but must be a duration: write %s = %q", n, key, otherwise)
 		return otherwise
 	case d < least || d > most:
-		b.fail(key, "is %s, must be from %s to %s", n, least, most)
+		b.fail(key, "is %s, but must be from %s to %s", n, least, most)
 		return otherwise
 	}
 	return d
@@ -136,12 +136,12 @@ func (b *body) integer(key string, otherwise, least, most int64) int64 {
 		return otherwise
 	}
 	if n.kind != number {
-		b.fail(key, "is %s, must be a number without quotes: write %s = %d", n, key, otherwise)
+		b.fail(key, "is %s, but must be a number without quotes: write %s = %d", n, key, otherwise)
 		return otherwise
 	}
 	i, err := strconv.ParseInt(n.text, 10, 64)
 	if err != nil || i < least || i > most {
-		b.fail(key, "is %s, must be a whole number from %d to %d", n, least, most)
+		b.fail(key, "is %s, but must be a whole number from %d to %d", n, least, most)
 		return otherwise
 	}
 	return i
@@ -158,17 +158,17 @@ func (b *body) texts(key string) []string {
 		if n.kind == text {
 			example = fmt.Sprintf("%q", shorten(n.text))
 		}
-		b.fail(key, "is %s, must be a list: write %s = [%s]", n, key, example)
+		b.fail(key, "is %s, but must be a list: write %s = [%s]", n, key, example)
 		return nil
 	}
 	if len(n.elems) == 0 {
-		b.fail(key, "is empty: name something, or leave the key out")
+		b.fail(key, "is empty: add an entry, or leave the key out")
 	}
 	all := make([]string, 0, len(n.elems))
 	for _, e := range n.elems {
 		switch {
 		case e.kind != text:
-			b.fail(key, "contains %s, must be a list of strings", e)
+			b.fail(key, "contains %s, but must be a list of strings", e)
 		case slices.Contains(all, e.text):
 			b.fail(key, "contains %q twice", shorten(e.text))
 		default:
@@ -230,7 +230,7 @@ func (b *body) finish() {
 }
 
 // nameRule says what validName wants.
-const nameRule = "is no name: write 1 to 64 of a-z, 0-9, _ and -"
+const nameRule = "is not a valid name: use 1 to 64 of a-z, 0-9, _ and -"
 
 var namePattern = regexp.MustCompile(`^[a-z0-9_-]{1,64}$`)
 

@@ -132,7 +132,7 @@ func (c *Config) dropEmpty(b *body) {
 	for _, key := range []string{"ca_path", "hash_path"} {
 		if values := b.values[key]; len(values) == 1 && values[0].kind == text && values[0].text == "" {
 			delete(b.values, key)
-			c.warn(key, "is empty, as if it were not there: nothing is trusted by it")
+			c.warn(key, "is empty and treated as not set: nothing is trusted because of it")
 		}
 	}
 }
@@ -163,7 +163,7 @@ func refuseBeside(b *body, source, allow, deny bool) {
 			there bool
 		}{{"source", source}, {"allow", allow}, {"deny", deny}} {
 			if b.has(key) && other.there {
-				b.fail(key, "stands beside %s: write a source block for it as well, %s", other.name,
+				b.fail(key, "cannot be combined with %s blocks: replace it with one such as %s", other.name,
 					exampleOf(map[string]int{"ca_path": 0, "hash_path": 1}[key]))
 			}
 		}

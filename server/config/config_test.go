@@ -79,13 +79,13 @@ func TestProblems(t *testing.T) {
 		{`source = {}`, `source: no source is configured`},
 
 		// Syntax.
-		{`source "hash_dir" {`, `the configuration is no HCL: `},
+		{`source "hash_dir" {`, `the configuration is not valid HCL: `},
 		{factory + `agent_path_template =`, `a value is missing at the end`},
-		{`{"hash_path": "/x"`, `the configuration is no JSON: `},
-		{`{"hash_path": "/x"} x`, `the configuration is no JSON: `},
-		{`{"hash_path": "/x", "hash_path": "/y"}`, `the configuration is no JSON: `},
-		{`hash_path = "/x\q"`, `the configuration is no HCL: `},
-		{`hash_path = ${x}`, `the configuration is no HCL: `},
+		{`{"hash_path": "/x"`, `the configuration is not valid JSON: `},
+		{`{"hash_path": "/x"} x`, `the configuration is not valid JSON: `},
+		{`{"hash_path": "/x", "hash_path": "/y"}`, `the configuration is not valid JSON: `},
+		{`hash_path = "/x\q"`, `the configuration is not valid HCL: `},
+		{`hash_path = ${x}`, `the configuration is not valid HCL: `},
 		{strings.Repeat(`a {`, 20) + strings.Repeat(`}`, 20), `more than 16 levels`},
 		{strings.Repeat(`{"a":`, 20) + `1` + strings.Repeat(`}`, 20), `more than 16 levels`},
 		{"# " + strings.Repeat("x", 1<<20), `at most 1048576 are allowed`},
@@ -93,8 +93,8 @@ func TestProblems(t *testing.T) {
 		// Keys and kinds.
 		{factory + `reatest = false`, `reatest: unknown key; did you mean reattest?`},
 		{factory + `"reatest" = false`, `reatest: unknown key; did you mean reattest?`},
-		{factory + `quux = false`, `quux: unknown key; there are agent_path_template, allow, `},
-		{`source "ldap" "inventory" { url = "https://x" }`, `source "ldap": unknown kind; there are ek_ca, hash_dir`},
+		{factory + `quux = false`, `quux: unknown key; choose from agent_path_template, allow, `},
+		{`source "ldap" "inventory" { url = "https://x" }`, `source "ldap": unknown kind; choose from ek_ca, hash_dir`},
 		{`source "hashdir" "x" { path = "/x" }`, `source "hashdir": unknown kind; did you mean hash_dir?`},
 		{
 			`source "hash_dir" "x" { path = "/x" pth = "/y" }`,
@@ -111,78 +111,78 @@ func TestProblems(t *testing.T) {
 		},
 
 		// Duplicates.
-		{factory + factory, `source "hash_dir" "factory": is there 2 times, write it once`},
-		{both + `source "ek_ca" "factory" { ca_path = "/x" }`, `has the name of source`},
+		{factory + factory, `source "hash_dir" "factory": is defined 2 times: keep one`},
+		{both + `source "ek_ca" "factory" { ca_path = "/x" }`, `has the same name as source`},
 		{
 			`source "hash_dir" "x" { path = "/x" path = "/y" }`,
-			`source "hash_dir" "x": path: is there 2 times, write it once`,
+			`source "hash_dir" "x": path: is set 2 times: keep one`,
 		},
-		{factory + "reattest = true\nreattest = false", `reattest: is there 2 times, write it once`},
-		{factory + "reattest = true\n\"reattest\" = true", `reattest: is there 2 times, write it once`},
+		{factory + "reattest = true\nreattest = false", `reattest: is set 2 times: keep one`},
+		{factory + "reattest = true\n\"reattest\" = true", `reattest: is set 2 times: keep one`},
 		{
 			factory + `allow "x" { any = ["factory"] } allow "x" { all = ["factory"] }`,
-			`allow "x": is there 2 times, write it once`,
+			`allow "x": is defined 2 times: keep one`,
 		},
-		{factory + `allow "x" { any = ["factory"] any = ["factory"] }`, `allow "x": any: is there 2 times`},
+		{factory + `allow "x" { any = ["factory"] any = ["factory"] }`, `allow "x": any: is set 2 times`},
 		{factory + `allow "x" { any = ["factory", "factory"] }`, `allow "x": any: contains "factory" twice`},
 		{
 			`source "ek_ca" "v" { bundles = { a = "/a" a = "/b" } }`,
-			`source "ek_ca" "v": bundles: a: is there 2 times`,
+			`source "ek_ca" "v": bundles: a: is set 2 times`,
 		},
 		{
 			`{"source": {"hash_dir": {"x": [{"path": "/x"}, {"marker": "m"}]}}}`,
-			`source "hash_dir" "x": is there 2 times`,
+			`source "hash_dir" "x": is defined 2 times`,
 		},
 
 		// Types.
 		{
 			`source "hash_dir" "x" { path = 5 }`,
-			`source "hash_dir" "x": path: is the number 5, must be a string: write path = "5"`,
+			`source "hash_dir" "x": path: is the number 5, but must be a string: write path = "5"`,
 		},
-		{`source "hash_dir" "x" { path = true }`, `source "hash_dir" "x": path: is true, must be a string`},
-		{`source "hash_dir" "x" { path = ["/x"] }`, `source "hash_dir" "x": path: is a list, must be a string`},
-		{`source "hash_dir" "x" { path { a = 1 } }`, `source "hash_dir" "x": path: is a block, must be a string`},
+		{`source "hash_dir" "x" { path = true }`, `source "hash_dir" "x": path: is true, but must be a string`},
+		{`source "hash_dir" "x" { path = ["/x"] }`, `source "hash_dir" "x": path: is a list, but must be a string`},
+		{`source "hash_dir" "x" { path { a = 1 } }`, `source "hash_dir" "x": path: is a block, but must be a string`},
 		{`source "hash_dir" "x" { path = "" }`, `source "hash_dir" "x": path: is empty`},
 		{
 			`source "hash_dir" "x" { path = "/a\nb" }`,
-			`source "hash_dir" "x": path: is the string "/a\nb", must not have control`,
+			`source "hash_dir" "x": path: is the string "/a\nb", but must not have control`,
 		},
 		{`{"source": {"hash_dir": {"x": {"path": null}}}}`, `source "hash_dir" "x": path: is null`},
-		{factory + `reattest = "false"`, `reattest: is the string "false", must be true or false, without quotes`},
-		{factory + `reattest = 0`, `reattest: is the number 0, must be true or false`},
+		{factory + `reattest = "false"`, `reattest: is the string "false", but must be true or false, without quotes`},
+		{factory + `reattest = 0`, `reattest: is the number 0, but must be true or false`},
 		{
 			factory + `check_timeout = 5`,
-			`check_timeout: is the number 5, must be a duration in quotes: write check_timeout = "5s"`,
+			`check_timeout: is the number 5, but must be a duration in quotes: write check_timeout = "5s"`,
 		},
 		{
 			factory + `check_timeout = "5"`,
-			`check_timeout: is the string "5", must be a duration: write check_timeout = "5s"`,
+			`check_timeout: is the string "5", but must be a duration: write check_timeout = "5s"`,
 		},
-		{factory + `check_timeout = "1h"`, `check_timeout: is the string "1h", must be from 100ms to 1m0s`},
-		{factory + `check_timeout = "-1s"`, `check_timeout: is the string "-1s", must be from`},
+		{factory + `check_timeout = "1h"`, `check_timeout: is the string "1h", but must be from 100ms to 1m0s`},
+		{factory + `check_timeout = "-1s"`, `check_timeout: is the string "-1s", but must be from`},
 		{
 			`source "ek_ca" "v" { ca_path = "/x" poll_interval = "1ms" }`,
-			`source "ek_ca" "v": poll_interval: is the string "1ms", must be from 1s to 24h0m0s`,
+			`source "ek_ca" "v": poll_interval: is the string "1ms", but must be from 1s to 24h0m0s`,
 		},
 		{
 			factory + `allow "x" { any = "factory" }`,
-			`allow "x": any: is the string "factory", must be a list: write any = ["factory"]`,
+			`allow "x": any: is the string "factory", but must be a list: write any = ["factory"]`,
 		},
-		{factory + `allow "x" { any = 1 }`, `allow "x": any: is the number 1, must be a list: write any = ["…"]`},
-		{factory + `allow "x" { any = [1] }`, `allow "x": any: contains the number 1, must be a list of strings`},
+		{factory + `allow "x" { any = 1 }`, `allow "x": any: is the number 1, but must be a list: write any = ["…"]`},
+		{factory + `allow "x" { any = [1] }`, `allow "x": any: contains the number 1, but must be a list of strings`},
 		{
 			`source "ek_ca" "v" { bundles = "/x" }`,
-			`source "ek_ca" "v": bundles: is the string "/x", must be a block: write bundles = {`,
+			`source "ek_ca" "v": bundles: is the string "/x", but must be a block: write bundles = {`,
 		},
 		{`source "ek_ca" "v" { bundles = { a = 5 } }`, `source "ek_ca" "v": bundles: a: is the number 5`},
 		{`source "ek_ca" "v" { bundles = {} }`, `source "ek_ca" "v": bundles: is empty`},
-		{`source = "x"`, `source: is the string "x", must be a block`},
+		{`source = "x"`, `source: is the string "x", but must be a block`},
 		{
 			`source "hash_dir" { path = "/x" }`,
-			`source "hash_dir": has no name in front of path: write source "hash_dir" "machines" {`,
+			`source "hash_dir": has no name before path: write source "hash_dir" "machines" {`,
 		},
 		{`source "hash_dir" {}`, `source "hash_dir": has no name: write`},
-		{factory + `allow { any = ["factory"] }`, `allow: has no name in front of any: write allow "<name>" {`},
+		{factory + `allow { any = ["factory"] }`, `allow: has no name before any: write allow "<name>" {`},
 
 		// Missing.
 		{`source "hash_dir" "x" {}`, `source "hash_dir" "x": path: is missing: write path = "/srv/tpm/hashes"`},
@@ -195,17 +195,17 @@ func TestProblems(t *testing.T) {
 		// Names.
 		{
 			`source "hash_dir" "Factory" { path = "/x" }`,
-			`source "hash_dir" "Factory": is no name: write 1 to 64 of a-z, 0-9, _ and -`,
+			`source "hash_dir" "Factory": is not a valid name: use 1 to 64 of a-z, 0-9, _ and -`,
 		},
-		{`source "hash_dir" "a:b" { path = "/x" }`, `source "hash_dir" "a:b": is no name`},
-		{`source "hash_dir" "" { path = "/x" }`, `source "hash_dir" "": is no name`},
-		{factory + `allow "a b" { any = ["factory"] }`, `allow "a b": is no name`},
-		{`source "ek_ca" "v" { bundles = { "a:b" = "/a" } }`, `source "ek_ca" "v": bundles: a:b: is no name`},
+		{`source "hash_dir" "a:b" { path = "/x" }`, `source "hash_dir" "a:b": is not a valid name`},
+		{`source "hash_dir" "" { path = "/x" }`, `source "hash_dir" "": is not a valid name`},
+		{factory + `allow "a b" { any = ["factory"] }`, `allow "a b": is not a valid name`},
+		{`source "ek_ca" "v" { bundles = { "a:b" = "/a" } }`, `source "ek_ca" "v": bundles: a:b: is not a valid name`},
 
 		// Rules.
 		{
 			both,
-			"allow: there are several sources and no rule says which of them admit: " +
+			"allow: there are several sources but no rule says which of them admit machines: " +
 				`write allow "<name>" { any = ["factory", "vendors"] }`,
 		},
 		{factory + `allow "x" {}`, `allow "x": names no source`},
@@ -216,35 +216,35 @@ func TestProblems(t *testing.T) {
 			`allow "x": any: names the source factry, which is not configured; did you mean factory?`,
 		},
 		{both + `allow "x" { any = ["factory"] }`, `source "ek_ca" "vendors": no rule names this source`},
-		{factory + `deny "x" { any = ["factory"] }`, `allow: there are deny rules and no allow rule`},
+		{factory + `deny "x" { any = ["factory"] }`, `allow: there are deny rules but no allow rule`},
 		{
 			both + `allow "x" { any = ["vendors"] } deny "y" { any = ["factory"] }`,
 			`source "hash_dir" "factory": marker: a deny rule uses this source`,
 		},
 
 		// The incumbent's keys.
-		{factory + `hash_path = "/x"`, `hash_path: stands beside source`},
-		{factory + `ca_path = "/x"`, `ca_path: stands beside source`},
-		{`hash_path = "/x"` + "\n" + `allow "x" { any = ["hash_path"] }`, `hash_path: stands beside allow`},
-		{`ca_path = "/x"` + "\n" + `deny "x" { any = ["ca_path"] }`, `ca_path: stands beside deny`},
-		{`hash_path = 5`, `hash_path: is the number 5, must be a string`},
+		{factory + `hash_path = "/x"`, `hash_path: cannot be combined with source`},
+		{factory + `ca_path = "/x"`, `ca_path: cannot be combined with source`},
+		{`hash_path = "/x"` + "\n" + `allow "x" { any = ["hash_path"] }`, `hash_path: cannot be combined with allow`},
+		{`ca_path = "/x"` + "\n" + `deny "x" { any = ["ca_path"] }`, `ca_path: cannot be combined with deny`},
+		{`hash_path = 5`, `hash_path: is the number 5, but must be a string`},
 		{`hash_path = ""`, `source: no source is configured`},
 		{`hash_path = ""` + "\n" + `ca_path = ""`, `source: no source is configured`},
-		{`hash_path = ""` + "\n" + `hash_path = "/x"`, `hash_path: is there 2 times, write it once`},
+		{`hash_path = ""` + "\n" + `hash_path = "/x"`, `hash_path: is set 2 times: keep one`},
 		{`{"hash_path": null}`, `hash_path: is null`},
 
 		// The template.
-		{factory + `agent_path_template = "/x"`, `agent_path_template: "/x" would give several machines one ID`},
+		{factory + `agent_path_template = "/x"`, `agent_path_template: "/x" would give several machines the same ID`},
 		{factory + `agent_path_template = 5`, `agent_path_template: is the number 5`},
 
 		// Limits.
 		{
 			many(300, `source "hash_dir" "s%d" { path = "/x" }`),
-			`source: there are 300 sources, at most 256 are allowed`,
+			`source: there are 300 sources; at most 256 are allowed`,
 		},
 		{
 			factory + many(300, `allow "r%d" { any = ["factory"] }`),
-			`allow: there are 300 rules, at most 256 are allowed`,
+			`allow: there are 300 rules; at most 256 are allowed`,
 		},
 		{factory + many(300, `bogus%d = 1`), `and 250 more mistakes`},
 	} {
@@ -356,30 +356,30 @@ func TestAllProblemsOfAKindAtOnce(t *testing.T) {
 // The mistake that is easiest to make: to trust a vendor, and with it everybody
 // who buys a machine.
 func TestWarnings(t *testing.T) {
-	const alone = "authorities of TPM vendors alone admit"
+	const alone = "this rule admits by the CAs of TPM vendors alone"
 	const denied = `source "hash_dir" "stolen" { path = "/z" marker = ".mounted" } `
 	for _, tt := range []struct{ text, want string }{
 		{factory, ""},
 		{vendors, "rule default: " + alone},
 		{`ca_path = "/x"`, alone},
 		{`ca_path = "/x"` + "\n" + `hash_path = "/y"`, alone},
-		{`ca_path = ""` + "\n" + `hash_path = "/y"`, "ca_path: is empty, as if it were not there"},
+		{`ca_path = ""` + "\n" + `hash_path = "/y"`, "ca_path: is empty and treated as not set"},
 		{both + `allow "x" { any = ["factory", "vendors"] }`, `allow "x": ` + alone},
 		{both + `allow "x" { all = ["vendors"] any = ["factory"] }`, ""},
 		{both + `allow "x" { all = ["factory", "vendors"] }`, ""},
 		{both + `allow "x" { all = ["factory"] } allow "y" { all = ["vendors"] enforce = false }`, ""},
 		{both + `allow "x" { any = ["factory", "vendors"] enforce = false }`, "allow: no allow rule is enforced"},
-		{both + `allow "x" { any = ["factory"] } deny "y" { any = ["vendors"] }`, `deny "y": a machine that leaves`},
+		{both + `allow "x" { any = ["factory"] } deny "y" { any = ["vendors"] }`, `deny "y": an ek_ca cannot deny a machine that leaves`},
 		{both + `allow "x" { any = ["factory"] } deny "y" { any = ["vendors"] enforce = false }`, ""},
 		{both + `allow "x" { all = ["factory", "vendors"] } deny "y" { any = ["vendors"] }`, ""},
 		{both + denied + `allow "x" { all = ["factory", "vendors"] } deny "y" { any = ["stolen"] }`, ""},
 		{both + denied + `allow "x" { any = ["factory", "vendors"] } deny "y" { any = ["stolen"] }`, `deny "y": a TPM has several EKs`},
-		{factory + `agent_path_template = "/x/{{ .PubHash }}"`, "not below /spire/agent/tpm/"},
-		{factory + `agent_path_template = "/tpm/{{ .Name }}"`, "two machines of one name get one ID"},
+		{factory + `agent_path_template = "/x/{{ .PubHash }}"`, "not under /spire/agent/tpm/"},
+		{factory + `agent_path_template = "/tpm/{{ .Name }}"`, "two machines with the same name get the same ID"},
 		{factory + `agent_path_template = "/tpm/{{ .Name }}/{{ .PubHash }}"`, ""},
 		{
 			factory + bundles + `allow "x" { all = ["factory", "vendors"] } agent_path_template = "/tpm/{{ .CA }}/{{ .Serial }}"`,
-			"unique for one issuer only",
+			"unique only within one issuer",
 		},
 		{
 			both + `allow "x" { all = ["factory", "vendors"] }
@@ -403,15 +403,15 @@ func TestTemplateWithoutAValue(t *testing.T) {
 		ca           = `agent_path_template = "/tpm/{{ .CA }}/{{ .Serial }}" `
 		lab          = `source "hash_file" "lab" { path = "/lab" attributes = false }` + "\n"
 		either       = `allow "a" { any = ["factory"] } allow "b" { any = ["vendors"] } `
-		no           = "which no source of an enforced allow rule can give, so that no machine would have an ID: name "
+		no           = "which no source of an enforced allow rule provides, so no machine would get an ID: add "
 	)
 	for _, tt := range []struct{ text, problem, warning string }{
 		{vendors + name, "agent_path_template: uses .Name, " + no + "a list, such as a hash_dir", ""},
 		{lab + name, "uses .Name, " + no, ""},
 		{`ca_path = "/x" ` + "\n" + name, "uses .Name, " + no, ""},
-		{vendors + ca, "uses .CA, " + no + "an ek_ca with bundles in one, whose attributes are not false, or use .PubHash", ""},
-		{factory + ca, "uses .Serial, " + no + "an ek_ca in one", ""},
-		{factory + serial, "uses .Issuer, " + no + "an ek_ca in one", ""},
+		{vendors + ca, "uses .CA, " + no + "an ek_ca with bundles, without attributes = false, to such a rule, or use .PubHash", ""},
+		{factory + ca, "uses .Serial, " + no + "an ek_ca, without", ""},
+		{factory + serial, "uses .Issuer, " + no + "an ek_ca, without", ""},
 		{`source "ek_ca" "v" { ca_path = "/x" attributes = false } ` + serial, "uses .Issuer, " + no, ""},
 		{`source "sql" "s" { dialect = "mysql" dsn_path = "/x" } ` + serial, "uses .Issuer, " + no, ""},
 		// A rule on trial decides nothing, and a deny rule gives nothing.
@@ -431,8 +431,8 @@ func TestTemplateWithoutAValue(t *testing.T) {
 		// Rules are watched before any is enforced.
 		{vendors + name + `allow "a" { any = ["vendors"] enforce = false }`, "", ""},
 		// Some machines have no ID.
-		{both + name + either, "", `uses .Name, which no source of allow "b" can give: a machine that this rule alone admits`},
-		{both + serial + either, "", `uses .Issuer, which no source of allow "a" can give`},
+		{both + name + either, "", `uses .Name, which no source of allow "b" provides: a machine admitted by this rule alone`},
+		{both + serial + either, "", `uses .Issuer, which no source of allow "a" provides`},
 	} {
 		c, err := config.Parse(tt.text, trustDomain)
 		switch {
@@ -442,7 +442,7 @@ func TestTemplateWithoutAValue(t *testing.T) {
 			}
 		case err != nil:
 			t.Errorf("%s: %v", tt.text, err)
-		case (tt.warning != "") != strings.Contains(strings.Join(c.Warnings, "; "), "can give: a machine that this"),
+		case (tt.warning != "") != strings.Contains(strings.Join(c.Warnings, "; "), "provides: a machine admitted by this"),
 			!strings.Contains(strings.Join(c.Warnings, "; "), tt.warning):
 			t.Errorf("%s\n warnings %q, want %q", tt.text, c.Warnings, tt.warning)
 		}

@@ -48,7 +48,7 @@ func checkFetching(b *body, cfg ekca.Config) {
 	services := []string{ekca.EKServiceAMD, ekca.EKServiceIntel}
 	for _, name := range slices.Sorted(maps.Keys(cfg.EKCertificateURLs)) {
 		if !slices.Contains(services, name) {
-			b.fail("ek_certificate_urls", "%s is no service of EK certificates%s",
+			b.fail("ek_certificate_urls", "%s is not a known EK certificate service%s",
 				printable(name), suggest(name, services))
 		}
 	}
@@ -63,14 +63,14 @@ func checkFetching(b *body, cfg ekca.Config) {
 	}
 	hosts := b.has("aia_hosts")
 	if cfg.CRL != ekca.CRLOff && !hosts {
-		b.fail("crl", "is %q, and nothing says which hosts may be asked for revocation lists: write %s",
+		b.fail("crl", "is %q, but there are no hosts that CRLs may be fetched from: write %s",
 			string(cfg.CRL), aiaHostsExample)
 	}
 	if b.has("mirror_url") && !hosts {
-		b.fail("mirror_url", "stands for the hosts in aia_hosts, and there are none: write %s", aiaHostsExample)
+		b.fail("mirror_url", "replaces the hosts in aia_hosts, but there are none: write %s", aiaHostsExample)
 	}
 	if b.has("cache_path") && !hosts && !b.has("ek_certificate_urls") {
-		b.fail("cache_path", "nothing is fetched, so that there is nothing to keep: "+
+		b.fail("cache_path", "nothing is fetched, so there is nothing to cache: "+
 			"write %s or %s, or leave the key out", aiaHostsExample, servicesExample)
 	}
 }
@@ -117,14 +117,14 @@ func fetchingWarnings(path string, cfg ekca.Config) []Problem {
 		all = append(all, Problem{at, fmt.Sprintf(format, args...)})
 	}
 	if fetches && cfg.CachePath == "" {
-		warn(under(path, "cache_path"), "is missing: what has been fetched is lost at a restart, and while it "+
-			"cannot be fetched anew, machines that need it are told to try again")
+		warn(under(path, "cache_path"), "is missing: what has been fetched is lost at a restart, and until it "+
+			"can be fetched again, machines that need it are told to retry")
 	}
 	for _, name := range slices.Sorted(maps.Keys(cfg.EKCertificateURLs)) {
 		base := cfg.EKCertificateURLs[name]
 		if cfg.MirrorURL != "" && !strings.HasPrefix(base, cfg.MirrorURL) {
-			warn(under(under(path, "ek_certificate_urls"), name), "is not below mirror_url, "+
-				"which stands for aia_hosts alone: %q itself is asked", shorten(base))
+			warn(under(under(path, "ek_certificate_urls"), name), "is not under mirror_url, "+
+				"which replaces aia_hosts only: %q itself is contacted", shorten(base))
 		}
 	}
 	return all
@@ -138,7 +138,7 @@ func (b *body) oneOf(key string, values []string) string {
 		return values[0]
 	}
 	if !slices.Contains(values, s) {
-		b.fail(key, `is %q, must be one of "%s"`, shorten(s), strings.Join(values, `", "`))
+		b.fail(key, `is %q, but must be one of "%s"`, shorten(s), strings.Join(values, `", "`))
 		return values[0]
 	}
 	return s

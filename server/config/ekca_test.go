@@ -84,9 +84,9 @@ func TestServicesInABlock(t *testing.T) {
 func TestEKCAProblems(t *testing.T) {
 	const at = `source "ek_ca" "vendors": `
 	for _, tt := range []struct{ text, want string }{
-		{cas + ` aia_hosts = "x" }`, at + `aia_hosts: is the string "x", must be a list: write aia_hosts = ["x"]`},
-		{cas + ` aia_hosts = [] }`, at + `aia_hosts: is empty: name something, or leave the key out`},
-		{cas + ` aia_hosts = [5] }`, at + `aia_hosts: contains the number 5, must be a list of strings`},
+		{cas + ` aia_hosts = "x" }`, at + `aia_hosts: is the string "x", but must be a list: write aia_hosts = ["x"]`},
+		{cas + ` aia_hosts = [] }`, at + `aia_hosts: is empty: add an entry, or leave the key out`},
+		{cas + ` aia_hosts = [5] }`, at + `aia_hosts: contains the number 5, but must be a list of strings`},
 		{cas + ` aia_hosts = ["a", "a"] }`, at + `aia_hosts: contains "a" twice`},
 		{cas + ` aia_hosts = ["http://x/"] }`, at + `aia_hosts: allowed host "http://x/": write just a host`},
 		{cas + ` aia_hosts = ["", "x:0"] }`, at + `aia_hosts: allowed host "": `},
@@ -95,29 +95,29 @@ func TestEKCAProblems(t *testing.T) {
 			cas + ` ek_certificate_urls = { amd = "ftp://x/" } }`,
 			at + `ek_certificate_urls: base URL "ftp://x/": `,
 		},
-		{aia + ` crl = "on" }`, at + `crl: is "on", must be one of "off", "if_available", "required"`},
-		{aia + ` crl = true }`, at + `crl: is true, must be a string`},
-		{cas + ` crl = "required" }`, at + `crl: is "required", and nothing says which hosts may be asked for ` +
-			`revocation lists: write aia_hosts = ["pki.infineon.com"]`},
-		{cas + ` mirror_url = "http://x/" }`, at + `mirror_url: stands for the hosts in aia_hosts, and there are none`},
+		{aia + ` crl = "on" }`, at + `crl: is "on", but must be one of "off", "if_available", "required"`},
+		{aia + ` crl = true }`, at + `crl: is true, but must be a string`},
+		{cas + ` crl = "required" }`, at + `crl: is "required", but there are no hosts that CRLs may be fetched from: ` +
+			`write aia_hosts = ["pki.infineon.com"]`},
+		{cas + ` mirror_url = "http://x/" }`, at + `mirror_url: replaces the hosts in aia_hosts, but there are none`},
 		{
 			cas + ` mirror_url = "http://x/" ek_certificate_urls = { amd = "http://x/" } }`,
-			at + `mirror_url: stands for the hosts in aia_hosts, and there are none`,
+			at + `mirror_url: replaces the hosts in aia_hosts, but there are none`,
 		},
-		{cas + ` cache_path = "/x/y" }`, at + `cache_path: nothing is fetched, so that there is nothing to keep`},
+		{cas + ` cache_path = "/x/y" }`, at + `cache_path: nothing is fetched, so there is nothing to cache`},
 		{
 			cas + ` ek_certificate_urls = { inte = "https://x/" } }`,
-			at + `ek_certificate_urls: inte is no service of EK certificates; did you mean intel?`,
+			at + `ek_certificate_urls: inte is not a known EK certificate service; did you mean intel?`,
 		},
-		{cas + ` ek_certificate_urls = "https://x/" }`, at + `ek_certificate_urls: is the string "https://x/", must be a block`},
+		{cas + ` ek_certificate_urls = "https://x/" }`, at + `ek_certificate_urls: is the string "https://x/", but must be a block`},
 		{cas + ` ek_certificate_urls = {} }`, at + `ek_certificate_urls: is empty: write ek_certificate_urls = {`},
-		{cas + ` ek_certificate_urls = { amd = 5 } }`, at + `ek_certificate_urls: amd: is the number 5, must be a string`},
-		{aia + ` mirror_url = ["http://x/"] }`, at + `mirror_url: is a list, must be a string`},
+		{cas + ` ek_certificate_urls = { amd = 5 } }`, at + `ek_certificate_urls: amd: is the number 5, but must be a string`},
+		{aia + ` mirror_url = ["http://x/"] }`, at + `mirror_url: is a list, but must be a string`},
 		{aia + ` cache_path = "" }`, at + `cache_path: is empty: give it a value, or leave the key out`},
 		{aia + ` aia_host = "x" }`, at + `aia_host: unknown key; did you mean aia_hosts?`},
 		{
 			aia + ` cache_path = "/x/y" } source "http" "lab" { url = "https://y/" cache_path = "/x//y" }`,
-			`source "ek_ca" "vendors": cache_path: is that of source "http" "lab"`,
+			`source "ek_ca" "vendors": cache_path: is also the cache of source "http" "lab"`,
 		},
 	} {
 		_, err := config.Parse(tt.text, trustDomain)
@@ -175,8 +175,8 @@ func TestEKCAWarnings(t *testing.T) {
 func TestServiceBesideTheMirror(t *testing.T) {
 	c := mustParse(t, aia+` cache_path = "/x.db" mirror_url = "http://10.0.0.5/" ek_certificate_urls = {
 		amd = "https://ftpm.amd.com/pki/aia/" intel = "http://10.0.0.5/ekop.intel.com/ekcertservice/" } }`)
-	const want = `source "ek_ca" "vendors": ek_certificate_urls: amd: is not below mirror_url, ` +
-		`which stands for aia_hosts alone: "https://ftpm.amd.com/pki/aia/" itself is asked`
+	const want = `source "ek_ca" "vendors": ek_certificate_urls: amd: is not under mirror_url, ` +
+		`which replaces aia_hosts only: "https://ftpm.amd.com/pki/aia/" itself is contacted`
 	if !slices.Contains(c.Warnings, want) || slices.ContainsFunc(c.Warnings, func(w string) bool {
 		return strings.Contains(w, "intel")
 	}) {

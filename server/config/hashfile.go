@@ -21,7 +21,7 @@ func decodeHashFile(b *body) definition {
 		AllowEmpty:   b.boolean("allow_empty", false),
 	}
 	if cfg.MaxStaleness < 2*cfg.PollInterval {
-		b.fail("max_staleness", "is %s, must be at least twice poll_interval, which is %s",
+		b.fail("max_staleness", "is %s, but must be at least twice poll_interval, which is %s",
 			cfg.MaxStaleness, cfg.PollInterval)
 	}
 	d := definition{

@@ -44,16 +44,16 @@ func TestHashFile(t *testing.T) {
 func TestHashFileProblems(t *testing.T) {
 	for keys, want := range map[string]string{
 		``:                                  `path: is missing: write path = "/etc/tpm/machines.txt"`,
-		`path = "/x" poll_interval = "1"`:   `poll_interval: is the string "1", must be a duration`,
-		`path = "/x" poll_interval = "1ms"`: `poll_interval: is the string "1ms", must be from 1s to 24h0m0s`,
-		`path = "/x" max_staleness = "0s"`:  `max_staleness: is the string "0s", must be from 2s to 8784h0m0s`,
-		`path = "/x" poll_interval = "24h"`: `max_staleness: is 24h0m0s, must be at least twice poll_interval, ` +
+		`path = "/x" poll_interval = "1"`:   `poll_interval: is the string "1", but must be a duration`,
+		`path = "/x" poll_interval = "1ms"`: `poll_interval: is the string "1ms", but must be from 1s to 24h0m0s`,
+		`path = "/x" max_staleness = "0s"`:  `max_staleness: is the string "0s", but must be from 2s to 8784h0m0s`,
+		`path = "/x" poll_interval = "24h"`: `max_staleness: is 24h0m0s, but must be at least twice poll_interval, ` +
 			`which is 24h0m0s`,
-		`path = "/x" max_bytes = "1000"`: `max_bytes: is the string "1000", must be a number without quotes`,
-		`path = "/x" max_bytes = 0`:      `max_bytes: is the number 0, must be a whole number from 1 to 4294967295`,
-		`path = "/x" max_bytes = 1.5`:    `max_bytes: is the number 1.5, must be a whole number`,
-		`path = "/x" allow_empty = 1`:    `allow_empty: is the number 1, must be true or false`,
-		`path = "/x" marker = "m"`:       `marker: unknown key; there are allow_empty, attributes, max_bytes,`,
+		`path = "/x" max_bytes = "1000"`: `max_bytes: is the string "1000", but must be a number without quotes`,
+		`path = "/x" max_bytes = 0`:      `max_bytes: is the number 0, but must be a whole number from 1 to 4294967295`,
+		`path = "/x" max_bytes = 1.5`:    `max_bytes: is the number 1.5, but must be a whole number`,
+		`path = "/x" allow_empty = 1`:    `allow_empty: is the number 1, but must be true or false`,
+		`path = "/x" marker = "m"`:       `marker: unknown key; choose from allow_empty, attributes, max_bytes,`,
 	} {
 		text := fmt.Sprintf("source \"hash_file\" \"lab\" { %s }", strings.ReplaceAll(keys, `" `, "\"\n"))
 		_, err := config.Parse(text, trustDomain)
@@ -75,7 +75,7 @@ func TestHashFileLoads(t *testing.T) {
 		t.Errorf("Load without the file: %v", err)
 	}
 	// A folder, or a FIFO that nobody would ever write to, is no list.
-	for bad, want := range map[string]string{filepath.Dir(path): "is a folder: name a file in it", fifo(t): "is no regular file"} {
+	for bad, want := range map[string]string{filepath.Dir(path): "is a folder: name a file in it", fifo(t): "is not a regular file"} {
 		text := strings.ReplaceAll(text, path, bad)
 		if _, err := config.NewLoader().Load(t.Context(), text, trustDomain); err == nil ||
 			!strings.Contains(err.Error(), `source "hash_file" "stolen": path: "`+bad+`" `+want) {

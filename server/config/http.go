@@ -45,7 +45,7 @@ func decodeHTTP(b *body) definition {
 	b.together("the client certificate and its key go together", "client_cert_path", "client_key_path")
 	b.together("a signed list needs all three", "signature_url", "public_key_path", "list_id")
 	if cfg.MaxStaleness < 2*cfg.PollInterval {
-		b.fail("max_staleness", "is %s, must be at least twice poll_interval, which is %s",
+		b.fail("max_staleness", "is %s, but must be at least twice poll_interval, which is %s",
 			cfg.MaxStaleness, cfg.PollInterval)
 	}
 	d := definition{
@@ -93,7 +93,7 @@ const authSPIFFE = "spiffe"
 func checkAuth(b *body, cfg httplist.Config) {
 	const example = "spiffe://example.org/allowlist"
 	if id, err := spiffeid.FromString(cfg.ServerID); cfg.ServerID != "" && (err != nil || id.Path() == "") {
-		b.fail("server_id", "is the string %q, must be the SPIFFE ID of the web server: write server_id = %q",
+		b.fail("server_id", "is the string %q, but must be the SPIFFE ID of the web server: write server_id = %q",
 			shorten(cfg.ServerID), example)
 	}
 	switch auth := b.text("auth"); {
@@ -101,7 +101,7 @@ func checkAuth(b *body, cfg httplist.Config) {
 		b.fail("auth", "is the string %q: write auth = %q, or leave the key out", shorten(auth), authSPIFFE)
 		return
 	case !b.has("auth") && b.has("server_id"):
-		b.fail("auth", "is missing: server_id is for auth = %q", authSPIFFE)
+		b.fail("auth", "is missing: server_id needs auth = %q", authSPIFFE)
 		return
 	case auth == "":
 		return
@@ -110,12 +110,12 @@ func checkAuth(b *body, cfg httplist.Config) {
 		b.fail("server_id", "is missing: write server_id = %q, the SPIFFE ID of the web server", example)
 	}
 	for key, instead := range map[string]string{
-		"ca_path":          "SPIRE's trust bundle vouches for the web server",
-		"client_cert_path": "the SPIRE server's own X.509-SVID is shown",
-		"client_key_path":  "the SPIRE server's own X.509-SVID is shown",
+		"ca_path":          "SPIRE's trust bundle verifies the web server",
+		"client_cert_path": "the SPIRE server presents its own X.509-SVID",
+		"client_key_path":  "the SPIRE server presents its own X.509-SVID",
 	} {
 		if b.has(key) {
-			b.fail(key, "stands beside auth = %q, with which %s: leave it out, or auth and server_id",
+			b.fail(key, "cannot be combined with auth = %q, where %s: remove it, or remove auth and server_id",
 				authSPIFFE, instead)
 		}
 	}
@@ -132,8 +132,8 @@ func (c *Config) withIdentity(ps *problems, all []definition, provider httplist.
 		}
 		id, err := spiffeid.FromString(cfg.ServerID)
 		if err == nil && id.TrustDomain() != c.TrustDomain && !c.TrustDomain.IsZero() {
-			ps.add(under(all[i].path, "server_id"), "is of the trust domain %q, and SPIRE's own is %q: "+
-				"it vouches for web servers of its own only", id.TrustDomain().Name(), c.TrustDomain.Name())
+			ps.add(under(all[i].path, "server_id"), "is in the trust domain %q, but SPIRE's own is %q: "+
+				"only web servers in SPIRE's own can be verified", id.TrustDomain().Name(), c.TrustDomain.Name())
 		}
 		cfg.Identity = provider
 		all[i].config = cfg

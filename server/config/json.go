@@ -16,10 +16,10 @@ func parseJSON(text string) (*node, error) {
 	d := jsontext.NewDecoder(strings.NewReader(text))
 	n, err := fromJSON(d, 0)
 	if err != nil {
-		return nil, fmt.Errorf("the configuration is no JSON: %w", err)
+		return nil, fmt.Errorf("the configuration is not valid JSON: %w", err)
 	}
 	if _, err := d.ReadToken(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("the configuration is no JSON: something follows the object")
+		return nil, errors.New("the configuration is not valid JSON: there is something after the object")
 	}
 	return n, nil
 }

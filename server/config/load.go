@@ -90,14 +90,14 @@ func (l *Loader) look(ctx context.Context, ps *problems, c *Config) {
 type unsureError struct{ err error }
 
 func (e unsureError) Error() string {
-	return fmt.Sprintf("it is not known whether this exists: %v; the source cannot tell until it does", e.err)
+	return fmt.Sprintf("cannot check whether this exists: %v; the source cannot tell until it does", e.err)
 }
 
 // exposedError says that a secret is none.
 type exposedError struct{ path string }
 
 func (e exposedError) Error() string {
-	return fmt.Sprintf("%q may be read by everybody on this machine, and holds a secret: chmod o= it", shorten(e.path))
+	return fmt.Sprintf("%q holds a secret but every user on this machine may read it: chmod o= it", shorten(e.path))
 }
 
 // exists says whether a file is there. It waits for the file system no longer
@@ -106,7 +106,7 @@ func (l *Loader) exists(ctx context.Context, f file) error {
 	select {
 	case l.slots <- struct{}{}:
 	case <-ctx.Done():
-		return unsureError{errors.New("too many questions to file systems are open")}
+		return unsureError{errors.New("too many file system requests are pending")}
 	}
 	answer := make(chan error, 1)
 	go func() {
@@ -117,7 +117,7 @@ func (l *Loader) exists(ctx context.Context, f file) error {
 	case err := <-answer:
 		return err
 	case <-ctx.Done():
-		return unsureError{fmt.Errorf("look at %q: the file system does not answer", shorten(f.path))}
+		return unsureError{fmt.Errorf("stat %q: the file system does not answer", shorten(f.path))}
 	}
 }
 
@@ -130,7 +130,7 @@ func (l *Loader) ask(f file) error {
 	case err == nil && f.regular && info.IsDir():
 		return fmt.Errorf("%q is a folder: name a file in it", shorten(f.path))
 	case err == nil && f.regular && !info.Mode().IsRegular():
-		return fmt.Errorf("%q is no regular file: name one", shorten(f.path))
+		return fmt.Errorf("%q is not a regular file: name one", shorten(f.path))
 	case err == nil && f.secret && info.Mode().Perm()&0o007 != 0:
 		return exposedError{f.path}
 	case err == nil:

@@ -48,7 +48,7 @@ func TestLoadLooksAtFiles(t *testing.T) {
 		{`source "hash_dir" "a" { path = "/` + strings.Repeat("x", 300) + `" }`, `source "hash_dir" "a": path: `},
 		{
 			`source "hash_dir" "a" { path = "` + dir + `/none" bogus = 1 }`,
-			`source "hash_dir" "a": bogus: unknown key; there are attributes, marker, path; ` +
+			`source "hash_dir" "a": bogus: unknown key; choose from attributes, marker, path; ` +
 				`source "hash_dir" "a": path: "`,
 		},
 		{`source "ek_ca" "v" { ca_path = "` + filename + `" }`, ""},
@@ -75,7 +75,7 @@ func TestLoadWarnsOfFailingFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(c.Warnings) != 1 || !strings.HasPrefix(c.Warnings[0], `source "hash_dir" "factory": path: it is not known`) {
+	if len(c.Warnings) != 1 || !strings.HasPrefix(c.Warnings[0], `source "hash_dir" "factory": path: cannot check whether this exists`) {
 		t.Errorf("warnings: %q", c.Warnings)
 	}
 }

@@ -74,7 +74,7 @@ func (ps *problems) blocks(path string, values []*node, example string) []*node 
 		case list:
 			all = append(all, ps.blocks(path, v.elems, example)...)
 		default:
-			ps.add(path, "is %s, must be a block: write %s", v, example)
+			ps.add(path, "is %s, but must be a block: write %s", v, example)
 		}
 	}
 	return all

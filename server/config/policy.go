@@ -29,7 +29,7 @@ func decodeRules(ps *problems, effect string, values []*node, known declared) []
 		all = append(all, decodeRule(ps, n, known))
 	}
 	if len(all) > maxRules {
-		ps.add(effect, "there are %d rules, at most %d are allowed", len(all), maxRules)
+		ps.add(effect, "there are %d rules; at most %d are allowed", len(all), maxRules)
 	}
 	return all
 }
@@ -64,15 +64,15 @@ func decodeRule(ps *problems, n namedBlock, known declared) rule {
 func checkPolicy(ps *problems, all []definition, known declared, allow, deny []rule) {
 	switch {
 	case len(allow) == 0 && len(deny) > 0:
-		ps.add("allow", `there are deny rules and no allow rule, so that nobody could be admitted: `+
+		ps.add("allow", `there are deny rules but no allow rule, so no machine could be admitted: `+
 			`write allow "<name>" { any = ["<source>"] }`)
 	case len(allow) == 0 && len(known) > 1:
-		ps.add("allow", "there are several sources and no rule says which of them admit: "+
+		ps.add("allow", "there are several sources but no rule says which of them admit machines: "+
 			`write allow "<name>" { any = [%s] } or all = […]`, quoted(known.names()))
 	case len(allow) > 0:
 		for source, path := range known {
 			if !named(source, allow) && !named(source, deny) {
-				ps.add(path, "no rule names this source: name it in one, or remove it")
+				ps.add(path, "no rule names this source: add it to one, or remove it")
 			}
 		}
 	}
@@ -115,23 +115,23 @@ func policyWarnings(all []definition, allow, deny []rule) []string {
 		certified = certified && slices.ContainsFunc(r.All, byVendor)
 		if vendorsAlone(r.Rule, byVendor) {
 			vendors = true
-			warn(r.path, "authorities of TPM vendors alone admit by this rule: "+
-				"every TPM of theirs is welcome, anybody's")
+			warn(r.path, "this rule admits by the CAs of TPM vendors alone: "+
+				"any TPM of these vendors is admitted, whoever owns it")
 		}
 	}
 	if !enforced {
-		warn("allow", "no allow rule is enforced: nobody is admitted")
+		warn("allow", "no allow rule is enforced: no machine is admitted")
 	}
 	for _, r := range deny {
 		byCertificate := slices.ContainsFunc(slices.Concat(r.All, r.Any), byVendor)
 		switch {
 		case r.Trial:
 		case byCertificate && !certified:
-			warn(r.path, "a machine that leaves its EK certificate out is not denied by an ek_ca: "+
-				"have every allow rule name an ek_ca in all")
+			warn(r.path, "an ek_ca cannot deny a machine that leaves out its EK certificate: "+
+				"name an ek_ca in the all of every allow rule")
 		case !byCertificate && vendors:
-			warn(r.path, "a TPM has several EKs, and a vendor may vouch for each: a machine that is denied "+
-				"by the hash of one can come with another; list the hashes of all, or admit by a list")
+			warn(r.path, "a TPM has several EKs, and its vendor may vouch for each: a machine that is denied "+
+				"by the hash of one can attest with another; deny the hashes of all, or require a list to admit")
 		}
 	}
 	return warnings

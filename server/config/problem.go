@@ -88,7 +88,7 @@ func printable(s string) string {
 }
 
 // suggest returns "; did you mean x?" for the closest of the known words, or
-// "; there are x, y" where none is close.
+// "; choose from x, y" where none is close.
 func suggest(word string, known []string) string {
 	best, distance := "", 3
 	for _, k := range known {
@@ -100,7 +100,7 @@ func suggest(word string, known []string) string {
 	case best == "" && len(known) == 0:
 		return ""
 	case best == "":
-		return "; there are " + strings.Join(known, ", ")
+		return "; choose from " + strings.Join(known, ", ")
 	}
 	return fmt.Sprintf("; did you mean %s?", best)
 }

@@ -92,7 +92,7 @@ func hashDir(b *body, cfg hashdir.Config, key string) definition {
 	}
 	if cfg.Marker == "" {
 		d.notInDeny = "marker"
-		d.because = "a deny rule uses this source, so that a directory whose mount is gone must not look empty: " +
+		d.because = "a deny rule uses this source, so an unmounted directory must not pass for an empty one: " +
 			`create a file in it and write marker = "<its name>"`
 	}
 	return d
@@ -130,7 +130,7 @@ func decodeSources(ps *problems, values []*node) (all []definition, seen declare
 		for _, n := range namedBlocks(ps, kindPath, byKind.values, exampleOf(i)) {
 			total++
 			if other, ok := seen[n.name]; ok {
-				ps.add(n.path, "has the name of %s: names are unique across kinds", other)
+				ps.add(n.path, "has the same name as %s: names must be unique across kinds", other)
 			}
 			seen[n.name] = n.path
 			if i < 0 {
@@ -140,7 +140,7 @@ func decodeSources(ps *problems, values []*node) (all []definition, seen declare
 		}
 	}
 	if total > maxSources {
-		ps.add("source", "there are %d sources, at most %d are allowed", total, maxSources)
+		ps.add("source", "there are %d sources; at most %d are allowed", total, maxSources)
 	}
 	slices.SortFunc(all, func(a, b definition) int { return strings.Compare(a.name, b.name) })
 	checkCaches(ps, all)
@@ -169,7 +169,7 @@ func checkCaches(ps *problems, all []definition) {
 		}
 		path := filepath.Clean(d.cache)
 		if other, ok := users[path]; ok {
-			ps.add(under(d.path, "cache_path"), "is that of %s: give each source a cache of its own", other)
+			ps.add(under(d.path, "cache_path"), "is also the cache of %s: give each source its own", other)
 		}
 		users[path] = d.path
 	}
@@ -209,7 +209,7 @@ func namedBlocks(ps *problems, path string, values []*node, example string) []na
 	}
 	for _, l := range labels(objects) {
 		if slices.ContainsFunc(l.values, func(n *node) bool { return !n.isBlocks() }) {
-			ps.add(path, "has no name in front of %s: write %s", printable(l.label), example)
+			ps.add(path, "has no name before %s: write %s", printable(l.label), example)
 			continue
 		}
 		blockPath := fmt.Sprintf("%s %q", path, shorten(l.label))
@@ -218,7 +218,7 @@ func namedBlocks(ps *problems, path string, values []*node, example string) []na
 		}
 		parts := ps.blocks(blockPath, l.values, example)
 		if len(parts) > 1 && slices.ContainsFunc(parts, func(n *node) bool { return !n.folded }) {
-			ps.add(blockPath, "is there %d times, write it once", len(parts))
+			ps.add(blockPath, "is defined %d times: keep one", len(parts))
 			parts = parts[:1]
 		}
 		all = append(all, namedBlock{l.label, blockPath, parts})

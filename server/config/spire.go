@@ -28,7 +28,7 @@ func fromSPIRE(data, trustDomain string) *input {
 	in := &input{data: data}
 	td, err := spiffeid.TrustDomainFromString(trustDomain)
 	if err != nil {
-		in.problems.add("trust_domain", "SPIRE has given none that is valid: %v", err)
+		in.problems.add("trust_domain", "SPIRE passed an invalid one: %v", err)
 	}
 	in.trustDomain = td
 	return in
@@ -90,7 +90,8 @@ func pluginData(plugins ast.Node) (string, error) {
 		case !ok:
 			continue
 		case p.DataFile != "":
-			return "", fmt.Errorf(`NodeAttestor "tpm": it is in a file of its own: give that, %q`, shorten(p.DataFile))
+			return "", fmt.Errorf(`NodeAttestor "tpm": its plugin_data is in a separate file: name that one, %q`,
+				shorten(p.DataFile))
 		case p.Data == nil:
 			return "", nil
 		}

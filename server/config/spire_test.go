@@ -25,13 +25,13 @@ func TestParseFile(t *testing.T) {
 	}
 	for text, want := range map[string]string{
 		`plugins { KeyManager "memory" {} }`:                                          `plugins: there is no NodeAttestor "tpm"`,
-		`plugins { NodeAttestor "tpm" { plugin_data_file = "/etc/spire/tpm.conf" } }`: `give that, "/etc/spire/tpm.conf"`,
+		`plugins { NodeAttestor "tpm" { plugin_data_file = "/etc/spire/tpm.conf" } }`: `name that one, "/etc/spire/tpm.conf"`,
 		`plugins = 5`:                         `plugins: `,
-		`source "x" {`:                        `the configuration is no HCL: `,
+		`source "x" {`:                        `the configuration is not valid HCL: `,
 		`plugins { NodeAttestor "tpm" {} }`:   `source: no source is configured`,
 		`server = 5 ` + inHCL(factory):        `server: trust_domain: `,
 		inServer(`"a b"`, factory):            `server: trust_domain: `,
-		inServer(`"a b"`, `hash_path = true`): `hash_path: is true, must be a string; server: trust_domain: `,
+		inServer(`"a b"`, `hash_path = true`): `hash_path: is true, but must be a string; server: trust_domain: `,
 	} {
 		var problems config.Problems
 		if c, err := config.ParseFile(text); !errors.As(err, &problems) || c != nil || !strings.Contains(err.Error(), want) {
@@ -44,7 +44,7 @@ func TestParseFile(t *testing.T) {
 // trust domain is in another file, or in the same one: what names a trust domain is
 // refused for being of another only where there is one to compare it with.
 func TestTrustDomainOfAFile(t *testing.T) {
-	const other = `server_id: is of the trust domain "example.org", and SPIRE's own is "example.com"`
+	const other = `server_id: is in the trust domain "example.org", but SPIRE's own is "example.com"`
 	for text, want := range map[string]struct{ trustDomain, err string }{
 		spiffe + `}`: {"", ""},
 		`{"source": {"http": {"x": {"url": "https://x/", "auth": "spiffe", "server_id": "spiffe://any.org/x"}}}}`: {"", ""},
@@ -71,7 +71,7 @@ func TestTrustDomainOfAFile(t *testing.T) {
 		}
 	}
 	// The plugin always has one to compare with: it has that or refuses all.
-	if _, err := config.Parse(spiffe+`}`, ""); err == nil || !strings.Contains(err.Error(), "trust_domain: SPIRE has given none") {
+	if _, err := config.Parse(spiffe+`}`, ""); err == nil || !strings.Contains(err.Error(), "trust_domain: SPIRE passed an invalid one") {
 		t.Errorf("without a trust domain: %v", err)
 	}
 }

@@ -33,7 +33,7 @@ func decodeSQL(b *body) definition {
 	}
 	known := cfg.Dialect == sqltable.Postgres || cfg.Dialect == sqltable.MySQL
 	if cfg.Dialect != "" && !known {
-		b.fail("dialect", "is %q, must be %q or %q, which is MariaDB's too",
+		b.fail("dialect", "is %q, but must be %q or %q, which is also for MariaDB",
 			shorten(string(cfg.Dialect)), sqltable.Postgres, sqltable.MySQL)
 	}
 	if err := checkQuery(cfg, known); err != nil {
@@ -41,7 +41,7 @@ func decodeSQL(b *body) definition {
 	}
 	b.together("the client certificate and its key go together", "client_cert_path", "client_key_path")
 	if (b.has("client_cert_path") || b.has("client_key_path")) && !b.has("ca_path") {
-		b.fail("ca_path", "is missing: a client certificate is shown to a database that ca_path vouches for")
+		b.fail("ca_path", "is missing: a client certificate is only sent to a database that ca_path vouches for")
 	}
 	d := definition{
 		config: cfg,

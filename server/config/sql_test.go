@@ -51,20 +51,20 @@ func TestSQLProblems(t *testing.T) {
 	for _, tt := range []struct{ text, want string }{
 		{`source "sql" "fleet" {}`, at + `dialect: is missing: write dialect = "postgres"`},
 		{`source "sql" "fleet" {}`, at + `dsn_path: is missing: write dsn_path = "/etc/spire/tpm-database.dsn"`},
-		{`source "sql" "fleet" { dialect = "oracle" dsn_path = "/x" }`, at + `dialect: is "oracle", must be "postgres" or "mysql"`},
+		{`source "sql" "fleet" { dialect = "oracle" dsn_path = "/x" }`, at + `dialect: is "oracle", but must be "postgres" or "mysql"`},
 		{table + ` query = "SELECT 1" }`, at + `query: has no "?"`},
 		{table + ` query = "SELECT ? = ?" }`, at + `query: has more than one "?"`},
 		{table + ` query = "SELECT 1 WHERE h = $1 AND ?" }`, at + `query: has a backslash or a dollar sign`},
 		{table + ` query = "DELETE FROM t WHERE h = ?" }`, at + `query: does not begin with SELECT`},
 		{table + ` query = "" }`, at + `query: is empty`},
-		{table + ` max_open_conns = 0 }`, at + `max_open_conns: is the number 0, must be a whole number from 1 to 100`},
+		{table + ` max_open_conns = 0 }`, at + `max_open_conns: is the number 0, but must be a whole number from 1 to 100`},
 		{table + ` max_open_conns = 101 }`, at + `max_open_conns: is the number 101`},
-		{table + ` timeout = "1ms" }`, at + `timeout: is the string "1ms", must be from 10ms to 25s`},
-		{table + ` conn_max_lifetime = "0s" }`, at + `conn_max_lifetime: is the string "0s", must be from 1s to 24h0m0s`},
+		{table + ` timeout = "1ms" }`, at + `timeout: is the string "1ms", but must be from 10ms to 25s`},
+		{table + ` conn_max_lifetime = "0s" }`, at + `conn_max_lifetime: is the string "0s", but must be from 1s to 24h0m0s`},
 		{table + ` client_cert_path = "/x" ca_path = "/y" }`, at + `client_key_path: is missing: the client certificate and its key`},
 		{table + ` client_cert_path = "/x" client_key_path = "/y" }`, at + `ca_path: is missing`},
 		{table + ` client_key_path = "/y" }`, at + `ca_path: is missing`},
-		{table + ` allow_unverified = "yes" }`, at + `allow_unverified: is the string "yes", must be true or false`},
+		{table + ` allow_unverified = "yes" }`, at + `allow_unverified: is the string "yes", but must be true or false`},
 		{table + ` dsn = "postgres://u:p@h/d" }`, at + `dsn: unknown key`},
 	} {
 		_, err := config.Parse(tt.text, trustDomain)
@@ -95,7 +95,7 @@ func TestSQLFiles(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		said := strings.Contains(strings.Join(c.Warnings, "\n"), `source "sql" "fleet": dsn_path: "`+dsn+`" may be read by everybody`)
+		said := strings.Contains(strings.Join(c.Warnings, "\n"), `source "sql" "fleet": dsn_path: "`+dsn+`" holds a secret but every user`)
 		if said != warned || strings.Contains(strings.Join(c.Warnings, ""), "password@") {
 			t.Errorf("mode %o: %q", mode, c.Warnings)
 		}

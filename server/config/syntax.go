@@ -20,7 +20,7 @@ const (
 // parseSyntax reads a configuration's text, HCL or JSON, into an object.
 func parseSyntax(text string) (n *node, err error) {
 	if len(text) > maxText {
-		return nil, fmt.Errorf("the configuration has %d bytes, at most %d are allowed", len(text), maxText)
+		return nil, fmt.Errorf("the configuration is %d bytes long; at most %d are allowed", len(text), maxText)
 	}
 	// A parser's panic is a mistake in the text as well.
 	defer func() {
@@ -37,16 +37,16 @@ func parseSyntax(text string) (n *node, err error) {
 
 func parseHCL(text string) (*node, error) {
 	if err := scanHCL(text); err != nil {
-		return nil, fmt.Errorf("the configuration is no HCL: %w", err)
+		return nil, fmt.Errorf("the configuration is not valid HCL: %w", err)
 	}
 	// SPIRE prints a list of blocks in JSON as one key several times.
 	file, err := parser.ParseDontErrorOnDuplicateKeys([]byte(text))
 	if err != nil {
-		return nil, fmt.Errorf("the configuration is no HCL: %w", err)
+		return nil, fmt.Errorf("the configuration is not valid HCL: %w", err)
 	}
 	n, err := fromHCL(file.Node)
 	if err != nil {
-		return nil, fmt.Errorf("the configuration is no HCL: %w", err)
+		return nil, fmt.Errorf("the configuration is not valid HCL: %w", err)
 	}
 	return n, nil
 }
@@ -145,7 +145,7 @@ func fromLiteral(t token.Token) (*node, error) {
 	case token.NUMBER, token.FLOAT:
 		return &node{kind: number, text: t.Text}, nil
 	default:
-		return nil, fmt.Errorf("at %s: %s is no value", t.Pos, printable(t.Text))
+		return nil, fmt.Errorf("at %s: %s is not a value", t.Pos, printable(t.Text))
 	}
 }
 

@@ -23,8 +23,8 @@ import (
 // version is set by -ldflags "-X main.version=…".
 var version string //nolint:gochecknoglobals // the linker needs a variable
 
-const usage = `tpm-attestor-server is the server's half of the SPIRE node attestor "tpm".
-SPIRE starts it, as the plugin_cmd of
+const usage = `tpm-attestor-server is the server side of the SPIRE node attestor "tpm". SPIRE
+starts it, as the plugin_cmd of
 
     NodeAttestor "tpm" {
         plugin_cmd = "/path/to/tpm-attestor-server"
@@ -35,35 +35,34 @@ SPIRE starts it, as the plugin_cmd of
 
 By hand:
 
-    tpm-attestor-server -validate FILE    check a configuration, that of SPIRE's server
-                                          or what is between the braces of plugin_data
-                                          alone, in HCL or JSON ("-" reads the standard
-                                          input)
+    tpm-attestor-server -validate FILE    check a configuration: SPIRE Server's, or
+                                          just the contents of plugin_data, in HCL
+                                          or JSON ("-" reads standard input)
     tpm-attestor-server -fill-mirror FOLDER [options] FILE...
                                           fetch into FOLDER what servers without
-                                          the Internet need to verify the EK
+                                          Internet access need to verify the EK
                                           certificates of the machines in each
-                                          FILE, which tpm-attestor-agent -pem has
-                                          printed ("-" reads the standard input);
-                                          a FILE may be the certificate of a CA
-                                          that is nowhere to be fetched
+                                          FILE, as printed by tpm-attestor-agent
+                                          -pem ("-" reads standard input); a FILE
+                                          may also be the certificate of a CA that
+                                          cannot be fetched
     tpm-attestor-server -version          print the version
-    tpm-attestor-server -help             print this
+    tpm-attestor-server -help             print this text
 
-Options of -fill-mirror. Who may be asked: what the configuration says, and what is
-given beside it. CRLs are fetched where the configuration has them, or there is none:
+Options of -fill-mirror. Hosts and services may be given in the configuration, by
+options, or both. CRLs are fetched if the configuration uses them, or without -config:
 
-    -config FILE                          the servers' configuration, that of SPIRE or
-                                          its plugin_data alone
-    -aia-host HOST                        as one of the key aia_hosts; several times
-    -ek-certificate-url VENDOR=URL        as one of the key ek_certificate_urls; several
-                                          times
-    -no-crl                               no revocation lists (CRLs)
-    -force                                fetch anew what is there and fresh
+    -config FILE                          the servers' configuration: SPIRE Server's,
+                                          or just the contents of plugin_data
+    -aia-host HOST                        an entry of the key aia_hosts; repeatable
+    -ek-certificate-url VENDOR=URL        an entry of the key ek_certificate_urls;
+                                          repeatable
+    -no-crl                               do not fetch revocation lists (CRLs)
+    -force                                fetch everything again, even what is fresh
 
-It can be run again, and goes on where it was: issuers are fetched anew after 30 days,
-CRLs after an hour. Exit codes: 0, 1 where something is missing, 2 where it was not
-understood.
+It can be run again and continues where it stopped: issuers are fetched again after
+30 days, CRLs after an hour. Exit codes: 0 on success, 1 if something is missing, 2 if
+the arguments or the input are invalid.
 `
 
 func main() {

@@ -67,7 +67,7 @@ func fillMirror(f fillFlags, files []string, stdin io.Reader, stdout, stderr io.
 		}
 	}
 	if machines.Len() == 0 {
-		fmt.Fprintf(stderr, "name the files of the machines, as `tpm-attestor-agent -pem` prints them\n\n%s", usage)
+		fmt.Fprintf(stderr, "name the machines' files, as printed by `tpm-attestor-agent -pem`\n\n%s", usage)
 		return 2
 	}
 	cfg.Progress = stdout
@@ -77,10 +77,10 @@ func fillMirror(f fillFlags, files []string, stdin io.Reader, stdout, stderr io.
 	fmt.Fprintf(stdout, "%d EKs: %d fetched, %d kept, %d missing\n", machines.Len(), s.Fetched, s.Kept, s.Missing)
 	switch {
 	case err != nil:
-		fmt.Fprintf(stderr, "fill the mirror: %v: run it again, what is there is kept\n", err)
+		fmt.Fprintf(stderr, "fill the mirror: %v: run it again; what was fetched is kept\n", err)
 		return 1
 	case s.Missing > 0:
-		fmt.Fprintln(stderr, "the mirror is not complete: see MISSING above, and run it again; what is there is kept")
+		fmt.Fprintln(stderr, "the mirror is incomplete: see MISSING above and run it again; what was fetched is kept")
 		return 1
 	}
 	return 0
@@ -110,7 +110,7 @@ func (f *fillFlags) mirrorConfig(stdin io.Reader) (mirror.Config, error) {
 		cfg.Services = append(cfg.Services, mirror.Service{Name: name, Base: base})
 	}
 	if len(cfg.Hosts) == 0 && len(cfg.Services) == 0 {
-		return cfg, errors.New("nobody may be asked: give -config with aia_hosts or ek_certificate_urls, " +
+		return cfg, errors.New("there is nowhere to fetch from: give -config with aia_hosts or ek_certificate_urls, " +
 			"-aia-host or -ek-certificate-url")
 	}
 	cfg.Folder, cfg.Force = f.folder, f.force
