@@ -77,7 +77,7 @@ disable() {
 		elif [ -e "/etc/init.d/$s" ]; then
 			$sudo "/etc/init.d/$s" stop
 			$sudo update-rc.d "$s" disable
-		fi >>"$log" 2>&1 </dev/null || say "could not disable the service $s: see to it that it does not run"
+		fi >>"$log" 2>&1 </dev/null || say "could not disable the service $s: make sure that it does not run"
 	done
 }
 

@@ -36,13 +36,13 @@ func openDir(name string) (*folder, error) {
 	if pids, err := f.processes(); err != nil {
 		return nil, err
 	} else if len(pids) > 0 {
-		return nil, fmt.Errorf("an earlier demo still runs in %s; end it with: make demo-stop", name)
+		return nil, fmt.Errorf("an earlier demo is still running in %s; stop it with: make demo-stop", name)
 	}
 	if err := f.remove(); err != nil {
 		return nil, err
 	}
 	if err := f.make(); err != nil {
-		return nil, fmt.Errorf("make the folder of the demo: %w", err)
+		return nil, fmt.Errorf("create the demo's folder: %w", err)
 	}
 	return f, nil
 }
@@ -88,7 +88,7 @@ func (f *folder) made() (string, error) {
 		_, err = os.Lstat(filepath.Join(path, markFile))
 	}
 	if err != nil {
-		return "", fmt.Errorf("%s is there and no demo has made it, so it is left alone: "+
+		return "", fmt.Errorf("%s exists but was not created by a demo, so it is left alone: "+
 			"remove it, or name another folder with -dir (%w)", f.name, err)
 	}
 	return path, nil
@@ -102,7 +102,7 @@ func (f *folder) remove() error {
 	}
 	for _, p := range []string{path, f.name} {
 		if err := os.RemoveAll(p); err != nil {
-			return fmt.Errorf("remove the folder of the demo: %w", err)
+			return fmt.Errorf("remove the demo's folder: %w", err)
 		}
 	}
 	return nil

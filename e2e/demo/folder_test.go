@@ -42,7 +42,7 @@ func TestForeignFoldersAreLeftAlone(t *testing.T) {
 			before := tree(t, root)
 
 			for _, name := range []string{dir, dir + "/"} {
-				if _, err := openDir(name); err == nil || !strings.Contains(err.Error(), "no demo has made it") {
+				if _, err := openDir(name); err == nil || !strings.Contains(err.Error(), "was not created by a demo") {
 					t.Errorf("openDir(%s): %v", name, err)
 				}
 				if code := run(name, false, true); code == 0 {

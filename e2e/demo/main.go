@@ -18,9 +18,9 @@ import (
 const timeLimit = 3 * time.Minute
 
 func main() {
-	dir := flag.String("dir", "demo", "the `folder` for all files; it must not exist, unless a demo has made it")
+	dir := flag.String("dir", "demo", "the `folder` for all files; it must not exist, unless a demo created it")
 	keep := flag.Bool("keep", false, "leave everything running at the end")
-	stop := flag.Bool("stop", false, "end what an earlier -keep has left running")
+	stop := flag.Bool("stop", false, "stop what an earlier -keep left running")
 	flag.Parse()
 	os.Exit(run(*dir, *keep, *stop))
 }
@@ -62,7 +62,7 @@ func run(name string, keep, stop bool) int {
 	default:
 		d.stop()
 		n.failure(err)
-		n.line(fmt.Sprintf("All is stopped. The logs and configurations are in %s.", dir.name))
+		n.line(fmt.Sprintf("Everything is stopped. The logs and configurations are in %s.", dir.name))
 		return 1
 	}
 }
@@ -87,7 +87,7 @@ func (d *demo) leaveRunning() int {
 	} {
 		d.command(command...)
 	}
-	d.line("To end it and remove its files:")
+	d.line("To stop it and remove its files:")
 	d.command("make demo-stop")
 	return 0
 }

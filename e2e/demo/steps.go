@@ -40,7 +40,7 @@ func (d *demo) wantRefused(ctx context.Context) error {
 		return err
 	}
 	if err := d.agent.Wait(ctx); err == nil || ctx.Err() != nil {
-		return fmt.Errorf("the agent should have been refused and did not end so: %w",
+		return fmt.Errorf("the agent should have been refused, but ended otherwise: %w",
 			errors.Join(err, ctx.Err()))
 	}
 	line, err := d.server.WaitLog(ctx, mark, "outcome=refused", d.ekHash)

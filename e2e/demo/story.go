@@ -98,7 +98,7 @@ func (d *demo) prepare(ctx context.Context) error {
 		return err
 	}
 
-	d.say("The server's plugin is told to know the TPMs that are listed in a folder:")
+	d.say("The server's plugin is configured with a folder that lists the known TPMs:")
 	d.quote(strings.ReplaceAll(d.hashSource(), d.dir.path, d.dir.name))
 	d.command("spire-server", "run")
 	d.server, err = d.programs.StartServer(ctx, spiretest.ServerConfig{
@@ -118,7 +118,7 @@ func (d *demo) refuse(ctx context.Context) error {
 	if err := d.wantRefused(ctx); err != nil {
 		return err
 	}
-	d.outcome("refused; the server's log has the EK hash, should it be listed after all")
+	d.outcome("refused; the server's log has the EK hash, in case it should be listed")
 	return nil
 }
 
@@ -133,7 +133,7 @@ func (d *demo) admitByHash(ctx context.Context) error {
 	if err := d.wantAdmitted(ctx); err != nil {
 		return err
 	}
-	d.outcome("admitted, and no one restarted or reconfigured anything")
+	d.outcome("admitted, with nothing restarted or reconfigured")
 	return nil
 }
 
@@ -175,7 +175,7 @@ func (d *demo) cutOff(ctx context.Context) error {
 	// Its exit code is of no interest; that it ends is.
 	_ = d.agent.Wait(ctx)
 	d.endAgent()
-	d.say("The agent has lost its identity and ended, %.1f s after the eviction. A new start:",
+	d.say("The agent lost its identity and exited, %.1f s after the eviction. Starting it again:",
 		time.Since(began).Seconds())
 	if err := d.wantRefused(ctx); err != nil {
 		return err
