@@ -93,7 +93,7 @@ func TestBuildListKeepsTheList(t *testing.T) {
 	if out, err := e.run("hashes"); err == nil || !strings.Contains(out, "neither empty nor a JSON object") {
 		t.Errorf("half an object: %v: %s", err, out)
 	}
-	if out, err := e.run("nothing"); err == nil || !strings.Contains(out, "as if it were not mounted") {
+	if out, err := e.run("nothing"); err == nil || !strings.Contains(out, "is it mounted?") {
 		t.Errorf("no folder: %v: %s", err, out)
 	}
 	if now, err := os.ReadFile(list); err != nil || !bytes.Equal(now, first) {

@@ -37,6 +37,6 @@ if [ -z "$pause" ]; then
 	exit
 fi
 while :; do
-	publish || echo "$0: what was published before stays" >&2
+	publish || echo "$0: keeping what was published before" >&2
 	sleep "$pause"
 done

@@ -11,14 +11,14 @@ export LC_ALL=C
 folder=${1:?usage: build-list.sh FOLDER LIST}
 list=${2:?usage: build-list.sh FOLDER LIST}
 fail() {
-	echo "$1: the list stays as it is" >&2
+	echo "$1: the list is left unchanged" >&2
 	exit 1
 }
 
 # From here to the end there is one run at a time, so that no two lists have one serial. The lock ends with
 # the process, however that ends.
 exec 9<"$(dirname "$list")"
-flock -w 60 9 || fail "another run has not ended for a minute"
+flock -w 60 9 || fail "another run has not finished within a minute"
 work=$list.new
 rm -rf "$work"
 mkdir "$work"
@@ -29,10 +29,10 @@ trap 'exit 1' INT TERM HUP
 hash=
 while [ "${#hash}" -lt $((64 * 8)) ]; do hash="$hash[0-9a-f]"; done
 find -L "$folder/" -maxdepth 1 -type f -name "$hash" >"$work/found" ||
-	fail "$folder cannot be read as a whole, as if it were not mounted"
+	fail "$folder cannot be read completely; is it mounted?"
 sort "$work/found" | awk '
 	function stop(problem) {
-		print path ": " problem ": the list stays as it is" | "cat >&2"
+		print path ": " problem ": the list is left unchanged" | "cat >&2"
 		failed = 1
 		exit
 	}
@@ -54,7 +54,7 @@ sort "$work/found" | awk '
 	}
 	END { exit failed }
 ' >"$work/body"
-[ -s "$work/body" ] || fail "$folder has no machine, as if it were not mounted"
+[ -s "$work/body" ] || fail "$folder lists no machines; is it mounted?"
 printf ']}\n' >>"$work/body"
 
 # first prints the serial of a list that this script has made.
