@@ -10,8 +10,8 @@ import (
 	"fmt"
 )
 
-// Verifier is the server's half. The zero value is ready to use; it is safe for
-// concurrent use.
+// Verifier is the server's half of the handshake. The zero value is ready to use. It is
+// safe for concurrent use.
 type Verifier struct {
 	// AllowWeakEK admits RSA endorsement keys with the ROCA weakness
 	// (CVE-2017-15361).
@@ -21,9 +21,9 @@ type Verifier struct {
 // Begin checks a payload and begins a session. Every error is about the
 // payload.
 //
-// It checks that the endorsement key is of a size and a template that is taken,
-// that its certificate is for that very key, and that the attestation key is
-// one by its own, signed account. Whether the account is true, Finish shows.
+// It checks that the endorsement key has an accepted size and template, that its
+// certificate is for exactly that key, and that the attestation key is one according to
+// its own signed creation data. Whether that is true is established by Finish.
 func (v *Verifier) Begin(payload []byte) (*Session, error) {
 	p, err := decodePayload(payload)
 	if err != nil {
@@ -72,8 +72,8 @@ func parseChain(ders [][]byte) ([]*x509.Certificate, error) {
 	return chain, nil
 }
 
-// A Session is one attestation at the server: Challenge once, then Finish once.
-// It is used by one goroutine.
+// A Session is one attestation at the server: call Challenge once, then Finish once.
+// It must be used by only one goroutine.
 type Session struct {
 	ek       *EK
 	template *template
@@ -95,13 +95,13 @@ const (
 // EK returns the endorsement key that the session challenges.
 func (s *Session) EK() *EK { return s.ek }
 
-// Chain returns the further certificates that the agent sent, at most 16.
-// None of them is verified.
+// Chain returns the additional certificates that the agent sent, at most 16.
+// None of them has been verified.
 func (s *Session) Chain() []*x509.Certificate { return s.chain }
 
-// AK returns the attestation key whose parameters are checked and which a
-// successful Finish proves to be in the EK's TPM: an *rsa.PublicKey or an
-// *ecdsa.PublicKey.
+// AK returns the attestation key, an *rsa.PublicKey or an *ecdsa.PublicKey. Its
+// parameters have been checked; that it is in the EK's TPM is proved only once Finish
+// has succeeded.
 func (s *Session) AK() crypto.PublicKey {
 	if s.ak == nil {
 		return nil
@@ -109,8 +109,8 @@ func (s *Session) AK() crypto.PublicKey {
 	return s.ak.public
 }
 
-// Challenge returns the challenge message. It is called once. An error says
-// nothing against the payload: whatever Begin takes can be challenged.
+// Challenge returns the challenge message. It must be called once. An error is not the
+// payload's fault: whatever Begin accepts can be challenged.
 func (s *Session) Challenge() ([]byte, error) {
 	if s.ak == nil {
 		return nil, errors.New("the session has not begun")
@@ -130,9 +130,9 @@ func (s *Session) Challenge() ([]byte, error) {
 	return ec.encode(), nil
 }
 
-// Finish checks the response to the challenge. It is called once, and the
-// session is at its end with it; the error is, or wraps, ErrChallengeFailed
-// where the response is well formed and wrong.
+// Finish checks the response to the challenge. It must be called once and ends the
+// session. The error is, or wraps, ErrChallengeFailed if the response is well formed
+// but wrong.
 func (s *Session) Finish(response []byte) error {
 	if s.state != challenged {
 		return errors.New("the session is not waiting for a response")

@@ -1,13 +1,13 @@
-// Package server is the server's half of the node attestor "tpm": a plugin for
-// SPIRE that admits machines by their TPM.
+// Package server is the server side of the node attestor "tpm": a SPIRE plugin that
+// admits machines by their TPM.
 //
-// An attestation passes four stages: the evidence is checked by package
-// attestor, the configured sources are asked whether they know the TPM, the
-// machine is challenged to prove that it holds the endorsement key, and what
-// is known about the TPM becomes the agent's SPIFFE ID and its selectors.
+// An attestation has four stages: package attestor checks the evidence, the
+// configured sources are asked whether they know the TPM, the machine is challenged
+// to prove that it holds the endorsement key, and what is known about the TPM becomes
+// the agent's SPIFFE ID and selectors.
 //
-// The status of an attestation that fails tells the agent whether to try again,
-// and not what any list holds; the log tells that.
+// The status of a failed attestation tells the agent whether to try again, but not
+// what any list holds; that is in the log.
 package server
 
 import (
@@ -41,7 +41,7 @@ const (
 	maxUnknown = maxUnderWay / 4
 )
 
-// Plugin is the plugin. It is safe for concurrent use; New makes one.
+// Plugin is the SPIRE plugin. Use New to make one. It is safe for concurrent use.
 type Plugin struct {
 	nodeattestorv1.UnimplementedNodeAttestorServer
 	configv1.UnimplementedConfigServer
@@ -78,7 +78,7 @@ type generation struct {
 	verifier attestor.Verifier
 }
 
-// New returns a plugin that is not configured.
+// New returns a plugin that is not configured yet.
 func New() *Plugin {
 	p := &Plugin{
 		log: hclog.NewNullLogger(), loader: config.NewLoader(), identity: &identityProvider{},
@@ -91,8 +91,8 @@ func New() *Plugin {
 // SetLogger implements pluginsdk.NeedsLogger.
 func (p *Plugin) SetLogger(log hclog.Logger) { p.log = log }
 
-// BrokerHostServices implements pluginsdk.NeedsHostServices. A SPIRE without one
-// of the services is no reason not to start.
+// BrokerHostServices implements pluginsdk.NeedsHostServices. The plugin starts even if
+// SPIRE lacks one of the services.
 func (p *Plugin) BrokerHostServices(broker pluginsdk.ServiceBroker) error {
 	var client metricsv1.MetricsServiceClient
 	if broker.BrokerClient(&client) && p.metrics == nil {
@@ -121,8 +121,8 @@ func (p *Plugin) startWatch() {
 	p.watch.start()
 }
 
-// Close stops everything that the plugin has started. SPIRE calls it before it
-// ends the process.
+// Close stops everything that the plugin has started. SPIRE calls it before ending the
+// process.
 func (p *Plugin) Close() error {
 	p.configuring.Lock()
 	defer p.configuring.Unlock()

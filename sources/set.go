@@ -19,37 +19,37 @@ type Member struct {
 	Name string
 	// Kind is the source's kind, "hash_dir" for example.
 	Kind string
-	// Config is the source's typed configuration. A later Set in which a
-	// member has the same Name, Kind and, by reflect.DeepEqual, Config takes
-	// the running source over and drops its own. Nil equals nothing.
+	// Config is the source's typed configuration. A later Set that has a member
+	// with the same Name, Kind and Config, compared by reflect.DeepEqual, takes
+	// over the running source and drops its own. Nil equals nothing.
 	Config any
-	// Source answers. Each member has one of its own.
+	// Source answers. Each member must have its own.
 	Source Source
 	// NoAttributes keeps the source's attributes out of decisions.
 	NoAttributes bool
 }
 
-// Options are a Set's limits. The zero value has the defaults.
+// Options are a Set's limits. The zero value means the defaults.
 type Options struct {
 	// Log receives what happens to sources: loaded, failed, recovered,
 	// panicked, stuck. Nil discards it.
 	Log *slog.Logger
 	// Changed is called when the Status of a source may have changed: it has
-	// loaded, failed, recovered or got stuck. It may be called by several
-	// goroutines at once, and does not wait. Nil is never called.
+	// loaded, failed, recovered or got stuck. It may be called from several
+	// goroutines at once, and must not block. Nil is never called.
 	Changed func()
 	// CheckTimeout bounds one question to all sources; 5 seconds by default.
-	// Sources see a deadline that is a little earlier, so that one that
-	// obeys it can say why it cannot tell.
+	// Sources see a slightly earlier deadline, so that one that obeys it can
+	// say why it cannot tell.
 	CheckTimeout time.Duration
-	// FetchTimeout bounds what is asked of the network for one attestation, all
-	// sources together, beside CheckTimeout; 20 seconds by default.
+	// FetchTimeout bounds what all sources together may fetch over the network
+	// for one attestation, in addition to CheckTimeout; 20 seconds by default.
 	FetchTimeout time.Duration
 	// RefreshTimeout bounds one Refresh; 30 seconds by default.
 	RefreshTimeout time.Duration
-	// Slots is how many checks of one source may be under way at once, those
-	// that are stuck among them; 64 by default. Further ones wait for a slot
-	// until their deadline.
+	// Slots is how many checks of one source may be in progress at once, stuck
+	// ones included; 64 by default. Further ones wait for a slot until their
+	// deadline.
 	Slots int
 }
 
@@ -77,15 +77,14 @@ func (o Options) withDefaults() Options {
 
 // A Set runs sources under a policy. It is safe for concurrent use.
 //
-// Its life: NewSet checks, Start loads, Begin asks, Close stops. A later Set,
-// for a changed configuration, is started with the one before it and takes over
-// what has not changed; then the one before is closed. An evaluation ends on the
-// Set that it began with. A Set that was never started can be closed and
-// dropped.
+// NewSet validates, Start loads, Begin asks, Close stops. When the configuration
+// changes, a new Set is started with the previous one and takes over what has not
+// changed; then the previous one is closed. An evaluation ends on the Set that it
+// began with. A Set that was never started can be closed and dropped.
 //
-// Nothing that a source does reaches beyond it: a panic, a runtime.Goexit, a
-// call that never returns and an answer that breaks the contract all mean that
-// this source cannot tell. Only CheckNow of one that is [Prompt] is trusted to return.
+// A faulty source affects nothing but itself: a panic, a runtime.Goexit, a call
+// that never returns and an answer that breaks the contract all mean that this
+// source cannot tell. Only CheckNow of a [Prompt] source is trusted to return.
 type Set struct {
 	members []Member // sorted by name
 	plan    plan
@@ -104,7 +103,7 @@ type Set struct {
 }
 
 // NewSet checks that members and policy fit together and returns the Set. It
-// starts nothing. The error joins every mistake there is.
+// starts nothing. The error joins all mistakes.
 func NewSet(members []Member, policy Policy, opts Options) (*Set, error) {
 	s := &Set{members: slices.Clone(members), opts: opts.withDefaults()}
 	slices.SortFunc(s.members, func(a, b Member) int { return cmp.Compare(a.Name, b.Name) })
@@ -139,18 +138,17 @@ func NewSet(members []Member, policy Policy, opts Options) (*Set, error) {
 	return s, nil
 }
 
-// Start makes each source's first Refresh, all at the same time, and starts
-// following their changes. It returns when all have ended, or when ctx ends: a
-// Refresh that is then still under way goes on until its own deadline. A source
-// whose first Refresh fails is logged and cannot tell until a later one
-// succeeds.
+// Start makes each source's first Refresh, all concurrently, and starts following
+// their changes. It returns when all of these have ended, or when ctx ends: a
+// Refresh still in progress then continues until its own deadline. A source whose
+// first Refresh fails is logged and cannot tell until a later one succeeds.
 //
-// Sources that previous, which may be nil, runs with the same configuration are
-// taken over with all they have loaded, and with the Options that they began
-// with; they are not refreshed. What an unstarted or a closed previous holds is
-// not taken over.
+// Sources that previous, which may be nil, already runs with the same configuration
+// are taken over with everything they have loaded, and with the Options they were
+// started with; they are not refreshed. Nothing is taken over from a previous Set
+// that was never started or is closed.
 //
-// Start is called once, before Begin. After Close it does nothing.
+// Start must be called once, before Begin. After Close it does nothing.
 func (s *Set) Start(ctx context.Context, previous *Set) {
 	for _, r := range s.launch(previous) { //nolint:contextcheck // a source outlives the ctx that bounds Start
 		select {
@@ -213,11 +211,11 @@ func (s *Set) runners() []*runner {
 	return s.running
 }
 
-// Close stops what Start started, but for the sources that a later Set has
-// taken over, and waits until it has ended. What does not end within 5 seconds
-// is logged and left behind. Evaluations under way, and ones begun later, still
-// get answers from the last data. Close may be called at any time and more than
-// once; each call returns when the Set has stopped.
+// Close stops everything that Start started, except the sources that a later Set
+// has taken over, and waits until it has ended. Whatever does not end within 5
+// seconds is logged and left behind. Evaluations in progress, and those begun
+// later, still get answers from the last data. Close may be called at any time and
+// more than once; each call returns when the Set has stopped.
 func (s *Set) Close() { s.closing.Do(s.close) }
 
 func (s *Set) close() {
@@ -243,21 +241,21 @@ type SourceStatus struct {
 	// Started is when it was started; zero before. A source that a later Set
 	// takes over keeps it.
 	Started time.Time
-	// Loads is true where the source is a Refresher.
+	// Loads is true if the source is a Refresher.
 	Loads bool
-	// Status is what the source says of itself; zero where it says nothing.
+	// Status is what the source reports; zero if it is not a Reporter.
 	Status
-	// Err is why the last Refresh failed, nil after one that succeeded and
+	// Err is why the last Refresh failed; nil after one that succeeded and
 	// before the first.
 	Err error
 	// Refreshed and Failed count the attempts to load that have succeeded and
 	// failed since the source was started.
 	Refreshed, Failed uint64
-	// Failing is true where the last check could not tell. It is never true of a
-	// Fetcher, whose answers are about what the evidence of one machine names.
+	// Failing is true if the last check could not tell. It is never true for a
+	// Fetcher, whose answers depend on what one machine's evidence names.
 	Failing bool
-	// Fetches is true where the source is a Fetcher. Fetched and FetchesFailed
-	// count the answers of Fetch, and the errors in their place.
+	// Fetches is true if the source is a Fetcher. Fetched and FetchesFailed count
+	// the answers of Fetch and its errors.
 	Fetches                bool
 	Fetched, FetchesFailed uint64
 	// Stuck is the number of checks that have outlived their deadline and
@@ -265,9 +263,9 @@ type SourceStatus struct {
 	Stuck int
 }
 
-// Up reports whether all is well with the source itself: it has loaded what it
-// serves, the last attempt to load has not failed, and the last check could tell.
-// That others, whom a Fetcher asks, do not answer is not in it.
+// Up reports whether the source itself is healthy: it has loaded what it serves,
+// the last attempt to load has not failed, and the last check could tell. Failures
+// of the servers that a Fetcher asks do not count.
 func (s SourceStatus) Up() bool {
 	return s.Err == nil && !s.Failing && (s.Refreshed > 0 || !s.Loads)
 }

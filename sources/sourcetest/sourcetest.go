@@ -1,9 +1,8 @@
-// Package sourcetest holds the tests that every source passes, for the backends
-// of this project and for those of others, and fakes for whoever tests what
-// stands above sources.
+// Package sourcetest holds the tests that every source must pass, whether its backend
+// is part of this project or not, and fakes for testing code that uses sources.
 //
-// A backend's test says how to make backing data and how to change it, and the
-// suite does the rest:
+// A backend's test says how to create and change the backing data, and the suite does
+// the rest:
 //
 //	func TestConformance(t *testing.T) {
 //		sourcetest.Run(t, sourcetest.Harness{
@@ -25,9 +24,9 @@
 //		})
 //	}
 //
-// The contract that is tested is the doc comment of [sources.Source] and of the
-// optional interfaces beside it. Run it with -race: some of the contract shows
-// only there.
+// The contract under test is in the doc comments of [sources.Source] and of the
+// optional interfaces next to it. Run the suite with -race: some violations of the
+// contract show up only there.
 package sourcetest
 
 import (
@@ -39,65 +38,66 @@ import (
 
 // A Harness says how to test one kind of source.
 type Harness struct {
-	// New makes backing data that lists nobody. It is called once a test.
+	// New creates backing data that lists nobody. It is called once per test.
 	New func(tb testing.TB) Backend
 
-	// Evidence returns the evidence of another TPM at each call, one that
-	// List can list. NewEvidence where it is nil.
+	// Evidence returns the evidence of a different TPM at each call, one that
+	// List can list. If it is nil, NewEvidence is used.
 	Evidence func(tb testing.TB) *sources.Evidence
 
-	// Attributes is true where the name and the labels that List is given
-	// come back in the verdict.
+	// Attributes is true if the name and the labels passed to List come back in
+	// the verdict.
 	Attributes bool
 
-	// NeedsProof is true where the source answers ErrNeedsChallenge before
-	// the challenge, and what it knows after it.
+	// NeedsProof is true if the source answers ErrNeedsChallenge before the
+	// challenge, and what it knows after it.
 	NeedsProof bool
 
-	// Fetches is true where the source is a Fetcher that has to ask the network
-	// about each TPM of Evidence, listed or not: Check answers ErrNeedsNetwork
-	// until it has. Backend.Cut and Backend.Restore are needed then. A Fetcher
-	// is tested a second time, without Fetches, where it need not ask about some.
+	// Fetches is true if the source is a Fetcher that has to ask the network about
+	// each TPM of Evidence, listed or not: Check returns ErrNeedsNetwork until it
+	// has. Backend.Cut and Backend.Restore are then required. A Fetcher that need
+	// not ask about some TPMs should be tested a second time, without Fetches.
 	Fetches bool
 
 	promptly bool // a Prompt source is asked as a Set asks it
 }
 
-// A Backend is the backing data of one source under test. Its functions fail the
-// test by the tb that New was given, and are called by one goroutine at a time.
+// A Backend is the backing data of one source under test. Its functions report
+// failures through the tb that was passed to New, and are called by one goroutine at a
+// time.
 //
-// Where the source is a Refresher the suite calls Refresh after each change;
-// where it is a Runner, the change must also be followed within 20 seconds, so
-// that it should be configured to look often.
+// If the source is a Refresher, the suite calls Refresh after each change. If it is a
+// Runner, it must also notice each change on its own within 20 seconds, so configure
+// it to look often.
 type Backend struct {
-	// Open returns a source over the data, as the kind's New makes it. It may
-	// be called several times.
+	// Open returns a source over the data, as made by the kind's New. It may be
+	// called several times.
 	Open func() sources.Source
 
-	// List makes the data list a TPM, and Unlist makes it list it no longer.
-	// a is zero unless Harness.Attributes is true.
+	// List adds a TPM to the data, and Unlist removes it again. The attributes are
+	// zero unless Harness.Attributes is true.
 	List   func(ev *sources.Evidence, a sources.Attributes)
 	Unlist func(ev *sources.Evidence)
 
-	// Break makes the data unreadable, so that the source cannot tell or, if
-	// it is a Refresher, keeps the last good data; Mend undoes it. Both are
-	// nil where nothing can be unreadable.
+	// Break makes the data unreadable, so that the source cannot tell or, if it is
+	// a Refresher, keeps the last good data; Mend undoes that. Both are nil if the
+	// data cannot become unreadable.
 	Break, Mend func()
 
-	// Cut makes the network fail at once, Stall makes it never answer: whatever
-	// the source has not fetched yet it cannot fetch. Restore undoes both, and
-	// lets the time pass for which the source remembers what has failed. All are
-	// nil where the source asks no network; Stall may be.
+	// Cut makes the network fail at once, and Stall makes it never answer: what the
+	// source has not fetched yet, it cannot fetch. Restore undoes both, and lets the
+	// time pass for which the source remembers failures. All are nil if the source
+	// does not use the network; Stall may always be nil.
 	Cut, Stall, Restore func()
 
-	// Content returns all that the backing data holds, to be compared by
-	// reflect.DeepEqual; see Tree. What the source has fetched is no part of it.
+	// Content returns everything in the backing data, to be compared by
+	// reflect.DeepEqual; see Tree. It does not include what the source has fetched.
 	// It may be nil.
 	Content func() any
 }
 
-// Run tests a source. One that is Prompt is tested twice: by Check alone, and as a Set
-// asks it, by CheckNow first.
+// Run tests a source. A Prompt source is tested twice: with Check alone, and the way a
+// Set asks it, with CheckNow first.
 func Run(t *testing.T, h Harness) {
 	t.Helper()
 	for _, c := range clauses() {
