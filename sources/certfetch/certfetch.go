@@ -225,7 +225,7 @@ func (f *Fetcher) Cached(kind Kind, url string, parse Parse) (o *Object, kept bo
 func (f *Fetcher) Stale(kind Kind, url string, parse Parse) (o *Object, ok bool) {
 	n := name{kind, url}
 	f.mu.Lock()
-	found := finding{object: f.old(n), stale: errSlow}
+	found := finding{object: f.old(n), stale: ErrSilent}
 	f.mu.Unlock()
 	if found.object != nil && !found.object.parsed {
 		found = f.parseKept(n, found, parse)

@@ -69,7 +69,7 @@ func (f *Fetcher) FillObjects(kind Kind, proven bool, n, size int) {
 	now, series := f.now(), rand.Text()
 	for i := range n {
 		f.keep(name{kind, fmt.Sprintf("http://pki.example.org/%s.%d", series, i)},
-			&kept{body: make([]byte, size), fetched: now, until: now.Add(defaultAge), parsed: true, proven: proven})
+			&kept{body: make([]byte, size), fetched: now, until: now.Add(DefaultAge), parsed: true, proven: proven})
 	}
 }
 

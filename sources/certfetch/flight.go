@@ -14,9 +14,16 @@ import (
 // must not take this for it.
 var ErrNotAsked = errors.New("the server was not asked: try again")
 
+// ErrSilent is in the error, or in Object.Stale, where the server was asked, had
+// time enough, and has not answered.
+var ErrSilent = errors.New("the server has not answered yet")
+
+// fairTime is how long a server has to have been asked for its silence to mean
+// anything: a request may have waited for its slot until a moment ago.
+const fairTime = 4 * time.Second
+
 var (
 	errBusy   = fmt.Errorf("too many requests are waiting for an answer: %w", ErrNotAsked)
-	errSlow   = errors.New("the server has not answered yet")
 	errClosed = fmt.Errorf("the configuration has changed, or the SPIRE server is stopping: %w", ErrNotAsked)
 )
 
@@ -30,6 +37,7 @@ type flight struct {
 	// kept somebody waiting for whom there was something.
 	waiters int
 	begun   bool
+	asked   time.Time // when it had its slot
 	slow    bool
 
 	done    chan struct{} // closed when what follows is set
@@ -105,14 +113,14 @@ func (f *Fetcher) grumble(fl *flight, parse Parse) (found finding, left bool, er
 	found.object = f.old(fl.name)
 	if found.object != nil && !found.object.parsed {
 		f.mu.Unlock()
-		found = f.parseKept(fl.name, finding{object: found.object, stale: errSlow}, parse)
+		found = f.parseKept(fl.name, finding{object: found.object, stale: ErrSilent}, parse)
 		f.mu.Lock()
 	}
 	defer f.mu.Unlock()
 	waiting, _ := f.crowd(fl.host)
 	switch {
 	case found.object != nil:
-		found.stale, fl.slow = errSlow, true
+		found.stale, fl.slow = ErrSilent, true
 	case waiting > maxCrowd:
 		found, err = finding{}, errBusy
 	default:
@@ -138,10 +146,10 @@ func (f *Fetcher) crowd(host string) (waiting int, late bool) {
 func (f *Fetcher) gaveUp(fl *flight, why error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !fl.begun {
+	if !fl.begun || time.Since(fl.asked) < fairTime {
 		return fmt.Errorf("%w: %w", errBusy, why)
 	}
-	return fmt.Errorf("wait for the answer: %w", why)
+	return fmt.Errorf("%w: %w", ErrSilent, why)
 }
 
 // join returns the request for a name, which it begins where there is none, with
@@ -291,7 +299,7 @@ func (f *Fetcher) fetch(ctx context.Context, fl *flight, t target, parse Parse) 
 	}
 	defer f.slots.release(fl.host)
 	f.mu.Lock()
-	fl.begun = true
+	fl.begun, fl.asked = true, time.Now()
 	f.mu.Unlock()
 	body, err := f.ask(ctx, fl.name.kind, t)
 	if err != nil {

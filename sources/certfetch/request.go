@@ -51,7 +51,7 @@ func (f *Fetcher) ask(ctx context.Context, kind Kind, t target) ([]byte, error) 
 	case err == nil:
 		return body, nil
 	case ctx.Err() == nil && within.Err() != nil:
-		return nil, fmt.Errorf("not finished within %v: %w", f.timeout, bare(err))
+		return nil, fmt.Errorf("not finished within %v: %w: %w", f.timeout, ErrSilent, bare(err))
 	}
 	return nil, bare(err)
 }

@@ -18,9 +18,9 @@ const (
 
 // How long it is kept.
 const (
-	// defaultAge is how long an object is kept whose Parse says nothing, and
+	// DefaultAge is how long an object is kept whose Parse says nothing, and
 	// maxAge how long whatever it says.
-	defaultAge, maxAge = 30 * 24 * time.Hour, 90 * 24 * time.Hour
+	DefaultAge, maxAge = 30 * 24 * time.Hour, 90 * 24 * time.Hour
 	// minAge is how long it is kept at least.
 	minAge = time.Minute
 	// maxStaleAge is how long it goes on beyond that, where asking again fails.
@@ -59,6 +59,7 @@ type kept struct {
 type failure struct {
 	problem   string
 	notFound  bool
+	silent    bool // not on the disk
 	at, until time.Time
 	// times is how often in a row the server has failed.
 	times int
@@ -67,7 +68,7 @@ type failure struct {
 // newFailure returns the failure after previous, which may be nil.
 func newFailure(err error, previous *failure, now time.Time) *failure {
 	fl := &failure{
-		problem: printable(err.Error()), notFound: errors.Is(err, ErrNotFound),
+		problem: printable(err.Error()), notFound: errors.Is(err, ErrNotFound), silent: errors.Is(err, ErrSilent),
 		at: now, until: now.Add(maxFailureAge), times: 1,
 	}
 	var bad *badAnswerError
@@ -103,26 +104,24 @@ func (fl *failure) holds(now time.Time) bool { return fl.counts(now) && now.Befo
 
 // A failedError is a failure as it is told.
 type failedError struct {
-	problem  string
-	notFound bool
+	problem          string
+	notFound, silent bool
 }
 
 func (e *failedError) Error() string { return e.problem }
 
-func (e *failedError) Unwrap() error {
-	if e.notFound {
-		return ErrNotFound
-	}
-	return nil
+// Is reports what the failure is besides its text.
+func (e *failedError) Is(target error) bool {
+	return target == ErrNotFound && e.notFound || target == ErrSilent && e.silent
 }
 
-func (fl *failure) err() error { return &failedError{fl.problem, fl.notFound} }
+func (fl *failure) err() error { return &failedError{fl.problem, fl.notFound, fl.silent} }
 
 // untilOf returns until when an answer is kept that was fetched at some time.
 func untilOf(fetched, wanted time.Time) time.Time {
 	switch earliest, latest := fetched.Add(minAge), fetched.Add(maxAge); {
 	case wanted.IsZero():
-		return fetched.Add(defaultAge)
+		return fetched.Add(DefaultAge)
 	case wanted.Before(earliest):
 		return earliest
 	case wanted.After(latest):
@@ -156,7 +155,7 @@ func (f *Fetcher) find(n name) finding {
 	case ok && fl.holds(now):
 		return finding{object: object, stale: fl.err()}
 	case object != nil && request != nil && request.slow:
-		return finding{object: object, stale: errSlow}
+		return finding{object: object, stale: ErrSilent}
 	}
 	return finding{}
 }

@@ -136,7 +136,11 @@ func (q *inquiry) lookUp(
 	within, cancel := patience(ctx)
 	defer cancel()
 	object, err = q.store.Get(within, kind, url, parse)
-	if err != nil || object.Stale != nil {
+	silence := err
+	if err == nil {
+		silence = object.Stale
+	}
+	if errors.Is(silence, certfetch.ErrSilent) { // a host that says no may have the next one
 		q.inVain(host, time.Since(begun))
 	}
 	if err != nil {

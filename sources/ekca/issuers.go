@@ -73,7 +73,8 @@ func parseIssuers(now time.Time) certfetch.Parse {
 const overdueAge = time.Hour
 
 // keptUntil is when the first of those certificates expires that has not. A vendor
-// has renewed it by then, at the same URL.
+// has renewed it by then, at the same URL. It is zero where that is further away than
+// certfetch.DefaultAge.
 func keptUntil(now time.Time, certs ...*x509.Certificate) time.Time {
 	var until time.Time
 	for _, c := range certs {
@@ -81,8 +82,11 @@ func keptUntil(now time.Time, certs ...*x509.Certificate) time.Time {
 			until = c.NotAfter
 		}
 	}
-	if until.IsZero() {
+	switch {
+	case until.IsZero():
 		return now.Add(overdueAge)
+	case until.Sub(now) > certfetch.DefaultAge:
+		return time.Time{}
 	}
 	return until
 }

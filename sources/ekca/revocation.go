@@ -127,6 +127,7 @@ func (r *revocation) list(ctx context.Context, url string, n *node, issuer *sign
 		if err != nil {
 			return nil, time.Time{}, err
 		}
+		list.read = r.now
 		until := list.until(r.now)
 		return list, until, nil
 	}
@@ -170,6 +171,7 @@ func (s *signer) maySignCRLs() bool {
 type revocationList struct {
 	*crl.List
 	issuer string // the canonical form of its name
+	read   time.Time
 }
 
 // parseCRL reads a CRL in DER, or in PEM.
@@ -193,7 +195,7 @@ func (l *revocationList) until(now time.Time) time.Time {
 	switch {
 	case l.NextUpdate.IsZero():
 		return now.Add(openCRLAge)
-	case l.NextUpdate.Before(now):
+	case l.NextUpdate.Before(now), now.Before(l.ThisUpdate):
 		return now.Add(overdueAge)
 	case l.NextUpdate.Sub(now) > maxCRLAge:
 		return now.Add(maxCRLAge)
@@ -202,10 +204,11 @@ func (l *revocationList) until(now time.Time) time.Time {
 }
 
 // Succeed implements certfetch.Successor: an older list, which somebody on the way
-// may have kept, does not take the place of a newer one.
+// may have kept, does not take the place of a newer one. One from the future, by a CA
+// whose clock was ahead, keeps nothing out.
 func (l *revocationList) Succeed(held any) error {
 	before, ok := held.(*revocationList)
-	if !ok || !l.Before(before.List) {
+	if !ok || before.ThisUpdate.After(l.read) || !l.Before(before.List) {
 		return nil
 	}
 	return fmt.Errorf("a CRL from %s, older than the cached one from %s",

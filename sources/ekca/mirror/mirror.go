@@ -232,7 +232,7 @@ func (f *filler) obtain(
 	}
 	got, err := f.store.Get(ctx, kind, at, parse)
 	if err == nil {
-		err = cmp.Or(ok(got.Value), older(got.Value, kept))
+		err = cmp.Or(ok(got.Value), older(got.Value, kept, f.cfg.Now()))
 	}
 	switch {
 	case ctx.Err() != nil:

@@ -186,7 +186,10 @@ func TestWrongAnswersReplaceNothing(t *testing.T) {
 	other := attestortest.NewCA(t, "root")
 	m := machines(t, inPEM(t, true, v.tpm(1)))
 	at := func(age time.Duration) []byte {
-		return v.root.CRL(t, func(l *x509.RevocationList) { l.ThisUpdate = time.Now().Add(-age) })
+		return v.root.CRL(t, func(l *x509.RevocationList) {
+			l.ThisUpdate = time.Now().Add(-age)
+			l.NextUpdate = l.ThisUpdate.Add(24 * time.Hour)
+		})
 	}
 	v.put("/root.crl", at(time.Hour))
 	cfg := v.config(dir)
@@ -211,6 +214,15 @@ func TestWrongAnswersReplaceNothing(t *testing.T) {
 	fill(t, cfg, m)
 	if got := tree(t, dir)[v.host+"/root.crl"]; got != string(newer) {
 		t.Error("the CRL is not the newer one")
+	}
+	// A CA whose clock is a year ahead for a moment does not keep its next CRLs out.
+	v.put("/root.crl", at(-365*24*time.Hour))
+	fill(t, cfg, m)
+	right := at(time.Second)
+	v.put("/root.crl", right)
+	fill(t, cfg, m)
+	if got := tree(t, dir)[v.host+"/root.crl"]; got != string(right) {
+		t.Error("the CRL is the one from the future")
 	}
 }
 

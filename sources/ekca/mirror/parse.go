@@ -69,11 +69,12 @@ func signedBy(issuers []*x509.Certificate) accept {
 }
 
 // older returns why a value must not replace the one that is kept, which may be
-// nil: it is an older CRL.
-func older(value, kept any) error {
+// nil: it is an older CRL. One from the future, by a CA whose clock was ahead, keeps
+// nothing out.
+func older(value, kept any, now time.Time) error {
 	list, ok := value.(*crl.List)
 	before, also := kept.(*crl.List)
-	if !ok || !also || !list.Before(before) {
+	if !ok || !also || before.ThisUpdate.After(now) || !list.Before(before) {
 		return nil
 	}
 	return fmt.Errorf("the one on the server was issued on %s, before the one in the folder, from %s",
