@@ -88,25 +88,56 @@ func TestAtHand(t *testing.T) {
 }
 
 // TestVolumeIsLearned: which file system the directory is on is found out where that
-// may take its time, and again when it is on another one.
+// may take its time. Until then, and where it is not a local one, nothing is asked in
+// place: a file system may wait for a server whatever it is told, and what hangs there
+// hangs without a deadline.
 func TestVolumeIsLearned(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, hash(1)[:2]+"/"+hash(1), "")
-	v, err := volumeAt(dir)
+	there, err := volumeAt(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "would wait"
-	if v.local && remembers(t) {
-		want = "listed"
-	}
 	s := open(t, Config{Path: dir})
-	s.volume.Store(&volume{device: v.device + 1, local: true}) // where it was before
-	for _, want := range []string{"would wait", want, want} {
-		if got := atHand(t, s, hash(1)); got != want {
-			t.Errorf("at hand: %s, want %s", got, want)
+	calls := 0
+	s.openCached = func(path string) (directory, uint64, error) {
+		calls++
+		return openCached(path)
+	}
+	step := func(when, want string, wantCalls int) {
+		t.Helper()
+		calls = 0
+		if got := atHand(t, s, hash(1)); got != want || calls != wantCalls {
+			t.Errorf("%s: %s after %d calls, want %s after %d", when, got, calls, want, wantCalls)
 		}
-		expectCheck(t, s, hash(1), listed)
+	}
+	known := func(local bool) {
+		s.volume.Store(&volume{device: there.device, local: local, learned: time.Now()})
+	}
+	step("nothing is known", "would wait", 0)
+	known(false)
+	step("not local", "would wait", 0)
+	expectCheck(t, s, hash(1), listed)
+	step("not local, a moment ago", "would wait", 0)
+	if !remembers(t) {
+		return
+	}
+	known(true)
+	expectCheck(t, s, hash(1), listed)
+	step("local", "listed", 1)
+	s.volume.Store(&volume{device: there.device + 1, local: true})
+	step("local, and on another one since", "would wait", 1)
+	step("that is known", "would wait", 0)
+	expectCheck(t, s, hash(1), listed)
+	if there.local {
+		step("it was found out", "listed", 1)
+	} else {
+		step("it was found out", "would wait", 0)
+	}
+	s.volume.Store(&volume{device: there.device, learned: time.Now().Add(-learnAgain)})
+	expectCheck(t, s, hash(1), listed)
+	if v := s.volume.Load(); v.local != there.local || time.Since(v.learned) > learnAgain/2 {
+		t.Errorf("after a minute the volume is %+v, want %+v learned anew", v, there)
 	}
 }
 

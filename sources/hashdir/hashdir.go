@@ -63,10 +63,10 @@ type Source struct {
 	undisturbed time.Duration
 	made        time.Time // the zero of its clock: to read the time of day as well takes longer
 
-	// volume is the file system that the directory was on last, nil before that is
-	// known; moved says that CheckNow has seen it on another one.
-	volume atomic.Pointer[volume]
-	moved  atomic.Bool
+	// volume is the file system that the directory was on last, nil where that is not
+	// known; openCached is the function of that name.
+	volume     atomic.Pointer[volume]
+	openCached func(path string) (directory, uint64, error)
 }
 
 // New checks the configuration and returns the source. It does not touch the
@@ -83,7 +83,10 @@ func New(cfg Config) (*Source, error) {
 			return nil, fmt.Errorf("marker: %w", err)
 		}
 	}
-	return &Source{path: cfg.Path, marker: cfg.Marker, open: opener(), undisturbed: undisturbed, made: time.Now()}, nil
+	return &Source{
+		path: cfg.Path, marker: cfg.Marker, open: opener(),
+		undisturbed: undisturbed, made: time.Now(), openCached: openCached,
+	}, nil
 }
 
 // CheckMarker refuses names that are not those of a plain file in the

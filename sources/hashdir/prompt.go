@@ -3,6 +3,7 @@ package hashdir
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
@@ -16,7 +17,8 @@ type volume struct {
 	device uint64
 	// local says that the kernel's memory of it is right: nobody but this machine
 	// changes it, and no server and no process is behind it.
-	local bool
+	local   bool
+	learned time.Time
 }
 
 // CheckNow implements [sources.Prompt]. It answers where the kernel has in memory
@@ -25,6 +27,9 @@ type volume struct {
 // entries are looked for the second time. What is in a file, whatever the kernel
 // does not have at hand, and all that is wrong, is left to Check, so that it reads
 // no disk, asks no server and cannot hang.
+//
+// As long as the directory is not known to be on such a file system it makes no
+// system call: others may wait for a server whatever they are told.
 func (s *Source) CheckNow(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 	names, ok := entryNames(ev.EKHash)
 	if !ok || ctx.Err() != nil {
@@ -37,30 +42,38 @@ func (s *Source) CheckNow(ctx context.Context, ev *sources.Evidence) (sources.Ve
 	return v, nil
 }
 
-// openLocal opens a directory in memory where it is known to be on a local volume.
+// openLocal opens a directory in memory where it is still on the local volume that it
+// was on last.
 func (s *Source) openLocal(path string) (directory, error) {
-	dir, device, err := openCached(path)
+	v := s.volume.Load()
+	if v == nil || !v.local {
+		return nil, errWouldWait
+	}
+	dir, device, err := s.openCached(path)
 	if err != nil {
 		return nil, err
 	}
-	v := s.volume.Load()
-	if v != nil && v.device == device && v.local {
-		return dir, nil
+	if device != v.device {
+		dir.close()
+		s.volume.CompareAndSwap(v, nil)
+		return nil, errWouldWait
 	}
-	dir.close()
-	if v == nil || v.device != device {
-		s.moved.Store(true)
-	}
-	return nil, errWouldWait
+	return dir, nil
 }
 
-// learnVolume looks which volume the directory is on, where CheckNow has found it on another one
-// than before.
+// learnAgain is how long a directory that is not on a local volume is taken to be
+// where it was.
+const learnAgain = time.Minute
+
+// learnVolume looks which volume the directory is on, where that is not known or may
+// have become a local one. It may hang where Check may.
 func (s *Source) learnVolume() {
-	if !s.moved.Load() || !s.moved.CompareAndSwap(true, false) {
+	v := s.volume.Load()
+	if v != nil && (v.local || time.Since(v.learned) < learnAgain) {
 		return
 	}
-	if v, err := volumeAt(s.path); err == nil {
-		s.volume.Store(&v)
+	if now, err := volumeAt(s.path); err == nil {
+		now.learned = time.Now()
+		s.volume.CompareAndSwap(v, &now)
 	}
 }
