@@ -86,10 +86,16 @@ func (s *Source) fetch(ctx context.Context) (*answer, error) {
 }
 
 // held returns what the request names as the list that is there already. A signed
-// list that this process has not verified itself is asked for anew.
+// list that this process has not verified itself is asked for anew, and so is one that
+// another key than the last in the file has signed: it may have been signed anew
+// without a change, which the validators of the list alone do not show, and must not
+// be lost when the other key is taken out.
 func (s *Source) held() validators {
 	st := s.state.Load()
-	if st == nil || s.unconditional || s.verifier != nil && !st.here {
+	switch {
+	case st == nil, s.unconditional:
+		return validators{}
+	case s.verifier != nil && (!st.here || st.key != s.keys[len(s.keys)-1].ID()):
 		return validators{}
 	}
 	return st.validators

@@ -164,6 +164,32 @@ func TestPublicKeyIsRotated(t *testing.T) {
 	wantListed(t, s, "two")
 }
 
+// A list that is signed anew without a change, as one is that seldom changes, counts
+// under the new key before the old one is taken out, though its validators are the
+// same: else the end of the rotation would be an outage.
+func TestListIsSignedAnew(t *testing.T) {
+	cfg, p, o := published(t)
+	old := p.rotate(t)
+	p.publish(list(header, "one"), `"1"`)
+	rewrite(t, cfg.PublicKeyPath, old)
+	cfg.CachePath = filepath.Join(t.TempDir(), "cache.db")
+	s := loaded(t, cfg)
+	next := p.rotate(t)
+	rewrite(t, cfg.PublicKeyPath, slices.Concat(old, next))
+	refresh(t, s)
+	p.publish(list(header, "one"), `"1"`)
+	refresh(t, s)
+	o.Close()
+	rewrite(t, cfg.PublicKeyPath, next)
+	if err := s.Refresh(t.Context()); err == nil {
+		t.Error("the server is gone, and that is no error")
+	}
+	wantListed(t, s, "one")
+	again := newSource(t, cfg)
+	refresh(t, again) // from the cache
+	wantListed(t, again, "one")
+}
+
 // A stolen key signs a list with the highest serial there is. Once another key is
 // in its place, that list serves nobody from the next poll on, whether the web
 // server still has it or is away, and over a restart; its serial does not keep the
