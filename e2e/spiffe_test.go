@@ -104,7 +104,7 @@ func TestListBySPIFFEID(t *testing.T) {
 	v.svid.Store(w.mint(s, "spiffe://example.org/somebody"))
 	publish(w.jsonList(2, entry{Hash: unknown.EKHash()}))
 	w.waitLog(s.Process, mark, "the last good data stays",
-		`is \"spiffe://example.org/somebody\" and not \"spiffe://example.org/allowlist\"`)
+		`is \"spiffe://example.org/somebody\", not \"spiffe://example.org/allowlist\"`)
 	w.wantCodeSoon(s, unknown, codes.Unavailable)
 	w.wantCode(s, listed, codes.Unavailable)
 
