@@ -102,13 +102,20 @@ type Successor interface {
 	Succeed(held any) error
 }
 
+// A Dated is a value that says itself until when it is good. While the server has not
+// answered, an old one that is good is returned instead; one that is not is waited for
+// as if there were none, and returned at the end. Current waits for nothing.
+type Dated interface {
+	Current(now time.Time) bool
+}
+
 // An Object is an answer that was accepted. It is shared: nobody changes it.
 type Object struct {
 	Value          any
 	Body           []byte
 	Fetched, Until time.Time
 	// Stale is why there is nothing newer although Until has passed: the last
-	// attempt has failed. Nil before that. What certificates and CRLs say of
+	// attempt has failed, or wraps ErrSilent or ErrNotAsked. Nil before that. What certificates and CRLs say of
 	// their own validity is for the caller to look at, stale or not.
 	Stale error
 }
@@ -221,19 +228,26 @@ func (f *Fetcher) Cached(kind Kind, url string, parse Parse) (o *Object, kept bo
 }
 
 // Stale returns the object that is kept although its time may be over, as Get would
-// if the server did not answer. It asks nobody.
-func (f *Fetcher) Stale(kind Kind, url string, parse Parse) (o *Object, ok bool) {
-	n := name{kind, url}
+// if the server did not answer: one that is Dated and not good any more only where the
+// caller takes outdated ones. It asks nobody.
+func (f *Fetcher) Stale(kind Kind, url string, outdated bool, parse Parse) (o *Object, ok bool) {
+	found := f.kept(name{kind, url}, ErrSilent, parse)
+	if found.object == nil || !outdated && !current(found.object.value, f.now()) {
+		return nil, false
+	}
+	return found.tell(), true
+}
+
+// kept returns the object that is kept, though its time may be over, with why there
+// is nothing newer; nothing where there is none.
+func (f *Fetcher) kept(n name, why error, parse Parse) finding {
 	f.mu.Lock()
-	found := finding{object: f.old(n), stale: ErrSilent}
+	found := finding{object: f.old(n), stale: why}
 	f.mu.Unlock()
 	if found.object != nil && !found.object.parsed {
 		found = f.parseKept(n, found, parse)
 	}
-	if found.object == nil {
-		return nil, false
-	}
-	return found.tell(), true
+	return found
 }
 
 // Host returns the host that would be asked for an allowed URL: the mirror's, where
@@ -289,6 +303,17 @@ func succeed(value, held any) (err error) {
 	}
 	defer recovered(&err)
 	return successor.Succeed(held)
+}
+
+// current reports whether a value will do while the server has not answered.
+func current(value any, now time.Time) (yes bool) {
+	dated, ok := value.(Dated)
+	if !ok {
+		return true
+	}
+	var err error // a panic: then it will not
+	defer recovered(&err)
+	return dated.Current(now)
 }
 
 // recovered makes an error of a panic.

@@ -48,6 +48,8 @@ type flight struct {
 // kind and URL share one request, and the value that the parse of one of them
 // returns. Where an object's time is over and asking again fails, or takes longer
 // than 2 seconds, it is returned with Stale set, for 90 days; the request goes on.
+// One that is Dated and not good any more is waited for longer, as if there were none,
+// and is returned then.
 //
 // Where there is nothing yet, it takes 10 seconds at most from when the server is
 // asked. Once a server has kept somebody waiting for 2 seconds, no more than 16 wait
@@ -97,6 +99,9 @@ func (f *Fetcher) wait(ctx context.Context, fl *flight, parse Parse) (finding, e
 		case <-ctx.Done():
 			err := f.gaveUp(fl, ctx.Err())
 			f.leave(fl)
+			if found := f.kept(fl.name, err, parse); found.object != nil {
+				return found, nil
+			}
 			return finding{}, err
 		case <-patience.C:
 			if found, left, err := f.grumble(fl, parse); left {
@@ -109,22 +114,19 @@ func (f *Fetcher) wait(ctx context.Context, fl *flight, parse Parse) (finding, e
 // grumble ends the wait of one whose patience is at its end, where there is
 // something old that will do, or where too many others wait for the same host.
 func (f *Fetcher) grumble(fl *flight, parse Parse) (found finding, left bool, err error) {
+	found = f.kept(fl.name, ErrSilent, parse)
 	f.mu.Lock()
-	found.object = f.old(fl.name)
-	if found.object != nil && !found.object.parsed {
-		f.mu.Unlock()
-		found = f.parseKept(fl.name, finding{object: found.object, stale: ErrSilent}, parse)
-		f.mu.Lock()
-	}
 	defer f.mu.Unlock()
 	waiting, _ := f.crowd(fl.host)
 	switch {
-	case found.object != nil:
-		found.stale, fl.slow = ErrSilent, true
-	case waiting > maxCrowd:
-		found, err = finding{}, errBusy
-	default:
+	case found.object != nil && current(found.object.value, f.now()):
+		fl.slow = true
+	case waiting <= maxCrowd:
 		return finding{}, false, nil
+	case found.object != nil:
+		found.stale = errBusy
+	default:
+		found, err = finding{}, errBusy
 	}
 	f.quit(fl)
 	return found, true, err
@@ -163,11 +165,14 @@ func (f *Fetcher) join(n name, t target, parse Parse) (*flight, finding, error) 
 		return nil, found, nil
 	}
 	waiting, late := f.crowd(host)
+	old, crowded := f.old(n), late && waiting >= maxCrowd
 	switch {
 	case f.closed:
 		return nil, finding{}, errClosed
-	case late && waiting >= maxCrowd && f.old(n) == nil:
+	case crowded && old == nil:
 		return nil, finding{}, errBusy
+	case crowded && old.parsed && !current(old.value, f.now()):
+		return nil, finding{object: old, stale: errBusy}, nil
 	case fl != nil:
 		fl.waiters++
 		return fl, finding{}, nil

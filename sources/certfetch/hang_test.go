@@ -135,7 +135,7 @@ func TestHangWithoutRun(t *testing.T) {
 		w.answer("a certificate")
 		f, c := w.over(t, "", false)
 		wantGet(t, f, url, "a certificate")
-		if got, ok := f.Stale(certfetch.Issuer, url, text); !ok || got.Value != "a certificate" {
+		if got, ok := f.Stale(certfetch.Issuer, url, false, text); !ok || got.Value != "a certificate" {
 			t.Errorf("%+v, %v", got, ok)
 		}
 		w.dead.Store(true)
@@ -147,11 +147,11 @@ func TestHangWithoutRun(t *testing.T) {
 			}
 			wantCached(t, f, url, "")
 		}
-		if got, ok := f.Stale(certfetch.Issuer, url, text); !ok || got.Value != "a certificate" || got.Stale == nil {
+		if got, ok := f.Stale(certfetch.Issuer, url, false, text); !ok || got.Value != "a certificate" || got.Stale == nil {
 			t.Errorf("%+v, %v", got, ok)
 		}
 		c.add(91 * 24 * time.Hour)
-		if got, ok := f.Stale(certfetch.Issuer, url, text); ok || got != nil {
+		if got, ok := f.Stale(certfetch.Issuer, url, false, text); ok || got != nil {
 			t.Errorf("what is too old: %+v", got)
 		}
 		begun := time.Now()

@@ -154,7 +154,7 @@ func (f *Fetcher) find(n name) finding {
 		return finding{err: fl.err()}
 	case ok && fl.holds(now):
 		return finding{object: object, stale: fl.err()}
-	case object != nil && request != nil && request.slow:
+	case object != nil && request != nil && request.slow && current(object.value, now):
 		return finding{object: object, stale: ErrSilent}
 	}
 	return finding{}

@@ -121,13 +121,14 @@ func (q *inquiry) lookUp(
 		return nil, sources.ErrNeedsNetwork
 	}
 	host := q.store.Host(kind, url)
-	if q.waited[host] >= slowAnswer {
-		if object, ok := q.store.Stale(kind, url, parse); ok {
+	if waited := q.waited[host]; waited >= slowAnswer {
+		dead := waited >= deadAnswer
+		if object, ok := q.store.Stale(kind, url, dead, parse); ok {
 			return object, nil
 		}
-	}
-	if q.waited[host] >= deadAnswer {
-		return nil, fmt.Errorf("fetch %q: %w", url, errDeadHost)
+		if dead {
+			return nil, fmt.Errorf("fetch %q: %w", url, errDeadHost)
+		}
 	}
 	if q.requests++; q.requests > maxRequests {
 		return nil, errRequests

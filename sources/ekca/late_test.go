@@ -78,6 +78,42 @@ func TestCRLThatWasJustAskedFor(t *testing.T) {
 	})
 }
 
+// The CRL that is kept has run out, and the next one lists a machine: it is waited for
+// as if none were kept, at a host that is slow and at one whose slots strangers hold, or
+// every renewal would let the machine in for a moment. What the old one lists stays
+// revoked meanwhile.
+func TestCRLThatHasRunOut(t *testing.T) {
+	for name, busy := range map[string]bool{"slow": false, "strangers": true} {
+		synctest.Test(t, func(t *testing.T) {
+			n, root, now := newPipes(), newRoot(t, "Root"), newClock()
+			at := crlsAt("http://" + firstHost + "/crl")
+			bad, before := root.ek(t, at), root.ek(t, at, func(c *x509.Certificate) { c.SerialNumber = newSerial(t) })
+			n.put(firstHost, "/crl", root.crl(t, revoking(before)))
+			src := n.over(t, ekca.Config{CRL: ekca.CRLIfAvailable, Now: now.read}, root)
+			wantWithin(t, listed, time.Second, src, bad)
+			now.pass(48 * time.Hour)
+			list := root.crl(t, dated(2, now.read().Add(-time.Hour), now.read().Add(24*time.Hour)), revoking(bad, before))
+			n.handle(firstHost, "/crl", func(w http.ResponseWriter, _ *http.Request) {
+				time.Sleep(3 * time.Second)
+				_, _ = w.Write(list)
+			})
+			if busy {
+				defer besideStrangers(t, n, src)()
+				time.Sleep(600 * time.Millisecond)
+			}
+			var both sync.WaitGroup
+			for _, ek := range []*x509.Certificate{bad, before} {
+				both.Go(func() {
+					if v, took, err := attested(t, src, evidence(ek)); v.Listed {
+						t.Errorf("%s: a revoked EK is listed after %v, %v", name, took, err)
+					}
+				})
+			}
+			both.Wait()
+		})
+	}
+}
+
 // A CA whose clock was a year ahead for a moment must not keep its right CRLs out for
 // that year, and revoked machines in.
 func TestClockOfACAThatWasAhead(t *testing.T) {

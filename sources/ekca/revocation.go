@@ -141,6 +141,8 @@ func (r *revocation) list(ctx context.Context, url string, n *node, issuer *sign
 		return nil, errors.New("it is not a CRL")
 	case !issuer.maySignCRLs():
 		return nil, errors.New("its issuer may not sign CRLs: its key usage has no cRLSign")
+	case errors.Is(object.Stale, certfetch.ErrNotAsked) && !list.Current(r.now) && !list.Lists(n.cert.SerialNumber):
+		return nil, fmt.Errorf("the cached one is out of date, and nothing is known of a newer one: %w", object.Stale)
 	case list.NextUpdate.IsZero() && object.Stale != nil:
 		return list, fmt.Errorf("it is too old, and there is no newer one: %w", object.Stale)
 	}
@@ -201,6 +203,12 @@ func (l *revocationList) until(now time.Time) time.Time {
 		return now.Add(maxCRLAge)
 	}
 	return l.NextUpdate
+}
+
+// Current implements certfetch.Dated. A list that does not say when the next one is due
+// is asked for anew each day, and is not current beyond that.
+func (l *revocationList) Current(now time.Time) bool {
+	return !l.NextUpdate.IsZero() && l.fault(now) == nil
 }
 
 // Succeed implements certfetch.Successor: an older list, which somebody on the way
