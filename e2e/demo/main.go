@@ -31,7 +31,8 @@ func run(name string, keep, stop bool) int {
 		return stopKept(n, name)
 	}
 	ctx, cancel := signal.NotifyContext(context.Background(),
-		os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+		os.Interrupt, syscall.SIGTERM, syscall.SIGHUP,
+		syscall.SIGPIPE) // nobody reads any more, as in "make demo | head"
 	defer cancel()
 	ctx, cancel = context.WithTimeoutCause(ctx, timeLimit,
 		fmt.Errorf("it took longer than %v", timeLimit))
