@@ -217,12 +217,11 @@ func sign(t *testing.T, cert, issuer *x509.Certificate, own, by *ecdsa.PrivateKe
 
 func freePort(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := spiretest.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	return port
 }
 
 // An entry is a machine on a list.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -112,7 +113,7 @@ func (p Programs) WriteServerConfig(c ServerConfig) (*Server, error) {
 	if c.TrustDomain == "" {
 		c.TrustDomain = "example.org"
 	}
-	port, err := freePort()
+	port, err := FreePort()
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +131,7 @@ func (p Programs) WriteServerConfig(c ServerConfig) (*Server, error) {
 		AgentTTL: c.AgentTTL, PluginCmd: p.ServerPlugin, PluginData: c.PluginData,
 	}
 	if c.Metrics {
-		if data.MetricsPort, err = freePort(); err != nil {
+		if data.MetricsPort, err = FreePort(); err != nil {
 			return nil, err
 		}
 		s.MetricsURL = fmt.Sprintf("http://127.0.0.1:%d/metrics", data.MetricsPort)
@@ -245,17 +246,18 @@ func run(ctx context.Context, dir, program string, args ...string) (string, erro
 	return stdout.String(), nil
 }
 
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, fmt.Errorf("find a free port: %w", err)
+// FreePort returns a TCP port of the loopback interface that nobody uses.
+func FreePort() (int, error) {
+	// Below those that the kernel gives to connections: it is still free when the
+	// server is started again.
+	const least, most = 10_000, 32_000
+	for range 100 {
+		port := least + rand.IntN(most-least)
+		if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
+			return port, l.Close()
+		}
 	}
-	defer l.Close()
-	addr, ok := l.Addr().(*net.TCPAddr)
-	if !ok {
-		return 0, errors.New("find a free port: not a TCP address")
-	}
-	return addr.Port, nil
+	return 0, errors.New("find a free port: a hundred are taken")
 }
 
 func makeDir(dir string) error {

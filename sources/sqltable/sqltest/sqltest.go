@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -419,14 +420,14 @@ func (s *Server) Exec(ctx context.Context, database, statements string) (string,
 }
 
 func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
+	// Below those that the kernel gives to connections: it is still free when the
+	// server is started again.
+	const least, most = 10_000, 32_000
+	for range 100 {
+		port := least + rand.IntN(most-least)
+		if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
+			return port, l.Close()
+		}
 	}
-	defer l.Close()
-	addr, ok := l.Addr().(*net.TCPAddr)
-	if !ok {
-		return 0, fmt.Errorf("%v is no TCP address", l.Addr())
-	}
-	return addr.Port, nil
+	return 0, errors.New("find a free port: a hundred are taken")
 }
