@@ -208,8 +208,9 @@ func (f *Fetcher) Allowed(raw string) (canonical string, ok bool) { return f.pol
 // Cached returns what is kept: an object, or the failure that is remembered (kept
 // and err), or nothing (kept is false). An object whose time is over is kept, with Stale
 // set, while the failure of the last attempt is remembered or the next one has made
-// somebody wait for 2 seconds. It waits for nobody; it calls parse where an object has come from the disk and was
-// not used yet, and counts it as not kept where parse refuses it.
+// somebody wait for 2 seconds. It waits for nobody; it calls parse where an object has
+// come from the disk and was not used yet, and counts it as not kept where parse
+// refuses it.
 func (f *Fetcher) Cached(kind Kind, url string, parse Parse) (o *Object, kept bool, err error) {
 	n := name{kind, url}
 	f.mu.Lock()

@@ -50,8 +50,7 @@ func (d cachedDirectory) stat(name string) (file, error) {
 	if err != nil {
 		return file{}, err
 	}
-	size := int64(st.Size)
-	return file{regular: st.Mode&unix.S_IFMT == unix.S_IFREG, size: size}, nil
+	return file{regular: st.Mode&unix.S_IFMT == unix.S_IFREG, size: int64(st.Size)}, nil
 }
 
 func (cachedDirectory) read(string, int64) ([]byte, file, error) { return nil, file{}, errWouldWait }

@@ -16,8 +16,8 @@ const maxContent = 64 << 10
 
 // parseEntry returns what the content of an entry says about its machine:
 // nothing, where the first byte that is not blank does not begin a JSON object.
-// A field that is there twice, a value that breaks the limits of
-// sources.Attributes and anything behind the object are errors; a label that is there twice counts once.
+// A field that is there twice, a value that breaks the limits of sources.Attributes
+// and anything behind the object are errors; a label that is there twice counts once.
 func parseEntry(content []byte) (sources.Attributes, error) {
 	content = bytes.TrimLeft(content, " \t\r\n")
 	if len(content) == 0 || content[0] != '{' || len(content) > maxContent {
