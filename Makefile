@@ -26,7 +26,7 @@ help: ## list the targets
 .PHONY: build
 build: need-go ## static binaries: bin/tpm-attestor-server and bin/tpm-attestor-agent
 	@CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ \
-		./server/tpm-attestor-server ./agent/tpm-attestor-agent
+		./cmd/tpm-attestor-server ./cmd/tpm-attestor-agent
 	@echo "built bin/tpm-attestor-server and bin/tpm-attestor-agent, version $(VERSION)"
 
 .PHONY: demo

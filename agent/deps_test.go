@@ -9,7 +9,7 @@ import (
 // The agent runs on every machine of a fleet: it links neither what belongs to
 // the server nor a database, a file watcher or an HTTP client of its own.
 func TestAgentBinaryStaysSmall(t *testing.T) {
-	out, err := exec.Command("go", "list", "-deps", "./tpm-attestor-agent").Output()
+	out, err := exec.Command("go", "list", "-deps", "../cmd/tpm-attestor-agent").Output()
 	if err != nil {
 		t.Fatal(err)
 	}

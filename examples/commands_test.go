@@ -50,8 +50,8 @@ var ourCommand = regexp.MustCompile(`(tpm-attestor-(?:agent|server))((?: +-[a-zA
 // A flag that the documentation tells people to use is one that the command has.
 func TestFlagsExist(t *testing.T) {
 	known := map[string]string{
-		"tpm-attestor-agent":  help(t, "agent/tpm-attestor-agent"),
-		"tpm-attestor-server": help(t, "server/tpm-attestor-server"),
+		"tpm-attestor-agent":  help(t, "cmd/tpm-attestor-agent"),
+		"tpm-attestor-server": help(t, "cmd/tpm-attestor-server"),
 	}
 	used := 0
 	for _, p := range pages(t) {

@@ -71,7 +71,7 @@ var tableMark = regexp.MustCompile(`<!-- messages -->`)
 // A person searches the documentation for what a log says: each message in its
 // tables is one that the code has, word for word.
 func TestMessagesAreTheCodes(t *testing.T) {
-	code := source(t, "server", "agent", "attestor", "sources")
+	code := source(t, "server", "agent", "attestor", "sources", "cmd")
 	code = regexp.MustCompile(`" ?\+\n\s*"`).ReplaceAllString(code, "") // within long literals
 	found := 0
 	for _, p := range pages(t) {
@@ -124,7 +124,7 @@ func TestLoggedMessagesAreDocumented(t *testing.T) {
 
 // A password that is given under a name which nothing reads is not used.
 func TestPasswordsComeFromTheEnvironment(t *testing.T) {
-	code := source(t, "agent/tpm-attestor-agent")
+	code := source(t, "cmd/tpm-attestor-agent")
 	for _, p := range pages(t) {
 		for _, name := range spans(p.prose) {
 			password := strings.HasPrefix(name, "TPM_") && strings.HasSuffix(name, "_PASSWORD")

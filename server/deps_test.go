@@ -51,13 +51,17 @@ var arrows = []arrow{
 			name != "server/config" && !under(name, "sources")
 	}},
 	{"only the command fills mirrors, for the server's configuration", func(name, dep string) bool {
-		return dep == module+"/sources/ekca/mirror" && name != "server/config" && name != "server/tpm-attestor-server"
+		return dep == module+"/sources/ekca/mirror" && name != "server/config" && name != "cmd/tpm-attestor-server"
 	}},
 	{"the agent knows neither server nor sources", func(name, dep string) bool {
 		return under(name, "agent") && (under(dep, module+"/server") || under(dep, module+"/sources"))
 	}},
 	{"the server does not know the agent", func(name, dep string) bool {
 		return under(name, "server") && under(dep, module+"/agent")
+	}},
+	{"each command calls its own half, and nothing calls a command", func(name, dep string) bool {
+		return name == "cmd/tpm-attestor-server" && under(dep, module+"/agent") ||
+			name == "cmd/tpm-attestor-agent" && under(dep, module+"/server") || under(dep, module+"/cmd")
 	}},
 	{"helpers of tests are for tests", func(name, dep string) bool {
 		return under(dep, module) && strings.HasSuffix(dep, "test") && !strings.HasSuffix(name, "test")
@@ -86,11 +90,11 @@ func TestDependencies(t *testing.T) {
 // The binaries link what they need and no more: an agent is on every machine.
 func TestWhatBinariesLink(t *testing.T) {
 	for binary, forbidden := range map[string][]string{
-		"agent/tpm-attestor-agent": {
+		"cmd/tpm-attestor-agent": {
 			module + "/server", module + "/sources", "go.etcd.io/bbolt", "github.com/fsnotify/fsnotify",
 			"github.com/hashicorp/go-retryablehttp", "github.com/google/go-tpm-tools/simulator",
 		},
-		"server/tpm-attestor-server": {
+		"cmd/tpm-attestor-server": {
 			module + "/agent", "github.com/google/go-tpm-tools/simulator",
 		},
 	} {
