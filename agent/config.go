@@ -64,8 +64,15 @@ func parseSettings(src string) ([]setting, error) {
 		}
 		return settings, nil
 	}
+	if strings.Count(src, "[")+strings.Count(src, "{") > maxBrackets {
+		return nil, fmt.Errorf("the configuration has more than %d brackets: no key takes a list or a block", maxBrackets)
+	}
 	return parseHCL(src)
 }
+
+// maxBrackets is how many brackets a configuration may have, those in comments and
+// strings included. The parser's time grows with the square of how deep they are.
+const maxBrackets = 256
 
 // parseJSON reads a JSON object.
 func parseJSON(src string) ([]setting, error) {

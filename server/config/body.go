@@ -147,6 +147,9 @@ func (b *body) integer(key string, otherwise, least, most int64) int64 {
 	return i
 }
 
+// maxListed is how many entries a list of strings may have.
+const maxListed = 256
+
 // texts returns a list of strings, sorted; nil where the key is not there.
 func (b *body) texts(key string) []string {
 	n := b.one(key)
@@ -163,6 +166,10 @@ func (b *body) texts(key string) []string {
 	}
 	if len(n.elems) == 0 {
 		b.fail(key, "is empty: add an entry, or leave the key out")
+	}
+	if len(n.elems) > maxListed {
+		b.fail(key, "has %d entries; at most %d are allowed", len(n.elems), maxListed)
+		return nil
 	}
 	all := make([]string, 0, len(n.elems))
 	for _, e := range n.elems {
@@ -224,7 +231,7 @@ func (b *body) finish() {
 	b.asked = slices.Compact(b.asked)
 	for key := range b.values {
 		if !slices.Contains(b.asked, key) {
-			b.fail(key, "unknown key%s", suggest(key, b.asked))
+			b.fail(key, "unknown key%s", b.problems.suggest(key, b.asked))
 		}
 	}
 }

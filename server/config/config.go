@@ -105,6 +105,10 @@ func (in *input) parse(identity httplist.IdentityProvider) *Config {
 // decodeRoot reads the sources and the rules.
 func decodeRoot(ps *problems, b *body) (all []definition, allow, deny []rule) {
 	all, declared := decodeSources(ps, b.all("source"))
+	if len(declared) > maxSources { // rules are held against each of them
+		b.asked = append(b.asked, "allow", "deny", "hash_path", "ca_path")
+		return nil, nil, nil
+	}
 	allow = decodeRules(ps, "allow", b.all("allow"), declared)
 	deny = decodeRules(ps, "deny", b.all("deny"), declared)
 	switch {

@@ -49,7 +49,7 @@ func checkFetching(b *body, cfg ekca.Config) {
 	for _, name := range slices.Sorted(maps.Keys(cfg.EKCertificateURLs)) {
 		if !slices.Contains(services, name) {
 			b.fail("ek_certificate_urls", "%s is not a known EK certificate service%s",
-				printable(name), suggest(name, services))
+				printable(name), b.problems.suggest(name, services))
 		}
 	}
 	if err := fetchable(certfetch.Config{Hosts: cfg.AIAHosts}); err != nil {

@@ -25,16 +25,20 @@ func decodeRules(ps *problems, effect string, values []*node, known declared) []
 	blocks := ps.blocks(effect, values, example)
 	blocks = slices.DeleteFunc(blocks, func(n *node) bool { return len(n.items) == 0 && !n.folded })
 	var all []rule
-	for _, n := range namedBlocks(ps, effect, blocks, example) {
-		all = append(all, decodeRule(ps, n, known))
+	named := namedBlocks(ps, effect, blocks, example)
+	if len(named) > maxRules { // before each of them is held against the sources
+		ps.add(effect, "there are %d rules; at most %d are allowed", len(named), maxRules)
+		named = named[:maxRules]
 	}
-	if len(all) > maxRules {
-		ps.add(effect, "there are %d rules; at most %d are allowed", len(all), maxRules)
+	names := known.names()
+	for _, n := range named {
+		all = append(all, decodeRule(ps, n, known, names))
 	}
 	return all
 }
 
-func decodeRule(ps *problems, n namedBlock, known declared) rule {
+// decodeRule reads one rule. names are those of known.
+func decodeRule(ps *problems, n namedBlock, known declared, names []string) rule {
 	b := newBody(n.path, ps, n.parts...)
 	r := rule{path: n.path, Rule: sources.Rule{
 		Name:  n.name,
@@ -53,7 +57,7 @@ func decodeRule(ps *problems, n namedBlock, known declared) rule {
 		for _, source := range key.names {
 			if _, ok := known[source]; !ok {
 				b.fail(key.name, "names the source %s, which is not configured%s",
-					printable(source), suggest(source, known.names()))
+					printable(source), ps.suggest(source, names))
 			}
 		}
 	}

@@ -38,15 +38,31 @@ func (ps Problems) Error() string {
 	return strings.Join(all, "; ")
 }
 
-// maxProblems is how many mistakes are told at once.
-const maxProblems = 50
+const (
+	// maxProblems is how many mistakes are told at once.
+	maxProblems = 50
+	// maxCollected is how many are collected to choose those from: a text of 1 MiB
+	// has room for a hundred thousand.
+	maxCollected = 1000
+)
 
 // problems collects mistakes.
-type problems struct{ list Problems }
+type problems struct {
+	list Problems
+	// more counts the mistakes beyond maxCollected.
+	more int
+}
 
 func (ps *problems) add(path, format string, args ...any) {
+	if ps.full() {
+		ps.more++
+		return
+	}
 	ps.list = append(ps.list, Problem{Path: path, Message: fmt.Sprintf(format, args...)})
 }
+
+// full reports whether no further mistake is collected.
+func (ps *problems) full() bool { return len(ps.list) >= maxCollected }
 
 // err returns what was collected as an error, sorted and without repetitions,
 // so that the order of blocks does not matter here either.
@@ -58,8 +74,9 @@ func (ps *problems) err() error {
 		return strings.Compare(a.Path+"\x00"+a.Message, b.Path+"\x00"+b.Message)
 	})
 	all := slices.Compact(ps.list)
-	if n := len(all) - maxProblems; n > 0 {
-		all = append(all[:maxProblems:maxProblems], Problem{Message: fmt.Sprintf("and %d more mistakes", n)})
+	if n := len(all) + ps.more - maxProblems; n > 0 {
+		most := min(len(all), maxProblems)
+		all = append(all[:most:most], Problem{Message: fmt.Sprintf("and %d more mistakes", n)})
 	}
 	return all
 }
@@ -88,8 +105,12 @@ func printable(s string) string {
 }
 
 // suggest returns "; did you mean x?" for the closest of the known words, or
-// "; choose from x, y" where none is close.
-func suggest(word string, known []string) string {
+// "; choose from x, y" if none is close. It compares the word with each of them, so
+// it returns nothing once no further mistake is collected.
+func (ps *problems) suggest(word string, known []string) string {
+	if ps.full() {
+		return ""
+	}
 	best, distance := "", 3
 	for _, k := range known {
 		if d := editDistance(word, k); d < distance && d*2 <= len(k) {

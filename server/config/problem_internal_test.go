@@ -16,7 +16,7 @@ func TestPrintable(t *testing.T) {
 			t.Errorf("printable(%q) = %s, want %s", in, got, want)
 		}
 	}
-	if got := suggest(strings.Repeat("a", 1000), []string{"path"}); got != "; choose from path" {
+	if got := new(problems).suggest(strings.Repeat("a", 1000), []string{"path"}); got != "; choose from path" {
 		t.Errorf("suggest of a long word: %q", got)
 	}
 }

@@ -125,7 +125,7 @@ func decodeSources(ps *problems, values []*node) (all []definition, seen declare
 		i := slices.IndexFunc(sourceKinds, func(k sourceKind) bool { return k.name == byKind.label })
 		if i < 0 {
 			kinds := kindNames()
-			ps.add(kindPath, "unknown kind%s", suggest(byKind.label, kinds))
+			ps.add(kindPath, "unknown kind%s", ps.suggest(byKind.label, kinds))
 		}
 		for _, n := range namedBlocks(ps, kindPath, byKind.values, exampleOf(i)) {
 			total++
@@ -133,7 +133,7 @@ func decodeSources(ps *problems, values []*node) (all []definition, seen declare
 				ps.add(n.path, "has the same name as %s: names must be unique across kinds", other)
 			}
 			seen[n.name] = n.path
-			if i < 0 {
+			if i < 0 || total > maxSources {
 				continue
 			}
 			all = append(all, decodeSource(ps, sourceKinds[i], n))
