@@ -8,31 +8,32 @@ import (
 
 // selectors returns the selectors of an admitted machine, sorted, without
 // duplicates. SPIRE puts the plugin's name in front of each. A label is always
-// behind "label:", so that no list can forge another selector.
+// behind "label:", so that no list can forge another selector. No selector is longer
+// than sources.MaxSelector: what would be longer is refused where it comes from.
 func selectors(ekHash string, d *sources.Decision) []string {
 	s := make([]string, 0, 16)
-	s = append(s, "pub_hash:"+ekHash)
+	s = append(s, sources.PrefixPubHash+ekHash)
 	for _, rule := range d.Rules {
-		s = append(s, "rule:"+rule)
+		s = append(s, sources.PrefixRule+rule)
 	}
 	for _, source := range d.Listed {
-		s = append(s, "source:"+source)
+		s = append(s, sources.PrefixSource+source)
 	}
 	for i := range d.Attributes {
 		a := &d.Attributes[i]
-		s = appendValue(s, "name:", a.Name)
+		s = appendValue(s, sources.PrefixName, a.Name)
 		for _, label := range a.Labels {
-			s = appendValue(s, "label:", label)
+			s = appendValue(s, sources.PrefixLabel, label)
 		}
 		for _, ca := range a.CAs {
-			s = appendValue(s, "ca:", ca)
+			s = appendValue(s, sources.PrefixCA, ca)
 		}
 		if c := a.Certificate; c != nil {
-			s = appendValue(s, "ek:issuer:cn:", c.IssuerCN)
-			s = appendValue(s, "ek:serial:", c.Serial)
-			s = appendValue(s, "manufacturer:", c.Manufacturer)
-			s = appendValue(s, "model:", c.Model)
-			s = appendValue(s, "version:", c.Version)
+			s = appendValue(s, sources.PrefixIssuerCN, c.IssuerCN)
+			s = appendValue(s, sources.PrefixSerial, c.Serial)
+			s = appendValue(s, sources.PrefixManufacturer, c.Manufacturer)
+			s = appendValue(s, sources.PrefixModel, c.Model)
+			s = appendValue(s, sources.PrefixVersion, c.Version)
 		}
 	}
 	slices.Sort(s)

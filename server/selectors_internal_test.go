@@ -1,6 +1,7 @@
 package server
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -52,6 +53,36 @@ func TestSelectors(t *testing.T) {
 	} {
 		if d := cmp.Diff(tt.want, selectors(hash, &tt.d)); d != "" {
 			t.Errorf("%s (-want +got):\n%s", tt.name, d)
+		}
+	}
+}
+
+// The longest values that a source may give, and the longest names that a
+// configuration may have, become selectors that SPIRE's database can hold; PostgreSQL
+// and MySQL refuse a longer one, after the machine was admitted.
+func TestSelectorsFitIntoTheDatabase(t *testing.T) {
+	x := strings.Repeat("x", sources.MaxSelector)
+	fit := func(prefix string) string { return x[len(prefix):] }
+	a := sources.Attributes{
+		Name: fit("name:"), Labels: []string{fit("label:")}, CAs: []string{fit("ca:")},
+		Certificate: &sources.EKCertificate{
+			IssuerCN: fit("ek:issuer:cn:"), IssuerKeyHash: strings.Repeat("0", 64),
+			Serial:       strings.Repeat("1", len(fit("ek:serial:"))),
+			Manufacturer: fit("manufacturer:"), Model: fit("model:"), Version: fit("version:"),
+		},
+	}
+	if err := a.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	all := selectors(strings.Repeat("0", 64), &sources.Decision{
+		Rules: []string{x[:64]}, Listed: []string{x[:64]}, Attributes: []sources.Attributes{a},
+	})
+	if len(all) != 11 {
+		t.Errorf("%d selectors", len(all))
+	}
+	for _, s := range all {
+		if len(s) > sources.MaxSelector {
+			t.Errorf("%d bytes: %s", len(s), s)
 		}
 	}
 }

@@ -121,8 +121,8 @@ func validName(s string) error {
 	switch {
 	case s == "":
 		return errors.New("the name is empty")
-	case len(s) > MaxText:
-		return fmt.Errorf("the name has more than %d characters", MaxText)
+	case len(PrefixSource)+len(s) > MaxSelector: // the longer one of source: and rule:
+		return fmt.Errorf("the name has more than %d characters", MaxSelector-len(PrefixSource))
 	case strings.ContainsFunc(s, other):
 		return errors.New("the name has characters other than a-z, 0-9, \"_\" and \"-\"")
 	}

@@ -1,6 +1,7 @@
 package sources_test
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"testing"
@@ -90,7 +91,7 @@ func TestPolicyMistakes(t *testing.T) {
 		{
 			"a long name",
 			sources.Policy{Allow: rules{{Name: strings.Repeat("x", 256), Any: ab}}},
-			[]string{"more than 255"},
+			[]string{"more than 248"},
 		},
 		{
 			"all at once",
@@ -177,18 +178,23 @@ func TestAttributeLimits(t *testing.T) {
 	for want, as := range map[string][]sources.Attributes{
 		"": {
 			{},
-			{Name: long[1:], Labels: make([]string, 0, 1), CAs: []string{"a", "b"}},
+			{Name: long[:250], Labels: []string{long[:249]}, CAs: []string{"a", long[:252]}},
 			{Labels: slices.Repeat([]string{"l"}, 64)},
 			{Name: "é — 機"},
 			with(func(*sources.EKCertificate) {}),
 			with(func(c *sources.EKCertificate) { c.Serial = "0" }),
 		},
-		"more than 255": {
-			{Name: long},
-			{Labels: []string{long}},
-			{CAs: []string{long}},
-			with(func(c *sources.EKCertificate) { c.Version = long }),
+		// With its prefix, each would be 256 bytes long.
+		"bytes, more than": {
+			{Name: long[:251]},
+			{Labels: []string{long[:250]}},
+			{CAs: []string{long[:253]}},
+			with(func(c *sources.EKCertificate) { c.IssuerCN = long[:243] }),
+			with(func(c *sources.EKCertificate) { c.Manufacturer = long[:243] }),
+			with(func(c *sources.EKCertificate) { c.Model = long[:250] }),
+			with(func(c *sources.EKCertificate) { c.Version = long[:248] }),
 		},
+		"with blanks around": {{Name: " a"}, {Labels: []string{"a "}}, {Name: "\u00a0a"}},
 		"control character": {
 			{Name: "a\x00"},
 			{Name: "a\u0085"},
@@ -208,7 +214,7 @@ func TestAttributeLimits(t *testing.T) {
 			with(func(c *sources.EKCertificate) { c.Serial = "" }),
 			with(func(c *sources.EKCertificate) { c.Serial = "0f" }),
 			with(func(c *sources.EKCertificate) { c.Serial = "-1" }),
-			with(func(c *sources.EKCertificate) { c.Serial = strings.Repeat("1", 256) }),
+			with(func(c *sources.EKCertificate) { c.Serial = strings.Repeat("1", 246) }),
 		},
 	} {
 		for _, a := range as {
@@ -216,5 +222,41 @@ func TestAttributeLimits(t *testing.T) {
 				t.Errorf("%+v: %v, want %q", a, err, want)
 			}
 		}
+	}
+}
+
+// TestTidyAttributes: a database's char(20) is padded with blanks, and a name with
+// blanks around it forms no SPIFFE ID and matches no registration entry. A label that
+// is nothing but blanks is none, and a line end is no blank.
+func TestTidyAttributes(t *testing.T) {
+	given := sources.Attributes{Name: "host-a   ", Labels: []string{" env:prod", "env:prod", "rack 12\u00a0"}}
+	got, err := given.Tidy()
+	want := sources.Attributes{Name: "host-a", Labels: []string{"env:prod", "rack 12"}}
+	if err != nil || got.Name != want.Name || !slices.Equal(got.Labels, want.Labels) {
+		t.Errorf("%+v, %v, want %+v", got, err, want)
+	}
+	if given.Labels[0] != " env:prod" {
+		t.Error("the caller's labels were changed")
+	}
+	for _, a := range []sources.Attributes{
+		{Labels: []string{"  "}}, {Name: "host-a\n"}, {Labels: slices.Repeat([]string{"l"}, 65)},
+	} {
+		if got, err := a.Tidy(); err == nil {
+			t.Errorf("%+v becomes %+v", a, got)
+		}
+	}
+}
+
+// TestPaddedNamesOfASource: what a source of somebody else's answers is trimmed too.
+func TestPaddedNamesOfASource(t *testing.T) {
+	f := sourcetest.NewFake(func(context.Context, *sources.Evidence) (sources.Verdict, error) {
+		return sources.Verdict{Listed: true, Attributes: sources.Attributes{Name: "host-a ", Labels: []string{" l"}}}, nil
+	})
+	ev := sourcetest.NewEvidence(t)
+	e := newSet(t, sources.AnyOf("f"), sources.Options{}, member("f", f)).Begin(ev)
+	e.BeforeChallenge(t.Context())
+	d := e.AfterChallenge(t.Context(), sourcetest.NewProof(ev))
+	if len(d.Attributes) != 1 || d.Attributes[0].Name != "host-a" || d.Attributes[0].Labels[0] != "l" {
+		t.Errorf("%+v: %s", d.Attributes, d.Explain())
 	}
 }

@@ -9,12 +9,32 @@ import (
 	"unicode/utf8"
 )
 
-// The limits of what a source may say about a TPM.
+// MaxLabels is the largest number of labels of one TPM.
+const MaxLabels = 64
+
+// MaxSelector is the longest selector in bytes, with its prefix: SPIRE keeps it in
+// a column of 255 characters.
+const MaxSelector = 255
+
+// The prefixes of selectors.
 const (
-	// MaxText is the longest name, label or other text, in bytes.
-	MaxText = 255
-	// MaxLabels is the largest number of labels of one TPM.
-	MaxLabels = 64
+	PrefixPubHash      = "pub_hash:"
+	PrefixSource       = "source:"
+	PrefixRule         = "rule:"
+	PrefixName         = "name:"
+	PrefixLabel        = "label:"
+	PrefixCA           = "ca:"
+	PrefixIssuerCN     = "ek:issuer:cn:"
+	PrefixSerial       = "ek:serial:"
+	PrefixManufacturer = "manufacturer:"
+	PrefixModel        = "model:"
+	PrefixVersion      = "version:"
+)
+
+// The longest texts that fit into a selector behind its prefix, in bytes.
+const (
+	MaxName  = MaxSelector - len(PrefixName)
+	MaxLabel = MaxSelector - len(PrefixLabel)
 )
 
 // maxReason is how much of a Verdict.Reason is kept, in bytes.
@@ -38,13 +58,15 @@ type Verdict struct {
 
 // Attributes are what a source knows about a TPM that it lists. They become
 // selectors, so a Set takes an answer that breaks the limits below for "cannot
-// tell". All text is UTF-8 without control characters, at most MaxText bytes.
+// tell". All text is UTF-8 without control characters, and with the prefix of its
+// selector at most MaxSelector bytes.
 type Attributes struct {
-	// Name is the machine's name in a list, or empty.
+	// Name is the machine's name in a list, or empty. Blanks around it are no
+	// part of it: see Tidy.
 	Name string
 
 	// Labels are the machine's labels in a list, at most MaxLabels, none
-	// empty.
+	// empty. Blanks around a label are no part of it.
 	Labels []string
 
 	// CAs are the names of the bundles whose authorities vouch for the EK
@@ -73,21 +95,54 @@ type EKCertificate struct {
 	Manufacturer, Model, Version string
 }
 
+// Tidy returns a without the blanks around its name and its labels and with each
+// label once, or the first limit that a breaks. A database's char(20) is padded
+// with blanks, and no SPIFFE ID could be formed of them. The result shares no labels
+// with a.
+func (a Attributes) Tidy() (Attributes, error) {
+	if len(a.Labels) > MaxLabels {
+		return Attributes{}, fmt.Errorf("%d labels, more than %d", len(a.Labels), MaxLabels)
+	}
+	a.Name = TrimBlanks(a.Name)
+	var labels []string
+	for _, l := range a.Labels {
+		if l = TrimBlanks(l); !slices.Contains(labels, l) {
+			labels = append(labels, l)
+		}
+	}
+	a.Labels = labels
+	if err := a.Validate(); err != nil {
+		return Attributes{}, err
+	}
+	return a, nil
+}
+
+// TrimBlanks returns s without the blanks around it. A control character is none.
+func TrimBlanks(s string) string {
+	return strings.TrimFunc(s, func(r rune) bool { return unicode.Is(unicode.Zs, r) })
+}
+
 // Validate reports the first limit that a breaks.
 func (a Attributes) Validate() error {
-	if err := CheckText("name", a.Name); err != nil {
+	if err := checkNamed(PrefixName, "name", a.Name); err != nil {
 		return err
 	}
 	if len(a.Labels) > MaxLabels {
 		return fmt.Errorf("%d labels, more than %d", len(a.Labels), MaxLabels)
 	}
 	for i, l := range a.Labels {
-		if err := checkItem("label", l); err != nil {
+		if l == "" {
+			return fmt.Errorf("label %d: an empty label", i+1)
+		}
+		if err := checkNamed(PrefixLabel, "label", l); err != nil {
 			return fmt.Errorf("label %d: %w", i+1, err)
 		}
 	}
 	for i, ca := range a.CAs {
-		if err := checkItem("CA", ca); err != nil {
+		if ca == "" {
+			return errors.New("an empty CA")
+		}
+		if err := CheckText(PrefixCA, "CA", ca); err != nil {
 			return err
 		}
 		if i > 0 && a.CAs[i-1] >= ca {
@@ -104,37 +159,39 @@ func (c *EKCertificate) validate() error {
 	if len(c.IssuerKeyHash) != 64 || !isHex(c.IssuerKeyHash) {
 		return errors.New("the issuer's key hash is not 64 lower-case hex digits")
 	}
-	if !isHex(c.Serial) || len(c.Serial) > 1 && c.Serial[0] == '0' || len(c.Serial) > MaxText {
-		return errors.New("the serial is not lower-case hex without leading zeros")
+	if !isHex(c.Serial) || len(c.Serial) > 1 && c.Serial[0] == '0' ||
+		len(PrefixSerial)+len(c.Serial) > MaxSelector {
+		return errors.New("the serial is not lower-case hex without leading zeros, or is too long")
 	}
-	for _, t := range []struct{ what, text string }{
-		{"issuer's common name", c.IssuerCN},
-		{"manufacturer", c.Manufacturer},
-		{"model", c.Model},
-		{"version", c.Version},
+	for _, t := range []struct{ prefix, what, text string }{
+		{PrefixIssuerCN, "issuer's common name", c.IssuerCN},
+		{PrefixManufacturer, "manufacturer", c.Manufacturer},
+		{PrefixModel, "model", c.Model},
+		{PrefixVersion, "version", c.Version},
 	} {
-		if err := CheckText(t.what, t.text); err != nil {
+		if err := CheckText(t.prefix, t.what, t.text); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func checkItem(what, s string) error {
-	if s == "" {
-		return fmt.Errorf("an empty %s", what)
+// checkNamed is CheckText for a text that Tidy trims.
+func checkNamed(prefix, what, s string) error {
+	if s != TrimBlanks(s) {
+		return fmt.Errorf("a %s with blanks around it", what)
 	}
-	return CheckText(what, s)
+	return CheckText(prefix, what, s)
 }
 
-// CheckText reports what is wrong with a text that is to become a selector and a
-// part of a line in a log: it is longer than MaxText, not UTF-8, or has a control
-// character. What says what the text is. The error does not quote it, since it
-// ends in a log.
-func CheckText(what, s string) error {
+// CheckText reports what is wrong with a text that is to become a selector, behind
+// a prefix, and a part of a line in a log: the selector is longer than MaxSelector,
+// or the text is not UTF-8 or has a control character. What says what the text is.
+// The error does not quote it, since it ends in a log.
+func CheckText(prefix, what, s string) error {
 	switch {
-	case len(s) > MaxText:
-		return fmt.Errorf("a %s of %d bytes, more than %d", what, len(s), MaxText)
+	case len(prefix)+len(s) > MaxSelector:
+		return fmt.Errorf("a %s of %d bytes, more than %d", what, len(s), MaxSelector-len(prefix))
 	case !utf8.ValidString(s):
 		return fmt.Errorf("a %s that is not UTF-8", what)
 	case strings.ContainsFunc(s, unicode.IsControl):
@@ -173,11 +230,13 @@ func settle(v Verdict, err error, proven, fetches bool) (Verdict, error) {
 	if !v.Listed {
 		return Verdict{Reason: v.Reason}, nil
 	}
-	if err := v.Attributes.Validate(); err != nil {
+	tidy, err := v.Attributes.Tidy()
+	if err != nil {
 		return Verdict{}, fmt.Errorf("lists the TPM with attributes that are not allowed: %w", err)
 	}
+	v.Attributes = tidy
 	a := &v.Attributes
-	a.Labels, a.CAs = slices.Clone(a.Labels), slices.Clone(a.CAs)
+	a.CAs = slices.Clone(a.CAs)
 	if a.Certificate != nil {
 		c := *a.Certificate
 		a.Certificate = &c

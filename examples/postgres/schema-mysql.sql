@@ -3,7 +3,7 @@
 
 CREATE TABLE tpm_machines (
   ek_hash char(64) CHARACTER SET ascii COLLATE ascii_bin PRIMARY KEY CHECK (ek_hash REGEXP '^[0-9a-f]{64}$'),
-  name    varchar(255) UNIQUE,
+  name    varchar(250) UNIQUE,
   labels  json CHECK (json_type(labels) = 'ARRAY'),
   added   timestamp NOT NULL DEFAULT current_timestamp
 ) CHARACTER SET utf8mb4;

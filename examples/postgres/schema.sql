@@ -3,7 +3,7 @@
 
 CREATE TABLE tpm_machines (
   ek_hash text PRIMARY KEY CHECK (ek_hash ~ '^[0-9a-f]{64}$'),
-  name    varchar(255) UNIQUE,
+  name    varchar(250) UNIQUE,
   labels  jsonb CHECK (jsonb_typeof(labels) = 'array'),
   added   timestamptz NOT NULL DEFAULT now()
 );

@@ -102,7 +102,7 @@ func (s *Source) vouch(
 
 // reason says for people who has vouched for cert.
 func (f *finding) reason(cert *x509.Certificate) string {
-	by := "the EK certificate by " + strconv.Quote(presentable(cert.Issuer.CommonName)) +
+	by := "the EK certificate by " + strconv.Quote(presentable("", cert.Issuer.CommonName)) +
 		" chains to a configured CA"
 	if len(f.bundles) > 0 {
 		by += " in " + strings.Join(f.bundles, ", ")

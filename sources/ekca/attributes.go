@@ -31,7 +31,7 @@ const (
 // contradicts another is left empty.
 func attributes(c *x509.Certificate, issuer *signer) *sources.EKCertificate {
 	out := &sources.EKCertificate{
-		IssuerCN:      presentable(c.Issuer.CommonName),
+		IssuerCN:      presentable(sources.PrefixIssuerCN, c.Issuer.CommonName),
 		IssuerKeyHash: issuer.keyHash,
 		Serial:        serial(c),
 	}
@@ -40,17 +40,22 @@ func attributes(c *x509.Certificate, issuer *signer) *sources.EKCertificate {
 			continue
 		}
 		if tpm, ok := readAltName(e.Value); ok {
-			out.Manufacturer, out.Model, out.Version = tpm.manufacturer.text, tpm.model.text, tpm.version.text
+			out.Manufacturer = presentable(sources.PrefixManufacturer, tpm.manufacturer.text)
+			out.Model = presentable(sources.PrefixModel, tpm.model.text)
+			out.Version = presentable(sources.PrefixVersion, tpm.version.text)
 		}
 	}
 	return out
 }
 
+// maxSerialBits is the longest serial number whose hex digits fit into a selector.
+const maxSerialBits = 4 * (sources.MaxSelector - len(sources.PrefixSerial))
+
 // serial returns a certificate's serial number in lower-case hex without leading
 // zeros, or nothing where it is negative or much longer than the 20 bytes of RFC
 // 5280, 4.1.2.2.
 func serial(c *x509.Certificate) string {
-	if c.SerialNumber == nil || c.SerialNumber.Sign() < 0 || c.SerialNumber.BitLen() > 4*sources.MaxText {
+	if c.SerialNumber == nil || c.SerialNumber.Sign() < 0 || c.SerialNumber.BitLen() > maxSerialBits {
 		return ""
 	}
 	return c.SerialNumber.Text(16)
@@ -110,13 +115,14 @@ func (tpm *tpmNames) collect(rdn []attribute) {
 			continue
 		}
 		text, _ := a.text()
-		n.set(presentable(string(text)))
+		n.set(presentable("", string(text)))
 	}
 }
 
-// presentable returns s where it is fit for a selector, otherwise nothing.
-func presentable(s string) string {
-	if len(s) > sources.MaxText || !utf8.ValidString(s) {
+// presentable returns s if it is fit for a selector behind a prefix, otherwise
+// nothing.
+func presentable(prefix, s string) string {
+	if len(prefix)+len(s) > sources.MaxSelector || !utf8.ValidString(s) {
 		return ""
 	}
 	for _, r := range s {

@@ -83,7 +83,7 @@ func (p *jsonParser) field(name string) error {
 		if err != nil {
 			return err
 		}
-		if problem := checkText("list name", list); problem != "" {
+		if problem := checkText("", "list name", list); problem != "" {
 			return p.fail(problem)
 		}
 		p.header.Name = string(list)

@@ -33,7 +33,7 @@ func fields(n int) string {
 // TestJSON has what a JSON list may be. A form that is refused although it is
 // documented leaves machines without a list.
 func TestJSON(t *testing.T) {
-	long := strings.Repeat("é", 127) + "x" // 255 bytes
+	long := strings.Repeat("é", 125) // 250 bytes
 	a, b := `"`+hashA+`"`, `"`+hashB+`"`
 	one := map[string]sources.Attributes{hashA: {}}
 	none := map[string]sources.Attributes{}
@@ -42,25 +42,27 @@ func TestJSON(t *testing.T) {
 		want   map[string]sources.Attributes
 		header eklist.Header
 	}{
-		"no entry":      {list: `{"keys": []}`, want: none},
-		"one":           {list: `{"keys":[` + a + `]}`, want: one},
-		"blanks":        {list: "\r\n\t {\n\"keys\" : [ " + a + " \r\n, " + b + " ] \t} \r\n", want: map[string]sources.Attributes{hashA: {}, hashB: {}}},
-		"mark":          {list: "\ufeff" + `{"keys": [` + a + `]}`, want: one},
-		"upper case":    {list: `{"keys": ["` + strings.ToUpper(hashA) + `"]}`, want: one},
-		"escaped":       {list: `{"k\u0065ys": ["\u0061` + hashA[1:] + `"]}`, want: one},
-		"object":        {list: `{"keys": [{"hash": ` + a + `}]}`, want: one},
-		"empty values":  {list: `{"keys": [{"labels": [], "name": "", "hash": ` + a + `}]}`, want: one},
-		"nulls":         {list: `{"version": null, "serial": null, "expires": null, "list": null, "keys": [{"labels": null, "name": null, "hash": ` + a + `}]}`, want: one},
-		"name":          {list: `{"keys": [{"hash": ` + a + `, "name": "us east\u002d17"}]}`, want: map[string]sources.Attributes{hashA: named("us east-17")}},
-		"named -":       {list: `{"keys": [{"hash": ` + a + `, "name": "-"}]}`, want: map[string]sources.Attributes{hashA: named("-")}},
-		"labels":        {list: `{"keys": [{"labels": ["rack:12", "env:prod", "rack:12"], "hash": ` + a + `}]}`, want: map[string]sources.Attributes{hashA: named("", "rack:12", "env:prod")}},
-		"mixed":         {list: `{"keys": [` + b + `, {"hash": ` + a + `, "name": "n", "labels": ["l"]}]}`, want: map[string]sources.Attributes{hashA: named("n", "l"), hashB: {}}},
-		"longest name":  {list: `{"keys": [{"hash": ` + a + `, "name": "` + long + `"}]}`, want: map[string]sources.Attributes{hashA: named(long)}},
-		"64 labels":     {list: `{"keys": [{"hash": ` + a + `, "labels": [` + quoted(64, "l%d") + `]}]}`, want: map[string]sources.Attributes{hashA: named("", strings.Fields(spaced(64))...)}},
-		"unknown":       {list: `{"owner": {"keys": [1], "keys": 2}, "keys": [{"hash": ` + a + `, "site": [[{"hash": 1}]], "Name": 5}], "Keys": 1, "name": "x"}`, want: one},
-		"256 fields":    {list: `{"keys": [{"hash": ` + a + `, ` + fields(255) + `}], ` + fields(255) + `}`, want: one},
-		"deep unknown":  {list: `{"x": ` + strings.Repeat("[", 9000) + strings.Repeat("]", 9000) + `, "keys": [` + a + `]}`, want: one},
-		"header behind": {list: `{"keys": [` + a + `], "serial": 0}`, want: one, header: eklist.Header{HasSerial: true}},
+		"no entry":       {list: `{"keys": []}`, want: none},
+		"one":            {list: `{"keys":[` + a + `]}`, want: one},
+		"blanks":         {list: "\r\n\t {\n\"keys\" : [ " + a + " \r\n, " + b + " ] \t} \r\n", want: map[string]sources.Attributes{hashA: {}, hashB: {}}},
+		"mark":           {list: "\ufeff" + `{"keys": [` + a + `]}`, want: one},
+		"upper case":     {list: `{"keys": ["` + strings.ToUpper(hashA) + `"]}`, want: one},
+		"escaped":        {list: `{"k\u0065ys": ["\u0061` + hashA[1:] + `"]}`, want: one},
+		"object":         {list: `{"keys": [{"hash": ` + a + `}]}`, want: one},
+		"empty values":   {list: `{"keys": [{"labels": [], "name": "", "hash": ` + a + `}]}`, want: one},
+		"nulls":          {list: `{"version": null, "serial": null, "expires": null, "list": null, "keys": [{"labels": null, "name": null, "hash": ` + a + `}]}`, want: one},
+		"name":           {list: `{"keys": [{"hash": ` + a + `, "name": "us east\u002d17"}]}`, want: map[string]sources.Attributes{hashA: named("us east-17")}},
+		"named -":        {list: `{"keys": [{"hash": ` + a + `, "name": "-"}]}`, want: map[string]sources.Attributes{hashA: named("-")}},
+		"labels":         {list: `{"keys": [{"labels": ["rack:12", "env:prod", "rack:12"], "hash": ` + a + `}]}`, want: map[string]sources.Attributes{hashA: named("", "rack:12", "env:prod")}},
+		"padded":         {list: `{"keys": [{"hash": ` + a + `, "name": "host-a  ", "labels": [" l", "l\u00a0"]}]}`, want: map[string]sources.Attributes{hashA: named("host-a", "l")}},
+		"name of blanks": {list: `{"keys": [{"hash": ` + a + `, "name": "  "}]}`, want: one},
+		"mixed":          {list: `{"keys": [` + b + `, {"hash": ` + a + `, "name": "n", "labels": ["l"]}]}`, want: map[string]sources.Attributes{hashA: named("n", "l"), hashB: {}}},
+		"longest name":   {list: `{"keys": [{"hash": ` + a + `, "name": "` + long + `"}]}`, want: map[string]sources.Attributes{hashA: named(long)}},
+		"64 labels":      {list: `{"keys": [{"hash": ` + a + `, "labels": [` + quoted(64, "l%d") + `]}]}`, want: map[string]sources.Attributes{hashA: named("", strings.Fields(spaced(64))...)}},
+		"unknown":        {list: `{"owner": {"keys": [1], "keys": 2}, "keys": [{"hash": ` + a + `, "site": [[{"hash": 1}]], "Name": 5}], "Keys": 1, "name": "x"}`, want: one},
+		"256 fields":     {list: `{"keys": [{"hash": ` + a + `, ` + fields(255) + `}], ` + fields(255) + `}`, want: one},
+		"deep unknown":   {list: `{"x": ` + strings.Repeat("[", 9000) + strings.Repeat("]", 9000) + `, "keys": [` + a + `]}`, want: one},
+		"header behind":  {list: `{"keys": [` + a + `], "serial": 0}`, want: one, header: eklist.Header{HasSerial: true}},
 		"header": {
 			list: `{"version": 1, "serial": 18446744073709551615, "expires": "2030-01-02T03:04:05Z", "list": "fleet", "keys": [` + a + `]}`,
 			want: one,
@@ -89,7 +91,7 @@ func TestJSON(t *testing.T) {
 // where it is wrong.
 func TestJSONRefused(t *testing.T) {
 	a, b := `"`+hashA+`"`, `"`+hashB+`"`
-	long := strings.Repeat("x", 256)
+	long := strings.Repeat("x", 251)
 	for name, test := range map[string]struct{ list, want string }{
 		"no keys":           {`{}`, `byte 1: no field "keys"`},
 		"Keys":              {`{"Keys": [` + a + `]}`, `byte 77: no field "keys"`},
@@ -125,14 +127,16 @@ func TestJSONRefused(t *testing.T) {
 		"name control":      {`{"keys": [{"hash": ` + a + `, "name": "a\nb"}]}`, "keys[0] (byte 95): a name with a control character"},
 		"name NEL":          {`{"keys": [{"hash": ` + a + `, "name": "a\u0085b"}]}`, "keys[0] (byte 95): a name with a control"},
 		"raw control":       {`{"keys": [{"hash": ` + a + `, "name": "a` + "\n" + `b"}]}`, "keys[0] (byte 97): not JSON: "},
-		"name too long":     {`{"keys": [{"hash": ` + a + `, "name": "` + long + `"}]}`, "keys[0] (byte 95): a name of 256 bytes, more than 255"},
+		"name too long":     {`{"keys": [{"hash": ` + a + `, "name": "` + long + `"}]}`, "keys[0] (byte 95): a name of 251 bytes, more than 250"},
 		"name of 10 KB":     {`{"keys": [{"hash": ` + a + `, "name": "` + strings.Repeat("x", 10<<10) + `"}]}`, "keys[0] (byte 95): a name of 10240 bytes"},
 		"name not UTF-8":    {`{"keys": [{"hash": ` + a + `, "name": "` + "\xff" + `"}]}`, "keys[0] (byte 96): not JSON: "},
 		"half a surrogate":  {`{"keys": [{"hash": ` + a + `, "name": "\ud800"}]}`, "keys[0] (byte 96): not JSON: "},
 		"labels string":     {`{"keys": [{"hash": ` + a + `, "labels": "l"}]}`, "keys[0] (byte"},
 		"label empty":       {`{"keys": [{"hash": ` + a + `, "labels": [""]}]}`, "keys[0] (byte 98): an empty label"},
+		"label of blanks":   {`{"keys": [{"hash": ` + a + `, "labels": ["  "]}]}`, "keys[0] (byte 98): an empty label"},
+		"padded name twice": {`{"keys": [{"hash": ` + a + `, "name": "n"}, {"hash": ` + b + `, "name": "n "}]}`, `keys[1]: the name "n" for the second time, after keys[0]`},
 		"label null":        {`{"keys": [{"hash": ` + a + `, "labels": [null]}]}`, "keys[0] (byte 98): a JSON null"},
-		"label too long":    {`{"keys": [{"hash": ` + a + `, "labels": ["` + long + `"]}]}`, "keys[0] (byte 98): a label of 256 bytes"},
+		"label too long":    {`{"keys": [{"hash": ` + a + `, "labels": ["` + long + `"]}]}`, "keys[0] (byte 98): a label of 251 bytes, more than 249"},
 		"65 labels":         {`{"keys": [{"hash": ` + a + `, "labels": [` + quoted(65, "l%d") + `]}]}`, "keys[0] (byte 536): more than 64 labels"},
 		"257 fields":        {`{"keys": [], ` + fields(256) + `}`, "byte 2708: an object with more than 256 fields"},
 		"hash twice":        {`{"keys": [` + a + `, ` + b + `, "` + strings.ToUpper(hashB) + `"]}`, "keys[2]: the hash " + hashB + " for the second time, after keys[1]"},

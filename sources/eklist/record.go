@@ -90,21 +90,23 @@ func (b *recordBuilder) parse(r Record) string {
 	return ""
 }
 
-// setName sets the name. An empty one is none.
+// setName sets the name, without the blanks around it. An empty one is none.
 func (b *recordBuilder) setName(name []byte) string {
+	name = trimBlanks(name)
 	b.name = append(b.name[:0], name...)
-	return checkText("name", name)
+	return checkText(sources.PrefixName, "name", name)
 }
 
-// addLabel adds a label. One that is there already stays there once.
+// addLabel adds a label, without the blanks around it. One that is there already
+// stays there once.
 func (b *recordBuilder) addLabel(label []byte) string {
 	if b.given++; b.given > sources.MaxLabels {
 		return fmt.Sprintf("more than %d labels", sources.MaxLabels)
 	}
-	if len(label) == 0 {
+	if label = trimBlanks(label); len(label) == 0 {
 		return "an empty label"
 	}
-	if problem := checkText("label", label); problem != "" {
+	if problem := checkText(sources.PrefixLabel, "label", label); problem != "" {
 		return problem
 	}
 	for rest := b.labels; len(rest) > 0; {
@@ -124,13 +126,25 @@ func (b *recordBuilder) appendTo(dst []byte) []byte {
 	return append(dst, b.labels...)
 }
 
-// checkText is sources.CheckText, and decides without it of nearly all texts,
+// trimBlanks is sources.TrimBlanks, and decides without it of nearly all texts,
 // which may be millions.
-func checkText(what string, text []byte) string {
-	if len(text) <= sources.MaxText && isPlain(text) {
+func trimBlanks(text []byte) []byte {
+	if n := len(text); n == 0 || isGraphic(text[0]) && isGraphic(text[n-1]) {
+		return text
+	}
+	return []byte(sources.TrimBlanks(string(text)))
+}
+
+// isGraphic reports whether a byte is a visible character of ASCII.
+func isGraphic(c byte) bool { return c > ' ' && c <= '~' }
+
+// checkText is sources.CheckText, and decides without it of nearly all texts,
+// as trimBlanks does.
+func checkText(prefix, what string, text []byte) string {
+	if len(prefix)+len(text) <= sources.MaxSelector && isPlain(text) {
 		return ""
 	}
-	if err := sources.CheckText(what, string(text)); err != nil {
+	if err := sources.CheckText(prefix, what, string(text)); err != nil {
 		return err.Error()
 	}
 	return ""

@@ -34,12 +34,13 @@ type reference struct {
 
 func (r *reference) add(hash, name string, labels []string) error {
 	raw, err := hex.DecodeString(hash)
-	if err != nil || len(raw) != 32 || len(labels) > 64 || !rightText(name) || name != "" && r.names[name] {
+	name = trim(name)
+	if err != nil || len(raw) != 32 || len(labels) > 64 || !rightText(name, 250) || name != "" && r.names[name] {
 		return errReference
 	}
 	attrs := sources.Attributes{Name: name}
 	for _, l := range labels {
-		if l == "" || !rightText(l) {
+		if l = trim(l); l == "" || !rightText(l, 249) {
 			return errReference
 		}
 		if !slices.Contains(attrs.Labels, l) {
@@ -55,8 +56,12 @@ func (r *reference) add(hash, name string, labels []string) error {
 	return nil
 }
 
-func rightText(s string) bool {
-	return len(s) <= 255 && utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
+func trim(s string) string {
+	return strings.TrimFunc(s, func(r rune) bool { return unicode.Is(unicode.Zs, r) })
+}
+
+func rightText(s string, most int) bool {
+	return len(s) <= most && utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
 }
 
 // readReference reads a list in either form.
@@ -170,7 +175,7 @@ func (r *reference) readMember(m member) error {
 		}
 		r.header.Serial, r.header.HasSerial = n, true
 	case "list":
-		if json.Unmarshal(m.value, &r.header.Name) != nil || !rightText(r.header.Name) {
+		if json.Unmarshal(m.value, &r.header.Name) != nil || !rightText(r.header.Name, 255) {
 			return errReference
 		}
 	case "expires":

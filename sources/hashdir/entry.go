@@ -3,7 +3,6 @@ package hashdir
 import (
 	"bytes"
 	"fmt"
-	"slices"
 
 	"github.com/go-json-experiment/json"
 
@@ -15,11 +14,13 @@ import (
 const maxContent = 64 << 10
 
 // parseEntry returns what the content of an entry says about its machine:
-// nothing, where the first byte that is not blank does not begin a JSON object.
+// nothing, if the first byte that is not blank, behind a byte order mark, does not
+// begin a JSON object.
 // A field that is there twice, a value that breaks the limits of sources.Attributes
-// and anything behind the object are errors; a label that is there twice counts once.
+// and anything behind the object are errors; a label that is there twice counts once,
+// and blanks around a name or a label are no part of it.
 func parseEntry(content []byte) (sources.Attributes, error) {
-	content = bytes.TrimLeft(content, " \t\r\n")
+	content = bytes.TrimLeft(bytes.TrimPrefix(content, []byte("\ufeff")), " \t\r\n")
 	if len(content) == 0 || content[0] != '{' || len(content) > maxContent {
 		return sources.Attributes{}, nil
 	}
@@ -30,15 +31,9 @@ func parseEntry(content []byte) (sources.Attributes, error) {
 	if err := json.Unmarshal(content, &entry); err != nil {
 		return sources.Attributes{}, fmt.Errorf("content: %w", err)
 	}
-	given := sources.Attributes{Name: entry.Name, Labels: entry.Labels}
-	if err := given.Validate(); err != nil {
+	attrs, err := sources.Attributes{Name: entry.Name, Labels: entry.Labels}.Tidy()
+	if err != nil {
 		return sources.Attributes{}, fmt.Errorf("content: %w", err)
-	}
-	attrs := sources.Attributes{Name: entry.Name}
-	for _, label := range entry.Labels {
-		if !slices.Contains(attrs.Labels, label) {
-			attrs.Labels = append(attrs.Labels, label)
-		}
 	}
 	return attrs, nil
 }

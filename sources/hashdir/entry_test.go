@@ -22,7 +22,7 @@ func quoted(n int, format string) string {
 // TestParseEntry has what an entry may say, and stops values that would forge a
 // line in a log, flood the selectors, or be applied by half.
 func TestParseEntry(t *testing.T) {
-	long := strings.Repeat("é", 127) + "x" // 255 bytes
+	long := strings.Repeat("é", 125) // 250 bytes
 	for _, test := range []struct {
 		name, content string
 		want          sources.Attributes
@@ -44,6 +44,11 @@ func TestParseEntry(t *testing.T) {
 			name: "a label twice", content: `{"labels": ["a", "b", "a"]}`,
 			want: sources.Attributes{Labels: []string{"a", "b"}},
 		},
+		{name: "byte order mark", content: "\ufeff{\"name\": \"a\"}", want: sources.Attributes{Name: "a"}},
+		{
+			name: "padded", content: `{"name": "host-a  ", "labels": [" l", "l"]}`,
+			want: sources.Attributes{Name: "host-a", Labels: []string{"l"}},
+		},
 		{name: "longest name", content: `{"name": "` + long + `"}`, want: sources.Attributes{Name: long}},
 		{name: "another source's fields", content: `{"CAs": ["infineon"], "Certificate": {"Serial": "1"}}`},
 
@@ -53,7 +58,6 @@ func TestParseEntry(t *testing.T) {
 		{name: "PEM", content: "-----BEGIN PUBLIC KEY-----\n"},
 		{name: "array", content: `["a"]`},
 		{name: "string", content: `"a"`},
-		{name: "byte order mark", content: "\ufeff{\"name\": \"a\"}"},
 		{name: "binary", content: "\x00\xff{"},
 		{name: "too long", content: `{"name": "a"}` + strings.Repeat(" ", maxContent)},
 
@@ -67,13 +71,13 @@ func TestParseEntry(t *testing.T) {
 		{name: "labels are a string", content: `{"labels": "a"}`, err: "labels"},
 		{name: "label is an object", content: `{"labels": [{}]}`, err: "labels"},
 		{name: "deep", content: `{"x": ` + strings.Repeat("[", 20000), err: "content: "},
-		{name: "name too long", content: `{"name": "` + long + `y"}`, err: "content: a name of 256 bytes, more than 255"},
+		{name: "name too long", content: `{"name": "` + long + `y"}`, err: "content: a name of 251 bytes, more than 250"},
 		{name: "name with a line feed", content: `{"name": "a\nb"}`, err: "content: a name with a control character"},
 		{name: "name with NEL", content: `{"name": "a\u0085b"}`, err: "content: a name with a control character"},
 		{name: "label empty", content: `{"labels": ["a", ""]}`, err: "content: label 2: an empty label"},
 		{name: "label null", content: `{"labels": [null]}`, err: "content: label 1: an empty label"},
 		{name: "label with a zero", content: `{"labels": ["\u0000"]}`, err: "content: label 1: a label with a control"},
-		{name: "label too long", content: `{"labels": ["` + long + `y"]}`, err: "content: label 1: a label of 256 bytes"},
+		{name: "label too long", content: `{"labels": ["` + long + `y"]}`, err: "content: label 1: a label of 251 bytes, more than 249"},
 		{name: "65 labels", content: `{"labels": ` + quoted(65, "l%d") + `}`, err: "content: 65 labels, more than 64"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -109,7 +113,7 @@ func FuzzEntry(f *testing.F) {
 			t.Errorf("%+v", attrs)
 		}
 		for _, s := range append(attrs.Labels, attrs.Name) {
-			if len(s) > 255 || !utf8.ValidString(s) || strings.ContainsAny(s, "\x00\n\r\x1b\x7f") {
+			if len(s) > sources.MaxName || !utf8.ValidString(s) || strings.ContainsAny(s, "\x00\n\r\x1b\x7f") {
 				t.Errorf("value %q", s)
 			}
 		}

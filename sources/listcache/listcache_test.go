@@ -27,7 +27,7 @@ func TestSaveAndLoad(t *testing.T) {
 			if n%3 == 0 {
 				return nil
 			}
-			return named(fmt.Sprint("node-", n), "rack:12", strings.Repeat("x", 255))
+			return named(fmt.Sprint("node-", n), "rack:12", strings.Repeat("x", 249))
 		}),
 		"serial 0":            listOf(t, serial(0), 0, 10, nil),
 		"many values":         plain(t, 0, 20_000),

@@ -61,6 +61,7 @@ func TestAnswers(t *testing.T) {
 			{columns: "NULL AS name, NULL AS labels"},
 			{columns: "'' AS name, '' AS labels"},
 			{columns: "'[\"a\", \"a\", \"b\"]' AS labels", labels: []string{"a", "b"}},
+			{columns: "'host-a   ' AS name, '[\" a\", \"a\"]' AS labels", name: "host-a", labels: []string{"a"}},
 			{columns: "'null' AS labels"},
 			{columns: "name AS other, labels AS more"},
 			{columns: "name, ek_hash AS name", err: "two columns called name"},

@@ -14,7 +14,7 @@ import (
 
 // maxColumn is the longest text of a column that is looked at, in bytes: as many
 // labels as there may be, each character escaped.
-const maxColumn = sources.MaxLabels * (6*sources.MaxText + 4)
+const maxColumn = sources.MaxLabels * (6*sources.MaxLabel + 4)
 
 // errTwoRows is the answer of a query that does not tell TPMs apart.
 var errTwoRows = errors.New("the query returns more than one row for one EK hash: " +
@@ -102,14 +102,11 @@ func (r *row) attributes() (sources.Attributes, error) {
 	if err != nil {
 		return sources.Attributes{}, err
 	}
-	a := sources.Attributes{Name: name}
-	if a.Labels, err = parseLabels(list); err != nil {
+	labels, err := parseLabels(list)
+	if err != nil {
 		return sources.Attributes{}, err
 	}
-	if err := a.Validate(); err != nil {
-		return sources.Attributes{}, err
-	}
-	return a, nil
+	return sources.Attributes{Name: name, Labels: labels}.Tidy()
 }
 
 // text returns the value of a column; null is empty.
@@ -133,8 +130,7 @@ func text(column string, value any) (string, error) {
 // errLabels does not quote the text: the error ends in a log.
 var errLabels = errors.New(`the column labels is not a JSON array of strings, such as ["rack:12", "env:prod"]`)
 
-// parseLabels reads a JSON array of strings. One that is there twice counts once;
-// an empty text and null are none.
+// parseLabels reads a JSON array of strings. An empty text and null are none.
 func parseLabels(list string) ([]string, error) {
 	if list == "" {
 		return nil, nil
@@ -143,17 +139,12 @@ func parseLabels(list string) ([]string, error) {
 	if err := json.Unmarshal([]byte(list), &all); err != nil {
 		return nil, errLabels
 	}
-	if len(all) > sources.MaxLabels {
-		return nil, fmt.Errorf("%d labels, more than %d", len(all), sources.MaxLabels)
-	}
-	var labels []string
-	for _, l := range all {
-		switch {
-		case l == nil:
+	labels := make([]string, len(all))
+	for i, l := range all {
+		if l == nil {
 			return nil, errLabels
-		case !slices.Contains(labels, *l):
-			labels = append(labels, *l)
 		}
+		labels[i] = *l
 	}
 	return labels, nil
 }
