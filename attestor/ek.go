@@ -147,9 +147,6 @@ func cutPEM(text []byte) (*pem.Block, []byte, error) {
 	if !bytes.HasPrefix(text, begin) {
 		return nil, nil, errors.New("something other than PEM blocks")
 	}
-	if block, next, ok := plainPEM(text); ok {
-		return block, next, nil
-	}
 	block, next := pem.Decode(text)
 	// Decode goes on to the next block where one cannot be read.
 	if block == nil || bytes.Count(text[:len(text)-len(next)], begin) != 1 {

@@ -69,16 +69,6 @@ func (c *encryptedCredential) encode() []byte {
 }
 
 func decodePayload(msg []byte) (*payload, error) {
-	if len(msg) <= MaxPayloadSize {
-		if p := plainPayload(msg); p != nil {
-			return p, nil
-		}
-	}
-	return decodeAnyPayload(msg)
-}
-
-// decodeAnyPayload is decodePayload for a message however it is written.
-func decodeAnyPayload(msg []byte) (*payload, error) {
 	p := new(payload)
 	err := decode(msg, MaxPayloadSize, func(d *decoder, name string) (err error) {
 		switch name {
@@ -185,14 +175,6 @@ func (c *encryptedCredential) decode(d *decoder, name string) (err error) {
 }
 
 func decodeResponse(msg []byte) ([]byte, error) {
-	if secret := plainResponse(msg); secret != nil {
-		return secret, nil
-	}
-	return decodeAnyResponse(msg)
-}
-
-// decodeAnyResponse is decodeResponse for a message however it is written.
-func decodeAnyResponse(msg []byte) ([]byte, error) {
 	var secret []byte
 	err := decode(msg, MaxResponseSize, func(d *decoder, name string) (err error) {
 		if name == "Secret" {
