@@ -17,11 +17,13 @@ package attestor
 
 import "errors"
 
-// Maximum sizes of the messages, in bytes. A longer one is refused before it is read.
+// Maximum sizes of the messages, in bytes. A longer message is refused before it is
+// read. MaxResponseSize is for a response to a challenge that asks for nothing but
+// the secret.
 const (
 	MaxPayloadSize   = 64 << 10
 	MaxChallengeSize = 64 << 10
-	MaxResponseSize  = 3 << 20
+	MaxResponseSize  = 8 << 10
 )
 
 // ErrChallengeFailed is returned by Session.Finish if the response is well formed but

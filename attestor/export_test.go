@@ -12,7 +12,7 @@ import (
 func ParseEK(text []byte) (*EK, error) { return parseEK(text) }
 
 // DecodeResponse is decodeResponse.
-func DecodeResponse(msg []byte) ([]byte, error) { return decodeResponse(msg) }
+func DecodeResponse(msg []byte) ([]byte, error) { return decodeResponse(msg, MaxResponseSize) }
 
 // CheckCreationData is checkCreationData.
 func CheckCreationData(b []byte) error { return checkCreationData(b) }

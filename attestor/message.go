@@ -174,9 +174,9 @@ func (c *encryptedCredential) decode(d *decoder, name string) (err error) {
 	return err
 }
 
-func decodeResponse(msg []byte) ([]byte, error) {
+func decodeResponse(msg []byte, limit int) ([]byte, error) {
 	var secret []byte
-	err := decode(msg, MaxResponseSize, func(d *decoder, name string) (err error) {
+	err := decode(msg, limit, func(d *decoder, name string) (err error) {
 		if name == "Secret" {
 			secret, err = d.blob(name, maxSecretSize)
 			return err

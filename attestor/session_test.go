@@ -98,6 +98,10 @@ func TestBadResponses(t *testing.T) {
 	t.Parallel()
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
 	long := func(n int) string { return `{"Secret":"` + strings.Repeat("AAAA", n/4) + `"}` }
+	sized := func(n int) string {
+		const around = `{"x":"","Secret":"AAAA"}`
+		return `{"x":"` + strings.Repeat("x", n-len(around)) + around[len(`{"x":"`):]
+	}
 	for name, test := range map[string]struct {
 		msg   string
 		wrong bool // well formed and wrong
@@ -121,11 +125,12 @@ func TestBadResponses(t *testing.T) {
 		"a huge secret":          {long(2 << 20), false},
 		"something behind":       {`{"Secret":"AAAA"} 1`, false},
 		"cut":                    {`{"Secret":"AAAA"`, false},
-		"too long":               {`{"x":"` + strings.Repeat("x", attestor.MaxResponseSize) + `","Secret":"AAAA"}`, false},
+		"of 8193 bytes":          {sized(8<<10 + 1), false},
 		"many values":            {`{"x":[` + strings.Repeat(`0,`, 1<<20) + `0],"Secret":"AAAA"}`, false},
 		"nested":                 {`{"x":` + strings.Repeat(`[`, 1<<20), false},
 		"a short secret":         {`{"Secret":"AAAA"}`, true},
 		"a long secret":          {`{"Secret":"` + encode64(make([]byte, 64)) + `"}`, true},
+		"of 8192 bytes":          {sized(8 << 10), true},
 		"an escaped secret":      {`{"Secret":"\u0041AAA"}`, true},
 		"white space":            {" {\n\t\"Secret\" : \"AAAA\" }\r\n", true},
 	} {

@@ -138,7 +138,7 @@ func (s *Session) Finish(response []byte) error {
 		return errors.New("the session is not waiting for a response")
 	}
 	defer s.end()
-	secret, err := decodeResponse(response)
+	secret, err := decodeResponse(response, s.maxResponse())
 	if err != nil {
 		return fmt.Errorf("response: %w", err)
 	}
@@ -147,6 +147,10 @@ func (s *Session) Finish(response []byte) error {
 	}
 	return nil
 }
+
+// maxResponse is the size of the largest response, by what the challenge has asked
+// for.
+func (s *Session) maxResponse() int { return MaxResponseSize }
 
 // end makes the secret unusable.
 func (s *Session) end() {

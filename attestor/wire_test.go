@@ -254,7 +254,7 @@ func TestUnknownFields(t *testing.T) {
 	challenge := strings.Replace(string(msg), `"EC":{`, `"EC":{"New":{"a":0},`, 1)
 	challenge = `{"Nonce":"AAAA","Quote":{},` + challenge[1:]
 	answer := string(tpm.Answer(t, []byte(challenge)))
-	if err := s.Finish([]byte(`{"EventLog":["` + strings.Repeat("A", 1<<20) + `"],` + answer[1:])); err != nil {
+	if err := s.Finish([]byte(`{"EventLog":["` + strings.Repeat("A", 4<<10) + `"],` + answer[1:])); err != nil {
 		t.Error(err)
 	}
 }
