@@ -2,17 +2,36 @@ package attestor
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"errors"
 	"fmt"
+
+	"golang.org/x/crypto/cryptobyte"
+	der "golang.org/x/crypto/cryptobyte/asn1"
 )
 
-// maxCertificateSize is the most that a certificate has, with all that stands
-// around it, in bytes.
-const maxCertificateSize = 8 << 10
+// The limits of a certificate. What package x509 makes of one may be many times
+// the size of its bytes, so what is in it is counted before it is parsed. Real EK
+// and CA certificates have up to 140 values, nested 12 deep.
+const (
+	// maxCertificateSize is with all that stands around the certificate, in bytes.
+	maxCertificateSize = 8 << 10
+	// maxElements is the number of DER values, those in extensions included.
+	maxElements = 512
+	// maxOIDSize is the size of an object identifier, in bytes; package x509 takes
+	// eight bytes for each.
+	maxOIDSize = 64
+	// maxNesting is how deep DER values are nested.
+	maxNesting = 32
+	// maxKeySize is the size of a SubjectPublicKeyInfo, in bytes: that of an RSA key
+	// of 8192 bits, and a few more. Whoever checks a signature pays for the size of
+	// its key.
+	maxKeySize = 1100
+)
 
 // ParseEKCertificate parses an EK certificate as it is found in NV memory, in
 // files and in messages: DER (RFC 5280, 4.1), at most 8 KiB with all that stands
@@ -30,16 +49,13 @@ const maxCertificateSize = 8 << 10
 // unhandled where package x509 leaves them so. Nothing about the certificate is
 // verified.
 func ParseEKCertificate(b []byte) (*x509.Certificate, error) {
-	if len(b) > maxCertificateSize {
-		return nil, fmt.Errorf("a certificate of %d bytes, at most %d are allowed", len(b), maxCertificateSize)
-	}
-	der, err := unwrap(b)
+	raw, err := unwrap(b)
 	if err != nil {
 		return nil, err
 	}
-	cert, err := x509.ParseCertificate(der)
+	cert, err := ParseCertificate(raw)
 	if err != nil {
-		return nil, fmt.Errorf("parse the certificate: %w", err)
+		return nil, err
 	}
 	if cert.PublicKey == nil {
 		if key := rsaKeyOf(cert.RawSubjectPublicKeyInfo); key != nil {
@@ -49,22 +65,113 @@ func ParseEKCertificate(b []byte) (*x509.Certificate, error) {
 	return cert, nil
 }
 
+// ParseCertificate is [x509.ParseCertificate] for a certificate that anybody may
+// have made: it has at most 8 KiB, and what is in it is counted before it is
+// parsed.
+func ParseCertificate(b []byte) (*x509.Certificate, error) {
+	if _, err := keyIn(b); err != nil {
+		return nil, err
+	}
+	cert, err := x509.ParseCertificate(b)
+	if err != nil {
+		return nil, fmt.Errorf("parse the certificate: %w", err)
+	}
+	return cert, nil
+}
+
 // unwrap returns the DER of a certificate without what stands around it.
 func unwrap(b []byte) ([]byte, error) {
+	if len(b) > maxCertificateSize {
+		return nil, fmt.Errorf("a certificate of %d bytes, at most %d are allowed", len(b), maxCertificateSize)
+	}
 	if rest, ok := bytes.CutPrefix(b, []byte{0x10, 0x01, 0x00}); ok && len(rest) > 2 {
 		b = bytes.TrimPrefix(rest[2:], []byte{0x10, 0x02})
 	}
-	var outer asn1.RawValue
-	padding, err := asn1.Unmarshal(b, &outer)
-	if err != nil || outer.Class != asn1.ClassUniversal || outer.Tag != asn1.TagSequence {
+	rest := cryptobyte.String(b)
+	var outer cryptobyte.String
+	if !rest.ReadASN1Element(&outer, der.SEQUENCE) {
 		return nil, errors.New("not a certificate: no DER sequence")
 	}
-	for _, c := range padding {
+	for _, c := range rest {
 		if c != 0x00 && c != 0xFF {
 			return nil, errors.New("something other than padding follows the certificate")
 		}
 	}
-	return outer.FullBytes, nil
+	return outer, nil
+}
+
+// keyIn returns the SubjectPublicKeyInfo of a certificate in DER (RFC 5280, 4.1)
+// whose size and content are within the limits. It reads no more than that: the
+// certificate may be one that cannot be parsed.
+func keyIn(b []byte) ([]byte, error) {
+	if len(b) > maxCertificateSize {
+		return nil, fmt.Errorf("a certificate of %d bytes, at most %d are allowed", len(b), maxCertificateSize)
+	}
+	left := maxElements
+	if err := count(b, &left, maxNesting); err != nil {
+		return nil, err
+	}
+	in := cryptobyte.String(b)
+	var cert, tbs, key cryptobyte.String
+	if !in.ReadASN1(&cert, der.SEQUENCE) || !in.Empty() || !cert.ReadASN1(&tbs, der.SEQUENCE) ||
+		!tbs.SkipOptionalASN1(der.Tag(0).ContextSpecific().Constructed()) || // version
+		!tbs.SkipASN1(der.INTEGER) || // serialNumber
+		!tbs.SkipASN1(der.SEQUENCE) || // signature
+		!tbs.SkipASN1(der.SEQUENCE) || // issuer
+		!tbs.SkipASN1(der.SEQUENCE) || // validity
+		!tbs.SkipASN1(der.SEQUENCE) || // subject
+		!tbs.ReadASN1Element(&key, der.SEQUENCE) {
+		return nil, errors.New("not a certificate in DER")
+	}
+	if len(key) > maxKeySize {
+		return nil, fmt.Errorf("a certificate with a key of %d bytes, at most %d are allowed", len(key), maxKeySize)
+	}
+	return key, nil
+}
+
+// count counts the DER values in b off left, as far as b is DER.
+func count(b []byte, left *int, depth int) error {
+	const constructed = 0x20
+	if depth == 0 {
+		return fmt.Errorf("a certificate nested more than %d levels deep", maxNesting)
+	}
+	for in := cryptobyte.String(b); !in.Empty(); {
+		var value cryptobyte.String
+		var tag der.Tag
+		if !in.ReadAnyASN1(&value, &tag) {
+			return nil // what cannot be read ends the parser, too
+		}
+		if *left--; *left < 0 {
+			return fmt.Errorf("a certificate of more than %d values", maxElements)
+		}
+		switch {
+		case tag == der.OBJECT_IDENTIFIER && len(value) > maxOIDSize:
+			return fmt.Errorf("a certificate with an object identifier of %d bytes, at most %d are allowed",
+				len(value), maxOIDSize)
+		case tag == der.OCTET_STRING, tag&constructed != 0: // an extension's value is DER in a string
+			if err := count(value, left, depth-1); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// certificateKey returns the key in a certificate, of whose algorithms it knows
+// those that [ParseEKCertificate] does.
+func certificateKey(b []byte) (crypto.PublicKey, error) {
+	spki, err := keyIn(b)
+	if err != nil {
+		return nil, err
+	}
+	if key := rsaKeyOf(spki); key != nil {
+		return key, nil
+	}
+	key, err := parseKey(spki)
+	if err != nil {
+		return nil, fmt.Errorf("the certificate's key is broken or of an unknown algorithm: %w", err)
+	}
+	return key, nil
 }
 
 // The object identifiers of RSA keys for one use alone (RFC 8017, appendix C).

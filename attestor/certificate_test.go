@@ -140,9 +140,9 @@ func TestEKCertificateQuirks(t *testing.T) {
 			c.NotBefore = time.Date(1999, 1, 1, 0, 0, 0, 0, time.UTC)
 		},
 	}})
-	cert := begin(t, tpm).EK().Certificate
-	if cert == nil {
-		t.Fatal("no certificate")
+	cert, err := attestor.ParseEKCertificate(begin(t, tpm).EK().Certificate)
+	if err != nil {
+		t.Fatal(err)
 	}
 	if len(cert.UnhandledCriticalExtensions) != 1 || !cert.UnhandledCriticalExtensions[0].Equal(san) {
 		t.Errorf("unhandled critical extensions %v, want the one of the subject's other names",

@@ -5,7 +5,6 @@ import (
 	"crypto"
 	"crypto/rsa"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
@@ -19,9 +18,10 @@ type EK struct {
 	Public crypto.PublicKey
 	// Hash is the EK hash: see HashEK.
 	Hash string
-	// Certificate is the EK certificate, or nil. Its public key equals
-	// Public; nothing else about it is verified.
-	Certificate *x509.Certificate
+	// Certificate is the EK certificate in DER, or nil: at most 8 KiB and 512
+	// values. The public key in it equals Public. Nothing else about it is
+	// verified, and ParseEKCertificate may refuse it.
+	Certificate []byte
 }
 
 // HashEK returns the EK hash of a public key: the SHA-256 of its DER
@@ -64,13 +64,13 @@ func parseEK(text []byte) (*EK, error) {
 	}
 	ek := new(EK)
 	if certificate != nil {
-		if ek.Certificate, err = ParseEKCertificate(certificate); err != nil {
+		if certificate, err = unwrap(certificate); err != nil {
 			return nil, err
 		}
-		if ek.Certificate.PublicKey == nil {
-			return nil, errors.New("the certificate's key is of an unknown algorithm")
+		if ek.Public, err = certificateKey(certificate); err != nil {
+			return nil, err
 		}
-		ek.Public = ek.Certificate.PublicKey
+		ek.Certificate = bytes.Clone(certificate) // without the padding
 	}
 	spki, err := ek.readKey(key)
 	if err != nil {

@@ -3,9 +3,7 @@ package attestor
 import (
 	"crypto"
 	"crypto/rand"
-	"crypto/rsa"
 	"crypto/subtle"
-	"crypto/x509"
 	"errors"
 	"fmt"
 )
@@ -42,34 +40,24 @@ func (v *Verifier) Begin(payload []byte) (*Session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("payload: EKPublic: %w", err)
 	}
-	chain, err := parseChain(p.EKChain)
-	if err != nil {
+	if err := checkChain(p.EKChain); err != nil {
 		return nil, fmt.Errorf("payload: EKChain: %w", err)
 	}
 	ak, err := parseAK(&p.AK)
 	if err != nil {
 		return nil, fmt.Errorf("payload: %w", err)
 	}
-	return &Session{ek: ek, template: tmpl, chain: chain, ak: ak}, nil
+	return &Session{ek: ek, template: tmpl, chain: p.EKChain, ak: ak}, nil
 }
 
-// maxChainKeyBits is the largest RSA key in a certificate of the chain: whoever
-// checks a signature by it pays for its size.
-const maxChainKeyBits = 8192
-
-func parseChain(ders [][]byte) ([]*x509.Certificate, error) {
-	var chain []*x509.Certificate
-	for i, der := range ders {
-		cert, err := x509.ParseCertificate(der)
-		if err != nil {
-			return nil, fmt.Errorf("certificate %d: %w", i, err)
+// checkChain checks the certificates of a chain as far as that takes no parser.
+func checkChain(chain [][]byte) error {
+	for i, der := range chain {
+		if _, err := keyIn(der); err != nil {
+			return fmt.Errorf("certificate %d: %w", i, err)
 		}
-		if key, ok := cert.PublicKey.(*rsa.PublicKey); ok && key.N.BitLen() > maxChainKeyBits {
-			return nil, fmt.Errorf("certificate %d: an RSA key of %d bits", i, key.N.BitLen())
-		}
-		chain = append(chain, cert)
 	}
-	return chain, nil
+	return nil
 }
 
 // A Session is one attestation at the server: call Challenge once, then Finish once.
@@ -77,7 +65,7 @@ func parseChain(ders [][]byte) ([]*x509.Certificate, error) {
 type Session struct {
 	ek       *EK
 	template *template
-	chain    []*x509.Certificate
+	chain    [][]byte
 	ak       *attestationKey
 
 	state  sessionState
@@ -92,12 +80,15 @@ const (
 	finished
 )
 
-// EK returns the endorsement key that the session challenges.
+// EK returns the endorsement key that the session challenges. After Challenge, the
+// session has let go of the certificate.
 func (s *Session) EK() *EK { return s.ek }
 
-// Chain returns the additional certificates that the agent sent, at most 16.
-// None of them has been verified.
-func (s *Session) Chain() []*x509.Certificate { return s.chain }
+// Chain returns the additional certificates that the agent sent, in DER: at most 16,
+// each of at most 8 KiB, 512 values, and a key of at most 8192 bits. Nothing else
+// about them is verified, and ParseCertificate may refuse them. After Challenge, the
+// session has let go of them.
+func (s *Session) Chain() [][]byte { return s.chain }
 
 // AK returns the attestation key, an *rsa.PublicKey or an *ecdsa.PublicKey. Its
 // parameters have been checked; that it is in the EK's TPM is proved only once Finish
@@ -119,6 +110,8 @@ func (s *Session) Challenge() ([]byte, error) {
 		return nil, errors.New("the session has been challenged already")
 	}
 	s.state = challenged
+	// An agent may take its time to answer: nothing is kept that only sources need.
+	s.ek, s.chain = &EK{Public: s.ek.Public, Hash: s.ek.Hash}, nil
 	if _, err := rand.Read(s.secret[:]); err != nil {
 		return nil, fmt.Errorf("make a secret: %w", err)
 	}
@@ -138,7 +131,7 @@ func (s *Session) Finish(response []byte) error {
 		return errors.New("the session is not waiting for a response")
 	}
 	defer s.end()
-	secret, err := decodeResponse(response, s.maxResponse())
+	secret, err := decodeResponse(response, s.MaxResponse())
 	if err != nil {
 		return fmt.Errorf("response: %w", err)
 	}
@@ -148,9 +141,9 @@ func (s *Session) Finish(response []byte) error {
 	return nil
 }
 
-// maxResponse is the size of the largest response, by what the challenge has asked
-// for.
-func (s *Session) maxResponse() int { return MaxResponseSize }
+// MaxResponse returns the size of the largest response that Finish reads, by what the
+// challenge has asked for.
+func (s *Session) MaxResponse() int { return MaxResponseSize }
 
 // end makes the secret unusable.
 func (s *Session) end() {

@@ -3,6 +3,7 @@ package sources_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"reflect"
 	"runtime"
 	"strings"
@@ -187,7 +188,7 @@ func TestBrokenAnswers(t *testing.T) {
 		return func(context.Context, *sources.Evidence) (sources.Verdict, error) { return v, err }
 	}
 	dereferences := func(_ context.Context, ev *sources.Evidence) (sources.Verdict, error) {
-		return listed, ev.Certificate.CheckSignatureFrom(ev.Certificate)
+		return listed, fmt.Errorf("%v", ev.Proof.AK)
 	}
 	ends := func(context.Context, *sources.Evidence) (sources.Verdict, error) {
 		runtime.Goexit()

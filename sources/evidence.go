@@ -1,9 +1,6 @@
 package sources
 
-import (
-	"crypto"
-	"crypto/x509"
-)
+import "crypto"
 
 // Evidence is what one attesting TPM has sent, decoded, bounded in size and
 // checked for its own consistency by package attestor before a Source sees it.
@@ -17,15 +14,24 @@ type Evidence struct {
 	// *rsa.PublicKey or an *ecdsa.PublicKey. Never nil.
 	EK crypto.PublicKey
 
-	// Certificate is the EK certificate that came with the key, or nil.
-	// Its public key equals EK. Nothing else about it is verified: neither
-	// its issuer nor its dates.
-	Certificate *x509.Certificate
+	// Certificate is the EK certificate that came with the key, in DER, or nil.
+	// The public key in it equals EK. Nothing else about it is verified: neither
+	// its issuer nor its dates, nor that it can be parsed.
+	//
+	// A certificate is parsed by whoever needs it: as bytes, those of machines
+	// that have proved nothing cost no more memory than was sent. It has at most
+	// 8 KiB and 512 DER values, and so have those of Chain.
+	Certificate []byte
 
-	// Chain holds further certificates that the machine sent, at most 16. An
-	// attacker may have made them: they may join an EK certificate to a
+	// Chain holds further certificates that the machine sent, in DER, at most 16.
+	// An attacker may have made them: they may join an EK certificate to a
 	// configured authority and are never an authority themselves.
-	Chain []*x509.Certificate
+	Chain [][]byte
+
+	// Incomplete is true if the machine has sent certificates that are not here:
+	// there was no room to keep them while the machine answered its challenge. A
+	// source whose answer may depend on a certificate cannot tell then.
+	Incomplete bool
 
 	// Proof is what the TPM proved by answering its challenge. It is nil
 	// before the challenge.

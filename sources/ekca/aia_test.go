@@ -318,7 +318,7 @@ func TestManyURLs(t *testing.T) {
 	root := newRoot(t, "Root")
 	low := root.sub(t, "Low")
 	var urls []string
-	for i := range 1000 {
+	for i := range 100 {
 		urls = append(urls, web.url(fmt.Sprint("/", i)))
 	}
 	wantOutcome(t, cannotTell, "", fetching(t, root, web), low.ek(t, issuersAt(urls...)))

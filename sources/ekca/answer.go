@@ -11,8 +11,13 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
+
+// errIncomplete is the error for evidence whose certificates were not kept.
+var errIncomplete = errors.New("the machine's certificates were not kept while it answered its challenge: " +
+	"too many machines with many certificates are attesting at the same time")
 
 // answer is Check, or Fetch with network.
 func (s *Source) answer(ctx context.Context, ev *sources.Evidence, network bool) (sources.Verdict, error) {
@@ -23,18 +28,12 @@ func (s *Source) answer(ctx context.Context, ev *sources.Evidence, network bool)
 	if err := ctx.Err(); err != nil {
 		return sources.Verdict{}, fmt.Errorf("verify the EK certificate: %w", err)
 	}
-	cert := ev.Certificate
-	if cert == nil {
-		var err error
-		if cert, err = s.fromServices(ctx, ev.EK, network); err != nil {
-			return sources.Verdict{}, err
-		}
-	}
+	cert, why, err := s.certificate(ctx, ev, network)
 	switch {
-	case cert == nil && len(s.services) > 0:
-		return sources.Verdict{Reason: "there is no EK certificate, and no service has one for the EK"}, nil
+	case err != nil:
+		return sources.Verdict{}, err
 	case cert == nil:
-		return sources.Verdict{Reason: "there is no EK certificate"}, nil
+		return sources.Verdict{Reason: why}, nil
 	case !sameKey(cert.PublicKey, ev.EK):
 		return sources.Verdict{}, errors.New("the key in the EK certificate is not the EK")
 	}
@@ -59,6 +58,31 @@ func (s *Source) answer(ctx context.Context, ev *sources.Evidence, network bool)
 	}, nil
 }
 
+// certificate returns the EK certificate that the machine has sent, or that a
+// service has, or why there is none.
+func (s *Source) certificate(
+	ctx context.Context, ev *sources.Evidence, network bool,
+) (cert *x509.Certificate, why string, err error) {
+	switch {
+	case ev.Incomplete:
+		return nil, "", errIncomplete
+	case ev.Certificate != nil:
+		if cert, err = attestor.ParseEKCertificate(ev.Certificate); err != nil {
+			why = "the EK certificate that the machine has sent cannot be read: " + err.Error()
+			return nil, why, nil //nolint:nilerr // a fact about the machine, and no failure
+		}
+		return cert, "", nil
+	}
+	cert, err = s.fromServices(ctx, ev.EK, network)
+	switch {
+	case err != nil || cert != nil:
+		return cert, "", err
+	case len(s.services) > 0:
+		return nil, "there is no EK certificate, and no service has one for the EK", nil
+	}
+	return nil, "there is no EK certificate", nil
+}
+
 // inquiry begins one; nil where nothing that certificates name is fetched.
 func (s *Source) inquiry(network bool) *inquiry {
 	if !s.fetches {
@@ -69,7 +93,7 @@ func (s *Source) inquiry(network bool) *inquiry {
 
 // vouch returns who vouches, or why nobody does.
 func (s *Source) vouch(
-	ctx context.Context, search *search, sent []*x509.Certificate, q *inquiry,
+	ctx context.Context, search *search, sent [][]byte, q *inquiry,
 ) (*finding, string, error) {
 	found, err := search.configured(ctx, sent)
 	if err == nil && found == nil && q != nil {

@@ -1,6 +1,7 @@
 package ekca_test
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -131,9 +132,14 @@ func TestCheckRefusesAnotherKey(t *testing.T) {
 	if v, err := src.Check(t.Context(), ev); err == nil || v.Listed {
 		t.Errorf("another EK: %+v, %v", v, err)
 	}
-	cert := *ev.Certificate
-	cert.PublicKey = nil
-	ev.Certificate = &cert
+	ev.EK = nil
+	if v, err := src.Check(t.Context(), ev); err == nil || v.Listed {
+		t.Errorf("no EK: %+v, %v", v, err)
+	}
+	ev = evidence(root.ek(t))
+	ecPublicKey := []byte{0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01}
+	unknown := []byte{0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x63}
+	ev.Certificate = bytes.Replace(ev.Certificate, ecPublicKey, unknown, 1)
 	if v, err := src.Check(t.Context(), ev); err == nil || v.Listed {
 		t.Errorf("a certificate without a key: %+v, %v", v, err)
 	}
@@ -396,4 +402,18 @@ func version1(
 	}
 	tb.Fatal(err)
 	return nil
+}
+
+// Stops a fleet's lock-out and its opposite: a certificate that a machine has sent and
+// that is no longer there is not an absent one, which a deny rule would clear.
+func TestCheckOfIncompleteEvidence(t *testing.T) {
+	root := newRoot(t, "Root")
+	src := trusting(t, root)
+	ev := evidence(root.ek(t))
+	ev.Certificate, ev.Incomplete = nil, true
+	v, err := src.Check(t.Context(), ev)
+	if err == nil || v.Listed {
+		t.Fatalf("%+v, %v", v, err)
+	}
+	wantText(t, err.Error(), "were not kept")
 }

@@ -71,7 +71,7 @@ func TestConformanceFetching(t *testing.T) {
 			url := web.handle("/"+ev.EKHash, net.through(func(w http.ResponseWriter, _ *http.Request) {
 				_, _ = w.Write(low.cert.Raw)
 			}))
-			ev.Certificate = sign(tb, ekTemplate(tb, issuersAt(url)), low.cert, ev.EK, low.key)
+			ev.Certificate = sign(tb, ekTemplate(tb, issuersAt(url)), low.cert, ev.EK, low.key).Raw
 			roots[ev.EKHash] = root
 			return ev
 		},

@@ -25,7 +25,7 @@ func TestConformance(t *testing.T) {
 			tb.Helper()
 			ca := newRoot(tb, "CA")
 			ev := sourcetest.NewEvidence(tb)
-			ev.Certificate = sign(tb, ekTemplate(tb), ca.cert, ev.EK, ca.key)
+			ev.Certificate = sign(tb, ekTemplate(tb), ca.cert, ev.EK, ca.key).Raw
 			cas[ev] = ca
 			return ev
 		},

@@ -120,7 +120,7 @@ func New(cfg Config) (*Source, error) {
 // Check implements sources.Source.
 //
 // The TPM is listed when ev.Certificate, or the certificate for ev.EK that one of
-// Config.EKCertificateURLs has where the machine has sent none,
+// Config.EKCertificateURLs has where the machine has sent none, can be read and
 //
 //   - is an X.509 v3 certificate that is valid now, is not a CA's, and is meant
 //     for an EK as far as it says (TCG EK Credential Profile 2.5, 3.2): where
@@ -146,6 +146,7 @@ func New(cfg Config) (*Source, error) {
 // has been revoked. It cannot be told
 //
 //   - before the first successful Refresh;
+//   - where ev is Incomplete;
 //   - where the certificate is not the EK's;
 //   - where the chain is so tangled that more than 32 signatures would have to be
 //     verified, or more than 24 certificates and CRLs looked up;

@@ -233,7 +233,14 @@ func trusting(tb testing.TB, cas ...*authority) *ekca.Source {
 
 // evidence is what a machine with this certificate has sent.
 func evidence(cert *x509.Certificate, chain ...*x509.Certificate) *sources.Evidence {
-	return &sources.Evidence{EKHash: "not looked at", EK: cert.PublicKey, Certificate: cert, Chain: chain}
+	ev := &sources.Evidence{EKHash: "not looked at", EK: cert.PublicKey, Certificate: cert.Raw}
+	for _, c := range chain {
+		if c == nil {
+			c = new(x509.Certificate)
+		}
+		ev.Chain = append(ev.Chain, c.Raw)
+	}
+	return ev
 }
 
 func check(tb testing.TB, src *ekca.Source, cert *x509.Certificate, chain ...*x509.Certificate) sources.Verdict {

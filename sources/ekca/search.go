@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
 // Limits on one search for chains. What a machine sends can cause no more work
@@ -65,7 +67,7 @@ func (s *search) complete(found *finding) bool {
 // own, or nil where nobody does, by the configured certificates and those that
 // the machine has sent. It looks for every bundle that does; where no bundles are
 // configured, the first authority will do.
-func (s *search) configured(ctx context.Context, sent []*x509.Certificate) (*finding, error) {
+func (s *search) configured(ctx context.Context, sent [][]byte) (*finding, error) {
 	if err := s.v.link(ctx, s.all, s.ek); err != nil {
 		return nil, err
 	}
@@ -141,10 +143,11 @@ func (s *search) whyNot() string {
 // usable returns those of the certificates that a machine has sent that may stand
 // between an EK certificate and an authority: CAs' that are not configured
 // themselves. No signature is verified yet.
-func (a *authorities) usable(sent []*x509.Certificate) []*node {
+func (a *authorities) usable(sent [][]byte) []*node {
 	var fit []*node
-	for _, c := range sent[:min(len(sent), maxSent)] {
-		if c == nil || faultOfCA(c) != "" || faultOfJoiner(c) != "" {
+	for _, der := range sent[:min(len(sent), maxSent)] {
+		c, err := attestor.ParseCertificate(der)
+		if err != nil || faultOfCA(c) != "" || faultOfJoiner(c) != "" {
 			continue
 		}
 		if n, err := newNode(c); err == nil && !a.holds(n) && !contains(fit, n) {

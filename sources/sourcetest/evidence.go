@@ -1,6 +1,7 @@
 package sourcetest
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -79,37 +80,33 @@ func hostileEvidence(listed, stranger *sources.Evidence) []hostile {
 	twist("an empty EK", func(ev *sources.Evidence) { ev.EK = &ecdsa.PublicKey{} })
 	twist("a text as EK", func(ev *sources.Evidence) { ev.EK = h })
 	twist("no certificate", func(ev *sources.Evidence) { ev.Certificate = nil })
-	twist("an empty certificate", func(ev *sources.Evidence) { ev.Certificate = &x509.Certificate{} })
+	twist("an empty certificate", func(ev *sources.Evidence) { ev.Certificate = []byte{} })
 	twist("a certificate of garbage", func(ev *sources.Evidence) { ev.Certificate = garbage(listed) })
-	twist("a chain of nil", func(ev *sources.Evidence) { ev.Chain = make([]*x509.Certificate, 16) })
+	twist("a chain of nil", func(ev *sources.Evidence) { ev.Chain = make([][]byte, 16) })
 	twist("a chain of garbage", func(ev *sources.Evidence) {
 		ev.Chain = nil
 		for range 16 {
-			ev.Chain = append(ev.Chain, &x509.Certificate{}, garbage(listed))
+			ev.Chain = append(ev.Chain, []byte{}, garbage(listed))
 		}
 	})
+	twist("certificates that are not there", func(ev *sources.Evidence) { ev.Certificate, ev.Incomplete = nil, true })
 	if c := listed.Certificate; c != nil {
 		twist("a listed TPM's certificate in the chain", func(ev *sources.Evidence) {
-			ev.Chain = append([]*x509.Certificate{c}, listed.Chain...)
+			ev.Chain = append([][]byte{c}, listed.Chain...)
 		})
+		twist("a listed TPM's certificate", func(ev *sources.Evidence) { ev.Certificate = c })
 	}
 	twist("nothing at all", func(ev *sources.Evidence) { *ev = sources.Evidence{} })
 	return all
 }
 
-// garbage returns a certificate with the names of ev's, if it has one, and with
-// nothing behind them.
-func garbage(ev *sources.Evidence) *x509.Certificate {
-	c := &x509.Certificate{
-		Raw:                     []byte{0x30, 0x82, 0xff, 0xff},
-		RawSubjectPublicKeyInfo: []byte{5, 0},
-		Signature:               []byte{1},
+// garbage returns ev's certificate, if it has one, without its end, and otherwise
+// something that only begins like a certificate.
+func garbage(ev *sources.Evidence) []byte {
+	if c := ev.Certificate; len(c) > 0 {
+		return bytes.Clone(c[:len(c)-1])
 	}
-	if of := ev.Certificate; of != nil {
-		c.RawIssuer, c.RawSubject, c.AuthorityKeyId = of.RawIssuer, of.RawSubject, of.AuthorityKeyId
-		c.Issuer, c.Subject, c.NotBefore, c.NotAfter = of.Issuer, of.Subject, of.NotBefore, of.NotAfter
-	}
-	return c
+	return []byte{0x30, 0x82, 0x02, 0xff, 0x30, 0x00}
 }
 
 // Tree returns everything beneath dir: each path with its kind, its permissions,

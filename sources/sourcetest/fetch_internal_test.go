@@ -423,7 +423,7 @@ func TestSuiteCatchesBrokenFetchers(t *testing.T) {
 		{"panics at what is twisted", "hostile evidence", func(b *bentFetcher) {
 			b.fetch = func(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 				for _, c := range ev.Chain {
-					_ = c.Raw[0]
+					_ = c[0]
 				}
 				return b.fetcher.Fetch(ctx, ev)
 			}

@@ -227,7 +227,7 @@ func brokenByEvidence() []brokenSource {
 	add("trusts the chain", "hostile evidence",
 		func(l lookup, ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 			for _, c := range ev.Chain {
-				_ = c.Raw[0]
+				_ = c[0]
 			}
 			return l.Check(ctx, ev)
 		})
