@@ -110,9 +110,9 @@ func TestRefusedConfigurations(t *testing.T) {
 		"AK of another kind": {`ak = ["p256"]`, []string{"ak: not a string"}},
 		"a long password":    {`owner_password = "` + strings.Repeat("x", 65) + `"`, []string{"owner_password: a TPM takes at most 64 bytes"}},
 		// The parser would take half a minute, in which no agent attests.
-		"deep lists":         {"device = " + strings.Repeat("[", 16_000), []string{"more than 256 brackets"}},
-		"deep blocks":        {strings.Repeat("device {", 5000), []string{"more than 256 brackets"}},
-		"too long":           {strings.Repeat("#", maxConfigSize+1), []string{"at most 65536 are allowed"}},
+		"deep lists":  {"device = " + strings.Repeat("[", 16_000), []string{"more than 256 brackets"}},
+		"deep blocks": {strings.Repeat("device {", 5000), []string{"more than 256 brackets"}},
+		"too long":    {strings.Repeat("#", maxConfigSize+1), []string{"at most 65536 are allowed"}},
 		"all at once": {
 			"device = \"tpm0\"\nek = 5\nfoo = 1\nowner_password = \"" + strings.Repeat("s", 65) + `"`,
 			[]string{"device: ", "ek: ", "foo: ", "owner_password: "},
