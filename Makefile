@@ -24,10 +24,9 @@ help: ## list the targets
 		/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: need-go ## static binaries: bin/tpm-attestor-server and bin/tpm-attestor-agent
-	@CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ \
-		./cmd/tpm-attestor-server ./cmd/tpm-attestor-agent
-	@echo "built bin/tpm-attestor-server and bin/tpm-attestor-agent, version $(VERSION)"
+build: need-go ## static binaries in bin/: tpm-attestor-server, tpm-attestor-agent and tpm-attestor
+	@CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	@echo "built tpm-attestor-server, tpm-attestor-agent and tpm-attestor in bin/, version $(VERSION)"
 
 .PHONY: demo
 demo: build ## a real SPIRE server and agent with a software TPM (KEEP=1: leave them running)

@@ -306,8 +306,8 @@ func (s *site) layAirGapped() {
 	}
 	// The vendor of this test has no certificate for https.
 	args := append([]string{
-		"-fill-mirror", s.root + "/srv/tpm-mirror", "-config", path("server.conf"),
-		"-ek-certificate-url", "amd=" + m.url("/pki/aia/"),
+		"certificates", "fill", s.root + "/srv/tpm-mirror", "--config", path("server.conf"),
+		"--ek-certificate-url", "amd=" + m.url("/pki/aia/"),
 	}, files...)
 	out := s.fillMirror(s.ctx, args...)
 	for _, line := range []string{"fetched  " + m.address() + "/cas/ek ca.crt, ", "4 EKs: 4 fetched, 0 kept, 0 missing"} {
@@ -326,7 +326,7 @@ func (s *site) layAirGapped() {
 // fillMirror runs the command that fills a mirror.
 func (w *world) fillMirror(ctx context.Context, args ...string) string {
 	w.t.Helper()
-	out, err := exec.CommandContext(ctx, w.programs.ServerPlugin, args...).CombinedOutput()
+	out, err := exec.CommandContext(ctx, w.programs.Tool, args...).CombinedOutput()
 	if err != nil {
 		w.t.Fatalf("%q: %v\n%s", args, err, out)
 	}

@@ -69,7 +69,7 @@ func TestConfigurationsAreValid(t *testing.T) {
 }
 
 // So does what an operator checks by hand, `tpm-attestor-server -validate` and
-// `-fill-mirror -config`: a whole file, and the plugin_data of one alone, for which
+// `certificates fill --config`: a whole file, and the plugin_data of one alone, for which
 // nobody says what the trust domain is.
 func TestConfigurationsAreValidByHand(t *testing.T) {
 	ca := newCA(t)
@@ -95,7 +95,7 @@ func TestConfigurationsAreValidByHand(t *testing.T) {
 				t.Errorf("%s: -validate: %v", s.place, err)
 			}
 			if _, err := config.ParseFile(text); err != nil {
-				t.Errorf("%s: -fill-mirror -config: %v", s.place, err)
+				t.Errorf("%s: certificates fill --config: %v", s.place, err)
 			}
 		}
 	}

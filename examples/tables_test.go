@@ -127,7 +127,7 @@ func TestLoggedMessagesAreDocumented(t *testing.T) {
 
 // A password that is given under a name which nothing reads is not used.
 func TestPasswordsComeFromTheEnvironment(t *testing.T) {
-	code := source(t, "cmd/tpm-attestor-agent")
+	code := source(t, "cmd/internal/ekreport")
 	for _, p := range pages(t) {
 		for _, name := range spans(p.prose) {
 			password := strings.HasPrefix(name, "TPM_") && strings.HasSuffix(name, "_PASSWORD")

@@ -18,6 +18,7 @@ import (
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
 )
 
 // version is set by the linker: -ldflags "-X main.version=…".
@@ -91,12 +92,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		fmt.Fprint(stderr, "give one of -ek, -hash, -pem and -version\n\n", usage)
 		return 2
 	}
-	t, err := open(*device, *key, getenv)
+	t, err := ekreport.Open(*device, *key, getenv)
 	if err != nil {
 		fmt.Fprintf(stderr, "%v\n\n%s", err, usage)
 		return 2
 	}
-	report, err := inspect(ctx, t)
+	report, err := ekreport.Inspect(ctx, t)
 	if err != nil {
 		fmt.Fprintln(stderr, err)
 		return 1
@@ -105,14 +106,14 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	case *showHash:
 		return write(stdout, stderr, report.EK.Hash+"\n")
 	case *showPEM:
-		text, err := inPEM(report)
+		text, err := ekreport.PEM(report)
 		if err != nil {
 			fmt.Fprintln(stderr, err)
 			return 1
 		}
 		return write(stdout, stderr, text)
 	}
-	return write(stdout, stderr, describe(report))
+	return write(stdout, stderr, ekreport.Text(ekreport.FromTPM(report)))
 }
 
 func countTrue(all ...bool) int {

@@ -24,10 +24,11 @@ const MaxDir = 64
 type Programs struct {
 	Server, Agent             string // SPIRE's
 	ServerPlugin, AgentPlugin string // this project's
+	Tool                      string // this project's tpm-attestor
 }
 
 // Find returns SPIRE's programs from the folder that SPIRE_DIR names, or from
-// the PATH, and the plugins from the folder that PLUGIN_DIR names.
+// the PATH, and the plugins and the tool from the folder that PLUGIN_DIR names.
 func Find() (Programs, error) {
 	var p Programs
 	var errs []error
@@ -40,6 +41,7 @@ func Find() (Programs, error) {
 		{&p.Agent, "SPIRE_DIR", "spire-agent", true},
 		{&p.ServerPlugin, "PLUGIN_DIR", "tpm-attestor-server", false},
 		{&p.AgentPlugin, "PLUGIN_DIR", "tpm-attestor-agent", false},
+		{&p.Tool, "PLUGIN_DIR", "tpm-attestor", false},
 	} {
 		path, err := find(x.variable, x.name, x.onPath)
 		if err != nil {

@@ -1,4 +1,6 @@
-package main
+// Package ekreport says what there is to say of a TPM's endorsement keys to whoever
+// enrols its machine: in words, as PEM and as JSON.
+package ekreport
 
 import (
 	"context"
@@ -11,15 +13,15 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
-	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
 // timeout is how long a TPM may take: a slow one makes an RSA key in a minute.
 const timeout = 5 * time.Minute
 
-// open returns the TPM that the options name, without touching it. An error is
-// of the options, or of a password in the environment.
-func open(device, key string, getenv func(string) string) (*tpm.TPM, error) {
+// Open returns the TPM that the options name, without touching it. The passwords of
+// its hierarchies are read from the environment. An error is about the options or
+// about a password.
+func Open(device, key string, getenv func(string) string) (*tpm.TPM, error) {
 	ek, err := tpm.ParseEK(key)
 	if err != nil {
 		return nil, err
@@ -32,44 +34,52 @@ func open(device, key string, getenv func(string) string) (*tpm.TPM, error) {
 	})
 }
 
-// inspect asks the TPM.
-func inspect(ctx context.Context, t *tpm.TPM) (*tpm.Report, error) {
+// Inspect asks the TPM, for five minutes at most.
+func Inspect(ctx context.Context, t *tpm.TPM) (*tpm.Report, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	return t.Inspect(ctx)
 }
 
-// describe returns the report for people. The form of its first line does not
-// change: scripts read it.
-func describe(r *tpm.Report) string {
+// Text returns what there is to say of an EK for people. The form of its first line
+// does not change: scripts read it.
+func Text(e EK) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "EK hash: %s  (%s)\n", r.EK.Hash, r.EK.KeyType)
-	if r.EK.Persistent != 0 {
-		fmt.Fprintf(&b, "EK: persistent, handle %#x\n", r.EK.Persistent)
+	fmt.Fprintf(&b, "EK hash: %s  (%s)\n", e.Hash, e.KeyType)
+	if e.From != fromTPM {
+		fmt.Fprintf(&b, "EK: from %s\n", printable(e.From))
 	} else {
-		b.WriteString("EK: created when needed; none is persistent\n")
+		e.textOfTPM(&b)
 	}
-	if r.EK.Certificate == nil {
-		b.WriteString("EK certificate: the TPM has none for this EK; " +
-			"servers can admit the machine by its EK hash\n")
-	} else {
-		fmt.Fprintf(&b, "EK certificate: at NV index %#08x\n", r.EK.Certificate.Index)
+	for i := range e.Certificates {
+		e.Certificates[i].text(&b)
 	}
-	for i := range r.Certificates {
-		describeCertificate(&b, &r.Certificates[i])
+	if e.CACertificates > 0 {
+		fmt.Fprintf(&b, "\nCA certificates in the TPM: %d\n", e.CACertificates)
 	}
-	if len(r.Chain) > 0 {
-		fmt.Fprintf(&b, "\nCA certificates in the TPM: %d\n", len(r.Chain))
-	}
-	if r.ChainErr != nil {
-		fmt.Fprintf(&b, "\n%v\n", r.ChainErr)
+	if e.ChainError != "" {
+		fmt.Fprintf(&b, "\n%s\n", e.ChainError)
 	}
 	return b.String()
 }
 
-// inPEM returns the EK, then the certificates that could be read, each as a
+// textOfTPM says where the EK and its certificate are in the TPM.
+func (e *EK) textOfTPM(b *strings.Builder) {
+	if e.PersistentHandle != "" {
+		fmt.Fprintf(b, "EK: persistent, handle %s\n", e.PersistentHandle)
+	} else {
+		b.WriteString("EK: created when needed; none is persistent\n")
+	}
+	if e.CertificateIndex == "" {
+		b.WriteString("EK certificate: the TPM has none for this EK; servers can admit the machine by its EK hash\n")
+	} else {
+		fmt.Fprintf(b, "EK certificate: at NV index %s\n", e.CertificateIndex)
+	}
+}
+
+// PEM returns the EK, then the certificates that could be read, each as a
 // block of PEM (RFC 7468).
-func inPEM(r *tpm.Report) (string, error) {
+func PEM(r *tpm.Report) (string, error) {
 	der, err := x509.MarshalPKIXPublicKey(r.EK.Public)
 	if err != nil {
 		return "", fmt.Errorf("encode the EK: %w", err)
@@ -90,33 +100,37 @@ func inPEM(r *tpm.Report) (string, error) {
 	return b.String(), nil
 }
 
-func describeCertificate(b *strings.Builder, c *tpm.Certificate) {
-	if c.Err != nil {
-		fmt.Fprintf(b, "\nCertificate at %v\n", c.Err)
+func (c *Certificate) text(b *strings.Builder) {
+	switch {
+	case c.Error != "":
+		fmt.Fprintf(b, "\nCertificate at %s\n", c.Error)
 		return
+	case c.Index != "":
+		fmt.Fprintf(b, "\nCertificate at NV index %s\n", c.Index)
+	default:
+		b.WriteString("\nCertificate\n")
 	}
-	cert := c.Certificate
-	fmt.Fprintf(b, "\nCertificate at NV index %#08x\n", c.Index)
-	if keyType, err := attestor.KeyTypeOf(cert.PublicKey); err == nil {
-		fmt.Fprintf(b, "  key:        %s\n", keyType)
+	line := func(label, value string) {
+		if value != "" {
+			fmt.Fprintf(b, "  %-11s %s\n", label+":", value)
+		}
 	}
-	if hash, err := attestor.HashEK(cert.PublicKey); err == nil {
-		fmt.Fprintf(b, "  EK hash:    %s\n", hash)
-	}
-	fmt.Fprintf(b, "  issuer:     %s\n", name(cert.Issuer))
-	fmt.Fprintf(b, "  serial:     %x\n", cert.SerialNumber)
-	if model := tpmName(cert); model != "" {
-		fmt.Fprintf(b, "  TPM:        %s\n", model)
-	}
-	fmt.Fprintf(b, "  valid:      %s to %s\n", date(cert.NotBefore), date(cert.NotAfter))
-	for _, url := range cert.IssuingCertificateURL {
-		fmt.Fprintf(b, "  issuer at:  %s\n", printable(url))
+	line("key", c.KeyType)
+	line("EK hash", c.Hash)
+	line("issuer", printable(c.Issuer))
+	line("serial", c.Serial)
+	line("TPM", printable(c.TPM))
+	line("valid", day(c.NotBefore)+" to "+day(c.NotAfter))
+	for _, url := range c.IssuerURLs {
+		line("issuer at", printable(url))
 	}
 }
 
-func date(t time.Time) string { return t.UTC().Format(time.DateOnly) }
-
-func name(n pkix.Name) string { return printable(n.String()) }
+// day returns the date of a time in RFC 3339.
+func day(stamp string) string {
+	date, _, _ := strings.Cut(stamp, "T")
+	return date
+}
 
 // printable returns s for a terminal, with what a certificate may use to play
 // tricks on one escaped.
@@ -150,7 +164,7 @@ func tpmName(cert *x509.Certificate) string {
 		for _, attr := range directoryName(ext.Value) {
 			for _, known := range tpmAttributes {
 				if value, ok := attr.Value.(string); ok && attr.Type.Equal(known.oid) {
-					parts = append(parts, known.name+" "+printable(value))
+					parts = append(parts, known.name+" "+value)
 				}
 			}
 		}

@@ -1,0 +1,121 @@
+package ekreport
+
+import (
+	"crypto/x509"
+	"errors"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+)
+
+// What is wrong with a TPM's certificates is in the report: who enrols a machine
+// by its certificate should check that the TPM does not show it.
+func TestReportOfBadCertificates(t *testing.T) {
+	got := Text(FromTPM(&tpm.Report{
+		EK:           tpm.EK{KeyType: attestor.P256, Hash: "00ff"},
+		Certificates: []tpm.Certificate{{Index: 0x01C00002, Err: errors.New("NV index 0x01c00002: nothing")}},
+		Chain:        [][]byte{nil, nil},
+		ChainErr:     errors.New("EK certificate chain: NV index 0x01c00101: locked"),
+	}))
+	want := `EK hash: 00ff  (p256)
+EK: created when needed; none is persistent
+EK certificate: the TPM has none for this EK; servers can admit the machine by its EK hash
+
+Certificate at NV index 0x01c00002: nothing
+
+CA certificates in the TPM: 2
+
+EK certificate chain: NV index 0x01c00101: locked
+`
+	if got != want {
+		t.Errorf("report:\n%s\nwant:\n%s", got, want)
+	}
+}
+
+// Who is told to look for a line of the report finds it: the sample in the
+// documentation has the lines that the report has, in its order.
+func TestSampleInTheDocumentation(t *testing.T) {
+	maker := attestortest.New(t, attestortest.Options{CA: attestortest.NewCA(t, "Example vendor")})
+	cert, err := x509.ParseCertificate(maker.Claim().Certificate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert.IssuingCertificateURL = []string{"http://pki.example.org/ca.crt"}
+	found := tpm.Certificate{Index: 0x01C00002, Certificate: cert}
+	report := Text(FromTPM(&tpm.Report{
+		EK:           tpm.EK{KeyType: attestor.RSA2048, Hash: maker.EKHash(), Certificate: &found},
+		Certificates: []tpm.Certificate{found},
+	}))
+	page, err := os.ReadFile("../../../docs/plugin_agent_nodeattestor_tpm.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, sample, _ := strings.Cut(string(page), "tpm-attestor-agent -ek\n")
+	sample, _, ok := strings.Cut(sample, "```")
+	if got, want := labels(sample), labels(report); !ok || len(want) < 10 || !slices.Equal(got, want) {
+		t.Errorf("the sample has the lines %q, the report %q", got, want)
+	}
+}
+
+// labels returns what each line begins with, up to a colon.
+func labels(report string) []string {
+	var all []string
+	for line := range strings.Lines(report) {
+		label, _, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ":")
+		all = append(all, label)
+	}
+	return all
+}
+
+// Who fills a mirror by this gets every certificate that can be read, those of the
+// chain too; a certificate that cannot be read must not become an empty block, and
+// a report without a key no file that names no machine.
+func TestPEM(t *testing.T) {
+	ca := attestortest.NewCA(t, "Example vendor")
+	text, err := PEM(&tpm.Report{
+		EK: tpm.EK{Public: ca.Certificate.PublicKey},
+		Certificates: []tpm.Certificate{
+			{Err: errors.New("unreadable")},
+			{Certificate: ca.Certificate},
+		},
+		Chain: [][]byte{ca.Certificate.Raw},
+	})
+	if err != nil || strings.Count(text, "BEGIN CERTIFICATE") != 2 || !strings.HasPrefix(text, "-----BEGIN PUBLIC KEY") {
+		t.Errorf("%v\n%s", err, text)
+	}
+	if text, err := PEM(&tpm.Report{}); err == nil || text != "" {
+		t.Errorf("without a key: %q", text)
+	}
+}
+
+// A subject alternative name that cannot be read names no TPM, and is no reason
+// to stop.
+func TestUnreadableAlternativeName(t *testing.T) {
+	for _, der := range [][]byte{nil, {0x30, 0x05}, {0x30, 0x02, 0xA4, 0x00}, {0x30, 0x03, 0x82, 0x01, 'x'}} {
+		if attrs := directoryName(der); len(attrs) > 0 {
+			t.Errorf("%x: %v", der, attrs)
+		}
+	}
+}
+
+// A certificate's text comes from whoever made the TPM: on a terminal it must
+// stay text.
+func TestPrintable(t *testing.T) {
+	for in, want := range map[string]string{
+		"CN=Infineon":  "CN=Infineon",
+		"a \"b\" \\":   `a "b" \\`,
+		"\x1b[2Jgone":  `\x1b[2Jgone`,
+		"two\nlines":   `two\nlines`,
+		"\u202eright":  `\u202eright`,
+		"Zürich \xff?": `Z\u00fcrich \xff?`,
+	} {
+		if got := printable(in); got != want {
+			t.Errorf("%q: %s, want %s", in, got, want)
+		}
+	}
+}

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/mirror"
+)
+
+func newCertificates(output *format) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "certificates",
+		Short: "Prepare the certificates that servers without Internet access need",
+		Args:  cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError("%q is not a command", args[0])
+			}
+			return cmd.Help()
+		},
+	}
+	cmd.AddCommand(newFill(output))
+	return cmd
+}
+
+// fillFlags are the flags of certificates fill.
+type fillFlags struct {
+	config          string
+	hosts, services []string
+	noCRLs, force   bool
+}
+
+func newFill(output *format) *cobra.Command {
+	var f fillFlags
+	cmd := &cobra.Command{
+		Use:   "fill FOLDER FILE...",
+		Short: "Fetch what verifies the machines' EK certificates into a folder",
+		Long: `fill fetches into FOLDER what servers without Internet access need to verify the EK certificates of the
+machines in each FILE, as printed by tpm-attestor ek --pem ("-" is the standard input): certificates that
+TPMs do not carry, their issuers and CRLs. A FILE may also be the certificate of a CA that cannot be
+fetched. A web server with FOLDER as its root is what mirror_url expects.
+
+Hosts and services may be given in the configuration, by flags, or both. CRLs are fetched if the
+configuration uses them, or without --config. It can be run again and goes on where it stopped: issuers are
+fetched again after 30 days, CRLs after an hour.
+
+Exit code 1 says that something is missing; what was fetched is kept.`,
+		Example: examples(
+			"tpm-attestor certificates fill /srv/mirror --config server.conf machines/*.pem",
+			"tpm-attestor certificates fill /srv/mirror --aia-host pki.infineon.com machine.pem",
+		),
+		Args: func(_ *cobra.Command, args []string) error {
+			switch len(args) {
+			case 0:
+				return usageError("name the folder")
+			case 1:
+				return usageError("name the machines' files, as printed by tpm-attestor ek --pem")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return runFill(cmd, f, *output, args[0], args[1:]) },
+	}
+	cmd.Flags().StringVar(&f.config, "config", "", "the servers' configuration: SPIRE Server's, or just the "+
+		"contents of plugin_data")
+	cmd.Flags().StringArrayVar(&f.hosts, "aia-host", nil, "an entry of the key aia_hosts; repeatable")
+	cmd.Flags().StringArrayVar(&f.services, "ek-certificate-url", nil,
+		"VENDOR=URL, an entry of the key ek_certificate_urls; repeatable")
+	cmd.Flags().BoolVar(&f.noCRLs, "no-crl", false, "do not fetch revocation lists (CRLs)")
+	cmd.Flags().BoolVar(&f.force, "force", false, "fetch everything again, even what is fresh")
+	return cmd
+}
+
+// filled is what certificates fill prints as JSON.
+type filled struct {
+	Version int `json:"version"`
+	EKs     int `json:"eks"`
+	Fetched int `json:"fetched"`
+	Kept    int `json:"kept"`
+	Missing int `json:"missing"`
+}
+
+func runFill(cmd *cobra.Command, f fillFlags, output format, folder string, files []string) error {
+	cfg, err := f.mirrorConfig(cmd)
+	if err != nil {
+		return err
+	}
+	var machines mirror.Machines
+	for _, name := range files {
+		content, err := readAtMost(cmd, name, mirror.MaxInput)
+		if err == nil {
+			err = machines.Read(content)
+		}
+		if err != nil {
+			return &exitError{exitUsage, fmt.Errorf("read the machines in %s: %w", name, err)}
+		}
+	}
+	cfg.Folder, cfg.Force, cfg.CRLs = folder, f.force, cfg.CRLs && !f.noCRLs
+	var progress io.Writer = cmd.OutOrStdout()
+	if output == outputJSON {
+		progress = cmd.ErrOrStderr()
+	}
+	cfg.Progress = progress
+	s, fault := mirror.Fill(cmd.Context(), cfg, &machines)
+	if output == outputJSON {
+		err = printJSON(cmd, filled{1, machines.Len(), s.Fetched, s.Kept, s.Missing})
+	} else {
+		err = printText(cmd, fmt.Sprintf("%d EKs: %d fetched, %d kept, %d missing\n",
+			machines.Len(), s.Fetched, s.Kept, s.Missing))
+	}
+	switch {
+	case fault != nil:
+		return fmt.Errorf("fill the mirror: %w: run it again; what was fetched is kept", fault)
+	case err != nil:
+		return err
+	case s.Missing > 0:
+		return errors.New("the mirror is incomplete: see MISSING above and run it again; what was fetched is kept")
+	}
+	return nil
+}
+
+// mirrorConfig returns what the configuration and the flags say, both together.
+func (f *fillFlags) mirrorConfig(cmd *cobra.Command) (mirror.Config, error) {
+	cfg := mirror.Config{CRLs: true}
+	if f.config != "" {
+		text, err := readAtMost(cmd, f.config, maxConfig)
+		if err != nil {
+			return cfg, &exitError{exitUsage, fmt.Errorf("read the configuration: %w", err)}
+		}
+		// The files that it names are on the servers, and not here.
+		c, err := config.ParseFile(string(text))
+		if err != nil {
+			return cfg, &exitError{exitUsage, fmt.Errorf("read the configuration: %w", err)}
+		}
+		cfg = c.Mirrored()
+	}
+	cfg.Hosts = append(cfg.Hosts, f.hosts...)
+	for _, s := range f.services {
+		name, base, found := strings.Cut(s, "=")
+		if !found || name != "intel" && name != "amd" {
+			return cfg, usageError("--ek-certificate-url %q: write intel=https://… or amd=https://…", s)
+		}
+		cfg.Services = append(cfg.Services, mirror.Service{Name: name, Base: base})
+	}
+	if len(cfg.Hosts) == 0 && len(cfg.Services) == 0 {
+		return cfg, usageError("there is nowhere to fetch from: give --config with aia_hosts or " +
+			"ek_certificate_urls, --aia-host or --ek-certificate-url")
+	}
+	return cfg, nil
+}

@@ -1,0 +1,224 @@
+package main
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
+)
+
+// maxEKFile is how long a file with EKs may be, in bytes.
+const maxEKFile = 64 << 20
+
+// ekFlags are the flags of the command ek.
+type ekFlags struct {
+	device, key     string
+	onlyHash, asPEM bool
+}
+
+func newEK(output *format) *cobra.Command {
+	var f ekFlags
+	cmd := &cobra.Command{
+		Use:   "ek [FILE...]",
+		Short: "Show EK hashes, key types and EK certificates",
+		Long: `ek shows by what a machine is enrolled: the EK hash, the type of the key and the EK certificates.
+
+Without a FILE, it asks this machine's TPM, as a user with access to it, and leaves nothing in the TPM.
+Passwords of the TPM's hierarchies, if a site has set them, are read from the environment:
+TPM_ENDORSEMENT_PASSWORD and TPM_OWNER_PASSWORD.
+
+A FILE holds a public key or EK certificates in PEM, an EK certificate in DER as it is read from a TPM,
+or a TPMT_PUBLIC or TPM2B_PUBLIC as other tools write it. "-" is the standard input.`,
+		Example: examples(
+			"tpm-attestor ek",
+			"tpm-attestor ek --hash >> /srv/lists/machines.txt",
+			"tpm-attestor ek --pem > machine.pem",
+			"tpm-attestor ek --output json machine.pem",
+		),
+		RunE: func(cmd *cobra.Command, args []string) error { return runEK(cmd, f, *output, args) },
+	}
+	cmd.Flags().StringVar(&f.device, "device", "", "the TPM: a path such as /dev/tpmrm0, or unix:/path for the "+
+		"socket of a software TPM (default /dev/tpmrm0, else /dev/tpm0)")
+	cmd.Flags().StringVar(&f.key, "key", "auto", "the type of the endorsement key, as the agent's key ek: "+
+		"auto, rsa2048, p256, p384 or rsa3072")
+	cmd.Flags().BoolVar(&f.onlyHash, "hash", false, "print just the EK hashes, a line each")
+	cmd.Flags().BoolVar(&f.asPEM, "pem", false, "print this TPM's EK and all its certificates as PEM, "+
+		"for tpm-attestor certificates fill")
+	return cmd
+}
+
+func runEK(cmd *cobra.Command, f ekFlags, output format, files []string) error {
+	if f.onlyHash && f.asPEM || (f.onlyHash || f.asPEM) && output == outputJSON {
+		return usageError("choose one of --hash, --pem and --output json")
+	}
+	if len(files) > 0 && (f.asPEM || cmd.Flags().Changed("device") || cmd.Flags().Changed("key")) {
+		return usageError("--pem, --device and --key are for the TPM of this machine: leave them out, or the files")
+	}
+	if len(files) == 0 {
+		return ekOfTPM(cmd, f, output)
+	}
+	var eks []ekreport.EK
+	for _, name := range files {
+		content, err := readAtMost(cmd, name, maxEKFile)
+		if err != nil {
+			return fmt.Errorf("read the EK: %w", err)
+		}
+		found, err := eksIn(name, content)
+		if err != nil {
+			return &exitError{exitRefused, fmt.Errorf("%s: %w", name, err)}
+		}
+		eks = append(eks, found...)
+	}
+	return printEKs(cmd, f, output, eks)
+}
+
+// ekOfTPM shows the EK of this machine's TPM.
+func ekOfTPM(cmd *cobra.Command, f ekFlags, output format) error {
+	t, err := ekreport.Open(f.device, f.key, os.Getenv)
+	if err != nil {
+		return &exitError{exitUsage, err}
+	}
+	report, err := ekreport.Inspect(cmd.Context(), t)
+	if err != nil {
+		return err
+	}
+	if f.asPEM {
+		text, err := ekreport.PEM(report)
+		if err != nil {
+			return err
+		}
+		return printText(cmd, text)
+	}
+	return printEKs(cmd, f, output, []ekreport.EK{ekreport.FromTPM(report)})
+}
+
+func printEKs(cmd *cobra.Command, f ekFlags, output format, eks []ekreport.EK) error {
+	if output == outputJSON {
+		return printJSON(cmd, struct {
+			Version int           `json:"version"`
+			EKs     []ekreport.EK `json:"eks"`
+		}{1, eks})
+	}
+	var text strings.Builder
+	for i, ek := range eks {
+		switch {
+		case f.onlyHash:
+			text.WriteString(ek.Hash + "\n")
+			continue
+		case i > 0:
+			text.WriteString("\n")
+		}
+		text.WriteString(ekreport.Text(ek))
+	}
+	return printText(cmd, text.String())
+}
+
+// eksIn returns the EKs in a file, each once, in the order of the file.
+func eksIn(name string, content []byte) ([]ekreport.EK, error) {
+	l := ekList{from: name, at: map[string]int{}}
+	if !bytes.Contains(content, []byte("-----BEGIN")) {
+		err := l.binary(content)
+		return l.eks, err
+	}
+	begun, number := bytes.Count(content, []byte("-----BEGIN")), 0
+	for {
+		var block *pem.Block
+		if block, content = pem.Decode(content); block == nil {
+			break
+		}
+		number++
+		if err := l.block(block); err != nil {
+			return nil, fmt.Errorf("PEM block %d: %w", number, err)
+		}
+	}
+	switch {
+	case number != begun:
+		return nil, fmt.Errorf("only %d of %d PEM blocks can be decoded: is the file cut off?", number, begun)
+	case len(l.eks) == 0:
+		return nil, errors.New("there is no EK in it: write PUBLIC KEY or CERTIFICATE blocks")
+	}
+	return l.eks, nil
+}
+
+// An ekList collects the EKs of a file.
+type ekList struct {
+	from string
+	eks  []ekreport.EK
+	at   map[string]int // by EK hash, the place in eks
+}
+
+// binary reads a file that is not PEM.
+func (l *ekList) binary(content []byte) error {
+	if cert, err := attestor.ParseEKCertificate(content); err == nil {
+		if cert.IsCA {
+			return errors.New("it is the certificate of a CA, and holds no EK")
+		}
+		return l.certificate(cert)
+	}
+	if key, err := x509.ParsePKIXPublicKey(content); err == nil {
+		_, err := l.key(key)
+		return err
+	}
+	key, err := attestor.ParseEKPublic(content)
+	if err != nil {
+		return fmt.Errorf("neither PEM nor an EK certificate or public key in DER nor a TPMT_PUBLIC: %w", err)
+	}
+	_, err = l.key(key)
+	return err
+}
+
+func (l *ekList) block(block *pem.Block) error {
+	switch block.Type {
+	case "PUBLIC KEY":
+		key, err := x509.ParsePKIXPublicKey(block.Bytes)
+		if err == nil {
+			_, err = l.key(key)
+		}
+		return err
+	case "CERTIFICATE", "X509 CERTIFICATE":
+		cert, err := attestor.ParseEKCertificate(block.Bytes)
+		if err != nil || cert.IsCA { // a CA's, which stands beside EKs, has no EK
+			return err
+		}
+		return l.certificate(cert)
+	}
+	return nil
+}
+
+func (l *ekList) certificate(cert *x509.Certificate) error {
+	ek, err := l.key(cert.PublicKey)
+	if err == nil {
+		ek.Certificates = append(ek.Certificates, ekreport.OfCertificate(cert))
+	}
+	return err
+}
+
+// key returns the entry of a key.
+func (l *ekList) key(key crypto.PublicKey) (*ekreport.EK, error) {
+	hash, err := attestor.HashEK(key)
+	if err != nil {
+		return nil, err
+	}
+	i, ok := l.at[hash]
+	if !ok {
+		keyType, err := attestor.KeyTypeOf(key)
+		if err != nil {
+			return nil, err
+		}
+		i = len(l.eks)
+		l.at[hash] = i
+		l.eks = append(l.eks, ekreport.EK{
+			From: l.from, Hash: hash, KeyType: string(keyType), Certificates: []ekreport.Certificate{},
+		})
+	}
+	return &l.eks[i], nil
+}

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+)
+
+func TestMain(m *testing.M) {
+	os.Exit(testscript.RunMain(m, map[string]func() int{
+		"tpm-attestor": func() int { main(); return 0 },
+	}))
+}
+
+// The command line is an interface: scripts of operators parse it.
+func TestScripts(t *testing.T) {
+	device := swtpmtest.Start(t, swtpmtest.Options{}).Device
+	vendor := newVendor(t)
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata", RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("TPM", device)
+			env.Setenv("VENDOR", vendor.host)
+			if err := writePublicAreas(env.WorkDir); err != nil {
+				return err
+			}
+			return vendor.write(env.WorkDir)
+		},
+	})
+}
+
+// writePublicAreas writes an EK as a TPMT_PUBLIC and as a TPM2B_PUBLIC.
+func writePublicAreas(folder string) error {
+	template, err := attestor.TemplateFor(attestor.RSA2048)
+	if err != nil {
+		return err
+	}
+	public := template.Public
+	modulus := append([]byte{0xC1}, make([]byte, 254)...)
+	public.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: append(modulus, 1)})
+	return errors.Join(
+		os.WriteFile(filepath.Join(folder, "ek.tpmt"), tpm2.Marshal(public), 0o600),
+		os.WriteFile(filepath.Join(folder, "ek.tpm2b"), tpm2.Marshal(tpm2.New2B(public)), 0o600),
+	)
+}
+
+type fullDisk struct{}
+
+func (fullDisk) Write([]byte) (int, error) { return 0, errors.New("the disk is full") }
+
+// An output that could not be written is no success: a script would enrol a machine
+// by nothing.
+func TestUnwritableOutputFails(t *testing.T) {
+	t.Parallel()
+	config := filepath.Join(t.TempDir(), "server.hcl")
+	if err := os.WriteFile(config, []byte(`source "hash_dir" "a" { path = "/" }`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var stderr strings.Builder
+	for _, args := range [][]string{{"validate", config}, {"validate", config, "-o", "json"}} {
+		if code := run(t.Context(), args, streams{strings.NewReader(""), fullDisk{}, &stderr}); code != exitFailed {
+			t.Errorf("%q: exit code %d: %s", args, code, &stderr)
+		}
+	}
+}
+
+// A script tells by the exit code a command line that was not understood from one that
+// failed, and finds what to do in the last line.
+func TestUsageErrors(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{
+		{"bogus"},
+		{"certificates", "bogus"},
+		{"ek", "--bogus"},
+		{"ek", "-o", "xml"},
+		{"ek", "--hash", "--pem"},
+		{"ek", "--hash", "-o", "json"},
+		{"ek", "--pem", "file"},
+		{"ek", "--key", "rsa1024"},
+		{"validate"},
+		{"validate", "a", "b"},
+		{"certificates", "fill"},
+		{"certificates", "fill", "folder"},
+		{"certificates", "fill", "folder", "file"},
+		{"certificates", "fill", "folder", "file", "--ek-certificate-url", "https://x/"},
+	} {
+		var stdout, stderr strings.Builder
+		code := run(t.Context(), args, streams{strings.NewReader(""), &stdout, &stderr})
+		if code != exitUsage || stdout.Len() > 0 || !strings.HasSuffix(stderr.String(), "--help.\n") {
+			t.Errorf("%q: exit code %d, %q, %q", args, code, &stdout, &stderr)
+		}
+	}
+}
+
+// Every command has a help with an example, and says so on standard output.
+func TestHelp(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"ek"}, {"validate"}, {"certificates", "fill"}} {
+		var stdout strings.Builder
+		code := run(t.Context(), append(args, "--help"), streams{strings.NewReader(""), &stdout, io.Discard})
+		if code != 0 || !strings.Contains(stdout.String(), "Examples:\n  tpm-attestor "+strings.Join(args, " ")) {
+			t.Errorf("%q: exit code %d\n%s", args, code, &stdout)
+		}
+	}
+}
