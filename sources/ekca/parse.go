@@ -3,10 +3,11 @@ package ekca
 import (
 	"bytes"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
 // An entry is a certificate with its place in its file, counted from 1.
@@ -57,16 +58,12 @@ func parseDER(data []byte) ([]entry, error) {
 // decoded, since it may have been cut off, and leaves out complete blocks that
 // are no certificate.
 func parsePEM(data []byte) (entries []entry, notes []string, err error) {
-	begun := bytes.Count(data, []byte(pemBegin))
-	decoded, certs := 0, 0
-	// The decoder wants the first line to begin with the block.
-	data = bytes.TrimPrefix(data, []byte("\ufeff"))
-	for {
-		var block *pem.Block
-		if block, data = pem.Decode(data); block == nil {
-			break
-		}
-		decoded++
+	blocks, err := smallfile.Blocks(data)
+	if err != nil {
+		return nil, nil, err
+	}
+	certs := 0
+	for _, block := range blocks {
 		switch {
 		case block.Type == "CERTIFICATE" || block.Type == "X509 CERTIFICATE":
 			certs++
@@ -81,10 +78,6 @@ func parsePEM(data []byte) (entries []entry, notes []string, err error) {
 		default:
 			notes = append(notes, fmt.Sprintf("contains a PEM block of type %q, which is not used", block.Type))
 		}
-	}
-	if decoded != begun {
-		return nil, nil, fmt.Errorf(
-			"is damaged: it begins %d PEM blocks, but only %d are complete", begun, decoded)
 	}
 	return entries, notes, nil
 }

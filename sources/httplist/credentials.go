@@ -3,7 +3,6 @@ package httplist
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -14,9 +13,9 @@ import (
 )
 
 const (
-	// maxFile is the largest file of certificates or of a key, maxToken the
-	// longest bearer token, maxHeader the header of an answer; in bytes.
-	maxFile, maxToken, maxHeader = 4 << 20, 8 << 10, 64 << 10
+	// maxToken is the longest bearer token, maxHeader the longest header of an
+	// answer, in bytes.
+	maxToken, maxHeader = 8 << 10, 64 << 10
 	// maxRedirects is how many redirects are followed, on the same host.
 	maxRedirects = 3
 )
@@ -69,40 +68,20 @@ func (s *Source) tlsConfig(ctx context.Context) (*tls.Config, error) {
 		return config, nil
 	}
 	if path := s.cfg.CAPath; path != "" {
-		data, err := smallfile.Read(path, maxFile)
+		pool, err := smallfile.CertPool(path)
 		if err != nil {
-			return nil, fmt.Errorf("read the CA certificates: %w", err)
+			return nil, err
 		}
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(data) {
-			return nil, fmt.Errorf("there is no CA certificate in %q: add one in PEM", path)
-		}
+		config.RootCAs = pool
 	}
 	if s.cfg.ClientCertPath != "" {
-		pair, err := s.clientCertificate()
+		pair, err := smallfile.KeyPair(s.cfg.ClientCertPath, s.cfg.ClientKeyPath)
 		if err != nil {
 			return nil, err
 		}
 		config.Certificates = []tls.Certificate{pair}
 	}
 	return config, nil
-}
-
-func (s *Source) clientCertificate() (tls.Certificate, error) {
-	certs, err := smallfile.Read(s.cfg.ClientCertPath, maxFile)
-	if err != nil {
-		return tls.Certificate{}, fmt.Errorf("read the client certificate: %w", err)
-	}
-	key, err := smallfile.Read(s.cfg.ClientKeyPath, maxFile)
-	if err != nil {
-		return tls.Certificate{}, fmt.Errorf("read the key of the client certificate: %w", err)
-	}
-	pair, err := tls.X509KeyPair(certs, key)
-	if err != nil {
-		return tls.Certificate{}, fmt.Errorf("the client certificate %q with the key %q: %w",
-			s.cfg.ClientCertPath, s.cfg.ClientKeyPath, err)
-	}
-	return pair, nil
 }
 
 var errRedirect = errors.New("redirected to another host, or too often: configure the final URL")

@@ -114,7 +114,7 @@ func TestBearerToken(t *testing.T) {
 		}
 	})
 	cfg := o.config()
-	cfg.BearerTokenPath = write(t, "token", []byte("first\n"))
+	cfg.BearerTokenPath = write(t, "token", []byte("\ufefffirst\n")) // as an editor on Windows writes it
 	s := loaded(t, cfg)
 	if sent != "Bearer first" {
 		t.Errorf("sent %q", sent)

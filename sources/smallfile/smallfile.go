@@ -1,17 +1,22 @@
 // Package smallfile reads the small files that an operator names beside a source:
 // keys, certificates, tokens, data source names.
+//
+// Editors on Windows put a byte order mark in front of a text. Read and Certificates
+// take it away, so that no reader of such a file has to.
 package smallfile
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"os"
 	"syscall"
 )
 
-// Read reads a regular file of at most limit bytes, by links or not. A longer one,
-// and what is no regular file, is an error; it does not wait for the writer of a
-// FIFO. It is safe for concurrent use.
+// Read reads a regular file of at most limit bytes, by links or not, and returns it
+// without a byte order mark in front. A longer one, and what is no regular file, is
+// an error; it does not wait for the writer of a FIFO. It is safe for concurrent
+// use.
 func Read(path string, limit int64) ([]byte, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) //nolint:gosec // G304: the operator names it
 	if err != nil {
@@ -32,5 +37,9 @@ func Read(path string, limit int64) ([]byte, error) {
 	case int64(len(data)) > limit:
 		return nil, fmt.Errorf("%q is longer than %d bytes", path, limit)
 	}
-	return data, nil
+	return TrimMark(data), nil
 }
+
+// TrimMark returns data without a byte order mark (RFC 3629, 6) in front: for content
+// that was not read by Read.
+func TrimMark(data []byte) []byte { return bytes.TrimPrefix(data, []byte("\ufeff")) }

@@ -44,3 +44,19 @@ func TestRead(t *testing.T) {
 		}
 	}
 }
+
+// A byte order mark in a token or a data source name would be sent as a part of it.
+// Only the one in front is none of the text, and it does not make a file too long twice.
+func TestReadTakesTheByteOrderMarkAway(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "token")
+	for content, want := range map[string]string{
+		mark + "ab": "ab", mark: "", mark + mark: mark, "a" + mark: "a" + mark, mark[:2]: mark[:2],
+	} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := smallfile.Read(path, 6); err != nil || string(got) != want {
+			t.Errorf("%q: %q, %v, want %q", content, got, err, want)
+		}
+	}
+}

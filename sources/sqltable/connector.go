@@ -3,7 +3,6 @@ package sqltable
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"database/sql/driver"
 	"errors"
 	"fmt"
@@ -76,29 +75,17 @@ func (c *connector) tls() (*tls.Config, error) {
 	if c.cfg.CAPath == "" {
 		return nil, nil //nolint:nilnil // there is none
 	}
-	pem, err := smallfile.Read(c.cfg.CAPath, maxPEM)
+	pool, err := smallfile.CertPool(c.cfg.CAPath)
 	if err != nil {
-		return nil, fmt.Errorf("read the CA certificates: %w", err)
+		return nil, err
 	}
-	config := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: x509.NewCertPool()}
-	if !config.RootCAs.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("there is no CA certificate in %q: add one in PEM", c.cfg.CAPath)
-	}
+	config := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool}
 	if c.cfg.ClientCertPath == "" {
 		return config, nil
 	}
-	cert, err := smallfile.Read(c.cfg.ClientCertPath, maxPEM)
+	pair, err := smallfile.KeyPair(c.cfg.ClientCertPath, c.cfg.ClientKeyPath)
 	if err != nil {
-		return nil, fmt.Errorf("read the client certificate: %w", err)
-	}
-	key, err := smallfile.Read(c.cfg.ClientKeyPath, maxPEM)
-	if err != nil {
-		return nil, fmt.Errorf("read the key of the client certificate: %w", err)
-	}
-	pair, err := tls.X509KeyPair(cert, key)
-	if err != nil {
-		return nil, fmt.Errorf("the client certificate %q with the key %q: %w",
-			c.cfg.ClientCertPath, c.cfg.ClientKeyPath, err)
+		return nil, err
 	}
 	config.Certificates = []tls.Certificate{pair}
 	return config, nil

@@ -11,8 +11,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
-// The longest files, in bytes: that of the DSN and those of certificates.
-const maxDSN, maxPEM = 16 << 10, 4 << 20
+// maxDSN is the longest file of a DSN, in bytes.
+const maxDSN = 16 << 10
 
 // A dsnFile is a data source name and the file that it was read from. It is
 // never part of an error or a log: it holds the password.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
 // MaxInput is how long a file of Machines.Read may be, in bytes.
@@ -43,28 +44,23 @@ func (m *Machines) Len() int { return len(m.eks) }
 // read, nothing of the file is taken.
 func (m *Machines) Read(content []byte) error {
 	var add Machines
-	if !bytes.Contains(content, []byte("-----BEGIN")) {
+	if content = smallfile.TrimMark(content); !bytes.Contains(content, []byte("-----BEGIN")) {
 		if err := add.certificate(content); err != nil {
 			return fmt.Errorf("neither PEM nor an EK certificate in DER: %w", err)
 		}
 		m.join(&add)
 		return nil
 	}
-	begun, number := bytes.Count(content, []byte("-----BEGIN")), 0
-	for {
-		var block *pem.Block
-		if block, content = pem.Decode(content); block == nil {
-			break
-		}
-		number++
+	blocks, err := smallfile.Blocks(content)
+	if err != nil {
+		return err
+	}
+	for i, block := range blocks {
 		if err := add.block(block); err != nil {
-			return fmt.Errorf("PEM block %d: %w", number, err)
+			return fmt.Errorf("PEM block %d: %w", i+1, err)
 		}
 	}
-	switch {
-	case number != begun:
-		return fmt.Errorf("only %d of %d PEM blocks can be decoded: is the file cut off?", number, begun)
-	case len(add.eks) == 0 && len(add.cas) == 0:
+	if len(add.eks) == 0 && len(add.cas) == 0 {
 		return errors.New("there is no EK in it: create it with `tpm-attestor-agent -pem` on the machine")
 	}
 	m.join(&add)

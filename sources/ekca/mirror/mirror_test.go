@@ -517,11 +517,12 @@ func TestReadMachines(t *testing.T) {
 		"two":                 {inPEM(t, false, one, two), 2, ""},
 		"DER":                 {one.Claim().Certificate, 1, ""},
 		"with words":          {slices.Concat([]byte("EK hash: …\n"), good, bad("X509 CRL", nil)), 1, ""},
+		"byte order mark":     {slices.Concat([]byte("\ufeff"), inPEM(t, false, one, two)), 2, ""},
 		"nothing":             {nil, 0, "neither PEM nor an EK certificate"},
 		"words":               {[]byte("EK hash: 00"), 0, "neither PEM nor an EK certificate"},
 		"a CA alone":          {bad("CERTIFICATE", v.root.Certificate.Raw), 0, ""},
 		"a key of no TPM's":   {bad("RSA PRIVATE KEY", nil), 0, "tpm-attestor-agent -pem"},
-		"cut off":             {good[:len(good)-50], 0, "only 1 of 2 PEM blocks"},
+		"cut off":             {good[:len(good)-50], 0, "begins 2 PEM blocks, but only 1"},
 		"damaged certificate": {slices.Concat(good, bad("CERTIFICATE", []byte("x"))), 0, "PEM block 3: "},
 		"damaged key":         {slices.Concat(good, bad("PUBLIC KEY", []byte("x"))), 0, "PEM block 3: read the public key"},
 	} {
