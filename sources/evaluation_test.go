@@ -30,7 +30,6 @@ func TestTwoSteps(t *testing.T) {
 		{Name: "others", Any: []string{"other"}},
 		{Name: "soon", Any: []string{"list"}, Trial: true},
 	}}, sources.Options{}, member("pcrs", pcrs), member("other", other), member("list", list))
-	s.Start(t.Context(), nil)
 
 	ev := sourcetest.NewEvidence(t)
 	e := s.Begin(ev)

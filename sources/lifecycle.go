@@ -26,12 +26,6 @@ func (r *runner) start() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.holders, r.ctx, r.cancel, r.started = 1, ctx, cancel, time.Now()
-	_, loads := r.source.(Refresher)
-	_, runs := r.source.(Runner)
-	if !loads && !runs {
-		close(r.first)
-		return
-	}
 	r.work.Go(func() { r.live(ctx) })
 }
 
@@ -76,15 +70,17 @@ func (r *runner) waitStopped() {
 
 // live is the life of a runner, from the first Refresh to the end of ctx.
 func (r *runner) live(ctx context.Context) {
-	if _, ok := r.source.(Refresher); ok {
-		_ = r.refresh(ctx) // logged there
-	}
+	_, loads := r.source.(Refresher)
+	_ = r.refresh(ctx) // logged there
 	close(r.first)
+	if !loads {
+		r.work.Go(func() { r.watchProbes(ctx) })
+	}
 	if follow, ok := r.source.(Runner); ok {
 		r.follow(ctx, follow)
 		return
 	}
-	for pause := minPause; !r.hasLoaded() && sleep(ctx, pause); pause = min(2*pause, maxPause) {
+	for pause := minPause; loads && !r.hasLoaded() && sleep(ctx, pause); pause = min(2*pause, maxPause) {
 		_ = r.refresh(ctx)
 	}
 }
@@ -117,16 +113,21 @@ func (r *runner) follow(ctx context.Context, source Runner) {
 
 // refresh makes one attempt to load the source's data, after the one that is
 // being made where there is one. It returns by its deadline even where the source
-// does not; until that attempt has ended, further ones fail at once.
+// does not; until that attempt has ended, further ones fail at once. A source that
+// loads nothing is probed.
 func (r *runner) refresh(ctx context.Context) error {
 	source, ok := r.source.(Refresher)
 	if !ok {
-		return errors.New("the source has no Refresh")
+		return r.probe(ctx)
 	}
 	for {
 		attempt, err := r.beginRefresh(ctx)
 		if err == nil {
-			return r.attemptRefresh(ctx, source, attempt)
+			err = r.attemptRefresh(ctx, source, attempt)
+			if err == nil && r.failing.Load() {
+				_ = r.probe(ctx) // whether it can tell again shows at once, not at the next attestation
+			}
+			return err
 		}
 		if attempt == nil {
 			return err

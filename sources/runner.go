@@ -25,6 +25,7 @@ type runner struct {
 	fetches chan struct{} // for each that asks the network; nil without a fetcher
 	stuck   atomic.Int64  // of both, those that were abandoned and have not returned
 	failing atomic.Bool   // the last check could not tell
+	why     atomic.Value  // the error of the check by which that began
 	network networkHealth
 
 	life
@@ -185,6 +186,9 @@ func (r *runner) noteCheck(err error) {
 		return
 	}
 	failed := err != nil && !errors.Is(err, ErrNeedsChallenge)
+	if failed {
+		r.why.Store(checkError{err})
+	}
 	if r.failing.Load() == failed || r.failing.Swap(failed) == failed {
 		return
 	}
@@ -195,6 +199,11 @@ func (r *runner) noteCheck(err error) {
 	}
 	r.changed()
 }
+
+// A checkError is the error of a check, of one type for atomic.Value.
+type checkError struct{ error }
+
+func (e checkError) Unwrap() error { return e.error }
 
 // fetchLogPause is how long no further failure to fetch is logged of one source:
 // each is about the evidence of one machine, and is in the line about that.
@@ -240,6 +249,9 @@ func (r *runner) status() SourceStatus {
 	r.network.mu.Lock()
 	s.Fetched, s.FetchesFailed = r.network.ok, r.network.failed
 	r.network.mu.Unlock()
+	if why, ok := r.why.Load().(checkError); ok && s.Failing && s.Err == nil {
+		s.Err = why
+	}
 	if err != nil {
 		s.Err = err
 	}

@@ -245,8 +245,8 @@ type SourceStatus struct {
 	Loads bool
 	// Status is what the source reports; zero if it is not a Reporter.
 	Status
-	// Err is why the last Refresh failed; nil after one that succeeded and
-	// before the first.
+	// Err is why the last Refresh failed or, if none has, why the last check could
+	// not tell; otherwise nil.
 	Err error
 	// Refreshed and Failed count the attempts to load that have succeeded and
 	// failed since the source was started.

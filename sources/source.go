@@ -117,7 +117,8 @@ type Runner interface {
 	// has ended. The function refresh makes one attempt through Refresh, under
 	// the Set's own deadline, guard and log, and returns its error; Run must call
 	// it and never Refresh itself. The first Refresh has been made before Run is
-	// called, whether or not it succeeded.
+	// called, whether or not it succeeded. For a source that is no Refresher, refresh
+	// asks Check about a TPM that nobody has, and takes note of what Status says.
 	//
 	// Calls of Run never overlap. If it returns or panics before ctx has ended, it
 	// is called again after a pause.

@@ -143,9 +143,6 @@ func TestQueryThatListsEverybody(t *testing.T) {
 			s := d.open(func(c *sqltable.Config) { c.Query = query })
 			wantCannotTell(t, s, sourcetest.NewEvidence(t), "it would list every TPM")
 			wantCannotTell(t, s, listed, "it would list every TPM")
-			if err := s.Run(t.Context(), nil); err == nil {
-				t.Errorf("%s: Run finds nothing wrong", query)
-			}
 		}
 	})
 }

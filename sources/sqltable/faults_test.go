@@ -105,9 +105,14 @@ func TestDownAtStart(t *testing.T) {
 		s := d.open(nil)
 		s.SetRetryPause(0)
 		wantCannotTell(t, s, ev, "connect")
-		if err := s.Run(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "check the database: ") {
-			t.Errorf("Run: %v", err)
+		set, err := sources.NewSet([]sources.Member{{Name: "db", Kind: "sql", Source: s}},
+			sources.AnyOf("db"), sources.Options{})
+		must(t, err)
+		set.Start(t.Context(), nil)
+		if st := set.Status()[0]; st.Up() || st.Err == nil || !strings.Contains(st.Err.Error(), "connect") {
+			t.Errorf("up %v, error %v", st.Up(), st.Err)
 		}
+		set.Close()
 		must(t, d.server.Start())
 		run(t, s)
 		wantListed(t, s, ev, true)
