@@ -14,6 +14,7 @@ FUZZTIME  ?= 10s
 COUNT     ?= 6
 BENCH     ?= .
 PKG       ?= ./...
+AGENTS    ?= 1000
 
 ##@ To use it
 
@@ -65,6 +66,12 @@ bench: test-packages ## every benchmark COUNT (6) times, into .cache/bench (BENC
 .PHONY: bench-compare
 bench-compare: test-packages ## the benchmarks here against those of another commit (BASE=HEAD)
 	@.ci/bench compare '$(BENCH)' '$(PKG)' '$(COUNT)' '$(or $(BASE),HEAD)'
+
+.PHONY: storm
+storm: build ## what attestations cost a real SPIRE server under AGENTS (1000) machines, beside x509pop
+	@set -e; spire=$$(e2e/spire.sh); cd e2e; \
+	SPIRE_DIR="$$spire" PLUGIN_DIR="$(CURDIR)/bin" go test -count=1 -timeout 30m -v \
+		-run '^TestStormOfAgents$$' . -storm.agents=$(AGENTS)
 
 ##@ To change it
 

@@ -24,11 +24,21 @@ import (
 // test wants.
 type client struct {
 	agentv1.AgentClient
-	csr []byte
+	conn *grpc.ClientConn
+	csr  []byte
 }
 
-// client connects to s as an agent does, by TLS with the server's SVID checked.
+// client returns a client that the test closes when it ends.
 func (w *world) client(s *spiretest.Server) client {
+	w.t.Helper()
+	c := w.newClient(s)
+	w.t.Cleanup(func() { c.conn.Close() })
+	return c
+}
+
+// newClient returns a client that connects to s as an agent does when it is first
+// used, by TLS with the server's SVID checked. The caller closes its connection.
+func (w *world) newClient(s *spiretest.Server) client {
 	w.t.Helper()
 	td := spiffeid.RequireTrustDomainFromString(s.TrustDomain)
 	bundle, err := x509bundle.Load(td, s.BundlePath)
@@ -41,7 +51,6 @@ func (w *world) client(s *spiretest.Server) client {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.t.Cleanup(func() { conn.Close() })
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		w.t.Fatal(err)
@@ -50,7 +59,7 @@ func (w *world) client(s *spiretest.Server) client {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return client{AgentClient: agentv1.NewAgentClient(conn), csr: csr}
+	return client{AgentClient: agentv1.NewAgentClient(conn), conn: conn, csr: csr}
 }
 
 // errLeft is returned by an answer that leaves instead.
@@ -61,6 +70,13 @@ var errLeft = errors.New("left in the middle")
 func (c client) attest(ctx context.Context, payload []byte,
 	answer func(challenge []byte) ([]byte, error),
 ) (string, error) {
+	return c.attestBy(ctx, "tpm", payload, answer)
+}
+
+// attestBy is attest by the node attestor of that name.
+func (c client) attestBy(ctx context.Context, attestor string, payload []byte,
+	answer func(challenge []byte) ([]byte, error),
+) (string, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := c.AttestAgent(ctx)
@@ -69,7 +85,7 @@ func (c client) attest(ctx context.Context, payload []byte,
 	}
 	rsp, err := exchange(stream, &agentv1.AttestAgentRequest{
 		Step: &agentv1.AttestAgentRequest_Params_{Params: &agentv1.AttestAgentRequest_Params{
-			Data:   &types.AttestationData{Type: "tpm", Payload: payload},
+			Data:   &types.AttestationData{Type: attestor, Payload: payload},
 			Params: &agentv1.AgentX509SVIDParams{Csr: c.csr},
 		}},
 	})

@@ -31,6 +31,13 @@ type world struct {
 // newWorld lets the test run beside the others, for a minute and a half at most.
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	const limit = 90 * time.Second
+	return newWorldFor(t, limit)
+}
+
+// newWorldFor is newWorld with another limit of time.
+func newWorldFor(t *testing.T, limit time.Duration) *world {
+	t.Helper()
 	t.Parallel()
 	programs, err := spiretest.Find()
 	if err != nil {
@@ -40,7 +47,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	t.Cleanup(func() {
 		cancel()
 		if err := os.RemoveAll(dir); err != nil {

@@ -17,6 +17,7 @@ type serverConfig struct {
 	PluginCmd                string
 	PluginData               string // HCL, or empty where DataFile is set
 	DataFile                 string
+	LogLevel, MorePlugins    string
 }
 
 // The limits on attestations a second are SPIRE's protection, and would hide
@@ -28,7 +29,7 @@ var serverTemplate = template.Must(template.New("server.conf").Parse(`server {
   bind_port    = {{.Port}}
   socket_path  = "{{.Socket}}"
   data_dir     = "{{.Dir}}"
-  log_level    = "DEBUG"
+  log_level    = "{{.LogLevel}}"
   ca_ttl       = "24h"
 {{- if .AgentTTL}}
   agent_ttl    = "{{.AgentTTL}}"
@@ -64,6 +65,7 @@ plugins {
     }
 {{- end}}
   }
+{{.MorePlugins}}
 }
 `))
 

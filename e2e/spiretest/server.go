@@ -1,6 +1,7 @@
 package spiretest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,6 +41,9 @@ type ServerConfig struct {
 	// Metrics lets the server show its metrics to Prometheus: see
 	// Server.MetricsURL. It is for configurations that are made, in HCL.
 	Metrics bool
+	// LogLevel is "DEBUG" if it is empty. It is for configurations that are made,
+	// in HCL, and so is MorePlugins: blocks of other plugins.
+	LogLevel, MorePlugins string
 	// Detached lets the server outlive the caller.
 	Detached bool
 }
@@ -110,9 +114,8 @@ func (p Programs) WriteServerConfig(c ServerConfig) (*Server, error) {
 	if err := makeDir(c.Dir); err != nil {
 		return nil, err
 	}
-	if c.TrustDomain == "" {
-		c.TrustDomain = "example.org"
-	}
+	c.TrustDomain = cmp.Or(c.TrustDomain, "example.org")
+	c.LogLevel = cmp.Or(c.LogLevel, "DEBUG")
 	port, err := FreePort()
 	if err != nil {
 		return nil, err
@@ -129,6 +132,7 @@ func (p Programs) WriteServerConfig(c ServerConfig) (*Server, error) {
 	data := serverConfig{
 		Dir: c.Dir, TrustDomain: c.TrustDomain, Socket: s.Socket, Port: port,
 		AgentTTL: c.AgentTTL, PluginCmd: p.ServerPlugin, PluginData: c.PluginData,
+		LogLevel: c.LogLevel, MorePlugins: c.MorePlugins,
 	}
 	if c.Metrics {
 		if data.MetricsPort, err = FreePort(); err != nil {

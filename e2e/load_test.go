@@ -1,0 +1,396 @@
+package e2e_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"flag"
+	"fmt"
+	"math/big"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
+)
+
+var (
+	stormAgents = flag.Int("storm.agents", 100, "agents that attest in each load of TestStormOfAgents")
+	stormAtOnce = flag.Int("storm.at-once", 16, "how many of them at the same time")
+	stormOnly   = flag.String("storm.only", "", "run only the load of that name, and x509pop")
+)
+
+// A load is what a server is put under: how it is configured, and agents that all
+// attest once.
+type load struct {
+	name   string
+	server spiretest.ServerConfig
+	agents []agent
+	want   codes.Code
+	// each is called once a second for as long as agents attest.
+	each func(*spiretest.Server)
+}
+
+// An agent is what one machine says.
+type agent struct {
+	attestor string
+	payload  []byte
+	answer   func(challenge []byte) ([]byte, error)
+}
+
+// cost is what a load has taken.
+type cost struct {
+	wall            time.Duration
+	server, plugin  time.Duration // of CPU
+	latencies       []time.Duration
+	files, filesEnd int // that the plugin had open before and after
+	memory          int64
+}
+
+// Many agents attest at once, each with a TPM and a connection of its own: all end
+// as they must, and the plugin keeps nothing. What it costs is a table, beside what
+// SPIRE's own x509pop costs in the same run: `make storm` has more agents.
+func TestStormOfAgents(t *testing.T) {
+	n := *stormAgents
+	const each = 500 * time.Millisecond
+	w := newWorldFor(t, 3*time.Minute+time.Duration(n)*each)
+	loads := []load{
+		w.x509pop(n), w.listed(n), w.strangers(n), w.certified(n), w.rewritten(n),
+	}
+	var table strings.Builder
+	tab := tabwriter.NewWriter(&table, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(tab, "load\tagents\ta second\tp50 ms\tp99 ms\tserver µs\tplugin µs\tplugin's share\t")
+	for _, l := range loads {
+		if *stormOnly != "" && l.name != *stormOnly && l.name != "x509pop" {
+			continue
+		}
+		t.Run(l.name, func(t *testing.T) {
+			c := w.in(t).run(l)
+			c.row(tab, l.name)
+			const slack = 4 // files that a reload or a list's watch holds for a moment
+			if c.filesEnd > c.files+slack {
+				t.Errorf("the plugin had %d files open before and has %d now", c.files, c.filesEnd)
+			}
+			const limit = 128 << 20
+			if c.memory > limit {
+				t.Errorf("the plugin grew to %d MiB", c.memory>>20)
+			}
+		})
+	}
+	if err := tab.Flush(); err != nil {
+		t.Error(err)
+	}
+	t.Logf("CPU for each attestation, %d at once:\n%s", *stormAtOnce, &table)
+}
+
+// row writes what a load has taken, for each attestation.
+func (c *cost) row(tab *tabwriter.Writer, name string) {
+	slices.Sort(c.latencies)
+	n := len(c.latencies)
+	if n == 0 {
+		return
+	}
+	each := func(d time.Duration) time.Duration { return d / time.Duration(n) }
+	const percent = 100
+	fmt.Fprintf(tab, "%s\t%d\t%.0f\t%.1f\t%.1f\t%d\t%d\t%.1f %%\t\n", name, n,
+		float64(n)/c.wall.Seconds(),
+		c.latencies[n/2].Seconds()*1000, c.latencies[n*99/percent].Seconds()*1000,
+		each(c.server).Microseconds(), each(c.plugin).Microseconds(),
+		percent*c.plugin.Seconds()/(c.server+c.plugin).Seconds())
+}
+
+// run puts a server under a load. The first agents, whose turn is not counted, warm
+// everything up.
+func (w *world) run(l load) *cost {
+	w.t.Helper()
+	l.server.LogLevel, l.server.Metrics, l.server.DataFile = "INFO", true, true
+	s := w.server(l.server)
+	plugin := w.pluginPID(s)
+	w.attestAll(s, &l, l.agents[:min(len(l.agents), 2**stormAtOnce)])
+
+	c := &cost{files: w.openFiles(plugin)}
+	server0, plugin0, begun := w.cpu(s.PID()), w.cpu(plugin), time.Now()
+	stop := every(time.Second, func() {
+		if l.each != nil {
+			l.each(s)
+		}
+	})
+	c.latencies = w.attestAll(s, &l, l.agents)
+	stop()
+	c.wall = time.Since(begun)
+	c.server, c.plugin = w.cpu(s.PID())-server0, w.cpu(plugin)-plugin0
+	c.filesEnd, c.memory = w.openFiles(plugin), w.peakMemory(plugin)
+	if now := w.pluginPID(s); now != plugin {
+		w.t.Errorf("the plugin was process %d and is process %d", plugin, now)
+	}
+	if l.each != nil {
+		w.waitLog(s.Process, 0, "Plugin reconfigured")
+	}
+	return c
+}
+
+// every calls f at once and then again and again until the function that it returns
+// is called, which waits for it.
+func every(interval time.Duration, f func()) (stop func()) {
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		ticker := time.NewTicker(interval)
+		defer ticker.Stop()
+		for {
+			f()
+			select {
+			case <-done:
+				return
+			case <-ticker.C:
+			}
+		}
+	})
+	return func() { close(done); wg.Wait() }
+}
+
+// attestAll lets agents attest, some at a time, and returns how long each took.
+func (w *world) attestAll(s *spiretest.Server, l *load, agents []agent) []time.Duration {
+	w.t.Helper()
+	var mu sync.Mutex
+	var took []time.Duration
+	var wg sync.WaitGroup
+	todo := make(chan agent)
+	for range *stormAtOnce {
+		wg.Go(func() {
+			for a := range todo {
+				c := w.newClient(s)
+				begun := time.Now()
+				_, err := c.attestBy(w.ctx, a.attestor, a.payload, a.answer)
+				elapsed := time.Since(begun)
+				_ = c.conn.Close()
+				if got := status.Code(err); got != l.want {
+					w.t.Errorf("an agent is told %v, want %v: %v", got, l.want, err)
+				}
+				mu.Lock()
+				took = append(took, elapsed)
+				mu.Unlock()
+			}
+		})
+	}
+	for _, a := range agents {
+		todo <- a
+	}
+	close(todo)
+	wg.Wait()
+	return took
+}
+
+// cpu returns how much CPU a process has taken so far, with all of its threads.
+func (w *world) cpu(pid int) time.Duration {
+	w.t.Helper()
+	// CPUCLOCK_SCHED of a process: see clock_getcpuclockid(3).
+	const pidShift, sched = 3, 2
+	var ts unix.Timespec
+	if err := unix.ClockGettime(^int32(pid)<<pidShift|sched, &ts); err != nil {
+		w.t.Fatalf("CPU time of process %d: %v", pid, err)
+	}
+	return time.Duration(ts.Nano())
+}
+
+// openFiles returns how many files a process has open.
+func (w *world) openFiles(pid int) int {
+	w.t.Helper()
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return len(fds)
+}
+
+// machines returns agents with a TPM each, from number first on, and the TPMs.
+func (w *world) machines(first, n int, ca func(i int) *attestortest.CA) ([]agent, []*attestortest.TPM) {
+	w.t.Helper()
+	var agents []agent
+	var tpms []*attestortest.TPM
+	for i := range n {
+		o := attestortest.Options{EK: attestor.P256, Number: first + i}
+		if ca != nil {
+			o.CA = ca(i)
+		}
+		tpm := attestortest.New(w.t, o)
+		tpms = append(tpms, tpm)
+		agents = append(agents, agent{"tpm", tpm.Payload(w.t), incumbentAnswer(tpm)})
+	}
+	return agents, tpms
+}
+
+// listed are machines in a hash_dir, each admitted.
+func (w *world) listed(n int) load {
+	w.t.Helper()
+	agents, tpms := w.machines(0, n, nil)
+	dir := w.folder("hashes")
+	for _, tpm := range tpms {
+		w.write(filepath.Join(dir, tpm.EKHash()), "")
+	}
+	return load{name: "listed", agents: agents, server: inventory("hash_dir", dir)}
+}
+
+// strangers are machines that nobody has listed, each refused.
+func (w *world) strangers(n int) load {
+	w.t.Helper()
+	l := w.listed(n)
+	l.name, l.want = "strangers", codes.PermissionDenied
+	l.agents, _ = w.machines(n, n, nil)
+	return l
+}
+
+// certified are machines with EK certificates of 300 CAs.
+func (w *world) certified(n int) load {
+	w.t.Helper()
+	const many = 300
+	dir := w.folder("cas")
+	cas := make([]*attestortest.CA, many)
+	for i := range cas {
+		cas[i] = attestortest.NewCA(w.t, fmt.Sprintf("chip maker %d", i))
+		w.write(filepath.Join(dir, fmt.Sprintf("%d.pem", i)), string(cas[i].PEM()))
+	}
+	agents, _ := w.machines(0, n, func(i int) *attestortest.CA { return cas[i%many] })
+	return load{name: "300 CAs", agents: agents, server: spiretest.ServerConfig{
+		PluginData: fmt.Sprintf("source \"ek_ca\" \"vendors\" {\n ca_path = %q\n crl = \"off\"\n}", dir),
+	}}
+}
+
+// rewritten are machines in a hash_file that is written anew each second, when the
+// plugin is configured anew as well.
+func (w *world) rewritten(n int) load {
+	w.t.Helper()
+	agents, tpms := w.machines(0, n, nil)
+	list := filepath.Join(w.folder("list"), "hashes.txt")
+	var hashes strings.Builder
+	for _, tpm := range tpms {
+		hashes.WriteString(tpm.EKHash() + "\n")
+	}
+	round := 0
+	rewrite := func() error {
+		round++
+		other := sha256.Sum256(fmt.Append(nil, round))
+		next := list + ".next"
+		return errors.Join(
+			os.WriteFile(next, []byte(hashes.String()+hex.EncodeToString(other[:])+"\n"), 0o600),
+			os.Rename(next, list))
+	}
+	if err := rewrite(); err != nil {
+		w.t.Fatal(err)
+	}
+	config := inventory("hash_file", list)
+	each := func(s *spiretest.Server) {
+		// The comment makes it another configuration.
+		text := config.PluginData + fmt.Sprintf("\nsource \"hash_file\" \"round-%d\" { path = %q }\n"+
+			"allow \"fleet\" { any = [\"inventory\", \"round-%d\"] }\n", round%2, list, round%2)
+		if err := errors.Join(rewrite(), s.Reconfigure(text)); err != nil {
+			w.t.Error(err)
+		}
+	}
+	return load{name: "rewritten", agents: agents, server: config, each: each}
+}
+
+func inventory(kind, path string) spiretest.ServerConfig {
+	return spiretest.ServerConfig{PluginData: fmt.Sprintf("source %q \"inventory\" { path = %q }", kind, path)}
+}
+
+// x509pop are machines with a certificate, whose key they prove to SPIRE itself.
+func (w *world) x509pop(n int) load {
+	w.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	ca := w.certificate(&x509.Certificate{
+		Subject: pkix.Name{CommonName: "machines"}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign,
+	}, nil, key, key)
+	bundle := filepath.Join(w.folder("x509pop"), "ca.pem")
+	w.write(bundle, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Raw})))
+	l := load{name: "x509pop", server: inventory("hash_dir", w.folder("hashes"))}
+	l.server.MorePlugins = fmt.Sprintf("NodeAttestor \"x509pop\" { plugin_data { ca_bundle_path = %q } }", bundle)
+	for i := range n {
+		own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		cert := w.certificate(&x509.Certificate{
+			Subject: pkix.Name{CommonName: fmt.Sprintf("machine-%d", i)}, KeyUsage: x509.KeyUsageDigitalSignature,
+		}, ca, own, key)
+		payload, err := json.Marshal(map[string]any{"certificates": [][]byte{cert.Raw}})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		l.agents = append(l.agents, agent{"x509pop", payload, popAnswer(own)})
+	}
+	return l
+}
+
+// certificate issues a certificate for own, by itself if there is no issuer.
+func (w *world) certificate(template, issuer *x509.Certificate, own, by *ecdsa.PrivateKey) *x509.Certificate {
+	w.t.Helper()
+	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	template.SerialNumber = serial
+	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	if issuer == nil {
+		issuer = template
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, issuer, own.Public(), by)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return cert
+}
+
+// popAnswer answers as SPIRE's x509pop agent plugin does.
+func popAnswer(key *ecdsa.PrivateKey) func([]byte) ([]byte, error) {
+	type message struct {
+		Nonce []byte `json:"nonce"`
+		R     []byte `json:"r,omitempty"`
+		S     []byte `json:"s,omitempty"`
+	}
+	type envelope struct {
+		ECDSA message `json:"ecdsa_signature"`
+	}
+	return func(b []byte) ([]byte, error) {
+		var challenge envelope
+		if err := json.Unmarshal(b, &challenge); err != nil {
+			return nil, err
+		}
+		nonce := make([]byte, len(challenge.ECDSA.Nonce))
+		if _, err := rand.Read(nonce); err != nil {
+			return nil, err
+		}
+		digest := sha256.Sum256(slices.Concat(challenge.ECDSA.Nonce, nonce))
+		r, s, err := ecdsa.Sign(rand.Reader, key, digest[:])
+		if err != nil {
+			return nil, err
+		}
+		return json.Marshal(envelope{message{Nonce: nonce, R: r.Bytes(), S: s.Bytes()}})
+	}
+}
