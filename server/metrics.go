@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"math"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -23,7 +24,7 @@ import (
 //   - tpm.attestation.trial counts them by each rule on trial, with its effect and
 //     what it came to.
 //   - tpm.attestation.elapsed_time is how long they took, in milliseconds, by
-//     outcome.
+//     outcome: of each maxSamples within metricsInterval, chosen at random.
 //   - tpm.source counts answers by source and verdict.
 //   - tpm.source.up, .entries, .serial, .serial_low, .age and .stuck are what each
 //     source serves, tpm.source.refresh counts its attempts to load, and
@@ -32,8 +33,8 @@ import (
 //     machines; see addresses.
 //   - tpm.heartbeat counts how often the gauges were told: it grows for as long as
 //     the plugin lives.
-//   - tpm.dropped counts attestations that are missing above, because SPIRE took
-//     metrics more slowly than machines attested.
+//   - tpm.dropped counts events that are missing above, because SPIRE took no
+//     metrics and there was no room for more counters that wait.
 const (
 	metricRoot    = "tpm"
 	metricAttest  = "attestation"
@@ -59,81 +60,31 @@ const (
 
 // The limits of metrics.
 const (
-	metricsQueued = 1024
-	// metricsBatch is how many attestations are counted together at most.
-	metricsBatch   = 128
+	// metricsInterval is how often SPIRE is told what was counted meanwhile: a call
+	// costs SPIRE and the plugin as much as a large part of an attestation.
+	metricsInterval = time.Second
+	// metricsTimeout bounds telling all of it.
 	metricsTimeout = 5 * time.Second
+	// flushTimeout bounds telling the rest at the end: a shutdown waits for that.
+	flushTimeout = time.Second
+	// maxSamples is how many attestations of one outcome are timed in an interval.
+	maxSamples = 8
+	// maxCounters is how many counters wait to be told: twice as many as the largest
+	// configuration has.
+	maxCounters = 8192
 )
 
-// metrics hands measurements to SPIRE, one after another, without anybody
-// waiting for it. The nil metrics measure nothing.
+// metrics counts in memory and tells SPIRE once in an interval, so that no
+// attestation waits for SPIRE. The nil metrics measure nothing. Metrics are safe for
+// concurrent use.
 type metrics struct {
 	client *metricsv1.MetricsServiceClient
-	events chan event
 	stop   context.CancelFunc
 	done   sync.WaitGroup
 
-	mu      sync.Mutex
-	dropped int
-}
-
-// event is what is measured of one attestation. It shares the decision's slices,
-// which nobody changes any more.
-type event struct {
-	outcome     outcome
-	elapsed     time.Duration
-	allow, deny []string
-	trials      []sources.Trial
-	answers     []sources.Answer
-}
-
-// startMetrics starts to hand measurements to SPIRE until close.
-func startMetrics(client *metricsv1.MetricsServiceClient) *metrics {
-	ctx, cancel := context.WithCancel(context.Background())
-	m := &metrics{client: client, events: make(chan event, metricsQueued), stop: cancel}
-	m.done.Go(func() { m.run(ctx) })
-	return m
-}
-
-// close stops it and waits. What is queued is lost.
-func (m *metrics) close() {
-	if m == nil {
-		return
-	}
-	m.stop()
-	m.done.Wait()
-}
-
-// attested measures one attestation. It never waits.
-func (m *metrics) attested(o outcome, elapsed time.Duration, d *sources.Decision) {
-	if m == nil {
-		return
-	}
-	e := event{outcome: o, elapsed: elapsed, allow: d.Rules, trials: d.Trials, answers: d.Answers}
-	switch o {
-	case outcomeRefused:
-		e.deny = d.Denied
-	case outcomeUnavailable:
-		e.deny = d.MaybeDenied
-	}
-	select {
-	case m.events <- e:
-	default:
-		m.mu.Lock()
-		m.dropped++
-		m.mu.Unlock()
-	}
-}
-
-func (m *metrics) run(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case e := <-m.events:
-			m.emit(ctx, e)
-		}
-	}
+	mu     sync.Mutex
+	counts map[counter]int
+	times  map[outcome]*times
 }
 
 // counter is a counter with its labels.
@@ -142,52 +93,161 @@ type counter struct {
 	labels [3][2]string
 }
 
-// emit hands over an event, and counts together with it what has queued up
-// meanwhile, metricsBatch of them at most: counters are told under load too.
-func (m *metrics) emit(ctx context.Context, e event) {
-	counts := map[counter]int{}
-	for n, more := 1, true; more; n++ {
-		m.sample(ctx, e)
-		e.count(counts)
-		if n == metricsBatch || ctx.Err() != nil {
-			break
-		}
+// times are how long attestations took: a random choice of all of them.
+type times struct {
+	all    int
+	chosen []time.Duration
+}
+
+// startMetrics starts to tell SPIRE what is counted, until close.
+func startMetrics(client *metricsv1.MetricsServiceClient) *metrics {
+	ctx, cancel := context.WithCancel(context.Background())
+	m := &metrics{client: client, stop: cancel, counts: map[counter]int{}, times: map[outcome]*times{}}
+	m.done.Go(func() { m.run(ctx) })
+	return m
+}
+
+// close tells SPIRE the rest, within flushTimeout, and stops.
+func (m *metrics) close() {
+	if m == nil {
+		return
+	}
+	m.stop()
+	m.done.Wait()
+}
+
+func (m *metrics) run(ctx context.Context) {
+	ticker := time.NewTicker(metricsInterval)
+	defer ticker.Stop()
+	for {
 		select {
-		case e = <-m.events:
-		default:
-			more = false
+		case <-ctx.Done():
+			m.tell(context.WithoutCancel(ctx), flushTimeout)
+			return
+		case <-ticker.C:
+			m.tell(ctx, metricsTimeout)
 		}
-	}
-	m.mu.Lock()
-	if m.dropped > 0 {
-		counts[counter{name: [2]string{metricDropped}}] += m.dropped
-		m.dropped = 0
-	}
-	m.mu.Unlock()
-	for c, n := range counts {
-		m.add(ctx, c, float32(n))
 	}
 }
 
-// count counts what happened in one attestation.
-func (e *event) count(counts map[counter]int) {
-	counts[ofOutcome(e.outcome)]++
-	for _, name := range e.allow {
-		counts[ofRule(e.outcome, effectAllow, name)]++
+// attested measures one attestation. It never waits for SPIRE.
+func (m *metrics) attested(o outcome, elapsed time.Duration, d *sources.Decision) {
+	if m == nil {
+		return
 	}
-	for _, name := range e.deny {
-		counts[ofRule(e.outcome, effectDeny, name)]++
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.addLocked(ofOutcome(o), 1)
+	for _, name := range d.Rules {
+		m.addLocked(ofRule(o, effectAllow, name), 1)
 	}
-	for _, t := range e.trials {
+	for _, name := range deniedBy(o, d) {
+		m.addLocked(ofRule(o, effectDeny, name), 1)
+	}
+	for _, t := range d.Trials {
 		effect := effectAllow
 		if t.Deny {
 			effect = effectDeny
 		}
-		counts[ofTrial(effect, t.Rule, resultOf(t))]++
+		m.addLocked(ofTrial(effect, t.Rule, resultOf(t)), 1)
 	}
-	for _, a := range e.answers {
-		counts[ofAnswer(a.Source, a.Result())]++
+	for _, a := range d.Answers {
+		m.addLocked(ofAnswer(a.Source, a.Result()), 1)
 	}
+	if m.times[o] == nil {
+		m.times[o] = &times{}
+	}
+	m.times[o].add(elapsed)
+}
+
+// deniedBy returns the deny rules that decided.
+func deniedBy(o outcome, d *sources.Decision) []string {
+	switch o {
+	case outcomeRefused:
+		return d.Denied
+	case outcomeUnavailable:
+		return d.MaybeDenied
+	default:
+		return nil
+	}
+}
+
+// add adds to a counter. With n = 0, SPIRE knows of the counter before its first
+// event.
+func (m *metrics) add(c counter, n int) {
+	if m == nil {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.addLocked(c, n)
+}
+
+func (m *metrics) addLocked(c counter, n int) {
+	if _, known := m.counts[c]; !known && len(m.counts) >= maxCounters {
+		c = counter{name: [2]string{metricDropped}}
+	}
+	m.counts[c] += n
+}
+
+// add adds a duration, which takes the place of another one if there are enough:
+// each is among the chosen with the same probability (Vitter's algorithm R).
+func (t *times) add(d time.Duration) {
+	t.all++
+	if len(t.chosen) < maxSamples {
+		t.chosen = append(t.chosen, d)
+		return
+	}
+	if i := rand.IntN(t.all); i < maxSamples { //nolint:gosec // a choice of samples is no secret
+		t.chosen[i] = d
+	}
+}
+
+// tell tells SPIRE what has been counted since the last time. A count that SPIRE does
+// not take is told the next time; if SPIRE took it and answers too late, twice.
+func (m *metrics) tell(ctx context.Context, limit time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	m.mu.Lock()
+	counts, all := m.counts, m.times
+	m.counts, m.times = map[counter]int{}, map[outcome]*times{}
+	m.mu.Unlock()
+	for c, n := range counts {
+		if err := m.incr(ctx, c, n); err != nil {
+			m.add(c, n)
+		}
+	}
+	for o, t := range all {
+		for _, d := range t.chosen {
+			m.sample(ctx, o, d)
+		}
+	}
+}
+
+func (m *metrics) incr(ctx context.Context, c counter, n int) error {
+	req := &metricsv1.IncrCounterRequest{Key: []string{metricRoot}, Val: float32(n)}
+	for _, part := range c.name {
+		if part != "" {
+			req.Key = append(req.Key, part)
+		}
+	}
+	for _, l := range c.labels {
+		if l[0] != "" {
+			req.Labels = append(req.Labels, &metricsv1.Label{Name: l[0], Value: l[1]})
+		}
+	}
+	_, err := m.client.IncrCounter(ctx, req)
+	return err
+}
+
+// sample tells how long one attestation took. A sample that SPIRE does not take is
+// lost: it is one of many.
+func (m *metrics) sample(ctx context.Context, o outcome, elapsed time.Duration) {
+	_, _ = m.client.AddSample(ctx, &metricsv1.AddSampleRequest{
+		Key:    []string{metricRoot, metricAttest, metricElapsed},
+		Val:    float32(elapsed.Seconds() * 1000),
+		Labels: []*metricsv1.Label{{Name: "outcome", Value: string(o)}},
+	})
 }
 
 // The effects of rules.
@@ -235,63 +295,23 @@ func ofAnswer(source, verdict string) counter {
 	return counter{[2]string{metricSource}, [3][2]string{{"source", source}, {"verdict", verdict}}}
 }
 
-// add adds to one counter. An error is no reason to do anything: SPIRE is then
-// going away or does not take metrics.
-func (m *metrics) add(ctx context.Context, c counter, n float32) {
-	req := &metricsv1.IncrCounterRequest{Key: []string{metricRoot}, Val: n}
-	for _, part := range c.name {
-		if part != "" {
-			req.Key = append(req.Key, part)
-		}
-	}
-	for _, l := range c.labels {
-		if l[0] != "" {
-			req.Labels = append(req.Labels, &metricsv1.Label{Name: l[0], Value: l[1]})
-		}
-	}
-	ctx, cancel := context.WithTimeout(ctx, metricsTimeout)
-	defer cancel()
-	_, _ = m.client.IncrCounter(ctx, req)
-}
-
 // attempts adds to a source's attempts to load (metricRefresh) or to fetch what
-// evidence names (metricFetch). The nil metrics measure nothing.
-func (m *metrics) attempts(ctx context.Context, name, source string, n attempts) {
-	if m == nil {
-		return
-	}
+// evidence names (metricFetch).
+func (m *metrics) attempts(name, source string, n attempts) {
 	of := func(result string) counter {
 		return counter{[2]string{metricSource, name}, [3][2]string{{"source", source}, {"result", result}}}
 	}
-	m.add(ctx, of("ok"), float32(n.ok))
-	m.add(ctx, of("failed"), float32(n.failed))
+	m.add(of("ok"), int(n.ok))
+	m.add(of("failed"), int(n.failed))
 }
 
 // alternated adds to the attestations of EKs from several addresses in turn.
-func (m *metrics) alternated(ctx context.Context, n int64) {
-	if m == nil {
-		return
-	}
-	m.add(ctx, counter{name: [2]string{metricEK, metricAlternating}}, float32(n))
+func (m *metrics) alternated(n int64) {
+	m.add(counter{name: [2]string{metricEK, metricAlternating}}, int(n))
 }
 
 // beat tells that the plugin lives.
-func (m *metrics) beat(ctx context.Context) {
-	if m == nil {
-		return
-	}
-	m.add(ctx, counter{name: [2]string{metricBeat}}, 1)
-}
-
-// announce tells counters before their first event.
-func (m *metrics) announce(ctx context.Context, counters []counter) {
-	if m == nil {
-		return
-	}
-	for _, c := range counters {
-		m.add(ctx, c, 0)
-	}
-}
+func (m *metrics) beat() { m.add(counter{name: [2]string{metricBeat}}, 1) }
 
 // expected returns the counters of attestations that alerts are written on.
 func expected(policy sources.Policy, sourceNames []string) []counter {
@@ -344,16 +364,5 @@ func (m *metrics) gauge(ctx context.Context, name, source string, value float64)
 		Key:    []string{metricRoot, metricSource, name},
 		Val:    float32(value),
 		Labels: []*metricsv1.Label{{Name: "source", Value: source}},
-	})
-}
-
-// sample hands over how long one attestation took.
-func (m *metrics) sample(ctx context.Context, e event) {
-	ctx, cancel := context.WithTimeout(ctx, metricsTimeout)
-	defer cancel()
-	_, _ = m.client.AddSample(ctx, &metricsv1.AddSampleRequest{
-		Key:    []string{metricRoot, metricAttest, metricElapsed},
-		Val:    float32(e.elapsed.Seconds() * 1000),
-		Labels: []*metricsv1.Label{{Name: "outcome", Value: string(e.outcome)}},
 	})
 }

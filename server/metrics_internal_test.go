@@ -2,13 +2,17 @@ package server
 
 import (
 	"context"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	metricsv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/common/metrics/v1"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
@@ -31,89 +35,142 @@ func (hungMetrics) AddSample(
 	return nil, ctx.Err()
 }
 
-// countingMetrics is a SPIRE in the same process.
+// countingMetrics is a SPIRE that counts what it is told, and how often it is called.
 type countingMetrics struct {
 	metricsv1.MetricsClient
-	counts map[string]float32
+	counts         map[string]float32
+	samples, calls int
+	down           atomic.Bool // it takes nothing
 }
 
-func (
-	m countingMetrics) IncrCounter(_ context.Context, req *metricsv1.IncrCounterRequest, _ ...grpc.CallOption,
+func (m *countingMetrics) IncrCounter(
+	_ context.Context, req *metricsv1.IncrCounterRequest, _ ...grpc.CallOption,
 ) (*emptypb.Empty, error) {
+	m.calls++
+	if m.down.Load() {
+		return nil, status.Error(codes.Unavailable, "down")
+	}
 	m.counts[strings.Join(req.GetKey(), ".")] += req.GetVal()
 	return &emptypb.Empty{}, nil
 }
 
-func (
-	m countingMetrics) AddSample(context.Context, *metricsv1.AddSampleRequest, ...grpc.CallOption,
+func (m *countingMetrics) AddSample(
+	context.Context, *metricsv1.AddSampleRequest, ...grpc.CallOption,
 ) (*emptypb.Empty, error) {
+	m.calls++
+	m.samples++
 	return &emptypb.Empty{}, nil
 }
 
+// startCounting starts metrics that tell a countingMetrics.
+func startCounting() (*metrics, *countingMetrics) {
+	fake := &countingMetrics{counts: map[string]float32{}}
+	return startMetrics(&metricsv1.MetricsServiceClient{MetricsClient: fake}), fake
+}
+
 // A SPIRE that takes no metrics must cost no attestation anything, and neither
-// memory nor the shutdown.
+// memory nor, for long, the shutdown.
 func TestMetricsThatHang(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := startMetrics(&metricsv1.MetricsServiceClient{MetricsClient: hungMetrics{}})
 		begun := time.Now()
-		for range 3 * metricsQueued {
-			m.attested(outcomeRefused, time.Second, &sources.Decision{Denied: []string{"x"}})
+		for i := range 2 * maxCounters {
+			m.attested(outcomeRefused, time.Second, &sources.Decision{Denied: []string{strconv.Itoa(i)}})
 		}
 		if took := time.Since(begun); took != 0 {
 			t.Errorf("attestations waited %v", took)
 		}
-		synctest.Wait()
-		if m.dropped < metricsQueued || len(m.events) > metricsQueued {
-			t.Errorf("%d queued, %d dropped", len(m.events), m.dropped)
-		}
+		time.Sleep(3 * metricsTimeout)
+		begun = time.Now()
 		m.close()
-		if took := time.Since(begun); took != 0 {
+		if took := time.Since(begun); took > flushTimeout {
 			t.Errorf("close waited %v", took)
+		}
+		dropped := m.counts[counter{name: [2]string{metricDropped}}]
+		if len(m.counts) > maxCounters+1 || dropped < maxCounters || len(m.times) > 0 {
+			t.Errorf("%d counters and times of %d outcomes wait, %d dropped", len(m.counts), len(m.times), dropped)
 		}
 	})
 }
 
-// What was dropped is told, or a graph would lie.
-func TestMetricsThatWereDropped(t *testing.T) {
+// What could not be told is told later, and what there was no room for is told as a
+// number, or a graph would lie.
+func TestMetricsOfASPIREThatWasDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fake := countingMetrics{counts: map[string]float32{}}
-		m := startMetrics(&metricsv1.MetricsServiceClient{MetricsClient: fake})
+		m, fake := startCounting()
 		defer m.close()
-		m.dropped = 7
+		fake.down.Store(true)
+		m.add(counter{name: [2]string{metricDropped}}, 7)
+		m.attested(outcomeAdmitted, time.Second, &sources.Decision{})
+		time.Sleep(3 * metricsInterval)
 		m.attested(outcomeAdmitted, time.Second, &sources.Decision{})
 		synctest.Wait()
-		if fake.counts["tpm.dropped"] != 7 || fake.counts["tpm.attestation"] != 1 || m.dropped != 0 {
+		fake.down.Store(false)
+		time.Sleep(metricsInterval)
+		synctest.Wait()
+		if fake.counts["tpm.dropped"] != 7 || fake.counts["tpm.attestation"] != 2 {
 			t.Errorf("counters: %v", fake.counts)
 		}
 	})
 }
 
-// slowMetrics is a SPIRE that takes a millisecond for each sample.
-type slowMetrics struct{ countingMetrics }
-
-func (slowMetrics) AddSample(
-	context.Context, *metricsv1.AddSampleRequest, ...grpc.CallOption,
-) (*emptypb.Empty, error) {
-	time.Sleep(time.Millisecond)
-	return &emptypb.Empty{}, nil
-}
-
-// Strangers that come as fast as SPIRE takes samples must not keep the counters
-// from it: no alert would see them, nor anybody else, for as long as they come.
-func TestMetricsUnderLoad(t *testing.T) {
+// What was counted in the last moments is told at the end, or the attestations of a
+// server that is restarted often would be missing.
+func TestMetricsAtTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fake := slowMetrics{countingMetrics{counts: map[string]float32{}}}
-		m := startMetrics(&metricsv1.MetricsServiceClient{MetricsClient: fake})
-		defer m.close()
-		const came = 10 * metricsBatch
-		for range came {
-			m.attested(outcomeMalformed, time.Second, &sources.Decision{})
-			m.attested(outcomeMalformed, time.Second, &sources.Decision{})
-			time.Sleep(time.Millisecond)
-		}
-		synctest.Wait()
-		if n := fake.counts["tpm.attestation"]; n < came-metricsBatch-1 {
-			t.Errorf("of %d attestations %v are told while more come", 2*came, n)
+		m, fake := startCounting()
+		m.attested(outcomeAdmitted, time.Second, &sources.Decision{})
+		m.close()
+		if fake.counts["tpm.attestation"] != 1 || fake.samples != 1 {
+			t.Errorf("counters: %v, samples: %d", fake.counts, fake.samples)
 		}
 	})
+}
+
+// Strangers that come in thousands must not make the plugin call SPIRE for each: that
+// took a quarter of the CPU of an attestation. The counters are told all the same
+// while they come, or no alert would see them.
+func TestMetricsUnderLoad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, fake := startCounting()
+		defer m.close()
+		const seconds, each = 10, 1000
+		for range seconds * each {
+			m.attested(outcomeRefused, time.Second, &sources.Decision{
+				Denied: []string{"stolen"}, Answers: []sources.Answer{{Source: "list"}},
+			})
+			time.Sleep(metricsInterval / each)
+		}
+		synctest.Wait()
+		if n := fake.counts["tpm.attestation"]; n < (seconds-1)*each {
+			t.Errorf("of %d attestations %v are told while more come", seconds*each, n)
+		}
+		if most := seconds * (3 + maxSamples); fake.calls > most || fake.samples < (seconds-1)*maxSamples {
+			t.Errorf("%d calls, of them %d samples, in %d seconds", fake.calls, fake.samples, seconds)
+		}
+	})
+}
+
+// Each attestation has the same chance to be timed, the last one as the first: times
+// that are only those of the first in each second would show a storm as a calm.
+func TestTimesAreChosenAtRandom(t *testing.T) {
+	const rounds, all = 2000, 10 * maxSamples
+	var early int
+	for range rounds {
+		var s times
+		for i := range all {
+			s.add(time.Duration(i))
+		}
+		if len(s.chosen) != maxSamples {
+			t.Fatalf("%d are chosen", len(s.chosen))
+		}
+		for _, d := range s.chosen {
+			if d < all/2 {
+				early++
+			}
+		}
+	}
+	if share := float64(early) / (rounds * maxSamples); share < 0.45 || share > 0.55 {
+		t.Errorf("%.2f of the chosen are of the first half", share)
+	}
 }

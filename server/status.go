@@ -127,9 +127,9 @@ func (w *watch) tell(ctx context.Context, before map[string]told) map[string]tol
 			w.metrics.gauges(within, name, was.gauges, nil)
 		}
 	}
-	w.announce(within, slices.Collect(maps.Keys(now)))
-	w.metrics.alternated(within, w.alternating.Swap(0))
-	w.metrics.beat(within)
+	w.announce(slices.Collect(maps.Keys(now)))
+	w.metrics.alternated(w.alternating.Swap(0))
+	w.metrics.beat()
 	return now
 }
 
@@ -146,22 +146,22 @@ func (w *watch) tellSource(ctx context.Context, s *sources.SourceStatus, was tol
 		w.logStatus(s, &is.line)
 	}
 	w.metrics.gauges(ctx, s.Name, was.gauges, is.gauges)
-	w.metrics.attempts(ctx, metricRefresh, s.Name, is.refreshed.since(was.refreshed))
+	w.metrics.attempts(metricRefresh, s.Name, is.refreshed.since(was.refreshed))
 	if s.Fetches {
-		w.metrics.attempts(ctx, metricFetch, s.Name, is.fetched.since(was.fetched))
+		w.metrics.attempts(metricFetch, s.Name, is.fetched.since(was.fetched))
 	}
 	return is
 }
 
-// announce tells the counters of a configuration, each once.
-func (w *watch) announce(ctx context.Context, names []string) {
-	all := expected(w.policy(), names)
-	fresh := slices.DeleteFunc(slices.Clone(all), func(c counter) bool { return w.announced[c] })
-	w.metrics.announce(ctx, fresh)
-	w.announced = map[counter]bool{}
-	for _, c := range all {
-		w.announced[c] = true
+// announce tells the counters of a configuration, each once: before its first event.
+func (w *watch) announce(names []string) {
+	all := map[counter]bool{}
+	for _, c := range expected(w.policy(), names) {
+		if all[c] = true; !w.announced[c] {
+			w.metrics.add(c, 0)
+		}
 	}
+	w.announced = all
 }
 
 func lineOf(s *sources.SourceStatus) line {
