@@ -51,7 +51,8 @@ var arrows = []arrow{
 			name != "server/config" && !under(name, "sources")
 	}},
 	{"only the command fills mirrors, for the server's configuration", func(name, dep string) bool {
-		return dep == module+"/sources/ekca/mirror" && name != "server/config" && name != "cmd/tpm-attestor-server"
+		return dep == module+"/sources/ekca/mirror" && name != "server/config" && name != "cmd/tpm-attestor-server" &&
+			name != "cmd/tpm-attestor"
 	}},
 	{"the agent knows neither server nor sources", func(name, dep string) bool {
 		return under(name, "agent") && (under(dep, module+"/server") || under(dep, module+"/sources"))
@@ -59,9 +60,10 @@ var arrows = []arrow{
 	{"the server does not know the agent", func(name, dep string) bool {
 		return under(name, "server") && under(dep, module+"/agent")
 	}},
-	{"each command calls its own half, and nothing calls a command", func(name, dep string) bool {
+	{"each plugin calls its own half, and nothing calls a command", func(name, dep string) bool {
 		return name == "cmd/tpm-attestor-server" && under(dep, module+"/agent") ||
-			name == "cmd/tpm-attestor-agent" && under(dep, module+"/server") || under(dep, module+"/cmd")
+			name == "cmd/tpm-attestor-agent" && under(dep, module+"/server") ||
+			under(dep, module+"/cmd") && !(under(name, "cmd") && under(dep, module+"/cmd/internal"))
 	}},
 	{"helpers of tests are for tests", func(name, dep string) bool {
 		return under(dep, module) && strings.HasSuffix(dep, "test") && !strings.HasSuffix(name, "test")
