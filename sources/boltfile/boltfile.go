@@ -1,8 +1,226 @@
-// Package boltfile handles the files of bbolt databases that serve as caches: open
-// only while they are used, by several processes in turn, whole after a kill, and
-// found out where a disk has damaged them.
+// Package boltfile keeps caches in bbolt files that are replaced as a whole.
 //
-// A database is mapped into memory. So its file is inspected before, as any other
-// file is read, and used under a guard against faults. What is replaced as a whole
-// is written beside it, as a [Draft], and renamed.
+// bbolt maps a file into memory and follows the page numbers in it, so a file that
+// is damaged or crafted can stop the process in a way that nothing catches. This
+// package therefore never maps a file that it finds before it has read all of it
+// and found it whole:
+//
+//   - A file is written once, beside the one that it replaces, and ends with the
+//     SHA-256 of what is before it; bbolt ignores what stands behind its last page.
+//     It is synced, renamed, and never changed again. File and checksum are one, so
+//     a crash at any moment leaves the old file or the new one.
+//   - A file counts only if the checksum is right, if it belongs to the user that
+//     this process runs as, if nobody else may write to it, and if it is no longer
+//     than its limit. The checksum finds damage, not malice: the owner of the file,
+//     who is the user of this process, can still write a wrong one.
+//   - Writers exclude each other by a lock on a file of their own, whose name ends
+//     in ".lock". Readers need no lock among themselves.
 package boltfile
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+)
+
+// A File is a cache file. It holds no state: any number of Files, in any number of
+// processes, may have the same path.
+type File struct {
+	// Path is the file. Beside it are Path + ".new" while it is written, and
+	// Path + ".lock". Names returns all three.
+	Path string
+	// Limit is the largest size in bytes that is read or written.
+	Limit int64
+	// Format is the name and the version of what the file holds. It is part of what
+	// the checksum is taken over, so a file of another format is not whole.
+	Format string
+	// Bucket is a bucket that every version of the format has. By its name, a file
+	// that is not whole is told from the file of another program, which must not be
+	// replaced because of a mistyped path.
+	Bucket string
+}
+
+// Names returns the files that a cache at a path uses.
+func Names(path string) []string { return []string{path, draftPath(path), lockPath(path)} }
+
+func draftPath(path string) string { return path + ".new" }
+func lockPath(path string) string  { return path + ".lock" }
+
+var (
+	// ErrNone is the error of Read if there is no file yet.
+	ErrNone = errors.New("nothing is cached yet")
+	// ErrBusy says that another process has locked a file for longer than a call
+	// waits. What the file holds is not known then.
+	ErrBusy = errors.New("another process has it open; give each its own cache_path")
+	// ErrForeign is about a file that another program may miss. It is not replaced.
+	ErrForeign = errors.New("belongs to something else; choose another cache_path, or remove the file")
+)
+
+// An UnusableError says why a file counts as none. Write replaces such a file.
+type UnusableError struct{ Problem string }
+
+func (e *UnusableError) Error() string { return e.Problem }
+
+// Unusable returns an *UnusableError.
+func Unusable(format string, args ...any) error {
+	return &UnusableError{fmt.Sprintf(format, args...)}
+}
+
+// pageSize is the size of bbolt's pages, on any machine.
+const pageSize = 4096
+
+// Read calls use with what the file holds, and returns the error of use. The
+// values that use sees are valid until it returns.
+//
+// If use is not called, the error is ErrNone, an *UnusableError or ErrForeign if
+// nothing usable is there; ErrBusy, or that of ctx, if it could not be determined;
+// and any other error if the file cannot be opened.
+func (f File) Read(ctx context.Context, use func(*bbolt.Tx) error) error {
+	file, err := open(f.Path, os.O_RDONLY)
+	if errors.Is(err, fs.ErrNotExist) {
+		return f.missing()
+	}
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if err := lock(ctx, file, unix.LOCK_SH); err != nil {
+		return err
+	}
+	if err := f.inspect(ctx, file); err != nil {
+		return err
+	}
+	return withDatabase(file, bbolt.Options{ReadOnly: true}, func(db *bbolt.DB) error { return db.View(use) })
+}
+
+// missing tells a file that is not there from a folder that is not there.
+func (f File) missing() error {
+	if _, err := os.Stat(filepath.Dir(f.Path)); err != nil {
+		return fmt.Errorf("its directory: %w", err)
+	}
+	return ErrNone
+}
+
+// Write replaces the file by one into which fill has written. When it returns
+// without an error, the new file is on the disk; with an error, the old one is
+// still there, or the new one is.
+//
+// If there is a file that counts, check is called with what it holds, and its error
+// ends Write, unless it is an *UnusableError: the file counts as none then. Nobody
+// else replaces the file between check and the end of Write. check may be nil.
+//
+// fill may use several transactions; nothing that it writes counts before all of it
+// is on the disk. The bucket File.Bucket is there already.
+func (f File) Write(ctx context.Context, check func(*bbolt.Tx) error, fill func(*bbolt.DB) error) error {
+	unlock, err := f.lockWriters(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if check == nil {
+		check = func(*bbolt.Tx) error { return nil }
+	}
+	err = f.Read(ctx, check)
+	if unusable := (*UnusableError)(nil); err != nil && !errors.Is(err, ErrNone) && !errors.As(err, &unusable) {
+		return err
+	}
+	draft, err := f.openDraft(ctx)
+	if err != nil {
+		return err
+	}
+	defer draft.Close()
+	if err := f.writeDraft(ctx, draft, fill); err != nil {
+		_ = os.Remove(draftPath(f.Path)) // what stays is removed by the next Write
+		return err
+	}
+	return syncFolder(filepath.Dir(f.Path))
+}
+
+// writeDraft fills the draft, adds the checksum, syncs it and renames it.
+func (f File) writeDraft(ctx context.Context, draft *os.File, fill func(*bbolt.DB) error) error {
+	// bbolt closes the file that it is given.
+	fd, err := unix.FcntlInt(draft.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("duplicate a file descriptor: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), draft.Name())
+	if err := withDatabase(file, bbolt.Options{NoGrowSync: true}, func(db *bbolt.DB) error {
+		// This bucket is on the disk before anything else: by it, the next Write
+		// knows what a process has left behind that was killed.
+		if err := db.Update(func(tx *bbolt.Tx) error {
+			_, err := tx.CreateBucket([]byte(f.Bucket))
+			return err
+		}); err != nil {
+			return err
+		}
+		db.NoSync = true // until seal
+		return fill(db)
+	}); err != nil {
+		return err
+	}
+	if err := f.seal(ctx, draft); err != nil {
+		return err
+	}
+	return os.Rename(draft.Name(), f.Path)
+}
+
+// seal adds the checksum to a draft that is complete, and syncs it.
+func (f File) seal(ctx context.Context, draft *os.File) error {
+	info, err := draft.Stat()
+	if err != nil {
+		return err
+	}
+	if size := info.Size() + sha256.Size; size > f.Limit {
+		return fmt.Errorf("a file of %d bytes would be longer than its limit of %d bytes", size, f.Limit)
+	}
+	sum, err := f.checksum(ctx, draft, info.Size())
+	if err != nil {
+		return err
+	}
+	if _, err := draft.WriteAt(sum[:], info.Size()); err != nil {
+		return err
+	}
+	return draft.Sync()
+}
+
+// checksum returns the SHA-256 of the format and the first bytes of a file.
+func (f File) checksum(ctx context.Context, file io.ReaderAt, size int64) (sum [sha256.Size]byte, err error) {
+	h := sha256.New()
+	fmt.Fprintf(h, "%d %s\n", len(f.Format), f.Format)
+	err = eachBlock(ctx, file, size, func(block []byte) { h.Write(block) })
+	return [sha256.Size]byte(h.Sum(nil)), err
+}
+
+// withDatabase opens a file as a database, calls use, and closes both.
+func withDatabase(file *os.File, opts bbolt.Options, use func(*bbolt.DB) error) error {
+	opts.OpenFile = func(string, int, os.FileMode) (*os.File, error) { return file, nil }
+	opts.Timeout = lockWait // nobody else has locked it
+	opts.PageSize = pageSize
+	opts.NoStatistics = true
+	db, err := bbolt.Open(file.Name(), 0o600, &opts)
+	if err != nil {
+		return fmt.Errorf("open the database: %w", err)
+	}
+	if err := use(db); err != nil {
+		_ = db.Close()
+		return err
+	}
+	return db.Close()
+}
+
+func syncFolder(path string) error {
+	dir, err := os.Open(path) //nolint:gosec // G304: the operator names it
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}

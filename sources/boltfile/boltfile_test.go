@@ -1,14 +1,21 @@
 package boltfile_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"go.etcd.io/bbolt"
 	"go.uber.org/goleak"
@@ -20,6 +27,12 @@ import (
 // No test leaves a goroutine behind.
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+const (
+	page   = 4096
+	limit  = 4 << 20
+	bucket = "test values"
+)
+
 func must(tb testing.TB, err error) {
 	tb.Helper()
 	if err != nil {
@@ -27,163 +40,420 @@ func must(tb testing.TB, err error) {
 	}
 }
 
-const values = 100
+func fileAt(path string) boltfile.File {
+	return boltfile.File{Path: path, Limit: limit, Format: "test 1", Bucket: bucket}
+}
 
-// fill writes values into a database.
-func fill(db *bbolt.DB) error {
-	return db.Update(func(tx *bbolt.Tx) error {
-		b, err := tx.CreateBucket([]byte("values"))
-		if err != nil {
-			return err
-		}
-		for i := range values {
-			if err := b.Put(fmt.Appendf(nil, "%03d", i), []byte(strings.Repeat("value ", 1+i))); err != nil {
-				return err
+// newFile is a file in a folder of its own that does not exist yet.
+func newFile(tb testing.TB) boltfile.File {
+	tb.Helper()
+	return fileAt(filepath.Join(tb.TempDir(), "cache.db"))
+}
+
+// fill writes some hundred values, whose text begins with a word.
+func fill(word string) func(db *bbolt.DB) error {
+	return func(db *bbolt.DB) error {
+		return db.Update(func(tx *bbolt.Tx) error {
+			b := tx.Bucket([]byte(bucket))
+			for i := range 300 {
+				if err := b.Put(fmt.Appendf(nil, "%03d", i), []byte(strings.Repeat(word, 1+i))); err != nil {
+					return err
+				}
 			}
-		}
+			return nil
+		})
+	}
+}
+
+func write(tb testing.TB, f boltfile.File, word string) {
+	tb.Helper()
+	must(tb, f.Write(tb.Context(), nil, fill(word)))
+	wantRead(tb, f, word)
+	wantNoDraft(tb, f)
+}
+
+// wantRead fails unless all that fill has written is there.
+func wantRead(tb testing.TB, f boltfile.File, word string) {
+	tb.Helper()
+	n := 0
+	must(tb, f.Read(tb.Context(), func(tx *bbolt.Tx) error {
+		return tx.Bucket([]byte(bucket)).ForEach(func(key, value []byte) error {
+			if want := strings.Repeat(word, 1+n); string(value) != want || string(key) != fmt.Sprintf("%03d", n) {
+				return fmt.Errorf("the value %q of %q", value, key)
+			}
+			n++
+			return nil
+		})
+	}))
+	if n != 300 {
+		tb.Errorf("%d values", n)
+	}
+}
+
+// wantNone fails unless a file counts as none and is said to be so in some words.
+// use would be called with what it holds.
+func wantNone(tb testing.TB, f boltfile.File, want, what string) {
+	tb.Helper()
+	err := f.Read(tb.Context(), func(*bbolt.Tx) error {
+		tb.Errorf("%s: it was opened", what)
 		return nil
 	})
+	if _, ok := errors.AsType[*boltfile.UnusableError](err); !ok || !strings.Contains(err.Error(), want) {
+		tb.Errorf("%s: %v, want %q", what, err, want)
+	}
 }
 
-// written returns a file that was written as a draft.
-func written(tb testing.TB) (path string) {
+func wantNoDraft(tb testing.TB, f boltfile.File) {
 	tb.Helper()
-	path = filepath.Join(tb.TempDir(), "cache.db")
-	draft, err := boltfile.OpenDraft(tb.Context(), path)
+	if _, err := os.Lstat(f.Path + ".new"); !errors.Is(err, fs.ErrNotExist) {
+		tb.Errorf("beside the cache: %v", err)
+	}
+}
+
+func content(tb testing.TB, path string) []byte {
+	tb.Helper()
+	b, err := os.ReadFile(path)
 	must(tb, err)
-	must(tb, boltfile.With(draft.File, bbolt.Options{NoSync: true}, func(db *bbolt.DB) error {
-		defer draft.Remove()
-		return errors.Join(fill(db), db.Sync(), draft.Publish())
-	}))
-	if _, err := os.Lstat(path + ".new"); !errors.Is(err, fs.ErrNotExist) {
-		tb.Fatalf("the draft is still there: %v", err)
-	}
-	return path
+	return b
 }
 
-// count opens, inspects and reads a file, and returns the number of its values.
-func count(tb testing.TB, path string) (n int, err error) {
+func put(tb testing.TB, path string, content []byte) {
 	tb.Helper()
-	file, err := boltfile.Open(tb.Context(), path, os.O_RDONLY, unix.LOCK_SH)
-	if err != nil {
-		return 0, err
-	}
-	if err := boltfile.Inspect(file); err != nil {
-		file.Close()
-		return 0, err
-	}
-	return n, boltfile.With(file, bbolt.Options{ReadOnly: true}, func(db *bbolt.DB) error {
-		return db.View(func(tx *bbolt.Tx) error {
-			return tx.Bucket([]byte("values")).ForEach(func(_, _ []byte) error {
-				n++
-				return nil
-			})
-		})
-	})
+	must(tb, os.WriteFile(path, content, 0o600))
 }
 
-// A file that was published is whole, and one that was cut short is found out
-// before it is mapped, where it would stop the process.
-func TestCutShort(t *testing.T) {
-	path := written(t)
-	content, err := os.ReadFile(path)
-	must(t, err)
-	if n, err := count(t, path); n != values || err != nil {
-		t.Fatalf("%d values, %v", n, err)
+// What was written is there, with mode 0600 and in place of what was, and a failure
+// of who writes leaves that as it is.
+func TestWriteAndRead(t *testing.T) {
+	f := newFile(t)
+	if err := f.Read(t.Context(), nil); !errors.Is(err, boltfile.ErrNone) {
+		t.Errorf("before: %v", err)
 	}
-	found := 0
-	for size := 0; size < len(content); size += boltfile.PageSize / 2 {
-		must(t, os.Truncate(path, int64(size)))
-		if _, err := count(t, path); err != nil {
-			found++
-			if _, ok := errors.AsType[*boltfile.UnusableError](err); !ok {
-				t.Errorf("cut to %d: %v", size, err)
-			}
-		}
-		must(t, os.WriteFile(path, content, 0o600))
+	write(t, f, "a")
+	write(t, f, "b")
+	info, err := os.Stat(f.Path)
+	if err != nil || info.Mode() != 0o600 {
+		t.Errorf("%v, %v", info.Mode(), err)
 	}
-	if found < len(content)/boltfile.PageSize {
-		t.Errorf("of %d pages %d cuts were found out", len(content)/boltfile.PageSize, found)
-	}
-}
-
-// A panic of who reads, and a fault in a file that is cut short while it is mapped,
-// are errors, and leave no lock behind.
-func TestFaultWhileMapped(t *testing.T) {
-	path := written(t)
-	file, err := boltfile.Open(t.Context(), path, os.O_RDWR, unix.LOCK_EX)
-	must(t, err)
-	err = boltfile.With(file, bbolt.Options{}, func(db *bbolt.DB) error {
-		return db.View(func(tx *bbolt.Tx) error {
-			must(t, os.Truncate(path, 2*boltfile.PageSize))
-			return tx.Bucket([]byte("values")).ForEach(func(_, value []byte) error {
-				if len(value) > 0 && value[0] == 0 {
-					return errors.New("zero")
-				}
-				return nil
-			})
-		})
-	})
-	if _, ok := errors.AsType[*boltfile.UnusableError](err); !ok {
+	failed := errors.New("failed")
+	if err := f.Write(t.Context(), nil, func(db *bbolt.DB) error {
+		return errors.Join(fill("c")(db), failed)
+	}); !errors.Is(err, failed) {
 		t.Errorf("%v", err)
 	}
-	other, err := boltfile.Open(t.Context(), path, os.O_RDWR, unix.LOCK_EX)
-	must(t, err)
-	other.Close()
+	wantRead(t, f, "b")
+	wantNoDraft(t, f)
+	if err := f.Read(t.Context(), func(*bbolt.Tx) error { return failed }); !errors.Is(err, failed) {
+		t.Errorf("%v", err)
+	}
+	nowhere := fileAt(filepath.Join(f.Path, "cache.db"))
+	if err := nowhere.Read(t.Context(), nil); err == nil || errors.Is(err, boltfile.ErrNone) {
+		t.Errorf("in no folder: %v", err)
+	}
 }
 
-// What is no regular file is neither waited for nor followed.
-func TestOpenRefuses(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "cache.db")
-	open := func() error {
-		file, err := boltfile.Open(t.Context(), path, os.O_RDONLY, unix.LOCK_SH)
-		if err == nil {
-			file.Close()
+// A serial that may not go back is compared while nobody else can write: what check
+// refuses is not written, and what it calls unusable is replaced.
+func TestCheckBeforeWrite(t *testing.T) {
+	f := newFile(t)
+	ahead := errors.New("ahead")
+	refuse := func(*bbolt.Tx) error { return ahead }
+	must(t, f.Write(t.Context(), refuse, fill("a"))) // there is nothing to check
+	if err := f.Write(t.Context(), refuse, fill("b")); !errors.Is(err, ahead) {
+		t.Errorf("%v", err)
+	}
+	wantRead(t, f, "a")
+	wantNoDraft(t, f)
+	must(t, f.Write(t.Context(), func(*bbolt.Tx) error { return boltfile.Unusable("of another list") }, fill("c")))
+	wantRead(t, f, "c")
+	put(t, f.Path, content(t, f.Path)[:9*page])
+	must(t, f.Write(t.Context(), refuse, fill("d"))) // what is not whole has no say
+	wantRead(t, f, "d")
+}
+
+// A file that was cut anywhere, extended, or has a bit that has flipped is never
+// mapped, where it could stop the process or be believed, and is replaced.
+func TestDamaged(t *testing.T) {
+	f := newFile(t)
+	write(t, f, "a")
+	whole := content(t, f.Path)
+	for size := 1; size < len(whole); size += page / 2 {
+		put(t, f.Path, whole[:size])
+		if size < page { // nothing says any more that it was a bbolt file
+			put(t, f.Path, whole[:page])
 		}
+		wantNone(t, f, "checksum", fmt.Sprint("cut to ", size))
+	}
+	put(t, f.Path, append(bytes.Clone(whole), 0))
+	wantNone(t, f, "checksum", "extended")
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 500 {
+		at := random.IntN(len(whole))
+		damaged := bytes.Clone(whole)
+		damaged[at] ^= 1 << random.IntN(8)
+		put(t, f.Path, damaged)
+		wantNone(t, f, "checksum", fmt.Sprint("a bit in byte ", at))
+	}
+	put(t, f.Path, nil)
+	wantNone(t, f, "empty", "empty")
+	write(t, f, "b")
+	put(t, f.Path, make([]byte, 20*page))
+	wantNone(t, f, "checksum", "zeros")
+	write(t, f, "c")
+	other := f
+	other.Format = "test 2"
+	wantNone(t, other, "another release", "of another version")
+	write(t, other, "d")
+	other.Limit = 10 * page
+	wantNone(t, other, "limit", "longer than its limit")
+	if err := other.Write(t.Context(), nil, fill("long")); err == nil || !strings.Contains(err.Error(), "limit") {
+		t.Errorf("a file longer than its limit: %v", err)
+	}
+	other.Limit = limit
+	wantRead(t, other, "d")
+	wantNoDraft(t, other)
+}
+
+// setMetas makes the meta pages of a bbolt file, at some page sizes, say something
+// else, with checksums of bbolt's that are right.
+func setMetas(content []byte, change func(content []byte, number int, meta []byte)) []byte {
+	content = bytes.Clone(content)
+	for i := range 2 {
+		m := content[i*page+16:]
+		change(content, i, m)
+		sum := fnv.New64a()
+		sum.Write(m[:56])
+		binary.NativeEndian.PutUint64(m[56:], sum.Sum64())
+	}
+	return content
+}
+
+// Crafted files that would stop a process that maps them: by a fault, by a stack
+// that nothing catches, or by all its memory. None is opened, and each is replaced.
+func TestCrafted(t *testing.T) {
+	f := newFile(t)
+	write(t, f, "a")
+	whole := content(t, f.Path)
+	order := binary.NativeEndian
+	root := func(meta []byte) int { return int(order.Uint64(meta[16:])) * page }
+	for name, crafted := range map[string][]byte{
+		"two page sizes": setMetas(whole, func(_ []byte, n int, m []byte) { order.PutUint32(m[8:], uint32(page<<(16*n))) }),
+		"a root beyond":  setMetas(whole, func(_ []byte, _ int, m []byte) { order.PutUint64(m[16:], 1<<40) }),
+		"many pages":     setMetas(whole, func(_ []byte, _ int, m []byte) { order.PutUint64(m[40:], 1<<60) }),
+		"its own child": setMetas(whole, func(all []byte, _ int, m []byte) {
+			at := root(m) // becomes a branch with one element, which leads to itself
+			order.PutUint16(all[at+8:], 1)
+			order.PutUint16(all[at+10:], 1)
+			order.PutUint64(all[at+16+8:], uint64(at/page))
+		}),
+	} {
+		put(t, f.Path, crafted)
+		wantNone(t, f, "checksum", name)
+	}
+	put(t, f.Path, content(t, f.Path)[:12*page])
+	must(t, os.Truncate(f.Path, 64<<30))
+	wantNone(t, f, "limit", "sparse")
+	write(t, f, "b")
+}
+
+// An earlier release's cache is a bbolt file without a checksum, open in place while
+// it is written: it counts as none, which the error says, and is replaced.
+func TestEarlierRelease(t *testing.T) {
+	f := newFile(t)
+	db, err := bbolt.Open(f.Path, 0o600, nil)
+	must(t, err)
+	must(t, db.Update(func(tx *bbolt.Tx) error {
+		_, err := tx.CreateBucket([]byte(bucket))
 		return err
+	}))
+	must(t, db.Update(func(tx *bbolt.Tx) error {
+		return tx.Bucket([]byte(bucket)).Put([]byte("key"), make([]byte, 3*page))
+	}))
+	must(t, db.Close())
+	wantNone(t, f, "another release of this plugin, and will be replaced", "an earlier release's")
+	write(t, f, "a")
+}
+
+// Whoever else may write to a file decides what it holds, whatever its checksum: it
+// counts as none until it is replaced by one that is ours alone.
+func TestOthersMayWrite(t *testing.T) {
+	f := newFile(t)
+	for _, mode := range []os.FileMode{0o602, 0o620, 0o666} {
+		write(t, f, "a")
+		must(t, os.Chmod(f.Path, mode))
+		wantNone(t, f, "may be written by other users", mode.String())
 	}
-	none := errors.New("none")
-	if err := boltfile.ExplainMissing(path, open(), none); !errors.Is(err, none) {
-		t.Errorf("nothing there: %v", err)
+	write(t, f, "b")
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give a file away")
 	}
-	gone := filepath.Join(path, "folder", "cache.db")
-	if err := boltfile.ExplainMissing(gone, fs.ErrNotExist, none); err == nil || errors.Is(err, none) {
-		t.Errorf("no folder: %v", err)
+	must(t, os.Chown(f.Path, 65534, -1))
+	wantNone(t, f, "belongs to user 65534", "another user's")
+	write(t, f, "c")
+}
+
+// foreign are files that a mistyped path may lead to.
+func foreign(tb testing.TB) map[string][]byte {
+	tb.Helper()
+	all := map[string][]byte{
+		"a byte":      []byte("x"),
+		"text":        []byte(strings.Repeat("not a cache, but about "+bucket+"\n", 10_000)),
+		"SQLite":      append([]byte("SQLite format 3\x00"), make([]byte, 25*page)...),
+		"late":        append(make([]byte, 2*page-1), 'x'),
+		"magic aside": append(make([]byte, 20), binary.NativeEndian.AppendUint32(nil, 0xed0cdaed)...),
 	}
-	must(t, os.Symlink("/etc/passwd", path))
-	if err := open(); err == nil || !strings.Contains(err.Error(), "link") {
-		t.Errorf("a link: %v", err)
+	for name, options := range map[string]*bbolt.Options{
+		"a database":       {PageSize: page},
+		"other page size":  {PageSize: 4 * page},
+		"without freelist": {PageSize: page, NoFreelistSync: true},
+	} {
+		path := filepath.Join(tb.TempDir(), "db")
+		db, err := bbolt.Open(path, 0o600, options)
+		must(tb, err)
+		must(tb, db.Update(func(tx *bbolt.Tx) error {
+			b, err := tx.CreateBucket([]byte("accounts"))
+			return errors.Join(err, b.Put([]byte("alice"), []byte("1000")))
+		}))
+		must(tb, db.Close())
+		all[name] = content(tb, path)
 	}
-	must(t, os.Remove(path))
-	must(t, unix.Mkfifo(path, 0o600))
-	if err := open(); err == nil || !strings.Contains(err.Error(), "regular") {
-		t.Errorf("a pipe: %v", err)
+	return all
+}
+
+// A typing error in a path must not cost SPIRE its datastore: neither the file itself
+// nor those beside it are written over if they are of something else.
+func TestForeignFiles(t *testing.T) {
+	for name, theirs := range foreign(t) {
+		f := newFile(t)
+		for i, path := range boltfile.Names(f.Path) {
+			put(t, path, theirs)
+			err := f.Write(t.Context(), nil, fill("a"))
+			if i == 2 { // the file of the lock is only locked
+				must(t, err)
+			} else if !errors.Is(err, boltfile.ErrForeign) {
+				t.Errorf("%s at %s: %v", name, path, err)
+			}
+			if i == 0 {
+				if err := f.Read(t.Context(), nil); !errors.Is(err, boltfile.ErrForeign) {
+					t.Errorf("%s: read: %v", name, err)
+				}
+			}
+			if !bytes.Equal(theirs, content(t, path)) {
+				t.Errorf("%s at %s: changed", name, path)
+			}
+			must(t, os.Remove(path))
+		}
 	}
 }
 
-// Two who write: the second waits for the first, no longer than its own time, and
-// what one has left behind is written over.
-func TestDraftsExcludeEachOther(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "cache.db")
-	must(t, os.WriteFile(path+".new", []byte("left behind"), 0o644))
-	first, err := boltfile.OpenDraft(t.Context(), path)
-	must(t, err)
-	if info, err := first.Stat(); err != nil || info.Size() != 0 || info.Mode().Perm() != 0o600 {
-		t.Errorf("%v, %v", info, err)
+// A pipe would block whoever opens it, and a link may lead to a file that is somebody
+// else's: neither is opened, at none of the three paths.
+func TestNoRegularFile(t *testing.T) {
+	f := newFile(t)
+	target := filepath.Join(filepath.Dir(f.Path), "target")
+	put(t, target, []byte("theirs"))
+	for _, at := range boltfile.Names(f.Path) {
+		for name, create := range map[string]func() error{
+			"a link":   func() error { return os.Symlink(target, at) },
+			"a pipe":   func() error { return unix.Mkfifo(at, 0o600) },
+			"a folder": func() error { return os.Mkdir(at, 0o700) },
+		} {
+			_ = os.Remove(at) // the lock's stays from before
+			must(t, create())
+			if err := f.Write(t.Context(), nil, fill("a")); err == nil {
+				t.Errorf("%s at %s: written", name, at)
+			}
+			if err := f.Read(t.Context(), nil); at == f.Path && (err == nil || errors.Is(err, boltfile.ErrNone)) {
+				t.Errorf("%s: read: %v", name, err)
+			}
+			must(t, os.Remove(at))
+		}
 	}
+	if got := content(t, target); string(got) != "theirs" {
+		t.Errorf("the file behind the link: %q", got)
+	}
+}
+
+// What a process has left behind that was killed while it wrote, after any number of
+// bytes, neither stays in the way nor stays readable by others.
+func TestLeftBehind(t *testing.T) {
+	f := newFile(t)
+	write(t, f, "a")
+	whole := content(t, f.Path)
+	for _, size := range []int{0, page, 4 * page, 8 * page, len(whole) - 32, len(whole)} {
+		put(t, f.Path+".new", whole[:size])
+		must(t, os.Chmod(f.Path+".new", 0o644))
+		write(t, f, strconv.Itoa(size))
+		if info, err := os.Stat(f.Path); err != nil || info.Mode() != 0o600 {
+			t.Errorf("%v, %v", info.Mode(), err)
+		}
+	}
+}
+
+func hold(tb testing.TB, path string) *os.File {
+	tb.Helper()
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	must(tb, err)
+	tb.Cleanup(func() { file.Close() })
+	must(tb, unix.Flock(int(file.Fd()), unix.LOCK_EX))
+	return file
+}
+
+// Two who write exclude each other. A call waits two seconds and no more, and says
+// that it does not know what is there, which is something else than nothing.
+func TestLocked(t *testing.T) {
+	f := newFile(t)
+	write(t, f, "a")
+	nothing := func(*bbolt.Tx) error { return nil }
+	for _, path := range []string{f.Path, f.Path + ".lock"} {
+		held := hold(t, path)
+		synctest.Test(t, func(t *testing.T) {
+			begin := time.Now()
+			if err := f.Write(t.Context(), nil, fill("b")); !errors.Is(err, boltfile.ErrBusy) {
+				t.Errorf("%s: %v", path, err)
+			}
+			if took := time.Since(begin); took < 2*time.Second || took > 3*time.Second {
+				t.Errorf("%s: waited %v", path, took)
+			}
+			if path != f.Path {
+				must(t, f.Read(t.Context(), nothing)) // who reads does not wait for who writes
+				return
+			}
+			if err := f.Read(t.Context(), nothing); !errors.Is(err, boltfile.ErrBusy) {
+				t.Errorf("read: %v", err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			defer cancel()
+			if err := f.Read(ctx, nothing); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("read with a deadline: %v", err)
+			}
+		})
+		held.Close()
+		wantRead(t, f, "a")
+		held = hold(t, path)
+		synctest.Test(t, func(t *testing.T) {
+			time.AfterFunc(time.Second, func() { held.Close() })
+			must(t, f.Write(t.Context(), nil, fill("a"))) // free again within that time
+		})
+	}
+}
+
+// What is cancelled ends soon, and is no reason to replace a file.
+func TestCancelled(t *testing.T) {
+	f := newFile(t)
+	write(t, f, "a")
+	put(t, f.Path, content(t, f.Path)[:12*page])
+	before := content(t, f.Path)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := boltfile.OpenDraft(ctx, path); !errors.Is(err, context.Canceled) {
-		t.Errorf("a second one whose time is over: %v", err)
+	if err := f.Read(ctx, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("read: %v", err)
 	}
-	if _, err := boltfile.OpenDraft(t.Context(), path); err == nil || !strings.Contains(err.Error(), "another process") {
-		t.Errorf("a second one: %v", err)
+	if err := f.Write(ctx, nil, fill("b")); !errors.Is(err, context.Canceled) {
+		t.Errorf("write: %v", err)
 	}
-	first.Discard()
-	second, err := boltfile.OpenDraft(t.Context(), path)
-	must(t, err)
-	second.Discard()
-	if _, err := os.Lstat(path + ".new"); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("a draft is left: %v", err)
+	if !bytes.Equal(before, content(t, f.Path)) {
+		t.Error("it was replaced")
 	}
+	wantNoDraft(t, f)
 }

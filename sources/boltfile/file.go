@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,13 +18,8 @@ const (
 	lockPause = 20 * time.Millisecond
 )
 
-// errLocked says that others were not done with a file in time.
-var errLocked = errors.New("another process has it open; give each its own cache_path")
-
-// Open opens a regular file, which is not to be behind a link, and locks it: by
-// unix.LOCK_SH against writers or by unix.LOCK_EX against all others. Closing it
-// releases the lock.
-func Open(ctx context.Context, path string, flags, lock int) (*os.File, error) {
+// open opens a regular file, which must not be a link.
+func open(path string, flags int) (*os.File, error) {
 	flags |= unix.O_NOFOLLOW | unix.O_NONBLOCK   // a pipe would block the call
 	file, err := os.OpenFile(path, flags, 0o600) //nolint:gosec // G304: the operator names it
 	if errors.Is(err, unix.ELOOP) {
@@ -34,24 +28,22 @@ func Open(ctx context.Context, path string, flags, lock int) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := lockRegular(ctx, file, lock); err != nil {
+	info, err := file.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = errors.New("is not a regular file")
+	}
+	if err != nil {
 		file.Close()
 		return nil, err
 	}
 	return file, nil
 }
 
-func lockRegular(ctx context.Context, file *os.File, lock int) error {
-	info, err := file.Stat()
-	if err != nil {
-		return err
-	}
-	if !info.Mode().IsRegular() {
-		return errors.New("is not a regular file")
-	}
-	deadline := time.Now().Add(lockWait)
-	for {
-		err := unix.Flock(int(file.Fd()), lock|unix.LOCK_NB)
+// lock locks a file, by unix.LOCK_SH or unix.LOCK_EX, until it is closed. The error
+// is ErrBusy if others have it locked for too long, and that of ctx if it ends first.
+func lock(ctx context.Context, file *os.File, how int) error {
+	for deadline := time.Now().Add(lockWait); ; {
+		err := unix.Flock(int(file.Fd()), how|unix.LOCK_NB)
 		if err == nil {
 			return nil
 		}
@@ -59,7 +51,7 @@ func lockRegular(ctx context.Context, file *os.File, lock int) error {
 			return fmt.Errorf("lock: %w", err)
 		}
 		if time.Now().After(deadline) {
-			return errLocked
+			return ErrBusy
 		}
 		if err := pause(ctx); err != nil {
 			return err
@@ -67,7 +59,7 @@ func lockRegular(ctx context.Context, file *os.File, lock int) error {
 	}
 }
 
-// pause waits for a moment, or fails where ctx ends first.
+// pause waits for a moment, or fails if ctx ends first.
 func pause(ctx context.Context) error {
 	timer := time.NewTimer(lockPause)
 	defer timer.Stop()
@@ -79,90 +71,47 @@ func pause(ctx context.Context) error {
 	}
 }
 
-// A Draft is the file beside a cache in which a new one is written, empty at
-// first. Whoever writes holds its lock from the beginning to the end, also where
-// it writes to the cache itself: so nobody else replaces the cache meanwhile.
-type Draft struct {
-	*os.File
-	cache     string // the path of the cache
-	published bool
-}
-
-func draftPath(cache string) string { return cache + ".new" }
-
-// OpenDraft waits for its turn to write.
-func OpenDraft(ctx context.Context, cache string) (*Draft, error) {
-	path := draftPath(cache)
-	for deadline := time.Now().Add(lockWait); ; {
-		file, err := Open(ctx, path, os.O_RDWR|os.O_CREATE, unix.LOCK_EX)
-		if err != nil {
-			return nil, err
-		}
-		d := &Draft{File: file, cache: cache}
-		// Another one's, that has become its cache or is gone since, is not to
-		// be touched.
-		if !d.isAt(path) {
-			file.Close()
-			if time.Now().After(deadline) {
-				return nil, errLocked
-			}
-			continue
-		}
-		// What a process has left behind that did not come to its end.
-		if err := errors.Join(file.Truncate(0), file.Chmod(0o600)); err != nil {
-			d.Discard()
-			return nil, err
-		}
-		return d, nil
-	}
-}
-
-// isAt reports whether the draft is the file at a path.
-func (d *Draft) isAt(path string) bool {
-	mine, err := d.Stat()
+// lockWriters waits until nobody else writes. The file of the lock is never read,
+// written or removed: a file of somebody else by that name loses nothing.
+func (f File) lockWriters(ctx context.Context) (unlock func(), err error) {
+	file, err := open(lockPath(f.Path), os.O_RDWR|os.O_CREATE)
 	if err != nil {
-		return false
+		return nil, fmt.Errorf("the file of its lock, %q: %w", lockPath(f.Path), err)
 	}
-	there, err := os.Lstat(path)
-	return err == nil && os.SameFile(mine, there)
+	if err := lock(ctx, file, unix.LOCK_EX); err != nil {
+		file.Close()
+		return nil, err
+	}
+	return func() { file.Close() }, nil
 }
 
-// Publish makes the draft, which has been written to the disk, the cache.
-func (d *Draft) Publish() error {
-	if err := os.Rename(draftPath(d.cache), d.cache); err != nil {
-		return err
+// openDraft creates the file that will be the cache. Whoever calls it holds the lock
+// of the writers, so a draft that is there already was left behind by a process that
+// was killed, or is somebody else's file.
+func (f File) openDraft(ctx context.Context) (*os.File, error) {
+	const create = os.O_RDWR | os.O_CREATE | os.O_EXCL
+	draft, err := open(draftPath(f.Path), create)
+	if errors.Is(err, fs.ErrExist) {
+		if err := f.removeLeftover(ctx); err != nil {
+			return nil, fmt.Errorf("%q, which would become the cache: %w", draftPath(f.Path), err)
+		}
+		draft, err = open(draftPath(f.Path), create)
 	}
-	d.published = true
-	dir, err := os.Open(filepath.Dir(d.cache))
+	return draft, err
+}
+
+func (f File) removeLeftover(ctx context.Context) error {
+	file, err := open(draftPath(f.Path), os.O_RDONLY)
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
-	return dir.Sync()
-}
-
-// Remove removes the draft, unless it was published. This is done before the
-// lock is released: afterwards it may be another one's.
-func (d *Draft) Remove() {
-	if !d.published {
-		_ = os.Remove(draftPath(d.cache)) // what stays is used again
-	}
-}
-
-// Discard removes the draft and releases the lock.
-func (d *Draft) Discard() {
-	d.Remove()
-	d.Close()
-}
-
-// ExplainMissing returns none for a file that is not there, in a directory
-// that is.
-func ExplainMissing(path string, err, none error) error {
-	if !errors.Is(err, fs.ErrNotExist) {
+	defer file.Close()
+	ours, err := f.isOurs(ctx, file)
+	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(filepath.Dir(path)); err != nil {
-		return fmt.Errorf("its directory: %w", err)
+	if !ours {
+		return ErrForeign
 	}
-	return none
+	return os.Remove(draftPath(f.Path))
 }

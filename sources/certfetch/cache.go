@@ -4,46 +4,54 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"slices"
 
 	"go.etcd.io/bbolt"
-	"golang.org/x/sys/unix"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/boltfile"
 )
 
-// What the cache file holds, by bucket: formatKey in the first, records in the
-// second.
-const (
-	formatBucket  = "tpm certificate cache"
-	recordsBucket = "tpm certificates"
+// The buckets of the cache file. Each version of the format has recordsBucket.
+const recordsBucket = "tpm certificates"
 
-	formatKey = "format"
+// format is the version of all that is in the file. The files of version 1 had no
+// checksum as a whole.
+const format = "tpm certificates 2"
+
+const (
+	// maxFile is the size in bytes of the largest file that is read or written. What
+	// is in memory takes less.
+	maxFile = 4 * maxBodies
+	// batchSize is about how much one transaction writes, in bytes.
+	batchSize = 8 << 20
 )
 
-// format is the value of formatKey: the version of all else in the file.
-const format = "1"
+func cacheFile(path string) boltfile.File {
+	return boltfile.File{Path: path, Limit: maxFile, Format: format, Bucket: recordsBucket}
+}
 
-// maxFile is the size of the file in bytes above which it is replaced by one that
-// holds what memory does: what others have written to it, and room that is free.
-const maxFile = 4 * maxBodies
-
-var errNoFile = errors.New("there is none yet")
+// errUnread is why nobody is asked while it is not known what the cache holds.
+var errUnread = fmt.Errorf("another process has the cache locked, and what was fetched before, such as "+
+	"a later CRL, is not known until it can be read: %w", ErrNotAsked)
 
 // Load reads the cache into memory. An error says why the file was not used, or
 // which part of it was left out: what is in memory, and what is fetched from now
 // on, serves nevertheless. No file yet is no error. Call it once, before the first
 // answer. It is Stats.CacheError until the file was written.
 //
+// If another process has the file locked for longer than Load waits, or ctx ends, it
+// is not known what the file holds. Get asks nobody then, since an older CRL could
+// take the place of the one in the file, until Load is called again and succeeds. Run
+// does that.
+//
 // ctx is looked at now and then; it does not interrupt a disk that hangs.
 func (f *Fetcher) Load(ctx context.Context) error {
 	if f.path == "" {
 		return nil
 	}
-	records, spoiled, err := f.read(ctx)
-	if err = errors.Join(err, spoiled); err != nil {
+	records, err := f.read(ctx)
+	unread := errors.Is(err, boltfile.ErrBusy) || err != nil && ctx.Err() != nil
+	if err != nil {
 		err = fmt.Errorf("cache %q: %w", f.path, err)
 	}
 	// What was used last is in front: the order of the file says nothing of it.
@@ -53,7 +61,7 @@ func (f *Fetcher) Load(ctx context.Context) error {
 	for _, r := range records {
 		f.remember(r)
 	}
-	f.cacheErr, f.spoiled = err, spoiled != nil
+	f.cacheErr, f.unread = err, unread
 	return err
 }
 
@@ -76,81 +84,61 @@ func (f *Fetcher) remember(r record) {
 }
 
 // read returns what the file holds, as much as there is room for in memory. With
-// an error, it is what could be read; spoiled is why the rest of a file was left out
-// that is whole otherwise.
-func (f *Fetcher) read(ctx context.Context) (records []record, spoiled, err error) {
-	file, err := boltfile.Open(ctx, f.path, os.O_RDONLY, unix.LOCK_SH)
-	if err != nil {
-		if err = boltfile.ExplainMissing(f.path, err, errNoFile); errors.Is(err, errNoFile) {
-			return nil, nil, nil
+// records, the error is why others were left out.
+func (f *Fetcher) read(ctx context.Context) (records []record, err error) {
+	var skipped error
+	var size int64
+	err = cacheFile(f.path).Read(ctx, func(tx *bbolt.Tx) error {
+		bucket := tx.Bucket([]byte(recordsBucket))
+		if bucket == nil {
+			return boltfile.Unusable("has no bucket %q", recordsBucket)
 		}
-		return nil, nil, err
-	}
-	if err := boltfile.Inspect(file); err != nil {
-		file.Close()
-		return nil, nil, err
-	}
-	err = boltfile.With(file, bbolt.Options{ReadOnly: true}, func(db *bbolt.DB) error {
-		return db.View(func(tx *bbolt.Tx) error {
-			bucket, err := recordsOf(tx)
-			if err != nil {
-				return err
+		return bucket.ForEach(func(key, value []byte) error {
+			if err := ctx.Err(); err != nil {
+				return fmt.Errorf("read what was fetched: %w", err)
 			}
-			var size int64
-			return bucket.ForEach(func(key, value []byte) error {
-				if err := ctx.Err(); err != nil {
-					return fmt.Errorf("read what was fetched: %w", err)
-				}
-				if size += int64(len(value)); size > 2*maxBodies {
-					return nil
-				}
-				r, err := decodeRecord(key, value)
-				if err != nil {
-					spoiled = fmt.Errorf("part of it was skipped: the record %.8x: %w", key, err)
-					return nil
-				}
-				records = append(records, r)
+			if size += int64(len(value)); size > 2*maxBodies {
 				return nil
-			})
+			}
+			r, err := decodeRecord(key, value)
+			if err != nil {
+				skipped = fmt.Errorf("part of it was skipped: the record %.8x: %w", key, err)
+				return nil
+			}
+			records = append(records, r)
+			return nil
 		})
 	})
-	return records, spoiled, err
+	switch {
+	case errors.Is(err, boltfile.ErrNone):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	return records, skipped
 }
 
-// recordsOf returns the bucket with the records. Where there is none that this
-// release can use, the error is a *boltfile.UnusableError; it is
-// boltfile.ErrForeign where another program made the file.
-func recordsOf(tx *bbolt.Tx) (*bbolt.Bucket, error) {
-	about, bucket := tx.Bucket([]byte(formatBucket)), tx.Bucket([]byte(recordsBucket))
-	if about == nil {
-		if first, _ := tx.Cursor().First(); first != nil && bucket == nil {
-			return nil, boltfile.ErrForeign
-		}
-		return nil, boltfile.Damaged("it has no bucket %q", formatBucket)
-	}
-	if there := about.Get([]byte(formatKey)); string(there) != format {
-		return nil, &boltfile.UnusableError{Problem: fmt.Sprintf(
-			"has the format %.99q, not %q: it is damaged or from another release; it will be replaced", there, format)}
-	}
-	if bucket == nil {
-		return nil, boltfile.Damaged("it has no bucket %q", recordsBucket)
-	}
-	return bucket, nil
-}
-
-// flush writes to the file what has changed since the last time.
+// flush writes the file if anything has changed since the last time. It reads it
+// first if that was not possible before.
 func (f *Fetcher) flush(ctx context.Context) error {
 	f.writing.Lock()
 	defer f.writing.Unlock()
 	f.mu.Lock()
-	names, spoiled := f.changed, f.spoiled
-	if f.path == "" || len(names) == 0 {
-		f.mu.Unlock()
+	unread := f.unread
+	f.mu.Unlock()
+	if unread {
+		if err := f.Load(ctx); errors.Is(err, boltfile.ErrBusy) || ctx.Err() != nil {
+			return err
+		}
+	}
+	f.mu.Lock()
+	changed := f.changed
+	f.changed = false
+	f.mu.Unlock()
+	if !changed {
 		return nil
 	}
-	f.changed, f.spoiled = map[name]bool{}, false
-	f.mu.Unlock()
-	err := f.write(ctx, names, spoiled)
+	err := cacheFile(f.path).Write(ctx, nil, func(db *bbolt.DB) error { return f.writeAll(ctx, db) })
 	if err != nil {
 		err = fmt.Errorf("cache %q: what was fetched is not saved and must be fetched again after a restart: %w",
 			f.path, err)
@@ -158,109 +146,21 @@ func (f *Fetcher) flush(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.cacheErr = err; err != nil {
-		f.spoiled = f.spoiled || spoiled
-		for n := range names {
-			f.note(n)
-		}
+		f.changed = true
 	}
 	return err
 }
 
-// write brings the file up to date, or replaces it where it is of no use. Until
-// that is done, a kill leaves it as it was.
-func (f *Fetcher) write(ctx context.Context, names map[name]bool, spoiled bool) error {
-	draft, err := boltfile.OpenDraft(ctx, f.path)
-	if err != nil {
-		return err
-	}
-	done, err := f.update(ctx, names, spoiled)
-	if done || err != nil {
-		draft.Discard()
-		return err
-	}
-	return boltfile.With(draft.File, bbolt.Options{NoSync: true, NoGrowSync: true}, func(db *bbolt.DB) error {
-		defer draft.Remove()
-		if err := db.Update(f.writeAll); err != nil {
-			return err
-		}
-		if err := db.Sync(); err != nil {
-			return err
-		}
-		return draft.Publish()
-	})
-}
-
-// update writes into the file that is there. It reports false where that has to
-// be replaced, as one that is spoiled, and an error where it must not be.
-func (f *Fetcher) update(ctx context.Context, names map[name]bool, spoiled bool) (done bool, err error) {
-	file, err := boltfile.Open(ctx, f.path, os.O_RDWR, unix.LOCK_EX)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	info, err := file.Stat()
-	if err == nil {
-		err = boltfile.Inspect(file)
-	}
-	if err != nil || info.Size() > maxFile || spoiled {
-		file.Close()
-	} else {
-		err = boltfile.With(file, bbolt.Options{}, func(db *bbolt.DB) error {
-			return db.Update(func(tx *bbolt.Tx) error { return f.writeChanges(tx, names) })
-		})
-		done = err == nil
-	}
-	if unusable := (*boltfile.UnusableError)(nil); errors.As(err, &unusable) {
-		return false, nil
-	}
-	return done, err
-}
-
 // writeAll writes all that memory holds into an empty file.
-func (f *Fetcher) writeAll(tx *bbolt.Tx) error {
-	about, err := tx.CreateBucket([]byte(formatBucket))
-	if err != nil {
-		return err
-	}
-	if err := about.Put([]byte(formatKey), []byte(format)); err != nil {
-		return err
-	}
-	bucket, err := tx.CreateBucket([]byte(recordsBucket))
-	if err != nil {
-		return err
-	}
-	all := map[name]bool{}
-	f.mu.Lock()
-	f.objects.each(func(n name, _ *kept) { all[n] = true })
-	f.failures.each(func(n name, _ *failure) { all[n] = true })
-	f.mu.Unlock()
-	return f.put(bucket, all)
-}
-
-// writeChanges writes what memory holds by some names.
-func (f *Fetcher) writeChanges(tx *bbolt.Tx, names map[name]bool) error {
-	bucket, err := recordsOf(tx)
-	if err != nil {
-		return err
-	}
-	return f.put(bucket, names)
-}
-
-// put writes what memory holds by some names, and removes what it does not.
-func (f *Fetcher) put(bucket *bbolt.Bucket, names map[name]bool) error {
-	for n := range names {
-		f.mu.Lock()
-		object, failure := f.objects.peek(n), f.failures.peek(n)
-		f.mu.Unlock()
-		if err := putRecord(bucket, keyOf(objectKey, n), object != nil, func() record {
-			return objectRecord(n, object)
-		}); err != nil {
+func (f *Fetcher) writeAll(ctx context.Context, db *bbolt.DB) error {
+	records := f.records()
+	for len(records) > 0 {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := putRecord(bucket, keyOf(failureKey, n), failure != nil, func() record {
-			return failureRecord(n, failure)
+		if err := db.Update(func(tx *bbolt.Tx) (err error) {
+			records, err = putSome(tx.Bucket([]byte(recordsBucket)), records)
+			return err
 		}); err != nil {
 			return err
 		}
@@ -268,13 +168,26 @@ func (f *Fetcher) put(bucket *bbolt.Bucket, names map[name]bool) error {
 	return nil
 }
 
-func putRecord(bucket *bbolt.Bucket, key []byte, there bool, get func() record) error {
-	if !there {
-		return bucket.Delete(key)
+// records returns all that memory holds. Their bodies are shared.
+func (f *Fetcher) records() (all []record) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.objects.each(func(n name, k *kept) { all = append(all, objectRecord(n, k)) })
+	f.failures.each(func(n name, fl *failure) { all = append(all, failureRecord(n, fl)) })
+	return all
+}
+
+// putSome writes as many records as one transaction takes, and returns the others.
+func putSome(bucket *bbolt.Bucket, records []record) (rest []record, err error) {
+	for size := 0; len(records) > 0 && size < batchSize; records = records[1:] {
+		value, err := records[0].encode()
+		if err != nil {
+			return nil, err
+		}
+		if err := bucket.Put(records[0].key(), value); err != nil {
+			return nil, err
+		}
+		size += len(value)
 	}
-	value, err := get().encode()
-	if err != nil {
-		return err
-	}
-	return bucket.Put(key, value)
+	return records, nil
 }

@@ -152,10 +152,10 @@ type Fetcher struct {
 	perHost  map[string]int // flights
 	running  bool           // Run is at work
 	closed   bool
-	// changed are the names of what the cache file has not, or has to forget.
-	changed  map[name]bool
-	spoiled  bool // the cache file is to be replaced, with the next write
-	cacheErr error
+	// changed says that the cache file does not hold what memory does, and unread
+	// that it is not known what it holds.
+	changed, unread bool
+	cacheErr        error
 
 	wake    chan struct{} // tells Run that there is something in changed
 	writing sync.Mutex    // is held while the file is written
@@ -171,7 +171,7 @@ func New(cfg Config) (*Fetcher, error) {
 	f := &Fetcher{
 		policy: p, path: cfg.CachePath, now: cfg.Now, dial: cfg.Dial,
 		timeout: requestTimeout, retryPause: retryPause, patience: patience,
-		flights: map[name]*flight{}, perHost: map[string]int{}, changed: map[name]bool{},
+		flights: map[name]*flight{}, perHost: map[string]int{},
 		wake: make(chan struct{}, 1),
 	}
 	if f.now == nil {
@@ -277,7 +277,7 @@ func (f *Fetcher) parseKept(n name, found finding, parse Parse) finding {
 	if err != nil {
 		if current == from {
 			f.objects.drop(n)
-			f.touch(n)
+			f.touch()
 		}
 		return finding{err: found.stale}
 	}
@@ -346,7 +346,7 @@ func (f *Fetcher) Doubt(kind Kind, url string) {
 		next := *object
 		next.until = until
 		f.objects.put(n, &next)
-		f.touch(n)
+		f.touch()
 	}
 }
 
@@ -368,7 +368,7 @@ func (f *Fetcher) Prove(url string) {
 		next := *object
 		next.proven = true
 		f.objects.put(n, &next)
-		f.touch(n)
+		f.touch()
 	}
 }
 

@@ -2,6 +2,7 @@ package certfetch
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
@@ -13,6 +14,8 @@ import (
 	"net/netip"
 	"strconv"
 	"time"
+
+	"go.etcd.io/bbolt"
 )
 
 // Public is what decides on addresses.
@@ -73,7 +76,7 @@ func (f *Fetcher) FillObjects(kind Kind, proven bool, n, size int) {
 	}
 }
 
-// SampleRecords are records without their digest.
+// SampleRecords are records as they are in the file.
 func SampleRecords() (all [][]byte) {
 	now := time.Unix(1e9, 0)
 	n := name{CRL.Of("\xff"), "http://pki.example.org/a.crl"}
@@ -85,25 +88,23 @@ func SampleRecords() (all [][]byte) {
 		if err != nil {
 			panic(err)
 		}
-		all = append(all, value[sha256.Size:])
+		all = append(all, value)
 	}
 	return all
 }
 
-// CheckRecord takes content, with its digest before it, through all that reads a
-// cache file, and says what is wrong.
-func CheckRecord(content []byte) error {
-	sum := sha256.Sum256(content)
-	value := append(sum[:], content...)
+// CheckRecord takes a record through all that reads a cache file, and says what is
+// wrong.
+func CheckRecord(value []byte) error {
 	for _, key := range [][]byte{nil, []byte("o"), make([]byte, 1+sha256.Size)} {
 		if _, err := decodeRecord(key, value); err == nil {
 			return errors.New("it is kept by a key that is none")
 		}
 	}
 	var guess record
-	if len(content) >= lengthSize {
-		n := binary.BigEndian.Uint32(content)
-		if rest := content[lengthSize:]; int64(n) <= int64(len(rest)) {
+	if len(value) >= lengthSize {
+		n := binary.BigEndian.Uint32(value)
+		if rest := value[lengthSize:]; int64(n) <= int64(len(rest)) {
 			_ = json.Unmarshal(rest[:n], &guess.head)
 		}
 	}
@@ -139,9 +140,18 @@ func CheckRecord(content []byte) error {
 	return nil
 }
 
-// Unwritten returns the number of names that wait to be written.
-func (f *Fetcher) Unwritten() int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return len(f.changed)
+// AddRecord writes a file anew, with one record more and a checksum that is right.
+func AddRecord(ctx context.Context, path string, key, value []byte) error {
+	f, err := New(Config{CachePath: path})
+	if err != nil {
+		return err
+	}
+	if err := f.Load(ctx); err != nil {
+		return err
+	}
+	return cacheFile(path).Write(ctx, nil, func(db *bbolt.DB) error {
+		return errors.Join(f.writeAll(ctx, db), db.Update(func(tx *bbolt.Tx) error {
+			return tx.Bucket([]byte(recordsBucket)).Put(key, value)
+		}))
+	})
 }

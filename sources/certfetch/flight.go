@@ -169,6 +169,8 @@ func (f *Fetcher) join(n name, t target, parse Parse) (*flight, finding, error) 
 	switch {
 	case f.closed:
 		return nil, finding{}, errClosed
+	case f.unread:
+		return nil, finding{}, errUnread
 	case crowded && old == nil:
 		return nil, finding{}, errBusy
 	case crowded && old.parsed && !current(old.value, f.now()):
@@ -285,7 +287,7 @@ func (f *Fetcher) fail(n name, err error) finding {
 	previous, _ := f.failures.get(n)
 	fl := newFailure(err, previous, f.now())
 	f.failures.put(n, fl)
-	f.touch(n)
+	f.touch()
 	if found := f.find(n); !found.none() {
 		return found
 	}

@@ -10,7 +10,7 @@ type lru[V any] struct {
 	maxItems int
 	maxBytes int64
 	size     func(name, V) int64
-	gone     func(name) // is told of what had to go
+	gone     func() // is told when something had to go
 }
 
 type lruItem[V any] struct {
@@ -19,7 +19,7 @@ type lruItem[V any] struct {
 	newer, older *lruItem[V]
 }
 
-func newLRU[V any](maxItems int, maxBytes int64, size func(name, V) int64, gone func(name)) *lru[V] {
+func newLRU[V any](maxItems int, maxBytes int64, size func(name, V) int64, gone func()) *lru[V] {
 	return &lru[V]{byName: map[name]*lruItem[V]{}, maxItems: maxItems, maxBytes: maxBytes, size: size, gone: gone}
 }
 
@@ -52,7 +52,7 @@ func (l *lru[V]) put(n name, v V) {
 	for l.oldest != nil && (len(l.byName) > l.maxItems || l.maxBytes > 0 && l.bytes > l.maxBytes) {
 		last := l.oldest.name
 		l.drop(last)
-		l.gone(last)
+		l.gone()
 	}
 }
 

@@ -10,10 +10,9 @@ import (
 	"time"
 )
 
-// A record is what the cache file has by a name: the SHA-256 of the rest, the
-// length of a head in four bytes, the head as JSON, the body of an object. The
-// digest finds damage; whoever may write the file may write a record, which is why
-// Parse has the last word.
+// A record is what the cache file has by a name: the length of a head in four bytes,
+// the head as JSON, the body of an object. Whoever may write the file may write a
+// record, which is why Parse has the last word.
 type record struct {
 	head
 	body []byte
@@ -71,25 +70,18 @@ func (r record) encode() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("write what was fetched: %w", err)
 	}
-	out := make([]byte, sha256.Size, sha256.Size+lengthSize+len(text)+len(r.body))
+	out := make([]byte, 0, lengthSize+len(text)+len(r.body))
 	out = binary.BigEndian.AppendUint32(out, uint32(len(text)))
-	out = append(append(out, text...), r.body...)
-	sum := sha256.Sum256(out[sha256.Size:])
-	copy(out, sum[:])
-	return out, nil
+	return append(append(out, text...), r.body...), nil
 }
 
 // decodeRecord reads a record, whose parts are copied. What it returns is as this
 // package makes it, within its limits.
 func decodeRecord(key, value []byte) (record, error) {
-	if len(value) < sha256.Size+lengthSize {
+	if len(value) < lengthSize {
 		return record{}, errors.New("it is cut off")
 	}
-	sum, rest := value[:sha256.Size], value[sha256.Size:]
-	if have := sha256.Sum256(rest); !bytes.Equal(have[:], sum) {
-		return record{}, errors.New("it is not what was written")
-	}
-	n, rest := binary.BigEndian.Uint32(rest), rest[lengthSize:]
+	n, rest := binary.BigEndian.Uint32(value), value[lengthSize:]
 	if n > maxHead || int(n) > len(rest) {
 		return record{}, errors.New("its head is cut off")
 	}
@@ -101,15 +93,22 @@ func decodeRecord(key, value []byte) (record, error) {
 	return r, r.check(key)
 }
 
+// key returns the key that the record is kept by.
+func (r record) key() []byte { return keyOf(r.prefix(), r.name()) }
+
+func (r record) prefix() string {
+	if len(r.Problem) > 0 {
+		return failureKey
+	}
+	return objectKey
+}
+
 // check returns why a record is not one of this package's.
 func (r record) check(key []byte) error {
-	prefix := objectKey
-	if len(r.Problem) > 0 {
-		prefix = failureKey
-	}
+	prefix := r.prefix()
 	kind, size := Kind(r.Kind), int64(len(r.body))
 	switch {
-	case !bytes.Equal(key, keyOf(prefix, r.name())):
+	case !bytes.Equal(key, r.key()):
 		return errors.New("it is kept by another name")
 	case !kind.valid() || len(r.URL) > maxURL:
 		return errors.New("it is of no kind, or its URL is too long")

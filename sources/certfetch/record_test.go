@@ -6,8 +6,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 )
 
-// FuzzCacheRecord reads records that somebody has written who may write the file:
-// digests are made good. What is accepted is within the limits, is kept by its own
+// FuzzCacheRecord reads records that somebody has written who may write the file. What is accepted is within the limits, is kept by its own
 // name, and is what it is when it is written again.
 func FuzzCacheRecord(f *testing.F) {
 	for _, seed := range certfetch.SampleRecords() {

@@ -2,39 +2,33 @@ package certfetch
 
 import (
 	"context"
+	"errors"
 	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/boltfile"
 )
 
 const (
 	// flushDelay is how long what was fetched waits for more before it is
 	// written, and flushPause how long a write that has failed waits.
 	flushDelay, flushPause = time.Second, time.Minute
-	// maxChanged is the number of names that wait to be written.
-	maxChanged = 2 * (maxObjects + maxFailures)
+	// flushShare keeps writing, which is always of the whole file, to a hundredth of
+	// the time.
+	flushShare = 100
 	// flushTimeout bounds the last write.
 	flushTimeout = 3 * time.Second
 )
 
-// touch says that the cache file has to be told of a name. The caller holds f.mu.
-func (f *Fetcher) touch(n name) {
+// touch says that the cache file is not up to date. The caller holds f.mu.
+func (f *Fetcher) touch() {
 	if f.path == "" {
 		return
 	}
-	f.note(n)
+	f.changed = true
 	select {
 	case f.wake <- struct{}{}:
 	default:
 	}
-}
-
-// note takes a name down that is to be written. Where a disk fails for so long that
-// these are too many, the file will be replaced as a whole.
-func (f *Fetcher) note(n name) {
-	if len(f.changed) >= maxChanged {
-		clear(f.changed)
-		f.spoiled = true
-	}
-	f.changed[n] = true
 }
 
 // Run writes what is fetched to the cache, soon after it was fetched, until ctx
@@ -46,17 +40,23 @@ func (f *Fetcher) Run(ctx context.Context) error {
 	f.setRunning(true)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	wake := f.wake
+	wake, delay := f.wake, flushDelay
 	for {
 		select {
 		case <-wake:
 			wake = nil
-			timer.Reset(flushDelay)
+			timer.Reset(delay)
 		case <-timer.C:
 			wake = f.wake
-			if f.flush(ctx) != nil {
+			begun := time.Now()
+			switch err := f.flush(ctx); {
+			case errors.Is(err, boltfile.ErrBusy): // somebody may be waiting for it
+				timer.Reset(flushDelay)
+			case err != nil:
 				wake = nil
 				timer.Reset(flushPause)
+			default:
+				delay = max(flushDelay, flushShare*time.Since(begun))
 			}
 		case <-ctx.Done():
 			for _, done := range f.setRunning(false) {

@@ -14,8 +14,6 @@ const (
 	// CRLs, which CAs have signed that somebody trusts.
 	maxCRLs, maxCRLBytes = 2048, 128 << 20
 
-	// maxObjects is the number of objects on all shelves.
-	maxObjects = maxIssuers + maxUnproven + maxEKs + maxCRLs
 	// maxBodies is more than what their bodies have together, in bytes.
 	maxBodies = 128 << 20
 )
@@ -37,7 +35,7 @@ func costOf(n name, k *kept) int64 {
 // goes first.
 type stock struct{ issuers, unproven, eks, crls *lru[*kept] }
 
-func newStock(gone func(name)) stock {
+func newStock(gone func()) stock {
 	shelf := func(objects int, bytes int64) *lru[*kept] { return newLRU(objects, bytes, costOf, gone) }
 	return stock{
 		issuers: shelf(maxIssuers, maxIssuerBytes), unproven: shelf(maxUnproven, maxUnprovenBytes),

@@ -178,5 +178,5 @@ func (f *Fetcher) old(n name) *kept {
 func (f *Fetcher) keep(n name, k *kept) {
 	f.objects.put(n, k)
 	f.failures.drop(n)
-	f.touch(n)
+	f.touch()
 }

@@ -184,8 +184,7 @@ func TestKindOf(t *testing.T) {
 	}
 }
 
-// A disk that fails for long: what it will have to be told does not grow without
-// bound, and it has all of it in the end.
+// A disk that fails for long has all that is kept in the end.
 func TestDiskFailsForLong(t *testing.T) {
 	o := local(t)
 	dir := filepath.Join(t.TempDir(), "not mounted")
@@ -195,9 +194,6 @@ func TestDiskFailsForLong(t *testing.T) {
 	f.FillFailures(80_000)
 	if err := f.Close(); err == nil {
 		t.Error("written")
-	}
-	if n := f.Unwritten(); n > 50_000 {
-		t.Errorf("%d names are to be written", n)
 	}
 	must(t, os.Mkdir(dir, 0o700))
 	must(t, f.Close())

@@ -12,9 +12,9 @@ import (
 func TestCacheBeforeServing(t *testing.T) {
 	cfg, o, _ := cached(t, `"serial": 1, `)
 	s := loaded(t, cfg)
-	draft := cfg.CachePath + ".new"
-	unlock := lockFile(t, draft)
-	opened := opening(t, draft)
+	lock := cfg.CachePath + ".lock"
+	unlock := lockFile(t, lock)
+	opened := opening(t, lock)
 	o.answer(http.StatusOK, list(`"serial": 2, `, "two"))
 	done := make(chan error)
 	go func() { done <- s.Refresh(t.Context()) }()

@@ -294,6 +294,25 @@ func TestReplayWhileCacheIsAway(t *testing.T) {
 	}
 }
 
+// While another process has the cache locked, both to read and to write, an older
+// list that the web server sends again is not accepted: its serial cannot be compared.
+// Once the lock is gone, it is a replay.
+func TestReplayWhileCacheIsLocked(t *testing.T) {
+	cfg, o, _ := cached(t, `"serial": 7, `)
+	unlockFile, unlockWriters := lockFile(t, cfg.CachePath), lockFile(t, cfg.CachePath+".lock")
+	o.answer(http.StatusOK, list(`"serial": 3, `, "stranger"), "ETag", `"3"`)
+	s := newSource(t, cfg)
+	for range 2 {
+		wantError(t, s.Refresh(t.Context()), "no list is accepted before the serial in the cache is known", "another process")
+		wantCannotTell(t, s, "no list")
+	}
+	unlockFile()
+	unlockWriters()
+	refresh(t, s) // from the cache
+	wantError(t, s.Refresh(t.Context()), "the list is a replay", "serial 3 after serial 7")
+	wantListed(t, s, "one")
+}
+
 // lockFile locks a file as another process does.
 func lockFile(t *testing.T, path string) (unlock func()) {
 	t.Helper()

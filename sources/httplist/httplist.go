@@ -191,7 +191,7 @@ func New(cfg Config) (*Source, error) {
 		if verifier != nil {
 			of = append(of, verifier.listID)
 		}
-		s.cache = listcache.New(cfg.CachePath, of...)
+		s.cache = listcache.New(cfg.CachePath, cfg.MaxBytes, of...)
 	}
 	return s, nil
 }

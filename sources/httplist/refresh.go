@@ -21,7 +21,9 @@ const startPatience = time.Second
 //
 // While there is no list, Refresh serves the one in the cache before it asks. Where
 // that is not stale, the server has a second to answer, and there is no error if it
-// does not: what was loaded is good, and Run asks again at once.
+// does not: what was loaded is good, and Run asks again at once. While another process
+// has the cache locked, Refresh asks for nothing: without the serial in the cache, it
+// could not tell an older list from a newer one.
 func (s *Source) Refresh(ctx context.Context) error {
 	timeout := s.cfg.Timeout
 	defer s.warn()
@@ -31,30 +33,36 @@ func (s *Source) Refresh(ctx context.Context) error {
 	if err := s.trust(); err != nil {
 		return err
 	}
-	warm := s.state.Load() == nil && s.restore(ctx)
+	warm, err := s.restore(ctx)
+	if err != nil {
+		return err
+	}
 	if warm {
 		timeout = min(timeout, startPatience)
 	}
-	err := s.poll(ctx, timeout)
+	err = s.poll(ctx, timeout)
 	if warm && err != nil {
 		return nil // the cache has loaded, and Run reports what the server does
 	}
 	return err
 }
 
-// restore loads the cache, and reports whether what it holds may serve. A list
-// that may not, since it is stale, is kept nevertheless: it tells which serials
-// are replays.
-func (s *Source) restore(ctx context.Context) bool {
-	if s.cache == nil {
-		return false
+// restore loads the cache while there is no list, and reports whether what it holds may
+// serve. A list that may not, since it is stale, is kept nevertheless: it tells which
+// serials are replays. The error says that it is not known what the cache holds.
+func (s *Source) restore(ctx context.Context) (fresh bool, err error) {
+	if s.cache == nil || s.state.Load() != nil {
+		return false, nil
 	}
 	list, meta, err := s.cache.Load(ctx)
 	if err != nil {
 		if !errors.Is(err, listcache.ErrNone) {
 			s.loadWarning = fmt.Sprintf("the cache was not used: %v", err)
 		}
-		return false
+		if errors.Is(err, listcache.ErrBusy) || ctx.Err() != nil {
+			return false, fmt.Errorf("no list is accepted before the serial in the cache is known: %w", err)
+		}
+		return false, nil
 	}
 	st := &state{
 		list:       list,
@@ -65,7 +73,7 @@ func (s *Source) restore(ctx context.Context) bool {
 	}
 	s.state.Store(st)
 	s.loadWarning = ""
-	return st.fresh(s.cfg.Now(), s.cfg.MaxStaleness) == nil
+	return st.fresh(s.cfg.Now(), s.cfg.MaxStaleness) == nil, nil
 }
 
 // warn publishes the warnings of this Refresh.
@@ -108,7 +116,7 @@ func (s *Source) poll(ctx context.Context, timeout time.Duration) error {
 		list: a.list, validators: a.validators, loaded: time.Now(), confirmed: a.at,
 		size: a.size, here: true, key: a.key,
 	}
-	if err := s.save(ctx, previous, st); err != nil {
+	if err := s.save(ctx, st); err != nil {
 		return err
 	}
 	s.state.Store(st)
@@ -153,47 +161,36 @@ func (s *Source) expired(list *eklist.Snapshot) error {
 	return nil
 }
 
-// save puts a new list into the cache. It returns an error where the list may not
-// serve.
-func (s *Source) save(ctx context.Context, previous, next *state) error {
+// save puts a list into the cache. It returns an error where the list may not serve.
+// What goes wrong with the file is a warning: the list is good. But where the cache
+// holds a later list than this one, which it may if it could not be read before, that
+// one takes its place, and this one is a replay.
+func (s *Source) save(ctx context.Context, st *state) error {
 	if s.cache == nil {
 		return nil
 	}
-	var before *eklist.Snapshot
-	if previous != nil {
-		before = previous.list
-	}
-	return s.saved(ctx, next, s.cache.Save(ctx, before, next.list, next.meta()))
-}
-
-// touch notes in the cache that the list was confirmed, now and then: the file
-// need not be written at every poll.
-func (s *Source) touch(ctx context.Context, st *state) error {
-	if s.cache == nil {
-		return nil
-	}
-	age := st.confirmed.Sub(s.touched)
-	if s.saveWarning == "" && age >= 0 && age < min(time.Minute, s.cfg.MaxStaleness/100) {
-		return nil
-	}
-	return s.saved(ctx, st, s.cache.Touch(ctx, st.list, st.meta()))
-}
-
-// saved notes how writing the cache has ended. What goes wrong there is a warning:
-// the list is good. But where the cache holds a later list than this one, which it
-// may if it could not be read before, that one takes its place, and this one is a
-// replay.
-func (s *Source) saved(ctx context.Context, st *state, err error) error {
+	err := s.cache.Save(ctx, st.list, st.meta())
 	s.saveWarning, s.touched = "", st.confirmed
 	if ahead := (*listcache.AheadError)(nil); errors.As(err, &ahead) {
 		s.state.Store(nil)
-		s.restore(ctx)
-		return replay(err)
+		_, loadErr := s.restore(ctx)
+		return errors.Join(replay(err), loadErr)
 	}
 	if err != nil {
 		s.saveWarning = fmt.Sprintf("the cache was not written, so this list is lost at a restart: %v", err)
 	}
 	return nil
+}
+
+// touch notes in the cache that the list was confirmed, now and then: the file is
+// written as a whole, and a list that counts as older than it is by a fiftieth of
+// MaxStaleness, after a restart, harms nobody.
+func (s *Source) touch(ctx context.Context, st *state) error {
+	age := st.confirmed.Sub(s.touched)
+	if s.saveWarning == "" && age >= 0 && age < s.cfg.MaxStaleness/50 {
+		return nil
+	}
+	return s.save(ctx, st)
 }
 
 func (st *state) meta() listcache.Meta {

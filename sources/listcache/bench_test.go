@@ -101,71 +101,19 @@ func BenchmarkFirstWrite(b *testing.B) {
 	dir := b.TempDir()
 	turns(b, func(i int) {
 		path := filepath.Join(dir, fmt.Sprint("cache", i))
-		mustSave(b, listcache.New(path, url), nil, list, meta(i))
+		mustSave(b, listcache.New(path, maxBytes, url), list, meta(i))
 	}, func(i int) {
 		writeSorted(b, filepath.Join(dir, fmt.Sprint("base", i)), hashes)
 	})
 }
 
-// BenchmarkThousandChanges is a Save of a list of which 500 entries of a million
-// were removed and 500 added, against the bucket dropped and written in one
-// sorted transaction.
-func BenchmarkThousandChanges(b *testing.B) {
-	hashes := randomHashes(million + 1000)
-	random := rand.New(rand.NewPCG(7, 8))
-	drop := make(map[int]int) // index, and from which list
-	for len(drop) < 1000 {
-		drop[random.IntN(len(hashes))] = len(drop) % 2
-	}
-	var sorted [2][]eklist.Hash
-	var lists [2]*eklist.Snapshot
-	for l := range lists {
-		for i, h := range hashes {
-			if from, ok := drop[i]; !ok || from != l {
-				sorted[l] = append(sorted[l], h)
-			}
-		}
-		lists[l] = snapshotOf(b, sorted[l])
-	}
-	dir := b.TempDir()
-	base := filepath.Join(dir, "base")
-	writeSorted(b, base, sorted[0])
-	c := listcache.New(filepath.Join(dir, "cache"), url)
-	mustSave(b, c, nil, lists[0], meta(0))
-	turns(b, func(i int) {
-		mustSave(b, c, lists[i%2], lists[(i+1)%2], meta(i))
-	}, func(i int) {
-		writeSorted(b, base, sorted[(i+1)%2])
-	})
-}
-
-// BenchmarkTouch is what a 304 costs where a million entries are cached.
-func BenchmarkTouch(b *testing.B) {
-	list := snapshotOf(b, randomHashes(million))
+// BenchmarkLoad is how long a restart takes to serve a million entries.
+func BenchmarkLoad(b *testing.B) {
 	c, _ := newCache(b)
-	mustSave(b, c, nil, list, meta(0))
+	mustSave(b, c, snapshotOf(b, randomHashes(million)), meta(0))
 	for b.Loop() {
-		if err := c.Touch(b.Context(), list, meta(1)); err != nil {
+		if _, _, err := c.Load(b.Context()); err != nil {
 			b.Fatal(err)
 		}
-	}
-}
-
-// BenchmarkLoad is how long a restart takes to serve a million entries, without
-// and with some hundred thousand changes beside them.
-func BenchmarkLoad(b *testing.B) {
-	hashes := randomHashes(million)
-	for name, begin := range map[string]int{"changes=0": 0, "changes=100k": 100_000} {
-		b.Run(name, func(b *testing.B) {
-			c, _ := newCache(b)
-			list := snapshotOf(b, hashes)
-			mustSave(b, c, nil, list, meta(0))
-			mustSave(b, c, list, snapshotOf(b, hashes[begin:]), meta(1))
-			for b.Loop() {
-				if _, _, err := c.Load(b.Context()); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
 	}
 }

@@ -15,6 +15,8 @@ import (
 
 const url, listID = "https://allowlist.example.org/tpm.json", "fleet"
 
+const maxBytes = eklist.DefaultMaxBytes
+
 var confirmed = time.Date(2026, 11, 23, 12, 0, 0, 123456789, time.UTC)
 
 // meta is unlike any other meta.
@@ -29,7 +31,7 @@ func meta(n int) listcache.Meta {
 func newCache(t testing.TB) (*listcache.Cache, string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "tpm.db")
-	return listcache.New(path, url, listID), path
+	return listcache.New(path, maxBytes, url, listID), path
 }
 
 // hashOf returns a hash that looks like one.
@@ -78,9 +80,9 @@ func plain(t testing.TB, begin, end uint64) *eklist.Snapshot {
 	return listOf(t, eklist.Header{}, begin, end, nil)
 }
 
-func mustSave(t testing.TB, c *listcache.Cache, previous, next *eklist.Snapshot, m listcache.Meta) {
+func mustSave(t testing.TB, c *listcache.Cache, next *eklist.Snapshot, m listcache.Meta) {
 	t.Helper()
-	if err := c.Save(t.Context(), previous, next, m); err != nil {
+	if err := c.Save(t.Context(), next, m); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -89,7 +91,7 @@ func mustSave(t testing.TB, c *listcache.Cache, previous, next *eklist.Snapshot,
 // would find them.
 func wantLoad(t testing.TB, path string, want *eklist.Snapshot, m listcache.Meta) {
 	t.Helper()
-	got, gotMeta, err := listcache.New(path, url, listID).Load(t.Context())
+	got, gotMeta, err := listcache.New(path, maxBytes, url, listID).Load(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,21 +113,5 @@ func wantNoDraft(t testing.TB, path string) {
 	t.Helper()
 	if _, err := os.Lstat(path + ".new"); !os.IsNotExist(err) {
 		t.Errorf("beside the cache: %v", err)
-	}
-}
-
-func readFile(t testing.TB, path string) []byte {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
-
-func writeFile(t testing.TB, path string, content []byte) {
-	t.Helper()
-	if err := os.WriteFile(path, content, 0o600); err != nil {
-		t.Fatal(err)
 	}
 }

@@ -1,12 +1,11 @@
 // Package listcache keeps the last accepted list of TPMs in a file, for a source
 // whose list is elsewhere: after a restart it serves without the network.
 //
-// The file is a bbolt database that is open only while a method runs, so that
-// processes may share it in turn. Whatever happens to a process or to its disk,
-// the file holds one whole list with all that belongs to it, or it is found out
-// to hold none: Load verifies the structure of the file before it is mapped, and
-// then a digest of all that it says. The digest finds damage; whoever may write the
-// file may write a list.
+// The file is a bbolt database of package boltfile: open only while a method runs,
+// replaced as a whole, and used only if its checksum is right. Whatever happens to a
+// process or to its disk, the file holds one whole list with all that belongs to it,
+// or it counts as none. The checksum finds damage; whoever may write the file may
+// write a list.
 package listcache
 
 import (
@@ -19,12 +18,17 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/boltfile"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 )
 
-// ErrNone is the error of Load where there is no file yet. All others say why a
-// file that is there was not used.
-var ErrNone = errors.New("nothing is cached yet")
+var (
+	// ErrNone is the error of Load if there is no file yet.
+	ErrNone = boltfile.ErrNone
+	// ErrBusy is the error if another process has locked the file for longer than a
+	// call waits: whether it holds a list, and which, is not known then.
+	ErrBusy = boltfile.ErrBusy
+)
 
 // Meta is what belongs to a cached list besides its entries and its Header.
 type Meta struct {
@@ -54,9 +58,8 @@ func (e *AheadError) Error() string {
 // exclude each other, by a lock on the file that other processes see as well.
 // A call waits two seconds for that lock at most.
 type Cache struct {
-	path string
+	file boltfile.File
 	of   [sha256.Size]byte
-	memo memo
 	// trusted are the keys that may have signed the list; nil where none is to
 	// have.
 	trusted atomic.Pointer[[]Key]
@@ -64,17 +67,22 @@ type Cache struct {
 
 // New returns the Cache in a file, of the list that the strings identify: its
 // URL, say, and its name. A file that holds another list counts as none, and
-// Save replaces it. Only a hash of the strings is stored.
+// Save replaces it. Only a hash of the strings is stored. The list has at most
+// maxBytes, as eklist.Parse reads it; a file that is longer than any such list needs
+// counts as none.
 //
 // New opens nothing. The directory of path must exist before the first Save;
-// next to the file, Save writes one that has its name and ".new".
-func New(path string, of ...string) *Cache {
+// beside the file are those of boltfile.Names.
+func New(path string, maxBytes int64, of ...string) *Cache {
 	var all []byte
 	for _, s := range of {
 		all = binary.BigEndian.AppendUint64(all, uint64(len(s)))
 		all = append(all, s...)
 	}
-	return &Cache{path: path, of: sha256.Sum256(all)}
+	return &Cache{
+		file: boltfile.File{Path: path, Limit: limitFor(maxBytes), Format: format, Bucket: stateBucket},
+		of:   sha256.Sum256(all),
+	}
 }
 
 // Trust says which public keys may have signed the list. A file whose list another
@@ -93,45 +101,39 @@ func (c *Cache) trusts(key Key) bool {
 	return key == Key{}
 }
 
+// limitFor returns how long the file of a list may be. An entry takes less room in it
+// than in any form of a list; bbolt adds a page to each value of 128 KiB and grows the
+// file by 16 MiB at a time.
+func limitFor(maxBytes int64) int64 { return maxBytes + maxBytes/8 + 32<<20 }
+
 // Load returns the list that was saved last and what belongs to it. With an
-// error there is none: ErrNone where there is no file yet, and otherwise why the
-// file was not used, for a warning. It changes nothing.
+// error there is none: ErrNone if there is no file yet; ErrBusy, or the error of ctx,
+// if it could not be determined whether there is a list; and otherwise why the file
+// does not count, for a warning. It changes nothing.
 //
 // ctx is looked at now and then; it does not interrupt a disk that hangs.
 func (c *Cache) Load(ctx context.Context) (*eklist.Snapshot, Meta, error) {
 	list, meta, err := c.load(ctx)
 	switch {
 	case errors.Is(err, ErrNone):
-		return nil, Meta{}, err
+		return nil, Meta{}, ErrNone
 	case err != nil:
-		return nil, Meta{}, fmt.Errorf("cache %q: %w", c.path, err)
+		return nil, Meta{}, fmt.Errorf("cache %q: %w", c.file.Path, err)
 	}
 	return list, meta, nil
 }
 
-// Save stores next, its Header and meta, in place of what is there. When it
+// Save stores a list, its Header and meta, in place of what is there. When it
 // returns without an error, all of that is on the disk; with an error, what was
-// there before still is, or all of next.
+// there before still is, or all of the list. The new file has mode 0600.
 //
-// previous may be nil. Where it is what this Cache has loaded or saved last, the
-// file still holds it, and few entries differ, only these are written; where none
-// does, only Header and meta. Any other cache, and one that is damaged, is replaced
-// by a new one, which has mode 0600.
-//
-// It is an *AheadError where the same list is there with a higher serial, or next
-// has no serial and the list that is there has one: another process was ahead, and
-// the file does not go back. It is an error, too, where the file is of something
+// It is an *AheadError if the same list is there with a higher serial, or if the list
+// has no serial and the one that is there has one: another process was ahead, and
+// the file does not go back. It is an error, too, if the file is of something
 // else: it is left as it is.
-func (c *Cache) Save(ctx context.Context, previous, next *eklist.Snapshot, meta Meta) error {
-	if err := c.save(ctx, previous, next, meta); err != nil {
-		return fmt.Errorf("cache %q: %w", c.path, err)
+func (c *Cache) Save(ctx context.Context, list *eklist.Snapshot, meta Meta) error {
+	if err := c.save(ctx, list, meta); err != nil {
+		return fmt.Errorf("cache %q: %w", c.file.Path, err)
 	}
 	return nil
-}
-
-// Touch stores meta for a list that was found to be current still, as Save does
-// where nothing differs: should the file hold anything else by now, or be gone,
-// the list is written again.
-func (c *Cache) Touch(ctx context.Context, current *eklist.Snapshot, meta Meta) error {
-	return c.Save(ctx, current, current, meta)
 }

@@ -35,7 +35,7 @@ func TestSaveAndLoad(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, path := newCache(t)
-			mustSave(t, c, nil, list, meta(1))
+			mustSave(t, c, list, meta(1))
 			wantLoad(t, path, list, meta(1))
 			wantNoDraft(t, path)
 			info, err := os.Stat(path)
@@ -53,136 +53,16 @@ func TestNothingCached(t *testing.T) {
 	if list != nil || m != (listcache.Meta{}) || !errors.Is(err, listcache.ErrNone) {
 		t.Errorf("%v, %v, %v", list, m, err)
 	}
-	missing := listcache.New(filepath.Join(filepath.Dir(path), "missing", "tpm.db"), url)
+	missing := listcache.New(filepath.Join(filepath.Dir(path), "missing", "tpm.db"), maxBytes, url)
 	if _, _, err := missing.Load(t.Context()); err == nil || errors.Is(err, listcache.ErrNone) {
 		t.Errorf("without a directory: %v", err)
 	}
-	if err := missing.Save(t.Context(), nil, plain(t, 0, 1), meta(1)); err == nil {
+	if err := missing.Save(t.Context(), plain(t, 0, 1), meta(1)); err == nil {
 		t.Error("saved without a directory")
 	}
-	if err := c.Save(t.Context(), nil, nil, meta(1)); err == nil {
+	if err := c.Save(t.Context(), nil, meta(1)); err == nil {
 		t.Error("saved no list")
 	}
-}
-
-// A few differences are written as such, in any order and of any kind, time and
-// again, and what is loaded is the last list: an entry that was removed and then
-// added again must not be lost, nor one that was removed come back.
-func TestDifferences(t *testing.T) {
-	c, path := newCache(t)
-	record := func(salt uint64) func(n uint64) eklist.Record {
-		return func(n uint64) eklist.Record {
-			if (n+salt)%5 == 0 {
-				return named(fmt.Sprint("node-", n), fmt.Sprint("salt:", salt))
-			}
-			return nil
-		}
-	}
-	const size = 20_000
-	list := listOf(t, serial(1), 0, size, record(0))
-	mustSave(t, c, nil, list, meta(0))
-	before, err := os.Stat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	begins := []uint64{3, 30, 0, 10, 0, 50}
-	for i, begin := range begins {
-		salt := uint64(0)
-		if i%2 == 1 {
-			salt = 5 // other labels, of the same entries
-		}
-		next := listOf(t, serial(uint64(i+2)), begin, size+begin%7, func(n uint64) eklist.Record {
-			if n < 100 {
-				return record(salt)(n)
-			}
-			return record(0)(n)
-		})
-		mustSave(t, c, list, next, meta(i))
-		wantLoad(t, path, next, meta(i))
-		list = next
-	}
-	after, err := os.Stat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !os.SameFile(before, after) {
-		t.Error("the file was written anew")
-	}
-	// Another process, which has loaded the list, goes on from there.
-	other := listcache.New(path, url, listID)
-	loaded, _, err := other.Load(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	next := listOf(t, serial(9), 50, size, nil)
-	mustSave(t, other, loaded, next, meta(9))
-	wantLoad(t, path, next, meta(9))
-	wantNoDraft(t, path)
-}
-
-// Differences do not pile up: the file is written anew before they are longer than
-// a share of the list.
-func TestDifferencesAreBounded(t *testing.T) {
-	c, path := newCache(t)
-	const size = 10_000
-	list := plain(t, 0, size)
-	mustSave(t, c, nil, list, meta(0))
-	var largest int64
-	renewed := 0
-	before, _ := os.Stat(path)
-	for i := range uint64(40) {
-		next := plain(t, 500*(i+1), size+500*(i+1))
-		mustSave(t, c, list, next, meta(0))
-		list = next
-		info, err := os.Stat(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !os.SameFile(before, info) {
-			renewed++
-			before = info
-		}
-		largest = max(largest, info.Size())
-	}
-	wantLoad(t, path, list, meta(0))
-	if renewed == 0 || renewed > 25 || largest > 4*size*34 {
-		t.Errorf("written anew %d times, %d bytes at most", renewed, largest)
-	}
-}
-
-// A 304 writes what belongs to the list and not the list: also where another
-// process has written another list meanwhile, of which these validators are not.
-func TestTouch(t *testing.T) {
-	c, path := newCache(t)
-	list := listOf(t, serial(5), 0, 100, nil)
-	mustSave(t, c, nil, list, meta(1))
-	before, _ := os.Stat(path)
-	for i := range 50 {
-		if err := c.Touch(t.Context(), list, meta(i)); err != nil {
-			t.Fatal(err)
-		}
-		wantLoad(t, path, list, meta(i))
-	}
-	after, _ := os.Stat(path)
-	if !os.SameFile(before, after) || after.Size() != before.Size() {
-		t.Errorf("%d bytes after %d", after.Size(), before.Size())
-	}
-
-	theirs := listOf(t, serial(5), 7, 10, nil)
-	mustSave(t, listcache.New(path, url, listID), nil, theirs, meta(60))
-	wantLoad(t, path, theirs, meta(60))
-	if err := c.Touch(t.Context(), list, meta(61)); err != nil {
-		t.Fatal(err)
-	}
-	wantLoad(t, path, list, meta(61))
-
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Touch(t.Context(), list, meta(62)); err != nil {
-		t.Fatal(err)
-	}
-	wantLoad(t, path, list, meta(62))
 }
 
 // Of two servers with one cache, the one that polls later does not take the list
@@ -190,20 +70,20 @@ func TestTouch(t *testing.T) {
 func TestSerialDoesNotGoBack(t *testing.T) {
 	c, path := newCache(t)
 	ahead := listOf(t, serial(43), 0, 10, nil)
-	mustSave(t, c, nil, ahead, meta(1))
-	behind := listcache.New(path, url, listID)
+	mustSave(t, c, ahead, meta(1))
+	behind := listcache.New(path, maxBytes, url, listID)
 	for _, header := range []eklist.Header{serial(42), {}} {
 		list := listOf(t, header, 0, 9, nil)
-		if err := behind.Save(t.Context(), nil, list, meta(2)); err == nil || !strings.Contains(err.Error(), "serial 43") {
+		if err := behind.Save(t.Context(), list, meta(2)); err == nil || !strings.Contains(err.Error(), "serial 43") {
 			t.Errorf("%+v: %v", header, err)
 		}
-		if err := behind.Touch(t.Context(), list, meta(2)); err == nil {
+		if err := behind.Save(t.Context(), list, meta(2)); err == nil {
 			t.Errorf("%+v: touched", header)
 		}
 	}
 	wantLoad(t, path, ahead, meta(1))
 	next := listOf(t, serial(44), 0, 9, nil)
-	mustSave(t, behind, nil, next, meta(3))
+	mustSave(t, behind, next, meta(3))
 	wantLoad(t, path, next, meta(3))
 	wantNoDraft(t, path)
 }
@@ -215,7 +95,7 @@ func TestKeyThatDoesNotCountAnyMore(t *testing.T) {
 	stolen, safe := listcache.Key{1}, listcache.Key{2}
 	c, path := newCache(t)
 	open := func(keys ...listcache.Key) *listcache.Cache {
-		c := listcache.New(path, url, listID)
+		c := listcache.New(path, maxBytes, url, listID)
 		c.Trust(keys...)
 		return c
 	}
@@ -226,12 +106,12 @@ func TestKeyThatDoesNotCountAnyMore(t *testing.T) {
 	}
 	theirs, ours := listOf(t, serial(1<<64-1), 0, 10, nil), listOf(t, serial(3), 0, 5, nil)
 	c.Trust(stolen)
-	mustSave(t, c, nil, theirs, signed(stolen))
+	mustSave(t, c, theirs, signed(stolen))
 	if got, m, err := open(safe, stolen).Load(t.Context()); err != nil || !got.SameEntries(theirs) || m.Key != stolen {
 		t.Errorf("while both count: %v, %v", got, err)
 	}
 	ahead := (*listcache.AheadError)(nil)
-	if err := open(stolen, safe).Save(t.Context(), nil, ours, signed(safe)); !errors.As(err, &ahead) || ahead.Serial != 1<<64-1 {
+	if err := open(stolen, safe).Save(t.Context(), ours, signed(safe)); !errors.As(err, &ahead) || ahead.Serial != 1<<64-1 {
 		t.Errorf("while both count: save: %v", err)
 	}
 	for _, keys := range [][]listcache.Key{{safe}, {}, {{}}} {
@@ -239,12 +119,12 @@ func TestKeyThatDoesNotCountAnyMore(t *testing.T) {
 			t.Errorf("%x: %v, %v", keys, got, err)
 		}
 	}
-	mustSave(t, open(safe), nil, ours, signed(safe))
+	mustSave(t, open(safe), ours, signed(safe))
 	if got, _, err := open(safe).Load(t.Context()); err != nil || !got.SameEntries(ours) {
 		t.Errorf("the list after: %v, %v", got, err)
 	}
 	// Where lists need no signature, one that has one is of another time.
-	if got, _, err := listcache.New(path, url, listID).Load(t.Context()); got != nil || err == nil {
+	if got, _, err := listcache.New(path, maxBytes, url, listID).Load(t.Context()); got != nil || err == nil {
 		t.Errorf("without keys: %v, %v", got, err)
 	}
 }
@@ -253,17 +133,17 @@ func TestKeyThatDoesNotCountAnyMore(t *testing.T) {
 // served as that of the URL now.
 func TestListOfAnotherConfiguration(t *testing.T) {
 	c, path := newCache(t)
-	mustSave(t, c, nil, listOf(t, serial(7), 0, 10, nil), meta(1))
+	mustSave(t, c, listOf(t, serial(7), 0, 10, nil), meta(1))
 	for _, of := range [][]string{nil, {url}, {url, "lab"}, {url + listID}, {url, listID, ""}, {listID, url}} {
-		_, _, err := listcache.New(path, of...).Load(t.Context())
+		_, _, err := listcache.New(path, maxBytes, of...).Load(t.Context())
 		if err == nil || !strings.Contains(err.Error(), "another configuration") {
 			t.Errorf("%q: %v", of, err)
 		}
 	}
 	// The serials of another list say nothing about this one.
-	other := listcache.New(path, url, "lab")
+	other := listcache.New(path, maxBytes, url, "lab")
 	list := listOf(t, serial(1), 0, 5, nil)
-	mustSave(t, other, nil, list, meta(2))
+	mustSave(t, other, list, meta(2))
 	if _, _, err := c.Load(t.Context()); err == nil {
 		t.Error("loaded the list of another configuration")
 	}
@@ -279,14 +159,14 @@ func TestCancelled(t *testing.T) {
 	list := plain(t, 0, 300_000)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := c.Save(ctx, nil, list, meta(1)); !errors.Is(err, context.Canceled) {
+	if err := c.Save(ctx, list, meta(1)); !errors.Is(err, context.Canceled) {
 		t.Errorf("save: %v", err)
 	}
 	wantNoDraft(t, path)
 	if _, _, err := c.Load(t.Context()); !errors.Is(err, listcache.ErrNone) {
 		t.Errorf("load: %v", err)
 	}
-	mustSave(t, c, nil, list, meta(1))
+	mustSave(t, c, list, meta(1))
 	if got, _, err := c.Load(ctx); got != nil || !errors.Is(err, context.Canceled) {
 		t.Errorf("load: %v, %v", got, err)
 	}

@@ -62,8 +62,7 @@ func start(t *testing.T, path, task string) (cmd *exec.Cmd, out *bufio.Reader) {
 	return cmd, bufio.NewReader(pipe)
 }
 
-// listAt is the list that is saved at a step: most steps change a few entries,
-// and every fifth all of them.
+// listAt is the list that is saved at a step.
 func listAt(step uint64) (*eklist.Snapshot, error) {
 	begin := step + 50_000*(step/5%2)
 	b := eklist.NewBuilder(serial(step), 12_000)
@@ -78,12 +77,12 @@ func listAt(step uint64) (*eklist.Snapshot, error) {
 // rotate saves one list after the other until it is killed, and says before and
 // after each which one.
 func rotate(path string) error {
-	ctx, c := context.Background(), listcache.New(path, url, listID)
-	previous, _, err := c.Load(ctx)
+	ctx, c := context.Background(), listcache.New(path, maxBytes, url, listID)
+	there, _, err := c.Load(ctx)
 	step := uint64(1)
 	switch {
 	case err == nil:
-		step += previous.Header().Serial
+		step += there.Header().Serial
 	case !errors.Is(err, listcache.ErrNone):
 		return err
 	}
@@ -93,11 +92,10 @@ func rotate(path string) error {
 			return err
 		}
 		fmt.Println("begun", step)
-		if err := c.Save(ctx, previous, next, meta(int(step))); err != nil {
+		if err := c.Save(ctx, next, meta(int(step))); err != nil {
 			return err
 		}
 		fmt.Println("saved", step)
-		previous = next
 	}
 }
 
@@ -156,7 +154,7 @@ func TestKilled(t *testing.T) {
 
 func checkAfterKill(t *testing.T, path string, begun, saved uint64) {
 	t.Helper()
-	got, m, err := listcache.New(path, url, listID).Load(t.Context())
+	got, m, err := listcache.New(path, maxBytes, url, listID).Load(t.Context())
 	if errors.Is(err, listcache.ErrNone) && saved == 0 {
 		return
 	}
@@ -180,7 +178,7 @@ func saveTwice(path string) error {
 		if err != nil {
 			return err
 		}
-		if err := listcache.New(path, url, listID).Save(context.Background(), nil, list, meta(int(step))); err != nil {
+		if err := listcache.New(path, maxBytes, url, listID).Save(context.Background(), list, meta(int(step))); err != nil {
 			return err
 		}
 	}
@@ -204,7 +202,7 @@ func holdOpen(path string) error {
 func TestLockedByAnotherProcess(t *testing.T) {
 	c, path := newCache(t)
 	list := plain(t, 0, 10)
-	mustSave(t, c, nil, list, meta(1))
+	mustSave(t, c, list, meta(1))
 	cmd, out := start(t, path, "hold")
 	if _, err := out.ReadString('\n'); err != nil {
 		t.Fatal(err)
@@ -242,7 +240,7 @@ func TestFullDisk(t *testing.T) {
 // as it does that of a disk, but for the number of the error. Each is larger than
 // the one before by some bytes.
 func fillDisk(path string, by uint64) error {
-	ctx, c := context.Background(), listcache.New(path, url, listID)
+	ctx, c := context.Background(), listcache.New(path, maxBytes, url, listID)
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &limit); err != nil {
 		return err
@@ -252,12 +250,12 @@ func fillDisk(path string, by uint64) error {
 	if err != nil {
 		return err
 	}
-	if err := c.Save(ctx, nil, previous, meta(1)); err != nil {
+	if err := c.Save(ctx, previous, meta(1)); err != nil {
 		return err
 	}
 	failed, step := 0, uint64(2)
 	for size := uint64(0); size < 600<<10; size += by {
-		for range 2 { // once with few changes, once with all
+		for range 2 {
 			next, err := listAt(step)
 			if err != nil {
 				return err
@@ -266,7 +264,7 @@ func fillDisk(path string, by uint64) error {
 			if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &limit); err != nil {
 				return err
 			}
-			saveErr := c.Save(ctx, previous, next, meta(int(step)))
+			saveErr := c.Save(ctx, next, meta(int(step)))
 			limit.Cur = whole
 			if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &limit); err != nil {
 				return err
@@ -284,7 +282,7 @@ func fillDisk(path string, by uint64) error {
 				return fmt.Errorf("limit %d, after %w: serial %d, want %d", size, saveErr, got.Header().Serial, previous.Header().Serial)
 			}
 			// A few pages may be left, where not even these were written.
-			if info, err := os.Lstat(path + ".new"); err == nil && info.Size() > 4*page {
+			if info, err := os.Lstat(path + ".new"); err == nil && info.Size() > 4*4096 {
 				return fmt.Errorf("limit %d, after %w: a draft of %d bytes is left", size, saveErr, info.Size())
 			}
 			step += 4

@@ -2,9 +2,7 @@ package listcache
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/json"
-	"fmt"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -15,25 +13,20 @@ import (
 
 // What a file holds, by bucket.
 const (
-	stateBucket = "tpm list state" // formatKey, stateKey
-	// The list as it was when the file was written: eight bytes that count up,
-	// and entries, as in entries.go.
+	stateBucket = "tpm list state" // stateKey; each version of the format has it
+	// Eight bytes that count up, and entries, as in entries.go.
 	listBucket = "tpm list entries"
-	// What has changed since, in the same form: a value for each Save.
-	changesBucket = "tpm list changes"
 
-	formatKey = "format"
-	stateKey  = "state"
+	stateKey = "state"
 )
 
-// format is the value of formatKey: the version of all else in the file.
-const format = "1"
+// format is the version of all that is in the file. The files of version 1 had no
+// checksum as a whole.
+const format = "tpm list 2"
 
-// A state is all that a file says about its list. It is written as JSON, and
-// behind it the SHA-256 of that.
+// A state is all that a file says about its list. It is written as JSON.
 type state struct {
 	Of        []byte    `json:"of"`
-	Digest    []byte    `json:"digest"` // changes included
 	Entries   int       `json:"entries"`
 	Serial    uint64    `json:"serial"`
 	HasSerial bool      `json:"hasSerial"`
@@ -44,14 +37,9 @@ type state struct {
 	LastModified []byte    `json:"lastModified"`
 	Confirmed    time.Time `json:"confirmed"`
 	Key          Key       `json:"key"`
-
-	// Bytes of the list and of its changes, and how many values those have.
-	ListBytes    int64  `json:"listBytes"`
-	ChangesBytes int64  `json:"changesBytes"`
-	Changes      uint64 `json:"changes"`
 }
 
-// describe returns the state of a file that holds a list, but for how it holds it.
+// describe returns the state of a file that holds a list.
 func (c *Cache) describe(s *eklist.Snapshot, meta Meta) state {
 	h := s.Header()
 	return state{
@@ -80,70 +68,29 @@ func (st *state) checkSuccessor(next eklist.Header) error {
 }
 
 func (st *state) write(tx *bbolt.Tx) error {
-	b, err := tx.CreateBucketIfNotExists([]byte(stateBucket))
-	if err != nil {
-		return err
-	}
 	value, err := json.Marshal(st)
 	if err != nil {
 		return err
 	}
-	sum := sha256.Sum256(value)
-	if err := b.Put([]byte(formatKey), []byte(format)); err != nil {
-		return err
-	}
-	return b.Put([]byte(stateKey), append(value, sum[:]...))
+	return tx.Bucket([]byte(stateBucket)).Put([]byte(stateKey), value)
 }
 
-// readState returns the state of a file. Where it has none that this Cache can
-// use, the error is a *boltfile.UnusableError; it is boltfile.ErrForeign where
-// another program made the file.
+// readState returns the state of a file. If it has none that this Cache can use, the
+// error is a *boltfile.UnusableError.
 func (c *Cache) readState(tx *bbolt.Tx) (*state, error) {
 	b := tx.Bucket([]byte(stateBucket))
 	if b == nil {
-		if isForeign(tx) {
-			return nil, boltfile.ErrForeign
-		}
-		return nil, boltfile.Damaged("it has no bucket %q", stateBucket)
-	}
-	if there := b.Get([]byte(formatKey)); string(there) != format {
-		return nil, &boltfile.UnusableError{Problem: fmt.Sprintf(
-			"has the format %.99q, not %q: it is damaged or from another release", there, format)}
-	}
-	value := b.Get([]byte(stateKey))
-	if len(value) < sha256.Size {
-		return nil, boltfile.Damaged("its state is cut off")
-	}
-	value, sum := value[:len(value)-sha256.Size], value[len(value)-sha256.Size:]
-	if have := sha256.Sum256(value); !bytes.Equal(have[:], sum) {
-		return nil, boltfile.Damaged("its state is not what was written")
+		return nil, boltfile.Unusable("has no bucket %q", stateBucket)
 	}
 	var st state
-	if err := json.Unmarshal(value, &st); err != nil {
-		return nil, boltfile.Damaged("its state: %v", err)
-	}
-	if len(st.Digest) != sha256.Size {
-		return nil, boltfile.Damaged("its state is not complete")
+	if err := json.Unmarshal(b.Get([]byte(stateKey)), &st); err != nil {
+		return nil, boltfile.Unusable("does not say what list it holds: %v", err)
 	}
 	if !bytes.Equal(st.Of, c.of[:]) {
-		return nil, &boltfile.UnusableError{Problem: "holds the list of another configuration"}
+		return nil, boltfile.Unusable("holds the list of another configuration")
 	}
 	if !c.trusts(st.Key) {
-		return nil, &boltfile.UnusableError{Problem: "holds a list that none of the public keys has signed"}
+		return nil, boltfile.Unusable("holds a list that none of the public keys has signed")
 	}
 	return &st, nil
-}
-
-// isForeign reports whether a database holds something, and nothing by a name
-// that this package uses.
-func isForeign(tx *bbolt.Tx) bool {
-	n := 0
-	c := tx.Cursor()
-	for key, _ := c.First(); key != nil; key, _ = c.Next() {
-		switch n++; string(key) {
-		case stateBucket, listBucket, changesBucket:
-			return false
-		}
-	}
-	return n > 0
 }
