@@ -251,6 +251,34 @@ func (f *Fetcher) kept(n name, why error, parse Parse) finding {
 	return found
 }
 
+// A KeptObject is an object with the URL where it was.
+type KeptObject struct {
+	URL   string
+	Value any
+}
+
+// Kept returns all objects that are kept by the kinds family.Of(…), whatever their age:
+// what other URLs, or certificates that name other URLs, have led to. It asks nobody,
+// and leaves out what parse refuses of what has come from the disk.
+func (f *Fetcher) Kept(family Kind, parse Parse) []KeptObject {
+	var names []name
+	prefix := string(family.Of(""))
+	f.mu.Lock()
+	f.objects.shelf(family, false).each(func(n name, _ *kept) {
+		if strings.HasPrefix(string(n.kind), prefix) {
+			names = append(names, n)
+		}
+	})
+	f.mu.Unlock()
+	var all []KeptObject
+	for _, n := range names {
+		if found := f.kept(n, ErrSilent, parse); found.object != nil {
+			all = append(all, KeptObject{n.url, found.object.value})
+		}
+	}
+	return all
+}
+
 // Host returns the host that would be asked for an allowed URL: the mirror's, where
 // there is one.
 func (f *Fetcher) Host(kind Kind, url string) string {

@@ -47,7 +47,7 @@ type flight struct {
 // Get returns what is kept, as Cached does, or asks. All who wait for the same
 // kind and URL share one request, and the value that the parse of one of them
 // returns. Where an object's time is over and asking again fails, or takes longer
-// than 2 seconds, it is returned with Stale set, for 90 days; the request goes on.
+// than 2 seconds, it is returned with Stale set, for 90 days, a CRL for ever; the request goes on.
 // One that is Dated and not good any more is waited for longer, as if there were none,
 // and is returned then.
 //

@@ -32,8 +32,9 @@ const (
 	// with each that follows up to maxFailureAge; one in which it has answered
 	// what asking again does not change for maxFailureAge.
 	failureAge, maxFailureAge = time.Minute, 10 * time.Minute
-	// clockSlack is how far the clock may be set back after something was
-	// fetched: a correction, not a jump. Beyond that it counts as not kept.
+	// clockSlack is how far the clock may be set back after something was fetched: a
+	// correction, not a jump. Beyond that an object is asked for anew, and goes on if
+	// that fails; a failure counts as not kept.
 	clockSlack = 5 * time.Second
 )
 
@@ -144,7 +145,7 @@ func (f finding) none() bool { return f.object == nil && f.err == nil }
 func (f *Fetcher) find(n name) finding {
 	now := f.now()
 	object := f.old(n)
-	if object != nil && now.Before(object.until) {
+	if object != nil && now.Before(object.until) && !object.fetched.After(now.Add(clockSlack)) {
 		return finding{object: object}
 	}
 	fl, ok := f.failures.get(n)
@@ -160,16 +161,13 @@ func (f *Fetcher) find(n name) finding {
 	return finding{}
 }
 
-// old returns the object that is kept, though its time may be over; nil where it
-// is over for too long. The caller holds f.mu.
+// old returns the object that is kept, though its time may be over; nil if it is over
+// for too long. A CRL is kept at any age and by any clock: what it lists stays revoked,
+// and whoever sets the clock must not bring that back. The caller holds f.mu.
 func (f *Fetcher) old(n name) *kept {
-	now := f.now()
 	object, ok := f.objects.get(n)
-	switch {
-	case !ok, now.After(object.until.Add(maxStaleAge)):
+	if !ok || n.kind.base() != CRL && f.now().After(object.until.Add(maxStaleAge)) {
 		return nil
-	case object.fetched.After(now.Add(clockSlack)):
-		return nil // the clock was set back: how old it is, nobody knows
 	}
 	return object
 }

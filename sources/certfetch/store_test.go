@@ -140,6 +140,42 @@ func TestClockJumpsBack(t *testing.T) {
 	wantGet(t, f, o.at("/none.crt"), "a newer one")
 }
 
+// What a CRL lists counts by any clock: it goes on where its server does not answer,
+// however far the clock has jumped and in whichever direction, and over a restart.
+// An issuer goes on where the clock was set back.
+func TestCRLAtAnyClock(t *testing.T) {
+	for _, jump := range []time.Duration{-time.Minute, -365 * 24 * time.Hour, 1000 * 24 * time.Hour} {
+		o := local(t)
+		f, c := timed(t, o)
+		url := o.at("/a.crl")
+		get := func(kind certfetch.Kind) (*certfetch.Object, error) { return f.Get(t.Context(), kind, url, text) }
+		for _, kind := range []certfetch.Kind{certfetch.CRL.Of("a").Of("b"), certfetch.Issuer} {
+			if _, err := get(kind); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.add(jump)
+		if _, kept, _ := f.Cached(certfetch.CRL.Of("a").Of("b"), url, text); kept {
+			t.Errorf("%v: it is not asked for anew", jump)
+		}
+		o.answer(http.StatusBadGateway, "")
+		got, err := get(certfetch.CRL.Of("a").Of("b"))
+		if err != nil || got.Stale == nil || got.Value != "a certificate" {
+			t.Errorf("%v: %+v, %v", jump, got, err)
+		}
+		if got, err := get(certfetch.Issuer); (err == nil) != (jump < 0) {
+			t.Errorf("%v: an issuer: %+v, %v", jump, got, err)
+		}
+		all := f.Kept(certfetch.CRL.Of("a"), text)
+		if len(all) != 1 || all[0].URL != url || all[0].Value != "a certificate" {
+			t.Errorf("%v: kept are %+v", jump, all)
+		}
+		if all := f.Kept(certfetch.CRL.Of("aa"), text); len(all) != 0 {
+			t.Errorf("of another CA: %+v", all)
+		}
+	}
+}
+
 // What was put in an issuer's place on its way does not stay there for a month:
 // in doubt, it is asked for again after ten minutes, and not before, whoever
 // doubts and how often.
