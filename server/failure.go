@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/hashicorp/go-hclog"
@@ -125,10 +126,12 @@ func (a *attestation) fail(ctx context.Context, f *failure) error {
 }
 
 // logAdmission logs that a machine is admitted. SPIRE does so as well, so it is
-// of interest only where something was in doubt or on trial.
+// of interest only if something was in doubt, unchecked or on trial.
 func (a *attestation) logAdmission(ctx context.Context, id string) {
 	level, enabled := hclog.Debug, a.plugin.log.IsDebug
-	if len(a.decision.Trials) > 0 || len(a.decision.Unsure) > 0 || len(a.decision.MaybeDenied) > 0 {
+	unchecked := func(answer sources.Answer) bool { return answer.Verdict.Unchecked != "" }
+	if len(a.decision.Trials) > 0 || len(a.decision.Unsure) > 0 || len(a.decision.MaybeDenied) > 0 ||
+		slices.ContainsFunc(a.decision.Answers, unchecked) {
 		level, enabled = hclog.Info, a.plugin.log.IsInfo
 	}
 	if enabled() {

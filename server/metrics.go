@@ -29,6 +29,8 @@ import (
 //   - tpm.source.up, .entries, .serial, .serial_low, .age and .stuck are what each
 //     source serves, tpm.source.refresh counts its attempts to load, and
 //     tpm.source.fetch those to ask the network for what evidence names; see watch.
+//   - tpm.source.unchecked counts answers by which a source lists a TPM although it
+//     could not check whether its certificates have been revoked.
 //   - tpm.ek.alternating counts attestations that show that an EK is in several
 //     machines; see addresses.
 //   - tpm.heartbeat counts how often the gauges were told: it grows for as long as
@@ -54,6 +56,7 @@ const (
 	metricStuck       = "stuck"
 	metricRefresh     = "refresh"
 	metricFetch       = "fetch"
+	metricUnchecked   = "unchecked"
 	metricEK          = "ek"
 	metricAlternating = "alternating"
 )
@@ -153,6 +156,9 @@ func (m *metrics) attested(o outcome, elapsed time.Duration, d *sources.Decision
 	}
 	for _, a := range d.Answers {
 		m.addLocked(ofAnswer(a.Source, a.Result()), 1)
+		if a.Verdict.Unchecked != "" {
+			m.addLocked(ofUnchecked(a.Source), 1)
+		}
 	}
 	if m.times[o] == nil {
 		m.times[o] = &times{}
@@ -293,6 +299,10 @@ func ofTrial(effect, rule, result string) counter {
 
 func ofAnswer(source, verdict string) counter {
 	return counter{[2]string{metricSource}, [3][2]string{{"source", source}, {"verdict", verdict}}}
+}
+
+func ofUnchecked(source string) counter {
+	return counter{[2]string{metricSource, metricUnchecked}, [3][2]string{{"source", source}}}
 }
 
 // attempts adds to a source's attempts to load (metricRefresh) or to fetch what

@@ -114,6 +114,22 @@ func TestMetricsOfASPIREThatWasDown(t *testing.T) {
 	})
 }
 
+// Stops machines that were admitted unchecked from looking like all others: they are
+// counted, by source.
+func TestMetricsOfUnchecked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, fake := startCounting()
+		m.attested(outcomeAdmitted, time.Second, &sources.Decision{Answers: []sources.Answer{
+			{Source: "vendors", Verdict: sources.Verdict{Listed: true, Unchecked: "the CRL's host is down"}},
+			{Source: "inventory", Verdict: sources.Verdict{Listed: true}},
+		}})
+		m.close()
+		if fake.counts["tpm.source.unchecked"] != 1 || fake.counts["tpm.source"] != 2 {
+			t.Errorf("counters: %v", fake.counts)
+		}
+	})
+}
+
 // What was counted in the last moments is told at the end, or the attestations of a
 // server that is restarted often would be missing.
 func TestMetricsAtTheEnd(t *testing.T) {

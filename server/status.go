@@ -149,6 +149,7 @@ func (w *watch) tellSource(ctx context.Context, s *sources.SourceStatus, was tol
 	w.metrics.attempts(metricRefresh, s.Name, is.refreshed.since(was.refreshed))
 	if s.Fetches {
 		w.metrics.attempts(metricFetch, s.Name, is.fetched.since(was.fetched))
+		w.metrics.add(ofUnchecked(s.Name), 0)
 	}
 	return is
 }

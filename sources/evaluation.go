@@ -252,6 +252,7 @@ func (e *Evaluation) settle(ctx context.Context, q *question, a reply) {
 	e.answers[a.source] = answer
 	e.values[a.source] = answer.value()
 	r := e.running[a.source]
+	r.noteUnchecked(a.verdict.Unchecked)
 	switch {
 	case ctx.Err() != nil && a.err != nil: // nobody has failed where the caller has left
 	case q.network:

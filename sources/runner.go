@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,6 +28,8 @@ type runner struct {
 	failing atomic.Bool   // the last check could not tell
 	why     atomic.Value  // the error of the check by which that began
 	network networkHealth
+	// passed is what was logged of answers that were not checked in full.
+	passed uncheckedLog
 
 	life
 }
@@ -230,6 +233,35 @@ func (r *runner) noteFetch(err error) {
 		n.logged = now
 		r.log.Warn("source could not fetch what a machine's evidence needs",
 			slog.Any("error", err), slog.Uint64("failed", n.failed), slog.Uint64("succeeded", n.ok))
+	}
+}
+
+// uncheckedLogMost is how many lines about Verdict.Unchecked one source causes within
+// fetchLogPause. Each says something else.
+const uncheckedLogMost = 8
+
+// uncheckedLog is what of Verdict.Unchecked was logged since a time.
+type uncheckedLog struct {
+	mu    sync.Mutex
+	since time.Time
+	said  []string
+}
+
+// noteUnchecked logs what could not be checked of a TPM that is listed nevertheless,
+// the same text once within fetchLogPause.
+func (r *runner) noteUnchecked(what string) {
+	if what == "" {
+		return
+	}
+	p := &r.passed
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now := time.Now(); p.since.IsZero() || now.Sub(p.since) >= fetchLogPause {
+		p.since, p.said = now, nil
+	}
+	if len(p.said) < uncheckedLogMost && !slices.Contains(p.said, what) {
+		p.said = append(p.said, what)
+		r.log.Warn("source lists a TPM although not everything could be checked", slog.String("unchecked", what))
 	}
 }
 

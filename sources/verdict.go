@@ -37,7 +37,7 @@ const (
 	MaxLabel = MaxSelector - len(PrefixLabel)
 )
 
-// maxReason is how much of a Verdict.Reason is kept, in bytes.
+// maxReason is how much of a Verdict.Reason and of Verdict.Unchecked is kept, in bytes.
 const maxReason = 1024
 
 // Verdict is what one source says of one Evidence. The zero Verdict says that
@@ -50,6 +50,12 @@ type Verdict struct {
 	// empty, it never holds a secret, and the agent never sees it. A Set
 	// keeps its first 1024 bytes.
 	Reason string
+
+	// Unchecked says, if the TPM is listed although something could not be checked
+	// that the operator wants checked if possible, what that is and why: a revocation
+	// list that is unavailable, say. It is empty if everything was checked. A Set keeps
+	// its first 1024 bytes. Reason says it, too.
+	Unchecked string
 
 	// Attributes are what the source knows about a TPM that it lists; zero
 	// where Listed is false.
@@ -230,6 +236,7 @@ func settle(v Verdict, err error, proven, fetches bool) (Verdict, error) {
 	if !v.Listed {
 		return Verdict{Reason: v.Reason}, nil
 	}
+	v.Unchecked = strings.ToValidUTF8(v.Unchecked[:min(len(v.Unchecked), maxReason)], "")
 	tidy, err := v.Attributes.Tidy()
 	if err != nil {
 		return Verdict{}, fmt.Errorf("lists the TPM with attributes that are not allowed: %w", err)
