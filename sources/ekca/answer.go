@@ -49,8 +49,9 @@ func (s *Source) answer(ctx context.Context, ev *sources.Evidence, network bool)
 		return sources.Verdict{Reason: why}, nil
 	}
 	return sources.Verdict{
-		Listed: true,
-		Reason: found.reason(cert),
+		Listed:    true,
+		Reason:    found.reason(cert),
+		Unchecked: found.unchecked,
 		Attributes: sources.Attributes{
 			CAs:         found.bundles,
 			Certificate: attributes(cert, found.issuer),
@@ -130,6 +131,9 @@ func (f *finding) reason(cert *x509.Certificate) string {
 		" chains to a configured CA"
 	if len(f.bundles) > 0 {
 		by += " in " + strings.Join(f.bundles, ", ")
+	}
+	if f.unchecked != "" {
+		by += ", but " + f.unchecked
 	}
 	return by
 }

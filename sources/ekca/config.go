@@ -39,7 +39,7 @@ const (
 	// CRLOff asks for no CRL.
 	CRLOff CRLMode = "off"
 	// CRLIfAvailable refuses a certificate that a CRL lists, and passes over a
-	// CRL that cannot be had or used.
+	// CRL that cannot be had or used: Verdict.Unchecked says so.
 	CRLIfAvailable CRLMode = "if_available"
 	// CRLRequired cannot tell where a certificate has no CRL that can be had
 	// and used.
@@ -92,11 +92,13 @@ type Config struct {
 	MirrorURL string
 	// CRL is what CRLs mean for each certificate of a chain below the configured
 	// CA: those at its HTTP distribution points on AIAHosts, in their order,
-	// until one can be used. That is a full CRL of the certificate's issuer,
-	// signed with SHA-256 or stronger, current, for this certificate, of 4 MiB at
-	// most, and not issued before the one that is kept. It is kept until the next
-	// one is due, 7 days at most, and a day where it does not say. One that has
-	// expired still revokes what it lists.
+	// until one can be used. That is a full CRL, signed with SHA-256 or stronger, of
+	// the certificate's issuer or of the cRLIssuer at the distribution point (RFC
+	// 5280, 6.3.3), which is above the certificate or configured; it is current, for
+	// this certificate, of 4 MiB at most, and not issued before another one that is
+	// kept of that CA. The next one is asked for when it is due, after 7 days at the
+	// latest, and after a day if the list does not say. What a CRL lists is revoked
+	// at any age and by any clock, until a newer CRL that is current does not list it.
 	// Any mode but CRLOff needs AIAHosts.
 	CRL CRLMode
 	// CachePath is a bbolt file that keeps what has been fetched, for after a

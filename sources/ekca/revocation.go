@@ -2,6 +2,7 @@ package ekca
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -9,8 +10,10 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
@@ -28,12 +31,15 @@ const (
 
 // A revocation finds out which certificates of a search have been revoked.
 type revocation struct {
+	*search
 	mode  CRLMode
-	now   time.Time
 	q     *inquiry
 	known map[issuance]bool
-	// revoked says which certificate has been, the first one that was met.
+	// revoked says which certificate has been, the first that was met.
 	revoked string
+	// unchecked says of which certificates that count nobody knows whether they have
+	// been revoked, and why.
+	unchecked []string
 }
 
 // An issuance is a certificate and one of those who have signed it.
@@ -45,12 +51,13 @@ type issuance struct {
 // unrevoked returns who vouches by certificates that have not been revoked, or why
 // nobody does.
 func (s *search) unrevoked(ctx context.Context, mode CRLMode, q *inquiry) (*finding, string, error) {
-	r := revocation{mode: mode, now: s.now, q: q, known: make(map[issuance]bool)}
+	r := revocation{search: s, mode: mode, q: q, known: make(map[issuance]bool)}
 	found := s.climb(func(n, issuer *node) bool { return r.permits(ctx, n, issuer.signer) })
 	if err := ctx.Err(); err != nil {
 		return nil, "", fmt.Errorf("check whether the EK certificate has been revoked: %w", err)
 	}
 	if s.complete(found) || found != nil && !q.pending {
+		found.unchecked = strings.Join(r.unchecked, "; ")
 		return found, "", nil
 	}
 	if err := q.err(); err != nil {
@@ -60,7 +67,7 @@ func (s *search) unrevoked(ctx context.Context, mode CRLMode, q *inquiry) (*find
 }
 
 // permits reports whether a chain may go on from a certificate to its issuer, for
-// all that the issuer's CRLs say.
+// all that CRLs say.
 func (r *revocation) permits(ctx context.Context, n *node, issuer *signer) bool {
 	key := issuance{n, issuer}
 	permitted, ok := r.known[key]
@@ -72,40 +79,66 @@ func (r *revocation) permits(ctx context.Context, n *node, issuer *signer) bool 
 }
 
 // ask looks up the CRLs at the certificate's distribution points, in their order,
-// until one says whether it is revoked (RFC 5280, 6.3).
+// until it is known whether the certificate is revoked (RFC 5280, 6.3). All other
+// CRLs that are kept of the same CAs have their say, too.
 func (r *revocation) ask(ctx context.Context, n *node, issuer *signer) bool {
-	var faults []error
-	urls := r.q.allowed(n.cert.CRLDistributionPoints)
-	for _, url := range urls {
-		list, err := r.list(ctx, url, n, issuer)
+	points, faults := r.points(n, issuer)
+	var asked []heldList
+	for _, p := range points {
+		list, err := r.list(ctx, p, n)
 		switch {
 		case errors.Is(err, sources.ErrNeedsNetwork):
 			r.q.pending = true // whatever a later one says: the first that can be had answers
 			return false
 		case errors.Is(err, errLookups), errors.Is(err, errRequests), errors.Is(err, certfetch.ErrNotAsked):
-			r.q.fail(fmt.Errorf("the CRL at %q: %w", url, err)) // whether there is one, nobody knows
+			r.q.fail(fmt.Errorf("the CRL at %q: %w", p.url, err)) // whether there is one, nobody knows
 			return false
-		case list != nil && list.Lists(n.cert.SerialNumber): // however old it is
-			if r.revoked == "" {
-				r.revoked = fmt.Sprintf("%s has been revoked, according to the CRL at %q", n.describe(), url)
-			}
-			return false
-		case err == nil:
-			err = list.fault(r.now)
 		}
-		if err == nil {
+		if list != nil {
+			asked = append(asked, heldList{list, p.url, err})
+		}
+		lists := slices.Concat(asked, r.kept(n, issuer, points))
+		by, older := weigh(lists, n.issuer, n.cert.SerialNumber)
+		switch {
+		case by != nil:
+			r.revoke(n, by)
+			return false
+		case err == nil && older == nil:
 			return true
+		case err == nil:
+			err = older
 		}
-		faults = append(faults, fmt.Errorf("the CRL at %q: %w", url, err))
+		faults = append(faults, fmt.Errorf("the CRL at %q: %w", p.url, err))
 	}
-	switch {
-	case r.mode != CRLRequired:
-		return true
-	case len(urls) == 0:
-		faults = []error{errors.New("it has no CRL distribution point on an allowed host")}
+	if len(points) == 0 {
+		if by, _ := weigh(r.kept(n, issuer, nil), n.issuer, n.cert.SerialNumber); by != nil {
+			r.revoke(n, by)
+			return false
+		}
 	}
-	r.q.fail(fmt.Errorf("%s: %w", n.describe(), errors.Join(faults...)))
-	return false
+	return r.pass(n, errors.Join(faults...))
+}
+
+// revoke takes down that a list revokes a certificate.
+func (r *revocation) revoke(n *node, by *heldList) {
+	if r.revoked == "" {
+		r.revoked = fmt.Sprintf("%s has been revoked, according to the CRL at %q", n.describe(), by.url)
+	}
+}
+
+// pass reports whether a certificate counts of which nobody knows whether it has been
+// revoked.
+func (r *revocation) pass(n *node, why error) bool {
+	if why == nil {
+		why = errors.New("it names no CRL")
+	}
+	if r.mode == CRLRequired {
+		r.q.fail(fmt.Errorf("%s: %w", n.describe(), why))
+		return false
+	}
+	text := strings.ReplaceAll(why.Error(), "\n", "; ")
+	r.unchecked = append(r.unchecked, fmt.Sprintf("whether %s is revoked is not known: %s", n.describe(), text))
+	return true
 }
 
 // describe names a certificate for people.
@@ -116,13 +149,173 @@ func (n *node) describe() string {
 	return "the certificate of the CA " + describe(n.cert.Subject)
 }
 
-// list returns the CRL for a certificate of issuer that an allowed URL has. One
-// beside an error is too old to say that the certificate is good.
-func (r *revocation) list(ctx context.Context, url string, n *node, issuer *signer) (*revocationList, error) {
-	parse := func(body []byte) (any, time.Time, error) {
+// A heldList is a CRL for one certificate, by a CA that may issue it.
+type heldList struct {
+	*revocationList
+	url string
+	// fault is why the list cannot say that the certificate is good, or nil.
+	fault error
+}
+
+// weigh says which of the CRLs for a certificate count: issuer is the canonical form
+// of the name of its issuer. It returns a list by which the certificate is revoked. If
+// there is none, older is why no list says that the certificate is good although it
+// may have no fault: it was issued before another one.
+//
+// What a list says is overruled by a newer one only, and only by a list that can say
+// that a certificate is good: what is listed counts at any age and by any clock.
+func weigh(lists []heldList, issuer string, serial *big.Int) (by *heldList, older error) {
+	var clearing []heldList
+	for _, l := range lists {
+		if l.fault != nil || l.Lists(issuer, serial) {
+			continue
+		}
+		newer := slices.IndexFunc(lists, func(o heldList) bool { return l.Before(o.List) })
+		if newer >= 0 {
+			older = fmt.Errorf("it was issued on %s, before the one from %q", l.issued(), lists[newer].url)
+			continue
+		}
+		clearing = append(clearing, l)
+	}
+	for i, l := range lists {
+		overruled := slices.ContainsFunc(clearing, func(c heldList) bool { return l.Before(c.List) })
+		if l.Lists(issuer, serial) && !overruled {
+			return &lists[i], nil
+		}
+	}
+	if len(clearing) > 0 {
+		return nil, nil
+	}
+	return nil, older
+}
+
+// A crlPoint is where a CRL for a certificate is, and whose it is.
+type crlPoint struct {
+	url    string
+	issuer *signer
+	// indirect is whether another CA than the issuer of the certificate issues it.
+	indirect bool
+	// some is whether it is for some reasons only.
+	some bool
+}
+
+// points returns where the CRLs for a certificate of issuer are that may be asked for
+// and can be used, with why others cannot.
+func (r *revocation) points(n *node, issuer *signer) (points []crlPoint, faults []error) {
+	all, err := crl.PointsOf(n.cert)
+	if err != nil {
+		return nil, []error{err}
+	}
+	for _, p := range all {
+		signers, indirect := []*signer{issuer}, false
+		if name := canonical(p.Issuer); p.Issuer != nil && name != issuer.subject {
+			if signers, indirect = r.crlIssuers(n, name), true; len(signers) == 0 {
+				faults = append(faults, fmt.Errorf("its CRL is issued by %s, which is no configured CA and not in the "+
+					"chain: add the certificate of that CA to the CA files", describeRaw(p.Issuer)))
+				continue
+			}
+		}
+		urls := r.q.allowed(p.URLs)
+		if len(urls) == 0 {
+			faults = append(faults, fmt.Errorf("it names no CRL on an allowed host: %.200q", p.URLs))
+		}
+		for _, url := range urls {
+			for _, s := range signers {
+				if len(points) < MaxURLs {
+					points = append(points, crlPoint{url, s, indirect, p.SomeReasons})
+				}
+			}
+		}
+	}
+	return points, faults
+}
+
+// crlIssuers returns the CAs of a name that may issue the CRL for a certificate of
+// another CA: those above the certificate, and configured ones. RFC 5280, 6.3.3 (f)
+// wants their chains to end where the certificate's does.
+func (s *search) crlIssuers(n *node, name string) []*signer {
+	found := slices.Clone(s.all.byName[name])
+	above := slices.Clone(n.issuers)
+	for i := 0; i < len(above); i++ {
+		if by := above[i].signer; by.subject == name && !slices.Contains(found, by) {
+			found = append(found, by)
+		}
+		for _, next := range above[i].issuers {
+			if !slices.Contains(above, next) {
+				above = append(above, next)
+			}
+		}
+	}
+	return found
+}
+
+// kept returns the CRLs for a certificate that are kept, from whatever URL, of its
+// issuer and of the CAs at its distribution points.
+func (r *revocation) kept(n *node, issuer *signer, points []crlPoint) []heldList {
+	whose := []crlPoint{{issuer: issuer}}
+	for _, p := range points {
+		if p.indirect && !slices.ContainsFunc(whose, func(w crlPoint) bool { return w.issuer == p.issuer }) {
+			whose = append(whose, crlPoint{issuer: p.issuer, indirect: true})
+		}
+	}
+	var lists []heldList
+	for _, p := range whose {
+		if p.issuer.faultOfCRLs(r.now, p.indirect) != nil {
+			continue
+		}
+		for _, k := range r.q.store.Kept(crlsOf(p.issuer), r.parse(p, nil)) {
+			list, ok := k.Value.(*revocationList)
+			if !ok || list.faultFor(n.cert, p) != nil {
+				continue
+			}
+			fault := list.fault(r.now)
+			if list.NextUpdate.IsZero() {
+				fault = errors.New("it does not say when the next one is due")
+			}
+			lists = append(lists, heldList{list, k.URL, fault})
+		}
+	}
+	return lists
+}
+
+// list returns the CRL for a certificate that is at a point. An error beside a CRL is
+// why that cannot say that the certificate is good.
+func (r *revocation) list(ctx context.Context, p crlPoint, n *node) (*revocationList, error) {
+	object, err := r.q.lookUp(ctx, crlsFor(n.cert, p), p.url, r.parse(p, n.cert))
+	if err != nil {
+		return nil, err
+	}
+	list, ok := object.Value.(*revocationList)
+	if !ok {
+		return nil, errors.New("it is not a CRL")
+	}
+	if err := cmp.Or(list.faultFor(n.cert, p), p.issuer.faultOfCRLs(r.now, p.indirect)); err != nil {
+		return nil, err
+	}
+	listed := list.Lists(n.issuer, n.cert.SerialNumber)
+	switch {
+	case errors.Is(object.Stale, certfetch.ErrNotAsked) && !list.Current(r.now) && !listed:
+		return nil, fmt.Errorf("the cached one is out of date, and nothing is known of a newer one: %w", object.Stale)
+	case list.NextUpdate.IsZero() && object.Stale != nil:
+		return list, fmt.Errorf("it is too old, and there is no newer one: %w", object.Stale)
+	case p.some:
+		return list, errors.New("its distribution point is for some reasons only")
+	}
+	err = list.fault(r.now)
+	return list, err
+}
+
+// parse reads a CRL at a point. If c is not nil, the CRL has to be for that
+// certificate.
+func (r *revocation) parse(p crlPoint, c *x509.Certificate) certfetch.Parse {
+	return func(body []byte) (any, time.Time, error) {
 		list, err := parseCRL(body)
-		if err == nil {
-			err = list.faultFor(n.cert, issuer)
+		switch {
+		case err != nil:
+		case c != nil:
+			err = list.faultFor(c, p)
+		default:
+			err = list.faultBy(p)
 		}
 		if err != nil {
 			return nil, time.Time{}, err
@@ -131,42 +324,44 @@ func (r *revocation) list(ctx context.Context, url string, n *node, issuer *sign
 		until := list.until(r.now)
 		return list, until, nil
 	}
-	object, err := r.q.lookUp(ctx, crlsFor(n.cert, issuer), url, parse)
-	if err != nil {
-		return nil, err
-	}
-	list, ok := object.Value.(*revocationList)
-	switch {
-	case !ok:
-		return nil, errors.New("it is not a CRL")
-	case !issuer.maySignCRLs():
-		return nil, errors.New("its issuer may not sign CRLs: its key usage has no cRLSign")
-	case errors.Is(object.Stale, certfetch.ErrNotAsked) && !list.Current(r.now) && !list.Lists(n.cert.SerialNumber):
-		return nil, fmt.Errorf("the cached one is out of date, and nothing is known of a newer one: %w", object.Stale)
-	case list.NextUpdate.IsZero() && object.Stale != nil:
-		return list, fmt.Errorf("it is too old, and there is no newer one: %w", object.Stale)
-	}
-	return list, nil
+}
+
+// crlsOf returns the kinds of all CRLs of a CA.
+func crlsOf(issuer *signer) certfetch.Kind {
+	return certfetch.CRL.Of(digest(issuer.keyHash, issuer.subject))
 }
 
 // crlsFor returns the kind of the CRLs that can be for a certificate: all that
 // faultFor looks at is in it. What else the same key has signed, for other
 // certificates or under another name, cannot take the place of one of these.
-func crlsFor(c *x509.Certificate, issuer *signer) certfetch.Kind {
-	h := sha256.New()
-	for _, part := range slices.Concat(
-		[]string{issuer.keyHash, issuer.subject, strconv.FormatBool(c.IsCA)}, c.CRLDistributionPoints,
-	) {
-		fmt.Fprintf(h, "%d %s", len(part), part)
-	}
-	return certfetch.CRL.Of(hex.EncodeToString(h.Sum(nil)))
+func crlsFor(c *x509.Certificate, p crlPoint) certfetch.Kind {
+	return crlsOf(p.issuer).Of(digest(slices.Concat(
+		[]string{strconv.FormatBool(c.IsCA), strconv.FormatBool(p.indirect)}, c.CRLDistributionPoints,
+	)...))
 }
 
-// maySignCRLs reports whether a CA may (RFC 5280, 4.2.1.3).
-func (s *signer) maySignCRLs() bool {
-	return slices.ContainsFunc(s.certs, func(n *node) bool {
+// digest returns a text that is another one for other parts.
+func digest(parts ...string) string {
+	h := sha256.New()
+	for _, part := range parts {
+		fmt.Fprintf(h, "%d %s", len(part), part)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// faultOfCRLs returns why the CRLs of a CA do not count, or nil: it may not sign them
+// (RFC 5280, 4.2.1.3) or, if it is not the issuer of the certificate, whose dates are
+// looked at elsewhere, it has no certificate that is valid.
+func (s *signer) faultOfCRLs(now time.Time, indirect bool) error {
+	if !slices.ContainsFunc(s.certs, func(n *node) bool {
 		return !has(n.cert, keyUsage) || n.cert.KeyUsage&x509.KeyUsageCRLSign != 0
-	})
+	}) {
+		return errors.New("its issuer may not sign CRLs: its key usage has no cRLSign")
+	}
+	if indirect && !slices.ContainsFunc(s.certs, func(n *node) bool { return faultOfDates(n.cert, now) == "" }) {
+		return errors.New("the certificate of its issuer " + faultOfDates(s.certs[0].cert, now))
+	}
+	return nil
 }
 
 // A revocationList is a CRL that has been fetched.
@@ -185,7 +380,7 @@ func parseCRL(body []byte) (*revocationList, error) {
 		}
 		body = block.Bytes
 	}
-	list, err := crl.Parse(body)
+	list, err := crl.Parse(body, canonical)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it says what it is
 	}
@@ -212,28 +407,41 @@ func (l *revocationList) Current(now time.Time) bool {
 }
 
 // Succeed implements certfetch.Successor: an older list, which somebody on the way
-// may have kept, does not take the place of a newer one. One from the future, by a CA
-// whose clock was ahead, keeps nothing out.
+// may have kept, does not take the place of a newer one. The exception is a list from
+// the future: the clock of its CA was ahead, or this server's was set back. A list that
+// has all of its entries may follow it.
 func (l *revocationList) Succeed(held any) error {
 	before, ok := held.(*revocationList)
-	if !ok || before.ThisUpdate.After(l.read) || !l.Before(before.List) {
+	if !ok || !l.Before(before.List) || before.ThisUpdate.After(l.read) && l.ListsAll(before.List) {
 		return nil
 	}
-	return fmt.Errorf("a CRL from %s, older than the cached one from %s",
-		l.ThisUpdate.UTC().Format(time.RFC3339), before.ThisUpdate.UTC().Format(time.RFC3339))
+	return fmt.Errorf("a CRL from %s, older than the cached one from %s", l.issued(), before.issued())
 }
 
-// faultFor returns why the list is not one for a certificate of issuer, or nil.
-func (l *revocationList) faultFor(c *x509.Certificate, issuer *signer) error {
+func (l *revocationList) issued() string { return l.ThisUpdate.UTC().Format(time.RFC3339) }
+
+// faultBy returns why the list is not one by the CA of a point, or nil (RFC 5280, 6.3.3
+// (b) (1) and (g)).
+func (l *revocationList) faultBy(p crlPoint) error {
 	switch {
-	case l.issuer != issuer.subject:
+	case l.issuer != p.issuer.subject:
 		return errors.New("it is from another issuer")
-	case !l.SignedBy(issuer.certs[0].cert, issuer.keyHash):
+	case !l.SignedBy(p.issuer.certs[0].cert, p.issuer.keyHash):
 		return errors.New("it is not signed by its issuer")
+	}
+	return nil
+}
+
+// faultFor returns why the list is not one for a certificate by the CA of a point, or
+// nil (RFC 5280, 6.3.3 (b)).
+func (l *revocationList) faultFor(c *x509.Certificate, p crlPoint) error {
+	switch {
+	case p.indirect && !l.Indirect():
+		return errors.New("it is for certificates of its issuer only: it is not an indirect list")
 	case !l.Covers(c.IsCA, c.CRLDistributionPoints):
 		return errors.New("it is not for this certificate")
 	}
-	return nil
+	return l.faultBy(p)
 }
 
 // fault returns why the list cannot say that a certificate is good, or nil.

@@ -97,7 +97,7 @@ func TestCRLs(t *testing.T) {
 		"for users":               {root.crl(t, scoped(0x81, 1, yes), ek), notListed, notListed},
 		"for CAs":                 {root.crl(t, scoped(0x82, 1, yes), ek), listed, cannotTell},
 		"for attributes":          {root.crl(t, scoped(0x85, 1, yes)), listed, cannotTell},
-		"indirect":                {root.crl(t, scoped(0x84, 1, yes)), listed, cannotTell},
+		"indirect, of its own":    {root.crl(t, scoped(0x84, 1, yes)), listed, listed},
 		"for some reasons":        {root.crl(t, scoped(0x83, 2, 1, 2)), listed, cannotTell},
 		"for another partition":   {root.crl(t, partition("http://another.test/crl")), listed, cannotTell},
 		"delta":                   {root.crl(t, delta), listed, cannotTell},

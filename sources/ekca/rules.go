@@ -186,6 +186,17 @@ func has(c *x509.Certificate, extension int) bool {
 	return slices.ContainsFunc(c.Extensions, func(e pkix.Extension) bool { return standard(e.Id) == extension })
 }
 
+// describeRaw quotes a name in DER for people.
+func describeRaw(name []byte) string {
+	var sequence pkix.RDNSequence
+	if rest, err := asn1.Unmarshal(name, &sequence); err != nil || len(rest) > 0 {
+		return "a CA whose name cannot be read"
+	}
+	var n pkix.Name
+	n.FillFromRDNSequence(&sequence)
+	return describe(n)
+}
+
 // describe quotes a name for people. It may be an attacker's.
 func describe(n pkix.Name) string {
 	const limit = 255

@@ -31,6 +31,9 @@ type finding struct {
 	// bundles are the bundles that vouch, sorted; nil where none are
 	// configured.
 	bundles []string
+	// unchecked says of which certificates above, and of the EK certificate, nobody
+	// knows whether they have been revoked, and why; empty if there are none.
+	unchecked string
 }
 
 // A search looks for who vouches for one EK certificate.

@@ -31,9 +31,11 @@ type List struct {
 	algorithm x509.SignatureAlgorithm
 	signed    []byte // the part that is signed
 	signature []byte
-	// entries are where the serial numbers are in signed, each at its length,
-	// in the order of serialAt.
-	entries []uint32
+	// own is the form of the name of the CA that has issued the list.
+	own string
+	// entries are where the serial numbers are in signed, each at its length, in
+	// the order of serialAt, by the form of the name of the certificates' issuer.
+	entries map[string][]uint32
 	// checked are the results of SignedBy, newest last.
 	checked atomic.Pointer[[]check]
 }
@@ -44,24 +46,26 @@ type check struct {
 	ok  bool
 }
 
-// Parse reads a CRL in DER. It does not verify its signature, and neither are its
-// times compared with a clock. It is an error where the list
+// Parse reads a CRL in DER. It does not verify the signature and compares no time
+// with a clock. It is an error if the list
 //
-//   - is larger than MaxSize, is no CRL, or is anything but DER where that matters;
-//   - is a delta CRL, an indirect one, one for some reasons or for attribute
-//     certificates only, or has a distribution point that is named in another way
-//     than by URLs: it does not say of each certificate of its issuer whether it
-//     is revoked;
+//   - is larger than MaxSize, is no CRL, or is anything but DER if that matters;
+//   - is a delta CRL, one for some reasons or for attribute certificates only, or
+//     has a distribution point that is named in another way than by URLs: it does
+//     not say of each certificate of its issuer whether it is revoked;
 //   - has a critical extension that is not processed here, in itself or in an
 //     entry (RFC 5280, 5.2 and 5.3);
+//   - has an entry for a certificate of another CA without being an indirect list,
+//     or entries for certificates of more than 4096 CAs;
 //   - is signed with an algorithm weaker than SHA-256.
 //
+// The function form returns the same text for two names, in DER, that mean the same.
 // The list keeps der.
-func Parse(der []byte) (*List, error) {
+func Parse(der []byte, form func(name []byte) string) (*List, error) {
 	if len(der) > MaxSize {
 		return nil, fmt.Errorf("read a CRL: it is larger than %d bytes", MaxSize)
 	}
-	l, err := parse(der)
+	l, err := parse(der, form)
 	if err != nil {
 		return nil, fmt.Errorf("read a CRL: %w", err)
 	}
@@ -69,11 +73,21 @@ func Parse(der []byte) (*List, error) {
 }
 
 // Len is the number of revoked certificates.
-func (l *List) Len() int { return len(l.entries) }
+func (l *List) Len() int {
+	n := 0
+	for _, entries := range l.entries {
+		n += len(entries)
+	}
+	return n
+}
 
-// Lists reports whether a serial number is that of a revoked certificate, or of
-// one on hold.
-func (l *List) Lists(serial *big.Int) bool {
+// Indirect reports whether the list may be for certificates of other CAs than its
+// issuer (RFC 5280, 5.2.5).
+func (l *List) Indirect() bool { return l.scope.indirect }
+
+// Lists reports whether a certificate is revoked or on hold; issuer is what form
+// makes of the name of the certificate's issuer.
+func (l *List) Lists(issuer string, serial *big.Int) bool {
 	if serial == nil {
 		return false
 	}
@@ -83,7 +97,24 @@ func (l *List) Lists(serial *big.Int) bool {
 	if err != nil {
 		return false
 	}
-	_, found := slices.BinarySearchFunc(l.entries, der[1:], func(at uint32, want []byte) int {
+	return l.lists(issuer, der[1:])
+}
+
+// ListsAll reports whether l lists all that other does.
+func (l *List) ListsAll(other *List) bool {
+	for issuer, entries := range other.entries {
+		for _, at := range entries {
+			if !l.lists(issuer, other.serialAt(at)) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// lists is Lists for the length and the content of a serial number.
+func (l *List) lists(issuer string, serial []byte) bool {
+	_, found := slices.BinarySearchFunc(l.entries[issuer], serial, func(at uint32, want []byte) int {
 		return bytes.Compare(l.serialAt(at), want)
 	})
 	return found
@@ -103,13 +134,15 @@ func (l *List) Covers(ca bool, urls []string) bool {
 	})
 }
 
-// Before reports whether l was issued before other: by thisUpdate (RFC 5280,
-// 5.1.2.4) and, where that is the same, by the CRL number (5.2.3), one without a
-// number first. It is of use for two lists of one issuer and scope.
+// Before reports whether l was issued before other, a list of the same CA: by
+// thisUpdate (RFC 5280, 5.1.2.4) and, if that is the same, by the CRL number (5.2.3),
+// a list without a number first. Numbers count only for two lists of one scope.
 func (l *List) Before(other *List) bool {
 	switch c := l.ThisUpdate.Compare(other.ThisUpdate); {
 	case c != 0:
 		return c < 0
+	case !l.scope.equal(&other.scope):
+		return false
 	case l.number == nil || other.number == nil:
 		return l.number == nil && other.number != nil
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"strconv"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -24,8 +25,15 @@ const (
 // scope is for which certificates of its issuer a list is (RFC 5280, 5.2.5).
 type scope struct {
 	onlyUsers, onlyCAs bool
+	// indirect is whether there may be entries for certificates of other CAs.
+	indirect bool
 	// urls name its distribution point; without any it is for all.
 	urls []string
+}
+
+func (s *scope) equal(other *scope) bool {
+	return s.onlyUsers == other.onlyUsers && s.onlyCAs == other.onlyCAs && s.indirect == other.indirect &&
+		slices.Equal(s.urls, other.urls)
 }
 
 // readExtensions calls f with each extension in DER Extensions.
@@ -50,10 +58,11 @@ func readExtensions(in cryptobyte.String, f func(oid string, critical bool, valu
 }
 
 // readEntryExtensions reads what follows the date of an entry. An entry that is
-// removed revokes nothing.
-func readEntryExtensions(in cryptobyte.String) (removed bool, err error) {
+// removed revokes nothing. The issuer is the name of the CA of this certificate and
+// of those that follow (RFC 5280, 5.3.3), nil if it is the same as before.
+func readEntryExtensions(in cryptobyte.String) (removed bool, issuer []byte, err error) {
 	if in.Empty() {
-		return false, nil
+		return false, nil, nil
 	}
 	err = readExtensions(in, func(oid string, critical bool, value []byte) error {
 		switch {
@@ -65,13 +74,47 @@ func readEntryExtensions(in cryptobyte.String) (removed bool, err error) {
 			}
 			removed = reason == removeFromCRL
 		case oid == oidCertificateIssuer:
-			return errors.New("it is of another issuer: indirect lists are not supported")
+			return readCertificateIssuer(value, &issuer)
 		case critical:
 			return fmt.Errorf("it has the critical extension %s, which is not supported", describeOID(oid))
 		}
 		return nil
 	})
-	return removed, err
+	return removed, issuer, err
+}
+
+// readCertificateIssuer reads a CertificateIssuer, which has one directory name.
+func readCertificateIssuer(value []byte, issuer *[]byte) error {
+	in := cryptobyte.String(value)
+	var names cryptobyte.String
+	if !in.ReadASN1(&names, asn1.SEQUENCE) || !in.Empty() {
+		return errors.New("the issuer of its certificate is malformed")
+	}
+	found, ok := directoryNames(names)
+	if !ok || len(found) != 1 {
+		return errors.New("the issuer of its certificate is not one directory name")
+	}
+	*issuer = found[0]
+	return nil
+}
+
+// directoryNames returns the directory names in GeneralNames, each in DER.
+func directoryNames(in cryptobyte.String) (names [][]byte, ok bool) {
+	for !in.Empty() {
+		var one, name cryptobyte.String
+		var tag asn1.Tag
+		if !in.ReadAnyASN1(&one, &tag) {
+			return nil, false
+		}
+		if tag != asn1.Tag(4).ContextSpecific().Constructed() {
+			continue
+		}
+		if !one.ReadASN1Element(&name, asn1.SEQUENCE) || !one.Empty() {
+			return nil, false
+		}
+		names = append(names, name)
+	}
+	return names, true
 }
 
 // parseExtensions reads what follows the entries.
@@ -149,7 +192,7 @@ func (s *scope) set(tag asn1.Tag, field []byte) error {
 	case tag == context(3).Constructed(), tag == context(3):
 		return errors.New("it is for some reasons only")
 	case tag == context(4) && yes:
-		return errors.New("it is an indirect list, which is not supported")
+		s.indirect = true
 	case tag == context(5) && yes:
 		return errors.New("it is for attribute certificates only")
 	case len(field) != 1 || field[0] != 0:

@@ -13,7 +13,7 @@ import (
 )
 
 // parse reads a CertificateList (RFC 5280, 5.1).
-func parse(der []byte) (*List, error) {
+func parse(der []byte, form func(name []byte) string) (*List, error) {
 	in := cryptobyte.String(der)
 	var whole, signed, outer, signature cryptobyte.String
 	if !in.ReadASN1(&whole, asn1.SEQUENCE) || !in.Empty() {
@@ -25,9 +25,15 @@ func parse(der []byte) (*List, error) {
 		len(signature) < 2 || signature[0] != 0 {
 		return nil, errors.New("not a signed list")
 	}
-	l := &List{signed: signed, signature: signature[1:], algorithm: algorithmOf(outer)}
-	if err := l.parseSigned(outer); err != nil {
+	l := &List{
+		signed: signed, signature: signature[1:], algorithm: algorithmOf(outer), entries: make(map[string][]uint32),
+	}
+	others, err := l.parseSigned(outer, form)
+	if err != nil {
 		return nil, err
+	}
+	if others && !l.scope.indirect {
+		return nil, errors.New("it has an entry for a certificate of another CA, but is not an indirect list")
 	}
 	if l.algorithm == x509.UnknownSignatureAlgorithm {
 		return nil, errors.New("it is signed with an algorithm that is too weak or unknown")
@@ -35,39 +41,40 @@ func parse(der []byte) (*List, error) {
 	return l, nil
 }
 
-// parseSigned reads the TBSCertList (RFC 5280, 5.1.2).
-func (l *List) parseSigned(outer []byte) error {
+// parseSigned reads the TBSCertList (RFC 5280, 5.1.2) and reports whether an entry
+// names the issuer of its certificate.
+func (l *List) parseSigned(outer []byte, form func(name []byte) string) (others bool, err error) {
 	in := cryptobyte.String(l.signed)
 	var tbs, inner, issuer cryptobyte.String
 	version := int64(0)
 	if !in.ReadASN1(&tbs, asn1.SEQUENCE) {
-		return errors.New("not a list")
+		return false, errors.New("not a list")
 	}
 	if tbs.PeekASN1Tag(asn1.INTEGER) && (!tbs.ReadASN1Integer(&version) || version != 1) {
-		return errors.New("it is of a version other than 1 and 2")
+		return false, errors.New("it is of a version other than 1 and 2")
 	}
 	if !tbs.ReadASN1Element(&inner, asn1.SEQUENCE) || !bytes.Equal(inner, outer) {
-		return errors.New("it names two different signature algorithms")
+		return false, errors.New("it names two different signature algorithms")
 	}
 	if !tbs.ReadASN1Element(&issuer, asn1.SEQUENCE) {
-		return errors.New("it names no issuer")
+		return false, errors.New("it names no issuer")
 	}
-	l.RawIssuer = issuer
+	l.RawIssuer, l.own = issuer, form(issuer)
 	if !readTime(&tbs, &l.ThisUpdate) {
-		return errors.New("it does not say when it was issued")
+		return false, errors.New("it does not say when it was issued")
 	}
 	if isTime(tbs) && !readTime(&tbs, &l.NextUpdate) {
-		return errors.New("its next update is not a valid time")
+		return false, errors.New("its next update is not a valid time")
 	}
 	if tbs.PeekASN1Tag(asn1.SEQUENCE) {
-		if err := l.parseEntries(&tbs); err != nil {
-			return err
+		if others, err = l.parseEntries(&tbs, form); err != nil {
+			return false, err
 		}
 	}
 	if tbs.Empty() {
-		return nil
+		return others, nil
 	}
-	return l.parseExtensions(tbs)
+	return others, l.parseExtensions(tbs)
 }
 
 func isTime(s cryptobyte.String) bool {
@@ -81,38 +88,60 @@ func readTime(s *cryptobyte.String, out *time.Time) bool {
 	return s.ReadASN1GeneralizedTime(out)
 }
 
-// parseEntries reads the revoked certificates. tbs is what is left of the list.
-func (l *List) parseEntries(tbs *cryptobyte.String) error {
+// maxIssuers is the number of CAs whose certificates one list revokes.
+const maxIssuers = 4096
+
+// parseEntries reads the revoked certificates. tbs is what is left of the list. It
+// reports whether an entry names the issuer of its certificate.
+func (l *List) parseEntries(tbs *cryptobyte.String, form func(name []byte) string) (others bool, err error) {
 	var all cryptobyte.String
 	if !tbs.ReadASN1(&all, asn1.SEQUENCE) {
-		return errors.New("its entries are malformed")
+		return false, errors.New("its entries are malformed")
 	}
 	end := len(l.signed) - len(*tbs) // of all, in what is signed
+	issuer := l.own
 	for n := 1; !all.Empty(); n++ {
-		var entry, serial, date cryptobyte.String
-		var tag asn1.Tag
+		var entry cryptobyte.String
 		if !all.ReadASN1(&entry, asn1.SEQUENCE) {
-			return fmt.Errorf("entry %d is malformed", n)
+			return false, fmt.Errorf("entry %d is malformed", n)
 		}
 		at := end - len(all) - len(entry)
-		// The length is one byte: 127 are more than RFC 5280, 4.1.2.2 allows.
-		if !entry.ReadASN1(&serial, asn1.INTEGER) || !minimal(serial) || len(serial) > 127 {
-			return fmt.Errorf("entry %d has a serial number that is malformed or too long", n)
-		}
-		if !isTime(entry) || !entry.ReadAnyASN1(&date, &tag) {
-			return fmt.Errorf("entry %d has no date", n)
-		}
-		removed, err := readEntryExtensions(entry)
+		removed, named, err := readEntry(entry)
 		if err != nil {
-			return fmt.Errorf("entry %d: %w", n, err)
+			return false, fmt.Errorf("entry %d %w", n, err)
+		}
+		if named != nil {
+			issuer, others = form(named), true
 		}
 		if !removed {
-			l.entries = append(l.entries, uint32(at+1))
+			l.entries[issuer] = append(l.entries[issuer], uint32(at+1))
+		}
+		if len(l.entries) > maxIssuers {
+			return false, fmt.Errorf("it revokes certificates of more than %d CAs", maxIssuers)
 		}
 	}
-	slices.SortFunc(l.entries, func(a, b uint32) int { return bytes.Compare(l.serialAt(a), l.serialAt(b)) })
-	l.entries = slices.Clip(l.entries)
-	return nil
+	for name, entries := range l.entries {
+		slices.SortFunc(entries, func(a, b uint32) int { return bytes.Compare(l.serialAt(a), l.serialAt(b)) })
+		l.entries[name] = slices.Clip(entries)
+	}
+	return others, nil
+}
+
+// readEntry reads one entry, which begins with the serial number.
+func readEntry(entry cryptobyte.String) (removed bool, issuer []byte, err error) {
+	var serial, date cryptobyte.String
+	var tag asn1.Tag
+	// The length is one byte: 127 are more than RFC 5280, 4.1.2.2 allows.
+	if !entry.ReadASN1(&serial, asn1.INTEGER) || !minimal(serial) || len(serial) > 127 {
+		return false, nil, errors.New("has a serial number that is malformed or too long")
+	}
+	if !isTime(entry) || !entry.ReadAnyASN1(&date, &tag) {
+		return false, nil, errors.New("has no date")
+	}
+	if removed, issuer, err = readEntryExtensions(entry); err != nil {
+		return false, nil, fmt.Errorf("cannot be used: %w", err)
+	}
+	return removed, issuer, nil
 }
 
 // minimal reports whether b is the content of a DER INTEGER.

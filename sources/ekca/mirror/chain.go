@@ -9,6 +9,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/crl"
 )
 
 // maxLevel is how many certificates are looked at side by side, at one distance
@@ -51,8 +52,15 @@ func (f *filler) fromServices(ctx context.Context, e *ek) []*x509.Certificate {
 	return nil
 }
 
-// chain gets the issuers of a certificate, theirs and so on, and all their CRLs.
+// chain gets the issuers of a certificate, theirs and so on, and then all their CRLs:
+// a CA further up may issue the CRL for a certificate.
 func (f *filler) chain(ctx context.Context, cert *x509.Certificate) {
+	type wanted struct {
+		child   *x509.Certificate
+		issuers []*x509.Certificate
+	}
+	var crls []wanted
+	var above []*x509.Certificate
 	level := []*x509.Certificate{cert}
 	for depth := 0; depth < ekca.MaxChain && len(level) > 0; depth++ {
 		var next []*x509.Certificate
@@ -62,8 +70,9 @@ func (f *filler) chain(ctx context.Context, cert *x509.Certificate) {
 			}
 			issuers, missing := f.issuers(ctx, child)
 			if f.cfg.CRLs && !missing {
-				f.crls(ctx, child, issuers)
+				crls = append(crls, wanted{child, issuers})
 			}
+			above = append(above, issuers...)
 			for _, i := range issuers {
 				if len(next) < maxLevel && !slices.ContainsFunc(next, i.Equal) {
 					next = append(next, i)
@@ -72,6 +81,20 @@ func (f *filler) chain(ctx context.Context, cert *x509.Certificate) {
 		}
 		level = next
 	}
+	for _, w := range crls {
+		f.crls(ctx, w.child, f.crlSigners(w.child, w.issuers, above))
+	}
+}
+
+// crlSigners returns the CAs that may have signed the CRL for a certificate: its
+// issuers or, if it names another CA for that (RFC 5280, 4.2.1.13), the CAs that are
+// configured or above it. Which of these is right, an ek_ca decides.
+func (f *filler) crlSigners(child *x509.Certificate, issuers, above []*x509.Certificate) []*x509.Certificate {
+	points, err := crl.PointsOf(child)
+	if err != nil || !slices.ContainsFunc(points, func(p crl.Point) bool { return p.Issuer != nil }) {
+		return issuers
+	}
+	return slices.Concat(issuers, above, f.machines.cas)
 }
 
 // isRoot reports whether a certificate is at the end of a chain.

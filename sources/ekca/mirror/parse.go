@@ -37,7 +37,7 @@ func parseCRL(body []byte) (any, time.Time, error) {
 	if block, rest := pem.Decode(body); block != nil && block.Type == "X509 CRL" && len(bytes.TrimSpace(rest)) == 0 {
 		body = block.Bytes
 	}
-	list, err := crl.Parse(body)
+	list, err := crl.Parse(body, func(name []byte) string { return string(name) })
 	if err != nil {
 		return nil, time.Time{}, err
 	}
