@@ -31,10 +31,8 @@ func (v *Verifier) Begin(payload []byte) (*Session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("payload: EK: %w", err)
 	}
-	if !v.AllowWeakEK {
-		if err := checkROCA(ek.Public); err != nil {
-			return nil, fmt.Errorf("payload: EK: %w", err)
-		}
+	if err := v.CheckEK(ek.Public); err != nil {
+		return nil, fmt.Errorf("payload: EK: %w", err)
 	}
 	tmpl, err := findTemplate(ek.Public, p.EKPublic)
 	if err != nil {
@@ -48,6 +46,15 @@ func (v *Verifier) Begin(payload []byte) (*Session, error) {
 		return nil, fmt.Errorf("payload: %w", err)
 	}
 	return &Session{ek: ek, template: tmpl, chain: p.EKChain, ak: ak}, nil
+}
+
+// CheckEK reports whether v accepts an endorsement key that another Verifier has
+// accepted, by what a Verifier's settings decide.
+func (v *Verifier) CheckEK(ek crypto.PublicKey) error {
+	if v.AllowWeakEK {
+		return nil
+	}
+	return checkROCA(ek)
 }
 
 // checkChain checks the certificates of a chain as far as that takes no parser.

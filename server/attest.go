@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto"
 	"errors"
 	"time"
 
@@ -18,10 +19,10 @@ const answerTimeout = 60 * time.Second
 
 // attestation is one attestation on its way. It is used by one goroutine.
 type attestation struct {
-	*generation
-	plugin *Plugin
-	stream nodeattestorv1.NodeAttestor_AttestServer
-	begun  time.Time
+	*generation // the one that is current when the payload arrives, and then when the answer does
+	plugin      *Plugin
+	stream      nodeattestorv1.NodeAttestor_AttestServer
+	begun       time.Time
 
 	ekHash   string           // empty until the payload is checked
 	decision sources.Decision // the last one
@@ -74,27 +75,47 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 	}
 	ek := session.EK()
 	a.ekHash = ek.Hash
-	evaluation := a.set.Begin(&sources.Evidence{
-		EKHash: ek.Hash, EK: ek.Public, Certificate: ek.Certificate, Chain: session.Chain(),
-	})
-	a.decision = evaluation.BeforeChallenge(ctx)
+	ev := &sources.Evidence{EKHash: ek.Hash, EK: ek.Public, Certificate: ek.Certificate, Chain: session.Chain()}
+	a.decision = a.set.BeforeChallenge(ctx, ev)
 	if a.decision.Outcome != sources.Challenge {
 		return nil, a.notAdmitted(ctx)
 	}
 	if !a.decision.Known {
-		defer a.plugin.unknown.Add(-1)
-		if a.plugin.unknown.Add(1) > maxUnknown {
+		if !a.plugin.strangers.Take() {
 			return nil, tooMany("too many attestations of TPMs that no source lists so far are in progress")
 		}
+		defer a.plugin.strangers.Leave()
 	}
 	if failed := a.challenge(ctx, session); failed != nil {
 		return nil, failed
 	}
-	a.decision = evaluation.AfterChallenge(ctx, &sources.Proof{AK: session.AK()})
+	if failed := a.renew(ev.EK); failed != nil {
+		return nil, failed
+	}
+	proven := *ev // a check that is stuck may still read the first one
+	proven.Proof = &sources.Proof{AK: session.AK()}
+	a.decision = a.set.AfterChallenge(ctx, &proven)
 	if a.decision.Outcome != sources.Admitted {
 		return nil, a.notAdmitted(ctx)
 	}
 	return a.admit(ctx)
+}
+
+// renew has the attestation decided by the configuration that is current now: a
+// machine that holds its challenge open must not outlast the rule that it met.
+func (a *attestation) renew(ek crypto.PublicKey) *failure {
+	g := a.plugin.current.Load()
+	if g == nil {
+		return unavailable("the plugin is shutting down")
+	}
+	if g == a.generation {
+		return nil
+	}
+	a.generation = g
+	if err := g.verifier.CheckEK(ek); err != nil {
+		return malformed("payload: EK: " + err.Error())
+	}
+	return nil
 }
 
 // receive receives the payload.

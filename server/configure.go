@@ -50,7 +50,9 @@ func (p *Plugin) Configure(
 
 // start starts the sources of a configuration.
 func (p *Plugin) start(ctx context.Context, c *config.Config, previous *generation) (*generation, error) {
-	set, err := c.NewSet(sources.Options{Log: slog.New(&logHandler{log: p.log}), Changed: p.watch.changed})
+	set, err := c.NewSet(sources.Options{
+		Log: slog.New(&logHandler{log: p.log}), Changed: p.watch.changed, Strangers: p.strangers,
+	})
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "configuration: %v", err)
 	}

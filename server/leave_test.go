@@ -243,3 +243,79 @@ func TestStrangersThatNeverAnswer(t *testing.T) {
 		wantStatus(t, p.Attest(honest(t.Context(), t, strange)), codes.PermissionDenied, "not admitted")
 	})
 }
+
+// A list on a web server that hangs, or any source that is slow, and thousands of
+// strangers who wait for it lock out nobody whom a healthy list knows: strangers wait in
+// their own places, and no further ones wait at all.
+func TestSlowListLocksOutNobody(t *testing.T) {
+	hang := func(release chan struct{}) sourcetest.Answer {
+		return sourcetest.Hangs(release, sourcetest.ListsNot())
+	}
+	for name, slow := range map[string]func(release chan struct{}) sources.Source{
+		"an http list that is polled early and hangs": hangingPoll,
+		"a source that hangs": func(release chan struct{}) sources.Source {
+			return sourcetest.NewFake(hang(release))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				release := make(chan struct{})
+				listed := attestortest.New(t, attestortest.Options{EK: attestor.P256, Number: 1})
+				healthy := func(_ context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+					return sources.Verdict{Listed: ev.EKHash == listed.EKHash()}, nil
+				}
+				p := server.New()
+				p.Use(t, `hash_path = "/x"`, sources.AnyOf("healthy", "slow"), member("healthy", healthy),
+					sources.Member{Name: "slow", Kind: "fake", Config: 1, Source: slow(release)})
+				payload := attestortest.New(t, attestortest.Options{EK: attestor.P256}).Payload(t)
+				ctx, leave := context.WithCancel(t.Context())
+				var all sync.WaitGroup
+				for range server.MaxUnderWay {
+					s := &memoryStream{ctx: ctx, recv: func(int) (*nodeattestorv1.AttestRequest, error) {
+						return payloadMessage(payload), nil
+					}}
+					all.Go(func() { _ = p.Attest(s) })
+				}
+				time.Sleep(time.Second) // more than a source may take before it is slow
+				if n := p.UnderWay(); n > server.MaxUnknown {
+					t.Errorf("%d strangers are waited for", n)
+				}
+				var admitted atomic.Int64
+				var machines sync.WaitGroup
+				for range 20 {
+					machines.Go(func() {
+						if p.Attest(honest(t.Context(), t, listed)) == nil {
+							admitted.Add(1)
+						}
+					})
+				}
+				machines.Wait()
+				if n := admitted.Load(); n != 20 {
+					t.Errorf("a listed machine was admitted %d times of 20", n)
+				}
+				leave()
+				all.Wait()
+				close(release)
+			})
+		})
+	}
+}
+
+// hangingPoll is a list that has loaded once and lists nobody, and whose web server
+// hangs from then on.
+func hangingPoll(release chan struct{}) sources.Source {
+	f := &sourcetest.PollingFake{OnRefreshEarly: func() bool { return true }}
+	loaded := false
+	f.OnRefresh = func(ctx context.Context) error {
+		if !loaded {
+			loaded = true
+			return nil
+		}
+		select {
+		case <-release:
+		case <-ctx.Done():
+		}
+		return errors.New("the server does not answer")
+	}
+	return f
+}

@@ -36,8 +36,9 @@ const (
 	// and may hold one of these until answerTimeout.
 	maxUnderWay = 4096
 	// maxUnknown is how many of them may be of TPMs that no source lists so far and
-	// that are challenged since the network may have to be asked. Anybody can make
-	// an EK of which that is true, and must not keep listed machines out.
+	// that are waited for: for a source that is slow, for an early poll, or for the
+	// answer to a challenge after which the network may have to be asked. Anybody can
+	// make an EK of which that is true, and must not keep listed machines out.
 	maxUnknown = maxUnderWay / 4
 )
 
@@ -58,7 +59,7 @@ type Plugin struct {
 	closed      bool
 	current     atomic.Pointer[generation]
 	underWay    atomic.Int64
-	unknown     atomic.Int64 // of them, those of TPMs that no source lists so far
+	strangers   *sources.Places // of them, those of TPMs that no source lists so far
 
 	watch     *watch // starts with the first configuration
 	watching  sync.Once
@@ -70,8 +71,8 @@ var (
 	_ pluginsdk.NeedsHostServices = (*Plugin)(nil)
 )
 
-// generation is one configuration in service. An attestation ends on the
-// generation that it began with.
+// generation is one configuration in service. An attestation is decided by the one
+// that is current when the answer to its challenge arrives.
 type generation struct {
 	*config.Config
 	set      *sources.Set
@@ -82,7 +83,7 @@ type generation struct {
 func New() *Plugin {
 	p := &Plugin{
 		log: hclog.NewNullLogger(), loader: config.NewLoader(), identity: &identityProvider{},
-		watch: newWatch(), addresses: newAddresses(),
+		watch: newWatch(), addresses: newAddresses(), strangers: sources.NewPlaces(maxUnknown),
 	}
 	p.loader.Identity = p.identity
 	return p

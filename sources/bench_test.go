@@ -12,7 +12,7 @@ import (
 // attestation over sources that answer at once.
 func BenchmarkEvaluation(b *testing.B) {
 	ev := sourcetest.NewEvidence(b)
-	proof := sourcetest.NewProof(ev)
+	proven := sourcetest.Proven(ev)
 	for _, n := range []int{1, 2, 5} {
 		b.Run(fmt.Sprintf("sources=%d", n), func(b *testing.B) {
 			var members []sources.Member
@@ -25,9 +25,8 @@ func BenchmarkEvaluation(b *testing.B) {
 			s.Start(b.Context(), nil)
 			b.ReportAllocs()
 			for b.Loop() {
-				e := s.Begin(ev)
-				if e.BeforeChallenge(b.Context()).Outcome != sources.Challenge ||
-					e.AfterChallenge(b.Context(), proof).Outcome != sources.Admitted {
+				if s.BeforeChallenge(b.Context(), ev).Outcome != sources.Challenge ||
+					s.AfterChallenge(b.Context(), proven).Outcome != sources.Admitted {
 					b.Fatal("not admitted")
 				}
 			}
@@ -43,7 +42,7 @@ func BenchmarkEvaluationParallel(b *testing.B) {
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			if s.Begin(ev).BeforeChallenge(b.Context()).Outcome != sources.Refused {
+			if s.BeforeChallenge(b.Context(), ev).Outcome != sources.Refused {
 				b.Error("not refused")
 			}
 		}
@@ -55,7 +54,7 @@ func BenchmarkEvaluationParallel(b *testing.B) {
 // asked.
 func BenchmarkEvaluationFetcher(b *testing.B) {
 	ev := sourcetest.NewEvidence(b)
-	proof := sourcetest.NewProof(ev)
+	proven := sourcetest.Proven(ev)
 	knows := sourcetest.NewFetchingFake(nil)
 	knows.Set(sourcetest.Lists(named("n")))
 	asks := sourcetest.NewFetchingFake(sourcetest.Lists(named("n")))
@@ -76,9 +75,8 @@ func BenchmarkEvaluationFetcher(b *testing.B) {
 			s.Start(b.Context(), nil)
 			b.ReportAllocs()
 			for b.Loop() {
-				e := s.Begin(ev)
-				if e.BeforeChallenge(b.Context()).Outcome != sources.Challenge ||
-					e.AfterChallenge(b.Context(), proof).Outcome != sources.Admitted {
+				if s.BeforeChallenge(b.Context(), ev).Outcome != sources.Challenge ||
+					s.AfterChallenge(b.Context(), proven).Outcome != sources.Admitted {
 					b.Fatal("not admitted")
 				}
 			}

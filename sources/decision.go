@@ -19,9 +19,9 @@ const (
 	// mattered.
 	Unavailable
 	// Challenge: the machine is to be challenged. It is an outcome of
-	// Evaluation.BeforeChallenge only.
+	// Set.BeforeChallenge only.
 	Challenge
-	// Admitted is an outcome of Evaluation.AfterChallenge only.
+	// Admitted is an outcome of Set.AfterChallenge only.
 	Admitted
 )
 

@@ -70,7 +70,7 @@ func (r *runner) tryEarly(ctx context.Context) bool {
 
 // askEarly has the sources polled that do not list the TPM and would decide if
 // they did, and asks again those that have new data, all by the time until.
-func (e *Evaluation) askEarly(ctx context.Context, until time.Time) {
+func (e *evaluation) askEarly(ctx context.Context, until time.Time) {
 	var missed []int
 	for _, i := range e.set.polled {
 		if e.values[i] == no {
@@ -78,6 +78,12 @@ func (e *Evaluation) askEarly(ctx context.Context, until time.Time) {
 		}
 	}
 	if missed = e.set.plan.worthAsking(e.values, missed); len(missed) == 0 {
+		return
+	}
+	if !e.takePlace() {
+		for _, i := range missed { // a poll that is not waited for might list it
+			e.values[i], e.answers[i].Verdict, e.answers[i].Err = unsure, Verdict{}, errCrowded
+		}
 		return
 	}
 	// There has to be time to ask again.
@@ -101,6 +107,6 @@ func (e *Evaluation) askEarly(ctx context.Context, until time.Time) {
 		}
 	}
 	if again && ctx.Err() == nil {
-		e.ask(ctx, e.ev, until)
+		e.ask(ctx, until)
 	}
 }

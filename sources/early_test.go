@@ -55,7 +55,7 @@ func (o *origin) want(t *testing.T, polls, early int64) {
 // before returns the decision of the first step.
 func before(t *testing.T, s *sources.Set) sources.Decision {
 	t.Helper()
-	return s.Begin(sourcetest.NewEvidence(t)).BeforeChallenge(t.Context())
+	return s.BeforeChallenge(t.Context(), sourcetest.NewEvidence(t))
 }
 
 func wantOutcome(t *testing.T, d sources.Decision, want sources.Outcome) {
@@ -292,7 +292,7 @@ func TestEarlyRefreshAtTheEnd(t *testing.T) {
 		outcomes := make([]sources.Outcome, 2)
 		begun := time.Now()
 		all.Go(func() {
-			outcomes[0] = s.Begin(sourcetest.NewEvidence(t)).BeforeChallenge(ctx).Outcome
+			outcomes[0] = s.BeforeChallenge(ctx, sourcetest.NewEvidence(t)).Outcome
 			if time.Since(begun) != 0 {
 				t.Error("one who has left waited")
 			}

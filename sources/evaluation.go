@@ -8,97 +8,66 @@ import (
 	"time"
 )
 
-// Begin returns the evaluation of one Evidence under the Set's policy. ev.Proof
-// must be nil, and nothing that ev points to is changed from here on: a source
-// that is stuck may still be reading it after the decision.
-func (s *Set) Begin(ev *Evidence) *Evaluation {
-	e := &Evaluation{set: s, running: s.runners(), ev: ev}
-	e.values = make([]value, len(e.running))
-	e.due = make([]bool, len(e.running))
-	e.answers = make([]Answer, len(e.running))
-	for i, r := range e.running {
-		e.values[i], e.due[i] = open, true
-		e.answers[i].Source = r.name
-	}
-	return e
-}
-
-// An Evaluation is one Evidence on its way through a Set. It is used by one
-// goroutine. The zero Evaluation refuses.
-type Evaluation struct {
-	set     *Set
-	running []*runner
-	ev      *Evidence
-	step    step
-
-	// values and answers are of each source, in the order of their names.
-	values  []value
-	answers []Answer
-	// due are the sources that are to be asked next.
-	due []bool
-}
-
-// A step is how far an Evaluation has come.
-type step int
-
-const (
-	begun step = iota
-	challenged
-	ended
-)
-
-// BeforeChallenge asks every source and decides whether the machine is to be
-// challenged:
+// BeforeChallenge asks every source and decides whether the machine is worth a
+// challenge:
 //
-//   - Challenge, where the second step can still admit it;
-//   - Unavailable, where it could if the sources that cannot tell had answered
+//   - Challenge, if the answer to a challenge can still admit it;
+//   - Unavailable, if it could if the sources that cannot tell had answered
 //     as well;
-//   - Refused, where neither could.
+//   - Refused, if neither could.
 //
-// Before it refuses a machine that a Poller does not list, it has that one polled,
-// if its limit allows that, and asks it again; so it does where the machine could
-// be challenged then, and not only refused or told to come again.
+// This is a filter and admits nobody: AfterChallenge asks again. So a source that
+// is slow is not waited for if the machine is to be challenged whatever that source
+// says. Before it refuses a machine that a Poller does not list, it has that source
+// polled, if the source's limit allows that, and asks it again; so it does if the
+// machine could then be challenged, and not only refused or told to come again. A
+// machine that no source lists so far waits only if Options.Strangers has a place
+// for it.
 //
-// It returns within Options.CheckTimeout. It is called once, and refuses
-// otherwise.
-func (e *Evaluation) BeforeChallenge(ctx context.Context) Decision {
-	if e.set == nil || e.step != begun || e.ev == nil || e.ev.Proof != nil {
-		e.step = ended
+// ev.Proof must be nil, or it refuses. Nothing that ev points to may be changed
+// from here on: a source that is stuck may still be reading it after the decision.
+// It returns within Options.CheckTimeout.
+func (s *Set) BeforeChallenge(ctx context.Context, ev *Evidence) Decision {
+	if ev == nil || ev.Proof != nil {
 		return Decision{}
 	}
-	e.step = ended
-	until := time.Now().Add(e.set.opts.CheckTimeout)
-	e.ask(ctx, e.ev, until)
-	if len(e.set.polled) > 0 {
+	e := s.begin(ev)
+	defer e.leavePlace()
+	until := time.Now().Add(s.opts.CheckTimeout)
+	e.ask(ctx, until)
+	if len(s.polled) > 0 && !e.crowded {
 		e.askEarly(ctx, until)
 	}
 	d := e.report()
-	if d.Outcome = e.set.plan.decide(e.values); d.Outcome == Admitted {
-		d.Outcome, d.Known = Challenge, e.set.plan.knows(e.values)
-		e.step = challenged
+	if d.Outcome = s.plan.decide(e.values); d.Outcome == Admitted {
+		d.Outcome, d.Known = Challenge, s.plan.knows(e.values)
+	}
+	for i := range d.Answers { // nothing is granted yet, and the caller may keep d for a while
+		d.Answers[i].Verdict.Attributes = Attributes{}
 	}
 	return d
 }
 
-// AfterChallenge asks again the sources that needed the challenge, keeps what
-// the others have said, has a [Fetcher] ask the network where its answer can still
-// change the decision or what it grants, and decides:
+// AfterChallenge asks every source, whatever it has said before the challenge, has
+// a [Fetcher] ask the network if its answer can still change the decision or what
+// it grants, and decides:
 //
-//   - Admitted, where no deny rule holds or might hold and an allow rule holds;
-//   - Unavailable, where the sources that cannot tell could have made it so;
+//   - Admitted, if no deny rule holds or might hold and an allow rule holds;
+//   - Unavailable, if the sources that cannot tell could have made it so;
 //   - Refused otherwise.
 //
-// It returns within Options.CheckTimeout or, where the network is asked, within
-// Options.FetchTimeout more. It is called once, after BeforeChallenge has answered
-// Challenge, and refuses otherwise or where proof is nil.
-func (e *Evaluation) AfterChallenge(ctx context.Context, proof *Proof) Decision {
-	if e.step != challenged || proof == nil {
-		e.step = ended
+// It depends on nothing that another Set, or this one, has decided before: the
+// configuration and the data that are current now decide. ev.Proof must be set, or
+// it refuses. It returns within Options.CheckTimeout or, if the network is asked,
+// within Options.FetchTimeout more.
+func (s *Set) AfterChallenge(ctx context.Context, ev *Evidence) Decision {
+	if ev == nil || ev.Proof == nil {
 		return Decision{}
 	}
-	e.step = ended
+	e := s.begin(ev)
+	e.ask(ctx, time.Now().Add(s.opts.CheckTimeout))
 	if slices.Contains(e.values, open) {
-		e.askOpen(ctx, proof)
+		e.fetch(ctx, time.Now().Add(s.opts.FetchTimeout))
 	}
 	d := e.report()
 	for i, v := range e.values {
@@ -106,39 +75,80 @@ func (e *Evaluation) AfterChallenge(ctx context.Context, proof *Proof) Decision 
 			e.values[i] = unsure
 		}
 	}
-	if d.Outcome = e.set.plan.decide(e.values); d.Outcome == Admitted {
-		e.set.plan.grant(e.values, e.set.noAttributes, &d)
+	if d.Outcome = s.plan.decide(e.values); d.Outcome == Admitted {
+		s.plan.grant(e.values, s.noAttributes, &d)
 	}
 	return d
 }
 
-// askOpen asks the sources that have left their answer open, now that the machine
-// has proved that it holds its EK.
-func (e *Evaluation) askOpen(ctx context.Context, proof *Proof) {
-	ev := *e.ev // a check that is stuck may still read the first one
-	ev.Proof = proof
-	again := false
-	for i, v := range e.values {
-		e.due[i] = v == open && errors.Is(e.answers[i].Err, ErrNeedsChallenge)
-		again = again || e.due[i]
+// An evaluation is one question to a whole Set. It is used by one goroutine.
+type evaluation struct {
+	set     *Set
+	running []*runner
+	ev      *Evidence
+
+	// values and answers are of each source, in the order of their names. A source
+	// that has not answered cannot tell.
+	values  []value
+	answers []Answer
+	// due are the sources that are to be asked next.
+	due []bool
+
+	// placed is whether it has one of the strangers' places, and crowded whether it
+	// needed one and there was none.
+	placed, crowded bool
+}
+
+var (
+	errSlow    = errors.New("no answer yet, and the machine was challenged without it")
+	errCrowded = errors.New("not waited for: too many machines that no source lists so far are waiting")
+)
+
+func (s *Set) begin(ev *Evidence) *evaluation {
+	e := &evaluation{set: s, running: s.runners(), ev: ev}
+	e.values = make([]value, len(e.running))
+	e.due = make([]bool, len(e.running))
+	e.answers = make([]Answer, len(e.running))
+	for i, r := range e.running {
+		e.values[i], e.due[i] = unsure, true
+		e.answers[i].Source = r.name
 	}
-	if again {
-		e.ask(ctx, &ev, time.Now().Add(e.set.opts.CheckTimeout))
+	return e
+}
+
+// takePlace reports whether a machine that no source lists so far may be waited for.
+func (e *evaluation) takePlace() bool {
+	if !e.placed {
+		e.placed = e.set.opts.Strangers.Take()
+		e.crowded = !e.placed
 	}
-	if slices.Contains(e.values, open) {
-		e.fetch(ctx, &ev, time.Now().Add(e.set.opts.FetchTimeout))
+	return e.placed
+}
+
+func (e *evaluation) leavePlace() {
+	if e.placed {
+		e.set.opts.Strangers.Leave()
 	}
 }
 
+// mayWait reports whether the machine may be waited for: a source lists it, or there
+// is a place for a stranger.
+func (e *evaluation) mayWait() bool { return e.set.plan.knows(e.values) || e.takePlace() }
+
 // report returns a Decision without its outcome: what each source has said and
 // what each rule comes to by that.
-func (e *Evaluation) report() Decision {
+func (e *evaluation) report() Decision {
 	d := Decision{Answers: slices.Clone(e.answers)}
 	e.set.plan.report(e.values, &d)
 	return d
 }
 
-// A question is one question to the sources of an Evaluation that are due.
+// slow is how long a source may take before the challenge until whoever waits for
+// it needs a reason: machines that a healthy source lists are told from strangers by
+// then. Until it has passed, an attestation needs no place among the strangers'.
+const slow = 250 * time.Millisecond
+
+// A question is one question to the sources of an evaluation that are due.
 type question struct {
 	network bool // it is a question to Fetch
 	begun   time.Time
@@ -146,34 +156,35 @@ type question struct {
 	timeout time.Duration // by which that was chosen
 
 	// From the first source on that has to be waited for:
-	within  context.Context //nolint:containedctx // the sources', which ends a grace before until
-	cancel  context.CancelFunc
-	asked   []*check // nil where the source is not waited for
+	asked   []*check // nil if the source is not waited for
 	replies chan reply
 	missing int
 }
 
+// deadline is the sources', which is a grace before until.
+func (q *question) deadline() time.Time { return q.until.Add(-graceOf(q.timeout)) }
+
 // ask asks every source that is due and fills in what each says. It waits for
 // none beyond until. What may have its answer at hand is asked last, in this
 // goroutine, while the others are at work.
-func (e *Evaluation) ask(ctx context.Context, ev *Evidence, until time.Time) {
+func (e *evaluation) ask(ctx context.Context, until time.Time) {
 	q := question{begun: time.Now(), until: until, timeout: e.set.opts.CheckTimeout}
 	for i, r := range e.running {
 		if e.due[i] && r.prompt == nil {
-			e.begin(ctx, ev, &q, i)
+			e.put(ctx, &q, i)
 		}
 	}
 	for i, r := range e.running {
-		if e.due[i] && r.prompt != nil && !e.askNow(ctx, ev, &q, i) {
-			e.begin(ctx, ev, &q, i)
+		if e.due[i] && r.prompt != nil && !e.askNow(ctx, &q, i) {
+			e.put(ctx, &q, i)
 		}
 	}
 	e.wait(ctx, &q)
 }
 
 // askNow asks a prompt source and reports whether it has answered.
-func (e *Evaluation) askNow(ctx context.Context, ev *Evidence, q *question, i int) bool {
-	v, err := e.running[i].checkNow(ctx, ev)
+func (e *evaluation) askNow(ctx context.Context, q *question, i int) bool {
+	v, err := e.running[i].checkNow(ctx, e.ev)
 	if errors.Is(err, ErrWouldWait) {
 		return false
 	}
@@ -181,37 +192,69 @@ func (e *Evaluation) askNow(ctx context.Context, ev *Evidence, q *question, i in
 	return true
 }
 
-// begin asks a source that has to be waited for.
-func (e *Evaluation) begin(ctx context.Context, ev *Evidence, q *question, i int) {
+// put puts the question to a source that has to be waited for.
+func (e *evaluation) put(ctx context.Context, q *question, i int) {
 	if q.asked == nil {
-		q.within, q.cancel = context.WithDeadline(ctx, q.until.Add(-graceOf(q.timeout)))
 		q.asked = make([]*check, len(e.running))
 		q.replies = make(chan reply, len(e.running)) // so that a late one never blocks
 	}
-	q.asked[i] = &check{fetch: q.network}
+	e.values[i], e.answers[i] = unsure, Answer{Source: e.answers[i].Source, Err: errSlow}
+	q.asked[i] = &check{fetch: q.network, deadline: q.deadline()}
 	q.missing++
-	go e.running[i].answer(q.within, ev, i, q.asked[i], q.replies)
+	go e.running[i].answer(ctx, e.ev, i, q.asked[i], q.replies)
 }
 
 // wait hears all replies that come by the end of the sources' time, and for the
-// grace longer.
-func (e *Evaluation) wait(ctx context.Context, q *question) {
+// grace longer. Before the challenge it stops after a while if the machine is to be
+// challenged whatever the missing ones say, or may not be waited for.
+func (e *evaluation) wait(ctx context.Context, q *question) {
 	if q.asked == nil {
 		return
 	}
-	defer q.cancel()
+	within, cancel := context.WithDeadline(ctx, q.deadline())
+	defer cancel()
+	var late <-chan time.Time
+	if e.ev.Proof == nil {
+		timer := time.NewTimer(time.Until(q.begun.Add(slow)))
+		defer timer.Stop()
+		late = timer.C
+	}
+	isLate := false
 	for q.missing > 0 {
 		select {
 		case a := <-q.replies:
 			e.hear(ctx, q, a)
-		case <-q.within.Done():
+		case <-late:
+			isLate = true
+		case <-within.Done():
 			e.hearLast(ctx, q)
+		}
+		if isLate && q.missing > 0 && (e.set.plan.decide(e.values) == Admitted || !e.mayWait()) {
+			e.leave(q)
+			return
 		}
 	}
 }
 
+// leave waits for no further reply. A source that is at work is not disturbed, since
+// a query that is cut off may cost it a connection; one that is not asked yet is not
+// asked.
+func (e *evaluation) leave(q *question) {
+	for i, c := range q.asked {
+		if c == nil {
+			continue
+		}
+		c.state.CompareAndSwap(waiting, abandoned)
+		e.answers[i].Duration = time.Since(q.begun)
+		if e.crowded {
+			e.answers[i].Err = errCrowded
+		}
+	}
+	q.missing = 0
+}
+
 // hear takes one reply.
-func (e *Evaluation) hear(ctx context.Context, q *question, a reply) {
+func (e *evaluation) hear(ctx context.Context, q *question, a reply) {
 	q.asked[a.source] = nil
 	q.missing--
 	e.settle(ctx, q, a)
@@ -219,7 +262,7 @@ func (e *Evaluation) hear(ctx context.Context, q *question, a reply) {
 
 // hearLast gives the sources a last moment to end at their deadline and leaves
 // behind what does not.
-func (e *Evaluation) hearLast(ctx context.Context, q *question) {
+func (e *evaluation) hearLast(ctx context.Context, q *question) {
 	timer := time.NewTimer(graceOf(q.timeout))
 	defer timer.Stop()
 	for over := false; q.missing > 0 && !over; {
@@ -242,7 +285,7 @@ func (e *Evaluation) hearLast(ctx context.Context, q *question) {
 }
 
 // settle notes what one source has said.
-func (e *Evaluation) settle(ctx context.Context, q *question, a reply) {
+func (e *evaluation) settle(ctx context.Context, q *question, a reply) {
 	answer := Answer{
 		Source:   e.answers[a.source].Source,
 		Verdict:  a.verdict,

@@ -18,9 +18,8 @@ import (
 
 var errOutage = errors.New("no route to host")
 
-// TestTwoSteps: what the first step has shown is kept, only the source that
-// asked for the challenge is asked again, and what admits is named. A source that
-// were asked twice could change its mind between the steps.
+// TestTwoSteps: the first step grants nothing, every source is asked again in the
+// second, and what admits is named.
 func TestTwoSteps(t *testing.T) {
 	list := sourcetest.NewFake(sourcetest.Lists(named("machine")))
 	pcrs := sourcetest.NewFake(sourcetest.NeedsChallenge(sourcetest.Lists(sources.Attributes{})))
@@ -32,16 +31,19 @@ func TestTwoSteps(t *testing.T) {
 	}}, sources.Options{}, member("pcrs", pcrs), member("other", other), member("list", list))
 
 	ev := sourcetest.NewEvidence(t)
-	e := s.Begin(ev)
-	d := e.BeforeChallenge(t.Context())
+	d := s.BeforeChallenge(t.Context(), ev)
 	if d.Outcome != sources.Challenge || results(d) != "list=listed other=not_listed pcrs=needs_challenge" {
 		t.Fatalf("before the challenge: %v: %s", d.Outcome, results(d))
 	}
 	if d.Rules != nil || d.Listed != nil || d.Attributes != nil {
 		t.Errorf("selectors before the challenge: %+v", d)
 	}
-	list.Set(sourcetest.ListsNot()) // is not asked again
-	d = e.AfterChallenge(t.Context(), sourcetest.NewProof(ev))
+	for _, a := range d.Answers {
+		if !reflect.DeepEqual(a.Verdict.Attributes, sources.Attributes{}) {
+			t.Errorf("attributes before the challenge, from %s: %+v", a.Source, a.Verdict.Attributes)
+		}
+	}
+	d = s.AfterChallenge(t.Context(), sourcetest.Proven(ev))
 	if d.Outcome != sources.Admitted || results(d) != "list=listed other=not_listed pcrs=listed" {
 		t.Fatalf("after the challenge: %v: %s", d.Outcome, results(d))
 	}
@@ -53,9 +55,9 @@ func TestTwoSteps(t *testing.T) {
 	if want := []sources.Trial{{Rule: "soon", Holds: true}}; !reflect.DeepEqual(d.Trials, want) {
 		t.Errorf("trials %+v", d.Trials)
 	}
-	for f, want := range map[*sourcetest.Fake]int{list: 1, other: 1, pcrs: 2} {
-		if n, _, _ := f.Calls(); n != want {
-			t.Errorf("a source was asked %d times, want %d", n, want)
+	for _, f := range []*sourcetest.Fake{list, other, pcrs} {
+		if n, _, _ := f.Calls(); n != 2 {
+			t.Errorf("a source was asked %d times, want 2", n)
 		}
 	}
 	if ev.Proof != nil {
@@ -81,7 +83,7 @@ func TestEveryOutcome(t *testing.T) {
 		want   sources.Outcome
 		asked  int // how often y is
 	}{
-		{"listed", allow(both), lists, lists, sources.Admitted, 1},
+		{"listed", allow(both), lists, lists, sources.Admitted, 2},
 		{"not listed", allow(both), lists, not, sources.Refused, 1},
 		{"an outage beside not listed", allow(both), not, fails, sources.Refused, 1},
 		{"an outage that decides", allow(both), lists, fails, sources.Unavailable, 1},
@@ -92,7 +94,7 @@ func TestEveryOutcome(t *testing.T) {
 		{"a source fails after the challenge", allow(both), lists, later(fails), sources.Unavailable, 2},
 		{"asks for the challenge again", allow(both), lists, fails2(), sources.Unavailable, 2},
 		{"denied", deny, lists, lists, sources.Refused, 1},
-		{"not denied", deny, lists, not, sources.Admitted, 1},
+		{"not denied", deny, lists, not, sources.Admitted, 2},
 		{"perhaps denied", deny, lists, fails, sources.Unavailable, 1},
 		{"perhaps denied and not allowed", deny, not, fails, sources.Refused, 1},
 		{"the challenge denies", deny, lists, later(lists), sources.Refused, 2},
@@ -118,54 +120,63 @@ func TestEveryOutcome(t *testing.T) {
 // fails2 asks for the challenge whatever it is shown.
 func fails2() sourcetest.Answer { return sourcetest.Fails(sources.ErrNeedsChallenge) }
 
-// TestStepsOutOfOrder: a step that is missing, repeated or without proof admits
-// nobody, so that a caller's mistake cannot skip the challenge.
-func TestStepsOutOfOrder(t *testing.T) {
+// TestStepsWithoutTheirEvidence: the second step without proof admits nobody, so that
+// a caller's mistake cannot skip the challenge, and neither does the first.
+func TestStepsWithoutTheirEvidence(t *testing.T) {
 	f := sourcetest.NewFake(sourcetest.Lists(sources.Attributes{}))
 	s := newSet(t, sources.AnyOf("x"), sources.Options{}, member("x", f))
 	ev := sourcetest.NewEvidence(t)
-	proof := sourcetest.NewProof(ev)
-	proven := *ev
-	proven.Proof = proof
 	ctx := t.Context()
-	refused := func(what string, d sources.Decision) {
-		t.Helper()
+	for what, d := range map[string]sources.Decision{
+		"no proof after the challenge":    s.AfterChallenge(ctx, ev),
+		"no evidence after the challenge": s.AfterChallenge(ctx, nil),
+		"proof before the challenge":      s.BeforeChallenge(ctx, sourcetest.Proven(ev)),
+		"no evidence":                     s.BeforeChallenge(ctx, nil),
+	} {
 		if d.Outcome != sources.Refused || d.Rules != nil || d.Listed != nil || d.Answers != nil {
 			t.Errorf("%s: %+v", what, d)
 		}
 	}
-	challenged := func() *sources.Evaluation {
-		e := s.Begin(ev)
-		if d := e.BeforeChallenge(ctx); d.Outcome != sources.Challenge {
-			t.Fatalf("before the challenge: %v", d.Outcome)
+	if n, _, _ := f.Calls(); n != 0 {
+		t.Errorf("the source was asked %d times", n)
+	}
+}
+
+// TestRemovedDuringTheChallenge: whoever holds the challenge open is decided by what
+// sources say when the answer arrives, and not by what they said before: a machine that
+// was removed, denied or of which nobody can tell any more is not admitted.
+func TestRemovedDuringTheChallenge(t *testing.T) {
+	lists, not := sourcetest.Lists(sources.Attributes{}), sourcetest.ListsNot()
+	fails := sourcetest.Fails(errOutage)
+	for _, c := range []struct {
+		name         string
+		allows, deny sourcetest.Answer // after the challenge
+		want         sources.Outcome
+	}{
+		{"nothing has changed", lists, not, sources.Admitted},
+		{"removed", not, not, sources.Refused},
+		{"denied", lists, lists, sources.Refused},
+		{"an outage", fails, not, sources.Unavailable},
+		{"an outage of the denylist", lists, fails, sources.Unavailable},
+		{"asks for the challenge again", fails2(), not, sources.Unavailable},
+	} {
+		for _, kind := range []string{"asked in place", "asked outside"} {
+			t.Run(c.name+", "+kind, func(t *testing.T) {
+				x, y := sourcetest.NewMemoryFake(lists), sourcetest.NewMemoryFake(not)
+				members := []sources.Member{member("x", x), member("y", y)}
+				if kind == "asked outside" {
+					members = []sources.Member{member("x", &x.Fake), member("y", &y.Fake)}
+				}
+				s := newSet(t, allowDeny(sources.Rule{Any: []string{"x"}}, sources.Rule{Any: []string{"y"}}),
+					sources.Options{}, members...)
+				ev := sourcetest.NewEvidence(t)
+				wantOutcome(t, s.BeforeChallenge(t.Context(), ev), sources.Challenge)
+				x.Set(c.allows)
+				y.Set(c.deny)
+				wantOutcome(t, s.AfterChallenge(t.Context(), sourcetest.Proven(ev)), c.want)
+			})
 		}
-		return e
 	}
-
-	refused("the second step alone", s.Begin(ev).AfterChallenge(ctx, proof))
-	e := challenged()
-	refused("no proof", e.AfterChallenge(ctx, nil))
-	refused("proof after none", e.AfterChallenge(ctx, proof))
-	e = challenged()
-	refused("the first step twice", e.BeforeChallenge(ctx))
-	refused("the second after that", e.AfterChallenge(ctx, proof))
-	e = challenged()
-	if d := e.AfterChallenge(ctx, proof); d.Outcome != sources.Admitted {
-		t.Errorf("in order: %v", d.Outcome)
-	}
-	refused("the second step twice", e.AfterChallenge(ctx, proof))
-	refused("proof before the challenge", s.Begin(&proven).BeforeChallenge(ctx))
-	refused("no evidence", s.Begin(nil).BeforeChallenge(ctx))
-	refused("the zero Evaluation", new(sources.Evaluation).BeforeChallenge(ctx))
-	refused("the zero Evaluation, second step", new(sources.Evaluation).AfterChallenge(ctx, proof))
-
-	f.Set(sourcetest.ListsNot())
-	e = s.Begin(ev)
-	if d := e.BeforeChallenge(ctx); d.Outcome != sources.Refused {
-		t.Errorf("not listed: %v", d.Outcome)
-	}
-	f.Set(sourcetest.Lists(sources.Attributes{}))
-	refused("the second step after a refusal", e.AfterChallenge(ctx, proof))
 }
 
 // panicking is an error that cannot even be printed.
@@ -289,7 +300,8 @@ func TestStuckSourceCostsItsDeadline(t *testing.T) {
 			member("stuck", stuck), member("up", sourcetest.NewFake(sourcetest.Lists(named("up")))))
 		begun := time.Now()
 		d := attest(t, s, sourcetest.NewEvidence(t))
-		if took := time.Since(begun); d.Outcome != sources.Admitted || took != 5*time.Second {
+		// The first step does not wait for it, since "up" lists the machine.
+		if took := time.Since(begun); d.Outcome != sources.Admitted || took != 5*time.Second+sources.Slow {
 			t.Errorf("%v after %v: %s", d.Outcome, took, d.Explain())
 		}
 		wantStrings(t, "listed", d.Listed, "up")
@@ -328,7 +340,7 @@ func TestThousandAttestationsOnAStuckSource(t *testing.T) {
 			var all sync.WaitGroup
 			for range 1000 {
 				all.Go(func() {
-					d := s.Begin(ev).BeforeChallenge(t.Context())
+					d := s.BeforeChallenge(t.Context(), ev)
 					if took := time.Since(begun); d.Outcome != sources.Unavailable || took > 5*time.Second {
 						t.Errorf("%v after %v: %s", d.Outcome, took, d.Explain())
 					}
@@ -376,7 +388,7 @@ func TestSlotsServeInTurn(t *testing.T) {
 			})
 		}
 		all.Wait()
-		if n, _, most := f.Calls(); n != 8 || most != 2 {
+		if n, _, most := f.Calls(); n != 16 || most != 2 {
 			t.Errorf("%d checks, %d at once", n, most)
 		}
 	})
@@ -411,7 +423,7 @@ func TestCallerLeaves(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			d = s.Begin(sourcetest.NewEvidence(t)).BeforeChallenge(ctx)
+			d = s.BeforeChallenge(ctx, sourcetest.NewEvidence(t))
 		}()
 		synctest.Wait()
 		leave()
@@ -419,7 +431,7 @@ func TestCallerLeaves(t *testing.T) {
 		if d.Outcome != sources.Unavailable || results(d) != "x=cannot_tell" {
 			t.Errorf("%v: %s", d.Outcome, d.Explain())
 		}
-		if d := s.Begin(sourcetest.NewEvidence(t)).BeforeChallenge(ctx); d.Outcome != sources.Unavailable {
+		if d := s.BeforeChallenge(ctx, sourcetest.NewEvidence(t)); d.Outcome != sources.Unavailable {
 			t.Errorf("begun after leaving: %v: %s", d.Outcome, d.Explain())
 		}
 		if n, _, _ := f.Calls(); n != 1 {

@@ -13,19 +13,19 @@ var errNotAsked = fmt.Errorf("%w, which was not asked: no answer would have chan
 // fetch has the sources ask the network that have left their answer open, all at
 // once, where it matters, and leaves the others open. It waits for none beyond
 // until.
-func (e *Evaluation) fetch(ctx context.Context, ev *Evidence, until time.Time) {
+func (e *evaluation) fetch(ctx context.Context, until time.Time) {
 	e.chooseFetches()
 	q := question{network: true, begun: time.Now(), until: until, timeout: e.set.opts.FetchTimeout}
 	for i := range e.running {
 		if e.due[i] {
-			e.begin(ctx, ev, &q, i)
+			e.put(ctx, &q, i)
 		}
 	}
 	e.wait(ctx, &q)
 }
 
 // chooseFetches makes those due whose answer matters.
-func (e *Evaluation) chooseFetches() {
+func (e *evaluation) chooseFetches() {
 	worth := e.set.plan.worthFetching(e.values)
 	for i, v := range e.values {
 		e.due[i] = slices.Contains(worth, i)

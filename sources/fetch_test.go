@@ -26,7 +26,7 @@ func fetches(f *sourcetest.FetchingFake) int {
 
 // TestFetchedLast: nobody is fetched from before the machine has answered its
 // challenge, so that a stranger who only knows a certificate causes no request;
-// then once, with the proof, and Check is not asked again.
+// then once, with the proof, and after Check.
 func TestFetchedLast(t *testing.T) {
 	var asked []*sources.Evidence
 	x := sourcetest.NewFetchingFake(func(_ context.Context, ev *sources.Evidence) (sources.Verdict, error) {
@@ -35,13 +35,12 @@ func TestFetchedLast(t *testing.T) {
 	})
 	s := newSet(t, sources.AnyOf("x"), sources.Options{}, member("x", x))
 	ev := sourcetest.NewEvidence(t)
-	e := s.Begin(ev)
-	d := e.BeforeChallenge(t.Context())
+	d := s.BeforeChallenge(t.Context(), ev)
 	if d.Outcome != sources.Challenge || results(d) != "x=needs_network" || fetches(x) != 0 {
 		t.Fatalf("before the challenge: %v: %s, %d fetches", d.Outcome, d.Explain(), fetches(x))
 	}
-	proof := sourcetest.NewProof(ev)
-	d = e.AfterChallenge(t.Context(), proof)
+	proven := sourcetest.Proven(ev)
+	d = s.AfterChallenge(t.Context(), proven)
 	if d.Outcome != sources.Admitted || results(d) != "x=listed" {
 		t.Fatalf("after the challenge: %v: %s", d.Outcome, d.Explain())
 	}
@@ -49,22 +48,14 @@ func TestFetchedLast(t *testing.T) {
 	if !reflect.DeepEqual(d.Attributes, []sources.Attributes{named("fetched")}) {
 		t.Errorf("attributes %+v", d.Attributes)
 	}
-	if len(asked) != 1 || asked[0].Proof != proof || asked[0].EKHash != ev.EKHash || ev.Proof != nil {
+	if len(asked) != 1 || asked[0].Proof != proven.Proof || asked[0].EKHash != ev.EKHash || ev.Proof != nil {
 		t.Errorf("asked %d times", len(asked))
 	}
-	if n, _, _ := x.Calls(); n != 1 {
+	if n, _, _ := x.Calls(); n != 2 {
 		t.Errorf("Check was asked %d times", n)
 	}
-	for _, proof := range []*sources.Proof{nil, proof} {
-		e := s.Begin(ev)
-		if e.AfterChallenge(t.Context(), proof); fetches(x) != 1 {
-			t.Error("fetched without the first step")
-		}
-		e = s.Begin(ev)
-		e.BeforeChallenge(t.Context())
-		if e.AfterChallenge(t.Context(), nil); fetches(x) != 1 {
-			t.Error("fetched without proof")
-		}
+	if s.AfterChallenge(t.Context(), ev); fetches(x) != 1 {
+		t.Error("fetched without proof")
 	}
 }
 
@@ -163,7 +154,7 @@ func TestKnownBeforeTheChallenge(t *testing.T) {
 				"list": list, "not": sourcetest.NewFake(sourcetest.ListsNot()),
 				"net": sourcetest.NewFetchingFake(sourcetest.ListsNot()),
 			})...)
-			d := s.Begin(sourcetest.NewEvidence(t)).BeforeChallenge(t.Context())
+			d := s.BeforeChallenge(t.Context(), sourcetest.NewEvidence(t))
 			if d.Outcome != sources.Challenge || d.Known != c.known {
 				t.Errorf("%v, known: %v: %s", d.Outcome, d.Known, d.Explain())
 			}
@@ -315,7 +306,7 @@ func TestNeedsNetworkFromOneThatCannotFetch(t *testing.T) {
 		sourcetest.NewMemoryFake(sourcetest.Fails(fmt.Errorf("the issuer %w", sources.ErrNeedsNetwork))),
 	} {
 		s := newSet(t, sources.AnyOf("x"), sources.Options{}, member("x", x))
-		d := s.Begin(sourcetest.NewEvidence(t)).BeforeChallenge(t.Context())
+		d := s.BeforeChallenge(t.Context(), sourcetest.NewEvidence(t))
 		if d.Outcome != sources.Unavailable || results(d) != "x=cannot_tell" || s.Status()[0].Up() {
 			t.Errorf("%v: %s", d.Outcome, d.Explain())
 		}
@@ -486,16 +477,14 @@ func TestCallerLeavesWhileItIsFetched(t *testing.T) {
 		s := newSet(t, sources.AnyOf("x"), sources.Options{Log: slogOf(log)}, member("x", x))
 		ctx, leave := context.WithCancel(t.Context())
 		ev := sourcetest.NewEvidence(t)
-		early, late := s.Begin(ev), s.Begin(ev)
-		early.BeforeChallenge(ctx)
-		late.BeforeChallenge(ctx)
+		s.BeforeChallenge(ctx, ev)
 		var all sync.WaitGroup
-		all.Go(func() { wantOutcome(t, early.AfterChallenge(ctx, sourcetest.NewProof(ev)), sources.Unavailable) })
+		all.Go(func() { wantOutcome(t, s.AfterChallenge(ctx, sourcetest.Proven(ev)), sources.Unavailable) })
 		synctest.Wait()
 		begun := time.Now()
 		leave()
 		all.Wait()
-		wantOutcome(t, late.AfterChallenge(ctx, sourcetest.NewProof(ev)), sources.Unavailable)
+		wantOutcome(t, s.AfterChallenge(ctx, sourcetest.Proven(ev)), sources.Unavailable)
 		if _, busy, _ := x.Network.Calls(); fetches(x) != 1 || busy != 0 || time.Since(begun) != 0 {
 			t.Errorf("%d fetches, %d under way after %v", fetches(x), busy, time.Since(begun))
 		}

@@ -108,11 +108,10 @@ func allowDeny(a, d sources.Rule) sources.Policy {
 // attest takes ev through both steps and returns the last decision.
 func attest(tb testing.TB, s *sources.Set, ev *sources.Evidence) sources.Decision {
 	tb.Helper()
-	e := s.Begin(ev)
-	if d := e.BeforeChallenge(tb.Context()); d.Outcome != sources.Challenge {
+	if d := s.BeforeChallenge(tb.Context(), ev); d.Outcome != sources.Challenge {
 		return d
 	}
-	return e.AfterChallenge(tb.Context(), sourcetest.NewProof(ev))
+	return s.AfterChallenge(tb.Context(), sourcetest.Proven(ev))
 }
 
 // results returns each answer as source=result.

@@ -252,10 +252,8 @@ func TestPaddedNamesOfASource(t *testing.T) {
 	f := sourcetest.NewFake(func(context.Context, *sources.Evidence) (sources.Verdict, error) {
 		return sources.Verdict{Listed: true, Attributes: sources.Attributes{Name: "host-a ", Labels: []string{" l"}}}, nil
 	})
-	ev := sourcetest.NewEvidence(t)
-	e := newSet(t, sources.AnyOf("f"), sources.Options{}, member("f", f)).Begin(ev)
-	e.BeforeChallenge(t.Context())
-	d := e.AfterChallenge(t.Context(), sourcetest.NewProof(ev))
+	s := newSet(t, sources.AnyOf("f"), sources.Options{}, member("f", f))
+	d := attest(t, s, sourcetest.NewEvidence(t))
 	if len(d.Attributes) != 1 || d.Attributes[0].Name != "host-a" || d.Attributes[0].Labels[0] != "l" {
 		t.Errorf("%+v: %s", d.Attributes, d.Explain())
 	}

@@ -56,7 +56,7 @@ func (r *runner) probe(ctx context.Context) error {
 	}
 	within, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	c, replies := &check{}, make(chan reply, 1)
+	c, replies := &check{deadline: time.Now().Add(probeTimeout)}, make(chan reply, 1)
 	go r.answer(within, ev, 0, c, replies)
 	var a reply
 	select {

@@ -55,8 +55,9 @@ func newRunner(m Member, opts Options) *runner {
 // A check is one question to one source. Its state is what the one who waits
 // and the one who answers agree by.
 type check struct {
-	state atomic.Int32
-	fetch bool // it is a question to Fetch
+	state    atomic.Int32
+	fetch    bool      // it is a question to Fetch
+	deadline time.Time // the source's
 }
 
 const (
@@ -82,6 +83,8 @@ func (r *runner) answer(ctx context.Context, ev *Evidence, index int, c *check, 
 		slots, what = r.fetches, "fetches"
 	}
 	growStack(index)
+	ctx, cancel := context.WithDeadline(ctx, c.deadline)
+	defer cancel()
 	select {
 	case slots <- struct{}{}:
 	case <-ctx.Done():

@@ -24,7 +24,7 @@ func TestAbandonedBeforeItsTurn(t *testing.T) {
 	r := newRunner(Member{Name: "x", Source: silent{t}}, Options{Slots: 1}.withDefaults())
 	replies := make(chan reply, 1)
 	for name, ctx := range map[string]context.Context{"in time": t.Context(), "too late": past(t)} {
-		var c check
+		c := check{deadline: time.Now().Add(time.Hour)}
 		if !r.abandon(&c) {
 			t.Fatalf("%s: a check that waits cannot be abandoned", name)
 		}
@@ -39,7 +39,7 @@ func TestAbandonedBeforeItsTurn(t *testing.T) {
 func TestAbandonedTooLate(t *testing.T) {
 	r := newRunner(Member{Name: "x", Source: everybody{}}, Options{}.withDefaults())
 	replies := make(chan reply, 1)
-	var c check
+	c := check{deadline: time.Now().Add(time.Hour)}
 	r.answer(t.Context(), &Evidence{}, 3, &c, replies)
 	if r.abandon(&c) || r.stuck.Load() != 0 {
 		t.Error("a check that has answered was abandoned")

@@ -51,6 +51,10 @@ type Options struct {
 	// ones included; 64 by default. Further ones wait for a slot until their
 	// deadline.
 	Slots int
+	// Strangers are the places of machines that no source lists so far, while
+	// BeforeChallenge waits for a source that is slow or for an early poll. Several
+	// Sets may share them. Nil has room for all.
+	Strangers *Places
 }
 
 func (o Options) withDefaults() Options {
@@ -77,10 +81,11 @@ func (o Options) withDefaults() Options {
 
 // A Set runs sources under a policy. It is safe for concurrent use.
 //
-// NewSet validates, Start loads, Begin asks, Close stops. When the configuration
-// changes, a new Set is started with the previous one and takes over what has not
-// changed; then the previous one is closed. An evaluation ends on the Set that it
-// began with. A Set that was never started can be closed and dropped.
+// NewSet validates, Start loads, BeforeChallenge and AfterChallenge ask, Close stops.
+// When the configuration changes, a new Set is started with the previous one and
+// takes over what has not changed; then the previous one is closed. Ask the Set that
+// is current after the challenge, which need not be the one that was asked before it.
+// A Set that was never started can be closed and dropped.
 //
 // A faulty source affects nothing but itself: a panic, a runtime.Goexit, a call
 // that never returns and an answer that breaks the contract all mean that this
@@ -148,7 +153,7 @@ func NewSet(members []Member, policy Policy, opts Options) (*Set, error) {
 // started with; they are not refreshed. Nothing is taken over from a previous Set
 // that was never started or is closed.
 //
-// Start must be called once, before Begin. After Close it does nothing.
+// Start must be called once, before anything is asked. After Close it does nothing.
 func (s *Set) Start(ctx context.Context, previous *Set) {
 	for _, r := range s.launch(previous) { //nolint:contextcheck // a source outlives the ctx that bounds Start
 		select {
@@ -213,8 +218,8 @@ func (s *Set) runners() []*runner {
 
 // Close stops everything that Start started, except the sources that a later Set
 // has taken over, and waits until it has ended. Whatever does not end within 5
-// seconds is logged and left behind. Evaluations in progress, and those begun
-// later, still get answers from the last data. Close may be called at any time and
+// seconds is logged and left behind. Whoever asks meanwhile, or later, still gets
+// answers from the last data. Close may be called at any time and
 // more than once; each call returns when the Set has stopped.
 func (s *Set) Close() { s.closing.Do(s.close) }
 

@@ -92,7 +92,7 @@ func TestTakeOver(t *testing.T) {
 					old.want(t, "stopped", 1, 0)
 					fresh.want(t, "started", 1, 1)
 				}
-				if n, _, _ := old.Calls(); (n == 1) != c.taken || d.Outcome != sources.Admitted {
+				if n, _, _ := old.Calls(); (n == 2) != c.taken || d.Outcome != sources.Admitted {
 					t.Errorf("the old source was asked %d times; %v", n, d.Outcome)
 				}
 				if d := attest(t, one, ev); d.Outcome != sources.Admitted {

@@ -302,11 +302,12 @@ func TestStrangersAtAHangingHost(t *testing.T) {
 		}
 		attest := func(ev *sources.Evidence) sources.Decision {
 			ev.EKHash = fmt.Sprintf("%064x", 1)
-			e := set.Begin(ev)
-			if d := e.BeforeChallenge(t.Context()); d.Outcome != sources.Challenge {
+			if d := set.BeforeChallenge(t.Context(), ev); d.Outcome != sources.Challenge {
 				return d
 			}
-			return e.AfterChallenge(t.Context(), &sources.Proof{})
+			proven := *ev
+			proven.Proof = &sources.Proof{}
+			return set.AfterChallenge(t.Context(), &proven)
 		}
 		var all sync.WaitGroup
 		for i := range 3000 { // 100 a second, for half a minute

@@ -65,7 +65,7 @@ func TestHungMount(t *testing.T) {
 	}
 	set.Start(t.Context(), nil)
 	defer set.Close()
-	decide := func() sources.Outcome { return set.Begin(ev).BeforeChallenge(t.Context()).Outcome }
+	decide := func() sources.Outcome { return set.BeforeChallenge(t.Context(), ev).Outcome }
 	if got := decide(); got != sources.Challenge {
 		t.Fatalf("healthy: decides %v, want %v", got, sources.Challenge)
 	}

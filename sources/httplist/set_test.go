@@ -24,7 +24,7 @@ func admits(t *testing.T, cfg httplist.Config) *sources.Set {
 
 func outcome(t *testing.T, set *sources.Set, name string) sources.Outcome {
 	t.Helper()
-	return set.Begin(machine(name)).BeforeChallenge(t.Context()).Outcome
+	return set.BeforeChallenge(t.Context(), machine(name)).Outcome
 }
 
 // A machine that was listed a moment ago is not turned away for the time of a

@@ -82,7 +82,7 @@ func testNeedsChallenge(tb run) {
 	case !tb.h.NeedsProof && (err != nil || !v.Listed):
 		tb.Errorf("before the challenge: %+v, %v, want listed", v, err)
 	}
-	if v, err := s.resolve(tb.Context(), tb, proven(ev)); err != nil || !v.Listed {
+	if v, err := s.resolve(tb.Context(), tb, Proven(ev)); err != nil || !v.Listed {
 		tb.Errorf("after the challenge: %+v, %v, want listed", v, err)
 	}
 }
@@ -145,7 +145,7 @@ func testHostile(tb run) {
 	listed, stranger := s.evidence(tb), s.evidence(tb)
 	s.list(tb, listed)
 	for _, x := range hostileEvidence(listed, stranger) {
-		for _, ev := range []*sources.Evidence{x.ev, proven(x.ev)} {
+		for _, ev := range []*sources.Evidence{x.ev, Proven(x.ev)} {
 			if ev.Proof == nil && tb.h.NeedsProof {
 				continue
 			}
@@ -173,10 +173,10 @@ func testContextEnded(tb run) {
 	ctx, cancel := context.WithCancel(tb.Context())
 	cancel()
 	within(tb, "a Check whose context has ended", func() {
-		if v, err := s.checkOnce(ctx, tb, proven(listed)); err == nil && !v.Listed {
+		if v, err := s.checkOnce(ctx, tb, Proven(listed)); err == nil && !v.Listed {
 			tb.Error("a listed TPM is not listed where the context has ended")
 		}
-		if v, err := s.checkOnce(ctx, tb, proven(stranger)); err == nil && v.Listed {
+		if v, err := s.checkOnce(ctx, tb, Proven(stranger)); err == nil && v.Listed {
 			tb.Error("a stranger is listed where the context has ended")
 		}
 	})
@@ -205,7 +205,7 @@ func testPrompt(tb run) {
 	ask := func(when string, broken bool) {
 		within(tb, "CheckNow", func() {
 			for range rounds {
-				for ev, want := range map[*sources.Evidence]bool{proven(listed): true, proven(stranger): false} {
+				for ev, want := range map[*sources.Evidence]bool{Proven(listed): true, Proven(stranger): false} {
 					v, err := s.ask(ctx, tb, "CheckNow", p.CheckNow, ev)
 					switch {
 					case errors.Is(err, sources.ErrWouldWait), tb.h.Fetches && errors.Is(err, sources.ErrNeedsNetwork):

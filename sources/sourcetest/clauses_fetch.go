@@ -28,7 +28,7 @@ func newFetching(tb run) (s *subject, listed, stranger *sources.Evidence) {
 	}
 	ev := s.evidence(tb)
 	s.list(tb, ev)
-	return s, proven(ev), proven(s.evidence(tb))
+	return s, Proven(ev), Proven(s.evidence(tb))
 }
 
 // testNeedsNetwork: Check asks nobody, however often it is called, and Fetch knows.
@@ -89,7 +89,7 @@ func testNetworkFails(tb run) {
 	if s == nil {
 		return
 	}
-	known := proven(s.evidence(tb))
+	known := Proven(s.evidence(tb))
 	s.list(tb, known)
 	s.wantFetched(tb, known, true, "before the network fails")
 	s.Cut()
@@ -178,7 +178,7 @@ func testFetchesAtOnce(tb run) {
 	for range 4 {
 		ev := s.evidence(tb)
 		s.list(tb, ev)
-		all = append(all, one{proven(ev), true}, one{proven(s.evidence(tb)), false})
+		all = append(all, one{Proven(ev), true}, one{Proven(s.evidence(tb)), false})
 	}
 	gone, cancel := context.WithCancel(tb.Context())
 	cancel()

@@ -212,11 +212,10 @@ func testInSet(tb run) {
 	defer set.Close()
 	set.Start(tb.Context(), nil)
 	outcome := func(ev *sources.Evidence) sources.Decision {
-		e := set.Begin(ev)
-		if d := e.BeforeChallenge(tb.Context()); d.Outcome != sources.Challenge {
+		if d := set.BeforeChallenge(tb.Context(), ev); d.Outcome != sources.Challenge {
 			return d
 		}
-		return e.AfterChallenge(tb.Context(), NewProof(ev))
+		return set.AfterChallenge(tb.Context(), Proven(ev))
 	}
 	if d := outcome(listed); d.Outcome != sources.Admitted {
 		tb.Errorf("a listed TPM: %v: %s", d.Outcome, d.Explain())

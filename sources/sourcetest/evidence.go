@@ -38,8 +38,8 @@ func NewEvidence(tb testing.TB) *sources.Evidence {
 // NewProof returns the proof of a TPM with ev's EK.
 func NewProof(ev *sources.Evidence) *sources.Proof { return &sources.Proof{AK: ev.EK} }
 
-// proven returns ev after the challenge.
-func proven(ev *sources.Evidence) *sources.Evidence {
+// Proven returns ev after the challenge, with its proof. ev is not changed.
+func Proven(ev *sources.Evidence) *sources.Evidence {
 	after := *ev
 	after.Proof = NewProof(ev)
 	return &after

@@ -149,7 +149,7 @@ func TestFakes(t *testing.T) {
 		{"lists not", ListsNot(), ev, false, nil},
 		{"fails", Fails(fault), ev, false, fault},
 		{"needs the challenge", NeedsChallenge(listed), ev, false, sources.ErrNeedsChallenge},
-		{"after the challenge", NeedsChallenge(listed), proven(ev), true, nil},
+		{"after the challenge", NeedsChallenge(listed), Proven(ev), true, nil},
 		{"waits", Waits(), ev, false, context.Canceled},
 		{"hangs", Hangs(released, listed), ev, true, nil},
 	} {

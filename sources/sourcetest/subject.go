@@ -87,7 +87,7 @@ func (s *subject) refresh(ctx context.Context) (err error) {
 func (s *subject) check(tb testing.TB, ev *sources.Evidence) (sources.Verdict, error) {
 	tb.Helper()
 	if s.h.NeedsProof {
-		ev = proven(ev)
+		ev = Proven(ev)
 	}
 	return s.resolve(tb.Context(), tb, ev)
 }
@@ -97,7 +97,7 @@ func (s *subject) resolve(ctx context.Context, tb testing.TB, ev *sources.Eviden
 	tb.Helper()
 	v, err := s.checkOnce(ctx, tb, ev)
 	if _, ok := s.source.(sources.Fetcher); ok && errors.Is(err, sources.ErrNeedsNetwork) {
-		return s.fetchOnce(ctx, tb, proven(ev))
+		return s.fetchOnce(ctx, tb, Proven(ev))
 	}
 	return v, err
 }

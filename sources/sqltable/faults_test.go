@@ -289,7 +289,7 @@ func TestThousandInASet(t *testing.T) {
 			begun := time.Now()
 			var all sync.WaitGroup
 			for range cap(outcomes) {
-				all.Go(func() { outcomes <- set.Begin(ev).BeforeChallenge(t.Context()).Outcome })
+				all.Go(func() { outcomes <- set.BeforeChallenge(t.Context(), ev).Outcome })
 			}
 			all.Wait()
 			close(outcomes)
@@ -542,7 +542,7 @@ func TestInASet(t *testing.T) {
 		set, err := sources.NewSet([]sources.Member{{Name: "it", Kind: "sql", Source: s}}, sources.AnyOf("it"), sources.Options{})
 		must(t, err)
 		set.Start(t.Context(), nil)
-		outcome := func(ev *sources.Evidence) sources.Outcome { return set.Begin(ev).BeforeChallenge(t.Context()).Outcome }
+		outcome := func(ev *sources.Evidence) sources.Outcome { return set.BeforeChallenge(t.Context(), ev).Outcome }
 		want := func(ev *sources.Evidence, want sources.Outcome) {
 			t.Helper()
 			if got := outcome(ev); got != want {
