@@ -60,8 +60,11 @@ type Source interface {
 	//     the caller, too: what it points to never changes later, and modifying
 	//     it does not affect later answers.
 	//  6. Nothing in ev is ever written to where the source reads.
-	//  7. While ev.Proof is nil, the error may be ErrNeedsChallenge. A Fetcher
-	//     may return ErrNeedsNetwork both before and after the challenge.
+	//  7. While ev.Proof is nil, the error may be ErrNeedsChallenge, and the answer
+	//     is only a filter. With ev.Proof, Check is called again and answers in
+	//     full, from its data as it is then: whatever it said before counts for
+	//     nothing. A Fetcher may return ErrNeedsNetwork both before and after the
+	//     challenge.
 	Check(ctx context.Context, ev *Evidence) (Verdict, error)
 }
 

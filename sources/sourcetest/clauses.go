@@ -87,6 +87,40 @@ func testNeedsChallenge(tb run) {
 	}
 }
 
+// testAskedAgain: with the proof, Check answers in full however often it is asked, as
+// it would if it had never been asked before, and from the data as it is then: whoever
+// was removed since the question before the challenge is not listed after it.
+func testAskedAgain(tb run) {
+	s := newSubject(tb, tb.h)
+	ev := s.evidence(tb)
+	after := Proven(ev)
+	before := func() {
+		_, _ = s.checkOnce(tb.Context(), tb, ev) // is for the filter, and counts for nothing later
+	}
+	want := s.attributes(ev)
+	whole := func(when string) {
+		for range 3 {
+			v, err := s.resolve(tb.Context(), tb, after)
+			a := v.Attributes
+			switch {
+			case err != nil || !v.Listed:
+				tb.Errorf("%s: %+v, error %v, want listed", when, v, err)
+			case tb.h.Attributes && (a.Name != want.Name || !slices.Equal(a.Labels, want.Labels)):
+				tb.Errorf("%s: attributes %+v, want %+v", when, a, want)
+			}
+		}
+	}
+	s.list(tb, ev)
+	before()
+	whole("asked after the challenge")
+	before()
+	s.unlist(tb, ev)
+	s.wantListed(tb, after, false, "removed during the challenge")
+	before()
+	s.list(tb, ev)
+	whole("listed during the challenge")
+}
+
 // testCannotTell: data that is unreadable is neither "listed" nor "not listed".
 // A source that loads its data says that it failed and keeps the last good.
 func testCannotTell(tb run) {

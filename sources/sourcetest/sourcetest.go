@@ -135,6 +135,7 @@ func clauses() []clause {
 		{"listed and not listed", testAnswers, true},
 		{"attributes", testAttributes, true},
 		{"needs the challenge", testNeedsChallenge, true},
+		{"asked again after the challenge", testAskedAgain, true},
 		{"needs the network", testNeedsNetwork, false},
 		{"Fetch and Check agree", testFetchAgrees, false},
 		{"a network that fails", testNetworkFails, false},

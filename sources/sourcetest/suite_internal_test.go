@@ -199,7 +199,36 @@ func brokenChecks() []brokenSource {
 		func(lookup, context.Context, *sources.Evidence) (sources.Verdict, error) {
 			return sources.Verdict{}, sources.ErrNeedsChallenge
 		})
+	add("knows only once", "asked again after the challenge", onlyOnce())
+	add("remembers what it said before the challenge", "asked again after the challenge", remembers())
 	return all
+}
+
+// onlyOnce gives the attributes with the first answer of each step alone.
+func onlyOnce() lookupCheck {
+	var given sync.Map
+	return func(l lookup, ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+		v, err := l.Check(ctx, ev)
+		if _, again := given.LoadOrStore([2]any{ev.EKHash, ev.Proof != nil}, true); again && ev.Proof != nil {
+			v.Attributes = sources.Attributes{}
+		}
+		return v, err
+	}
+}
+
+// remembers answers after the challenge what it has said before it.
+func remembers() lookupCheck {
+	var said sync.Map
+	return func(l lookup, ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+		if v, ok := said.Load(ev.EKHash); ok && ev.Proof != nil {
+			return v.(sources.Verdict), nil
+		}
+		v, err := l.Check(ctx, ev)
+		if err == nil && ev.Proof == nil {
+			said.Store(ev.EKHash, v)
+		}
+		return v, err
+	}
 }
 
 func brokenByEvidence() []brokenSource {
