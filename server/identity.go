@@ -1,16 +1,11 @@
 package server
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	agentstorev1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/server/agentstore/v1"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/spire-tpm/spire-tpm-attestor/server/agentpath"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
@@ -77,41 +72,5 @@ func fieldValues(f agentpath.Field, a *sources.Attributes) []string {
 		return []string{a.Certificate.Serial}
 	default:
 		return nil
-	}
-}
-
-// agentStoreTimeout bounds one question to SPIRE's AgentStore.
-const agentStoreTimeout = 5 * time.Second
-
-// firstUse checks that no agent of this ID has been attested before, for
-// configurations in which SPIRE never asks again whether a machine is still
-// welcome.
-func (p *Plugin) firstUse(ctx context.Context, id spiffeid.ID) *failure {
-	if !p.agentStore.IsInitialized() {
-		return &failure{
-			outcome: outcomeInternal, code: codes.Internal,
-			told: "the server cannot tell whether this machine has been admitted before",
-			why:  "reattest is false, but SPIRE offers no AgentStore",
-		}
-	}
-	ctx, cancel := context.WithTimeout(ctx, agentStoreTimeout)
-	defer cancel()
-	_, err := p.agentStore.GetAgentInfo(ctx, &agentstorev1.GetAgentInfoRequest{AgentId: id.String()})
-	switch status.Code(err) {
-	case codes.NotFound:
-		return nil
-	case codes.OK:
-		return &failure{
-			outcome: outcomeSecondUse, code: codes.PermissionDenied,
-			told: "this machine has been admitted before and can only be admitted once",
-			why: "reattest is false and the agent " + id.String() + " already exists: " +
-				"evict it to admit the machine again",
-		}
-	default:
-		return &failure{
-			outcome: outcomeUnavailable, code: codes.Unavailable,
-			told: "the server cannot tell right now whether this machine has been admitted before",
-			why:  "ask SPIRE's AgentStore: " + err.Error(),
-		}
 	}
 }

@@ -61,6 +61,8 @@ type Plugin struct {
 	underWay    atomic.Int64
 	strangers   *sources.Places // of them, those of TPMs that no source lists so far
 
+	reserved reservations // of IDs, if reattest is false
+
 	watch     *watch // starts with the first configuration
 	watching  sync.Once
 	addresses *addresses

@@ -1,0 +1,130 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	agentstorev1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/server/agentstore/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	// agentStoreTimeout bounds one question to SPIRE's AgentStore.
+	agentStoreTimeout = 5 * time.Second
+	// reservedFor is how long an ID stays reserved at least; at most twice as long.
+	// SPIRE signs the SVID and stores the agent only after the plugin has returned. If
+	// that fails, the machine is admitted again once the reservation has ended.
+	reservedFor = time.Minute
+	// maxReserved is how many IDs are reserved at most: a thousand admissions a second
+	// are fewer. An ID takes some 50 bytes.
+	maxReserved = 1 << 17
+)
+
+// reservations are the IDs of machines that are being admitted, for configurations in
+// which each is admitted once. They are in memory: another SPIRE server does not see
+// them. The zero value is ready to use. It is safe for concurrent use.
+type reservations struct {
+	mu         sync.Mutex
+	young, old map[[sha256.Size]byte]struct{}
+	turned     time.Time // when young was begun
+}
+
+// reserve reserves an ID. If it is reserved already, both results are false; if there
+// is no room, full is true.
+func (r *reservations) reserve(id spiffeid.ID) (reserved, full bool) {
+	key := sha256.Sum256([]byte(id.String()))
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.turn()
+	_, young := r.young[key]
+	_, old := r.old[key]
+	switch {
+	case young || old:
+		return false, false
+	case len(r.young)+len(r.old) >= maxReserved:
+		return false, true
+	}
+	r.young[key] = struct{}{}
+	return true, false
+}
+
+// turn forgets what has been reserved for long enough.
+func (r *reservations) turn() {
+	now := time.Now()
+	switch age := now.Sub(r.turned); {
+	case r.young == nil || age >= 2*reservedFor:
+		r.young, r.old = make(map[[sha256.Size]byte]struct{}), nil
+	case age >= reservedFor:
+		r.young, r.old = make(map[[sha256.Size]byte]struct{}), r.young
+	default:
+		return
+	}
+	r.turned = now
+}
+
+// release ends a reservation that is of no further use.
+func (r *reservations) release(id spiffeid.ID) {
+	key := sha256.Sum256([]byte(id.String()))
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.young, key)
+	delete(r.old, key)
+}
+
+// firstUse checks that no agent of this ID has been attested before and that none is
+// being attested, for configurations in which SPIRE never asks again whether a machine
+// is still welcome. If it returns nil, the ID is reserved for a while: until then SPIRE
+// has stored the agent, or has failed to.
+func (p *Plugin) firstUse(ctx context.Context, id spiffeid.ID) *failure {
+	if !p.agentStore.IsInitialized() {
+		return &failure{
+			outcome: outcomeInternal, code: codes.Internal,
+			told: "the server cannot tell whether this machine has been admitted before",
+			why:  "reattest is false, but SPIRE offers no AgentStore",
+		}
+	}
+	// Before the question: what is stored after it has been reserved since before it.
+	reserved, full := p.reserved.reserve(id)
+	if full {
+		return tooMany("too many machines are being admitted for the first time, and reattest is false")
+	}
+	stored, admitted := false, false
+	defer func() {
+		if stored || reserved && !admitted {
+			p.reserved.release(id)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, agentStoreTimeout)
+	defer cancel()
+	_, err := p.agentStore.GetAgentInfo(ctx, &agentstorev1.GetAgentInfoRequest{AgentId: id.String()})
+	switch code := status.Code(err); {
+	case code == codes.NotFound && reserved:
+		admitted = true
+		return nil
+	case code == codes.NotFound:
+		return &failure{
+			outcome: outcomeUnavailable, code: codes.Unavailable,
+			told: "this machine is being admitted already: if that fails, it can be admitted again in two minutes",
+			why: "reattest is false and the agent " + id.String() + " was admitted less than two minutes ago; " +
+				"SPIRE has not stored it yet, or could not",
+		}
+	case code == codes.OK:
+		stored = true
+		return &failure{
+			outcome: outcomeSecondUse, code: codes.PermissionDenied,
+			told: "this machine has been admitted before and can only be admitted once",
+			why: "reattest is false and the agent " + id.String() + " already exists: " +
+				"evict it to admit the machine again",
+		}
+	default:
+		return &failure{
+			outcome: outcomeUnavailable, code: codes.Unavailable,
+			told: "the server cannot tell right now whether this machine has been admitted before",
+			why:  "ask SPIRE's AgentStore: " + err.Error(),
+		}
+	}
+}
