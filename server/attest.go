@@ -75,12 +75,20 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 	}
 	ek := session.EK()
 	a.ekHash = ek.Hash
-	ev := &sources.Evidence{EKHash: ek.Hash, EK: ek.Public, Certificate: ek.Certificate, Chain: session.Chain()}
-	a.decision = a.set.BeforeChallenge(ctx, ev)
+	held := hold(&sources.Evidence{
+		EKHash: ek.Hash, EK: ek.Public, Certificate: ek.Certificate, Chain: session.Chain(),
+	}, &a.plugin.held.asked)
+	defer held.release()
+	a.decision = a.set.BeforeChallenge(ctx, held.evidence)
 	if a.decision.Outcome != sources.Challenge {
 		return nil, a.notAdmitted(ctx)
 	}
+	shorten(a.decision.Answers)
+	held.move(a.plugin.held.of(a.decision.Known))
 	if !a.decision.Known {
+		if held.evidence.Incomplete {
+			return nil, tooMany("the certificates of too many TPMs that no source lists so far are held")
+		}
 		if !a.plugin.strangers.Take() {
 			return nil, tooMany("too many attestations of TPMs that no source lists so far are in progress")
 		}
@@ -89,10 +97,10 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 	if failed := a.challenge(ctx, session); failed != nil {
 		return nil, failed
 	}
-	if failed := a.renew(ev.EK); failed != nil {
+	if failed := a.renew(held.evidence.EK); failed != nil {
 		return nil, failed
 	}
-	proven := *ev // a check that is stuck may still read the first one
+	proven := *held.evidence // a check that is stuck may still read the first one
 	proven.Proof = &sources.Proof{AK: session.AK()}
 	a.decision = a.set.AfterChallenge(ctx, &proven)
 	if a.decision.Outcome != sources.Admitted {

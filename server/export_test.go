@@ -43,3 +43,8 @@ func (p *Plugin) InService() any {
 	}
 	return nil
 }
+
+// Held is how many bytes of certificates are held of machines that have proved nothing.
+func (p *Plugin) Held() int64 {
+	return p.held.asked.bytes.Load() + p.held.strangers.bytes.Load() + p.held.listed.bytes.Load()
+}

@@ -63,6 +63,8 @@ type Plugin struct {
 
 	reserved reservations // of IDs, if reattest is false
 
+	held budgets
+
 	watch     *watch // starts with the first configuration
 	watching  sync.Once
 	addresses *addresses

@@ -1,0 +1,111 @@
+package server
+
+import (
+	"errors"
+	"strings"
+	"sync/atomic"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// What the server keeps of a machine that has proved nothing, from the moment its payload
+// is checked until it has answered its challenge, is counted in bytes: anybody can send a
+// payload, and 60 seconds are long. Beside its two keys, that is its certificates and what
+// the sources said of it.
+const (
+	// maxKept is how many bytes of certificates are kept of any machine: more than any
+	// known EK certificate has. With the keys, and what sources said, that makes 4 KiB.
+	maxKept = 2 << 10
+	// maxHeld is how many bytes of certificates beyond that are held at once in each of
+	// the budgets. An honest chain has 5 KiB.
+	maxHeld = 8 << 20
+	// maxSaid is how many bytes of what all sources together said of a machine are kept.
+	maxSaid = 512
+)
+
+// A budget is how many bytes of certificates are held, at most maxHeld.
+type budget struct{ bytes atomic.Int64 }
+
+// budgets are apart, so that strangers cannot use up what listed machines need.
+type budgets struct {
+	asked     budget // of machines about which the sources are being asked
+	strangers budget // of those that answer a challenge, if no source lists them so far
+	listed    budget // and if one does
+}
+
+// of returns the budget for the time of the challenge.
+func (b *budgets) of(known bool) *budget {
+	if known {
+		return &b.listed
+	}
+	return &b.strangers
+}
+
+// take reports whether there is room for n bytes more, and takes it.
+func (b *budget) take(n int64) bool {
+	if b.bytes.Add(n) > maxHeld {
+		b.bytes.Add(-n)
+		return false
+	}
+	return true
+}
+
+// held is the evidence of a machine that has proved nothing, and its share of a budget.
+type held struct {
+	// evidence is incomplete if there was no room for the machine's certificates.
+	evidence *sources.Evidence
+	bytes    int64
+	of       *budget // nil if bytes is 0
+}
+
+// hold holds evidence within a budget: without its certificates if there is no room.
+func hold(ev *sources.Evidence, of *budget) *held {
+	n := int64(len(ev.Certificate))
+	for _, der := range ev.Chain {
+		n += int64(len(der))
+	}
+	h := &held{evidence: ev}
+	if n > maxKept {
+		h.bytes = n
+		h.account(of)
+	}
+	return h
+}
+
+// move has another budget account for the evidence, as hold does.
+func (h *held) move(to *budget) {
+	if h.of != nil {
+		h.of.bytes.Add(-h.bytes)
+		h.account(to)
+	}
+}
+
+func (h *held) account(of *budget) {
+	if of.take(h.bytes) {
+		h.of = of
+		return
+	}
+	less := *h.evidence // a source that is stuck may still be reading the whole
+	less.Certificate, less.Chain, less.Incomplete = nil, nil, true
+	h.evidence, h.bytes, h.of = &less, 0, nil
+}
+
+// release gives back the share. The evidence is not used any more.
+func (h *held) release() {
+	if h.of != nil {
+		h.of.bytes.Add(-h.bytes)
+		h.bytes, h.of = 0, nil
+	}
+}
+
+// shorten cuts what sources said to maxSaid bytes: a reason may quote what the machine
+// has sent.
+func shorten(answers []sources.Answer) {
+	for i := range answers {
+		a, most := &answers[i], maxSaid/len(answers)
+		a.Verdict.Reason = strings.Clone(clean(a.Verdict.Reason, most))
+		if a.Result() == "cannot_tell" && len(a.Err.Error()) > most {
+			a.Err = errors.New(clean(a.Err.Error(), most))
+		}
+	}
+}

@@ -1,0 +1,193 @@
+package server_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+
+	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+	"github.com/spire-tpm/spire-tpm-attestor/server"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
+)
+
+// silent is a crowd that sends one payload and never answers its challenge.
+type silent struct {
+	all   sync.WaitGroup
+	leave context.CancelFunc
+	busy  atomic.Int64 // of them, how many were told to come again
+}
+
+func crowd(t *testing.T, p *server.Plugin, n int, payload []byte) *silent {
+	t.Helper()
+	s := &silent{}
+	ctx, leave := context.WithCancel(t.Context())
+	s.leave = leave
+	for range n {
+		stream := &memoryStream{ctx: ctx, recv: func(n int) (*nodeattestorv1.AttestRequest, error) {
+			if n == 0 {
+				return payloadMessage(payload), nil
+			}
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}}
+		s.all.Go(func() {
+			if err := p.Attest(stream); status.Code(err) == codes.Unavailable {
+				s.busy.Add(1)
+			}
+		})
+	}
+	synctest.Wait()
+	return s
+}
+
+// end has the crowd leave.
+func (s *silent) end() {
+	s.leave()
+	s.all.Wait()
+}
+
+// fatWorld is a plugin with a list of machines and a source that needs certificates, and
+// a stranger and a listed machine that send as many as a server takes.
+type fatWorld struct {
+	*server.Plugin
+	stranger, listed *attestortest.TPM
+	ca               *attestortest.CA
+	payloads         map[*attestortest.TPM][]byte
+	incomplete       atomic.Int64 // how often the second source missed certificates
+}
+
+func newFatWorld(t *testing.T, policy sources.Policy) *fatWorld {
+	t.Helper()
+	w := &fatWorld{
+		Plugin:   server.New(),
+		ca:       attestortest.NewCA(t, "vendor"),
+		payloads: map[*attestortest.TPM][]byte{},
+	}
+	w.stranger = attestortest.New(t, attestortest.Options{EK: attestor.P256, CA: w.ca})
+	w.listed = attestortest.New(t, attestortest.Options{EK: attestor.P256, CA: w.ca, Number: 1})
+	for _, tpm := range []*attestortest.TPM{w.stranger, w.listed} {
+		w.payloads[tpm] = tpm.FatPayload(t, w.ca)
+	}
+	inventory := func(_ context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+		return sources.Verdict{Listed: ev.EKHash == w.listed.EKHash()}, nil
+	}
+	vendors := sourcetest.NewFetchingFake(func(_ context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+		if ev.Incomplete || len(ev.Certificate) == 0 || len(ev.Chain) == 0 {
+			w.incomplete.Add(1)
+			return sources.Verdict{}, errors.New("the certificates were not kept")
+		}
+		return sources.Verdict{}, nil
+	})
+	w.Use(t, `hash_path = "/x"`, policy, member("inventory", inventory),
+		sources.Member{Name: "vendors", Kind: "fake", Config: 1, Source: vendors})
+	return w
+}
+
+// attest attests as a machine that answers, with a payload as large as a server takes.
+func (w *fatWorld) attest(t *testing.T, tpm *attestortest.TPM) error {
+	t.Helper()
+	s := honest(t.Context(), t, tpm)
+	answer := s.recv
+	s.recv = func(n int) (*nodeattestorv1.AttestRequest, error) {
+		if n == 0 {
+			return payloadMessage(w.payloads[tpm]), nil
+		}
+		return answer(n)
+	}
+	return w.Attest(s)
+}
+
+// Strangers that send 40 KiB of certificates each and never answer would hold
+// 40 MB of them for a minute. They hold 8 MiB; the others are told to come again, and
+// machines that a source lists are not among them, whatever they send.
+func TestStrangersWithFatChains(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newFatWorld(t, sources.AnyOf("inventory", "vendors"))
+		const agents = 500
+		strangers := crowd(t, w.Plugin, agents, w.payloads[w.stranger])
+		if held := w.Held(); held > 8<<20 || held < 7<<20 {
+			t.Errorf("%d bytes are held for strangers", held)
+		}
+		if n := agents - strangers.busy.Load(); n < 150 || n > 300 {
+			t.Errorf("%d strangers are waited for", n)
+		}
+		wantStatus(t, w.attest(t, w.stranger), codes.Unavailable, "the server is busy")
+		if err := w.attest(t, w.listed); err != nil {
+			t.Errorf("a listed machine beside them: %v", err)
+		}
+		strangers.end()
+		wantStatus(t, w.attest(t, w.stranger), codes.PermissionDenied, "not admitted")
+		if held := w.Held(); held != 0 {
+			t.Errorf("%d bytes are held for nobody", held)
+		}
+	})
+}
+
+// An EK is no secret. Whoever knows that of one listed machine, and holds thousands of
+// challenges in its name with as many certificates as a server takes, fills no memory,
+// keeps no machine out that is listed by its hash alone, and has a source that needs
+// certificates say that it cannot tell, and never that a machine has none.
+func TestOneListedEKWithFatChains(t *testing.T) {
+	for name, tt := range map[string]struct {
+		policy sources.Policy
+		code   codes.Code
+	}{
+		"a list decides":         {sources.AnyOf("inventory", "vendors"), codes.OK},
+		"certificates would":     {requiring("inventory", "vendors"), codes.Unavailable},
+		"a deny rule needs them": {denying("inventory", "vendors"), codes.Unavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newFatWorld(t, tt.policy)
+				copies := crowd(t, w.Plugin, 500, w.payloads[w.listed])
+				if held := w.Held(); held > 8<<20 || held < 7<<20 {
+					t.Errorf("%d bytes are held for copies", held)
+				}
+				if n := copies.busy.Load(); n != 0 {
+					t.Errorf("%d copies were told to come again", n)
+				}
+				if err := w.attest(t, w.listed); status.Code(err) != tt.code {
+					t.Errorf("the listed machine beside them: %v", err)
+				}
+				if tt.code != codes.OK && w.incomplete.Load() == 0 {
+					t.Error("nobody missed the certificates")
+				}
+				copies.end()
+			})
+		})
+	}
+}
+
+// requiring is a policy by which all sources together admit.
+func requiring(all ...string) sources.Policy {
+	return sources.Policy{Allow: []sources.Rule{{Name: "all", All: all}}}
+}
+
+// denying is a policy by which one source admits and another one denies.
+func denying(allow, deny string) sources.Policy {
+	p := sources.AnyOf(allow)
+	p.Deny = []sources.Rule{{Name: "deny", Any: []string{deny}}}
+	return p
+}
+
+// An honest machine's certificate and keys need no budget: a fleet whose machines send no
+// chain is not kept out by those that do.
+func TestHonestCertificatesNeedNoBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newFatWorld(t, sources.AnyOf("inventory", "vendors"))
+		machines := crowd(t, w.Plugin, 100, w.stranger.Payload(t))
+		if held := w.Held(); held != 0 {
+			t.Errorf("%d bytes are held", held)
+		}
+		machines.end()
+	})
+}
