@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
+	"regexp"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -97,10 +98,33 @@ func (p *jsonParser) expires() error {
 	if err != nil {
 		return err
 	}
-	if p.header.Expires, err = time.Parse(time.RFC3339, string(text)); err != nil || p.header.Expires.IsZero() {
+	expires, err := parseTime(text)
+	if err != nil {
 		return p.fail("not an RFC 3339 time, such as 2030-01-31T12:00:00Z")
 	}
+	p.header.Expires = expires
 	return nil
+}
+
+// rfc3339 is RFC 3339, 5.6, in upper case, as it recommends. Go's time.Parse also takes
+// a zone of +24:00, an hour of one digit and a comma.
+var rfc3339 = regexp.MustCompile(
+	`^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}(\.[0-9]{1,40})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$`)
+
+// parseTime reads a time that is not zero, and that can be written again as it is: a
+// list that could not be kept in a cache would give way to an older one at a restart.
+func parseTime(text []byte) (time.Time, error) {
+	if len(text) > 80 || !rfc3339.Match(text) {
+		return time.Time{}, errors.New("not of the form of RFC 3339")
+	}
+	t, err := time.Parse(time.RFC3339, string(text))
+	if err != nil {
+		return time.Time{}, err
+	}
+	if t = t.UTC(); t.IsZero() || t.Year() < 0 || t.Year() > 9999 {
+		return time.Time{}, errors.New("not a time from the years 0 to 9999 in UTC")
+	}
+	return t, nil
 }
 
 // key reads an element of keys.
