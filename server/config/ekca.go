@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -102,7 +101,7 @@ func ekCA(b *body, cfg ekca.Config, key string) definition {
 		d.files = append(d.files, file{at: under(under(b.path, "bundles"), name), path: path})
 	}
 	if cfg.CachePath != "" {
-		d.files = append(d.files, file{at: under(b.path, "cache_path"), path: filepath.Dir(cfg.CachePath), dir: true})
+		d.files = append(d.files, cacheFile(b.path, cfg.CachePath))
 	}
 	d.warnings = fetchingWarnings(b.path, cfg)
 	return d

@@ -3,7 +3,6 @@ package config
 import (
 	"context"
 	"errors"
-	"path/filepath"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -66,7 +65,7 @@ func decodeHTTP(b *body) definition {
 		}
 	}
 	if cfg.CachePath != "" {
-		d.files = append(d.files, file{at: under(b.path, "cache_path"), path: filepath.Dir(cfg.CachePath), dir: true})
+		d.files = append(d.files, cacheFile(b.path, cfg.CachePath))
 	}
 	return d
 }

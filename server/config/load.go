@@ -68,15 +68,16 @@ func (l *Loader) look(ctx context.Context, ps *problems, c *Config) {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
 	var wg sync.WaitGroup
-	results := make([]error, len(c.files))
+	results, errs := make([]found, len(c.files)), make([]error, len(c.files))
 	for i, f := range c.files {
-		wg.Go(func() { results[i] = l.exists(ctx, f) })
+		wg.Go(func() { results[i], errs[i] = l.exists(ctx, f) })
 	}
 	wg.Wait()
+	checkCacheFiles(ps, c.files, results)
 	for i, f := range c.files {
 		var unsure unsureError
 		var exposed exposedError
-		switch err := results[i]; {
+		switch err := errs[i]; {
 		case err == nil:
 		case errors.As(err, &unsure), errors.As(err, &exposed):
 			c.Warnings = append(c.Warnings, Problem{f.at, err.Error()}.String())
@@ -93,37 +94,57 @@ func (e unsureError) Error() string {
 	return fmt.Sprintf("cannot check whether this exists: %v; the source cannot tell until it does", e.err)
 }
 
-// exposedError says that a secret is none.
-type exposedError struct{ path string }
+// exposedError says that a file is open to others, and what to do about it.
+type exposedError struct{ problem string }
 
-func (e exposedError) Error() string {
-	return fmt.Sprintf("%q holds a secret but every user on this machine may read it: chmod o= it", shorten(e.path))
+func (e exposedError) Error() string { return e.problem }
+
+func exposedSecret(path string) error {
+	return exposedError{fmt.Sprintf("%q holds a secret but every user on this machine may read it: chmod o= it",
+		shorten(path))}
 }
 
 // exists says whether a file is there. It waits for the file system no longer
 // than ctx lasts; the goroutine that asks stays until it is answered.
-func (l *Loader) exists(ctx context.Context, f file) error {
+func (l *Loader) exists(ctx context.Context, f file) (found, error) {
 	select {
 	case l.slots <- struct{}{}:
 	case <-ctx.Done():
-		return unsureError{errors.New("too many file system requests are pending")}
+		return found{}, unsureError{errors.New("too many file system requests are pending")}
 	}
-	answer := make(chan error, 1)
+	type answer struct {
+		found found
+		err   error
+	}
+	answers := make(chan answer, 1)
 	go func() {
 		defer func() { <-l.slots }()
-		answer <- l.ask(f)
+		found, err := l.ask(f)
+		answers <- answer{found, err}
 	}()
 	select {
-	case err := <-answer:
-		return err
+	case a := <-answers:
+		return a.found, a.err
 	case <-ctx.Done():
-		return unsureError{fmt.Errorf("stat %q: the file system does not answer", shorten(f.path))}
+		return found{}, unsureError{fmt.Errorf("stat %q: the file system does not answer", shorten(f.path))}
 	}
 }
 
 // ask asks the file system.
-func (l *Loader) ask(f file) error {
+func (l *Loader) ask(f file) (found, error) {
 	info, err := l.stat(f.path)
+	if err := f.check(info, err); err != nil || f.cache == "" {
+		return found{info: info}, err
+	}
+	cache, err := l.stat(f.cache)
+	if err != nil { // it will be made
+		return found{info: info}, nil
+	}
+	return found{info, cache}, exposedCache(f.cache, cache)
+}
+
+// check returns what is wrong with a file, of which the file system has said this.
+func (f file) check(info fs.FileInfo, err error) error {
 	switch {
 	case err == nil && f.dir && !info.IsDir():
 		return fmt.Errorf("%q is not a folder", shorten(f.path))
@@ -132,7 +153,7 @@ func (l *Loader) ask(f file) error {
 	case err == nil && f.regular && !info.Mode().IsRegular():
 		return fmt.Errorf("%q is not a regular file: name one", shorten(f.path))
 	case err == nil && f.secret && info.Mode().Perm()&0o007 != 0:
-		return exposedError{f.path}
+		return exposedSecret(f.path)
 	case err == nil:
 		return nil
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR),

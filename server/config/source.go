@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"maps"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -66,6 +65,8 @@ type file struct {
 	regular bool
 	// secret says that it is nobody else's to read.
 	secret bool
+	// cache is the file of a cache in the folder at path, or empty. It need not exist.
+	cache string
 }
 
 func decodeHashDir(b *body) definition {
@@ -158,21 +159,6 @@ func decodeSource(ps *problems, k sourceKind, n namedBlock) definition {
 		d.gives = nil
 	}
 	return d
-}
-
-// checkCaches refuses a file that two sources would take from each other.
-func checkCaches(ps *problems, all []definition) {
-	users := map[string]string{}
-	for _, d := range all {
-		if d.cache == "" {
-			continue
-		}
-		path := filepath.Clean(d.cache)
-		if other, ok := users[path]; ok {
-			ps.add(under(d.path, "cache_path"), "is also the cache of %s: give each source its own", other)
-		}
-		users[path] = d.path
-	}
 }
 
 func kindNames() []string {

@@ -1,0 +1,96 @@
+package config
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/boltfile"
+)
+
+// cacheFile returns the folder of a cache, which must exist, and the cache, which need
+// not.
+func cacheFile(source, path string) file {
+	return file{at: under(source, "cache_path"), path: filepath.Dir(path), dir: true, cache: path}
+}
+
+// checkCaches refuses files that two sources would take from each other, by their
+// paths: the caches themselves, and the files that each has beside it.
+func checkCaches(ps *problems, all []definition) {
+	type use struct {
+		source string
+		cache  bool // and not a file beside one
+	}
+	users := map[string]use{}
+	for _, d := range all {
+		if d.cache == "" {
+			continue
+		}
+		said := false
+		for i, name := range boltfile.Names(filepath.Clean(d.cache)) {
+			mine := use{d.path, i == 0}
+			other, taken := users[name]
+			switch {
+			case !taken:
+				users[name] = mine
+			case said:
+			case other.cache && mine.cache:
+				said = true
+				ps.add(under(d.path, "cache_path"), "is also the cache of %s: give each source its own", other.source)
+			default:
+				said = true
+				ps.add(under(d.path, "cache_path"), "meets the cache of %s: a cache has files beside it whose names end in "+
+					"\".new\" and \".lock\"; give it another name", other.source)
+			}
+		}
+	}
+}
+
+// found is what a file system has said of a file. Either may be nil.
+type found struct{ info, cache fs.FileInfo }
+
+// checkCacheFiles refuses caches that are one file by different paths: through a link,
+// or in a folder that has two names.
+func checkCacheFiles(ps *problems, files []file, results []found) {
+	for i, f := range files {
+		for j, other := range files[:i] {
+			if f.cache != "" && other.cache != "" && meet(f, other, results[i], results[j]) {
+				ps.add(f.at, "leads to the same file as %s: give each source its own", other.at)
+				break
+			}
+		}
+	}
+}
+
+func meet(a, b file, foundA, foundB found) bool {
+	if filepath.Clean(a.cache) == filepath.Clean(b.cache) {
+		return false // checkCaches has said so
+	}
+	if foundA.cache != nil && foundB.cache != nil && os.SameFile(foundA.cache, foundB.cache) {
+		return true
+	}
+	if foundA.info == nil || foundB.info == nil || !os.SameFile(foundA.info, foundB.info) ||
+		filepath.Clean(a.path) == filepath.Clean(b.path) {
+		return false
+	}
+	taken := map[string]bool{}
+	for _, name := range boltfile.Names(filepath.Base(a.cache)) {
+		taken[name] = true
+	}
+	for _, name := range boltfile.Names(filepath.Base(b.cache)) {
+		if taken[name] {
+			return true
+		}
+	}
+	return false
+}
+
+// exposedCache returns an error if others may write to a cache, which then counts as none.
+func exposedCache(path string, info fs.FileInfo) error {
+	if info.Mode().IsRegular() && info.Mode().Perm()&0o022 != 0 {
+		return exposedError{fmt.Sprintf("%q may be written by other users, so what it holds is not used: chmod go-w it",
+			shorten(path))}
+	}
+	return nil
+}
