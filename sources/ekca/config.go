@@ -57,13 +57,14 @@ const (
 // What cannot be used is left out and named in Status.Warnings, and the rest
 // serves: a file without a certificate; a certificate that cannot be parsed, has
 // expired, is given twice or is not a CA's; a private key, which does not belong
-// there. A file that is cut off in a certificate, damaged or empty is left out as
-// a whole; where it was whole at an earlier Refresh, what it held then goes on
+// there. A file that is cut off in a certificate, damaged, empty or unreadable is left
+// out as a whole; if it was whole at an earlier Refresh, what it held then goes on
 // serving.
 //
-// Where a path is missing, cannot be read or is a folder without files, as that
-// of a mount that is not there, or where nothing usable is left, Refresh fails
-// and all that was loaded before stays.
+// If a path is missing, is a folder without files, as that of a mount that is not
+// there, or is itself a file that cannot be read, Refresh fails, and what was loaded
+// before from that path stays; changes at other paths take effect. If there was
+// nothing before, or if nothing usable is left at all, nothing changes.
 //
 // To withdraw a CA, delete its file or write the file without it; to withdraw
 // the last one of a path, take the path out of the configuration.

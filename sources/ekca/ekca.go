@@ -84,6 +84,9 @@ type state struct {
 	seen   fileSet
 	files  []caFile
 	status sources.Status
+	// failed is why configured paths could not be read: what they held before is
+	// among files.
+	failed error
 }
 
 var errNotLoaded = errors.New("no CA certificates have been loaded yet")

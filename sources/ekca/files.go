@@ -18,15 +18,22 @@ import (
 type caFile struct {
 	bundle  string
 	path    string
+	root    string // the configured path by which the file was found
 	entries []entry
 	// sum is the SHA-256 of the file's content as it was read, whole or not.
 	sum [sha256.Size]byte
+	// unread is whether the file could not be read: entries are from before.
+	unread bool
 }
 
 // A seenFile is a file, or what is in the place of one, as a look at it shows.
 type seenFile struct {
 	location
-	info fs.FileInfo // nil for a link that leads nowhere
+	root string      // the configured path by which it was found
+	info fs.FileInfo // nil for a link that leads nowhere, and with err
+	// err is why it is not known what is there. If path is root, that is so for the
+	// whole configured path.
+	err error
 }
 
 // fileSet is what a look at the configured paths shows, in order.
@@ -38,7 +45,7 @@ var errChanged = errors.New("changed while it was read")
 // same reports whether two looks show the same files, unchanged.
 func (f fileSet) same(other fileSet) bool {
 	return slices.EqualFunc(f, other, func(a, b seenFile) bool {
-		if a.location != b.location || (a.info == nil) != (b.info == nil) {
+		if a.location != b.location || (a.info == nil) != (b.info == nil) || fmt.Sprint(a.err) != fmt.Sprint(b.err) {
 			return false
 		}
 		return a.info == nil || os.SameFile(a.info, b.info) && a.info.Mode() == b.info.Mode() &&
@@ -46,53 +53,54 @@ func (f fileSet) same(other fileSet) bool {
 	})
 }
 
-// look finds the files at the configured paths without opening them. An error
-// means that it is not known what is there.
+// look finds the files at the configured paths without opening them. A path of which
+// it is not known what is there is in their place. The error is ctx's.
 func look(ctx context.Context, paths []location) (fileSet, error) {
 	var found fileSet
 	for _, l := range paths {
-		info, err := os.Stat(l.path)
+		files, err := lookAt(ctx, l)
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("check the files at %q: %w", l.path, ctx.Err())
+		}
 		if err != nil {
-			return nil, fmt.Errorf("check the CA path: %w", err)
+			files = fileSet{{location: l, root: l.path, err: err}}
 		}
-		if !info.IsDir() {
-			found = append(found, seenFile{location: l, info: info})
-			continue
-		}
-		found, err = lookInto(ctx, l, found)
-		if err != nil {
-			return nil, err
-		}
+		found = append(found, files...)
 	}
 	return found, nil
 }
 
-// lookInto appends the files of a folder, sorted by name. A folder without any is
-// taken for a mount that is not there.
-func lookInto(ctx context.Context, folder location, found fileSet) (fileSet, error) {
-	names, err := readNames(folder.path, MaxFiles)
+// lookAt finds the files at one configured path, sorted by name. A folder without any
+// is taken for a mount that is not there.
+func lookAt(ctx context.Context, l location) (fileSet, error) {
+	info, err := os.Stat(l.path)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // it names the path
+	}
+	if !info.IsDir() {
+		return fileSet{{location: l, root: l.path, info: info}}, nil
+	}
+	names, err := readNames(l.path, MaxFiles)
 	if err != nil {
 		return nil, err
 	}
-	before := len(found)
+	var found fileSet
 	for _, name := range names {
 		if strings.HasPrefix(name, ".") {
 			continue
 		}
-		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("check the files in %q: %w", folder.path, err)
+		if ctx.Err() != nil {
+			break
 		}
-		l := location{bundle: folder.bundle, path: filepath.Join(folder.path, name)}
-		info, err := os.Stat(l.path)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("check the CA file: %w", err)
+		f := seenFile{location: location{bundle: l.bundle, path: filepath.Join(l.path, name)}, root: l.path}
+		if f.info, err = os.Stat(f.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			f.err = fmt.Errorf("check the CA file: %w", err)
 		}
-		found = append(found, seenFile{location: l, info: info})
+		found = append(found, f)
 	}
-	if len(found) == before {
+	if len(found) == 0 {
 		return nil, fmt.Errorf("the CA folder %q is empty: "+
-			"mount it, put a CA certificate there, or remove it from the configuration",
-			folder.path)
+			"mount it, put a CA certificate there, or remove it from the configuration", l.path)
 	}
 	return found, nil
 }
@@ -115,9 +123,15 @@ func readNames(folder string, most int) ([]string, error) {
 	return names, nil
 }
 
+// alone reports whether f is all that is known of its configured path: that is a file,
+// or cannot be looked at.
+func (f seenFile) alone() bool { return f.path == f.root }
+
 // fault returns why the file is not to be opened, or nothing.
 func (f seenFile) fault() string {
 	switch {
+	case f.err != nil:
+		return ""
 	case f.info == nil:
 		return "is a dangling link"
 	case f.info.IsDir():
@@ -134,6 +148,9 @@ var errTooLarge = fmt.Errorf("is larger than %d bytes", MaxFileSize)
 // read returns the content of a file that has no fault. It never blocks on
 // something that has taken the file's place, a FIFO for example.
 func (f seenFile) read() ([]byte, error) {
+	if f.err != nil {
+		return nil, f.err
+	}
 	if f.info.Size() > MaxFileSize {
 		return nil, errTooLarge
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
@@ -148,30 +151,168 @@ func huge(tb testing.TB) string {
 	return path
 }
 
-// What the storage cannot read is not "no CA": the last good set stays, and the
-// error says why. /proc has a file that answers EIO, and one that holds more than
-// it says.
+// unreadable has what cannot be read at a path, by what is said of it. /proc has a file
+// that answers EIO, and one that holds more than it says.
+func unreadable() map[string]func(tb testing.TB, path string) {
+	linked := func(target string) func(testing.TB, string) {
+		return func(tb testing.TB, path string) { link(tb, target, path) }
+	}
+	all := map[string]func(tb testing.TB, path string){
+		"input/output error":                linked("/proc/self/mem"),
+		"changed while it was read":         linked("/proc/self/status"),
+		"too many levels of symbolic links": linked("ca.pem"),
+	}
+	if os.Getuid() != 0 {
+		all["permission denied"] = func(tb testing.TB, path string) {
+			write(tb, path, []byte("secret"))
+			if err := os.Chmod(path, 0); err != nil {
+				tb.Fatal(err)
+			}
+		}
+	}
+	return all
+}
+
+// What the storage cannot read is not "no CA", and is no reason to stop at: that file
+// alone keeps what it held, and a CA whose file was removed meanwhile goes. Otherwise
+// it would be trusted for as long as somebody leaves such a file there.
 func TestUnreadableFile(t *testing.T) {
-	for target, want := range map[string]string{
-		"/proc/self/mem":    "input/output error",
-		"/proc/self/status": "keep changing",
-		"ca.pem":            "too many levels of symbolic links",
-	} {
+	for why, put := range unreadable() {
 		dir := t.TempDir()
-		root := newRoot(t, "Root")
-		path := write(t, filepath.Join(dir, "ca.pem"), pemOf(root.cert))
+		held, gone, added := newRoot(t, "Held"), newRoot(t, "Gone"), newRoot(t, "Added")
+		path := write(t, filepath.Join(dir, "ca.pem"), pemOf(held.cert))
+		withdrawn := write(t, filepath.Join(dir, "gone.pem"), pemOf(gone.cert))
+		synctest.Test(t, func(t *testing.T) {
+			src := load(t, ekca.Config{CAPath: dir})
+			refreshes, stop := run(t, src)
+			defer stop()
+			for _, p := range []string{path, withdrawn} {
+				if err := os.Remove(p); err != nil {
+					t.Fatal(err)
+				}
+			}
+			put(t, path)
+			write(t, filepath.Join(dir, "new.pem"), pemOf(added.cert))
+			after(31 * time.Second)
+			wantNotListed(t, "no configured CA", src, gone.ek(t))
+			wantListed(t, src, held.ek(t))
+			wantListed(t, src, added.ek(t))
+			wantWarning(t, src.Status().Warnings, `/ca.pem": `, why, "what it held before stays in use")
+			after(10 * time.Minute)
+			if n := refreshes(); n != 1 {
+				t.Errorf("%s: %d refreshes of what had not changed", why, n)
+			}
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+			after(31 * time.Second)
+			wantNotListed(t, "no configured CA", src, held.ek(t))
+			put(t, path)
+			after(31 * time.Second)
+			wantListed(t, src, added.ek(t))
+			wantWarning(t, src.Status().Warnings, `/ca.pem": `, why, "it is left out")
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+			write(t, path, pemOf(held.cert))
+			after(31 * time.Second)
+			wantListed(t, src, held.ek(t))
+			if w := src.Status().Warnings; len(w) != 0 {
+				t.Errorf("%s: warnings: %q", why, w)
+			}
+		})
+	}
+}
+
+// One file that cannot be read does not keep a server from starting, unless it is all
+// that there is at a path: what that path trusts, nobody knows then.
+func TestUnreadableFileFromTheStart(t *testing.T) {
+	root, other := newRoot(t, "Root"), newRoot(t, "Other")
+	for why, put := range unreadable() {
+		dir := t.TempDir()
+		put(t, filepath.Join(dir, "ca.pem"))
+		for _, cfg := range []ekca.Config{
+			{CAPath: dir},
+			{CAPath: filepath.Join(dir, "ca.pem")},
+			{Bundles: map[string]string{"a": dir, "b": caFile(t, root.cert)}},
+			{Bundles: map[string]string{"a": filepath.Join(dir, "ca.pem"), "b": caFile(t, root.cert)}},
+		} {
+			src := newSource(t, cfg)
+			err := src.Refresh(t.Context())
+			if err == nil {
+				t.Fatalf("%s: %+v was loaded", why, cfg)
+			}
+			wantText(t, err.Error(), why)
+			if v, err := src.Check(t.Context(), evidence(root.ek(t))); err == nil || v.Listed {
+				t.Errorf("Check = %+v, %v", v, err)
+			}
+		}
+		write(t, filepath.Join(dir, "root.pem"), pemOf(root.cert))
 		src := load(t, ekca.Config{CAPath: dir})
-		if err := os.Remove(path); err != nil {
-			t.Fatal(err)
-		}
-		write(t, filepath.Join(dir, "other.pem"), pemOf(newRoot(t, "Other").cert))
-		link(t, target, path)
-		err := src.Refresh(t.Context())
-		if err == nil {
-			t.Fatalf("Refresh of a link to %s succeeded", target)
-		}
-		wantText(t, err.Error(), want)
 		wantListed(t, src, root.ek(t))
+		wantNotListed(t, "no configured CA", src, other.ek(t))
+		wantWarning(t, src.Status().Warnings, `/ca.pem": `, why, "it is left out")
+	}
+}
+
+// A path that cannot be read keeps what it held, and concerns no other: a CA that is
+// withdrawn from another bundle goes. It is a failure for as long as it lasts, and what
+// is served does not count as confirmed.
+func TestUnreadablePathConcernsNoOther(t *testing.T) {
+	ruin := map[string]func(t *testing.T, dir, file string){
+		"is empty": func(t *testing.T, dir, _ string) {
+			t.Helper()
+			if err := os.Rename(dir, dir+".away"); err != nil {
+				t.Fatal(err)
+			}
+			mkdir(t, dir)
+		},
+		"no such file": func(t *testing.T, _, file string) {
+			t.Helper()
+			if err := os.Remove(file); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"is not a regular file": func(t *testing.T, _, file string) {
+			t.Helper()
+			if err := errors.Join(os.Remove(file), syscall.Mkfifo(file, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		},
+	}
+	for why, change := range ruin {
+		base := t.TempDir()
+		a, b, c, d := newRoot(t, "A"), newRoot(t, "B"), newRoot(t, "C"), newRoot(t, "D")
+		first, last := mkdir(t, filepath.Join(base, "first")), mkdir(t, filepath.Join(base, "last"))
+		write(t, filepath.Join(first, "a.pem"), pemOf(a.cert))
+		file := write(t, filepath.Join(base, "b.pem"), pemOf(b.cert))
+		gone := write(t, filepath.Join(last, "c.pem"), pemOf(c.cert))
+		write(t, filepath.Join(last, "d.pem"), pemOf(d.cert))
+		synctest.Test(t, func(t *testing.T) {
+			src := load(t, ekca.Config{Bundles: map[string]string{"a": first, "b": file, "c": last}})
+			begun := src.Status().Confirmed
+			_, stop := run(t, src)
+			defer stop()
+			change(t, first, file)
+			if err := os.Remove(gone); err != nil {
+				t.Fatal(err)
+			}
+			after(31 * time.Second)
+			loaded := src.Status().Loaded
+			after(10 * time.Minute)
+			for _, ca := range []*authority{a, b, d} {
+				wantListed(t, src, ca.ek(t))
+			}
+			wantNotListed(t, "no configured CA", src, c.ek(t))
+			if st := src.Status(); !st.Confirmed.Equal(begun) || !st.Loaded.Equal(loaded) {
+				t.Errorf("%s: confirmed %v, loaded %v", why, st.Confirmed, st.Loaded)
+			}
+			err := src.Refresh(t.Context())
+			if err == nil {
+				t.Fatalf("%s: Refresh succeeded", why)
+			}
+			wantText(t, err.Error(), why)
+		})
 	}
 }
 

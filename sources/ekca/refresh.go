@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,9 +21,10 @@ const (
 )
 
 // Refresh implements sources.Refresher: it reads all files and replaces what the
-// source serves. It fails, and the last good data stays, where a path is missing
-// or cannot be read, where the files change while they are read or exceed a
-// limit, and where no certificate that is valid now is left.
+// source serves. It fails, and all of the last good data stays, if the files exceed a
+// limit and if no certificate that is valid now is left. It fails, too, if a configured
+// path is missing or cannot be read: what was loaded from that path stays, and what the
+// others hold now is served; if nothing was loaded before, nothing is served.
 //
 // The first one loads what was fetched earlier from Config.CachePath. Where that
 // cannot be read, Status has a warning, and it is fetched again.
@@ -34,9 +36,13 @@ func (s *Source) Refresh(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if next.failed == nil {
+		s.confirmed.Store(&begun)
+	} else if next.holdsTheSame(previous) {
+		return next.failed // nothing was loaded
+	}
 	s.state.Store(next)
-	s.confirmed.Store(&begun)
-	return nil
+	return next.failed
 }
 
 // Run implements sources.Runner: it looks at the files every PollInterval, and
@@ -102,36 +108,37 @@ func (s *state) current(ctx context.Context, paths []location) (bool, error) {
 	if err != nil || !seen.same(s.seen) {
 		return false, err
 	}
-	files := s.files // those of seen that have no fault
+	files := make(map[location]*caFile, len(s.files))
+	for i, f := range s.files {
+		files[location{f.bundle, f.path}] = &s.files[i]
+	}
 	for _, f := range seen {
-		if f.fault() != "" {
-			continue
-		}
 		if err := ctx.Err(); err != nil {
 			return false, fmt.Errorf("read the CA files: %w", err)
 		}
-		data, err := f.read()
-		if err != nil && !errors.Is(err, errTooLarge) {
-			return false, err
+		held := files[f.location]
+		if held == nil || f.fault() != "" {
+			continue
 		}
-		if sha256.Sum256(data) != files[0].sum {
+		data, err := f.read()
+		unread := err != nil && !errors.Is(err, errTooLarge)
+		if unread != held.unread || !unread && sha256.Sum256(data) != held.sum {
 			return false, nil
 		}
-		files = files[1:]
 	}
 	return true, nil
 }
 
 // load reads all files and returns what they hold.
 func (s *Source) load(ctx context.Context, previous *state) (*state, error) {
-	for range maxReadings {
+	for n := 1; ; n++ {
 		seen, err := look(ctx, s.paths)
 		if err != nil {
 			return nil, err
 		}
-		r := reading{previous: previous}
+		r := reading{previous: previous, last: n == maxReadings}
 		err = r.readAll(ctx, seen)
-		if errors.Is(err, errChanged) {
+		if errors.Is(err, errChanged) && !r.last {
 			continue
 		}
 		if err != nil {
@@ -141,11 +148,10 @@ func (s *Source) load(ctx context.Context, previous *state) (*state, error) {
 		if err != nil {
 			return nil, err
 		}
-		if seen.same(again) {
+		if seen.same(again) || r.last { // what has changed since is seen at the next look
 			return s.assemble(ctx, seen, &r)
 		}
 	}
-	return nil, errors.New("the CA files keep changing while they are read")
 }
 
 // assemble makes what has been read into what is served.
@@ -163,6 +169,7 @@ func (s *Source) assemble(ctx context.Context, seen fileSet, r *reading) (*state
 		authorities: all,
 		seen:        seen,
 		files:       r.files,
+		failed:      errors.Join(r.failed...),
 		status:      sources.Status{Loaded: time.Now(), Entries: all.valid, Warnings: warnings},
 	}, nil
 }
@@ -186,25 +193,89 @@ func shorten(warnings []string) []string {
 // A reading is one pass over all files.
 type reading struct {
 	previous *state // nil at first
+	last     bool   // there is no further one: a file that keeps changing is left as it was
 	files    []caFile
 	warnings []string
+	failed   []error // why configured paths could not be read
 	size     int
 	entries  int
 }
 
 func (r *reading) readAll(ctx context.Context, seen fileSet) error {
-	for _, f := range seen {
+	for len(seen) > 0 {
+		first := seen[0]
+		at := slices.IndexFunc(seen, func(f seenFile) bool { return f.root != first.root || f.bundle != first.bundle })
+		if at < 0 {
+			at = len(seen)
+		}
+		if err := r.readPath(ctx, seen[:at]); err != nil {
+			return err
+		}
+		seen = seen[at:]
+	}
+	return nil
+}
+
+// readPath reads the files of one configured path. A file in a folder that cannot be
+// read concerns that file alone: it keeps what it held, or is left out. If a path is
+// such a file, or if nothing of a folder could ever be read, nobody knows what is there.
+func (r *reading) readPath(ctx context.Context, files fileSet) error {
+	before := r.entries
+	var unread error
+	for _, f := range files {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("read the CA files: %w", err)
 		}
-		if why := f.fault(); why != "" {
-			r.warn(f, why)
-			continue
+		why, err := f.fault(), error(nil)
+		if why == "" {
+			err = r.read(f)
 		}
-		if err := r.read(f); err != nil {
+		switch {
+		case errors.Is(err, errLimit), errors.Is(err, errChanged) && !r.last:
 			return err
+		case why != "" && f.alone():
+			return r.keepPath(f, errors.New(why))
+		case why != "":
+			r.warn(f, why)
+		case err != nil && f.alone():
+			return r.keepPath(f, err)
+		case err != nil:
+			unread = err
+			r.keepFile(f, err)
 		}
 	}
+	if unread != nil && r.previous == nil && r.entries == before {
+		return fmt.Errorf("no CA file in %q can be read: %w", files[0].root, unread)
+	}
+	return nil
+}
+
+// keepFile keeps what an unreadable file held before.
+func (r *reading) keepFile(f seenFile, why error) {
+	entries := r.previous.entriesOf(f.location)
+	what := "; it is left out: make it readable, or delete it"
+	if entries != nil {
+		what = "; what it held before stays in use: make it readable, or delete it to withdraw its CAs"
+	}
+	r.warn(f, why.Error()+what)
+	r.entries += len(entries)
+	r.files = append(r.files, caFile{bundle: f.bundle, path: f.path, root: f.root, entries: entries, unread: true})
+}
+
+// keepPath keeps what was held of a path of which nobody knows what is there.
+func (r *reading) keepPath(f seenFile, why error) error {
+	why = fmt.Errorf("the CA path %q: %w", f.path, why)
+	if r.previous == nil {
+		return why
+	}
+	for _, held := range r.previous.files {
+		if held.bundle == f.bundle && held.root == f.root {
+			held.unread = true
+			r.entries += len(held.entries)
+			r.files = append(r.files, held)
+		}
+	}
+	r.failed = append(r.failed, why)
 	return nil
 }
 
@@ -212,8 +283,12 @@ func (r *reading) warn(f seenFile, what string) {
 	r.warnings = append(r.warnings, fmt.Sprintf("%q: %s", f.path, what))
 }
 
+// errLimit is in the error of files that are too large together.
+var errLimit = errors.New("remove some of them")
+
 // read reads one file. What a damaged one held when it was whole is taken in its
-// stead: writing a file in place may not take its CAs away for a moment.
+// stead: writing a file in place may not take its CAs away for a moment. An error that
+// is not errLimit says that the file could not be read.
 func (r *reading) read(f seenFile) error {
 	var entries []entry
 	var notes []string
@@ -225,7 +300,7 @@ func (r *reading) read(f seenFile) error {
 		return err
 	}
 	if r.size += len(data); r.size > MaxTotalSize {
-		return fmt.Errorf("the CA files are larger than %d bytes together", MaxTotalSize)
+		return fmt.Errorf("the CA files are larger than %d bytes together: %w", MaxTotalSize, errLimit)
 	}
 	if err != nil {
 		entries = r.previous.entriesOf(f.location)
@@ -241,15 +316,15 @@ func (r *reading) read(f seenFile) error {
 		r.warn(f, note)
 	}
 	if r.entries += len(entries); r.entries > MaxCertificates {
-		return fmt.Errorf("the CA files hold more than %d certificates", MaxCertificates)
+		return fmt.Errorf("the CA files hold more than %d certificates: %w", MaxCertificates, errLimit)
 	}
 	r.files = append(r.files, caFile{
-		bundle: f.bundle, path: f.path, entries: entries, sum: sha256.Sum256(data),
+		bundle: f.bundle, path: f.path, root: f.root, entries: entries, sum: sha256.Sum256(data),
 	})
 	return nil
 }
 
-// entriesOf returns what a file held at the last Refresh. s may be nil.
+// entriesOf returns the certificates of a file at the last Refresh. s may be nil.
 func (s *state) entriesOf(l location) []entry {
 	if s == nil {
 		return nil
@@ -260,4 +335,12 @@ func (s *state) entriesOf(l location) []entry {
 		}
 	}
 	return nil
+}
+
+// holdsTheSame reports whether two states are made of the same files. previous may be
+// nil.
+func (s *state) holdsTheSame(previous *state) bool {
+	return previous != nil && slices.EqualFunc(s.files, previous.files, func(a, b caFile) bool {
+		return a.bundle == b.bundle && a.path == b.path && (a.unread || a.sum == b.sum)
+	})
 }
