@@ -5,7 +5,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/spiffe/spire-plugin-sdk/pluginsdk"
 	agentstorev1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/server/agentstore/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -34,7 +33,7 @@ func TestOneIDTwiceAtOnce(t *testing.T) {
 	const attempts = 8
 	store := &slowAgentStore{}
 	store.asked.Add(attempts)
-	p := serve(t, pluginsdk.ServiceServer(agentstorev1.AgentStoreServiceServer(store)))
+	p := serve(t, agentstorev1.AgentStoreServiceServer(store))
 	p.configure(t, oneHashDir(hashDir(t, tpm))+"reattest = false")
 	var all sync.WaitGroup
 	errs := make(chan error, attempts)

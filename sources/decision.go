@@ -142,7 +142,8 @@ type Decision struct {
 	// each sorted by name.
 	Trials []Trial
 
-	// Answers are what every source that was asked said, sorted by source.
+	// Answers are what every source that was asked said, sorted by source. Those of
+	// BeforeChallenge have no attributes.
 	Answers []Answer
 }
 
