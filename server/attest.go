@@ -14,7 +14,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// answerTimeout is how long an agent may take to answer its challenge.
+// answerTimeout is how long an agent may take to answer its challenge, and SPIRE to send
+// the payload of a stream that it has opened.
 const answerTimeout = 60 * time.Second
 
 // attestation is one attestation on its way. It is used by one goroutine.
@@ -60,18 +61,19 @@ func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) (err er
 
 // run is the attestation from the payload to the agent's attributes.
 func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes, *failure) {
-	payload, failed := a.receive(ctx)
+	first, failed := a.receive(ctx, attestor.MaxPayloadSize)
 	if failed != nil {
 		return nil, failed
 	}
+	defer first.release()
 	// A stream that sends nothing takes no place.
 	defer a.plugin.underWay.Add(-1)
 	if a.plugin.underWay.Add(1) > maxUnderWay {
 		return nil, tooMany("too many attestations are in progress")
 	}
-	session, err := a.verifier.Begin(payload)
-	if err != nil {
-		return nil, malformed(err.Error())
+	session, failed := a.begin(first)
+	if failed != nil {
+		return nil, failed
 	}
 	ek := session.EK()
 	a.ekHash = ek.Hash
@@ -126,17 +128,18 @@ func (a *attestation) renew(ek crypto.PublicKey) *failure {
 	return nil
 }
 
-// receive receives the payload.
-func (a *attestation) receive(ctx context.Context) ([]byte, *failure) {
-	req, err := a.stream.Recv()
-	if err != nil {
-		return nil, left(ctx, err)
-	}
-	message, ok := req.GetRequest().(*nodeattestorv1.AttestRequest_Payload)
+// begin reads the payload, and releases it.
+func (a *attestation) begin(first *incoming) (*attestor.Session, *failure) {
+	defer first.release()
+	message, ok := first.req.GetRequest().(*nodeattestorv1.AttestRequest_Payload)
 	if !ok {
 		return nil, malformed("the first message is not a payload")
 	}
-	return message.Payload, nil
+	session, err := a.verifier.Begin(message.Payload)
+	if err != nil {
+		return nil, malformed(err.Error())
+	}
+	return session, nil
 }
 
 // challenge challenges the machine to prove that the AK is in the TPM of the EK.
@@ -154,11 +157,16 @@ func (a *attestation) challenge(ctx context.Context, session *attestor.Session) 
 	if err != nil {
 		return left(ctx, err)
 	}
-	response, failed := a.answer(ctx)
+	second, failed := a.receive(ctx, attestor.MaxResponseSize)
 	if failed != nil {
 		return failed
 	}
-	switch err := session.Finish(response); {
+	defer second.release()
+	message, ok := second.req.GetRequest().(*nodeattestorv1.AttestRequest_ChallengeResponse)
+	if !ok {
+		return malformed("the second message is not a response to the challenge")
+	}
+	switch err := session.Finish(message.ChallengeResponse); {
 	case errors.Is(err, attestor.ErrChallengeFailed):
 		return &failure{
 			outcome: outcomeChallengeFailed, code: codes.PermissionDenied,
@@ -168,44 +176,6 @@ func (a *attestation) challenge(ctx context.Context, session *attestor.Session) 
 		return malformed(err.Error())
 	}
 	return nil
-}
-
-// answer receives the response to the challenge.
-func (a *attestation) answer(ctx context.Context) ([]byte, *failure) {
-	type received struct {
-		req *nodeattestorv1.AttestRequest
-		err error
-	}
-	// Recv obeys no deadline of ours. It returns at the latest when Attest has
-	// returned, by which gRPC ends the stream.
-	answered := make(chan received, 1)
-	go func() {
-		var r received
-		defer func() { answered <- r }()
-		defer a.plugin.guard(ctx, "Recv", &r.err)
-		r.req, r.err = a.stream.Recv()
-	}()
-	timer := time.NewTimer(answerTimeout)
-	defer timer.Stop()
-	select {
-	case r := <-answered:
-		if r.err != nil {
-			return nil, left(ctx, r.err)
-		}
-		message, ok := r.req.GetRequest().(*nodeattestorv1.AttestRequest_ChallengeResponse)
-		if !ok {
-			return nil, malformed("the second message is not a response to the challenge")
-		}
-		return message.ChallengeResponse, nil
-	case <-ctx.Done():
-		return nil, left(ctx, ctx.Err())
-	case <-timer.C:
-		return nil, &failure{
-			outcome: outcomeNoAnswer, code: codes.DeadlineExceeded,
-			told: "the challenge was not answered within " + answerTimeout.String(),
-			why:  "no answer to the challenge within " + answerTimeout.String(),
-		}
-	}
 }
 
 // admit returns what SPIRE is told of a machine that is admitted.

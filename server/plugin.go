@@ -58,6 +58,7 @@ type Plugin struct {
 	configuring sync.Mutex
 	closed      bool
 	current     atomic.Pointer[generation]
+	arriving    atomic.Int64 // bytes of messages, see maxArriving
 	underWay    atomic.Int64
 	strangers   *sources.Places // of them, those of TPMs that no source lists so far
 
