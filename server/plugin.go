@@ -47,6 +47,9 @@ type Plugin struct {
 	nodeattestorv1.UnimplementedNodeAttestorServer
 	configv1.UnimplementedConfigServer
 
+	// Version is the plugin's, for its metrics. It is set before the plugin is served.
+	Version string
+
 	// Set by SPIRE before any call.
 	log        hclog.Logger
 	metrics    *metrics

@@ -10,19 +10,20 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
-	"github.com/spiffe/spire-plugin-sdk/pluginmain"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/nodeattestor/v1"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/serve"
 )
 
 // version is set by the linker: -ldflags "-X main.version=…".
 var version string
+
+const command = "tpm-attestor-agent"
 
 const usage = `tpm-attestor-agent is SPIRE Agent's node attestor plugin "tpm". SPIRE starts it, as the
 plugin_cmd of
@@ -57,8 +58,12 @@ TPM_ENDORSEMENT_PASSWORD and TPM_OWNER_PASSWORD.
 func main() {
 	if len(os.Args) < 2 {
 		plugin := agent.New()
-		pluginmain.Serve(nodeattestorv1.NodeAttestorPluginServer(plugin), configv1.ConfigServiceServer(plugin))
-		return
+		os.Exit(serve.Main(serve.Plugin{
+			Name:    command,
+			Version: serve.Version(version),
+			Server:  nodeattestorv1.NodeAttestorPluginServer(plugin),
+			Config:  configv1.ConfigServiceServer(plugin),
+		}, os.Stderr))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
@@ -69,8 +74,8 @@ func main() {
 // run runs the command line and returns the exit code: 0, 1 where it failed, 2
 // where it was not understood.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
-	flags := flag.NewFlagSet("tpm-attestor-agent", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags := flag.NewFlagSet(command, flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
 	flags.Usage = func() {}
 	showVersion := flags.Bool("version", false, "")
 	showEK := flags.Bool("ek", false, "")
@@ -82,20 +87,17 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	case errors.Is(err, flag.ErrHelp):
 		return write(stdout, stderr, usage)
 	case err != nil:
-		fmt.Fprint(stderr, "\n", usage) // flag has said what is wrong
-		return 2
+		return misused(stderr, err)
 	}
 	if *showVersion {
-		return write(stdout, stderr, "tpm-attestor-agent "+versionString()+"\n")
+		return write(stdout, stderr, command+" "+serve.Version(version)+"\n")
 	}
 	if countTrue(*showEK, *showHash, *showPEM) != 1 || flags.NArg() > 0 {
-		fmt.Fprint(stderr, "give one of -ek, -hash, -pem and -version\n\n", usage)
-		return 2
+		return misused(stderr, errors.New("give one of -ek, -hash, -pem and -version"))
 	}
 	t, err := ekreport.Open(*device, *key, getenv)
 	if err != nil {
-		fmt.Fprintf(stderr, "%v\n\n%s", err, usage)
-		return 2
+		return misused(stderr, err)
 	}
 	report, err := ekreport.Inspect(ctx, t)
 	if err != nil {
@@ -116,6 +118,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	return write(stdout, stderr, ekreport.Text(ekreport.FromTPM(report)))
 }
 
+// misused says what is wrong with the command line, and returns the exit code.
+func misused(stderr io.Writer, err error) int {
+	fmt.Fprintf(stderr, "%v (see %s -help)\n", err, command)
+	return 2
+}
+
 func countTrue(all ...bool) int {
 	n := 0
 	for _, b := range all {
@@ -134,16 +142,4 @@ func write(stdout, stderr io.Writer, text string) int {
 		return 1
 	}
 	return 0
-}
-
-// versionString returns the version that the build was stamped with, or the one
-// that Go knows.
-func versionString() string {
-	if version != "" {
-		return version
-	}
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
 }

@@ -82,15 +82,3 @@ func TestExitCodes(t *testing.T) {
 type fullDisk struct{}
 
 func (fullDisk) Write([]byte) (int, error) { return 0, errors.New("the disk is full") }
-
-// The build stamps a version; without one there is still something to say.
-func TestVersion(t *testing.T) {
-	if versionString() == "" {
-		t.Error("no version")
-	}
-	version = "v1.2.3"
-	defer func() { version = "" }()
-	if versionString() != "v1.2.3" {
-		t.Errorf("version %q", versionString())
-	}
-}

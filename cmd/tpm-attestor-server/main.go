@@ -10,18 +10,19 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime/debug"
 
-	"github.com/spiffe/spire-plugin-sdk/pluginmain"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/serve"
 	"github.com/spire-tpm/spire-tpm-attestor/server"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 )
 
 // version is set by -ldflags "-X main.version=…".
 var version string //nolint:gochecknoglobals // the linker needs a variable
+
+const command = "tpm-attestor-server"
 
 const usage = `tpm-attestor-server is the server side of the SPIRE node attestor "tpm". SPIRE
 starts it, as the plugin_cmd of
@@ -66,22 +67,26 @@ the arguments or the input are invalid.
 `
 
 func main() {
-	code, serve := run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
-	if !serve {
+	code, plugin := run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	if !plugin {
 		os.Exit(code)
 	}
-	plugin := server.New()
-	pluginmain.Serve(
-		nodeattestorv1.NodeAttestorPluginServer(plugin),
-		configv1.ConfigServiceServer(plugin),
-	)
+	p := server.New()
+	p.Version = serve.Version(version)
+	os.Exit(serve.Main(serve.Plugin{
+		Name:    command,
+		Version: p.Version,
+		Server:  nodeattestorv1.NodeAttestorPluginServer(p),
+		Config:  configv1.ConfigServiceServer(p),
+		Closer:  p,
+	}, os.Stderr))
 }
 
 // run does what the arguments ask for and returns the exit code, or says that
 // the plugin is to be served.
-func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int, serve bool) {
-	flags := flag.NewFlagSet("tpm-attestor-server", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int, plugin bool) {
+	flags := flag.NewFlagSet(command, flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
 	flags.Usage = func() {}
 	showVersion := flags.Bool("version", false, "")
 	file := flags.String("validate", "", "")
@@ -92,18 +97,15 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int, se
 		fmt.Fprint(stdout, usage)
 		return 0, false
 	case err != nil:
-		fmt.Fprint(stderr, usage)
-		return 2, false
+		return misused(stderr, "%v", err), false
 	case fill.folder != "" && !*showVersion && *file == "":
 		return fillMirror(fill, flags.Args(), stdin, stdout, stderr), false
 	case fill.folder != "" || fill.used():
-		fmt.Fprintf(stderr, "give one of -fill-mirror, -validate and -version, with its own options\n%s", usage)
-		return 2, false
+		return misused(stderr, "give one of -fill-mirror, -validate and -version, with its own options"), false
 	case flags.NArg() > 0:
-		fmt.Fprintf(stderr, "unexpected argument %q\n%s", flags.Arg(0), usage)
-		return 2, false
+		return misused(stderr, "unexpected argument %q", flags.Arg(0)), false
 	case *showVersion:
-		fmt.Fprintln(stdout, "tpm-attestor-server", versionString())
+		fmt.Fprintln(stdout, command, serve.Version(version))
 		return 0, false
 	case *file != "":
 		return validate(*file, stdin, stdout, stderr), false
@@ -111,15 +113,10 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int, se
 	return 0, true
 }
 
-// versionString returns the version that the build was stamped with.
-func versionString() string {
-	if version != "" {
-		return version
-	}
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
+// misused says what is wrong with the command line, and returns the exit code.
+func misused(stderr io.Writer, format string, args ...any) int {
+	fmt.Fprintf(stderr, format+" (see "+command+" -help)\n", args...)
+	return 2
 }
 
 // maxConfig is more than any configuration that is accepted.

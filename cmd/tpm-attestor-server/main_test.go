@@ -40,14 +40,3 @@ func TestReadAtMost(t *testing.T) {
 	}
 }
 
-// A build that stamps no version still says which one it is.
-func TestVersion(t *testing.T) {
-	if got := versionString(); got == "" {
-		t.Error("no version")
-	}
-	version = "v1.2.3"
-	defer func() { version = "" }()
-	if got := versionString(); got != "v1.2.3" {
-		t.Errorf("version %q", got)
-	}
-}

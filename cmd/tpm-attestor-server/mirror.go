@@ -67,8 +67,7 @@ func fillMirror(f fillFlags, files []string, stdin io.Reader, stdout, stderr io.
 		}
 	}
 	if machines.Len() == 0 {
-		fmt.Fprintf(stderr, "name the machines' files, as printed by `tpm-attestor-agent -pem`\n\n%s", usage)
-		return 2
+		return misused(stderr, "name the machines' files, as printed by `tpm-attestor-agent -pem`")
 	}
 	cfg.Progress = stdout
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
