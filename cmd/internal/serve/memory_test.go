@@ -1,0 +1,467 @@
+package serve_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+)
+
+const (
+	hostileAgents = 1024
+	// maxGrowth is by how much hostile agents may raise the peak of a server plugin's
+	// memory, in bytes.
+	maxGrowth = 64 << 20
+)
+
+// SPIRE does not start a plugin again that the kernel has killed for its memory: that
+// would be the end of a fleet's identities. Whatever an agent that has proved nothing
+// sends or holds open, a thousand of them cost the server's plugin no more than this,
+// and a machine attests beside them.
+func TestMemoryOfHostileAgents(t *testing.T) {
+	if testing.Short() {
+		t.Skip("measures the built binary")
+	}
+	for _, tt := range []struct {
+		name   string
+		attack func(*testing.T, *victim)
+	}{
+		// The issue's certificates, of 2520 key usages, and the fattest within the limits.
+		{"strangers with crafted chains", func(t *testing.T, v *victim) { v.holdChallenges(t, v.stranger(t, 2520, 1)) }},
+		{"strangers with fat chains", func(t *testing.T, v *victim) { v.holdChallenges(t, v.stranger(t, 500, 4)) }},
+		{"a listed EK with crafted chains", func(t *testing.T, v *victim) { v.holdChallenges(t, v.copy(t, 2520, 1)) }},
+		{"a listed EK with fat chains", func(t *testing.T, v *victim) { v.holdChallenges(t, v.copy(t, 500, 4)) }},
+		{"responses of 3 MiB", func(t *testing.T, v *victim) { v.respond(t, 3<<20) }},
+		{"responses of the largest size", func(t *testing.T, v *victim) { v.respond(t, attestor.MaxResponseSize) }},
+		{"whole payloads of 4 MB", func(t *testing.T, v *victim) { v.send(t, 4_000_000) }},
+		{"half-sent payloads of 4 MB", func(t *testing.T, v *victim) { v.halfSend(t, 4_000_000) }},
+		{"half-sent payloads of the largest message", func(t *testing.T, v *victim) { v.halfSend(t, 1<<20) }},
+		{"half-sent payloads of the largest size", func(t *testing.T, v *victim) { v.halfSend(t, attestor.MaxPayloadSize) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			v := newVictim(t)
+			v.attests(t)
+			before := v.peak(t)
+			tt.attack(t, v)
+			growth := v.peak(t) - before
+			t.Logf("the peak grows from %.1f MB by %.1f MB", float64(before)/(1<<20), float64(growth)/(1<<20))
+			if growth > maxGrowth {
+				t.Errorf("%d hostile agents cost %d MB", hostileAgents, growth>>20)
+			}
+			v.attests(t)
+		})
+	}
+}
+
+// victim is a server's plugin that knows one machine and may have to fetch for others.
+type victim struct {
+	*spire
+	client nodeattestorv1.NodeAttestorClient
+	honest *attestortest.TPM
+	ca     *attestortest.CA
+}
+
+func newVictim(t *testing.T) *victim {
+	t.Helper()
+	v := &victim{
+		spire:  startFor(t, built(t, "tpm-attestor-server")),
+		honest: attestortest.New(t, attestortest.Options{EK: attestor.P256}),
+		ca:     attestortest.NewCA(t, "Example vendor"),
+	}
+	v.client = nodeattestorv1.NewNodeAttestorClient(v.conn)
+	hashes, cas := t.TempDir(), t.TempDir()
+	for name, content := range map[string][]byte{
+		filepath.Join(hashes, v.honest.EKHash()): nil,
+		filepath.Join(cas, "other.pem"):          attestortest.NewCA(t, "Another vendor").PEM(),
+	} {
+		if err := os.WriteFile(name, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := v.configure(fmt.Sprintf(`
+source "hash_dir" "machines" { path = %q }
+source "ek_ca" "vendors" {
+  ca_path   = %q
+  aia_hosts = ["pki.example.com"]
+}
+allow "all" { any = ["machines", "vendors"] }`, hashes, cas)); err != nil {
+		t.Fatalf("%v\n%s", err, v.log)
+	}
+	return v
+}
+
+var vmHWM = regexp.MustCompile(`(?m)^VmHWM:\s+(\d+) kB$`)
+
+// peak is the most memory that the plugin has had, in bytes.
+func (v *victim) peak(t *testing.T) int {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", v.pid))
+	if err != nil {
+		t.Fatalf("the plugin has gone: %v", err)
+	}
+	kib, err := strconv.Atoi(string(vmHWM.FindSubmatch(text)[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kib << 10
+}
+
+// attests lets the machine that is listed attest. As SPIRE Agent does, it tries again if
+// the server is busy.
+func (v *victim) attests(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for {
+		err := v.attest(ctx, t)
+		if status.Code(err) == codes.Unavailable && ctx.Err() == nil {
+			continue
+		}
+		if err != nil {
+			t.Fatalf("the machine that is listed: %v", err)
+		}
+		return
+	}
+}
+
+func (v *victim) attest(ctx context.Context, t *testing.T) error {
+	t.Helper()
+	stream, err := v.open(ctx, v.honest.Payload(t))
+	if err != nil {
+		return err
+	}
+	resp, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	_ = stream.Send(response(v.honest.Answer(t, resp.GetChallenge()))) // Recv has why
+	resp, err = stream.Recv()
+	if err == nil && resp.GetAgentAttributes() == nil {
+		err = errors.New("a second challenge")
+	}
+	return err
+}
+
+func (v *victim) open(ctx context.Context, payload []byte) (nodeattestorv1.NodeAttestor_AttestClient, error) {
+	stream, err := v.client.Attest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	_ = stream.Send(&nodeattestorv1.AttestRequest{
+		Request: &nodeattestorv1.AttestRequest_Payload{Payload: payload},
+	}) // Recv has why
+	return stream, nil
+}
+
+func response(b []byte) *nodeattestorv1.AttestRequest {
+	return &nodeattestorv1.AttestRequest{Request: &nodeattestorv1.AttestRequest_ChallengeResponse{ChallengeResponse: b}}
+}
+
+// stranger returns the payload of a TPM that no source lists so far, with a chain of fat
+// certificates.
+func (v *victim) stranger(t *testing.T, usages, arcs int) []byte {
+	t.Helper()
+	tpm := attestortest.New(t, attestortest.Options{
+		EK: attestor.P256, Number: 1, CA: v.ca,
+		Certificate: attestortest.Certificate{Change: func(c *x509.Certificate) {
+			c.IssuingCertificateURL = []string{"http://pki.example.com/ca.crt"}
+		}},
+	})
+	return v.fat(t, tpm.Claim(), usages, arcs)
+}
+
+// copy returns a payload with the EK of the machine that is listed. It is no secret.
+func (v *victim) copy(t *testing.T, usages, arcs int) []byte {
+	t.Helper()
+	return v.fat(t, v.honest.Claim(), usages, arcs)
+}
+
+// fat returns a payload as large as is allowed, with certificates of that many key usages,
+// each of so many numbers.
+func (v *victim) fat(t *testing.T, claim attestor.Claim, usages, arcs int) []byte {
+	t.Helper()
+	usage := asn1.ObjectIdentifier{0, 39}
+	if arcs > 1 {
+		usage = asn1.ObjectIdentifier{2, 1<<28 - 1, 1<<28 - 1, 1<<28 - 1}
+	}
+	cert := v.ca.Issue(t, claim.EK, attestortest.Certificate{Change: func(c *x509.Certificate) {
+		for range usages {
+			c.UnknownExtKeyUsage = append(c.UnknownExtKeyUsage, usage)
+		}
+	}})
+	var payload []byte
+	for {
+		claim.Chain = append(claim.Chain, cert)
+		longer, err := attestor.NewProver(claim, nil).Payload()
+		if err != nil {
+			break
+		}
+		payload = longer
+	}
+	if len(payload) < attestor.MaxPayloadSize*3/4 {
+		t.Fatalf("the payload has %d bytes only, the certificate %d", len(payload), len(cert))
+	}
+	return payload
+}
+
+// all does something as each hostile agent, and returns when each is done.
+func all(t *testing.T, do func(ctx context.Context)) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var agents sync.WaitGroup
+	for range hostileAgents {
+		agents.Go(func() { do(ctx) })
+	}
+	agents.Wait()
+}
+
+// holdChallenges attests with the payload up to the challenge, and leaves that open.
+func (v *victim) holdChallenges(t *testing.T, payload []byte) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	var held, refused atomic.Int32
+	var once sync.Once
+	all(t, func(context.Context) {
+		stream, err := v.open(ctx, payload)
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		if err != nil {
+			refused.Add(1)
+			once.Do(func() { t.Logf("first refusal: %v", err) })
+			return
+		}
+		held.Add(1)
+	})
+	t.Logf("payloads of %d bytes: %d challenges held open, %d refused", len(payload), held.Load(), refused.Load())
+	v.attests(t)
+}
+
+// respond answers challenges with so many bytes, all at once.
+func (v *victim) respond(t *testing.T, size int) {
+	t.Helper()
+	payload := v.honest.Payload(t)
+	answer := response(bytes.Repeat([]byte{' '}, size))
+	var ready sync.WaitGroup
+	ready.Add(hostileAgents)
+	var outcomes outcomes
+	all(t, func(ctx context.Context) {
+		stream, err := v.open(ctx, payload)
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		ready.Done()
+		if err != nil {
+			outcomes.add(err)
+			return
+		}
+		ready.Wait()
+		_ = stream.Send(answer) // Recv has why
+		_, err = stream.Recv()
+		outcomes.add(err)
+	})
+	outcomes.report(t)
+}
+
+// send sends payloads of so many bytes, all at once.
+func (v *victim) send(t *testing.T, size int) {
+	t.Helper()
+	payload := bytes.Repeat([]byte{' '}, size)
+	var outcomes outcomes
+	all(t, func(ctx context.Context) {
+		stream, err := v.open(ctx, payload)
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		outcomes.add(err)
+	})
+	outcomes.report(t)
+}
+
+// outcomes counts what agents were told.
+type outcomes struct {
+	mu    sync.Mutex
+	codes map[codes.Code]int
+}
+
+func (o *outcomes) add(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.codes == nil {
+		o.codes = map[codes.Code]int{}
+	}
+	o.codes[status.Code(err)]++
+}
+
+func (o *outcomes) report(t *testing.T) {
+	t.Helper()
+	t.Logf("%v", o.codes)
+	if o.codes[codes.OK] > 0 {
+		t.Errorf("%d were admitted", o.codes[codes.OK])
+	}
+}
+
+// halfSend sends all of a payload of so many bytes but its end, as far as the plugin takes
+// it, and holds that. No gRPC client does that: this one speaks HTTP/2 itself.
+func (v *victim) halfSend(t *testing.T, size int) {
+	t.Helper()
+	conn, err := new(net.Dialer).DialContext(t.Context(), v.addr.Network(), v.addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	h := &halves{framer: http2.NewFramer(conn, conn), left: map[uint32]int{}, window: map[uint32]int{}, conn: 65535}
+	if err := h.run(conn, size); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d streams are open, %d ended; %d bytes were taken", len(h.left), hostileAgents-len(h.left), h.sent)
+	v.attests(t)
+}
+
+// halves are half-sent messages over one connection.
+type halves struct {
+	framer *http2.Framer
+	left   map[uint32]int // bytes to send, by stream that is open
+	window map[uint32]int
+	conn   int // the connection's window
+	sent   int
+}
+
+// quiet is how long the plugin takes nothing more before it is taken to be full.
+const quiet = time.Second
+
+func (h *halves) run(conn net.Conn, size int) error {
+	if _, err := conn.Write([]byte(http2.ClientPreface)); err != nil {
+		return err
+	}
+	if err := h.framer.WriteSettings(); err != nil {
+		return err
+	}
+	for i := range hostileAgents {
+		if err := h.begin(uint32(2*i+1), size); err != nil {
+			return err
+		}
+	}
+	for {
+		if err := h.flush(); err != nil {
+			return err
+		}
+		if err := conn.SetReadDeadline(time.Now().Add(quiet)); err != nil {
+			return err
+		}
+		frame, err := h.framer.ReadFrame()
+		if os.IsTimeout(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := h.took(frame); err != nil {
+			return err
+		}
+	}
+}
+
+// begin opens a stream.
+func (h *halves) begin(id uint32, size int) error {
+	var block bytes.Buffer
+	encoder := hpack.NewEncoder(&block)
+	for _, f := range [][2]string{
+		{":method", "POST"},
+		{":scheme", "http"},
+		{":path", "/spire.plugin.server.nodeattestor.v1.NodeAttestor/Attest"},
+		{":authority", "localhost"},
+		{"content-type", "application/grpc"},
+		{"te", "trailers"},
+	} {
+		if err := encoder.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}); err != nil {
+			return err
+		}
+	}
+	const prefix = 5
+	h.left[id], h.window[id] = prefix+size-1, 65535
+	err := h.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block.Bytes(), EndHeaders: true})
+	if err != nil {
+		return err
+	}
+	head := make([]byte, prefix)
+	binary.BigEndian.PutUint32(head[1:], uint32(size))
+	return h.data(id, head)
+}
+
+// flush sends what the windows allow, a frame of each stream in turn.
+func (h *halves) flush() error {
+	chunk := make([]byte, 16<<10)
+	for more := true; more; {
+		more = false
+		for id, left := range h.left {
+			if n := min(left, len(chunk), h.window[id], h.conn); n > 0 {
+				more = true
+				if err := h.data(id, chunk[:n]); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (h *halves) data(id uint32, b []byte) error {
+	h.left[id] -= len(b)
+	h.window[id] -= len(b)
+	h.conn -= len(b)
+	h.sent += len(b)
+	return h.framer.WriteData(id, false, b)
+}
+
+// took takes note of what the plugin says.
+func (h *halves) took(frame http2.Frame) error {
+	id := frame.Header().StreamID
+	switch f := frame.(type) {
+	case *http2.WindowUpdateFrame:
+		if id == 0 {
+			h.conn += int(f.Increment)
+		} else {
+			h.window[id] += int(f.Increment)
+		}
+	case *http2.SettingsFrame:
+		if f.IsAck() {
+			return nil
+		}
+		return h.framer.WriteSettingsAck()
+	case *http2.PingFrame:
+		if !f.IsAck() {
+			return h.framer.WritePing(true, f.Data)
+		}
+	case *http2.HeadersFrame:
+		if f.StreamEnded() {
+			delete(h.left, id)
+		}
+	case *http2.RSTStreamFrame:
+		delete(h.left, id)
+	}
+	return nil
+}

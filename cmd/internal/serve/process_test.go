@@ -1,0 +1,239 @@
+package serve_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	goplugin "github.com/hashicorp/go-plugin"
+	"github.com/spiffe/spire-plugin-sdk/private"
+	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+)
+
+const kind = "NodeAttestor"
+
+// spire starts plugins as SPIRE does.
+type spire struct {
+	pid    int
+	addr   net.Addr
+	conn   grpc.ClientConnInterface
+	config configv1.ConfigClient
+	log    *syncBuffer
+}
+
+// start starts a plugin. The caller calls the function that it returns.
+func start(path string, env ...string) (*spire, func(), error) {
+	s := &spire{log: &syncBuffer{}}
+	cmd := exec.Command(path) //nolint:gosec // G204: built by the test
+	cmd.Env = append(os.Environ(), env...)
+	client := goplugin.NewClient(&goplugin.ClientConfig{
+		HandshakeConfig:  goplugin.HandshakeConfig{ProtocolVersion: 1, MagicCookieKey: kind, MagicCookieValue: kind},
+		Plugins:          goplugin.PluginSet{kind: host{}},
+		Cmd:              cmd,
+		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
+		Logger:           hclog.New(&hclog.LoggerOptions{Output: s.log, Level: hclog.Info}),
+	})
+	protocol, err := client.Client()
+	if err != nil {
+		client.Kill()
+		return s, nil, err
+	}
+	if _, err := protocol.Dispense(kind); err != nil {
+		client.Kill()
+		return s, nil, err
+	}
+	s.pid, s.addr = client.ReattachConfig().Pid, client.ReattachConfig().Addr
+	s.conn = protocol.(*goplugin.GRPCClient).Conn
+	s.config = configv1.NewConfigClient(s.conn)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if _, err := private.Init(ctx, s.conn, nil); err != nil {
+		client.Kill()
+		return s, nil, err
+	}
+	return s, client.Kill, nil
+}
+
+func (s *spire) configure(hcl string) error {
+	_, err := s.config.Configure(context.Background(), &configv1.ConfigureRequest{
+		CoreConfiguration: &configv1.CoreConfiguration{TrustDomain: "example.org"}, HclConfiguration: hcl,
+	})
+	return err
+}
+
+// host is SPIRE's side of the plugin: it has no host services.
+type host struct{ goplugin.NetRPCUnsupportedPlugin }
+
+func (host) GRPCServer(*goplugin.GRPCBroker, *grpc.Server) error { return errors.New("SPIRE's side") }
+
+func (host) GRPCClient(_ context.Context, b *goplugin.GRPCBroker, _ *grpc.ClientConn) (any, error) {
+	go b.AcceptAndServe(private.HostServiceProviderID, func(o []grpc.ServerOption) *grpc.Server { return grpc.NewServer(o...) })
+	return struct{}{}, nil
+}
+
+type syncBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// startFor starts a plugin until the test ends.
+func startFor(t *testing.T, path string, env ...string) *spire {
+	t.Helper()
+	s, kill, err := start(path, env...)
+	if err != nil {
+		t.Fatalf("start %s: %v\n%s", path, err, s.log)
+	}
+	t.Cleanup(kill)
+	return s
+}
+
+//nolint:gochecknoglobals // built once for all tests
+var binaries = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "plugins")
+	if err != nil {
+		return "", err
+	}
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-X main.version=v1.2.3", "-o", dir,
+		"../../tpm-attestor-server", "../../tpm-attestor-agent")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return dir, fmt.Errorf("build the plugins: %w\n%s", err, out)
+	}
+	return dir, nil
+})
+
+// built returns the path of a built command. SERVER_BINARY names another server's, to
+// measure that.
+func built(t *testing.T, name string) string {
+	t.Helper()
+	if other := os.Getenv("SERVER_BINARY"); other != "" && name == "tpm-attestor-server" {
+		return other
+	}
+	dir, err := binaries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, name)
+}
+
+// A process of the test's own binary is SPIRE with a plugin, if its environment says so:
+// the test kills it.
+const (
+	envPlugin = "TEST_PLUGIN"
+	envConfig = "TEST_CONFIG"
+)
+
+func TestMain(m *testing.M) {
+	if plugin := os.Getenv(envPlugin); plugin != "" {
+		beSPIRE(plugin, os.Getenv(envConfig))
+	}
+	code := m.Run()
+	if dir, err := binaries(); err == nil || dir != "" {
+		_ = os.RemoveAll(dir)
+	}
+	os.Exit(code)
+}
+
+// beSPIRE configures a plugin, prints where it is, and waits to be killed.
+func beSPIRE(plugin, hcl string) {
+	s, _, err := start(plugin)
+	if err == nil {
+		err = s.configure(hcl)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err, s.log)
+		os.Exit(1)
+	}
+	_ = json.NewEncoder(os.Stdout).Encode([]string{strconv.Itoa(s.pid), s.addr.String()})
+	select {}
+}
+
+// ended waits for a process that is not a child of this one to end.
+func ended(t *testing.T, pid int, within time.Duration) bool {
+	t.Helper()
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return true
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	for end := time.Now().Add(within); ; {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(time.Until(end).Milliseconds()))
+		if !errors.Is(err, unix.EINTR) {
+			return n == 1
+		}
+	}
+}
+
+// SPIRE killed by the kernel or by an operator leaves no plugin behind that polls its
+// lists and writes over the cache that the next SPIRE's plugin has opened. The plugin
+// closes its sources, and its socket is gone.
+func TestPluginEndsWithItsParent(t *testing.T) {
+	dir := t.TempDir()
+	for name, hcl := range map[string]string{
+		"tpm-attestor-server": fmt.Sprintf(`source "hash_dir" "machines" { path = %q }`, dir),
+		"tpm-attestor-agent":  "",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			parent := exec.Command(os.Args[0]) //nolint:gosec // G204: itself
+			parent.Env = append(os.Environ(), envPlugin+"="+built(t, name), envConfig+"="+hcl)
+			parent.Stderr = os.Stderr
+			out, err := parent.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := parent.Start(); err != nil {
+				t.Fatal(err)
+			}
+			var said []string
+			if err := json.NewDecoder(out).Decode(&said); err != nil {
+				t.Fatal(err)
+			}
+			pid, _ := strconv.Atoi(said[0])
+			plugin, err := os.FindProcess(pid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ended(t, pid, 0) {
+				t.Fatal("the plugin has ended before SPIRE")
+			}
+			_ = parent.Process.Kill()
+			_ = parent.Wait()
+			if !ended(t, plugin.Pid, 10*time.Second) {
+				_ = plugin.Kill()
+				t.Fatal("the plugin outlives SPIRE")
+			}
+			if _, err := os.Stat(said[1]); err == nil {
+				t.Errorf("the plugin's socket %s is still there", said[1])
+			}
+		})
+	}
+}
