@@ -61,6 +61,10 @@ func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) (err er
 
 // run is the attestation from the payload to the agent's attributes.
 func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes, *failure) {
+	defer a.plugin.open.Add(-1)
+	if a.plugin.open.Add(1) > maxOpen {
+		return nil, tooMany("too many attestations are open")
+	}
 	first, failed := a.receive(ctx, attestor.MaxPayloadSize)
 	if failed != nil {
 		return nil, failed

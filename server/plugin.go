@@ -35,6 +35,10 @@ const (
 	// secret: whoever knows that of a listed machine gets as far as its challenge,
 	// and may hold one of these until answerTimeout.
 	maxUnderWay = 4096
+	// maxOpen is how many streams of attestations may be open, with those whose payload
+	// has not come yet. It is below the limit of the gRPC server, so that Configure has a
+	// stream.
+	maxOpen = maxUnderWay + 2048
 	// maxUnknown is how many of them may be of TPMs that no source lists so far and
 	// that are waited for: for a source that is slow, for an early poll, or for the
 	// answer to a challenge after which the network may have to be asked. Anybody can
@@ -61,8 +65,9 @@ type Plugin struct {
 	configuring sync.Mutex
 	closed      bool
 	current     atomic.Pointer[generation]
-	arriving    atomic.Int64 // bytes of messages, see maxArriving
-	underWay    atomic.Int64
+	arriving    atomic.Int64    // bytes of messages, see maxArriving
+	open        atomic.Int64    // streams of attestations
+	underWay    atomic.Int64    // of them, those whose payload is here
 	strangers   *sources.Places // of them, those of TPMs that no source lists so far
 
 	reserved reservations // of IDs, if reattest is false

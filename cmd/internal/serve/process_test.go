@@ -44,7 +44,7 @@ func start(path string, env ...string) (*spire, func(), error) {
 		Plugins:          goplugin.PluginSet{kind: host{}},
 		Cmd:              cmd,
 		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
-		Logger:           hclog.New(&hclog.LoggerOptions{Output: s.log, Level: hclog.Info}),
+		Logger:           hclog.New(&hclog.LoggerOptions{Output: s.log, Level: hclog.Error}),
 	})
 	protocol, err := client.Client()
 	if err != nil {
