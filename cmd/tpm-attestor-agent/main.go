@@ -16,6 +16,7 @@ import (
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/buildinfo"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/serve"
 )
@@ -60,7 +61,7 @@ func main() {
 		plugin := agent.New()
 		os.Exit(serve.Main(serve.Plugin{
 			Name:    command,
-			Version: serve.Version(version),
+			Version: buildinfo.Version(version),
 			Server:  nodeattestorv1.NodeAttestorPluginServer(plugin),
 			Config:  configv1.ConfigServiceServer(plugin),
 		}, os.Stderr))
@@ -90,7 +91,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return misused(stderr, err)
 	}
 	if *showVersion {
-		return write(stdout, stderr, command+" "+serve.Version(version)+"\n")
+		return write(stdout, stderr, command+" "+buildinfo.Version(version)+"\n")
 	}
 	if countTrue(*showEK, *showHash, *showPEM) != 1 || flags.NArg() > 0 {
 		return misused(stderr, errors.New("give one of -ek, -hash, -pem and -version"))

@@ -14,6 +14,7 @@ import (
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/buildinfo"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/serve"
 	"github.com/spire-tpm/spire-tpm-attestor/server"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
@@ -72,7 +73,7 @@ func main() {
 		os.Exit(code)
 	}
 	p := server.New()
-	p.Version = serve.Version(version)
+	p.Version = buildinfo.Version(version)
 	os.Exit(serve.Main(serve.Plugin{
 		Name:    command,
 		Version: p.Version,
@@ -105,7 +106,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int, pl
 	case flags.NArg() > 0:
 		return misused(stderr, "unexpected argument %q", flags.Arg(0)), false
 	case *showVersion:
-		fmt.Fprintln(stdout, command, serve.Version(version))
+		fmt.Fprintln(stdout, command, buildinfo.Version(version))
 		return 0, false
 	case *file != "":
 		return validate(*file, stdin, stdout, stderr), false

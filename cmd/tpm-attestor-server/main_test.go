@@ -39,4 +39,3 @@ func TestReadAtMost(t *testing.T) {
 		t.Errorf("%q, %v", content, err)
 	}
 }
-

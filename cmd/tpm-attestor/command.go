@@ -7,10 +7,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime/debug"
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/buildinfo"
 )
 
 // version is set by -ldflags "-X main.version=…".
@@ -82,7 +83,7 @@ is enrolled, checks configurations, and prepares the certificates that servers n
 
 Data goes to standard output, everything else to standard error. Exit codes: 0 done or valid,
 1 failed, 2 the command line was not understood, 3 refused, invalid or different, 4 cannot tell.`,
-		Version:       versionString(),
+		Version:       buildinfo.Version(version),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -102,17 +103,6 @@ Data goes to standard output, everything else to standard error. Exit codes: 0 d
 	root.PersistentFlags().VarP(&output, "output", "o", "how data is printed: table, for people, or json")
 	root.AddCommand(newEK(&output), newValidate(&output), newCertificates(&output))
 	return root
-}
-
-// versionString returns the version that the build was stamped with.
-func versionString() string {
-	if version != "" {
-		return version
-	}
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
 }
 
 // format is the value of --output.

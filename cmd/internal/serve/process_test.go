@@ -75,7 +75,9 @@ func (s *spire) configure(hcl string) error {
 }
 
 // host is SPIRE's side of the plugin: it has no host services.
-type host struct{ goplugin.NetRPCUnsupportedPlugin }
+type host struct {
+	goplugin.NetRPCUnsupportedPlugin
+}
 
 func (host) GRPCServer(*goplugin.GRPCBroker, *grpc.Server) error { return errors.New("SPIRE's side") }
 

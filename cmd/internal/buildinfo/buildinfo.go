@@ -1,4 +1,5 @@
-package serve
+// Package buildinfo knows the version of a command.
+package buildinfo
 
 import "runtime/debug"
 
