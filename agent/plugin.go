@@ -75,27 +75,53 @@ func (p *Plugin) AidAttestation(stream nodeattestorv1.NodeAttestor_AidAttestatio
 		return status.Error(codes.FailedPrecondition, "not configured")
 	}
 	ctx := stream.Context()
-	select {
-	case p.turn <- struct{}{}:
-		defer func() { <-p.turn }()
-	case <-ctx.Done():
-		return status.FromContextError(ctx.Err()).Err()
-	}
-	a, err := device.Begin(ctx)
+	var a *tpm.Attestation
+	err = p.use(ctx, func() (err error) {
+		a, err = device.Begin(ctx)
+		return err
+	})
 	if err != nil {
 		return failed("use the TPM", err, codes.Internal)
 	}
-	defer p.end(a)
 	p.report(a)
-	return prove(stream, attestor.NewProver(a.Claim, a))
+	return prove(stream, attestor.NewProver(a.Claim, &activator{p, ctx, a}))
 }
 
-// end closes an attestation. An error of it is of no consequence but for keys
-// that may be left in the TPM.
-func (p *Plugin) end(a *tpm.Attestation) {
-	if err := a.Close(); err != nil {
-		p.logger.Warn("closing the TPM", "error", err)
+// use runs f, which uses the TPM, when its turn has come. It returns soon after ctx has
+// ended; the next turn comes when f has returned as well.
+func (p *Plugin) use(ctx context.Context, f func() error) error {
+	select {
+	case p.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
 	}
+	return tpm.Do(ctx, func() (err error) {
+		defer func() { <-p.turn }()
+		defer p.guard(&err)
+		return f()
+	})
+}
+
+// activator answers a challenge when the TPM's turn has come. While an attestation waits
+// for the server, the TPM is free: a server may never answer, and SPIRE kills the plugin
+// as soon as an attestation has failed.
+type activator struct {
+	plugin      *Plugin
+	ctx         context.Context //nolint:containedctx // attestor.Activator's method takes none
+	attestation *tpm.Attestation
+}
+
+// ActivateCredential implements attestor.Activator.
+func (a *activator) ActivateCredential(credential, secret []byte) ([]byte, error) {
+	var answer []byte
+	err := a.plugin.use(a.ctx, func() (err error) {
+		answer, err = a.attestation.Activate(a.ctx, credential, secret)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return answer, nil
 }
 
 // report logs what this machine attests with: the hash is what an operator

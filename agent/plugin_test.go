@@ -16,6 +16,8 @@ import (
 	"testing"
 
 	"github.com/google/go-attestation/attest"
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/nodeattestor/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -212,18 +214,11 @@ func TestNotConfigured(t *testing.T) {
 	}
 }
 
-// Attestations take turns at the TPM, which has room for one; one that waits can
-// leave, and one that goes wrong in the middle does not keep the others out.
+// Attestations take turns at the TPM, which has room for one; one that waits can leave.
 func TestTurns(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{})
 	p := serve(t, device(tpm))
-	first, err := p.attestor.AidAttestation(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := first.Recv(); err != nil { // it has the TPM
-		t.Fatal(err)
-	}
+	p.turn <- struct{}{} // somebody uses the TPM
 	ctx, cancel := context.WithCancel(t.Context())
 	second, err := p.attestor.AidAttestation(ctx)
 	if err != nil {
@@ -235,14 +230,57 @@ func TestTurns(t *testing.T) {
 	}
 	done := make(chan error)
 	go func() { done <- p.attest(t.Context(), new(ours)) }()
-	if err := first.CloseSend(); err != nil { // the server has decided
-		t.Fatal(err)
-	}
-	if _, err := first.Recv(); !errors.Is(err, io.EOF) {
-		t.Errorf("the first: %v", err)
-	}
+	<-p.turn
 	if err := <-done; err != nil {
 		t.Errorf("the third: %v", err)
+	}
+}
+
+// A server that never answers holds nobody up: the TPM is free, for this plugin and for
+// other programs, and empty. One that answers late is answered.
+func TestSilentServer(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{})
+	for _, ek := range []string{"rsa2048", "p256"} {
+		p := serve(t, fmt.Sprintf("%s\nek = %q", device(tpm), ek))
+		stream, err := p.attestor.AidAttestation(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		msg, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := linuxudstpm.Open(tpm.Socket) // swtpm serves one connection at a time
+		if err != nil {
+			t.Fatal(err)
+		}
+		rsp, err := tpm2.GetCapability{
+			Capability: tpm2.TPMCapHandles, Property: 0x80000000, PropertyCount: 8,
+		}.Execute(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if keys, err := rsp.CapabilityData.Data.Handles(); err != nil || len(keys.Handle) > 0 {
+			t.Errorf("keys %#x are in the TPM: %v", keys.Handle, err)
+		}
+		c.Close()
+		if err := p.attest(t.Context(), new(ours)); err != nil {
+			t.Errorf("another attestation: %v", err)
+		}
+		late := new(ours)
+		challenge, err := late.challenge(msg.GetPayload())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.Send(&nodeattestorv1.Challenge{Challenge: challenge}); err != nil {
+			t.Fatal(err)
+		}
+		if msg, err = stream.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		if err := late.finish(msg.GetChallengeResponse()); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
@@ -270,7 +308,8 @@ func TestHungTPM(t *testing.T) {
 	if err := <-done; status.Code(err) != codes.Canceled {
 		t.Errorf("error %v", err)
 	}
-	// The plugin itself has let go of the TPM.
+	// The next attestation has its turn when the command has ended, whatever its end.
+	conn.Close()
 	p.turn <- struct{}{}
 }
 
@@ -286,5 +325,11 @@ func TestPanicEndsOneAttestation(t *testing.T) {
 	}
 	if err := p.AidAttestation(nil); status.Code(err) != codes.Internal {
 		t.Errorf("error %v", err)
+	}
+	// Nor does one in the TPM's goroutine, whose turn then comes to its end.
+	for range 2 {
+		if err := p.use(t.Context(), func() error { panic("in the TPM") }); status.Code(err) != codes.Internal {
+			t.Errorf("error %v", err)
+		}
 	}
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // createAK makes an attestation key and returns what proves to a server how it
-// was made: its creation data, certified by itself.
+// was made: its creation data, certified by itself. The key is not left in the TPM.
 //
 // It is a primary key of the endorsement hierarchy. So it needs no parent and
 // no authorization but the one that the EK needs anyway; with the EK it takes two
@@ -27,10 +27,7 @@ func (t *TPM) createAK(c *conn, caps *capabilities) (*key, *attestor.AKParameter
 	if err != nil {
 		return nil, nil, err
 	}
-	rsp, err := execute(c, tpm2.CreatePrimary{
-		PrimaryHandle: t.endorsement(),
-		InPublic:      tpm2.New2B(template),
-	})
+	rsp, err := t.createPrimary(c, template)
 	if err != nil {
 		return nil, nil, explain("make the attestation key", err, endorsementRemedies[:]...)
 	}
@@ -45,17 +42,15 @@ func (t *TPM) createAK(c *conn, caps *capabilities) (*key, *attestor.AKParameter
 		ak.flush(c)
 		return nil, nil, explain("certify the attestation key's creation", err)
 	}
+	if err := ak.unload(c); err != nil {
+		return nil, nil, explain("save the attestation key's context", err)
+	}
 	return ak, &attestor.AKParameters{
 		Public:            ak.public,
 		CreateData:        rsp.CreationData.Bytes(),
 		CreateAttestation: cert.CertifyInfo.Bytes(),
 		CreateSignature:   tpm2.Marshal(cert.Signature),
 	}, nil
-}
-
-// authorized is the key with the session that authorizes its use.
-func (k *key) authorized(auth tpm2.Session) tpm2.AuthHandle {
-	return tpm2.AuthHandle{Handle: k.handle, Name: k.name, Auth: auth}
 }
 
 // chooseAK returns the type of AK to make. What is configured is made or is an
@@ -81,7 +76,8 @@ func chooseAK(configured attestor.KeyType, caps *capabilities) (attestor.KeyType
 }
 
 // akTemplate returns the template of an AK that is like no other: a primary key
-// follows from its template, so the unique field is random.
+// follows from its template, so the unique field is random. The mark by which a full
+// TPM's keys are told apart is the same for all.
 //
 // With noDA neither a locked-out TPM refuses the key nor does its use make the
 // TPM write to NV memory (part 1, 19.8).
@@ -101,6 +97,7 @@ func akTemplate(keyType attestor.KeyType) (tpm2.TPMTPublic, error) {
 			Restricted:          true,
 			SignEncrypt:         true,
 		},
+		AuthPolicy: tpm2.TPM2BDigest{Buffer: akMark()},
 	}
 	switch keyType {
 	case attestor.P256:

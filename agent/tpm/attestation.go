@@ -14,8 +14,8 @@ import (
 // given to the TPM: it leaves room for the other one in a command.
 const maxChallenge = 1024
 
-// An Attestation is an EK and an AK in the TPM. It is used by one goroutine, and
-// closed when it is done with.
+// An Attestation is an EK and an AK of the TPM. While it waits for a server it has
+// nothing in the TPM and no connection to it. It is used by one goroutine.
 type Attestation struct {
 	// Claim is what there is to say of the TPM.
 	Claim attestor.Claim
@@ -31,15 +31,14 @@ type Attestation struct {
 	// it, could not be read.
 	ChainErr error
 
-	tpm  *TPM
-	conn *conn
-	ek   *endorsementKey
-	ak   *key
+	tpm *TPM
+	ek  endorsementKey
+	ak  key
 }
 
-// Begin loads an EK and an AK. They are in the TPM until the attestation is
-// closed. When ctx ends, a command under way is given up within a second, and
-// every further one fails with the cause of ctx; Close works all the same.
+// Begin finds the EK and makes an AK, and leaves neither in the TPM. When ctx ends, the
+// command under way is waited for, what it has made is flushed, and the error is the
+// cause of ctx.
 //
 // Errors that have a remedy are of the classes ErrSetup and ErrNotReady.
 func (t *TPM) Begin(ctx context.Context) (_ *Attestation, err error) {
@@ -47,14 +46,9 @@ func (t *TPM) Begin(ctx context.Context) (_ *Attestation, err error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Attestation{tpm: t, conn: c}
-	defer func() {
-		if err != nil {
-			_ = a.Close() // err matters more
-		}
-	}()
+	defer c.close()
 	defer unreadable(&err)
-	inv, err := t.prepare(c, a)
+	inv, err := t.prepare(c)
 	if err != nil {
 		return nil, err
 	}
@@ -62,57 +56,53 @@ func (t *TPM) Begin(ctx context.Context) (_ *Attestation, err error) {
 	if err != nil {
 		return nil, err
 	}
-	a.ak = ak
+	a := &Attestation{tpm: t, ek: *inv.ek, ak: *ak}
 	a.describe(inv, params)
 	return a, nil
 }
 
-// prepare loads the EK into a. What is known of the TPM is read the first time,
+// prepare returns what is known of the TPM, with its EK. It is read the first time,
 // and again where the TPM turns out to be another one, or to have got a
 // certificate that it did not have or show.
-func (t *TPM) prepare(c *conn, a *Attestation) (*inventory, error) {
+func (t *TPM) prepare(c *conn) (*inventory, error) {
+	var made *endorsementKey
 	if t.known != nil {
-		if same, err := t.recognize(c, a); same || err != nil {
-			return t.known, err
+		ek, same, err := t.recognize(c)
+		if err != nil {
+			return nil, err
 		}
+		if same {
+			t.known.ek = ek
+			return t.known, nil
+		}
+		made = ek
 	}
 	inv, err := t.takeInventory(c)
 	if err != nil {
 		return nil, err
 	}
-	if err := t.findEK(c, inv, a); err != nil {
+	if inv.ek, err = t.findEK(c, inv, made); err != nil {
 		return nil, err
 	}
-	inv.ek = a.ek
 	t.known = inv
 	return inv, nil
 }
 
-// recognize loads the EK into a and reports whether what is known of the TPM
-// still holds.
-func (t *TPM) recognize(c *conn, a *Attestation) (bool, error) {
+// recognize returns the EK, and whether what is known of the TPM still holds.
+func (t *TPM) recognize(c *conn) (*endorsementKey, bool, error) {
 	known := t.known
-	var err error
-	if a.ek, err = t.loadEK(c, known.ek); a.ek == nil || a.ek.hash != known.ek.hash {
-		return false, err
+	ek, err := t.findAgain(c, known.ek)
+	if err != nil || ek == nil || ek.hash != known.ek.hash {
+		return ek, false, err
 	}
-	if known.certificateOf(a.ek.pub) != nil {
-		return true, t.retryChain(c, known)
+	if known.certificateOf(ek.pub) != nil {
+		return ek, true, t.retryChain(c, known)
 	}
 	if known.unread {
-		return false, nil
+		return ek, false, nil
 	}
 	indices, err := listHandles(c, firstEKIndex, lastChainIndex)
-	return slices.Equal(indices, known.indices), explain("list the TPM's NV indices", err)
-}
-
-// replaceEK flushes the EK in a, where there is one, and puts another in its
-// place, or none.
-func (a *Attestation) replaceEK(ek *endorsementKey) {
-	if a.ek != nil {
-		a.ek.flush(a.conn)
-	}
-	a.ek = ek
+	return ek, slices.Equal(indices, known.indices), explain("list the TPM's NV indices", err)
 }
 
 func (a *Attestation) describe(inv *inventory, ak *attestor.AKParameters) {
@@ -127,17 +117,40 @@ func (a *Attestation) describe(inv *inventory, ak *attestor.AKParameters) {
 	}
 }
 
-// ActivateCredential implements attestor.Activator.
-func (a *Attestation) ActivateCredential(credential, secret []byte) ([]byte, error) {
+// Activate answers TPM2_ActivateCredential; see attestor.Activator for the parameters.
+// It connects to the TPM again, and leaves nothing in it. When ctx has ended, the TPM is
+// left alone; a command under way is waited for.
+func (a *Attestation) Activate(ctx context.Context, credential, secret []byte) (_ []byte, err error) {
 	if len(credential) > maxChallenge || len(secret) > maxChallenge {
 		return nil, fmt.Errorf("the challenge is too large for a TPM: %d and %d bytes, at most %d each",
 			len(credential), len(secret), maxChallenge)
 	}
-	rsp, err := execute(a.conn, tpm2.ActivateCredential{
-		ActivateHandle: a.ak.authorized(tpm2.PasswordAuth(nil)),
-		KeyHandle:      a.ek.authorized(a.tpm.policy(a.ek)),
-		CredentialBlob: tpm2.TPM2BIDObject{Buffer: credential},
-		Secret:         tpm2.TPM2BEncryptedSecret{Buffer: secret},
+	c, err := a.tpm.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	defer unreadable(&err)
+	ek, err := a.tpm.load(c, a.ek.key)
+	if err != nil {
+		return nil, explainLoad("load the endorsement key", err)
+	}
+	defer ek.flush(c)
+	ak, err := a.tpm.load(c, a.ak)
+	if err != nil {
+		return nil, explainLoad("load the attestation key", err)
+	}
+	defer ak.flush(c)
+	rsp, err := withRoom(a.tpm, c, func() (*tpm2.ActivateCredentialResponse, error) {
+		// A session that has begun is used up: what is left of it could not be flushed
+		// after the end of ctx.
+		defer c.detach()()
+		return execute(c, tpm2.ActivateCredential{
+			ActivateHandle: ak.authorized(tpm2.PasswordAuth(nil)),
+			KeyHandle:      ek.authorized(a.tpm.policy(&a.ek)),
+			CredentialBlob: tpm2.TPM2BIDObject{Buffer: credential},
+			Secret:         tpm2.TPM2BEncryptedSecret{Buffer: secret},
+		})
 	})
 	if err != nil {
 		return nil, explain("activate the credential", err)
@@ -145,13 +158,12 @@ func (a *Attestation) ActivateCredential(credential, secret []byte) ([]byte, err
 	return rsp.CertInfo.Buffer, nil
 }
 
-// Close removes the keys from the TPM and ends the connection. It does so within
-// seconds, also after the attestation's context has ended.
-func (a *Attestation) Close() error {
-	defer a.conn.cleanup()()
-	if a.ak != nil {
-		a.ak.flush(a.conn)
-	}
-	a.replaceEK(nil)
-	return a.conn.channel.Close()
+// explainLoad says why a key could not be loaded again. A TPM that was reset, or another
+// one, knows nothing of a saved context.
+func explainLoad(doing string, err error) error {
+	const again = "the TPM has been restarted or replaced since the attestation began: the next one starts anew"
+	return explain(doing, err,
+		remedy{tpm2.TPMRCIntegrity, ErrNotReady, again},
+		remedy{tpm2.TPMRCHandle, ErrNotReady, again},
+		remedy{tpm2.TPMRCHierarchy, ErrNotReady, again})
 }

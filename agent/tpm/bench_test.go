@@ -25,10 +25,7 @@ func BenchmarkAttestation(b *testing.B) {
 			b.StopTimer()
 			credential, secret := challenge(b, a.Claim.EKPublic, a.Claim.AK.Public)
 			b.StartTimer()
-			if _, err := a.ActivateCredential(credential, secret); err != nil {
-				b.Fatal(err)
-			}
-			if err := a.Close(); err != nil {
+			if _, err := a.Activate(b.Context(), credential, secret); err != nil {
 				b.Fatal(err)
 			}
 		}

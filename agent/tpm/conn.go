@@ -12,15 +12,14 @@ import (
 )
 
 const (
-	// commandTimeout is how long a command may take where nobody waits less
-	// long. It is the kernel driver's limit for making a key.
-	commandTimeout = 5 * time.Minute
-	// grace is how long a command that is under way may still take when the
-	// attestation is given up: most end within it, and then what they made
-	// can be flushed.
+	// makeTimeout is how long making a key may take: the kernel driver's limit.
+	makeTimeout = 5 * time.Minute
+	// commandTimeout is how long any other command may take. A TPM needs two
+	// seconds at most; the rest is for other programs' commands before it.
+	commandTimeout = 20 * time.Second
+	// grace is how long Do still waits when its context has ended: most
+	// commands end within it.
 	grace = time.Second
-	// cleanupTimeout is how long flushing may take.
-	cleanupTimeout = 5 * time.Second
 	// maxResends is how often a command is sent again that a TPM was not
 	// ready for; firstPause is the pause before the first time, and each
 	// further one is twice as long: about ten seconds altogether.
@@ -28,21 +27,58 @@ const (
 	firstPause = 20 * time.Millisecond
 )
 
-// errTimeout is the end of a command that took longer than commandTimeout.
+// errTimeout is the end of a command that took longer than it may.
 var errTimeout = errors.New("the TPM does not answer")
 
-// conn is a connection to a TPM: a transport.TPM. It ends with its context.
+// errNoTPM is an answer that no TPM gives.
+var errNoTPM = errors.New("not a TPM 2.0")
+
+// Do runs f, which uses a TPM, in a goroutine, and returns its error. When ctx ends,
+// Do returns within a second. A command under way cannot be taken back: f then goes
+// on by itself until that command has ended and what it has made is flushed. Until f
+// has returned, nobody else can use the TPM.
+func Do(ctx context.Context, f func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	t := time.NewTimer(grace)
+	defer t.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-t.C:
+		return context.Cause(ctx)
+	}
+}
+
+// conn is a connection to a TPM: a transport.TPM. When its context ends, the command
+// under way is waited for, and no other is sent.
 type conn struct {
 	// ctx is of the attestation that the connection serves.
 	ctx     context.Context //nolint:containedctx // transport.TPM's Send takes none
 	channel channel
-	timeout time.Duration
+	// loaded are the keys that this connection has loaded and not flushed.
+	loaded []tpm2.TPMHandle
 	// err is the failure after which commands and responses are out of step.
 	err error
 }
 
 func newConn(ctx context.Context, ch channel) *conn {
-	return &conn{ctx: ctx, channel: ch, timeout: commandTimeout}
+	return &conn{ctx: ctx, channel: ch}
+}
+
+func (c *conn) close() { _ = c.channel.Close() } // nothing depends on it
+
+// detach lets commands be sent although the context has ended, until restore is
+// called: what is loaded has to be flushed.
+func (c *conn) detach() (restore func()) {
+	ctx := c.ctx
+	c.ctx = context.WithoutCancel(ctx)
+	return func() { c.ctx = ctx }
 }
 
 // Send runs a command. One that the TPM was not ready for has had no effect and
@@ -79,7 +115,7 @@ func (c *conn) sendOnce(command []byte) ([]byte, error) {
 	if c.ctx.Err() != nil {
 		return nil, context.Cause(c.ctx)
 	}
-	ctx, cancel := c.commandContext()
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(c.ctx), timeLimit(command), errTimeout)
 	defer cancel()
 	rsp, err := c.channel.roundTrip(ctx, command)
 	if err == nil {
@@ -92,32 +128,12 @@ func (c *conn) sendOnce(command []byte) ([]byte, error) {
 	return rsp, nil
 }
 
-// commandContext is the context of one command: it ends after the time limit,
-// or a while after the attestation's own.
-func (c *conn) commandContext() (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(c.ctx), c.timeout, errTimeout)
-	ctx, cancelCause := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(c.ctx, func() {
-		t := time.NewTimer(grace)
-		defer t.Stop()
-		select {
-		case <-t.C:
-			cancelCause(context.Cause(c.ctx))
-		case <-ctx.Done():
-		}
-	})
-	return ctx, func() {
-		stop()
-		cancelCause(nil)
-		cancel()
+// timeLimit returns how long a command may take.
+func timeLimit(command []byte) time.Duration {
+	if len(command) >= headerSize && tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) == tpm2.TPMCCCreatePrimary {
+		return makeTimeout
 	}
-}
-
-// cleanup lets a connection whose attestation was given up flush what is loaded.
-func (c *conn) cleanup() context.CancelFunc {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), cleanupTimeout)
-	c.ctx = ctx
-	return cancel
+	return commandTimeout
 }
 
 // checkResponse checks a response's header (part 1, 18.2): one that lies about
@@ -130,6 +146,11 @@ func checkResponse(rsp []byte) error {
 			Hint: "check that device names a TPM 2.0",
 		}
 	}
+	return checkTag(rsp)
+}
+
+// checkTag checks the first two bytes of a response, its tag (part 2, 6.9).
+func checkTag(rsp []byte) error {
 	switch tag := tpm2.TPMST(binary.BigEndian.Uint16(rsp)); tag {
 	case tpm2.TPMSTNoSessions, tpm2.TPMSTSessions:
 		return nil
@@ -140,7 +161,7 @@ func checkResponse(rsp []byte) error {
 		}
 	default:
 		return &Error{
-			Class: ErrSetup, Err: fmt.Errorf("the answer has the tag %#04x: not a TPM 2.0", uint16(tag)),
+			Class: ErrSetup, Err: fmt.Errorf("%w: the answer has the tag %#04x", errNoTPM, uint16(tag)),
 			Hint: "check that device names a TPM 2.0",
 		}
 	}

@@ -1,12 +1,14 @@
 package tpm
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"net"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,26 +22,37 @@ func hang(ctx context.Context, _ []byte) ([]byte, error) {
 	return nil, context.Cause(ctx)
 }
 
-// A TPM that never answers does not hold the agent for ever: the attestation's
-// end ends it, and where nobody ends the attestation, the time limit does.
+// A TPM that never answers does not hold the agent for ever: seconds for a command that
+// makes no key, and minutes for one that does, which a TPM may need.
 func TestHungTPMEndsInTime(t *testing.T) {
+	makeKey := func(c *conn) error {
+		_, err := tpm2.CreatePrimary{
+			PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(tpm2.ECCEKTemplate),
+		}.Execute(c)
+		return err
+	}
+	read := func(c *conn) error {
+		_, err := tpm2.ReadPublic{ObjectHandle: tpm2.TPMHandle(0x81010001)}.Execute(c)
+		return err
+	}
 	for name, tt := range map[string]struct {
+		command func(*conn) error
 		timeout time.Duration // of the attestation
 		after   time.Duration // is when the command ends
 		err     error
 	}{
-		"ended by the agent":  {time.Minute, time.Minute + grace, context.DeadlineExceeded},
-		"ended by itself":     {time.Hour, commandTimeout, errTimeout},
-		"ended before it ran": {0, 0, context.DeadlineExceeded},
+		"a command":               {read, time.Hour, commandTimeout, errTimeout},
+		"a key":                   {makeKey, time.Hour, makeTimeout, errTimeout},
+		"a command under way":     {read, time.Second, commandTimeout, errTimeout},
+		"a key under way":         {makeKey, time.Second, makeTimeout, errTimeout},
+		"ended before it was run": {read, 0, 0, context.DeadlineExceeded},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), tt.timeout)
 				defer cancel()
-				c := newConn(ctx, fakeChannel(hang))
 				start := time.Now()
-				_, err := tpm2.ReadPublic{ObjectHandle: tpm2.TPMHandle(0x81010001)}.Execute(c)
-				if !errors.Is(err, tt.err) {
+				if err := tt.command(newConn(ctx, fakeChannel(hang))); !errors.Is(err, tt.err) {
 					t.Errorf("error %v, want %v", err, tt.err)
 				}
 				if got := time.Since(start); got != tt.after {
@@ -50,20 +63,44 @@ func TestHungTPMEndsInTime(t *testing.T) {
 	}
 }
 
-// A hung TPM does not hold up the end of an attestation either.
+// An agent that is shut down is not held by a hung TPM, nor by one that makes a key for
+// minutes; and what a TPM does at once is waited for, so that it can be flushed.
+func TestDoReturnsWhenTheAttestationEnds(t *testing.T) {
+	for _, tt := range []struct {
+		takes, after time.Duration
+		err          error
+	}{
+		{time.Minute, time.Second + grace, context.DeadlineExceeded},
+		{time.Second + grace/2, time.Second + grace/2, errFault},
+		{time.Second / 2, time.Second / 2, errFault},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			start := time.Now()
+			err := Do(ctx, func() error {
+				time.Sleep(tt.takes)
+				return errFault
+			})
+			if got := time.Since(start); got != tt.after || !errors.Is(err, tt.err) {
+				t.Errorf("%v: error %v after %v, want %v after %v", tt.takes, err, got, tt.err, tt.after)
+			}
+			time.Sleep(tt.takes) // f ends by itself
+		})
+	}
+}
+
+// A hung TPM does not hold up the end of an attestation for longer than one command.
 func TestHungTPMEndsCleanup(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := &Attestation{
-			conn: newConn(t.Context(), fakeChannel(hang)),
-			ak:   &key{handle: 0x80000001},
-			ek:   &endorsementKey{key: key{handle: 0x80000000}},
-		}
+		c := newConn(t.Context(), fakeChannel(hang))
 		start := time.Now()
-		if err := a.Close(); err != nil {
-			t.Error(err)
+		for range 2 {
+			k := &key{handle: 0x80000001}
+			k.flush(c)
 		}
-		if got := time.Since(start); got > cleanupTimeout+grace {
-			t.Errorf("closing took %v", got)
+		if got := time.Since(start); got > commandTimeout {
+			t.Errorf("flushing took %v", got)
 		}
 	})
 }
@@ -78,23 +115,23 @@ func TestHungSocket(t *testing.T) {
 	}
 	defer l.Close()
 	ctx, cancel := context.WithCancel(t.Context())
-	accepted := make(chan net.Conn, 1)
 	go func() {
-		defer close(accepted)
 		conn, err := l.Accept()
 		if err != nil {
 			return
 		}
+		defer conn.Close()
 		_, _ = conn.Read(make([]byte, maxResponse))
-		cancel() // the command is there
-		accepted <- conn
+		cancel()                                    // the command is there
+		_, _ = conn.Read(make([]byte, maxResponse)) // until it is given up
 	}()
-	_, err = newTPM(t, Config{Device: "unix:" + path}).Begin(ctx)
-	if !errors.Is(err, context.Canceled) {
-		t.Errorf("error %v", err)
+	ch, err := openSocket(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if conn := <-accepted; conn != nil {
-		conn.Close()
+	defer ch.Close()
+	if _, err := ch.roundTrip(ctx, []byte("command")); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
 	}
 }
 
@@ -116,22 +153,24 @@ func TestHungDevice(t *testing.T) {
 	}
 	// One that answers is listened to.
 	rsp, err := ch.roundTrip(t.Context(), nil)
-	if err != nil || string(rsp) != "answer" {
+	if err != nil || !bytes.Equal(rsp, response(tpm2.TPMRCSuccess)) {
 		t.Errorf("answer %q, %v", rsp, err)
 	}
 }
 
 type blockingDevice struct {
 	entered, leave chan struct{}
-	calls          int
+	once           sync.Once
 }
 
-func (d *blockingDevice) Send([]byte) ([]byte, error) {
-	if d.calls++; d.calls == 1 {
-		close(d.entered)
-	}
+func (d *blockingDevice) Write(b []byte) (int, error) {
+	d.once.Do(func() { close(d.entered) })
 	<-d.leave
-	return []byte("answer"), nil
+	return len(b), nil
+}
+
+func (d *blockingDevice) Read(b []byte) (int, error) {
+	return copy(b, response(tpm2.TPMRCSuccess)), nil
 }
 
 func (d *blockingDevice) Close() error { return nil }
@@ -219,6 +258,7 @@ func TestSocketResponses(t *testing.T) {
 		"cut in the header":      {"\x80\x01\x00", "unexpected EOF"},
 		"cut in the body":        {"\x80\x01\x00\x00\x00\x10\x00\x00\x00\x00\x00", "unexpected EOF"},
 		"nothing":                {"", "EOF"},
+		"more than it says":      {"\x80\x01\x00\x00\x00\x0A\x00\x00\x00\x00more", "14 bytes instead of 10"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			client, server := net.Pipe()

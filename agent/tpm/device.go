@@ -9,8 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-
-	"github.com/google/go-tpm/tpm2/transport/linuxtpm"
+	"syscall"
 )
 
 const (
@@ -89,11 +88,16 @@ func openDevice(path string) (channel, error) {
 			Hint: "name the TPM's device, such as /dev/tpmrm0",
 		}
 	}
-	dev, err := linuxtpm.Open(path)
+	// Not by os.OpenFile, which asks the kernel for an answer without waiting:
+	// then a read that comes too early returns nothing.
+	fd, err := syscall.Open(path, syscall.O_RDWR|syscall.O_CLOEXEC, 0)
+	for errors.Is(err, syscall.EINTR) {
+		fd, err = syscall.Open(path, syscall.O_RDWR|syscall.O_CLOEXEC, 0)
+	}
 	if err != nil {
 		return nil, explainOpen(path, err)
 	}
-	return &deviceChannel{dev}, nil
+	return &deviceChannel{os.NewFile(uintptr(fd), path)}, nil
 }
 
 func openSocket(ctx context.Context, path string) (channel, error) {

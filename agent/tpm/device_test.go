@@ -1,15 +1,25 @@
 package tpm
 
 import (
+	"context"
+	"encoding/binary"
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
+	"github.com/google/go-tpm/tpm2"
+	"golang.org/x/sys/unix"
+
 	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
 // A device of no known form is refused before it is tried: a typing error should
@@ -124,9 +134,171 @@ func TestRestartedTPM(t *testing.T) {
 	if _, err := finish(a); err == nil {
 		t.Error("a TPM that is off answers")
 	}
-	a.Close()
 	tpm.Restart()
 	if second := attest(t, device); second.Hash != first.Hash {
 		t.Errorf("EK %s, then %s", first.Hash, second.Hash)
+	}
+}
+
+// A device that another program has open is shared by turns: while an agent waits for the
+// server, which may never answer, it has it not open.
+func TestDeviceWithoutAManager(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{})
+	for _, ek := range []attestor.KeyType{attestor.RSA2048, attestor.P256} {
+		device := newTPM(t, Config{Device: newTerminal(t, tpm.Device), EK: ek})
+		open := new(exclusive)
+		open.guard(device)
+		a, err := device.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		other := newTPM(t, device.config)
+		open.guard(other)
+		attest(t, other)
+		if _, err := finish(a); err != nil {
+			t.Error(err)
+		}
+		wantNothingLoaded(t, tpm.Device)
+		held, err := open.open(t.Context(), device.config.Device)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := device.Begin(t.Context()); !errors.Is(err, ErrNotReady) ||
+			!strings.Contains(err.Error(), "another program holds it") {
+			t.Errorf("error %v", err)
+		}
+		held.Close()
+	}
+}
+
+// The kernel's resource manager forgets what a connection has loaded when it ends, and loads
+// a saved context into any other.
+func TestDeviceWithAManager(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{})
+	for _, ek := range []attestor.KeyType{attestor.RSA2048, attestor.P256} {
+		device := newTPM(t, Config{Device: newTerminal(t, tpm.Device), EK: ek})
+		inner := device.open
+		device.open = func(ctx context.Context, path string) (channel, error) {
+			ch, err := inner(ctx, path)
+			if err != nil {
+				return nil, err
+			}
+			return &managed{ch}, nil
+		}
+		attest(t, device)
+		attest(t, device)
+	}
+}
+
+// exclusive is a device that one program can open at a time, as /dev/tpm0.
+type exclusive struct {
+	inner  func(context.Context, string) (channel, error)
+	opened atomic.Bool
+}
+
+func (e *exclusive) guard(t *TPM) { e.inner, t.open = openChannel, e.open }
+
+func (e *exclusive) open(ctx context.Context, device string) (channel, error) {
+	if !e.opened.CompareAndSwap(false, true) {
+		return nil, explainOpen(device, syscall.EBUSY)
+	}
+	ch, err := e.inner(ctx, device)
+	if err != nil {
+		return nil, err
+	}
+	return &exclusiveChannel{ch, e}, nil
+}
+
+type exclusiveChannel struct {
+	channel
+	device *exclusive
+}
+
+func (c *exclusiveChannel) Close() error {
+	c.device.opened.Store(false)
+	return c.channel.Close()
+}
+
+// managed flushes all that is loaded when it is closed, as /dev/tpmrm0.
+type managed struct{ channel }
+
+func (m *managed) Close() error {
+	c := newConn(context.Background(), m.channel)
+	for _, first := range []tpm2.TPMHandle{firstTransient, tpm2.TPMHandle(firstLoadedSession)} {
+		handles, err := listHandles(c, first, first+0xFFFFFF)
+		if err != nil {
+			return err
+		}
+		for _, handle := range handles {
+			flush(c, handle)
+		}
+	}
+	return m.channel.Close()
+}
+
+// newTerminal returns a character device behind which a TPM answers: a pseudo-terminal
+// whose other side passes commands on to the TPM.
+func newTerminal(t *testing.T, device string) string {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd := int(master.Fd())
+	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	number, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := fmt.Sprintf("/dev/pts/%d", number)
+	// It stays open: a terminal that nobody has open forgets that it is raw.
+	slave, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw := &unix.Termios{Cflag: unix.CS8 | unix.CREAD}
+	raw.Cc[unix.VMIN] = 1
+	if err := unix.IoctlSetTermios(int(slave.Fd()), unix.TCSETS, raw); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		pass(master, device)
+	}()
+	t.Cleanup(func() {
+		slave.Close() // the other side then reads the end
+		<-done
+		master.Close()
+	})
+	return path
+}
+
+// pass answers the commands on a terminal, each through a connection of its own, until the
+// terminal is closed.
+func pass(master io.ReadWriter, device string) {
+	command := make([]byte, maxResponse)
+	for {
+		n, err := io.ReadAtLeast(master, command, headerSize)
+		if err != nil {
+			return
+		}
+		if n, err = readUpTo(master, command, n, int(binary.BigEndian.Uint32(command[2:]))); err != nil {
+			return
+		}
+		ch, err := openChannel(context.Background(), device)
+		if err != nil {
+			return
+		}
+		rsp, err := ch.roundTrip(context.Background(), command[:n])
+		ch.Close()
+		if err != nil {
+			return
+		}
+		if _, err := master.Write(rsp); err != nil {
+			return
+		}
 	}
 }

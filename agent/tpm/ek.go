@@ -19,14 +19,6 @@ const (
 	lastEKHandle  tpm2.TPMHandle = 0x8101FFFF
 )
 
-// key is a loaded key, or a persistent one.
-type key struct {
-	handle     tpm2.TPMHandle
-	name       tpm2.TPM2BName
-	public     []byte // TPMT_PUBLIC
-	persistent bool
-}
-
 // endorsementKey is the EK in use.
 type endorsementKey struct {
 	key
@@ -38,39 +30,38 @@ type endorsementKey struct {
 	own bool
 }
 
-// findEK loads the EK of the inventory into a: the persistent key that an EK
-// certificate in the TPM is for, else the one that the TPM makes from the
-// template, which may be persistent as well.
+// findEK returns the EK of the inventory: the persistent key that an EK certificate in
+// the TPM is for, else the one that the TPM makes from the template, which may be
+// persistent as well. Made is what the TPM has made before, or nil.
 //
 // Any key that somebody has made with another unique field, in the endorsement
 // hierarchy of this TPM, has the form of an EK. So where no certificate vouches
 // for a persistent key, the EK is made to compare them: once, since the next
 // attestations know it. What is at which handle is never what decides.
-func (t *TPM) findEK(c *conn, inv *inventory, a *Attestation) error {
+func (t *TPM) findEK(c *conn, inv *inventory, made *endorsementKey) (*endorsementKey, error) {
 	candidates, err := findPersistent(c, inv)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if n := len(candidates); n > 0 && inv.certificateOf(candidates[n-1].pub) != nil {
-		a.replaceEK(candidates[n-1])
-		return nil
+		return candidates[n-1], nil
 	}
-	if a.ek == nil || !a.ek.own || !sameTemplate(a.ek.template, inv.template) {
-		a.replaceEK(nil)
-		if a.ek, err = t.createEK(c, inv.template, nil); err != nil {
-			return err
+	if made == nil || !made.own || !sameTemplate(made.template, inv.template) {
+		if made, err = t.createEK(c, inv.template, nil); err != nil {
+			return nil, err
 		}
 	}
 	for _, candidate := range candidates {
-		if ek := a.ek.withHandle(candidate.key); ek != nil {
-			a.replaceEK(ek)
-			return nil
+		if ek := made.withHandle(candidate.key); ek != nil {
+			return ek, nil
 		}
 	}
 	if len(candidates) > 0 {
-		return inv.undecided(candidates[0])
+		if err := inv.undecided(candidates[0]); err != nil {
+			return nil, err
+		}
 	}
-	return nil
+	return made, nil
 }
 
 // undecided returns an error where the certificate that may be for a persistent
@@ -181,27 +172,33 @@ func inEndorsementHierarchy(rsp *tpm2.ReadPublicResponse) bool {
 	return bytes.Equal(rsp.QualifiedName.Buffer, h.Sum(name[:2:2]))
 }
 
-// loadEK returns the EK that was found before: the persistent one, or nil where
-// that is not at its handle any more; else the one that the TPM makes.
-func (t *TPM) loadEK(c *conn, found *endorsementKey) (*endorsementKey, error) {
-	if !found.persistent {
+// findAgain returns the EK that was found before, if it still is this TPM's, else nil or
+// the one that the TPM makes. A saved context loads only in the TPM that has saved it,
+// and until that TPM is reset.
+func (t *TPM) findAgain(c *conn, found *endorsementKey) (*endorsementKey, error) {
+	if found.persistent {
+		rsp, err := readPersistent(c, found.handle)
+		if rsp == nil {
+			return nil, err
+		}
+		return found.withHandle(persistentKey(found.handle, rsp)), nil
+	}
+	loaded, err := t.load(c, found.key)
+	if err != nil {
 		return t.createEK(c, found.template, found)
 	}
-	rsp, err := readPersistent(c, found.handle)
-	if rsp == nil {
-		return nil, err
-	}
-	return found.withHandle(persistentKey(found.handle, rsp)), nil
+	loaded.flush(c)
+	return found, nil
 }
 
 // createEK makes the EK: the seed of the endorsement hierarchy and the template
 // decide what key it is, so it is the same one every time. Found is what it may
-// turn out to be, or nil.
+// turn out to be, or nil. The key is not left in the TPM.
 func (t *TPM) createEK(c *conn, template attestor.EKTemplate, found *endorsementKey) (*endorsementKey, error) {
-	rsp, err := execute(c, tpm2.CreatePrimary{
-		PrimaryHandle: t.endorsement(),
-		InPublic:      tpm2.New2B(template.Public),
-	})
+	rsp, err := t.createPrimary(c, template.Public)
+	if isFull(err) {
+		rsp, err = t.createInPlace(c, template.Public, err)
+	}
 	if err != nil {
 		if isUnsupported(err) {
 			return nil, fmt.Errorf("%w (%w)", unsupportedEK(template.KeyType), err)
@@ -209,12 +206,14 @@ func (t *TPM) createEK(c *conn, template attestor.EKTemplate, found *endorsement
 		return nil, explain("make the endorsement key", err, endorsementRemedies[:]...)
 	}
 	k := key{handle: rsp.ObjectHandle, name: rsp.Name, public: rsp.OutPublic.Bytes()}
+	if err := k.unload(c); err != nil {
+		return nil, explain("save the endorsement key's context", err)
+	}
 	if ek := found.withHandle(k); ek != nil {
 		return ek, nil
 	}
 	ek, err := newEndorsementKey(k, template)
 	if err != nil {
-		k.flush(c)
 		return nil, err
 	}
 	ek.own = true
@@ -266,15 +265,4 @@ func isUnsupported(err error) bool {
 		}
 	}
 	return false
-}
-
-// flush removes a transient key from the TPM.
-func (k *key) flush(c *conn) {
-	if k.persistent || k.handle == 0 {
-		return
-	}
-	// Nothing can be done about a failure, and a resource manager flushes it
-	// when the connection closes.
-	_, _ = execute(c, tpm2.FlushContext{FlushHandle: k.handle})
-	k.handle = 0
 }

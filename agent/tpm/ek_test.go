@@ -97,7 +97,6 @@ func TestLowestHandleDoesNotWin(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a.Close()
 		if a.EKHash != want || a.Persistent != 0x81010001 {
 			t.Errorf("%s: EK %s at %#x, want %s", name, a.EKHash, a.Persistent, want)
 		}
@@ -141,7 +140,6 @@ func TestCertificateDecidesForAPersistentKey(t *testing.T) {
 	}}).listen(device)
 	a, err := device.Begin(t.Context())
 	if err == nil {
-		a.Close()
 		t.Fatalf("while the certificate cannot be read, the EK is %s", a.EKHash)
 	}
 	if !errors.Is(err, ErrNotReady) || errors.Is(err, ErrSetup) || !strings.Contains(err.Error(), "tpm2_evictcontrol") {
@@ -165,7 +163,6 @@ func TestPersistentEKComesAndGoes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.Close()
 	if a.Persistent != handle {
 		t.Errorf("the EK is at %#x", a.Persistent)
 	}
@@ -325,7 +322,6 @@ func TestTPMWithoutSomeAlgorithms(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer a.Close()
 			if _, err := finish(a); err != nil {
 				t.Error(err)
 			}

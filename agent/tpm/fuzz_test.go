@@ -71,8 +71,7 @@ func FuzzTPMResponses(f *testing.F) {
 			if err != nil {
 				return
 			}
-			defer a.Close()
-			_, _ = a.ActivateCredential(make([]byte, 64), make([]byte, 64))
+			_, _ = a.Activate(t.Context(), make([]byte, 64), make([]byte, 64))
 		})
 	})
 }

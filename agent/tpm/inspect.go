@@ -38,30 +38,25 @@ func (t *TPM) Inspect(ctx context.Context) (_ *Report, err error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Attestation{tpm: t, conn: c}
-	defer func() {
-		if e := a.Close(); err == nil {
-			err = e
-		}
-	}()
+	defer c.close()
 	defer unreadable(&err)
-	inv, err := t.prepare(c, a)
+	inv, err := t.prepare(c)
 	if err != nil {
 		return nil, err
 	}
 	report := &Report{
 		EK: EK{
 			KeyType:     inv.template.KeyType,
-			Public:      a.ek.pub,
-			Hash:        a.ek.hash,
-			Certificate: inv.certificateOf(a.ek.pub),
+			Public:      inv.ek.pub,
+			Hash:        inv.ek.hash,
+			Certificate: inv.certificateOf(inv.ek.pub),
 		},
 		Certificates: inv.certs,
 		Chain:        inv.chain,
 		ChainErr:     inv.chainErr,
 	}
-	if a.ek.persistent {
-		report.EK.Persistent = uint32(a.ek.handle)
+	if inv.ek.persistent {
+		report.EK.Persistent = uint32(inv.ek.handle)
 	}
 	return report, nil
 }

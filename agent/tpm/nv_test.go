@@ -126,7 +126,6 @@ func TestBadIndicesDoNotHideTheGoodOne(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer a.Close()
 	if !bytes.Equal(a.Claim.Certificate, der) {
 		t.Error("the good certificate was not found")
 	}

@@ -22,6 +22,9 @@ type tap struct {
 	// instead returns what to answer to the nth command (from 0), or nil to
 	// let the TPM do it.
 	instead func(n int, cc tpm2.TPMCC, command []byte) ([]byte, error)
+	// killed reports whether the process is killed when the TPM has run the nth
+	// command: nothing is sent any more, and nobody sees the answer.
+	killed func(n int) bool
 	// after may change the TPM's answer.
 	after func(cc tpm2.TPMCC, command, rsp []byte) []byte
 }
@@ -53,6 +56,9 @@ func (c *tapped) roundTrip(ctx context.Context, command []byte) ([]byte, error) 
 		}
 	}
 	rsp, err := c.channel.roundTrip(ctx, command)
+	if err == nil && c.tap.killed != nil && c.tap.killed(n) {
+		return nil, errFault
+	}
 	if err == nil && c.tap.after != nil {
 		rsp = c.tap.after(cc, command, rsp)
 	}
@@ -97,15 +103,12 @@ func attest(tb testing.TB, t *TPM) *attestor.EK {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	if err := a.Close(); err != nil {
-		tb.Fatal(err)
-	}
 	return ek
 }
 
 // finish runs the dialogue of an attestation that has begun.
 func finish(a *Attestation) (*attestor.EK, error) {
-	prover := attestor.NewProver(a.Claim, a)
+	prover := attestor.NewProver(a.Claim, activator{a})
 	payload, err := prover.Payload()
 	if err != nil {
 		return nil, err
@@ -123,6 +126,13 @@ func finish(a *Attestation) (*attestor.EK, error) {
 		return nil, err
 	}
 	return session.EK(), session.Finish(response)
+}
+
+// activator is an attestation that nobody ends.
+type activator struct{ *Attestation }
+
+func (a activator) ActivateCredential(credential, secret []byte) ([]byte, error) {
+	return a.Activate(context.Background(), credential, secret)
 }
 
 // direct runs f with a connection of its own, past everything that is tested.

@@ -38,7 +38,15 @@ func Open(device, key string, getenv func(string) string) (*tpm.TPM, error) {
 func Inspect(ctx context.Context, t *tpm.TPM) (*tpm.Report, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	return t.Inspect(ctx)
+	var report *tpm.Report
+	err := tpm.Do(ctx, func() (err error) {
+		report, err = t.Inspect(ctx)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return report, nil
 }
 
 // Text returns what there is to say of an EK for people. The form of its first line

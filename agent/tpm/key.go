@@ -1,0 +1,86 @@
+package tpm
+
+import (
+	"slices"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+// key is a key of the TPM. One that is not persistent is in the TPM only while a
+// command needs it: an agent may be killed while it waits, and without a resource
+// manager a TPM has room for three keys, whoever has left them there.
+type key struct {
+	handle     tpm2.TPMHandle // of a key that is persistent or loaded
+	name       tpm2.TPM2BName
+	public     []byte // TPMT_PUBLIC
+	persistent bool
+	// context is of a key that is not persistent, and is not loaded.
+	context *tpm2.TPMSContext
+}
+
+// unload saves the context of a loaded key and flushes the key, whatever happens.
+func (k *key) unload(c *conn) error {
+	rsp, err := execute(c, tpm2.ContextSave{SaveHandle: k.handle})
+	k.flush(c)
+	if err != nil {
+		return err
+	}
+	k.context = &rsp.Context
+	return nil
+}
+
+// load returns the key as it is in the TPM again. The caller flushes it.
+func (t *TPM) load(c *conn, k key) (*key, error) {
+	if k.persistent {
+		return &k, nil
+	}
+	rsp, err := withRoom(t, c, func() (*tpm2.ContextLoadResponse, error) {
+		return execute(c, tpm2.ContextLoad{Context: *k.context})
+	})
+	if err != nil {
+		return nil, err
+	}
+	k.handle = rsp.LoadedHandle
+	c.loaded = append(c.loaded, k.handle)
+	return &k, nil
+}
+
+// flush takes a key out of the TPM, unless it is persistent, also after the
+// attestation has ended.
+func (k *key) flush(c *conn) {
+	if k.persistent || k.handle == 0 {
+		return
+	}
+	flush(c, k.handle)
+	k.handle = 0
+}
+
+// flush takes a key or a session out of the TPM and reports whether it has gone. Nothing
+// can be done about a failure, and a resource manager flushes it when the connection
+// closes.
+func flush(c *conn, handle tpm2.TPMHandle) bool {
+	defer c.detach()()
+	c.loaded = slices.DeleteFunc(c.loaded, func(h tpm2.TPMHandle) bool { return h == handle })
+	_, err := execute(c, tpm2.FlushContext{FlushHandle: handle})
+	return err == nil
+}
+
+// authorized is the key with the session that authorizes its use.
+func (k *key) authorized(auth tpm2.Session) tpm2.AuthHandle {
+	return tpm2.AuthHandle{Handle: k.handle, Name: k.name, Auth: auth}
+}
+
+// createPrimary makes a primary key of the endorsement hierarchy. The caller flushes it.
+func (t *TPM) createPrimary(c *conn, template tpm2.TPMTPublic) (*tpm2.CreatePrimaryResponse, error) {
+	rsp, err := withRoom(t, c, func() (*tpm2.CreatePrimaryResponse, error) {
+		return execute(c, tpm2.CreatePrimary{
+			PrimaryHandle: t.endorsement(),
+			InPublic:      tpm2.New2B(template),
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.loaded = append(c.loaded, rsp.ObjectHandle)
+	return rsp, nil
+}
