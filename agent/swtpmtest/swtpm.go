@@ -31,6 +31,8 @@ type Options struct {
 	RSA3072 bool
 	// Blank skips manufacturing: no persistent key, no certificate and no CA.
 	Blank bool
+	// Control adds a control socket, which is no TPM.
+	Control bool
 }
 
 // A TPM is a running swtpm. Its methods are for one goroutine; the TPM itself
@@ -40,6 +42,8 @@ type TPM struct {
 	Socket string
 	// Device is "unix:" and Socket, as the agent's configuration has it.
 	Device string
+	// Control is the path of the control socket, or empty.
+	Control string
 	// StateDir holds the TPM's persistent state.
 	StateDir string
 	// CA issued the EK certificates; nil for a blank TPM.
@@ -63,6 +67,9 @@ func Start(tb testing.TB, o Options) *TPM {
 		tb:       tb,
 	}
 	t.Device = "unix:" + t.Socket
+	if o.Control {
+		t.Control = filepath.Join(dir, "control.sock")
+	}
 	if err := os.Mkdir(t.StateDir, 0o700); err != nil {
 		tb.Fatal(err)
 	}
@@ -99,9 +106,40 @@ func (t *TPM) manufacture(dir string, o Options) {
 func (t *TPM) Restart() {
 	t.tb.Helper()
 	t.Stop()
-	// swtpm is handed a listening socket, so whoever connects from here on
-	// waits in its backlog instead of being refused while swtpm starts.
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: t.Socket, Net: "unix"})
+	const firstExtraFile = 3
+	files := []*os.File{t.listen(t.Socket)}
+	args := []string{
+		"socket", "--tpm2", "--server", "type=unixio,fd=" + strconv.Itoa(firstExtraFile),
+		"--tpmstate", "dir=" + t.StateDir, "--flags", "not-need-init,startup-clear",
+	}
+	if t.Control != "" {
+		args = append(args, "--ctrl", "type=unixio,fd="+strconv.Itoa(firstExtraFile+1))
+		files = append(files, t.listen(t.Control))
+	}
+	t.log.Reset()
+	t.cmd = exec.Command(program(t.tb, "swtpm"), args...)
+	t.cmd.ExtraFiles = files
+	t.cmd.Stdout, t.cmd.Stderr = &t.log, &t.log
+	// A test binary that is killed runs no cleanup; swtpm then goes with it.
+	t.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := t.cmd.Start(); err != nil {
+		t.tb.Fatal(err)
+	}
+	for _, f := range files {
+		f.Close()
+	}
+	t.done = make(chan struct{})
+	go func(cmd *exec.Cmd, done chan struct{}) {
+		defer close(done)
+		_ = cmd.Wait() // a signal ended it, or the log says why it ended
+	}(t.cmd, t.done)
+}
+
+// listen returns a listening socket at path. swtpm is handed it, so whoever connects from
+// here on waits in its backlog instead of being refused while swtpm starts.
+func (t *TPM) listen(path string) *os.File {
+	t.tb.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		t.tb.Fatal(err)
 	}
@@ -111,25 +149,7 @@ func (t *TPM) Restart() {
 	if err != nil {
 		t.tb.Fatal(err)
 	}
-	defer f.Close()
-
-	const firstExtraFile = 3
-	t.log.Reset()
-	t.cmd = exec.Command(program(t.tb, "swtpm"), "socket", "--tpm2",
-		"--server", "type=unixio,fd="+strconv.Itoa(firstExtraFile),
-		"--tpmstate", "dir="+t.StateDir, "--flags", "not-need-init,startup-clear")
-	t.cmd.ExtraFiles = []*os.File{f}
-	t.cmd.Stdout, t.cmd.Stderr = &t.log, &t.log
-	// A test binary that is killed runs no cleanup; swtpm then goes with it.
-	t.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := t.cmd.Start(); err != nil {
-		t.tb.Fatal(err)
-	}
-	t.done = make(chan struct{})
-	go func(cmd *exec.Cmd, done chan struct{}) {
-		defer close(done)
-		_ = cmd.Wait() // a signal ended it, or the log says why it ended
-	}(t.cmd, t.done)
+	return f
 }
 
 // Stop switches the TPM off and waits until it is off. A TPM that is off may be
@@ -149,8 +169,10 @@ func (t *TPM) Stop() {
 	if t.tb.Failed() && strings.TrimSpace(t.log.String()) != "" {
 		t.tb.Logf("swtpm: %s", t.log.String())
 	}
-	if err := os.Remove(t.Socket); err != nil && !os.IsNotExist(err) {
-		t.tb.Error(err)
+	for _, path := range []string{t.Socket, t.Control} {
+		if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+			t.tb.Error(err)
+		}
 	}
 }
 

@@ -28,9 +28,10 @@ type channel interface {
 	Close() error
 }
 
-// socketChannel is one connection to a software TPM.
+// socketChannel is one connection to a software TPM, by the socket at path.
 type socketChannel struct {
 	net.Conn
+	path string
 }
 
 func (c *socketChannel) roundTrip(ctx context.Context, command []byte) ([]byte, error) {
@@ -41,7 +42,7 @@ func (c *socketChannel) roundTrip(ctx context.Context, command []byte) ([]byte, 
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		return nil, err
+		return nil, explainSocket(c.path, err)
 	}
 	return rsp, nil
 }

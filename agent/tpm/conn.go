@@ -30,8 +30,12 @@ const (
 // errTimeout is the end of a command that took longer than it may.
 var errTimeout = errors.New("the TPM does not answer")
 
-// errNoTPM is an answer that no TPM gives.
-var errNoTPM = errors.New("not a TPM 2.0")
+var (
+	// errNoTPM is an answer that no TPM gives.
+	errNoTPM = errors.New("not a TPM 2.0")
+	// errControl is the answer of a software TPM's control channel.
+	errControl = errors.New("the answer of a control channel")
+)
 
 // Do runs f, which uses a TPM, in a goroutine, and returns its error. When ctx ends,
 // Do returns within a second. A command under way cannot be taken back: f then goes
@@ -149,6 +153,10 @@ func checkResponse(rsp []byte) error {
 	return checkTag(rsp)
 }
 
+// controlTag is how an answer of swtpm's control channel begins: with a result of four
+// bytes, big endian, all of which are small numbers (swtpm_ioctls(3)).
+const controlTag tpm2.TPMST = 0x0000
+
 // checkTag checks the first two bytes of a response, its tag (part 2, 6.9).
 func checkTag(rsp []byte) error {
 	switch tag := tpm2.TPMST(binary.BigEndian.Uint16(rsp)); tag {
@@ -159,6 +167,8 @@ func checkTag(rsp []byte) error {
 			Class: ErrSetup, Err: errors.New("the answer comes from a TPM 1.2"),
 			Hint: "a TPM 2.0 is needed: some machines can switch theirs in the firmware's setup",
 		}
+	case controlTag:
+		return fmt.Errorf("%w: %w", errNoTPM, errControl)
 	default:
 		return &Error{
 			Class: ErrSetup, Err: fmt.Errorf("%w: the answer has the tag %#04x", errNoTPM, uint16(tag)),

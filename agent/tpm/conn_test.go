@@ -269,7 +269,7 @@ func TestSocketResponses(t *testing.T) {
 				_, _ = server.Write([]byte(tt.send))
 				server.Close()
 			}()
-			ch := &socketChannel{client}
+			ch := &socketChannel{client, "/nowhere"}
 			if _, err := ch.roundTrip(t.Context(), []byte("command")); err == nil ||
 				!strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %v, want %q", err, tt.want)

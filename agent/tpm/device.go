@@ -105,5 +105,5 @@ func openSocket(ctx context.Context, path string) (channel, error) {
 	if err != nil {
 		return nil, explainOpen(path, err)
 	}
-	return &socketChannel{c}, nil
+	return &socketChannel{c, path}, nil
 }

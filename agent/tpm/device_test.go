@@ -140,6 +140,40 @@ func TestRestartedTPM(t *testing.T) {
 	}
 }
 
+// A software TPM's control socket is no TPM; who took it for one is told at once, and which
+// socket is meant, instead of waiting.
+func TestControlSocket(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true, Control: true})
+	_, err := newTPM(t, Config{Device: "unix:" + tpm.Control}).Begin(t.Context())
+	if !errors.Is(err, ErrSetup) || !strings.Contains(err.Error(), "is the control socket of a software TPM") ||
+		!strings.HasSuffix(err.Error(), fmt.Sprintf("probably device = %q", tpm.Device)) {
+		t.Errorf("error %v", err)
+	}
+	attest(t, newTPM(t, Config{Device: tpm.Device})) // as it says
+}
+
+// A socket that never answers may be one that another program is connected to. Which one is
+// meant is said only if there is no choice.
+func TestSilentSocket(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "s")
+	err := explain("read", explainSocket(path, errTimeout))
+	if !errors.Is(err, ErrNotReady) || !errors.Is(err, errTimeout) || strings.Contains(err.Error(), "probably") {
+		t.Errorf("error %v", err)
+	}
+	for i, name := range []string{"a", "b"} {
+		l, err := net.Listen("unix", filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		err = explain("read", explainSocket(path, errTimeout))
+		if named := strings.Contains(err.Error(), "unix:"+filepath.Join(dir, "a")); named != (i == 0) {
+			t.Errorf("error %v", err)
+		}
+	}
+}
+
 // A device that another program has open is shared by turns: while an agent waits for the
 // server, which may never answer, it has it not open.
 func TestDeviceWithoutAManager(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"os/user"
+	"path/filepath"
 	"strconv"
 	"syscall"
 
@@ -60,6 +61,46 @@ func explainOpen(path string, err error) error {
 		return opened
 	}
 	return e
+}
+
+// explainSocket says what may be wrong with the socket at path when what answers there,
+// or does not, is no TPM.
+func explainSocket(path string, err error) error {
+	switch {
+	case errors.Is(err, errControl):
+		return &Error{
+			Class: ErrSetup, Err: fmt.Errorf("%s is the control socket of a software TPM", path),
+			Hint: "set device to the socket of its commands (swtpm's --server, not --ctrl)" + otherSocket(path),
+		}
+	case errors.Is(err, errTimeout):
+		return &Error{
+			Class: ErrNotReady, Err: fmt.Errorf("%s: %w", path, err),
+			Hint: "check that nothing else is connected to it, since a software TPM serves one program at a time, " +
+				"and that it is the socket of the TPM's commands" + otherSocket(path),
+		}
+	}
+	return err
+}
+
+// otherSocket names the other socket in the folder of path, if there is exactly one.
+func otherSocket(path string) string {
+	const most = 256 // entries of the folder
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return ""
+	}
+	defer dir.Close()
+	entries, _ := dir.ReadDir(most) // what was read will do
+	var found []string
+	for _, entry := range entries {
+		if entry.Type() == fs.ModeSocket && entry.Name() != filepath.Base(path) {
+			found = append(found, filepath.Join(filepath.Dir(path), entry.Name()))
+		}
+	}
+	if len(found) != 1 {
+		return ""
+	}
+	return fmt.Sprintf(": probably device = %q", unixPrefix+found[0])
 }
 
 // permissionHint says who may open path.
@@ -129,7 +170,7 @@ func explain(doing string, err error, further ...remedy) error {
 			return &Error{Class: r.class, Err: err, Hint: r.hint}
 		}
 	}
-	if errors.Is(err, errTimeout) {
+	if errors.Is(err, errTimeout) && !errors.Is(err, ErrNotReady) {
 		return &Error{Class: ErrNotReady, Err: err, Hint: "check that the TPM, or the software TPM, is running"}
 	}
 	return err
