@@ -117,6 +117,7 @@ func finish(a *Attestation) (*attestor.EK, error) {
 	if err != nil {
 		return nil, fmt.Errorf("server: %w", err)
 	}
+	ek := *session.EK() // with the certificate, which Challenge lets go
 	challenge, err := session.Challenge()
 	if err != nil {
 		return nil, fmt.Errorf("server: %w", err)
@@ -125,7 +126,7 @@ func finish(a *Attestation) (*attestor.EK, error) {
 	if err != nil {
 		return nil, err
 	}
-	return session.EK(), session.Finish(response)
+	return &ek, session.Finish(response)
 }
 
 // activator is an attestation that nobody ends.
