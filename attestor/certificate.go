@@ -41,7 +41,8 @@ const (
 //     Implementation Specification 1.21, 7.3.2): 10 01 00 and two bytes of
 //     length, at times with 10 02 behind them. The certificate itself says
 //     how long it is, and the header's length is not used.
-//   - behind it, padding of the bytes 00 and FF, and nothing else.
+//   - behind it, padding, which some vendors make of 11. It is not read: the
+//     certificate says where it ends.
 //
 // Where the key's algorithm is RSAES-OAEP or RSASSA-PSS (RFC 4055, 1.2), which
 // EK certificates use to say what the key is for, the certificate's PublicKey
@@ -49,7 +50,7 @@ const (
 // unhandled where package x509 leaves them so. Nothing about the certificate is
 // verified.
 func ParseEKCertificate(b []byte) (*x509.Certificate, error) {
-	raw, err := unwrap(b)
+	raw, _, err := unwrap(b)
 	if err != nil {
 		return nil, err
 	}
@@ -79,10 +80,11 @@ func ParseCertificate(b []byte) (*x509.Certificate, error) {
 	return cert, nil
 }
 
-// unwrap returns the DER of a certificate without what stands around it.
-func unwrap(b []byte) ([]byte, error) {
+// unwrap returns the DER of a certificate without what stands around it, and what
+// stands behind it.
+func unwrap(b []byte) (certificate, behind []byte, err error) {
 	if len(b) > maxCertificateSize {
-		return nil, fmt.Errorf("a certificate of %d bytes, at most %d are allowed", len(b), maxCertificateSize)
+		return nil, nil, fmt.Errorf("a certificate of %d bytes, at most %d are allowed", len(b), maxCertificateSize)
 	}
 	if rest, ok := bytes.CutPrefix(b, []byte{0x10, 0x01, 0x00}); ok && len(rest) > 2 {
 		b = bytes.TrimPrefix(rest[2:], []byte{0x10, 0x02})
@@ -90,14 +92,15 @@ func unwrap(b []byte) ([]byte, error) {
 	rest := cryptobyte.String(b)
 	var outer cryptobyte.String
 	if !rest.ReadASN1Element(&outer, der.SEQUENCE) {
-		return nil, errors.New("not a certificate: no DER sequence")
+		return nil, nil, errors.New("not a certificate: no DER sequence")
 	}
-	for _, c := range rest {
-		if c != 0x00 && c != 0xFF {
-			return nil, errors.New("something other than padding follows the certificate")
-		}
-	}
-	return outer, nil
+	return outer, rest, nil
+}
+
+// isPadding reports whether b is what agents send behind a certificate, if anything:
+// bytes of 00 and FF.
+func isPadding(b []byte) bool {
+	return len(bytes.Trim(b, "\x00\xFF")) == 0
 }
 
 // keyIn returns the SubjectPublicKeyInfo of a certificate in DER (RFC 5280, 4.1)

@@ -64,8 +64,12 @@ func parseEK(text []byte) (*EK, error) {
 	}
 	ek := new(EK)
 	if certificate != nil {
-		if certificate, err = unwrap(certificate); err != nil {
+		var behind []byte
+		if certificate, behind, err = unwrap(certificate); err != nil {
 			return nil, err
+		}
+		if !isPadding(behind) {
+			return nil, errors.New("something other than padding follows the certificate")
 		}
 		if ek.Public, err = certificateKey(certificate); err != nil {
 			return nil, err

@@ -60,11 +60,15 @@ func (t *TPM) retryChain(c *conn, inv *inventory) error {
 	return explain("read the EK certificate chain", c.err)
 }
 
-// splitCertificates returns the certificates that follow one another in b, which
-// ends with them or with padding of 0x00 or 0xFF.
+// splitCertificates returns the certificates that follow one another in b. What stands
+// behind them is padding, and not read; before the first it is of 0x00 or 0xFF.
 func splitCertificates(b []byte) ([][]byte, error) {
+	const sequence = 0x30 // how a certificate begins
 	var chain [][]byte
 	for len(b) > 0 && b[0] != 0x00 && b[0] != 0xFF {
+		if len(chain) > 0 && b[0] != sequence {
+			break
+		}
 		if len(chain) == maxChain {
 			return chain, fmt.Errorf("it has more than %d certificates", maxChain)
 		}

@@ -104,7 +104,8 @@ func TestSplitCertificates(t *testing.T) {
 		"two":              {slices.Concat(cert, cert), 2, ""},
 		"one and 0xFF":     {slices.Concat(cert, bytes.Repeat([]byte{0xFF}, 9)), 1, ""},
 		"one and a part":   {slices.Concat(cert, cert[:100]), 1, "certificate 2"},
-		"one and a string": {slices.Concat(cert, []byte{4, 1, 0}), 1, "certificate 2"},
+		"one and 0x11":     {slices.Concat(cert, bytes.Repeat([]byte{0x11}, 192)), 1, ""},
+		"a string":         {[]byte{4, 1, 0}, 0, "certificate 1"},
 		"seventeen":        {bytes.Repeat(cert, 17), 16, "more than 16"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -9,6 +9,8 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"math/big"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +20,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 )
 
 // nvContent is what a test puts at an NV index.
@@ -93,7 +96,7 @@ func ekCertificate(t *testing.T, pub any) []byte {
 		NotBefore:    time.Unix(0, 0),
 		NotAfter:     time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC),
 		// As much as some vendors put in: more than one TPM2_NV_Read returns.
-		ExtraExtensions: []pkix.Extension{{Id: []int{1, 2, 3}, Value: make([]byte, 1300)}},
+		ExtraExtensions: []pkix.Extension{{Id: []int{1, 2, 3}, Value: bytes.Repeat([]byte{0xFF}, 1300)}},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, pub, ca)
 	if err != nil {
@@ -367,4 +370,31 @@ func TestUnwrittenEKNonce(t *testing.T) {
 		t.Errorf("EK %s, want %s", ek.Hash, started.Hash)
 	}
 	wantNothingLoaded(t, tpm.Device)
+}
+
+// Whatever stands behind a certificate in NV memory is not read: a vendor pads with 0x11,
+// and its machines would have no certificate.
+func TestPaddedCertificates(t *testing.T) {
+	dir := filepath.Join(attestortest.FieldCertificates(t), "..", "ek-more")
+	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
+	for index, name := range map[tpm2.TPMHandle]string{
+		0x01C00002: "nuvoton-npct6xx-rsaoaep2048-sha1-padded-11.bin",
+		0x01C00100: filepath.Join("odca", "tgl-nv-0x01c00100.bin"),
+	} {
+		content, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defineNV(t, tpm.Device, nvContent{index, content, readable, ""})
+	}
+	report, err := newTPM(t, Config{Device: tpm.Device, EK: attestor.P256}).Inspect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(report.Certificates) != 1 || report.Certificates[0].Err != nil {
+		t.Errorf("certificates %v", report.Certificates)
+	}
+	if len(report.Chain) == 0 || report.ChainErr != nil {
+		t.Errorf("a chain of %d: %v", len(report.Chain), report.ChainErr)
+	}
 }
