@@ -10,7 +10,8 @@
 //
 // Only "keys" has to be there, and "hash" in an entry that is an object; null
 // counts as left out. Field names match exactly, none may be there twice, and
-// unknown ones are ignored. Anything else is the text form, a line an entry:
+// unknown ones are ignored, with a warning about those that look as if they were
+// meant to mean something. Anything else is the text form, a line an entry:
 //
 //	# hash, then a name or -, then labels
 //	<ek hash>
@@ -56,11 +57,12 @@ type Options struct {
 	// AllowEmpty accepts a text without an entry, which may as well be a file
 	// that somebody has truncated. A JSON list says itself that it is empty.
 	AllowEmpty bool
+	// JSON refuses a text: one that was cut off is a text as well.
+	JSON bool
 }
 
 // A FormatError says that a list is not as its form asks, and where. Its text is
-// made for a log: it holds no more of the list than a hash or a name that was
-// given twice.
+// made for a log: what it quotes of the list is short and escaped.
 type FormatError struct {
 	// Place is "line 17" in a text. In a JSON list it is "byte 4711" or
 	// "keys[123] (byte 4711)"; entries and bytes count from 0, lines from 1.
@@ -76,8 +78,8 @@ func (e *FormatError) Error() string { return e.Place + ": " + e.Problem }
 // Options.MaxBytes.
 var ErrTooLong = errors.New("the list is too long")
 
-// Parse reads a list to its end. It returns a *FormatError where the list is not
-// as its form asks, an error that is ErrTooLong where it is too long, and
+// Parse reads a list to its end. It returns a *FormatError if the list is not as its
+// form asks, or FormatErrors if there are several mistakes, an error that is ErrTooLong where it is too long, and
 // otherwise an error that wraps that of r.
 //
 // It does not retain r. Its time is proportional to the length of the list,
@@ -98,6 +100,9 @@ func Parse(r io.Reader, opts Options) (*Snapshot, error) {
 		return nil, err
 	}
 	c := collector{size: min(max(opts.Size, 0), limit)}
+	if opts.JSON && first != '{' {
+		return nil, notJSON(in)
+	}
 	if first == '{' {
 		return parseJSON(in, &c)
 	}

@@ -20,18 +20,39 @@ func parseJSON(in *input, c *collector) (*Snapshot, error) {
 		dec: jsontext.NewDecoder(in, jsontext.AllowDuplicateNames(true)),
 	}
 	if err := p.object(p.field); err != nil {
-		return nil, err
+		return nil, p.withMistakes(err)
 	}
 	if _, err := p.dec.ReadToken(); !errors.Is(err, io.EOF) {
 		if err == nil {
-			return nil, p.failAt(p.dec.InputOffset()-1, "something after the list")
+			return nil, p.withMistakes(p.failAt(p.dec.InputOffset()-1, "something after the list"))
 		}
-		return nil, p.readError(err)
+		return nil, p.withMistakes(p.readError(err))
 	}
 	if !p.hasKeys {
-		return nil, p.fail(`no field "keys": a list without entries has "keys": []`)
+		return nil, p.fail(`no field "keys": a list without entries has "keys": []` + p.doubts.hint())
 	}
-	return c.snapshot(p.header, p.place)
+	if err := p.mistakes.err(); err != nil {
+		return nil, err
+	}
+	list, err := c.snapshot(p.header, p.place)
+	if err != nil {
+		return nil, err
+	}
+	list.warnings = p.doubts.warnings()
+	return list, nil
+}
+
+// withMistakes returns an error that ends the reading together with the mistakes
+// before it.
+func (p *jsonParser) withMistakes(err error) error {
+	last, ok := err.(*FormatError) //nolint:errorlint // bare, as failAt returns it
+	if !ok || len(p.mistakes) == 0 {
+		return err
+	}
+	if len(p.mistakes) < MaxMistakes {
+		p.mistakes = append(p.mistakes, last)
+	}
+	return p.mistakes
 }
 
 // jsonParser reads one JSON list.
@@ -47,6 +68,12 @@ type jsonParser struct {
 	hash    Hash
 	hasHash bool
 
+	fieldName []byte // that was read last, or its beginning
+
+	doubts   doubts
+	mistakes FormatErrors
+	broken   bool // the decoder has failed, and nothing more can be read
+
 	seed    maphash.Seed
 	fields  []uint64 // hashes of the names of unknown fields, of all objects that are open
 	scratch []byte
@@ -58,7 +85,7 @@ func (p *jsonParser) place(entry uint32) string { return fmt.Sprintf("keys[%d]",
 func (p *jsonParser) field(name string) error {
 	if name == "keys" {
 		p.hasKeys = true
-		err := p.array(p.key)
+		err := p.array(p.element)
 		p.entry = -1
 		return err
 	}
@@ -90,7 +117,7 @@ func (p *jsonParser) field(name string) error {
 		p.header.Name = string(list)
 		return nil
 	}
-	return p.skip()
+	return p.unknown(name, false)
 }
 
 func (p *jsonParser) expires() error {
@@ -127,9 +154,30 @@ func parseTime(text []byte) (time.Time, error) {
 	return t, nil
 }
 
-// key reads an element of keys.
+// element reads an element of keys. What is wrong with one is noted, and those behind
+// it are read on, so that their mistakes are told at once.
+func (p *jsonParser) element() error {
+	p.entry++
+	depth, open := p.dec.StackDepth(), len(p.fields)
+	err := p.key()
+	if err == nil {
+		return nil
+	}
+	mistake, ok := err.(*FormatError) //nolint:errorlint // bare, as failAt returns it
+	if !ok || p.broken || len(p.mistakes) == MaxMistakes-1 {
+		return err
+	}
+	p.mistakes, p.fields = append(p.mistakes, mistake), p.fields[:open]
+	for p.dec.StackDepth() > depth {
+		if _, err := p.dec.ReadToken(); err != nil {
+			return p.readError(err)
+		}
+	}
+	return nil
+}
+
+// key reads an entry.
 func (p *jsonParser) key() error {
-	p.entry = p.list.n
 	attrs := &p.list.attrs
 	attrs.reset()
 	if p.dec.PeekKind() == '{' {
@@ -154,7 +202,8 @@ func (p *jsonParser) readHash() error {
 		return err
 	}
 	if p.hash, err = hashOf(text); err != nil {
-		return p.fail(err.Error())
+		problem, _ := notHash(text)
+		return p.fail(problem)
 	}
 	p.hasHash = true
 	return nil
@@ -178,7 +227,29 @@ func (p *jsonParser) entryField(name string) error {
 		}
 		return p.array(p.label)
 	}
-	return p.skip()
+	return p.unknown(name, true)
+}
+
+// unknown passes over the value of a field that means nothing, unless that is
+// doubtful.
+func (p *jsonParser) unknown(name string, entry bool) error {
+	n := p.doubts.field(p.fieldName, entry)
+	if n == nil {
+		return p.skip()
+	}
+	at := p.at
+	place := func() string { return p.placeAt(at) }
+	switch p.dec.PeekKind() {
+	case '{', '[':
+		p.doubts.add(n, nil, place)
+		return p.skip()
+	}
+	raw, err := p.dec.ReadValue()
+	if err != nil {
+		return p.readError(err)
+	}
+	p.doubts.add(n, raw, place)
+	return nil
 }
 
 // label reads a label.

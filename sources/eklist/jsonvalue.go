@@ -23,15 +23,20 @@ func (p *jsonParser) fail(problem string) error { return p.failAt(p.at, problem)
 func (p *jsonParser) read(n int) { p.at = p.dec.InputOffset() - int64(n) }
 
 func (p *jsonParser) failAt(offset int64, problem string) error {
+	return &FormatError{p.placeAt(offset), problem}
+}
+
+func (p *jsonParser) placeAt(offset int64) string {
 	place := fmt.Sprintf("byte %d", offset)
 	if p.entry >= 0 {
 		place = fmt.Sprintf("keys[%d] (%s)", p.entry, place)
 	}
-	return &FormatError{place, problem}
+	return place
 }
 
 // readError returns an error for one of the decoder, without what that quotes.
 func (p *jsonParser) readError(err error) error {
+	p.broken = true
 	if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
 		if errors.Is(syntax.Err, io.ErrUnexpectedEOF) {
 			return p.failAt(syntax.ByteOffset, "the list is cut off")
@@ -69,6 +74,7 @@ func (p *jsonParser) object(field func(name string) error) error {
 		case n > maxFields:
 			return p.fail(fmt.Sprintf("an object with more than %d fields", maxFields))
 		}
+		p.fieldName = append(p.fieldName[:0], text[:min(len(text), maxQuoted+1)]...)
 		if err := field(name); err != nil {
 			return err
 		}

@@ -34,8 +34,9 @@ func (h Header) Expired(now time.Time) bool { return !h.Expires.IsZero() && !now
 // Parse and a Builder make one. The zero Snapshot, and a nil one, lists nothing
 // and cannot tell.
 type Snapshot struct {
-	header Header
-	n      int
+	header   Header
+	n        int
+	warnings []string
 
 	// table holds the hashes in sorted order with gaps among them, so that a
 	// hash is found near the slot that its first eight bytes point at, as if they
@@ -199,6 +200,11 @@ func (s *Snapshot) Len() int { return s.n }
 
 // Header returns what the list says about itself.
 func (s *Snapshot) Header() Header { return s.header }
+
+// Warnings returns what is doubtful about the list as it was read, in words for an
+// operator: fields that mean nothing and look as if they were meant to. One out of a
+// cache has none.
+func (s *Snapshot) Warnings() []string { return s.warnings }
 
 // Verdict returns what the list says of ev, for a source to return from Check.
 // A nil or zero Snapshot cannot tell, and neither can one that is asked for

@@ -21,9 +21,18 @@ func parseText(in *input, c *collector, allowEmpty bool) (*Snapshot, error) {
 		if !ok {
 			break
 		}
-		if problem := p.entry(line); problem != "" {
-			return nil, p.fail(problem)
+		problem, whole := p.entry(line)
+		if problem == "" {
+			continue
 		}
+		p.mistakes = append(p.mistakes, p.mistake(problem))
+		p.lines++
+		if whole || len(p.mistakes) == MaxMistakes {
+			break
+		}
+	}
+	if err := p.mistakes.err(); err != nil {
+		return nil, err
 	}
 	if c.n == 0 && !allowEmpty {
 		return nil, &FormatError{"line 1", "no entry, as in a truncated file: " +
@@ -39,6 +48,8 @@ type textParser struct {
 	lines int       // how many were read
 	other []lineGap // where lines are no entries
 	words [][]byte  // of one line, kept for its memory
+
+	mistakes FormatErrors
 }
 
 // A lineGap says that from an entry on, numbers of lines and of entries differ
@@ -82,7 +93,7 @@ func (p *textParser) place(entry uint32) string {
 	return fmt.Sprintf("line %d", entry+by)
 }
 
-func (p *textParser) fail(problem string) error {
+func (p *textParser) mistake(problem string) *FormatError {
 	return &FormatError{fmt.Sprintf("line %d", p.lines+1), problem}
 }
 
@@ -96,7 +107,8 @@ func (p *textParser) next() (line []byte, ok bool, err error) {
 			return bytes.TrimSuffix(rest[:from+i], []byte{'\r'}), true, nil
 		}
 		if len(rest) == len(in.buf) {
-			return nil, false, p.fail(fmt.Sprintf("a line of more than %d bytes", blockSize))
+			return nil, false, append(p.mistakes,
+				p.mistake(fmt.Sprintf("a line of more than %d bytes", blockSize))).err()
 		}
 		from = len(rest)
 		if !in.fill() {
@@ -111,23 +123,24 @@ func (p *textParser) next() (line []byte, ok bool, err error) {
 	return bytes.TrimSuffix(rest, []byte{'\r'}), len(rest) > 0, nil
 }
 
-// entry reads one line. It returns what is wrong with it, or nothing.
-func (p *textParser) entry(line []byte) string {
+// entry reads one line. It returns what is wrong with it, or nothing; whole is set
+// if the file is no list at all.
+func (p *textParser) entry(line []byte) (problem string, whole bool) {
 	if !utf8.Valid(line) {
-		return "not UTF-8"
+		return "not UTF-8", true
 	}
 	if bytes.ContainsFunc(line, func(r rune) bool { return r != '\t' && unicode.IsControl(r) }) {
-		return "a control character"
+		return "a control character", false
 	}
 	line, _, _ = bytes.Cut(line, []byte{'#'})
 	p.words = appendWords(p.words[:0], line)
 	if len(p.words) == 0 {
 		p.lines++
-		return ""
+		return "", false
 	}
 	hash, err := hashOf(p.words[0])
 	if err != nil {
-		return err.Error()
+		return p.notHash(bytes.TrimSpace(line))
 	}
 	attrs := &p.list.attrs
 	attrs.reset()
@@ -135,20 +148,29 @@ func (p *textParser) entry(line []byte) string {
 		if i == 0 && string(word) == "-" {
 			continue
 		}
-		var problem string
 		if i == 0 {
 			problem = attrs.setName(word)
 		} else {
 			problem = attrs.addLabel(word)
 		}
 		if problem != "" {
-			return problem
+			return problem, false
 		}
 	}
 	*p.list.next(p.in.offset()) = hash
 	p.take()
 	p.list.add(attrs)
-	return ""
+	return "", false
+}
+
+// notHash says what is wrong with a line that does not begin with a hash. What is in
+// it elsewhere counts too: a line of a log, or of what the agent prints.
+func (p *textParser) notHash(line []byte) (problem string, whole bool) {
+	if before, _, ok := around(line); ok && bytes.ContainsAny(before, " \t") {
+		return fmt.Sprintf("a hash stands behind %s: write the hash first, then a name or -, then labels",
+			quote(before)), false
+	}
+	return notHash(p.words[0])
 }
 
 // appendWords appends what spaces and tabs separate, one more than a line may
