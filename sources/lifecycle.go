@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"slices"
 	"time"
 )
@@ -230,6 +231,9 @@ func (r *runner) noteRefresh(ctx context.Context, err error, running bool) {
 	}
 	r.left = running
 	before := r.err
+	if before != nil && err != nil && sameFailure(before, err) {
+		err = before // so that nobody downstream takes it for another one
+	}
 	r.err = err
 	switch {
 	case err != nil && (before == nil || before.Error() != err.Error()):
@@ -244,6 +248,16 @@ func (r *runner) noteRefresh(ctx context.Context, err error, running bool) {
 		r.log.Info("source has loaded")
 	}
 	r.loaded = r.loaded || err == nil
+}
+
+// passing is what differs from one attempt to the next in errors that mean the same:
+// the time in those of crypto/x509, how long something took, and this side's port.
+var passing = regexp.MustCompile(`current time \S+|:\d+->|\b\d+(\.\d+)?(ns|µs|ms|s|m|h)[0-9.hmsµn]*\b`)
+
+// sameFailure reports whether two errors are the same but for what is passing: a line
+// in the log at each poll hides the others.
+func sameFailure(a, b error) bool {
+	return passing.ReplaceAllString(a.Error(), "") == passing.ReplaceAllString(b.Error(), "")
 }
 
 // noteStatus logs what the source serves, where that has changed.

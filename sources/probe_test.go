@@ -2,6 +2,7 @@ package sources_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -119,5 +120,43 @@ func TestHungSourceIsProbedOnce(t *testing.T) {
 		if st := s.Status()[0]; !st.Up() || st.Stuck != 0 {
 			t.Errorf("%+v", st)
 		}
+	})
+}
+
+// changingError is the error of a source that says another time at each attempt.
+type changingError struct {
+	staleList
+	texts []string
+}
+
+func (l *changingError) Refresh(context.Context) error {
+	text := l.texts[0]
+	if len(l.texts) > 1 {
+		l.texts = l.texts[1:]
+	}
+	return errors.New(text)
+}
+
+// crypto/x509 says the time at which it was asked, and package net a port that is
+// another one each time. A line in the log for each of them hides all others; another
+// failure is another line.
+func TestFailureThatDiffersByTheTimeIsLoggedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newJournal()
+		l := &changingError{texts: []string{
+			"x509: certificate has expired or is not yet valid: current time 2026-11-29T20:00:00Z is after 2026-11-01T00:00:00Z",
+			"x509: certificate has expired or is not yet valid: current time 2026-11-29T20:00:30Z is after 2026-11-01T00:00:00Z",
+			"read tcp 10.0.0.1:40000->10.0.0.2:443: connection reset by peer",
+			"read tcp 10.0.0.1:40002->10.0.0.2:443: connection reset by peer",
+			"refresh did not return within 9.001s",
+			"refresh did not return within 9.12s",
+			"line 17: 63 characters",
+			"line 18: 63 characters",
+		}}
+		s := newSet(t, sources.AnyOf("x"), sources.Options{Log: slogOf(log)}, member("x", l))
+		s.Start(t.Context(), nil)
+		time.Sleep(20 * time.Minute)
+		synctest.Wait()
+		log.wantLines(t, "20:00:00Z", "10.0.0.1:40000", "9.001s", "line 17", "line 18")
 	})
 }
