@@ -75,7 +75,7 @@ func TestSignedListBehindAWebServer(t *testing.T) {
 	}{
 		{"tampered", "the list's signature", func() { n.publish(n.signedList(6, unknown.EKHash())) }},
 		{"replayed", "is a replay", func() { n.publishSigned(kept) }},
-		{"unsigned", "fetch the signature: the server answered 404", func() {
+		{"unsigned", "fetch the signature: the list's server answered 404", func() {
 			if err := os.Remove(n.path("www/tpm.json.sig")); err != nil {
 				t.Fatal(err)
 			}

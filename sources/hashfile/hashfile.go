@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -66,6 +67,8 @@ type Source struct {
 	// state is what the last good Refresh has left, nil before it. Refresh alone
 	// replaces it; it is never changed.
 	state atomic.Pointer[state]
+	// failure is why the last Refresh has failed, nil if it has not.
+	failure atomic.Pointer[error]
 	// unwatched is why changes are found by looking alone, empty where they are
 	// not; next is when that is.
 	unwatched atomic.Pointer[string]
@@ -89,6 +92,7 @@ type state struct {
 
 	loaded    time.Time
 	confirmed time.Time // when the file was last seen to hold the list
+	collapse  string    // a warning about what it has lost, or empty
 }
 
 var errNotLoaded = errors.New("no list has been loaded yet")
@@ -132,23 +136,27 @@ func (s *Source) Check(_ context.Context, ev *sources.Evidence) (sources.Verdict
 		return sources.Verdict{}, errNotLoaded
 	}
 	now := s.now()
-	if err := st.usable(now, s.cfg.MaxStaleness); err != nil {
+	if err := st.usable(now, s.cfg.MaxStaleness, s.failure.Load()); err != nil {
 		return sources.Verdict{}, err
 	}
 	return st.list.Verdict(ev)
 }
 
-// usable reports why the list is not to be served at a time, or nil.
+// usable reports why the list is not to be served at a time, or nil. why points to
+// what has kept it from being confirmed, or is nil.
 //
 // Its age is by the monotonic clock, so that a wall clock that jumps makes it
 // neither older nor younger. A time without one that lies in the future says
 // nothing of an age.
-func (st *state) usable(now time.Time, most time.Duration) error {
+func (st *state) usable(now time.Time, most time.Duration, why *error) error {
 	switch age := now.Sub(st.confirmed); {
 	case age < 0:
 		return errors.New("the list was last confirmed in the future: check the clock")
+	case age > most && why != nil && *why != nil:
+		return fmt.Errorf("the list is stale: it was last confirmed at %s; since then: %w",
+			st.confirmed.UTC().Format(time.RFC3339), *why)
 	case age > most:
-		return fmt.Errorf("the list is stale: it was last confirmed %v ago", age.Round(time.Second))
+		return fmt.Errorf("the list is stale: it was last confirmed at %s", st.confirmed.UTC().Format(time.RFC3339))
 	}
 	return fresh(st.list, now)
 }
@@ -168,12 +176,16 @@ func (s *Source) Status() sources.Status {
 	if st := s.state.Load(); st != nil {
 		status.Loaded, status.Confirmed = st.loaded, st.confirmed
 		status.Entries, status.Serial, status.Expires = st.list.Len(), st.list.Header().Serial, st.list.Header().Expires
+		status.Warnings = slices.Clone(st.list.Warnings())
+		if st.collapse != "" {
+			status.Warnings = append(status.Warnings, st.collapse)
+		}
 	}
 	if next := s.next.Load(); next != nil {
 		status.Next = *next
 	}
 	if why := s.unwatched.Load(); why != nil && *why != "" {
-		status.Warnings = []string{*why}
+		status.Warnings = append(status.Warnings, *why)
 	}
 	return status
 }

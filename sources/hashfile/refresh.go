@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/apart"
@@ -33,6 +34,12 @@ var errChanged = errors.New("changed while it was read")
 // where the list has expired; and where it may not follow the one before: its
 // serial is lower, or gone, or the same with other entries.
 func (s *Source) Refresh(ctx context.Context) error {
+	err := s.refresh(ctx)
+	s.failure.Store(&err)
+	return err
+}
+
+func (s *Source) refresh(ctx context.Context) error {
 	before := s.state.Load()
 	st, err := apart.Do(ctx, s.disk, func() (*state, error) { return s.load(ctx, before) }, nil)
 	if err != nil {
@@ -98,10 +105,12 @@ func (st *state) after(before *state) (*state, error) {
 		if err := before.list.CheckSuccession(st.list); err != nil {
 			return nil, err
 		}
-		if sameHeader(before.list, st.list) && before.list.SameEntries(st.list) {
-			st.list, st.loaded = before.list, before.loaded
+		if sameHeader(before.list, st.list) && before.list.SameEntries(st.list) &&
+			slices.Equal(before.list.Warnings(), st.list.Warnings()) {
+			st.list, st.loaded, st.collapse = before.list, before.loaded, before.collapse
 			return st, nil
 		}
+		st.collapse = before.list.Collapse(st.list)
 	}
 	return st, fresh(st.list, st.loaded)
 }

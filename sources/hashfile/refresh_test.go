@@ -279,8 +279,9 @@ func TestStaleness(t *testing.T) {
 		time.Sleep(time.Nanosecond)
 		want(t, s, 1, "cannot tell")
 		want(t, s, 2, "cannot tell")
-		if _, err := s.Check(t.Context(), &sources.Evidence{}); err == nil || !strings.Contains(err.Error(), "stale") {
-			t.Errorf("Check says %v", err)
+		if _, err := s.Check(t.Context(), &sources.Evidence{}); err == nil ||
+			!strings.Contains(err.Error(), "stale") || !strings.Contains(err.Error(), "no such file") {
+			t.Errorf("Check says %v, and not since when and why", err)
 		}
 		must(t, os.Rename(path+".away", path))
 		must(t, s.Refresh(t.Context()))
@@ -319,4 +320,33 @@ func TestRefreshEarly(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A list that has lost most of its machines, and a misspelt field in it, are served as
+// they are, and said until another list is there.
+func TestWarningsOfTheList(t *testing.T) {
+	var before []string
+	for i := range 30 {
+		before = append(before, hash(i))
+	}
+	path := listIn(t, strings.Join(before, "\n"))
+	s := loaded(t, Config{Path: path})
+	if w := s.Status().Warnings; len(w) != 0 {
+		t.Fatalf("%q", w)
+	}
+	replace(t, path, `{"keys": [{"hash": "`+hash(1)+`", "label": ["a"]}]}`)
+	for range 2 {
+		must(t, s.Refresh(t.Context()))
+		w := strings.Join(s.Status().Warnings, "\n")
+		if !strings.Contains(w, `is it meant to be "labels"?`) ||
+			!strings.Contains(w, "it has 1 entries now and had 30 before, of which 29 are gone") {
+			t.Errorf("warnings %q", w)
+		}
+		want(t, s, 1, "listed")
+	}
+	replace(t, path, `{"keys": [{"hash": "`+hash(1)+`", "labels": ["a"]}]}`)
+	must(t, s.Refresh(t.Context()))
+	if w := s.Status().Warnings; len(w) != 0 {
+		t.Errorf("%q", w)
+	}
 }

@@ -1,12 +1,12 @@
 package httplist
 
 import (
-	"bufio"
 	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"regexp"
 	"strconv"
 	"strings"
@@ -16,21 +16,23 @@ import (
 // A statusError is an answer that is neither 200 nor a 304 to what was asked.
 type statusError struct {
 	code int
+	url  string // that was asked, without secrets
 	// retryAfter is how long the server asks to be left alone; zero where it
 	// does not.
 	retryAfter time.Duration
 }
 
 func (e *statusError) Error() string {
-	text := fmt.Sprintf("the server answered %d %s", e.code, http.StatusText(e.code))
+	status := strings.TrimSpace(fmt.Sprintf("%d %s", e.code, http.StatusText(e.code)))
+	text := fmt.Sprintf("the list's server answered %s to %s", status, e.url)
 	if e.code == http.StatusUnauthorized || e.code == http.StatusForbidden {
 		text += ": check the client certificate and the bearer token"
 	}
-	return strings.TrimSpace(text)
+	return text
 }
 
-func statusOf(resp *http.Response) *statusError {
-	return &statusError{resp.StatusCode, retryAfter(resp.Header, time.Now())}
+func statusOf(resp *http.Response, asked *url.URL) *statusError {
+	return &statusError{resp.StatusCode, shown(asked), retryAfter(resp.Header, time.Now())}
 }
 
 // retryAfter reads the Retry-After header (RFC 9110, 10.2.3), a number of seconds
@@ -101,29 +103,6 @@ func (c *counter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// peek returns the first byte that is not blank, behind a byte order mark, and
-// a reader of the whole. It looks at the first 4 KiB, and returns zero where
-// these are blank.
-func peek(r io.Reader) (io.Reader, byte, error) {
-	const mark = "\ufeff"
-	b := bufio.NewReaderSize(r, 4<<10)
-	for n := 1; n <= b.Size(); n++ {
-		head, err := b.Peek(n)
-		switch {
-		case errors.Is(err, io.EOF):
-			return b, 0, nil
-		case err != nil:
-			return b, 0, err
-		}
-		switch c := head[n-1]; {
-		case n <= len(mark) && mark[:n] == string(head):
-		case c != ' ' && c != '\t' && c != '\r' && c != '\n':
-			return b, c, nil
-		}
-	}
-	return b, 0, nil
-}
-
 // validators name one version of the list (RFC 9110, 8.8).
 type validators struct{ etag, lastModified string }
 
@@ -164,7 +143,7 @@ func (v validators) ask(h http.Header) {
 	}
 }
 
-var errOtherVersion = errors.New("the server answered 304 Not Modified but named another version of the list")
+var errOtherVersion = errors.New("the list's server answered 304 Not Modified but named another version of the list")
 
 // confirmedBy returns nil where a 304 with this header confirms the version.
 // Entity tags compare weakly (RFC 9110, 13.1.2): a server weakens them where it

@@ -48,6 +48,7 @@ func (s *Source) transport(ctx context.Context) (*http.Transport, error) {
 	dialer := &net.Dialer{Timeout: s.cfg.Timeout}
 	return &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
+		OnProxyConnectResponse: checkProxy,
 		DialContext:            dialer.DialContext,
 		TLSClientConfig:        config,
 		TLSHandshakeTimeout:    s.cfg.Timeout,

@@ -40,6 +40,9 @@ type answer struct {
 type session struct {
 	client *retryablehttp.Client
 	token  string
+	// clientFault says that the client certificate is not valid now, or is empty.
+	clientFault string
+	now         func() time.Time
 }
 
 // open reads the credentials.
@@ -52,7 +55,7 @@ func (s *Source) open(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &session{token: token, client: &retryablehttp.Client{
+	return &session{token: token, now: s.cfg.Now, clientFault: s.clientFault(transport), client: &retryablehttp.Client{
 		HTTPClient:   &http.Client{Transport: transport, CheckRedirect: s.checkRedirect},
 		RetryMax:     maxRetries,
 		CheckRetry:   retryable,
@@ -71,7 +74,7 @@ func (s *Source) fetch(ctx context.Context) (*answer, error) {
 	held := s.held()
 	resp, err := session.get(ctx, s.url, held)
 	if err != nil {
-		return nil, err
+		return nil, session.withClientFault(err)
 	}
 	defer resp.Body.Close() //nolint:errcheck // it was read to its end, or is of no use
 	a := &answer{at: s.cfg.Now().Round(0)}
@@ -79,7 +82,7 @@ func (s *Source) fetch(ctx context.Context) (*answer, error) {
 	case resp.StatusCode == http.StatusNotModified && !held.empty():
 		return a, held.confirmedBy(resp.Header)
 	case resp.StatusCode != http.StatusOK:
-		return nil, statusOf(resp)
+		return nil, session.withClientFault(statusOf(resp, s.url))
 	}
 	a.validators = validatorsOf(resp.Header)
 	return a, s.read(ctx, session, resp, a)
@@ -152,7 +155,7 @@ func (s *Source) readSigned(
 func (s *session) get(ctx context.Context, u *url.URL, held validators) (*http.Response, error) {
 	req, err := retryablehttp.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
-		return nil, fmt.Errorf("ask %s: %w", u.Host, bare(err))
+		return nil, fmt.Errorf("ask %s: %w", shown(u), bare(err))
 	}
 	req.Header.Set("User-Agent", "spire-tpm-attestor")
 	req.Header.Set("Accept", "application/json")
@@ -166,30 +169,15 @@ func (s *session) get(ctx context.Context, u *url.URL, held validators) (*http.R
 		if resp != nil {
 			_ = resp.Body.Close() // the error says more
 		}
-		return nil, fmt.Errorf("ask %s: %w", u.Host, bare(err))
+		return nil, fmt.Errorf("ask %s: %w", shown(u), s.inWords(bare(err)))
 	}
 	return resp, nil
-}
-
-// bare returns an error without the URL, whose query may be a secret.
-func bare(err error) error {
-	if wrapped := (*url.Error)(nil); errors.As(err, &wrapped) {
-		return wrapped.Err
-	}
-	return err
 }
 
 // parse reads a JSON list. The text form has no end that a cut would be missed
 // by, so that it is refused here.
 func parse(r io.Reader, maxBytes, size int64) (*eklist.Snapshot, error) {
-	r, first, err := peek(r)
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("read the list: %w", err)
-	case first != '{':
-		return nil, errors.New("the answer is not a JSON list: it does not begin with {")
-	}
-	list, err := eklist.Parse(r, eklist.Options{MaxBytes: maxBytes, Size: size})
+	list, err := eklist.Parse(r, eklist.Options{MaxBytes: maxBytes, Size: size, JSON: true})
 	if err != nil {
 		return nil, fmt.Errorf("the list: %w", err)
 	}
@@ -204,7 +192,7 @@ func retryable(ctx context.Context, resp *http.Response, err error) (bool, error
 		return false, cmp.Or(err, ctx.Err())
 	}
 	if err != nil {
-		if errors.Is(err, errRedirect) {
+		if errors.Is(err, errRedirect) || isProxyStatus(err) {
 			return false, err
 		}
 		again, _ := retryablehttp.DefaultRetryPolicy(ctx, nil, err)

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -46,7 +47,7 @@ func FuzzResponse(f *testing.F) {
 			t.Errorf("the validators are %+v", v)
 		}
 		_ = v.confirmedBy(resp.Header)
-		_ = statusOf(resp).Error()
+		_ = statusOf(resp, &url.URL{}).Error()
 		body, err := decoded(resp, limit)
 		if err != nil {
 			return

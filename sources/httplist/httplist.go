@@ -105,6 +105,8 @@ type Source struct {
 	state atomic.Pointer[state]
 	next  atomic.Pointer[time.Time] // when Run polls next; nil where it does not
 	early limiter
+	// failure is why the last poll has failed, nil if it has not.
+	failure atomic.Pointer[error]
 	// warnings are of the last Refresh.
 	warnings atomic.Pointer[[]string]
 
@@ -134,6 +136,8 @@ type state struct {
 	here bool
 	// key is of the public key that has signed the list; zero where none has.
 	key listsig.ID
+	// collapse is a warning about what the list has lost, or empty.
+	collapse string
 }
 
 // New checks the configuration and returns the source. It reads nothing: the
@@ -264,7 +268,7 @@ func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdi
 	if st == nil {
 		return sources.Verdict{}, errNotLoaded
 	}
-	if err := st.fresh(s.cfg.Now(), s.cfg.MaxStaleness); err != nil {
+	if err := st.fresh(s.cfg.Now(), s.cfg.MaxStaleness, s.failure.Load()); err != nil {
 		return sources.Verdict{}, err
 	}
 	return st.list.Verdict(ev)
@@ -275,14 +279,17 @@ func (s *Source) CheckNow(ctx context.Context, ev *sources.Evidence) (sources.Ve
 	return s.Check(ctx, ev)
 }
 
-// fresh returns why the list may not serve any more, or nil.
-func (st *state) fresh(now time.Time, maxStaleness time.Duration) error {
+// fresh returns why the list may not serve any more, or nil. why points to why the
+// server has not confirmed it, or is nil.
+func (st *state) fresh(now time.Time, maxStaleness time.Duration, why *error) error {
 	now = now.Round(0) // wall clocks are compared: the other may be of another boot
 	expires := st.list.Header().Expires
 	switch age := now.Sub(st.confirmed); {
 	case age < -clockSlack:
 		return fmt.Errorf("the list is stale: it was last confirmed at %s, in the future: check the clock",
 			stamp(st.confirmed))
+	case age > maxStaleness && why != nil && *why != nil:
+		return fmt.Errorf("the list is stale: the server has not confirmed it since %s: %w", stamp(st.confirmed), *why)
 	case age > maxStaleness:
 		return fmt.Errorf("the list is stale: the server has not confirmed it since %s", stamp(st.confirmed))
 	case st.list.Header().Expired(now):

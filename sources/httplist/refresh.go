@@ -73,7 +73,7 @@ func (s *Source) restore(ctx context.Context) (fresh bool, err error) {
 	}
 	s.state.Store(st)
 	s.loadWarning = ""
-	return st.fresh(s.cfg.Now(), s.cfg.MaxStaleness) == nil, nil
+	return st.fresh(s.cfg.Now(), s.cfg.MaxStaleness, nil) == nil, nil
 }
 
 // warn publishes the warnings of this Refresh.
@@ -84,11 +84,23 @@ func (s *Source) warn() {
 			all = append(all, w)
 		}
 	}
+	if st := s.state.Load(); st != nil {
+		all = append(all, st.list.Warnings()...)
+		if st.collapse != "" {
+			all = append(all, st.collapse)
+		}
+	}
 	s.warnings.Store(&all)
 }
 
 // poll makes one attempt.
 func (s *Source) poll(ctx context.Context, timeout time.Duration) error {
+	err := s.pollOnce(ctx, timeout)
+	s.failure.Store(&err)
+	return err
+}
+
+func (s *Source) pollOnce(ctx context.Context, timeout time.Duration) error {
 	s.pause.Store(0)
 	a, err := s.ask(ctx, timeout)
 	if err != nil {
@@ -115,6 +127,12 @@ func (s *Source) poll(ctx context.Context, timeout time.Duration) error {
 	st := &state{
 		list: a.list, validators: a.validators, loaded: time.Now(), confirmed: a.at,
 		size: a.size, here: true, key: a.key,
+	}
+	if previous != nil {
+		st.collapse = previous.list.Collapse(st.list)
+		if st.collapse == "" && previous.list.SameEntries(st.list) {
+			st.collapse = previous.collapse // published anew, as it was
+		}
 	}
 	if err := s.save(ctx, st); err != nil {
 		return err

@@ -96,7 +96,7 @@ func (v *verifier) signature(ctx context.Context, session *session) ([]byte, err
 	}
 	defer resp.Body.Close() //nolint:errcheck // it was read to its end, or is of no use
 	if resp.StatusCode != http.StatusOK {
-		return nil, statusOf(resp)
+		return nil, statusOf(resp, v.url)
 	}
 	body, err := decoded(resp, listsig.MaxSignature)
 	if err != nil {

@@ -281,7 +281,7 @@ func TestSignatureFaults(t *testing.T) {
 				}
 				p.serve(w, r)
 			})
-		}, "fetch the signature: the server answered 404"},
+		}, "fetch the signature: the list's server answered 404"},
 		"hangs": {func(cfg *httplist.Config, p *publisher, o *origin) {
 			cfg.Timeout = 300 * time.Millisecond
 			o.serve(func(w http.ResponseWriter, r *http.Request) {
