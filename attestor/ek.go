@@ -148,16 +148,18 @@ func splitPEM(text []byte) (certificate, key []byte, err error) {
 // cutPEM returns the PEM block with which text begins, and what follows it.
 func cutPEM(text []byte) (*pem.Block, []byte, error) {
 	begin := []byte("-----BEGIN ")
-	if !bytes.HasPrefix(text, begin) {
+	switch {
+	case !bytes.HasPrefix(text, begin):
 		return nil, nil, errors.New("something other than PEM blocks")
+	case bytes.IndexByte(text, ':') >= 0: // in nothing else; reading headers would take its time
+		return nil, nil, errors.New("a PEM block with headers")
+	case bytes.Count(text, begin) > 2: // so would looking for the end of each
+		return nil, nil, errors.New("more than two PEM blocks")
 	}
 	block, next := pem.Decode(text)
 	// Decode goes on to the next block where one cannot be read.
 	if block == nil || bytes.Count(text[:len(text)-len(next)], begin) != 1 {
 		return nil, nil, errors.New("a PEM block that cannot be read")
-	}
-	if len(block.Headers) > 0 {
-		return nil, nil, errors.New("a PEM block with headers")
 	}
 	return block, next, nil
 }

@@ -11,10 +11,11 @@ import (
 )
 
 // The limits of a message beyond its size. The messages themselves nest two
-// levels deep and hold about ten values; what is unknown in them is read over.
+// levels deep and hold about ten values; what is unknown in them is read over. A
+// name costs more than its bytes, since it may not be there twice.
 const (
 	maxDepth  = 16
-	maxTokens = 4096
+	maxTokens = 512
 )
 
 var errTokens = fmt.Errorf("more than %d values", maxTokens)

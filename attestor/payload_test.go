@@ -3,6 +3,7 @@ package attestor_test
 import (
 	"crypto/rsa"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"math/big"
 	"strings"
@@ -166,6 +167,15 @@ func hugeKeyCertificate(t *testing.T, ca *attestortest.CA) []byte {
 	return ca.Issue(t, &rsa.PublicKey{N: n.Add(n, big.NewInt(1)), E: 65537}, attestortest.Certificate{})
 }
 
+// manyNames are members whose names differ.
+func manyNames(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "%q:0,", fmt.Sprint(i))
+	}
+	return b.String()
+}
+
 // What is no payload, or two, or one that a parser could read in two ways, is
 // refused, and so is one that costs more to read than a payload may.
 func TestPayloadSyntax(t *testing.T) {
@@ -197,7 +207,8 @@ func TestPayloadSyntax(t *testing.T) {
 		"nested arrays":      nested("[", "]", 17),
 		"nested objects":     nested(`{"x":`, "}", 17),
 		"deeply nested":      nested("[", "]", 12000),
-		"many values":        `{"x":[` + strings.Repeat("0,", 5000) + `0],` + body,
+		"many values":        `{"x":[` + strings.Repeat("0,", 600) + `0],` + body,
+		"many names":         "{" + manyNames(600) + body,
 		"not UTF-8":          "{\"\xff\":0," + body,
 		"half a surrogate":   `{"\ud83d":0,` + body,
 		"a surrogate alone":  strings.Replace(good, `"EK":"`, `"EK":"\udc00`, 1),
