@@ -11,6 +11,9 @@ import (
 // ParseEK is parseEK.
 func ParseEK(text []byte) (*EK, error) { return parseEK(text) }
 
+// CertificateKey is certificateKey.
+func CertificateKey(b []byte) (crypto.PublicKey, error) { return certificateKey(b) }
+
 // DecodeResponse is decodeResponse.
 func DecodeResponse(msg []byte) ([]byte, error) { return decodeResponse(msg, MaxResponseSize) }
 

@@ -193,7 +193,8 @@ func checkCreation(t *testing.T, b []byte) {
 }
 
 // A certificate of any bytes is refused, or it is one whole certificate that
-// stands in those bytes and is the same when it is read again.
+// stands in those bytes and is the same when it is read again, with the same key for
+// every reader.
 func FuzzEKCertificate(f *testing.F) {
 	for _, tpm := range seeds(f) {
 		der := tpm.Claim().Certificate
@@ -220,8 +221,17 @@ func FuzzEKCertificate(f *testing.F) {
 		if err != nil || !bytes.Equal(again.Raw, cert.Raw) {
 			t.Fatalf("read again, it is another one: %v", err)
 		}
-		if _, err := attestor.KeyTypeOf(cert.PublicKey); err == nil {
-			_, _ = attestor.HashEK(cert.PublicKey)
+		hash, err := attestor.HashEK(cert.PublicKey)
+		if err != nil {
+			return
+		}
+		// The EK that is challenged is read without the parser that sources use.
+		key, err := attestor.CertificateKey(cert.Raw)
+		if err != nil {
+			t.Fatalf("its key cannot be found without the parser: %v", err)
+		}
+		if other, err := attestor.HashEK(key); err != nil || other != hash {
+			t.Fatalf("another key is found without the parser: %v", err)
 		}
 	})
 }
