@@ -33,7 +33,12 @@ type folder struct {
 	// that is copied to a file system which does not tell them apart must not
 	// lose one.
 	names map[string]string
+	// types say which of them are regular files (0) and which are folders.
+	types map[string]fs.FileMode
 }
+
+// errOccupied is a name that cannot be a file's beside what the folder has already.
+var errOccupied = errors.New("another certificate's file has that place")
 
 // openFolder makes the folder where there is none, and removes what an earlier
 // run has left half-written.
@@ -46,7 +51,7 @@ func openFolder(name string) (*folder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the mirror's folder: %w", err)
 	}
-	f := &folder{root: root, names: map[string]string{}}
+	f := &folder{root: root, names: map[string]string{}, types: map[string]fs.FileMode{}}
 	if err := fs.WalkDir(root.FS(), ".", f.found); err != nil {
 		_ = root.Close() // err comes first
 		return nil, fmt.Errorf("read the mirror's folder: %w", err)
@@ -57,7 +62,7 @@ func openFolder(name string) (*folder, error) {
 func (f *folder) close() error { return f.root.Close() }
 
 // found takes down what is there.
-func (f *folder) found(name string, _ fs.DirEntry, err error) error {
+func (f *folder) found(name string, d fs.DirEntry, err error) error {
 	switch {
 	case err != nil:
 		return err
@@ -69,24 +74,49 @@ func (f *folder) found(name string, _ fs.DirEntry, err error) error {
 		return fmt.Errorf("it has more than %d files: is it a mirror's folder?", maxNames)
 	}
 	f.names[fold(name)] = name
+	f.types[name] = d.Type()
 	return nil
 }
 
 func fold(name string) string { return strings.ToLower(name) }
 
-// claim reserves a name. It is an error where another one differs from it, or from
-// one of its folders, by upper and lower case alone.
+// claim reserves the name of a file that is about to be written. Which certificate
+// comes first must not matter, so nothing is claimed before it has been fetched and
+// found good: a forged certificate, which can name any URL, keeps no place from others.
 func (f *folder) claim(name string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for part := name; part != "."; part = path.Dir(part) {
-		if other, ok := f.names[fold(part)]; ok && other != part {
-			return fmt.Errorf("its file %q differs from %q only in upper and lower case, "+
-				"which some file systems cannot tell apart", part, other)
+	if err := f.freeLocked(name); err != nil {
+		return err
+	}
+	for part, mode := name, fs.FileMode(0); part != "."; part, mode = path.Dir(part), fs.ModeDir {
+		f.names[fold(part)] = part
+		if _, there := f.types[part]; !there {
+			f.types[part] = mode
 		}
 	}
+	return nil
+}
+
+// free says why name cannot be a file here, or nil.
+func (f *folder) free(name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.freeLocked(name)
+}
+
+func (f *folder) freeLocked(name string) error {
 	for part := name; part != "."; part = path.Dir(part) {
-		f.names[fold(part)] = part
+		switch other, there := f.names[fold(part)]; {
+		case there && other != part:
+			return fmt.Errorf("%w: its file %q differs from %q only in upper and lower case, "+
+				"which some file systems cannot tell apart", errOccupied, part, other)
+		case there && part == name && f.types[part].IsDir():
+			return fmt.Errorf("%w: %q is a folder", errOccupied, part)
+		// A file in the place of a host's own folder is nothing that a certificate has led to.
+		case there && part != name && f.types[part].IsRegular() && path.Dir(part) != ".":
+			return fmt.Errorf("%w: %q is a file and no folder", errOccupied, part)
+		}
 	}
 	return nil
 }

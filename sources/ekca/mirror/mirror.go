@@ -219,7 +219,7 @@ func (f *filler) obtain(
 	if err != nil {
 		return nil, err
 	}
-	if err := f.dir.claim(name); err != nil {
+	if err := f.dir.free(name); err != nil {
 		return nil, err
 	}
 	kept, written, err := f.usable(name, parse, ok)
@@ -244,6 +244,9 @@ func (f *filler) obtain(
 	case err != nil:
 		return nil, err
 	}
+	if err := f.dir.claim(name); err != nil {
+		return nil, err
+	}
 	if err := f.dir.write(name, got.Body); err != nil {
 		err = fmt.Errorf("write %q: %w", name, err)
 		f.abort(err)
@@ -260,6 +263,8 @@ func (f *filler) usable(name string, parse certfetch.Parse, ok accept) (any, tim
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, time.Time{}, nil
+	case err != nil && f.dir.free(name) != nil: // another certificate's file has come there meanwhile
+		return nil, time.Time{}, f.dir.free(name)
 	case err != nil:
 		err = fmt.Errorf("read %q: %w", name, err)
 		f.abort(err)

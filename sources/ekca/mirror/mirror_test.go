@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -408,6 +409,63 @@ func TestMissing(t *testing.T) {
 				t.Errorf("%d files", n)
 			}
 		})
+	}
+}
+
+// A certificate can name any URL of an allowed host, and a forged one is in a file as
+// easily as a real one: whichever comes first, what it names keeps no other machine's
+// certificates out of the mirror, and ends no run.
+func TestURLsThatCollide(t *testing.T) {
+	for name, url := range map[string]string{
+		"a folder where a file is": "/sub.crt/x", "a file where a folder is": "/crls",
+		"another case": "/Sub.crt", "a folder in another case": "/CRLs/other.crt",
+	} {
+		for _, first := range []bool{true, false} {
+			for _, served := range []bool{true, false} {
+				t.Run(fmt.Sprintf("%s, first %v, served %v", name, first, served), func(t *testing.T) {
+					v, dir := newVendor(t), t.TempDir()
+					// A server may answer any path below a script's.
+					forged := attestortest.New(t, attestortest.Options{
+						EK: attestor.P256, Number: 2, CA: attestortest.NewCA(t, "nobody"),
+						Certificate: attestortest.Certificate{Change: v.names(url, url)},
+					})
+					if served {
+						v.put(url, v.sub.Certificate.Raw)
+					}
+					files := [][]byte{inPEM(t, true, forged), inPEM(t, true, v.tpm(1))}
+					if !first {
+						slices.Reverse(files)
+					}
+					for range 2 { // from scratch, and with what is there
+						s, out := fill(t, v.config(dir), machines(t, files...))
+						if s.Fetched+s.Kept != 4 || s.Missing != 1 {
+							t.Errorf("%+v:\n%s", s, out)
+						}
+					}
+					wantFiles(t, dir, v.all()...)
+				})
+			}
+		}
+	}
+}
+
+// A real certificate that names a place in which another one's file is is missing
+// alone.
+func TestRealURLsThatCollide(t *testing.T) {
+	for _, url := range []string{"/sub.crt/x", "/crls"} {
+		v, dir := newVendor(t), t.TempDir()
+		all := machines(t, inPEM(t, true, v.tpm(1)))
+		fill(t, v.config(dir), all)
+		v.put(url, v.sub.Certificate.Raw)
+		other := v.tpmThatNames(2, func(c *x509.Certificate) { c.IssuingCertificateURL = []string{v.url + url} })
+		if err := all.Read(inPEM(t, true, other)); err != nil {
+			t.Fatal(err)
+		}
+		s, out := fill(t, v.config(dir), all)
+		want(t, s, out, mirror.Summary{Kept: 4, Missing: 1})
+		if !strings.Contains(out, "another certificate's file has that place") {
+			t.Errorf("it is not said why:\n%s", out)
+		}
 	}
 }
 
