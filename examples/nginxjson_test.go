@@ -101,6 +101,80 @@ func TestBuildListKeepsTheList(t *testing.T) {
 	}
 }
 
+// The file of one machine, which its owner may be able to write, lists that machine
+// and no other: neither by a field "hash", of which the last one would count, nor by
+// an object that ends early.
+func TestBuildListOfOneMachineAlone(t *testing.T) {
+	for _, content := range []string{
+		`{"hash": "` + machineTwo + `"}`,
+		`{"name": "x", "Hash" : "` + machineTwo + `"}`,
+		`{"name": "x", "\u0068ash": "` + machineTwo + `"}`,
+		`{"name": "x"}, {"hash": "` + machineTwo + `"}`,
+		`{"name": "x"}, "` + machineTwo + `", {"name": "y"}`,
+		`{"name": "x", "more": {"hash": "` + machineTwo + `"}}`,
+		`{"name": "x", "labels": ["a"}, {"hash": "` + machineTwo + `", "labels": ["b"]}`,
+		`{"name": "x\"}, {"hash": "` + machineTwo + `"}`,
+		`{"name": "x",}`,
+		`{,}`,
+	} {
+		e := newNginxExample(t)
+		e.enrol(machineOne, "")
+		e.build()
+		e.enrol(machineOne, content)
+		out, err := e.run("hashes")
+		if err == nil || !strings.Contains(out, "the list is left unchanged") {
+			t.Errorf("%s: %v: %s", content, err, out)
+		}
+		if text, serial := e.published("tpm.json"); serial != 1 || strings.Contains(text, machineTwo) {
+			t.Errorf("%s: the list is %s", content, text)
+		}
+	}
+}
+
+// What an object may hold is listed as it is, with every character that means
+// something to a shell, a pattern or JSON.
+func TestBuildListKeepsFields(t *testing.T) {
+	e := newNginxExample(t)
+	e.enrol(machineOne, "{\"name\": \"a {b}, [c] \\\"d\\\" \\\\\", \"n\" : -1.5e3,\n\t\"labels\": [ \"x\" , \"y:}\" ], \"ok\":true}\r\n")
+	e.enrol(machineTwo, "{ }")
+	e.build()
+	text, _ := e.published("tpm.json")
+	var list struct{ Keys []any }
+	if err := json.Unmarshal([]byte(text), &list); err != nil || len(list.Keys) != 2 {
+		t.Fatalf("%v: %s", err, text)
+	}
+	got, err := json.Marshal(list.Keys)
+	want := `[{"hash":"` + machineOne + `","labels":["x","y:}"],"n":-1500,"name":"a {b}, [c] \"d\" \\","ok":true},"` +
+		machineTwo + `"]`
+	if err != nil || string(got) != want {
+		t.Errorf("the list is %s, want %s", got, want)
+	}
+}
+
+// A machine whose file is named in upper case is listed, as by a hash_dir, and what
+// looks like a hash and is left out is said, or nobody would know why it is refused.
+func TestBuildListSaysWhatIsLeftOut(t *testing.T) {
+	e := newNginxExample(t)
+	e.enrol(strings.ToUpper(machineOne), "")
+	e.enrol(machineTwo+".txt", "")
+	mixed := strings.ToUpper(machineTwo[:10]) + machineTwo[10:]
+	e.enrol(mixed, "")
+	e.enrol("README", "")
+	out, err := e.run("hashes")
+	if err != nil || !strings.Contains(out, machineTwo+".txt: left out") ||
+		!strings.Contains(out, mixed+": left out") || strings.Contains(out, "README") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if text, _ := e.published("tpm.json"); !strings.Contains(text, machineOne) ||
+		strings.Contains(strings.ToLower(text), machineTwo) {
+		t.Errorf("the list is %s", text)
+	}
+	e.enrol(machineOne, "")
+	if out, err := e.run("hashes"); err == nil || !strings.Contains(out, "in upper and in lower case") {
+		t.Errorf("both: %v: %s", err, out)
+	}
+}
+
 // However many runs there are at once, no serial stands for two lists: a SPIRE server
 // that has the one would refuse the other for a replay, for good. And the last run
 // has what all have changed.

@@ -3,8 +3,9 @@
 # LIST.gz, where they differ from what is there already. Run it after each change, or every minute: runs
 # wait for each other.
 #
-# FOLDER is as for a hash_dir: a file for each machine, named by its EK hash in lower case, empty or
-# with a JSON object that gives a name and labels. Other names are left out.
+# FOLDER is as for a hash_dir: a file for each machine, named by its EK hash in lower case or in upper
+# case, empty or with a JSON object that gives a name and labels. Other names are left out, with a word if
+# they look like a hash.
 set -eu
 export LC_ALL=C
 
@@ -25,16 +26,35 @@ mkdir "$work"
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM HUP
 
-# The body: an entry a line, with the fields of the file's object behind the hash.
+# The body: an entry a line, with the fields of the file's object behind the hash. An object is taken apart,
+# not copied: the file of one machine cannot name the hash of another, nor add an entry of its own.
 hash=
-while [ "${#hash}" -lt $((64 * 8)) ]; do hash="$hash[0-9a-f]"; done
+while [ "${#hash}" -lt $((64 * 11)) ]; do hash="${hash}[0-9A-Fa-f]"; done
 find -L "$folder/" -maxdepth 1 -type f -name "$hash" >"$work/found" ||
 	fail "$folder cannot be read completely; is it mounted?"
+find -L "$folder/" -maxdepth 1 -type f -name "$hash?*" | sed 's/$/: left out: its name is longer than a hash/' >&2
 sort "$work/found" | awk '
+	function say(problem) { print path ": " problem | "cat >&2" }
 	function stop(problem) {
-		print path ": " problem ": the list is left unchanged" | "cat >&2"
+		say(problem ": the list is left unchanged")
 		failed = 1
 		exit
+	}
+	BEGIN {
+		text = "\"([^\"\\\\]|\\\\.)*\""
+		value = "(" text "|-?[0-9][0-9.eE+-]*|true|false|null|\\[ *(" text " *(, *" text " *)*)?\\])"
+		field = "^ *\"[A-Za-z0-9_.-]+\" *: *" value " *"
+	}
+	# Says what is wrong with the fields of an object, if anything is.
+	function wrong(fields) {
+		while (match(fields, field)) {
+			if (tolower(fields) ~ /^ *"hash"/) return "names a hash: that of a machine is the name of its file"
+			fields = substr(fields, RLENGTH + 1)
+			if (fields == "") return ""
+			if (fields !~ /^,/) break
+			fields = substr(fields, 2)
+		}
+		return "neither empty nor a JSON object of texts, numbers and lists of texts"
 	}
 	{
 		path = $0
@@ -45,11 +65,20 @@ sort "$work/found" | awk '
 		gsub(/[\t\r]/, " ", object)
 		sub(/^ +/, "", object)
 		sub(/ +$/, "", object)
-		hash = substr(path, length(path) - 63)
+		name = substr(path, length(path) - 63)
+		hash = tolower(name)
+		if (name != hash && name != toupper(name)) {
+			say("left out: its name is in upper and lower case")
+			next
+		}
+		if (hash in seen) stop("is there in upper and in lower case")
+		seen[hash]
 		if (object != "" && object !~ /^\{.*\}$/) stop("neither empty nor a JSON object")
 		fields = substr(object, 2, length(object) - 2)
-		if (fields ~ /[^ ]/) printf "%s{\"hash\": \"%s\",%s}\n", comma, hash, fields
-		else printf "%s\"%s\"\n", comma, hash
+		if (fields ~ /[^ ]/) {
+			if ((problem = wrong(fields)) != "") stop(problem)
+			printf "%s{\"hash\": \"%s\",%s}\n", comma, hash, fields
+		} else printf "%s\"%s\"\n", comma, hash
 		comma = ","
 	}
 	END { exit failed }
