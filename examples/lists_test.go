@@ -226,9 +226,14 @@ func TestGit(t *testing.T) {
 		must(t, run("git", "-C", repository, "add", "-A"))
 		must(t, run("git", "-C", repository, "commit", "-q", "-m", "list"))
 	}
-	pull := func() error {
-		return run(filepath.Join(root, "examples", "git", "pull.sh"), repository, "main", folder)
-	}
+	// As systemd starts it.
+	_, command, _ := strings.Cut(read(t, "examples/git/tpm-list.service"), "\nExecStart=")
+	command, _, _ = strings.Cut(command, "\n")
+	args := strings.Fields(strings.NewReplacer(
+		"/opt/spire/pull.sh", filepath.Join(root, "examples", "git", "pull.sh"),
+		"https://git.example.org/tpm.git", repository, "/srv/tpm", folder,
+	).Replace(command))
+	pull := func() error { return run(args[0], args[1:]...) }
 	must(t, run("git", "init", "-q", "-b", "main", repository))
 	one, two := sourcetest.NewEvidence(t), sourcetest.NewEvidence(t)
 	commit(one.EKHash + "\n")
