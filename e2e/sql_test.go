@@ -80,7 +80,7 @@ func (s *site) table(server *spiretest.Server, d *tableSite) {
 			s.t.Error(err)
 		}
 	})
-	s.waitLog(server.Process, 0, "check the database", "there is no DSN")
+	s.waitLog(server.Process, 0, "source cannot tell", "there is no DSN")
 	s.wantCode(server, s.one, codes.Unavailable)
 
 	s.exec(d, d.system, "CREATE DATABASE spire;")
