@@ -1,10 +1,15 @@
 package examples_test
 
 import (
+	"bytes"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/pem"
+	"fmt"
 	"io/fs"
 	"maps"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -14,6 +19,9 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/mirror"
 )
 
 // Firewalls are opened by this table, and an example that leaves a host out
@@ -52,37 +60,185 @@ func tableOf(t *testing.T, file, head string) [][]string {
 // certificates and those of their CAs, which are not part of this repository.
 func hostsInCertificates(t *testing.T) map[string]bool {
 	t.Helper()
-	dir := attestortest.FieldCertificates(t)
 	hosts := map[string]bool{}
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || !slices.Contains([]string{".der", ".bin", ".pem"}, filepath.Ext(path)) {
-			return err
-		}
-		content, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		if block, _ := pem.Decode(content); block != nil {
-			content = block.Bytes
-		}
-		cert, err := x509.ParseCertificate(content)
-		if err != nil {
-			cert, err = attestor.ParseEKCertificate(content) // with padding behind it
-		}
-		if err != nil {
-			return err
-		}
+	for _, cert := range fieldCertificates(t) {
 		for _, raw := range slices.Concat(cert.IssuingCertificateURL, cert.CRLDistributionPoints) {
 			u, err := url.Parse(raw)
 			if err != nil {
-				return err
+				t.Fatal(err)
 			}
-			hosts[u.Host] = true
+			if u.Host != "" { // an issuer may be "x-selfsigned:"
+				hosts[u.Host] = true
+			}
 		}
-		return nil
-	})
-	if err != nil || len(hosts) < 4 {
-		t.Fatalf("%d hosts in %s: %v", len(hosts), dir, err)
+	}
+	if len(hosts) < 4 {
+		t.Fatalf("%d hosts", len(hosts))
 	}
 	return hosts
+}
+
+// fieldCertificates returns real EK certificates and those of their CAs, by the path
+// of their files.
+func fieldCertificates(t *testing.T) map[string]*x509.Certificate {
+	t.Helper()
+	all := map[string]*x509.Certificate{}
+	for _, dir := range []string{attestortest.FieldCertificates(t), attestortest.MoreFieldCertificates(t)} {
+		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			switch {
+			case err == nil && d.IsDir() && d.Name() == "odd": // what is no certificate
+				return fs.SkipDir
+			case err != nil || d.IsDir() || !slices.Contains([]string{".der", ".bin", ".pem"}, filepath.Ext(path)):
+				return err
+			}
+			content, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			if block, _ := pem.Decode(content); block != nil {
+				content = block.Bytes
+			}
+			var der asn1.RawValue // without what stands behind it in NV
+			if _, err := asn1.Unmarshal(content, &der); err != nil {
+				return fmt.Errorf("%s: %w", path, err)
+			}
+			cert, err := x509.ParseCertificate(der.FullBytes)
+			if err != nil {
+				return fmt.Errorf("%s: %w", path, err)
+			}
+			all[path] = cert
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return all
+}
+
+// The example admits the machines that it is for, with the CAs that its table names
+// and nothing but what their certificates say where it is: a table with roots alone
+// refuses nearly all of a vendor's.
+func TestVendorsMachines(t *testing.T) {
+	all := fieldCertificates(t)
+	mirror := mirrorOf(t, all)
+	config := vendorsConfig(t, all, mirror.URL)
+	want := map[string]sources.Outcome{
+		"infineon-slb9670-eccp256-mfrca035.der":          sources.Admitted,
+		"infineon-slb9670-rsa2048-mfrca035.der":          sources.Admitted,
+		"infineon-slb9672-eccp256-ca056.der":             sources.Admitted,
+		"intel-ptt-spt-rsa2048-ekop.der":                 sources.Admitted,
+		"intel-cml-eccp256.der":                          sources.Admitted,
+		"nuvoton-npct6xx-rsa2048-root2110.der":           sources.Admitted,
+		"stm-st33htphahb4-rsa2048-padded-ff.bin":         sources.Admitted,
+		"stm-st33-rsa2048-ica05.der":                     sources.Admitted,
+		"stm-st33-rsa2048-ica06.der":                     sources.Admitted,
+		"gce-rsa2048-encryption.der":                     sources.Admitted,
+		"gce-rsa2048-signing-not-an-ek.der":              sources.Refused,
+		"vmware-eccp256-selfsigned.der":                  sources.Refused,
+		"nuvoton-npct6xx-rsaoaep2048-sha1-padded-11.bin": sources.Refused, // its CA has signed by SHA-1
+		"swtpm-rsa2048.der":                              sources.Refused,
+	}
+	set, err := config.NewSet(sources.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer set.Close()
+	set.Start(t.Context(), nil)
+	for path, cert := range all {
+		outcome, ok := want[filepath.Base(path)]
+		if !ok {
+			continue
+		}
+		delete(want, filepath.Base(path))
+		cert, err := attestor.ParseEKCertificate(cert.Raw) // which knows more kinds of keys
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		hash, err := attestor.HashEK(cert.PublicKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ev := &sources.Evidence{EKHash: hash, EK: cert.PublicKey, Certificate: cert.Raw, Proof: &sources.Proof{}}
+		if d := set.AfterChallenge(t.Context(), ev); d.Outcome != outcome {
+			t.Errorf("%s: %v, want %v: %s", filepath.Base(path), d.Outcome, outcome, d.Explain())
+		}
+	}
+	if len(want) > 0 {
+		t.Errorf("not there: %v", want)
+	}
+}
+
+// mirrorOf serves the CA certificates where the certificates below them say that they
+// are, as the example's mirror does.
+func mirrorOf(t *testing.T, all map[string]*x509.Certificate) *httptest.Server {
+	t.Helper()
+	files := map[string][]byte{}
+	for _, child := range all {
+		for _, at := range child.IssuingCertificateURL {
+			name, err := mirror.Path(at)
+			for _, issuer := range all {
+				if err == nil && child.CheckSignatureFrom(issuer) == nil {
+					files["/"+name] = issuer.Raw
+				}
+			}
+		}
+	}
+	if len(files) < 8 {
+		t.Fatalf("%d files in the mirror", len(files))
+	}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		content, ok := files[r.URL.Path]
+		if !ok {
+			http.NotFound(w, r)
+			return
+		}
+		_, _ = w.Write(content) // the client may have gone
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+// vendorsConfig returns the example's configuration with files that hold what its
+// table says, and a mirror in place of the vendors.
+func vendorsConfig(t *testing.T, all map[string]*x509.Certificate, mirror string) *config.Config {
+	t.Helper()
+	dir := t.TempDir()
+	for _, row := range marked(t, pageOf(t, "examples/vendor-certificates/README.md"), "anchors") {
+		var bundle bytes.Buffer
+		for _, name := range spans(row[1]) {
+			n := bundle.Len()
+			for _, c := range all {
+				if c.IsCA && (c.Subject.CommonName == name || slices.Contains(c.Subject.OrganizationalUnit, name)) {
+					must(t, pem.Encode(&bundle, &pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}))
+				}
+			}
+			if bundle.Len() == n {
+				t.Errorf("no certificate is of the CA %q", name)
+			}
+		}
+		must(t, os.WriteFile(filepath.Join(dir, spans(row[0])[0]+".pem"), bundle.Bytes(), 0o600))
+	}
+	must(t, os.Mkdir(filepath.Join(dir, "hashes"), 0o700))
+	for _, c := range all {
+		ek, err := attestor.ParseEKCertificate(c.Raw)
+		if err != nil {
+			continue // a CA's
+		}
+		if hash, err := attestor.HashEK(ek.PublicKey); err == nil {
+			must(t, os.WriteFile(filepath.Join(dir, "hashes", hash), nil, 0o600))
+		}
+	}
+	data, err := snippet{
+		place: "server.conf", text: read(t, "examples/vendor-certificates/server.conf"), whole: true,
+	}.data()
+	must(t, err)
+	text := strings.NewReplacer(
+		"/etc/tpm/", dir+"/", "/srv/tpm/hashes", filepath.Join(dir, "hashes"), "/var/lib/spire/server", dir,
+		"aia_hosts", "mirror_url = \""+mirror+"/\"\naia_hosts",
+		"https://ekop.intel.com", mirror+"/ekop.intel.com", "https://ftpm.amd.com", mirror+"/ftpm.amd.com",
+	).Replace(data.text)
+	c, err := config.NewLoader().Load(t.Context(), text, "example.org")
+	must(t, err)
+	return c
 }

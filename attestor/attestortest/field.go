@@ -32,6 +32,22 @@ func FieldCertificates(tb SkipTB) string {
 	return ""
 }
 
+// MoreFieldCertificates returns the folder of further ones, each with something
+// peculiar. It is beside the other one, under its name with "-more" behind.
+func MoreFieldCertificates(tb SkipTB) string {
+	tb.Helper()
+	dir := FieldCertificates(tb)
+	if dir == "" {
+		return ""
+	}
+	more := filepath.Clean(dir) + "-more"
+	if _, err := os.Stat(more); err != nil {
+		tb.Skipf("DID NOT RUN: further real EK certificates are not there: %v", err)
+		return ""
+	}
+	return more
+}
+
 func fieldFolder() (string, error) {
 	dir := os.Getenv("EK_TESTDATA")
 	if dir == "" {
