@@ -203,7 +203,16 @@ func (f *Fetcher) connect(resolver *net.Resolver, roots *x509.CertPool) {
 // may be asked for as Issuer or CRL; false where it may not. Two URLs that differ
 // in upper and lower case of the host, in a port that is the scheme's, in a
 // fragment or in spaces around them have one form.
-func (f *Fetcher) Allowed(raw string) (canonical string, ok bool) { return f.policy.allowed(raw) }
+func (f *Fetcher) Allowed(raw string) (canonical string, ok bool) {
+	canonical, err := f.policy.allowed(raw)
+	return canonical, err == nil
+}
+
+// WhyNotAllowed returns why a URL may not be asked for, or nil if it may.
+func (f *Fetcher) WhyNotAllowed(raw string) error {
+	_, err := f.policy.allowed(raw)
+	return err
+}
 
 // Cached returns what is kept: an object, or the failure that is remembered (kept
 // and err), or nothing (kept is false). An object whose time is over is kept, with Stale

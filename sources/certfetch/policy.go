@@ -122,17 +122,22 @@ func parseBase(text string) (*url.URL, error) {
 	return r.url()
 }
 
-// allowed returns the canonical form of a URL that a certificate names.
-func (p *policy) allowed(raw string) (string, bool) {
+// allowed returns the canonical form of a URL that a certificate names, or why it may
+// not be asked for.
+func (p *policy) allowed(raw string) (canonical string, why error) {
 	r, err := parseURL(raw)
-	if err != nil || !p.hosts[r.endpoint] || p.mirror != nil && r.query != "" {
-		return "", false // a mirror's files cannot be told apart by a query
+	switch {
+	case err != nil:
+		return "", err
+	case !p.hosts[r.endpoint]:
+		return "", errNotAllowed
+	case p.mirror != nil && r.query != "":
+		return "", errors.New("it has a query, by which the files of a mirror cannot be told apart")
 	}
-	canonical := r.String()
-	if len(canonical) > maxURL {
-		return "", false
+	if canonical = r.String(); len(canonical) > maxURL {
+		return "", fmt.Errorf("it is longer than %d bytes", maxURL)
 	}
-	return canonical, true
+	return canonical, nil
 }
 
 var errNotAllowed = errors.New("it is not on an allowed host")
@@ -142,8 +147,8 @@ func (p *policy) target(kind Kind, raw string) (target, error) {
 	if kind.base() == EKCertificate {
 		return p.belowBase(raw)
 	}
-	canonical, ok := p.allowed(raw)
-	if !ok || canonical != raw {
+	canonical, err := p.allowed(raw)
+	if err != nil || canonical != raw {
 		return target{}, errNotAllowed
 	}
 	if p.mirror != nil {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
@@ -38,19 +39,25 @@ func (s *Source) answer(ctx context.Context, ev *sources.Evidence, network bool)
 		return sources.Verdict{}, errors.New("the key in the EK certificate is not the EK")
 	}
 	now := s.now()
-	if why := faultOfEK(cert, now); why != "" {
+	at := now
+	if soon(cert.NotBefore, now) {
+		at = cert.NotBefore // to know whether it is worth waiting for
+	}
+	if why := faultOfEK(cert, at); why != "" {
 		return sources.Verdict{Reason: "the EK certificate " + why}, nil
 	}
-	found, why, err := s.vouch(ctx, newSearch(st.authorities, cert, now), ev.Chain, s.inquiry(network))
+	found, why, err := s.vouch(ctx, newSearch(st.authorities, cert, at), ev.Chain, s.inquiry(network))
 	switch {
 	case err != nil:
 		return sources.Verdict{}, err
 	case found == nil:
 		return sources.Verdict{Reason: why}, nil
+	case at != now:
+		return sources.Verdict{}, errEarly("the EK certificate", cert.NotBefore, now)
 	}
 	return sources.Verdict{
 		Listed:    true,
-		Reason:    found.reason(cert),
+		Reason:    found.reason(cert, now),
 		Unchecked: found.unchecked,
 		Attributes: sources.Attributes{
 			CAs:         found.bundles,
@@ -114,7 +121,8 @@ func (s *Source) vouch(
 		}
 	}
 	if found == nil {
-		return nil, search.whyNot(), nil
+		why, err := search.whyNot(q)
+		return nil, why, err
 	}
 	if q == nil || s.crl == "" || s.crl == CRLOff {
 		return found, "", nil
@@ -126,11 +134,14 @@ func (s *Source) vouch(
 }
 
 // reason says for people who has vouched for cert.
-func (f *finding) reason(cert *x509.Certificate) string {
+func (f *finding) reason(cert *x509.Certificate, now time.Time) string {
 	by := "the EK certificate by " + strconv.Quote(presentable("", cert.Issuer.CommonName)) +
 		" chains to a configured CA"
 	if len(f.bundles) > 0 {
 		by += " in " + strings.Join(f.bundles, ", ")
+	}
+	if soon := expiry(cert.NotAfter, now); soon != "" {
+		by += ", and " + soon
 	}
 	if f.unchecked != "" {
 		by += ", but " + f.unchecked

@@ -23,6 +23,30 @@ type authorities struct {
 	// valid is the number of certificates that were valid when they were
 	// loaded.
 	valid int
+	// expiries are when they expire, the first one first.
+	expiries []caExpiry
+}
+
+// A caExpiry is when a configured certificate expires, and its place.
+type caExpiry struct {
+	notAfter time.Time
+	place    string
+}
+
+// warnings says which of the certificates expire soon, or have since they were loaded.
+func (a *authorities) warnings(now time.Time) []string {
+	var all []string
+	for _, e := range a.expiries {
+		if e.notAfter.Sub(now) > expiresSoon {
+			break
+		}
+		what := expiry(e.notAfter, now)
+		if what == "" {
+			what = "has expired on " + e.notAfter.UTC().Format(time.RFC3339)
+		}
+		all = append(all, e.place+" "+what+": get the next one from its CA")
+	}
+	return shorten(all)
 }
 
 // A keyRef is how a certificate refers to its issuer where it says which key
@@ -128,6 +152,7 @@ func build(ctx context.Context, files []caFile, now time.Time) (*authorities, []
 		}
 	}
 	b.all.bundles = len(bundles)
+	slices.SortFunc(b.all.expiries, func(x, y caExpiry) int { return x.notAfter.Compare(y.notAfter) })
 	if err := b.link(ctx); err != nil {
 		return nil, nil, err
 	}
@@ -172,6 +197,9 @@ func (b *builder) add(f caFile, e entry) {
 		b.warn(f, e, why)
 	} else {
 		b.all.valid++
+		b.all.expiries = append(b.all.expiries, caExpiry{
+			e.cert.NotAfter, fmt.Sprintf("%q: certificate %d (subject %s)", f.path, e.number, describe(e.cert.Subject)),
+		})
 	}
 	n.bundles, n.signer.lasting = []string{f.bundle}, true
 	b.known[string(e.cert.Raw)] = n

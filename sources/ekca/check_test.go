@@ -169,7 +169,7 @@ func TestCheckRulesForEKCertificates(t *testing.T) {
 			c.NotAfter = today().Add(-time.Second)
 		}, "has expired on 2026-06-01T11:59:59Z"},
 		"to this second": {func(c *x509.Certificate) { c.NotAfter = today() }, ""},
-		"not yet valid":  {func(c *x509.Certificate) { c.NotBefore = today().Add(time.Second) }, "is not valid before"},
+		"not yet valid":  {func(c *x509.Certificate) { c.NotBefore = today().Add(6 * time.Minute) }, "is not valid before"},
 		"to 9999": {func(c *x509.Certificate) {
 			c.NotAfter = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
 		}, ""},

@@ -149,6 +149,8 @@ func New(cfg Config) (*Source, error) {
 // has been revoked. It cannot be told
 //
 //   - before the first successful Refresh;
+//   - if it would be listed once its certificate, or the certificate of a CA above it,
+//     becomes valid, within 5 minutes: a clock may be wrong;
 //   - where ev is Incomplete;
 //   - where the certificate is not the EK's;
 //   - where the chain is so tangled that more than 32 signatures would have to be
@@ -186,14 +188,15 @@ func (s *Source) CheckNow(ctx context.Context, ev *sources.Evidence) (sources.Ve
 
 // Status implements sources.Reporter. Entries is the number of different
 // configured CA certificates that were valid when they were loaded. A warning says
-// where Config.CachePath cannot be read or written.
+// which of them expire within 30 days, and why Config.CachePath cannot be read or
+// written.
 func (s *Source) Status() sources.Status {
 	st := s.state.Load()
 	if st == nil {
 		return sources.Status{}
 	}
 	status := st.status
-	status.Warnings = slices.Concat(status.Warnings, s.storeWarnings())
+	status.Warnings = slices.Concat(status.Warnings, st.authorities.warnings(s.now()), s.storeWarnings())
 	if at := s.confirmed.Load(); at != nil {
 		status.Confirmed = *at
 	}

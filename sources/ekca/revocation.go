@@ -165,17 +165,25 @@ type heldList struct {
 // What a list says is overruled by a newer one only, and only by a list that can say
 // that a certificate is good: what is listed counts at any age and by any clock.
 func weigh(lists []heldList, issuer string, serial *big.Int) (by *heldList, older error) {
+	if len(lists) == 0 {
+		return nil, nil
+	}
+	newest := slices.MaxFunc(lists, func(a, b heldList) int { return a.ThisUpdate.Compare(b.ThisUpdate) })
 	var clearing []heldList
 	for _, l := range lists {
 		if l.fault != nil || l.Lists(issuer, serial) {
 			continue
 		}
-		newer := slices.IndexFunc(lists, func(o heldList) bool { return l.Before(o.List) })
-		if newer >= 0 {
-			older = fmt.Errorf("it was issued on %s, before the one from %q", l.issued(), lists[newer].url)
-			continue
+		at := newest
+		if !l.Before(newest.List) { // of the same time there may be several, with numbers
+			i := slices.IndexFunc(lists, func(o heldList) bool { return l.Before(o.List) })
+			if i < 0 {
+				clearing = append(clearing, l)
+				continue
+			}
+			at = lists[i]
 		}
-		clearing = append(clearing, l)
+		older = fmt.Errorf("it was issued on %s, before the one from %q", l.issued(), at.url)
 	}
 	for i, l := range lists {
 		overruled := slices.ContainsFunc(clearing, func(c heldList) bool { return l.Before(c.List) })
@@ -188,6 +196,8 @@ func weigh(lists []heldList, issuer string, serial *big.Int) (by *heldList, olde
 	}
 	return nil, older
 }
+
+var errSomeReasons = errors.New("its distribution point is for some reasons only")
 
 // A crlPoint is where a CRL for a certificate is, and whose it is.
 type crlPoint struct {
@@ -234,7 +244,7 @@ func (r *revocation) points(n *node, issuer *signer) (points []crlPoint, faults 
 // another CA: those above the certificate, and configured ones. RFC 5280, 6.3.3 (f)
 // wants their chains to end where the certificate's does.
 func (s *search) crlIssuers(n *node, name string) []*signer {
-	found := slices.Clone(s.all.byName[name])
+	var found []*signer
 	above := slices.Clone(n.issuers)
 	for i := 0; i < len(above); i++ {
 		if by := above[i].signer; by.subject == name && !slices.Contains(found, by) {
@@ -244,6 +254,11 @@ func (s *search) crlIssuers(n *node, name string) []*signer {
 			if !slices.Contains(above, next) {
 				above = append(above, next)
 			}
+		}
+	}
+	for _, by := range s.all.byName[name] {
+		if !slices.Contains(found, by) {
+			found = append(found, by)
 		}
 	}
 	return found
@@ -269,8 +284,11 @@ func (r *revocation) kept(n *node, issuer *signer, points []crlPoint) []heldList
 				continue
 			}
 			fault := list.fault(r.now)
-			if list.NextUpdate.IsZero() {
+			switch {
+			case list.NextUpdate.IsZero():
 				fault = errors.New("it does not say when the next one is due")
+			case slices.ContainsFunc(points, func(p crlPoint) bool { return p.some && p.url == k.URL }):
+				fault = errSomeReasons
 			}
 			lists = append(lists, heldList{list, k.URL, fault})
 		}
@@ -299,7 +317,7 @@ func (r *revocation) list(ctx context.Context, p crlPoint, n *node) (*revocation
 	case list.NextUpdate.IsZero() && object.Stale != nil:
 		return list, fmt.Errorf("it is too old, and there is no newer one: %w", object.Stale)
 	case p.some:
-		return list, errors.New("its distribution point is for some reasons only")
+		return list, errSomeReasons
 	}
 	err = list.fault(r.now)
 	return list, err

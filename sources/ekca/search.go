@@ -124,25 +124,6 @@ func (s *search) climb(permits func(n, issuer *node) bool) *finding {
 	return &finding{issuer: first, bundles: slices.Compact(bundles)}
 }
 
-// whyNot says why nobody vouches for the EK certificate.
-func (s *search) whyNot() string {
-	why := "no configured CA has issued the EK certificate, whose issuer is " + describe(s.ek.cert.Issuer)
-	// Those above it chain to configured CAs, or are some: what may have come
-	// between is their dates.
-	above := slices.Clone(s.ek.issuers)
-	for i := 0; i < len(above); i++ {
-		if fault := faultOfDates(above[i].cert, s.now); fault != "" {
-			return why + ": above it, the certificate of the CA " + describe(above[i].cert.Subject) + " " + fault
-		}
-		for _, n := range above[i].issuers {
-			if !slices.Contains(above, n) {
-				above = append(above, n)
-			}
-		}
-	}
-	return why
-}
-
 // usable returns those of the certificates that a machine has sent that may stand
 // between an EK certificate and an authority: CAs' that are not configured
 // themselves. No signature is verified yet.

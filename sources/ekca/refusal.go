@@ -1,0 +1,114 @@
+package ekca
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// clockSlack is how far ahead the clock of a CA may be, or that of this server behind:
+// what becomes valid within that time is waited for.
+const clockSlack = 5 * time.Minute
+
+// soon reports whether a certificate becomes valid within clockSlack.
+func soon(notBefore, now time.Time) bool {
+	return now.Before(notBefore) && !now.Add(clockSlack).Before(notBefore)
+}
+
+// errEarly is the error for a certificate that becomes valid soon.
+func errEarly(what string, notBefore, now time.Time) error {
+	return fmt.Errorf("%s is not valid before %s, in %v: if that does not pass, set this server's clock",
+		what, notBefore.UTC().Format(time.RFC3339), notBefore.Sub(now).Round(time.Second))
+}
+
+// whyNot says why nobody vouches for the EK certificate. It is an error if a
+// certificate above it becomes valid soon.
+func (s *search) whyNot(q *inquiry) (string, error) {
+	// Those above it chain to configured CAs, or are some: what may have come
+	// between is their dates.
+	above := slices.Clone(s.ek.issuers)
+	for i := 0; i < len(above); i++ {
+		c := above[i].cert
+		if soon(c.NotBefore, s.now) {
+			return "", errEarly("the certificate of the CA "+describe(c.Subject), c.NotBefore, s.now)
+		}
+		if fault := faultOfDates(c, s.now); fault != "" {
+			return "no configured CA has issued the EK certificate, whose issuer is " + describe(s.ek.cert.Issuer) +
+				": above it, the certificate of the CA " + describe(c.Subject) + " " + fault, nil
+		}
+		for _, n := range above[i].issuers {
+			if !slices.Contains(above, n) {
+				above = append(above, n)
+			}
+		}
+	}
+	if len(above) > 0 {
+		return "no configured CA has issued the EK certificate, whose issuer is " + describe(s.ek.cert.Issuer) +
+			", by a chain that its CAs allow", nil
+	}
+	return s.whyNoIssuer(q), nil
+}
+
+// whyNoIssuer says where the chain of the EK certificate ends: at the topmost
+// certificate that was found, by names and without a signature that is trusted.
+func (s *search) whyNoIssuer(q *inquiry) string {
+	top := s.top()
+	why := "no configured CA has issued the EK certificate, whose issuer is " + describe(top.cert.Issuer)
+	if top != s.ek {
+		why = "no configured CA has issued the certificate of " + describe(top.cert.Subject) +
+			", the topmost that was found above the EK certificate; its issuer is " + describe(top.cert.Issuer)
+	}
+	if len(s.all.byName[top.issuer]) > 0 {
+		return why + ": a configured CA has that name, but another key: it has a certificate with another one, too"
+	}
+	var faults []string
+	for _, raw := range top.cert.IssuingCertificateURL[:min(len(top.cert.IssuingCertificateURL), MaxURLs)] {
+		if err := q.whyNotAllowed(raw); err != nil {
+			faults = append(faults, fmt.Sprintf("%.200q (%v)", raw, err))
+		}
+	}
+	if len(faults) > 0 {
+		why += "; the issuer's certificate was not requested from " + strings.Join(faults, ", ")
+	}
+	return why
+}
+
+// top returns the certificate at the end of the chain of names above the EK certificate,
+// where signatures that are known come first.
+func (s *search) top() *node {
+	top, seen := s.ek, []*node{s.ek}
+	for {
+		at := slices.IndexFunc(s.joiners, func(n *node) bool {
+			return n.signer.subject == top.issuer && !slices.Contains(seen, n) &&
+				(len(top.parents) == 0 || slices.Contains(top.parents, n))
+		})
+		if at < 0 {
+			return top
+		}
+		top = s.joiners[at]
+		seen = append(seen, top)
+	}
+}
+
+var errNotFetched = errors.New("aia_hosts is empty: nothing is requested")
+
+// whyNotAllowed returns why a URL in a certificate is not asked, or nil. q may be nil.
+func (q *inquiry) whyNotAllowed(raw string) error {
+	if q == nil {
+		return errNotFetched
+	}
+	return q.store.WhyNotAllowed(raw)
+}
+
+// expiresSoon is how long before it expires a certificate is told of.
+const expiresSoon = 30 * 24 * time.Hour
+
+// expiry says when a certificate expires that does so soon, or nothing.
+func expiry(notAfter, now time.Time) string {
+	if now.After(notAfter) || notAfter.Sub(now) > expiresSoon {
+		return ""
+	}
+	return "expires on " + notAfter.UTC().Format(time.RFC3339)
+}
