@@ -31,21 +31,32 @@ func (p *Plugin) Configure(
 	if p.closed {
 		return nil, status.Error(codes.Unavailable, "the plugin is shutting down")
 	}
+	if err := p.configure(ctx, req); err != nil {
+		p.watch.refused.Add(1)
+		p.watch.changed()
+		return nil, err
+	}
+	p.watch.accepted.Add(1)
+	p.watching.Do(p.startWatch)
+	p.watch.changed()
+	return &configv1.ConfigureResponse{}, nil
+}
+
+// configure loads a configuration and puts it in the place of the one before.
+func (p *Plugin) configure(ctx context.Context, req *configv1.ConfigureRequest) error {
 	c, err := p.loader.Load(ctx, req.GetHclConfiguration(), req.GetCoreConfiguration().GetTrustDomain())
 	if err != nil {
-		return nil, status.Errorf(codes.InvalidArgument, "configuration: %v", err)
+		return status.Errorf(codes.InvalidArgument, "configuration: %v", err)
 	}
 	next, err := p.start(ctx, c, p.current.Load())
 	if err != nil {
-		return nil, err
+		return err
 	}
 	p.warn(next)
 	if previous := p.current.Swap(next); previous != nil {
 		previous.set.Close()
 	}
-	p.watching.Do(p.startWatch)
-	p.watch.changed()
-	return &configv1.ConfigureResponse{}, nil
+	return nil
 }
 
 // start starts the sources of a configuration.

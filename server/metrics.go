@@ -33,6 +33,9 @@ import (
 //     could not check whether its certificates have been revoked.
 //   - tpm.ek.alternating counts attestations that show that an EK is in several
 //     machines; see addresses.
+//   - tpm.configuration counts configurations by result; a refused one leaves the one
+//     before in use.
+//   - tpm.version is 1, with the plugin's version.
 //   - tpm.heartbeat counts how often the gauges were told: it grows for as long as
 //     the plugin lives.
 //   - tpm.dropped counts events that are missing above, because SPIRE took no
@@ -46,6 +49,8 @@ const (
 	metricSource  = "source"
 	metricDropped = "dropped"
 	metricBeat    = "heartbeat"
+	metricConfig  = "configuration"
+	metricVersion = "version"
 
 	metricUp          = "up"
 	metricEntries     = "entries"
@@ -318,6 +323,29 @@ func (m *metrics) attempts(name, source string, n attempts) {
 // alternated adds to the attestations of EKs from several addresses in turn.
 func (m *metrics) alternated(n int64) {
 	m.add(counter{name: [2]string{metricEK, metricAlternating}}, int(n))
+}
+
+// configured adds configurations by their result.
+func (m *metrics) configured(accepted, refused int64) {
+	of := func(result string) counter {
+		return counter{[2]string{metricConfig}, [3][2]string{{"result", result}}}
+	}
+	m.add(of("ok"), int(accepted))
+	m.add(of("refused"), int(refused))
+}
+
+// version tells the plugin's version.
+func (m *metrics) version(ctx context.Context, version string) {
+	if m == nil || version == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, metricsTimeout)
+	defer cancel()
+	_, _ = m.client.SetGauge(ctx, &metricsv1.SetGaugeRequest{
+		Key:    []string{metricRoot, metricVersion},
+		Val:    1,
+		Labels: []*metricsv1.Label{{Name: "version", Value: version}},
+	})
 }
 
 // beat tells that the plugin lives.

@@ -44,6 +44,14 @@ func (m *fakeMetrics) AddSample(_ context.Context, req *metricsv1.AddSampleReque
 	return &emptypb.Empty{}, nil
 }
 
+// SetGauge keeps the gauges of no source.
+func (m *fakeMetrics) SetGauge(_ context.Context, req *metricsv1.SetGaugeRequest) (*emptypb.Empty, error) {
+	if req.GetKey()[1] != "source" {
+		m.add("gauge "+metricName(req.GetKey(), req.GetLabels()), req.GetVal())
+	}
+	return &emptypb.Empty{}, nil
+}
+
 func (m *fakeMetrics) add(name string, n float32) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -132,10 +140,27 @@ func TestMetrics(t *testing.T) {
 	defer fake.mu.Unlock()
 	got := maps.Clone(fake.counts)
 	delete(got, "tpm.heartbeat")
+	delete(got, "tpm.configuration result=ok")
 	maps.DeleteFunc(got, func(_ string, n float32) bool { return n == 0 }) // told before there is one
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("counters (-want +got):\n%s", d)
 	}
+}
+
+// A reload that is refused leaves the old rules in use, and the one line in the log is
+// easily missed: an alert can be written on the counter. The version tells which of many
+// servers still has an old plugin.
+func TestMetricsOfThePlugin(t *testing.T) {
+	fake := newFakeMetrics()
+	p := serve(t, fake.server())
+	p.Version = "v1.2.3"
+	p.configure(t, oneHashDir(hashDir(t)))
+	fake.await(t, "tpm.configuration result=ok", 1)
+	fake.await(t, "gauge tpm.version version=v1.2.3", 1)
+	if err := p.tryConfigure(`source "hash_dir" "machines" { path = "nowhere" }`); err == nil {
+		t.Fatal("a relative path is accepted")
+	}
+	fake.await(t, "tpm.configuration result=refused", 1)
 }
 
 // A rule is tried before it decides, and a whole fleet is not looked for in a log:

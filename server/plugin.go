@@ -119,7 +119,7 @@ func (p *Plugin) BrokerHostServices(broker pluginsdk.ServiceBroker) error {
 
 // startWatch starts to tell what sources serve.
 func (p *Plugin) startWatch() {
-	p.watch.log, p.watch.metrics = p.log, p.metrics
+	p.watch.log, p.watch.metrics, p.watch.version = p.log, p.metrics, p.Version
 	p.watch.status = func() []sources.SourceStatus {
 		if g := p.current.Load(); g != nil {
 			return g.set.Status()

@@ -170,8 +170,10 @@ func (m *incoming) read(stream framedStream) (*nodeattestorv1.AttestRequest, err
 		return nil, err
 	}
 	defer data.Free()
+	whole := data.MaterializeToBuffer(mem.DefaultBufferPool())
+	defer whole.Free()
 	req := &nodeattestorv1.AttestRequest{}
-	if err := proto.Unmarshal(data.Materialize(), req); err != nil {
+	if err := proto.Unmarshal(whole.ReadOnlyData(), req); err != nil {
 		return nil, fmt.Errorf("decode the message: %w", err)
 	}
 	return req, nil

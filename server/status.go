@@ -36,7 +36,10 @@ type watch struct {
 	policy  func() sources.Policy
 
 	changes     chan struct{}
+	version     string
 	alternating atomic.Int64 // attestations, not told yet
+	accepted    atomic.Int64 // configurations, not told yet
+	refused     atomic.Int64
 
 	stop context.CancelFunc
 	done sync.WaitGroup
@@ -129,6 +132,8 @@ func (w *watch) tell(ctx context.Context, before map[string]told) map[string]tol
 	}
 	w.announce(slices.Collect(maps.Keys(now)))
 	w.metrics.alternated(w.alternating.Swap(0))
+	w.metrics.configured(w.accepted.Swap(0), w.refused.Swap(0))
+	w.metrics.version(within, w.version)
 	w.metrics.beat()
 	return now
 }

@@ -169,6 +169,8 @@ func TestStatusIsTold(t *testing.T) {
 			"tpm.source.refresh source=list result=ok":     1,
 			"tpm.source.refresh source=list result=failed": 0,
 			"tpm.ek.alternating":                           0,
+			"tpm.configuration result=ok":                  0,
+			"tpm.configuration result=refused":             0,
 			"tpm.heartbeat":                                1,
 		}
 		wantValues(t, b, values)
@@ -221,6 +223,8 @@ func TestStatusOfAnotherSource(t *testing.T) {
 			"tpm.source.refresh source=ca result=ok":     0,
 			"tpm.source.refresh source=ca result=failed": 1,
 			"tpm.ek.alternating":                         0,
+			"tpm.configuration result=ok":                0,
+			"tpm.configuration result=refused":           0,
 			"tpm.heartbeat":                              1,
 		}
 		wantValues(t, b, values)
