@@ -101,10 +101,26 @@ progress() {
 		[ $((ticks % 10)) -ne 0 ] || say "  ${ticks}s: $(tail -n 1 "$log" | cut -c 1-80)"
 	done
 }
+# apt runs apt-get. While another program (unattended upgrades, on a machine that is new) holds one of the
+# locks on packages, lists or downloads, it waits, and says so.
+patience=${APT_PATIENCE:-900}
+apt() {
+	waited=0
+	while :; do
+		at=$(wc -c <"$log")
+		if $sudo env DEBIAN_FRONTEND=noninteractive LC_ALL=C apt-get "$@" >>"$log" 2>&1 </dev/null; then
+			return 0
+		fi
+		held=$(tail -c "+$((at + 1))" "$log" | grep -m 1 'Could not get lock') || return 1
+		[ "$waited" -lt "$patience" ] || return 1
+		[ $((waited % 60)) -ne 0 ] || say "waiting for another program that installs packages: ${held#E: }"
+		sleep 5
+		waited=$((waited + 5))
+	done
+}
 install() {
-	# shellcheck disable=SC2086 # both are lists of words
-	$sudo env DEBIAN_FRONTEND=noninteractive \
-		apt-get install -y --no-install-recommends $packages >>"$log" 2>&1 </dev/null
+	# shellcheck disable=SC2086 # a list of words
+	apt install -y --no-install-recommends $packages
 }
 say "installing$packages"
 progress &
@@ -112,7 +128,7 @@ ticker=$!
 forbid
 if ! install; then
 	# An index of packages that is old, or not there, is the usual reason.
-	$sudo apt-get update >>"$log" 2>&1 </dev/null || :
+	apt update || :
 	install || {
 		tail -n 20 "$log" >&2
 		advise "apt-get could not install these packages, see above:$packages"
