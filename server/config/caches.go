@@ -40,8 +40,8 @@ func checkCaches(ps *problems, all []definition) {
 				ps.add(under(d.path, "cache_path"), "is also the cache of %s: give each source its own", other.source)
 			default:
 				said = true
-				ps.add(under(d.path, "cache_path"), "meets the cache of %s: a cache has files beside it whose names end in "+
-					"\".new\" and \".lock\"; give it another name", other.source)
+				ps.add(under(d.path, "cache_path"), "meets the cache of %s: a cache has files beside it "+
+					"whose names end in \".new\" and \".lock\"; give it another name", other.source)
 			}
 		}
 	}

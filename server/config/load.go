@@ -136,11 +136,10 @@ func (l *Loader) ask(f file) (found, error) {
 	if err := f.check(info, err); err != nil || f.cache == "" {
 		return found{info: info}, err
 	}
-	cache, err := l.stat(f.cache)
-	if err != nil { // it will be made
-		return found{info: info}, nil
+	if cache, err := l.stat(f.cache); err == nil { // otherwise it will be made
+		return found{info, cache}, exposedCache(f.cache, cache)
 	}
-	return found{info, cache}, exposedCache(f.cache, cache)
+	return found{info: info}, nil
 }
 
 // check returns what is wrong with a file, of which the file system has said this.
