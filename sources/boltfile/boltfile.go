@@ -118,7 +118,8 @@ func (f File) missing() error {
 // else replaces the file between check and the end of Write. check may be nil.
 //
 // fill may use several transactions; nothing that it writes counts before all of it
-// is on the disk. The bucket File.Bucket is there already.
+// is on the disk. The bucket File.Bucket is there already. If ctx ends, the wait for
+// others and the look at the old file end; fill has to look at it by itself.
 func (f File) Write(ctx context.Context, check func(*bbolt.Tx) error, fill func(*bbolt.DB) error) error {
 	unlock, err := f.lockWriters(ctx)
 	if err != nil {
@@ -137,7 +138,7 @@ func (f File) Write(ctx context.Context, check func(*bbolt.Tx) error, fill func(
 		return err
 	}
 	defer draft.Close()
-	if err := f.writeDraft(ctx, draft, fill); err != nil {
+	if err := f.writeDraft(draft, fill); err != nil {
 		_ = os.Remove(draftPath(f.Path)) // what stays is removed by the next Write
 		return err
 	}
@@ -145,7 +146,7 @@ func (f File) Write(ctx context.Context, check func(*bbolt.Tx) error, fill func(
 }
 
 // writeDraft fills the draft, adds the checksum, syncs it and renames it.
-func (f File) writeDraft(ctx context.Context, draft *os.File, fill func(*bbolt.DB) error) error {
+func (f File) writeDraft(draft *os.File, fill func(*bbolt.DB) error) error {
 	// bbolt closes the file that it is given.
 	fd, err := unix.FcntlInt(draft.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
@@ -166,14 +167,14 @@ func (f File) writeDraft(ctx context.Context, draft *os.File, fill func(*bbolt.D
 	}); err != nil {
 		return err
 	}
-	if err := f.seal(ctx, draft); err != nil {
+	if err := f.seal(draft); err != nil {
 		return err
 	}
 	return os.Rename(draft.Name(), f.Path)
 }
 
 // seal adds the checksum to a draft that is complete, and syncs it.
-func (f File) seal(ctx context.Context, draft *os.File) error {
+func (f File) seal(draft *os.File) error {
 	info, err := draft.Stat()
 	if err != nil {
 		return err
@@ -181,7 +182,7 @@ func (f File) seal(ctx context.Context, draft *os.File) error {
 	if size := info.Size() + sha256.Size; size > f.Limit {
 		return fmt.Errorf("a file of %d bytes would be longer than its limit of %d bytes", size, f.Limit)
 	}
-	sum, err := f.checksum(ctx, draft, info.Size())
+	sum, err := f.checksum(context.Background(), draft, info.Size())
 	if err != nil {
 		return err
 	}

@@ -138,7 +138,7 @@ func (f *Fetcher) flush(ctx context.Context) error {
 	if !changed {
 		return nil
 	}
-	err := cacheFile(f.path).Write(ctx, nil, func(db *bbolt.DB) error { return f.writeAll(ctx, db) })
+	err := cacheFile(f.path).Write(ctx, nil, f.writeAll)
 	if err != nil {
 		err = fmt.Errorf("cache %q: what was fetched is not saved and must be fetched again after a restart: %w",
 			f.path, err)
@@ -152,12 +152,9 @@ func (f *Fetcher) flush(ctx context.Context) error {
 }
 
 // writeAll writes all that memory holds into an empty file.
-func (f *Fetcher) writeAll(ctx context.Context, db *bbolt.DB) error {
+func (f *Fetcher) writeAll(db *bbolt.DB) error {
 	records := f.records()
 	for len(records) > 0 {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
 		if err := db.Update(func(tx *bbolt.Tx) (err error) {
 			records, err = putSome(tx.Bucket([]byte(recordsBucket)), records)
 			return err

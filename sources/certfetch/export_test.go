@@ -18,6 +18,9 @@ import (
 	"go.etcd.io/bbolt"
 )
 
+// MaxURL is the length of a URL that may be asked for.
+const MaxURL = maxURL
+
 // Public is what decides on addresses.
 func Public(a netip.Addr) bool { return public(a) }
 
@@ -150,8 +153,35 @@ func AddRecord(ctx context.Context, path string, key, value []byte) error {
 		return err
 	}
 	return cacheFile(path).Write(ctx, nil, func(db *bbolt.DB) error {
-		return errors.Join(f.writeAll(ctx, db), db.Update(func(tx *bbolt.Tx) error {
+		return errors.Join(f.writeAll(db), db.Update(func(tx *bbolt.Tx) error {
 			return tx.Bucket([]byte(recordsBucket)).Put(key, value)
 		}))
 	})
+}
+
+// CheckKept says what is wrong if an answer that is kept, or a failure, is not the same
+// after a restart.
+func CheckKept(kind Kind, url string, body []byte, wanted time.Time, problem string, failures uint8) error {
+	now := time.Unix(1e9, 0).UTC()
+	n := name{kind, url}
+	var fl *failure
+	for i := range int(failures) + 1 {
+		fl = newFailure(errors.New(problem), fl, now.Add(time.Duration(i)*time.Minute))
+	}
+	object := &kept{body: body, fetched: now, until: untilOf(now, wanted).UTC(), proven: failures%2 == 1}
+	for _, r := range []record{objectRecord(n, object), failureRecord(n, fl)} {
+		value, err := r.encode()
+		if err != nil {
+			return fmt.Errorf("it cannot be written: %w", err)
+		}
+		got, err := decodeRecord(r.key(), value)
+		if err != nil {
+			return fmt.Errorf("it is not read again: %w", err)
+		}
+		if got.name() != n || !bytes.Equal(got.body, r.body) || !got.Until.Equal(r.Until) || !got.Fetched.Equal(r.Fetched) ||
+			!bytes.Equal(got.Problem, r.Problem) || got.Times != r.Times || got.Proven != r.Proven {
+			return fmt.Errorf("%+v comes back as %+v", r, got)
+		}
+	}
+	return nil
 }

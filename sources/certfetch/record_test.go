@@ -1,7 +1,9 @@
 package certfetch_test
 
 import (
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 )
@@ -16,6 +18,24 @@ func FuzzCacheRecord(f *testing.F) {
 	f.Add([]byte("\xff\xff\xff\xff{}"))
 	f.Fuzz(func(t *testing.T, content []byte) {
 		if err := certfetch.CheckRecord(content); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// FuzzWhatIsKept holds that what is kept in memory can be kept in the file, and is the
+// same after a restart. An empty body is none: no Parse accepts it.
+func FuzzWhatIsKept(f *testing.F) {
+	f.Add(byte(0), "http://pki.example.org/a.crt", []byte("body"), int64(1e9+3600), "404", uint8(0))
+	f.Add(byte(1), "\xff"+strings.Repeat("x", 2000), []byte{0}, int64(-1<<63), "", uint8(255))
+	f.Add(byte(2), "", []byte("{}"), int64(1<<63-1), "\x00\u2028"+strings.Repeat("ü", 500), uint8(9))
+	f.Fuzz(func(t *testing.T, kind byte, url string, body []byte, wanted int64, problem string, failures uint8) {
+		if len(url) > certfetch.MaxURL || len(body) == 0 || len(body) > 64<<10 {
+			return
+		}
+		kinds := []certfetch.Kind{certfetch.Issuer, certfetch.EKCertificate, certfetch.CRL.Of("\xff")}
+		err := certfetch.CheckKept(kinds[int(kind)%len(kinds)], url, body, time.Unix(wanted, 0), problem, failures)
+		if err != nil {
 			t.Fatal(err)
 		}
 	})

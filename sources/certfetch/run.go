@@ -15,7 +15,7 @@ const (
 	// flushShare keeps writing, which is always of the whole file, to a hundredth of
 	// the time.
 	flushShare = 100
-	// flushTimeout bounds the last write.
+	// flushTimeout bounds how long the last write waits for others.
 	flushTimeout = 3 * time.Second
 )
 
@@ -56,7 +56,7 @@ func (f *Fetcher) Run(ctx context.Context) error {
 				wake = nil
 				timer.Reset(flushPause)
 			default:
-				delay = max(flushDelay, flushShare*time.Since(begun))
+				delay = max(flushDelay, min(flushShare*time.Since(begun), 10*flushPause))
 			}
 		case <-ctx.Done():
 			for _, done := range f.setRunning(false) {
@@ -97,7 +97,8 @@ func (f *Fetcher) Close() error {
 	return f.flushLast(context.Background())
 }
 
-// flushLast writes what is not written yet though ctx has ended, in a bounded time.
+// flushLast writes what is not written yet though ctx has ended. It waits for no other
+// process for long.
 func (f *Fetcher) flushLast(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 	defer cancel()

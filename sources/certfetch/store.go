@@ -1,6 +1,7 @@
 package certfetch
 
 import (
+	"cmp"
 	"errors"
 	"strings"
 	"time"
@@ -69,7 +70,8 @@ type failure struct {
 // newFailure returns the failure after previous, which may be nil.
 func newFailure(err error, previous *failure, now time.Time) *failure {
 	fl := &failure{
-		problem: printable(err.Error()), notFound: errors.Is(err, ErrNotFound), silent: errors.Is(err, ErrSilent),
+		problem:  cmp.Or(printable(err.Error()), "it gave no reason"),
+		notFound: errors.Is(err, ErrNotFound), silent: errors.Is(err, ErrSilent),
 		at: now, until: now.Add(maxFailureAge), times: 1,
 	}
 	var bad *badAnswerError
