@@ -1,8 +1,11 @@
 package mirror_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/base64"
 	"encoding/pem"
 	"errors"
@@ -224,6 +227,39 @@ func TestWrongAnswersReplaceNothing(t *testing.T) {
 	fill(t, cfg, m)
 	if got := tree(t, dir)[v.host+"/root.crl"]; got != string(right) {
 		t.Error("the CRL is the one from the future")
+	}
+}
+
+// An indirect CRL, by a CA above the issuer of the certificate that names it, is one
+// that an ek_ca accepts: a mirror without it admits none of Intel's newer machines
+// under "required". One by a stranger is missing.
+func TestIndirectCRL(t *testing.T) {
+	v, dir := newVendor(t), t.TempDir()
+	element := func(tag byte, parts ...[]byte) []byte {
+		content := bytes.Join(parts, nil)
+		return append([]byte{tag, byte(len(content))}, content...)
+	}
+	url := element(0x86, []byte(v.url+"/indirect.crl"))
+	issuer := element(0xa2, element(0xa4, v.root.Certificate.RawSubject))
+	point := element(0x30, element(0x30, element(0xa0, element(0xa0, url)), issuer))
+	m := machines(t, inPEM(t, true, v.tpmThatNames(1, func(c *x509.Certificate) {
+		c.IssuingCertificateURL = []string{v.url + "/sub.crt"}
+		c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 31}, Value: point})
+	})))
+	indirect := func(l *x509.RevocationList) {
+		l.ExtraExtensions = []pkix.Extension{{
+			Id: asn1.ObjectIdentifier{2, 5, 29, 28}, Critical: true, Value: []byte{0x30, 3, 0x84, 1, 0xff},
+		}}
+	}
+	v.put("/indirect.crl", attestortest.NewCA(t, "root").CRL(t, indirect))
+	if _, out := fill(t, v.config(dir), m); !strings.Contains(out, "is not signed by the issuer") {
+		t.Errorf("a stranger's:\n%s", out)
+	}
+	list := v.root.CRL(t, indirect)
+	v.put("/indirect.crl", list)
+	_, out := fill(t, v.config(dir), m)
+	if got := tree(t, dir)[v.host+"/indirect.crl"]; got != string(list) {
+		t.Errorf("it is not in the folder:\n%s", out)
 	}
 }
 
