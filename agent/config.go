@@ -65,7 +65,8 @@ func parseSettings(src string) ([]setting, error) {
 		return settings, nil
 	}
 	if strings.Count(src, "[")+strings.Count(src, "{") > maxBrackets {
-		return nil, fmt.Errorf("the configuration has more than %d brackets: no key takes a list or a block", maxBrackets)
+		return nil, fmt.Errorf("the configuration has more than %d brackets: no key takes a list or a block",
+			maxBrackets)
 	}
 	return parseHCL(src)
 }

@@ -99,14 +99,14 @@ func TestSplitCertificates(t *testing.T) {
 		want    int
 		err     string
 	}{
-		"nothing":          {nil, 0, ""},
-		"padding":          {make([]byte, 100), 0, ""},
-		"two":              {slices.Concat(cert, cert), 2, ""},
-		"one and 0xFF":     {slices.Concat(cert, bytes.Repeat([]byte{0xFF}, 9)), 1, ""},
-		"one and a part":   {slices.Concat(cert, cert[:100]), 1, "certificate 2"},
-		"one and 0x11":     {slices.Concat(cert, bytes.Repeat([]byte{0x11}, 192)), 1, ""},
-		"a string":         {[]byte{4, 1, 0}, 0, "certificate 1"},
-		"seventeen":        {bytes.Repeat(cert, 17), 16, "more than 16"},
+		"nothing":        {nil, 0, ""},
+		"padding":        {make([]byte, 100), 0, ""},
+		"two":            {slices.Concat(cert, cert), 2, ""},
+		"one and 0xFF":   {slices.Concat(cert, bytes.Repeat([]byte{0xFF}, 9)), 1, ""},
+		"one and a part": {slices.Concat(cert, cert[:100]), 1, "certificate 2"},
+		"one and 0x11":   {slices.Concat(cert, bytes.Repeat([]byte{0x11}, 192)), 1, ""},
+		"a string":       {[]byte{4, 1, 0}, 0, "certificate 1"},
+		"seventeen":      {bytes.Repeat(cert, 17), 16, "more than 16"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			chain, err := splitCertificates(tt.content)

@@ -166,7 +166,7 @@ func TestSilentSocket(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer l.Close()
+		t.Cleanup(func() { l.Close() })
 		err = explain("read", explainSocket(path, errTimeout))
 		if named := strings.Contains(err.Error(), "unix:"+filepath.Join(dir, "a")); named != (i == 0) {
 			t.Errorf("error %v", err)

@@ -58,7 +58,7 @@ func TestFullTPM(t *testing.T) {
 	for _, ek := range []attestor.KeyType{attestor.RSA2048, attestor.P256, attestor.P384} {
 		tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 		fresh := func() *TPM { return newTPM(t, Config{Device: tpm.Device, EK: ek}) }
-		for name, make := range map[string]tpm2.TPMCC{
+		for name, last := range map[string]tpm2.TPMCC{
 			"EKs": tpm2.TPMCCCreatePrimary, "AKs": tpm2.TPMCCCertifyCreation,
 		} {
 			t.Run(fmt.Sprintf("%s of an earlier agent, %s", name, ek), func(t *testing.T) {
@@ -67,7 +67,7 @@ func TestFullTPM(t *testing.T) {
 					var seen bool
 					tap := new(tap)
 					tap.after = func(cc tpm2.TPMCC, _, rsp []byte) []byte {
-						seen = seen || cc == make
+						seen = seen || cc == last
 						return rsp
 					}
 					tap.instead = func(int, tpm2.TPMCC, []byte) ([]byte, error) {
