@@ -129,6 +129,10 @@ func (a *activator) ActivateCredential(credential, secret []byte) ([]byte, error
 func (p *Plugin) report(a *tpm.Attestation) {
 	p.logger.Info("attesting with the TPM", "ek_hash", a.EKHash, "ek", string(a.KeyType),
 		"ek_certificate", a.Claim.Certificate != nil, "ek_persistent", a.Persistent != 0)
+	if types := otherTypes(a); len(types) > 0 {
+		p.logger.Info("the EK certificates in the TPM are for other keys: to attest with one of them, set ek",
+			"ek", strings.Join(types, " or "))
+	}
 	if a.ChainErr != nil {
 		p.logger.Warn("skipping CA certificates of the TPM", "error", a.ChainErr)
 	}
@@ -137,6 +141,25 @@ func (p *Plugin) report(a *tpm.Attestation) {
 			p.logger.Warn("skipping an EK certificate", "error", cert.Err)
 		}
 	}
+}
+
+// otherTypes returns the types of EK for which there are certificates, if there is none for
+// the one in use: ek = "auto" does not choose by them.
+func otherTypes(a *tpm.Attestation) []string {
+	if a.Claim.Certificate != nil {
+		return nil
+	}
+	var types []string
+	for _, cert := range a.Certificates {
+		if cert.Err != nil {
+			continue
+		}
+		t, err := attestor.KeyTypeOf(cert.Certificate.PublicKey)
+		if _, unusable := tpm.ParseEK(string(t)); err == nil && unusable == nil && t != a.KeyType {
+			types = append(types, string(t))
+		}
+	}
+	return types
 }
 
 // prove is the dialogue of one attestation.

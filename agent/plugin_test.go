@@ -144,6 +144,22 @@ func TestAttest(t *testing.T) {
 	}
 }
 
+// A TPM that has no certificate for its RSA 2048 EK, but others, attests without one, by the EK that
+// "auto" always is; who looks for the certificate learns how to use it.
+func TestCertificateOfAnotherEK(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{RSA3072: true})
+	const hint = "to attest with one of them, set ek: ek=\"p384 or rsa3072\""
+	for keys, want := range map[string]bool{"": true, `ek = "rsa3072"`: false} {
+		p := serve(t, device(tpm)+"\n"+keys)
+		if err := p.attest(t.Context(), new(ours)); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Contains(p.log.String(), hint); got != want {
+			t.Errorf("%s: the log says it: %v, want %v: %s", keys, got, want, p.log)
+		}
+	}
+}
+
 // A fleet migrates one machine at a time: a server that knows only the
 // incumbent's fields understands this agent, and sees the same EK.
 func TestAttestToTheIncumbentsServer(t *testing.T) {
