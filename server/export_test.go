@@ -30,6 +30,9 @@ func (p *Plugin) Use(tb testing.TB, text string, policy sources.Policy, members 
 	p.current.Store(g)
 }
 
+// Arriving is how many bytes of messages are arriving, or wait to be checked.
+func (p *Plugin) Arriving() int64 { return p.arriving.Load() }
+
 // UnderWay is how many attestations are under way.
 func (p *Plugin) UnderWay() int64 { return p.underWay.Load() }
 

@@ -37,7 +37,7 @@ type spire struct {
 // start starts a plugin. The caller calls the function that it returns.
 func start(path string, env ...string) (*spire, func(), error) {
 	s := &spire{log: &syncBuffer{}}
-	cmd := exec.Command(path) //nolint:gosec // G204: built by the test
+	cmd := exec.Command(path)
 	cmd.Env = append(os.Environ(), env...)
 	client := goplugin.NewClient(&goplugin.ClientConfig{
 		HandshakeConfig:  goplugin.HandshakeConfig{ProtocolVersion: 1, MagicCookieKey: kind, MagicCookieValue: kind},
@@ -205,7 +205,7 @@ func TestPluginEndsWithItsParent(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			parent := exec.Command(os.Args[0]) //nolint:gosec // G204: itself
+			parent := exec.Command(os.Args[0])
 			parent.Env = append(os.Environ(), envPlugin+"="+built(t, name), envConfig+"="+hcl)
 			parent.Stderr = os.Stderr
 			out, err := parent.StdoutPipe()
