@@ -65,6 +65,9 @@ func decoded(resp *http.Response, limit int64) (io.Reader, error) {
 	case "", "identity":
 		return resp.Body, nil
 	case "gzip", "x-gzip": // RFC 9110, 8.4.1.3
+	case "aws-chunked": // how it was uploaded, which a store may keep with an object
+		return nil, errors.New("the answer is encoded as \"aws-chunked\": the list was uploaded with that in its " +
+			"metadata: upload it again without Content-Encoding")
 	default:
 		return nil, fmt.Errorf("the answer is encoded as %.40q: only gzip was asked for", encoding)
 	}

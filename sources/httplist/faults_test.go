@@ -127,6 +127,7 @@ func faults() []fault {
 		{"gzip bomb", raw(body(bomb(`{"x": "`, 'y', 64), isZipped)), "too long"},
 		{"endless empty gzip", rawThen(ok+isZipped+"\r\n\r\n", endless(zipped(""))), "longer than the limit even while compressed"},
 		{"gzip twice", raw(body(zipped(zipped(two)), "Content-Encoding: gzip, gzip")), "only gzip was asked for"},
+		{"a bucket's metadata", raw(body(two, "Content-Encoding: aws-chunked")), "upload it again without"},
 		{"another encoding", raw(body(two, "Content-Encoding: br")), "only gzip was asked for"},
 		{"HTML", raw(body("<html>" + hash("two") + "</html>")), "not a JSON list"},
 		{"nothing", raw(body("")), "not a JSON list"},
