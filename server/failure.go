@@ -147,6 +147,9 @@ func (a *attestation) log(ctx context.Context, level hclog.Level, message string
 		args = append(args, "ek_hash", a.ekHash)
 	}
 	d := &a.decision
+	if names := machineNames(d); names != "" {
+		args = append(args, "name", clean(names, maxLogged))
+	}
 	for _, list := range []struct {
 		key   string
 		names []string
@@ -162,6 +165,18 @@ func (a *attestation) log(ctx context.Context, level hclog.Level, message string
 		args = append(args, "sources", clean(d.Explain(), maxLogged))
 	}
 	a.plugin.log.Log(level, message, args...)
+}
+
+// machineNames returns what lists call the machine: a person knows it by that, and not
+// by its EK hash.
+func machineNames(d *sources.Decision) string {
+	var names []string
+	for i := range d.Answers {
+		if name := d.Answers[i].Verdict.Attributes.Name; name != "" && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, ",")
 }
 
 // explainTrials says what the rules on trial would have done.

@@ -28,6 +28,9 @@ func TestRefusalsAreLogged(t *testing.T) {
 		deny "new" { any = ["trial"] enforce = false }`, denied, denied))
 	_, _ = p.attestTPM(t, tpm)
 	line := p.log.find(t, "Attestation failed")
+	if line["name"] != nil {
+		t.Errorf("a machine without a name is called %v", line["name"])
+	}
 	for key, want := range map[string]string{
 		"@level": "warn", "outcome": "refused", "reason": "deny rule stolen holds", "denied_by": "stolen",
 		"ek_hash": tpm.EKHash(), "peer": agentAddress, "trials": "deny new: would hold",
@@ -40,6 +43,12 @@ func TestRefusalsAreLogged(t *testing.T) {
 		if got := fmt.Sprint(line["sources"]); !strings.Contains(got, want) {
 			t.Errorf("sources is %q, want %q in it", got, want)
 		}
+	}
+
+	list(t, denied, tpm.EKHash(), `{"name": "stolen-laptop"}`)
+	_, _ = p.attestTPM(t, tpm)
+	if line = p.log.find(t, "Attestation failed"); line["name"] != "stolen-laptop" {
+		t.Errorf("a person cannot tell which machine this is: %v", line)
 	}
 
 	_, _ = p.attest(t, []byte("{\"EK\":\"\x1b[2J\"}"), nil)

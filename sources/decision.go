@@ -143,7 +143,7 @@ type Decision struct {
 	Trials []Trial
 
 	// Answers are what every source that was asked said, sorted by source. Those of
-	// BeforeChallenge have no attributes.
+	// BeforeChallenge that challenges have no attributes.
 	Answers []Answer
 }
 

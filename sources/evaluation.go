@@ -42,8 +42,10 @@ func (s *Set) BeforeChallenge(ctx context.Context, ev *Evidence) Decision {
 	if d.Outcome = s.plan.decide(e.values); d.Outcome == Admitted {
 		d.Outcome, d.Known = Challenge, s.plan.knows(e.values)
 	}
-	for i := range d.Answers { // nothing is granted yet, and the caller may keep d for a while
-		d.Answers[i].Verdict.Attributes = Attributes{}
+	for i := range d.Answers {
+		if d.Outcome == Challenge { // nothing is granted yet, and the caller may keep d for a while
+			d.Answers[i].Verdict.Attributes = Attributes{}
+		}
 	}
 	return d
 }
