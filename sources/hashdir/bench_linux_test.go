@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -41,8 +42,8 @@ func benchmarkDirectory(b *testing.B, files []string) string {
 
 // BenchmarkCheckOverBare takes turns between checks and their bare system calls, so
 // that what else the machine does meets both, and reports the ratio of their medians.
-// The bare ones open the directory, stat both names of the entry and close the
-// directory: what no check that holds nothing in memory can do without.
+// The bare ones open the directory, stat the names of the entry (both, and all four if
+// there is none) and close the directory: what no check that holds nothing in memory can do without.
 //
 // "now" is what a Set asks first: CheckNow, which needs a few system calls more and no
 // goroutine that could hang. No bar is set for it.
@@ -99,6 +100,8 @@ func bareSyscalls(b *testing.B, dir string, want bool) func() {
 	b.Helper()
 	flat := hash(1)
 	sharded := filepath.Join(flat[:2], flat)
+	upper := strings.ToUpper(flat)
+	upperSharded := filepath.Join(upper[:2], upper)
 	return func() {
 		fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
@@ -107,6 +110,10 @@ func bareSyscalls(b *testing.B, dir string, want bool) func() {
 		var st unix.Stat_t
 		errFlat := unix.Fstatat(fd, flat, &st, 0)
 		errSharded := unix.Fstatat(fd, sharded, &st, 0)
+		if !want { // then the names in upper case are looked for as well
+			_ = unix.Fstatat(fd, upper, &st, 0)
+			_ = unix.Fstatat(fd, upperSharded, &st, 0)
+		}
 		unix.Close(fd)
 		if (errFlat == nil || errSharded == nil) != want {
 			b.Fatal(errFlat, errSharded)

@@ -7,6 +7,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
 // maxContent is how many bytes an entry may have: a longer file is not looked
@@ -20,8 +21,8 @@ const maxContent = 64 << 10
 // and anything behind the object are errors; a label that is there twice counts once,
 // and blanks around a name or a label are no part of it.
 func parseEntry(content []byte) (sources.Attributes, error) {
-	content = bytes.TrimLeft(bytes.TrimPrefix(content, []byte("\ufeff")), " \t\r\n")
-	if len(content) == 0 || content[0] != '{' || len(content) > maxContent {
+	content = objectIn(content)
+	if content == nil {
 		return sources.Attributes{}, nil
 	}
 	var entry struct {
@@ -36,4 +37,13 @@ func parseEntry(content []byte) (sources.Attributes, error) {
 		return sources.Attributes{}, fmt.Errorf("content: %w", err)
 	}
 	return attrs, nil
+}
+
+// objectIn returns the content of an entry from where a JSON object begins, or nil.
+func objectIn(content []byte) []byte {
+	content = bytes.TrimLeft(smallfile.TrimMark(content), " \t\r\n")
+	if len(content) == 0 || content[0] != '{' || len(content) > maxContent {
+		return nil
+	}
+	return content
 }

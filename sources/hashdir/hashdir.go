@@ -6,9 +6,12 @@
 //	<path>/<first two hex digits of hash>/<hash>
 //	<path>/<hash>
 //
-// so that a machine is added by making a file and revoked by removing it, and
-// any file system will do. The directory may hold both forms at once; the first
+// all in lower case or all in upper case, so that a machine is added by making a file and revoked by removing it, and
+// any file system will do. The directory may hold all forms at once; the first
 // one wins.
+//
+// Now and then, and never for an attestation, Run lists the directory and warns of
+// what looks like an entry and is none, and of names that are given twice.
 //
 // A regular file is an entry, and so is a symbolic link to one as long as all
 // of the way stays beneath the directory, as it does in a mounted ConfigMap. A
@@ -38,6 +41,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/apart"
 )
 
 // Config is where the directory is.
@@ -67,6 +71,8 @@ type Source struct {
 	// known; openCached is the function of that name.
 	volume     atomic.Pointer[volume]
 	openCached func(path string) (directory, uint64, error)
+
+	scanner
 }
 
 // New checks the configuration and returns the source. It does not touch the
@@ -86,6 +92,7 @@ func New(cfg Config) (*Source, error) {
 	return &Source{
 		path: cfg.Path, marker: cfg.Marker, open: opener(),
 		undisturbed: undisturbed, made: time.Now(), openCached: openCached,
+		scanner: scanner{lane: apart.New("the directory"), interval: scanInterval},
 	}, nil
 }
 
@@ -95,7 +102,7 @@ func CheckMarker(name string) error {
 	if name == "." || !filepath.IsLocal(name) || strings.ContainsAny(name, "/\\\x00") || len(name) > 255 {
 		return fmt.Errorf("%.80q is not a file name: write the name of a file in the directory, without a path", name)
 	}
-	if (len(name) == 2 || len(name) == hashLen) && isLowerHex(name) {
+	if (len(name) == 2 || len(name) == hashLen) && isEntryCase(name) {
 		return fmt.Errorf("%.80q is a name that an entry may have: choose another", name)
 	}
 	return nil
@@ -182,13 +189,27 @@ func (s *Source) pathError(op string, err error) error {
 // reasons are those of a verdict, by the name that the entry has.
 var reasons = [2]string{"has a file named after the hash in its shard", "has a file named after the hash"}
 
-// look looks for an entry under its names.
+// look looks for an entry under its names, in lower and then in upper case.
 func (s *Source) look(dir directory, names [2]string) (sources.Verdict, error) {
 	if err := s.checkMarked(dir); err != nil {
 		return sources.Verdict{}, err
 	}
+	v, err := s.lookFor(dir, names)
+	if err != nil || v.Listed {
+		return v, err
+	}
+	if upper, ok := upperNames(names[1]); ok {
+		return s.lookFor(dir, upper)
+	}
+	return sources.Verdict{}, nil
+}
+
+func (s *Source) lookFor(dir directory, names [2]string) (sources.Verdict, error) {
 	for i, name := range names {
 		attrs, found, err := lookUp(dir, name)
+		if err == nil && found {
+			err = s.unique(dir, names[1], attrs.Name)
+		}
 		if err != nil {
 			return sources.Verdict{}, fmt.Errorf("%q in directory %q: %w", name, s.path, explain(err))
 		}

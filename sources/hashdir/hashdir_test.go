@@ -45,7 +45,7 @@ func TestNew(t *testing.T) {
 		{cfg: Config{Path: "hashes"}},
 		{cfg: Config{Path: "/does/not/exist", Marker: ".mounted"}},
 		{cfg: Config{Path: "d", Marker: "..data"}},
-		{cfg: Config{Path: "d", Marker: "AB"}},
+		{cfg: Config{Path: "d", Marker: "aB"}},
 		{cfg: Config{Path: "d", Marker: "abc"}},
 		{want: "path is empty"},
 		{cfg: Config{Path: "a\x00b"}, want: "zero byte"},
@@ -59,6 +59,7 @@ func TestNew(t *testing.T) {
 		{cfg: Config{Path: "d", Marker: "m\x00"}, want: "without a path"},
 		{cfg: Config{Path: "d", Marker: strings.Repeat("m", 256)}, want: "without a path"},
 		{cfg: Config{Path: "d", Marker: "ab"}, want: "a name that an entry may have"},
+		{cfg: Config{Path: "d", Marker: "AB"}, want: "a name that an entry may have"},
 		{cfg: Config{Path: "d", Marker: hash(1)}, want: "a name that an entry may have"},
 	} {
 		s, err := New(test.cfg)

@@ -1,5 +1,7 @@
 package hashdir
 
+import "strings"
+
 // hashLen is the length of an EK hash: SHA-256 in hex digits.
 const hashLen = 64
 
@@ -11,9 +13,20 @@ func entryNames(hash string) (names [2]string, ok bool) {
 	if len(hash) != hashLen || !isLowerHex(hash) {
 		return [2]string{}, false
 	}
+	return namesOf(hash), true
+}
+
+// upperNames returns the names once more in upper case, as lists take a hash too. ok
+// is false for a hash without letters.
+func upperNames(hash string) (names [2]string, ok bool) {
+	upper := strings.ToUpper(hash)
+	return namesOf(upper), upper != hash
+}
+
+func namesOf(hash string) [2]string {
 	sharded := [3 + hashLen]byte{hash[0], hash[1], '/'}
 	copy(sharded[3:], hash)
-	return [2]string{string(sharded[:]), hash}, true
+	return [2]string{string(sharded[:]), hash}
 }
 
 // isLowerHex reports whether s has no byte but 0 to 9 and a to f.
@@ -24,4 +37,40 @@ func isLowerHex(s string) bool {
 		}
 	}
 	return true
+}
+
+// isEntryCase reports whether s has no byte but hex digits, all letters of one case.
+func isEntryCase(s string) bool {
+	return isLowerHex(s) || isLowerHex(strings.ToLower(s)) && s == strings.ToUpper(s)
+}
+
+// digits returns how many hex digits there are in s.
+func digits(s string) int {
+	n := 0
+	for i := range len(s) {
+		if isLowerHex(strings.ToLower(s[i : i+1])) {
+			n++
+		}
+	}
+	return n
+}
+
+// doubt says why a name that looks like an entry is none, or nothing if it does not
+// look like one. shard is the folder that it is in, or empty.
+func doubt(shard, name string) string {
+	const least = 32 // hex digits, and half of the name: a hash that was cut, or more around it
+	hex := isLowerHex(strings.ToLower(name))
+	switch n := digits(name); {
+	case n < least || 2*n < len(name):
+		return ""
+	case hex && len(name) == hashLen && !isEntryCase(name):
+		return "has letters of both cases: write all in lower or all in upper case"
+	case hex && len(name) == hashLen && shard != name[:2]:
+		return "is in the folder of other hashes: move it to " + name[:2] + " or to the directory itself"
+	case hex && len(name) == hashLen-2 && shard != "":
+		return "lacks the two digits of its folder: name the file by the whole hash"
+	case strings.TrimSpace(name) != name:
+		return "has a blank or a line end in its name: rename it"
+	}
+	return "is not named by 64 hex digits: rename it to the hash alone"
 }

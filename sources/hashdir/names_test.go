@@ -44,7 +44,11 @@ func FuzzPath(f *testing.F) {
 		if want := [2]string{hash[:2] + "/" + hash, hash}; names != want {
 			t.Fatalf("entryNames(%q) = %q, want %q", hash, names, want)
 		}
-		for _, name := range names {
+		upper, differs := upperNames(hash)
+		if h := strings.ToUpper(hash); upper != [2]string{h[:2] + "/" + h, h} || differs != (h != hash) {
+			t.Fatalf("upperNames(%q) = %q, %v", hash, upper, differs)
+		}
+		for _, name := range append(names[:], upper[:]...) {
 			if !filepath.IsLocal(name) || filepath.Clean(name) != name {
 				t.Fatalf("entryNames(%q) has %q, which is not local", hash, name)
 			}

@@ -188,7 +188,7 @@ func testStatus(tb run) {
 	if loads && (st.Loaded.IsZero() || st.Loaded.After(time.Now())) {
 		tb.Errorf("loaded at %v", st.Loaded)
 	}
-	if st.Entries < 2 {
+	if loads && st.Entries < 2 { // what is read afresh for each check is not counted
 		tb.Errorf("%d entries, where 2 are listed", st.Entries)
 	}
 	for _, w := range st.Warnings {
