@@ -24,7 +24,7 @@ const (
 	// maxArriving is how many bytes of messages may be arriving, or have arrived and not
 	// been read by the verifier, at once. An honest payload has 2 to 10 KiB and takes a
 	// millisecond.
-	maxArriving = 8 << 20
+	maxArriving = 2 << 20
 	// arrivalTimeout is how long a message may take from its first bytes to its last:
 	// SPIRE sends nothing before it has the whole message.
 	arrivalTimeout = 5 * time.Second
