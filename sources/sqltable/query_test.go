@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sqltable"
 )
 
@@ -152,11 +153,11 @@ func FuzzQuery(f *testing.F) {
 	})
 }
 
-// Whatever is in the column, labels are within their limits or an error, and an
-// array of strings that a list may hold is read as it is.
+// Whatever is in the column, the labels of the row are within their limits, each once
+// and without blanks around it, or an error.
 func FuzzLabels(f *testing.F) {
 	for _, seed := range []string{
-		``, `null`, `[]`, `["a","b","a"]`, `["a",null]`, `["\u0000"]`, `["\ud800"]`, `{"a":1}`, `"a"`, `[["a"]]`, `["a"] x`,
+		``, `null`, `[]`, `["a","b","a"]`, `["a"," a","a "]`, `[" "]`, `["a",null]`, `["\u0000"]`, `["\ud800"]`, `{"a":1}`, `"a"`, `[["a"]]`, `["a"] x`,
 		`[1]`, "[\"\xff\"]", strings.Repeat("[", 20_000), `["` + strings.Repeat("a", 300) + `"]`,
 	} {
 		f.Add(seed)
@@ -176,6 +177,9 @@ func FuzzLabels(f *testing.F) {
 		for _, l := range labels {
 			if seen[l] {
 				t.Errorf("%q is a duplicate", l)
+			}
+			if l == "" || l != sources.TrimBlanks(l) {
+				t.Errorf("%q is empty or has blanks around it", l)
 			}
 			seen[l] = true
 		}
