@@ -103,10 +103,10 @@ func toHost(config *tls.Config, host string) *tls.Config {
 
 func isSocket(host string) bool { return strings.HasPrefix(host, "/") || strings.HasPrefix(host, "@") }
 
-// isLocal reports whether a host is this machine, by a name that no network can
-// answer for.
+// isLocal reports whether a host is this machine and no other can answer for it:
+// where localName leads, dial looks at.
 func isLocal(host string) bool {
-	if isSocket(host) || host == "localhost" {
+	if isSocket(host) || host == localName {
 		return true
 	}
 	addr, err := netip.ParseAddr(host)

@@ -100,6 +100,57 @@ func TestNoWayAround(t *testing.T) {
 	}
 }
 
+// A name server that answers for localhost could play the database without TLS. Where
+// the name leads is looked at when the connection is made, with either driver.
+func TestLocalhostOfAnotherMachine(t *testing.T) {
+	for address, ok := range map[string]bool{
+		"127.0.0.1:5432": true, "127.9.9.9:5432": true, "[::1]:5432": true, "[::ffff:127.0.0.1]:5432": true,
+		"192.0.2.1:5432": false, "10.0.0.1:5432": false, "[2001:db8::1]:5432": false, "0.0.0.0:5432": false,
+		"[64:ff9b::7f00:1]:5432": false, "/run/mysqld.sock": false, "localhost:5432": false,
+	} {
+		if err := onlyLoopback(t.Context(), "tcp", address, nil); (err == nil) != ok {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+	if dialerTo("localhost:3306").ControlContext == nil || dialerTo("db.example.org:3306").ControlContext != nil {
+		t.Error("localhost is not looked at, or another host is")
+	}
+	// The driver of PostgreSQL resolves names before it dials: not this one.
+	if got, err := lookUp(t.Context(), "localhost"); err != nil || len(got) != 1 || got[0] != "localhost" {
+		t.Errorf("localhost is resolved to %q, %v", got, err)
+	}
+	for _, host := range []string{"Localhost", "localhost.", "localhost.example.org", "ip6-localhost"} {
+		if isLocal(host) {
+			t.Errorf("%s needs no TLS", host)
+		}
+	}
+}
+
+// The check is made for each connection to localhost, which is answered here.
+func TestLocalhostIsThisMachine(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := dial(t.Context(), "tcp", net.JoinHostPort("localhost", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	pg, err := (&connector{dsn: "host=localhost user=u"}).pgConfig(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := pg.LookupFunc(t.Context(), "localhost"); err != nil || len(got) != 1 || got[0] != "localhost" {
+		t.Errorf("localhost is resolved to %q, %v, before it is dialled", got, err)
+	}
+}
+
 // An answer without end does not fill the memory.
 func TestAnswerWithoutEnd(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")

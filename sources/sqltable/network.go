@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -15,12 +16,46 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interv
 
 // dial opens a connection of which no answer may be too long.
 func dial(ctx context.Context, network, address string) (net.Conn, error) {
-	dialer := net.Dialer{KeepAliveConfig: keepAlive}
-	conn, err := dialer.DialContext(ctx, network, address)
+	conn, err := dialerTo(address).DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
 	return &boundedConn{Conn: conn}, nil
+}
+
+// dialerTo returns what connects to an address.
+func dialerTo(address string) *net.Dialer {
+	dialer := &net.Dialer{KeepAliveConfig: keepAlive}
+	if host, _, err := net.SplitHostPort(address); err == nil && host == localName {
+		dialer.ControlContext = onlyLoopback
+	}
+	return dialer
+}
+
+// localName is the name of this machine (RFC 6761, 6.3). It needs no TLS, but DNS may
+// answer for it, so it is looked at where a connection to it leads.
+const localName = "localhost"
+
+// lookUp resolves a host as a driver is to do it: localName is left to dial.
+func lookUp(ctx context.Context, host string) ([]string, error) {
+	if host == localName {
+		return []string{host}, nil
+	}
+	return net.DefaultResolver.LookupHost(ctx, host)
+}
+
+// onlyLoopback is called by a dialer with the address that it is about to connect to,
+// after it has resolved localName.
+func onlyLoopback(_ context.Context, _, address string, _ syscall.RawConn) error {
+	to, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return fmt.Errorf("connect to %q", address)
+	}
+	if !to.Addr().Unmap().IsLoopback() {
+		return fmt.Errorf("%s resolves to %v, which is not this machine: "+
+			"write 127.0.0.1 or [::1] in the DSN, or mend /etc/hosts", localName, to.Addr())
+	}
+	return nil
 }
 
 // maxAnswer is how much the database may send before it is asked again, in

@@ -14,6 +14,15 @@ import (
 
 // postgres returns what connects to a PostgreSQL.
 func (c *connector) postgres(config *tls.Config) (driver.Connector, error) {
+	pg, err := c.pgConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	return stdlib.GetConnector(*pg), nil
+}
+
+// pgConfig returns how the driver connects.
+func (c *connector) pgConfig(config *tls.Config) (*pgx.ConnConfig, error) {
 	pg, err := pgx.ParseConfig(c.dsn)
 	if err != nil {
 		return nil, badDSN(err, "postgres://<user>:<password>@<host>/<database>?sslmode=verify-full")
@@ -33,12 +42,12 @@ func (c *connector) postgres(config *tls.Config) (driver.Connector, error) {
 		}
 	}
 	pg.ConnectTimeout = c.cfg.Timeout / time.Duration(len(hosts))
-	pg.DialFunc = dial
+	pg.DialFunc, pg.LookupFunc = dial, lookUp
 	pg.RuntimeParams["default_transaction_read_only"] = "on"
 	setDefault(pg.RuntimeParams, "application_name", "tpm-attestor")
 	// A look-up that hangs on a lock ends there as well, and leaves no session.
 	setDefault(pg.RuntimeParams, "statement_timeout", strconv.FormatInt(c.cfg.Timeout.Milliseconds(), 10))
-	return stdlib.GetConnector(*pg), nil
+	return pg, nil
 }
 
 func setDefault(m map[string]string, key, value string) {
