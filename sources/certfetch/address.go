@@ -33,9 +33,23 @@ var notPublic = prefixes(
 )
 
 // global is all of IPv6 that is given out. Loopback, unique local, link-local,
-// multicast, NAT64 (64:ff9b::/96, 64:ff9b:1::/48) and what maps IPv4 are outside
-// of it.
+// multicast, NAT64 within a network (64:ff9b:1::/48) and what maps IPv4 are outside of
+// it.
 var global = netip.MustParsePrefix("2000::/3")
+
+// nat64 are the IPv6 addresses that stand for the IPv4 address in their last four bytes
+// (RFC 6052, 2.1). A network without IPv4 has DNS answer with them.
+var nat64 = netip.MustParsePrefix("64:ff9b::/96")
+
+// meant returns the address that is meant by a: the IPv4 address that is embedded by
+// NAT64, and any other as it is.
+func meant(a netip.Addr) netip.Addr {
+	if !nat64.Contains(a) {
+		return a
+	}
+	b := a.As16()
+	return netip.AddrFrom4([4]byte(b[12:]))
+}
 
 func prefixes(all ...string) []netip.Prefix {
 	out := make([]netip.Prefix, len(all))
@@ -47,6 +61,7 @@ func prefixes(all ...string) []netip.Prefix {
 
 // public reports whether an address is everybody's.
 func public(a netip.Addr) bool {
+	a = meant(a)
 	if !a.IsValid() || a.Zone() != "" || a.Is4In6() || a.Is6() && (!global.Contains(a) || tunnels(a)) {
 		return false
 	}
@@ -63,6 +78,7 @@ func tunnels(a netip.Addr) bool {
 // faultOfEntry returns why no address of a web server can be this one, which
 // somebody has written into a configuration, or "".
 func faultOfEntry(a netip.Addr) string {
+	a = meant(a)
 	metadata := netip.MustParseAddr("fd00:ec2::254")
 	switch {
 	case a.IsUnspecified():
@@ -82,6 +98,6 @@ type forbiddenError struct {
 }
 
 func (e *forbiddenError) Error() string {
-	return fmt.Sprintf("%s resolves to %v, which is not a public address: "+
-		"if that is intended, name the address itself as an allowed host", e.host, e.at)
+	return fmt.Sprintf("%s resolves to %v, which is not a public address: if that server is your own, "+
+		"set mirror_url, and serve the file at <mirror_url>/<what follows :// in its URL>", e.host, e.at)
 }

@@ -52,13 +52,13 @@ func newPolicy(cfg Config) (policy, error) {
 	}
 	for _, entry := range cfg.Hosts {
 		if err := p.addHost(entry); err != nil {
-			errs = append(errs, fmt.Errorf("allowed host %q: %w", entry, err))
+			errs = append(errs, fmt.Errorf("allowed host %q: %w", Shown(entry), err))
 		}
 	}
 	for _, text := range cfg.Bases {
 		base, err := parseBase(text)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("base URL %q: %w", text, err))
+			errs = append(errs, fmt.Errorf("base URL %q: %w", Shown(text), err))
 			continue
 		}
 		p.bases = append(p.bases, base)
@@ -66,10 +66,29 @@ func newPolicy(cfg Config) (policy, error) {
 	if cfg.Mirror != "" {
 		var err error
 		if p.mirror, err = parseBase(cfg.Mirror); err != nil {
-			errs = append(errs, fmt.Errorf("mirror URL %q: %w", cfg.Mirror, err))
+			errs = append(errs, fmt.Errorf("mirror URL %q: %w", Shown(cfg.Mirror), err))
 		}
 	}
 	return p, errors.Join(errs...)
+}
+
+// Shown returns a URL that somebody has configured as an error or a log may show it:
+// without what may be a password, which is all before its last @, and what is behind a
+// question mark or a number sign.
+func Shown(text string) string {
+	scheme, rest, found := strings.Cut(text, "://")
+	if found {
+		scheme += "://"
+	} else {
+		scheme, rest = "", text
+	}
+	if at := strings.LastIndexByte(rest, '@'); at >= 0 {
+		rest = "…" + rest[at:]
+	}
+	if end := strings.IndexAny(rest, "?#"); end >= 0 {
+		rest = rest[:end+1] + "…"
+	}
+	return scheme + rest
 }
 
 // addHost adds an entry of Config.Hosts.
@@ -276,6 +295,9 @@ func parseURL(raw string) (r reference, err error) {
 		r.query = "?" + escapeSpaces(query)
 	}
 	authority, path, _ := strings.Cut(rest, "/")
+	if strings.Contains(authority, "@") {
+		return r, errors.New("it has a user name or a password: leave them out, no server is asked with them")
+	}
 	if r.host, r.port, err = splitHost(authority); err != nil {
 		return r, err
 	}

@@ -275,11 +275,13 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
-// Addresses that are not everybody's, by whatever name a server is asked.
+// Addresses that are not everybody's, by whatever name a server is asked. The IPv4
+// address that NAT64 embeds is what is meant: a network without IPv4 has all vendors
+// behind such addresses, and its own machines too.
 func TestPublic(t *testing.T) {
 	for address, want := range map[string]bool{
 		"8.8.8.8": true, "1.1.1.1": true, "172.15.0.1": true, "172.32.0.1": true, "192.0.1.1": true,
-		"2606:4700::1111": true, "2a00:1450:4001::1": true,
+		"2606:4700::1111": true, "2a00:1450:4001::1": true, "64:ff9b::808:808": true, "64:ff9b::ac20:1": true,
 
 		"0.0.0.0": false, "0.1.2.3": false, "10.1.2.3": false, "100.64.0.1": false, "100.100.100.200": false,
 		"127.0.0.1": false, "127.9.9.9": false, "168.63.129.16": false, "169.254.169.254": false,
@@ -288,7 +290,9 @@ func TestPublic(t *testing.T) {
 		"203.0.113.1": false, "224.0.0.1": false, "239.255.255.255": false, "240.0.0.1": false,
 		"255.255.255.255": false,
 		"::":              false, "::1": false, "::127.0.0.1": false, "::ffff:8.8.8.8": false, "::ffff:127.0.0.1": false,
-		"64:ff9b::7f00:1": false, "64:ff9b::808:808": false, "64:ff9b:1::1": false, "100::1": false,
+		"64:ff9b::7f00:1": false, "64:ff9b::a00:1": false, "64:ff9b::a9fe:a9fe": false, "64:ff9b::6440:1": false,
+		"64:ff9b::c0a8:101": false, "64:ff9b::": false, "64:ff9b::ffff:ffff": false, "64:ff9b:1::1": false,
+		"64:ff9b:1::808:808": false, "64:ff9b::1:808:808": false, "64:ff9b::808:808%eth0": false, "100::1": false,
 		"2001::1": false, "2001:db8::1": false, "2002:7f00:1::1": false, "2002:a00:1::": false, "3fff::1": false,
 		"fc00::1": false, "fd00:ec2::254": false, "fe80::1": false, "fe80::1%eth0": false, "fec0::1": false,
 		"ff02::1": false, "2606:4700::5efe:7f00:1": false, "2606:4700::200:5efe:a00:1": false, "5f00::1": false,
