@@ -2,6 +2,7 @@ package eklist
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -68,14 +69,7 @@ func doubtOf(name string, entry bool) doubt {
 	ignored := func(advice string) string {
 		return fmt.Sprintf("the field %q means nothing, and the TPM is listed all the same: %s", name, advice)
 	}
-	has := func(words []string) bool {
-		for _, w := range words {
-			if plain == w {
-				return true
-			}
-		}
-		return false
-	}
+	has := func(words []string) bool { return slices.Contains(words, plain) }
 	switch {
 	case has(until[:]) && entry:
 		return doubt{text: ignored("an entry has no expiry of its own"), on: true}

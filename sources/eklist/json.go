@@ -117,7 +117,7 @@ func (p *jsonParser) field(name string) error {
 		p.header.Name = string(list)
 		return nil
 	}
-	return p.unknown(name, false)
+	return p.unknown(false)
 }
 
 func (p *jsonParser) expires() error {
@@ -227,12 +227,12 @@ func (p *jsonParser) entryField(name string) error {
 		}
 		return p.array(p.label)
 	}
-	return p.unknown(name, true)
+	return p.unknown(true)
 }
 
 // unknown passes over the value of a field that means nothing, unless that is
 // doubtful.
-func (p *jsonParser) unknown(name string, entry bool) error {
+func (p *jsonParser) unknown(entry bool) error {
 	n := p.doubts.field(p.fieldName, entry)
 	if n == nil {
 		return p.skip()

@@ -136,7 +136,7 @@ func TestDoubtfulFields(t *testing.T) {
 		"label":          {entry(`"label": ["a"]`), `keys[0] (byte 87): the field "label" means nothing: is it meant to be "labels"?`},
 		"Name":           {entry(`"Name": "a"`), `is it meant to be "name"?`},
 		"lables":         {entry(`"lables": ["a"]`), `is it meant to be "labels"?`},
-		"nmae":           {entry(`"nmae": "a"`), `is it meant to be "name"?`},
+		"anme":           {entry(`"anme": "a"`), `is it meant to be "name"?`},
 		"revoked":        {entry(`"revoked": true`), `the field "revoked" means nothing, and the TPM is listed all the same: leave the entry out`},
 		"revoked when":   {entry(`"revoked": "2026-01-01"`), `"revoked" means nothing`},
 		"revoked, why":   {entry(`"revoked": {"reason": "stolen"}`), `"revoked" means nothing`},

@@ -173,18 +173,11 @@ func (f *scan) folder(ctx context.Context, root *os.Root, dir directory, shard, 
 				return shards, ctx.Err()
 			}
 			f.scanned++
-			switch name := entry.Name(); {
-			case strings.HasPrefix(name, ".") || shard == "" && name == marker:
-			case len(name) == 2 && digits(name) == 2 && entry.Type()&(fs.ModeDir|fs.ModeSymlink) != 0:
-				if shard != "" {
-					f.warn("%q is a folder in a folder: entries in it are not found", shard+"/"+name)
-				} else if isEntryCase(name) {
-					shards = append(shards, name)
-				} else {
-					f.warn("the folder %q has letters of both cases: entries in it are not found", name)
-				}
-			default:
-				f.entry(dir, shard, entry)
+			if shard == "" && entry.Name() == marker {
+				continue
+			}
+			if f.name(dir, shard, entry) {
+				shards = append(shards, entry.Name())
 			}
 		}
 		if err != nil {
@@ -195,6 +188,24 @@ func (f *scan) folder(ctx context.Context, root *os.Root, dir directory, shard, 
 		}
 	}
 	return shards, nil
+}
+
+// name looks at one name. It reports whether that is a shard's.
+func (f *scan) name(dir directory, shard string, entry fs.DirEntry) bool {
+	name := entry.Name()
+	folder := len(name) == 2 && digits(name) == 2 && entry.Type()&(fs.ModeDir|fs.ModeSymlink) != 0
+	switch {
+	case strings.HasPrefix(name, "."):
+	case !folder:
+		f.entry(dir, shard, entry)
+	case shard != "":
+		f.warn("%q is a folder in a folder: entries in it are not found", shard+"/"+name)
+	case !isEntryCase(name):
+		f.warn("the folder %q has letters of both cases: entries in it are not found", name)
+	default:
+		return true
+	}
+	return false
 }
 
 // entry looks at one name that is no shard's.
@@ -271,8 +282,9 @@ func doubtfulFields(dir directory, path string) (all []string) {
 	return all
 }
 
-// unique returns an error if the name of the entry of a hash is another entry's too, as the last scan has seen and as it still is: two
-// machines of one name would have one SPIFFE ID where that is made of the name.
+// unique returns an error if the name of the entry of a hash is another entry's too,
+// as the last scan has seen and as it still is: two machines of one name would have
+// one SPIFFE ID if that is made of the name.
 func (s *Source) unique(dir directory, hash, name string) error {
 	found := s.found.Load()
 	if found == nil || name == "" {

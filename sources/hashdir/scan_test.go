@@ -3,6 +3,7 @@ package hashdir
 import (
 	"context"
 	"encoding/base64"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -70,12 +71,10 @@ func TestNamesThatAreNoEntries(t *testing.T) {
 	link(t, "nowhere", dir, hash(3))
 	write(t, dir, hash(4), "{")
 	write(t, dir, hash(5), `{"label": ["a"], "revoked": true, "owner": "x"}`)
-	for name, text := range map[string]string{
+	maps.Copy(cases, map[string]string{
 		hash(2): "is no entry: it is not a regular file", hash(3): "is no entry: it is not a regular file",
 		hash(4): "cannot be used: content", hash(5): `is it meant to be "labels"?`,
-	} {
-		cases[name] = text
-	}
+	})
 	s := open(t, Config{Path: dir, Marker: "mounted"})
 	for _, name := range []string{
 		"mounted", "README.md", ".git/" + h + ".txt", "..data/" + h + ".x", "Makefile", hash(6), "ab/README",

@@ -81,7 +81,7 @@ func TestProxyIsToldFromTheServer(t *testing.T) {
 		_, _ = io.WriteString(w, "log in")
 	}))
 	defer proxy.Close()
-	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a port that nobody is at
+	listener, err := net.Listen("tcp", "127.0.0.1:0") // a port that nobody is at
 	if err != nil {
 		t.Fatal(err)
 	}
