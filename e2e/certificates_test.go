@@ -279,7 +279,7 @@ func (s *site) layChipmaker(mirror string) *chipmaker {
 
 func (s *site) layVendorCertificates() {
 	m := s.layChipmaker("")
-	for _, name := range []string{"amd", "infineon", "intel", "nuvoton", "stm"} {
+	for _, name := range []string{"amd", "google", "infineon", "intel", "nuvoton", "stm"} {
 		s.put("/etc/tpm/"+name+".pem", string(m.root.PEM()))
 	}
 }
