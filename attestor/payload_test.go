@@ -171,7 +171,7 @@ func hugeKeyCertificate(t *testing.T, ca *attestortest.CA) []byte {
 func manyNames(n int) string {
 	var b strings.Builder
 	for i := range n {
-		fmt.Fprintf(&b, "%q:0,", fmt.Sprint(i))
+		fmt.Fprintf(&b, `"%d":0,`, i)
 	}
 	return b.String()
 }

@@ -139,6 +139,8 @@ func (a *attestation) begin(first *incoming) (*attestor.Session, *failure) {
 	if !ok {
 		return nil, malformed("the first message is not a payload")
 	}
+	a.plugin.checking <- struct{}{}
+	defer func() { <-a.plugin.checking }()
 	session, err := a.verifier.Begin(message.Payload)
 	if err != nil {
 		return nil, malformed(err.Error())

@@ -16,21 +16,35 @@ const (
 	// maxKept is how many bytes of certificates are kept of any machine: more than any
 	// known EK certificate has. With the keys, and what sources said, that makes 4 KiB.
 	maxKept = 2 << 10
-	// maxHeld is how many bytes of certificates beyond that are held at once in each of
-	// the budgets. An honest chain has 5 KiB.
-	maxHeld = 8 << 20
+	// How many bytes of certificates beyond that are held at once, 16 MiB in all: while
+	// the sources are asked, who parse them, and that takes five times as much; of machines
+	// that answer a challenge and that no source lists; and of those that one does. An
+	// honest chain has 5 KiB.
+	maxAsked     = 4 << 20
+	maxStrangers = 4 << 20
+	maxListed    = 8 << 20
+	// maxChecking is how many payloads are checked at once: a processor is busy with each,
+	// so that more would only take memory, of several times a payload's size.
+	maxChecking = 16
 	// maxSaid is how many bytes of what all sources together said of a machine are kept.
 	maxSaid = 512
 )
 
-// A budget is how many bytes of certificates are held, at most maxHeld.
-type budget struct{ bytes atomic.Int64 }
+// A budget is how many bytes of certificates are held, at most so many.
+type budget struct {
+	bytes atomic.Int64
+	most  int64
+}
 
 // budgets are apart, so that strangers cannot use up what listed machines need.
 type budgets struct {
 	asked     budget // of machines about which the sources are being asked
 	strangers budget // of those that answer a challenge, if no source lists them so far
 	listed    budget // and if one does
+}
+
+func newBudgets() budgets {
+	return budgets{asked: budget{most: maxAsked}, strangers: budget{most: maxStrangers}, listed: budget{most: maxListed}}
 }
 
 // of returns the budget for the time of the challenge.
@@ -43,11 +57,15 @@ func (b *budgets) of(known bool) *budget {
 
 // take reports whether there is room for n bytes more, and takes it.
 func (b *budget) take(n int64) bool {
-	if b.bytes.Add(n) > maxHeld {
-		b.bytes.Add(-n)
-		return false
+	for {
+		held := b.bytes.Load()
+		if held+n > b.most {
+			return false
+		}
+		if b.bytes.CompareAndSwap(held, held+n) {
+			return true
+		}
 	}
-	return true
 }
 
 // held is the evidence of a machine that has proved nothing, and its share of a budget.

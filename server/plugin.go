@@ -72,7 +72,8 @@ type Plugin struct {
 
 	reserved reservations // of IDs, if reattest is false
 
-	held budgets
+	held     budgets
+	checking chan struct{} // has one for each payload that is being checked
 
 	watch     *watch // starts with the first configuration
 	watching  sync.Once
@@ -97,6 +98,7 @@ func New() *Plugin {
 	p := &Plugin{
 		log: hclog.NewNullLogger(), loader: config.NewLoader(), identity: &identityProvider{},
 		watch: newWatch(), addresses: newAddresses(), strangers: sources.NewPlaces(maxUnknown),
+		held: newBudgets(), checking: make(chan struct{}, maxChecking),
 	}
 	p.loader.Identity = p.identity
 	return p
