@@ -31,7 +31,11 @@ func crowd(t *testing.T, p *server.Plugin, n int, payload []byte) *silent {
 	s := &silent{}
 	ctx, leave := context.WithCancel(t.Context())
 	s.leave = leave
-	for range n {
+	const wave = 50 // no more at once than the sources can be asked about
+	for i := range n {
+		if i%wave == 0 {
+			synctest.Wait()
+		}
 		stream := &memoryStream{ctx: ctx, recv: func(n int) (*nodeattestorv1.AttestRequest, error) {
 			if n == 0 {
 				return payloadMessage(payload), nil
