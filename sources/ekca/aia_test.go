@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -47,6 +48,12 @@ func TestFetchedIssuers(t *testing.T) {
 	for name, serve := range map[string]func(*x509.Certificate, ...*x509.Certificate) []byte{
 		"DER": func(c *x509.Certificate, _ ...*x509.Certificate) []byte { return c.Raw },
 		"PEM": func(c *x509.Certificate, _ ...*x509.Certificate) []byte { return pemOf(c) },
+		"DER and a line end": func(c *x509.Certificate, _ ...*x509.Certificate) []byte {
+			return append(slices.Clone(c.Raw), '\n')
+		},
+		"PKCS #7, padded": func(c *x509.Certificate, _ ...*x509.Certificate) []byte {
+			return append(bundleOfCerts(false, c), make([]byte, 100)...)
+		},
 		"PKCS #7": func(c *x509.Certificate, more ...*x509.Certificate) []byte {
 			return bundleOfCerts(false, append(more, c)...)
 		},

@@ -69,7 +69,7 @@ const (
 // To withdraw a CA, delete its file or write the file without it; to withdraw
 // the last one of a path, take the path out of the configuration.
 type Config struct {
-	// CAPath is a file or a folder of certificates, PEM or DER.
+	// CAPath is a file or a folder of certificates or PKCS #7 bundles, PEM or DER.
 	CAPath string
 	// Bundles are such files or folders by the name that their selectors
 	// carry, which matches [a-z0-9_-]+. A CA may be in several.

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/pem"
 	"errors"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -366,15 +368,16 @@ func TestDuplicatesAcrossBundles(t *testing.T) {
 	wantWarning(t, src.Status().Warnings, "certificate 2 is a duplicate")
 }
 
-// PEM files are written by hand and by many tools.
-func TestPEMVariants(t *testing.T) {
+// CA files are written by hand and by many tools, and vendors publish their CAs in many
+// forms: what is whole in a file is used, and what is not is said.
+func TestCAFileVariants(t *testing.T) {
 	a, b := newRoot(t, "A"), newRoot(t, "B")
 	both := pemOf(a.cert, b.cert)
 	key, err := x509.MarshalPKCS8PrivateKey(a.key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	private := block("PRIVATE KEY", key...)
+	private, bundle := block("PRIVATE KEY", key...), bundleOfCerts(false, a.cert, b.cert)
 	for name, c := range map[string]struct {
 		data    []byte
 		entries int // 0 where nothing may be taken
@@ -397,12 +400,29 @@ func TestPEMVariants(t *testing.T) {
 		},
 		"several in DER": {slices.Concat(a.cert.Raw, b.cert.Raw), 2, ""},
 
+		"line end behind DER": {slices.Concat(a.cert.Raw, []byte("\n")), 1, ""},
+		"padded with ff":      {slices.Concat(a.cert.Raw, bytes.Repeat([]byte{0xff}, 300)), 1, ""},
+		"padded with zeros":   {slices.Concat(bundle, make([]byte, 300)), 2, ""},
+		"lines between DER":   {slices.Concat(a.cert.Raw, []byte("\r\n"), b.cert.Raw, []byte("\r\n")), 2, ""},
+		"text behind DER":     {slices.Concat(a.cert.Raw, []byte("\nroot")), 1, "the last 4 bytes, behind certificate 1,"},
+		"unparsable in DER":   {slices.Concat(a.cert.Raw, []byte{0x30, 2, 5, 0}), 1, "certificate 2 cannot be parsed"},
+		"PKCS #7":             {bundle, 2, ""},
+		"PKCS #7 in BER":      {bundleOfCerts(true, a.cert, b.cert), 2, ""},
+		"PKCS #7 in PEM":      {block("PKCS7", bundle...), 2, ""},
+		"PKCS #7 as CMS":      {slices.Concat(block("CMS", bundleOfCerts(false, a.cert)...), pemOf(b.cert)), 2, ""},
+		"PKCS #7 and DER":     {slices.Concat(bundleOfCerts(false, a.cert), b.cert.Raw), 2, ""},
+		"no bundle in PEM": {
+			slices.Concat(both, block("PKCS7", a.cert.Raw...)),
+			2, "contains a PKCS #7 bundle that cannot be read",
+		},
+
 		"cut in the middle": {both[:len(both)*3/4], 0, "begins 2 PEM blocks, but only 1 are complete"},
 		"cut in a line":     {slices.Concat(both[:len(both)-40], pemOf(a.cert)), 0, "is damaged"},
 		"damaged base64":    {bytes.Replace(both, []byte("MII"), []byte("M!I"), 1), 0, "is damaged"},
 		"end missing":       {bytes.Replace(both, []byte("-----END CERTIFICATE-----\n"), nil, 1), 0, "is damaged"},
 		"DER cut off":       {a.cert.Raw[:len(a.cert.Raw)-1], 0, "no certificate in DER"},
-		"DER and more":      {append(slices.Clone(a.cert.Raw), '\n'), 0, "no certificate in DER"},
+		"second cut off":    {slices.Concat(a.cert.Raw, b.cert.Raw[:100]), 0, "no certificate in DER"},
+		"bundle cut off":    {bundle[:len(bundle)-1], 0, "no certificate in DER"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, always := t.TempDir(), newRoot(t, "Always")
@@ -483,4 +503,68 @@ func TestRSA(t *testing.T) {
 	if v, err := src.Check(t.Context(), ev); err == nil || v.Listed {
 		t.Errorf("an elliptic-curve EK with the certificate of an RSA EK: %+v, %v", v, err)
 	}
+}
+
+// Vendors publish CAs for certificates of attestation keys beside those for EKs. Such a
+// CA vouches for no EK, though it is in the folder of CAs: it is left out, with a line.
+func TestCAForAttestationKeysAlone(t *testing.T) {
+	const ekCertificate, platform, akCertificate = 1, 2, 3 // tcg-kp
+	usage := func(any bool, tcg ...int) edit {
+		return func(c *x509.Certificate) {
+			for _, last := range tcg {
+				c.UnknownExtKeyUsage = append(c.UnknownExtKeyUsage, asn1.ObjectIdentifier{2, 23, 133, 8, last})
+			}
+			if any {
+				c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny}
+			}
+		}
+	}
+	for name, c := range map[string]struct {
+		usage edit
+		in    bool
+	}{
+		"none":            {usage(false), true},
+		"EKs":             {usage(false, ekCertificate), true},
+		"EKs and AKs":     {usage(false, akCertificate, ekCertificate), true},
+		"AKs and any":     {usage(true, akCertificate), true},
+		"platforms":       {usage(false, platform), true}, // the operator has said what it is for
+		"AKs":             {usage(false, akCertificate), false},
+		"AKs, platforms":  {usage(false, platform, akCertificate), false},
+		"AKs and clients": {edits(usage(false, akCertificate), clientAuth), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, ca := t.TempDir(), newRoot(t, "CA", c.usage)
+			write(t, filepath.Join(dir, "always.pem"), pemOf(newRoot(t, "Always").cert))
+			write(t, filepath.Join(dir, "ca.pem"), pemOf(ca.cert))
+			src := load(t, ekca.Config{CAPath: dir})
+			if c.in {
+				wantListed(t, src, ca.ek(t))
+				return
+			}
+			wantNotListed(t, "no configured CA", src, ca.ek(t))
+			wantWarning(t, src.Status().Warnings, `/ca.pem": certificate 1`, "for attestation keys alone", "CN=CA")
+		})
+	}
+}
+
+func edits(all ...edit) edit {
+	return func(c *x509.Certificate) {
+		for _, e := range all {
+			e(c)
+		}
+	}
+}
+
+func clientAuth(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }
+
+// AMD publishes an intermediate with a line end behind its DER. In a folder of CAs it is
+// read; STM's, with a serial number that X.690 forbids, is named as one that cannot be.
+func TestOddRealCAFiles(t *testing.T) {
+	dir := filepath.Join(attestortest.MoreFieldCertificates(t), "odd")
+	src := load(t, ekca.Config{CAPath: dir})
+	status := src.Status()
+	if status.Entries != 1 || len(status.Warnings) != 1 {
+		t.Errorf("%d entries, warnings %q", status.Entries, status.Warnings)
+	}
+	wantWarning(t, status.Warnings, "malformed-serial", "certificate 1 cannot be parsed")
 }

@@ -118,14 +118,10 @@ func rawCertificates(body []byte) ([][]byte, error) {
 	if bytes.Contains(body, []byte(pemBegin)) {
 		return pemCertificates(body)
 	}
-	const sequence = 0x30
-	if len(body) == 0 || body[0] != sequence {
+	if len(body) == 0 || body[0] != derSequence {
 		return nil, errors.New("it is neither a certificate nor a PKCS #7 bundle")
 	}
-	if _, err := x509.ParseCertificate(body); err == nil {
-		return [][]byte{body}, nil
-	}
-	certs, err := pkcs7.Certificates(body, maxIssuers)
+	certs, _, err := certificatesInDER(body, maxIssuers)
 	if err != nil {
 		return nil, fmt.Errorf("it is neither a certificate nor a PKCS #7 bundle: %w", err)
 	}
@@ -140,10 +136,10 @@ func pemCertificates(body []byte) ([][]byte, error) {
 		if block, body = pem.Decode(body); block == nil {
 			break
 		}
-		switch block.Type {
-		case "CERTIFICATE", "X509 CERTIFICATE":
+		switch {
+		case block.Type == "CERTIFICATE" || block.Type == "X509 CERTIFICATE":
 			out = append(out, block.Bytes)
-		case "PKCS7", "CMS":
+		case isBundle(block):
 			certs, err := pkcs7.Certificates(block.Bytes, maxIssuers)
 			if err != nil {
 				return nil, err

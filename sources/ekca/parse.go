@@ -3,10 +3,13 @@ package ekca
 import (
 	"bytes"
 	"crypto/x509"
+	"encoding/asn1"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"strings"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/pkcs7"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
@@ -23,61 +26,126 @@ const pemBegin = "-----BEGIN"
 var errNoCertificate = errors.New("contains no usable certificate")
 
 // parseFile returns the certificates in a CA file, which is PEM where it holds
-// the beginning of a PEM block and DER otherwise, with notes on what it has left
-// out. The error says why the file cannot be used at all: it holds no
-// certificate, or it is damaged, and then nothing in it is used.
+// the beginning of a PEM block and DER otherwise, single ones or PKCS #7 bundles, with
+// notes on what it has left out. The error says why the file cannot be used at all: it
+// holds no certificate, or it is damaged, and then nothing in it is used.
 func parseFile(data []byte) (entries []entry, notes []string, err error) {
+	var p parsed
 	if bytes.Contains(data, []byte(pemBegin)) {
-		entries, notes, err = parsePEM(data)
+		err = p.readPEM(data)
 	} else {
-		entries, err = parseDER(data)
+		err = p.readDER(data)
 	}
-	if err == nil && len(entries) == 0 {
-		err = errNoCertificate
-	}
-	return entries, notes, err
-}
-
-func parseDER(data []byte) ([]entry, error) {
-	const sequence = 0x30
-	if len(data) == 0 || data[0] != sequence {
-		return nil, errors.New("contains no certificate in PEM or DER")
-	}
-	certs, err := x509.ParseCertificates(data)
-	if err != nil {
-		return nil, fmt.Errorf("contains no certificate in DER: %w", err)
-	}
-	entries := make([]entry, len(certs))
-	for i, c := range certs {
-		entries[i] = entry{cert: c, number: i + 1}
-	}
-	return entries, nil
-}
-
-// parsePEM refuses a file in which a block has been begun that cannot be
-// decoded, since it may have been cut off, and leaves out complete blocks that
-// are no certificate.
-func parsePEM(data []byte) (entries []entry, notes []string, err error) {
-	blocks, err := smallfile.Blocks(data)
 	if err != nil {
 		return nil, nil, err
 	}
-	certs := 0
+	if len(p.entries) == 0 {
+		err = errNoCertificate
+	}
+	return p.entries, p.notes, err
+}
+
+// parsed is what was read of a CA file.
+type parsed struct {
+	entries []entry
+	notes   []string
+	count   int // of certificates, those that cannot be parsed among them
+}
+
+func (p *parsed) note(format string, args ...any) {
+	p.notes = append(p.notes, fmt.Sprintf(format, args...))
+}
+
+// add takes certificates in DER in, and leaves out those that cannot be parsed.
+func (p *parsed) add(all ...[]byte) {
+	for _, der := range all {
+		p.count++
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			p.note("certificate %d cannot be parsed: %v", p.count, err)
+			continue
+		}
+		p.entries = append(p.entries, entry{cert: cert, number: p.count})
+	}
+}
+
+func (p *parsed) readDER(data []byte) error {
+	if len(data) == 0 || data[0] != derSequence {
+		return errors.New("contains no certificate in PEM or DER")
+	}
+	certs, rest, err := certificatesInDER(data, MaxCertificates)
+	if err != nil {
+		return fmt.Errorf("contains no certificate in DER: %w", err)
+	}
+	p.add(certs...)
+	if len(rest) > 0 {
+		p.note("the last %d bytes, behind certificate %d, are no certificate and are not read", len(rest), p.count)
+	}
+	return nil
+}
+
+// readPEM refuses a file in which a block has been begun that cannot be
+// decoded, since it may have been cut off, and leaves out complete blocks that
+// hold no certificate.
+func (p *parsed) readPEM(data []byte) error {
+	blocks, err := smallfile.Blocks(data)
+	if err != nil {
+		return err
+	}
 	for _, block := range blocks {
 		switch {
 		case block.Type == "CERTIFICATE" || block.Type == "X509 CERTIFICATE":
-			certs++
-			cert, err := x509.ParseCertificate(block.Bytes)
+			p.add(block.Bytes)
+		case isBundle(block):
+			certs, err := pkcs7.Certificates(block.Bytes, MaxCertificates)
 			if err != nil {
-				notes = append(notes, fmt.Sprintf("certificate %d cannot be parsed: %v", certs, err))
-				continue
+				p.note("contains a PKCS #7 bundle that cannot be read: %v", err)
 			}
-			entries = append(entries, entry{cert: cert, number: certs})
+			p.add(certs...)
 		case strings.HasSuffix(block.Type, "PRIVATE KEY"):
-			notes = append(notes, "contains a private key, which does not belong there: remove it")
+			p.note("contains a private key, which does not belong there: remove it")
 		default:
-			notes = append(notes, fmt.Sprintf("contains a PEM block of type %q, which is not used", block.Type))
+			p.note("contains a PEM block of type %q, which is not used", block.Type)
 		}
 	}
-	return entries, notes, nil
+	return nil
+}
+
+// isBundle reports whether a PEM block is a PKCS #7 bundle (RFC 7468, 8 and 9).
+func isBundle(block *pem.Block) bool { return block.Type == "PKCS7" || block.Type == "CMS" }
+
+// derSequence is the first byte of a certificate and of a PKCS #7 bundle.
+const derSequence = 0x30
+
+// padding is what may stand behind a certificate in DER: a line end of an editor's,
+// and how memories are filled.
+const padding = " \t\r\n\x00\xff"
+
+// certificatesInDER returns the certificates in DER at the beginning of data, one behind
+// the other or in PKCS #7 bundles, most of them at most, and what follows the last,
+// without padding: DER says where it ends (ITU-T X.690, 8.1.3). They have not been
+// parsed. One that is cut off is an error.
+func certificatesInDER(data []byte, most int) (certs [][]byte, rest []byte, err error) {
+	for rest = data; len(rest) > 0 && rest[0] == derSequence; rest = bytes.TrimLeft(rest, padding) {
+		var whole asn1.RawValue
+		next, err := asn1.Unmarshal(rest, &whole)
+		if err != nil && len(certs) == 0 { // of indefinite length, which a certificate is not
+			certs, err = pkcs7.Certificates(rest, most)
+			return certs, nil, err
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("certificate %d: %w", len(certs)+1, err)
+		}
+		found := [][]byte{whole.FullBytes}
+		if bytes.HasPrefix(whole.Bytes, []byte{asn1.TagOID}) {
+			if found, err = pkcs7.Certificates(whole.FullBytes, most); err != nil {
+				return nil, nil, err
+			}
+		}
+		if certs = append(certs, found...); len(certs) > most {
+			return nil, nil, fmt.Errorf("more than %d certificates", most)
+		}
+		rest = next
+	}
+	return certs, rest, nil
 }

@@ -75,6 +75,9 @@ func faultOfCA(c *x509.Certificate) string {
 		return "belongs to a CA that may not sign certificates: its key usage has no keyCertSign"
 	case has(c, nameConstraints):
 		return "has name constraints, which are not supported"
+	case onlyForAKs(c):
+		return "belongs to a CA for attestation keys alone: its extended key usage has tcg-kp-AIKCertificate " +
+			"and not tcg-kp-EKCertificate"
 	}
 	if why := faultOfExtensions(c); why != "" {
 		return why
@@ -85,7 +88,8 @@ func faultOfCA(c *x509.Certificate) string {
 // faultOfJoiner returns why a certificate between an EK's and a configured CA's
 // cannot join them, beyond what faultOfCA says. Its extended key usage, where
 // there is one, limits what it issues; that of a configured CA does not: the
-// operator has said what it is for.
+// operator has said what it is for. (Unless it is onlyForAKs: vendors publish such CAs
+// beside those for EKs, in one folder.)
 func faultOfJoiner(c *x509.Certificate) string {
 	if !c.BasicConstraintsValid || !c.IsCA {
 		return "is not a CA certificate according to its basic constraints"
@@ -158,6 +162,13 @@ func permitsEK(c *x509.Certificate) bool {
 	return !has(c, extKeyUsage) ||
 		slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny) ||
 		slices.ContainsFunc(c.UnknownExtKeyUsage, asn1.ObjectIdentifier{2, 23, 133, 8, 1}.Equal)
+}
+
+// onlyForAKs reports whether the extended key usage of a CA certificate says that it
+// issues certificates of attestation keys, tcg-kp-AIKCertificate (2.23.133.8.3), and
+// none of EKs.
+func onlyForAKs(c *x509.Certificate) bool {
+	return !permitsEK(c) && slices.ContainsFunc(c.UnknownExtKeyUsage, asn1.ObjectIdentifier{2, 23, 133, 8, 3}.Equal)
 }
 
 // strong reports whether a certificate may be signed with an algorithm.
