@@ -53,7 +53,7 @@ func TestListsAreRead(t *testing.T) {
 		must(t, os.WriteFile(path, []byte(text), 0o600))
 		source, err := hashfile.New(hashfile.Config{Path: path})
 		must(t, err)
-		if err := source.Refresh(t.Context()); err != nil {
+		if err := source.Load(t.Context()); err != nil {
 			t.Errorf("%s: %v", place, err)
 		}
 	}
@@ -243,7 +243,7 @@ func TestGit(t *testing.T) {
 	must(t, err)
 	want := func(listsOne, listsTwo bool) {
 		t.Helper()
-		must(t, source.Refresh(t.Context()))
+		must(t, source.Load(t.Context()))
 		v, err := source.Check(t.Context(), one)
 		must(t, err)
 		w, err := source.Check(t.Context(), two)

@@ -63,12 +63,12 @@ func TestNginxJSON(t *testing.T) {
 	e.check(source, machineOne, false)
 
 	stranger := e.source(e.strangers)
-	if err := stranger.Refresh(t.Context()); err == nil {
+	if err := stranger.Load(t.Context()); err == nil {
 		t.Error("a client certificate of another CA gets the list")
 	}
 	stop()
-	if err := source.Refresh(t.Context()); err == nil {
-		t.Error("nginx has stopped, and Refresh succeeds")
+	if err := source.Load(t.Context()); err == nil {
+		t.Error("nginx has stopped, and Load succeeds")
 	}
 	e.check(source, machineTwo, true)
 	restarted := e.source(e.etc)
@@ -395,7 +395,7 @@ func (e *nginxExample) startNginx() (stop func()) {
 
 // source returns the source of the example's server.conf, with the files of one
 // SPIRE server.
-func (e *nginxExample) source(etc string) sources.Refresher {
+func (e *nginxExample) source(etc string) sources.Loader {
 	e.t.Helper()
 	text := read(e.t, "examples/nginx-json/server.conf")
 	data, err := snippet{place: "server.conf", text: text, whole: true}.data()
@@ -408,23 +408,23 @@ func (e *nginxExample) source(etc string) sources.Refresher {
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	source, ok := c.Members[0].Source.(sources.Refresher)
+	source, ok := c.Members[0].Source.(sources.Loader)
 	if !ok {
-		e.t.Fatalf("%T is no Refresher", c.Members[0].Source)
+		e.t.Fatalf("%T is no Loader", c.Members[0].Source)
 	}
 	return source
 }
 
 // refresh refreshes a source; nginx may have just been started.
-func (e *nginxExample) refresh(source sources.Refresher) {
+func (e *nginxExample) refresh(source sources.Loader) {
 	e.t.Helper()
 	var err error
 	for begun := time.Now(); time.Since(begun) < 20*time.Second; {
-		if err = source.Refresh(e.t.Context()); err == nil {
+		if err = source.Load(e.t.Context()); err == nil {
 			return
 		}
 	}
-	e.t.Fatalf("Refresh: %v", err)
+	e.t.Fatalf("Load: %v", err)
 }
 
 func (e *nginxExample) check(source sources.Source, hash string, want bool) sources.Verdict {

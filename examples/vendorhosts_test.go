@@ -21,7 +21,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/mirror"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 // Firewalls are opened by this table, and an example that leaves a host out
@@ -123,23 +125,23 @@ func TestVendorsMachines(t *testing.T) {
 	all := fieldCertificates(t)
 	mirror := mirrorOf(t, all)
 	config := vendorsConfig(t, all, mirror.URL)
-	want := map[string]sources.Outcome{
-		"infineon-slb9670-eccp256-mfrca035.der":          sources.Admitted,
-		"infineon-slb9670-rsa2048-mfrca035.der":          sources.Admitted,
-		"infineon-slb9672-eccp256-ca056.der":             sources.Admitted,
-		"intel-ptt-spt-rsa2048-ekop.der":                 sources.Admitted,
-		"intel-cml-eccp256.der":                          sources.Admitted,
-		"nuvoton-npct6xx-rsa2048-root2110.der":           sources.Admitted,
-		"stm-st33htphahb4-rsa2048-padded-ff.bin":         sources.Admitted,
-		"stm-st33-rsa2048-ica05.der":                     sources.Admitted,
-		"stm-st33-rsa2048-ica06.der":                     sources.Admitted,
-		"gce-rsa2048-encryption.der":                     sources.Admitted,
-		"gce-rsa2048-signing-not-an-ek.der":              sources.Refused,
-		"vmware-eccp256-selfsigned.der":                  sources.Refused,
-		"nuvoton-npct6xx-rsaoaep2048-sha1-padded-11.bin": sources.Refused, // its CA has signed by SHA-1
-		"swtpm-rsa2048.der":                              sources.Refused,
+	want := map[string]policy.Outcome{
+		"infineon-slb9670-eccp256-mfrca035.der":          policy.Admitted,
+		"infineon-slb9670-rsa2048-mfrca035.der":          policy.Admitted,
+		"infineon-slb9672-eccp256-ca056.der":             policy.Admitted,
+		"intel-ptt-spt-rsa2048-ekop.der":                 policy.Admitted,
+		"intel-cml-eccp256.der":                          policy.Admitted,
+		"nuvoton-npct6xx-rsa2048-root2110.der":           policy.Admitted,
+		"stm-st33htphahb4-rsa2048-padded-ff.bin":         policy.Admitted,
+		"stm-st33-rsa2048-ica05.der":                     policy.Admitted,
+		"stm-st33-rsa2048-ica06.der":                     policy.Admitted,
+		"gce-rsa2048-encryption.der":                     policy.Admitted,
+		"gce-rsa2048-signing-not-an-ek.der":              policy.Refused,
+		"vmware-eccp256-selfsigned.der":                  policy.Refused,
+		"nuvoton-npct6xx-rsaoaep2048-sha1-padded-11.bin": policy.Refused, // its CA has signed by SHA-1
+		"swtpm-rsa2048.der":                              policy.Refused,
 	}
-	set, err := config.NewSet(sources.Options{})
+	set, err := config.NewSet(admission.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 // answerTimeout is how long an agent may take to answer its challenge, and SPIRE to send
@@ -25,8 +26,8 @@ type attestation struct {
 	stream      nodeattestorv1.NodeAttestor_AttestServer
 	begun       time.Time
 
-	ekHash   string           // empty until the payload is checked
-	decision sources.Decision // the last one
+	ekHash   string          // empty until the payload is checked
+	decision policy.Decision // the last one
 }
 
 // Attest implements the NodeAttestor service: a payload, one challenge, and the
@@ -86,7 +87,7 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 	}, &a.plugin.held.asked)
 	defer held.release()
 	a.decision = a.set.BeforeChallenge(ctx, held.evidence)
-	if a.decision.Outcome != sources.Challenge {
+	if a.decision.Outcome != policy.Challenge {
 		return nil, a.notAdmitted(ctx)
 	}
 	shorten(a.decision.Answers)
@@ -109,7 +110,7 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 	proven := *held.evidence // a check that is stuck may still read the first one
 	proven.Proof = &sources.Proof{AK: session.AK()}
 	a.decision = a.set.AfterChallenge(ctx, &proven)
-	if a.decision.Outcome != sources.Admitted {
+	if a.decision.Outcome != policy.Admitted {
 		return nil, a.notAdmitted(ctx)
 	}
 	return a.admit(ctx)

@@ -21,6 +21,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/server"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
@@ -109,7 +111,7 @@ func TestAttestByCA(t *testing.T) {
 func TestNoSourceIsAskedAboutAMalformedAK(t *testing.T) {
 	p := serve(t)
 	asked := sourcetest.NewFake(sourcetest.Lists(sources.Attributes{}))
-	p.Use(t, `hash_path = "/x"`, sources.AnyOf("x"), sources.Member{Name: "x", Kind: "fake", Source: asked})
+	p.Use(t, `hash_path = "/x"`, policy.AnyOf("x"), admission.Member{Name: "x", Kind: "fake", Source: asked})
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
 	var payload map[string]any
 	if err := json.Unmarshal(tpm.Payload(t), &payload); err != nil {
@@ -262,7 +264,7 @@ func fixed(s string) agent { return func([]byte) []byte { return []byte(s) } }
 func TestMessagesOfTheWrongKind(t *testing.T) {
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
 	p := server.New()
-	p.Use(t, `hash_path = "/x"`, sources.AnyOf("s"), member("s", sourcetest.Lists(sources.Attributes{})))
+	p.Use(t, `hash_path = "/x"`, policy.AnyOf("s"), member("s", sourcetest.Lists(sources.Attributes{})))
 	good := payloadMessage(tpm.Payload(t))
 	for name, tt := range map[string]struct {
 		messages []*nodeattestorv1.AttestRequest
@@ -284,6 +286,6 @@ func TestMessagesOfTheWrongKind(t *testing.T) {
 	}
 }
 
-func member(name string, a sourcetest.Answer) sources.Member {
-	return sources.Member{Name: name, Kind: "fake", Config: name, Source: sourcetest.NewFake(a)}
+func member(name string, a sourcetest.Answer) admission.Member {
+	return admission.Member{Name: name, Kind: "fake", Config: name, Source: sourcetest.NewFake(a)}
 }

@@ -25,6 +25,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/server"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
@@ -122,8 +124,8 @@ func eachBench(b *testing.B, run func(b *testing.B, p benchPair)) {
 		tpm := attestortest.New(b, attestortest.Options{EK: ek})
 		b.Run(fmt.Sprintf("ek=%s/memory", ek), func(b *testing.B) {
 			p := server.New()
-			p.Use(b, `hash_path = "/x"`, sources.AnyOf("x"), sources.Member{
-				Name: "x", Kind: "fake", Source: sourcetest.NewMemoryFake(sourcetest.Lists(sources.Attributes{})),
+			p.Use(b, `hash_path = "/x"`, policy.AnyOf("x"), admission.Member{
+				Name: "x", Kind: "fake", Source: sourcetest.NewFake(sourcetest.Lists(sources.Attributes{})),
 			})
 			run(b, benchPair{benchAttest(b, p, tpm), benchFloor(b, tpm, 1)})
 		})

@@ -12,7 +12,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
-	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
 )
 
 // startTimeout is how long Configure waits for sources to load.
@@ -61,13 +61,13 @@ func (p *Plugin) configure(ctx context.Context, req *configv1.ConfigureRequest) 
 
 // start starts the sources of a configuration.
 func (p *Plugin) start(ctx context.Context, c *config.Config, previous *generation) (*generation, error) {
-	set, err := c.NewSet(sources.Options{
+	set, err := c.NewSet(admission.Options{
 		Log: slog.New(&logHandler{log: p.log}), Changed: p.watch.changed, Strangers: p.strangers,
 	})
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "configuration: %v", err)
 	}
-	var before *sources.Set
+	var before *admission.Set
 	if previous != nil {
 		before = previous.set
 	}

@@ -8,7 +8,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
-	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 // What only package sources could find must be a status as well.
@@ -17,7 +17,7 @@ func TestStartRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Policy = sources.Policy{}
+	c.Policy = policy.Policy{}
 	_, err = New().start(t.Context(), c, nil)
 	if status.Code(err) != codes.InvalidArgument {
 		t.Errorf("%v, want InvalidArgument", err)

@@ -14,6 +14,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/server"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
@@ -102,7 +104,7 @@ func TestSourceFailsDuringTheChallenge(t *testing.T) {
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
 	fake := sourcetest.NewFake(sourcetest.Lists(sources.Attributes{}))
 	p := server.New()
-	p.Use(t, `hash_path = "/x"`, sources.AnyOf("x"), sources.Member{Name: "x", Kind: "fake", Source: fake})
+	p.Use(t, `hash_path = "/x"`, policy.AnyOf("x"), admission.Member{Name: "x", Kind: "fake", Source: fake})
 	s := honest(t.Context(), t, tpm)
 	s.sent = func() { fake.Set(sourcetest.Panics("gone")) }
 	wantStatus(t, p.Attest(s), codes.Unavailable, "cannot tell right now")

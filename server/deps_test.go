@@ -48,7 +48,7 @@ var arrows = []arrow{
 	}},
 	{"server/config is the only package that knows the kinds of sources", func(name, dep string) bool {
 		return strings.HasPrefix(dep, module+"/sources/") && dep != module+"/sources/ekca/mirror" &&
-			name != "server/config" && !under(name, "sources")
+			dep != module+"/sources/policy" && dep != module+"/sources/admission" && name != "server/config" && !under(name, "sources")
 	}},
 	{"only the command fills mirrors, for the server's configuration", func(name, dep string) bool {
 		return dep == module+"/sources/ekca/mirror" && name != "server/config" && name != "cmd/tpm-attestor-server" &&
@@ -64,6 +64,14 @@ var arrows = []arrow{
 		return name == "cmd/tpm-attestor-server" && under(dep, module+"/agent") ||
 			name == "cmd/tpm-attestor-agent" && under(dep, module+"/server") ||
 			under(dep, module+"/cmd") && (!under(name, "cmd") || !under(dep, module+"/cmd/internal"))
+	}},
+	{"the contract of sources knows nobody, and the policy the contract alone", func(name, dep string) bool {
+		return name == "sources" && under(dep, module) ||
+			name == "sources/policy" && under(dep, module) && dep != module+"/sources"
+	}},
+	{"a source does not know who runs it", func(name, dep string) bool {
+		runs := under(dep, module+"/sources/admission") || under(dep, module+"/sources/policy")
+		return runs && under(name, "sources") && name != "sources/admission" && name != "sources/sourcetest"
 	}},
 	{"helpers of tests are for tests", func(name, dep string) bool {
 		return under(dep, module) && strings.HasSuffix(dep, "test") && !strings.HasSuffix(name, "test")

@@ -4,7 +4,8 @@ import (
 	"testing"
 
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
-	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 // MaxUnderWay is how many attestations may be under way at once.
@@ -15,7 +16,7 @@ const MaxUnknown = maxUnknown
 
 // Use makes the plugin serve sources that no configuration can name, with the
 // other keys of a configuration.
-func (p *Plugin) Use(tb testing.TB, text string, policy sources.Policy, members ...sources.Member) {
+func (p *Plugin) Use(tb testing.TB, text string, policy policy.Policy, members ...admission.Member) {
 	tb.Helper()
 	c, err := config.Parse(text, "example.org")
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 // outcome is how an attestation ended, as the metrics count it.
@@ -79,9 +79,9 @@ func (a *attestation) notAdmitted(ctx context.Context) *failure {
 	switch {
 	case ctx.Err() != nil: // then the sources were not given their time
 		return left(ctx, ctx.Err())
-	case d.Outcome == sources.Unavailable && len(d.MaybeDenied) > 0:
+	case d.Outcome == policy.Unavailable && len(d.MaybeDenied) > 0:
 		return unavailable("deny rule " + strings.Join(d.MaybeDenied, ", ") + " might hold")
-	case d.Outcome == sources.Unavailable:
+	case d.Outcome == policy.Unavailable:
 		return unavailable("no allow rule holds, and a source cannot tell")
 	case len(d.Denied) > 0:
 		return refused("deny rule " + strings.Join(d.Denied, ", ") + " holds")
@@ -129,7 +129,7 @@ func (a *attestation) fail(ctx context.Context, f *failure) error {
 // of interest only if something was in doubt, unchecked or on trial.
 func (a *attestation) logAdmission(ctx context.Context, id string) {
 	level, enabled := hclog.Debug, a.plugin.log.IsDebug
-	unchecked := func(answer sources.Answer) bool { return answer.Verdict.Unchecked != "" }
+	unchecked := func(answer policy.Answer) bool { return answer.Verdict.Unchecked != "" }
 	if len(a.decision.Trials) > 0 || len(a.decision.Unsure) > 0 || len(a.decision.MaybeDenied) > 0 ||
 		slices.ContainsFunc(a.decision.Answers, unchecked) {
 		level, enabled = hclog.Info, a.plugin.log.IsInfo
@@ -169,7 +169,7 @@ func (a *attestation) log(ctx context.Context, level hclog.Level, message string
 
 // machineNames returns what lists call the machine: a person knows it by that, and not
 // by its EK hash.
-func machineNames(d *sources.Decision) string {
+func machineNames(d *policy.Decision) string {
 	var names []string
 	for i := range d.Answers {
 		if name := d.Answers[i].Verdict.Attributes.Name; name != "" && !slices.Contains(names, name) {
@@ -180,7 +180,7 @@ func machineNames(d *sources.Decision) string {
 }
 
 // explainTrials says what the rules on trial would have done.
-func explainTrials(trials []sources.Trial) string {
+func explainTrials(trials []policy.Trial) string {
 	all := make([]string, len(trials))
 	for i, t := range trials {
 		effect, would := "allow ", "would not hold"

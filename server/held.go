@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 // What the server keeps of a machine that has proved nothing, from the moment its payload
@@ -118,7 +119,7 @@ func (h *held) release() {
 
 // shorten cuts what sources said to maxSaid bytes: a reason may quote what the machine
 // has sent.
-func shorten(answers []sources.Answer) {
+func shorten(answers []policy.Answer) {
 	for i := range answers {
 		a, most := &answers[i], maxSaid/len(answers)
 		a.Verdict.Reason = strings.Clone(clean(a.Verdict.Reason, most))

@@ -16,6 +16,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/server"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
@@ -69,7 +71,7 @@ type fatWorld struct {
 	incomplete       atomic.Int64 // how often the second source missed certificates
 }
 
-func newFatWorld(t *testing.T, policy sources.Policy) *fatWorld {
+func newFatWorld(t *testing.T, policy policy.Policy) *fatWorld {
 	t.Helper()
 	w := &fatWorld{
 		Plugin:   server.New(),
@@ -92,7 +94,7 @@ func newFatWorld(t *testing.T, policy sources.Policy) *fatWorld {
 		return sources.Verdict{}, nil
 	})
 	w.Use(t, `hash_path = "/x"`, policy, member("inventory", inventory),
-		sources.Member{Name: "vendors", Kind: "fake", Config: 1, Source: vendors})
+		admission.Member{Name: "vendors", Kind: "fake", Config: 1, Source: vendors})
 	return w
 }
 
@@ -115,7 +117,7 @@ func (w *fatWorld) attest(t *testing.T, tpm *attestortest.TPM) error {
 // machines that a source lists are not among them, whatever they send.
 func TestStrangersWithFatChains(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newFatWorld(t, sources.AnyOf("inventory", "vendors"))
+		w := newFatWorld(t, policy.AnyOf("inventory", "vendors"))
 		const agents = 500
 		strangers := crowd(t, w.Plugin, agents, w.payloads[w.stranger])
 		if held := w.Held(); held > 4<<20 || held < 3<<20 {
@@ -142,10 +144,10 @@ func TestStrangersWithFatChains(t *testing.T) {
 // certificates say that it cannot tell, and never that a machine has none.
 func TestOneListedEKWithFatChains(t *testing.T) {
 	for name, tt := range map[string]struct {
-		policy sources.Policy
+		policy policy.Policy
 		code   codes.Code
 	}{
-		"a list decides":         {sources.AnyOf("inventory", "vendors"), codes.OK},
+		"a list decides":         {policy.AnyOf("inventory", "vendors"), codes.OK},
 		"certificates would":     {requiring("inventory", "vendors"), codes.Unavailable},
 		"a deny rule needs them": {denying("inventory", "vendors"), codes.Unavailable},
 	} {
@@ -172,14 +174,14 @@ func TestOneListedEKWithFatChains(t *testing.T) {
 }
 
 // requiring is a policy by which all sources together admit.
-func requiring(all ...string) sources.Policy {
-	return sources.Policy{Allow: []sources.Rule{{Name: "all", All: all}}}
+func requiring(all ...string) policy.Policy {
+	return policy.Policy{Allow: []policy.Rule{{Name: "all", All: all}}}
 }
 
 // denying is a policy by which one source admits and another one denies.
-func denying(allow, deny string) sources.Policy {
-	p := sources.AnyOf(allow)
-	p.Deny = []sources.Rule{{Name: "deny", Any: []string{deny}}}
+func denying(allow, deny string) policy.Policy {
+	p := policy.AnyOf(allow)
+	p.Deny = []policy.Rule{{Name: "deny", Any: []string{deny}}}
 	return p
 }
 
@@ -187,7 +189,7 @@ func denying(allow, deny string) sources.Policy {
 // chain is not kept out by those that do.
 func TestHonestCertificatesNeedNoBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newFatWorld(t, sources.AnyOf("inventory", "vendors"))
+		w := newFatWorld(t, policy.AnyOf("inventory", "vendors"))
 		machines := crowd(t, w.Plugin, 100, w.stranger.Payload(t))
 		if held := w.Held(); held != 0 {
 			t.Errorf("%d bytes are held", held)

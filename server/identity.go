@@ -10,6 +10,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/server/agentpath"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 // errUnsure is what agentID wraps where a source that could not tell might have
@@ -20,7 +21,7 @@ var errUnsure = errors.New("a source could not tell")
 // machine, and to the same one at all times: where sources disagree about a
 // field there is none, and where one that could not tell might decide about it
 // there is none now, whichever rule admits the machine meanwhile.
-func agentID(c *config.Config, ekHash string, d *sources.Decision) (spiffeid.ID, error) {
+func agentID(c *config.Config, ekHash string, d *policy.Decision) (spiffeid.ID, error) {
 	t, values := c.AgentPath, agentpath.Values{agentpath.PubHash: ekHash}
 	for field := range values {
 		f := agentpath.Field(field)

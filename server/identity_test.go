@@ -17,6 +17,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/server"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
@@ -94,7 +95,7 @@ func TestIDFromSources(t *testing.T) {
 			log := &logBuffer{}
 			p.SetLogger(log.logger())
 			p.Use(t, withTemplate(tt.template),
-				sources.AnyOf("x", "y"), member("x", tt.x), member("y", tt.y))
+				policy.AnyOf("x", "y"), member("x", tt.x), member("y", tt.y))
 			wantID(t, p, log, tt.code, tt.want)
 		})
 	}
@@ -109,12 +110,12 @@ func TestIDWhileAnotherRuleMightHold(t *testing.T) {
 		CAs: []string{"stm"}, Certificate: &sources.EKCertificate{IssuerKeyHash: strings.Repeat("a", 64), Serial: "1f"},
 	})
 	down, not := sourcetest.Fails(errors.New("down")), sourcetest.ListsNot()
-	inventory := sources.Rule{Name: "a", Any: []string{"inventory"}}
-	gated := sources.Rule{Name: "a", All: []string{"inventory", "gate"}}
+	inventory := policy.Rule{Name: "a", Any: []string{"inventory"}}
+	gated := policy.Rule{Name: "a", All: []string{"inventory", "gate"}}
 	const byName, byCA = "/tpm/{{ .Name }}", "/tpm/{{ .CA }}/{{ .Serial }}"
 	for _, tt := range []struct {
 		name                    string
-		rule                    sources.Rule
+		rule                    policy.Rule
 		inventory, gate, backup sourcetest.Answer
 		template                string
 		code                    codes.Code
@@ -130,7 +131,7 @@ func TestIDWhileAnotherRuleMightHold(t *testing.T) {
 		{"it does not list, and what its rule needs is down", gated, not, down, named("o"), byName, codes.OK, "/o"},
 		{
 			"a rule on trial",
-			sources.Rule{Name: "a", Any: []string{"inventory"}, Trial: true},
+			policy.Rule{Name: "a", Any: []string{"inventory"}, Trial: true},
 			down, not, named("o"), byName, codes.OK, "/o",
 		},
 		{"a bundle", inventory, down, not, stm, byCA, codes.Unavailable, "needs .CA, which the source inventory may know"},
@@ -139,7 +140,7 @@ func TestIDWhileAnotherRuleMightHold(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			p, log := server.New(), &logBuffer{}
 			p.SetLogger(log.logger())
-			p.Use(t, withTemplate(tt.template), sources.Policy{Allow: []sources.Rule{
+			p.Use(t, withTemplate(tt.template), policy.Policy{Allow: []policy.Rule{
 				tt.rule, {Name: "b", Any: []string{"backup"}}, {Name: "watched", Any: []string{"gate"}, Trial: true},
 			}}, member("inventory", tt.inventory), member("gate", tt.gate), member("backup", tt.backup))
 			wantID(t, p, log, tt.code, tt.want)
@@ -152,18 +153,18 @@ func TestIDWhileAnotherRuleMightHold(t *testing.T) {
 func TestIDWhileWhatNamesNobodyIsDown(t *testing.T) {
 	named := func(name string) sourcetest.Answer { return sourcetest.Lists(sources.Attributes{Name: name}) }
 	down := sourcetest.Fails(errors.New("down"))
-	either := []sources.Rule{{Name: "a", Any: []string{"vendors"}}, {Name: "b", Any: []string{"backup"}}}
-	together := []sources.Rule{{Name: "a", All: []string{"vendors", "inventory"}}, {Name: "b", Any: []string{"backup"}}}
+	either := []policy.Rule{{Name: "a", Any: []string{"vendors"}}, {Name: "b", Any: []string{"backup"}}}
+	together := []policy.Rule{{Name: "a", All: []string{"vendors", "inventory"}}, {Name: "b", Any: []string{"backup"}}}
 	for _, tt := range []struct {
 		name         string
-		rules        []sources.Rule
+		rules        []policy.Rule
 		noAttributes bool
 		template     string
 		code         codes.Code
 		want         string
 	}{
 		{"an ek_ca", either, false, "/tpm/{{ .Name }}", codes.OK, "/o"},
-		{"an ek_ca in the rule that holds", sources.AnyOf("vendors", "backup").Allow, false, "/tpm/{{ .Name }}", codes.OK, "/o"},
+		{"an ek_ca in the rule that holds", policy.AnyOf("vendors", "backup").Allow, false, "/tpm/{{ .Name }}", codes.OK, "/o"},
 		{"its bundle", either, false, "/tpm/{{ .CA }}/{{ .Serial }}", codes.Unavailable, "the source vendors may know"},
 		{"without attributes", either, true, "/tpm/{{ .CA }}/{{ .Serial }}", codes.PermissionDenied, "no value"},
 		{"what depends on it", together, true, "/tpm/{{ .Name }}", codes.Unavailable, "the source inventory may know"},
@@ -173,8 +174,8 @@ func TestIDWhileWhatNamesNobodyIsDown(t *testing.T) {
 			p.SetLogger(log.logger())
 			vendors := member("vendors", down) // an ek_ca, by withTemplate
 			vendors.NoAttributes = tt.noAttributes
-			watched := []sources.Rule{{Name: "watched", Any: []string{"inventory"}, Trial: true}}
-			p.Use(t, withTemplate(tt.template), sources.Policy{Allow: slices.Concat(tt.rules, watched)},
+			watched := []policy.Rule{{Name: "watched", Any: []string{"inventory"}, Trial: true}}
+			p.Use(t, withTemplate(tt.template), policy.Policy{Allow: slices.Concat(tt.rules, watched)},
 				vendors, member("inventory", named("n")), member("backup", named("o")))
 			wantID(t, p, log, tt.code, tt.want)
 		})

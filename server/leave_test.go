@@ -19,6 +19,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/server"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
@@ -27,7 +29,7 @@ import (
 func TestAgentThatNeverAnswers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := server.New()
-		p.Use(t, `hash_path = "/x"`, sources.AnyOf("x"), member("x", sourcetest.Lists(sources.Attributes{})))
+		p.Use(t, `hash_path = "/x"`, policy.AnyOf("x"), member("x", sourcetest.Lists(sources.Attributes{})))
 		// gRPC ends the context when the handler returns.
 		ctx, cancel := context.WithCancel(t.Context())
 		s := honest(ctx, t, attestortest.New(t, attestortest.Options{EK: attestor.P256}))
@@ -106,7 +108,7 @@ func TestLeft(t *testing.T) {
 		{"broken", 1, errors.New("broken"), codes.Canceled},
 	} {
 		p := server.New()
-		p.Use(t, `hash_path = "/x"`, sources.AnyOf("x"), member("x", sourcetest.Lists(sources.Attributes{})))
+		p.Use(t, `hash_path = "/x"`, policy.AnyOf("x"), member("x", sourcetest.Lists(sources.Attributes{})))
 		s := honest(t.Context(), t, tpm)
 		first := s.recv
 		s.recv = func(n int) (*nodeattestorv1.AttestRequest, error) {
@@ -125,7 +127,7 @@ func TestLeft(t *testing.T) {
 		cancel()
 		return sources.Verdict{}, nil
 	}
-	p.Use(t, `hash_path = "/x"`, sources.AnyOf("x"), member("x", canceling))
+	p.Use(t, `hash_path = "/x"`, policy.AnyOf("x"), member("x", canceling))
 	wantStatus(t, p.Attest(honest(ctx, t, tpm)), codes.Canceled, "the stream has ended")
 }
 
@@ -136,7 +138,7 @@ func TestPanics(t *testing.T) {
 		p := server.New()
 		log := &logBuffer{}
 		p.SetLogger(log.logger())
-		p.Use(t, `hash_path = "/x"`, sources.AnyOf("x"), member("x", sourcetest.Lists(sources.Attributes{})))
+		p.Use(t, `hash_path = "/x"`, policy.AnyOf("x"), member("x", sourcetest.Lists(sources.Attributes{})))
 		s := honest(t.Context(), t, tpm)
 		first := s.recv
 		s.recv = func(n int) (*nodeattestorv1.AttestRequest, error) {
@@ -160,7 +162,7 @@ func TestPanics(t *testing.T) {
 // told to come again.
 func TestTooManyUnderWay(t *testing.T) {
 	p := server.New()
-	p.Use(t, `hash_path = "/x"`, sources.AnyOf("x"), member("x", sourcetest.Lists(sources.Attributes{})))
+	p.Use(t, `hash_path = "/x"`, policy.AnyOf("x"), member("x", sourcetest.Lists(sources.Attributes{})))
 	p.SetUnderWay(server.MaxUnderWay)
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
 	wantStatus(t, p.Attest(honest(t.Context(), t, tpm)), codes.Unavailable, "the server is busy")
@@ -175,7 +177,7 @@ func TestTooManyUnderWay(t *testing.T) {
 func TestSilentStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := server.New()
-		p.Use(t, `hash_path = "/x"`, sources.AnyOf("x"), member("x", sourcetest.Lists(sources.Attributes{})))
+		p.Use(t, `hash_path = "/x"`, policy.AnyOf("x"), member("x", sourcetest.Lists(sources.Attributes{})))
 		p.SetUnderWay(server.MaxUnderWay - 1)
 		ctx, leave := context.WithCancel(t.Context())
 		var silent sync.WaitGroup
@@ -208,8 +210,8 @@ func TestStrangersThatNeverAnswer(t *testing.T) {
 			return sources.Verdict{Listed: ev.EKHash == listed.EKHash()}, nil
 		}
 		p := server.New()
-		p.Use(t, `hash_path = "/x"`, sources.AnyOf("inventory", "vendors"), member("inventory", inventory),
-			sources.Member{Name: "vendors", Kind: "fake", Config: 1, Source: vendors})
+		p.Use(t, `hash_path = "/x"`, policy.AnyOf("inventory", "vendors"), member("inventory", inventory),
+			admission.Member{Name: "vendors", Kind: "fake", Config: 1, Source: vendors})
 		p.SetUnderWay(server.MaxUnderWay - server.MaxUnknown - 1) // honest ones
 		payload := strange.Payload(t)
 		ctx, leave := context.WithCancel(t.Context())
@@ -265,8 +267,8 @@ func TestSlowListLocksOutNobody(t *testing.T) {
 					return sources.Verdict{Listed: ev.EKHash == listed.EKHash()}, nil
 				}
 				p := server.New()
-				p.Use(t, `hash_path = "/x"`, sources.AnyOf("healthy", "slow"), member("healthy", healthy),
-					sources.Member{Name: "slow", Kind: "fake", Config: 1, Source: slow(release)})
+				p.Use(t, `hash_path = "/x"`, policy.AnyOf("healthy", "slow"), member("healthy", healthy),
+					admission.Member{Name: "slow", Kind: "fake", Config: 1, Source: slow(release)})
 				payload := attestortest.New(t, attestortest.Options{EK: attestor.P256}).Payload(t)
 				ctx, leave := context.WithCancel(t.Context())
 				var all sync.WaitGroup
@@ -304,9 +306,9 @@ func TestSlowListLocksOutNobody(t *testing.T) {
 // hangingPoll is a list that has loaded once and lists nobody, and whose web server
 // hangs from then on.
 func hangingPoll(release chan struct{}) sources.Source {
-	f := &sourcetest.PollingFake{OnRefreshEarly: func() bool { return true }}
+	f := &sourcetest.LoadingFake{When: sources.Schedule{Early: true}}
 	loaded := false
-	f.OnRefresh = func(ctx context.Context) error {
+	f.OnLoad = func(ctx context.Context) error {
 		if !loaded {
 			loaded = true
 			return nil

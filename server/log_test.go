@@ -10,6 +10,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/server"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
@@ -63,28 +64,28 @@ func TestRefusalsAreLogged(t *testing.T) {
 func TestAdmissionsAreLogged(t *testing.T) {
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
 	listed := sourcetest.Lists(sources.Attributes{})
-	rule := func(name string, trial bool, names ...string) sources.Rule {
-		return sources.Rule{Name: name, Any: names, Trial: trial}
+	rule := func(name string, trial bool, names ...string) policy.Rule {
+		return policy.Rule{Name: name, Any: names, Trial: trial}
 	}
 	for _, tt := range []struct {
-		policy sources.Policy
+		policy policy.Policy
 		y      sourcetest.Answer
 		level  string
 		trials any
 	}{
-		{sources.AnyOf("x", "y"), listed, "debug", nil},
-		{sources.AnyOf("x", "y"), sourcetest.Fails(errors.New("down")), "info", nil},
+		{policy.AnyOf("x", "y"), listed, "debug", nil},
+		{policy.AnyOf("x", "y"), sourcetest.Fails(errors.New("down")), "info", nil},
 		{
-			sources.Policy{Allow: []sources.Rule{rule("a", false, "x"), rule("t", true, "y")}},
+			policy.Policy{Allow: []policy.Rule{rule("a", false, "x"), rule("t", true, "y")}},
 			listed, "info",
 			"allow t: would hold",
 		},
 		{
-			sources.Policy{Allow: []sources.Rule{rule("a", false, "x")}, Deny: []sources.Rule{rule("t", true, "y")}},
+			policy.Policy{Allow: []policy.Rule{rule("a", false, "x")}, Deny: []policy.Rule{rule("t", true, "y")}},
 			sourcetest.ListsNot(), "info", "deny t: would not hold",
 		},
 		{
-			sources.Policy{Allow: []sources.Rule{rule("a", false, "x")}, Deny: []sources.Rule{rule("t", true, "y")}},
+			policy.Policy{Allow: []policy.Rule{rule("a", false, "x")}, Deny: []policy.Rule{rule("t", true, "y")}},
 			sourcetest.Fails(errors.New("down")), "info", "deny t: might hold",
 		},
 	} {

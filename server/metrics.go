@@ -9,7 +9,7 @@ import (
 
 	metricsv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/common/metrics/v1"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 // The metrics. SPIRE puts its own name in front. All labels take their values
@@ -139,7 +139,7 @@ func (m *metrics) run(ctx context.Context) {
 }
 
 // attested measures one attestation. It never waits for SPIRE.
-func (m *metrics) attested(o outcome, elapsed time.Duration, d *sources.Decision) {
+func (m *metrics) attested(o outcome, elapsed time.Duration, d *policy.Decision) {
 	if m == nil {
 		return
 	}
@@ -172,7 +172,7 @@ func (m *metrics) attested(o outcome, elapsed time.Duration, d *sources.Decision
 }
 
 // deniedBy returns the deny rules that decided.
-func deniedBy(o outcome, d *sources.Decision) []string {
+func deniedBy(o outcome, d *policy.Decision) []string {
 	switch o {
 	case outcomeRefused:
 		return d.Denied
@@ -274,7 +274,7 @@ const (
 	resultUnsure = "might_hold"
 )
 
-func resultOf(t sources.Trial) string {
+func resultOf(t policy.Trial) string {
 	switch {
 	case t.Holds:
 		return resultHolds
@@ -352,23 +352,23 @@ func (m *metrics) version(ctx context.Context, version string) {
 func (m *metrics) beat() { m.add(counter{name: [2]string{metricBeat}}, 1) }
 
 // expected returns the counters of attestations that alerts are written on.
-func expected(policy sources.Policy, sourceNames []string) []counter {
+func expected(rules policy.Policy, sourceNames []string) []counter {
 	var all []counter
 	for _, o := range outcomes {
 		all = append(all, ofOutcome(o))
 	}
-	for _, rules := range []struct {
+	for _, side := range []struct {
 		effect string
-		of     []sources.Rule
+		of     []policy.Rule
 		decide outcome
-	}{{effectAllow, policy.Allow, outcomeAdmitted}, {effectDeny, policy.Deny, outcomeRefused}} {
-		for _, r := range rules.of {
+	}{{effectAllow, rules.Allow, outcomeAdmitted}, {effectDeny, rules.Deny, outcomeRefused}} {
+		for _, r := range side.of {
 			if !r.Trial {
-				all = append(all, ofRule(rules.decide, rules.effect, r.Name))
+				all = append(all, ofRule(side.decide, side.effect, r.Name))
 				continue
 			}
 			for _, result := range []string{resultHolds, resultNot, resultUnsure} {
-				all = append(all, ofTrial(rules.effect, r.Name, result))
+				all = append(all, ofTrial(side.effect, r.Name, result))
 			}
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 // hungMetrics is a SPIRE that takes no metrics.
@@ -75,7 +76,7 @@ func TestMetricsThatHang(t *testing.T) {
 		m := startMetrics(&metricsv1.MetricsServiceClient{MetricsClient: hungMetrics{}})
 		begun := time.Now()
 		for i := range 2 * maxCounters {
-			m.attested(outcomeRefused, time.Second, &sources.Decision{Denied: []string{strconv.Itoa(i)}})
+			m.attested(outcomeRefused, time.Second, &policy.Decision{Denied: []string{strconv.Itoa(i)}})
 		}
 		if took := time.Since(begun); took != 0 {
 			t.Errorf("attestations waited %v", took)
@@ -101,9 +102,9 @@ func TestMetricsOfASPIREThatWasDown(t *testing.T) {
 		defer m.close()
 		fake.down.Store(true)
 		m.add(counter{name: [2]string{metricDropped}}, 7)
-		m.attested(outcomeAdmitted, time.Second, &sources.Decision{})
+		m.attested(outcomeAdmitted, time.Second, &policy.Decision{})
 		time.Sleep(3 * metricsInterval)
-		m.attested(outcomeAdmitted, time.Second, &sources.Decision{})
+		m.attested(outcomeAdmitted, time.Second, &policy.Decision{})
 		synctest.Wait()
 		fake.down.Store(false)
 		time.Sleep(metricsInterval)
@@ -119,7 +120,7 @@ func TestMetricsOfASPIREThatWasDown(t *testing.T) {
 func TestMetricsOfUnchecked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, fake := startCounting()
-		m.attested(outcomeAdmitted, time.Second, &sources.Decision{Answers: []sources.Answer{
+		m.attested(outcomeAdmitted, time.Second, &policy.Decision{Answers: []policy.Answer{
 			{Source: "vendors", Verdict: sources.Verdict{Listed: true, Unchecked: "the CRL's host is down"}},
 			{Source: "inventory", Verdict: sources.Verdict{Listed: true}},
 		}})
@@ -135,7 +136,7 @@ func TestMetricsOfUnchecked(t *testing.T) {
 func TestMetricsAtTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, fake := startCounting()
-		m.attested(outcomeAdmitted, time.Second, &sources.Decision{})
+		m.attested(outcomeAdmitted, time.Second, &policy.Decision{})
 		m.close()
 		if fake.counts["tpm.attestation"] != 1 || fake.samples != 1 {
 			t.Errorf("counters: %v, samples: %d", fake.counts, fake.samples)
@@ -152,8 +153,8 @@ func TestMetricsUnderLoad(t *testing.T) {
 		defer m.close()
 		const seconds, each = 10, 1000
 		for range seconds * each {
-			m.attested(outcomeRefused, time.Second, &sources.Decision{
-				Denied: []string{"stolen"}, Answers: []sources.Answer{{Source: "list"}},
+			m.attested(outcomeRefused, time.Second, &policy.Decision{
+				Denied: []string{"stolen"}, Answers: []policy.Answer{{Source: "list"}},
 			})
 			time.Sleep(metricsInterval / each)
 		}

@@ -27,7 +27,8 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
-	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 const (
@@ -65,10 +66,10 @@ type Plugin struct {
 	configuring sync.Mutex
 	closed      bool
 	current     atomic.Pointer[generation]
-	arriving    atomic.Int64    // bytes of messages, see maxArriving
-	open        atomic.Int64    // streams of attestations
-	underWay    atomic.Int64    // of them, those whose payload is here
-	strangers   *sources.Places // of them, those of TPMs that no source lists so far
+	arriving    atomic.Int64      // bytes of messages, see maxArriving
+	open        atomic.Int64      // streams of attestations
+	underWay    atomic.Int64      // of them, those whose payload is here
+	strangers   *admission.Places // of them, those of TPMs that no source lists so far
 
 	reserved reservations // of IDs, if reattest is false
 
@@ -89,7 +90,7 @@ var (
 // that is current when the answer to its challenge arrives.
 type generation struct {
 	*config.Config
-	set      *sources.Set
+	set      *admission.Set
 	verifier attestor.Verifier
 }
 
@@ -97,7 +98,7 @@ type generation struct {
 func New() *Plugin {
 	p := &Plugin{
 		log: hclog.NewNullLogger(), loader: config.NewLoader(), identity: &identityProvider{},
-		watch: newWatch(), addresses: newAddresses(), strangers: sources.NewPlaces(maxUnknown),
+		watch: newWatch(), addresses: newAddresses(), strangers: admission.NewPlaces(maxUnknown),
 		held: newBudgets(), checking: make(chan struct{}, maxChecking),
 	}
 	p.loader.Identity = p.identity
@@ -122,17 +123,17 @@ func (p *Plugin) BrokerHostServices(broker pluginsdk.ServiceBroker) error {
 // startWatch starts to tell what sources serve.
 func (p *Plugin) startWatch() {
 	p.watch.log, p.watch.metrics, p.watch.version = p.log, p.metrics, p.Version
-	p.watch.status = func() []sources.SourceStatus {
+	p.watch.status = func() []admission.SourceStatus {
 		if g := p.current.Load(); g != nil {
 			return g.set.Status()
 		}
 		return nil
 	}
-	p.watch.policy = func() sources.Policy {
+	p.watch.policy = func() policy.Policy {
 		if g := p.current.Load(); g != nil {
 			return g.Policy
 		}
-		return sources.Policy{}
+		return policy.Policy{}
 	}
 	p.watch.start()
 }

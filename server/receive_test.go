@@ -13,6 +13,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/server"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
@@ -44,7 +45,7 @@ func TestMessagesAreRefusedByTheirSize(t *testing.T) {
 func TestStreamThatSendsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := server.New()
-		p.Use(t, `hash_path = "/x"`, sources.AnyOf("x"), member("x", sourcetest.Lists(sources.Attributes{})))
+		p.Use(t, `hash_path = "/x"`, policy.AnyOf("x"), member("x", sourcetest.Lists(sources.Attributes{})))
 		ctx, cancel := context.WithCancel(t.Context())
 		s := &memoryStream{ctx: ctx, recv: func(int) (*nodeattestorv1.AttestRequest, error) {
 			if n := p.UnderWay(); n != 0 {

@@ -4,13 +4,14 @@ import (
 	"slices"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 // selectors returns the selectors of an admitted machine, sorted, without
 // duplicates. SPIRE puts the plugin's name in front of each. A label is always
 // behind "label:", so that no list can forge another selector. No selector is longer
 // than sources.MaxSelector: what would be longer is refused where it comes from.
-func selectors(ekHash string, d *sources.Decision) []string {
+func selectors(ekHash string, d *policy.Decision) []string {
 	s := make([]string, 0, 16)
 	s = append(s, sources.PrefixPubHash+ekHash)
 	for _, rule := range d.Rules {

@@ -7,6 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 // The selectors are matched against registration entries letter by letter.
@@ -14,13 +15,13 @@ func TestSelectors(t *testing.T) {
 	const hash = "00ff"
 	for _, tt := range []struct {
 		name string
-		d    sources.Decision
+		d    policy.Decision
 		want []string
 	}{
-		{"nothing known", sources.Decision{}, []string{"pub_hash:00ff"}},
+		{"nothing known", policy.Decision{}, []string{"pub_hash:00ff"}},
 		{
 			"everything, twice",
-			sources.Decision{
+			policy.Decision{
 				Rules: []string{"b", "a"}, Listed: []string{"inventory", "vendors"},
 				Attributes: []sources.Attributes{
 					{Name: "web-1", Labels: []string{"env:prod", "rack:12"}},
@@ -42,12 +43,12 @@ func TestSelectors(t *testing.T) {
 		{
 			// The labels of a list that somebody else writes must stay labels.
 			"forged labels",
-			sources.Decision{Attributes: []sources.Attributes{{Labels: []string{"rule:admin", "pub_hash:1", "ca:x"}}}},
+			policy.Decision{Attributes: []sources.Attributes{{Labels: []string{"rule:admin", "pub_hash:1", "ca:x"}}}},
 			[]string{"label:ca:x", "label:pub_hash:1", "label:rule:admin", "pub_hash:00ff"},
 		},
 		{
 			"an empty certificate",
-			sources.Decision{Attributes: []sources.Attributes{{Certificate: &sources.EKCertificate{}}}},
+			policy.Decision{Attributes: []sources.Attributes{{Certificate: &sources.EKCertificate{}}}},
 			[]string{"pub_hash:00ff"},
 		},
 	} {
@@ -74,7 +75,7 @@ func TestSelectorsFitIntoTheDatabase(t *testing.T) {
 	if err := a.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	all := selectors(strings.Repeat("0", 64), &sources.Decision{
+	all := selectors(strings.Repeat("0", 64), &policy.Decision{
 		Rules: []string{x[:64]}, Listed: []string{x[:64]}, Attributes: []sources.Attributes{a},
 	})
 	if len(all) != 11 {

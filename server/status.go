@@ -10,7 +10,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 const (
@@ -32,8 +33,8 @@ const (
 type watch struct {
 	log     hclog.Logger
 	metrics *metrics // may be nil
-	status  func() []sources.SourceStatus
-	policy  func() sources.Policy
+	status  func() []admission.SourceStatus
+	policy  func() policy.Policy
 
 	changes     chan struct{}
 	version     string
@@ -139,7 +140,7 @@ func (w *watch) tell(ctx context.Context, before map[string]told) map[string]tol
 }
 
 // tellSource tells what one source serves, and returns it.
-func (w *watch) tellSource(ctx context.Context, s *sources.SourceStatus, was told) told {
+func (w *watch) tellSource(ctx context.Context, s *admission.SourceStatus, was told) told {
 	if !was.started.Equal(s.Started) { // another source of that name counts from zero
 		was.refreshed, was.fetched = attempts{}, attempts{}
 	}
@@ -170,7 +171,7 @@ func (w *watch) announce(names []string) {
 	w.announced = all
 }
 
-func lineOf(s *sources.SourceStatus) line {
+func lineOf(s *admission.SourceStatus) line {
 	l := line{up: s.Up(), stuck: s.Stuck > 0, loaded: s.Loaded, entries: s.Entries, serial: s.Serial}
 	if s.Err != nil {
 		l.failure = clean(s.Err.Error(), maxLogged)
@@ -179,7 +180,7 @@ func lineOf(s *sources.SourceStatus) line {
 }
 
 // logStatus logs what a source serves. What does not apply to it is left out.
-func (w *watch) logStatus(s *sources.SourceStatus, l *line) {
+func (w *watch) logStatus(s *admission.SourceStatus, l *line) {
 	args := []any{"source", s.Name, "kind", s.Kind, "up", l.up}
 	if !l.loaded.IsZero() {
 		args = append(args, "loaded", l.loaded.UTC().Format(time.RFC3339), "entries", l.entries)
@@ -211,7 +212,7 @@ func (w *watch) logStatus(s *sources.SourceStatus, l *line) {
 
 // gaugesOf returns the gauges of a source. One that loads has no entries, no serial
 // and no age until it has.
-func gaugesOf(s *sources.SourceStatus) map[string]float64 {
+func gaugesOf(s *admission.SourceStatus) map[string]float64 {
 	all := map[string]float64{metricUp: 0, metricStuck: float64(s.Stuck)}
 	if s.Up() {
 		all[metricUp] = 1

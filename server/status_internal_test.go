@@ -19,6 +19,8 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 // board is a SPIRE that shows the metrics that it was last told.
@@ -68,20 +70,20 @@ type watched struct {
 	log bytes.Buffer
 
 	mu    sync.Mutex
-	all   []sources.SourceStatus
-	rules sources.Policy
+	all   []admission.SourceStatus
+	rules policy.Policy
 }
 
 func startWatched(client metricsv1.MetricsClient) *watched {
 	w := &watched{watch: newWatch()}
 	w.watch.log = hclog.New(&hclog.LoggerOptions{Output: &w.log, DisableTime: true})
 	w.metrics = startMetrics(&metricsv1.MetricsServiceClient{MetricsClient: client})
-	w.status = func() []sources.SourceStatus {
+	w.status = func() []admission.SourceStatus {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		return slices.Clone(w.all)
 	}
-	w.policy = func() sources.Policy {
+	w.policy = func() policy.Policy {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		return w.rules
@@ -97,7 +99,7 @@ func (w *watched) close() {
 }
 
 // become changes what the sources are, and returns when SPIRE knows.
-func (w *watched) become(all ...sources.SourceStatus) {
+func (w *watched) become(all ...admission.SourceStatus) {
 	w.mu.Lock()
 	w.all = all
 	w.mu.Unlock()
@@ -148,10 +150,10 @@ func TestStatusIsTold(t *testing.T) {
 		w := startWatched(b)
 		defer w.close()
 		begun := time.Now()
-		list := sources.SourceStatus{
-			Name: "list", Kind: "http", Started: begun, Loads: true, Refreshed: 1,
+		list := admission.SourceStatus{
+			Name: "list", Kind: "http", Started: begun, Loads: true, Next: begun.Add(time.Minute), Refreshed: 1,
 			Status: sources.Status{
-				Loaded: begun, Confirmed: begun, Next: begun.Add(time.Minute), Entries: 3, Serial: 1_700_000_042,
+				Loaded: begun, Confirmed: begun, Entries: 3, Serial: 1_700_000_042,
 				Expires: begun.Add(11 * time.Second),
 			},
 		}
@@ -205,8 +207,8 @@ func TestStatusOfAnotherSource(t *testing.T) {
 		w := startWatched(b)
 		defer w.close()
 		nan := float32(math.NaN())
-		dir := sources.SourceStatus{Name: "dir", Kind: "hash_dir", Started: time.Now()}
-		ca := sources.SourceStatus{Name: "ca", Kind: "ek_ca", Started: time.Now(), Loads: true, Refreshed: 5}
+		dir := admission.SourceStatus{Name: "dir", Kind: "hash_dir", Started: time.Now()}
+		ca := admission.SourceStatus{Name: "ca", Kind: "ek_ca", Started: time.Now(), Loads: true, Refreshed: 5}
 		ca.Loaded, ca.Confirmed, ca.Serial = time.Now(), time.Now(), 42
 		w.become(ca, dir)
 		w.wantLog(t, "source=ca kind=ek_ca up=true loaded=", "source=dir kind=hash_dir up=true")
@@ -242,7 +244,7 @@ func TestFetchesAreTold(t *testing.T) {
 		b := &board{values: map[string]float32{}}
 		w := startWatched(b)
 		defer w.close()
-		s := sources.SourceStatus{Name: "ca", Started: time.Now(), Fetches: true, Fetched: 1}
+		s := admission.SourceStatus{Name: "ca", Started: time.Now(), Fetches: true, Fetched: 1}
 		want := func(ok, failed float32) {
 			t.Helper()
 			values := b.take()
@@ -273,11 +275,11 @@ func TestCountersAreToldBeforeTheirFirstEvent(t *testing.T) {
 		b := &board{values: map[string]float32{}}
 		w := startWatched(b)
 		defer w.close()
-		w.rules = sources.Policy{
-			Allow: []sources.Rule{{Name: "fleet"}, {Name: "tight", Trial: true}},
-			Deny:  []sources.Rule{{Name: "stolen"}},
+		w.rules = policy.Policy{
+			Allow: []policy.Rule{{Name: "fleet"}, {Name: "tight", Trial: true}},
+			Deny:  []policy.Rule{{Name: "stolen"}},
 		}
-		w.become(sources.SourceStatus{Name: "dir"})
+		w.become(admission.SourceStatus{Name: "dir"})
 		values := b.take()
 		for _, name := range []string{
 			"tpm.attestation outcome=unavailable", "tpm.attestation outcome=internal",
@@ -305,9 +307,9 @@ func TestCountersAreToldBeforeTheirFirstEvent(t *testing.T) {
 			t.Errorf("%d are told again", n)
 		}
 		w.mu.Lock()
-		w.rules.Deny = append(w.rules.Deny, sources.Rule{Name: "sold"})
+		w.rules.Deny = append(w.rules.Deny, policy.Rule{Name: "sold"})
 		w.mu.Unlock()
-		w.become(sources.SourceStatus{Name: "dir"})
+		w.become(admission.SourceStatus{Name: "dir"})
 		if n := told(); n != 1 {
 			t.Errorf("%d are told of a rule that is new", n)
 		}
@@ -334,7 +336,7 @@ func TestStatusNeverWaits(t *testing.T) {
 		w.close()
 
 		hung := startWatched(hungBoard{})
-		hung.become(sources.SourceStatus{Name: "x"})
+		hung.become(admission.SourceStatus{Name: "x"})
 		hung.changed()
 		hung.close()
 		if took := time.Since(begun); took > settleTime+metricsInterval+flushTimeout {

@@ -14,6 +14,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/server"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
@@ -22,13 +24,13 @@ import (
 func TestSourcesThatCannotTell(t *testing.T) {
 	eio := sourcetest.Fails(&errno{syscall.EIO})
 	listed, not := sourcetest.Lists(sources.Attributes{}), sourcetest.ListsNot()
-	allow := sources.Policy{Allow: []sources.Rule{{Name: "a", All: []string{"x"}}}}
-	deny := sources.Policy{Allow: allow.Allow, Deny: []sources.Rule{{Name: "d", Any: []string{"y"}}}}
-	either := sources.AnyOf("x", "y")
-	all := sources.Policy{Allow: []sources.Rule{{Name: "a", All: []string{"x", "y"}}}}
+	allow := policy.Policy{Allow: []policy.Rule{{Name: "a", All: []string{"x"}}}}
+	deny := policy.Policy{Allow: allow.Allow, Deny: []policy.Rule{{Name: "d", Any: []string{"y"}}}}
+	either := policy.AnyOf("x", "y")
+	all := policy.Policy{Allow: []policy.Rule{{Name: "a", All: []string{"x", "y"}}}}
 	for _, tt := range []struct {
 		name   string
-		policy sources.Policy
+		policy policy.Policy
 		x, y   sourcetest.Answer
 		code   codes.Code
 	}{
@@ -52,7 +54,7 @@ func TestSourcesThatCannotTell(t *testing.T) {
 				p := server.New()
 				log := &logBuffer{}
 				p.SetLogger(log.logger())
-				members := []sources.Member{member("x", tt.x)}
+				members := []admission.Member{member("x", tt.x)}
 				if tt.y != nil {
 					members = append(members, member("y", tt.y))
 				}
@@ -84,8 +86,8 @@ func TestHungSource(t *testing.T) {
 		release := make(chan struct{})
 		fake := sourcetest.NewFake(sourcetest.Hangs(release, sourcetest.ListsNot()))
 		p := server.New()
-		hung := sources.Member{Name: "x", Kind: "fake", Config: 1, Source: fake}
-		p.Use(t, `hash_path = "/x"`, sources.AnyOf("x"), hung)
+		hung := admission.Member{Name: "x", Kind: "fake", Config: 1, Source: fake}
+		p.Use(t, `hash_path = "/x"`, policy.AnyOf("x"), hung)
 		tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
 		begun := time.Now()
 		var all sync.WaitGroup

@@ -37,8 +37,8 @@ const (
 	MaxLabel = MaxSelector - len(PrefixLabel)
 )
 
-// maxReason is how much of a Verdict.Reason and of Verdict.Unchecked is kept, in bytes.
-const maxReason = 1024
+// MaxReason is how much of Verdict.Reason and of Verdict.Unchecked is kept, in bytes.
+const MaxReason = 1024
 
 // Verdict is what one source says of one Evidence. The zero Verdict says that
 // the TPM is not listed.
@@ -47,14 +47,14 @@ type Verdict struct {
 	Listed bool
 
 	// Reason says why, for the people who read the server's log. It may be
-	// empty, it never holds a secret, and the agent never sees it. A Set
-	// keeps its first 1024 bytes.
+	// empty, it never holds a secret, and the agent never sees it. Its first
+	// MaxReason bytes are kept.
 	Reason string
 
 	// Unchecked says, if the TPM is listed although something could not be checked
 	// that the operator wants checked if possible, what that is and why: a revocation
-	// list that is unavailable, say. It is empty if everything was checked. A Set keeps
-	// its first 1024 bytes. Reason says it, too.
+	// list that is unavailable, say. It is empty if everything was checked. Its
+	// first MaxReason bytes are kept. Reason says it, too.
 	Unchecked string
 
 	// Attributes are what the source knows about a TPM that it lists; zero
@@ -63,7 +63,7 @@ type Verdict struct {
 }
 
 // Attributes are what a source knows about a TPM that it lists. They become
-// selectors, so a Set takes an answer that breaks the limits below for "cannot
+// selectors, so an answer that breaks the limits below counts as "cannot
 // tell". All text is UTF-8 without control characters, and with the prefix of its
 // selector at most MaxSelector bytes.
 type Attributes struct {
@@ -213,40 +213,4 @@ func isHex(s string) bool {
 		}
 	}
 	return s != ""
-}
-
-// settle turns what a source returned into what the Set goes on with: zero with
-// an error, without attributes where the TPM is not listed, within the limits,
-// and sharing no memory with the source. proven is true after the challenge;
-// fetches is true where the source may say that it needs the network.
-func settle(v Verdict, err error, proven, fetches bool) (Verdict, error) {
-	if err != nil {
-		// The source's error is looked into and put into words here, under the
-		// guard: its methods are the source's code too.
-		if errors.Is(err, ErrNeedsChallenge) && proven {
-			return Verdict{}, errors.New("asks for the challenge after the challenge")
-		}
-		if errors.Is(err, ErrNeedsNetwork) && !fetches {
-			// Not wrapped: nothing would come of its being asked again.
-			return Verdict{}, errors.New("asks for a network that it cannot be given: " + err.Error())
-		}
-		return Verdict{}, fmt.Errorf("%w", err)
-	}
-	v.Reason = strings.ToValidUTF8(v.Reason[:min(len(v.Reason), maxReason)], "")
-	if !v.Listed {
-		return Verdict{Reason: v.Reason}, nil
-	}
-	v.Unchecked = strings.ToValidUTF8(v.Unchecked[:min(len(v.Unchecked), maxReason)], "")
-	tidy, err := v.Attributes.Tidy()
-	if err != nil {
-		return Verdict{}, fmt.Errorf("lists the TPM with attributes that are not allowed: %w", err)
-	}
-	v.Attributes = tidy
-	a := &v.Attributes
-	a.CAs = slices.Clone(a.CAs)
-	if a.Certificate != nil {
-		c := *a.Certificate
-		a.Certificate = &c
-	}
-	return v, nil
 }

@@ -12,10 +12,11 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/spire-tpm/spire-tpm-attestor/server/agentpath"
-	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 // Config is what a configuration says, with its defaults.
@@ -23,9 +24,9 @@ type Config struct {
 	// TrustDomain is SPIRE's; zero where a file does not tell.
 	TrustDomain spiffeid.TrustDomain
 	// Members are the sources, sorted by name. None has been started.
-	Members []sources.Member
+	Members []admission.Member
 	// Policy are the rules, sorted by name.
-	Policy sources.Policy
+	Policy policy.Policy
 	// AgentPath forms the IDs of agents.
 	AgentPath *agentpath.Template
 	// Reattest is false where a machine is admitted once.
@@ -65,9 +66,9 @@ func (in *input) parsed() (*Config, error) {
 
 // NewSet returns the configured sources under the configured policy; log and
 // limits other than the configured ones come from opts.
-func (c *Config) NewSet(opts sources.Options) (*sources.Set, error) {
+func (c *Config) NewSet(opts admission.Options) (*admission.Set, error) {
 	opts.CheckTimeout = c.CheckTimeout
-	return sources.NewSet(c.Members, c.Policy, opts)
+	return admission.NewSet(c.Members, c.Policy, opts)
 }
 
 // The bounds of check_timeout.
@@ -122,7 +123,7 @@ func decodeRoot(ps *problems, b *body) (all []definition, allow, deny []rule) {
 	}
 	b.asked = append(b.asked, "hash_path", "ca_path")
 	if len(allow) == 0 {
-		allow = []rule{{Rule: sources.Rule{Name: defaultRule}, path: "rule " + defaultRule}}
+		allow = []rule{{Rule: policy.Rule{Name: defaultRule}, path: "rule " + defaultRule}}
 		for _, d := range all {
 			allow[0].Any = append(allow[0].Any, d.name)
 		}
@@ -186,7 +187,7 @@ func (c *Config) assemble(ps *problems, all []definition, allow, deny []rule) {
 			ps.add(d.path, "%v", err)
 			continue
 		}
-		c.Members = append(c.Members, sources.Member{
+		c.Members = append(c.Members, admission.Member{
 			Name: d.name, Kind: d.kind, Config: d.config, Source: source, NoAttributes: d.noAttributes,
 		})
 	}
@@ -206,7 +207,7 @@ func (c *Config) assemble(ps *problems, all []definition, allow, deny []rule) {
 		return
 	}
 	// What the rules of package sources find beyond those above.
-	if _, err := c.NewSet(sources.Options{}); err != nil {
+	if _, err := c.NewSet(admission.Options{}); err != nil {
 		ps.add("", "%v", err)
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
-	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 const (
@@ -28,7 +28,7 @@ func TestDefaults(t *testing.T) {
 		c.AgentPath.String() != "/tpm/{{ .PubHash }}" || c.TrustDomain.Name() != trustDomain || len(c.Warnings) != 0 {
 		t.Errorf("defaults: %+v", c)
 	}
-	want := sources.Policy{Allow: []sources.Rule{{Name: "default", Any: []string{"factory"}}}}
+	want := policy.Policy{Allow: []policy.Rule{{Name: "default", Any: []string{"factory"}}}}
 	if d := cmp.Diff(want, c.Policy); d != "" {
 		t.Errorf("policy (-want +got):\n%s", d)
 	}
@@ -61,7 +61,7 @@ func TestIncumbentKeys(t *testing.T) {
 		if !slices.Equal(members, tt.members) {
 			t.Errorf("%s: members %v, want %v", tt.text, members, tt.members)
 		}
-		want := sources.Policy{Allow: []sources.Rule{{Name: "default", Any: names}}}
+		want := policy.Policy{Allow: []policy.Rule{{Name: "default", Any: names}}}
 		if d := cmp.Diff(want, c.Policy); d != "" {
 			t.Errorf("%s: policy (-want +got):\n%s", tt.text, d)
 		}

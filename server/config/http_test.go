@@ -146,9 +146,9 @@ func TestHTTPWithSPIFFE(t *testing.T) {
 		t.Errorf("the identity was asked for %d times", p.asked)
 	}
 	// What only looks at a configuration has nobody to ask, and accepts it.
-	source, _ := mustParse(t, spiffe+" }").Members[0].Source.(sources.Refresher)
-	if err := source.Refresh(t.Context()); err == nil || !strings.Contains(err.Error(), "no SPIRE server to ask") {
-		t.Errorf("Refresh: %v", err)
+	source, _ := mustParse(t, spiffe+" }").Members[0].Source.(sources.Loader)
+	if err := source.Load(t.Context()); err == nil || !strings.Contains(err.Error(), "no SPIRE server to ask") {
+		t.Errorf("Load: %v", err)
 	}
 }
 

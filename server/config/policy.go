@@ -4,7 +4,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 // defaultRule is the name of the allow rule where none is written.
@@ -15,7 +15,7 @@ const maxRules = 256
 
 // rule is a rule with its path of keys.
 type rule struct {
-	sources.Rule
+	policy.Rule
 	path string
 }
 
@@ -40,7 +40,7 @@ func decodeRules(ps *problems, effect string, values []*node, known declared) []
 // decodeRule reads one rule. names are those of known.
 func decodeRule(ps *problems, n namedBlock, known declared, names []string) rule {
 	b := newBody(n.path, ps, n.parts...)
-	r := rule{path: n.path, Rule: sources.Rule{
+	r := rule{path: n.path, Rule: policy.Rule{
 		Name:  n.name,
 		All:   b.texts("all"),
 		Any:   b.texts("any"),
@@ -142,7 +142,7 @@ func policyWarnings(all []definition, allow, deny []rule) []string {
 }
 
 // vendorsAlone says whether a rule can hold by sources that know vendors only.
-func vendorsAlone(r sources.Rule, byVendor func(string) bool) bool {
+func vendorsAlone(r policy.Rule, byVendor func(string) bool) bool {
 	for _, s := range r.All {
 		if !byVendor(s) {
 			return false

@@ -16,9 +16,10 @@ import (
 	"github.com/hashicorp/hcl/hcl/printer"
 
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
-	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 const trustDomain = "example.org"
@@ -146,7 +147,7 @@ const richJSONLists = `{
 func richConfig(tb testing.TB) *config.Config {
 	tb.Helper()
 	c := mustParse(tb, richHCL)
-	c.Members = []sources.Member{
+	c.Members = []admission.Member{
 		{Name: "factory", Kind: "hash_dir", Config: hashdir.Config{Path: "/srv/tpm/hashes"}},
 		{Name: "lab", Kind: "ek_ca", Config: ekca.Config{
 			CAPath: "/etc/tpm/lab", PollInterval: time.Minute, CRL: ekca.CRLOff,
@@ -164,12 +165,12 @@ func richConfig(tb testing.TB) *config.Config {
 			},
 		},
 	}
-	c.Policy = sources.Policy{
-		Allow: []sources.Rule{
+	c.Policy = policy.Policy{
+		Allow: []policy.Rule{
 			{Name: "lab", All: []string{"vendors"}, Any: []string{"factory", "lab"}, Trial: true},
 			{Name: "production", All: []string{"factory", "vendors"}},
 		},
-		Deny: []sources.Rule{{Name: "stolen", Any: []string{"stolen"}}},
+		Deny: []policy.Rule{{Name: "stolen", Any: []string{"stolen"}}},
 	}
 	c.Reattest, c.AllowWeakEK, c.CheckTimeout = false, true, 2*time.Second
 	return c

@@ -93,14 +93,14 @@ func BenchmarkCheckSent(b *testing.B) {
 }
 
 // Reading 300 CAs, each in a bundle.
-func BenchmarkRefresh300(b *testing.B) {
+func BenchmarkLoad300(b *testing.B) {
 	bundles := make(map[string]string)
 	for i, ca := range crowd(b, newRoot(b, "Root")) {
 		bundles[fmt.Sprint("bundle-", i)] = caFile(b, ca.cert)
 	}
 	src := newSource(b, ekca.Config{Bundles: bundles})
 	for b.Loop() {
-		if err := src.Refresh(b.Context()); err != nil {
+		if err := src.Load(b.Context()); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -65,10 +65,10 @@ func TestNewOnlyValidates(t *testing.T) {
 	bundles := map[string]string{"a": caFile(t, root.cert)}
 	src := newSource(t, ekca.Config{Bundles: bundles})
 	if got := src.Status(); got.Entries != 0 || !got.Loaded.IsZero() || got.Warnings != nil {
-		t.Errorf("Status before Refresh: %+v", got)
+		t.Errorf("Status before Load: %+v", got)
 	}
 	bundles["a"] = "/does/not/exist"
-	if err := src.Refresh(t.Context()); err != nil {
+	if err := src.Load(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if _, err := ekca.New(ekca.Config{CAPath: "/does/not/exist"}); err != nil {
@@ -77,7 +77,7 @@ func TestNewOnlyValidates(t *testing.T) {
 }
 
 // A source that has loaded nothing may not clear a machine under a deny rule.
-func TestCheckCannotTellBeforeRefresh(t *testing.T) {
+func TestCheckCannotTellBeforeLoad(t *testing.T) {
 	root := newRoot(t, "Root")
 	ek := root.ek(t)
 	src := newSource(t, ekca.Config{CAPath: "/does/not/exist"})
@@ -85,8 +85,8 @@ func TestCheckCannotTellBeforeRefresh(t *testing.T) {
 		if v, err := src.Check(t.Context(), evidence(ek)); err == nil || v.Listed || v.Reason != "" {
 			t.Fatalf("Check = %+v, %v", v, err)
 		}
-		if err := src.Refresh(t.Context()); err == nil {
-			t.Fatal("Refresh of a path that does not exist succeeded")
+		if err := src.Load(t.Context()); err == nil {
+			t.Fatal("Load of a path that does not exist succeeded")
 		}
 	}
 }

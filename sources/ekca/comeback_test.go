@@ -13,8 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 const day = 24 * time.Hour
@@ -388,7 +388,7 @@ func TestUncheckedIsSaid(t *testing.T) {
 			v := wantOutcome(t, listed, c.why, src, root.ek(t, c.names))
 			wantText(t, v.Unchecked, "whether the EK certificate is revoked is not known: ")
 			wantText(t, v.Unchecked, c.why)
-			wantText(t, sources.Answer{Source: "x", Verdict: v}.String(), c.why)
+			wantText(t, policy.Answer{Source: "x", Verdict: v}.String(), c.why)
 			wantOutcome(t, cannotTell, c.why, load(t, crlConfig(t, ekca.CRLRequired, root, web)), root.ek(t, c.names))
 			off := wantOutcome(t, listed, "", load(t, crlConfig(t, ekca.CRLOff, root, web)), root.ek(t, c.names))
 			wantText(t, off.Unchecked+".", ".")

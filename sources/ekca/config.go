@@ -58,11 +58,11 @@ const (
 // serves: a file without a certificate; a certificate that cannot be parsed, has
 // expired, is given twice or is not a CA's; a private key, which does not belong
 // there. A file that is cut off in a certificate, damaged, empty or unreadable is left
-// out as a whole; if it was whole at an earlier Refresh, what it held then goes on
+// out as a whole; if it was whole at an earlier Load, what it held then goes on
 // serving.
 //
 // If a path is missing, is a folder without files, as that of a mount that is not
-// there, or is itself a file that cannot be read, Refresh fails, and what was loaded
+// there, or is itself a file that cannot be read, Load fails, and what was loaded
 // before from that path stays; changes at other paths take effect. If there was
 // nothing before, or if nothing usable is left at all, nothing changes.
 //

@@ -42,7 +42,6 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/apart"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 )
 
@@ -61,9 +60,7 @@ type Source struct {
 	fetches bool
 	crl     CRLMode
 
-	// files reads the paths, one reader at a time.
-	files apart.Lane
-	// state is what the last successful Refresh loaded, nil before it. It is
+	// state is what the last successful Load loaded, nil before it. It is
 	// never changed, only replaced.
 	state atomic.Pointer[state]
 	// confirmed is when the files were last found to be what state holds.
@@ -77,7 +74,7 @@ type location struct {
 	path   string
 }
 
-// state is what one successful Refresh has loaded.
+// state is what one successful Load has loaded.
 type state struct {
 	authorities *authorities
 	// seen is what the files were, files what they held.
@@ -92,7 +89,7 @@ type state struct {
 var errNotLoaded = errors.New("no CA certificates have been loaded yet")
 
 // New checks the configuration and returns the source. It opens nothing: the
-// first Refresh does.
+// first Load does.
 func New(cfg Config) (*Source, error) {
 	paths, err := locations(cfg)
 	if err != nil {
@@ -105,7 +102,7 @@ func New(cfg Config) (*Source, error) {
 		return nil, fmt.Errorf("poll interval %v is negative", cfg.PollInterval)
 	}
 	s := &Source{
-		paths: paths, interval: cfg.PollInterval, now: cfg.Now, files: apart.New("the CA files' storage"),
+		paths: paths, interval: cfg.PollInterval, now: cfg.Now,
 		services: ekServices(cfg.EKCertificateURLs), fetches: len(cfg.AIAHosts) > 0, crl: cfg.CRL,
 	}
 	if s.interval == 0 {
@@ -148,7 +145,7 @@ func New(cfg Config) (*Source, error) {
 // It is not listed where there is no certificate or no such chain, and where it
 // has been revoked. It cannot be told
 //
-//   - before the first successful Refresh;
+//   - before the first successful Load;
 //   - if it would be listed once its certificate, or the certificate of a CA above it,
 //     becomes valid, within 5 minutes: a clock may be wrong;
 //   - where ev is Incomplete;
@@ -179,11 +176,6 @@ func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdi
 // not vouch whoever has issued it.
 func (s *Source) Fetch(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 	return s.answer(ctx, ev, true)
-}
-
-// CheckNow implements sources.Prompt: all that Check needs is in memory.
-func (s *Source) CheckNow(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
-	return s.Check(ctx, ev)
 }
 
 // Status implements sources.Reporter. Entries is the number of different

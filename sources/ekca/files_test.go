@@ -131,9 +131,9 @@ func TestNothingUsable(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			src := newSource(t, ekca.Config{CAPath: c.path})
-			err := src.Refresh(t.Context())
+			err := src.Load(t.Context())
 			if err == nil {
-				t.Fatal("Refresh succeeded")
+				t.Fatal("Load succeeded")
 			}
 			wantText(t, err.Error(), c.want)
 			if v, err := src.Check(t.Context(), evidence(root.ek(t))); err == nil || v.Listed {
@@ -240,7 +240,7 @@ func TestUnreadableFileFromTheStart(t *testing.T) {
 			{Bundles: map[string]string{"a": filepath.Join(dir, "ca.pem"), "b": caFile(t, root.cert)}},
 		} {
 			src := newSource(t, cfg)
-			err := src.Refresh(t.Context())
+			err := src.Load(t.Context())
 			if err == nil {
 				t.Fatalf("%s: %+v was loaded", why, cfg)
 			}
@@ -309,9 +309,9 @@ func TestUnreadablePathConcernsNoOther(t *testing.T) {
 			if st := src.Status(); !st.Confirmed.Equal(begun) || !st.Loaded.Equal(loaded) {
 				t.Errorf("%s: confirmed %v, loaded %v", why, st.Confirmed, st.Loaded)
 			}
-			err := src.Refresh(t.Context())
+			err := src.Load(t.Context())
 			if err == nil {
-				t.Fatalf("%s: Refresh succeeded", why)
+				t.Fatalf("%s: Load succeeded", why)
 			}
 			wantText(t, err.Error(), why)
 		})
@@ -328,9 +328,9 @@ func TestOneBundleNotMounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	mkdir(t, dir)
-	err := src.Refresh(t.Context())
+	err := src.Load(t.Context())
 	if err == nil {
-		t.Fatal("Refresh succeeded")
+		t.Fatal("Load succeeded")
 	}
 	wantText(t, err.Error(), "is empty: mount it")
 	wantListed(t, src, a.ek(t))
@@ -351,7 +351,7 @@ func TestOneBundleWithoutUsableCA(t *testing.T) {
 	src = newSource(t, ekca.Config{Bundles: map[string]string{
 		"good": caFile(t, good.cert), "gone": "/does/not/exist",
 	}})
-	if err := src.Refresh(t.Context()); err == nil {
+	if err := src.Load(t.Context()); err == nil {
 		t.Error("a bundle whose path does not exist was taken for an empty one")
 	}
 }
@@ -451,9 +451,9 @@ func TestLimitOnTheSizeOfAllFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	err := newSource(t, ekca.Config{CAPath: dir}).Refresh(t.Context())
+	err := newSource(t, ekca.Config{CAPath: dir}).Load(t.Context())
 	if err == nil {
-		t.Fatal("Refresh succeeded")
+		t.Fatal("Load succeeded")
 	}
 	wantText(t, err.Error(), "larger than 67108864 bytes together")
 }
@@ -462,9 +462,9 @@ func TestLimitOnTheSizeOfAllFiles(t *testing.T) {
 func TestLimitOnCertificates(t *testing.T) {
 	one := pemOf(newRoot(t, "A").cert)
 	path := write(t, filepath.Join(t.TempDir(), "many.pem"), bytes.Repeat(one, ekca.MaxCertificates+1))
-	err := newSource(t, ekca.Config{CAPath: path}).Refresh(t.Context())
+	err := newSource(t, ekca.Config{CAPath: path}).Load(t.Context())
 	if err == nil {
-		t.Fatal("Refresh succeeded")
+		t.Fatal("Load succeeded")
 	}
 	wantText(t, err.Error(), "more than 10000 certificates")
 

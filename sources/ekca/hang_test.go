@@ -16,8 +16,10 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 // pipes are a network in memory, for the clock of a bubble: web servers at any address,
@@ -123,12 +125,12 @@ func (n *pipes) over(t *testing.T, cfg ekca.Config, root *authority) *ekca.Sourc
 	cfg.CAPath = caFile(t, root.cert)
 	cfg.AIAHosts = []string{firstHost, secondHost, thirdHost}
 	src := ekca.NewOver(t, cfg, n.dial)
-	if err := src.Refresh(t.Context()); err != nil {
+	if err := src.Load(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- src.Run(ctx, func() error { return nil }) }()
+	go func() { ended <- src.Watch(ctx, func() {}) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := errors.Join(<-ended, src.CloseStore()); err != nil {
@@ -295,14 +297,14 @@ func TestStrangersAtAHangingHost(t *testing.T) {
 		root, forger, key := newRoot(t, "Root"), newRoot(t, "Forger"), newKey(t)
 		low := root.sub(t, "Low")
 		src := n.over(t, ekca.Config{Now: today}, root)
-		set, err := sources.NewSet([]sources.Member{{Name: "vendors", Kind: "ek_ca", Source: src}},
-			sources.AnyOf("vendors"), sources.Options{})
+		set, err := admission.NewSet([]admission.Member{{Name: "vendors", Kind: "ek_ca", Source: src}},
+			policy.AnyOf("vendors"), admission.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		attest := func(ev *sources.Evidence) sources.Decision {
+		attest := func(ev *sources.Evidence) policy.Decision {
 			ev.EKHash = fmt.Sprintf("%064x", 1)
-			if d := set.BeforeChallenge(t.Context(), ev); d.Outcome != sources.Challenge {
+			if d := set.BeforeChallenge(t.Context(), ev); d.Outcome != policy.Challenge {
 				return d
 			}
 			proven := *ev
@@ -315,7 +317,7 @@ func TestStrangersAtAHangingHost(t *testing.T) {
 			ev := evidence(strangersEK(t, forger, key, url))
 			all.Go(func() {
 				time.Sleep(time.Duration(i) * 10 * time.Millisecond)
-				if d := attest(ev); d.Outcome != sources.Unavailable {
+				if d := attest(ev); d.Outcome != policy.Unavailable {
 					t.Errorf("a stranger is %v: %s", d.Outcome, d.Explain())
 				}
 			})
@@ -325,7 +327,7 @@ func TestStrangersAtAHangingHost(t *testing.T) {
 			all.Go(func() {
 				time.Sleep(time.Duration(i+1) * time.Second)
 				begun := time.Now()
-				if d := attest(ev); d.Outcome != sources.Admitted || time.Since(begun) > 2*time.Second {
+				if d := attest(ev); d.Outcome != policy.Admitted || time.Since(begun) > 2*time.Second {
 					t.Errorf("a machine that needs another host is %v after %v: %s", d.Outcome, time.Since(begun), d.Explain())
 				}
 			})

@@ -219,8 +219,8 @@ func newSource(tb testing.TB, cfg ekca.Config) *ekca.Source {
 func load(tb testing.TB, cfg ekca.Config) *ekca.Source {
 	tb.Helper()
 	src := newSource(tb, cfg)
-	if err := src.Refresh(tb.Context()); err != nil {
-		tb.Fatalf("Refresh: %v", err)
+	if err := src.Load(tb.Context()); err != nil {
+		tb.Fatalf("Load: %v", err)
 	}
 	return src
 }

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/apart"
 )
 
 const (
@@ -20,19 +19,26 @@ const (
 	maxWarnings = 100
 )
 
-// Refresh implements sources.Refresher: it reads all files and replaces what the
-// source serves. It fails, and all of the last good data stays, if the files exceed a
-// limit and if no certificate that is valid now is left. It fails, too, if a configured
-// path is missing or cannot be read: what was loaded from that path stays, and what the
-// others hold now is served; if nothing was loaded before, nothing is served.
+// Load implements sources.Loader: unless the files are those that are served, it reads
+// all of them and replaces what the source serves. It fails, and all of the last good
+// data stays, if the files exceed a limit and if no certificate that is valid now is
+// left. It fails, too, if a configured path is missing or cannot be read: what was loaded
+// from that path stays, and what the others hold now is served; if nothing was loaded
+// before, nothing is served.
 //
-// The first one loads what was fetched earlier from Config.CachePath. Where that
-// cannot be read, Status has a warning, and it is fetched again.
-func (s *Source) Refresh(ctx context.Context) error {
+// The first one loads what was fetched earlier from Config.CachePath. If that cannot be
+// read, Status has a warning, and it is fetched again.
+func (s *Source) Load(ctx context.Context) error {
 	begun := time.Now()
 	s.loadStore(ctx)
 	previous := s.state.Load()
-	next, err := apart.Do(ctx, s.files, func() (*state, error) { return s.load(ctx, previous) }, nil)
+	if previous != nil && previous.failed == nil {
+		if current, err := previous.current(ctx, s.paths); err == nil && current {
+			s.confirmed.Store(&begun)
+			return nil
+		}
+	}
+	next, err := s.load(ctx, previous)
 	if err != nil {
 		return err
 	}
@@ -45,59 +51,17 @@ func (s *Source) Refresh(ctx context.Context) error {
 	return next.failed
 }
 
-// Run implements sources.Runner: it looks at the files every PollInterval, and
-// refreshes when they have changed and for as long as the last refresh has
-// failed. What is fetched meanwhile is written to Config.CachePath. It returns nil
-// when ctx has ended and that is done.
-func (s *Source) Run(ctx context.Context, refresh func() error) error {
+// Schedule implements sources.Loader.
+func (s *Source) Schedule() sources.Schedule { return sources.Schedule{Every: s.interval} }
+
+// Watch implements sources.Watcher: it writes what is fetched to Config.CachePath until
+// ctx ends.
+func (s *Source) Watch(ctx context.Context, _ func()) error {
 	if s.store == nil {
-		return s.follow(ctx, refresh)
+		<-ctx.Done()
+		return nil
 	}
-	within, cancel := context.WithCancel(ctx)
-	defer cancel()
-	kept := make(chan error, 1)
-	go func() { kept <- s.runStore(within) }()
-	err := s.follow(ctx, refresh)
-	cancel()
-	return errors.Join(err, <-kept)
-}
-
-// follow looks at the files until ctx ends.
-func (s *Source) follow(ctx context.Context, refresh func() error) error {
-	ticker := time.NewTicker(s.interval)
-	defer ticker.Stop()
-	failed := false
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
-		}
-		if failed || s.changed(ctx) {
-			failed = refresh() != nil
-		}
-	}
-}
-
-// changed reports whether the files are others than those that are served. Where
-// that cannot be told, a refresh will say why.
-func (s *Source) changed(ctx context.Context) bool {
-	st := s.state.Load()
-	if st == nil {
-		return true
-	}
-	begun := time.Now()
-	limited, cancel := context.WithTimeout(ctx, s.interval)
-	defer cancel()
-	current, err := apart.Do(limited, s.files, func() (bool, error) { return st.current(limited, s.paths) }, nil)
-	if ctx.Err() != nil {
-		return false
-	}
-	if err != nil || !current {
-		return true
-	}
-	s.confirmed.Store(&begun)
-	return false
+	return s.runStore(ctx)
 }
 
 // current reports whether the files are still those that have been read. Their

@@ -15,24 +15,32 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
-// run runs src in a bubble of synctest and returns how often it has called
-// refresh so far, as a function.
-func run(t *testing.T, src *ekca.Source) (refreshes func() int, stop func()) {
+// run loads src in a bubble of synctest as often as its schedule says, and returns how
+// often that has found something new, or failed, as a function.
+func run(t *testing.T, src *ekca.Source) (loads func() int, stop func()) {
 	t.Helper()
 	var count atomic.Int32
 	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
+	ended := make(chan struct{})
 	go func() {
-		ended <- src.Run(ctx, func() error {
-			count.Add(1)
-			return src.Refresh(ctx)
-		})
+		defer close(ended)
+		ticker := time.NewTicker(src.Schedule().Every)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+			before := src.Status().Loaded
+			if err := src.Load(ctx); err != nil || !src.Status().Loaded.Equal(before) {
+				count.Add(1)
+			}
+		}
 	}()
 	return func() int { return int(count.Load()) }, func() {
 		cancel()
-		if err := <-ended; err != nil {
-			t.Errorf("Run: %v", err)
-		}
+		<-ended
 	}
 }
 
@@ -55,7 +63,7 @@ func TestRunReadsWhatHasChanged(t *testing.T) {
 		defer stop()
 		after(10 * time.Minute)
 		if n := refreshes(); n != 0 {
-			t.Errorf("%d refreshes of what had not changed", n)
+			t.Errorf("%d loads of what had not changed", n)
 		}
 
 		write(t, filepath.Join(dir, "b.pem"), pemOf(b.cert))
@@ -166,7 +174,7 @@ func TestTornFileKeepsWhatItHeld(t *testing.T) {
 	whole := pemOf(b.cert, c.cert)
 	for _, part := range [][]byte{nil, whole[:100], whole[:len(whole)-60]} {
 		write(t, torn, part)
-		if err := src.Refresh(t.Context()); err != nil {
+		if err := src.Load(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		wantListed(t, src, a.ek(t))
@@ -176,12 +184,12 @@ func TestTornFileKeepsWhatItHeld(t *testing.T) {
 	if err := os.Remove(other); err != nil {
 		t.Fatal(err)
 	}
-	if err := src.Refresh(t.Context()); err != nil {
+	if err := src.Load(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	wantNotListed(t, "no configured CA", src, c.ek(t))
 	write(t, torn, whole)
-	if err := src.Refresh(t.Context()); err != nil {
+	if err := src.Load(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	wantNotListed(t, "no configured CA", src, a.ek(t))
@@ -194,7 +202,7 @@ func TestTornFileKeepsWhatItHeld(t *testing.T) {
 	if err := os.Remove(torn); err != nil {
 		t.Fatal(err)
 	}
-	if err := src.Refresh(t.Context()); err != nil {
+	if err := src.Load(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	wantNotListed(t, "no configured CA", src, c.ek(t))
@@ -212,14 +220,14 @@ func TestTornFileFromTheStart(t *testing.T) {
 	wantWarning(t, src.Status().Warnings, `/b.pem": is damaged`)
 }
 
-// A Refresh that has been told to stop changes nothing.
-func TestRefreshStopsWithItsContext(t *testing.T) {
+// A Load that has been told to stop changes nothing.
+func TestLoadStopsWithItsContext(t *testing.T) {
 	root := newRoot(t, "Root")
 	src := newSource(t, ekca.Config{CAPath: caFile(t, root.cert)})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := src.Refresh(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("Refresh = %v", err)
+	if err := src.Load(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("Load = %v", err)
 	}
 	if _, err := src.Check(t.Context(), evidence(root.ek(t))); err == nil {
 		t.Error("a source that has loaded nothing has answered")
@@ -237,8 +245,8 @@ func TestStatusIsNotShared(t *testing.T) {
 		t.Errorf("warnings: %q", w)
 	}
 	var _ interface {
-		sources.Refresher
-		sources.Runner
+		sources.Loader
+		sources.Watcher
 		sources.Reporter
 	} = src
 }

@@ -64,7 +64,7 @@ func runUntilWritten(t *testing.T, src *ekca.Source, f func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- src.Run(ctx, func() error { return nil }) }()
+	go func() { ended <- src.Watch(ctx, func() {}) }()
 	f()
 	cancel()
 	if err := <-ended; err != nil {

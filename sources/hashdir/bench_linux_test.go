@@ -44,9 +44,6 @@ func benchmarkDirectory(b *testing.B, files []string) string {
 // that what else the machine does meets both, and reports the ratio of their medians.
 // The bare ones open the directory, stat the names of the entry (both, and all four if
 // there is none) and close the directory: what no check that holds nothing in memory can do without.
-//
-// "now" is what a Set asks first: CheckNow, which needs a few system calls more and no
-// goroutine that could hang. No bar is set for it.
 func BenchmarkCheckOverBare(b *testing.B) {
 	for _, l := range layouts {
 		dir := benchmarkDirectory(b, l.files)
@@ -56,8 +53,6 @@ func BenchmarkCheckOverBare(b *testing.B) {
 		}
 		bare := bareSyscalls(b, dir, l.files != nil)
 		b.Run(l.name, func(b *testing.B) { over(b, bare, asking(b, s.Check, l.files != nil)) })
-		trust(b, s)
-		b.Run("now/"+l.name, func(b *testing.B) { over(b, bare, asking(b, s.CheckNow, l.files != nil)) })
 	}
 }
 

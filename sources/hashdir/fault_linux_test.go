@@ -9,8 +9,10 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir/hashdirtest"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
@@ -57,17 +59,17 @@ func TestHungMount(t *testing.T) {
 	)
 	ev := sourcetest.NewEvidence(t)
 	mount := hashdirtest.MountFault(t, map[string]string{ev.EKHash: ""})
-	policy := sources.Policy{Allow: []sources.Rule{{Name: "listed", All: []string{"factory"}}}}
-	member := sources.Member{Name: "factory", Kind: "hash_dir", Source: newSource(t, mount.Dir)}
-	set, err := sources.NewSet([]sources.Member{member}, policy, sources.Options{CheckTimeout: timeout, Slots: slots})
+	rules := policy.Policy{Allow: []policy.Rule{{Name: "listed", All: []string{"factory"}}}}
+	member := admission.Member{Name: "factory", Kind: "hash_dir", Source: newSource(t, mount.Dir)}
+	set, err := admission.NewSet([]admission.Member{member}, rules, admission.Options{CheckTimeout: timeout, Slots: slots})
 	if err != nil {
 		t.Fatal(err)
 	}
 	set.Start(t.Context(), nil)
 	defer set.Close()
-	decide := func() sources.Outcome { return set.BeforeChallenge(t.Context(), ev).Outcome }
-	if got := decide(); got != sources.Challenge {
-		t.Fatalf("healthy: decides %v, want %v", got, sources.Challenge)
+	decide := func() policy.Outcome { return set.BeforeChallenge(t.Context(), ev).Outcome }
+	if got := decide(); got != policy.Challenge {
+		t.Fatalf("healthy: decides %v, want %v", got, policy.Challenge)
 	}
 
 	before := runtime.NumGoroutine()
@@ -76,8 +78,8 @@ func TestHungMount(t *testing.T) {
 	var wg sync.WaitGroup
 	for range evaluations {
 		wg.Go(func() {
-			if got := decide(); got != sources.Unavailable {
-				t.Errorf("hung: decides %v, want %v", got, sources.Unavailable)
+			if got := decide(); got != policy.Unavailable {
+				t.Errorf("hung: decides %v, want %v", got, policy.Unavailable)
 			}
 		})
 	}
@@ -94,7 +96,7 @@ func TestHungMount(t *testing.T) {
 	}
 
 	mount.Heal()
-	for decide() != sources.Challenge {
+	for decide() != policy.Challenge {
 		if time.Since(start) > time.Minute {
 			t.Fatal("healthy again: still no answer")
 		}

@@ -37,11 +37,9 @@ import (
 	"io/fs"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/apart"
 )
 
 // Config is where the directory is.
@@ -67,11 +65,6 @@ type Source struct {
 	undisturbed time.Duration
 	made        time.Time // the zero of its clock: to read the time of day as well takes longer
 
-	// volume is the file system that the directory was on last, nil where that is not
-	// known; openCached is the function of that name.
-	volume     atomic.Pointer[volume]
-	openCached func(path string) (directory, uint64, error)
-
 	scanner
 }
 
@@ -91,8 +84,7 @@ func New(cfg Config) (*Source, error) {
 	}
 	return &Source{
 		path: cfg.Path, marker: cfg.Marker, open: opener(),
-		undisturbed: undisturbed, made: time.Now(), openCached: openCached,
-		scanner: scanner{lane: apart.New("the directory"), interval: scanInterval},
+		undisturbed: undisturbed, made: time.Now(), scanner: scanner{interval: scanInterval},
 	}, nil
 }
 
@@ -139,12 +131,11 @@ func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (v sources.Ver
 	if !ok {
 		return sources.Verdict{}, fmt.Errorf("EK hash %q is not %d lower-case hex digits", ev.EKHash, hashLen)
 	}
-	s.learnVolume()
 	for range attempts {
 		if err := ctx.Err(); err != nil {
 			return sources.Verdict{}, err
 		}
-		if v, err = s.attempt(names, s.open); !errors.Is(err, errReplaced) {
+		if v, err = s.attempt(names); !errors.Is(err, errReplaced) {
 			break
 		}
 	}
@@ -154,9 +145,9 @@ func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (v sources.Ver
 // attempt opens the directory and looks for an entry. One that finds nothing,
 // and is not believed, looks a second time, for the sake of links in the
 // directory, and then sees to it that the path still leads to the directory.
-func (s *Source) attempt(names [2]string, open func(path string) (directory, error)) (sources.Verdict, error) {
+func (s *Source) attempt(names [2]string) (sources.Verdict, error) {
 	start := time.Since(s.made)
-	dir, err := open(s.path)
+	dir, err := s.open(s.path)
 	if err != nil {
 		return sources.Verdict{}, s.pathError("open", err)
 	}

@@ -17,7 +17,6 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/apart"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 )
 
@@ -25,9 +24,8 @@ const (
 	// scanInterval is the least time between two scans. One that takes long is
 	// followed by a pause of scanShare times that.
 	scanInterval, scanShare = time.Minute, 20
-	// scanTimeout bounds a scan: what it has not come to by then is left out. A file
-	// system that has not answered hangGrace later is waited for no longer.
-	scanTimeout, hangGrace = time.Minute, 10 * time.Second
+	// scanTimeout bounds a scan: what it has not come to by then is left out.
+	scanTimeout = time.Minute
 	// maxScanned is how many names a scan looks at, and maxOpened how many of them
 	// it looks into.
 	maxScanned, maxOpened = 1 << 20, 1 << 16
@@ -39,7 +37,6 @@ const (
 
 // A scanner lists the directory now and then, for what no attestation sees.
 type scanner struct {
-	lane     apart.Lane
 	interval time.Duration
 	found    atomic.Pointer[scan] // by the last scan, nil before it
 }
@@ -57,15 +54,14 @@ type scan struct {
 	scanned, opened int
 }
 
-// Run implements sources.Runner: it scans the directory, and then again and again,
+// Watch implements sources.Watcher: it scans the directory, and then again and again,
 // until ctx ends.
-func (s *Source) Run(ctx context.Context, refresh func() error) error {
+func (s *Source) Watch(ctx context.Context, changed func()) error {
 	for {
 		begun := time.Now()
 		s.scan(ctx)
-		pause := max(s.interval, scanShare*time.Since(begun))
-		_ = refresh() // has it told what Status says now
-		timer := time.NewTimer(pause)
+		changed() // so that what Status says now is told
+		timer := time.NewTimer(max(s.interval, scanShare*time.Since(begun)))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -90,13 +86,9 @@ func (s *Source) Status() sources.Status {
 
 // scan looks at the directory. What keeps it from that is told by checks.
 func (s *Source) scan(ctx context.Context) {
-	within, cancel := context.WithTimeout(ctx, scanTimeout+hangGrace)
+	inTime, cancel := context.WithTimeout(ctx, scanTimeout)
 	defer cancel()
-	found, err := apart.Do(within, s.lane, func() (*scan, error) {
-		inTime, cancel := context.WithTimeout(within, scanTimeout)
-		defer cancel()
-		return s.scanNow(inTime)
-	}, nil)
+	found, err := s.scanNow(inTime)
 	switch {
 	case err == nil:
 		s.found.Store(found)

@@ -48,7 +48,7 @@ func reload(b *testing.B, path string) {
 	ev := &sources.Evidence{EKHash: hash(1)}
 	for b.Loop() {
 		s := open(b, Config{Path: path})
-		must(b, s.Refresh(context.Background()))
+		must(b, s.Load(context.Background()))
 		if v, err := s.Check(context.Background(), ev); err != nil || !v.Listed {
 			b.Fatalf("%+v, %v", v, err)
 		}
@@ -62,6 +62,6 @@ func BenchmarkUnchanged(b *testing.B) {
 	st.settled = true
 	s.state.Store(&st)
 	for b.Loop() {
-		must(b, s.Refresh(context.Background()))
+		must(b, s.Load(context.Background()))
 	}
 }

@@ -28,7 +28,7 @@ func TestConformance(t *testing.T) {
 		{"JSON that is written in place", jsonOf, write, ".", false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			sourcetest.Run(t, sourcetest.Harness{Attributes: true, New: func(tb testing.TB) sourcetest.Backend {
+			sourcetest.Run(t, sourcetest.Harness{Attributes: true, Watches: true, New: func(tb testing.TB) sourcetest.Backend {
 				dir := filepath.Join(tb.TempDir(), "lists")
 				must(tb, os.Mkdir(dir, 0o700))
 				path, lost := filepath.Join(dir, "list"), filepath.Join(dir, test.lost)
@@ -60,10 +60,9 @@ func TestConformance(t *testing.T) {
 
 // What a Set asks of a list that is polled.
 var (
-	_ sources.Poller   = (*Source)(nil)
-	_ sources.Runner   = (*Source)(nil)
+	_ sources.Loader   = (*Source)(nil)
+	_ sources.Watcher  = (*Source)(nil)
 	_ sources.Reporter = (*Source)(nil)
-	_ sources.Prompt   = (*Source)(nil)
 )
 
 func textOf(entries map[string]sources.Attributes) string {

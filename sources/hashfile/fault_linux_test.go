@@ -5,7 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"strings"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -13,7 +13,9 @@ import (
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir/hashdirtest"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 // What another host writes to a network file system is seen by no watch here,
@@ -63,13 +65,13 @@ func TestFailingDisk(t *testing.T) {
 	s := loaded(t, Config{Path: filepath.Join(disk.Dir, "list")})
 	for range 3 {
 		disk.Fail(syscall.EIO)
-		if err := s.Refresh(t.Context()); !errors.Is(err, syscall.EIO) {
-			t.Errorf("Refresh: %v, want %v", err, syscall.EIO)
+		if err := s.Load(t.Context()); !errors.Is(err, syscall.EIO) {
+			t.Errorf("Load: %v, want %v", err, syscall.EIO)
 		}
 		want(t, s, 1, "listed")
 		want(t, s, 2, "not listed")
 		disk.Heal()
-		must(t, s.Refresh(t.Context()))
+		must(t, s.Load(t.Context()))
 	}
 }
 
@@ -115,34 +117,43 @@ func TestShorterThanItsSize(t *testing.T) {
 	want(t, s, 1, "cannot tell")
 }
 
-// A mount that hangs holds no attestation up, costs one goroutine however often
-// the list is refreshed, and does not keep Run from ending.
+// A mount that hangs holds no attestation up, costs one goroutine however long it hangs,
+// and does not keep the Set from ending.
 func TestHungMount(t *testing.T) {
 	disk := hashdirtest.MountFault(t, map[string]string{"list": text(1)})
-	s := loaded(t, Config{Path: filepath.Join(disk.Dir, "list"), PollInterval: 5 * time.Millisecond})
+	s := open(t, Config{Path: filepath.Join(disk.Dir, "list"), PollInterval: time.Second})
+	member := admission.Member{Name: "lab", Kind: "hash_file", Source: s}
+	set, err := admission.NewSet([]admission.Member{member}, policy.AnyOf("lab"),
+		admission.Options{LoadTimeout: 50 * time.Millisecond})
+	must(t, err)
+	set.Start(t.Context(), nil)
+	want(t, s, 1, "listed")
 	disk.Hang()
-	for range 5 {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-		err := s.Refresh(ctx)
-		cancel()
-		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "storage") {
-			t.Errorf("Refresh: %v", err)
+	for deadline := time.Now().Add(patience); set.Status()[0].Err == nil; runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatal("nobody is told that the list cannot be loaded")
 		}
+	}
+	before := runtime.NumGoroutine()
+	for range 20 {
 		want(t, s, 1, "listed")
 		want(t, s, 2, "not listed")
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error)
-	go func() { ended <- s.Run(ctx, func() error { return s.Refresh(ctx) }) }()
-	cancel()
+	if n := runtime.NumGoroutine() - before; n > 5 {
+		t.Errorf("%d more goroutines", n)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		set.Close()
+	}()
 	select {
-	case err := <-ended:
-		must(t, err)
+	case <-ended:
 	case <-time.After(patience):
-		t.Fatal("Run is stuck")
+		t.Fatal("Close is stuck")
 	}
 	disk.Heal()
-	must(t, s.Refresh(t.Context()))
+	must(t, s.Load(t.Context()))
 	want(t, s, 1, "listed")
 }
 

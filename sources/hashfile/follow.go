@@ -4,58 +4,33 @@ import (
 	"context"
 	"fmt"
 	"time"
-
-	"github.com/spire-tpm/spire-tpm-attestor/sources/apart"
 )
 
-const (
-	// debounce is how long nothing may happen before a change is followed, and
-	// mostDebounce how long it is put off where something happens all the time.
-	debounce, mostDebounce = 100 * time.Millisecond, time.Second
-	// retryPause is how long after a refresh that has failed there is another;
-	// it doubles each time, up to the interval.
-	retryPause = time.Second
-	// watchTimeout bounds making a watch.
-	watchTimeout = 5 * time.Second
-)
+// maxLooks is how often the way to the file is looked at in a row while it changes.
+const maxLooks = 3
 
-// Run implements sources.Runner: it refreshes when something has changed on the
-// way to the file, every PollInterval, and sooner where the last refresh has
-// failed. It returns nil when ctx has ended.
-func (s *Source) Run(ctx context.Context, refresh func() error) error {
+// Watch implements sources.Watcher: it tells when something has changed on the way to
+// the file. It looks every PollInterval whether the way is still the one that it watches.
+func (s *Source) Watch(ctx context.Context, changed func()) error {
 	ticker := time.NewTicker(s.cfg.PollInterval)
 	defer ticker.Stop()
-	tick := s.now().Add(s.cfg.PollInterval)
-	retry := time.NewTimer(s.cfg.PollInterval)
-	defer retry.Stop()
 	f := follower{source: s}
 	defer f.stop()
-	for pause := retryPause; ; {
-		f.update(ctx)
-		next := tick
-		if refresh() == nil {
-			pause = retryPause
-			retry.Stop()
-		} else {
-			next = s.now().Add(pause)
-			retry.Reset(pause)
-			pause = min(2*pause, s.cfg.PollInterval)
+	for {
+		// What happens before a new watch is in place is not told by it: the file is
+		// loaded again, and the way is looked at again, a few times at most.
+		for n := 0; n < maxLooks && f.update(); n++ {
+			changed()
+			if !f.whole { // there are no watches left
+				break
+			}
 		}
-		if tick.Before(next) {
-			next = tick
-		}
-		s.next.Store(&next)
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-f.changed():
-			f.settle(ctx)
-		case <-retry.C:
+			changed()
 		case <-ticker.C:
-			tick = s.now().Add(s.cfg.PollInterval)
-		}
-		if ctx.Err() != nil {
-			return nil
 		}
 	}
 }
@@ -63,12 +38,12 @@ func (s *Source) Run(ctx context.Context, refresh func() error) error {
 // A follower has the watch that fits the way to the file.
 type follower struct {
 	source *Source
-	watch  watch // nil where there is none
+	watch  watch // nil if there is none
 	route  route // that is watched
 	whole  bool  // all of it
 }
 
-// changed is nil where nothing tells of changes.
+// changed is nil if nothing tells of changes.
 func (f *follower) changed() <-chan struct{} {
 	if f.watch == nil {
 		return nil
@@ -83,66 +58,29 @@ func (f *follower) stop() {
 	}
 }
 
-// settle waits until nothing has happened for a while.
-func (f *follower) settle(ctx context.Context) {
-	most := time.NewTimer(mostDebounce)
-	defer most.Stop()
-	for {
-		quiet := time.NewTimer(debounce)
-		select {
-		case <-f.changed():
-			quiet.Stop()
-			continue
-		case <-quiet.C:
-		case <-most.C:
-		case <-ctx.Done():
-		}
-		quiet.Stop()
-		return
-	}
-}
-
-// update makes another watch where the way to the file is another one, and where
-// the last watch is not whole or broken. What happens before the new one is in
-// place is seen by the refresh that follows.
-func (f *follower) update(ctx context.Context) {
-	within, cancel := context.WithTimeout(ctx, watchTimeout)
-	defer cancel()
-	whole := f.watch != nil && f.whole && !f.watch.broken()
-	made, err := apart.Do(within, f.source.disk, func() (attempt, error) {
-		return f.source.follow(f.route, whole), nil
-	}, attempt.drop)
-	if err == nil {
-		err = made.err
-	}
-	if ctx.Err() != nil {
-		made.drop()
-		return
-	}
+// update makes another watch if the way to the file is another one, and if the last
+// watch is not whole or broken, and reports whether it has.
+func (f *follower) update() (renewed bool) {
+	made := f.source.follow(f.route, f.watch != nil && f.whole && !f.watch.broken())
 	if made.watch != nil {
 		f.stop()
-		f.watch, f.route = made.watch, made.route
+		f.watch, f.route, renewed = made.watch, made.route, true
 	}
-	f.whole = err == nil
+	f.whole = made.err == nil
 	why := ""
-	if err != nil {
+	if made.err != nil {
 		why = fmt.Sprintf("changes to list %q may be noticed only by polling every %v: %v",
-			f.source.cfg.Path, f.source.cfg.PollInterval, err)
+			f.source.cfg.Path, f.source.cfg.PollInterval, made.err)
 	}
 	f.source.unwatched.Store(&why)
+	return renewed
 }
 
 // An attempt is one to watch the way to the file.
 type attempt struct {
 	route route
-	watch watch // nil where the one before will do, and where there can be none
+	watch watch // nil if the one before will do, and if there can be none
 	err   error // why not all can be watched
-}
-
-func (a attempt) drop() {
-	if a.watch != nil {
-		a.watch.close()
-	}
 }
 
 // follow watches the way to the file, unless it is the one that is watched as a

@@ -200,24 +200,29 @@ func (w *fakeWatch) changed() <-chan struct{} { return w.signal }
 func (w *fakeWatch) broken() bool             { return w.gone.Load() }
 func (w *fakeWatch) close()                   { w.closed.Add(1) }
 
-// under runs a test of a source with a watch of its own in a bubble of time.
-func under(t *testing.T, cfg Config, open watchFunc, test func(t *testing.T, s *Source, refreshes *atomic.Int32)) {
+// counted is a source whose loads are counted.
+type counted struct {
+	*Source
+	loads atomic.Int32
+}
+
+func (c *counted) Load(ctx context.Context) error {
+	c.loads.Add(1)
+	return c.Source.Load(ctx)
+}
+
+// under runs a test of a source, in a Set and with a watch of its own, in a bubble of
+// time.
+func under(t *testing.T, cfg Config, open watchFunc, test func(t *testing.T, s *Source, loads *atomic.Int32)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		s := loaded(t, cfg)
 		s.openWatch = open
-		ctx, cancel := context.WithCancel(t.Context())
-		var refreshes atomic.Int32
-		var running sync.WaitGroup
-		running.Go(func() {
-			if err := s.Run(ctx, func() error { refreshes.Add(1); return s.Refresh(ctx) }); err != nil {
-				t.Errorf("Run: %v", err)
-			}
-		})
-		pass(10 * time.Millisecond) // the first refresh waits for writers, too
-		test(t, s, &refreshes)
-		cancel()
-		running.Wait()
+		c := &counted{Source: s}
+		set := inSet(t, c)
+		pass(10 * time.Millisecond) // the first load waits for writers, too
+		test(t, s, &c.loads)
+		set.Close()
 	})
 }
 
@@ -228,7 +233,7 @@ func pass(d time.Duration) {
 }
 
 // Where nothing tells of a change, a machine that was removed is refused within
-// the interval and two seconds, and the status says when the next look is.
+// the interval and two seconds.
 func TestTicker(t *testing.T) {
 	path := listIn(t, text(1, 2))
 	silent := func(route) (watch, error) { return &fakeWatch{}, nil }
@@ -236,9 +241,6 @@ func TestTicker(t *testing.T) {
 	under(t, cfg, silent, func(t *testing.T, s *Source, refreshes *atomic.Int32) {
 		for i := range 5 {
 			changed := time.Now()
-			if next := s.Status().Next; next.Before(changed) || next.After(changed.Add(cfg.PollInterval)) {
-				t.Errorf("at %v, the next look is at %v", changed, next)
-			}
 			write(t, path, text(100+i))
 			for s.lists(100+i) != "listed" {
 				time.Sleep(100 * time.Millisecond)
@@ -250,7 +252,7 @@ func TestTicker(t *testing.T) {
 		}
 		begun := refreshes.Load()
 		time.Sleep(10 * cfg.PollInterval)
-		if n := refreshes.Load() - begun; n != 10 {
+		if n := refreshes.Load() - begun; n < 10 || n > 12 {
 			t.Errorf("%d looks in 10 intervals", n)
 		}
 		must(t, os.Remove(path))
@@ -261,33 +263,6 @@ func TestTicker(t *testing.T) {
 		write(t, path, text(1))
 		time.Sleep(cfg.PollInterval + 2*time.Second)
 		want(t, s, 1, "listed")
-	})
-}
-
-// A refresh that has failed, since another one was under way or the disk was busy,
-// is made again soon, and then less and less often.
-func TestRetries(t *testing.T) {
-	path := listIn(t, text(1))
-	silent := func(route) (watch, error) { return &fakeWatch{}, nil }
-	under(t, byEvents(path), silent, func(t *testing.T, s *Source, refreshes *atomic.Int32) {
-		must(t, os.Remove(path))
-		pass(12*time.Hour + retryPause/2)
-		begun := refreshes.Load()
-		if until := time.Until(s.Status().Next); until <= 0 || until > retryPause {
-			t.Errorf("the next attempt is in %v", until)
-		}
-		pass(time.Minute)
-		if n := refreshes.Load() - begun; n < 4 || n > 6 {
-			t.Errorf("%d attempts in a minute", n)
-		}
-		write(t, path, text(2))
-		pass(2 * time.Minute)
-		want(t, s, 2, "listed")
-		begun = refreshes.Load()
-		pass(time.Hour)
-		if n := refreshes.Load() - begun; n != 0 {
-			t.Errorf("%d attempts after one that was good", n)
-		}
 	})
 }
 
@@ -368,7 +343,7 @@ func TestDebounce(t *testing.T) {
 		for range 1000 {
 			tell()
 		}
-		time.Sleep(2 * debounce)
+		time.Sleep(200 * time.Millisecond)
 		synctest.Wait()
 		want(t, s, 2, "listed")
 		if n := refreshes.Load() - begun; n > 2 {
@@ -377,7 +352,7 @@ func TestDebounce(t *testing.T) {
 		write(t, path, text(3))
 		for range 15 {
 			tell()
-			time.Sleep(debounce * 9 / 10)
+			time.Sleep(90 * time.Millisecond)
 		}
 		want(t, s, 3, "listed")
 		tell()
@@ -425,7 +400,7 @@ func TestWholeListsOnly(t *testing.T) {
 		} else {
 			replace(t, path, version(n))
 		}
-		if err := s.Refresh(t.Context()); err != nil {
+		if err := s.Load(t.Context()); err != nil {
 			t.Errorf("reload %d: %v", n, err)
 		}
 	}

@@ -17,12 +17,10 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/apart"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 )
 
@@ -62,22 +60,13 @@ type Source struct {
 	quiet     time.Duration
 	openWatch watchFunc
 
-	// disk runs what may be stuck in the kernel.
-	disk apart.Lane
-	// state is what the last good Refresh has left, nil before it. Refresh alone
+	// state is what the last good Load has left, nil before it. Load alone
 	// replaces it; it is never changed.
 	state atomic.Pointer[state]
 	// failure is why the last Refresh has failed, nil if it has not.
 	failure atomic.Pointer[error]
-	// unwatched is why changes are found by looking alone, empty where they are
-	// not; next is when that is.
+	// unwatched is why changes are found by looking alone, empty if they are not.
 	unwatched atomic.Pointer[string]
-	next      atomic.Pointer[time.Time]
-
-	early struct {
-		sync.Mutex
-		last time.Time
-	}
 }
 
 // state is a list that is served.
@@ -122,13 +111,13 @@ func New(cfg Config) (*Source, error) {
 		return nil, fmt.Errorf("max bytes %d: choose from 1 to %d", cfg.MaxBytes, int64(eklist.MaxBytes))
 	}
 	return &Source{
-		cfg: cfg, now: time.Now, quiet: quietTime, openWatch: inotify, disk: apart.New("the list's storage"),
+		cfg: cfg, now: time.Now, quiet: quietTime, openWatch: inotify,
 	}, nil
 }
 
 // Check implements sources.Source. It looks the EK hash up in memory.
 //
-// It cannot tell before the first good Refresh, once the last good one is longer
+// It cannot tell before the first good Load, once the last good one is longer
 // ago than MaxStaleness, and once the list has expired by its own "expires".
 func (s *Source) Check(_ context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 	st := s.state.Load()
@@ -181,38 +170,13 @@ func (s *Source) Status() sources.Status {
 			status.Warnings = append(status.Warnings, st.collapse)
 		}
 	}
-	if next := s.next.Load(); next != nil {
-		status.Next = *next
-	}
 	if why := s.unwatched.Load(); why != nil && *why != "" {
 		status.Warnings = append(status.Warnings, *why)
 	}
 	return status
 }
 
-// CheckNow implements sources.Prompt: all that Check needs is in memory.
-func (s *Source) CheckNow(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
-	return s.Check(ctx, ev)
-}
-
-// earlyPerInterval is how many early refreshes there are in a PollInterval, and
-// earlyPause the least time between two.
-const (
-	earlyPerInterval = 4
-	earlyPause       = time.Second
-)
-
-// RefreshEarly implements sources.Poller: it reports whether a refresh ahead of
-// its time is in order, which is a few times in a PollInterval, however many
-// strangers ask.
-func (s *Source) RefreshEarly() bool {
-	now := s.now()
-	s.early.Lock()
-	defer s.early.Unlock()
-	since := now.Sub(s.early.last)
-	if since >= 0 && since < max(s.cfg.PollInterval/earlyPerInterval, earlyPause) {
-		return false
-	}
-	s.early.last = now
-	return true
+// Schedule implements sources.Loader.
+func (s *Source) Schedule() sources.Schedule {
+	return sources.Schedule{Every: s.cfg.PollInterval, Early: true}
 }

@@ -9,13 +9,14 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 // Nothing that reads, watches or waits is left behind by any test.
@@ -90,7 +91,7 @@ func open(tb testing.TB, cfg Config) *Source {
 func loaded(tb testing.TB, cfg Config) *Source {
 	tb.Helper()
 	s := open(tb, cfg)
-	must(tb, s.Refresh(tb.Context()))
+	must(tb, s.Load(tb.Context()))
 	return s
 }
 
@@ -117,45 +118,56 @@ func want(tb testing.TB, s *Source, machine int, answer string) {
 // refused fails the test unless a Refresh fails, and says so.
 func refused(tb testing.TB, s *Source, says string) {
 	tb.Helper()
-	err := s.Refresh(tb.Context())
+	err := s.Load(tb.Context())
 	if err == nil || !strings.Contains(err.Error(), says) {
-		tb.Errorf("Refresh: %v, want an error that says %q", err, says)
+		tb.Errorf("Load: %v, want an error that says %q", err, says)
 	}
 }
 
-// A run is a Source under its Run.
+// A run is a Source in a Set.
 type run struct {
 	*Source
-	refreshed chan error // a receiver gets all, one after the other
+	refreshed chan error // a receiver gets the outcome of each load
 	stop      func()
 }
 
-// start runs a source until the test ends. Each refresh waits for a receiver.
+// Load implements sources.Loader. It waits for a receiver.
+func (r *run) Load(ctx context.Context) error {
+	err := r.Source.Load(ctx)
+	select {
+	case r.refreshed <- err:
+	case <-ctx.Done():
+	}
+	return err
+}
+
+// start runs a source in a Set until the test ends.
 func start(tb testing.TB, s *Source) *run {
 	tb.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
 	r := &run{Source: s, refreshed: make(chan error)}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		err := s.Run(ctx, func() error {
-			err := s.Refresh(ctx)
-			select {
-			case r.refreshed <- err:
-			case <-ctx.Done():
-			}
-			return err
-		})
-		if err != nil {
-			tb.Errorf("Run: %v", err)
-		}
-	}()
-	r.stop = sync.OnceFunc(func() {
-		cancel()
-		<-ended
-	})
+	starting, cancel := context.WithCancel(context.Background())
+	cancel() // the first load waits for a receiver
+	set := newSet(tb, r)
+	set.Start(starting, nil)
+	r.stop = set.Close
 	tb.Cleanup(r.stop)
 	return r
+}
+
+func newSet(tb testing.TB, s sources.Source) *admission.Set {
+	tb.Helper()
+	member := admission.Member{Name: "lab", Kind: "hash_file", Source: s}
+	set, err := admission.NewSet([]admission.Member{member}, policy.AnyOf("lab"), admission.Options{})
+	must(tb, err)
+	return set
+}
+
+// inSet starts a Set of one source.
+func inSet(tb testing.TB, s sources.Source) *admission.Set {
+	tb.Helper()
+	set := newSet(tb, s)
+	set.Start(tb.Context(), nil)
+	return set
 }
 
 // patience is how long something may take that must come about by itself.

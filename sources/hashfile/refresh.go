@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/apart"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 )
 
@@ -27,13 +26,13 @@ const (
 // errChanged is the error of a file that has changed while it was read.
 var errChanged = errors.New("changed while it was read")
 
-// Refresh implements sources.Refresher: it opens the file, reads it unless it is
+// Load implements sources.Loader: it opens the file, reads it unless it is
 // the one that is served, and replaces what is served. It fails, and the last
 // good list stays, where the file is missing, is no regular file, cannot be
 // read, is longer than MaxBytes, changes all the time or is no list as a whole;
 // where the list has expired; and where it may not follow the one before: its
 // serial is lower, or gone, or the same with other entries.
-func (s *Source) Refresh(ctx context.Context) error {
+func (s *Source) Load(ctx context.Context) error {
 	err := s.refresh(ctx)
 	s.failure.Store(&err)
 	return err
@@ -41,7 +40,7 @@ func (s *Source) Refresh(ctx context.Context) error {
 
 func (s *Source) refresh(ctx context.Context) error {
 	before := s.state.Load()
-	st, err := apart.Do(ctx, s.disk, func() (*state, error) { return s.load(ctx, before) }, nil)
+	st, err := s.load(ctx, before)
 	if err != nil {
 		return err
 	}

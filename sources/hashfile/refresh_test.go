@@ -64,7 +64,7 @@ func TestCutAnywhere(t *testing.T) {
 		want(t, s, 3, "listed")
 	}
 	write(t, path, whole)
-	must(t, s.Refresh(t.Context()))
+	must(t, s.Load(t.Context()))
 	want(t, s, 2, "listed")
 	want(t, s, 3, "not listed")
 }
@@ -78,7 +78,7 @@ func TestEmptyIsNotNobody(t *testing.T) {
 	refused(t, s, "no entry")
 	want(t, s, 1, "listed")
 	s.cfg.AllowEmpty = true
-	must(t, s.Refresh(t.Context()))
+	must(t, s.Load(t.Context()))
 	want(t, s, 1, "not listed")
 }
 
@@ -97,7 +97,7 @@ func TestWriterAtWork(t *testing.T) {
 			time.Sleep(quietTime)
 			write(t, path, text(1, 2, 3, 4))
 		}()
-		must(t, s.Refresh(t.Context()))
+		must(t, s.Load(t.Context()))
 		want(t, s, 4, "listed")
 
 		ctx, cancel := context.WithCancel(t.Context())
@@ -112,8 +112,8 @@ func TestWriterAtWork(t *testing.T) {
 
 		ended, end := context.WithCancel(t.Context())
 		time.AfterFunc(quietTime/2, end)
-		if err := s.Refresh(ended); !errors.Is(err, context.Canceled) {
-			t.Errorf("Refresh whose context ends while it waits: %v", err)
+		if err := s.Load(ended); !errors.Is(err, context.Canceled) {
+			t.Errorf("Load whose context ends while it waits: %v", err)
 		}
 		cancel()
 		synctest.Wait()
@@ -164,11 +164,11 @@ func TestTooLong(t *testing.T) {
 	path := listIn(t, text(1))
 	s := loaded(t, Config{Path: path, MaxBytes: 130})
 	write(t, path, text(1, 2))
-	must(t, s.Refresh(t.Context()))
+	must(t, s.Load(t.Context()))
 	write(t, path, text(1, 2, 3))
-	err := s.Refresh(t.Context())
+	err := s.Load(t.Context())
 	if !errors.Is(err, eklist.ErrTooLong) {
-		t.Errorf("Refresh of a list that is too long: %v", err)
+		t.Errorf("Load of a list that is too long: %v", err)
 	}
 	want(t, s, 2, "listed")
 	want(t, s, 3, "not listed")
@@ -190,7 +190,7 @@ func TestReplay(t *testing.T) {
 		want(t, s, 2, "not listed")
 	}
 	replace(t, path, jsonList(`"serial": 6`, 1, 2))
-	must(t, s.Refresh(t.Context()))
+	must(t, s.Load(t.Context()))
 	want(t, s, 2, "listed")
 }
 
@@ -201,14 +201,14 @@ func TestExpires(t *testing.T) {
 	path := listIn(t, jsonList(`"serial": 1, "expires": "2030-01-01T01:00:00+00:30"`, 1))
 	s := open(t, Config{Path: path})
 	s.now = func() time.Time { return now }
-	must(t, s.Refresh(t.Context()))
+	must(t, s.Load(t.Context()))
 	loadedAt := s.Status().Loaded
 	if until := s.Status().Expires; !until.Equal(now.Add(30 * time.Minute)) {
 		t.Errorf("the list expires at %v", until)
 	}
 	now = now.Add(30*time.Minute - 1)
 	want(t, s, 1, "listed")
-	must(t, s.Refresh(t.Context()))
+	must(t, s.Load(t.Context()))
 	if got := s.Status().Loaded; !got.Equal(loadedAt) {
 		t.Errorf("the same list was loaded at %v and at %v", loadedAt, got)
 	}
@@ -217,7 +217,7 @@ func TestExpires(t *testing.T) {
 	refused(t, s, "the list expired at 2030-01-01T00:30:00Z: write a newer one")
 
 	replace(t, path, jsonList(`"serial": 2`, 2))
-	must(t, s.Refresh(t.Context()))
+	must(t, s.Load(t.Context()))
 	want(t, s, 2, "listed")
 	replace(t, path, jsonList(`"serial": 3, "expires": "2030-01-01T00:10:00Z"`, 3))
 	refused(t, s, "list expired")
@@ -241,21 +241,21 @@ func TestSameLookOtherContent(t *testing.T) {
 		s.state.Store(&st)
 	}
 	pretend(s.now(), false)
-	must(t, s.Refresh(t.Context()))
+	must(t, s.Load(t.Context()))
 	want(t, s, 2, "listed")
 	if s.state.Load().settled {
 		t.Error("a file that has just been written is taken for one that stays so")
 	}
 
 	pretend(s.now().Add(-settleTime), false)
-	must(t, s.Refresh(t.Context()))
+	must(t, s.Load(t.Context()))
 	want(t, s, 2, "listed")
 	if !s.state.Load().settled {
 		t.Error("a file that was read once more would be read again and again")
 	}
 
 	pretend(s.now(), true) // a lie, which shows that it is not read
-	must(t, s.Refresh(t.Context()))
+	must(t, s.Load(t.Context()))
 	want(t, s, 1, "listed")
 	if !s.state.Load().confirmed.After(first.confirmed) {
 		t.Error("a look at the file has not confirmed the list")
@@ -268,9 +268,9 @@ func TestStaleness(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := listIn(t, text(1))
 		s := open(t, Config{Path: path, PollInterval: time.Minute, MaxStaleness: time.Hour})
-		must(t, s.Refresh(t.Context()))
+		must(t, s.Load(t.Context()))
 		time.Sleep(40 * time.Minute)
-		must(t, s.Refresh(t.Context())) // it was there 40 minutes after it was written
+		must(t, s.Load(t.Context())) // it was there 40 minutes after it was written
 		must(t, os.Rename(path, path+".away"))
 		time.Sleep(time.Hour - time.Since(s.Status().Confirmed))
 		refused(t, s, "no such file")
@@ -284,7 +284,7 @@ func TestStaleness(t *testing.T) {
 			t.Errorf("Check says %v, and not since when and why", err)
 		}
 		must(t, os.Rename(path+".away", path))
-		must(t, s.Refresh(t.Context()))
+		must(t, s.Load(t.Context()))
 		want(t, s, 1, "listed")
 
 		// Without a monotonic clock, the future says nothing of an age.
@@ -302,26 +302,6 @@ func TestAgeIsMonotonic(t *testing.T) {
 	}
 }
 
-// A stranger cannot make the server read: early refreshes are few.
-func TestRefreshEarly(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		for interval, most := range map[time.Duration]int{time.Minute: earlyPerInterval, time.Second: 1} {
-			s := open(t, Config{Path: "list", PollInterval: interval})
-			allowed := 0
-			for end := time.Now().Add(interval); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-				for range 3 {
-					if s.RefreshEarly() {
-						allowed++
-					}
-				}
-			}
-			if allowed != most {
-				t.Errorf("%d early refreshes in %v, want %d", allowed, interval, most)
-			}
-		}
-	})
-}
-
 // A list that has lost most of its machines, and a misspelt field in it, are served as
 // they are, and said until another list is there.
 func TestWarningsOfTheList(t *testing.T) {
@@ -336,7 +316,7 @@ func TestWarningsOfTheList(t *testing.T) {
 	}
 	replace(t, path, `{"keys": [{"hash": "`+hash(1)+`", "label": ["a"]}]}`)
 	for range 2 {
-		must(t, s.Refresh(t.Context()))
+		must(t, s.Load(t.Context()))
 		w := strings.Join(s.Status().Warnings, "\n")
 		if !strings.Contains(w, `is it meant to be "labels"?`) ||
 			!strings.Contains(w, "it has 1 entries now and had 30 before, of which 29 are gone") {
@@ -345,7 +325,7 @@ func TestWarningsOfTheList(t *testing.T) {
 		want(t, s, 1, "listed")
 	}
 	replace(t, path, `{"keys": [{"hash": "`+hash(1)+`", "labels": ["a"]}]}`)
-	must(t, s.Refresh(t.Context()))
+	must(t, s.Load(t.Context()))
 	if w := s.Status().Warnings; len(w) != 0 {
 		t.Errorf("%q", w)
 	}

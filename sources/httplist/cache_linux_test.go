@@ -17,7 +17,7 @@ func TestCacheBeforeServing(t *testing.T) {
 	opened := opening(t, lock)
 	o.answer(http.StatusOK, list(`"serial": 2, `, "two"))
 	done := make(chan error)
-	go func() { done <- s.Refresh(t.Context()) }()
+	go func() { done <- s.Load(t.Context()) }()
 	opened() // to be written, which it cannot be yet
 	wantListed(t, s, "one")
 	unlock()

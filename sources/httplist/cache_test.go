@@ -43,7 +43,7 @@ func TestRestartWithoutServer(t *testing.T) {
 	if st.Entries != 1 || st.Serial != 7 || !st.Confirmed.Equal(confirmed) || st.Loaded.IsZero() {
 		t.Errorf("the status is %+v", st)
 	}
-	wantError(t, s.Refresh(t.Context()), "connection refused") // from now on it says so
+	wantError(t, s.Load(t.Context()), "connection refused") // from now on it says so
 	c.move(23*time.Hour + time.Minute)
 	wantCannotTell(t, s, "stale")
 }
@@ -87,10 +87,10 @@ func TestStaleCache(t *testing.T) {
 		c.move(jump)
 		o.answer(http.StatusNotFound, "")
 		s := newSource(t, cfg)
-		wantError(t, s.Refresh(t.Context()), "404")
+		wantError(t, s.Load(t.Context()), "404")
 		wantCannotTell(t, s, "stale")
 		o.answer(http.StatusOK, list(`"serial": 6, `, "one"))
-		wantError(t, s.Refresh(t.Context()), "replay")
+		wantError(t, s.Load(t.Context()), "replay")
 		wantCannotTell(t, s, "stale")
 		o.answer(http.StatusOK, list(`"serial": 8, `, "two"))
 		refresh(t, s)
@@ -240,7 +240,7 @@ func TestCacheOfAnother(t *testing.T) {
 	o.answer(http.StatusNotFound, "")
 	cfg.URL += "2"
 	s := newSource(t, cfg)
-	wantError(t, s.Refresh(t.Context()), "404")
+	wantError(t, s.Load(t.Context()), "404")
 	wantCannotTell(t, s, "no list")
 }
 
@@ -258,7 +258,7 @@ func TestCacheIsReadLater(t *testing.T) {
 			s := newSource(t, cfg)
 			for range 2 {
 				ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-				err := s.Refresh(ctx)
+				err := s.Load(ctx)
 				cancel()
 				if warnings := s.Status().Warnings; err == nil || len(warnings) != 1 ||
 					!strings.Contains(warnings[0], "the cache was not used") {
@@ -291,7 +291,7 @@ func TestReplayWhileCacheIsAway(t *testing.T) {
 			s := loaded(t, cfg)
 			show()
 			answer(o)
-			wantError(t, s.Refresh(t.Context()), "the list is a replay", "holds serial 7")
+			wantError(t, s.Load(t.Context()), "the list is a replay", "holds serial 7")
 			wantListed(t, s, "one")
 			o.answer(http.StatusOK, list(`"serial": 8, `, "two"))
 			refresh(t, s)
@@ -308,12 +308,12 @@ func TestReplayWhileCacheIsLocked(t *testing.T) {
 	unlockFile, unlockWriters := lockFile(t, cfg.CachePath), lockFile(t, cfg.CachePath+".lock")
 	o.answer(http.StatusOK, list(`"serial": 3, `, "stranger"), "ETag", `"3"`)
 	s := newSource(t, cfg)
-	wantError(t, s.Refresh(t.Context()), "no list is accepted before the serial in the cache is known", "another process")
+	wantError(t, s.Load(t.Context()), "no list is accepted before the serial in the cache is known", "another process")
 	wantCannotTell(t, s, "no list")
 	unlockFile()
 	unlockWriters()
 	refresh(t, s) // from the cache
-	wantError(t, s.Refresh(t.Context()), "the list is a replay", "serial 3 after serial 7")
+	wantError(t, s.Load(t.Context()), "the list is a replay", "serial 3 after serial 7")
 	wantListed(t, s, "one")
 }
 

@@ -57,10 +57,8 @@ func (i *inventory) serve(w http.ResponseWriter, r *http.Request) {
 }
 
 var (
-	_ sources.Poller   = (*httplist.Source)(nil)
-	_ sources.Runner   = (*httplist.Source)(nil)
+	_ sources.Loader   = (*httplist.Source)(nil)
 	_ sources.Reporter = (*httplist.Source)(nil)
-	_ sources.Prompt   = (*httplist.Source)(nil)
 )
 
 // The contract of every source, with a real server and a real cache.

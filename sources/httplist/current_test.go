@@ -100,7 +100,7 @@ func TestETagChanges(t *testing.T) {
 	wantListed(t, s, "two")
 	etag, text = `"3"`, "{"
 	for range 2 {
-		wantError(t, s.Refresh(t.Context()), "the list: ")
+		wantError(t, s.Load(t.Context()), "the list: ")
 		if asked != `"2"` {
 			t.Errorf("asked with %q: a list that was refused is held for the current one", asked)
 		}
@@ -126,7 +126,7 @@ func TestNotModifiedOfAnother(t *testing.T) {
 		}
 	})
 	s := loaded(t, o.config())
-	wantError(t, s.Refresh(t.Context()), "named another version")
+	wantError(t, s.Load(t.Context()), "named another version")
 	lying = false
 	o.answer(http.StatusOK, list("", "two"), "ETag", `"3"`)
 	refresh(t, s)
@@ -154,7 +154,7 @@ func TestReplay(t *testing.T) {
 		list(`"serial": 5, `, "one", "two"), list("", "one"), list("", "two"),
 	} {
 		o.answer(http.StatusOK, replayed)
-		wantError(t, s.Refresh(t.Context()), "replay")
+		wantError(t, s.Load(t.Context()), "replay")
 		wantListed(t, s, "one")
 	}
 	o.answer(http.StatusOK, list(`"serial": 5, `, "one"))
@@ -200,7 +200,7 @@ func TestStaleness(t *testing.T) {
 	// What a server refuses to confirm gets older; a 304 and a 200 confirm.
 	c.move(50 * time.Minute)
 	o.answer(http.StatusOK, "{")
-	wantError(t, s.Refresh(t.Context()), "the list: ")
+	wantError(t, s.Load(t.Context()), "the list: ")
 	c.move(50 * time.Minute)
 	wantCannotTell(t, s, "stale")
 	o.answer(http.StatusNotModified, "")
@@ -231,7 +231,7 @@ func TestExpires(t *testing.T) {
 	}
 	for range 2 {
 		o.answer(http.StatusNotModified, "")
-		wantError(t, s.Refresh(t.Context()), "the list expired", "publish one with a later date")
+		wantError(t, s.Load(t.Context()), "the list expired", "publish one with a later date")
 		wantCannotTell(t, s, "the list expired")
 	}
 	o.answer(http.StatusOK, list("", "two"))
@@ -245,7 +245,7 @@ func TestStatus(t *testing.T) {
 	o.answer(http.StatusOK, list(`"serial": 9, `, "one", "two"))
 	begun := time.Now()
 	s := newSource(t, o.config())
-	if st := s.Status(); !st.Loaded.IsZero() || !st.Next.IsZero() || st.Serial != 0 {
+	if st := s.Status(); !st.Loaded.IsZero() || st.Serial != 0 {
 		t.Errorf("before it is loaded: %+v", st)
 	}
 	refresh(t, s)
@@ -253,31 +253,6 @@ func TestStatus(t *testing.T) {
 	if st.Entries != 2 || st.Serial != 9 || len(st.Warnings) != 0 ||
 		st.Loaded.Before(begun) || st.Confirmed.Before(begun.Round(0)) {
 		t.Errorf("the status is %+v", st)
-	}
-}
-
-// Strangers cannot make the server poll for them: there are three early
-// refreshes in an interval, and none while the server asks to be left alone.
-func TestRefreshEarly(t *testing.T) {
-	o := newOrigin(t, nil)
-	cfg := o.config()
-	cfg.PollInterval = time.Hour
-	s := newSource(t, cfg)
-	o.answer(http.StatusServiceUnavailable, "", "Retry-After", "120")
-	wantError(t, s.Refresh(t.Context()), "503")
-	if s.RefreshEarly() {
-		t.Error("the server asked to be left alone")
-	}
-	o.answer(http.StatusOK, list("", "one"))
-	refresh(t, s)
-	allowed := 0
-	for range 1000 {
-		if s.RefreshEarly() {
-			allowed++
-		}
-	}
-	if allowed != 3 {
-		t.Errorf("%d early refreshes, want 3", allowed)
 	}
 }
 

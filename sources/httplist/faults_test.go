@@ -173,10 +173,10 @@ func TestFaults(t *testing.T) {
 			o.answer(http.StatusOK, list("", "one", "three"))
 			warm := loaded(t, cfg)
 			f.serve(o)
-			wantError(t, warm.Refresh(t.Context()), f.want)
+			wantError(t, warm.Load(t.Context()), f.want)
 			wantListed(t, warm, "one", "three")
 			cold := newSource(t, cfg)
-			wantError(t, cold.Refresh(t.Context()), f.want)
+			wantError(t, cold.Load(t.Context()), f.want)
 			wantCannotTell(t, cold, "no list")
 			if st := cold.Status(); !st.Loaded.IsZero() || !st.Confirmed.IsZero() || st.Entries != 0 {
 				t.Errorf("the status is %+v", st)
@@ -202,7 +202,7 @@ func TestCutAnywhere(t *testing.T) {
 	for n := 0; n < len(whole); n += step {
 		for _, head := range []string{body(whole[:n]), ok + "Connection: close\r\n\r\n" + whole[:n]} {
 			o.raw(head, nil)
-			if err := s.Refresh(t.Context()); err == nil {
+			if err := s.Load(t.Context()); err == nil {
 				t.Fatalf("cut at byte %d: taken", n)
 			}
 		}
@@ -219,7 +219,7 @@ func TestServerDown(t *testing.T) {
 	o.answer(http.StatusOK, list("", "one"))
 	s := loaded(t, o.config())
 	o.Close()
-	wantError(t, s.Refresh(t.Context()), "connection refused")
+	wantError(t, s.Load(t.Context()), "connection refused")
 	wantListed(t, s, "one")
 }
 
@@ -233,7 +233,7 @@ func TestNoTLS(t *testing.T) {
 	s := newSource(t, httplist.Config{
 		URL: fmt.Sprintf("https://%s/", listener.Addr()), Timeout: 200 * time.Millisecond,
 	})
-	wantError(t, s.Refresh(t.Context()), "not finished within the timeout of 200ms")
+	wantError(t, s.Load(t.Context()), "not finished within the timeout of 200ms")
 }
 
 // A bomb may cost time, and no memory.
@@ -245,7 +245,7 @@ func TestBombTakesNoMemory(t *testing.T) {
 	s := newSource(t, cfg)
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	wantError(t, s.Refresh(t.Context()), "too long")
+	wantError(t, s.Load(t.Context()), "too long")
 	runtime.ReadMemStats(&after)
 	if grown := after.TotalAlloc - before.TotalAlloc; grown > 64<<20 {
 		t.Errorf("%d bytes were allocated", grown)

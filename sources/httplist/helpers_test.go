@@ -144,8 +144,8 @@ func loaded(tb testing.TB, cfg httplist.Config) *httplist.Source {
 
 func refresh(tb testing.TB, s *httplist.Source) {
 	tb.Helper()
-	if err := s.Refresh(tb.Context()); err != nil {
-		tb.Fatalf("Refresh: %v", err)
+	if err := s.Load(tb.Context()); err != nil {
+		tb.Fatalf("Load: %v", err)
 	}
 }
 

@@ -18,7 +18,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -103,23 +102,17 @@ type Source struct {
 	// state is the last good list, nil before there is one. It is never
 	// changed, only replaced.
 	state atomic.Pointer[state]
-	next  atomic.Pointer[time.Time] // when Run polls next; nil where it does not
-	early limiter
 	// failure is why the last poll has failed, nil if it has not.
 	failure atomic.Pointer[error]
-	// warnings are of the last Refresh.
+	// warnings are of the last Load.
 	warnings atomic.Pointer[[]string]
 
-	// Only Refresh, which is never called twice at once, uses what follows.
+	// Only Load, which is never called twice at once, uses what follows.
 	keys          listsig.PublicKeys // that may sign; none where lists are not signed
 	unconditional bool               // the next request is to be
 	touched       time.Time          // what the cache holds as the time of the last answer
 	// loadWarning and saveWarning say what went wrong with the cache last.
 	loadWarning, saveWarning string
-
-	// pause is how long the server has asked to be left alone for, by its last
-	// answer; zero where it has not.
-	pause atomic.Int64
 }
 
 // state is one good list.
@@ -141,7 +134,7 @@ type state struct {
 }
 
 // New checks the configuration and returns the source. It reads nothing: the
-// first Refresh does.
+// first Load does.
 func New(cfg Config) (*Source, error) {
 	u, faults := parseURL(cfg.URL)
 	errs := about("the URL", faults)
@@ -188,7 +181,6 @@ func New(cfg Config) (*Source, error) {
 	}
 	s := &Source{
 		cfg: cfg, url: u, verifier: verifier, retryPause: retryPause,
-		early: limiter{window: cfg.PollInterval},
 	}
 	if cfg.CachePath != "" {
 		of := []string{u.String()}
@@ -274,11 +266,6 @@ func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdi
 	return st.list.Verdict(ev)
 }
 
-// CheckNow implements sources.Prompt: all that Check needs is in memory.
-func (s *Source) CheckNow(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
-	return s.Check(ctx, ev)
-}
-
 // fresh returns why the list may not serve any more, or nil. why points to why the
 // server has not confirmed it, or is nil.
 func (st *state) fresh(now time.Time, maxStaleness time.Duration, why *error) error {
@@ -303,9 +290,6 @@ func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 // Status implements sources.Reporter.
 func (s *Source) Status() sources.Status {
 	var status sources.Status
-	if next := s.next.Load(); next != nil {
-		status.Next = *next
-	}
 	if warnings := s.warnings.Load(); warnings != nil {
 		status.Warnings = slices.Clone(*warnings)
 	}
@@ -318,32 +302,7 @@ func (s *Source) Status() sources.Status {
 	return status
 }
 
-// earlyRefreshes is how many refreshes may come before their time in one
-// Config.PollInterval.
-const earlyRefreshes = 3
-
-// RefreshEarly reports whether the source may be refreshed before its time, now,
-// and counts that as used: at most three times in a PollInterval, whoever asks.
-// So a machine that was listed a moment ago is not refused for it, and a stranger
-// cannot make the server poll for him. While the web server asks to be left alone
-// it is false.
-func (s *Source) RefreshEarly() bool { return s.pause.Load() == 0 && s.early.allow(time.Now()) }
-
-// A limiter allows a few events in any window of time.
-type limiter struct {
-	window time.Duration
-	mu     sync.Mutex
-	last   [earlyRefreshes]time.Time // a ring
-	oldest int
-}
-
-func (l *limiter) allow(now time.Time) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if t := l.last[l.oldest]; !t.IsZero() && now.Sub(t) < l.window {
-		return false
-	}
-	l.last[l.oldest] = now
-	l.oldest = (l.oldest + 1) % len(l.last)
-	return true
+// Schedule implements sources.Loader.
+func (s *Source) Schedule() sources.Schedule {
+	return sources.Schedule{Every: s.cfg.PollInterval, Early: true}
 }

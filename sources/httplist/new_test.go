@@ -91,7 +91,7 @@ func TestFilesThatCannotBeRead(t *testing.T) {
 			cfg := o.config()
 			tt.change(&cfg)
 			s := newSource(t, cfg)
-			wantError(t, s.Refresh(t.Context()), tt.want)
+			wantError(t, s.Load(t.Context()), tt.want)
 			wantCannotTell(t, s, "no list")
 		})
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/listcache"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/listsig"
@@ -15,16 +16,15 @@ import (
 // start for the server.
 const startPatience = time.Second
 
-// Refresh implements sources.Refresher: it asks the server for the list, and
+// Load implements sources.Loader: it asks the server for the list, and
 // where there is a new one that is good, stores it in the cache and then serves
 // it. On an error the last good list stays, unless its key does not count any more.
 //
-// While there is no list, Refresh serves the one in the cache before it asks. Where
-// that is not stale, the server has a second to answer, and there is no error if it
-// does not: what was loaded is good, and Run asks again at once. While another process
-// has the cache locked, Refresh asks for nothing: without the serial in the cache, it
-// could not tell an older list from a newer one.
-func (s *Source) Refresh(ctx context.Context) error {
+// While there is no list, Load serves the one in the cache before it asks. If that is not
+// stale, the server has a second to answer. While another process has the cache locked,
+// Load asks for nothing: without the serial in the cache, it could not tell an older list
+// from a newer one.
+func (s *Source) Load(ctx context.Context) error {
 	timeout := s.cfg.Timeout
 	defer s.warn()
 	if s.state.Load() != nil { // what was wrong before has been overcome
@@ -42,7 +42,7 @@ func (s *Source) Refresh(ctx context.Context) error {
 	}
 	err = s.poll(ctx, timeout)
 	if warm && err != nil {
-		return nil // the cache has loaded, and Run reports what the server does
+		return nil // the cache has loaded, and the next poll reports what the server does
 	}
 	return err
 }
@@ -76,7 +76,7 @@ func (s *Source) restore(ctx context.Context) (fresh bool, err error) {
 	return st.fresh(s.cfg.Now(), s.cfg.MaxStaleness, nil) == nil, nil
 }
 
-// warn publishes the warnings of this Refresh.
+// warn publishes the warnings of this Load.
 func (s *Source) warn() {
 	var all []string
 	for _, w := range []string{s.loadWarning, s.saveWarning} {
@@ -101,11 +101,10 @@ func (s *Source) poll(ctx context.Context, timeout time.Duration) error {
 }
 
 func (s *Source) pollOnce(ctx context.Context, timeout time.Duration) error {
-	s.pause.Store(0)
 	a, err := s.ask(ctx, timeout)
 	if err != nil {
 		if status := (*statusError)(nil); errors.As(err, &status) {
-			s.pause.Store(int64(status.retryAfter))
+			err = sources.Later(err, status.retryAfter)
 		}
 		s.unconditional = s.unconditional || errors.Is(err, errOtherVersion)
 		return err

@@ -5,15 +5,16 @@ import (
 	"testing"
 	"time"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 // admits makes a Set of one source, which admits.
-func admits(t *testing.T, cfg httplist.Config) *sources.Set {
+func admits(t *testing.T, cfg httplist.Config) *admission.Set {
 	t.Helper()
-	member := sources.Member{Name: "inventory", Kind: "http", Config: cfg, Source: newSource(t, cfg)}
-	set, err := sources.NewSet([]sources.Member{member}, sources.AnyOf("inventory"), sources.Options{})
+	member := admission.Member{Name: "inventory", Kind: "http", Config: cfg, Source: newSource(t, cfg)}
+	set, err := admission.NewSet([]admission.Member{member}, policy.AnyOf("inventory"), admission.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -22,7 +23,7 @@ func admits(t *testing.T, cfg httplist.Config) *sources.Set {
 	return set
 }
 
-func outcome(t *testing.T, set *sources.Set, name string) sources.Outcome {
+func outcome(t *testing.T, set *admission.Set, name string) policy.Outcome {
 	t.Helper()
 	return set.BeforeChallenge(t.Context(), machine(name)).Outcome
 }
@@ -36,11 +37,11 @@ func TestEarlyRefreshInASet(t *testing.T) {
 	o.answer(http.StatusOK, list("", "one"))
 	set := admits(t, cfg)
 	o.answer(http.StatusOK, list("", "one", "two"))
-	if got := outcome(t, set, "two"); got != sources.Challenge {
+	if got := outcome(t, set, "two"); got != policy.Challenge {
 		t.Errorf("a machine that was just listed: %v", got)
 	}
 	for range 100 {
-		if got := outcome(t, set, "stranger"); got != sources.Refused {
+		if got := outcome(t, set, "stranger"); got != policy.Refused {
 			t.Fatalf("a stranger: %v", got)
 		}
 	}
@@ -55,7 +56,7 @@ func TestNoListInASet(t *testing.T) {
 	o := newOrigin(t, nil)
 	o.answer(http.StatusNotFound, "")
 	set := admits(t, o.config())
-	if got := outcome(t, set, "one"); got != sources.Unavailable {
+	if got := outcome(t, set, "one"); got != policy.Unavailable {
 		t.Errorf("without a list: %v", got)
 	}
 }
@@ -66,10 +67,10 @@ func TestRestartInASet(t *testing.T) {
 	o.Close()
 	begun := time.Now()
 	set := admits(t, cfg)
-	if got := outcome(t, set, "one"); got != sources.Challenge {
+	if got := outcome(t, set, "one"); got != policy.Challenge {
 		t.Errorf("a listed machine: %v", got)
 	}
-	if got := outcome(t, set, "stranger"); got != sources.Refused {
+	if got := outcome(t, set, "stranger"); got != policy.Refused {
 		t.Errorf("a stranger: %v", got)
 	}
 	if d := time.Since(begun); d > 5*time.Second {

@@ -107,7 +107,7 @@ func TestSignature(t *testing.T) {
 			if tt.forge != nil {
 				tt.forge()
 			}
-			wantError(t, s.Refresh(t.Context()), tt.want)
+			wantError(t, s.Load(t.Context()), tt.want)
 			wantListed(t, s, "one")
 		})
 	}
@@ -156,7 +156,7 @@ func TestPublicKeyIsRotated(t *testing.T) {
 	refresh(t, s)
 	wantListed(t, s, "two")
 	p.text, p.sig, p.etag = old.text, old.sig, `"3"`
-	wantError(t, s.Refresh(t.Context()), "replay")
+	wantError(t, s.Load(t.Context()), "replay")
 	wantListed(t, s, "two")
 	rewrite(t, cfg.PublicKeyPath, after)
 	p.publish(signedList(3, "two"), `"2"`)
@@ -181,7 +181,7 @@ func TestListIsSignedAnew(t *testing.T) {
 	refresh(t, s)
 	o.Close()
 	rewrite(t, cfg.PublicKeyPath, next)
-	if err := s.Refresh(t.Context()); err == nil {
+	if err := s.Load(t.Context()); err == nil {
 		t.Error("the server is gone, and that is no error")
 	}
 	wantListed(t, s, "one")
@@ -204,14 +204,14 @@ func TestStolenKey(t *testing.T) {
 	own := p.rotate(t)
 	rewrite(t, cfg.PublicKeyPath, own)
 	p.text, p.sig = stolen.text, stolen.sig
-	wantError(t, s.Refresh(t.Context()), "the list's signature")
+	wantError(t, s.Load(t.Context()), "the list's signature")
 	wantCannotTell(t, s, "no list")
 	if st := s.Status(); st.Serial != 0 || len(st.Warnings) == 0 {
 		t.Errorf("the status is %+v", st)
 	}
 	o.answer(http.StatusServiceUnavailable, "")
 	restarted := newSource(t, cfg)
-	wantError(t, restarted.Refresh(t.Context()), "503")
+	wantError(t, restarted.Load(t.Context()), "503")
 	wantCannotTell(t, restarted, "no list")
 
 	o.serve(p.serve)
@@ -221,7 +221,7 @@ func TestStolenKey(t *testing.T) {
 		wantListed(t, s, "one")
 	}
 	p.text, p.sig, p.etag = stolen.text, stolen.sig, `"3"`
-	wantError(t, s.Refresh(t.Context()), "the list's signature")
+	wantError(t, s.Load(t.Context()), "the list's signature")
 	wantListed(t, s, "one")
 	o.Close()
 	wantListed(t, loaded(t, cfg), "one")
@@ -238,11 +238,11 @@ func TestNoPublicKeyForAWhile(t *testing.T) {
 		t.Fatal(err)
 	}
 	rewrite(t, cfg.PublicKeyPath, own[:50])
-	wantError(t, s.Refresh(t.Context()), "the public key")
+	wantError(t, s.Load(t.Context()), "the public key")
 	wantListed(t, s, "one")
 	o.Close()
 	restarted := newSource(t, cfg)
-	wantError(t, restarted.Refresh(t.Context()), "the public key")
+	wantError(t, restarted.Load(t.Context()), "the public key")
 	wantCannotTell(t, restarted, "no list")
 	rewrite(t, cfg.PublicKeyPath, own)
 	refresh(t, restarted)
@@ -259,7 +259,7 @@ func TestUnsignedCache(t *testing.T) {
 	loaded(t, unsigned)
 	p.sig = ""
 	s := newSource(t, cfg)
-	wantError(t, s.Refresh(t.Context()), "signature")
+	wantError(t, s.Load(t.Context()), "signature")
 	wantCannotTell(t, s, "no list")
 }
 
@@ -303,7 +303,7 @@ func TestSignatureFaults(t *testing.T) {
 			cfg, p, o := published(t)
 			tt.change(&cfg, p, o)
 			s := newSource(t, cfg)
-			wantError(t, s.Refresh(t.Context()), tt.want)
+			wantError(t, s.Load(t.Context()), tt.want)
 			wantCannotTell(t, s, "no list")
 		})
 	}

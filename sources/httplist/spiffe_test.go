@@ -136,7 +136,7 @@ func TestSPIFFEShownToAnybody(t *testing.T) {
 	d, ca := newTrustDomain(t)
 	other := newAuthority(t)
 	o := spiffeOrigin(t, ca.svid(t, serverID, nil), other)
-	wantError(t, newSource(t, d.config(o)).Refresh(t.Context()), "tls: ")
+	wantError(t, newSource(t, d.config(o)).Load(t.Context()), "tls: ")
 	if o.requests.Load() != 0 {
 		t.Error("it was let in")
 	}
@@ -182,7 +182,7 @@ func TestSPIFFEWrongServer(t *testing.T) {
 				return nil, nil //nolint:nilnil // the one that there is
 			}
 			s := newSource(t, d.config(o))
-			wantError(t, s.Refresh(t.Context()), tt.want)
+			wantError(t, s.Load(t.Context()), tt.want)
 			wantCannotTell(t, s, "no list")
 			if n := o.requests.Load(); n != 0 {
 				t.Errorf("%d requests were made", n)
@@ -243,12 +243,12 @@ func TestSPIFFERotation(t *testing.T) {
 
 	next := newAuthority(t)
 	d.roots = []*authority{next}
-	wantError(t, s.Refresh(t.Context()), "unknown authority")
+	wantError(t, s.Load(t.Context()), "unknown authority")
 	wantListed(t, s, "one") // the last good list stays
 	d.roots = []*authority{next, ca}
 	refresh(t, s)
 	d.name = "example.com" // as a server that was moved to another trust domain
-	wantError(t, s.Refresh(t.Context()), "no X.509 bundle found for trust domain")
+	wantError(t, s.Load(t.Context()), "no X.509 bundle found for trust domain")
 	d.name = "example.org"
 
 	d.own = ca.svid(t, "spiffe://example.org/spire/server2", nil)
@@ -263,9 +263,9 @@ func TestSPIFFERotation(t *testing.T) {
 		t.Errorf("showed %q", shown)
 	}
 	c.move(2 * time.Hour)
-	wantError(t, s.Refresh(t.Context()), "expired")
+	wantError(t, s.Load(t.Context()), "expired")
 	c.move(years) // the bundle's authority has expired as well
-	wantError(t, s.Refresh(t.Context()), "expired")
+	wantError(t, s.Load(t.Context()), "expired")
 	wantCannotTell(t, s, "stale")
 }
 
@@ -276,7 +276,7 @@ func TestSPIFFENoIdentityYet(t *testing.T) {
 	o := spiffeOrigin(t, ca.svid(t, serverID, nil), ca)
 	d.err = errors.New("not initialized")
 	s := newSource(t, d.config(o))
-	wantError(t, s.Refresh(t.Context()), "get this server's own X.509-SVID: not initialized")
+	wantError(t, s.Load(t.Context()), "get this server's own X.509-SVID: not initialized")
 	wantCannotTell(t, s, "no list")
 	if n := o.requests.Load(); n != 0 {
 		t.Errorf("%d requests were made", n)
@@ -286,7 +286,7 @@ func TestSPIFFENoIdentityYet(t *testing.T) {
 	wantListed(t, s, "one")
 
 	empty := newSource(t, httplist.Config{URL: o.URL, ServerID: serverID, Identity: nobody{}})
-	wantError(t, empty.Refresh(t.Context()), "there is none, or no trust bundle")
+	wantError(t, empty.Load(t.Context()), "there is none, or no trust bundle")
 }
 
 // nobody is a provider that answers with nothing at all.
@@ -303,7 +303,7 @@ func TestSPIFFERedirect(t *testing.T) {
 	o := spiffeOrigin(t, ca.svid(t, serverID, nil), ca)
 	elsewhere := spiffeOrigin(t, ca.svid(t, serverID, nil), ca)
 	o.answer(http.StatusFound, "", "Location", elsewhere.URL+"/tpm.json")
-	wantError(t, newSource(t, d.config(o)).Refresh(t.Context()), "redirected to another host")
+	wantError(t, newSource(t, d.config(o)).Load(t.Context()), "redirected to another host")
 	if n := elsewhere.requests.Load(); n != 0 {
 		t.Errorf("another host got %d requests", n)
 	}

@@ -30,7 +30,7 @@ func TestWrongServer(t *testing.T) {
 			cfg := o.config()
 			cfg.CAPath = tt.ca
 			s := newSource(t, cfg)
-			wantError(t, s.Refresh(t.Context()), tt.want)
+			wantError(t, s.Load(t.Context()), tt.want)
 			wantCannotTell(t, s, "no list")
 			if n := o.requests.Load(); n != 0 {
 				t.Errorf("%d requests were made", n)
@@ -41,7 +41,7 @@ func TestWrongServer(t *testing.T) {
 		o := newOrigin(t, func(c *tls.Config) { c.Certificates = []tls.Certificate{ca.pair(t, "server", hour)} })
 		cfg := o.config()
 		cfg.URL, cfg.CAPath = "https://localhost:"+port(o.URL)+"/", caFile
-		wantError(t, newSource(t, cfg).Refresh(t.Context()), "localhost")
+		wantError(t, newSource(t, cfg).Load(t.Context()), "localhost")
 	})
 }
 
@@ -58,11 +58,11 @@ func TestServerCertificateBetweenPolls(t *testing.T) {
 	o.answer(http.StatusOK, list("", "one"))
 	s := loaded(t, cfg)
 	c.move(40 * time.Minute)
-	wantError(t, s.Refresh(t.Context()), "expired")
+	wantError(t, s.Load(t.Context()), "expired")
 	wantListed(t, s, "one")
 	c.move(-40 * time.Minute)
 	rewrite(t, cfg.CAPath, newAuthority(t).pem())
-	wantError(t, s.Refresh(t.Context()), "unknown authority")
+	wantError(t, s.Load(t.Context()), "unknown authority")
 	rewrite(t, cfg.CAPath, append(newAuthority(t).pem(), ca.pem()...))
 	refresh(t, s)
 }
@@ -82,7 +82,7 @@ func TestClientCertificateIsRotated(t *testing.T) {
 	hour := time.Now().Add(time.Hour)
 	cert, key := ca.issue(t, "first", hour)
 	cfg := o.config()
-	wantError(t, newSource(t, cfg).Refresh(t.Context()), "certificate required")
+	wantError(t, newSource(t, cfg).Load(t.Context()), "certificate required")
 	cfg.ClientCertPath, cfg.ClientKeyPath = write(t, "cert.pem", cert), write(t, "key.pem", key)
 	s := loaded(t, cfg)
 	if shown != "first" {
@@ -90,7 +90,7 @@ func TestClientCertificateIsRotated(t *testing.T) {
 	}
 	cert, key = ca.issue(t, "second", hour)
 	rewrite(t, cfg.ClientCertPath, cert) // half of the rotation
-	wantError(t, s.Refresh(t.Context()), "the client certificate")
+	wantError(t, s.Load(t.Context()), "the client certificate")
 	wantListed(t, s, "one")
 	rewrite(t, cfg.ClientKeyPath, key)
 	refresh(t, s)
@@ -130,7 +130,7 @@ func TestBearerToken(t *testing.T) {
 	} {
 		before := o.requests.Load()
 		o.answer(http.StatusTemporaryRedirect, "", "Location", target)
-		err := s.Refresh(t.Context())
+		err := s.Load(t.Context())
 		wantError(t, err, "redirected to another host")
 		if n := o.requests.Load() - before; n != 1 {
 			t.Errorf("%s: %d requests", target, n)
@@ -165,7 +165,7 @@ func TestErrorsHoldNoSecret(t *testing.T) {
 
 func wantNoSecret(t *testing.T, s *httplist.Source) {
 	t.Helper()
-	err := s.Refresh(t.Context())
+	err := s.Load(t.Context())
 	if err == nil || containsSecret(err.Error()) {
 		t.Errorf("the error is %v", err)
 	}

@@ -24,10 +24,10 @@ func TestErrorsNameTheURL(t *testing.T) {
 	cfg.URL += "?key=SECRET"
 	s := newSource(t, cfg)
 	o.answer(http.StatusNotFound, "")
-	err := s.Refresh(t.Context())
+	err := s.Load(t.Context())
 	wantError(t, err, "the list's server answered 404 Not Found to "+o.URL+"/tpm.json?…")
 	o.Close()
-	err = s.Refresh(t.Context())
+	err = s.Load(t.Context())
 	wantError(t, err, "ask "+o.URL+"/tpm.json?…: ", "connection refused")
 	wantNoSecret(t, s)
 }
@@ -45,7 +45,7 @@ func TestExpiredCertificatesAreTold(t *testing.T) {
 	cert, key := ca.issue(t, "client", until)
 	cfg := o.config()
 	cfg.ClientCertPath, cfg.ClientKeyPath = write(t, "cert.pem", cert), write(t, "key.pem", key)
-	wantError(t, newSource(t, cfg).Refresh(t.Context()),
+	wantError(t, newSource(t, cfg).Load(t.Context()),
 		"the client certificate \""+cfg.ClientCertPath+"\" (\"CN=client\") expired at "+until.UTC().Format(time.RFC3339),
 		"the list's server refused the TLS connection")
 
@@ -55,11 +55,11 @@ func TestExpiredCertificatesAreTold(t *testing.T) {
 	cfg.Now, cfg.CAPath = c.Now, write(t, "ca.pem", ca.pem())
 	s := loaded(t, cfg)
 	c.move(40 * time.Minute)
-	first := s.Refresh(t.Context())
+	first := s.Load(t.Context())
 	wantError(t, first, "a certificate of the list's server (\"CN=server\") expired at "+
 		soon.Leaf.NotAfter.UTC().Format(time.RFC3339))
 	c.move(time.Minute)
-	if second := s.Refresh(t.Context()); second == nil || second.Error() != first.Error() {
+	if second := s.Load(t.Context()); second == nil || second.Error() != first.Error() {
 		t.Errorf("%v\nafter %v: a line in the log at each poll", second, first)
 	}
 }
@@ -72,7 +72,7 @@ func TestProxyIsToldFromTheServer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		wantError(t, s.Refresh(t.Context()), os.Getenv("TEST_WANT"), "ask https://list.example.org/tpm.json?…: ")
+		wantError(t, s.Load(t.Context()), os.Getenv("TEST_WANT"), "ask https://list.example.org/tpm.json?…: ")
 		wantNoSecret(t, s)
 		return
 	}
@@ -118,7 +118,7 @@ func TestStaleSaysWhy(t *testing.T) {
 	o.answer(http.StatusOK, list("", "one"))
 	s := loaded(t, cfg)
 	o.answer(http.StatusForbidden, "")
-	if err := s.Refresh(t.Context()); err == nil {
+	if err := s.Load(t.Context()); err == nil {
 		t.Fatal("403 is no error")
 	}
 	c.move(2 * time.Hour)

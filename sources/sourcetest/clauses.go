@@ -6,7 +6,6 @@ import (
 	"reflect"
 	"runtime"
 	"slices"
-	"sync/atomic"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
@@ -131,10 +130,10 @@ func testCannotTell(tb run) {
 	listed, stranger := s.evidence(tb), s.evidence(tb)
 	s.list(tb, listed)
 	s.Break()
-	if _, ok := s.source.(sources.Refresher); ok {
+	if _, ok := s.source.(sources.Loader); ok {
 		for range 2 {
-			if err := s.refresh(tb.Context()); err == nil {
-				tb.Error("Refresh of unreadable data succeeded")
+			if err := s.tryLoad(tb.Context()); err == nil {
+				tb.Error("Load of unreadable data succeeded")
 			}
 			s.wantListed(tb, listed, true, "the last good data lists it")
 			s.wantListed(tb, stranger, false, "the last good data does not list it")
@@ -153,20 +152,20 @@ func testCannotTell(tb run) {
 // since a deny rule would let everybody pass.
 func testNotLoaded(tb run) {
 	s := newSubject(tb, tb.h)
-	if _, ok := s.source.(sources.Refresher); !ok {
+	if _, ok := s.source.(sources.Loader); !ok {
 		return
 	}
 	ev := s.evidence(tb)
 	s.List(ev, s.attributes(ev))
-	s.wantCannotTell(tb, ev, "before the first Refresh")
+	s.wantCannotTell(tb, ev, "before the first Load")
 	if s.Break == nil {
 		return
 	}
 	s.Break()
-	if err := s.refresh(tb.Context()); err == nil {
-		tb.Error("the first Refresh succeeded, of unreadable data")
+	if err := s.tryLoad(tb.Context()); err == nil {
+		tb.Error("the first Load succeeded, of unreadable data")
 	}
-	s.wantCannotTell(tb, ev, "after a first Refresh that failed")
+	s.wantCannotTell(tb, ev, "after a first Load that failed")
 	s.Mend()
 	s.load(tb)
 	s.wantListed(tb, ev, true, "the data is readable")
@@ -214,69 +213,9 @@ func testContextEnded(tb run) {
 			tb.Error("a stranger is listed where the context has ended")
 		}
 	})
-	within(tb, "a Refresh whose context has ended", func() { _ = s.refresh(ctx) })
-	s.wantListed(tb, listed, true, "after a Refresh whose context had ended")
-	s.wantListed(tb, stranger, false, "after a Refresh whose context had ended")
-}
-
-// testPrompt: CheckNow waits for nothing, since nothing bounds the time for which an
-// attestation waits for it. It does not wait for its context, and it answers rightly
-// or not at all, whatever becomes of the data: a source that loads its data does not
-// look at it, and one that does not load it cannot tell once it is unreadable.
-func testPrompt(tb run) {
-	s := newSubject(tb, tb.h)
-	p, ok := s.source.(sources.Prompt)
-	if !ok {
-		return
-	}
-	listed, stranger := s.evidence(tb), s.evidence(tb)
-	s.list(tb, listed)
-	within(tb, "Check", func() { // after which it may have the answers at hand
-		s.wantListed(tb, listed, true, "before it is asked for what it has at hand")
-		s.wantListed(tb, stranger, false, "before it is asked for what it has at hand")
-	})
-	ctx := &unwaitable{Context: tb.Context()}
-	ask := func(when string, broken bool) {
-		within(tb, "CheckNow", func() {
-			for range rounds {
-				for ev, want := range map[*sources.Evidence]bool{Proven(listed): true, Proven(stranger): false} {
-					v, err := s.ask(ctx, tb, "CheckNow", p.CheckNow, ev)
-					switch {
-					case errors.Is(err, sources.ErrWouldWait), tb.h.Fetches && errors.Is(err, sources.ErrNeedsNetwork):
-					case err == nil && broken:
-						tb.Errorf("%s: at hand is that listed is %v, and the data is unreadable", when, v.Listed)
-					case !broken && (err != nil || v.Listed != want):
-						tb.Errorf("%s: at hand is that listed is %v, error %v, want %v", when, v.Listed, err, want)
-					}
-				}
-			}
-		})
-	}
-	ask("as long as all is well", false)
-	if s.Break != nil {
-		s.Break()
-		defer s.Mend()
-	}
-	if s.Cut != nil {
-		s.Cut()
-		defer s.Restore()
-	}
-	_, loads := s.source.(sources.Refresher)
-	ask("when the data has become unreadable", !loads && s.Break != nil)
-	if ctx.waited.Load() {
-		tb.Error("CheckNow waits for its context, or starts what does")
-	}
-}
-
-// unwaitable is a context that notes who means to wait for it.
-type unwaitable struct {
-	context.Context //nolint:containedctx // it is a context
-	waited          atomic.Bool
-}
-
-func (u *unwaitable) Done() <-chan struct{} {
-	u.waited.Store(true)
-	return u.Context.Done()
+	within(tb, "a Load whose context has ended", func() { _ = s.tryLoad(ctx) })
+	s.wantListed(tb, listed, true, "after a Load whose context had ended")
+	s.wantListed(tb, stranger, false, "after a Load whose context had ended")
 }
 
 // testEvidenceIsCallers: a source keeps nothing of the evidence, so that a caller
@@ -354,6 +293,6 @@ func testNothingWritten(tb run) {
 		}
 	}
 	if s.load(tb); !reflect.DeepEqual(s.Content(), before) {
-		tb.Error("Refresh wrote to the data")
+		tb.Error("Load wrote to the data")
 	}
 }

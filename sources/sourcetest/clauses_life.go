@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 // testConcurrent: Check answers from whole data while that changes under it. The
@@ -18,8 +20,8 @@ func testConcurrent(tb run) {
 	s.list(tb, steady)
 	ctx, cancel := context.WithCancel(tb.Context())
 	var work sync.WaitGroup
-	if r, ok := s.source.(sources.Runner); ok {
-		work.Go(func() { _ = r.Run(ctx, func() error { return s.refresh(ctx) }) })
+	if w, ok := s.source.(sources.Watcher); ok {
+		work.Go(func() { _ = w.Watch(ctx, func() { _ = s.tryLoad(ctx) }) })
 	}
 	for range 4 {
 		work.Go(func() {
@@ -34,7 +36,7 @@ func testConcurrent(tb run) {
 		s.wantListed(tb, changing, false, "just listed no more")
 	}
 	cancel()
-	within(tb, "Run whose context has ended", work.Wait)
+	within(tb, "Watch whose context has ended", work.Wait)
 }
 
 // askWhileChanging asks about a TPM that is listed all the time, one that is
@@ -59,12 +61,12 @@ func askWhileChanging(tb run, s *subject, done <-chan struct{}, steady, changing
 	}
 }
 
-// testRunEnds: when Run has returned, nothing of it is left.
-func testRunEnds(tb run) {
+// testWatchEnds: when Watch has returned, nothing of it is left.
+func testWatchEnds(tb run) {
 	goroutines, files := runtime.NumGoroutine(), openFiles()
 	for range rounds {
 		s := newSubject(tb, tb.h)
-		r, ok := s.source.(sources.Runner)
+		w, ok := s.source.(sources.Watcher)
 		if !ok {
 			return
 		}
@@ -73,52 +75,43 @@ func testRunEnds(tb run) {
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
-			_ = r.Run(ctx, func() error { return s.refresh(ctx) })
+			_ = w.Watch(ctx, func() {})
 		}()
 		ev := s.evidence(tb)
 		s.list(tb, ev)
 		cancel()
-		within(tb, "Run whose context has ended", func() { <-ended })
-		s.wantListed(tb, ev, true, "after Run has ended")
+		within(tb, "Watch whose context has ended", func() { <-ended })
+		s.wantListed(tb, ev, true, "after Watch has ended")
 	}
 	settled := func() bool {
 		return runtime.NumGoroutine()-goroutines < noise && openFiles()-files < noise
 	}
 	for begun := time.Now(); !settled(); runtime.Gosched() {
 		if time.Since(begun) > tb.patience {
-			tb.Errorf("after %d Runs there are %d more goroutines and %d more open files",
+			tb.Errorf("after %d calls of Watch there are %d more goroutines and %d more open files",
 				rounds, runtime.NumGoroutine()-goroutines, openFiles()-files)
 			return
 		}
 	}
 }
 
-// testRunFollows: a change is followed without anybody calling Refresh, by
-// attempts that never overlap.
-func testRunFollows(tb run) {
+// testWatchTells: a source that says that it watches its data tells of a change.
+func testWatchTells(tb run) {
 	s := newSubject(tb, tb.h)
-	r, ok := s.source.(sources.Runner)
-	if !ok {
+	w, ok := s.source.(sources.Watcher)
+	if !ok || !tb.h.Watches {
 		return
 	}
 	s.load(tb)
 	ctx, cancel := context.WithCancel(tb.Context())
-	refreshed := make(chan struct{}, 1)
-	ended := make(chan struct{})
+	told, ended := make(chan struct{}, 1), make(chan struct{})
 	go func() {
 		defer close(ended)
-		_ = r.Run(ctx, func() error {
-			if !s.refreshing.TryLock() {
-				tb.Error("Run calls refresh twice at once, or calls Refresh itself")
-			} else {
-				s.refreshing.Unlock()
-			}
-			err := s.refresh(ctx)
+		_ = w.Watch(ctx, func() {
 			select {
-			case refreshed <- struct{}{}:
+			case told <- struct{}{}:
 			default:
 			}
-			return err
 		})
 	}()
 	defer func() {
@@ -137,37 +130,26 @@ func testRunFollows(tb run) {
 				break
 			}
 			select {
-			case <-refreshed:
-				continue
+			case <-told:
+				_ = s.tryLoad(ctx) // may meet a file that is still being written
 			case <-ended:
-				tb.Fatalf("Run returned before its context had ended")
+				tb.Fatalf("Watch returned before its context had ended")
 			case <-late:
-				tb.Fatalf("a change was not followed within %v: listed should be %v", tb.patience, listed)
+				tb.Fatalf("a change was not told within %v: listed should be %v", tb.patience, listed)
 			}
 		}
 	}
 }
 
-// testEarlyLimited: a stranger who attests in a loop causes a few early refreshes
-// and no more.
-func testEarlyLimited(tb run) {
-	s := newSubject(tb, tb.h)
-	p, ok := s.source.(sources.Poller)
+// testSchedule: how often a source is loaded is constant, and often enough for a change
+// to be noticed.
+func testSchedule(tb run) {
+	l, ok := newSubject(tb, tb.h).source.(sources.Loader)
 	if !ok {
 		return
 	}
-	s.load(tb)
-	const asked, most = 10_000, 100
-	allowed := 0
-	within(tb, "RefreshEarly", func() {
-		for range asked {
-			if p.RefreshEarly() {
-				allowed++
-			}
-		}
-	})
-	if allowed > most {
-		tb.Errorf("of %d early refreshes at once, %d are allowed", asked, allowed)
+	if s := l.Schedule(); s.Every <= 0 || s != l.Schedule() {
+		tb.Errorf("the schedule %+v, and %+v when asked again", s, l.Schedule())
 	}
 }
 
@@ -178,9 +160,9 @@ func testStatus(tb run) {
 	if !ok {
 		return
 	}
-	_, loads := s.source.(sources.Refresher)
+	_, loads := s.source.(sources.Loader)
 	if st := r.Status(); loads && (!st.Loaded.IsZero() || st.Entries != 0) {
-		tb.Errorf("before the first Refresh: %+v", st)
+		tb.Errorf("before the first Load: %+v", st)
 	}
 	s.list(tb, s.evidence(tb))
 	s.list(tb, s.evidence(tb))
@@ -204,23 +186,23 @@ func testInSet(tb run) {
 	s := newSubject(tb, tb.h)
 	listed, stranger := s.evidence(tb), s.evidence(tb)
 	s.List(listed, s.attributes(listed))
-	member := sources.Member{Name: "it", Kind: "kind", Source: s.source}
-	set, err := sources.NewSet([]sources.Member{member}, sources.AnyOf("it"), sources.Options{})
+	member := admission.Member{Name: "it", Kind: "kind", Source: s.source}
+	set, err := admission.NewSet([]admission.Member{member}, policy.AnyOf("it"), admission.Options{})
 	if err != nil {
 		tb.Fatalf("NewSet: %v", err)
 	}
 	defer set.Close()
 	set.Start(tb.Context(), nil)
-	outcome := func(ev *sources.Evidence) sources.Decision {
-		if d := set.BeforeChallenge(tb.Context(), ev); d.Outcome != sources.Challenge {
+	outcome := func(ev *sources.Evidence) policy.Decision {
+		if d := set.BeforeChallenge(tb.Context(), ev); d.Outcome != policy.Challenge {
 			return d
 		}
 		return set.AfterChallenge(tb.Context(), Proven(ev))
 	}
-	if d := outcome(listed); d.Outcome != sources.Admitted {
+	if d := outcome(listed); d.Outcome != policy.Admitted {
 		tb.Errorf("a listed TPM: %v: %s", d.Outcome, d.Explain())
 	}
-	if d := outcome(stranger); d.Outcome != sources.Refused {
+	if d := outcome(stranger); d.Outcome != policy.Refused {
 		tb.Errorf("a stranger: %v: %s", d.Outcome, d.Explain())
 	}
 }

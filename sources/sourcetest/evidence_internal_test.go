@@ -176,13 +176,13 @@ func TestFakes(t *testing.T) {
 		_, _ = f.Check(ctx, ev)
 	}()
 	var l LoadingFake
-	if l.Refresh(ctx) != nil || l.Run(ctx, nil) != nil || !l.Status().Loaded.IsZero() {
+	if l.Load(ctx) != nil || l.Schedule().Every != time.Hour || !l.Status().Loaded.IsZero() {
 		t.Error("the zero LoadingFake does something")
 	}
-	l.OnRefresh = func(context.Context) error { return fault }
-	l.OnRun = func(context.Context, func() error) error { return fault }
+	l.OnLoad = func(context.Context) error { return fault }
+	l.OnWatch = func(context.Context, func()) error { return fault }
 	l.OnStatus = func() sources.Status { return sources.Status{Entries: 1} }
-	if !errors.Is(l.Refresh(ctx), fault) || !errors.Is(l.Run(ctx, nil), fault) || l.Status().Entries != 1 {
+	if !errors.Is(l.Load(ctx), fault) || !errors.Is(l.Watch(ctx, nil), fault) || l.Status().Entries != 1 {
 		t.Error("the LoadingFake does not what it was told")
 	}
 }

@@ -1,9 +1,11 @@
 package sourcetest
 
 import (
+	"cmp"
 	"context"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
@@ -113,22 +115,6 @@ func (f *Fake) Calls() (all, busy, most int) {
 	return f.calls, f.busy, f.most
 }
 
-// A MemoryFake is a Fake that answers from memory. Answers that wait are not for
-// it.
-type MemoryFake struct{ Fake }
-
-// NewMemoryFake returns a MemoryFake that answers a.
-func NewMemoryFake(a Answer) *MemoryFake {
-	f := &MemoryFake{}
-	f.Set(a)
-	return f
-}
-
-// CheckNow implements sources.Prompt.
-func (f *MemoryFake) CheckNow(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
-	return f.Check(ctx, ev)
-}
-
 // A FetchingFake is a Fake that is a Fetcher as well. Both answer as they are told;
 // the zero FetchingFake lists nobody and needs no network.
 type FetchingFake struct {
@@ -151,33 +137,42 @@ func (f *FetchingFake) Fetch(ctx context.Context, ev *sources.Evidence) (sources
 	return f.Network.Check(ctx, ev)
 }
 
-// A LoadingFake is a Fake that is a Refresher, a Runner and a Reporter as well.
+// A LoadingFake is a Fake that is a Loader, a Watcher and a Reporter as well.
 // Its functions are set before it is used, and are called as the methods are.
 type LoadingFake struct {
 	Fake
-	// OnRefresh is Refresh; nil succeeds.
-	OnRefresh func(ctx context.Context) error
-	// OnRun is Run; nil waits for the end of ctx.
-	OnRun func(ctx context.Context, refresh func() error) error
+	// OnLoad is Load; nil succeeds.
+	OnLoad func(ctx context.Context) error
+	// When is Schedule; an hour if it is zero.
+	When sources.Schedule
+	// OnWatch is Watch; nil waits for the end of ctx.
+	OnWatch func(ctx context.Context, changed func()) error
 	// OnStatus is Status; nil reports nothing.
 	OnStatus func() sources.Status
 }
 
-// Refresh implements sources.Refresher.
-func (f *LoadingFake) Refresh(ctx context.Context) error {
-	if f.OnRefresh == nil {
+// Load implements sources.Loader.
+func (f *LoadingFake) Load(ctx context.Context) error {
+	if f.OnLoad == nil {
 		return nil
 	}
-	return f.OnRefresh(ctx)
+	return f.OnLoad(ctx)
 }
 
-// Run implements sources.Runner.
-func (f *LoadingFake) Run(ctx context.Context, refresh func() error) error {
-	if f.OnRun == nil {
+// Schedule implements sources.Loader.
+func (f *LoadingFake) Schedule() sources.Schedule {
+	s := f.When
+	s.Every = cmp.Or(s.Every, time.Hour)
+	return s
+}
+
+// Watch implements sources.Watcher.
+func (f *LoadingFake) Watch(ctx context.Context, changed func()) error {
+	if f.OnWatch == nil {
 		<-ctx.Done()
 		return nil
 	}
-	return f.OnRun(ctx, refresh)
+	return f.OnWatch(ctx, changed)
 }
 
 // Status implements sources.Reporter.
@@ -187,18 +182,3 @@ func (f *LoadingFake) Status() sources.Status {
 	}
 	return f.OnStatus()
 }
-
-// A PollingFake is a LoadingFake that answers from memory and is a Poller.
-type PollingFake struct {
-	LoadingFake
-	// OnRefreshEarly is RefreshEarly; nil never allows one.
-	OnRefreshEarly func() bool
-}
-
-// CheckNow implements sources.Prompt.
-func (f *PollingFake) CheckNow(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
-	return f.Check(ctx, ev)
-}
-
-// RefreshEarly implements sources.Poller.
-func (f *PollingFake) RefreshEarly() bool { return f.OnRefreshEarly != nil && f.OnRefreshEarly() }

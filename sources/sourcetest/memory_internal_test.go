@@ -99,7 +99,7 @@ func (l *loader) Check(_ context.Context, ev *sources.Evidence) (sources.Verdict
 	return verdict(st.entries, ev), nil
 }
 
-func (l *loader) Refresh(context.Context) error {
+func (l *loader) Load(context.Context) error {
 	entries, err := l.data.read()
 	if err != nil {
 		return err
@@ -108,13 +108,15 @@ func (l *loader) Refresh(context.Context) error {
 	return nil
 }
 
-func (l *loader) Run(ctx context.Context, refresh func() error) error {
+func (l *loader) Schedule() sources.Schedule { return sources.Schedule{Every: time.Millisecond} }
+
+func (l *loader) Watch(ctx context.Context, changed func()) error {
 	ticker := time.NewTicker(time.Millisecond)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ticker.C:
-			_ = refresh()
+			changed()
 		case <-ctx.Done():
 			return nil
 		}
@@ -155,7 +157,9 @@ func lookupHarness() Harness {
 }
 
 func loaderHarness() Harness {
-	return harness(func(d *data) sources.Source { return &loader{data: d} })
+	h := harness(func(d *data) sources.Source { return &loader{data: d} })
+	h.Watches = true
+	return h
 }
 
 func needsProofHarness() Harness {

@@ -53,22 +53,22 @@ type Harness struct {
 	// challenge, and what it knows after it.
 	NeedsProof bool
 
+	// Watches is true if the source is a Watcher that tells of changes of its data.
+	Watches bool
+
 	// Fetches is true if the source is a Fetcher that has to ask the network about
 	// each TPM of Evidence, listed or not: Check returns ErrNeedsNetwork until it
 	// has. Backend.Cut and Backend.Restore are then required. A Fetcher that need
 	// not ask about some TPMs should be tested a second time, without Fetches.
 	Fetches bool
-
-	promptly bool // a Prompt source is asked as a Set asks it
 }
 
 // A Backend is the backing data of one source under test. Its functions report
 // failures through the tb that was passed to New, and are called by one goroutine at a
 // time.
 //
-// If the source is a Refresher, the suite calls Refresh after each change. If it is a
-// Runner, it must also notice each change on its own within 20 seconds, so configure
-// it to look often.
+// If the source is a Loader, the suite calls Load after each change. If
+// Harness.Watches is true, Watch must also tell of each change within 20 seconds.
 type Backend struct {
 	// Open returns a source over the data, as made by the kind's New. It may be
 	// called several times.
@@ -80,7 +80,7 @@ type Backend struct {
 	Unlist func(ev *sources.Evidence)
 
 	// Break makes the data unreadable, so that the source cannot tell or, if it is
-	// a Refresher, keeps the last good data; Mend undoes that. Both are nil if the
+	// a Loader, keeps the last good data; Mend undoes that. Both are nil if the
 	// data cannot become unreadable.
 	Break, Mend func()
 
@@ -96,21 +96,11 @@ type Backend struct {
 	Content func() any
 }
 
-// Run tests a source. A Prompt source is tested twice: with Check alone, and the way a
-// Set asks it, with CheckNow first.
+// Run tests a source.
 func Run(t *testing.T, h Harness) {
 	t.Helper()
 	for _, c := range clauses() {
 		t.Run(c.name, func(t *testing.T) { c.test(run{t, h, 20 * time.Second}) })
-	}
-	if _, ok := h.New(t).Open().(sources.Prompt); !ok {
-		return
-	}
-	h.promptly = true
-	for _, c := range clauses() {
-		if c.asks {
-			t.Run(c.name+" promptly", func(t *testing.T) { c.test(run{t, h, 20 * time.Second}) })
-		}
 	}
 }
 
@@ -126,36 +116,34 @@ type run struct {
 type clause struct {
 	name string
 	test func(tb run)
-	asks bool // it is about what Check answers
 }
 
 func clauses() []clause {
 	return []clause{
-		{"opening does nothing", testOpen, false},
-		{"listed and not listed", testAnswers, true},
-		{"attributes", testAttributes, true},
-		{"needs the challenge", testNeedsChallenge, true},
-		{"asked again after the challenge", testAskedAgain, true},
-		{"needs the network", testNeedsNetwork, false},
-		{"Fetch and Check agree", testFetchAgrees, false},
-		{"a network that fails", testNetworkFails, false},
-		{"a network that hangs", testNetworkHangs, false},
-		{"a fetch whose context has ended", testFetchContextEnded, false},
-		{"fetches at once", testFetchesAtOnce, false},
-		{"what is fetched is the caller's", testFetchedIsCallers, false},
-		{"cannot tell", testCannotTell, true},
-		{"not loaded yet", testNotLoaded, true},
-		{"hostile evidence", testHostile, true},
-		{"a context that has ended", testContextEnded, true},
-		{"at hand", testPrompt, false},
-		{"evidence is the caller's", testEvidenceIsCallers, true},
-		{"the verdict is the caller's", testVerdictIsCallers, true},
-		{"nothing is written", testNothingWritten, true},
-		{"concurrent use", testConcurrent, true},
-		{"Run ends", testRunEnds, false},
-		{"Run follows", testRunFollows, false},
-		{"early refreshes are limited", testEarlyLimited, false},
-		{"Status", testStatus, false},
-		{"in a Set", testInSet, false},
+		{"opening does nothing", testOpen},
+		{"listed and not listed", testAnswers},
+		{"attributes", testAttributes},
+		{"needs the challenge", testNeedsChallenge},
+		{"asked again after the challenge", testAskedAgain},
+		{"needs the network", testNeedsNetwork},
+		{"Fetch and Check agree", testFetchAgrees},
+		{"a network that fails", testNetworkFails},
+		{"a network that hangs", testNetworkHangs},
+		{"a fetch whose context has ended", testFetchContextEnded},
+		{"fetches at once", testFetchesAtOnce},
+		{"what is fetched is the caller's", testFetchedIsCallers},
+		{"cannot tell", testCannotTell},
+		{"not loaded yet", testNotLoaded},
+		{"hostile evidence", testHostile},
+		{"a context that has ended", testContextEnded},
+		{"evidence is the caller's", testEvidenceIsCallers},
+		{"the verdict is the caller's", testVerdictIsCallers},
+		{"nothing is written", testNothingWritten},
+		{"concurrent use", testConcurrent},
+		{"Watch ends", testWatchEnds},
+		{"Watch tells", testWatchTells},
+		{"the schedule", testSchedule},
+		{"Status", testStatus},
+		{"in a Set", testInSet},
 	}
 }

@@ -17,7 +17,7 @@ type subject struct {
 	h      Harness
 	source sources.Source
 
-	refreshing sync.Mutex // Refresh is never called twice at once
+	loading sync.Mutex // Load is never called twice at once
 }
 
 // newSubject opens a source over new backing data. It is not loaded.
@@ -57,28 +57,28 @@ func (s *subject) attributes(ev *sources.Evidence) sources.Attributes {
 	return sources.Attributes{Name: "machine-" + ev.EKHash[:8], Labels: []string{"env:test", "rack:12"}}
 }
 
-// load refreshes a Refresher, which must succeed.
+// load loads a Loader, which must succeed.
 func (s *subject) load(tb testing.TB) {
 	tb.Helper()
-	if err := s.refresh(tb.Context()); err != nil {
-		tb.Errorf("Refresh: %v", err)
+	if err := s.tryLoad(tb.Context()); err != nil {
+		tb.Errorf("Load: %v", err)
 	}
 }
 
-// refresh refreshes a Refresher.
-func (s *subject) refresh(ctx context.Context) (err error) {
-	r, ok := s.source.(sources.Refresher)
+// tryLoad loads a Loader.
+func (s *subject) tryLoad(ctx context.Context) (err error) {
+	l, ok := s.source.(sources.Loader)
 	if !ok {
 		return nil
 	}
-	s.refreshing.Lock()
-	defer s.refreshing.Unlock()
+	s.loading.Lock()
+	defer s.loading.Unlock()
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v", p)
 		}
 	}()
-	return r.Refresh(ctx)
+	return l.Load(ctx)
 }
 
 // check asks about ev, after the challenge where the source needs it and of the
@@ -102,15 +102,9 @@ func (s *subject) resolve(ctx context.Context, tb testing.TB, ev *sources.Eviden
 	return v, err
 }
 
-// checkOnce asks about ev as it is, and nobody but Check; CheckNow first where the
-// source is to be asked promptly.
+// checkOnce asks about ev as it is, and nobody but Check.
 func (s *subject) checkOnce(ctx context.Context, tb testing.TB, ev *sources.Evidence) (sources.Verdict, error) {
 	tb.Helper()
-	if p, ok := s.source.(sources.Prompt); ok && s.h.promptly {
-		if v, err := s.ask(ctx, tb, "CheckNow", p.CheckNow, ev); !errors.Is(err, sources.ErrWouldWait) {
-			return v, err
-		}
-	}
 	v, err := s.ask(ctx, tb, "Check", s.source.Check, ev)
 	if _, ok := s.source.(sources.Fetcher); !ok && errors.Is(err, sources.ErrNeedsNetwork) {
 		tb.Error("Check asks for the network, and there is no Fetch")

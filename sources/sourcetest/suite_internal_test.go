@@ -65,10 +65,10 @@ func failures(t *testing.T, h Harness, name string) []string {
 // bent is a loader of which parts are replaced by broken ones.
 type bent struct {
 	*loader
-	check   func(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error)
-	refresh func(ctx context.Context) error
-	run     func(ctx context.Context, refresh func() error) error
-	status  func() sources.Status
+	check  func(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error)
+	load   func(ctx context.Context) error
+	watch  func(ctx context.Context, changed func()) error
+	status func() sources.Status
 }
 
 func (b *bent) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
@@ -78,18 +78,18 @@ func (b *bent) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict
 	return b.loader.Check(ctx, ev)
 }
 
-func (b *bent) Refresh(ctx context.Context) error {
-	if b.refresh != nil {
-		return b.refresh(ctx)
+func (b *bent) Load(ctx context.Context) error {
+	if b.load != nil {
+		return b.load(ctx)
 	}
-	return b.loader.Refresh(ctx)
+	return b.loader.Load(ctx)
 }
 
-func (b *bent) Run(ctx context.Context, refresh func() error) error {
-	if b.run != nil {
-		return b.run(ctx, refresh)
+func (b *bent) Watch(ctx context.Context, changed func()) error {
+	if b.watch != nil {
+		return b.watch(ctx, changed)
 	}
-	return b.loader.Run(ctx, refresh)
+	return b.loader.Watch(ctx, changed)
 }
 
 func (b *bent) Status() sources.Status {
@@ -101,11 +101,13 @@ func (b *bent) Status() sources.Status {
 
 // bentHarness returns the Harness of loaders that bend has broken.
 func bentHarness(bend func(b *bent)) Harness {
-	return harness(func(d *data) sources.Source {
+	h := harness(func(d *data) sources.Source {
 		b := &bent{loader: &loader{data: d}}
 		bend(b)
 		return b
 	})
+	h.Watches = true
+	return h
 }
 
 // bentLookup is a lookup whose Check is replaced by a broken one.
@@ -341,15 +343,15 @@ func brokenLoaders() []brokenSource {
 			return v, err
 		}
 	})
-	add("says nothing of a refresh that fails", "cannot tell", func(b *bent) {
-		b.refresh = func(ctx context.Context) error {
-			_ = b.loader.Refresh(ctx)
+	add("says nothing of a load that fails", "cannot tell", func(b *bent) {
+		b.load = func(ctx context.Context) error {
+			_ = b.loader.Load(ctx)
 			return nil
 		}
 	})
 	add("forgets the last good data", "cannot tell", func(b *bent) {
-		b.refresh = func(ctx context.Context) error {
-			err := b.loader.Refresh(ctx)
+		b.load = func(ctx context.Context) error {
+			err := b.loader.Load(ctx)
 			if err != nil {
 				b.state.Store(&loaded{at: time.Now()})
 			}
@@ -362,7 +364,7 @@ func brokenLoaders() []brokenSource {
 			defer asked.Add(1)
 			return b.loader.Check(ctx, ev)
 		}
-		b.refresh = func(ctx context.Context) error {
+		b.load = func(ctx context.Context) error {
 			st := b.state.Load()
 			b.state.Store(&loaded{})
 			// The hole lasts until checks have fallen into it, all four that are under
@@ -370,7 +372,7 @@ func brokenLoaders() []brokenSource {
 			for seen, n := asked.Load(), 0; asked.Load() < seen+12 && n < 5000; n++ {
 				runtime.Gosched()
 			}
-			if err := b.loader.Refresh(ctx); err != nil {
+			if err := b.loader.Load(ctx); err != nil {
 				b.state.Store(st)
 				return err
 			}
@@ -378,8 +380,8 @@ func brokenLoaders() []brokenSource {
 		}
 	})
 	add("loads half", "attributes", func(b *bent) {
-		b.refresh = func(ctx context.Context) error {
-			err := b.loader.Refresh(ctx)
+		b.load = func(ctx context.Context) error {
+			err := b.loader.Load(ctx)
 			if st := b.state.Load(); st != nil && len(st.entries) > 1 {
 				for h := range st.entries {
 					delete(st.entries, h)
@@ -415,27 +417,27 @@ func brokenRunners(release <-chan struct{}, files *sync.Map) []brokenSource {
 	add := func(name, clause string, bend func(b *bent)) {
 		all = append(all, brokenSource{name, clause, bentHarness(bend)})
 	}
-	add("a Run that returns", "Run follows", func(b *bent) {
-		b.run = func(context.Context, func() error) error { return nil }
+	add("a Watch that returns", "Watch tells", func(b *bent) {
+		b.watch = func(context.Context, func()) error { return nil }
 	})
-	add("a Run that does not look", "Run follows", func(b *bent) {
-		b.run = func(ctx context.Context, _ func() error) error {
+	add("a Watch that does not look", "Watch tells", func(b *bent) {
+		b.watch = func(ctx context.Context, _ func()) error {
 			<-ctx.Done()
 			return nil
 		}
 	})
-	add("a Run that does not end", "Run ends", func(b *bent) {
-		b.run = func(context.Context, func() error) error {
+	add("a Watch that does not end", "Watch ends", func(b *bent) {
+		b.watch = func(context.Context, func()) error {
 			<-release
 			return nil
 		}
 	})
-	add("a Refresh that ignores its context", "a context that has ended", func(b *bent) {
-		b.refresh = func(ctx context.Context) error {
+	add("a Load that ignores its context", "a context that has ended", func(b *bent) {
+		b.load = func(ctx context.Context) error {
 			if ctx.Err() != nil {
 				<-release
 			}
-			return b.loader.Refresh(ctx)
+			return b.loader.Load(ctx)
 		}
 	})
 	add("a Check that ignores its context", "a context that has ended", func(b *bent) {
@@ -446,43 +448,23 @@ func brokenRunners(release <-chan struct{}, files *sync.Map) []brokenSource {
 			return b.loader.Check(ctx, ev)
 		}
 	})
-	add("a Refresh that panics", "cannot tell", func(b *bent) {
-		b.refresh = func(context.Context) error { panic("a fault") }
+	add("a Load that panics", "cannot tell", func(b *bent) {
+		b.load = func(context.Context) error { panic("a fault") }
 	})
-	add("a Run that leaves a goroutine", "Run ends", func(b *bent) {
-		b.run = func(ctx context.Context, refresh func() error) error {
+	add("a Watch that leaves a goroutine", "Watch ends", func(b *bent) {
+		b.watch = func(ctx context.Context, changed func()) error {
 			go func() { <-release }()
-			return b.loader.Run(ctx, refresh)
+			return b.loader.Watch(ctx, changed)
 		}
 	})
-	add("a Run that leaves a file", "Run ends", func(b *bent) {
-		b.run = func(ctx context.Context, refresh func() error) error {
+	add("a Watch that leaves a file", "Watch ends", func(b *bent) {
+		b.watch = func(ctx context.Context, changed func()) error {
 			f, err := os.Open(os.DevNull)
 			if err != nil {
 				return err
 			}
 			files.Store(f, nil)
-			return b.loader.Run(ctx, refresh)
-		}
-	})
-	add("a Run that refreshes twice at once", "Run follows", func(b *bent) {
-		var slow atomic.Bool
-		b.refresh = func(ctx context.Context) error {
-			if slow.Load() {
-				for range 1000 { // the fault under test is several slow ones at once
-					runtime.Gosched()
-				}
-			}
-			return b.loader.Refresh(ctx)
-		}
-		b.run = func(ctx context.Context, refresh func() error) error {
-			slow.Store(true)
-			var work sync.WaitGroup
-			for range 4 {
-				work.Go(func() { _ = b.loader.Run(ctx, refresh) })
-			}
-			work.Wait()
-			return nil
+			return b.loader.Watch(ctx, changed)
 		}
 	})
 	return all

@@ -9,7 +9,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sqltable"
 )
 
-var _ sources.Runner = (*sqltable.Source)(nil)
+var _ sources.Watcher = (*sqltable.Source)(nil)
 
 // TestConformance has the source pass what every source passes, on each engine.
 func TestConformance(t *testing.T) {

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sqltable"
 )
@@ -105,8 +107,8 @@ func TestDownAtStart(t *testing.T) {
 		s := d.open(nil)
 		s.SetRetryPause(0)
 		wantCannotTell(t, s, ev, "connect")
-		set, err := sources.NewSet([]sources.Member{{Name: "db", Kind: "sql", Source: s}},
-			sources.AnyOf("db"), sources.Options{})
+		set, err := admission.NewSet([]admission.Member{{Name: "db", Kind: "sql", Source: s}},
+			policy.AnyOf("db"), admission.Options{})
 		must(t, err)
 		set.Start(t.Context(), nil)
 		if st := set.Status()[0]; st.Up() || st.Err == nil || !strings.Contains(st.Err.Error(), "connect") {
@@ -280,12 +282,12 @@ func TestThousandInASet(t *testing.T) {
 		ev := sourcetest.NewEvidence(t)
 		d.insert(ev.EKHash, sources.Attributes{})
 		s := d.open(nil) // with the defaults
-		set, err := sources.NewSet([]sources.Member{{Name: "it", Kind: "sql", Source: s}}, sources.AnyOf("it"), sources.Options{})
+		set, err := admission.NewSet([]admission.Member{{Name: "it", Kind: "sql", Source: s}}, policy.AnyOf("it"), admission.Options{})
 		must(t, err)
 		set.Start(t.Context(), nil)
 		defer set.Close()
-		storm := func() map[sources.Outcome]int {
-			outcomes := make(chan sources.Outcome, 1000)
+		storm := func() map[policy.Outcome]int {
+			outcomes := make(chan policy.Outcome, 1000)
 			begun := time.Now()
 			var all sync.WaitGroup
 			for range cap(outcomes) {
@@ -296,19 +298,19 @@ func TestThousandInASet(t *testing.T) {
 			if took := time.Since(begun); took > 6*time.Second { // check_timeout is 5
 				t.Errorf("took %v", took)
 			}
-			count := map[sources.Outcome]int{}
+			count := map[policy.Outcome]int{}
 			for o := range outcomes {
 				count[o]++
 			}
 			return count
 		}
-		if got := storm(); got[sources.Challenge] != 1000 {
+		if got := storm(); got[policy.Challenge] != 1000 {
 			t.Errorf("%v", got)
 		}
 		must(t, d.server.Freeze())
 		got := storm()
 		must(t, d.server.Thaw())
-		if got[sources.Unavailable] != 1000 {
+		if got[policy.Unavailable] != 1000 {
 			t.Errorf("%v", got)
 		}
 		if stuck := set.Status()[0].Stuck; stuck != 0 {
@@ -539,26 +541,26 @@ func TestInASet(t *testing.T) {
 		d.insert(ev.EKHash, sources.Attributes{Name: "m"})
 		s := d.open(nil)
 		s.SetRetryPause(0)
-		set, err := sources.NewSet([]sources.Member{{Name: "it", Kind: "sql", Source: s}}, sources.AnyOf("it"), sources.Options{})
+		set, err := admission.NewSet([]admission.Member{{Name: "it", Kind: "sql", Source: s}}, policy.AnyOf("it"), admission.Options{})
 		must(t, err)
 		set.Start(t.Context(), nil)
-		outcome := func(ev *sources.Evidence) sources.Outcome { return set.BeforeChallenge(t.Context(), ev).Outcome }
-		want := func(ev *sources.Evidence, want sources.Outcome) {
+		outcome := func(ev *sources.Evidence) policy.Outcome { return set.BeforeChallenge(t.Context(), ev).Outcome }
+		want := func(ev *sources.Evidence, want policy.Outcome) {
 			t.Helper()
 			if got := outcome(ev); got != want {
 				t.Errorf("%v, want %v", got, want)
 			}
 		}
-		want(ev, sources.Challenge)
-		want(stranger, sources.Refused)
+		want(ev, policy.Challenge)
+		want(stranger, policy.Refused)
 		must(t, d.server.Stop())
-		want(ev, sources.Unavailable)
-		want(stranger, sources.Unavailable)
+		want(ev, policy.Unavailable)
+		want(stranger, policy.Unavailable)
 		must(t, d.server.Start())
-		want(ev, sources.Challenge)
+		want(ev, policy.Challenge)
 		set.Close()
 		until(t, "no session is left", func() bool { return len(d.sessions()) == 0 })
-		want(ev, sources.Challenge) // an evaluation that began before
+		want(ev, policy.Challenge) // an evaluation that began before
 		until(t, "no session is left", func() bool { return len(d.sessions()) == 0 })
 	})
 }

@@ -208,9 +208,9 @@ func (s *Source) check(ctx context.Context, hash string) (sources.Verdict, error
 	}
 }
 
-// Run keeps connections from one look-up to the next until ctx ends; without it
-// each look-up makes its own.
-func (s *Source) Run(ctx context.Context, _ func() error) error {
+// Watch implements sources.Watcher: it keeps connections from one look-up to the next
+// until ctx ends; without it each look-up makes its own.
+func (s *Source) Watch(ctx context.Context, _ func()) error {
 	s.hold()
 	defer s.letGo()
 	<-ctx.Done()

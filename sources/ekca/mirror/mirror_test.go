@@ -90,10 +90,10 @@ func TestAServerUsesTheMirror(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	if err := source.Refresh(ctx); err != nil {
+	if err := source.Load(ctx); err != nil {
 		t.Fatal(err)
 	}
-	go func() { ended <- source.Run(ctx, func() error { return source.Refresh(ctx) }) }()
+	go func() { ended <- source.Watch(ctx, func() {}) }()
 	verdict, err := source.Fetch(ctx, &sources.Evidence{EK: tpm.Claim().EK, EKHash: tpm.EKHash()})
 	if err != nil || !verdict.Listed {
 		t.Errorf("%+v, %v", verdict, err)

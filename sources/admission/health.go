@@ -1,0 +1,355 @@
+package admission
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+const (
+	// maxWarnings is how many warnings of a source are logged at once.
+	maxWarnings = 20
+	// quietTime is how long nothing more is logged about failures to fetch of one
+	// source, and the same text about what was not checked is logged once: each is about
+	// the evidence of one machine, and is in the line about that machine too.
+	quietTime = 10 * time.Minute
+	// uncheckedMost is how many different lines about Verdict.Unchecked one source causes
+	// within quietTime.
+	uncheckedMost = 8
+	// probeTimeout is how long the answer to a probe is waited for.
+	probeTimeout = 5 * time.Second
+)
+
+// health is what is known of a source, and what was logged of it last.
+type health struct {
+	mu      sync.Mutex
+	started time.Time
+
+	loaded            bool   // a Load has succeeded
+	loadErr           error  // of the last Load
+	succeeded, failed uint64 // Loads
+
+	checkErr error // of the last check; nil if it could tell
+
+	fetched, fetchesFailed uint64
+	fetchLogged            time.Time
+	uncheckedSince         time.Time
+	unchecked              []string
+
+	entries  int // and the next two, as they were logged
+	serial   uint64
+	warnings []string
+}
+
+func (h *health) begin() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.started = time.Now()
+}
+
+// failing reports whether the last check could not tell.
+func (h *health) failing() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.checkErr != nil
+}
+
+// noteLoad keeps how a Load has ended, and logs it if that differs from the one before.
+// A source that is being stopped is past failing and recovering.
+func (r *runner) noteLoad(ctx context.Context, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	h := &r.health
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	before := h.loadErr
+	if before != nil && err != nil && sameFailure(before, err) {
+		err = before // so that nobody downstream takes it for another one
+	}
+	h.loadErr = err
+	switch {
+	case err != nil:
+		h.failed++
+		if before != nil && before.Error() == err.Error() {
+			return
+		}
+		what := "source failed to load; it cannot tell until it loads"
+		if h.loaded {
+			what = "source failed to load; the last good data stays in use"
+		}
+		r.log.Warn(what, stackOf(err)...)
+		return
+	case before != nil:
+		r.log.Info("source has recovered: it has loaded again")
+	case !h.loaded:
+		r.log.Info("source has loaded")
+	}
+	h.succeeded++
+	h.loaded = true
+}
+
+// passing is what differs from one attempt to the next in errors that mean the same:
+// the time in those of crypto/x509, how long something took, and this side's port.
+var passing = regexp.MustCompile(`current time \S+|:\d+->|\b\d+(\.\d+)?(ns|µs|ms|s|m|h)[0-9.hmsµn]*\b`)
+
+// sameFailure reports whether two errors are the same but for what is passing: a line
+// in the log at each poll hides the others.
+func sameFailure(a, b error) bool {
+	return passing.ReplaceAllString(a.Error(), "") == passing.ReplaceAllString(b.Error(), "")
+}
+
+// noteCheck logs when the source begins to fail and when it has recovered. What a
+// Fetcher says is no news of it: that is about what the evidence of one machine names,
+// from what was fetched for it before, failures included.
+func (r *runner) noteCheck(err error) {
+	if panicked(err) {
+		r.log.Error("source panicked in Check", stackOf(err)...)
+	}
+	if r.fetcher != nil {
+		return
+	}
+	if errors.Is(err, sources.ErrNeedsChallenge) {
+		err = nil
+	}
+	h := &r.health
+	h.mu.Lock()
+	before := h.checkErr
+	h.checkErr = err
+	h.mu.Unlock()
+	switch {
+	case (before == nil) == (err == nil):
+		return
+	case err != nil:
+		r.log.Warn("source cannot tell", slog.Any("error", err))
+	default:
+		r.log.Info("source can tell again")
+	}
+	r.changed()
+}
+
+// noteFetch counts how a fetch has ended, and logs failures now and then.
+func (r *runner) noteFetch(err error) {
+	if panicked(err) {
+		r.log.Error("source panicked in Fetch", stackOf(err)...)
+	}
+	h := &r.health
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err == nil {
+		h.fetched++
+		return
+	}
+	h.fetchesFailed++
+	if now := time.Now(); h.fetchLogged.IsZero() || now.Sub(h.fetchLogged) >= quietTime {
+		h.fetchLogged = now
+		r.log.Warn("source could not fetch what a machine's evidence needs",
+			slog.Any("error", err), slog.Uint64("failed", h.fetchesFailed), slog.Uint64("succeeded", h.fetched))
+	}
+}
+
+// panicked reports whether an error is a panic's.
+func panicked(err error) bool {
+	p := (*panicError)(nil)
+	return errors.As(err, &p)
+}
+
+// noteUnchecked logs what could not be checked of a TPM that is listed nevertheless.
+func (r *runner) noteUnchecked(what string) {
+	if what == "" {
+		return
+	}
+	h := &r.health
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if now := time.Now(); h.uncheckedSince.IsZero() || now.Sub(h.uncheckedSince) >= quietTime {
+		h.uncheckedSince, h.unchecked = now, nil
+	}
+	if len(h.unchecked) < uncheckedMost && !slices.Contains(h.unchecked, what) {
+		h.unchecked = append(h.unchecked, what)
+		r.log.Warn("source lists a TPM although not everything could be checked", slog.String("unchecked", what))
+	}
+}
+
+// noteStuck logs that calls have begun to hang, and that none does any more.
+func (r *runner) noteStuck(stuck, network bool) {
+	if stuck {
+		r.log.Warn("a check of the source is stuck: it has not returned by its deadline",
+			slog.Int("slots", cap(r.checks.slots)), slog.Bool("network", network))
+	} else {
+		r.log.Info("no check of the source is stuck any longer")
+	}
+	r.changed()
+}
+
+// noteStatus logs what the source serves, if that has changed.
+func (r *runner) noteStatus() {
+	s, err := r.report()
+	if err != nil {
+		r.log.Error("source failed", stackOf(err)...)
+		return
+	}
+	h := &r.health
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if s.Entries != h.entries || s.Serial != h.serial {
+		attrs := []any{slog.Int("entries", s.Entries)}
+		if s.Serial != 0 {
+			attrs = append(attrs, slog.Uint64("serial", s.Serial))
+		}
+		r.log.Info("source serves", attrs...)
+		h.entries, h.serial = s.Entries, s.Serial
+	}
+	if slices.Equal(s.Warnings, h.warnings) {
+		return
+	}
+	for i, w := range s.Warnings {
+		if i == maxWarnings {
+			r.log.Warn("source has further warnings", slog.Int("number", len(s.Warnings)-i))
+			break
+		}
+		r.log.Warn("source needs attention", slog.String("warning", w))
+	}
+	if len(s.Warnings) == 0 {
+		r.log.Info("source no longer needs attention")
+	}
+	h.warnings = slices.Clone(s.Warnings)
+}
+
+// probe asks the source, as an attestation would, about a TPM that nobody has, and notes
+// whether it can tell. The answer of a Fetcher says nothing of its health.
+func (r *runner) probe(ctx context.Context) error {
+	switch {
+	case r.fetcher != nil:
+		return nil
+	case r.checks.stuck.Load() > 0: // a hung mount is asked once, and not until no slot is left
+		return errors.New("an earlier check has not returned")
+	}
+	ev, err := nobody()
+	if err != nil {
+		return err
+	}
+	err = r.checks.do(ctx, probeTimeout, func(ctx context.Context) error {
+		_, err := r.check(ctx, ev)
+		return err
+	})
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	r.noteCheck(err)
+	return err
+}
+
+// nobody returns the evidence of a TPM that does not exist.
+func nobody() (*sources.Evidence, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make a key: %w", err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return nil, fmt.Errorf("write the key: %w", err)
+	}
+	hash := sha256.Sum256(der)
+	return &sources.Evidence{EKHash: hex.EncodeToString(hash[:]), EK: key.Public()}, nil
+}
+
+// report returns what the source reports; zero if it is not a Reporter. A panic is the
+// error.
+func (r *runner) report() (s sources.Status, err error) {
+	reporter, ok := r.source.(sources.Reporter)
+	if ok {
+		err = guard(func() error {
+			s = reporter.Status()
+			return nil
+		})
+	}
+	if err != nil {
+		return sources.Status{}, fmt.Errorf("report the status: %w", err)
+	}
+	return s, nil
+}
+
+// SourceStatus is the state of one source of a Set.
+type SourceStatus struct {
+	Name, Kind string
+	// Started is when it was started; zero before. A source that a later Set
+	// takes over keeps it.
+	Started time.Time
+	// Loads is true if the source is a Loader.
+	Loads bool
+	// Next is when it is loaded next; zero if that is not scheduled.
+	Next time.Time
+	// Status is what the source reports; zero if it is not a Reporter.
+	sources.Status
+	// Err is why the last Load failed or, if none has, why the last check could
+	// not tell; otherwise nil.
+	Err error
+	// Refreshed and Failed count the attempts to load that have succeeded and
+	// failed since the source was started.
+	Refreshed, Failed uint64
+	// Failing is true if the last check could not tell. It is never true for a
+	// Fetcher, whose answers depend on what one machine's evidence names.
+	Failing bool
+	// Fetches is true if the source is a Fetcher. Fetched and FetchesFailed count
+	// the answers of Fetch and its errors.
+	Fetches                bool
+	Fetched, FetchesFailed uint64
+	// Stuck is the number of checks that have outlived their deadline and
+	// have not returned yet.
+	Stuck int
+}
+
+// Up reports whether the source itself is healthy: it has loaded what it serves,
+// the last attempt to load has not failed, and the last check could tell. Failures
+// of the servers that a Fetcher asks do not count.
+func (s SourceStatus) Up() bool {
+	return s.Err == nil && !s.Failing && (s.Refreshed > 0 || !s.Loads)
+}
+
+// status returns the runner's state; a panic in the source's Status is its error.
+func (r *runner) status() SourceStatus {
+	reported, err := r.report()
+	s := SourceStatus{
+		Name: r.name, Kind: r.kind, Status: reported, Fetches: r.fetcher != nil,
+		Stuck: int(r.checks.stuck.Load() + r.fetches.stuck.Load()),
+	}
+	if _, s.Loads = r.source.(sources.Loader); s.Loads {
+		s.Next = r.poll.scheduled()
+	}
+	h := &r.health
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s.Started, s.Err, s.Refreshed, s.Failed = h.started, h.loadErr, h.succeeded, h.failed
+	s.Failing, s.Fetched, s.FetchesFailed = h.checkErr != nil, h.fetched, h.fetchesFailed
+	if s.Err == nil {
+		s.Err = h.checkErr
+	}
+	if err != nil {
+		s.Err = err
+	}
+	return s
+}
+
+// Status returns the state of every source, sorted by name.
+func (s *Set) Status() []SourceStatus {
+	running := s.runners()
+	all := make([]SourceStatus, len(running))
+	for i, r := range running {
+		all[i] = r.status()
+	}
+	return all
+}

@@ -1,0 +1,39 @@
+package admission
+
+import "sync/atomic"
+
+// Places bound how many attestations of TPMs that no source lists so far are waited
+// for at once: anybody can begin such attestations, with as many keys as he likes,
+// and they must not keep out those of machines that are listed. A nil Places has
+// room for all. It is safe for concurrent use.
+type Places struct {
+	most  int64
+	taken atomic.Int64
+}
+
+// NewPlaces returns n places.
+func NewPlaces(n int) *Places { return &Places{most: int64(n)} }
+
+// Take takes a place and reports whether there was one. It never waits.
+func (p *Places) Take() bool {
+	if p == nil || p.taken.Add(1) <= p.most {
+		return true
+	}
+	p.taken.Add(-1)
+	return false
+}
+
+// Leave gives a place back that Take has taken.
+func (p *Places) Leave() {
+	if p != nil {
+		p.taken.Add(-1)
+	}
+}
+
+// Taken returns how many places are taken.
+func (p *Places) Taken() int {
+	if p == nil {
+		return 0
+	}
+	return int(p.taken.Load())
+}

@@ -1,0 +1,286 @@
+package admission
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+const (
+	// A source that fails is tried again after minPause, which doubles up to the
+	// interval of its Schedule.
+	minPause = time.Second
+	// maxPause is the longest pause before Watch is called again.
+	maxPause = time.Minute
+	// jitter is the share of an interval by which it is shortened at most, so that the
+	// servers of a fleet do not all ask at once.
+	jitter = 10
+	// earlyLoads is how many Loads may be made ahead of time in one interval, whoever
+	// asks: a stranger must not be able to make the server poll for him.
+	earlyLoads = 3
+	// A change is followed when nothing has happened for debounce, and after
+	// mostDebounce if something happens all the time.
+	debounce, mostDebounce = 100 * time.Millisecond, time.Second
+	// probeInterval is how often a source that loads nothing is asked about a TPM that
+	// nobody has. Otherwise a directory that may not be searched, or a database that is
+	// down, would show when the first machine comes, and its recovery when the next does.
+	probeInterval = 30 * time.Second
+)
+
+// poll is when a source is loaded.
+type poll struct {
+	schedule sources.Schedule
+	changes  chan struct{} // tells the loop of a change
+	wanted   chan struct{} // tells the loop that an attestation wants a Load now
+
+	mu      sync.Mutex
+	working bool
+	made    *attempt              // the Load that is being made
+	asked   *attempt              // the Load ahead of time that is to be made
+	early   [earlyLoads]time.Time // when the last ones were asked for: a ring
+	next    int                   // the oldest in early
+	quiet   time.Time             // until when the origin has asked to be left alone
+	at      time.Time             // of the next attempt; zero if none is scheduled
+}
+
+// An attempt is one Load, for all who wait for it.
+type attempt struct {
+	ended chan struct{}
+	// loaded is set before ended is closed: the data is newer than it was.
+	loaded bool
+}
+
+func newPoll(s sources.Source) *poll {
+	p := &poll{
+		schedule: sources.Schedule{Every: probeInterval},
+		changes:  make(chan struct{}, 1), wanted: make(chan struct{}, 1),
+	}
+	if loader, ok := s.(sources.Loader); ok {
+		p.schedule = loader.Schedule()
+		p.schedule.Every = max(p.schedule.Every, minPause)
+	}
+	return p
+}
+
+// keepCurrent makes the first attempt, and further ones until ctx ends: within every
+// interval, sooner after a failure, after a change and when an attestation wants one. It
+// is the only caller of Load.
+func (r *runner) keepCurrent(ctx context.Context) {
+	r.poll.start()
+	defer r.poll.stop()
+	began := time.Now()
+	err := r.attempt(ctx)
+	close(r.first)
+	if w, ok := r.source.(sources.Watcher); ok {
+		r.work.Go(func() { r.watch(ctx, w) })
+	}
+	for failures := 0; ; {
+		if err == nil {
+			failures = 0
+		}
+		if !r.waitForNext(ctx, r.poll.pause(err, failures, time.Since(began))) {
+			return
+		}
+		if err != nil {
+			failures++
+		}
+		began = time.Now()
+		err = r.attempt(ctx)
+	}
+}
+
+// pause returns the time to the next attempt, after one that took so long and ended with
+// err, with so many failures in a row before it.
+func (p *poll) pause(err error, failures int, took time.Duration) time.Duration {
+	every := p.schedule.Every
+	shortened := every - rand.N(every/jitter+1) //nolint:gosec // G404: jitter is no secret
+	if err == nil {
+		return max(shortened-took, every/jitter)
+	}
+	if asked := sources.Wait(err); asked > 0 {
+		return min(max(asked, minPause), every)
+	}
+	return min(minPause<<min(failures, 20), shortened)
+}
+
+// waitForNext waits for the next attempt, and reports false if ctx ends first.
+func (r *runner) waitForNext(ctx context.Context, pause time.Duration) bool {
+	p := r.poll
+	p.mu.Lock()
+	p.at = time.Now().Add(pause)
+	p.mu.Unlock()
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	case <-p.wanted:
+	case <-p.changes:
+		p.settle(ctx)
+	}
+	return ctx.Err() == nil
+}
+
+// tell tells the loop of a change. It never waits.
+func (p *poll) tell() {
+	select {
+	case p.changes <- struct{}{}:
+	default:
+	}
+}
+
+// settle waits until no change has been told for a while.
+func (p *poll) settle(ctx context.Context) {
+	most := time.NewTimer(mostDebounce)
+	defer most.Stop()
+	for {
+		quiet := time.NewTimer(debounce)
+		select {
+		case <-p.changes:
+			quiet.Stop()
+			continue
+		case <-quiet.C:
+		case <-p.wanted:
+		case <-most.C:
+		case <-ctx.Done():
+		}
+		quiet.Stop()
+		return
+	}
+}
+
+// attempt makes one attempt to load. A source that loads nothing is probed.
+func (r *runner) attempt(ctx context.Context) error {
+	a := r.poll.begin()
+	var err error
+	loader, loads := r.source.(sources.Loader)
+	if loads {
+		err = r.loads.do(ctx, r.loadTimeout, loader.Load)
+		r.noteLoad(ctx, err)
+	}
+	if !loads || err == nil && r.health.failing() {
+		// Whether it can tell again shows at once, not at the next attestation.
+		if probed := r.probe(ctx); !loads {
+			err = probed
+		}
+	}
+	r.poll.end(a, err)
+	if ctx.Err() == nil {
+		r.noteStatus()
+		r.changed()
+	}
+	return err
+}
+
+// begin returns the attempt that is being made from now on.
+func (p *poll) begin() *attempt {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	a := p.asked
+	if a == nil {
+		a = &attempt{ended: make(chan struct{})}
+	}
+	select { // what was wanted is being done
+	case <-p.wanted:
+	default:
+	}
+	p.made, p.asked = a, nil
+	return a
+}
+
+// end ends an attempt for all who wait for it.
+func (p *poll) end(a *attempt, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.made, p.quiet, a.loaded = nil, time.Time{}, err == nil
+	if wait := sources.Wait(err); wait > 0 {
+		p.quiet = time.Now().Add(min(wait, p.schedule.Every))
+	}
+	close(a.ended)
+}
+
+// soon returns the attempt that is being made, or one ahead of time; nil if there may be
+// none.
+func (p *poll) soon() *attempt {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	switch {
+	case !p.schedule.Early:
+		return nil
+	case p.made != nil:
+		return p.made
+	case p.asked != nil:
+		return p.asked
+	case now.Before(p.quiet), !p.working:
+		return nil
+	}
+	if last := p.early[p.next]; !last.IsZero() && now.Sub(last) < p.schedule.Every {
+		return nil
+	}
+	p.early[p.next] = now
+	p.next = (p.next + 1) % len(p.early)
+	p.asked = &attempt{ended: make(chan struct{})}
+	p.wanted <- struct{}{} // has room: begin empties it whenever asked is taken
+	return p.asked
+}
+
+// start says that attempts are made.
+func (p *poll) start() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.working = true
+}
+
+// stop says that no further attempt is made.
+func (p *poll) stop() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.at, p.working = time.Time{}, false
+	if p.asked != nil {
+		close(p.asked.ended)
+		p.asked = nil
+	}
+}
+
+// scheduled returns when the next attempt is made; zero if none is scheduled.
+func (p *poll) scheduled() time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.at
+}
+
+// watch keeps Watch at work until ctx ends.
+func (r *runner) watch(ctx context.Context, source sources.Watcher) {
+	for pause := minPause; ; pause = min(2*pause, maxPause) {
+		begun := time.Now()
+		err := <-apart(func() error { return source.Watch(ctx, r.poll.tell) })
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(begun) > maxPause {
+			pause = minPause
+		}
+		if err == nil {
+			err = errors.New("returned before it was asked to stop")
+		}
+		r.log.Error("source stopped following its data; restarting it",
+			append(stackOf(err), slog.Duration("in", pause))...)
+		if !sleep(ctx, pause) {
+			return
+		}
+	}
+}
+
+// noteStuckLoad has the source loaded again as soon as a load that hung has returned.
+func (r *runner) noteStuckLoad(stuck bool) {
+	if !stuck {
+		r.poll.tell()
+	}
+	r.changed()
+}

@@ -1,0 +1,155 @@
+package admission
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+const (
+	// stopTimeout is how long Close waits for a source to end.
+	stopTimeout = 5 * time.Second
+	// loadSlots is one: calls of Load never overlap.
+	loadSlots = 1
+)
+
+// A runner is one source at work, in the hands of one Set or of several. Its methods are
+// in the file of the idea that they belong to: poll.go loads, health.go knows what is
+// known of it, evaluate.go asks it.
+type runner struct {
+	name, kind string
+	source     sources.Source
+	fetcher    sources.Fetcher // the same, or nil if it asks no network
+	log        *slog.Logger
+	changed    func()
+
+	checks, fetches, loads *lane
+	loadTimeout            time.Duration
+	poll                   *poll
+	health                 health
+
+	work  sync.WaitGroup // of everything that start has begun
+	first chan struct{}  // closed once the first Load has ended
+
+	mu      sync.Mutex
+	holders int // Sets that have started or taken over the runner
+	cancel  context.CancelFunc
+}
+
+func newRunner(m Member, opts Options) *runner {
+	r := &runner{
+		name: m.Name, kind: m.Kind, source: m.Source,
+		log:     opts.Log.With("source", m.Name, "kind", m.Kind),
+		changed: opts.Changed, loadTimeout: opts.LoadTimeout, first: make(chan struct{}),
+	}
+	r.fetcher, _ = m.Source.(sources.Fetcher)
+	r.checks = newLane("checks", opts.Slots, func(stuck bool) { r.noteStuck(stuck, false) })
+	r.fetches = newLane("fetches", opts.Slots, func(stuck bool) { r.noteStuck(stuck, true) })
+	r.loads = newLane("loads", loadSlots, r.noteStuckLoad)
+	r.poll = newPoll(m.Source)
+	return r
+}
+
+// start makes the first Load and keeps the data current until the runner is released by
+// all who hold it. It is called once.
+func (r *runner) start() {
+	ctx, cancel := context.WithCancel(context.Background())
+	r.mu.Lock()
+	r.holders, r.cancel = 1, cancel
+	r.mu.Unlock()
+	r.health.begin()
+	r.work.Go(func() { r.keepCurrent(ctx) })
+}
+
+// retain takes the runner over, and reports false if it does not run.
+func (r *runner) retain() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.holders == 0 {
+		return false
+	}
+	r.holders++
+	return true
+}
+
+// release gives the runner up and reports whether that stops it.
+func (r *runner) release() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.holders--; r.holders > 0 {
+		return false
+	}
+	r.cancel()
+	return true
+}
+
+// waitStopped waits until all that start began has ended, but for stopTimeout at most.
+func (r *runner) waitStopped() {
+	stopped := make(chan struct{})
+	go func() {
+		r.work.Wait()
+		close(stopped)
+	}()
+	timer := time.NewTimer(stopTimeout)
+	defer timer.Stop()
+	select {
+	case <-stopped:
+	case <-timer.C:
+		r.log.Warn("source is stuck: it has not stopped and is left behind", slog.Duration("after", stopTimeout))
+	}
+}
+
+// check asks the source what it says of a TPM, and fetch does so with the network. What
+// the source does wrong is the error.
+func (r *runner) check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	v, err := r.source.Check(ctx, ev)
+	return settle(v, err, ev.Proof != nil, r.fetcher != nil)
+}
+
+func (r *runner) fetch(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	v, err := r.fetcher.Fetch(ctx, ev)
+	return settle(v, err, true, false)
+}
+
+// settle turns what a source returned into what an evaluation goes on with: zero with
+// an error, without attributes if the TPM is not listed, within the limits,
+// and sharing no memory with the source. proven is true after the challenge;
+// fetches is true if the source may say that it needs the network.
+func settle(v sources.Verdict, err error, proven, fetches bool) (sources.Verdict, error) {
+	if err != nil {
+		// The source's error is looked into and put into words here, under the
+		// guard: its methods are the source's code too.
+		if errors.Is(err, sources.ErrNeedsChallenge) && proven {
+			return sources.Verdict{}, errors.New("asks for the challenge after the challenge")
+		}
+		if errors.Is(err, sources.ErrNeedsNetwork) && !fetches {
+			// Not wrapped: nothing would come of its being asked again.
+			return sources.Verdict{}, errors.New("asks for a network that it cannot be given: " + err.Error())
+		}
+		return sources.Verdict{}, fmt.Errorf("%w", err)
+	}
+	v.Reason = strings.ToValidUTF8(v.Reason[:min(len(v.Reason), sources.MaxReason)], "")
+	if !v.Listed {
+		return sources.Verdict{Reason: v.Reason}, nil
+	}
+	v.Unchecked = strings.ToValidUTF8(v.Unchecked[:min(len(v.Unchecked), sources.MaxReason)], "")
+	tidy, err := v.Attributes.Tidy()
+	if err != nil {
+		return sources.Verdict{}, fmt.Errorf("lists the TPM with attributes that are not allowed: %w", err)
+	}
+	v.Attributes = tidy
+	a := &v.Attributes
+	a.CAs = slices.Clone(a.CAs)
+	if a.Certificate != nil {
+		c := *a.Certificate
+		a.Certificate = &c
+	}
+	return v, nil
+}

@@ -1,0 +1,38 @@
+package admission
+
+import (
+	"context"
+	"testing"
+)
+
+// newTestLane is a lane with one slot.
+func newTestLane() *lane { return newLane("checks", 1, func(bool) {}) }
+
+// TestAbandonedBeforeItsTurn: a call that nobody waits for any more gives its slot back,
+// or a busy source would lose its slots one by one; and it neither asks nor replies.
+func TestAbandonedBeforeItsTurn(t *testing.T) {
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, ctx := range map[string]context.Context{"in time": t.Context(), "too late": ended} {
+		l := newTestLane()
+		c := &call{lane: l}
+		if !c.abandon() {
+			t.Fatalf("%s: a call that waits cannot be abandoned", name)
+		}
+		wrong := func(string) { t.Errorf("%s: a call that was abandoned went on", name) }
+		c.run(ctx, func(context.Context) error { wrong("asked"); return nil }, func(error) { wrong("replied") })
+		if len(l.slots) != 0 || l.stuck.Load() != 0 {
+			t.Errorf("%s: %d slots are taken, %d stuck", name, len(l.slots), l.stuck.Load())
+		}
+	}
+}
+
+// TestAbandonedTooLate: a call that has just ended is not taken for stuck.
+func TestAbandonedTooLate(t *testing.T) {
+	l, replied := newTestLane(), false
+	c := &call{lane: l}
+	c.run(t.Context(), func(context.Context) error { return nil }, func(error) { replied = true })
+	if c.abandon() || l.stuck.Load() != 0 || !replied {
+		t.Error("a call that has ended was abandoned")
+	}
+}

@@ -1,5 +1,0 @@
-package sources
-
-// Slow is how long a source may take before the challenge until whoever waits for it
-// needs a reason.
-const Slow = slow

@@ -1,0 +1,172 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// Outcome is what is decided. The zero Outcome refuses.
+type Outcome int
+
+// The outcomes of a decision.
+const (
+	// Refused: no answer that is still missing could admit the TPM. A deny
+	// rule holds, or no allow rule can hold.
+	Refused Outcome = iota
+	// Unavailable: a source could not tell and its answer would have
+	// mattered.
+	Unavailable
+	// Challenge: the machine is to be challenged. It is an outcome of Plan.Before
+	// only.
+	Challenge
+	// Admitted is an outcome of Plan.After only.
+	Admitted
+)
+
+// String returns "refused", "unavailable", "challenge" or "admitted".
+func (o Outcome) String() string {
+	switch o {
+	case Refused:
+		return "refused"
+	case Unavailable:
+		return "unavailable"
+	case Challenge:
+		return "challenge"
+	case Admitted:
+		return "admitted"
+	}
+	return fmt.Sprintf("Outcome(%d)", int(o))
+}
+
+// Answer is what one source said.
+type Answer struct {
+	// Source is the source's configured name.
+	Source string
+	// Verdict is zero if Err is not nil. It shares no memory with the source.
+	Verdict sources.Verdict
+	// Err is why the source cannot tell; or it wraps sources.ErrNeedsChallenge; or it
+	// wraps sources.ErrNeedsNetwork if the source would have asked the network and was
+	// not told to: before the challenge, and if no answer would have mattered.
+	Err error
+	// Duration is how long the source took, the wait for a slot included.
+	Duration time.Duration
+}
+
+// Result returns "listed", "not_listed", "cannot_tell", "needs_challenge" or
+// "needs_network".
+func (a Answer) Result() string {
+	switch a.value() {
+	case yes:
+		return "listed"
+	case unsure:
+		return "cannot_tell"
+	case open:
+		if errors.Is(a.Err, sources.ErrNeedsChallenge) {
+			return "needs_challenge"
+		}
+		return "needs_network"
+	}
+	return "not_listed"
+}
+
+// String returns the answer for people: `inventory: listed (serial 42)`.
+func (a Answer) String() string {
+	switch {
+	case a.value() == unsure:
+		return a.Source + ": cannot tell: " + a.Err.Error()
+	case a.value() == open && errors.Is(a.Err, sources.ErrNeedsChallenge):
+		return a.Source + ": needs the challenge"
+	case a.value() == open:
+		return a.Source + ": " + a.Err.Error()
+	}
+	s := a.Source + ": not listed"
+	if a.Verdict.Listed {
+		s = a.Source + ": listed"
+	}
+	if a.Verdict.Reason != "" {
+		s += " (" + a.Verdict.Reason + ")"
+	}
+	return s
+}
+
+// NeedsNetwork reports whether the source would have to ask the network.
+func (a Answer) NeedsNetwork() bool {
+	return errors.Is(a.Err, sources.ErrNeedsNetwork)
+}
+
+func (a Answer) value() value {
+	switch {
+	case errors.Is(a.Err, sources.ErrNeedsChallenge), a.NeedsNetwork():
+		return open
+	case a.Err != nil:
+		return unsure
+	case a.Verdict.Listed:
+		return yes
+	}
+	return no
+}
+
+// Decision is what is decided about one Evidence, and why.
+type Decision struct {
+	Outcome Outcome
+
+	// Known is true with Challenge if a source lists the TPM already that an
+	// enforced allow rule names which can still hold. If it is false, the TPM is
+	// challenged for the sake of open answers alone, and may be anybody's.
+	Known bool
+
+	// Rules are the names of the enforced allow rules that hold, sorted;
+	// empty unless Outcome is Admitted.
+	Rules []string
+	// Listed are the names of the sources of those rules that list the TPM,
+	// sorted.
+	Listed []string
+	// Attributes are what the sources in Listed know about the TPM, in the
+	// order of Listed, without those of silent members.
+	Attributes []sources.Attributes
+	// Unsure are the names of the sources of those rules that could not
+	// tell, sorted, without silent members. What they know is missing from Attributes.
+	Unsure []string
+	// Missing are the names of all sources whose attributes might be in
+	// Attributes as well if every source could tell, sorted: those in Unsure and,
+	// of the enforced allow rules that only might hold, those that list the TPM
+	// or could not tell, without silent members. So a source that lists the TPM may be
+	// among them, and so may a Fetcher that was not asked beside one that has failed.
+	// If none has failed it is empty.
+	Missing []string
+
+	// Denied are the enforced deny rules that hold; MaybeDenied those that
+	// might, since a source could not tell. Both sorted.
+	Denied, MaybeDenied []string
+	// Trials are what the rules on trial would have done, allow rules first,
+	// each sorted by name.
+	Trials []Trial
+
+	// Answers are what every source that was asked said, sorted by source. Those of
+	// Plan.Before have no attributes if it challenges.
+	Answers []Answer
+}
+
+// Trial is what one rule on trial would have done.
+type Trial struct {
+	// Rule is its name.
+	Rule string
+	// Deny is true for a deny rule.
+	Deny bool
+	// Holds says whether the rule holds. If Unsure is true, it is not known, and
+	// Holds is false.
+	Holds, Unsure bool
+}
+
+// Explain returns what every source answered, in one line for a log.
+func (d Decision) Explain() string {
+	s := make([]string, len(d.Answers))
+	for i, a := range d.Answers {
+		s[i] = a.String()
+	}
+	return strings.Join(s, "; ")
+}

@@ -1,0 +1,66 @@
+package policy
+
+// report returns what each rule comes to, apart from what admits.
+func (p *plan) report(v []value) (d Decision) {
+	for i := range p.allow {
+		if r := &p.allow[i]; r.trial {
+			d.Trials = append(d.Trials, r.tried(v, false))
+		}
+	}
+	for i := range p.deny {
+		r := &p.deny[i]
+		if r.trial {
+			d.Trials = append(d.Trials, r.tried(v, true))
+			continue
+		}
+		switch r.value(v) {
+		case yes:
+			d.Denied = append(d.Denied, r.name)
+		case unsure:
+			d.MaybeDenied = append(d.MaybeDenied, r.name)
+		}
+	}
+	return d
+}
+
+func (r *planRule) tried(v []value, deny bool) Trial {
+	held := r.value(v)
+	return Trial{Rule: r.name, Deny: deny, Holds: held == yes, Unsure: held == unsure || held == open}
+}
+
+// grant fills in what admits: the enforced allow rules that hold and their
+// sources. silent are the sources whose attributes are left out.
+func (p *plan) grant(v []value, silent []bool, d *Decision) {
+	held := make([]value, len(v)) // of the rules that name a source, what the best comes to
+	for i := range p.allow {
+		r := &p.allow[i]
+		if r.trial {
+			continue
+		}
+		came := r.value(v)
+		if came == yes {
+			d.Rules = append(d.Rules, r.name)
+		}
+		for _, s := range r.all {
+			held[s] = or(held[s], came)
+		}
+		for _, s := range r.any {
+			held[s] = or(held[s], came)
+		}
+	}
+	for i, a := range d.Answers {
+		switch {
+		case held[i] == yes && v[i] == yes:
+			d.Listed = append(d.Listed, a.Source)
+			if !silent[i] {
+				d.Attributes = append(d.Attributes, a.Verdict.Attributes)
+			}
+		case held[i] == no || v[i] == no || silent[i]: // has nothing that could be missing
+		default:
+			d.Missing = append(d.Missing, a.Source)
+			if held[i] == yes {
+				d.Unsure = append(d.Unsure, a.Source)
+			}
+		}
+	}
+}

@@ -1,0 +1,295 @@
+package policy
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// A value is what one source says of a TPM and what a rule over sources comes
+// to. It is Kleene's three-valued logic with two reasons for not knowing.
+type value uint8
+
+const (
+	// no: the source does not list the TPM; the rule does not hold.
+	no value = iota
+	// open: the challenge will show it, or the network would.
+	open
+	// unsure: a source could not tell, and what it would have said matters.
+	unsure
+	// yes: the source lists the TPM; the rule holds.
+	yes
+)
+
+// or is the larger one: what is known to hold holds, and a failure is a better
+// reason for not knowing than an answer that is still to come.
+func or(a, b value) value { return max(a, b) }
+
+func and(a, b value) value {
+	switch {
+	case a == no || b == no:
+		return no
+	case a == yes:
+		return b
+	case b == yes:
+		return a
+	}
+	return max(a, b)
+}
+
+// A Plan is a policy over sources that are known by their index. It never changes, so
+// any number of goroutines may use it.
+//
+// The methods take the answers of all sources, in the order of the names that NewPlan
+// was given. A source that has not answered yet is one that cannot tell.
+type Plan struct {
+	plan
+	// silent are the sources whose attributes are left out.
+	silent []bool
+}
+
+// NewPlan compiles a policy that Validate accepts over sources in the order of names.
+// Those that are silent contribute no attributes.
+func NewPlan(p Policy, names []string, silent []bool) *Plan {
+	return &Plan{newPlan(p, names), slices.Clone(silent)}
+}
+
+// Before decides whether a machine is worth a challenge, by what the sources say before
+// it:
+//
+//   - Challenge, if the answer to a challenge can still admit it;
+//   - Unavailable, if it could if the sources that cannot tell had answered as well;
+//   - Refused, if neither could.
+//
+// If it is Challenge, the answers in the Decision have no attributes: nothing is granted
+// yet.
+func (p *Plan) Before(answers []Answer) Decision {
+	v := values(answers)
+	d := p.report(v)
+	if d.Outcome = p.decide(v); d.Outcome == Admitted {
+		d.Outcome, d.Known = Challenge, p.knows(v)
+	}
+	d.Answers = slices.Clone(answers)
+	for i := range d.Answers {
+		if d.Outcome == Challenge { // the caller may keep d for a while
+			d.Answers[i].Verdict.Attributes = sources.Attributes{}
+		}
+	}
+	return d
+}
+
+// After decides about a machine that has answered its challenge:
+//
+//   - Admitted, if no deny rule holds or might hold and an allow rule holds;
+//   - Unavailable, if the sources that cannot tell could have made it so;
+//   - Refused otherwise.
+//
+// A source that needs the network, and was not told to ask it, cannot tell.
+func (p *Plan) After(answers []Answer) Decision {
+	v := values(answers)
+	d := p.report(v)
+	d.Answers = slices.Clone(answers)
+	for i := range v {
+		if v[i] == open { // no failure to report, and nothing is known
+			v[i] = unsure
+		}
+	}
+	if d.Outcome = p.decide(v); d.Outcome == Admitted {
+		p.grant(v, p.silent, &d)
+	}
+	return d
+}
+
+// Knows reports whether a source lists the TPM that an enforced allow rule names which
+// can still hold.
+func (p *Plan) Knows(answers []Answer) bool { return p.knows(values(answers)) }
+
+// Challenges reports whether the machine is to be challenged whatever the sources say
+// that cannot tell so far.
+func (p *Plan) Challenges(answers []Answer) bool { return p.decide(values(answers)) == Admitted }
+
+// Allows reports whether an enforced allow rule names a source.
+func (p *Plan) Allows(source int) bool { return p.allows(source) }
+
+// WorthPolling returns those of some sources that do not list the TPM by which the
+// decision would be a better one if they did.
+func (p *Plan) WorthPolling(answers []Answer, some []int) []int {
+	v := values(answers)
+	var missed []int
+	for _, i := range some {
+		if v[i] == no {
+			missed = append(missed, i)
+		}
+	}
+	return p.worthAsking(v, missed)
+}
+
+// WorthFetching returns the sources that need the network and whose answer can change
+// the outcome or, if that is Admitted, which rules hold and what their sources list.
+func (p *Plan) WorthFetching(answers []Answer) []int { return p.worthFetching(values(answers)) }
+
+func values(answers []Answer) []value {
+	v := make([]value, len(answers))
+	for i, a := range answers {
+		v[i] = a.value()
+	}
+	return v
+}
+
+type plan struct {
+	allow, deny []planRule
+}
+
+type planRule struct {
+	name     string
+	trial    bool
+	all, any []int
+}
+
+// newPlan compiles a valid policy over sources in the order of names.
+func newPlan(p Policy, names []string) plan {
+	indices := func(list []string) []int {
+		var is []int
+		for _, n := range list {
+			is = append(is, slices.Index(names, n))
+		}
+		return is
+	}
+	compile := func(rules []Rule) []planRule {
+		var rs []planRule
+		for _, r := range rules {
+			rs = append(rs, planRule{r.Name, r.Trial, indices(r.All), indices(r.Any)})
+		}
+		slices.SortFunc(rs, func(a, b planRule) int { return cmp.Compare(a.name, b.name) })
+		return rs
+	}
+	return plan{compile(p.Allow), compile(p.Deny)}
+}
+
+// value returns what the rule comes to.
+func (r *planRule) value(v []value) value {
+	all, some := yes, no
+	for _, i := range r.all {
+		all = and(all, v[i])
+	}
+	for _, i := range r.any {
+		some = or(some, v[i])
+	}
+	if len(r.any) == 0 {
+		return all
+	}
+	return and(all, some)
+}
+
+// decide returns Admitted where some way for the open answers to turn out
+// admits the TPM; Unavailable where none does, but one would if the sources
+// that could not tell had answered as well; otherwise Refused.
+//
+// With open answers, Admitted is the reason to challenge the TPM: nothing else
+// is promised by it. Without, it means that an enforced allow rule holds and
+// that no enforced deny rule holds or might hold.
+func (p *plan) decide(v []value) Outcome {
+	switch {
+	case p.canAdmit(v, false):
+		return Admitted
+	case p.canAdmit(v, true):
+		return Unavailable
+	}
+	return Refused
+}
+
+// canAdmit reports whether the open answers can turn out so that the TPM is
+// admitted. A source that is unsure counts as open where answered is true. Where
+// it is not, it counts as what admits least: as not listing the TPM under an
+// allow rule, and as listing it under a deny rule.
+//
+// Rules only ever gain by a source that lists the TPM. So it suffices to try
+// each smallest set of sources that makes an allow rule hold, all of its All and
+// one of its Any, with every other open source not listing the TPM.
+func (p *plan) canAdmit(v []value, answered bool) bool {
+	can := func(i int) bool { return v[i] == yes || v[i] == open || answered && v[i] == unsure }
+	for _, r := range p.allow {
+		if r.trial || slices.ContainsFunc(r.all, func(i int) bool { return !can(i) }) {
+			continue
+		}
+		if len(r.any) == 0 && !p.denies(v, answered, r.all, -1) {
+			return true
+		}
+		for _, i := range r.any {
+			if can(i) && !p.denies(v, answered, r.all, i) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// denies reports whether an enforced deny rule holds or might hold where, of the
+// sources that are not known, those of all and one list the TPM.
+func (p *plan) denies(v []value, answered bool, all []int, one int) bool {
+	lists := func(i int) bool {
+		switch {
+		case v[i] == yes, v[i] == no:
+			return v[i] == yes
+		case v[i] == unsure && !answered:
+			return true
+		}
+		return i == one || slices.Contains(all, i)
+	}
+	for _, r := range p.deny {
+		if r.trial || slices.ContainsFunc(r.all, func(i int) bool { return !lists(i) }) {
+			continue
+		}
+		if len(r.any) == 0 || slices.ContainsFunc(r.any, lists) {
+			return true
+		}
+	}
+	return false
+}
+
+// knows reports whether a source lists the TPM that an enforced allow rule names
+// which can still hold.
+func (p *plan) knows(v []value) bool {
+	lists := func(i int) bool { return v[i] == yes }
+	return slices.ContainsFunc(p.allow, func(r planRule) bool {
+		return !r.trial && r.value(v) != no && (slices.ContainsFunc(r.all, lists) || slices.ContainsFunc(r.any, lists))
+	})
+}
+
+// allows reports whether an enforced allow rule names a source.
+func (p *plan) allows(source int) bool {
+	return slices.ContainsFunc(p.allow, func(r planRule) bool { return !r.trial && r.names(source) })
+}
+
+func (r *planRule) names(source int) bool {
+	return slices.Contains(r.all, source) || slices.Contains(r.any, source)
+}
+
+// worthAsking returns those of some sources that do not list the TPM by which the
+// decision would be a better one if they did: those of an enforced allow rule
+// that could then admit, or for which a source that cannot tell could then
+// decide.
+func (p *plan) worthAsking(v []value, missed []int) []int {
+	now := p.decide(v)
+	if now == Admitted || len(missed) == 0 {
+		return nil
+	}
+	listed := slices.Clone(v)
+	for _, i := range missed {
+		listed[i] = open
+	}
+	var worth []int
+	for k, r := range p.allow {
+		alone := plan{allow: p.allow[k : k+1], deny: p.deny}
+		if alone.decide(listed) <= now {
+			continue
+		}
+		for _, i := range missed {
+			if r.names(i) && !slices.Contains(worth, i) {
+				worth = append(worth, i)
+			}
+		}
+	}
+	return worth
+}

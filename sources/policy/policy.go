@@ -1,0 +1,147 @@
+// Package policy says how the verdicts of sources combine: the rules, the three-valued
+// logic under them, and what each stage of an evaluation comes to.
+//
+// It is pure: it asks nobody, waits for nothing and knows no time. Package admission
+// asks the sources.
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// A Rule combines the verdicts of sources. It holds when every source of All
+// lists the TPM and, where Any is not empty, some source of Any does. At least
+// one of the two is not empty.
+type Rule struct {
+	// Name is the rule's name, unique among the policy's rules of its effect:
+	// lower-case letters, digits, "_" and "-".
+	Name string
+	// All and Any are names of sources, none of them twice in a list. Nil
+	// means that the rule does not have the list; an empty list that is not
+	// nil is a mistake.
+	All, Any []string
+	// Trial rules are evaluated and reported and decide nothing.
+	Trial bool
+}
+
+// Policy says who is admitted: a TPM for which no Deny rule holds or might
+// hold, and some Allow rule holds. The zero Policy admits nobody, and Validate
+// refuses it. One whose Allow rules are all on trial admits nobody either; it is
+// valid, to watch rules before any of them is enforced. The order of rules, and
+// of the names in them, means nothing.
+type Policy struct {
+	Allow, Deny []Rule
+}
+
+// DefaultRule is the name of the allow rule of a configuration that writes none.
+const DefaultRule = "default"
+
+// AnyOf returns the policy of a configuration without rules: any of the sources
+// admits, by the rule DefaultRule. It is for the configuration with exactly one
+// source, and for one that names the sources that admit in another way. With
+// several sources and no rule there is no default, since guessing widens trust:
+// anybody can buy a TPM of a trusted vendor.
+func AnyOf(names ...string) Policy {
+	return Policy{Allow: []Rule{{Name: DefaultRule, Any: names}}}
+}
+
+// Validate checks the policy over sources of these names and returns every
+// mistake as an error of its own, nil if there is none. Each begins with the
+// rule or source that it is about: `allow "lab": any: …`.
+func (p Policy) Validate(names []string) []error {
+	var errs []error
+	for _, rs := range []struct {
+		effect string
+		rules  []Rule
+	}{{"allow", p.Allow}, {"deny", p.Deny}} {
+		seen := map[string]bool{}
+		for _, r := range rs.rules {
+			where := fmt.Sprintf("%s %q", rs.effect, r.Name)
+			if err := ValidName(r.Name); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", where, err))
+			}
+			if seen[r.Name] {
+				errs = append(errs, fmt.Errorf("%s: there are two %s rules of this name: rename one", where, rs.effect))
+			}
+			seen[r.Name] = true
+			errs = append(errs, r.validate(where, names)...)
+		}
+	}
+	return append(errs, p.validateWhole(names)...)
+}
+
+// validate checks one rule by itself.
+func (r Rule) validate(where string, known []string) []error {
+	var errs []error
+	if r.All == nil && r.Any == nil {
+		errs = append(errs, fmt.Errorf("%s: has neither all nor any: add all = [\"…\"] or any = [\"…\"]", where))
+	}
+	for _, list := range []struct {
+		key   string
+		names []string
+	}{{"all", r.All}, {"any", r.Any}} {
+		if list.names != nil && len(list.names) == 0 {
+			errs = append(errs, fmt.Errorf("%s: %s: an empty list: name a source or remove it", where, list.key))
+		}
+		for i, n := range list.names {
+			switch {
+			case slices.Contains(list.names[:i], n):
+				errs = append(errs, fmt.Errorf("%s: %s: names source %q twice", where, list.key, n))
+			case !slices.Contains(known, n):
+				errs = append(errs, fmt.Errorf("%s: %s: there is no source %q: the sources are %s",
+					where, list.key, n, quoteAll(known)))
+			}
+		}
+	}
+	return errs
+}
+
+// validateWhole checks the rules together.
+func (p Policy) validateWhole(names []string) []error {
+	switch {
+	case len(p.Allow) == 0 && len(p.Deny) == 0:
+		return []error{fmt.Errorf("no allow rule: say which sources admit: allow \"…\" { any = [%s] }",
+			quoteAll(names))}
+	case len(p.Allow) == 0:
+		return []error{errors.New("deny rules without an allow rule admit nobody: add one")}
+	}
+	var errs []error
+	for _, s := range names {
+		named := func(r Rule) bool { return slices.Contains(r.All, s) || slices.Contains(r.Any, s) }
+		if !slices.ContainsFunc(p.Allow, named) && !slices.ContainsFunc(p.Deny, named) {
+			errs = append(errs, fmt.Errorf("source %q: no rule names it: add it to one or remove the source", s))
+		}
+	}
+	return errs
+}
+
+// ValidName returns what is wrong with the name of a source or a rule, or nil. Names
+// become selectors.
+func ValidName(s string) error {
+	other := func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '_' && r != '-'
+	}
+	switch {
+	case s == "":
+		return errors.New("the name is empty")
+	case len(sources.PrefixSource)+len(s) > sources.MaxSelector: // the longer one of source: and rule:
+		return fmt.Errorf("the name has more than %d characters", sources.MaxSelector-len(sources.PrefixSource))
+	case strings.ContainsFunc(s, other):
+		return errors.New("the name has characters other than a-z, 0-9, \"_\" and \"-\"")
+	}
+	return nil
+}
+
+func quoteAll(names []string) string {
+	q := make([]string, len(names))
+	for i, n := range names {
+		q[i] = fmt.Sprintf("%q", n)
+	}
+	slices.Sort(q)
+	return strings.Join(q, ", ")
+}
