@@ -68,6 +68,8 @@ func (b *body) text(key string) string {
 		return ""
 	}
 	switch {
+	case secretPath(key) && n.kind != text, secretPath(key) && hasControl(n.text):
+		b.fail(key, "must be a string, the path of a file, without control characters")
 	case n.kind == number:
 		b.fail(key, "is %s, but must be a string: write %s = %q", n, key, shorten(n.text))
 	case n.kind != text:

@@ -61,7 +61,7 @@ func decodeHTTP(b *body) definition {
 		{"public_key_path", cfg.PublicKeyPath},
 	} {
 		if f.path != "" {
-			d.files = append(d.files, file{at: under(b.path, f.key), path: f.path, regular: true})
+			d.files = append(d.files, besideFile(b.path, f.key, f.path))
 		}
 	}
 	if cfg.CachePath != "" {

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
+	"github.com/hashicorp/hcl/hcl/token"
 )
 
 // parseJSON reads a configuration that is written in JSON, as in a
@@ -16,12 +17,24 @@ func parseJSON(text string) (*node, error) {
 	d := jsontext.NewDecoder(strings.NewReader(text))
 	n, err := fromJSON(d, 0)
 	if err != nil {
-		return nil, fmt.Errorf("the configuration is not valid JSON: %w", err)
+		return nil, badSyntax("JSON", text, inJSON(text, err))
 	}
 	if _, err := d.ReadToken(); !errors.Is(err, io.EOF) {
 		return nil, errors.New("the configuration is not valid JSON: there is something after the object")
 	}
 	return n, nil
+}
+
+// inJSON returns an error of the decoder with its place as a line and a column.
+func inJSON(text string, err error) error {
+	syntax, ok := errors.AsType[*jsontext.SyntacticError](err)
+	if !ok || syntax.ByteOffset < 0 || syntax.ByteOffset > int64(len(text)) {
+		return err
+	}
+	before := text[:syntax.ByteOffset]
+	return at(token.Pos{
+		Line: 1 + strings.Count(before, "\n"), Column: len(before) - strings.LastIndexByte(before, '\n'),
+	}, "%w", syntax.Err)
 }
 
 // fromJSON reads one value.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -155,10 +156,20 @@ func (f file) check(info fs.FileInfo, err error) error {
 		return exposedSecret(f.path)
 	case err == nil:
 		return nil
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR),
-		errors.Is(err, syscall.ENAMETOOLONG), errors.Is(err, syscall.ELOOP):
+	case f.secret && isMissing(err) && !strings.HasPrefix(f.path, "/"):
+		return errors.New("there is no such file: write the path of a file that has the secret, not the secret itself")
+	case isMissing(err):
+		if path, ok := errors.AsType[*fs.PathError](err); ok {
+			err = path.Err
+		}
 		return fmt.Errorf("%q does not exist (%w): create it, or correct the path", shorten(f.path), err)
 	default:
 		return unsureError{err}
 	}
+}
+
+// isMissing reports whether a path leads to nothing.
+func isMissing(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) ||
+		errors.Is(err, syscall.ENAMETOOLONG) || errors.Is(err, syscall.ELOOP)
 }

@@ -3,6 +3,9 @@ package config
 import (
 	"slices"
 	"strconv"
+	"strings"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 )
 
 // node is a value in a configuration, whichever syntax it was written in.
@@ -55,12 +58,23 @@ func (n *node) String() string {
 	}
 }
 
+// shorten returns a value as it may be shown: short, and if it is a URL without a
+// password.
 func shorten(s string) string {
 	const most = 80
+	if strings.Contains(s, "://") {
+		s = certfetch.Shown(s)
+	}
 	if len(s) > most {
 		return s[:most] + "…"
 	}
 	return s
+}
+
+// secretPath reports whether a key names a file with a secret. Its value is not shown
+// unless there is such a file: somebody may have written the secret itself.
+func secretPath(key string) bool {
+	return key == "bearer_token_path" || key == "client_key_path" || key == "dsn_path"
 }
 
 // blocks returns the objects that a key's values stand for. A block may come

@@ -69,6 +69,11 @@ type file struct {
 	cache string
 }
 
+// besideFile is a file that belongs to a source: a certificate, a key, a token.
+func besideFile(block, key, path string) file {
+	return file{at: under(block, key), path: path, regular: true, secret: secretPath(key)}
+}
+
 func decodeHashDir(b *body) definition {
 	cfg := hashdir.Config{
 		Path:   b.required("path", "/srv/tpm/hashes"),

@@ -55,8 +55,7 @@ func decodeSQL(b *body) definition {
 		{"client_key_path", cfg.ClientKeyPath},
 	} {
 		if f.path != "" {
-			secret := f.key == "dsn_path" || f.key == "client_key_path"
-			d.files = append(d.files, file{at: under(b.path, f.key), path: f.path, regular: true, secret: secret})
+			d.files = append(d.files, besideFile(b.path, f.key, f.path))
 		}
 	}
 	return d

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/hashicorp/hcl/hcl/ast"
@@ -25,7 +26,7 @@ func parseSyntax(text string) (n *node, err error) {
 	// A parser's panic is a mistake in the text as well.
 	defer func() {
 		if r := recover(); r != nil {
-			n, err = nil, fmt.Errorf("the configuration is neither HCL nor JSON: %v", r)
+			n, err = nil, errors.New("the configuration is neither HCL nor JSON")
 		}
 	}()
 	text = strings.TrimPrefix(text, "\ufeff")
@@ -37,18 +38,68 @@ func parseSyntax(text string) (n *node, err error) {
 
 func parseHCL(text string) (*node, error) {
 	if err := scanHCL(text); err != nil {
-		return nil, fmt.Errorf("the configuration is not valid HCL: %w", err)
+		return nil, badSyntax("HCL", text, err)
 	}
 	// SPIRE prints a list of blocks in JSON as one key several times.
 	file, err := parser.ParseDontErrorOnDuplicateKeys([]byte(text))
 	if err != nil {
-		return nil, fmt.Errorf("the configuration is not valid HCL: %w", err)
+		return nil, badSyntax("HCL", text, err)
 	}
 	n, err := fromHCL(file.Node)
 	if err != nil {
-		return nil, fmt.Errorf("the configuration is not valid HCL: %w", err)
+		return nil, badSyntax("HCL", text, err)
 	}
 	return n, nil
+}
+
+// at returns a mistake at a place.
+func at(pos token.Pos, format string, args ...any) error {
+	return &parser.PosError{Pos: pos, Err: fmt.Errorf(format, args...)}
+}
+
+// badSyntax returns the error of a text that cannot be parsed, with the line at which
+// that shows. A syntax error is of the text as it was written: SPIRE prints only what
+// it could parse.
+func badSyntax(form, text string, err error) error {
+	if pos, ok := errors.AsType[*parser.PosError](err); ok {
+		place := fmt.Sprintf("line %d, column %d", pos.Pos.Line, pos.Pos.Column)
+		if line := lineOf(text, pos.Pos.Line); line != "" {
+			place += " (" + line + ")"
+		}
+		err = fmt.Errorf("%s: %s", place, whatIsWrong(pos.Err))
+	}
+	return fmt.Errorf("the configuration is not valid %s: %w", form, err)
+}
+
+// whatIsWrong returns what the parser says, but for words that quote the text: it may
+// have a password.
+func whatIsWrong(err error) string {
+	switch what := err.Error(); {
+	case strings.HasPrefix(what, "Unknown token:"):
+		return "a value is missing here, or has no quotes"
+	case strings.HasPrefix(what, "key '"):
+		return "a key is not followed by = or {, or a value has no quotes"
+	default:
+		return what
+	}
+}
+
+// shownLine is the part of a line that an error shows: a key, not what follows it, which
+// may be a secret; or the beginning of a block.
+var shownLine = regexp.MustCompile(`^\s*\{?\s*((?:[A-Za-z0-9_-]{1,64}|"[A-Za-z0-9_-]{1,64}")\s*[=:]\s|` +
+	`(?:source|allow|deny|bundles|ek_certificate_urls)\b[A-Za-z0-9_" -]{0,99}\{)`)
+
+// lineOf returns what may be shown of a line of a text, or nothing.
+func lineOf(text string, number int) string {
+	lines := strings.SplitN(text, "\n", number+1)
+	if number < 1 || len(lines) < number {
+		return ""
+	}
+	shown := shownLine.FindStringSubmatch(lines[number-1] + "\n")
+	if shown == nil {
+		return ""
+	}
+	return strings.TrimSpace(shown[1]) + " …"
 }
 
 // scanHCL refuses, before it is parsed, a text that is nested deeper than
@@ -63,7 +114,7 @@ func scanHCL(text string) error {
 		switch t.Type {
 		case token.EOF:
 			if last.Type == token.ASSIGN {
-				return fmt.Errorf("at %s: a value is missing at the end", last.Pos)
+				return at(last.Pos, "a value is missing at the end")
 			}
 			return nil
 		case token.LBRACE, token.LBRACK:
@@ -72,7 +123,7 @@ func scanHCL(text string) error {
 			depth--
 		}
 		if depth > maxDepth {
-			return fmt.Errorf("at %s: more than %d levels of braces", t.Pos, maxDepth)
+			return at(t.Pos, "more than %d levels of braces", maxDepth)
 		}
 		if t.Type != token.COMMENT {
 			last = t
@@ -145,7 +196,7 @@ func fromLiteral(t token.Token) (*node, error) {
 	case token.NUMBER, token.FLOAT:
 		return &node{kind: number, text: t.Text}, nil
 	default:
-		return nil, fmt.Errorf("at %s: %s is not a value", t.Pos, printable(t.Text))
+		return nil, at(t.Pos, "this is not a value")
 	}
 }
 
@@ -154,12 +205,12 @@ func unquote(t token.Token) (s string, err error) {
 	defer func() {
 		// Value has no other way to report an escape that it cannot read.
 		if recover() != nil {
-			err = fmt.Errorf("at %s: %s cannot be read as a string", t.Pos, printable(t.Text))
+			err = at(t.Pos, "a string cannot be read: write a backslash and a quote in it as \\\\ and \\\"")
 		}
 	}()
 	s, ok := t.Value().(string)
 	if !ok {
-		return "", errors.New("a string is missing")
+		return "", at(t.Pos, "a string is missing")
 	}
 	return s, nil
 }
