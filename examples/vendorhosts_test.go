@@ -22,7 +22,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/mirror"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/mirror"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 

@@ -47,12 +47,12 @@ var arrows = []arrow{
 		return under(dep, "github.com/hashicorp/hcl") && name != "server/config" && !under(name, "agent")
 	}},
 	{"server/config is the only package that knows the kinds of sources", func(name, dep string) bool {
-		return strings.HasPrefix(dep, module+"/sources/") && dep != module+"/sources/ekca/mirror" &&
-			dep != module+"/sources/policy" && dep != module+"/sources/admission" && name != "server/config" && !under(name, "sources")
-	}},
-	{"only the command fills mirrors, for the server's configuration", func(name, dep string) bool {
-		return dep == module+"/sources/ekca/mirror" && name != "server/config" && name != "cmd/tpm-attestor-server" &&
+		return strings.HasPrefix(dep, module+"/sources/") && dep != module+"/sources/policy" &&
+			dep != module+"/sources/admission" && name != "server/config" && !under(name, "sources") &&
 			name != "cmd/tpm-attestor"
+	}},
+	{"only the operator's tool fills mirrors", func(name, dep string) bool {
+		return dep == module+"/sources/certs/mirror" && name != "cmd/tpm-attestor"
 	}},
 	{"the agent knows neither server nor sources", func(name, dep string) bool {
 		return under(name, "agent") && (under(dep, module+"/server") || under(dep, module+"/sources"))
@@ -105,7 +105,7 @@ func TestWhatBinariesLink(t *testing.T) {
 			"github.com/hashicorp/go-retryablehttp", "github.com/google/go-tpm-tools/simulator",
 		},
 		"cmd/tpm-attestor-server": {
-			module + "/agent", "github.com/google/go-tpm-tools/simulator",
+			module + "/agent", module + "/sources/certs/mirror", "github.com/google/go-tpm-tools/simulator",
 		},
 	} {
 		for _, dep := range goList(t, "-deps", module+"/"+binary) {

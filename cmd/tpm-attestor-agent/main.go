@@ -39,7 +39,7 @@ To enrol a machine, run it by hand, as a user with access to the TPM:
   tpm-attestor-agent -ek                 print the EK hash and the EK certificates in the TPM
   tpm-attestor-agent -hash               print just the EK hash, for scripts
   tpm-attestor-agent -pem                print the EK and all certificates in the TPM as PEM, for
-                                         tpm-attestor-server -fill-mirror
+                                         tpm-attestor certificates fill
   tpm-attestor-agent -version            print the version
 
 With -ek, -hash and -pem, use the same options as in the plugin's configuration:

@@ -1,6 +1,6 @@
 // Command tpm-attestor-server is the server's half of the SPIRE node attestor
 // "tpm". SPIRE starts it; by hand it shows its version and checks
-// configurations and fills mirrors of certificates.
+// configurations.
 package main
 
 import (
@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strings"
 
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
@@ -40,31 +42,11 @@ By hand:
     tpm-attestor-server -validate FILE    check a configuration: SPIRE Server's, or
                                           just the contents of plugin_data, in HCL
                                           or JSON ("-" reads standard input)
-    tpm-attestor-server -fill-mirror FOLDER [options] FILE...
-                                          fetch into FOLDER what servers without
-                                          Internet access need to verify the EK
-                                          certificates of the machines in each
-                                          FILE, as printed by tpm-attestor-agent
-                                          -pem ("-" reads standard input); a FILE
-                                          may also be the certificate of a CA that
-                                          cannot be fetched
     tpm-attestor-server -version          print the version
     tpm-attestor-server -help             print this text
 
-Options of -fill-mirror. Hosts and services may be given in the configuration, by
-options, or both. CRLs are fetched if the configuration uses them, or without -config:
-
-    -config FILE                          the servers' configuration: SPIRE Server's,
-                                          or just the contents of plugin_data
-    -aia-host HOST                        an entry of the key aia_hosts; repeatable
-    -ek-certificate-url VENDOR=URL        an entry of the key ek_certificate_urls;
-                                          repeatable
-    -no-crl                               do not fetch revocation lists (CRLs)
-    -force                                fetch everything again, even what is fresh
-
-It can be run again and continues where it stopped: issuers are fetched again after
-30 days, CRLs after an hour. Exit codes: 0 on success, 1 if something is missing, 2 if
-the arguments or the input are invalid.
+What verifies EK certificates at sites without Internet access is fetched by
+tpm-attestor certificates fill.
 `
 
 func main() {
@@ -91,18 +73,14 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int, pl
 	flags.Usage = func() {}
 	showVersion := flags.Bool("version", false, "")
 	file := flags.String("validate", "", "")
-	var fill fillFlags
-	fill.define(flags)
 	switch err := flags.Parse(args); {
+	case slices.ContainsFunc(args, fillsMirror):
+		return misused(stderr, "-fill-mirror has moved: run tpm-attestor certificates fill FOLDER FILE..."), false
 	case errors.Is(err, flag.ErrHelp):
 		fmt.Fprint(stdout, usage)
 		return 0, false
 	case err != nil:
 		return misused(stderr, "%v", err), false
-	case fill.folder != "" && !*showVersion && *file == "":
-		return fillMirror(fill, flags.Args(), stdin, stdout, stderr), false
-	case fill.folder != "" || fill.used():
-		return misused(stderr, "give one of -fill-mirror, -validate and -version, with its own options"), false
 	case flags.NArg() > 0:
 		return misused(stderr, "unexpected argument %q", flags.Arg(0)), false
 	case *showVersion:
@@ -112,6 +90,13 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int, pl
 		return validate(*file, stdin, stdout, stderr), false
 	}
 	return 0, true
+}
+
+// fillsMirror reports whether an argument is the flag -fill-mirror, which the command
+// had in its first releases.
+func fillsMirror(arg string) bool {
+	name, _, _ := strings.Cut(arg, "=")
+	return name == "-fill-mirror" || name == "--fill-mirror"
 }
 
 // misused says what is wrong with the command line, and returns the exit code.

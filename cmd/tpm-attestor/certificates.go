@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/mirror"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/mirror"
 )
 
 func newCertificates(output *format) *cobra.Command {
@@ -136,7 +136,7 @@ func (f *fillFlags) mirrorConfig(cmd *cobra.Command) (mirror.Config, error) {
 		if err != nil {
 			return cfg, &exitError{exitUsage, fmt.Errorf("read the configuration: %w", err)}
 		}
-		cfg = c.Mirrored()
+		cfg = mirrored(c)
 	}
 	cfg.Hosts = append(cfg.Hosts, f.hosts...)
 	for _, s := range f.services {

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/pkcs7"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/pkcs7"
 )
 
 // maxIssuers is the number of certificates that one URL may have.

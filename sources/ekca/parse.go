@@ -9,7 +9,7 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/pkcs7"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/pkcs7"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 

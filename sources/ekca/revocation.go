@@ -18,7 +18,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/crl"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/crl"
 )
 
 // How long a CRL is kept.

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/crl"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/crl"
 )
 
 func certificateWith(points []byte) *x509.Certificate {

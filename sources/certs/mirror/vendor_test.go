@@ -20,8 +20,8 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/mirror"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/mirror"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -1,17 +1,18 @@
-package config
+package main
 
 import (
 	"maps"
 	"slices"
 
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/mirror"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/mirror"
 )
 
-// Mirrored returns what a mirror has to have for all sources that fetch
-// certificates, with the vendors' services where the configuration has those of
-// the mirror. Nothing is to be mirrored where it names neither hosts nor services.
-func (c *Config) Mirrored() mirror.Config {
+// mirrored returns what a mirror needs for all sources of a configuration that fetch
+// certificates. Base URLs on the mirror itself become those of the vendors' services. If
+// the configuration has neither hosts nor services, there is nothing to mirror.
+func mirrored(c *config.Config) mirror.Config {
 	var m mirror.Config
 	for _, member := range c.Members {
 		cfg, ok := member.Config.(ekca.Config)

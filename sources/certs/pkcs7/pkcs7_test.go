@@ -11,7 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/pkcs7"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/pkcs7"
 )
 
 // certificate returns one in DER, the same in every process.

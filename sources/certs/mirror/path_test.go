@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/mirror"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/mirror"
 )
 
 // What vendors put into their certificates is where a web server that has the

@@ -8,8 +8,8 @@ import (
 	"slices"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/crl"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/crl"
 )
 
 // maxLevel is how many certificates are looked at side by side, at one distance

@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/crl"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/crl"
 )
 
 // parseIssuers reads what a URL for an issuer has, as an ek_ca does.

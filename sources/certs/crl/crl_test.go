@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/crl"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/crl"
 )
 
 type ca struct {

@@ -25,8 +25,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/mirror"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca/mirror"
 )
 
 // A mirror has, byte for byte, what the vendor serves: the certificate of an EK
