@@ -62,7 +62,7 @@ func (p *Plugin) configure(ctx context.Context, req *configv1.ConfigureRequest) 
 // start starts the sources of a configuration.
 func (p *Plugin) start(ctx context.Context, c *config.Config, previous *generation) (*generation, error) {
 	set, err := c.NewSet(admission.Options{
-		Log: slog.New(&logHandler{log: p.log}), Changed: p.watch.changed, Strangers: p.strangers,
+		Log: slog.New(&logHandler{log: p.log}), Changed: p.watch.changed, Wait: p.wait,
 	})
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "configuration: %v", err)

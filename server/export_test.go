@@ -48,6 +48,9 @@ func (p *Plugin) InService() any {
 	return nil
 }
 
+// Asked is how many of them are of machines about which the sources are asked.
+func (p *Plugin) Asked() int64 { return p.held.asked.bytes.Load() }
+
 // Held is how many bytes of certificates are held of machines that have proved nothing.
 func (p *Plugin) Held() int64 {
 	return p.held.asked.bytes.Load() + p.held.strangers.bytes.Load() + p.held.listed.bytes.Load()

@@ -19,8 +19,8 @@ const (
 	maxKept = 2 << 10
 	// How many bytes of certificates beyond that are held at once, 16 MiB in all: while
 	// the sources are asked, who parse them, and that takes five times as much; of machines
-	// that answer a challenge and that no source lists; and of those that one does. An
-	// honest chain has 5 KiB.
+	// that answer a challenge, or wait for a slow source, and that no source lists; and of
+	// those that one does. An honest chain has 5 KiB.
 	maxAsked     = 4 << 20
 	maxStrangers = 4 << 20
 	maxListed    = 8 << 20
@@ -40,7 +40,7 @@ type budget struct {
 // budgets are apart, so that strangers cannot use up what listed machines need.
 type budgets struct {
 	asked     budget // of machines about which the sources are being asked
-	strangers budget // of those that answer a challenge, if no source lists them so far
+	strangers budget // of those that wait, or answer a challenge, if no source lists them so far
 	listed    budget // and if one does
 }
 
@@ -79,16 +79,49 @@ type held struct {
 
 // hold holds evidence within a budget: without its certificates if there is no room.
 func hold(ev *sources.Evidence, of *budget) *held {
+	h := &held{evidence: ev, bytes: weight(ev)}
+	if h.bytes > 0 {
+		h.account(of)
+	}
+	return h
+}
+
+// weight returns how many bytes of a budget the certificates in ev need.
+func weight(ev *sources.Evidence) int64 {
 	n := int64(len(ev.Certificate))
 	for _, der := range ev.Chain {
 		n += int64(len(der))
 	}
-	h := &held{evidence: ev}
-	if n > maxKept {
-		h.bytes = n
-		h.account(of)
+	if n <= maxKept {
+		return 0
 	}
-	return h
+	return n
+}
+
+// wait is an admission.Options.Wait: whoever is waited for while a source is slow
+// gives budgets.asked back to those who are not. A stranger needs one of the strangers'
+// places, and room for its certificates among theirs; a machine that a source lists is
+// waited for in any case.
+func (p *Plugin) wait(ev *sources.Evidence, known bool) (leave func(), ok bool) {
+	n, to := weight(ev), p.held.of(known)
+	switch {
+	case !known && !p.strangers.Take():
+		return nil, false
+	case to.take(n):
+	case known:
+		return func() {}, true
+	default:
+		p.strangers.Leave()
+		return nil, false
+	}
+	p.held.asked.bytes.Add(-n)
+	return func() {
+		p.held.asked.bytes.Add(n) // it is moved or released next
+		to.bytes.Add(-n)
+		if !known {
+			p.strangers.Leave()
+		}
+	}, true
 }
 
 // move has another budget account for the evidence, as hold does.

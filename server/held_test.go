@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
 	"google.golang.org/grpc/codes"
@@ -171,6 +172,64 @@ func TestOneListedEKWithFatChains(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A list hangs, and strangers with as many certificates as a server takes wait for it:
+// they are counted among the strangers. The certificates of a machine that no list knows,
+// but a source by its certificate, are kept meanwhile, and so it gets in.
+func TestCertificatesBesideStrangersWhoWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newFatWorld(t, policy.AnyOf("inventory", "vendors"))
+		vendors := func(_ context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+			if ev.Incomplete {
+				return sources.Verdict{}, errors.New("the certificates were not kept")
+			}
+			return sources.Verdict{Listed: ev.EKHash == w.listed.EKHash()}, nil
+		}
+		w.Use(t, `hash_path = "/x"`, policy.AnyOf("slow", "certified"), member("slow", hangs), member("certified", vendors))
+		waiting := crowd(t, w.Plugin, 150, w.payloads[w.stranger])
+		time.Sleep(time.Second) // the list is slow from then on
+		synctest.Wait()
+		if held := w.Asked(); held != 0 {
+			t.Errorf("%d bytes are held as if nobody waited", held)
+		}
+		if held := w.Held(); held > 4<<20 || held < 3<<20 {
+			t.Errorf("%d bytes are held for strangers", held)
+		}
+		if err := w.attest(t, w.listed); err != nil {
+			t.Errorf("a machine that no list knows: %v", err)
+		}
+		waiting.end()
+		if held := w.Held(); held != 0 {
+			t.Errorf("%d bytes are held for nobody", held)
+		}
+	})
+}
+
+// hangs is a source that does not answer.
+func hangs(ctx context.Context, _ *sources.Evidence) (sources.Verdict, error) {
+	<-ctx.Done()
+	return sources.Verdict{}, ctx.Err()
+}
+
+// Copies of a listed machine that wait for a deny rule's list, which hangs, are counted
+// with those that answer their challenge, and take nothing from machines that do not wait.
+func TestCertificatesOfListedMachinesThatWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newFatWorld(t, policy.AnyOf("inventory", "vendors"))
+		w.Use(t, `hash_path = "/x"`, denying("owned", "slow"), member("slow", hangs),
+			member("owned", sourcetest.Lists(sources.Attributes{})))
+		copies := crowd(t, w.Plugin, 150, w.payloads[w.listed])
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if asked, held := w.Asked(), w.Held(); asked != 0 || held < 3<<20 {
+			t.Errorf("%d bytes are held as if nobody waited, of %d", asked, held)
+		}
+		copies.end()
+		if held := w.Held(); held != 0 {
+			t.Errorf("%d bytes are held for nobody", held)
+		}
+	})
 }
 
 // requiring is a policy by which all sources together admit.

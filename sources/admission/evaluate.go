@@ -18,7 +18,7 @@ import (
 // says. Before it refuses a machine that a polled list does not have, it has that list
 // loaded, within the limit of early loads, and asks it again; so it does if the machine
 // could then be challenged, and not only refused or told to come again. A machine that
-// no source lists so far waits only if Options.Strangers has a place for it.
+// no source lists so far is waited for only as Options.Wait has it.
 //
 // ev.Proof must be nil, or it refuses. Nothing that ev points to may be changed
 // from here on: a source that is stuck may still be reading it after the decision.
@@ -28,7 +28,7 @@ func (s *Set) BeforeChallenge(ctx context.Context, ev *sources.Evidence) policy.
 		return policy.Decision{}
 	}
 	e := s.begin(ev)
-	defer e.leavePlace()
+	defer func() { e.done() }()
 	until := time.Now().Add(s.opts.CheckTimeout)
 	e.ask(ctx, until, e.all(), (*runner).checkLane)
 	if !e.crowded {
@@ -66,9 +66,11 @@ type evaluation struct {
 	// answers are of each source, in the order of their names. A source that has not
 	// answered cannot tell.
 	answers []policy.Answer
-	// placed is whether it has one of the strangers' places, and crowded whether it
-	// needed one and there was none.
-	placed, crowded bool
+	// done ends the wait; before it waits, that does nothing. stranger is whether no
+	// source listed the machine when the wait began.
+	done            func()
+	waits, stranger bool
+	crowded         bool // it was not to be waited for
 }
 
 var (
@@ -79,7 +81,7 @@ var (
 )
 
 func (s *Set) begin(ev *sources.Evidence) *evaluation {
-	e := &evaluation{set: s, running: s.runners(), ev: ev}
+	e := &evaluation{set: s, running: s.runners(), ev: ev, done: func() {}}
 	e.answers = make([]policy.Answer, len(e.running))
 	for i, r := range e.running {
 		e.answers[i] = policy.Answer{Source: r.name, Err: errSlow}
@@ -183,7 +185,7 @@ func (e *evaluation) wait(ctx, within context.Context, q *question) bool {
 		case <-within.Done():
 			e.hearLast(ctx, q)
 		}
-		if isLate && len(q.asked) > 0 && (e.set.plan.Challenges(e.answers) || !e.mayWait()) {
+		if isLate && len(q.asked) > 0 && (e.set.plan.Challenges(e.answers) || !e.mayWait(e.set.plan.Knows(e.answers))) {
 			e.leave(q)
 			return false
 		}
@@ -260,7 +262,7 @@ func (e *evaluation) askEarly(ctx context.Context, until time.Time) {
 	if len(missed) == 0 {
 		return
 	}
-	if !e.takePlace() {
+	if !e.mayWait(false) {
 		for _, i := range missed { // a load that is not waited for might list it
 			e.answers[i].Verdict, e.answers[i].Err = sources.Verdict{}, errCrowded
 		}
@@ -290,21 +292,16 @@ func (e *evaluation) askEarly(ctx context.Context, until time.Time) {
 	}
 }
 
-// takePlace reports whether a machine that no source lists so far may be waited for.
-func (e *evaluation) takePlace() bool {
-	if !e.placed {
-		e.placed = e.set.opts.Strangers.Take()
-		e.crowded = !e.placed
+// mayWait reports whether the machine may be waited for, which begins then. known is
+// whether a source lists it so far.
+func (e *evaluation) mayWait(known bool) bool {
+	if e.stranger || known && e.waits {
+		return true
 	}
-	return e.placed
-}
-
-func (e *evaluation) leavePlace() {
-	if e.placed {
-		e.set.opts.Strangers.Leave()
+	done, ok := e.set.opts.Wait(e.ev, known)
+	if e.crowded = !ok; ok {
+		e.done()
+		e.done, e.waits, e.stranger = done, true, !known
 	}
+	return ok
 }
-
-// mayWait reports whether the machine may be waited for: a source lists it, or there
-// is a place for a stranger.
-func (e *evaluation) mayWait() bool { return e.set.plan.Knows(e.answers) || e.takePlace() }

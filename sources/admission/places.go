@@ -1,6 +1,10 @@
 package admission
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
 
 // Places bound how many attestations of TPMs that no source lists so far are waited
 // for at once: anybody can begin such attestations, with as many keys as he likes,
@@ -21,6 +25,14 @@ func (p *Places) Take() bool {
 	}
 	p.taken.Add(-1)
 	return false
+}
+
+// Wait is an Options.Wait: a machine that a source lists needs no place.
+func (p *Places) Wait(_ *sources.Evidence, known bool) (leave func(), ok bool) {
+	if known {
+		return func() {}, true
+	}
+	return p.Leave, p.Take()
 }
 
 // Leave gives a place back that Take has taken.

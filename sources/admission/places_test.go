@@ -49,7 +49,7 @@ func TestStrangersWaitInTheirOwnPlaces(t *testing.T) {
 					return sources.Verdict{Listed: ev.EKHash == listed.EKHash}, nil
 				})
 				places := admission.NewPlaces(3)
-				s := newSet(t, policy.AnyOf("slow", "healthy"), admission.Options{Strangers: places},
+				s := newSet(t, policy.AnyOf("slow", "healthy"), admission.Options{Wait: places.Wait},
 					member("slow", c.slow(release)), member("healthy", healthy))
 				s.Start(t.Context(), nil)
 				begun := time.Now()
@@ -107,7 +107,7 @@ func TestDenySourceIsWaitedFor(t *testing.T) {
 			return sources.Verdict{Listed: true}, nil
 		}
 		s := newSet(t, allowDeny(policy.Rule{Any: []string{"x"}}, policy.Rule{Any: []string{"y"}}),
-			admission.Options{Strangers: places}, member("x", sourcetest.NewFake(sourcetest.Lists(named("m")))),
+			admission.Options{Wait: places.Wait}, member("x", sourcetest.NewFake(sourcetest.Lists(named("m")))),
 			member("y", sourcetest.NewFake(slow)))
 		begun := time.Now()
 		wantOutcome(t, s.BeforeChallenge(t.Context(), sourcetest.NewEvidence(t)), policy.Refused)

@@ -65,10 +65,12 @@ type Options struct {
 	// ones included; 64 by default. Further ones wait for a slot until their
 	// deadline.
 	Slots int
-	// Strangers are the places of machines that no source lists so far, while
-	// BeforeChallenge waits for a source that is slow or for an early poll. Several
-	// Sets may share them. Nil has room for all.
-	Strangers *Places
+	// Wait is called before BeforeChallenge waits for a source that is slow or for an
+	// early poll; known is whether another source lists the machine so far. If it
+	// returns false, the machine is not waited for, and leave is not called;
+	// otherwise that is called once, when the wait is over. It may be called from
+	// several goroutines at once, and must not block. Nil has all waited for.
+	Wait func(ev *sources.Evidence, known bool) (leave func(), ok bool)
 }
 
 func (o Options) withDefaults() Options {
@@ -77,6 +79,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Changed == nil {
 		o.Changed = func() {}
+	}
+	if o.Wait == nil {
+		o.Wait = func(*sources.Evidence, bool) (func(), bool) { return func() {}, true }
 	}
 	if o.CheckTimeout <= 0 {
 		o.CheckTimeout = 5 * time.Second
