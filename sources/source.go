@@ -35,9 +35,10 @@ var ErrNeedsNetwork = errors.New("needs the network")
 //
 // Its constructor checks the configuration and does nothing else: it opens no file
 // or socket and starts no goroutine, since configurations are also checked where
-// they will never run. A source that loads data is also a [Loader], and a [Watcher] if
-// it is told of changes. A source that has to fetch over the network what evidence names
-// is a [Fetcher], and one that can report what it serves is a [Reporter].
+// they will never run. Its error has a [FieldError] for each mistake. A source that
+// loads data is also a [Loader], and a [Watcher] if it is told of changes. A source that
+// has to fetch over the network what evidence names is a [Fetcher], and one that can
+// report what it serves is a [Reporter].
 type Source interface {
 	// Check reports whether the source lists the TPM that ev describes.
 	//

@@ -1,0 +1,22 @@
+package sources
+
+import "fmt"
+
+// A FieldError is one mistake in the configuration of a source. A constructor returns
+// one for each mistake, joined by errors.Join, so that a person can correct all of them
+// at once. Whoever has read the configuration from a file says where the field stands.
+type FieldError struct {
+	// Field is the name of the field as a configuration spells it: "poll_interval".
+	Field string
+	// Problem says what is wrong with the value, and what to write instead if that is
+	// not plain: "is missing: name a file of EK hashes". It is read after the name. It
+	// may name other fields in the same spelling, and shows no secret.
+	Problem string
+}
+
+// BadField returns a FieldError.
+func BadField(field, format string, args ...any) error {
+	return FieldError{field, fmt.Sprintf(format, args...)}
+}
+
+func (e FieldError) Error() string { return e.Field + " " + e.Problem }
