@@ -148,7 +148,7 @@ func (e *evaluation) ask(
 	}()
 	for _, i := range some {
 		lane, ask, note := how(e.running[i])
-		e.answers[i].Err = errSlow
+		e.answers[i] = policy.Answer{Source: e.running[i].name, Err: errSlow}
 		var v sources.Verdict
 		q.asked[i] = &asked{note: note, call: lane.start(within, func(ctx context.Context) (err error) {
 			v, err = ask(ctx, e.ev)
