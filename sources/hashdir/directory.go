@@ -9,47 +9,19 @@ import (
 	"syscall"
 )
 
-// A directory is an open directory in which names are resolved. No name and no
-// link leads out of it: that is an error. A name that does not exist, or that
-// is a link to nothing, is [fs.ErrNotExist]. No method opens anything that
-// could block or have an effect, a FIFO or a device.
+// A directory is an open directory, an [os.Root]: a name or a link that leads out of it
+// is an error. It is an interface so that tests can return errors of a file system.
 type directory interface {
-	// stat says what name is.
-	stat(name string) (file, error)
-	// read returns the content of a regular file and what the file is once
-	// it is open. The content is nil where it is not regular (a socket, which
-	// nobody can open, is ENXIO and no error) and cut off behind limit bytes
-	// and one more.
-	read(name string, limit int64) ([]byte, file, error)
-	// isAt reports whether path leads to the directory.
-	isAt(path string) (bool, error)
-	close()
+	Stat(name string) (fs.FileInfo, error)
+	OpenFile(name string, flag int, perm fs.FileMode) (*os.File, error)
+	Close() error
 }
 
-// file is what a check needs to know about a file.
-type file struct {
-	regular bool
-	size    int64
-}
-
-// explain adds what to do to the errors that a person can mend.
-func explain(err error) error {
-	switch {
-	case errors.Is(err, syscall.EXDEV):
-		return fmt.Errorf("a link leads out of the directory: make it relative, to something inside: %w", err)
-	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("allow the SPIRE server's user to search the directory: %w", err)
-	default:
-		return err
-	}
-}
-
-// rootDirectory is a directory by [os.Root]: for systems, and kernels, without
-// a system call that resolves a name beneath a directory.
-type rootDirectory struct{ root *os.Root }
-
-func openRoot(path string) (directory, error) {
-	// OpenRoot would wait for a writer where the path is a FIFO.
+// openDirectory opens a directory for reading. An NFS client then asks its server whether
+// the directory has changed ("close-to-open", RFC 7530, 10.3.1), instead of answering from
+// memory for up to a minute.
+func openDirectory(path string) (directory, error) {
+	// If path is a FIFO, OpenRoot would wait for a writer.
 	switch info, err := os.Stat(path); {
 	case err != nil:
 		return nil, err
@@ -60,36 +32,12 @@ func openRoot(path string) (directory, error) {
 	if err != nil {
 		return nil, err
 	}
-	return rootDirectory{root}, nil
+	return root, nil
 }
 
-func (d rootDirectory) stat(name string) (file, error) {
-	info, err := d.root.Stat(name)
-	if err != nil {
-		return file{}, err
-	}
-	return file{regular: info.Mode().IsRegular(), size: info.Size()}, nil
-}
-
-func (d rootDirectory) read(name string, limit int64) ([]byte, file, error) {
-	f, err := d.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if errors.Is(err, syscall.ENXIO) {
-		return nil, file{}, nil
-	}
-	if err != nil {
-		return nil, file{}, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil || !info.Mode().IsRegular() {
-		return nil, file{}, err
-	}
-	content, err := io.ReadAll(io.LimitReader(f, limit+1))
-	return content, file{regular: true, size: info.Size()}, err
-}
-
-func (d rootDirectory) isAt(path string) (bool, error) {
-	opened, err := d.root.Stat(".")
+// isAt reports whether path still leads to dir.
+func isAt(dir directory, path string) (bool, error) {
+	opened, err := dir.Stat(".")
 	if err != nil {
 		return false, err
 	}
@@ -97,4 +45,53 @@ func (d rootDirectory) isAt(path string) (bool, error) {
 	return err == nil && os.SameFile(opened, named), err
 }
 
-func (d rootDirectory) close() { d.root.Close() }
+// readEntry reports whether dir has an entry by this name, and returns its content: nil if
+// it is empty, longer than maxContent, or unreadable for the server's user. Nothing but a
+// regular file is opened: to open a FIFO or a device could block or have an effect.
+func readEntry(dir directory, name string) (content []byte, found bool, err error) {
+	info, err := dir.Stat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, false, nil
+	}
+	if err != nil || !info.Mode().IsRegular() {
+		return nil, false, err
+	}
+	if info.Size() == 0 || info.Size() > maxContent {
+		return nil, true, nil
+	}
+	// Since the Stat, the file may have become something else.
+	f, err := dir.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		// Existence is what lists a TPM: content may be readable for root alone.
+		return nil, true, nil
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENXIO): // removed, or a socket
+		return nil, false, nil
+	case err != nil:
+		return nil, false, err
+	}
+	defer f.Close()
+	if info, err = f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, false, err
+	}
+	if content, err = io.ReadAll(io.LimitReader(f, maxContent+1)); err != nil {
+		return nil, false, err
+	}
+	return content, true, nil
+}
+
+// explain adds what to do to the errors that a person can mend. The caller's message has
+// the path already.
+func explain(err error) error {
+	var errno syscall.Errno
+	if p, ok := errors.AsType[*fs.PathError](err); ok {
+		// What the kernel did not say, os.Root did.
+		if err = p.Err; !errors.As(err, &errno) {
+			return fmt.Errorf("a link leads out of the directory: make it relative, to something inside: %w", err)
+		}
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("allow the SPIRE server's user to read and search the directory: %w", err)
+	}
+	return err
+}

@@ -45,7 +45,15 @@ func link(t testing.TB, target, dir, name string) {
 	}
 }
 
-// open is New for a configuration that is right.
+// emptyDirectory returns an empty directory and a source of it.
+func emptyDirectory(t *testing.T) (dir string, s *Source) {
+	t.Helper()
+	dir = filepath.Join(t.TempDir(), "hashes")
+	must(t, os.Mkdir(dir, 0o755))
+	return dir, open(t, Config{Path: dir})
+}
+
+// open calls New with a valid configuration.
 func open(t testing.TB, cfg Config) *Source {
 	t.Helper()
 	s, err := New(cfg)

@@ -1,6 +1,7 @@
 package hashdir
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -21,46 +23,44 @@ import (
 )
 
 const (
-	// scanInterval is the least time between two scans. One that takes long is
-	// followed by a pause of scanShare times that.
+	// scanInterval is the least time from the end of one scan to the next. It is
+	// scanShare times as long as the scan took, if that is longer.
 	scanInterval, scanShare = time.Minute, 20
-	// scanTimeout bounds a scan: what it has not come to by then is left out.
+	// scanTimeout is how long a scan may take: what it has not looked at by then is left out.
 	scanTimeout = time.Minute
-	// maxScanned is how many names a scan looks at, and maxOpened how many of them
-	// it looks into.
+	// maxScanned is how many names a scan looks at, and maxOpened how many files it
+	// opens.
 	maxScanned, maxOpened = 1 << 20, 1 << 16
 	// maxScanWarnings is how many warnings it keeps.
 	maxScanWarnings = 100
-	// maxShared is how many entries of one name it keeps.
+	// maxShared is how many entries that give the same name it keeps.
 	maxShared = 16
 )
 
-// A scanner lists the directory now and then, for what no attestation sees.
+// A scanner lists the directory now and then, to find what no check would.
 type scanner struct {
 	interval time.Duration
-	found    atomic.Pointer[scan] // by the last scan, nil before it
+	last     atomic.Pointer[scan] // nil before the first
 }
 
-// A scan is what was seen in the directory at one time. It is never changed once it
-// is done.
+// A scan is what was found in the directory at one time. Once done, it never changes.
 type scan struct {
 	warnings []string
 	more     int // warnings that were left out
-	// named are the first entries that give a name, and shared all those that give
-	// one that another entry gives.
+	// named has the first entry that gives each name; shared has all entries that
+	// give a name that another entry gives too.
 	named  map[string]string
 	shared map[string][]string
 
 	scanned, opened int
 }
 
-// Watch implements sources.Watcher: it scans the directory, and then again and again,
-// until ctx ends.
+// Watch implements sources.Watcher: it scans the directory again and again until ctx ends.
 func (s *Source) Watch(ctx context.Context, changed func()) error {
 	for {
 		begun := time.Now()
 		s.scan(ctx)
-		changed() // so that what Status says now is told
+		changed() // so that the new warnings are logged
 		timer := time.NewTimer(max(s.interval, scanShare*time.Since(begun)))
 		select {
 		case <-ctx.Done():
@@ -73,7 +73,7 @@ func (s *Source) Watch(ctx context.Context, changed func()) error {
 
 // Status implements sources.Reporter.
 func (s *Source) Status() sources.Status {
-	found := s.found.Load()
+	found := s.last.Load()
 	if found == nil {
 		return sources.Status{}
 	}
@@ -84,36 +84,26 @@ func (s *Source) Status() sources.Status {
 	return sources.Status{Warnings: warnings}
 }
 
-// scan looks at the directory. What keeps it from that is told by checks.
+// scan scans the directory. If that fails, so do checks, which say why.
 func (s *Source) scan(ctx context.Context) {
 	inTime, cancel := context.WithTimeout(ctx, scanTimeout)
 	defer cancel()
-	found, err := s.scanNow(inTime)
-	switch {
-	case err == nil:
-		s.found.Store(found)
-	case errors.Is(err, fs.ErrPermission): // searching it is enough for checks
-		s.found.Store(&scan{warnings: []string{fmt.Sprintf("the directory %q cannot be listed, so names in it that "+
-			"are no entries go unnoticed: allow the SPIRE server's user to read it", s.path)}})
+	if found, err := s.scanNow(inTime); err == nil {
+		s.last.Store(found)
 	}
 }
 
 func (s *Source) scanNow(ctx context.Context) (*scan, error) {
-	root, err := os.OpenRoot(s.path)
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
 	dir, err := s.open(s.path)
 	if err != nil {
 		return nil, err
 	}
-	defer dir.close()
+	defer dir.Close()
 	found := &scan{named: map[string]string{}, shared: map[string][]string{}}
-	shards, err := found.folder(ctx, root, dir, "", s.marker)
+	shards, err := found.folder(ctx, dir, "", s.marker)
 	for _, shard := range shards {
 		if err == nil {
-			_, err = found.folder(ctx, root, dir, shard, "")
+			_, err = found.folder(ctx, dir, shard, "")
 		}
 	}
 	if err != nil && ctx.Err() == nil {
@@ -141,16 +131,12 @@ func (f *scan) warn(format string, args ...any) {
 	f.warnings = append(f.warnings, fmt.Sprintf(format, args...))
 }
 
-// folder looks at the names in the directory, or in a shard of it. It returns those
-// that are shards.
-func (f *scan) folder(ctx context.Context, root *os.Root, dir directory, shard, marker string) ([]string, error) {
-	path := shard
-	if shard == "" {
-		path = "."
-	}
-	opened, err := root.Open(path)
+// folder looks at the names in the directory, or in a shard, and returns the names of
+// shards.
+func (f *scan) folder(ctx context.Context, dir directory, shard, marker string) ([]string, error) {
+	opened, err := dir.OpenFile(cmp.Or(shard, "."), os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		if shard != "" { // gone, or a file: what is in it is no entry
+		if shard != "" { // it has gone, or is no folder: there are no entries in it
 			err = nil
 		}
 		return nil, err
@@ -182,7 +168,7 @@ func (f *scan) folder(ctx context.Context, root *os.Root, dir directory, shard, 
 	return shards, nil
 }
 
-// name looks at one name. It reports whether that is a shard's.
+// name looks at one name and reports whether it is a shard's.
 func (f *scan) name(dir directory, shard string, entry fs.DirEntry) bool {
 	name := entry.Name()
 	folder := len(name) == 2 && digits(name) == 2 && entry.Type()&(fs.ModeDir|fs.ModeSymlink) != 0
@@ -200,7 +186,7 @@ func (f *scan) name(dir directory, shard string, entry fs.DirEntry) bool {
 	return false
 }
 
-// entry looks at one name that is no shard's.
+// entry looks at one name that is not a shard's.
 func (f *scan) entry(dir directory, shard string, entry fs.DirEntry) {
 	name := entry.Name()
 	path := name
@@ -217,7 +203,11 @@ func (f *scan) entry(dir directory, shard string, entry fs.DirEntry) {
 		return
 	}
 	f.opened++
-	attrs, listed, err := lookUp(dir, path)
+	content, listed, err := readEntry(dir, path)
+	var attrs sources.Attributes
+	if err == nil {
+		attrs, err = parseEntry(content)
+	}
 	switch {
 	case err != nil:
 		f.warn("the entry %q cannot be used: %v", path, explain(err))
@@ -226,38 +216,37 @@ func (f *scan) entry(dir directory, shard string, entry fs.DirEntry) {
 		f.warn("%q is no entry: it is not a regular file, nor a link to one", path)
 		return
 	}
-	for _, why := range doubtfulFields(dir, path) {
+	for _, why := range doubtfulFields(content) {
 		f.warn("the entry %q: %s", path, why)
 	}
-	if attrs.Name == "" {
-		return
+	if attrs.Name != "" {
+		f.claim(attrs.Name, path)
 	}
-	first, twice := f.named[attrs.Name]
+}
+
+// claim notes that the entry at path gives this name.
+func (f *scan) claim(name, path string) {
+	first, taken := f.named[name]
 	switch {
-	case !twice:
-		f.named[attrs.Name] = path
-	case !sameMachine(first, name):
-		if len(f.shared[attrs.Name]) == 0 {
-			f.shared[attrs.Name] = []string{first}
+	case !taken:
+		f.named[name] = path
+	case !sameMachine(first, path):
+		if len(f.shared[name]) == 0 {
+			f.shared[name] = []string{first}
 		}
-		if len(f.shared[attrs.Name]) < maxShared {
-			f.shared[attrs.Name] = append(f.shared[attrs.Name], path)
+		if len(f.shared[name]) < maxShared {
+			f.shared[name] = append(f.shared[name], path)
 		}
 	}
 }
 
-// sameMachine reports whether a path is of an entry with this hash, in any form.
-func sameMachine(path, hash string) bool { return strings.EqualFold(path[len(path)-hashLen:], hash) }
+// sameMachine reports whether two paths end in the same EK hash, in either case.
+func sameMachine(a, b string) bool {
+	return strings.EqualFold(a[len(a)-hashLen:], b[len(b)-hashLen:])
+}
 
 // doubtfulFields says what is doubtful about the fields of an entry's content.
-func doubtfulFields(dir directory, path string) (all []string) {
-	if f, err := dir.stat(path); err != nil || f.size == 0 || f.size > maxContent {
-		return nil
-	}
-	content, _, err := dir.read(path, maxContent)
-	if err != nil {
-		return nil
-	}
+func doubtfulFields(content []byte) (all []string) {
 	var fields map[string]jsontext.Value
 	if object := objectIn(content); object == nil || json.Unmarshal(object, &fields) != nil {
 		return nil
@@ -274,11 +263,11 @@ func doubtfulFields(dir directory, path string) (all []string) {
 	return all
 }
 
-// unique returns an error if the name of the entry of a hash is another entry's too,
-// as the last scan has seen and as it still is: two machines of one name would have
-// one SPIFFE ID if that is made of the name.
+// unique returns an error if another machine's entry gives this name too: the last scan
+// found that entry, and it still gives the name. Two machines with one name would have one
+// SPIFFE ID if the ID is made from the name.
 func (s *Source) unique(dir directory, hash, name string) error {
-	found := s.found.Load()
+	found := s.last.Load()
 	if found == nil || name == "" {
 		return nil
 	}

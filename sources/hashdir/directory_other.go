@@ -1,5 +1,0 @@
-//go:build !linux
-
-package hashdir
-
-func opener() func(path string) (directory, error) { return openRoot }
