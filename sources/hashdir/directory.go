@@ -91,7 +91,7 @@ func explain(err error) error {
 		}
 	}
 	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("allow the SPIRE server's user to read and search the directory: %w", err)
+		return fmt.Errorf("allow the SPIRE server's user to search the directory, and to read it: %w", err)
 	}
 	return err
 }

@@ -40,7 +40,7 @@ func TestPermissions(t *testing.T) {
 		must(t, os.Chmod(filepath.Join(name...), mode))
 	}
 	dir, s := emptyDirectory(t)
-	denied := answer{err: os.ErrPermission, text: "allow the SPIRE server's user to read and search"}
+	denied := answer{err: os.ErrPermission, text: "allow the SPIRE server's user to search the directory, and to read it"}
 	write(t, dir, hash(1), `{"name": "a"}`)
 	write(t, dir, hash(2)[:2]+"/"+hash(2), "")
 	write(t, dir, hash(3), `{"name": "a"}`)
