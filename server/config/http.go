@@ -100,7 +100,7 @@ func checkAuth(b *body, cfg httplist.Config) {
 		b.fail("auth", "is the string %q: write auth = %q, or leave the key out", shorten(auth), authSPIFFE)
 		return
 	case !b.has("auth") && b.has("server_id"):
-		b.fail("auth", "is missing: server_id needs auth = %q", authSPIFFE)
+		b.fail("auth", "is missing: write auth = %q, which server_id needs", authSPIFFE)
 		return
 	case auth == "":
 		return

@@ -86,7 +86,7 @@ func TestHTTPProblems(t *testing.T) {
 		{inventory + ` auth = true }`, at + `auth: is true, but must be a string`},
 		{inventory + ` auth = "spiffe" }`, at + `server_id: is missing: write server_id = "spiffe://example.org/allowlist"`},
 		{inventory + ` server_id = "x" }`, at + `server_id: is the string "x", but must be the SPIFFE ID`},
-		{inventory + ` server_id = "spiffe://example.org/x" }`, at + `auth: is missing: server_id needs auth = "spiffe"`},
+		{inventory + ` server_id = "spiffe://example.org/x" }`, at + `auth: is missing: write auth = "spiffe", which server_id needs`},
 		{spiffe + ` ca_path = "/x" }`, at + `ca_path: cannot be combined with auth = "spiffe", where SPIRE's trust bundle verifies the web server: remove it`},
 		{spiffe + ` client_cert_path = "/x" client_key_path = "/y" }`, at + `client_cert_path: cannot be combined with auth = "spiffe", where the SPIRE server presents its own X.509-SVID: remove it`},
 		{spiffe + ` client_cert_path = "/x" client_key_path = "/y" }`, at + `client_key_path: cannot be combined with auth = "spiffe"`},
