@@ -59,6 +59,64 @@ func TestRefusalNamesWhatIsMissing(t *testing.T) {
 	wantText(t, v.Reason, web.url("/root"))
 }
 
+// Who reads in a refusal why nobody was asked, and does what the documentation says about
+// that reason, has the machine admitted: each remedy is tried here.
+func TestRemediesOfRefusals(t *testing.T) {
+	root := newRoot(t, "Root")
+	low := root.sub(t, "Low")
+	web, mirror := newSite(t), newSite(t)
+	private := "pki.localhost.test" // a name that the mirror answers for
+	ek := low.ek(t, issuersAt(web.put("/low", low.cert.Raw)))
+	mirror.put("/"+web.host()+"/low", low.cert.Raw)
+	named := low.ek(t, issuersAt("http://"+private+"/low"))
+	mirror.put("/"+private+"/low", low.cert.Raw)
+	cas := caFile(t, root.cert)
+	for name, c := range map[string]struct {
+		broken ekca.Config
+		ek     *x509.Certificate
+		want   outcome
+		why    string
+		mended ekca.Config
+	}{
+		"nothing is fetched": {
+			ekca.Config{CAPath: cas},
+			ek, notListed, "aia_hosts is empty",
+			ekca.Config{CAPath: cas, AIAHosts: []string{web.host()}},
+		},
+		"another host": {
+			ekca.Config{CAPath: cas, AIAHosts: []string{"pki.example.org"}},
+			ek, notListed, "it is not on an allowed host",
+			ekca.Config{CAPath: cas, AIAHosts: []string{"pki.example.org", web.host()}},
+		},
+		"by the CA file": {
+			ekca.Config{CAPath: cas, AIAHosts: []string{"pki.example.org"}},
+			ek, notListed, "no configured CA has issued",
+			ekca.Config{CAPath: caFile(t, root.cert, low.cert)},
+		},
+		"a mirror": {
+			ekca.Config{CAPath: cas},
+			named, notListed, "aia_hosts is empty",
+			ekca.Config{CAPath: cas, AIAHosts: []string{private}, MirrorURL: mirror.server.URL},
+		},
+		"a mirror that has it not": {
+			ekca.Config{CAPath: cas, AIAHosts: []string{private}, MirrorURL: web.server.URL},
+			named, cannotTell, "404",
+			ekca.Config{CAPath: cas, AIAHosts: []string{private}, MirrorURL: mirror.server.URL + "/"},
+		},
+		"the root": {
+			ekca.Config{CAPath: caFile(t, newRoot(t, "Other").cert), AIAHosts: []string{web.host()}},
+			ek, notListed,
+			`its issuer is "CN=Root,O=Test"`,
+			ekca.Config{CAPath: cas, AIAHosts: []string{web.host()}},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			wantOutcome(t, c.want, c.why, load(t, c.broken), c.ek)
+			wantOutcome(t, listed, "", load(t, c.mended), c.ek)
+		})
+	}
+}
+
 // A machine whose certificate becomes valid in two seconds is told to come again, and
 // not to give up; one that no CA vouches for is refused all the same.
 func TestValidInAMoment(t *testing.T) {
