@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
 )
 
@@ -24,9 +25,9 @@ type Loader struct {
 
 	timeout time.Duration
 	stat    func(string) (fs.FileInfo, error)
-	// slots bounds how many questions may be open at once, those that a hung
-	// mount does not answer among them.
-	slots chan struct{}
+	// questions bounds how many questions may be open at once, those that a hung mount
+	// does not answer among them.
+	questions *admission.Lane
 }
 
 // The limits of Loader.
@@ -38,7 +39,8 @@ const (
 // NewLoader returns a Loader.
 func NewLoader() *Loader {
 	return &Loader{
-		Identity: noIdentity{}, timeout: defaultStatTimeout, stat: os.Stat, slots: make(chan struct{}, statSlots),
+		Identity: noIdentity{}, timeout: defaultStatTimeout, stat: os.Stat,
+		questions: admission.NewLane("questions to file systems", statSlots, func(bool) {}),
 	}
 }
 
@@ -66,8 +68,6 @@ func (l *Loader) load(ctx context.Context, in *input) (*Config, error) {
 
 // look asks for all files at the same time.
 func (l *Loader) look(ctx context.Context, ps *problems, c *Config) {
-	ctx, cancel := context.WithTimeout(ctx, l.timeout)
-	defer cancel()
 	var wg sync.WaitGroup
 	results, errs := make([]found, len(c.files)), make([]error, len(c.files))
 	for i, f := range c.files {
@@ -105,30 +105,19 @@ func exposedSecret(path string) error {
 		shorten(path))}
 }
 
-// exists says whether a file is there. It waits for the file system no longer
-// than ctx lasts; the goroutine that asks stays until it is answered.
+// exists reports whether a file is there. It waits for the file system no longer than
+// l.timeout.
 func (l *Loader) exists(ctx context.Context, f file) (found, error) {
-	select {
-	case l.slots <- struct{}{}:
-	case <-ctx.Done():
-		return found{}, unsureError{errors.New("too many file system requests are pending")}
+	var there found
+	var err error
+	waited := l.questions.Do(ctx, l.timeout, func(context.Context) error {
+		there, err = l.ask(f)
+		return nil
+	})
+	if waited != nil { // ask may still be running
+		return found{}, unsureError{fmt.Errorf("the file system does not answer: %w", waited)}
 	}
-	type answer struct {
-		found found
-		err   error
-	}
-	answers := make(chan answer, 1)
-	go func() {
-		defer func() { <-l.slots }()
-		found, err := l.ask(f)
-		answers <- answer{found, err}
-	}()
-	select {
-	case a := <-answers:
-		return a.found, a.err
-	case <-ctx.Done():
-		return found{}, unsureError{fmt.Errorf("stat %q: the file system does not answer", shorten(f.path))}
-	}
+	return there, err
 }
 
 // ask asks the file system.

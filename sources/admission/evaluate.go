@@ -98,9 +98,9 @@ func (e *evaluation) all() []int {
 }
 
 // checkLane and fetchLane return how a source is asked, and who is told how that went.
-func (r *runner) checkLane() (*lane, askFunc, func(error)) { return r.checks, r.check, r.noteCheck }
+func (r *runner) checkLane() (*Lane, askFunc, func(error)) { return r.checks, r.check, r.noteCheck }
 
-func (r *runner) fetchLane() (*lane, askFunc, func(error)) { return r.fetches, r.fetch, r.noteFetch }
+func (r *runner) fetchLane() (*Lane, askFunc, func(error)) { return r.fetches, r.fetch, r.noteFetch }
 
 type askFunc func(context.Context, *sources.Evidence) (sources.Verdict, error)
 
@@ -133,7 +133,7 @@ type reply struct {
 // ask asks some sources at once and fills in what each says. It waits for none beyond
 // until.
 func (e *evaluation) ask(
-	ctx context.Context, until time.Time, some []int, how func(*runner) (*lane, askFunc, func(error)),
+	ctx context.Context, until time.Time, some []int, how func(*runner) (*Lane, askFunc, func(error)),
 ) {
 	q := question{
 		begun: time.Now(), until: until, grace: graceOf(time.Until(until)),

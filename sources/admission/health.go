@@ -242,7 +242,7 @@ func (r *runner) probe(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = r.checks.do(ctx, probeTimeout, func(ctx context.Context) error {
+	err = r.checks.Do(ctx, probeTimeout, func(ctx context.Context) error {
 		_, err := r.check(ctx, ev)
 		return err
 	})

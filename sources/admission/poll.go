@@ -160,7 +160,7 @@ func (r *runner) attempt(ctx context.Context) error {
 	var err error
 	loader, loads := r.source.(sources.Loader)
 	if loads {
-		err = r.loads.do(ctx, r.loadTimeout, loader.Load)
+		err = r.loads.Do(ctx, r.loadTimeout, loader.Load)
 		r.noteLoad(ctx, err)
 	}
 	if !loads || err == nil && r.health.failing() {

@@ -30,7 +30,7 @@ type runner struct {
 	log        *slog.Logger
 	changed    func()
 
-	checks, fetches, loads *lane
+	checks, fetches, loads *Lane
 	loadTimeout            time.Duration
 	poll                   *poll
 	health                 health
@@ -50,9 +50,9 @@ func newRunner(m Member, opts Options) *runner {
 		changed: opts.Changed, loadTimeout: opts.LoadTimeout, first: make(chan struct{}),
 	}
 	r.fetcher, _ = m.Source.(sources.Fetcher)
-	r.checks = newLane("checks", opts.Slots, func(stuck bool) { r.noteStuck(stuck, false) })
-	r.fetches = newLane("fetches", opts.Slots, func(stuck bool) { r.noteStuck(stuck, true) })
-	r.loads = newLane("loads", loadSlots, r.noteStuckLoad)
+	r.checks = NewLane("checks", opts.Slots, func(stuck bool) { r.noteStuck(stuck, false) })
+	r.fetches = NewLane("fetches", opts.Slots, func(stuck bool) { r.noteStuck(stuck, true) })
+	r.loads = NewLane("loads", loadSlots, r.noteStuckLoad)
 	r.poll = newPoll(m.Source)
 	return r
 }

@@ -10,27 +10,28 @@ import (
 	"time"
 )
 
-// A lane is how calls of a source are waited for that may hang, on a mount whose server
-// has gone, say. Each runs in a goroutine of its own and takes one of a few slots. A
+// A Lane is the one way to wait for calls that may hang, on a mount whose server has gone
+// for example. Each call runs in a goroutine of its own and takes one of a few slots. A
 // caller waits until a deadline; a call that outlives it is stuck and keeps its slot
 // until it returns. So a thousand callers of a source that hangs are no more stuck
 // goroutines than there are slots.
-type lane struct {
-	what  string // in words: "checks"
+type Lane struct {
+	what  string
 	slots chan struct{}
 	stuck atomic.Int64
-	// told is called when a call is stuck and none was before, and when none is any more.
-	told func(stuck bool)
+	told  func(stuck bool)
 }
 
-func newLane(what string, slots int, told func(stuck bool)) *lane {
-	return &lane{what: what, slots: make(chan struct{}, slots), told: told}
+// NewLane returns a lane. what says in words what its calls are: "checks". told is called
+// when a call is stuck and none was before, and when none is any more.
+func NewLane(what string, slots int, told func(stuck bool)) *Lane {
+	return &Lane{what: what, slots: make(chan struct{}, slots), told: told}
 }
 
 // A call is one call in a lane. Its state is what the one who waits and the goroutine of
 // the call agree by.
 type call struct {
-	lane  *lane
+	lane  *Lane
 	state atomic.Int32
 }
 
@@ -45,7 +46,7 @@ const (
 // the call has been abandoned by then. A panic of f, and a call that ends its goroutine,
 // are errors. If ctx ends before there is a slot, that is the error. done may be called
 // before start returns, and must not block.
-func (l *lane) start(ctx context.Context, f func(context.Context) error, done func(error)) *call {
+func (l *Lane) start(ctx context.Context, f func(context.Context) error, done func(error)) *call {
 	c := &call{lane: l}
 	go c.run(ctx, f, done)
 	return c
@@ -111,9 +112,10 @@ func (c *call) abandon() bool {
 	return true
 }
 
-// do calls f and waits for it for a time at most. f sees a deadline a grace earlier, so
-// that a call which obeys it can say why it failed.
-func (l *lane) do(ctx context.Context, timeout time.Duration, f func(context.Context) error) error {
+// Do calls f and waits for it for a time at most. f sees a deadline a little earlier, so
+// that a call which obeys it can say why it failed. A panic of f is an error. If Do
+// returns an error because f has not returned, f goes on in its own goroutine.
+func (l *Lane) Do(ctx context.Context, timeout time.Duration, f func(context.Context) error) error {
 	if int(l.stuck.Load()) >= cap(l.slots) {
 		return fmt.Errorf("%d earlier %s have not returned", cap(l.slots), l.what)
 	}

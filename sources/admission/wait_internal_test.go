@@ -6,7 +6,7 @@ import (
 )
 
 // newTestLane is a lane with one slot.
-func newTestLane() *lane { return newLane("checks", 1, func(bool) {}) }
+func newTestLane() *Lane { return NewLane("checks", 1, func(bool) {}) }
 
 // TestAbandonedBeforeItsTurn: a call that nobody waits for any more gives its slot back,
 // or a busy source would lose its slots one by one; and it neither asks nor replies.
