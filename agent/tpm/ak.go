@@ -10,14 +10,15 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// createAK makes an attestation key and returns what proves to a server how it
-// was made: its creation data, certified by itself. The key is not left in the TPM.
+// createAK makes an attestation key and returns what proves to a server how the
+// key was made: its creation data, certified by the key itself. The key does not
+// stay in the TPM.
 //
-// It is a primary key of the endorsement hierarchy. So it needs no parent and
-// no authorization but the one that the EK needs anyway; with the EK it takes two
-// of the three slots for keys that every TPM has; and what it signs states the
-// TPM's clock and firmware plainly, which a key of another hierarchy does not
-// (part 2, TPMS_ATTEST).
+// The AK is a primary key of the endorsement hierarchy, for three reasons. It
+// needs no parent, and no authorization besides the one for the EK. Together, AK
+// and EK take two of the three slots for keys that every TPM has. And a key of
+// any other hierarchy would obfuscate the TPM's clock and firmware version in
+// what it signs (part 2, TPMS_ATTEST).
 func (t *TPM) createAK(c *conn, caps *capabilities) (*key, *attestor.AKParameters, error) {
 	keyType, err := chooseAK(t.config.AK, caps)
 	if err != nil {
@@ -53,8 +54,8 @@ func (t *TPM) createAK(c *conn, caps *capabilities) (*key, *attestor.AKParameter
 	}, nil
 }
 
-// chooseAK returns the type of AK to make. What is configured is made or is an
-// error: it is there because a server takes no other.
+// chooseAK returns the type of AK to make. If the configuration names a type that
+// the TPM does not support, that is an error: the server may accept no other.
 func chooseAK(configured attestor.KeyType, caps *capabilities) (attestor.KeyType, error) {
 	for _, t := range akTypes {
 		if caps.canSign(t) && (configured == "" || configured == t) {
@@ -75,12 +76,12 @@ func chooseAK(configured attestor.KeyType, caps *capabilities) (attestor.KeyType
 	}
 }
 
-// akTemplate returns the template of an AK that is like no other: a primary key
-// follows from its template, so the unique field is random. The mark by which a full
-// TPM's keys are told apart is the same for all.
+// akTemplate returns the template of a new AK. The TPM derives a primary key from
+// its template, so a random unique field makes each AK a different key. All AKs
+// have the mark of akMark.
 //
-// With noDA neither a locked-out TPM refuses the key nor does its use make the
-// TPM write to NV memory (part 1, 19.8).
+// With noDA, a locked-out TPM still accepts the key, and using the key does not
+// make the TPM write to NV memory (part 1, 19.8).
 func akTemplate(keyType attestor.KeyType) (tpm2.TPMTPublic, error) {
 	unique := make([]byte, 32)
 	if _, err := rand.Read(unique); err != nil {

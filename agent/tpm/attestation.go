@@ -10,25 +10,26 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// maxChallenge is the size of the largest part of a challenge, in bytes, that is
-// given to the TPM: it leaves room for the other one in a command.
+// maxChallenge is the size, in bytes, of the largest credential or secret that is
+// sent to the TPM. A command has room for two of this size.
 const maxChallenge = 1024
 
-// An Attestation is an EK and an AK of the TPM. While it waits for a server it has
-// nothing in the TPM and no connection to it. It is used by one goroutine.
+// An Attestation is an EK and an AK of the TPM. While the agent waits for the
+// server, neither key is in the TPM, and there is no connection to the TPM. An
+// Attestation is not safe for concurrent use.
 type Attestation struct {
-	// Claim is what there is to say of the TPM.
+	// Claim is what the agent tells the server about the TPM.
 	Claim attestor.Claim
 	// EKHash is the EK hash.
 	EKHash string
 	// KeyType is the type of the EK.
 	KeyType attestor.KeyType
-	// Persistent is the handle of the EK where it is persistent, else zero.
+	// Persistent is the handle of a persistent EK, or zero.
 	Persistent uint32
-	// Certificates are all that the TPM holds, readable or not.
+	// Certificates are all EK certificates in the TPM, readable or not.
 	Certificates []Certificate
 	// ChainErr says why the EK certificate chain in the TPM, or the rest of
-	// it, could not be read.
+	// the chain, could not be read.
 	ChainErr error
 
 	tpm *TPM
@@ -36,11 +37,11 @@ type Attestation struct {
 	ak  key
 }
 
-// Begin finds the EK and makes an AK, and leaves neither in the TPM. When ctx ends, the
-// command under way is waited for, what it has made is flushed, and the error is the
-// cause of ctx.
+// Begin finds the EK and makes an AK. It leaves neither in the TPM, unless the EK is
+// persistent. If ctx ends, Begin waits for the command under way, flushes what that
+// command has made, and returns the cause of ctx.
 //
-// Errors that have a remedy are of the classes ErrSetup and ErrNotReady.
+// An error with a remedy wraps ErrSetup or ErrNotReady.
 func (t *TPM) Begin(ctx context.Context) (_ *Attestation, err error) {
 	c, err := t.connect(ctx)
 	if err != nil {
@@ -61,9 +62,9 @@ func (t *TPM) Begin(ctx context.Context) (_ *Attestation, err error) {
 	return a, nil
 }
 
-// prepare returns what is known of the TPM, with its EK. It is read the first time,
-// and again where the TPM turns out to be another one, or to have got a
-// certificate that it did not have or show.
+// prepare returns the TPM's inventory, with the EK. It reads the TPM for the first
+// attestation. For a later one it reads the TPM again only if the TPM has been
+// replaced, or may hold an EK certificate that could not be read before.
 func (t *TPM) prepare(c *conn) (*inventory, error) {
 	var made *endorsementKey
 	if t.known != nil {
@@ -88,7 +89,8 @@ func (t *TPM) prepare(c *conn) (*inventory, error) {
 	return inv, nil
 }
 
-// recognize returns the EK, and whether what is known of the TPM still holds.
+// recognize looks for the EK that was found before. It returns what findAgain does, and
+// reports whether the inventory is still right.
 func (t *TPM) recognize(c *conn) (*endorsementKey, bool, error) {
 	known := t.known
 	ek, err := t.findAgain(c, known.ek)
@@ -117,9 +119,10 @@ func (a *Attestation) describe(inv *inventory, ak *attestor.AKParameters) {
 	}
 }
 
-// Activate answers TPM2_ActivateCredential; see attestor.Activator for the parameters.
-// It connects to the TPM again, and leaves nothing in it. When ctx has ended, the TPM is
-// left alone; a command under way is waited for.
+// Activate runs TPM2_ActivateCredential and returns the secret that the server has
+// encrypted; see attestor.Activator for the parameters. It connects to the TPM again and
+// leaves nothing in it. If ctx ends, Activate waits for the command under way, flushes
+// its keys, and returns the cause of ctx.
 func (a *Attestation) Activate(ctx context.Context, credential, secret []byte) (_ []byte, err error) {
 	if len(credential) > maxChallenge || len(secret) > maxChallenge {
 		return nil, fmt.Errorf("the challenge is too large for a TPM: %d and %d bytes, at most %d each",
@@ -142,12 +145,12 @@ func (a *Attestation) Activate(ctx context.Context, credential, secret []byte) (
 	}
 	defer ak.flush(c)
 	rsp, err := withRoom(a.tpm, c, func() (*tpm2.ActivateCredentialResponse, error) {
-		// A session that has begun is used up: what is left of it could not be flushed
-		// after the end of ctx.
+		// The command is sent even if ctx ends after the session has begun: nothing else
+		// would flush the session.
 		defer c.detach()()
 		return execute(c, tpm2.ActivateCredential{
 			ActivateHandle: ak.authorized(tpm2.PasswordAuth(nil)),
-			KeyHandle:      ek.authorized(a.tpm.policy(&a.ek)),
+			KeyHandle:      ek.authorized(a.tpm.ekSession(&a.ek)),
 			CredentialBlob: tpm2.TPM2BIDObject{Buffer: credential},
 			Secret:         tpm2.TPM2BEncryptedSecret{Buffer: secret},
 		})
@@ -158,8 +161,8 @@ func (a *Attestation) Activate(ctx context.Context, credential, secret []byte) (
 	return rsp.CertInfo.Buffer, nil
 }
 
-// explainLoad says why a key could not be loaded again. A TPM that was reset, or another
-// one, knows nothing of a saved context.
+// explainLoad says why a key could not be loaded again. A saved context loads only into
+// the TPM that saved it, and only until that TPM is reset.
 func explainLoad(doing string, err error) error {
 	const again = "the TPM has been restarted or replaced since the attestation began: the next one starts anew"
 	return explain(doing, err,

@@ -14,9 +14,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// Each type of EK attests, persistent and made for the occasion, with a
-// certificate and without; and whichever certificates and persistent keys there
-// are, auto is RSA 2048: a machine keeps its ID.
+// A machine attests with each type of EK, persistent or not, with a certificate or
+// without. Certificates and persistent keys must not change the EK that auto means:
+// the machine would get another SPIFFE ID.
 func TestAttestWithEachEK(t *testing.T) {
 	full := swtpmtest.Start(t, swtpmtest.Options{})
 	large := swtpmtest.Start(t, swtpmtest.Options{RSA3072: true})
@@ -44,7 +44,7 @@ func TestAttestWithEachEK(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			wantNothingLoaded(t, tt.tpm.Device) // SPIRE kills the plugin of a refused agent
+			wantNothingLoaded(t, tt.tpm.Device) // SPIRE Agent kills its plugin when it is refused
 			ek, err := finish(a)
 			if err != nil {
 				t.Fatal(err)
@@ -64,9 +64,10 @@ func TestAttestWithEachEK(t *testing.T) {
 	}
 }
 
-// The key that is made from the template is the one that the manufacturer made
-// persistent: the ID does not depend on which of the two is used.
-func TestPersistentAndTransientEKAreOne(t *testing.T) {
+// The key that the TPM makes from the template is the key that the manufacturer has made
+// persistent. Otherwise a machine whose persistent EK is evicted would get another
+// SPIFFE ID.
+func TestPersistentAndTransientEKAreTheSame(t *testing.T) {
 	for _, opts := range []swtpmtest.Options{{}, {RSA3072: true}} {
 		tpm := swtpmtest.Start(t, opts)
 		types := []attestor.KeyType{attestor.RSA2048, attestor.P384}
@@ -90,7 +91,7 @@ func TestPersistentAndTransientEKAreOne(t *testing.T) {
 	}
 }
 
-// hidePersistent hides the persistent keys of a TPM.
+// hidePersistent empties the list of a TPM's persistent keys.
 func hidePersistent(cc tpm2.TPMCC, command, rsp []byte) []byte {
 	if cc == tpm2.TPMCCGetCapability && bytes.Equal(command[10:16], []byte{0, 0, 0, 1, 0x81, 1}) {
 		return response(tpm2.TPMRCSuccess, 0, 0, 0, 0, 1, 0, 0, 0, 0)
@@ -98,14 +99,14 @@ func hidePersistent(cc tpm2.TPMCC, command, rsp []byte) []byte {
 	return rsp
 }
 
-// The commands of an attestation are the mandatory ones and nothing twice: what
-// a TPM is and holds is read the first time, and then not again.
+// An attestation runs no unnecessary command: TPMs are slow, and other programs wait for
+// theirs. The agent reads what a TPM can do and holds only for the first attestation.
 func TestCommands(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{})
 	makeAK := []tpm2.TPMCC{
 		tpm2.TPMCCCreatePrimary, tpm2.TPMCCCertifyCreation, tpm2.TPMCCContextSave, tpm2.TPMCCFlushContext,
 	}
-	// Between the two the agent waits for the server, and there is nothing in the TPM.
+	// In between, the agent waits for the server, and nothing is in the TPM.
 	activate := []tpm2.TPMCC{
 		tpm2.TPMCCContextLoad, tpm2.TPMCCStartAuthSession, tpm2.TPMCCPolicySecret,
 		tpm2.TPMCCActivateCredential, tpm2.TPMCCFlushContext,
@@ -137,8 +138,8 @@ func TestCommands(t *testing.T) {
 			attestor.P256,
 			nil,
 			slices.Concat([]tpm2.TPMCC{
-				tpm2.TPMCCContextLoad, tpm2.TPMCCFlushContext, // the EK: is it the same TPM?
-				tpm2.TPMCCGetCapability, // NV indices: is there a certificate now?
+				tpm2.TPMCCContextLoad, tpm2.TPMCCFlushContext, // is it the same TPM?
+				tpm2.TPMCCGetCapability, // does it hold a certificate now?
 			}, makeAK, []tpm2.TPMCC{tpm2.TPMCCContextLoad}, activate, []tpm2.TPMCC{tpm2.TPMCCFlushContext}),
 		},
 	} {
@@ -159,10 +160,10 @@ func TestCommands(t *testing.T) {
 	}
 }
 
-// A TPM without a certificate, whose persistent EK is compared with the one that
-// it makes, pays for that once, and so does one without a persistent EK; one whose
-// certificate cannot be read reads it again, and makes no key for it. An RSA key takes a hardware TPM seconds.
-func TestKeysMade(t *testing.T) {
+// An RSA key takes a hardware TPM seconds, so the EK is made only for the first
+// attestation: to use it, or to compare it with a persistent key without a certificate.
+// If a certificate cannot be read, later attestations read it again but make no EK.
+func TestEKIsMadeOnce(t *testing.T) {
 	persistent := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	persist(t, persistent.Device, tpm2.TPMRHEndorsement, tpm2.RSAEKTemplate, 0x81010001)
 	transient := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
@@ -193,8 +194,8 @@ func TestKeysMade(t *testing.T) {
 	}
 }
 
-// Each attestation has an AK of its own: two that shared one could be linked, and
-// what the first was told would answer the second.
+// Each attestation has its own AK. If two attestations had the same AK, anybody could
+// link them, and the secret of the first challenge would answer the second.
 func TestEachAttestationHasItsOwnAK(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	device := newTPM(t, Config{Device: tpm.Device, EK: attestor.P256})
@@ -207,19 +208,18 @@ func TestEachAttestationHasItsOwnAK(t *testing.T) {
 		aks = append(aks, a.Claim.AK.Public)
 	}
 	if bytes.Equal(aks[0], aks[1]) {
-		t.Error("two attestations have one AK")
+		t.Error("two attestations have the same AK")
 	}
 }
 
-// errFault is the failure of TestFaultAtEachCommand that is no response code.
+// errFault is the failure of a connection.
 var errFault = errors.New("connection lost")
 
-// Whichever command fails, and whether the TPM says so or gives up, no key and no
-// session is left in the TPM: a machine that attests every hour would run out of
-// room for them.
+// Whichever command fails, no key and no session stays in the TPM. Otherwise a machine
+// that attests every hour would fill its TPM.
 func TestFaultAtEachCommand(t *testing.T) {
 	full := swtpmtest.Start(t, swtpmtest.Options{})
-	bare := swtpmtest.Start(t, swtpmtest.Options{Blank: true}) // its persistent EK is compared
+	bare := swtpmtest.Start(t, swtpmtest.Options{Blank: true}) // with a persistent EK to compare
 	persist(t, bare.Device, tpm2.TPMRHEndorsement, tpm2.ECCEKTemplate, 0x81010001)
 	for _, tt := range []struct {
 		name string
@@ -248,10 +248,10 @@ func TestFaultAtEachCommand(t *testing.T) {
 				faulty.listen(device)
 				a, err := device.Begin(t.Context())
 				if err == nil {
-					_, _ = finish(a) // it may fail, or not have needed the command
+					_, _ = finish(a) // it may fail; not every attestation has an nth command
 				}
 				if whole.commands[n] == tpm2.TPMCCFlushContext {
-					tpm.Restart() // the key is left behind, as it has to be
+					tpm.Restart() // the key cannot be flushed
 				} else {
 					wantNothingLoaded(t, tpm.Device)
 				}
@@ -260,8 +260,8 @@ func TestFaultAtEachCommand(t *testing.T) {
 	}
 }
 
-// A connection that breaks ends the attestation with its error, and is not used
-// any further: a response that comes late would answer another command.
+// A broken connection ends the attestation, and nothing more is sent on it: a late
+// response would be taken for the response to another command.
 func TestBrokenConnectionIsNotUsedAgain(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	device := newTPM(t, Config{Device: tpm.Device})
@@ -280,8 +280,8 @@ func TestBrokenConnectionIsNotUsedAgain(t *testing.T) {
 	}
 }
 
-// An attestation that is given up while the TPM makes a key leaves nothing: the
-// key is flushed when it is there.
+// If an attestation is cancelled while the TPM makes a key, the key is flushed as soon as
+// it is made. Otherwise each cancelled attestation would leave a key in the TPM.
 func TestCancelledWhileTheTPMWorks(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -297,14 +297,14 @@ func TestCancelledWhileTheTPMWorks(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	if got := count(cancelling.commands, tpm2.TPMCCCreatePrimary); got != 1 {
-		t.Errorf("%d keys made after the end", got)
+		t.Errorf("%d keys were made, want 1", got)
 	}
 	wantNothingLoaded(t, tpm.Device)
 }
 
-// A TPM may be another one at the next attestation, in a lab at least: nothing of
-// the first may then be said of the second.
-func TestAnotherTPMUnderTheSameName(t *testing.T) {
+// If the TPM is replaced between two attestations, as in a lab, the second attestation
+// has nothing of the first TPM: not its EK, and not its certificate.
+func TestReplacedTPM(t *testing.T) {
 	first := swtpmtest.Start(t, swtpmtest.Options{})
 	second := swtpmtest.Start(t, swtpmtest.Options{})
 	device := newTPM(t, Config{Device: first.Device})
@@ -317,7 +317,8 @@ func TestAnotherTPMUnderTheSameName(t *testing.T) {
 	wantNothingLoaded(t, second.Device)
 }
 
-// A challenge larger than any TPM takes is refused before it is sent there.
+// A challenge that is too large for any TPM is refused before it is sent to the TPM. A
+// wrong one leaves no session in the TPM.
 func TestOversizedChallenge(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	device := newTPM(t, Config{Device: tpm.Device, EK: attestor.P256})
@@ -329,13 +330,13 @@ func TestOversizedChallenge(t *testing.T) {
 	}
 	for _, size := range [][2]int{{maxChallenge + 1, 32}, {32, maxChallenge + 1}} {
 		if _, err := a.Activate(t.Context(), make([]byte, size[0]), make([]byte, size[1])); err == nil {
-			t.Errorf("a challenge of %d and %d bytes is taken", size[0], size[1])
+			t.Errorf("a challenge of %d and %d bytes is accepted", size[0], size[1])
 		}
 	}
 	if count(tap.commands, tpm2.TPMCCActivateCredential) != 0 {
 		t.Error("it went to the TPM")
 	}
-	// One that is merely wrong is the TPM's to refuse, and leaves no session.
+	// The TPM itself refuses a challenge of the right size that is wrong.
 	if _, err := a.Activate(t.Context(), make([]byte, 64), make([]byte, 64)); err == nil {
 		t.Error("a wrong challenge is answered")
 	}

@@ -10,11 +10,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// BenchmarkAttestation is one attestation in a TPM, from opening it to closing
-// it, with an ECC AK; the server's half is none of it, but for the challenge,
-// which is made while the clock stands still. It is to be compared with
-// BenchmarkBareCommands, its mandatory commands and nothing else, in the same
-// run.
+// BenchmarkAttestation is the agent's half of one attestation with a P-256 AK, from
+// opening the TPM to closing it. The challenge is made while the timer is stopped.
+// Compare it with BenchmarkBareCommands in the same run.
 func BenchmarkAttestation(b *testing.B) {
 	forEachEK(b, func(b *testing.B, device *TPM) {
 		for range b.N {
@@ -32,9 +30,9 @@ func BenchmarkAttestation(b *testing.B) {
 	})
 }
 
-// BenchmarkBareCommands is the floor: the EK read or made, the AK made and its
-// creation certified, the credential activated under the EK's policy, and what
-// was made flushed.
+// BenchmarkBareCommands runs only the mandatory commands of an attestation: it reads or
+// makes the EK, makes the AK and certifies its creation, activates the credential under
+// the EK's policy, and flushes the keys.
 func BenchmarkBareCommands(b *testing.B) {
 	forEachEK(b, func(b *testing.B, device *TPM) {
 		for range b.N {
@@ -48,7 +46,7 @@ func forEachEK(b *testing.B, f func(*testing.B, *TPM)) {
 	for _, ek := range []attestor.KeyType{attestor.RSA2048, attestor.P256, attestor.P384} {
 		b.Run(string(ek), func(b *testing.B) {
 			device := newTPM(b, Config{Device: tpm.Device, EK: ek})
-			attest(b, device) // what is read once is read
+			attest(b, device) // takes the inventory
 			b.ResetTimer()
 			f(b, device)
 		})
@@ -81,8 +79,7 @@ func challenge(b *testing.B, ek, ak []byte) (credential, secret []byte) {
 	return credential, secret
 }
 
-// bareCommands runs the mandatory commands as they come, without a check, on one
-// connection.
+// bareCommands runs the mandatory commands on one connection, without any check.
 func bareCommands(b *testing.B, device *TPM) {
 	ch, err := openChannel(b.Context(), device.config.Device)
 	if err != nil {
@@ -117,7 +114,7 @@ func bareCommands(b *testing.B, device *TPM) {
 	b.StartTimer()
 	must(b, c, tpm2.ActivateCredential{
 		ActivateHandle: tpm2.AuthHandle{Handle: ak.ObjectHandle, Name: ak.Name, Auth: tpm2.PasswordAuth(nil)},
-		KeyHandle:      ek.authorized(device.policy(&endorsementKey{template: inv.template})),
+		KeyHandle:      ek.authorized(device.ekSession(&endorsementKey{template: inv.template})),
 		CredentialBlob: tpm2.TPM2BIDObject{Buffer: credential},
 		Secret:         tpm2.TPM2BEncryptedSecret{Buffer: secret},
 	})
@@ -127,7 +124,7 @@ func bareCommands(b *testing.B, device *TPM) {
 	}
 }
 
-// bare is a connection that does nothing but send and receive.
+// bare is a connection that only sends and receives.
 type bare struct {
 	tb      testing.TB
 	channel channel

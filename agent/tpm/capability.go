@@ -11,17 +11,18 @@ import (
 )
 
 const (
-	// listBatch is how many entries of a list are asked for at once; a TPM
-	// may return fewer and say that there are more (part 3, 30.2).
+	// listBatch is how many entries of a list one command asks for. A TPM may
+	// return fewer and say that there are more (part 3, 30.2).
 	listBatch = 128
-	// maxBatches bounds the list of a TPM that never ends it.
+	// maxBatches is how many times a list is continued. A faulty TPM may say
+	// for ever that there are more entries.
 	maxBatches = 64
-	// defaultNVBuffer is for a TPM that does not say how much of an NV index
-	// it returns at once: every TPM for PCs returns more.
+	// defaultNVBuffer is how many bytes of an NV index one command reads if
+	// the TPM does not state its limit. Every TPM for PCs can return more.
 	defaultNVBuffer = 512
 )
 
-// capabilities are what a TPM can do, as far as it matters here.
+// capabilities are what a TPM can do, as far as an attestation depends on it.
 type capabilities struct {
 	algorithms []tpm2.TPMAlgID
 	curves     []tpm2.TPMECCCurve
@@ -45,8 +46,8 @@ func readCapabilities(c *conn) (*capabilities, error) {
 	return caps, nil
 }
 
-// can reports whether the TPM has the algorithm, and the curve, of a key type.
-// Whether it has an RSA size shows only when the key is made.
+// can reports whether the TPM has the algorithm and the curve of a key type. TPMs
+// do not list their RSA key sizes: making a key of a missing size fails.
 func (caps *capabilities) can(t attestor.KeyType) bool {
 	curves := map[attestor.KeyType]tpm2.TPMECCCurve{
 		attestor.P256: tpm2.TPMECCNistP256,
@@ -59,14 +60,14 @@ func (caps *capabilities) can(t attestor.KeyType) bool {
 	return slices.Contains(caps.algorithms, tpm2.TPMAlgRSA)
 }
 
-// canSign reports whether an AK can be of a type of akTypes: on P-256 it signs by
-// ECDSA.
+// canSign reports whether the TPM can make an AK of type t, one of akTypes. A P-256
+// AK signs with ECDSA.
 func (caps *capabilities) canSign(t attestor.KeyType) bool {
 	return caps.can(t) && (t != attestor.P256 || slices.Contains(caps.algorithms, tpm2.TPMAlgECDSA))
 }
 
-// capability asks for count entries of a capability from the entry first on. The
-// answer is of the capability that was asked for.
+// capability asks for count entries of a capability, starting with the entry first.
+// It returns an error if the TPM answers with another capability.
 func capability(c *conn, of tpm2.TPMCap, first, count uint32) (*tpm2.GetCapabilityResponse, error) {
 	rsp, err := execute(c, tpm2.GetCapability{Capability: of, Property: first, PropertyCount: count})
 	if err != nil {
@@ -79,8 +80,9 @@ func capability(c *conn, of tpm2.TPMCap, first, count uint32) (*tpm2.GetCapabili
 	return rsp, nil
 }
 
-// list reads a list of TPM2_GetCapability from the entry first on, in batches.
-// Its entries are in ascending order; entries returns those of a response.
+// list reads a whole list of TPM2_GetCapability in batches, starting with the entry
+// first. The function entries extracts a batch from a response. A list that is not
+// in ascending order is an error.
 func list[E ~uint16 | ~uint32](c *conn, of tpm2.TPMCap, first E,
 	entries func(*tpm2.TPMUCapabilities) ([]E, error),
 ) ([]E, error) {
@@ -154,7 +156,7 @@ func readNVBuffer(c *conn) (uint16, error) {
 	}
 	for _, p := range props.TPMProperty {
 		if p.Property == tpm2.TPMPTNVBufferMax && p.Value > 0 {
-			// A response must hold it, whatever the TPM says.
+			// A TPM may claim more than fits into a response.
 			return uint16(min(p.Value, maxResponse/2)), nil
 		}
 	}

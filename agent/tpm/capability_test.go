@@ -9,7 +9,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// handlesResponse is a page of a list of handles.
+// handlesResponse returns a response with a batch of a list of handles.
 func handlesResponse(more byte, handles ...uint32) []byte {
 	body := []byte{more, 0, 0, 0, byte(tpm2.TPMCapHandles)}
 	body = binary.BigEndian.AppendUint32(body, uint32(len(handles)))
@@ -19,8 +19,8 @@ func handlesResponse(more byte, handles ...uint32) []byte {
 	return response(tpm2.TPMRCSuccess, body...)
 }
 
-// A list comes in as many answers as the TPM likes, but not in more than there is
-// time for: one without an end does not hold the agent.
+// A TPM may return a list in several batches. A faulty TPM whose list never ends, or goes
+// backwards, does not block the agent.
 func TestLists(t *testing.T) {
 	const first, last = 0x01C00000, 0x01C000FF
 	for name, tt := range map[string]struct {
@@ -60,8 +60,9 @@ func TestLists(t *testing.T) {
 	}
 }
 
-// A TPM says how much of an index it returns at once; one that does not, or that
-// says too much, is read in pieces that any TPM returns.
+// The agent reads an NV index in pieces of the size that the TPM states. If the TPM states
+// none, or one that does not fit into a response, reading an EK certificate must not fail
+// for that: the pieces are of a size that every TPM returns.
 func TestNVBuffer(t *testing.T) {
 	for name, tt := range map[string]struct {
 		properties []uint32

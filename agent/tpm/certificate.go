@@ -11,21 +11,22 @@ import (
 )
 
 // firstEKIndex is the first of the NV indices that the profile reserves for EKs
-// (2.2.1.4 and 2.2.1.5); the last is the last one of the chain.
+// (2.2.1.4 and 2.2.1.5). The last is lastChainIndex.
 const firstEKIndex tpm2.TPMHandle = 0x01C00000
 
 // A Certificate is what was found at an NV index for EK certificates.
 type Certificate struct {
 	// Index is the NV index.
 	Index uint32
-	// Certificate is nil where Err is not.
+	// Certificate is nil if Err is not.
 	Certificate *x509.Certificate
 	// Err says why the certificate could not be read.
 	Err error
 }
 
-// readCertificates reads all EK certificates among the NV indices that exist. One
-// that cannot be read does not hide the others; an error is of the connection.
+// readCertificates reads the EK certificates at all of the given NV indices that are
+// for EK certificates. If a certificate cannot be read, its Err says why, and the
+// others are still read. readCertificates itself fails only if the connection does.
 func (t *TPM) readCertificates(c *conn, indices []tpm2.TPMHandle, bufferSize uint16) ([]Certificate, error) {
 	var certs []Certificate
 	for _, template := range attestor.EKTemplates() {

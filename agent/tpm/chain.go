@@ -8,25 +8,26 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// The NV indices of the EK certificate chain (profile, 2.2.1.5.2): the CA
-// certificates of a TPM that is issued its EK certificate on the die, one behind
-// the other in DER, across as many indices as they need.
+// The NV indices of the EK certificate chain (profile, 2.2.1.5.2). Some TPMs issue
+// their EK certificate themselves and hold the CA certificates for it: in DER,
+// concatenated, and cut into as many indices as they need.
 const (
 	firstChainIndex tpm2.TPMHandle = 0x01C00100
 	lastChainIndex  tpm2.TPMHandle = 0x01C001FF
 )
 
 const (
-	// maxChainSize is how much of the chain is read, in bytes, so that it fits
-	// into a payload with everything else. Intel's has about four thousand.
+	// maxChainSize is the size of the longest chain that is read, in bytes. It
+	// leaves room in a payload for everything else. Intel's chain has about 4000.
 	maxChainSize = 24 << 10
-	// maxChain is how many certificates a payload takes.
+	// maxChain is how many certificates of a chain fit into a payload.
 	maxChain = 16
 )
 
-// readChain reads the certificates of the chain, in the order of the TPM. What
-// cannot be read costs the rest of the chain and is the error; it is no reason
-// not to attest, since a server may know the certificates itself.
+// readChain returns the certificates of the chain in the order in which the TPM holds
+// them. If part of the chain cannot be read, it returns the certificates before that
+// part and an error. The machine attests in spite of that error, since the server may
+// have the certificates itself.
 func (t *TPM) readChain(c *conn, indices []tpm2.TPMHandle, bufferSize uint16) ([][]byte, error) {
 	var all []byte
 	for _, index := range indices {
@@ -38,7 +39,7 @@ func (t *TPM) readChain(c *conn, indices []tpm2.TPMHandle, bufferSize uint16) ([
 			err = fmt.Errorf("the chain has more than %d bytes", maxChainSize)
 		}
 		if err != nil {
-			chain, _ := splitCertificates(all) // err comes first
+			chain, _ := splitCertificates(all) // err matters more
 			return chain, fmt.Errorf("EK certificate chain: NV index %#08x: %w", uint32(index), err)
 		}
 		all = append(all, content...)
@@ -50,8 +51,8 @@ func (t *TPM) readChain(c *conn, indices []tpm2.TPMHandle, bufferSize uint16) ([
 	return chain, err
 }
 
-// retryChain reads a chain again that could not be read to its end: what was in
-// the way may have passed.
+// retryChain reads the chain again if it could not be read completely before: the
+// cause may have passed. Its own error is one of the connection.
 func (t *TPM) retryChain(c *conn, inv *inventory) error {
 	if inv.chainErr == nil {
 		return nil
@@ -60,10 +61,11 @@ func (t *TPM) retryChain(c *conn, inv *inventory) error {
 	return explain("read the EK certificate chain", c.err)
 }
 
-// splitCertificates returns the certificates that follow one another in b. What stands
-// behind them is padding, and not read; before the first it is of 0x00 or 0xFF.
+// splitCertificates returns the concatenated certificates in b. After the last one there
+// may be padding, which does not begin like a certificate and is ignored. If there is no
+// certificate at all, only padding that begins with 0x00 or 0xFF is accepted.
 func splitCertificates(b []byte) ([][]byte, error) {
-	const sequence = 0x30 // how a certificate begins
+	const sequence = 0x30 // the first byte of a certificate
 	var chain [][]byte
 	for len(b) > 0 && b[0] != 0x00 && b[0] != 0xFF {
 		if len(chain) > 0 && b[0] != sequence {

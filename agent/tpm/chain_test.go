@@ -16,9 +16,10 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 )
 
-// The chain that a TPM carries reaches the server with the EK certificate, so
-// that a site without a network can tell who vouches for the TPM; it is one
-// certificate after the other, cut into indices anywhere.
+// The agent sends the certificate chain in the TPM to the server: a site without Internet
+// access cannot verify the EK certificate otherwise. A vendor concatenates the chain and
+// cuts it into NV indices at any byte. If the chain cannot be read completely, the machine
+// still attests.
 func TestChainInTheTPM(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	ek := attest(t, newTPM(t, Config{Device: tpm.Device, EK: attestor.P256}))
@@ -40,7 +41,7 @@ func TestChainInTheTPM(t *testing.T) {
 		t.Errorf("%d certificates, want %d: %v", len(a.Claim.Chain), len(want), a.ChainErr)
 	}
 
-	// A chain that cannot be read to its end is no reason not to attest.
+	// The last index cannot be read.
 	undefineNV(t, tpm.Device, 0x01C00102)
 	defineNV(t, tpm.Device, nvContent{0x01C00102, nil, readable, ""})
 	a, err = newTPM(t, Config{Device: tpm.Device, EK: attestor.P256}).Begin(t.Context())
@@ -55,8 +56,9 @@ func TestChainInTheTPM(t *testing.T) {
 	}
 }
 
-// A chain that could not be read once is read again at the next attestation, not
-// when the agent is started anew; and then no more.
+// A chain that could not be read, as in a TPM that was locked out, is read again for the
+// next attestation. The agent need not be restarted. A chain that was read is not read
+// again.
 func TestChainIsReadAgain(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{})
 	der := attestortest.NewCA(t, "CA").Certificate.Raw
@@ -86,7 +88,7 @@ func TestChainIsReadAgain(t *testing.T) {
 	}
 }
 
-// What is behind the certificates, or in their place, is left out: a server
+// Padding and anything else that is not a certificate is left out of the chain: a server
 // refuses a payload with a certificate that it cannot parse.
 func TestSplitCertificates(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

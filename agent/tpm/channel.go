@@ -15,20 +15,20 @@ const (
 	tagSize = 2
 	// headerSize is the size of a response's header: tag, size, code.
 	headerSize = 10
-	// maxResponse is the size of the largest response that is read; TPMs have
+	// maxResponse is the size of the largest response that is read. TPMs have
 	// buffers of 4096 bytes (part 2, TPM_PT_MAX_RESPONSE_SIZE).
 	maxResponse = 4096
 )
 
 // A channel carries one command at a time to a TPM.
 type channel interface {
-	// roundTrip sends a command and returns the response. When ctx ends it
-	// returns an error, and the channel is of no further use.
+	// roundTrip sends a command and returns the response. If ctx ends first,
+	// roundTrip returns an error, and the channel can only be closed.
 	roundTrip(ctx context.Context, command []byte) ([]byte, error)
 	Close() error
 }
 
-// socketChannel is one connection to a software TPM, by the socket at path.
+// socketChannel is a connection to a software TPM through the Unix socket at path.
 type socketChannel struct {
 	net.Conn
 	path string
@@ -47,24 +47,25 @@ func (c *socketChannel) roundTrip(ctx context.Context, command []byte) ([]byte, 
 	return rsp, nil
 }
 
-// deviceChannel is an open TPM device. The kernel runs a command within write(2)
-// and ends it after its own time limit, minutes at most; nothing interrupts it
-// before. So it is left behind when ctx ends, and its file with it.
+// deviceChannel is an open TPM device. The kernel runs a command within write(2).
+// Nothing interrupts that call; the kernel ends it after its own time limit, which
+// is minutes at most. So if ctx ends, roundTrip returns, and the goroutine with the
+// call stays behind until the kernel ends it.
 type deviceChannel struct{ dev io.ReadWriteCloser }
 
 func (c *deviceChannel) roundTrip(ctx context.Context, command []byte) ([]byte, error) {
-	type answer struct {
+	type result struct {
 		rsp []byte
 		err error
 	}
-	done := make(chan answer, 1)
+	done := make(chan result, 1)
 	go func() {
 		rsp, err := exchange(c.dev, command)
-		done <- answer{rsp, err}
+		done <- result{rsp, err}
 	}()
 	select {
-	case a := <-done:
-		return a.rsp, a.err
+	case r := <-done:
+		return r.rsp, r.err
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
@@ -72,9 +73,10 @@ func (c *deviceChannel) roundTrip(ctx context.Context, command []byte) ([]byte, 
 
 func (c *deviceChannel) Close() error { return c.dev.Close() }
 
-// exchange writes a command and reads its response. Each read asks for all that may
-// come: older kernels throw away what one read leaves. The tag is checked as soon as it
-// is there, since what is no TPM may send less than a header and then wait.
+// exchange writes a command and reads its response. Each read has room for the largest
+// response, since older kernels discard what a read leaves. exchange checks the tag
+// before it waits for the rest of the header: a peer that is not a TPM may send less
+// than a header and then wait.
 func exchange(tpm io.ReadWriter, command []byte) ([]byte, error) {
 	if _, err := tpm.Write(command); err != nil {
 		return nil, err
@@ -101,8 +103,8 @@ func exchange(tpm io.ReadWriter, command []byte) ([]byte, error) {
 	return rsp[:n], err
 }
 
-// readUpTo reads until there are want bytes in b, which has n of them already. It
-// returns how many there are.
+// readUpTo reads into b, which holds n bytes already, until it holds at least want
+// bytes. It returns how many bytes b then holds.
 func readUpTo(r io.Reader, b []byte, n, want int) (int, error) {
 	if n >= want {
 		return n, nil

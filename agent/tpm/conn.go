@@ -15,32 +15,31 @@ const (
 	// makeTimeout is how long making a key may take: the kernel driver's limit.
 	makeTimeout = 5 * time.Minute
 	// commandTimeout is how long any other command may take. A TPM needs two
-	// seconds at most; the rest is for other programs' commands before it.
+	// seconds at most; the command may wait for other programs' commands.
 	commandTimeout = 20 * time.Second
-	// grace is how long Do still waits when its context has ended: most
-	// commands end within it.
+	// grace is how long Do waits after its context has ended. Most commands
+	// take less.
 	grace = time.Second
-	// maxResends is how often a command is sent again that a TPM was not
-	// ready for; firstPause is the pause before the first time, and each
-	// further one is twice as long: about ten seconds altogether.
+	// maxResends is how often a command is sent again if the TPM was not ready
+	// for it. The first pause is firstPause, and each further pause is twice as
+	// long as the one before: about ten seconds altogether.
 	maxResends = 9
 	firstPause = 20 * time.Millisecond
 )
 
-// errTimeout is the end of a command that took longer than it may.
-var errTimeout = errors.New("the TPM does not answer")
-
 var (
-	// errNoTPM is an answer that no TPM gives.
+	// errTimeout means that a command has exceeded its time limit.
+	errTimeout = errors.New("the TPM does not answer")
+	// errNoTPM means that the response is not a TPM's.
 	errNoTPM = errors.New("not a TPM 2.0")
-	// errControl is the answer of a software TPM's control channel.
+	// errControl means that the response is that of swtpm's control channel.
 	errControl = errors.New("the answer of a control channel")
 )
 
-// Do runs f, which uses a TPM, in a goroutine, and returns its error. When ctx ends,
-// Do returns within a second. A command under way cannot be taken back: f then goes
-// on by itself until that command has ended and what it has made is flushed. Until f
-// has returned, nobody else can use the TPM.
+// Do runs f, which uses a TPM, in a goroutine, and returns its error. If ctx ends, Do
+// returns within a second even if f has not returned: a TPM's command cannot be
+// cancelled. f then continues until that command has ended and f has flushed what the
+// command has made. The caller must not use the TPM before f has returned.
 func Do(ctx context.Context, f func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- f() }()
@@ -59,15 +58,16 @@ func Do(ctx context.Context, f func() error) error {
 	}
 }
 
-// conn is a connection to a TPM: a transport.TPM. When its context ends, the command
-// under way is waited for, and no other is sent.
+// conn is a connection to a TPM, and implements transport.TPM. If its context ends,
+// Send waits for the command under way; the next Send fails.
 type conn struct {
-	// ctx is of the attestation that the connection serves.
+	// ctx is the context of the attestation.
 	ctx     context.Context //nolint:containedctx // transport.TPM's Send takes none
 	channel channel
 	// loaded are the keys that this connection has loaded and not flushed.
 	loaded []tpm2.TPMHandle
-	// err is the failure after which commands and responses are out of step.
+	// err is the first failure of the channel. After it, a response might belong to
+	// an earlier command, so nothing more is sent.
 	err error
 }
 
@@ -75,18 +75,19 @@ func newConn(ctx context.Context, ch channel) *conn {
 	return &conn{ctx: ctx, channel: ch}
 }
 
-func (c *conn) close() { _ = c.channel.Close() } // nothing depends on it
+func (c *conn) close() { _ = c.channel.Close() } // nothing depends on its success
 
-// detach lets commands be sent although the context has ended, until restore is
-// called: what is loaded has to be flushed.
+// detach allows commands even if the context has ended, until restore is called.
+// Flushing needs that.
 func (c *conn) detach() (restore func()) {
 	ctx := c.ctx
 	c.ctx = context.WithoutCancel(ctx)
 	return func() { c.ctx = ctx }
 }
 
-// Send runs a command. One that the TPM was not ready for has had no effect and
-// is sent again (part 2, 6.6.3: TPM_RC_RETRY, TPM_RC_TESTING, TPM_RC_YIELDED).
+// Send runs a command and returns the response. If the TPM was not ready for the
+// command, the command has had no effect, and Send sends it again (part 2, 6.6.3:
+// TPM_RC_RETRY, TPM_RC_TESTING, TPM_RC_YIELDED).
 func (c *conn) Send(command []byte) ([]byte, error) {
 	pause := firstPause
 	for resends := 0; ; resends++ {
@@ -140,8 +141,8 @@ func timeLimit(command []byte) time.Duration {
 	return commandTimeout
 }
 
-// checkResponse checks a response's header (part 1, 18.2): one that lies about
-// itself comes from no TPM 2.0, or belongs to another command.
+// checkResponse checks a response's header (part 1, 18.2). A response whose header
+// is wrong does not come from a TPM 2.0, or belongs to another command.
 func checkResponse(rsp []byte) error {
 	if len(rsp) < headerSize || len(rsp) > maxResponse ||
 		int(binary.BigEndian.Uint32(rsp[2:])) != len(rsp) {
@@ -153,8 +154,8 @@ func checkResponse(rsp []byte) error {
 	return checkTag(rsp)
 }
 
-// controlTag is how an answer of swtpm's control channel begins: with a result of four
-// bytes, big endian, all of which are small numbers (swtpm_ioctls(3)).
+// controlTag is how a response of swtpm's control channel begins. Its first four bytes
+// are a result in big endian, and all results are small numbers (swtpm_ioctls(3)).
 const controlTag tpm2.TPMST = 0x0000
 
 // checkTag checks the first two bytes of a response, its tag (part 2, 6.9).
@@ -186,14 +187,14 @@ func notYet(rsp []byte) bool {
 	return false
 }
 
-// execute runs a command. An answer that cannot be read, however broken it is,
-// fails this command and nothing else.
+// execute runs a command. If go-tpm cannot parse the response, or panics over it,
+// execute returns an error.
 func execute[C tpm2.Command[R, *R], R any](c transport.TPM, command C) (rsp *R, err error) {
 	defer unreadable(&err)
 	return command.Execute(c)
 }
 
-// unreadable, deferred, turns a panic over a TPM's answer into an error.
+// unreadable is to be deferred. It turns a panic over a TPM's response into an error.
 func unreadable(err *error) {
 	if r := recover(); r != nil {
 		*err = fmt.Errorf("read the TPM's answer: %v", r)

@@ -22,9 +22,9 @@ func hang(ctx context.Context, _ []byte) ([]byte, error) {
 	return nil, context.Cause(ctx)
 }
 
-// A TPM that never answers does not hold the agent for ever: seconds for a command that
-// makes no key, and minutes for one that does, which a TPM may need.
-func TestHungTPMEndsInTime(t *testing.T) {
+// A TPM that never answers does not block the agent for ever. A command that makes a key
+// may take minutes, any other command seconds.
+func TestHungTPMTimesOut(t *testing.T) {
 	makeKey := func(c *conn) error {
 		_, err := tpm2.CreatePrimary{
 			PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(tpm2.ECCEKTemplate),
@@ -38,14 +38,14 @@ func TestHungTPMEndsInTime(t *testing.T) {
 	for name, tt := range map[string]struct {
 		command func(*conn) error
 		timeout time.Duration // of the attestation
-		after   time.Duration // is when the command ends
+		after   time.Duration // until the command ends
 		err     error
 	}{
 		"a command":               {read, time.Hour, commandTimeout, errTimeout},
 		"a key":                   {makeKey, time.Hour, makeTimeout, errTimeout},
 		"a command under way":     {read, time.Second, commandTimeout, errTimeout},
 		"a key under way":         {makeKey, time.Second, makeTimeout, errTimeout},
-		"ended before it was run": {read, 0, 0, context.DeadlineExceeded},
+		"ended before it has run": {read, 0, 0, context.DeadlineExceeded},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -63,8 +63,8 @@ func TestHungTPMEndsInTime(t *testing.T) {
 	}
 }
 
-// An agent that is shut down is not held by a hung TPM, nor by one that makes a key for
-// minutes; and what a TPM does at once is waited for, so that it can be flushed.
+// A TPM that hangs, or makes a key for minutes, does not block an agent that shuts down.
+// But Do waits for a fast TPM, so that f can flush what it has made.
 func TestDoReturnsWhenTheAttestationEnds(t *testing.T) {
 	for _, tt := range []struct {
 		takes, after time.Duration
@@ -85,13 +85,14 @@ func TestDoReturnsWhenTheAttestationEnds(t *testing.T) {
 			if got := time.Since(start); got != tt.after || !errors.Is(err, tt.err) {
 				t.Errorf("%v: error %v after %v, want %v after %v", tt.takes, err, got, tt.err, tt.after)
 			}
-			time.Sleep(tt.takes) // f ends by itself
+			time.Sleep(tt.takes) // until f has returned
 		})
 	}
 }
 
-// A hung TPM does not hold up the end of an attestation for longer than one command.
-func TestHungTPMEndsCleanup(t *testing.T) {
+// At the end of an attestation, a hung TPM blocks the agent for one command at most, even
+// if several keys are to be flushed.
+func TestHungTPMDoesNotBlockFlushing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newConn(t.Context(), fakeChannel(hang))
 		start := time.Now()
@@ -105,8 +106,8 @@ func TestHungTPMEndsCleanup(t *testing.T) {
 	})
 }
 
-// A socket that takes commands and never answers is a hung TPM as well, with a
-// real connection and its deadline.
+// A socket that takes a command and never answers does not block an attestation that has
+// been cancelled.
 func TestHungSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", path)
@@ -123,7 +124,7 @@ func TestHungSocket(t *testing.T) {
 		defer conn.Close()
 		_, _ = conn.Read(make([]byte, maxResponse))
 		cancel()                                    // the command is there
-		_, _ = conn.Read(make([]byte, maxResponse)) // until it is given up
+		_, _ = conn.Read(make([]byte, maxResponse)) // until the client closes
 	}()
 	ch, err := openSocket(t.Context(), path)
 	if err != nil {
@@ -135,7 +136,8 @@ func TestHungSocket(t *testing.T) {
 	}
 }
 
-// A device whose driver hangs in a command is left behind.
+// A device whose driver hangs in a command does not block an attestation that has been
+// cancelled.
 func TestHungDevice(t *testing.T) {
 	dev := &blockingDevice{entered: make(chan struct{}), leave: make(chan struct{})}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -151,7 +153,7 @@ func TestHungDevice(t *testing.T) {
 	if err := ch.Close(); err != nil {
 		t.Error(err)
 	}
-	// One that answers is listened to.
+	// The response of a device that answers is returned.
 	rsp, err := ch.roundTrip(t.Context(), nil)
 	if err != nil || !bytes.Equal(rsp, response(tpm2.TPMRCSuccess)) {
 		t.Errorf("answer %q, %v", rsp, err)
@@ -175,9 +177,9 @@ func (d *blockingDevice) Read(b []byte) (int, error) {
 
 func (d *blockingDevice) Close() error { return nil }
 
-// A TPM that asks to be asked again is, a few times, and then is an error: it
-// neither fails an attestation for a moment's work of its own nor holds it for
-// ever.
+// If a TPM is not ready for a command, the command is sent again a few times. So a TPM
+// that tests itself for a moment does not fail an attestation, and a TPM that never gets
+// ready does not block it for ever.
 func TestResend(t *testing.T) {
 	for _, code := range []tpm2.TPMRC{tpm2.TPMRCRetry, tpm2.TPMRCTesting, tpm2.TPMRCYielded} {
 		synctest.Test(t, func(t *testing.T) {
@@ -198,11 +200,11 @@ func TestResend(t *testing.T) {
 				t.Errorf("%v: %v", code, err)
 			}
 			if got := time.Since(start); got < time.Second || got > time.Minute {
-				t.Errorf("given up after %v", got)
+				t.Errorf("Send gave up after %v", got)
 			}
 		})
 	}
-	// The attestation's end ends the waiting as well.
+	// If the attestation ends, so does the pause.
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*firstPause/2)
 		defer cancel()
@@ -215,8 +217,9 @@ func TestResend(t *testing.T) {
 	})
 }
 
-// What does not answer like a TPM 2.0 is told from one, and never read further.
-func TestNoTPM(t *testing.T) {
+// A response that does not come from a TPM 2.0 is an error that says so; its body is
+// never parsed.
+func TestResponseNotFromATPM(t *testing.T) {
 	size := func(tag uint16, size, length int) []byte {
 		b := binary.BigEndian.AppendUint16(nil, tag)
 		b = binary.BigEndian.AppendUint32(b, uint32(size))
@@ -247,8 +250,9 @@ func TestNoTPM(t *testing.T) {
 	}
 }
 
-// A socket's response is read as far as it says, within bounds.
-func TestSocketResponses(t *testing.T) {
+// A response whose size is wrong, too large or not reached is an error: a faulty software
+// TPM can make the agent neither allocate memory nor mix up responses.
+func TestMalformedSocketResponses(t *testing.T) {
 	for name, tt := range map[string]struct {
 		send string
 		want string

@@ -13,18 +13,19 @@ import (
 )
 
 const (
-	// unixPrefix marks a device that is a socket.
+	// unixPrefix begins the name of a device that is a socket.
 	unixPrefix = "unix:"
-	// maxSocketPath is what sockaddr_un has room for, less the final zero.
+	// maxSocketPath is the length of the longest path of a socket, in bytes: the
+	// size of sun_path in sockaddr_un, without the final zero.
 	maxSocketPath = 107
 )
 
-// ownDevices are the machine's own TPM: through the kernel's resource manager,
-// which swaps keys and sessions as needed and flushes those of a process that
-// ends, and without it.
+// ownDevices are the devices of the machine's own TPM. The first goes through the
+// kernel's resource manager, which swaps keys and sessions as needed and flushes
+// those of a process that has ended. The second is the TPM without the manager.
 var ownDevices = [...]string{"/dev/tpmrm0", "/dev/tpm0"}
 
-// checkDevice checks the form of a device, not whether it is there.
+// checkDevice checks the form of a device's name, not whether the device exists.
 func checkDevice(device string) error {
 	path, socket := strings.CutPrefix(device, unixPrefix)
 	switch {
@@ -42,7 +43,7 @@ func checkDevice(device string) error {
 	return nil
 }
 
-// openChannel opens a device of one of the forms that Config names.
+// openChannel opens a device whose name has one of the forms of Config.Device.
 func openChannel(ctx context.Context, device string) (channel, error) {
 	if path, ok := strings.CutPrefix(device, unixPrefix); ok {
 		return openSocket(ctx, path)
@@ -53,8 +54,8 @@ func openChannel(ctx context.Context, device string) (channel, error) {
 	return openFirst(ownDevices[:])
 }
 
-// openFirst opens the first device that exists. One that exists and cannot be
-// opened is an error: the next one may be the same TPM without its manager.
+// openFirst opens the first device that exists. If that device cannot be opened, the
+// next is not tried: it may be the same TPM without the resource manager.
 func openFirst(paths []string) (channel, error) {
 	for _, path := range paths {
 		ch, err := openDevice(path)
@@ -88,8 +89,8 @@ func openDevice(path string) (channel, error) {
 			Hint: "name the TPM's device, such as /dev/tpmrm0",
 		}
 	}
-	// Not by os.OpenFile, which asks the kernel for an answer without waiting:
-	// then a read that comes too early returns nothing.
+	// os.OpenFile would open the device in non-blocking mode, in which a read before
+	// the response is there returns nothing.
 	fd, err := syscall.Open(path, syscall.O_RDWR|syscall.O_CLOEXEC, 0)
 	for errors.Is(err, syscall.EINTR) {
 		fd, err = syscall.Open(path, syscall.O_RDWR|syscall.O_CLOEXEC, 0)

@@ -22,8 +22,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// A device of no known form is refused before it is tried: a typing error should
-// not read like a missing TPM.
+// A device whose name has no known form is refused when the plugin is configured: a typing
+// error must not look like a missing TPM.
 func TestDeviceForms(t *testing.T) {
 	for _, device := range []string{"", "/dev/tpmrm0", "unix:/run/swtpm.sock", "unix:///run/swtpm.sock"} {
 		if _, err := New(Config{Device: device}); err != nil {
@@ -40,7 +40,8 @@ func TestDeviceForms(t *testing.T) {
 	}
 }
 
-// A configuration that no TPM can follow is refused with all that is wrong.
+// A wrong configuration is refused with all its mistakes, so that an operator mends it
+// once; and no message shows a password.
 func TestConfigProblems(t *testing.T) {
 	long := strings.Repeat("x", maxAuthSize+1)
 	_, err := New(Config{Device: "tpm0", EK: "rsa1024", EndorsementPassword: long, OwnerPassword: long})
@@ -54,14 +55,14 @@ func TestConfigProblems(t *testing.T) {
 	}
 	for _, ek := range []string{"p521", "rsa4096", "RSA2048"} {
 		if _, err := ParseEK(ek); err == nil {
-			t.Errorf("%q is taken", ek)
+			t.Errorf("%q is accepted", ek)
 		}
 	}
 }
 
-// What is not a TPM is said to be none, with what to write; and nothing waits
-// for it.
-func TestDevicesThatAreNone(t *testing.T) {
+// If device names something else than a TPM, the error says so at once, and says what to
+// write instead.
+func TestDeviceIsNotATPM(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -95,8 +96,9 @@ func TestDevicesThatAreNone(t *testing.T) {
 	}
 }
 
-// The machine's own TPM is the first device that exists; where it cannot be
-// opened the second, which may be the same TPM, is not tried instead.
+// The machine's own TPM is the first device that exists. If the agent cannot open that
+// device, it does not try the next: that is the same TPM without the resource manager,
+// and the agent would hold it alone.
 func TestOwnTPM(t *testing.T) {
 	dir := t.TempDir()
 	none, file := filepath.Join(dir, "none"), filepath.Join(dir, "file")
@@ -121,7 +123,7 @@ func TestOwnTPM(t *testing.T) {
 	}
 }
 
-// A TPM that is switched off and on is the same TPM with nothing in it.
+// After the TPM has been switched off and on, the machine attests with the same EK.
 func TestRestartedTPM(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{})
 	device := newTPM(t, Config{Device: tpm.Device})
@@ -140,8 +142,8 @@ func TestRestartedTPM(t *testing.T) {
 	}
 }
 
-// A software TPM's control socket is no TPM; who took it for one is told at once, and which
-// socket is meant, instead of waiting.
+// If device names the control socket of a software TPM, the error says so at once, and
+// names the right socket. The agent must not wait for a response until its timeout.
 func TestControlSocket(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true, Control: true})
 	_, err := newTPM(t, Config{Device: "unix:" + tpm.Control}).Begin(t.Context())
@@ -149,11 +151,12 @@ func TestControlSocket(t *testing.T) {
 		!strings.HasSuffix(err.Error(), fmt.Sprintf("probably device = %q", tpm.Device)) {
 		t.Errorf("error %v", err)
 	}
-	attest(t, newTPM(t, Config{Device: tpm.Device})) // as it says
+	attest(t, newTPM(t, Config{Device: tpm.Device})) // with the device of the hint
 }
 
-// A socket that never answers may be one that another program is connected to. Which one is
-// meant is said only if there is no choice.
+// If a socket never answers, the error says that another program may be connected. It names
+// another socket only if that is the only one in the folder: a wrong hint costs an operator
+// time.
 func TestSilentSocket(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "s")
@@ -174,8 +177,9 @@ func TestSilentSocket(t *testing.T) {
 	}
 }
 
-// A device that another program has open is shared by turns: while an agent waits for the
-// server, which may never answer, it has it not open.
+// While the agent waits for the server, which may never answer, it does not hold the
+// device: other programs can open it. If another program holds the device, the error says
+// so.
 func TestDeviceWithoutAManager(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{})
 	for _, ek := range []attestor.KeyType{attestor.RSA2048, attestor.P256} {
@@ -205,8 +209,9 @@ func TestDeviceWithoutAManager(t *testing.T) {
 	}
 }
 
-// The kernel's resource manager forgets what a connection has loaded when it ends, and loads
-// a saved context into any other.
+// The kernel's resource manager flushes everything that a connection has loaded when the
+// connection closes. So for the second half of an attestation, the agent must load its keys
+// again.
 func TestDeviceWithAManager(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{})
 	for _, ek := range []attestor.KeyType{attestor.RSA2048, attestor.P256} {
@@ -224,7 +229,7 @@ func TestDeviceWithAManager(t *testing.T) {
 	}
 }
 
-// exclusive is a device that one program can open at a time, as /dev/tpm0.
+// exclusive is a device that only one program at a time can open, like /dev/tpm0.
 type exclusive struct {
 	inner  func(context.Context, string) (channel, error)
 	opened atomic.Bool
@@ -253,7 +258,7 @@ func (c *exclusiveChannel) Close() error {
 	return c.channel.Close()
 }
 
-// managed flushes all that is loaded when it is closed, as /dev/tpmrm0.
+// managed flushes everything that is loaded when it is closed, like /dev/tpmrm0.
 type managed struct{ channel }
 
 func (m *managed) Close() error {
@@ -270,8 +275,8 @@ func (m *managed) Close() error {
 	return m.channel.Close()
 }
 
-// newTerminal returns a character device behind which a TPM answers: a pseudo-terminal
-// whose other side passes commands on to the TPM.
+// newTerminal returns the path of a character device that works like a TPM: a
+// pseudo-terminal whose other side forwards the commands to the TPM at device.
 func newTerminal(t *testing.T, device string) string {
 	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
@@ -287,7 +292,7 @@ func newTerminal(t *testing.T, device string) string {
 		t.Fatal(err)
 	}
 	path := fmt.Sprintf("/dev/pts/%d", number)
-	// It stays open: a terminal that nobody has open forgets that it is raw.
+	// It stays open: a terminal that nobody has open is no longer raw.
 	slave, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOCTTY, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -303,15 +308,15 @@ func newTerminal(t *testing.T, device string) string {
 		pass(master, device)
 	}()
 	t.Cleanup(func() {
-		slave.Close() // the other side then reads the end
+		slave.Close() // pass then reads the end
 		<-done
 		master.Close()
 	})
 	return path
 }
 
-// pass answers the commands on a terminal, each through a connection of its own, until the
-// terminal is closed.
+// pass forwards the commands on a terminal to the TPM at device, each through its own
+// connection, until the terminal is closed.
 func pass(master io.ReadWriter, device string) {
 	command := make([]byte, maxResponse)
 	for {

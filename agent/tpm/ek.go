@@ -12,8 +12,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// The handles that the TCG's registry of reserved handles keeps for persistent
-// endorsement keys (2.3.1).
+// The range of handles for persistent endorsement keys in the TCG's registry of
+// reserved handles (2.3.1).
 const (
 	firstEKHandle tpm2.TPMHandle = 0x81010000
 	lastEKHandle  tpm2.TPMHandle = 0x8101FFFF
@@ -25,19 +25,20 @@ type endorsementKey struct {
 	template attestor.EKTemplate
 	pub      crypto.PublicKey
 	hash     string
-	// own is set where the TPM has made the key from the template, or a
-	// persistent one is the same.
+	// own says that the TPM makes this key from the template; a persistent copy
+	// of the same key counts too.
 	own bool
 }
 
-// findEK returns the EK of the inventory: the persistent key that an EK certificate in
-// the TPM is for, else the one that the TPM makes from the template, which may be
-// persistent as well. Made is what the TPM has made before, or nil.
+// findEK returns the EK of the inventory. If an EK certificate in the TPM is for a
+// persistent key, that key is the EK. Otherwise the EK is the key that the TPM makes
+// from the template; findEK uses its persistent copy, if there is one. The parameter
+// made is the key that the TPM has made before, or nil.
 //
-// Any key that somebody has made with another unique field, in the endorsement
-// hierarchy of this TPM, has the form of an EK. So where no certificate vouches
-// for a persistent key, the EK is made to compare them: once, since the next
-// attestations know it. What is at which handle is never what decides.
+// A key's form and handle do not make it the EK: whoever may use the endorsement
+// hierarchy can make keys of the same form, with another unique field. So if no
+// certificate vouches for a persistent key, the TPM has to make the EK to compare
+// the two. It does that once; later attestations remember the EK.
 func (t *TPM) findEK(c *conn, inv *inventory, made *endorsementKey) (*endorsementKey, error) {
 	candidates, err := findPersistent(c, inv)
 	if err != nil {
@@ -64,9 +65,9 @@ func (t *TPM) findEK(c *conn, inv *inventory, made *endorsementKey) (*endorsemen
 	return made, nil
 }
 
-// undecided returns an error where the certificate that may be for a persistent
-// key is there and cannot be read: without it the machine would attest with the
-// EK that the TPM makes, and with it by another identity.
+// undecided returns an error if a certificate that may be for the persistent key
+// candidate is in the TPM and cannot be read. The machine must not attest then: if
+// the certificate is for that key, the EK that the TPM makes is another identity.
 func (inv *inventory) undecided(candidate *endorsementKey) error {
 	for _, cert := range inv.certs {
 		if cert.Index != inv.template.CertificateIndex || cert.Err == nil || errors.Is(cert.Err, errUnwritten) {
@@ -82,9 +83,8 @@ func (inv *inventory) undecided(candidate *endorsementKey) error {
 	return nil
 }
 
-// findPersistent returns the persistent keys that have the form of the
-// inventory's EK, up to the first one for which there is a certificate, which is
-// then the last.
+// findPersistent returns the persistent keys that have the form of the inventory's
+// EK, up to and including the first for which the TPM has a certificate.
 func findPersistent(c *conn, inv *inventory) ([]*endorsementKey, error) {
 	handles, err := listHandles(c, firstEKHandle, lastEKHandle)
 	if err != nil {
@@ -101,7 +101,7 @@ func findPersistent(c *conn, inv *inventory) ([]*endorsementKey, error) {
 		}
 		ek, err := newEndorsementKey(persistentKey(handle, rsp), inv.template)
 		if err != nil {
-			continue // no key that a server would take
+			continue // no server accepts this key
 		}
 		if found = append(found, ek); inv.certificateOf(ek.pub) != nil {
 			break
@@ -110,8 +110,8 @@ func findPersistent(c *conn, inv *inventory) ([]*endorsementKey, error) {
 	return found, nil
 }
 
-// readPersistent reads the key at a persistent handle. It returns nil where
-// nothing is there, or nothing that can be read.
+// readPersistent reads the public area of the key at a persistent handle. It returns
+// nil if there is no key, or none that can be read. An error is one of the connection.
 func readPersistent(c *conn, handle tpm2.TPMHandle) (*tpm2.ReadPublicResponse, error) {
 	rsp, err := execute(c, tpm2.ReadPublic{ObjectHandle: handle})
 	if c.err != nil {
@@ -127,8 +127,8 @@ func persistentKey(handle tpm2.TPMHandle, rsp *tpm2.ReadPublicResponse) key {
 	return key{handle: handle, name: rsp.Name, public: rsp.OutPublic.Bytes(), persistent: true}
 }
 
-// withHandle returns the EK under the handle of k where k is the same key, else
-// nil: what was found out of a key is not found out again.
+// withHandle returns the EK with the handle of k if k is the same key, and nil if
+// not. So what is known of the EK need not be computed again.
 func (ek *endorsementKey) withHandle(k key) *endorsementKey {
 	if ek == nil || !bytes.Equal(ek.public, k.public) {
 		return nil
@@ -142,8 +142,8 @@ func sameTemplate(a, b attestor.EKTemplate) bool {
 	return bytes.Equal(tpm2.Marshal(a.Public), tpm2.Marshal(b.Public))
 }
 
-// fromTemplate reports whether a public area is the template's but for the
-// unique field, which holds the key.
+// fromTemplate reports whether a public area matches the template in everything but
+// the unique field, which holds the key.
 func fromTemplate(public *tpm2.TPM2BPublic, template tpm2.TPMTPublic) bool {
 	pub, err := public.Contents()
 	if err != nil || pub.Type != template.Type {
@@ -154,9 +154,9 @@ func fromTemplate(public *tpm2.TPM2BPublic, template tpm2.TPMTPublic) bool {
 	return bytes.Equal(tpm2.Marshal(p), tpm2.Marshal(template))
 }
 
-// inEndorsementHierarchy reports whether a key is a primary key of the
-// endorsement hierarchy: its qualified name is the digest of the hierarchy's
-// handle and of its name (part 1, 16).
+// inEndorsementHierarchy reports whether a key is a primary key of the endorsement
+// hierarchy: the qualified name of such a key is the digest of the hierarchy's
+// handle and the key's name (part 1, 16).
 func inEndorsementHierarchy(rsp *tpm2.ReadPublicResponse) bool {
 	name := rsp.Name.Buffer
 	if len(name) < 2 {
@@ -172,9 +172,10 @@ func inEndorsementHierarchy(rsp *tpm2.ReadPublicResponse) bool {
 	return bytes.Equal(rsp.QualifiedName.Buffer, h.Sum(name[:2:2]))
 }
 
-// findAgain returns the EK that was found before, if it still is this TPM's, else nil or
-// the one that the TPM makes. A saved context loads only in the TPM that has saved it,
-// and until that TPM is reset.
+// findAgain looks for the EK that was found before. It returns the EK if this TPM still
+// has it. If a persistent EK has gone, it returns nil. If the saved context of another
+// EK does not load, since the TPM was replaced or reset, it returns the EK that the TPM
+// makes now.
 func (t *TPM) findAgain(c *conn, found *endorsementKey) (*endorsementKey, error) {
 	if found.persistent {
 		rsp, err := readPersistent(c, found.handle)
@@ -191,9 +192,9 @@ func (t *TPM) findAgain(c *conn, found *endorsementKey) (*endorsementKey, error)
 	return found, nil
 }
 
-// createEK makes the EK: the seed of the endorsement hierarchy and the template
-// decide what key it is, so it is the same one every time. Found is what it may
-// turn out to be, or nil. The key is not left in the TPM.
+// createEK makes the EK. The TPM derives it from the seed of the endorsement hierarchy
+// and the template, so it is the same key every time. The parameter found is a key that
+// the result is likely to be, or nil. The EK does not stay in the TPM.
 func (t *TPM) createEK(c *conn, template attestor.EKTemplate, found *endorsementKey) (*endorsementKey, error) {
 	rsp, err := t.createPrimary(c, template.Public)
 	if isFull(err) {
@@ -236,9 +237,9 @@ func newEndorsementKey(k key, template attestor.EKTemplate) (*endorsementKey, er
 	return &endorsementKey{key: k, template: template, pub: pub, hash: hash}, nil
 }
 
-// endorsement authorizes the use of the endorsement hierarchy. The password goes
-// to the TPM as it is: an HMAC session would cost two commands more and hide it
-// only from who reads the bus and cannot guess it.
+// endorsement authorizes the use of the endorsement hierarchy. The password goes to
+// the TPM in clear. An HMAC session would cost two more commands, and would hide the
+// password only from somebody who can read the bus but not guess the password.
 func (t *TPM) endorsement() tpm2.AuthHandle {
 	return tpm2.AuthHandle{
 		Handle: tpm2.TPMRHEndorsement,
@@ -254,7 +255,7 @@ var endorsementRemedies = [...]remedy{
 	{tpm2.TPMRCHierarchy, ErrSetup, "the endorsement hierarchy is disabled: enable it in the firmware's setup"},
 }
 
-// isUnsupported reports whether a template was refused for its algorithms.
+// isUnsupported reports whether a TPM has refused a template for its algorithms.
 func isUnsupported(err error) bool {
 	for _, code := range []tpm2.TPMRC{
 		tpm2.TPMRCCurve, tpm2.TPMRCKeySize, tpm2.TPMRCValue, tpm2.TPMRCAsymmetric,

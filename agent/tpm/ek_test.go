@@ -17,7 +17,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// persist makes a primary key and puts it at a persistent handle.
+// persist makes a primary key and makes it persistent at a handle.
 func persist(t *testing.T, device string, hierarchy tpm2.TPMHandle, pub tpm2.TPMTPublic, at tpm2.TPMHandle) {
 	t.Helper()
 	direct(t, device, func(c transport.TPM) {
@@ -44,8 +44,8 @@ func evict(t *testing.T, device string, handle tpm2.TPMHandle) {
 	})
 }
 
-// otherNonce is a template whose keys have the form of an RSA 2048 EK: anybody who
-// may use the endorsement hierarchy makes as many as he likes.
+// otherNonce returns a template whose key has the form of an RSA 2048 EK, but is not the
+// EK. Anybody who may use the endorsement hierarchy can make such keys.
 func otherNonce() tpm2.TPMTPublic {
 	template := tpm2.RSAEKTemplate
 	template.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA,
@@ -53,8 +53,8 @@ func otherNonce() tpm2.TPMTPublic {
 	return template
 }
 
-// A key at an EK's handle that is not the EK is passed over: a machine that
-// used it would have another ID, or one that somebody chose for it.
+// A persistent key at an EK's handle that is not the EK is not used. Otherwise whoever may
+// use the TPM could give the machine another SPIFFE ID.
 func TestWrongPersistentKeyIsNotUsed(t *testing.T) {
 	ekTemplate, otherUnique := tpm2.RSAEKTemplate, otherNonce()
 	for _, tt := range []struct {
@@ -83,10 +83,10 @@ func TestWrongPersistentKeyIsNotUsed(t *testing.T) {
 	}
 }
 
-// The EK decides, not the handle: a key of another nonce at a lower one does not
-// give the machine another ID, when the agent starts and while it runs; and the
-// EK is used where it is.
-func TestLowestHandleDoesNotWin(t *testing.T) {
+// A key with another nonce at a lower handle than the EK's does not give the machine
+// another SPIFFE ID, neither when the agent starts nor while it runs. The agent still uses
+// the persistent EK.
+func TestLowerHandleIsNotPreferred(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	persist(t, tpm.Device, tpm2.TPMRHEndorsement, tpm2.RSAEKTemplate, 0x81010001)
 	running := newTPM(t, Config{Device: tpm.Device})
@@ -101,7 +101,7 @@ func TestLowestHandleDoesNotWin(t *testing.T) {
 			t.Errorf("%s: EK %s at %#x, want %s", name, a.EKHash, a.Persistent, want)
 		}
 	}
-	// Nor when the EK goes, and when another key takes its handle.
+	// The EK is evicted, and another key takes its handle.
 	evict(t, tpm.Device, 0x81010001)
 	persist(t, tpm.Device, tpm2.TPMRHEndorsement, otherNonce(), 0x81010001)
 	if got := attest(t, running).Hash; got != want {
@@ -110,10 +110,10 @@ func TestLowestHandleDoesNotWin(t *testing.T) {
 	wantNothingLoaded(t, tpm.Device)
 }
 
-// A persistent key that the TPM does not make from the template is the EK where a
-// certificate in the TPM is for it: the vendor says so. While that certificate
-// cannot be read, nobody can tell; to attest by another key would have the machine
-// refused, and its agent give up.
+// If an EK certificate in the TPM is for a persistent key, that key is the EK, even if the
+// TPM makes another key from the template. While that certificate cannot be read, the
+// machine must not attest: with the other key it would be refused, and its agent would
+// give up.
 func TestCertificateDecidesForAPersistentKey(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	persist(t, tpm.Device, tpm2.TPMRHEndorsement, otherNonce(), 0x81010001)
@@ -152,8 +152,8 @@ func TestCertificateDecidesForAPersistentKey(t *testing.T) {
 	}
 }
 
-// A persistent EK is found at other handles than the usual one; and when it is
-// removed, the same EK is made instead.
+// The agent finds a persistent EK at an unusual handle. After the EK has been evicted, the
+// machine attests with the same EK, made from the template.
 func TestPersistentEKComesAndGoes(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	const handle = 0x81010003
@@ -173,7 +173,7 @@ func TestPersistentEKComesAndGoes(t *testing.T) {
 	wantNothingLoaded(t, tpm.Device)
 }
 
-// setPasswords gives the hierarchies passwords.
+// setPasswords sets the passwords of the hierarchies.
 func setPasswords(t *testing.T, device, endorsement, owner string) {
 	t.Helper()
 	direct(t, device, func(c transport.TPM) {
@@ -187,9 +187,9 @@ func setPasswords(t *testing.T, device, endorsement, owner string) {
 	})
 }
 
-// A site that has set the hierarchies' passwords attests with them; without them,
-// and with wrong ones, it learns which key of the configuration to set. The
-// owner's is not needed for an EK certificate as the profile has it.
+// If a site has set passwords for the hierarchies, its machines attest with the endorsement
+// hierarchy's. If that is missing or wrong, the error names the key of the configuration to
+// set. EK certificates that follow the profile do not need the owner's.
 func TestPasswords(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{})
 	setPasswords(t, tpm.Device, "endorsed", "owned")
@@ -206,9 +206,8 @@ func TestPasswords(t *testing.T) {
 	}
 }
 
-// A TPM that is locked out after wrong passwords still attests: neither key is
-// under the protection that locks it, or anybody who can reach the TPM could
-// take the machine's identity from it.
+// A TPM that is locked out after wrong passwords still attests. Otherwise anybody who can
+// send wrong passwords to the TPM could take the machine's identity from it.
 func TestLockedOutTPMAttests(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{})
 	direct(t, tpm.Device, func(c transport.TPM) {
@@ -249,7 +248,7 @@ func TestLockedOutTPMAttests(t *testing.T) {
 	}
 }
 
-// without hides algorithms and curves of a TPM.
+// without returns a function for tap.after that hides algorithms and curves of a TPM.
 func without(hidden ...uint16) func(tpm2.TPMCC, []byte, []byte) []byte {
 	return func(cc tpm2.TPMCC, command, rsp []byte) []byte {
 		if cc != tpm2.TPMCCGetCapability {
@@ -260,7 +259,7 @@ func without(hidden ...uint16) func(tpm2.TPMCC, []byte, []byte) []byte {
 		if size == 0 {
 			return rsp
 		}
-		const listAt = headerSize + 1 + 4 + 4 // behind moreData, capability and count
+		const listAt = headerSize + 1 + 4 + 4 // after moreData, capability and count
 		var kept []byte
 		n := uint32(0)
 		for list := rsp[listAt:]; len(list) >= size; list = list[size:] {
@@ -276,9 +275,9 @@ func without(hidden ...uint16) func(tpm2.TPMCC, []byte, []byte) []byte {
 	}
 }
 
-// What a TPM cannot do decides the keys: P-256 for auto without RSA, an RSA AK
-// without ECC; and what the configuration wants and the TPM does not make is an
-// error that says so, never another key: a server may take no other.
+// In a TPM without RSA, auto means a P-256 EK; in a TPM without ECC, an RSA AK. If the
+// configuration names a type that the TPM does not support, that is an error and never
+// another key: the server may accept no other.
 func TestTPMWithoutSomeAlgorithms(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{})
 	noRSA, noECC := without(uint16(tpm2.TPMAlgRSA)), without(uint16(tpm2.TPMAlgECC))
@@ -335,8 +334,8 @@ func TestTPMWithoutSomeAlgorithms(t *testing.T) {
 	}
 }
 
-// A size that a TPM does not make shows only when it is asked for it. What to do
-// about it is none of what was done: auto makes RSA 2048, set or left out.
+// Whether a TPM supports a key size shows only when it makes the key. The error then says
+// what to set. It must not advise to leave ek out: auto means RSA 2048 too.
 func TestUnsupportedEKSize(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	for _, code := range []tpm2.TPMRC{tpm2.TPMRCValue, tpm2.TPMRCKeySize | 0x2C0, tpm2.TPMRCCurve} {
@@ -366,9 +365,9 @@ func TestUnsupportedEKSize(t *testing.T) {
 	}
 }
 
-// The policy digests are those that the profile describes: a wrong one shows as
-// a policy failure in the field only. PolicyC cannot be computed, since it is of
-// an NV index's name; but PolicyB, which EKs carry, is computed from it.
+// The policy digests are those of the profile. A wrong one would fail only with real EKs of
+// the high range. PolicyC cannot be computed, since it depends on an NV index's name; but
+// the policy that EKs carry is computed from PolicyA and PolicyC.
 func TestPolicyDigests(t *testing.T) {
 	calculator, err := tpm2.NewPolicyCalculator(tpm2.TPMAlgSHA384)
 	if err != nil {

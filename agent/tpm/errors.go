@@ -13,16 +13,16 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// The classes of errors that have a remedy. An error of neither is unexpected.
+// The classes of errors with a remedy. An error of neither class is unexpected.
 var (
-	// ErrSetup marks an error that lasts until somebody changes the machine
-	// or the configuration.
+	// ErrSetup means that the error lasts until somebody changes the machine or
+	// the configuration.
 	ErrSetup = errors.New("the setup must be changed")
-	// ErrNotReady marks an error that a later attempt may not meet.
+	// ErrNotReady means that a later attempt may succeed.
 	ErrNotReady = errors.New("the TPM is not ready")
 )
 
-// An Error is an error with a remedy. Its text is Err's and what to do about it.
+// An Error is an error with a remedy. Its text is that of Err, followed by Hint.
 type Error struct {
 	Class error // ErrSetup or ErrNotReady
 	Err   error
@@ -31,13 +31,13 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Err.Error() + ": " + e.Hint }
 
-// Unwrap returns the class and the error itself.
+// Unwrap returns the class and the underlying error.
 func (e *Error) Unwrap() []error { return []error{e.Class, e.Err} }
 
 // explainOpen says why the device or socket at path could not be opened.
 func explainOpen(path string, err error) error {
-	// The errors of package os and net name the operation and the path; so
-	// does this one.
+	// Errors of package os and net name the operation and the path, which this
+	// function names itself.
 	var number syscall.Errno
 	if errors.As(err, &number) {
 		err = number
@@ -63,8 +63,8 @@ func explainOpen(path string, err error) error {
 	return e
 }
 
-// explainSocket says what may be wrong with the socket at path when what answers there,
-// or does not, is no TPM.
+// explainSocket adds a remedy to an error of the socket at path if the peer is a control
+// channel, or does not answer.
 func explainSocket(path string, err error) error {
 	switch {
 	case errors.Is(err, errControl):
@@ -90,7 +90,7 @@ func otherSocket(path string) string {
 		return ""
 	}
 	defer dir.Close()
-	entries, _ := dir.ReadDir(most) // what was read will do
+	entries, _ := dir.ReadDir(most) // an error only costs the hint
 	var found []string
 	for _, entry := range entries {
 		if entry.Type() == fs.ModeSocket && entry.Name() != filepath.Base(path) {
@@ -103,7 +103,7 @@ func otherSocket(path string) string {
 	return fmt.Sprintf(": probably device = %q", unixPrefix+found[0])
 }
 
-// permissionHint says who may open path.
+// permissionHint says how SPIRE Agent's user gets the permission to open path.
 func permissionHint(path string) string {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -127,14 +127,14 @@ func permissionHint(path string) string {
 		"(usermod -aG %s <user>) and restart the agent", group, group)
 }
 
-// remedy is what to do about a TPM's response code.
+// A remedy says what to do about a TPM's response code.
 type remedy struct {
 	code  tpm2.TPMRC
 	class error
 	hint  string
 }
 
-// remedies are for codes that mean the same whatever the command was.
+// remedies are for codes that mean the same after every command.
 var remedies = [...]remedy{
 	{tpm2.TPMRCInitialize, ErrNotReady, "the TPM has not been started: on a machine, the firmware does that; " +
 		"start swtpm with --flags startup-clear"},
@@ -158,8 +158,9 @@ var remedies = [...]remedy{
 const exhausted = "other programs have filled the TPM with their keys or sessions: use /dev/tpmrm0, " +
 	"whose resource manager gives each program its own space, or flush them (tpm2_flushcontext -t -l -s)"
 
-// explain says what was being done when err came about, and what to do. The
-// further remedies are for codes that have a meaning of their own here.
+// explain returns an error that says what the agent was doing when err occurred, and
+// what to do about it. The further remedies are for codes whose meaning depends on the
+// command.
 func explain(doing string, err error, further ...remedy) error {
 	if err == nil {
 		return nil

@@ -13,8 +13,8 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// Who reads the agent's log learns what is wrong and what to do, and SPIRE
-// whether to expect better of a later attempt.
+// The agent's log says what is wrong and what to do about it, and the class of an error
+// tells SPIRE whether a later attempt may succeed.
 func TestErrorsAreExplained(t *testing.T) {
 	for name, tt := range map[string]struct {
 		err   error
@@ -48,11 +48,11 @@ func TestErrorsAreExplained(t *testing.T) {
 		t.Errorf("an error without a remedy: %v", err)
 	}
 	if explain("read it", nil) != nil {
-		t.Error("no error is one")
+		t.Error("nil became an error")
 	}
 }
 
-// An operator whose agent may not open the TPM learns which group may.
+// If the agent has no permission to open the TPM, the error names the group that has.
 func TestPermissionNamesTheGroup(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "tpm")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
@@ -74,7 +74,7 @@ func TestPermissionNamesTheGroup(t *testing.T) {
 			want string
 		}{
 			{54321, 0o660, "usermod -aG 54321 <user>"},
-			{0, 0o660, "udev rule"}, // root's group is nobody's to join
+			{0, 0o660, "udev rule"}, // nobody should join root's group
 		}...)
 	}
 	for _, tt := range tests {

@@ -14,9 +14,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// script is a TPM that answers with what it was given: each response behind its
-// length, two bytes. The header's size is put right, so that what is read behind
-// the header is reached.
+// script is a TPM that answers with the given responses, each after its length in two
+// bytes. It corrects the size in the header, so that the fuzzer gets past the header.
 type script struct{ rest []byte }
 
 func (s *script) roundTrip(context.Context, []byte) ([]byte, error) {
@@ -48,11 +47,10 @@ func record(tb testing.TB, config Config) []byte {
 	return script
 }
 
-// Whatever a TPM answers, broken or evil, the agent neither panics nor goes on
-// for ever.
+// Whatever a broken or hostile TPM answers, the agent neither panics nor runs for ever.
 func FuzzTPMResponses(f *testing.F) {
 	types := []attestor.KeyType{"", attestor.P256, attestor.P384}
-	// A worker gets its inputs from the process that started it: it needs no TPM.
+	// A worker gets its inputs from the process that started it, and needs no TPM.
 	if worker := flag.Lookup("test.fuzzworker"); worker == nil || worker.Value.String() != "true" {
 		tpm := swtpmtest.Start(f, swtpmtest.Options{})
 		for i, ek := range types {
@@ -61,7 +59,7 @@ func FuzzTPMResponses(f *testing.F) {
 		tpm.Stop()
 	}
 	f.Fuzz(func(t *testing.T, ek uint8, responses []byte) {
-		// In a bubble the pauses before a command is sent again take no time.
+		// In a bubble, the pauses between resends take no time.
 		synctest.Test(t, func(t *testing.T) {
 			device := newTPM(t, Config{EK: types[int(ek)%len(types)]})
 			device.open = func(context.Context, string) (channel, error) { return &script{responses}, nil }

@@ -14,25 +14,27 @@ type EK struct {
 	Public crypto.PublicKey
 	// Hash is the EK hash.
 	Hash string
-	// Persistent is the handle of a persistent key; zero where it was made.
+	// Persistent is the handle of a persistent key, or zero.
 	Persistent uint32
-	// Certificate is the one that the TPM holds for the key, or nil.
+	// Certificate is the certificate in the TPM for this key, or nil.
 	Certificate *Certificate
 }
 
-// A Report is what there is to say of a TPM to whoever enrols its machine.
+// A Report is what somebody who enrols a machine wants to know about its TPM.
 type Report struct {
 	// EK is the endorsement key that the configuration uses.
 	EK EK
-	// Certificates are all that the TPM holds, readable or not.
+	// Certificates are all EK certificates in the TPM, readable or not.
 	Certificates []Certificate
-	// Chain are the CA certificates that the TPM holds, in DER; ChainErr says
-	// why they, or the rest of them, could not be read.
+	// Chain are the CA certificates in the TPM, in DER. ChainErr says why the
+	// chain, or the rest of it, could not be read.
 	Chain    [][]byte
 	ChainErr error
 }
 
-// Inspect reports on the TPM, and leaves nothing in it.
+// Inspect reports on the TPM and leaves nothing in it. If ctx ends, Inspect waits for
+// the command under way, flushes what that command has made, and returns the cause of
+// ctx.
 func (t *TPM) Inspect(ctx context.Context) (_ *Report, err error) {
 	c, err := t.connect(ctx)
 	if err != nil {

@@ -11,31 +11,32 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// The NV indices of the EK nonces (profile, 2.2.1.4). A vendor that filled one
-// made the EK, and its certificate, with the nonce in the template's unique
-// field. The indices of EK templates are left alone: a key from a template of
-// the vendor's own is none that a server takes for an EK.
+// nonceIndices are the NV indices of the EK nonces (profile, 2.2.1.4). If a vendor has
+// written a nonce, the vendor has made the EK and its certificate with that nonce in
+// the template's unique field. The indices for whole EK templates are not read: no
+// server accepts a key from a vendor's own template as an EK.
 var nonceIndices = map[attestor.KeyType]tpm2.TPMHandle{
 	attestor.RSA2048: 0x01C00003,
 	attestor.P256:    0x01C0000B,
 }
 
-// inventory is what does not change between attestations of one configuration.
+// inventory is what does not change between attestations with one configuration.
 type inventory struct {
 	caps     *capabilities
-	template attestor.EKTemplate // of the EK, with the nonce where there is one
-	indices  []tpm2.TPMHandle    // of NV, for EK certificates and their chain
+	template attestor.EKTemplate // the EK's, with the nonce if there is one
+	indices  []tpm2.TPMHandle    // the NV indices for EK certificates and their chain
 	certs    []Certificate
 	chain    [][]byte
 	chainErr error // why the chain, or the rest of it, could not be read
-	// unread is set where an index for an EK certificate or an EK nonce could
-	// not be read, or has not been written: that may change.
+	// unread says that an index for an EK certificate or for an EK nonce could not
+	// be read, or has not been written yet. So the next attestation looks again.
 	unread bool
-	// ek is the EK that was found or made; its handle may be gone.
+	// ek is the EK. Unless the EK is persistent, it is not loaded.
 	ek *endorsementKey
 }
 
-// takeInventory reads from the TPM what the EK and its certificate depend on.
+// takeInventory reads from the TPM everything that the choice of the EK depends on,
+// and the EK certificates.
 func (t *TPM) takeInventory(c *conn) (*inventory, error) {
 	caps, err := readCapabilities(c)
 	if err != nil {
@@ -66,9 +67,9 @@ func (t *TPM) takeInventory(c *conn) (*inventory, error) {
 	return inv, nil
 }
 
-// chooseEK returns the type of EK to use. It depends on the configuration and on
-// the TPM's abilities alone, so that a machine keeps its ID when certificates
-// or persistent keys come and go.
+// chooseEK returns the type of EK to use. It depends only on the configuration and on
+// what the TPM can do. So a machine keeps its SPIFFE ID when certificates or persistent
+// keys come and go.
 func chooseEK(configured attestor.KeyType, caps *capabilities) (attestor.KeyType, error) {
 	if configured != "" {
 		if !caps.can(configured) {
@@ -96,10 +97,10 @@ func unsupportedEK(t attestor.KeyType) error {
 	}
 }
 
-// applyNonce puts the vendor's nonce into the template, at the beginning of its
-// unique field (profile, B.3). An index that is defined and has not been written
-// holds none; one that cannot be read may hold one, so it is an error: without it
-// the EK would be another.
+// applyNonce puts the vendor's nonce at the beginning of the template's unique field
+// (profile, B.3). If the index is defined but has not been written, there is no nonce.
+// If it cannot be read, that is an error: without the nonce that it may hold, the TPM
+// would make another EK.
 func (t *TPM) applyNonce(c *conn, inv *inventory) error {
 	index, ok := nonceIndices[inv.template.KeyType]
 	if !ok || !slices.Contains(inv.indices, index) {
@@ -129,11 +130,11 @@ func (t *TPM) applyNonce(c *conn, inv *inventory) error {
 	return nil
 }
 
-// badNonce is the error for an EK nonce that is there and cannot be used.
+// badNonce returns the error for an EK nonce that is in the TPM and cannot be used.
 func badNonce(index tpm2.TPMHandle, err error) error {
 	err = fmt.Errorf("the EK's nonce at NV index %#08x: %w", uint32(index), err)
 	if errors.Is(err, ErrSetup) || errors.Is(err, ErrNotReady) {
-		return err // with a remedy
+		return err // it has a remedy
 	}
 	return &Error{
 		Class: ErrSetup, Err: err,

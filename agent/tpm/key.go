@@ -6,19 +6,19 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// key is a key of the TPM. One that is not persistent is in the TPM only while a
-// command needs it: an agent may be killed while it waits, and without a resource
-// manager a TPM has room for three keys, whoever has left them there.
+// key is a key of the TPM. A key that is not persistent is in the TPM only while
+// commands need it. Otherwise an agent that is killed while it waits for the server
+// would leave it there, and without a resource manager a TPM has room for three keys.
 type key struct {
-	handle     tpm2.TPMHandle // of a key that is persistent or loaded
+	handle     tpm2.TPMHandle // if the key is persistent or loaded
 	name       tpm2.TPM2BName
 	public     []byte // TPMT_PUBLIC
 	persistent bool
-	// context is of a key that is not persistent, and is not loaded.
+	// context is the saved context of a key that is not persistent.
 	context *tpm2.TPMSContext
 }
 
-// unload saves the context of a loaded key and flushes the key, whatever happens.
+// unload saves the context of a loaded key. It flushes the key even on an error.
 func (k *key) unload(c *conn) error {
 	rsp, err := execute(c, tpm2.ContextSave{SaveHandle: k.handle})
 	k.flush(c)
@@ -29,7 +29,8 @@ func (k *key) unload(c *conn) error {
 	return nil
 }
 
-// load returns the key as it is in the TPM again. The caller flushes it.
+// load loads k into the TPM, unless k is persistent, and returns the loaded key. The
+// caller flushes it.
 func (t *TPM) load(c *conn, k key) (*key, error) {
 	if k.persistent {
 		return &k, nil
@@ -45,8 +46,8 @@ func (t *TPM) load(c *conn, k key) (*key, error) {
 	return &k, nil
 }
 
-// flush takes a key out of the TPM, unless it is persistent, also after the
-// attestation has ended.
+// flush removes the key from the TPM, unless the key is persistent. It does so even if
+// the context of c has ended.
 func (k *key) flush(c *conn) {
 	if k.persistent || k.handle == 0 {
 		return
@@ -55,9 +56,9 @@ func (k *key) flush(c *conn) {
 	k.handle = 0
 }
 
-// flush takes a key or a session out of the TPM and reports whether it has gone. Nothing
-// can be done about a failure, and a resource manager flushes it when the connection
-// closes.
+// flush removes a key or a session from the TPM and reports whether that succeeded. It
+// does so even if the context of c has ended. If it fails, nothing can be done here; a
+// resource manager flushes the handle when the connection closes.
 func flush(c *conn, handle tpm2.TPMHandle) bool {
 	defer c.detach()()
 	c.loaded = slices.DeleteFunc(c.loaded, func(h tpm2.TPMHandle) bool { return h == handle })
@@ -65,7 +66,7 @@ func flush(c *conn, handle tpm2.TPMHandle) bool {
 	return err == nil
 }
 
-// authorized is the key with the session that authorizes its use.
+// authorized returns the key's handle with the session that authorizes its use.
 func (k *key) authorized(auth tpm2.Session) tpm2.AuthHandle {
 	return tpm2.AuthHandle{Handle: k.handle, Name: k.name, Auth: auth}
 }

@@ -9,13 +9,13 @@ import (
 )
 
 // maxNVSize is the size of the largest NV index that is read, in bytes. EK
-// certificates have one or two thousand.
+// certificates have 1000 to 2000 bytes.
 const maxNVSize = 8 << 10
 
-// errUnwritten is the error for an NV index that is defined and has no content.
+// errUnwritten means that an NV index is defined but has not been written.
 var errUnwritten = errors.New("nothing was written to it")
 
-// readNV reads the whole content of an NV index.
+// readNV reads the whole content of an NV index, bufferSize bytes at a time.
 func (t *TPM) readNV(c *conn, index tpm2.TPMHandle, bufferSize uint16) ([]byte, error) {
 	pub, err := execute(c, tpm2.NVReadPublic{NVIndex: index})
 	if err != nil {
@@ -50,10 +50,10 @@ func (t *TPM) readNV(c *conn, index tpm2.TPMHandle, bufferSize uint16) ([]byte, 
 		remedy{tpm2.TPMRCAuthFail, ErrSetup, "its password is not empty, contrary to the profile"})
 }
 
-// nvAuths returns the authorizations by which an index may be read, the best
-// first. EK certificates are readable with the index's own, empty password
-// (profile, 2.2.1). Where a wrong one counts towards the TPM's lockout it is
-// the last resort.
+// nvAuths returns the authorizations with which an index may be read, in the order in
+// which to try them. EK certificates are readable with the index's own password, which
+// is empty (profile, 2.2.1). If a wrong password would count towards the TPM's lockout,
+// the index's own password comes last.
 func (t *TPM) nvAuths(index tpm2.TPMHandle, name tpm2.TPM2BName, attr tpm2.TPMANV) []tpm2.AuthHandle {
 	own := tpm2.AuthHandle{Handle: index, Name: name, Auth: tpm2.PasswordAuth(nil)}
 	owner := tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth([]byte(t.config.OwnerPassword))}

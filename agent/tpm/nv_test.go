@@ -23,7 +23,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 )
 
-// nvContent is what a test puts at an NV index.
+// nvContent is an NV index for a test to define.
 type nvContent struct {
 	index      tpm2.TPMHandle
 	content    []byte // nil leaves it unwritten
@@ -31,8 +31,8 @@ type nvContent struct {
 	password   string
 }
 
-// readable are the attributes of EK certificates by the profile, as far as they
-// can be set by the owner.
+// readable are the attributes that the profile requires of EK certificates, as far as the
+// owner can set them.
 var readable = tpm2.TPMANV{OwnerWrite: true, OwnerRead: true, AuthRead: true, NoDA: true}
 
 func defineNV(t *testing.T, device string, nv nvContent) {
@@ -47,7 +47,7 @@ func defineNV(t *testing.T, device string, nv nvContent) {
 	})
 }
 
-// defineSpace defines an index of a size and writes nothing to it.
+// defineSpace defines an index without writing to it.
 func defineSpace(t *testing.T, c transport.TPM, nv nvContent, size int) {
 	t.Helper()
 	must(t, c, tpm2.NVDefineSpace{
@@ -59,7 +59,7 @@ func defineSpace(t *testing.T, c transport.TPM, nv nvContent, size int) {
 	})
 }
 
-// writeNV writes content to an index that is defined.
+// writeNV writes content to a defined index.
 func writeNV(t *testing.T, c transport.TPM, index tpm2.TPMHandle, content []byte) {
 	t.Helper()
 	for offset := 0; offset < len(content); offset += 512 {
@@ -83,7 +83,7 @@ func undefineNV(t *testing.T, device string, index tpm2.TPMHandle) {
 	})
 }
 
-// ekCertificate returns a certificate for pub.
+// ekCertificate returns a certificate for pub, in DER.
 func ekCertificate(t *testing.T, pub any) []byte {
 	t.Helper()
 	ca, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -95,7 +95,7 @@ func ekCertificate(t *testing.T, pub any) []byte {
 		Subject:      pkix.Name{CommonName: strings.Repeat("a long name ", 5)},
 		NotBefore:    time.Unix(0, 0),
 		NotAfter:     time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC),
-		// As much as some vendors put in: more than one TPM2_NV_Read returns.
+		// More than one TPM2_NV_Read returns, like some vendors' certificates.
 		ExtraExtensions: []pkix.Extension{{Id: []int{1, 2, 3}, Value: bytes.Repeat([]byte{0xFF}, 1300)}},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, pub, ca)
@@ -105,8 +105,8 @@ func ekCertificate(t *testing.T, pub any) []byte {
 	return der
 }
 
-// The EK certificate is found at every index, whatever is wrong with those at the
-// others: one index that cannot be read shall not take a machine its identity.
+// If some NV indices cannot be read, or hold something else, the agent still finds the EK
+// certificate at another index. One bad index must not cost a machine its certificate.
 func TestBadIndicesDoNotHideTheGoodOne(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	ek := attest(t, newTPM(t, Config{Device: tpm.Device, EK: attestor.P384}))
@@ -151,8 +151,8 @@ func TestBadIndicesDoNotHideTheGoodOne(t *testing.T) {
 	}
 }
 
-// A certificate for another key, such as one left over from before the TPM got
-// a new EK, is not sent: a server refuses a certificate with another key.
+// A certificate for another key, perhaps from before the TPM got a new EK, is not sent:
+// the server would refuse the machine.
 func TestCertificateOfAnotherKeyIsNotSent(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -165,9 +165,9 @@ func TestCertificateOfAnotherKeyIsNotSent(t *testing.T) {
 	}
 }
 
-// A certificate that is written while the agent runs is found at the next
-// attestation.
-func TestCertificateThatComesLater(t *testing.T) {
+// A certificate that is written while the agent runs is found at the next attestation. The
+// agent need not be restarted.
+func TestCertificateComesLater(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	device := newTPM(t, Config{Device: tpm.Device, EK: attestor.P256})
 	ek := attest(t, device)
@@ -180,8 +180,8 @@ func TestCertificateThatComesLater(t *testing.T) {
 	}
 }
 
-// So is one whose index was there before, and empty.
-func TestCertificateThatIsWrittenLater(t *testing.T) {
+// So is a certificate at an index that existed before, unwritten.
+func TestCertificateIsWrittenLater(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	device := newTPM(t, Config{Device: tpm.Device, EK: attestor.P256})
 	ek := attest(t, device)
@@ -196,8 +196,8 @@ func TestCertificateThatIsWrittenLater(t *testing.T) {
 	}
 }
 
-// One failed read, such as of a TPM that is locked out for a while, costs one
-// attestation its certificate, and not all until the agent is started anew.
+// If a certificate cannot be read for a while, perhaps since the TPM is locked out, the
+// next attestation reads it again. The agent need not be restarted.
 func TestCertificateIsReadAgain(t *testing.T) {
 	for name, opts := range map[string]swtpmtest.Options{"persistent": {}, "transient": {Blank: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -229,9 +229,9 @@ func TestCertificateIsReadAgain(t *testing.T) {
 	}
 }
 
-// An index that only the owner reads is read with the owner's password; without
-// it the error names the key to set. A wrong password for an index that counts
-// them is the last thing that is tried: it could lock the TPM.
+// An index that only the owner may read is read with the owner's password. Without that
+// password, the error names the key to set. The agent must not try a wrong password that
+// counts towards the TPM's lockout while another authorization is left.
 func TestOwnerReadsCertificate(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	ek := attest(t, newTPM(t, Config{Device: tpm.Device, EK: attestor.P256}))
@@ -247,7 +247,7 @@ func TestOwnerReadsCertificate(t *testing.T) {
 		t.Fatal(err)
 	}
 	if report.EK.Certificate == nil {
-		t.Error("the owner's certificate was not read")
+		t.Error("the certificate that only the owner may read was not read")
 	}
 	for _, cert := range report.Certificates {
 		if cert.Err != nil {
@@ -275,8 +275,8 @@ func TestOwnerReadsCertificate(t *testing.T) {
 	wantNothingLoaded(t, tpm.Device)
 }
 
-// A vendor's EK nonce is part of the template: without it the TPM would make a
-// key that the vendor's certificate is not for.
+// The EK is made with the vendor's EK nonce. Without it, the TPM would make another key
+// than the one in the vendor's certificate. So a nonce that cannot be used is an error.
 func TestEKNonce(t *testing.T) {
 	for _, tt := range []struct {
 		ek    attestor.KeyType
@@ -318,8 +318,7 @@ func TestEKNonce(t *testing.T) {
 				t.Errorf("EK %s, want %s; without the nonce %s", got.Hash, want, plain.Hash)
 			}
 
-			// A nonce that does not fit is an error, not half a nonce; nor is
-			// one that cannot be read left out. Both say what to do.
+			// If a nonce does not fit or cannot be read, the error says what to do.
 			for content, attributes := range map[string]tpm2.TPMANV{
 				strings.Repeat("\x00", 257): readable,
 				string(nonce):               {OwnerWrite: true, PolicyRead: true},
@@ -331,7 +330,7 @@ func TestEKNonce(t *testing.T) {
 					t.Errorf("a nonce of %d bytes: %v", len(content), err)
 				}
 			}
-			// One that is merely locked away for a while may be read later.
+			// If the TPM is locked out, a later attempt may succeed.
 			undefineNV(t, tpm.Device, tt.index)
 			defineNV(t, tpm.Device, nvContent{tt.index, nonce, readable, ""})
 			device := newTPM(t, Config{Device: tpm.Device, EK: tt.ek})
@@ -348,9 +347,9 @@ func TestEKNonce(t *testing.T) {
 	}
 }
 
-// An index for a nonce that is defined and was never written holds none: the EK
-// is the one of the template alone, and the machine attests. Once a nonce is
-// there, the EK is the one with it, without a new start.
+// If the index for a nonce is defined but unwritten, there is no nonce, and the machine
+// attests. Once the nonce has been written, the EK is made with it. The agent need not be
+// restarted.
 func TestUnwrittenEKNonce(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	device := newTPM(t, Config{Device: tpm.Device, EK: attestor.P256})
@@ -372,8 +371,8 @@ func TestUnwrittenEKNonce(t *testing.T) {
 	wantNothingLoaded(t, tpm.Device)
 }
 
-// Whatever stands behind a certificate in NV memory is not read: a vendor pads with 0x11,
-// and its machines would have no certificate.
+// Padding after a certificate in NV memory is ignored, whatever it is. One vendor pads with
+// 0x11; its machines would otherwise attest without their certificate.
 func TestPaddedCertificates(t *testing.T) {
 	dir := filepath.Join(attestortest.FieldCertificates(t), "..", "ek-more")
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})

@@ -9,15 +9,15 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// What an agent that was killed in the middle of a command has left in a TPM without a
-// resource manager is flushed when the TPM is full, and nothing else is. No file has to
-// survive for that: an AK bears a mark, the EK has a name that the seed decides, and a
-// session that has authorized an EK shows it by its digest. Whoever holds the device, or
-// the socket, is the only one who does, so that only what this connection itself has loaded
-// is in use.
+// An agent that is killed in the middle of a command leaves keys or a session in a TPM
+// without a resource manager. If a later command finds the TPM full, this file flushes
+// what such an agent has left, and nothing of other programs. It needs no record of what
+// was left: AKs have a mark, the EK has the same name every time, and a session that has
+// authorized an EK has that EK's policy digest. Only one program at a time can have the
+// device or the socket open, so only keys that this connection has loaded are in use.
 
-// The handles of what is loaded (part 2, 7.2). TPM2_GetCapability lists loaded sessions
-// from firstLoadedSession on (part 2, 7.4), each by the handle of its type.
+// The handles of loaded keys and sessions (part 2, 7.2). TPM2_GetCapability lists loaded
+// sessions of all types from firstLoadedSession on (part 2, 7.4).
 const (
 	firstTransient     tpm2.TPMHandle = 0x80000000
 	lastTransient      tpm2.TPMHandle = 0x80FFFFFF
@@ -25,14 +25,15 @@ const (
 	policySession      tpm2.TPMHandle = 0x03 // the first byte of a policy session's handle
 )
 
-// akMark is the authPolicy of every AK that this plugin makes. No policy has this digest,
-// and an AK is used by its empty password.
+// akMark is the authPolicy of every AK that this plugin makes. No policy has this digest;
+// an AK is used with its empty password.
 func akMark() []byte {
 	mark := sha256.Sum256([]byte("spire-tpm-attestor attestation key 1"))
 	return mark[:]
 }
 
-// isFull reports whether a TPM has refused a command for want of room.
+// isFull reports whether a TPM has refused a command because it has no room for another
+// key or session.
 func isFull(err error) bool {
 	for _, code := range []tpm2.TPMRC{
 		tpm2.TPMRCObjectMemory, tpm2.TPMRCObjectHandles, tpm2.TPMRCSessionMemory,
@@ -45,8 +46,8 @@ func isFull(err error) bool {
 	return false
 }
 
-// withRoom runs a command, and once more where the TPM had no room for it and something
-// of this plugin's could be flushed.
+// withRoom runs a command. If the TPM is full and withRoom can flush something that this
+// plugin has left, it runs the command again.
 func withRoom[R any](t *TPM, c *conn, command func() (*R, error)) (*R, error) {
 	rsp, err := command()
 	if isFull(err) && t.flushOwn(c) {
@@ -55,8 +56,8 @@ func withRoom[R any](t *TPM, c *conn, command func() (*R, error)) (*R, error) {
 	return rsp, err
 }
 
-// flushOwn flushes what this plugin has left in the TPM, and reports whether that was
-// anything.
+// flushOwn flushes what earlier agents have left in the TPM, and reports whether it has
+// flushed anything.
 func (t *TPM) flushOwn(c *conn) bool {
 	keys, sessions := t.flushOwnKeys(c), t.flushOwnSessions(c)
 	return keys || sessions
@@ -65,7 +66,7 @@ func (t *TPM) flushOwn(c *conn) bool {
 func (t *TPM) flushOwnKeys(c *conn) bool {
 	handles, err := listHandles(c, firstTransient, lastTransient)
 	if err != nil {
-		return false // the TPM is full, which is said
+		return false // the caller reports that the TPM is full
 	}
 	flushed := false
 	for _, handle := range handles {
@@ -80,22 +81,23 @@ func (t *TPM) flushOwnKeys(c *conn) bool {
 	return flushed
 }
 
-// isMarked reports whether a key is an AK of this plugin.
+// isMarked reports whether a key is an AK that this plugin has made.
 func isMarked(rsp *tpm2.ReadPublicResponse) bool {
 	public, err := rsp.OutPublic.Contents()
 	return err == nil && bytes.Equal(public.AuthPolicy.Buffer, akMark()) && inEndorsementHierarchy(rsp)
 }
 
-// isEK reports whether a key is the EK, as far as it is known.
+// isEK reports whether a key is the EK. Before the first attestation, no key is known to
+// be.
 func (t *TPM) isEK(rsp *tpm2.ReadPublicResponse) bool {
 	return t.known != nil && bytes.Equal(rsp.Name.Buffer, t.known.ek.name.Buffer)
 }
 
-// flushOwnSessions flushes the policy sessions that have authorized the EK. One that was
-// only begun could be anybody's.
+// flushOwnSessions flushes the policy sessions that have authorized the EK. A session that
+// has only begun may belong to any program, so it stays.
 func (t *TPM) flushOwnSessions(c *conn) bool {
 	if t.known == nil {
-		return false // a session is begun later
+		return false // no command before this needs a session
 	}
 	rsp, err := capability(c, tpm2.TPMCapHandles, firstLoadedSession, listBatch)
 	if err != nil {
@@ -118,7 +120,7 @@ func (t *TPM) flushOwnSessions(c *conn) bool {
 	return flushed
 }
 
-// isOwnPolicy reports whether a digest is the EK's policy, or what it has before
+// isOwnPolicy reports whether a session's digest is the EK's policy, or the digest before
 // TPM2_PolicyOR.
 func isOwnPolicy(ek *tpm2.TPMTPublic, digest []byte) bool {
 	if bytes.Equal(digest, ek.AuthPolicy.Buffer) {
@@ -128,10 +130,11 @@ func isOwnPolicy(ek *tpm2.TPMTPublic, digest []byte) bool {
 	return err == nil && bytes.Equal(digest, either.Digests[0].Buffer)
 }
 
-// createInPlace makes the EK in a TPM that is full, by full, of keys that may be the EK:
-// an agent that was killed has left it there, and this one does not know its name yet.
-// Such a key is saved and flushed, the EK is made, and if they differ the key is loaded
-// again: under its own handle, since no other is free.
+// createInPlace makes the EK in a TPM that is full; the error full says so. An agent that
+// was killed may have left the EK there, and this agent does not know the EK's name yet.
+// So for each loaded key that may be the EK, createInPlace saves and flushes the key and
+// makes the EK. If the two are different keys, it loads the saved key again: under the
+// same handle, since no other is free.
 func (t *TPM) createInPlace(c *conn, template tpm2.TPMTPublic, full error) (*tpm2.CreatePrimaryResponse, error) {
 	for _, k := range findEKForm(c, template) {
 		saved, err := execute(c, tpm2.ContextSave{SaveHandle: k.handle})
@@ -150,8 +153,8 @@ func (t *TPM) createInPlace(c *conn, template tpm2.TPMTPublic, full error) (*tpm
 	return nil, full
 }
 
-// findEKForm returns the loaded keys that have the form of the EK. Those that are there
-// more than once come first: several agents have left the same one.
+// findEKForm returns the loaded keys that have the form of the EK. Keys that are loaded
+// more than once come first: several agents have left the same EK.
 func findEKForm(c *conn, template tpm2.TPMTPublic) []key {
 	handles, err := listHandles(c, firstTransient, lastTransient)
 	if err != nil {
@@ -172,8 +175,8 @@ func findEKForm(c *conn, template tpm2.TPMTPublic) []key {
 	return found
 }
 
-// restore loads a key of somebody else's again, also after the attestation has ended.
+// restore loads another program's key again, even if the context of c has ended.
 func restore(c *conn, context tpm2.TPMSContext) {
 	defer c.detach()()
-	_, _ = execute(c, tpm2.ContextLoad{Context: context}) // it was loaded a moment ago
+	_, _ = execute(c, tpm2.ContextLoad{Context: context}) // there was room for it a moment ago
 }

@@ -17,9 +17,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// An agent that is killed after any of its commands, as often as there are commands, does
-// not fill a TPM without a resource manager; and what another program has loaded, even a
-// key in the form of an EK, is still there.
+// However often an agent is killed, and after whichever command, a later agent has room in
+// a TPM without a resource manager. A key of another program stays loaded, even if it has
+// the form of an EK.
 func TestKilledAfterEachCommand(t *testing.T) {
 	full := swtpmtest.Options{}
 	blank := swtpmtest.Options{Blank: true}
@@ -41,8 +41,8 @@ func TestKilledAfterEachCommand(t *testing.T) {
 				if err == nil {
 					_, err = finish(a)
 				}
-				if err == nil && whole.commands[n] != tpm2.TPMCCFlushContext { // whose answer does not matter
-					t.Fatalf("command %d was answered", n)
+				if err == nil && whole.commands[n] != tpm2.TPMCCFlushContext { // whose response does not matter
+					t.Fatalf("the agent got the response to command %d", n)
 				}
 			}
 			attest(t, newTPM(t, Config{Device: device, EK: tt.ek}))
@@ -51,9 +51,9 @@ func TestKilledAfterEachCommand(t *testing.T) {
 	}
 }
 
-// A TPM that earlier agents have filled, with keys of one kind alone, has room again, also
-// for an agent that does not know its EK yet; one that other programs have filled says so,
-// and loses nothing.
+// An agent makes room in a TPM that killed agents have filled with EKs or with AKs, even if
+// it does not know the EK yet. If other programs have filled the TPM, the error says so, and
+// their keys stay.
 func TestFullTPM(t *testing.T) {
 	for _, ek := range []attestor.KeyType{attestor.RSA2048, attestor.P256, attestor.P384} {
 		tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
@@ -78,7 +78,7 @@ func TestFullTPM(t *testing.T) {
 					}
 					tap.listen(killed)
 					if _, err := killed.Begin(t.Context()); err == nil {
-						t.Fatal("it was not killed")
+						t.Fatal("the agent was not killed")
 					}
 				}
 				attest(t, fresh())
@@ -95,8 +95,8 @@ func TestFullTPM(t *testing.T) {
 	}
 }
 
-// Sessions that an agent has left when it was killed are flushed when there is room for
-// none, and those of other programs are not.
+// If the TPM has no room for another session, the sessions that killed agents have left are
+// flushed, and those of other programs are not.
 func TestFullOfSessions(t *testing.T) {
 	for _, ek := range []attestor.KeyType{attestor.RSA2048, attestor.P384} {
 		for own := range 4 {
@@ -146,7 +146,7 @@ func TestFullOfSessions(t *testing.T) {
 	}
 }
 
-// fillWithSessions begins sessions until there is room for none, and returns them.
+// fillWithSessions begins sessions until the TPM has no room, and returns them.
 func fillWithSessions(t *testing.T, device string) []tpm2.TPMHandle {
 	t.Helper()
 	var all []tpm2.TPMHandle
@@ -169,7 +169,8 @@ func fillWithSessions(t *testing.T, device string) []tpm2.TPMHandle {
 	return all
 }
 
-// loadEKForm loads keys that have the form of the EK, and are others, and returns them.
+// loadEKForm loads n keys that have the form of the EK but are not the EK, and returns
+// their names by handle.
 func loadEKForm(t *testing.T, device string, ek attestor.KeyType, n int) map[tpm2.TPMHandle][]byte {
 	t.Helper()
 	template, err := attestor.TemplateFor(ek)
@@ -195,27 +196,28 @@ func loadEKForm(t *testing.T, device string, ek attestor.KeyType, n int) map[tpm
 	return keys
 }
 
-// wantLoaded checks that keys are in the TPM, under their own handles.
+// wantLoaded checks that keys, given as names by handle, are still loaded.
 func wantLoaded(t *testing.T, device string, keys map[tpm2.TPMHandle][]byte) {
 	t.Helper()
 	direct(t, device, func(c transport.TPM) {
 		for handle, name := range keys {
 			rsp, err := tpm2.ReadPublic{ObjectHandle: handle}.Execute(c)
 			if err != nil || !bytes.Equal(rsp.Name.Buffer, name) {
-				t.Errorf("the key %#x of another program is not there any more: %v", handle, err)
+				t.Errorf("the key %#x of another program has gone: %v", handle, err)
 			}
 		}
 	})
 }
 
-// A refused agent is killed while it waits for the server; however often it is started
-// again, it leaves nothing in a TPM without a resource manager, which has three places.
+// SPIRE kills a refused agent's plugin while it waits for the server. However often the agent
+// starts again, it leaves nothing in a TPM without a resource manager, which has room for
+// three keys.
 func TestRefusedTwentyTimes(t *testing.T) {
 	const device, ek = "TPM_TEST_DEVICE", "TPM_TEST_EK"
 	if os.Getenv(device) != "" {
 		_, err := newTPM(t, Config{Device: os.Getenv(device), EK: attestor.KeyType(os.Getenv(ek))}).Begin(t.Context())
 		fmt.Println("waiting for the server:", err)
-		select {} // until it is killed
+		select {} // until the test kills this process
 	}
 	tpm := swtpmtest.Start(t, swtpmtest.Options{})
 	for i := range 20 {
@@ -240,8 +242,8 @@ func TestRefusedTwentyTimes(t *testing.T) {
 	}
 }
 
-// A TPM that was reset while the agent waited for the server has lost the AK: the agent
-// tries again, and the next attestation goes through.
+// If the TPM is reset while the agent waits for the server, the AK is lost. The attestation
+// fails with an error upon which SPIRE tries again, and the next attestation succeeds.
 func TestResetWhileTheServerIsAsked(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{})
 	for _, ek := range []attestor.KeyType{attestor.RSA2048, attestor.P256} {
@@ -259,8 +261,8 @@ func TestResetWhileTheServerIsAsked(t *testing.T) {
 	}
 }
 
-// An attestation that is given up while a slow TPM makes a key ends soon, and the key is
-// flushed when it is there.
+// If an attestation is cancelled while a slow TPM makes a key, it ends within a second. The
+// key is flushed as soon as it is made.
 func TestCancelledOnASlowTPM(t *testing.T) {
 	for _, ek := range []attestor.KeyType{attestor.RSA2048, attestor.P256} { // the AK, then the EK
 		tpm := swtpmtest.Start(t, swtpmtest.Options{})

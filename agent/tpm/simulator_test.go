@@ -12,8 +12,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// Another TPM than swtpm, of another maker and without certificates or persistent
-// keys: what works with one implementation only is no TPM client. It needs cgo.
+// The agent works not only with swtpm but also with another implementation of a TPM, one
+// without certificates and persistent keys. The simulator needs cgo.
 func TestAttestWithTheSimulator(t *testing.T) {
 	sim, err := simulator.Get()
 	if err != nil {
@@ -38,7 +38,7 @@ func TestAttestWithTheSimulator(t *testing.T) {
 			attest(t, device)
 		})
 	}
-	// This one makes no RSA 3072 keys, and the error says so.
+	// The simulator does not support RSA 3072, and the error says so.
 	device := newTPM(t, Config{EK: attestor.RSA3072})
 	device.open = open
 	if _, err := device.Begin(t.Context()); !errors.Is(err, ErrSetup) {

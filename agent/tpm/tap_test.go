@@ -16,16 +16,16 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// tap records the commands on their way to a TPM, and may answer in its place.
+// tap records the commands to a TPM, and may answer in place of the TPM.
 type tap struct {
 	commands []tpm2.TPMCC
-	// instead returns what to answer to the nth command (from 0), or nil to
-	// let the TPM do it.
+	// instead returns the response to the nth command, counted from 0, or nil if
+	// the TPM is to answer.
 	instead func(n int, cc tpm2.TPMCC, command []byte) ([]byte, error)
-	// killed reports whether the process is killed when the TPM has run the nth
-	// command: nothing is sent any more, and nobody sees the answer.
+	// killed reports whether the agent is killed after the TPM has run the nth
+	// command: the agent then never sees the response.
 	killed func(n int) bool
-	// after may change the TPM's answer.
+	// after may change the TPM's response.
 	after func(cc tpm2.TPMCC, command, rsp []byte) []byte
 }
 
@@ -65,7 +65,7 @@ func (c *tapped) roundTrip(ctx context.Context, command []byte) ([]byte, error) 
 	return rsp, err
 }
 
-// fakeChannel is a TPM that a function plays.
+// fakeChannel is a TPM that is a function.
 type fakeChannel func(ctx context.Context, command []byte) ([]byte, error)
 
 func (f fakeChannel) roundTrip(ctx context.Context, command []byte) ([]byte, error) {
@@ -74,7 +74,7 @@ func (f fakeChannel) roundTrip(ctx context.Context, command []byte) ([]byte, err
 
 func (fakeChannel) Close() error { return nil }
 
-// response is a response without sessions.
+// response returns a response without sessions.
 func response(code tpm2.TPMRC, body ...byte) []byte {
 	b := binary.BigEndian.AppendUint16(nil, uint16(tpm2.TPMSTNoSessions))
 	b = binary.BigEndian.AppendUint32(b, uint32(headerSize+len(body)))
@@ -91,8 +91,8 @@ func newTPM(tb testing.TB, config Config) *TPM {
 	return t
 }
 
-// attest runs one whole attestation against the server's half, and returns the
-// EK that the server saw.
+// attest runs one whole attestation, with the server's half, and returns the EK that the
+// server has seen.
 func attest(tb testing.TB, t *TPM) *attestor.EK {
 	tb.Helper()
 	a, err := t.Begin(tb.Context())
@@ -106,7 +106,7 @@ func attest(tb testing.TB, t *TPM) *attestor.EK {
 	return ek
 }
 
-// finish runs the dialogue of an attestation that has begun.
+// finish runs the rest of an attestation that has begun.
 func finish(a *Attestation) (*attestor.EK, error) {
 	prover := attestor.NewProver(a.Claim, activator{a})
 	payload, err := prover.Payload()
@@ -117,7 +117,7 @@ func finish(a *Attestation) (*attestor.EK, error) {
 	if err != nil {
 		return nil, fmt.Errorf("server: %w", err)
 	}
-	ek := *session.EK() // with the certificate, which Challenge lets go
+	ek := *session.EK() // with the certificate, which Challenge drops
 	challenge, err := session.Challenge()
 	if err != nil {
 		return nil, fmt.Errorf("server: %w", err)
@@ -129,14 +129,14 @@ func finish(a *Attestation) (*attestor.EK, error) {
 	return &ek, session.Finish(response)
 }
 
-// activator is an attestation that nobody ends.
+// activator is an attestation that nobody cancels.
 type activator struct{ *Attestation }
 
 func (a activator) ActivateCredential(credential, secret []byte) ([]byte, error) {
 	return a.Activate(context.Background(), credential, secret)
 }
 
-// direct runs f with a connection of its own, past everything that is tested.
+// direct runs f with a connection that no tap sees.
 func direct(tb testing.TB, device string, f func(transport.TPM)) {
 	tb.Helper()
 	ch, err := openChannel(tb.Context(), device)
@@ -147,7 +147,7 @@ func direct(tb testing.TB, device string, f func(transport.TPM)) {
 	f(newConn(tb.Context(), ch))
 }
 
-// must executes a command.
+// must runs a command and returns its response.
 func must[C tpm2.Command[R, *R], R any](tb testing.TB, c transport.TPM, cmd C) *R {
 	tb.Helper()
 	rsp, err := cmd.Execute(c)
@@ -157,7 +157,7 @@ func must[C tpm2.Command[R, *R], R any](tb testing.TB, c transport.TPM, cmd C) *
 	return rsp
 }
 
-// loaded returns the handles of all keys and sessions in the TPM.
+// loaded returns the handles of all loaded keys and sessions.
 func loaded(tb testing.TB, device string) []tpm2.TPMHandle {
 	tb.Helper()
 	var all []tpm2.TPMHandle
@@ -176,7 +176,7 @@ func loaded(tb testing.TB, device string) []tpm2.TPMHandle {
 	return all
 }
 
-// wantNothingLoaded checks that no key and no session is left in the TPM.
+// wantNothingLoaded checks that no key and no session is loaded.
 func wantNothingLoaded(tb testing.TB, device string) {
 	tb.Helper()
 	if left := loaded(tb, device); len(left) > 0 {

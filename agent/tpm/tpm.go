@@ -1,13 +1,14 @@
-// Package tpm makes, in a TPM 2.0, what one attestation needs: the endorsement
-// key (EK) under the TCG's template, its certificate, and an attestation key
-// (AK); and it activates the credential by which a server makes sure that the
-// two are in one TPM.
+// Package tpm is the agent's use of a TPM 2.0. It finds or makes the endorsement key
+// (EK) of the TCG's template, reads its certificate, and makes an attestation key (AK).
+// It also activates the credential with which a server verifies that both keys are in
+// the same TPM.
 //
-// Nothing is written to the TPM's NV memory and no owner authorization is asked
-// for. Keys are transient and gone when the attestation is closed; an EK that is
-// persistent already is used where it is the right one. Parts 1 to 4 in comments
-// are those of the TPM 2.0 library specification; the profile is the TCG EK
-// Credential Profile for TPM Family 2.0.
+// The package writes nothing to the TPM's NV memory and needs no owner authorization.
+// The keys that it makes are in the TPM only while commands need them. If the EK is
+// persistent already, that key is used.
+//
+// In comments, parts 1 to 4 are those of the TPM 2.0 library specification, and the
+// profile is the TCG EK Credential Profile for TPM Family 2.0.
 package tpm
 
 import (
@@ -23,40 +24,41 @@ import (
 // Config says which TPM to use, and how.
 type Config struct {
 	// Device is the path of a TPM device, or "unix:" and the path of the
-	// socket of a software TPM, or empty for the machine's own: /dev/tpmrm0,
-	// else /dev/tpm0.
+	// socket of a software TPM. If it is empty, the machine's own TPM is used:
+	// /dev/tpmrm0 if it exists, else /dev/tpm0.
 	Device string
-	// EK is the type of the endorsement key. Empty is RSA 2048, or P-256 in a
-	// TPM without RSA: always the same key, whichever certificates there are.
+	// EK is the type of the endorsement key. Empty means RSA 2048, or P-256 if
+	// the TPM has no RSA. It does not depend on the certificates in the TPM.
 	EK attestor.KeyType
-	// AK is the type of the attestation key. Empty is P-256, which a hardware
-	// TPM makes at once, where RSA takes it seconds; RSA 2048 in a TPM
-	// without it.
+	// AK is the type of the attestation key. Empty means P-256, or RSA 2048 if
+	// the TPM cannot sign with P-256. A hardware TPM makes a P-256 key at once;
+	// an RSA key takes it seconds.
 	AK attestor.KeyType
 	// EndorsementPassword authorizes the use of the endorsement hierarchy.
 	EndorsementPassword string
-	// OwnerPassword authorizes reading the NV indices that are readable with
-	// the owner's authorization alone.
+	// OwnerPassword authorizes reading those NV indices that only the owner may
+	// read.
 	OwnerPassword string
 }
 
-// auto is the word for an empty Config.EK or Config.AK.
+// auto is the word in a configuration for an empty Config.EK or Config.AK.
 const auto = "auto"
 
-// ekTypes and akTypes are the types of EK and of AK that an attestation can use.
+// ekTypes and akTypes are the types of EK and AK that an attestation can use, akTypes in
+// order of preference.
 var (
 	ekTypes = [...]attestor.KeyType{attestor.RSA2048, attestor.P256, attestor.P384, attestor.RSA3072}
 	akTypes = [...]attestor.KeyType{attestor.P256, attestor.RSA2048}
 )
 
-// ParseEK returns the value of Config.EK that s names: "auto", "rsa2048", "p256",
-// "p384" or "rsa3072". Nothing is auto.
+// ParseEK returns the value of Config.EK for the word s: "auto", "rsa2048", "p256",
+// "p384" or "rsa3072". An empty s means "auto".
 func ParseEK(s string) (attestor.KeyType, error) {
 	return parseKeyType(s, "endorsement key", ekTypes[:])
 }
 
-// ParseAK returns the value of Config.AK that s names: "auto", "p256" or
-// "rsa2048". Nothing is auto.
+// ParseAK returns the value of Config.AK for the word s: "auto", "p256" or "rsa2048".
+// An empty s means "auto".
 func ParseAK(s string) (attestor.KeyType, error) {
 	return parseKeyType(s, "attestation key", akTypes[:])
 }
@@ -75,18 +77,18 @@ func parseKeyType(s, of string, types []attestor.KeyType) (attestor.KeyType, err
 	return "", fmt.Errorf("%q is not a type of %s: use one of %s", s, of, strings.Join(words, ", "))
 }
 
-// A TPM makes attestations. It keeps no connection; it remembers what does not
-// change between them: what the TPM can do, and the certificates in it. It is
-// used by one goroutine at a time.
+// A TPM makes attestations. It keeps no connection to the TPM. It remembers what does
+// not change between attestations, such as the certificates in the TPM. It is not safe
+// for concurrent use.
 type TPM struct {
 	config Config
 	open   func(ctx context.Context, device string) (channel, error)
-	known  *inventory
+	known  *inventory // nil before the first attestation
 }
 
-// Problems returns what is wrong with the configuration itself: a device of none
-// of the forms above, a type of EK or AK that is not made, a password longer than a
-// TPM takes. Whether the device is there is another matter.
+// Problems returns all mistakes in the configuration, each with the key in the plugin's
+// configuration: a device in an unknown form, an unknown type of EK or AK, a password
+// longer than a TPM accepts. It does not look whether the device exists.
 func (c Config) Problems() []string {
 	var problems []string
 	if err := checkDevice(c.Device); err != nil {
@@ -110,7 +112,7 @@ func (c Config) Problems() []string {
 	return problems
 }
 
-// New returns the TPM that config describes, without touching it.
+// New returns the TPM that config describes. It does not open the device.
 func New(config Config) (*TPM, error) {
 	if problems := config.Problems(); len(problems) > 0 {
 		return nil, errors.New(strings.Join(problems, "; "))
@@ -122,7 +124,7 @@ func New(config Config) (*TPM, error) {
 // authorization value (part 2, TPM2B_AUTH).
 const maxAuthSize = 64
 
-// connect opens the TPM. The connection ends with ctx; the caller closes it.
+// connect opens the TPM for the attestation of ctx. The caller closes the connection.
 func (t *TPM) connect(ctx context.Context) (*conn, error) {
 	ch, err := t.open(ctx, t.config.Device)
 	if err != nil {

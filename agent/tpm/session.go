@@ -8,9 +8,8 @@ import (
 	"github.com/google/go-tpm/tpm2/transport"
 )
 
-// The digests of which the policy of high-range EKs is one or the other
-// (profile, B.6): PolicyA is TPM2_PolicySecret with the endorsement hierarchy,
-// PolicyC what an NV index for policies holds.
+// The policy of a high-range EK is PolicyA or PolicyC (profile, B.6). PolicyA is
+// TPM2_PolicySecret with the endorsement hierarchy. PolicyC is a policy in an NV index.
 const (
 	policyASHA384 = "8bbf2266537c171cb56e403c4dc1d4b64f432611dc386e6f532050c3278c930e" +
 		"143e8bb1133824ccb431053871c6db53"
@@ -18,14 +17,14 @@ const (
 		"b4947c2d73e63005eed2dc2b3593d165"
 )
 
-// nonceSize is the size of the nonces of a session: the smallest that a TPM takes
+// nonceSize is the size of a session's nonces, in bytes: the smallest that TPMs accept
 // (part 3, 11.1).
 const nonceSize = 16
 
-// policy returns the session that authorizes the use of the EK. It is made with
-// the command that uses it, and the TPM flushes it after that. A password would
-// do for high-range EKs; but it is refused while the TPM is locked out.
-func (t *TPM) policy(ek *endorsementKey) tpm2.Session {
+// ekSession returns the policy session that authorizes the use of the EK. It begins
+// with the command that uses it, and that command ends it. A high-range EK could be
+// used with a password instead, but not while the TPM is locked out.
+func (t *TPM) ekSession(ek *endorsementKey) tpm2.Session {
 	return tpm2.Policy(ek.template.Public.NameAlg, nonceSize,
 		func(c transport.TPM, session tpm2.TPMISHPolicy, nonce tpm2.TPM2BNonce) error {
 			err := t.satisfyPolicy(c, ek, session, nonce)
@@ -36,6 +35,7 @@ func (t *TPM) policy(ek *endorsementKey) tpm2.Session {
 		})
 }
 
+// satisfyPolicy runs the commands that the EK's policy asks for.
 func (t *TPM) satisfyPolicy(c transport.TPM, ek *endorsementKey, session tpm2.TPMISHPolicy,
 	nonce tpm2.TPM2BNonce,
 ) error {
@@ -47,7 +47,7 @@ func (t *TPM) satisfyPolicy(c transport.TPM, ek *endorsementKey, session tpm2.TP
 	if err != nil {
 		return explain("authorize the endorsement key", err, endorsementRemedies[:]...)
 	}
-	if !ek.template.Public.ObjectAttributes.UserWithAuth { // low range: PolicyA itself
+	if !ek.template.Public.ObjectAttributes.UserWithAuth { // a low-range EK: its policy is PolicyA
 		return nil
 	}
 	either, err := policyDigests(ek.template.Public.NameAlg)
@@ -58,7 +58,8 @@ func (t *TPM) satisfyPolicy(c transport.TPM, ek *endorsementKey, session tpm2.TP
 	return explain("authorize the endorsement key", err)
 }
 
-// policyDigests returns the members of a high-range EK's TPM2_PolicyOR.
+// policyDigests returns the branches of a high-range EK's TPM2_PolicyOR: PolicyA and
+// PolicyC, for the hash alg.
 func policyDigests(alg tpm2.TPMAlgID) (tpm2.TPMLDigest, error) {
 	if alg != tpm2.TPMAlgSHA384 {
 		return tpm2.TPMLDigest{}, fmt.Errorf("no policy for endorsement keys with the hash %#04x", uint16(alg))
