@@ -45,7 +45,9 @@ type budgets struct {
 }
 
 func newBudgets() budgets {
-	return budgets{asked: budget{most: maxAsked}, strangers: budget{most: maxStrangers}, listed: budget{most: maxListed}}
+	return budgets{
+		asked: budget{most: maxAsked}, strangers: budget{most: maxStrangers}, listed: budget{most: maxListed},
+	}
 }
 
 // of returns the budget for the time of the challenge.

@@ -509,12 +509,12 @@ func TestRSA(t *testing.T) {
 // CA vouches for no EK, though it is in the folder of CAs: it is left out, with a line.
 func TestCAForAttestationKeysAlone(t *testing.T) {
 	const ekCertificate, platform, akCertificate = 1, 2, 3 // tcg-kp
-	usage := func(any bool, tcg ...int) edit {
+	usage := func(anyUsage bool, tcg ...int) edit {
 		return func(c *x509.Certificate) {
 			for _, last := range tcg {
 				c.UnknownExtKeyUsage = append(c.UnknownExtKeyUsage, asn1.ObjectIdentifier{2, 23, 133, 8, last})
 			}
-			if any {
+			if anyUsage {
 				c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny}
 			}
 		}
