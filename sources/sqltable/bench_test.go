@@ -90,33 +90,3 @@ func (d *database) bare(b *testing.B) func(hash string) bool {
 		return err == nil
 	}
 }
-
-// BenchmarkDown is a refusal while the database is down, beside the first of
-// them: 10,000 make none of them slower.
-func BenchmarkDown(b *testing.B) {
-	for _, e := range engines {
-		b.Run(e.name, func(b *testing.B) {
-			d := e.database(b)
-			ev := sourcetest.NewEvidence(b)
-			must(b, d.server.Stop())
-			defer func() { must(b, d.server.Start()) }()
-			s := d.open(nil)
-			run(b, s)
-			refused := func() time.Duration {
-				begun := time.Now()
-				if v, err := s.Check(b.Context(), ev); err == nil {
-					b.Fatalf("%+v", v)
-				}
-				return time.Since(begun)
-			}
-			first := refused()
-			for range 10_000 {
-				refused()
-			}
-			for b.Loop() {
-				refused()
-			}
-			b.ReportMetric(float64(first.Nanoseconds()), "first-ns")
-		})
-	}
-}

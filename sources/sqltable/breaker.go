@@ -9,82 +9,57 @@ import (
 // retryPause is how long the database is left alone after it has failed.
 const retryPause = time.Second
 
-// A breaker keeps look-ups from a database that is down. After a failure all
-// fail at once with its error; when pause has passed, one of them tries again.
+// A breaker keeps look-ups from a database that is down. After a failure, all look-ups fail
+// at once with the same error, except one in each pause, which tries the database again.
 type breaker struct {
 	pause time.Duration
 
 	mu       sync.Mutex
-	err      error     // of the last failure; nil where the database answers
+	err      error     // of the last failure; nil once the database has answered
 	failed   time.Time // when that was
-	answered time.Time // when it last answered
-	probing  bool      // one look-up tries again
-	next     *outage
+	tried    time.Time // when a look-up last failed, or was let through to try again
+	answered time.Time // when the database last answered
 }
 
-// An outage is a failure that those who wait for a connection hear of.
-type outage struct {
-	begins chan struct{} // closed when it begins
-	err    error         // set before
-}
-
-func newOutage() *outage { return &outage{begins: make(chan struct{})} }
-
-func newBreaker() *breaker { return &breaker{pause: retryPause, next: newOutage()} }
-
-// An entry is one look-up that may ask the database.
-type entry struct {
-	begun time.Time
-	next  *outage
-	probe bool // it tries again, and heeds no outage
-}
-
-// enter lets a look-up through, or returns the error that the database failed
-// with. Who is let through calls leave, answer or fail, once.
-func (b *breaker) enter() (entry, error) {
-	now := time.Now()
+// enter returns the error of the last failure, or nil if a look-up that begins now may ask
+// the database.
+func (b *breaker) enter(now time.Time) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	e := entry{begun: now, next: b.next}
-	switch {
-	case b.err == nil:
-		return e, nil
-	case b.probing || now.Sub(b.failed) < b.pause:
-		return entry{}, b.err
+	if b.err != nil && now.Sub(b.tried) < b.pause {
+		return b.err
 	}
-	b.probing = true
-	e.probe, e.next = true, newOutage()
-	return e, nil
+	b.tried = now
+	return nil
 }
 
-// leave notes that a look-up was not made.
-func (b *breaker) leave(e entry) {
+// failedSince returns the error of the last failure if that came after begun.
+func (b *breaker) failedSince(begun time.Time) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.probing = b.probing && !e.probe
+	if b.failed.After(begun) {
+		return b.err
+	}
+	return nil
 }
 
 // answer notes that the database has answered.
-func (b *breaker) answer(e entry) {
+func (b *breaker) answer() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.probing = b.probing && !e.probe
 	b.answered = time.Now()
 	b.err = nil
 }
 
-// fail notes that the database has not answered, unless it has answered another
-// look-up since this one began: it is then not the database that is down.
-func (b *breaker) fail(e entry, err error) {
+// fail notes that a look-up that began at begun got no answer. It does not count if another
+// look-up has got an answer since then: the database is not down.
+func (b *breaker) fail(begun time.Time, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.probing = b.probing && !e.probe
-	if b.answered.After(e.begun) {
+	if b.answered.After(begun) {
 		return
 	}
 	b.failed = time.Now()
+	b.tried = b.failed
 	b.err = fmt.Errorf("%w (the database is tried again every %v)", err, b.pause)
-	b.next.err = b.err
-	close(b.next.begins)
-	b.next = newOutage()
 }

@@ -9,92 +9,73 @@ import (
 
 var errDown = errors.New("down")
 
-// While the database is down there is one attempt a second, whoever asks, and the
-// first that succeeds lets everybody in again.
+// While the database is down, there is one attempt a second however many ask, and the first
+// that succeeds lets everybody in again.
 func TestBreaker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBreaker()
-		first, err := b.enter()
-		if err != nil {
+		b := breaker{pause: retryPause}
+		begun := time.Now()
+		if err := b.enter(begun); err != nil {
 			t.Fatal(err)
 		}
-		waiting, err := b.enter()
-		if err != nil {
-			t.Fatal(err)
-		}
-		b.fail(first, errDown)
-		select {
-		case <-waiting.next.begins:
-		default:
-			t.Error("who waits does not hear of the outage")
-		}
-		if !errors.Is(waiting.next.err, errDown) {
-			t.Errorf("who waits hears %v", waiting.next.err)
-		}
-		b.leave(waiting)
-		attempts := 0
-		refused := func() {
-			t.Helper()
-			for range 1000 {
-				if _, err := b.enter(); !errors.Is(err, errDown) {
-					t.Fatalf("%v", err)
-				}
-			}
+		time.Sleep(time.Millisecond)
+		b.fail(begun, errDown)
+		if err := b.failedSince(begun); !errors.Is(err, errDown) {
+			t.Errorf("a look-up that waits for a connection hears %v", err)
 		}
 		for range 10 {
-			refused()
+			refused(t, &b)
 			time.Sleep(retryPause)
-			e, err := b.enter()
-			if err != nil {
+			begun = time.Now()
+			if err := b.enter(begun); err != nil {
 				t.Fatal(err)
 			}
-			attempts++
-			refused() // while it tries
-			time.Sleep(10 * time.Second)
-			refused()
-			b.fail(e, errDown)
+			refused(t, &b) // while that one tries
+			if err := b.failedSince(begun); err != nil {
+				t.Errorf("the look-up that tries again is told of an older failure: %v", err)
+			}
+			b.fail(begun, errDown)
 		}
 		time.Sleep(retryPause)
-		e, err := b.enter()
-		if err != nil {
+		if err := b.enter(time.Now()); err != nil {
 			t.Fatal(err)
 		}
-		b.leave(e) // it could not try
-		if e, err = b.enter(); err != nil {
-			t.Fatalf("nobody may try after one that has left: %v", err)
-		}
-		b.answer(e)
+		b.answer()
 		for range 10 {
-			if _, err := b.enter(); err != nil {
+			if err := b.enter(time.Now()); err != nil {
 				t.Error(err)
 			}
 		}
 	})
 }
 
-// One look-up that fails while others are being answered is not an outage, and an
-// answer that comes late ends one.
+func refused(t *testing.T, b *breaker) {
+	t.Helper()
+	for range 1000 {
+		if err := b.enter(time.Now()); !errors.Is(err, errDown) {
+			t.Fatalf("%v", err)
+		}
+	}
+}
+
+// One look-up that fails while the database answers others is no outage, and an answer that
+// comes late ends an outage.
 func TestBreakerKnowsOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBreaker()
-		slow, _ := b.enter()
-		late, _ := b.enter()
+		b := breaker{pause: retryPause}
+		slow := time.Now()
 		time.Sleep(time.Millisecond)
-		other, _ := b.enter()
-		b.answer(other)
+		b.answer() // to another look-up
 		b.fail(slow, errDown)
-		if _, err := b.enter(); err != nil {
-			t.Errorf("one that is slow stops all: %v", err)
+		if err := b.enter(time.Now()); err != nil {
+			t.Errorf("one slow look-up stops all: %v", err)
 		}
 		time.Sleep(time.Millisecond)
-		next, _ := b.enter()
-		b.fail(next, errDown)
-		if _, err := b.enter(); err == nil {
-			t.Error("an outage is none")
-		}
-		b.answer(late)
-		if _, err := b.enter(); err != nil {
-			t.Errorf("it has answered: %v", err)
+		b.fail(time.Now(), errDown)
+		refused(t, &b)
+		b.answer() // to a look-up that began before
+		if err := b.enter(time.Now()); err != nil {
+			t.Errorf("the database has answered: %v", err)
 		}
 	})
 }

@@ -13,8 +13,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
-// A connector makes connections to a database. Files of certificates are read
-// for each of them.
+// A connector makes connections to a database. For each of them it reads the files of
+// certificates anew.
 type connector struct {
 	cfg Config
 	dsn string
@@ -26,12 +26,12 @@ type connectError struct{ err error }
 func (e *connectError) Error() string { return "connect: " + e.err.Error() }
 func (e *connectError) Unwrap() error { return e.err }
 
-// Driver implements driver.Connector. Nobody asks for it.
+// Driver implements driver.Connector. Nobody calls it.
 func (c *connector) Driver() driver.Driver { return nil }
 
 // Connect implements driver.Connector.
 func (c *connector) Connect(ctx context.Context) (conn driver.Conn, err error) {
-	defer func() { // package sql connects in a goroutine of its own, too
+	defer func() { // package sql may call Connect in a goroutine of its own
 		if p := recover(); p != nil {
 			conn, err = nil, fmt.Errorf("panic: %.512v", p)
 		}
@@ -57,7 +57,7 @@ func (c *connector) Connect(ctx context.Context) (conn driver.Conn, err error) {
 	return conn, nil
 }
 
-// prepare reads the DSN and returns what connects by it.
+// prepare parses the DSN and returns the driver's connector.
 func (c *connector) prepare() (driver.Connector, error) {
 	config, err := c.tls()
 	if err != nil {
@@ -69,8 +69,7 @@ func (c *connector) prepare() (driver.Connector, error) {
 	return c.postgres(config)
 }
 
-// tls returns how TLS is spoken where the CA certificates are configured, and
-// nil where they are not.
+// tls returns the settings for TLS if CA certificates are configured, otherwise nil.
 func (c *connector) tls() (*tls.Config, error) {
 	if c.cfg.CAPath == "" {
 		return nil, nil //nolint:nilnil // there is none
@@ -91,7 +90,7 @@ func (c *connector) tls() (*tls.Config, error) {
 	return config, nil
 }
 
-// toHost returns config for a host; nil for a socket and where there is none.
+// toHost returns config for a host. It returns nil for a socket, and if config is nil.
 func toHost(config *tls.Config, host string) *tls.Config {
 	if config == nil || isSocket(host) {
 		return nil
@@ -103,8 +102,8 @@ func toHost(config *tls.Config, host string) *tls.Config {
 
 func isSocket(host string) bool { return strings.HasPrefix(host, "/") || strings.HasPrefix(host, "@") }
 
-// isLocal reports whether a host is this machine and no other can answer for it:
-// where localName leads, dial looks at.
+// isLocal reports whether a host is this machine, so that no other machine can answer for
+// it. That localName leads to this machine, dial makes sure.
 func isLocal(host string) bool {
 	if isSocket(host) || host == localName {
 		return true
@@ -113,7 +112,7 @@ func isLocal(host string) bool {
 	return err == nil && addr.Unmap().IsLoopback()
 }
 
-// verified reports whether TLS makes sure that the database is the one.
+// verified reports whether TLS makes sure that this is the operator's database.
 func verified(config *tls.Config) bool {
 	switch {
 	case config == nil:
@@ -121,11 +120,11 @@ func verified(config *tls.Config) bool {
 	case !config.InsecureSkipVerify:
 		return config.ServerName != ""
 	}
-	// sslmode=verify-ca: any certificate of an authority of the operator's own.
+	// sslmode=verify-ca: any certificate from the operator's own authority will do.
 	return config.VerifyPeerCertificate != nil && config.RootCAs != nil
 }
 
-// checkHost refuses a database that somebody else could play.
+// checkHost refuses a database that somebody on the network could impersonate.
 func (c *connector) checkHost(host string, config *tls.Config, advice string) error {
 	if c.cfg.AllowUnverified || isLocal(host) || verified(config) {
 		return nil
@@ -134,8 +133,8 @@ func (c *connector) checkHost(host string, config *tls.Config, advice string) er
 		"between could list any TPM: %s in the DSN, or set the CA path", host, advice)
 }
 
-// badDSN returns the error of a DSN that a driver does not take. What the driver
-// says may quote the password, so it is left out, but for a file that is missing.
+// badDSN returns the error for a DSN that a driver refuses. The driver's error may quote the
+// password, so only that of a file is kept.
 func badDSN(err error, example string) error {
 	if path, ok := errors.AsType[*fs.PathError](err); ok {
 		return path

@@ -13,14 +13,14 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// A fault is what an error of a look-up says about the database.
+// A fault is what the error of a look-up says about the database.
 type fault int
 
 const (
-	// answered: the database is there and has said no, or what says nothing.
+	// answered: the database has answered, with a refusal or with something of no use.
 	answered fault = iota
-	// stale: the connection, or what is prepared on it, is of no use any more;
-	// another may be.
+	// stale: the connection, or the statement prepared on it, is of no use any more. A
+	// new connection may be.
 	stale
 	// down: the database does not answer, or not in time.
 	down
@@ -29,8 +29,7 @@ const (
 func isAnswer(err error) bool { return faultOf(err) == answered }
 func isStale(err error) bool  { return faultOf(err) == stale }
 
-// faultOf returns what an error says. An error that nobody knows is a connection
-// that is lost.
+// faultOf returns what an error says. An unknown error counts as a lost connection.
 func faultOf(err error) fault {
 	if isShape(err) {
 		return answered
@@ -50,13 +49,13 @@ func faultOf(err error) fault {
 	return stale
 }
 
-// postgresFault knows the codes of appendix A of PostgreSQL's documentation.
+// postgresFault returns what a code of appendix A of PostgreSQL's documentation says.
 func postgresFault(code string) fault {
 	switch {
 	case code == "57014": // query_canceled: by statement_timeout
 		return down
-	case code == "0A000", // a cached plan of a table that has changed
-		code == "26000", // invalid_sql_statement_name: it was deallocated
+	case code == "0A000", // the plan was cached before the table changed
+		code == "26000", // invalid_sql_statement_name: the statement was deallocated
 		strings.HasPrefix(code, "57P"), strings.HasPrefix(code, "08"):
 		return stale
 	case strings.HasPrefix(code, "53"), strings.HasPrefix(code, "58"): // no resources, system errors
@@ -65,19 +64,19 @@ func postgresFault(code string) fault {
 	return answered
 }
 
-// mysqlFault knows the numbers of MySQL's and MariaDB's error messages.
+// mysqlFault returns what the number of an error message of MySQL or MariaDB says.
 func mysqlFault(number uint16) fault {
 	switch number {
-	case 1205, 1317, 1969, 3024: // a lock, interrupted, max_statement_time, max_execution_time
+	case 1205, 1317, 1969, 3024: // waited for a lock, interrupted, max_statement_time, max_execution_time
 		return down
-	case 1053, 1243, 1615, 1927: // shutdown, no such statement, prepare it again, killed
+	case 1053, 1243, 1615, 1927: // shutdown, no such statement, must be prepared again, killed
 		return stale
 	}
 	return answered
 }
 
-// secretsOf returns what of a DSN no log may show: all of it, and the password as
-// it is and as it is written in a URL.
+// secretsOf returns what no log may show of a DSN: the whole of it, and its password, plain
+// and as a URL spells it; the longest first.
 func secretsOf(dialect Dialect, dsn string) []string {
 	secrets := []string{dsn}
 	password := ""
@@ -95,16 +94,16 @@ func secretsOf(dialect Dialect, dsn string) []string {
 	return secrets
 }
 
-// maxErrorText is how much of an error of the database is kept, in bytes.
+// maxErrorText is how many bytes of a database's error are kept.
 const maxErrorText = 1024
 
-// A scrubbedError is an error of the database as it may be logged.
+// A scrubbedError is an error of the database that may be logged.
 type scrubbedError string
 
 func (e scrubbedError) Error() string { return string(e) }
 
-// scrub returns err in one line, without secrets and without the original error,
-// which may hold them.
+// scrub returns the text of err in one line and without secrets. It does not wrap err, which
+// may hold them.
 func scrub(err error, secrets []string) error {
 	s := strings.ToValidUTF8(err.Error(), "")
 	for _, secret := range secrets {
@@ -117,7 +116,7 @@ func scrub(err error, secrets []string) error {
 	return scrubbedError(s)
 }
 
-// isShape reports whether the database has answered what says nothing.
+// isShape reports whether err is a shapeError.
 func isShape(err error) bool {
 	_, ok := errors.AsType[shapeError](err)
 	return ok

@@ -10,7 +10,7 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
-// mysql returns what connects to a MySQL or a MariaDB.
+// mysql returns the connector to a MySQL or MariaDB.
 func (c *connector) mysql(config *tls.Config) (driver.Connector, error) {
 	my, err := mysql.ParseDSN(c.dsn)
 	if err != nil {
@@ -49,12 +49,12 @@ func (c *connector) mysql(config *tls.Config) (driver.Connector, error) {
 	return mysql.NewConnector(my)
 }
 
-// mysqlPacket is the largest packet that is sent, in bytes: the query.
+// mysqlPacket is the largest packet that may be sent, in bytes. The query is the largest.
 const mysqlPacket = 1 << 20
 
-// setMySQL makes a session read-only, has it see what has been committed at each
-// look-up, and ends a look-up that hangs on a lock there as well. The limit has
-// another name in MariaDB, whose comments MySQL skips, and the other way round.
+// setMySQL makes a session read-only. Each look-up in it sees what is committed by then, and
+// the server, too, ends a look-up that waits for a lock too long. MySQL and MariaDB have
+// different names for that limit, and each skips the other's comment.
 func (c *connector) setMySQL(ctx context.Context, conn driver.Conn) error {
 	session, ok := conn.(driver.ExecerContext)
 	if !ok {

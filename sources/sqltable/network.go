@@ -3,18 +3,13 @@ package sqltable
 import (
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"sync/atomic"
 	"syscall"
-	"time"
 )
 
-// keepAlive finds out about a peer that has gone within half a minute.
-var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 4}
-
-// dial opens a connection of which no answer may be too long.
+// dial opens a connection on which no answer can be too long.
 func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	conn, err := dialerTo(address).DialContext(ctx, network, address)
 	if err != nil {
@@ -23,20 +18,20 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	return &boundedConn{Conn: conn}, nil
 }
 
-// dialerTo returns what connects to an address.
+// dialerTo returns the dialer for an address.
 func dialerTo(address string) *net.Dialer {
-	dialer := &net.Dialer{KeepAliveConfig: keepAlive}
+	dialer := &net.Dialer{}
 	if host, _, err := net.SplitHostPort(address); err == nil && host == localName {
 		dialer.ControlContext = onlyLoopback
 	}
 	return dialer
 }
 
-// localName is the name of this machine (RFC 6761, 6.3). It needs no TLS, but DNS may
-// answer for it, so it is looked at where a connection to it leads.
+// localName is the name of this machine (RFC 6761, 6.3). It needs no TLS. Since DNS may answer
+// for it, a connection to it must lead to a loopback address.
 const localName = "localhost"
 
-// lookUp resolves a host as a driver is to do it: localName is left to dial.
+// lookUp resolves the name of a host for a driver. It leaves localName to dial.
 func lookUp(ctx context.Context, host string) ([]string, error) {
 	if host == localName {
 		return []string{host}, nil
@@ -44,8 +39,8 @@ func lookUp(ctx context.Context, host string) ([]string, error) {
 	return net.DefaultResolver.LookupHost(ctx, host)
 }
 
-// onlyLoopback is called by a dialer with the address that it is about to connect to,
-// after it has resolved localName.
+// onlyLoopback refuses an address that is not loopback. A dialer calls it after it has
+// resolved localName, before it connects.
 func onlyLoopback(_ context.Context, _, address string, _ syscall.RawConn) error {
 	to, err := netip.ParseAddrPort(address)
 	if err != nil {
@@ -58,11 +53,11 @@ func onlyLoopback(_ context.Context, _, address string, _ syscall.RawConn) error
 	return nil
 }
 
-// maxAnswer is how much the database may send before it is asked again, in
-// bytes: far more than one row, and its certificates.
+// maxAnswer is how many bytes the database may send in answer to one message: far more than
+// a row, or its certificates, need.
 const maxAnswer = 1 << 20
 
-// A boundedConn ends with an error where an answer is too long.
+// A boundedConn returns an error if an answer is too long.
 type boundedConn struct {
 	net.Conn
 	read atomic.Int64 // since the last Write
@@ -83,13 +78,4 @@ func (c *boundedConn) Read(b []byte) (int, error) {
 func (c *boundedConn) Write(b []byte) (int, error) {
 	c.read.Store(0)
 	return c.Conn.Write(b)
-}
-
-// SyscallConn lets the driver of MySQL see whether an idle connection is dead.
-func (c *boundedConn) SyscallConn() (syscall.RawConn, error) {
-	conn, ok := c.Conn.(syscall.Conn)
-	if !ok {
-		return nil, io.ErrUnexpectedEOF
-	}
-	return conn.SyscallConn()
 }

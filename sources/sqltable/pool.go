@@ -13,103 +13,87 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// maxIdleTime is how long a connection is kept unused. One that a firewall has
-// forgotten costs the look-up that is the first to use it.
+// maxIdleTime is how long an unused connection is kept. If a firewall has forgotten a
+// connection meanwhile, the next look-up on it waits in vain.
 const maxIdleTime = time.Minute
 
-// A pool is the connections of one data source name.
+// A pool has the connections that one data source name leads to.
 type pool struct {
-	dsn     dsnFile
+	dsn     string
 	db      *sql.DB
 	query   string
 	conns   int
 	secrets []string
-	users   int // of Source.mu
 
 	mu   sync.Mutex
 	stmt *sql.Stmt // nil until the query is known to tell TPMs apart
 }
 
-func newPool(cfg Config, query string, dsn dsnFile) (*pool, error) {
-	c := &connector{cfg: cfg, dsn: dsn.text}
+// open returns the pool of a DSN. It makes no connection yet.
+func (s *Source) open(dsn string) (*pool, error) {
+	c := &connector{cfg: s.cfg, dsn: dsn}
 	if _, err := c.prepare(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the DSN in %q: %w", s.cfg.DSNPath, err)
 	}
 	db := sql.OpenDB(c)
-	db.SetMaxOpenConns(cfg.MaxOpenConns)
-	db.SetMaxIdleConns(cfg.MaxOpenConns)
-	db.SetConnMaxLifetime(cfg.ConnMaxLifetime)
+	db.SetMaxOpenConns(s.cfg.MaxOpenConns)
+	db.SetMaxIdleConns(s.cfg.MaxOpenConns)
+	db.SetConnMaxLifetime(s.cfg.ConnMaxLifetime)
 	db.SetConnMaxIdleTime(maxIdleTime)
 	return &pool{
-		dsn: dsn, db: db, query: query, conns: cfg.MaxOpenConns,
-		secrets: secretsOf(cfg.Dialect, dsn.text),
+		dsn: dsn, db: db, query: s.query, conns: s.cfg.MaxOpenConns,
+		secrets: secretsOf(s.cfg.Dialect, dsn),
 	}, nil
 }
 
-// acquire returns the current pool for a look-up, which calls release.
-func (s *Source) acquire() (*pool, error) {
+// acquire returns the pool for a look-up, which calls release when it is done: the pool that
+// is kept while Watch is running, otherwise a pool of its own.
+func (s *Source) acquire() (p *pool, release func(), err error) {
 	s.mu.Lock()
-	before := s.pool
-	err := s.renew()
-	p := s.pool
-	if p != nil {
-		p.users++
-		s.fileErr = err
+	if !s.running {
+		s.mu.Unlock()
+		dsn, err := readDSN(s.cfg.DSNPath)
+		if err != nil {
+			return nil, nil, err
+		}
+		if p, err = s.open(dsn); err != nil {
+			return nil, nil, err
+		}
+		return p, p.close, nil
 	}
-	unused := before != nil && before != p && before.users == 0
+	before := s.pool
+	err = s.renew()
+	p, s.fileErr = s.pool, err
 	s.mu.Unlock()
-	if unused {
+	if before != nil && before != p {
 		before.close()
 	}
 	if p == nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return p, nil
+	return p, func() {}, nil
 }
 
-// renew makes a new pool where there is none or the DSN has changed, for which the
-// file is looked at once in lookPause. On an error the pool stays as it is. It is
-// called under s.mu.
+// renew opens a new pool if there is none or if the DSN has changed; it reads the file once in
+// lookPause. On an error the pool stays as it is. The caller holds s.mu.
 func (s *Source) renew() error {
-	var last dsnFile
-	if s.pool != nil {
-		if now := time.Now(); now.Sub(s.looked) < s.lookPause {
-			return s.fileErr
-		}
-		last = s.pool.dsn
+	if s.pool != nil && time.Since(s.looked) < s.lookPause {
+		return s.fileErr
 	}
 	s.looked = time.Now()
-	dsn, err := readDSN(s.cfg.DSNPath, last)
-	if err != nil {
+	dsn, err := readDSN(s.cfg.DSNPath)
+	if err != nil || s.pool != nil && dsn == s.pool.dsn {
 		return err
 	}
-	if s.pool != nil && dsn.text == last.text {
-		s.pool.dsn = dsn
-		return nil
-	}
-	p, err := newPool(s.cfg, s.query, dsn)
+	p, err := s.open(dsn)
 	if err != nil {
-		return fmt.Errorf("the DSN in %q: %w", s.cfg.DSNPath, err)
+		return err
 	}
 	s.pool = p
 	return nil
 }
 
-// release gives a pool back, and closes it where nobody needs it any more.
-func (s *Source) release(p *pool) {
-	s.mu.Lock()
-	p.users--
-	unused := p.users == 0 && (p != s.pool || !s.running)
-	if unused && p == s.pool {
-		s.pool = nil
-	}
-	s.mu.Unlock()
-	if unused {
-		p.close()
-	}
-}
-
-// hold keeps pools while nobody uses them, until letGo.
+// hold has look-ups share a pool until letGo.
 func (s *Source) hold() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -118,71 +102,65 @@ func (s *Source) hold() {
 
 func (s *Source) letGo() {
 	s.mu.Lock()
-	s.running = false
 	p := s.pool
-	unused := p != nil && p.users == 0
-	if unused {
-		s.pool = nil
-	}
+	s.pool, s.running, s.fileErr = nil, false, nil
 	s.mu.Unlock()
-	if unused {
+	if p != nil {
 		p.close()
 	}
 }
 
-// close closes all connections. Nobody uses them.
-func (p *pool) close() {
-	if p.stmt != nil {
-		_ = p.stmt.Close()
-	}
-	_ = p.db.Close()
-}
+// close closes all connections that are not in use now, and the others after their look-up.
+// A look-up that has not begun yet gets an error that isStale.
+func (p *pool) close() { _ = p.db.Close() }
 
-// forget closes the connections that nobody is using.
+// forget closes the connections that are not in use.
 func (p *pool) forget() {
 	p.db.SetMaxIdleConns(-1)
 	p.db.SetMaxIdleConns(p.conns)
 }
 
-// lookUp asks the database in its time, and tells the breaker how that went. A
-// fault in a driver is an error: it runs in a goroutine of its own.
-func (s *Source) lookUp(ctx context.Context, e entry, hash string) (v sources.Verdict, err error) {
-	settled := false
+// lookUp asks the database within Config.Timeout, and tells the breaker whether it answered.
+// begun is when Check began. It runs in a goroutine of its own, so a panic in a driver is an
+// error.
+func (s *Source) lookUp(ctx context.Context, begun time.Time, hash string) (v sources.Verdict, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			v, err = sources.Verdict{}, fmt.Errorf("panic: %.512v", p)
 		}
-		if !settled {
-			s.breaker.leave(e)
-		}
 	}()
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
-	p, err := s.acquire()
-	if err != nil {
-		return sources.Verdict{}, err
-	}
-	defer s.release(p)
-	v, err = p.ask(ctx, hash)
-	if err != nil && isStale(err) && ctx.Err() == nil {
-		p.forget()
+	const tries = 2
+	for try := 1; ; try++ {
+		p, release, err := s.acquire()
+		if err != nil {
+			return sources.Verdict{}, err
+		}
 		v, err = p.ask(ctx, hash)
+		again := try < tries && err != nil && isStale(err) && ctx.Err() == nil
+		if again {
+			p.forget()
+		}
+		release()
+		if again {
+			continue
+		}
+		if err == nil {
+			s.breaker.answer()
+			return v, nil
+		}
+		told := s.explain(ctx, p, err)
+		if isAnswer(err) {
+			s.breaker.answer()
+		} else {
+			s.breaker.fail(begun, told)
+		}
+		return sources.Verdict{}, told
 	}
-	settled = true
-	if err == nil {
-		s.breaker.answer(e)
-		return v, nil
-	}
-	told := s.explain(ctx, p, err)
-	if isAnswer(err) {
-		s.breaker.answer(e)
-	} else {
-		s.breaker.fail(e, told)
-	}
-	return sources.Verdict{}, told
 }
 
-// explain returns the error for a log: without the password, and with what a
+// explain returns the error as a log may have it: without the password, and with what a
 // person needs to know.
 func (s *Source) explain(ctx context.Context, p *pool, err error) error {
 	late := ctx.Err() != nil && !isShape(err)
@@ -221,13 +199,12 @@ func query(ctx context.Context, stmt *sql.Stmt, hash string) (v sources.Verdict,
 	return v, nil
 }
 
-// errListsAll is the answer of a query that lists whoever asks.
+// errListsAll is the answer if the query lists every TPM.
 var errListsAll = errors.New("the query returns a row for a hash that no TPM has, so it would list every TPM: " +
 	"write one that returns no row for a TPM that is not listed, without count or exists")
 
-// statement returns the prepared query. The first to use it asks for a hash that
-// nobody has: a query that returns a row for it (a count, an aggregate) would
-// list every TPM there is.
+// statement returns the prepared query. The first call tries it with a hash that no TPM has:
+// a query that returns a row for that (a count, an aggregate) would list every TPM.
 func (p *pool) statement(ctx context.Context) (*sql.Stmt, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -250,7 +227,7 @@ func (p *pool) statement(ctx context.Context) (*sql.Stmt, error) {
 	return stmt, nil
 }
 
-// anyHash returns a hash that nobody has.
+// anyHash returns a hash that no TPM has.
 func anyHash() string {
 	var b [hashLen / 2]byte
 	_, _ = rand.Read(b[:]) // never fails

@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 )
 
-// postgres returns what connects to a PostgreSQL.
+// postgres returns the connector to a PostgreSQL.
 func (c *connector) postgres(config *tls.Config) (driver.Connector, error) {
 	pg, err := c.pgConfig(config)
 	if err != nil {
@@ -21,7 +21,7 @@ func (c *connector) postgres(config *tls.Config) (driver.Connector, error) {
 	return stdlib.GetConnector(*pg), nil
 }
 
-// pgConfig returns how the driver connects.
+// pgConfig returns the settings of the driver.
 func (c *connector) pgConfig(config *tls.Config) (*pgx.ConnConfig, error) {
 	pg, err := pgx.ParseConfig(c.dsn)
 	if err != nil {
@@ -45,7 +45,7 @@ func (c *connector) pgConfig(config *tls.Config) (*pgx.ConnConfig, error) {
 	pg.DialFunc, pg.LookupFunc = dial, lookUp
 	pg.RuntimeParams["default_transaction_read_only"] = "on"
 	setDefault(pg.RuntimeParams, "application_name", "tpm-attestor")
-	// A look-up that hangs on a lock ends there as well, and leaves no session.
+	// The server, too, ends a look-up that waits for a lock, so that no session stays.
 	setDefault(pg.RuntimeParams, "statement_timeout", strconv.FormatInt(c.cfg.Timeout.Milliseconds(), 10))
 	return pg, nil
 }
@@ -56,7 +56,7 @@ func setDefault(m map[string]string, key, value string) {
 	}
 }
 
-// useTLS has each host be asked over TLS, and by no other way.
+// useTLS has the driver connect to each host over TLS, and never without.
 func (c *connector) useTLS(pg *pgx.ConnConfig, config *tls.Config) {
 	type target struct {
 		host string

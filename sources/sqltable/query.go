@@ -11,7 +11,7 @@ import (
 // A Dialect is a kind of database.
 type Dialect string
 
-// The dialects there are.
+// The dialects.
 const (
 	Postgres Dialect = "postgres"
 	MySQL    Dialect = "mysql"
@@ -20,13 +20,12 @@ const (
 // maxQuery is the longest query in bytes.
 const maxQuery = 16 << 10
 
-// Rewrite checks a query and returns it as the database takes it: with $1 for
-// the placeholder in Postgres, and without a semicolon at its end.
+// Rewrite checks a query and returns it in the form that the database takes: with $1 as the
+// placeholder in Postgres, and without a semicolon at its end.
 //
-// The query has to be one SELECT, which may begin with WITH, with exactly one "?"
-// outside of literals, quoted identifiers and comments. What databases read in
-// two ways, depending on their settings, is refused wherever it is: a backslash,
-// a dollar sign and comments that are run.
+// The query must be one SELECT, which may begin with WITH, with exactly one "?" outside of
+// literals, quoted identifiers and comments. Backslashes, dollar signs and comments that
+// databases run are refused everywhere: what they mean depends on the database's settings.
 func Rewrite(dialect Dialect, query string) (string, error) {
 	switch {
 	case dialect != Postgres && dialect != MySQL:
@@ -53,25 +52,25 @@ func Rewrite(dialect Dialect, query string) (string, error) {
 		query = query[:s.end]
 	}
 	if dialect == Postgres {
-		// The blanks keep it from becoming part of a word or a number.
+		// The blanks keep $1 from becoming part of a word or a number.
 		query = query[:s.placeholder] + " $1 " + query[s.placeholder+1:]
 	}
 	return query, nil
 }
 
-// isControl reports whether r is a control character that is no blank.
+// isControl reports whether r is a control character other than a tab or a line end.
 func isControl(r rune) bool {
 	return unicode.IsControl(r) && r != '\t' && r != '\n' && r != '\r'
 }
 
-// A scanner reads a query as far as it takes to tell what is quoted.
+// A scanner finds out which parts of a query are quoted or comments.
 type scanner struct {
 	dialect     Dialect
 	text        string
 	at          int
-	first       string // word
-	placeholder int    // where it is, or -1
-	end         int    // where a semicolon ends the query, or -1
+	first       string // the first word
+	placeholder int    // its offset, or -1
+	end         int    // the offset of the semicolon that ends the query, or -1
 }
 
 func (s *scanner) scan() error {
@@ -103,7 +102,7 @@ func (s *scanner) scan() error {
 	return nil
 }
 
-// word returns the letters that s begins with, or one byte.
+// word returns the letters that s begins with, or its first byte.
 func word(s string) string {
 	for i, c := range []byte(s) {
 		if c |= 0x20; c < 'a' || c > 'z' {
@@ -113,7 +112,7 @@ func word(s string) string {
 	return s
 }
 
-// skip reads what is quoted or a comment, if that is what follows.
+// skip skips a quoted part or a comment, and reports whether there was one.
 func (s *scanner) skip() (bool, error) {
 	rest := s.text[s.at:]
 	mysql := s.dialect == MySQL
@@ -125,7 +124,7 @@ func (s *scanner) skip() (bool, error) {
 		return true, s.quoted(rest[0])
 	case strings.HasPrefix(rest, "--"):
 		if mysql && len(rest) > 2 && rest[2] > ' ' {
-			return false, nil // two signs: a comment has a blank there
+			return false, nil // two minus signs: MySQL wants a blank there in a comment
 		}
 		s.line()
 		return true, nil
@@ -138,8 +137,8 @@ func (s *scanner) skip() (bool, error) {
 	return false, nil
 }
 
-// quoted reads to the end of a literal or an identifier. The quote given twice is
-// the quote itself, which reads the same as two literals beside each other.
+// quoted skips a literal or an identifier. A doubled quote, which stands for itself, reads
+// like the end of one literal and the beginning of the next.
 func (s *scanner) quoted(quote byte) error {
 	n := strings.IndexByte(s.text[s.at+1:], quote)
 	if n < 0 {
@@ -157,7 +156,7 @@ func (s *scanner) line() {
 	s.at = len(s.text)
 }
 
-// comment reads to the end of a comment, which nests in Postgres.
+// comment skips a comment. Comments nest in Postgres.
 func (s *scanner) comment(rest string) error {
 	if s.dialect == MySQL && (strings.HasPrefix(rest, "/*!") || strings.HasPrefix(rest, "/*M!") ||
 		strings.HasPrefix(rest, "/*m!") || strings.HasPrefix(rest, "/*+")) {

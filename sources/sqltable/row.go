@@ -12,23 +12,23 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// maxColumn is the longest text of a column that is looked at, in bytes: as many
-// labels as there may be, each character escaped.
+// maxColumn is the longest text that a column may have, in bytes: as many labels as there
+// may be, with each character escaped.
 const maxColumn = sources.MaxLabels * (6*sources.MaxLabel + 4)
 
-// errTwoRows is the answer of a query that does not tell TPMs apart.
+// errTwoRows is the answer if the query does not tell TPMs apart.
 var errTwoRows = errors.New("the query returns more than one row for one EK hash: " +
 	"make the hash the table's primary key")
 
-// A shapeError is an answer of the database that says nothing: it has answered,
-// and a person must act.
+// A shapeError is about an answer that is of no use: the database works, and a person must
+// correct the query or the data.
 type shapeError struct{ err error }
 
 func (e shapeError) Error() string { return e.err.Error() }
 func (e shapeError) Unwrap() error { return e.err }
 
-// readRows reads what a look-up has found. abort ends the connection rather than
-// have it read the rest.
+// readRows reads the result of a look-up. If there is more than one row, it calls abort,
+// which ends the connection, since to close rows would read them all.
 func readRows(rows *sql.Rows, abort func()) (sources.Verdict, error) {
 	columns, err := rows.Columns()
 	if err != nil {
@@ -48,7 +48,7 @@ func readRows(rows *sql.Rows, abort func()) (sources.Verdict, error) {
 			return sources.Verdict{}, shapeError{errTwoRows}
 		}
 	}
-	// A connection that is lost in the middle ends the rows as well.
+	// Rows end when the connection is lost, too.
 	if err := rows.Err(); err != nil {
 		return sources.Verdict{}, err
 	}
@@ -68,7 +68,7 @@ type row struct {
 	targets      []any
 }
 
-// newRow finds the columns that mean something.
+// newRow finds the columns name and labels.
 func newRow(columns []string) (*row, error) {
 	r := &row{targets: make([]any, len(columns))}
 	var ignored any
@@ -92,7 +92,8 @@ func newRow(columns []string) (*row, error) {
 	return r, nil
 }
 
-// attributes returns what the row says, within the limits of package sources.
+// attributes returns what the row says, or an error if that breaks a limit of
+// sources.Attributes.
 func (r *row) attributes() (sources.Attributes, error) {
 	name, err := text("name", r.name)
 	if err != nil {
@@ -109,7 +110,7 @@ func (r *row) attributes() (sources.Attributes, error) {
 	return sources.Attributes{Name: name, Labels: labels}.Tidy()
 }
 
-// text returns the value of a column; null is empty.
+// text returns the text in a column; null is the empty text.
 func text(column string, value any) (string, error) {
 	var s string
 	switch v := value.(type) {
@@ -127,10 +128,10 @@ func text(column string, value any) (string, error) {
 	return s, nil
 }
 
-// errLabels does not quote the text: the error ends in a log.
+// errLabels does not quote the text, since it ends in a log.
 var errLabels = errors.New(`the column labels is not a JSON array of strings, such as ["rack:12", "env:prod"]`)
 
-// parseLabels reads a JSON array of strings. An empty text and null are none.
+// parseLabels reads a JSON array of strings. An empty text and null have no labels.
 func parseLabels(list string) ([]string, error) {
 	if list == "" {
 		return nil, nil

@@ -1,16 +1,15 @@
 // Package sqltable is a source that knows the TPMs in a table of a PostgreSQL,
 // MySQL or MariaDB database.
 //
-// Nothing is held in memory: each check is one look-up of the EK hash by a
-// prepared statement, so that a row that is inserted admits from then on and one
-// that is deleted refuses from then on. The statement is the operator's, and the
-// hash is only ever its parameter, never part of its text. Sessions are
-// read-only.
+// Nothing is held in memory. Each check is one look-up of the EK hash, so a row that is
+// inserted admits from then on, and a row that is deleted refuses from then on. The operator
+// writes the query; it is a prepared statement of which the hash is the only parameter, never
+// part of its text. Sessions are read-only.
 //
-// The database answers with no row: not listed. With one row: listed, with what
-// its columns "name" and "labels" say. Whatever else happens is an error: two
-// rows, columns that cannot be used, a database that is down, hangs or is busy.
-// While it is down, one look-up a second tries it and all others fail at once.
+// No row means "not listed". One row means "listed", and its columns "name" and "labels" say
+// more. Anything else is an error: two rows, columns that cannot be used, a database that is
+// down, hangs or is busy. While it is down, one look-up a second tries it, and all others fail
+// at once.
 package sqltable
 
 import (
@@ -23,7 +22,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// What a Config has where it says nothing.
+// The values that stand for the zero value in a Config.
 const (
 	DefaultQuery           = "SELECT name, labels FROM tpm_machines WHERE ek_hash = ?"
 	DefaultTimeout         = 2 * time.Second
@@ -33,44 +32,43 @@ const (
 	MostOpenConns = 100
 )
 
-// Config is where the table is. Dialect and DSNPath are required. All files are
-// regular files; those of certificates are read for each new connection.
+// Config says where the table is. Dialect and DSNPath are required. All files are regular
+// files; those of certificates are read for each new connection.
 type Config struct {
 	// Dialect is what the database speaks; MySQL stands for MariaDB too.
 	Dialect Dialect
-	// DSNPath is a file with the data source name: for Postgres a URL or
-	// keywords and values as libpq takes them, for MySQL
+	// DSNPath is a file with the data source name: for Postgres a URL, or keywords
+	// and values as libpq takes them; for MySQL
 	// user:password@tcp(host:port)/database. It is read when the source is first
-	// used and within a second after it has changed; where that fails the one
-	// before stays.
+	// used, and within a second after it has changed. If that fails, the DSN that was
+	// read before stays in use.
 	DSNPath string
 	// Query is a SELECT with one "?" outside of literals, quoted identifiers and
-	// comments, which stands for the EK hash in 64 lower-case hex digits;
-	// DefaultQuery where it is empty. It returns no row for a TPM that is not
-	// listed. Columns called name and labels, in any case of letters, are what is
-	// known of the TPM: a text, and a text with a JSON array of strings; null is
-	// none. Other columns mean nothing.
+	// comments, which stands for the EK hash in 64 lower-case hex digits. Empty means
+	// DefaultQuery. It returns no row for a TPM that is not listed. Columns called
+	// name and labels, in any case of letters, are what is known of the TPM: a text,
+	// and a text with a JSON array of strings; null is none. Other columns are
+	// ignored.
 	Query string
-	// MaxOpenConns is how many connections, and so look-ups, there may be at
-	// once; DefaultMaxOpenConns where it is zero.
+	// MaxOpenConns is how many connections, and so look-ups, there may be at once.
+	// Zero means DefaultMaxOpenConns.
 	MaxOpenConns int
-	// Timeout bounds one look-up, from the moment that a connection may be used
-	// or made for it; DefaultTimeout where it is zero.
+	// Timeout bounds one look-up, from the moment that a connection may be used or
+	// made for it. Zero means DefaultTimeout.
 	Timeout time.Duration
-	// ConnMaxLifetime is how long a connection is used;
-	// DefaultConnMaxLifetime where it is zero.
+	// ConnMaxLifetime is how long a connection is used. Zero means
+	// DefaultConnMaxLifetime.
 	ConnMaxLifetime time.Duration
-	// CAPath is a PEM file of the CA certificates that may vouch for the
-	// database. Where it is set, connections over a network use TLS, whatever
-	// the DSN says, and its certificate has to name the host of the DSN.
+	// CAPath is a PEM file of the CA certificates that may vouch for the database.
+	// If it is set, connections over a network use TLS whatever the DSN says, and the
+	// database's certificate must name the host of the DSN.
 	CAPath string
-	// ClientCertPath and ClientKeyPath are PEM files of the certificate, with
-	// its chain, and the key that are shown to the database. Both are set, with
-	// CAPath, or neither.
+	// ClientCertPath and ClientKeyPath are PEM files of the client certificate, with
+	// its chain, and its key. Both are set, with CAPath, or neither.
 	ClientCertPath, ClientKeyPath string
-	// AllowUnverified permits a database on another host that is asked without
-	// TLS, or without knowing that it is the one. Whoever is between the two
-	// then decides which TPMs are listed.
+	// AllowUnverified permits a database on another host without TLS, or without
+	// verifying its certificate. Whoever is between it and this machine then decides
+	// which TPMs are listed.
 	AllowUnverified bool
 }
 
@@ -110,18 +108,15 @@ type Source struct {
 	cfg   Config
 	query string // as the database takes it
 
-	breaker *breaker
-	// slots holds an element for each look-up under way.
-	slots chan struct{}
+	breaker breaker
+	slots   chan struct{} // has an element for each look-up under way
 
-	mu sync.Mutex
-	// pool is the current one, nil where nobody uses it. It is kept while Run is
-	// at work, and otherwise for as long as look-ups need it.
-	pool    *pool
-	running bool
-	fileErr error     // why the DSN was not read again
-	looked  time.Time // at the file of the DSN
-	// lookPause is how long a file that has been looked at is as it was.
+	mu      sync.Mutex
+	running bool      // Watch is
+	pool    *pool     // while Watch is running, once a look-up has needed it
+	fileErr error     // why the DSN could not be read again
+	looked  time.Time // when the file of the DSN was last read
+	// lookPause is the least time from one reading of that file to the next.
 	lookPause time.Duration
 }
 
@@ -138,7 +133,7 @@ func New(cfg Config) (*Source, error) {
 	return &Source{
 		cfg:       cfg,
 		query:     query,
-		breaker:   newBreaker(),
+		breaker:   breaker{pause: retryPause},
 		lookPause: retryPause,
 		slots:     make(chan struct{}, cfg.MaxOpenConns),
 	}, nil
@@ -147,7 +142,7 @@ func New(cfg Config) (*Source, error) {
 // hashLen is the length of an EK hash in hex digits.
 const hashLen = 64
 
-// validHash reports whether s is an EK hash as the database has it.
+// validHash reports whether s is an EK hash in the form that the database has.
 func validHash(s string) bool {
 	if len(s) != hashLen {
 		return false
@@ -160,10 +155,10 @@ func validHash(s string) bool {
 	return true
 }
 
-// Check implements sources.Source. It waits for a connection until ctx ends, and
-// for the database for Config.Timeout at most. A caller who leaves does not end
-// the look-up, or strangers who come and go would have connections made anew all
-// the time; it ends by itself in its time.
+// Check implements sources.Source. It waits for a connection until ctx ends, and for the
+// database no longer than Config.Timeout. If ctx ends, the look-up goes on until it has an
+// answer or its time is over: drivers close the connection of a query whose context ends, and
+// machines that come and go would have new connections made all the time.
 func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 	if !validHash(ev.EKHash) {
 		return sources.Verdict{}, fmt.Errorf("EK hash %.80q is not %d lower-case hex digits", ev.EKHash, hashLen)
@@ -171,45 +166,43 @@ func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdi
 	return s.check(ctx, ev.EKHash)
 }
 
-// An answer is what came of a look-up.
-type answer struct {
-	verdict sources.Verdict
-	err     error
-}
-
 func (s *Source) check(ctx context.Context, hash string) (sources.Verdict, error) {
 	if err := ctx.Err(); err != nil {
 		return sources.Verdict{}, err
 	}
-	e, err := s.breaker.enter()
-	if err != nil {
+	begun := time.Now()
+	if err := s.breaker.enter(begun); err != nil {
 		return sources.Verdict{}, err
 	}
 	select {
 	case s.slots <- struct{}{}:
-	case <-e.next.begins:
-		s.breaker.leave(e)
-		return sources.Verdict{}, e.next.err
 	case <-ctx.Done():
-		s.breaker.leave(e)
 		return sources.Verdict{}, fmt.Errorf("all %d connections are in use: %w", cap(s.slots), ctx.Err())
 	}
-	answers := make(chan answer, 1) // so that a late one never blocks
+	if err := s.breaker.failedSince(begun); err != nil {
+		<-s.slots
+		return sources.Verdict{}, err
+	}
+	type result struct {
+		verdict sources.Verdict
+		err     error
+	}
+	results := make(chan result, 1) // so that nobody has to receive it
 	go func() {
 		defer func() { <-s.slots }()
-		v, err := s.lookUp(context.WithoutCancel(ctx), e, hash)
-		answers <- answer{v, err}
+		v, err := s.lookUp(context.WithoutCancel(ctx), begun, hash)
+		results <- result{v, err}
 	}()
 	select {
-	case a := <-answers:
-		return a.verdict, a.err
+	case r := <-results:
+		return r.verdict, r.err
 	case <-ctx.Done():
 		return sources.Verdict{}, ctx.Err()
 	}
 }
 
-// Watch implements sources.Watcher: it keeps connections from one look-up to the next
-// until ctx ends; without it each look-up makes its own.
+// Watch implements sources.Watcher: until ctx ends, connections are kept from one look-up to
+// the next. While Watch is not running, each look-up makes its own connection.
 func (s *Source) Watch(ctx context.Context, _ func()) error {
 	s.hold()
 	defer s.letGo()
