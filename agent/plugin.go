@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -127,7 +128,7 @@ func (a *activator) ActivateCredential(credential, secret []byte) ([]byte, error
 // report logs what this machine attests with: the hash is what an operator
 // enrols it by.
 func (p *Plugin) report(a *tpm.Attestation) {
-	p.logger.Info("attesting with the TPM", "ek_hash", a.EKHash, "ek", string(a.KeyType),
+	p.logger.Info("attesting with the TPM", "ek_hash", hex.EncodeToString(a.EKHash[:]), "ek", string(a.KeyType),
 		"ek_certificate", a.Claim.Certificate != nil, "ek_persistent", a.Persistent != 0)
 	if types := otherTypes(a); len(types) > 0 {
 		p.logger.Info("the EK certificates in the TPM are for other keys: to attest with one of them, set ek",

@@ -137,7 +137,7 @@ func TestAttest(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if hash := s.session.EK().Hash; !strings.Contains(p.log.String(), hash) {
+			if hash := fmt.Sprintf("%x", s.session.EK().Hash); !strings.Contains(p.log.String(), hash) {
 				t.Errorf("the log does not have %s: %s", hash, p.log)
 			}
 		})
@@ -174,7 +174,7 @@ func TestAttestToTheIncumbentsServer(t *testing.T) {
 			t.Fatalf("%s: %v", ek, err)
 		}
 		if hash, err := attestor.HashEK(their.ek); err != nil || hash != our.session.EK().Hash {
-			t.Errorf("%s: they see %s, we %s: %v", ek, hash, our.session.EK().Hash, err)
+			t.Errorf("%s: they see %x, we %x: %v", ek, hash, our.session.EK().Hash, err)
 		}
 		if got, want := their.certificate != nil, ek == "auto"; got != want {
 			t.Errorf("%s: certificate %v, want %v", ek, got, want)

@@ -5,7 +5,6 @@ import (
 	"crypto"
 	"crypto/rsa"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -17,7 +16,7 @@ type EK struct {
 	// exponent 65537, or an *ecdsa.PublicKey on P-256, P-384 or P-521.
 	Public crypto.PublicKey
 	// Hash is the EK hash: see HashEK.
-	Hash string
+	Hash [sha256.Size]byte
 	// Certificate is the EK certificate in DER, or nil: at most 8 KiB and 512
 	// values. The public key in it equals Public. Nothing else about it is
 	// verified, and ParseEKCertificate may refuse it.
@@ -25,27 +24,17 @@ type EK struct {
 }
 
 // HashEK returns the EK hash of a public key: the SHA-256 of its DER
-// SubjectPublicKeyInfo (PKIX, as Go marshals it), in 64 lower-case hex digits.
-// It is an error where the key is none that EK.Public may be.
-func HashEK(pub crypto.PublicKey) (string, error) {
+// SubjectPublicKeyInfo (PKIX, as Go marshals it). It is an error if the key is none
+// that EK.Public may be.
+func HashEK(pub crypto.PublicKey) ([sha256.Size]byte, error) {
 	if err := checkKey(pub); err != nil {
-		return "", err
+		return [sha256.Size]byte{}, err
 	}
-	return hashKey(pub)
-}
-
-func hashKey(pub crypto.PublicKey) (string, error) {
 	der, err := marshalKey(pub)
 	if err != nil {
-		return "", fmt.Errorf("encode the key: %w", err)
+		return [sha256.Size]byte{}, fmt.Errorf("encode the key: %w", err)
 	}
-	return hashSPKI(der), nil
-}
-
-// hashSPKI is hashKey for what marshalKey has returned.
-func hashSPKI(der []byte) string {
-	sum := sha256.Sum256(der)
-	return hex.EncodeToString(sum[:])
+	return sha256.Sum256(der), nil
 }
 
 // The types of PEM blocks (RFC 7468, 5 and 13).
@@ -83,7 +72,7 @@ func parseEK(text []byte) (*EK, error) {
 	if err := checkShape(ek.Public); err != nil {
 		return nil, err
 	}
-	ek.Hash = hashSPKI(spki)
+	ek.Hash = sha256.Sum256(spki)
 	return ek, nil
 }
 

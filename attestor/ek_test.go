@@ -32,8 +32,8 @@ func TestHashEK(t *testing.T) {
 		attestor.P256:    "8104cdd08b6e0ce1fb0e1e88d24e7b15cd3a643610662017085255e8d2802ddb",
 	} {
 		pub := attestortest.New(t, attestortest.Options{EK: kind}).Claim().EK
-		if got, err := attestor.HashEK(pub); err != nil || got != want {
-			t.Errorf("%s: %s, %v, want %s", kind, got, err, want)
+		if got, err := attestor.HashEK(pub); err != nil || hex.EncodeToString(got[:]) != want {
+			t.Errorf("%s: %x, %v, want %s", kind, got, err, want)
 		}
 	}
 	for _, kind := range []attestor.KeyType{
@@ -45,13 +45,13 @@ func TestHashEK(t *testing.T) {
 			t.Fatal(err)
 		}
 		sum := sha256.Sum256(der)
-		if got, err := attestor.HashEK(pub); err != nil || got != hex.EncodeToString(sum[:]) {
-			t.Errorf("%s: %s, %v, want %x", kind, got, err, sum)
+		if got, err := attestor.HashEK(pub); err != nil || got != sum {
+			t.Errorf("%s: %x, %v, want %x", kind, got, err, sum)
 		}
 	}
 	for name, pub := range badKeys(t) {
-		if got, err := attestor.HashEK(pub); err == nil || got != "" {
-			t.Errorf("%s: %q, %v, want an error", name, got, err)
+		if got, err := attestor.HashEK(pub); err == nil || got != [sha256.Size]byte{} {
+			t.Errorf("%s: %x, %v, want an error", name, got, err)
 		}
 	}
 }

@@ -35,7 +35,7 @@ func seeds(f *testing.F) []*attestortest.TPM {
 func checkEK(t *testing.T, ek *attestor.EK) {
 	t.Helper()
 	if hash, err := attestor.HashEK(ek.Public); err != nil || hash != ek.Hash {
-		t.Fatalf("the hash %s is not that of the key, %s, %v", ek.Hash, hash, err)
+		t.Fatalf("the hash %x is not that of the key, %x, %v", ek.Hash, hash, err)
 	}
 	if ek.Certificate == nil {
 		return
@@ -102,7 +102,7 @@ func FuzzEKPEM(f *testing.F) {
 				t.Fatal(err)
 			}
 			if hash, err := attestor.HashEK(key); err != nil || hash != ek.Hash {
-				t.Fatalf("another reader's key is %s, not %s", hash, ek.Hash)
+				t.Fatalf("another reader's key is %x, not %x", hash, ek.Hash)
 			}
 		}
 		if blocks == 0 || blocks > 2 {

@@ -1,6 +1,7 @@
 package attestor_test
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"testing"
@@ -41,7 +42,7 @@ func TestHandshake(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got, want := s.EK().Hash, tpm.EKHash(); got != want || want == "" {
+			if got, want := hex.EncodeToString(s.EK().Hash[:]), tpm.EKHash(); got != want || want == "" {
 				t.Errorf("EK hash %q, want %q", got, want)
 			}
 			challenge, err := s.Challenge()

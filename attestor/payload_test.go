@@ -19,7 +19,7 @@ func refused(t *testing.T, v *attestor.Verifier, payload []byte, part string) {
 	t.Helper()
 	s, err := v.Begin(payload)
 	if err == nil {
-		t.Fatalf("it is taken, with the EK %s", s.EK().Hash)
+		t.Fatalf("it is taken, with the EK %x", s.EK().Hash)
 	}
 	if s != nil {
 		t.Error("a session with an error")

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -109,7 +110,7 @@ func TestAgentOfTheFirstVersion(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got, want := s.EK().Hash, tpm.EKHash(); got != want {
+				if got, want := hex.EncodeToString(s.EK().Hash[:]), tpm.EKHash(); got != want {
 					t.Errorf("EK hash %s, want %s", got, want)
 				}
 				if got, want := s.EK().Certificate != nil, strings.Contains(form, "certificate"); got != want {

@@ -21,7 +21,7 @@ func TestEntriesAreRead(t *testing.T) {
 			}
 			tried++
 			dir, ev := t.TempDir(), sourcetest.NewEvidence(t)
-			if err := os.WriteFile(filepath.Join(dir, ev.EKHash), []byte(b.text), 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(dir, ev.EKHash.String()), []byte(b.text), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			source, err := hashdir.New(hashdir.Config{Path: dir})

@@ -236,7 +236,7 @@ func TestGit(t *testing.T) {
 	pull := func() error { return run(args[0], args[1:]...) }
 	must(t, run("git", "init", "-q", "-b", "main", repository))
 	one, two := sourcetest.NewEvidence(t), sourcetest.NewEvidence(t)
-	commit(one.EKHash + "\n")
+	commit(one.EKHash.String() + "\n")
 	must(t, pull())
 
 	source, err := hashfile.New(hashfile.Config{Path: filepath.Join(folder, "current", "machines.txt")})
@@ -255,7 +255,7 @@ func TestGit(t *testing.T) {
 	want(true, false)
 	must(t, pull()) // of what is there already
 	want(true, false)
-	commit(two.EKHash + "\n")
+	commit(two.EKHash.String() + "\n")
 	must(t, pull())
 	want(false, true)
 	must(t, os.Rename(repository, repository+".away"))

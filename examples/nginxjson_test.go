@@ -429,7 +429,9 @@ func (e *nginxExample) refresh(source sources.Loader) {
 
 func (e *nginxExample) check(source sources.Source, hash string, want bool) sources.Verdict {
 	e.t.Helper()
-	v, err := source.Check(e.t.Context(), &sources.Evidence{EKHash: hash})
+	parsed, err := sources.ParseEKHash(hash)
+	must(e.t, err)
+	v, err := source.Check(e.t.Context(), &sources.Evidence{EKHash: parsed})
 	if err != nil || v.Listed != want {
 		e.t.Errorf("%s: listed is %v, error %v, want %v", hash, v.Listed, err, want)
 	}

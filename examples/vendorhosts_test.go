@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/asn1"
+	"encoding/hex"
 	"encoding/pem"
 	"fmt"
 	"io/fs"
@@ -228,7 +229,7 @@ func vendorsConfig(t *testing.T, all map[string]*x509.Certificate, mirror string
 			continue // a CA's
 		}
 		if hash, err := attestor.HashEK(ek.PublicKey); err == nil {
-			must(t, os.WriteFile(filepath.Join(dir, "hashes", hash), nil, 0o600))
+			must(t, os.WriteFile(filepath.Join(dir, "hashes", hex.EncodeToString(hash[:])), nil, 0o600))
 		}
 	}
 	data, err := snippet{

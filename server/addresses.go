@@ -3,12 +3,12 @@ package server
 import (
 	"container/list"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"net/netip"
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
 const (
@@ -46,7 +46,7 @@ type addresses struct {
 // sightingKey is an EK in one family of addresses: a machine may have one of each
 // and use them in turn.
 type sightingKey struct {
-	hash [sha256.Size]byte
+	hash sources.EKHash
 	v6   bool
 }
 
@@ -71,15 +71,12 @@ func newAddresses() *addresses {
 // note notes that an EK has attested. Where that shows that it is in several
 // machines, from is the address before; log is true where that has not been logged
 // for an hour.
-func (a *addresses) note(ekHash string, addr netip.Addr, now time.Time) (from netip.Addr, log bool) {
+func (a *addresses) note(ekHash sources.EKHash, addr netip.Addr, now time.Time) (from netip.Addr, log bool) {
 	addr = network(addr)
-	key := sightingKey{v6: addr.Is6()}
-	if len(ekHash) != hex.EncodedLen(len(key.hash)) || !addr.IsValid() {
+	if !addr.IsValid() {
 		return netip.Addr{}, false
 	}
-	if _, err := hex.Decode(key.hash[:], []byte(ekHash)); err != nil {
-		return netip.Addr{}, false
-	}
+	key := sightingKey{hash: ekHash, v6: addr.Is6()}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := a.sighting(key)
@@ -167,6 +164,6 @@ func (a *attestation) noteAddress(ctx context.Context) {
 	if log {
 		a.plugin.log.Warn("An EK attests from several addresses in turn: "+
 			"a virtual TPM may have been copied together with its machine",
-			"ek_hash", a.ekHash, "peer", addr.String(), "other_peer", from.String())
+			"ek_hash", a.ekHash.String(), "peer", addr.String(), "other_peer", from.String())
 	}
 }

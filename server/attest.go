@@ -26,7 +26,7 @@ type attestation struct {
 	stream      nodeattestorv1.NodeAttestor_AttestServer
 	begun       time.Time
 
-	ekHash   string          // empty until the payload is checked
+	ekHash   sources.EKHash  // zero until the payload is checked
 	decision policy.Decision // the last one
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -97,7 +98,7 @@ func TestAttestByCA(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if id := "spiffe://example.org/spire/agent/tpm/" + issuer + "/" + serial; got.GetSpiffeId() != id {
+	if id := "spiffe://example.org/spire/agent/tpm/" + hex.EncodeToString(issuer[:]) + "/" + serial; got.GetSpiffeId() != id {
 		t.Errorf("ID %s, want %s", got.GetSpiffeId(), id)
 	}
 

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
@@ -143,8 +144,8 @@ func (a *attestation) logAdmission(ctx context.Context, id string) {
 // hash lets an operator enrol a machine from the log.
 func (a *attestation) log(ctx context.Context, level hclog.Level, message string, args ...any) {
 	args = append(args, "peer", peer(ctx))
-	if a.ekHash != "" {
-		args = append(args, "ek_hash", a.ekHash)
+	if a.ekHash != (sources.EKHash{}) {
+		args = append(args, "ek_hash", a.ekHash.String())
 	}
 	d := &a.decision
 	if names := machineNames(d); names != "" {

@@ -85,7 +85,7 @@ func newFatWorld(t *testing.T, policy policy.Policy) *fatWorld {
 		w.payloads[tpm] = tpm.FatPayload(t, w.ca)
 	}
 	inventory := func(_ context.Context, ev *sources.Evidence) (sources.Verdict, error) {
-		return sources.Verdict{Listed: ev.EKHash == w.listed.EKHash()}, nil
+		return sources.Verdict{Listed: ev.EKHash.String() == w.listed.EKHash()}, nil
 	}
 	vendors := sourcetest.NewFetchingFake(func(_ context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 		if ev.Incomplete || len(ev.Certificate) == 0 || len(ev.Chain) == 0 {
@@ -184,7 +184,7 @@ func TestCertificatesBesideStrangersWhoWait(t *testing.T) {
 			if ev.Incomplete {
 				return sources.Verdict{}, errors.New("the certificates were not kept")
 			}
-			return sources.Verdict{Listed: ev.EKHash == w.listed.EKHash()}, nil
+			return sources.Verdict{Listed: ev.EKHash.String() == w.listed.EKHash()}, nil
 		}
 		w.Use(t, `hash_path = "/x"`, policy.AnyOf("slow", "certified"), member("slow", hangs), member("certified", vendors))
 		waiting := crowd(t, w.Plugin, 150, w.payloads[w.stranger])

@@ -21,8 +21,8 @@ var errUnsure = errors.New("a source could not tell")
 // machine, and to the same one at all times: where sources disagree about a
 // field there is none, and where one that could not tell might decide about it
 // there is none now, whichever rule admits the machine meanwhile.
-func agentID(c *config.Config, ekHash string, d *policy.Decision) (spiffeid.ID, error) {
-	t, values := c.AgentPath, agentpath.Values{agentpath.PubHash: ekHash}
+func agentID(c *config.Config, ekHash sources.EKHash, d *policy.Decision) (spiffeid.ID, error) {
+	t, values := c.AgentPath, agentpath.Values{agentpath.PubHash: ekHash.String()}
 	for field := range values {
 		f := agentpath.Field(field)
 		if f == agentpath.PubHash || !t.Uses(f) {

@@ -207,7 +207,7 @@ func TestStrangersThatNeverAnswer(t *testing.T) {
 		listed := attestortest.New(t, attestortest.Options{EK: attestor.P256, Number: 1})
 		vendors := sourcetest.NewFetchingFake(sourcetest.ListsNot())
 		inventory := func(_ context.Context, ev *sources.Evidence) (sources.Verdict, error) {
-			return sources.Verdict{Listed: ev.EKHash == listed.EKHash()}, nil
+			return sources.Verdict{Listed: ev.EKHash.String() == listed.EKHash()}, nil
 		}
 		p := server.New()
 		p.Use(t, `hash_path = "/x"`, policy.AnyOf("inventory", "vendors"), member("inventory", inventory),
@@ -264,7 +264,7 @@ func TestSlowListLocksOutNobody(t *testing.T) {
 				release := make(chan struct{})
 				listed := attestortest.New(t, attestortest.Options{EK: attestor.P256, Number: 1})
 				healthy := func(_ context.Context, ev *sources.Evidence) (sources.Verdict, error) {
-					return sources.Verdict{Listed: ev.EKHash == listed.EKHash()}, nil
+					return sources.Verdict{Listed: ev.EKHash.String() == listed.EKHash()}, nil
 				}
 				p := server.New()
 				p.Use(t, `hash_path = "/x"`, policy.AnyOf("healthy", "slow"), member("healthy", healthy),

@@ -11,9 +11,9 @@ import (
 // duplicates. SPIRE puts the plugin's name in front of each. A label is always
 // behind "label:", so that no list can forge another selector. No selector is longer
 // than sources.MaxSelector: what would be longer is refused where it comes from.
-func selectors(ekHash string, d *policy.Decision) []string {
+func selectors(ekHash sources.EKHash, d *policy.Decision) []string {
 	s := make([]string, 0, 16)
-	s = append(s, sources.PrefixPubHash+ekHash)
+	s = append(s, sources.PrefixPubHash+ekHash.String())
 	for _, rule := range d.Rules {
 		s = append(s, sources.PrefixRule+rule)
 	}

@@ -12,13 +12,14 @@ import (
 
 // The selectors are matched against registration entries letter by letter.
 func TestSelectors(t *testing.T) {
-	const hash = "00ff"
+	hash := sources.EKHash{31: 0xff}
+	pubHash := "pub_hash:" + strings.Repeat("00", 31) + "ff"
 	for _, tt := range []struct {
 		name string
 		d    policy.Decision
 		want []string
 	}{
-		{"nothing known", policy.Decision{}, []string{"pub_hash:00ff"}},
+		{"nothing known", policy.Decision{}, []string{pubHash}},
 		{
 			"everything, twice",
 			policy.Decision{
@@ -37,19 +38,19 @@ func TestSelectors(t *testing.T) {
 			[]string{
 				"ca:infineon", "ca:stm", "ek:issuer:cn:Infineon OPTIGA(TM) TPM 2.0 RSA CA 042", "ek:serial:1f",
 				"label:env:prod", "label:rack:12", "manufacturer:id:49465800", "model:SLB9670", "name:web-1",
-				"pub_hash:00ff", "rule:a", "rule:b", "source:inventory", "source:vendors", "version:id:00070055",
+				pubHash, "rule:a", "rule:b", "source:inventory", "source:vendors", "version:id:00070055",
 			},
 		},
 		{
 			// The labels of a list that somebody else writes must stay labels.
 			"forged labels",
 			policy.Decision{Attributes: []sources.Attributes{{Labels: []string{"rule:admin", "pub_hash:1", "ca:x"}}}},
-			[]string{"label:ca:x", "label:pub_hash:1", "label:rule:admin", "pub_hash:00ff"},
+			[]string{"label:ca:x", "label:pub_hash:1", "label:rule:admin", pubHash},
 		},
 		{
 			"an empty certificate",
 			policy.Decision{Attributes: []sources.Attributes{{Certificate: &sources.EKCertificate{}}}},
-			[]string{"pub_hash:00ff"},
+			[]string{pubHash},
 		},
 	} {
 		if d := cmp.Diff(tt.want, selectors(hash, &tt.d)); d != "" {
@@ -75,7 +76,7 @@ func TestSelectorsFitIntoTheDatabase(t *testing.T) {
 	if err := a.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	all := selectors(strings.Repeat("0", 64), &policy.Decision{
+	all := selectors(sources.EKHash{}, &policy.Decision{
 		Rules: []string{x[:64]}, Listed: []string{x[:64]}, Attributes: []sources.Attributes{a},
 	})
 	if len(all) != 11 {

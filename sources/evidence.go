@@ -5,10 +5,8 @@ import "crypto"
 // Evidence is what one attesting TPM has sent, decoded, bounded in size and
 // checked for its own consistency by package attestor before a Source sees it.
 type Evidence struct {
-	// EKHash is the TPM's identity: the SHA-256 of the DER
-	// SubjectPublicKeyInfo (RFC 5280, 4.1.2.7) of EK, in 64 lower-case hex
-	// digits. Never empty.
-	EKHash string
+	// EKHash is the hash of EK, by which sources know the TPM.
+	EKHash EKHash
 
 	// EK is the public endorsement key that is challenged, an
 	// *rsa.PublicKey or an *ecdsa.PublicKey. Never nil.

@@ -2,6 +2,7 @@ package tpm
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"slices"
 
@@ -21,7 +22,7 @@ type Attestation struct {
 	// Claim is what the agent tells the server about the TPM.
 	Claim attestor.Claim
 	// EKHash is the EK hash.
-	EKHash string
+	EKHash [sha256.Size]byte
 	// KeyType is the type of the EK.
 	KeyType attestor.KeyType
 	// Persistent is the handle of a persistent EK, or zero.

@@ -82,7 +82,7 @@ func TestPersistentAndTransientEKAreTheSame(t *testing.T) {
 			device = newTPM(t, Config{Device: tpm.Device, EK: keyType})
 			hidden.listen(device)
 			if transient := attest(t, device); transient.Hash != persistent.Hash {
-				t.Errorf("%s: made %s, persistent %s", keyType, transient.Hash, persistent.Hash)
+				t.Errorf("%s: made %x, persistent %x", keyType, transient.Hash, persistent.Hash)
 			}
 			if count(hidden.commands, tpm2.TPMCCReadPublic) != 0 {
 				t.Error("the persistent EK was used")
@@ -312,7 +312,7 @@ func TestReplacedTPM(t *testing.T) {
 	device.config.Device = second.Device
 	two := attest(t, device)
 	if one.Hash == two.Hash || two.Certificate == nil {
-		t.Errorf("EKs %s and %s, certificate %v", one.Hash, two.Hash, two.Certificate != nil)
+		t.Errorf("EKs %x and %x, certificate %v", one.Hash, two.Hash, two.Certificate != nil)
 	}
 	wantNothingLoaded(t, second.Device)
 }

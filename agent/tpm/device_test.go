@@ -138,7 +138,7 @@ func TestRestartedTPM(t *testing.T) {
 	}
 	tpm.Restart()
 	if second := attest(t, device); second.Hash != first.Hash {
-		t.Errorf("EK %s, then %s", first.Hash, second.Hash)
+		t.Errorf("EK %x, then %x", first.Hash, second.Hash)
 	}
 }
 

@@ -3,6 +3,7 @@ package tpm
 import (
 	"bytes"
 	"crypto"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -24,7 +25,7 @@ type endorsementKey struct {
 	key
 	template attestor.EKTemplate
 	pub      crypto.PublicKey
-	hash     string
+	hash     [sha256.Size]byte
 	// own says that the TPM makes this key from the template; a persistent copy
 	// of the same key counts too.
 	own bool

@@ -77,7 +77,7 @@ func TestWrongPersistentKeyIsNotUsed(t *testing.T) {
 			}
 			persist(t, tpm.Device, tt.hierarchy, tt.public, 0x81010001)
 			if got := attest(t, newTPM(t, Config{Device: tpm.Device})).Hash; got != want {
-				t.Errorf("EK %s, want %s", got, want)
+				t.Errorf("EK %x, want %x", got, want)
 			}
 		})
 	}
@@ -98,14 +98,14 @@ func TestLowerHandleIsNotPreferred(t *testing.T) {
 			t.Fatal(err)
 		}
 		if a.EKHash != want || a.Persistent != 0x81010001 {
-			t.Errorf("%s: EK %s at %#x, want %s", name, a.EKHash, a.Persistent, want)
+			t.Errorf("%s: EK %x at %#x, want %x", name, a.EKHash, a.Persistent, want)
 		}
 	}
 	// The EK is evicted, and another key takes its handle.
 	evict(t, tpm.Device, 0x81010001)
 	persist(t, tpm.Device, tpm2.TPMRHEndorsement, otherNonce(), 0x81010001)
 	if got := attest(t, running).Hash; got != want {
-		t.Errorf("EK %s, want %s", got, want)
+		t.Errorf("EK %x, want %x", got, want)
 	}
 	wantNothingLoaded(t, tpm.Device)
 }
@@ -140,7 +140,7 @@ func TestCertificateDecidesForAPersistentKey(t *testing.T) {
 	}}).listen(device)
 	a, err := device.Begin(t.Context())
 	if err == nil {
-		t.Fatalf("while the certificate cannot be read, the EK is %s", a.EKHash)
+		t.Fatalf("while the certificate cannot be read, the EK is %x", a.EKHash)
 	}
 	if !errors.Is(err, ErrNotReady) || errors.Is(err, ErrSetup) || !strings.Contains(err.Error(), "tpm2_evictcontrol") {
 		t.Errorf("while the certificate cannot be read: %v", err)
@@ -148,7 +148,7 @@ func TestCertificateDecidesForAPersistentKey(t *testing.T) {
 	wantNothingLoaded(t, tpm.Device)
 	failing = false
 	if got := attest(t, device); got.Hash != vendors.hash || got.Hash == made.Hash || got.Certificate == nil {
-		t.Errorf("EK %s, want %s", got.Hash, vendors.hash)
+		t.Errorf("EK %x, want %x", got.Hash, vendors.hash)
 	}
 }
 
@@ -168,7 +168,7 @@ func TestPersistentEKComesAndGoes(t *testing.T) {
 	}
 	evict(t, tpm.Device, handle)
 	if ek := attest(t, device); ek.Hash != a.EKHash {
-		t.Errorf("EK %s, want %s", ek.Hash, a.EKHash)
+		t.Errorf("EK %x, want %x", ek.Hash, a.EKHash)
 	}
 	wantNothingLoaded(t, tpm.Device)
 }
@@ -325,7 +325,7 @@ func TestTPMWithoutSomeAlgorithms(t *testing.T) {
 				t.Error(err)
 			}
 			if a.KeyType != tt.want {
-				t.Errorf("EK %s, want %s", a.KeyType, tt.want)
+				t.Errorf("EK %x, want %x", a.KeyType, tt.want)
 			}
 			if ak := tpm2.TPMAlgID(binary.BigEndian.Uint16(a.Claim.AK.Public)); ak != tt.ak {
 				t.Errorf("AK %#x, want %#x", ak, tt.ak)

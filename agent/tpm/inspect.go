@@ -3,6 +3,7 @@ package tpm
 import (
 	"context"
 	"crypto"
+	"crypto/sha256"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
@@ -13,7 +14,7 @@ type EK struct {
 	// Public is the key, an *rsa.PublicKey or an *ecdsa.PublicKey.
 	Public crypto.PublicKey
 	// Hash is the EK hash.
-	Hash string
+	Hash [sha256.Size]byte
 	// Persistent is the handle of a persistent key, or zero.
 	Persistent uint32
 	// Certificate is the certificate in the TPM for this key, or nil.

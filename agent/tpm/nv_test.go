@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
@@ -221,7 +222,7 @@ func TestCertificateIsReadAgain(t *testing.T) {
 			failing = false
 			for i := range 2 {
 				if ek := attest(t, device); ek.Certificate == nil || ek.Hash != first.Hash {
-					t.Errorf("attestation %d: EK %s, want %s and its certificate", i, ek.Hash, first.Hash)
+					t.Errorf("attestation %d: EK %x, want %x and its certificate", i, ek.Hash, first.Hash)
 				}
 			}
 			wantNothingLoaded(t, tpm.Device)
@@ -301,7 +302,7 @@ func TestEKNonce(t *testing.T) {
 					X: tpm2.TPM2BECCParameter{Buffer: nonce}, Y: tpm2.TPM2BECCParameter{Buffer: make([]byte, 32)},
 				})
 			}
-			var want string
+			var want [sha256.Size]byte
 			direct(t, tpm.Device, func(c transport.TPM) {
 				rsp := must(t, c, tpm2.CreatePrimary{
 					PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(template.Public),
@@ -315,7 +316,7 @@ func TestEKNonce(t *testing.T) {
 			})
 			got := attest(t, newTPM(t, Config{Device: tpm.Device, EK: tt.ek}))
 			if got.Hash != want || got.Hash == plain.Hash {
-				t.Errorf("EK %s, want %s; without the nonce %s", got.Hash, want, plain.Hash)
+				t.Errorf("EK %x, want %x; without the nonce %x", got.Hash, want, plain.Hash)
 			}
 
 			// If a nonce does not fit or cannot be read, the error says what to do.
@@ -360,13 +361,13 @@ func TestUnwrittenEKNonce(t *testing.T) {
 	})
 	for range 2 {
 		if ek := attest(t, device); ek.Hash != plain.Hash {
-			t.Errorf("EK %s, want %s", ek.Hash, plain.Hash)
+			t.Errorf("EK %x, want %x", ek.Hash, plain.Hash)
 		}
 	}
 	direct(t, tpm.Device, func(c transport.TPM) { writeNV(t, c, 0x01C0000B, nonce) })
 	started := attest(t, newTPM(t, Config{Device: tpm.Device, EK: attestor.P256}))
 	if ek := attest(t, device); ek.Hash != started.Hash || ek.Hash == plain.Hash {
-		t.Errorf("EK %s, want %s", ek.Hash, started.Hash)
+		t.Errorf("EK %x, want %x", ek.Hash, started.Hash)
 	}
 	wantNothingLoaded(t, tpm.Device)
 }

@@ -8,6 +8,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/asn1"
+	"encoding/hex"
 	"math/big"
 	"testing"
 	"time"
@@ -69,8 +70,8 @@ func TestTPM(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%+v: %v", o, err)
 		}
-		if s.EK().Hash != tpm.EKHash() {
-			t.Errorf("%+v: the hash %s, want %s", o, tpm.EKHash(), s.EK().Hash)
+		if hex.EncodeToString(s.EK().Hash[:]) != tpm.EKHash() {
+			t.Errorf("%+v: the hash %x, want %s", o, s.EK().Hash, tpm.EKHash())
 		}
 		challenge, err := s.Challenge()
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"crypto/hmac"
 	"crypto/rsa"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/big"
@@ -82,13 +83,13 @@ func (t *TPM) Claim() attestor.Claim {
 	return c
 }
 
-// EKHash returns the EK hash.
+// EKHash returns the EK hash in 64 lower-case hex digits, as lists have it.
 func (t *TPM) EKHash() string {
 	hash, err := attestor.HashEK(t.claim.EK)
 	if err != nil {
 		return ""
 	}
-	return hash
+	return hex.EncodeToString(hash[:])
 }
 
 // EKPrivate returns the private EK, an *rsa.PrivateKey or an *ecdsa.PrivateKey.

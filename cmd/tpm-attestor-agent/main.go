@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"flag"
 	"fmt"
@@ -107,7 +108,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 	switch {
 	case *showHash:
-		return write(stdout, stderr, report.EK.Hash+"\n")
+		return write(stdout, stderr, hex.EncodeToString(report.EK.Hash[:])+"\n")
 	case *showPEM:
 		text, err := ekreport.PEM(report)
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
 // maxEKFile is how long a file with EKs may be, in bytes.
@@ -124,7 +126,7 @@ func printEKs(cmd *cobra.Command, f ekFlags, output format, eks []ekreport.EK) e
 
 // eksIn returns the EKs in a file, each once, in the order of the file.
 func eksIn(name string, content []byte) ([]ekreport.EK, error) {
-	l := ekList{from: name, at: map[string]int{}}
+	l := ekList{from: name, at: map[sources.EKHash]int{}}
 	if !bytes.Contains(content, []byte("-----BEGIN")) {
 		err := l.binary(content)
 		return l.eks, err
@@ -153,7 +155,7 @@ func eksIn(name string, content []byte) ([]ekreport.EK, error) {
 type ekList struct {
 	from string
 	eks  []ekreport.EK
-	at   map[string]int // by EK hash, the place in eks
+	at   map[sources.EKHash]int // by EK hash, the place in eks
 }
 
 // binary reads a file that is not PEM.
@@ -217,7 +219,7 @@ func (l *ekList) key(key crypto.PublicKey) (*ekreport.EK, error) {
 		i = len(l.eks)
 		l.at[hash] = i
 		l.eks = append(l.eks, ekreport.EK{
-			From: l.from, Hash: hash, KeyType: string(keyType), Certificates: []ekreport.Certificate{},
+			From: l.from, Hash: hex.EncodeToString(hash[:]), KeyType: string(keyType), Certificates: []ekreport.Certificate{},
 		})
 	}
 	return &l.eks[i], nil

@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -263,8 +262,7 @@ func nobody() (*sources.Evidence, error) {
 	if err != nil {
 		return nil, fmt.Errorf("write the key: %w", err)
 	}
-	hash := sha256.Sum256(der)
-	return &sources.Evidence{EKHash: hex.EncodeToString(hash[:]), EK: key.Public()}, nil
+	return &sources.Evidence{EKHash: sha256.Sum256(der), EK: key.Public()}, nil
 }
 
 // report returns what the source reports; zero if it is not a Reporter. A panic is the

@@ -60,15 +60,15 @@ func (n *network) set(failing, stalling bool) {
 func TestConformanceFetching(t *testing.T) {
 	web := newSite(t)
 	var net network
-	roots := make(map[string]*authority) // by EK hash
+	roots := make(map[sources.EKHash]*authority) // by EK hash
 	sourcetest.Run(t, sourcetest.Harness{
 		Fetches: true,
 		Evidence: func(tb testing.TB) *sources.Evidence {
 			tb.Helper()
 			ev := sourcetest.NewEvidence(tb)
-			root := newRoot(tb, "CA "+ev.EKHash)
+			root := newRoot(tb, "CA "+ev.EKHash.String())
 			low := root.sub(tb, "Low")
-			url := web.handle("/"+ev.EKHash, net.through(func(w http.ResponseWriter, _ *http.Request) {
+			url := web.handle("/"+ev.EKHash.String(), net.through(func(w http.ResponseWriter, _ *http.Request) {
 				_, _ = w.Write(low.cert.Raw)
 			}))
 			ev.Certificate = sign(tb, ekTemplate(tb, issuersAt(url)), low.cert, ev.EK, low.key).Raw
@@ -79,7 +79,7 @@ func TestConformanceFetching(t *testing.T) {
 			tb.Helper()
 			dir := mkdir(tb, filepath.Join(tb.TempDir(), "cas"))
 			write(tb, filepath.Join(dir, "always.pem"), pemOf(newRoot(tb, "Always").cert))
-			file := func(ev *sources.Evidence) string { return filepath.Join(dir, ev.EKHash+".pem") }
+			file := func(ev *sources.Evidence) string { return filepath.Join(dir, ev.EKHash.String()+".pem") }
 			must := func(err error) {
 				if err != nil {
 					tb.Error(err)

@@ -36,7 +36,7 @@ func TestConformance(t *testing.T) {
 				tb.Fatal(err)
 			}
 			write(tb, filepath.Join(dir, "always.pem"), pemOf(newRoot(tb, "Always").cert))
-			file := func(ev *sources.Evidence) string { return filepath.Join(dir, ev.EKHash+".pem") }
+			file := func(ev *sources.Evidence) string { return filepath.Join(dir, ev.EKHash.String()+".pem") }
 			must := func(err error) {
 				if err != nil {
 					tb.Error(err)

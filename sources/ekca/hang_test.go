@@ -303,7 +303,7 @@ func TestStrangersAtAHangingHost(t *testing.T) {
 			t.Fatal(err)
 		}
 		attest := func(ev *sources.Evidence) policy.Decision {
-			ev.EKHash = fmt.Sprintf("%064x", 1)
+			ev.EKHash = sources.EKHash{31: 1}
 			if d := set.BeforeChallenge(t.Context(), ev); d.Outcome != policy.Challenge {
 				return d
 			}

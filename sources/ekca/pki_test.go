@@ -233,7 +233,7 @@ func trusting(tb testing.TB, cas ...*authority) *ekca.Source {
 
 // evidence is what a machine with this certificate has sent.
 func evidence(cert *x509.Certificate, chain ...*x509.Certificate) *sources.Evidence {
-	ev := &sources.Evidence{EKHash: "not looked at", EK: cert.PublicKey, Certificate: cert.Raw}
+	ev := &sources.Evidence{EK: cert.PublicKey, Certificate: cert.Raw}
 	for _, c := range chain {
 		if c == nil {
 			c = new(x509.Certificate)

@@ -133,7 +133,7 @@ func newRSAKey(tb testing.TB) *rsa.PrivateKey {
 
 // bare is the evidence of a machine without a certificate.
 func bare(ek crypto.PublicKey) *sources.Evidence {
-	return &sources.Evidence{EKHash: "not looked at", EK: ek}
+	return &sources.Evidence{EK: ek}
 }
 
 // pathOf returns the path of a service's URL for an EK.

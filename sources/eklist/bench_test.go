@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 )
 
@@ -30,9 +31,9 @@ func sizes() []int {
 func sizeName(n int) string { return fmt.Sprintf("entries=%dM", n/million) }
 
 // randomHashes returns hashes that are the same in each run.
-func randomHashes(seed byte, n int) []eklist.Hash {
+func randomHashes(seed byte, n int) []sources.EKHash {
 	random := rand.NewChaCha8([32]byte{seed})
-	hashes := make([]eklist.Hash, n)
+	hashes := make([]sources.EKHash, n)
 	for i := range hashes {
 		random.Read(hashes[i][:])
 	}
@@ -40,7 +41,7 @@ func randomHashes(seed byte, n int) []eklist.Hash {
 }
 
 // textList writes the text form.
-func textList(hashes []eklist.Hash) []byte {
+func textList(hashes []sources.EKHash) []byte {
 	b := make([]byte, 0, 65*len(hashes))
 	for _, h := range hashes {
 		b = hex.AppendEncode(b, h[:])
@@ -50,7 +51,7 @@ func textList(hashes []eklist.Hash) []byte {
 }
 
 // jsonList writes the JSON form.
-func jsonList(hashes []eklist.Hash, entry func(b []byte, i int, hash eklist.Hash) []byte) []byte {
+func jsonList(hashes []sources.EKHash, entry func(b []byte, i int, hash sources.EKHash) []byte) []byte {
 	b := []byte(`{"version": 1, "serial": 42, "keys": [`)
 	for i, h := range hashes {
 		if i > 0 {
@@ -61,11 +62,11 @@ func jsonList(hashes []eklist.Hash, entry func(b []byte, i int, hash eklist.Hash
 	return append(b, "]}\n"...)
 }
 
-func plainEntry(b []byte, _ int, hash eklist.Hash) []byte {
+func plainEntry(b []byte, _ int, hash sources.EKHash) []byte {
 	return append(hex.AppendEncode(append(b, '"'), hash[:]), '"')
 }
 
-func namedEntry(b []byte, i int, hash eklist.Hash) []byte {
+func namedEntry(b []byte, i int, hash sources.EKHash) []byte {
 	b = hex.AppendEncode(append(b, `{"hash": "`...), hash[:])
 	return fmt.Appendf(b, `", "name": "us-east-%d", "labels": ["rack:%d", "env:prod"]}`, i, i/40)
 }
@@ -141,7 +142,7 @@ func byTurns(b *testing.B, p pace, names [2]string, sides [2]func(from, to int) 
 const questions = 1 << 20
 
 // lookUp returns what looks up hashes, one after another.
-func lookUp(s *eklist.Snapshot, asked []eklist.Hash) func(from, to int) int {
+func lookUp(s *eklist.Snapshot, asked []sources.EKHash) func(from, to int) int {
 	return func(from, to int) (found int) {
 		for i := from; i < to; i++ {
 			if _, ok := s.Lookup(asked[i]); ok {
@@ -153,7 +154,7 @@ func lookUp(s *eklist.Snapshot, asked []eklist.Hash) func(from, to int) int {
 }
 
 // compareOne returns what compares each hash with one element of an array.
-func compareOne(hashes []eklist.Hash, at []uint32, asked []eklist.Hash) func(from, to int) int {
+func compareOne(hashes []sources.EKHash, at []uint32, asked []sources.EKHash) func(from, to int) int {
 	return func(from, to int) (found int) {
 		for i := from; i < to; i++ {
 			if hashes[at[i]] == asked[i] {
@@ -177,7 +178,7 @@ func BenchmarkLookupOverCompare(b *testing.B) {
 		}
 		for _, kind := range []struct {
 			name            string
-			compared, asked []eklist.Hash
+			compared, asked []sources.EKHash
 			yes             bool
 		}{{"hit", hits, hits, true}, {"miss", alike, misses, false}} {
 			for _, p := range paces {
@@ -199,8 +200,8 @@ func BenchmarkLookupOverCompare(b *testing.B) {
 }
 
 // pick returns the hashes at these places.
-func pick(hashes []eklist.Hash, at []uint32) []eklist.Hash {
-	picked := make([]eklist.Hash, len(at))
+func pick(hashes []sources.EKHash, at []uint32) []sources.EKHash {
+	picked := make([]sources.EKHash, len(at))
 	for i, a := range at {
 		picked[i] = hashes[a]
 	}
@@ -238,7 +239,7 @@ func BenchmarkTextFloor(b *testing.B) {
 		b.Run(sizeName(n), func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				hashes := make([]eklist.Hash, 0, n)
+				hashes := make([]sources.EKHash, 0, n)
 				lines := bufio.NewReaderSize(bytes.NewReader(list), 256<<10)
 				for len(hashes) < n {
 					line, err := lines.ReadSlice('\n')
@@ -258,7 +259,7 @@ func BenchmarkTextFloor(b *testing.B) {
 
 var jsonForms = []struct {
 	name  string
-	entry func(b []byte, i int, hash eklist.Hash) []byte
+	entry func(b []byte, i int, hash sources.EKHash) []byte
 }{{"plain", plainEntry}, {"named", namedEntry}}
 
 // BenchmarkJSON is to be compared with BenchmarkJSONMap.
@@ -287,9 +288,9 @@ func BenchmarkJSONMap(b *testing.B) {
 			if err := json.Unmarshal(list, &decoded); err != nil {
 				b.Fatal(err)
 			}
-			m := map[eklist.Hash]struct{}{}
+			m := map[sources.EKHash]struct{}{}
 			for _, k := range decoded.Keys {
-				var h eklist.Hash
+				var h sources.EKHash
 				hex.Decode(h[:], []byte(k))
 				m[h] = struct{}{}
 			}
@@ -310,9 +311,9 @@ func BenchmarkJSONMap(b *testing.B) {
 			if err := json.Unmarshal(list, &decoded); err != nil {
 				b.Fatal(err)
 			}
-			m := map[eklist.Hash]entry{}
+			m := map[sources.EKHash]entry{}
 			for _, k := range decoded.Keys {
-				var h eklist.Hash
+				var h sources.EKHash
 				hex.Decode(h[:], []byte(k.Hash))
 				m[h] = k
 			}

@@ -1,6 +1,10 @@
 package eklist
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
 
 // A Builder makes a Snapshot out of entries that were in one before, as they come
 // out of a cache. It is used by one goroutine, once. Entries that are sorted, as
@@ -16,7 +20,7 @@ func NewBuilder(header Header, entries int) *Builder {
 }
 
 // Add adds an entry. It keeps neither hash nor record.
-func (b *Builder) Add(hash Hash, record Record) error {
+func (b *Builder) Add(hash sources.EKHash, record Record) error {
 	attrs := &b.list.attrs
 	attrs.reset()
 	if problem := attrs.parse(record); problem != "" {

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"unsafe"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
 // collector takes the entries of one list and makes a Snapshot of them.
@@ -35,12 +37,12 @@ type collector struct {
 
 // A block holds entries in the order of the list.
 type block struct {
-	keys []Hash
+	keys []sources.EKHash
 
 	// The block that is meant to become the table of the Snapshot has its keys
 	// at the end of it: table[lead:] is room for all entries, those of earlier
 	// blocks first.
-	table []Hash
+	table []sources.EKHash
 	lead  int
 }
 
@@ -66,7 +68,7 @@ func fits(n, m int) bool { return m <= n && m >= n-n/100 }
 
 // next returns room for the hash of one entry, which add takes. offset is
 // how many bytes of the list came before.
-func (c *collector) next(offset int64) *Hash {
+func (c *collector) next(offset int64) *sources.EKHash {
 	b := &c.block
 	if len(b.keys) == cap(b.keys) {
 		c.grow(offset)
@@ -103,7 +105,7 @@ func (c *collector) grow(offset int64) {
 		// of the last list has to go at once, out of the process.
 		debug.FreeOSMemory()
 	}
-	c.block.keys = make([]Hash, 0, room)
+	c.block.keys = make([]sources.EKHash, 0, room)
 }
 
 // expectRecords makes room for what the entries that are expected say, if it is
@@ -122,9 +124,9 @@ func (c *collector) expectRecords() {
 // makeTable allocates a table, in which may be anything. A list that is read again
 // and again, while one before is being served, would have the garbage of the last
 // time lie beside both of them: what is collected first is not allocated once more.
-func makeTable(slots int) []Hash {
+func makeTable(slots int) []sources.EKHash {
 	if slots < bigTable {
-		return make([]Hash, slots)
+		return make([]sources.EKHash, slots)
 	}
 	runtime.GC()
 	table := makeUncleared(slots)
@@ -134,17 +136,17 @@ func makeTable(slots int) []Hash {
 
 // makeUncleared is make without clearing: that would need all the memory at once,
 // and the blocks whose place the table takes give theirs back one by one.
-func makeUncleared(slots int) []Hash {
-	size := slots * len(Hash{})
+func makeUncleared(slots int) []sources.EKHash {
+	size := slots * len(sources.EKHash{})
 	var b strings.Builder // which alone offers that
 	b.Grow(size)
 	b.WriteByte(0)
 	memory := unsafe.StringData(b.String()) //nolint:gosec // nobody else has the string
 	// A Builder that would not let its strings share its memory is none of use.
 	if *memory = 1; b.Cap() < size || b.String()[0] != 1 {
-		return make([]Hash, slots)
+		return make([]sources.EKHash, slots)
 	}
-	return unsafe.Slice((*Hash)(unsafe.Pointer(memory)), slots) //nolint:gosec // no more than the Builder has
+	return unsafe.Slice((*sources.EKHash)(unsafe.Pointer(memory)), slots) //nolint:gosec // no more than the Builder has
 }
 
 // add takes the entry whose hash was written to next, and what attrs say about
@@ -200,7 +202,7 @@ func (c *collector) snapshot(header Header, place func(entry uint32) string) (*S
 
 // duplicate returns, of the entries whose hash an earlier one has, the first in
 // the order of the list, and that earlier one.
-func duplicate(keys []Hash, numbers []uint32) (first, second uint32, hash *Hash) {
+func duplicate(keys []sources.EKHash, numbers []uint32) (first, second uint32, hash *sources.EKHash) {
 	for i := 1; i < len(keys); i++ {
 		if keys[i] != keys[i-1] {
 			continue
@@ -218,7 +220,7 @@ func duplicate(keys []Hash, numbers []uint32) (first, second uint32, hash *Hash)
 
 // assemble returns a table that has the keys at its end, and the numbers of their
 // entries.
-func (c *collector) assemble() (table []Hash, numbers []uint32) {
+func (c *collector) assemble() (table []sources.EKHash, numbers []uint32) {
 	b := c.block
 	if b.table != nil && fits(c.expect, c.n) {
 		table = b.table[:b.lead+c.n]

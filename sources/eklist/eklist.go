@@ -29,11 +29,11 @@
 package eklist
 
 import (
-	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
 // The limits of a list in bytes.
@@ -109,57 +109,8 @@ func Parse(r io.Reader, opts Options) (*Snapshot, error) {
 	return parseText(in, &c, opts.AllowEmpty)
 }
 
-// A Hash is an EK hash.
-type Hash [32]byte
-
-// ParseHash reads 64 hex digits of either case.
-func ParseHash(s string) (Hash, error) {
-	var digits [2 * len(Hash{})]byte
-	copy(digits[:], s)
-	return parseHash(&digits, len(s))
-}
-
-// hashOf is ParseHash without allocating a string.
-func hashOf(s []byte) (Hash, error) {
-	if len(s) == 2*len(Hash{}) {
-		return parseHash((*[2 * len(Hash{})]byte)(s), len(s))
-	}
-	var digits [2 * len(Hash{})]byte
-	copy(digits[:], s)
-	return parseHash(&digits, len(s))
-}
-
-// parseHash reads a hash that has so many characters.
-func parseHash(digits *[2 * len(Hash{})]byte, length int) (Hash, error) {
-	var h Hash
-	if length != len(digits) {
-		return Hash{}, fmt.Errorf("%d characters instead of a hash's %d hex digits", length, len(digits))
-	}
-	if !decodeHash(&h, digits) {
-		return Hash{}, fmt.Errorf("%d characters that are not all hex digits", length)
-	}
-	return h, nil
-}
-
-// String returns 64 lower-case hex digits.
-func (h Hash) String() string { return hex.EncodeToString(h[:]) }
-
-// decodeHash decodes hex digits of either case, eight at a time. It reports
-// whether they are hex digits; otherwise what is in h means nothing.
-func decodeHash(h *Hash, digits *[2 * len(Hash{})]byte) bool {
-	const each = 0x01010101_01010101 // times a byte: that byte, eight times
-	var bad uint64
-	for i := 0; i < len(h); i += 4 {
-		x := binary.BigEndian.Uint64(digits[2*i:])
-		letter := x >> 6 & each
-		v := x&(0x0f*each) + 9*letter
-		// A digit is what its value is written as, in lower case.
-		over9 := (v + 6*each) >> 4 & each
-		bad |= (v + 0x30*each + 0x27*over9) ^ (x | letter<<5)
-		bad |= v & (0xf0 * each)
-		v = (v | v>>4) & 0x00ff00ff_00ff00ff
-		v = (v | v>>8) & 0x0000ffff_0000ffff
-		binary.BigEndian.PutUint32(h[i:], uint32(v|v>>16))
-	}
-	return bad == 0
+// hashOf is sources.ParseEKHash for bytes.
+func hashOf(s []byte) (hash sources.EKHash, err error) {
+	err = hash.UnmarshalText(s)
+	return hash, err
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
 // parseJSON reads the JSON form. Names in an object are told apart here where the
@@ -65,7 +67,7 @@ type jsonParser struct {
 
 	entry   int   // that is being read, or -1
 	at      int64 // where the value begins that was read last
-	hash    Hash
+	hash    sources.EKHash
 	hasHash bool
 
 	fieldName []byte // that was read last, or its beginning

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
 // MaxMistakes is how many mistakes of a list an error names.
@@ -121,7 +123,7 @@ func notJSON(in *input) error {
 
 // around finds a hash in a text, and returns what stands around it.
 func around(s []byte) (before, after []byte, ok bool) {
-	const digits = 2 * len(Hash{})
+	const digits = 2 * len(sources.EKHash{})
 	run := 0
 	for i := 0; i <= len(s); i++ {
 		if i < len(s) && isHex(s[i]) {
@@ -161,15 +163,15 @@ func allHex(s []byte) bool {
 }
 
 // fromBase64 reads a hash in base64, of either alphabet, padded or not.
-func fromBase64(s []byte) (Hash, bool) {
-	if len(s) > base64.StdEncoding.EncodedLen(len(Hash{})) || !utf8.Valid(s) {
-		return Hash{}, false
+func fromBase64(s []byte) (sources.EKHash, bool) {
+	if len(s) > base64.StdEncoding.EncodedLen(len(sources.EKHash{})) || !utf8.Valid(s) {
+		return sources.EKHash{}, false
 	}
 	text := strings.TrimRight(string(s), "=")
 	for _, encoding := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
-		if raw, err := encoding.DecodeString(text); err == nil && len(raw) == len(Hash{}) {
-			return Hash(raw), true
+		if raw, err := encoding.DecodeString(text); err == nil && len(raw) == len(sources.EKHash{}) {
+			return sources.EKHash(raw), true
 		}
 	}
-	return Hash{}, false
+	return sources.EKHash{}, false
 }

@@ -258,7 +258,7 @@ func compare(t *testing.T, list []byte, size int64) {
 		t.Fatalf("header (-reference +got):\n%s", diff)
 	}
 	for hash := range want.list {
-		if v, err := s.Verdict(&sources.Evidence{EKHash: hash}); err != nil || !v.Listed {
+		if v, err := s.Verdict(evidence(hash)); err != nil || !v.Listed {
 			t.Fatalf("does not list %s: %v", hash, err)
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"math/bits"
 	"runtime"
 	"sort"
-	"strings"
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
@@ -45,7 +44,7 @@ type Snapshot struct {
 	//
 	// A hash is in its slot or behind it, with no gap between, and from tail on it
 	// may be before it: there the table is full to its end.
-	table []Hash
+	table []sources.EKHash
 	tail  int
 
 	// marks are of each slot a byte of its hash that is never zero, zero of a
@@ -87,7 +86,7 @@ func (s *Snapshot) spread(offset func(i int) uint32) {
 }
 
 // fill sets the slots from begin to end to the i-th hash.
-func (s *Snapshot) fill(begin, end int, key Hash, offset func(i int) uint32, i int) {
+func (s *Snapshot) fill(begin, end int, key sources.EKHash, offset func(i int) uint32, i int) {
 	for slot := begin; slot < end; slot++ {
 		s.table[slot] = key
 	}
@@ -116,14 +115,14 @@ const (
 
 // mark returns the mark of a hash: a byte that has no part in where it is, and is
 // not zero.
-func mark(h *Hash) byte { return max(h[len(h)-1], 1) }
+func mark(h *sources.EKHash) byte { return max(h[len(h)-1], 1) }
 
 // zeros returns a word that has the high bit set of each byte that is zero in w.
 // A byte of 1 above one that is zero may have it set as well.
 func zeros(w uint64) uint64 { return (w - lowBits) &^ w & highBits }
 
 // find returns a slot that holds the hash.
-func (s *Snapshot) find(h *Hash) (slot int, ok bool) {
+func (s *Snapshot) find(h *sources.EKHash) (slot int, ok bool) {
 	const groups = 8 // before a sorted array is the better thing to search
 	wanted := uint64(mark(h)) * lowBits
 	slot = min(s.slot(prefix(h)), s.tail)
@@ -155,7 +154,7 @@ func (s *Snapshot) find(h *Hash) (slot int, ok bool) {
 }
 
 // equal is ==, which would call a function.
-func equal(a, b *Hash) bool {
+func equal(a, b *sources.EKHash) bool {
 	const word = 8
 	differ := binary.LittleEndian.Uint64(a[:]) ^ binary.LittleEndian.Uint64(b[:])
 	differ |= binary.LittleEndian.Uint64(a[word:]) ^ binary.LittleEndian.Uint64(b[word:])
@@ -167,7 +166,7 @@ func equal(a, b *Hash) bool {
 // search looks for a hash from a slot on, by steps that double and then by
 // halves: a list whose writer has made all hashes point at one slot is no slower
 // than a sorted array.
-func (s *Snapshot) search(h *Hash, from int) (slot int, ok bool) {
+func (s *Snapshot) search(h *sources.EKHash, from int) (slot int, ok bool) {
 	step := 1
 	for from+step < len(s.table) && less(&s.table[from+step], h) {
 		from += step
@@ -180,7 +179,7 @@ func (s *Snapshot) search(h *Hash, from int) (slot int, ok bool) {
 
 // Lookup reports whether the list has a hash, and what it says about it. It does
 // not allocate. The Record belongs to the Snapshot.
-func (s *Snapshot) Lookup(h Hash) (Record, bool) {
+func (s *Snapshot) Lookup(h sources.EKHash) (Record, bool) {
 	slot, ok := s.find(&h)
 	if !ok {
 		return nil, false
@@ -207,25 +206,16 @@ func (s *Snapshot) Header() Header { return s.header }
 func (s *Snapshot) Warnings() []string { return s.warnings }
 
 // Verdict returns what the list says of ev, for a source to return from Check.
-// A nil or zero Snapshot cannot tell, and neither can one that is asked for
-// anything but 64 lower-case hex digits. It does not look whether the list has
-// expired.
+// A nil or zero Snapshot cannot tell. It does not look whether the list has expired.
 func (s *Snapshot) Verdict(ev *sources.Evidence) (sources.Verdict, error) {
 	if s == nil || s.table == nil {
 		return sources.Verdict{}, errors.New("there is no list")
-	}
-	h, err := ParseHash(ev.EKHash)
-	if err != nil {
-		return sources.Verdict{}, fmt.Errorf("the EK hash of the evidence: %w", err)
-	}
-	if ev.EKHash != strings.ToLower(ev.EKHash) {
-		return sources.Verdict{}, errors.New("the EK hash of the evidence: digits that are not in lower case")
 	}
 	v := sources.Verdict{}
 	if s.header.HasSerial {
 		v.Reason = fmt.Sprintf("serial %d", s.header.Serial)
 	}
-	record, ok := s.Lookup(h)
+	record, ok := s.Lookup(ev.EKHash)
 	if ok {
 		v.Listed, v.Attributes = true, record.Attributes()
 	}

@@ -3,6 +3,8 @@ package eklist
 import (
 	"bytes"
 	"encoding/binary"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
 // sortHashes sorts keys and, along with them, numbers that belong to them, in
@@ -10,12 +12,12 @@ import (
 // small groups by insertion. Its time is proportional to the number of keys,
 // whatever they are: each of the 32 bytes is looked at once at most, in groups
 // that have more than a quarter as many keys as a byte has values.
-func sortHashes(keys []Hash, numbers []uint32) { sortFrom(keys, numbers, 0) }
+func sortHashes(keys []sources.EKHash, numbers []uint32) { sortFrom(keys, numbers, 0) }
 
 const smallGroup = 64
 
-func sortFrom(keys []Hash, numbers []uint32, at int) {
-	if len(keys) <= smallGroup || at == len(Hash{}) {
+func sortFrom(keys []sources.EKHash, numbers []uint32, at int) {
+	if len(keys) <= smallGroup || at == len(sources.EKHash{}) {
 		insertionSort(keys, numbers)
 		return
 	}
@@ -54,7 +56,7 @@ func sortFrom(keys []Hash, numbers []uint32, at int) {
 	}
 }
 
-func insertionSort(keys []Hash, numbers []uint32) {
+func insertionSort(keys []sources.EKHash, numbers []uint32) {
 	for i := 1; i < len(keys); i++ {
 		if !less(&keys[i], &keys[i-1]) {
 			continue
@@ -69,7 +71,7 @@ func insertionSort(keys []Hash, numbers []uint32) {
 }
 
 // less reports whether a sorts before b.
-func less(a, b *Hash) bool {
+func less(a, b *sources.EKHash) bool {
 	if x, y := prefix(a), prefix(b); x != y {
 		return x < y
 	}
@@ -77,4 +79,4 @@ func less(a, b *Hash) bool {
 }
 
 // prefix returns the first eight bytes as a number that sorts as they do.
-func prefix(h *Hash) uint64 { return binary.BigEndian.Uint64(h[:8]) }
+func prefix(h *sources.EKHash) uint64 { return binary.BigEndian.Uint64(h[:8]) }

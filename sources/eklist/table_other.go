@@ -2,6 +2,8 @@
 
 package eklist
 
-func preferHugePages([]Hash) {}
+import "github.com/spire-tpm/spire-tpm-attestor/sources"
 
-func giveBack([]Hash) {}
+func preferHugePages([]sources.EKHash) {}
+
+func giveBack([]sources.EKHash) {}

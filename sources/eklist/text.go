@@ -59,11 +59,11 @@ type lineGap struct{ entry, by uint32 }
 // plain takes the lines in the buffer that are a hash and LF, which are most
 // lines of most long lists.
 func (p *textParser) plain() {
-	const width = 2*len(Hash{}) + 1
+	const width = 2*len(sources.EKHash{}) + 1
 	in := p.in
 	for in.end-in.pos >= width && in.buf[in.pos+width-1] == '\n' {
-		digits := (*[width - 1]byte)(in.buf[in.pos:])
-		if !decodeHash(p.list.next(in.offset()), digits) {
+		digits := in.buf[in.pos : in.pos+width-1]
+		if p.list.next(in.offset()).UnmarshalText(digits) != nil {
 			return
 		}
 		p.take()

@@ -177,7 +177,7 @@ func TestAllowEmpty(t *testing.T) {
 		if err != nil || s.Len() != 0 {
 			t.Fatalf("%q: %v", list, err)
 		}
-		v, err := s.Verdict(&sources.Evidence{EKHash: hashA})
+		v, err := s.Verdict(evidence(hashA))
 		if v.Listed || err != nil {
 			t.Errorf("%q: listed %v, %v", list, v.Listed, err)
 		}

@@ -5,12 +5,14 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"iter"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
 // All returns the entries, sorted by hash, and what the list says about each.
 // The Record belongs to the Snapshot.
-func (s *Snapshot) All() iter.Seq2[Hash, Record] {
-	return func(yield func(Hash, Record) bool) {
+func (s *Snapshot) All() iter.Seq2[sources.EKHash, Record] {
+	return func(yield func(sources.EKHash, Record) bool) {
 		for c := s.begin(); c.more(); c.next() {
 			if !yield(*c.key(), c.record()) {
 				return
@@ -21,7 +23,7 @@ func (s *Snapshot) All() iter.Seq2[Hash, Record] {
 
 // A Change is one entry by which a list differs from the one before it.
 type Change struct {
-	Hash Hash
+	Hash sources.EKHash
 	// Record is what the later list says about the entry. It belongs to that
 	// Snapshot.
 	Record Record
@@ -102,9 +104,9 @@ func (s *Snapshot) begin() cursor {
 	return c
 }
 
-func (c *cursor) more() bool     { return c.slot < len(c.s.table) }
-func (c *cursor) key() *Hash     { return &c.s.table[c.slot] }
-func (c *cursor) record() Record { return c.s.recordAt(c.slot) }
+func (c *cursor) more() bool           { return c.slot < len(c.s.table) }
+func (c *cursor) key() *sources.EKHash { return &c.s.table[c.slot] }
+func (c *cursor) record() Record       { return c.s.recordAt(c.slot) }
 
 // next goes to the next entry.
 func (c *cursor) next() {

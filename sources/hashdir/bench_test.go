@@ -2,8 +2,6 @@ package hashdir
 
 import (
 	"testing"
-
-	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
 // BenchmarkCheck looks for one machine in a directory of a thousand others, half of them in
@@ -25,7 +23,7 @@ func BenchmarkCheck(b *testing.B) {
 			if test.file != "" {
 				write(b, dir, test.file, test.content)
 			}
-			s, ev := open(b, Config{Path: dir}), &sources.Evidence{EKHash: hash(1)}
+			s, ev := open(b, Config{Path: dir}), evidence(hash(1))
 			b.ReportAllocs()
 			for b.Loop() {
 				if v, err := s.Check(b.Context(), ev); err != nil || v.Listed != (test.file != "") {

@@ -53,7 +53,7 @@ func TestConformance(t *testing.T) {
 }
 
 func backend(tb testing.TB, cfg hashdir.Config, entry func(string) string, lost string) sourcetest.Backend {
-	file := func(ev *sources.Evidence) string { return filepath.Join(cfg.Path, entry(ev.EKHash)) }
+	file := func(ev *sources.Evidence) string { return filepath.Join(cfg.Path, entry(ev.EKHash.String())) }
 	lost = filepath.Join(cfg.Path, lost)
 	return sourcetest.Backend{
 		Open: func() sources.Source {

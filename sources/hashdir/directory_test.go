@@ -8,8 +8,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-
-	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
 // inChild is set in the environment of the child process of TestPermissions.
@@ -82,7 +80,7 @@ func TestNoDescriptorLeft(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for i := range 1000 {
-				ev := &sources.Evidence{EKHash: hash(i % 9)}
+				ev := evidence(hash(i % 9))
 				for _, s := range []*Source{s, gone, unmarked} {
 					_, _ = s.Check(t.Context(), ev)
 				}

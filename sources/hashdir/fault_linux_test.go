@@ -28,7 +28,7 @@ func newSource(t testing.TB, dir string) *hashdir.Source {
 // TestBrokenDisk stops errors of a file system from passing for "not listed".
 func TestBrokenDisk(t *testing.T) {
 	known, unknown := sourcetest.NewEvidence(t), sourcetest.NewEvidence(t)
-	mount := hashdirtest.MountFault(t, map[string]string{known.EKHash: `{"name": "a"}`})
+	mount := hashdirtest.MountFault(t, map[string]string{known.EKHash.String(): `{"name": "a"}`})
 	s := newSource(t, mount.Dir)
 	for _, errno := range []syscall.Errno{syscall.EIO, syscall.ESTALE, syscall.EACCES, syscall.ETIMEDOUT, syscall.EAGAIN} {
 		mount.Fail(errno)
@@ -58,7 +58,7 @@ func TestHungMount(t *testing.T) {
 		timeout     = 500 * time.Millisecond
 	)
 	ev := sourcetest.NewEvidence(t)
-	mount := hashdirtest.MountFault(t, map[string]string{ev.EKHash: ""})
+	mount := hashdirtest.MountFault(t, map[string]string{ev.EKHash.String(): ""})
 	rules := policy.Policy{Allow: []policy.Rule{{Name: "listed", All: []string{"factory"}}}}
 	member := admission.Member{Name: "factory", Kind: "hash_dir", Source: newSource(t, mount.Dir)}
 	set, err := admission.NewSet([]admission.Member{member}, rules, admission.Options{CheckTimeout: timeout, Slots: slots})
@@ -107,7 +107,7 @@ func TestHungMount(t *testing.T) {
 // empty list, and a source from keeping it mounted.
 func TestUnmounted(t *testing.T) {
 	known, unknown := sourcetest.NewEvidence(t), sourcetest.NewEvidence(t)
-	mount := hashdirtest.MountFault(t, map[string]string{known.EKHash: "", ".mounted": ""})
+	mount := hashdirtest.MountFault(t, map[string]string{known.EKHash.String(): "", ".mounted": ""})
 	s, err := hashdir.New(hashdir.Config{Path: mount.Dir, Marker: ".mounted"})
 	must(t, err)
 	if v, err := s.Check(t.Context(), known); err != nil || !v.Listed {

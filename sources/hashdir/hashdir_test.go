@@ -175,18 +175,6 @@ func TestCannotTell(t *testing.T) {
 	expect(t, s, hash(6), answer{err: syscall.ENAMETOOLONG})
 }
 
-// TestBadHash stops anything but an EK hash from getting near a path.
-func TestBadHash(t *testing.T) {
-	_, s := emptyDirectory(t)
-	s.open = func(path string) (directory, error) {
-		t.Errorf("opened %q for what is no hash", path)
-		return nil, errors.New("opened")
-	}
-	for _, h := range []string{"", "..", hash(1)[1:], strings.ToUpper(hash(1)), hash(1)[:63] + "/", strings.Repeat("../", 22)} {
-		expect(t, s, h, answer{text: "not 64 lower-case hex digits"})
-	}
-}
-
 // TestMarker stops the empty directory under an absent mount from passing for a
 // list without entries.
 func TestMarker(t *testing.T) {
@@ -220,7 +208,7 @@ func TestLargeEntry(t *testing.T) {
 	}
 	expect(t, s, hash(1), listed)
 	expect(t, s, hash(2), listed)
-	ev := &sources.Evidence{EKHash: hash(1)}
+	ev := evidence(hash(1))
 	if n := testing.AllocsPerRun(10, func() { s.Check(t.Context(), ev) }); n > 60 {
 		t.Errorf("a check makes %v allocations", n)
 	}
@@ -245,7 +233,7 @@ func TestContext(t *testing.T) {
 	write(t, dir, hash(1), "")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if v, err := s.Check(ctx, &sources.Evidence{EKHash: hash(1)}); !errors.Is(err, context.Canceled) || v.Listed {
+	if v, err := s.Check(ctx, evidence(hash(1))); !errors.Is(err, context.Canceled) || v.Listed {
 		t.Errorf("Check says %v, %v", v, err)
 	}
 }

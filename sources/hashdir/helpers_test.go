@@ -21,6 +21,15 @@ func hash(i int) string {
 	return hex.EncodeToString(sum[:])
 }
 
+// evidence returns that of the TPM with an EK hash.
+func evidence(hash string) *sources.Evidence {
+	h, err := sources.ParseEKHash(hash)
+	if err != nil {
+		panic(err)
+	}
+	return &sources.Evidence{EKHash: h}
+}
+
 // write writes a file below dir, and the folders before it.
 func write(t testing.TB, dir, name, content string) {
 	t.Helper()
@@ -79,7 +88,7 @@ var (
 // expect checks the TPM with EK hash h.
 func expect(t testing.TB, s *Source, h string, want answer) {
 	t.Helper()
-	v, err := s.Check(t.Context(), &sources.Evidence{EKHash: h})
+	v, err := s.Check(t.Context(), evidence(h))
 	if want.err != nil || want.text != "" {
 		if err == nil || (want.err != nil && !errors.Is(err, want.err)) || !strings.Contains(err.Error(), want.text) {
 			t.Errorf("Check(%s) says %v, %v, want the error %v %q", h, v, err, want.err, want.text)

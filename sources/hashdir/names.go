@@ -1,20 +1,18 @@
 package hashdir
 
-import "strings"
+import (
+	"strings"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
 
 // hashLen is the length of an EK hash: SHA-256 in hex digits.
-const hashLen = 64
+const hashLen = 2 * len(sources.EKHash{})
 
 // entryNames returns the two names, relative to the directory, under which an
 // EK hash is an entry: in its shard, and flat. They are made of nothing but hex
-// digits and the one separator behind the shard. ok is false, and the names
-// are empty, for everything that is not 64 lower-case hex digits.
-func entryNames(hash string) (names [2]string, ok bool) {
-	if len(hash) != hashLen || !isLowerHex(hash) {
-		return [2]string{}, false
-	}
-	return namesOf(hash), true
-}
+// digits and the one separator behind the shard.
+func entryNames(hash sources.EKHash) [2]string { return namesOf(hash.String()) }
 
 // upperNames returns the names once more in upper case, as lists take a hash too. ok
 // is false for a hash without letters.

@@ -34,7 +34,7 @@ func TestOpensTheDirectory(t *testing.T) {
 		MountOptions: fuse.MountOptions{DirectMount: true},
 		OnAdd: func(ctx context.Context) {
 			file := root.NewPersistentInode(ctx, &fs.MemRegularFile{}, fs.StableAttr{})
-			root.AddChild(listed.EKHash, file, true)
+			root.AddChild(listed.EKHash.String(), file, true)
 		},
 	})
 	must(t, err)

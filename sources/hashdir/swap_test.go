@@ -42,13 +42,13 @@ func TestSwap(t *testing.T) {
 		{"flat", func(base string) swapped {
 			return swapped{
 				path: filepath.Join(base, "current"), name: "current",
-				fill: func(dir string) { touch(filepath.Join(dir, ev.EKHash)) },
+				fill: func(dir string) { touch(filepath.Join(dir, ev.EKHash.String())) },
 			}
 		}},
 		{"sharded", func(base string) swapped {
 			return swapped{
 				path: filepath.Join(base, "current"), name: "current",
-				fill: func(dir string) { touch(filepath.Join(dir, ev.EKHash[:2], ev.EKHash)) },
+				fill: func(dir string) { touch(filepath.Join(dir, ev.EKHash.String()[:2], ev.EKHash.String())) },
 			}
 		}},
 		{"marked", func(base string) swapped {
@@ -56,15 +56,15 @@ func TestSwap(t *testing.T) {
 				path: filepath.Join(base, "current"), name: "current", marker: "marker",
 				fill: func(dir string) {
 					touch(filepath.Join(dir, "marker"))
-					touch(filepath.Join(dir, ev.EKHash))
+					touch(filepath.Join(dir, ev.EKHash.String()))
 				},
 			}
 		}},
 		{"ConfigMap", func(base string) swapped {
-			must(t, os.Symlink(filepath.Join("..data", ev.EKHash), filepath.Join(base, ev.EKHash)))
+			must(t, os.Symlink(filepath.Join("..data", ev.EKHash.String()), filepath.Join(base, ev.EKHash.String())))
 			return swapped{
 				path: base, name: "..data",
-				fill: func(dir string) { touch(filepath.Join(dir, ev.EKHash)) },
+				fill: func(dir string) { touch(filepath.Join(dir, ev.EKHash.String())) },
 			}
 		}},
 	} {

@@ -17,7 +17,7 @@ import (
 func TestConformance(t *testing.T) {
 	for _, test := range []struct {
 		name    string
-		form    func(entries map[string]sources.Attributes) string
+		form    func(entries map[sources.EKHash]sources.Attributes) string
 		replace func(tb testing.TB, path, content string)
 		lost    string // what is moved away to break it
 
@@ -32,7 +32,7 @@ func TestConformance(t *testing.T) {
 				dir := filepath.Join(tb.TempDir(), "lists")
 				must(tb, os.Mkdir(dir, 0o700))
 				path, lost := filepath.Join(dir, "list"), filepath.Join(dir, test.lost)
-				entries := map[string]sources.Attributes{}
+				entries := map[sources.EKHash]sources.Attributes{}
 				set := func() { test.replace(tb, path, test.form(entries)) }
 				set()
 				return sourcetest.Backend{
@@ -65,7 +65,7 @@ var (
 	_ sources.Reporter = (*Source)(nil)
 )
 
-func textOf(entries map[string]sources.Attributes) string {
+func textOf(entries map[sources.EKHash]sources.Attributes) string {
 	var b strings.Builder
 	b.WriteString("# machines\n")
 	for hash, a := range entries {
@@ -73,16 +73,16 @@ func textOf(entries map[string]sources.Attributes) string {
 		if name == "" {
 			name = "-"
 		}
-		b.WriteString(strings.Join(append([]string{hash, name}, a.Labels...), " ") + "\n")
+		b.WriteString(strings.Join(append([]string{hash.String(), name}, a.Labels...), " ") + "\n")
 	}
 	return b.String()
 }
 
-func jsonOf(entries map[string]sources.Attributes) string {
+func jsonOf(entries map[sources.EKHash]sources.Attributes) string {
 	type entry struct {
-		Hash   string   `json:"hash"`
-		Name   string   `json:"name,omitempty"`
-		Labels []string `json:"labels,omitempty"`
+		Hash   sources.EKHash `json:"hash"`
+		Name   string         `json:"name,omitempty"`
+		Labels []string       `json:"labels,omitempty"`
 	}
 	keys := []entry{}
 	for hash, a := range entries {

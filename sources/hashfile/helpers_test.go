@@ -3,7 +3,6 @@ package hashfile
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -30,16 +29,13 @@ func must(tb testing.TB, err error) {
 }
 
 // hash returns the EK hash of machine number i.
-func hash(i int) string {
-	sum := sha256.Sum256([]byte(strconv.Itoa(i)))
-	return hex.EncodeToString(sum[:])
-}
+func hash(i int) sources.EKHash { return sha256.Sum256([]byte(strconv.Itoa(i))) }
 
 // text returns a text list of machines.
 func text(machines ...int) string {
 	var b strings.Builder
 	for _, i := range machines {
-		b.WriteString(hash(i) + "\n")
+		b.WriteString(hash(i).String() + "\n")
 	}
 	return b.String()
 }
@@ -49,7 +45,7 @@ func text(machines ...int) string {
 func jsonList(fields string, machines ...int) string {
 	keys := make([]string, len(machines))
 	for i, m := range machines {
-		keys[i] = strconv.Quote(hash(m))
+		keys[i] = strconv.Quote(hash(m).String())
 	}
 	if fields != "" {
 		fields += ", "

@@ -39,7 +39,7 @@ func TestNew(t *testing.T) {
 
 // What a list says of a machine and of itself reaches those who ask.
 func TestStatusAndAttributes(t *testing.T) {
-	path := listIn(t, `{"serial": 7, "keys": [{"hash": "`+hash(1)+`", "name": "one", "labels": ["rack:12"]}]}`)
+	path := listIn(t, `{"serial": 7, "keys": [{"hash": "`+hash(1).String()+`", "name": "one", "labels": ["rack:12"]}]}`)
 	s := loaded(t, Config{Path: path})
 	v, err := s.Check(t.Context(), &sources.Evidence{EKHash: hash(1)})
 	if err != nil || v.Attributes.Name != "one" || len(v.Attributes.Labels) != 1 {
@@ -307,14 +307,14 @@ func TestAgeIsMonotonic(t *testing.T) {
 func TestWarningsOfTheList(t *testing.T) {
 	var before []string
 	for i := range 30 {
-		before = append(before, hash(i))
+		before = append(before, hash(i).String())
 	}
 	path := listIn(t, strings.Join(before, "\n"))
 	s := loaded(t, Config{Path: path})
 	if w := s.Status().Warnings; len(w) != 0 {
 		t.Fatalf("%q", w)
 	}
-	replace(t, path, `{"keys": [{"hash": "`+hash(1)+`", "label": ["a"]}]}`)
+	replace(t, path, `{"keys": [{"hash": "`+hash(1).String()+`", "label": ["a"]}]}`)
 	for range 2 {
 		must(t, s.Load(t.Context()))
 		w := strings.Join(s.Status().Warnings, "\n")
@@ -324,7 +324,7 @@ func TestWarningsOfTheList(t *testing.T) {
 		}
 		want(t, s, 1, "listed")
 	}
-	replace(t, path, `{"keys": [{"hash": "`+hash(1)+`", "labels": ["a"]}]}`)
+	replace(t, path, `{"keys": [{"hash": "`+hash(1).String()+`", "labels": ["a"]}]}`)
 	must(t, s.Load(t.Context()))
 	if w := s.Status().Warnings; len(w) != 0 {
 		t.Errorf("%q", w)

@@ -19,7 +19,7 @@ import (
 // inventory is a server's list that changes, with validators.
 type inventory struct {
 	mu      sync.Mutex
-	entries map[string]sources.Attributes
+	entries map[sources.EKHash]sources.Attributes
 	version int
 	broken  bool
 }
@@ -45,9 +45,9 @@ func (i *inventory) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	type entry struct {
-		Hash   string   `json:"hash"`
-		Name   string   `json:"name,omitempty"`
-		Labels []string `json:"labels,omitempty"`
+		Hash   sources.EKHash `json:"hash"`
+		Name   string         `json:"name,omitempty"`
+		Labels []string       `json:"labels,omitempty"`
 	}
 	keys := []entry{}
 	for hash, a := range i.entries {
@@ -68,7 +68,7 @@ func TestConformance(t *testing.T) {
 	o.serve(lists.ServeHTTP)
 	sourcetest.Run(t, sourcetest.Harness{Attributes: true, New: func(tb testing.TB) sourcetest.Backend {
 		tb.Helper()
-		i := &inventory{entries: map[string]sources.Attributes{}}
+		i := &inventory{entries: map[sources.EKHash]sources.Attributes{}}
 		cfg := o.config()
 		cfg.URL = o.URL + "/" + rand.Text()
 		cfg.CachePath = filepath.Join(tb.TempDir(), "cache.db")

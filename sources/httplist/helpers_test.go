@@ -39,7 +39,9 @@ func hash(name string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-func machine(name string) *sources.Evidence { return &sources.Evidence{EKHash: hash(name)} }
+func machine(name string) *sources.Evidence {
+	return &sources.Evidence{EKHash: sha256.Sum256([]byte(name))}
+}
 
 // list returns a list of machines, with further fields in front.
 func list(fields string, machines ...string) string {

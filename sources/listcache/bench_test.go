@@ -11,6 +11,7 @@ import (
 
 	"go.etcd.io/bbolt"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/listcache"
 )
@@ -18,17 +19,17 @@ import (
 const million = 1_000_000
 
 // randomHashes returns sorted hashes.
-func randomHashes(n int) []eklist.Hash {
+func randomHashes(n int) []sources.EKHash {
 	random := rand.NewChaCha8([32]byte{9})
-	hashes := make([]eklist.Hash, n)
+	hashes := make([]sources.EKHash, n)
 	for i := range hashes {
 		random.Read(hashes[i][:])
 	}
-	slices.SortFunc(hashes, func(a, b eklist.Hash) int { return bytes.Compare(a[:], b[:]) })
+	slices.SortFunc(hashes, func(a, b sources.EKHash) int { return bytes.Compare(a[:], b[:]) })
 	return hashes
 }
 
-func snapshotOf(b *testing.B, hashes []eklist.Hash) *eklist.Snapshot {
+func snapshotOf(b *testing.B, hashes []sources.EKHash) *eklist.Snapshot {
 	b.Helper()
 	builder := eklist.NewBuilder(eklist.Header{}, len(hashes))
 	for _, h := range hashes {
@@ -44,7 +45,7 @@ func snapshotOf(b *testing.B, hashes []eklist.Hash) *eklist.Snapshot {
 }
 
 // writeSorted writes a key an entry in one transaction, into a fresh bucket.
-func writeSorted(b *testing.B, path string, hashes []eklist.Hash) {
+func writeSorted(b *testing.B, path string, hashes []sources.EKHash) {
 	b.Helper()
 	db, err := bbolt.Open(path, 0o600, nil)
 	if err != nil {

@@ -3,15 +3,16 @@ package listcache
 import (
 	"encoding/binary"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/boltfile"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 )
 
 // An entry is, in a value: the hash; the length of the record, in two bytes; the
 // record. Values hold whole entries, one behind another.
-const entryHead = len(eklist.Hash{}) + 2
+const entryHead = len(sources.EKHash{}) + 2
 
-func appendEntry(dst []byte, hash eklist.Hash, record eklist.Record) []byte {
+func appendEntry(dst []byte, hash sources.EKHash, record eklist.Record) []byte {
 	dst = append(dst, hash[:]...)
 	dst = binary.BigEndian.AppendUint16(dst, uint16(len(record)))
 	return append(dst, record...)
@@ -23,7 +24,7 @@ func addEntries(builder *eklist.Builder, value []byte) error {
 		if len(value) < entryHead {
 			return errCutOff
 		}
-		hash := eklist.Hash(value)
+		hash := sources.EKHash(value)
 		n := int(binary.BigEndian.Uint16(value[len(hash):]))
 		if value = value[entryHead:]; n > len(value) {
 			return errCutOff

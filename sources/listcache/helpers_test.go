@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/listcache"
 )
@@ -35,7 +36,7 @@ func newCache(t testing.TB) (*listcache.Cache, string) {
 }
 
 // hashOf returns a hash that looks like one.
-func hashOf(n uint64) (h eklist.Hash) {
+func hashOf(n uint64) (h sources.EKHash) {
 	random := rand.New(rand.NewPCG(n, 1))
 	for at := 0; at < len(h); at += 8 {
 		binary.BigEndian.PutUint64(h[at:], random.Uint64())

@@ -7,6 +7,7 @@ import (
 
 	"go.etcd.io/bbolt"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 )
 
@@ -67,7 +68,7 @@ type listWriter struct {
 	key   uint64
 }
 
-func (w *listWriter) add(key eklist.Hash, record eklist.Record) {
+func (w *listWriter) add(key sources.EKHash, record eklist.Record) {
 	w.batch = appendEntry(w.batch, key, record)
 	if len(w.batch)-w.begin >= valueSize {
 		w.cut()

@@ -48,7 +48,7 @@ func certified(tb testing.TB) *sources.Evidence {
 // tell that a source makes one.
 func TestFingerprint(t *testing.T) {
 	for name, change := range map[string]func(ev *sources.Evidence){
-		"hash":                func(ev *sources.Evidence) { ev.EKHash = "x" },
+		"hash":                func(ev *sources.Evidence) { ev.EKHash[31]++ },
 		"another key":         func(ev *sources.Evidence) { ev.EK = NewEvidence(t).EK },
 		"no key":              func(ev *sources.Evidence) { ev.EK = nil },
 		"key":                 func(ev *sources.Evidence) { ev.EK.(*ecdsa.PublicKey).Curve = elliptic.P384() },

@@ -52,7 +52,7 @@ type fetcher struct {
 	web *web
 
 	mu      sync.Mutex
-	fetched map[string]bool
+	fetched map[sources.EKHash]bool
 }
 
 func (f *fetcher) has(ev *sources.Evidence) bool {
@@ -137,7 +137,7 @@ func (f loadingFetcher) Fetch(ctx context.Context, ev *sources.Evidence) (source
 func fetchHarness(open func(f *fetcher) sources.Source) Harness {
 	var w *web
 	h := harness(func(d *data) sources.Source {
-		return open(&fetcher{lookup: lookup{d}, web: w, fetched: map[string]bool{}})
+		return open(&fetcher{lookup: lookup{d}, web: w, fetched: map[sources.EKHash]bool{}})
 	})
 	h.Fetches = true
 	full := h.New

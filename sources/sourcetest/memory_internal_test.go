@@ -16,14 +16,14 @@ import (
 // data is the backing data of the sources in this package's tests.
 type data struct {
 	mu      sync.Mutex
-	entries map[string]sources.Attributes
+	entries map[sources.EKHash]sources.Attributes
 	broken  bool
 	writes  int
 }
 
 var errUnreadable = errors.New("the data is unreadable")
 
-func (d *data) read() (map[string]sources.Attributes, error) {
+func (d *data) read() (map[sources.EKHash]sources.Attributes, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.broken {
@@ -57,7 +57,7 @@ func (d *data) backend(open func() sources.Source) Backend {
 }
 
 // verdict is what a correct source says from entries.
-func verdict(entries map[string]sources.Attributes, ev *sources.Evidence) sources.Verdict {
+func verdict(entries map[sources.EKHash]sources.Attributes, ev *sources.Evidence) sources.Verdict {
 	a, ok := entries[ev.EKHash]
 	if !ok {
 		return sources.Verdict{Reason: "no entry"}
@@ -87,7 +87,7 @@ type loader struct {
 }
 
 type loaded struct {
-	entries map[string]sources.Attributes
+	entries map[sources.EKHash]sources.Attributes
 	at      time.Time
 }
 
@@ -146,7 +146,7 @@ func harness(open func(*data) sources.Source) Harness {
 	return Harness{
 		Attributes: true,
 		New: func(testing.TB) Backend {
-			d := &data{entries: map[string]sources.Attributes{}}
+			d := &data{entries: map[sources.EKHash]sources.Attributes{}}
 			return d.backend(func() sources.Source { return open(d) })
 		},
 	}

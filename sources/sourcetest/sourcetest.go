@@ -9,7 +9,7 @@
 //			Attributes: true,
 //			New: func(tb testing.TB) sourcetest.Backend {
 //				dir := tb.TempDir()
-//				file := func(ev *sources.Evidence) string { return filepath.Join(dir, ev.EKHash) }
+//				file := func(ev *sources.Evidence) string { return filepath.Join(dir, ev.EKHash.String()) }
 //				return sourcetest.Backend{
 //					Open: func() sources.Source { return hashdir.New(…) },
 //					List: func(ev *sources.Evidence, a sources.Attributes) {

@@ -54,7 +54,7 @@ func (s *subject) attributes(ev *sources.Evidence) sources.Attributes {
 	if !s.h.Attributes {
 		return sources.Attributes{}
 	}
-	return sources.Attributes{Name: "machine-" + ev.EKHash[:8], Labels: []string{"env:test", "rack:12"}}
+	return sources.Attributes{Name: "machine-" + ev.EKHash.String()[:8], Labels: []string{"env:test", "rack:12"}}
 }
 
 // load loads a Loader, which must succeed.

@@ -158,8 +158,8 @@ func TestMoreThanOneRow(t *testing.T) {
 			grantee = d.user()
 		}
 		d.exec("GRANT SELECT ON " + d.name + ".many TO " + grantee)
-		d.exec("INSERT INTO " + d.name + ".many VALUES ('" + one.EKHash + "', 'x')" +
-			strings.Repeat(", ('"+one.EKHash+"', 'y')", 100))
+		d.exec("INSERT INTO " + d.name + ".many VALUES ('" + one.EKHash.String() + "', 'x')" +
+			strings.Repeat(", ('"+one.EKHash.String()+"', 'y')", 100))
 		d.exec(fmt.Sprintf("INSERT INTO %s.many VALUES ('%s', 'one')", d.name, two.EKHash))
 		s := d.open(func(c *sqltable.Config) { c.Query = "SELECT name FROM many WHERE ek_hash = ?" })
 		run(t, s)
@@ -206,20 +206,13 @@ func TestErrorsOfTheDatabase(t *testing.T) {
 	})
 }
 
-// A hash is the parameter of a prepared statement and nothing else: one that is
-// none is refused before, and the server's own log of all statements shows no
-// text that has one.
+// A hash is the parameter of a prepared statement and nothing else: the server's own log
+// of all statements shows no text that has it.
 func TestHashNeverReachesTheText(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		s, ev := d.open(nil), sourcetest.NewEvidence(t)
 		d.insert(ev.EKHash, sources.Attributes{})
 		run(t, s)
-		for _, hash := range []string{
-			`' OR '1'='1`, ev.EKHash[:63] + `'`, ev.EKHash + `'`, `"; DROP TABLE tpm_machines; --`, ev.EKHash[:62] + `\'`,
-			strings.ToUpper(ev.EKHash), ev.EKHash + "\x00", "?", "$1", "",
-		} {
-			wantCannotTell(t, s, &sources.Evidence{EKHash: hash}, "is not 64 lower-case hex digits")
-		}
 		wantListed(t, s, ev, true)
 		// PostgreSQL logs the parameter beside the text. MariaDB logs that it has
 		// prepared the text, and fills the parameter in for the log alone.
@@ -227,7 +220,7 @@ func TestHashNeverReachesTheText(t *testing.T) {
 		if d.dialect == sqltable.MySQL {
 			prepared = "Prepare\tSELECT name, labels FROM tpm_machines WHERE ek_hash = ?"
 		}
-		until(t, "the server has logged it", func() bool { return strings.Contains(d.server.Log(), ev.EKHash) })
+		until(t, "the server has logged it", func() bool { return strings.Contains(d.server.Log(), ev.EKHash.String()) })
 		log := d.server.Log()
 		if !strings.Contains(log, prepared) {
 			t.Errorf("the server has logged no prepared statement:\n%s", log)
@@ -235,7 +228,7 @@ func TestHashNeverReachesTheText(t *testing.T) {
 		for line := range strings.Lines(log) {
 			administrators := strings.Contains(line, "INSERT") || strings.Contains(line, "DELETE")
 			asParameter := strings.Contains(line, "DETAIL:  parameters: ") || strings.Contains(line, "Execute\t")
-			if strings.Contains(line, ev.EKHash) && !administrators && !asParameter {
+			if strings.Contains(line, ev.EKHash.String()) && !administrators && !asParameter {
 				t.Errorf("the text has the hash: %s", line)
 			}
 		}
@@ -296,9 +289,9 @@ func TestSessionIsReadOnly(t *testing.T) {
 func TestBinaryColumn(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		ev := sourcetest.NewEvidence(t)
-		kind, literal, query, grantee := "bytea", `'\x`+ev.EKHash+`'`, "SELECT 1 FROM b WHERE h = decode(?, 'hex')", d.name
+		kind, literal, query, grantee := "bytea", `'\x`+ev.EKHash.String()+`'`, "SELECT 1 FROM b WHERE h = decode(?, 'hex')", d.name
 		if d.dialect == sqltable.MySQL {
-			kind, literal, query, grantee = "binary(32)", "X'"+ev.EKHash+"'", "SELECT 1 FROM b WHERE h = UNHEX(?)", d.user()
+			kind, literal, query, grantee = "binary(32)", "X'"+ev.EKHash.String()+"'", "SELECT 1 FROM b WHERE h = UNHEX(?)", d.user()
 		}
 		d.exec("CREATE TABLE " + d.name + ".b (h " + kind + " PRIMARY KEY)")
 		d.exec("GRANT SELECT ON " + d.name + ".b TO " + grantee)

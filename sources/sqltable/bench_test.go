@@ -42,7 +42,7 @@ func BenchmarkLookUpOverBare(b *testing.B) {
 				var bares, wholes []time.Duration
 				for b.Loop() {
 					start := time.Now()
-					if found := bare(test.ev.EKHash); found != want {
+					if found := bare(test.ev.EKHash.String()); found != want {
 						b.Fatalf("found is %v", found)
 					}
 					middle := time.Now()

@@ -179,7 +179,7 @@ func (d *database) exec(statement string, args ...any) {
 	}
 }
 
-func (d *database) insert(hash string, a sources.Attributes) {
+func (d *database) insert(hash sources.EKHash, a sources.Attributes) {
 	d.tb.Helper()
 	var name, labels any
 	if a.Name != "" {
@@ -194,12 +194,12 @@ func (d *database) insert(hash string, a sources.Attributes) {
 	if d.dialect == sqltable.Postgres {
 		values = "($1, $2, $3)"
 	}
-	d.exec("INSERT INTO "+d.table()+" (ek_hash, name, labels) VALUES "+values, hash, name, labels)
+	d.exec("INSERT INTO "+d.table()+" (ek_hash, name, labels) VALUES "+values, hash.String(), name, labels)
 }
 
-func (d *database) remove(hash string) {
+func (d *database) remove(hash sources.EKHash) {
 	d.tb.Helper()
-	d.exec("DELETE FROM " + d.table() + " WHERE ek_hash = '" + hash + "'")
+	d.exec("DELETE FROM " + d.table() + " WHERE ek_hash = '" + hash.String() + "'")
 }
 
 func (d *database) config() sqltable.Config {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"sync"
@@ -229,7 +228,7 @@ func (p *pool) statement(ctx context.Context) (*sql.Stmt, error) {
 
 // anyHash returns a hash that no TPM has.
 func anyHash() string {
-	var b [hashLen / 2]byte
-	_, _ = rand.Read(b[:]) // never fails
-	return hex.EncodeToString(b[:])
+	var hash sources.EKHash
+	_, _ = rand.Read(hash[:]) // never fails
+	return hash.String()
 }

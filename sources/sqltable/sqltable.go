@@ -139,31 +139,12 @@ func New(cfg Config) (*Source, error) {
 	}, nil
 }
 
-// hashLen is the length of an EK hash in hex digits.
-const hashLen = 64
-
-// validHash reports whether s is an EK hash in the form that the database has.
-func validHash(s string) bool {
-	if len(s) != hashLen {
-		return false
-	}
-	for _, c := range []byte(s) {
-		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
-			return false
-		}
-	}
-	return true
-}
-
 // Check implements sources.Source. It waits for a connection until ctx ends, and for the
 // database no longer than Config.Timeout. If ctx ends, the look-up goes on until it has an
 // answer or its time is over: drivers close the connection of a query whose context ends, and
 // machines that come and go would have new connections made all the time.
 func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
-	if !validHash(ev.EKHash) {
-		return sources.Verdict{}, fmt.Errorf("EK hash %.80q is not %d lower-case hex digits", ev.EKHash, hashLen)
-	}
-	return s.check(ctx, ev.EKHash)
+	return s.check(ctx, ev.EKHash.String())
 }
 
 func (s *Source) check(ctx context.Context, hash string) (sources.Verdict, error) {

@@ -17,12 +17,12 @@ import (
 // by its certificate should check that the TPM does not show it.
 func TestReportOfBadCertificates(t *testing.T) {
 	got := Text(FromTPM(&tpm.Report{
-		EK:           tpm.EK{KeyType: attestor.P256, Hash: "00ff"},
+		EK:           tpm.EK{KeyType: attestor.P256, Hash: [32]byte{30: 0xaa, 31: 0xff}},
 		Certificates: []tpm.Certificate{{Index: 0x01C00002, Err: errors.New("NV index 0x01c00002: nothing")}},
 		Chain:        [][]byte{nil, nil},
 		ChainErr:     errors.New("EK certificate chain: NV index 0x01c00101: locked"),
 	}))
-	want := `EK hash: 00ff  (p256)
+	want := `EK hash: ` + strings.Repeat("00", 30) + `aaff  (p256)
 EK: created when needed; none is persistent
 EK certificate: the TPM has none for this EK; servers can admit the machine by its EK hash
 
@@ -46,9 +46,13 @@ func TestSampleInTheDocumentation(t *testing.T) {
 		t.Fatal(err)
 	}
 	cert.IssuingCertificateURL = []string{"http://pki.example.org/ca.crt"}
+	hash, err := attestor.HashEK(maker.Claim().EK)
+	if err != nil {
+		t.Fatal(err)
+	}
 	found := tpm.Certificate{Index: 0x01C00002, Certificate: cert}
 	report := Text(FromTPM(&tpm.Report{
-		EK:           tpm.EK{KeyType: attestor.RSA2048, Hash: maker.EKHash(), Certificate: &found},
+		EK:           tpm.EK{KeyType: attestor.RSA2048, Hash: hash, Certificate: &found},
 		Certificates: []tpm.Certificate{found},
 	}))
 	page, err := os.ReadFile("../../../docs/plugin_agent_nodeattestor_tpm.md")

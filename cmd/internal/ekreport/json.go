@@ -2,6 +2,7 @@ package ekreport
 
 import (
 	"crypto/x509"
+	"encoding/hex"
 	"fmt"
 	"time"
 
@@ -49,7 +50,7 @@ type Certificate struct {
 // FromTPM returns what a TPM has told.
 func FromTPM(r *tpm.Report) EK {
 	ek := EK{
-		From: fromTPM, Hash: r.EK.Hash, KeyType: string(r.EK.KeyType),
+		From: fromTPM, Hash: hex.EncodeToString(r.EK.Hash[:]), KeyType: string(r.EK.KeyType),
 		Certificates: []Certificate{}, CACertificates: len(r.Chain),
 	}
 	if r.EK.Persistent != 0 {
@@ -85,7 +86,7 @@ func OfCertificate(cert *x509.Certificate) Certificate {
 		c.KeyType = string(keyType)
 	}
 	if hash, err := attestor.HashEK(cert.PublicKey); err == nil {
-		c.Hash = hash
+		c.Hash = hex.EncodeToString(hash[:])
 	}
 	return c
 }

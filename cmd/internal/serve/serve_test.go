@@ -2,6 +2,7 @@ package serve_test
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -116,7 +117,7 @@ func (v *victim) meets(t *testing.T, agent *spire) (codes.Code, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(v.hashes, session.EK().Hash), nil, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(v.hashes, hex.EncodeToString(session.EK().Hash[:])), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	stream, err := v.open(ctx, payload.GetPayload())

@@ -22,7 +22,7 @@ func (f *filler) machine(ctx context.Context, e *ek) {
 	if len(certificates) == 0 && len(f.cfg.Services) > 0 {
 		certificates = f.fromServices(ctx, e)
 	} else if len(certificates) == 0 {
-		f.missing("EK "+e.hash, errors.New("it has no certificate, and there is no service to fetch one from: "+
+		f.missing("EK "+e.hash.String(), errors.New("it has no certificate, and there is no service to fetch one from: "+
 			"set ek_certificate_urls"))
 	}
 	for _, cert := range certificates {
@@ -48,7 +48,7 @@ func (f *filler) fromServices(ctx context.Context, e *ek) []*x509.Certificate {
 	if len(faults) == 0 {
 		faults = append(faults, errors.New("no service has certificates for EKs of its kind"))
 	}
-	f.missing("EK "+e.hash, fmt.Errorf("its certificate: %w", errors.Join(faults...)))
+	f.missing("EK "+e.hash.String(), fmt.Errorf("its certificate: %w", errors.Join(faults...)))
 	return nil
 }
 

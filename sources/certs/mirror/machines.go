@@ -9,6 +9,7 @@ import (
 	"fmt"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
@@ -20,14 +21,14 @@ const MaxInput = 256 << 20
 type Machines struct {
 	eks []*ek
 	// byHash are the same, by their EK hash.
-	byHash map[string]*ek
+	byHash map[sources.EKHash]*ek
 	// cas are certificates of CAs, which are not looked for.
 	cas []*x509.Certificate
 }
 
 // ek is an EK with its certificates; without any, the services are asked.
 type ek struct {
-	hash         string
+	hash         sources.EKHash
 	key          crypto.PublicKey
 	certificates []*x509.Certificate
 }
@@ -108,7 +109,7 @@ func (m *Machines) key(key crypto.PublicKey) (*ek, error) {
 		return e, nil
 	}
 	if m.byHash == nil {
-		m.byHash = map[string]*ek{}
+		m.byHash = map[sources.EKHash]*ek{}
 	}
 	e := &ek{hash: hash, key: key}
 	m.byHash[hash], m.eks = e, append(m.eks, e)

@@ -94,7 +94,11 @@ func TestAServerUsesTheMirror(t *testing.T) {
 		t.Fatal(err)
 	}
 	go func() { ended <- source.Watch(ctx, func() {}) }()
-	verdict, err := source.Fetch(ctx, &sources.Evidence{EK: tpm.Claim().EK, EKHash: tpm.EKHash()})
+	hash, err := sources.ParseEKHash(tpm.EKHash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	verdict, err := source.Fetch(ctx, &sources.Evidence{EK: tpm.Claim().EK, EKHash: hash})
 	if err != nil || !verdict.Listed {
 		t.Errorf("%+v, %v", verdict, err)
 	}
