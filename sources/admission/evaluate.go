@@ -10,19 +10,18 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// BeforeChallenge asks every source and decides whether the machine is worth a
-// challenge, as policy.Plan.Before has it.
+// BeforeChallenge asks every source and decides, by policy.Plan.Before, whether the machine is
+// worth a challenge.
 //
-// This is a filter and admits nobody: AfterChallenge asks again. So a source that
-// is slow is not waited for if the machine is to be challenged whatever that source
-// says. Before it refuses a machine that a polled list does not have, it has that list
-// loaded, within the limit of early loads, and asks it again; so it does if the machine
-// could then be challenged, and not only refused or told to come again. A machine that
-// no source lists so far is waited for only as Options.Wait has it.
+// This is a filter and admits nobody: AfterChallenge asks again. So if the machine is to be
+// challenged whatever a slow source says, that source is not waited for. If a polled list does
+// not have the machine, and the machine could be challenged if the list had it, the list is
+// loaded within the limit of early loads and asked again. A machine that no source lists so far
+// is waited for only if Options.Wait permits it.
 //
-// ev.Proof must be nil, or it refuses. Nothing that ev points to may be changed
-// from here on: a source that is stuck may still be reading it after the decision.
-// It returns within Options.CheckTimeout.
+// ev.Proof must be nil, otherwise the decision is a refusal. Nothing that ev points to may be
+// changed from here on: a source that is stuck may still be reading it after the decision.
+// BeforeChallenge returns within Options.CheckTimeout.
 func (s *Set) BeforeChallenge(ctx context.Context, ev *sources.Evidence) policy.Decision {
 	if ev == nil || ev.Proof != nil {
 		return policy.Decision{}
@@ -37,13 +36,13 @@ func (s *Set) BeforeChallenge(ctx context.Context, ev *sources.Evidence) policy.
 	return s.plan.Before(e.answers)
 }
 
-// AfterChallenge asks every source, whatever it has said before the challenge, has
-// a sources.Fetcher ask the network if its answer can still change the decision or what
-// it grants, and decides as policy.Plan.After has it.
+// AfterChallenge asks every source, whatever it said before the challenge. If the network's
+// answer can still change the decision or what it grants, the sources.Fetcher asks the network.
+// Then policy.Plan.After decides.
 //
-// It depends on nothing that another Set, or this one, has decided before: the
-// configuration and the data that are current now decide. ev.Proof must be set, or
-// it refuses. It returns within Options.CheckTimeout or, if the network is asked,
+// The decision depends on the configuration and the data that are current now, and on nothing
+// that this or another Set decided before. ev.Proof must be set, otherwise the decision is a
+// refusal. AfterChallenge returns within Options.CheckTimeout or, if the network is asked,
 // within Options.FetchTimeout more.
 func (s *Set) AfterChallenge(ctx context.Context, ev *sources.Evidence) policy.Decision {
 	if ev == nil || ev.Proof == nil {
@@ -58,19 +57,19 @@ func (s *Set) AfterChallenge(ctx context.Context, ev *sources.Evidence) policy.D
 	return s.plan.After(e.answers)
 }
 
-// An evaluation is one question to a whole Set. It is used by one goroutine.
+// An evaluation asks all sources of a Set about one machine. One goroutine uses it.
 type evaluation struct {
 	set     *Set
 	running []*runner
 	ev      *sources.Evidence
-	// answers are of each source, in the order of their names. A source that has not
-	// answered cannot tell.
+	// answers has the answer of each source, in the order of their names. A source that has
+	// not answered cannot tell.
 	answers []policy.Answer
-	// done ends the wait; before it waits, that does nothing. stranger is whether no
-	// source listed the machine when the wait began.
+	// done ends the wait that Options.Wait has permitted, if waits is true. stranger is
+	// true if no source listed the machine when that wait began.
 	done            func()
 	waits, stranger bool
-	crowded         bool // it was not to be waited for
+	crowded         bool // Options.Wait has refused
 }
 
 var (
@@ -97,24 +96,25 @@ func (e *evaluation) all() []int {
 	return all
 }
 
-// checkLane and fetchLane return how a source is asked, and who is told how that went.
+// checkLane and fetchLane return the lane for a question, how it is asked, and who is told of
+// its result.
 func (r *runner) checkLane() (*Lane, askFunc, func(error)) { return r.checks, r.check, r.noteCheck }
 
 func (r *runner) fetchLane() (*Lane, askFunc, func(error)) { return r.fetches, r.fetch, r.noteFetch }
 
 type askFunc func(context.Context, *sources.Evidence) (sources.Verdict, error)
 
-// slow is how long a source may take before the challenge until whoever waits for
-// it needs a reason: machines that a healthy source lists are told from strangers by
-// then. Until it has passed, an attestation needs no place among the strangers'.
+// slow is how long every attestation may wait for a source before the challenge. If it waits
+// longer, it needs a place among the strangers', unless another source lists the machine: a
+// healthy source has told its own machines from strangers by then.
 const slow = 250 * time.Millisecond
 
-// A question is one question to some sources of an evaluation.
+// A question is what some of the sources are asked at the same time.
 type question struct {
 	begun, until time.Time
-	grace        time.Duration // by which the sources' deadline is before until
+	grace        time.Duration // how much earlier than until the sources' deadline is
 	asked        map[int]*asked
-	replies      chan reply // has room for every reply, so that a late one never blocks
+	replies      chan reply // has room for all replies, so that a late reply never blocks
 }
 
 // asked is a source that has not answered yet.
@@ -130,8 +130,7 @@ type reply struct {
 	err     error
 }
 
-// ask asks some sources at once and fills in what each says. It waits for none beyond
-// until.
+// ask asks some sources at the same time and notes their answers. It returns by the time until.
 func (e *evaluation) ask(
 	ctx context.Context, until time.Time, some []int, how func(*runner) (*Lane, askFunc, func(error)),
 ) {
@@ -161,13 +160,13 @@ func (e *evaluation) ask(
 		})}
 	}
 	if left = !e.wait(ctx, within, &q); left {
-		context.AfterFunc(within, cancel) // a source that is at work is not disturbed
+		context.AfterFunc(within, cancel) // a call that has begun is left alone
 	}
 }
 
-// wait hears all replies that come by the end of the sources' time, and for the
-// grace longer. Before the challenge it stops after a while, and reports false, if the
-// machine is to be challenged whatever the missing ones say, or may not be waited for.
+// wait notes the replies until the sources' deadline, and those that are a little late. Before
+// the challenge it stops earlier, and reports false, if the machine is to be challenged
+// whatever the missing sources say, or if it may not be waited for.
 func (e *evaluation) wait(ctx, within context.Context, q *question) bool {
 	var late <-chan time.Time
 	if e.ev.Proof == nil {
@@ -193,9 +192,8 @@ func (e *evaluation) wait(ctx, within context.Context, q *question) bool {
 	return true
 }
 
-// leave waits for no further reply. A source that is at work is not disturbed, since
-// a query that is cut off may cost it a connection; one that is not asked yet is not
-// asked.
+// leave stops waiting for replies. A call that has begun is left alone, since to cut off a
+// query may cost the source its connection. A call that has not begun is not made.
 func (e *evaluation) leave(q *question) {
 	for i, a := range q.asked {
 		a.call.state.CompareAndSwap(waiting, abandoned)
@@ -206,8 +204,8 @@ func (e *evaluation) leave(q *question) {
 	}
 }
 
-// hearLast gives the sources a last moment to end at their deadline and leaves
-// behind what does not.
+// hearLast notes the replies of sources that end at their deadline, and abandons the calls of
+// all others.
 func (e *evaluation) hearLast(ctx context.Context, q *question) {
 	timer := time.NewTimer(q.grace)
 	defer timer.Stop()
@@ -225,19 +223,19 @@ func (e *evaluation) hearLast(ctx context.Context, q *question) {
 			e.hear(ctx, q, reply{source: i, err: err})
 		}
 	}
-	for len(q.asked) > 0 { // what could not be abandoned has just ended
+	for len(q.asked) > 0 { // these calls ended before they could be abandoned
 		e.hear(ctx, q, <-q.replies)
 	}
 }
 
-// hear notes what one source has said.
+// hear notes the reply of one source.
 func (e *evaluation) hear(ctx context.Context, q *question, a reply) {
 	note, r := q.asked[a.source].note, e.running[a.source]
 	delete(q.asked, a.source)
 	e.answers[a.source] = policy.Answer{
 		Source: r.name, Verdict: a.verdict, Err: a.err, Duration: time.Since(q.begun),
 	}
-	if ctx.Err() != nil && a.err != nil { // nobody has failed if the caller has left
+	if ctx.Err() != nil && a.err != nil { // if the caller has left, the error is not the source's
 		return
 	}
 	note(a.err)
@@ -246,7 +244,8 @@ func (e *evaluation) hear(ctx context.Context, q *question, a reply) {
 	}
 }
 
-// noteNotAsked says of each source that needs the network that it was not asked.
+// noteNotAsked notes in the answer of each source that needs the network that the network was
+// not asked.
 func (e *evaluation) noteNotAsked() {
 	for i := range e.answers {
 		if a := &e.answers[i]; a.NeedsNetwork() {
@@ -255,15 +254,15 @@ func (e *evaluation) noteNotAsked() {
 	}
 }
 
-// askEarly has the lists loaded that do not have the TPM and would decide if they did,
-// and asks those again that have new data, all by the time until.
+// askEarly loads the lists that do not have the TPM and would change the decision if they did,
+// and asks those that have new data again. It returns by the time until.
 func (e *evaluation) askEarly(ctx context.Context, until time.Time) {
 	missed := e.set.plan.WorthPolling(e.answers, e.set.polled)
 	if len(missed) == 0 {
 		return
 	}
 	if !e.mayWait(false) {
-		for _, i := range missed { // a load that is not waited for might list it
+		for _, i := range missed { // nobody knows what a new load would say
 			e.answers[i].Verdict, e.answers[i].Err = sources.Verdict{}, errCrowded
 		}
 		return
@@ -274,7 +273,7 @@ func (e *evaluation) askEarly(ctx context.Context, until time.Time) {
 			attempts[i] = a
 		}
 	}
-	// There has to be time to ask again.
+	// Leave time to ask again.
 	within, cancel := context.WithDeadline(ctx, until.Add(-2*graceOf(e.set.opts.CheckTimeout)))
 	defer cancel()
 	var again []int
@@ -292,8 +291,8 @@ func (e *evaluation) askEarly(ctx context.Context, until time.Time) {
 	}
 }
 
-// mayWait reports whether the machine may be waited for, which begins then. known is
-// whether a source lists it so far.
+// mayWait reports whether the machine may be waited for, and begins that wait. known is true if
+// a source lists the machine so far.
 func (e *evaluation) mayWait(known bool) bool {
 	if e.stranger || known && e.waits {
 		return true

@@ -6,15 +6,14 @@ import (
 	"slices"
 )
 
-// Start makes each source's first Load, all concurrently, and starts following
-// their changes. It returns when all of these have ended, or when ctx ends: a
-// Load still in progress then continues until its own deadline. A source whose
-// first Load fails is logged and cannot tell until a later one succeeds.
+// Start makes the first Load of each source, all at the same time, and starts following their
+// changes. It returns when all of these have ended, or when ctx ends: a Load in progress then
+// goes on until its own deadline. If the first Load fails, that is logged, and the source
+// cannot tell until a later Load succeeds.
 //
-// Sources that previous, which may be nil, already runs with the same configuration
-// are taken over with everything they have loaded, and with the Options they were
-// started with; they are not loaded anew. Nothing is taken over from a previous Set
-// that was never started or is closed.
+// If previous, which may be nil, runs a source with the same configuration, that source is
+// taken over with everything that it has loaded and with the Options that it was started with;
+// it is not loaded anew. Nothing is taken over from a Set that was never started or is closed.
 //
 // Start must be called once, before anything is asked. After Close it does nothing.
 func (s *Set) Start(ctx context.Context, previous *Set) {
@@ -31,7 +30,7 @@ func (s *Set) Start(ctx context.Context, previous *Set) {
 	}
 }
 
-// launch takes over and starts, and returns the runners that it started.
+// launch takes sources over, starts the others, and returns the runners of those.
 func (s *Set) launch(previous *Set) []*runner {
 	var before map[string]handover
 	if previous != nil && previous != s {

@@ -21,18 +21,18 @@ import (
 const (
 	// maxWarnings is how many warnings of a source are logged at once.
 	maxWarnings = 20
-	// quietTime is how long nothing more is logged about failures to fetch of one
-	// source, and the same text about what was not checked is logged once: each is about
-	// the evidence of one machine, and is in the line about that machine too.
+	// quietTime is how long failures to fetch are not logged again for a source, and how
+	// long the same reason for an unchecked TPM is not. Both are about one machine's
+	// evidence, and stand in the line about that machine as well.
 	quietTime = 10 * time.Minute
-	// uncheckedMost is how many different lines about Verdict.Unchecked one source causes
-	// within quietTime.
+	// uncheckedMost is how many different reasons for unchecked TPMs are logged for a
+	// source within quietTime.
 	uncheckedMost = 8
-	// probeTimeout is how long the answer to a probe is waited for.
+	// probeTimeout is how long a probe may take.
 	probeTimeout = 5 * time.Second
 )
 
-// health is what is known of a source, and what was logged of it last.
+// health is what is known of a source, and what was last logged about it.
 type health struct {
 	mu      sync.Mutex
 	started time.Time
@@ -66,8 +66,8 @@ func (h *health) failing() bool {
 	return h.checkErr != nil
 }
 
-// noteLoad keeps how a Load has ended, and logs it if that differs from the one before.
-// A source that is being stopped is past failing and recovering.
+// noteLoad notes how a Load has ended, and logs it if the Load before ended differently. While
+// a source is being stopped, nothing is noted.
 func (r *runner) noteLoad(ctx context.Context, err error) {
 	if ctx.Err() != nil {
 		return
@@ -77,7 +77,7 @@ func (r *runner) noteLoad(ctx context.Context, err error) {
 	defer h.mu.Unlock()
 	before := h.loadErr
 	if before != nil && err != nil && sameFailure(before, err) {
-		err = before // so that nobody downstream takes it for another one
+		err = before // so that whoever compares errors sees no change
 	}
 	h.loadErr = err
 	switch {
@@ -101,19 +101,18 @@ func (r *runner) noteLoad(ctx context.Context, err error) {
 	h.loaded = true
 }
 
-// passing is what differs from one attempt to the next in errors that mean the same:
-// the time in those of crypto/x509, how long something took, and this side's port.
+// passing matches what differs between two errors that mean the same: the current time in
+// errors of crypto/x509, durations, and this side's port.
 var passing = regexp.MustCompile(`current time \S+|:\d+->|\b\d+(\.\d+)?(ns|µs|ms|s|m|h)[0-9.hmsµn]*\b`)
 
-// sameFailure reports whether two errors are the same but for what is passing: a line
-// in the log at each poll hides the others.
+// sameFailure reports whether two errors differ in nothing but what passing matches. If each
+// poll logged such an error, other lines would be lost among them.
 func sameFailure(a, b error) bool {
 	return passing.ReplaceAllString(a.Error(), "") == passing.ReplaceAllString(b.Error(), "")
 }
 
-// noteCheck logs when the source begins to fail and when it has recovered. What a
-// Fetcher says is no news of it: that is about what the evidence of one machine names,
-// from what was fetched for it before, failures included.
+// noteCheck logs when the source begins to fail, and when it has recovered. A Fetcher's errors
+// do not count: they are about what one machine's evidence names.
 func (r *runner) noteCheck(err error) {
 	if panicked(err) {
 		r.log.Error("source panicked in Check", stackOf(err)...)
@@ -140,7 +139,7 @@ func (r *runner) noteCheck(err error) {
 	r.changed()
 }
 
-// noteFetch counts how a fetch has ended, and logs failures now and then.
+// noteFetch counts how fetches end, and logs failures at most once in quietTime.
 func (r *runner) noteFetch(err error) {
 	if panicked(err) {
 		r.log.Error("source panicked in Fetch", stackOf(err)...)
@@ -166,7 +165,7 @@ func panicked(err error) bool {
 	return errors.As(err, &p)
 }
 
-// noteUnchecked logs what could not be checked of a TPM that is listed nevertheless.
+// noteUnchecked logs what could not be checked about a TPM that is listed nevertheless.
 func (r *runner) noteUnchecked(what string) {
 	if what == "" {
 		return
@@ -183,7 +182,7 @@ func (r *runner) noteUnchecked(what string) {
 	}
 }
 
-// noteStuck logs that calls have begun to hang, and that none does any more.
+// noteStuck logs when calls begin to hang, and when none hangs any more.
 func (r *runner) noteStuck(stuck, network bool) {
 	if stuck {
 		r.log.Warn("a check of the source is stuck: it has not returned by its deadline",
@@ -228,13 +227,14 @@ func (r *runner) noteStatus() {
 	h.warnings = slices.Clone(s.Warnings)
 }
 
-// probe asks the source, as an attestation would, about a TPM that nobody has, and notes
-// whether it can tell. The answer of a Fetcher says nothing of its health.
+// probe asks the source about a TPM that does not exist, as an attestation would, and notes
+// whether the source can tell. A Fetcher is not asked: its answer would say nothing about its
+// health.
 func (r *runner) probe(ctx context.Context) error {
 	switch {
 	case r.fetcher != nil:
 		return nil
-	case r.checks.stuck.Load() > 0: // a hung mount is asked once, and not until no slot is left
+	case r.checks.stuck.Load() > 0: // probes of a hung mount must not take all slots
 		return errors.New("an earlier check has not returned")
 	}
 	ev, err := nobody()
@@ -265,8 +265,8 @@ func nobody() (*sources.Evidence, error) {
 	return &sources.Evidence{EKHash: sha256.Sum256(der), EK: key.Public()}, nil
 }
 
-// report returns what the source reports; zero if it is not a Reporter. A panic is the
-// error.
+// report returns the status that the source reports; zero if it is not a Reporter. If Status
+// panics, that is the error.
 func (r *runner) report() (s sources.Status, err error) {
 	reporter, ok := r.source.(sources.Reporter)
 	if ok {
@@ -284,20 +284,20 @@ func (r *runner) report() (s sources.Status, err error) {
 // SourceStatus is the state of one source of a Set.
 type SourceStatus struct {
 	Name, Kind string
-	// Started is when it was started; zero before. A source that a later Set
-	// takes over keeps it.
+	// Started is when the source was started; zero before. It does not change when a later
+	// Set takes the source over.
 	Started time.Time
 	// Loads is true if the source is a Loader.
 	Loads bool
-	// Next is when it is loaded next; zero if that is not scheduled.
+	// Next is when the next Load is due; zero if none is scheduled.
 	Next time.Time
 	// Status is what the source reports; zero if it is not a Reporter.
 	sources.Status
 	// Err is why the last Load failed or, if none has, why the last check could
 	// not tell; otherwise nil.
 	Err error
-	// Refreshed and Failed count the attempts to load that have succeeded and
-	// failed since the source was started.
+	// Refreshed and Failed count the successful and the failed attempts to load since the
+	// source was started.
 	Refreshed, Failed uint64
 	// Failing is true if the last check could not tell. It is never true for a
 	// Fetcher, whose answers depend on what one machine's evidence names.
@@ -306,19 +306,18 @@ type SourceStatus struct {
 	// the answers of Fetch and its errors.
 	Fetches                bool
 	Fetched, FetchesFailed uint64
-	// Stuck is the number of checks that have outlived their deadline and
-	// have not returned yet.
+	// Stuck is the number of checks that have not returned although their deadline is over.
 	Stuck int
 }
 
-// Up reports whether the source itself is healthy: it has loaded what it serves,
-// the last attempt to load has not failed, and the last check could tell. Failures
-// of the servers that a Fetcher asks do not count.
+// Up reports whether the source itself is healthy: it has loaded its data if it is a Loader,
+// the last Load did not fail, and the last check could tell. Failures of the servers that a
+// Fetcher asks do not count.
 func (s SourceStatus) Up() bool {
 	return s.Err == nil && !s.Failing && (s.Refreshed > 0 || !s.Loads)
 }
 
-// status returns the runner's state; a panic in the source's Status is its error.
+// status returns the state of the source. If its Status panics, that is Err.
 func (r *runner) status() SourceStatus {
 	reported, err := r.report()
 	s := SourceStatus{

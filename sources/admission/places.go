@@ -6,10 +6,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// Places bound how many attestations of TPMs that no source lists so far are waited
-// for at once: anybody can begin such attestations, with as many keys as he likes,
-// and they must not keep out those of machines that are listed. A nil Places has
-// room for all. It is safe for concurrent use.
+// Places limit how many attestations may wait at once for TPMs that no source lists so far.
+// Anybody can begin such attestations, with as many keys as they like, and they must not keep
+// out listed machines. A nil Places has no limit. It is safe for concurrent use.
 type Places struct {
 	most  int64
 	taken atomic.Int64
@@ -35,7 +34,7 @@ func (p *Places) Wait(_ *sources.Evidence, known bool) (leave func(), ok bool) {
 	return p.Leave, p.Take()
 }
 
-// Leave gives a place back that Take has taken.
+// Leave gives back a place that Take has taken.
 func (p *Places) Leave() {
 	if p != nil {
 		p.taken.Add(-1)

@@ -12,27 +12,27 @@ import (
 )
 
 const (
-	// A source that fails is tried again after minPause, which doubles up to the
-	// interval of its Schedule.
+	// After a failure, the next attempt comes after minPause, which doubles with each
+	// failure up to the interval of the source's Schedule.
 	minPause = time.Second
 	// maxPause is the longest pause before Watch is called again.
 	maxPause = time.Minute
-	// jitter is the share of an interval by which it is shortened at most, so that the
-	// servers of a fleet do not all ask at once.
+	// jitter is by which part an interval is shortened at most, so that the servers of a
+	// fleet do not all ask at once.
 	jitter = 10
-	// earlyLoads is how many Loads may be made ahead of time in one interval, whoever
-	// asks: a stranger must not be able to make the server poll for him.
+	// earlyLoads is how many Loads attestations may cause ahead of time in one interval: a
+	// stranger must not be able to make the server poll for him.
 	earlyLoads = 3
-	// A change is followed when nothing has happened for debounce, and after
-	// mostDebounce if something happens all the time.
+	// A change causes a Load once nothing has changed for debounce, and no later than after
+	// mostDebounce.
 	debounce, mostDebounce = 100 * time.Millisecond, time.Second
-	// probeInterval is how often a source that loads nothing is asked about a TPM that
-	// nobody has. Otherwise a directory that may not be searched, or a database that is
-	// down, would show when the first machine comes, and its recovery when the next does.
+	// probeInterval is how often a source that loads nothing is probed. Without probes, a
+	// directory that may not be searched, or a database that is down, would show only when
+	// a machine comes, and its recovery only when the next machine comes.
 	probeInterval = 30 * time.Second
 )
 
-// poll is when a source is loaded.
+// A poll decides when a source is loaded.
 type poll struct {
 	schedule sources.Schedule
 	changes  chan struct{} // tells the loop of a change
@@ -41,17 +41,17 @@ type poll struct {
 	mu      sync.Mutex
 	working bool
 	made    *attempt              // the Load that is being made
-	asked   *attempt              // the Load ahead of time that is to be made
-	early   [earlyLoads]time.Time // when the last ones were asked for: a ring
-	next    int                   // the oldest in early
+	asked   *attempt              // the Load that is to be made ahead of time
+	early   [earlyLoads]time.Time // when the last such Loads were asked for: a ring
+	next    int                   // the index of the oldest in early
 	quiet   time.Time             // until when the origin has asked to be left alone
-	at      time.Time             // of the next attempt; zero if none is scheduled
+	at      time.Time             // when the next attempt is due; zero if none is scheduled
 }
 
-// An attempt is one Load, for all who wait for it.
+// An attempt is one Load. Any number of goroutines may wait for its end.
 type attempt struct {
 	ended chan struct{}
-	// loaded is set before ended is closed: the data is newer than it was.
+	// loaded is set before ended is closed. It is true if the Load has succeeded.
 	loaded bool
 }
 
@@ -67,9 +67,9 @@ func newPoll(s sources.Source) *poll {
 	return p
 }
 
-// keepCurrent makes the first attempt, and further ones until ctx ends: within every
-// interval, sooner after a failure, after a change and when an attestation wants one. It
-// is the only caller of Load.
+// keepCurrent makes the first attempt, and further attempts until ctx ends: within every
+// interval, sooner after a failure, after a change, and when an attestation wants one. Nothing
+// else calls Load.
 func (r *runner) keepCurrent(ctx context.Context) {
 	r.poll.start()
 	defer r.poll.stop()
@@ -94,8 +94,8 @@ func (r *runner) keepCurrent(ctx context.Context) {
 	}
 }
 
-// pause returns the time to the next attempt, after one that took so long and ended with
-// err, with so many failures in a row before it.
+// pause returns the time to the next attempt after an attempt that took this long and ended
+// with err, and that came after this many failures in a row.
 func (p *poll) pause(err error, failures int, took time.Duration) time.Duration {
 	every := p.schedule.Every
 	shortened := every - rand.N(every/jitter+1) //nolint:gosec // G404: jitter is no secret
@@ -108,7 +108,7 @@ func (p *poll) pause(err error, failures int, took time.Duration) time.Duration 
 	return min(minPause<<min(failures, 20), shortened)
 }
 
-// waitForNext waits for the next attempt, and reports false if ctx ends first.
+// waitForNext waits until the next attempt is due, and reports false if ctx ends first.
 func (r *runner) waitForNext(ctx context.Context, pause time.Duration) bool {
 	p := r.poll
 	p.mu.Lock()
@@ -154,7 +154,7 @@ func (p *poll) settle(ctx context.Context) {
 	}
 }
 
-// attempt makes one attempt to load. A source that loads nothing is probed.
+// attempt makes one Load, or a probe if the source loads nothing.
 func (r *runner) attempt(ctx context.Context) error {
 	a := r.poll.begin()
 	var err error
@@ -164,7 +164,7 @@ func (r *runner) attempt(ctx context.Context) error {
 		r.noteLoad(ctx, err)
 	}
 	if !loads || err == nil && r.health.failing() {
-		// Whether it can tell again shows at once, not at the next attestation.
+		// Probe it now, so that its recovery does not wait for the next attestation.
 		if probed := r.probe(ctx); !loads {
 			err = probed
 		}
@@ -177,7 +177,7 @@ func (r *runner) attempt(ctx context.Context) error {
 	return err
 }
 
-// begin returns the attempt that is being made from now on.
+// begin returns the attempt that begins now.
 func (p *poll) begin() *attempt {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -185,7 +185,7 @@ func (p *poll) begin() *attempt {
 	if a == nil {
 		a = &attempt{ended: make(chan struct{})}
 	}
-	select { // what was wanted is being done
+	select { // this attempt is what was wanted
 	case <-p.wanted:
 	default:
 	}
@@ -193,7 +193,7 @@ func (p *poll) begin() *attempt {
 	return a
 }
 
-// end ends an attempt for all who wait for it.
+// end marks the end of an attempt for all who wait for it.
 func (p *poll) end(a *attempt, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -204,8 +204,8 @@ func (p *poll) end(a *attempt, err error) {
 	close(a.ended)
 }
 
-// soon returns the attempt that is being made, or one ahead of time; nil if there may be
-// none.
+// soon returns the attempt that is being made, or else an attempt that is made now, ahead of
+// time. It returns nil if the limits permit none.
 func (p *poll) soon() *attempt {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -226,18 +226,18 @@ func (p *poll) soon() *attempt {
 	p.early[p.next] = now
 	p.next = (p.next + 1) % len(p.early)
 	p.asked = &attempt{ended: make(chan struct{})}
-	p.wanted <- struct{}{} // has room: begin empties it whenever asked is taken
+	p.wanted <- struct{}{} // has room: begin empties it when it takes asked
 	return p.asked
 }
 
-// start says that attempts are made.
+// start allows attempts.
 func (p *poll) start() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.working = true
 }
 
-// stop says that no further attempt is made.
+// stop ends what waits for attempts: there will be none.
 func (p *poll) stop() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -248,14 +248,14 @@ func (p *poll) stop() {
 	}
 }
 
-// scheduled returns when the next attempt is made; zero if none is scheduled.
+// scheduled returns when the next attempt is due; zero if none is scheduled.
 func (p *poll) scheduled() time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.at
 }
 
-// watch keeps Watch at work until ctx ends.
+// watch calls Watch, again whenever it returns, until ctx ends.
 func (r *runner) watch(ctx context.Context, source sources.Watcher) {
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
 		begun := time.Now()
@@ -277,7 +277,7 @@ func (r *runner) watch(ctx context.Context, source sources.Watcher) {
 	}
 }
 
-// noteStuckLoad has the source loaded again as soon as a load that hung has returned.
+// noteStuckLoad causes a Load as soon as a Load that hung has returned.
 func (r *runner) noteStuckLoad(stuck bool) {
 	if !stuck {
 		r.poll.tell()

@@ -16,17 +16,17 @@ import (
 const (
 	// stopTimeout is how long Close waits for a source to end.
 	stopTimeout = 5 * time.Second
-	// loadSlots is one: calls of Load never overlap.
+	// loadSlots is 1, since calls of Load never overlap.
 	loadSlots = 1
 )
 
-// A runner is one source at work, in the hands of one Set or of several. Its methods are
-// in the file of the idea that they belong to: poll.go loads, health.go knows what is
-// known of it, evaluate.go asks it.
+// A runner is one source at work, used by one or several Sets. Each of its methods stands in
+// the file of the idea that it belongs to: poll.go loads, health.go notes its health,
+// evaluate.go asks it.
 type runner struct {
 	name, kind string
 	source     sources.Source
-	fetcher    sources.Fetcher // the same, or nil if it asks no network
+	fetcher    sources.Fetcher // the same source if it is a Fetcher, otherwise nil
 	log        *slog.Logger
 	changed    func()
 
@@ -57,8 +57,8 @@ func newRunner(m Member, opts Options) *runner {
 	return r
 }
 
-// start makes the first Load and keeps the data current until the runner is released by
-// all who hold it. It is called once.
+// start makes the first Load, and keeps the data current until all Sets have released the
+// runner. It is called once.
 func (r *runner) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	r.mu.Lock()
@@ -68,7 +68,7 @@ func (r *runner) start() {
 	r.work.Go(func() { r.keepCurrent(ctx) })
 }
 
-// retain takes the runner over, and reports false if it does not run.
+// retain notes one more Set that uses the runner. It reports false if the runner does not run.
 func (r *runner) retain() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -79,7 +79,8 @@ func (r *runner) retain() bool {
 	return true
 }
 
-// release gives the runner up and reports whether that stops it.
+// release notes that a Set no longer uses the runner, and reports whether that stops the
+// runner.
 func (r *runner) release() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -90,7 +91,8 @@ func (r *runner) release() bool {
 	return true
 }
 
-// waitStopped waits until all that start began has ended, but for stopTimeout at most.
+// waitStopped waits until everything that start began has ended, but no longer than
+// stopTimeout.
 func (r *runner) waitStopped() {
 	stopped := make(chan struct{})
 	go func() {
@@ -106,8 +108,8 @@ func (r *runner) waitStopped() {
 	}
 }
 
-// check asks the source what it says of a TPM, and fetch does so with the network. What
-// the source does wrong is the error.
+// check asks the source about a TPM; fetch does, too, with the network. If the source breaks
+// its contract, that is the error.
 func (r *runner) check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 	v, err := r.source.Check(ctx, ev)
 	return settle(v, err, ev.Proof != nil, r.fetcher != nil)
@@ -118,19 +120,19 @@ func (r *runner) fetch(ctx context.Context, ev *sources.Evidence) (sources.Verdi
 	return settle(v, err, true, false)
 }
 
-// settle turns what a source returned into what an evaluation goes on with: zero with
-// an error, without attributes if the TPM is not listed, within the limits,
-// and sharing no memory with the source. proven is true after the challenge;
-// fetches is true if the source may say that it needs the network.
+// settle returns a source's answer as an evaluation may use it: a zero verdict with an error,
+// no attributes if the TPM is not listed, within the limits, and sharing no memory with the
+// source. proven is true after the challenge; fetches is true if the source may say that it
+// needs the network.
 func settle(v sources.Verdict, err error, proven, fetches bool) (sources.Verdict, error) {
 	if err != nil {
-		// The source's error is looked into and put into words here, under the
-		// guard: its methods are the source's code too.
+		// The source's error is inspected and turned into text here, where a panic is
+		// caught: its methods are the source's code too.
 		if errors.Is(err, sources.ErrNeedsChallenge) && proven {
 			return sources.Verdict{}, errors.New("asks for the challenge after the challenge")
 		}
 		if errors.Is(err, sources.ErrNeedsNetwork) && !fetches {
-			// Not wrapped: nothing would come of its being asked again.
+			// Not wrapped: to ask again would be of no use.
 			return sources.Verdict{}, errors.New("asks for a network that it cannot be given: " + err.Error())
 		}
 		return sources.Verdict{}, fmt.Errorf("%w", err)

@@ -5,12 +5,12 @@
 //
 //   - set.go: the Set, its members and its life;
 //   - evaluate.go: one evaluation, from top to bottom;
-//   - wait.go: how a call is waited for that may hang;
+//   - wait.go: how to wait for a call that may hang;
 //   - poll.go: when a source is loaded;
 //   - handover.go: what a reconfiguration takes over;
-//   - health.go: what is known of a source, and logged of it;
-//   - runner.go: one source at work, which the last three are about;
-//   - places.go: how many machines are waited for that nobody knows.
+//   - health.go: what is known of a source's health, and logged about it;
+//   - runner.go: one source at work, which poll, handover and health are about;
+//   - places.go: how many unknown machines may be waited for.
 package admission
 
 import (
@@ -33,9 +33,9 @@ type Member struct {
 	Name string
 	// Kind is the source's kind, "hash_dir" for example.
 	Kind string
-	// Config is the source's typed configuration. A later Set that has a member
-	// with the same Name, Kind and Config, compared by reflect.DeepEqual, takes
-	// over the running source and drops its own. Nil equals nothing.
+	// Config is the source's typed configuration. If a later Set has a member whose Name,
+	// Kind and Config equal these (reflect.DeepEqual), it takes the running source over and
+	// drops its own. Nil equals nothing.
 	Config any
 	// Source answers. Each member must have its own.
 	Source sources.Source
@@ -52,24 +52,22 @@ type Options struct {
 	// loaded, failed, recovered or got stuck. It may be called from several
 	// goroutines at once, and must not block. Nil is never called.
 	Changed func()
-	// CheckTimeout bounds one question to all sources; 5 seconds by default.
-	// Sources see a slightly earlier deadline, so that one that obeys it can
-	// say why it cannot tell.
+	// CheckTimeout bounds one question to all sources; 5 seconds by default. Sources see a
+	// slightly earlier deadline, so that a source that obeys it can say why it cannot tell.
 	CheckTimeout time.Duration
 	// FetchTimeout bounds what all sources together may fetch over the network
 	// for one attestation, in addition to CheckTimeout; 20 seconds by default.
 	FetchTimeout time.Duration
 	// LoadTimeout bounds one Load; 30 seconds by default.
 	LoadTimeout time.Duration
-	// Slots is how many checks of one source may be in progress at once, stuck
-	// ones included; 64 by default. Further ones wait for a slot until their
-	// deadline.
+	// Slots is how many checks of one source may be in progress at once, stuck ones
+	// included; 64 by default. Further checks wait for a slot until their deadline.
 	Slots int
-	// Wait is called before BeforeChallenge waits for a source that is slow or for an
-	// early poll; known is whether another source lists the machine so far. If it
-	// returns false, the machine is not waited for, and leave is not called;
-	// otherwise that is called once, when the wait is over. It may be called from
-	// several goroutines at once, and must not block. Nil has all waited for.
+	// Wait is called before BeforeChallenge waits for a slow source or for an early load.
+	// known is true if another source lists the machine so far. If Wait returns false, the
+	// machine is not waited for. If it returns true, leave is called once, when the wait is
+	// over. Wait may be called from several goroutines at once, and must not block. If it
+	// is nil, every machine is waited for.
 	Wait func(ev *sources.Evidence, known bool) (leave func(), ok bool)
 }
 
@@ -100,32 +98,31 @@ func (o Options) withDefaults() Options {
 
 // A Set runs sources under a policy. It is safe for concurrent use.
 //
-// NewSet validates, Start loads, BeforeChallenge and AfterChallenge ask, Close stops.
-// When the configuration changes, a new Set is started with the previous one and
-// takes over what has not changed; then the previous one is closed. Ask the Set that
-// is current after the challenge, which need not be the one that was asked before it.
-// A Set that was never started can be closed and dropped.
+// NewSet validates, Start loads, BeforeChallenge and AfterChallenge ask, Close stops. When the
+// configuration changes, a new Set is started with the previous Set and takes over what has not
+// changed; then the previous Set is closed. After the challenge, ask the Set that is current
+// then, even if another Set was asked before the challenge. A Set that was never started may be
+// closed or dropped.
 //
-// A faulty source affects nothing but itself: a panic, a runtime.Goexit, a call
-// that never returns and an answer that breaks the contract all mean that this
-// source cannot tell.
+// A faulty source affects nothing but itself: if it panics, calls runtime.Goexit, never returns
+// or breaks its contract, it cannot tell.
 type Set struct {
 	members []Member // sorted by name
 	plan    *policy.Plan
 	opts    Options
 
-	// polled are the members that may be loaded ahead of time and that an enforced
-	// allow rule names.
+	// polled are the members that an enforced allow rule names and that may be loaded ahead
+	// of time.
 	polled []int
 
 	mu              sync.RWMutex
-	running         []*runner // of each member
+	running         []*runner // one for each member
 	started, closed bool
 	closing         sync.Once
 }
 
-// NewSet checks that members and policy fit together and returns the Set. It
-// starts nothing. The error joins all mistakes.
+// NewSet checks that members and policy fit together, and returns the Set. It starts nothing.
+// The error joins all mistakes.
 func NewSet(members []Member, rules policy.Policy, opts Options) (*Set, error) {
 	s := &Set{members: slices.Clone(members), opts: opts.withDefaults()}
 	slices.SortFunc(s.members, func(a, b Member) int { return cmp.Compare(a.Name, b.Name) })
@@ -160,11 +157,10 @@ func NewSet(members []Member, rules policy.Policy, opts Options) (*Set, error) {
 	return s, nil
 }
 
-// Close stops everything that Start started, except the sources that a later Set
-// has taken over, and waits until it has ended. Whatever does not end within 5
-// seconds is logged and left behind. Whoever asks meanwhile, or later, still gets
-// answers from the last data. Close may be called at any time and
-// more than once; each call returns when the Set has stopped.
+// Close stops everything that Start started, except the sources that a later Set has taken
+// over, and waits until it has ended. Whatever has not ended after 5 seconds is logged and left
+// behind. The Set still answers, from the data that it had last. Close may be called at any
+// time and more than once; each call returns when the Set has stopped.
 func (s *Set) Close() { s.closing.Do(s.close) }
 
 func (s *Set) close() {

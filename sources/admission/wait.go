@@ -10,11 +10,11 @@ import (
 	"time"
 )
 
-// A Lane is the one way to wait for calls that may hang, on a mount whose server has gone
-// for example. Each call runs in a goroutine of its own and takes one of a few slots. A
-// caller waits until a deadline; a call that outlives it is stuck and keeps its slot
-// until it returns. So a thousand callers of a source that hangs are no more stuck
-// goroutines than there are slots.
+// A Lane is the one way to wait for calls that may hang, for example on a mount whose server
+// has gone. Each call runs in a goroutine of its own and takes one of a few slots. Its caller
+// waits until a deadline. A call that has not returned by then is stuck, and keeps its slot
+// until it returns. So there are never more stuck goroutines than slots, however many callers a
+// source that hangs has.
 type Lane struct {
 	what  string
 	slots chan struct{}
@@ -22,14 +22,14 @@ type Lane struct {
 	told  func(stuck bool)
 }
 
-// NewLane returns a lane. what says in words what its calls are: "checks". told is called
-// when a call is stuck and none was before, and when none is any more.
+// NewLane returns a lane. what is a word for its calls, such as "checks". told is called when
+// the first call gets stuck, and when no call is stuck any more.
 func NewLane(what string, slots int, told func(stuck bool)) *Lane {
 	return &Lane{what: what, slots: make(chan struct{}, slots), told: told}
 }
 
-// A call is one call in a lane. Its state is what the one who waits and the goroutine of
-// the call agree by.
+// A call is one call in a lane. By its state, the goroutine that waits and the goroutine of the
+// call agree which of them is done with it.
 type call struct {
 	lane  *Lane
 	state atomic.Int32
@@ -38,14 +38,14 @@ type call struct {
 const (
 	waiting   int32 = iota // for a slot
 	running                // in the source
-	abandoned              // nobody waits any more
+	abandoned              // nobody waits for it
 	ended
 )
 
-// start calls f, as soon as there is a slot for it, and then done with its error, unless
-// the call has been abandoned by then. A panic of f, and a call that ends its goroutine,
-// are errors. If ctx ends before there is a slot, that is the error. done may be called
-// before start returns, and must not block.
+// start calls f as soon as there is a slot for it, and then done with f's error, unless the
+// call is abandoned first. A panic of f is an error, and so is a call that ends its goroutine.
+// If ctx ends before there is a slot, that is the error. done may be called before start
+// returns, and must not block.
 func (l *Lane) start(ctx context.Context, f func(context.Context) error, done func(error)) *call {
 	c := &call{lane: l}
 	go c.run(ctx, f, done)
@@ -83,8 +83,8 @@ func (c *call) run(ctx context.Context, f func(context.Context) error, done func
 	})
 }
 
-// apart calls f in a goroutine of its own and sends its error. It is for what is not
-// waited for by a deadline.
+// apart calls f in a goroutine of its own and sends its error. It is for calls that have no
+// deadline.
 func apart(f func() error) <-chan error {
 	replies := make(chan error, 1)
 	go func() {
@@ -95,8 +95,8 @@ func apart(f func() error) <-chan error {
 	return replies
 }
 
-// abandon gives the call up: done is not called any more. It reports false if the call
-// has ended and done was called, or is being called.
+// abandon gives the call up: done will not be called. It reports false if the call has ended
+// already, so that done has been or is being called.
 func (c *call) abandon() bool {
 	if c.state.CompareAndSwap(waiting, abandoned) {
 		return true
@@ -112,9 +112,9 @@ func (c *call) abandon() bool {
 	return true
 }
 
-// Do calls f and waits for it for a time at most. f sees a deadline a little earlier, so
-// that a call which obeys it can say why it failed. A panic of f is an error. If Do
-// returns an error because f has not returned, f goes on in its own goroutine.
+// Do calls f and waits for it, but no longer than timeout. f sees a slightly earlier deadline,
+// so that it can say why it failed. A panic of f is an error. If f has not returned in time,
+// that is the error, and f goes on in its own goroutine.
 func (l *Lane) Do(ctx context.Context, timeout time.Duration, f func(context.Context) error) error {
 	if int(l.stuck.Load()) >= cap(l.slots) {
 		return fmt.Errorf("%d earlier %s have not returned", cap(l.slots), l.what)
@@ -142,16 +142,16 @@ func (l *Lane) Do(ctx context.Context, timeout time.Duration, f func(context.Con
 	return <-replies
 }
 
-// graceOf returns how much earlier than the caller's deadline a source's is.
+// graceOf returns how much earlier than its caller's deadline the deadline of a source is.
 func graceOf(timeout time.Duration) time.Duration { return min(100*time.Millisecond, timeout/10) }
 
-// errGoexit is what a call comes to that ends its goroutine (runtime.Goexit).
+// errGoexit is the error of a call that ends its goroutine (runtime.Goexit).
 var errGoexit = errors.New("the source ended its goroutine instead of returning")
 
-// maxPanic is how much of the text of a panic is kept, in bytes.
+// maxPanic is how many bytes of the text of a panic are kept.
 const maxPanic = 512
 
-// A panicError is what a call comes to that panics.
+// A panicError is the error of a call that panics.
 type panicError struct {
 	text  string
 	stack []byte
@@ -159,8 +159,8 @@ type panicError struct {
 
 func (p *panicError) Error() string { return "panic: " + p.text }
 
-// guard calls f. A panic is its error, and an error is put into words here: its methods
-// are the source's code too.
+// guard calls f and returns its error, or its panic as an error. It turns the error into text
+// here, since the error's methods are the source's code too and may panic.
 func guard(f func() error) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -174,7 +174,7 @@ func guard(f func() error) (err error) {
 	return nil
 }
 
-// stackOf returns what is logged of an error: its text and, of a panic, the stack.
+// stackOf returns what is logged about an error: its text and, for a panic, the stack.
 func stackOf(err error) []any {
 	attrs := []any{slog.Any("error", err)}
 	if p := (*panicError)(nil); errors.As(err, &p) {

@@ -17,8 +17,7 @@ const (
 	// Refused: no answer that is still missing could admit the TPM. A deny
 	// rule holds, or no allow rule can hold.
 	Refused Outcome = iota
-	// Unavailable: a source could not tell and its answer would have
-	// mattered.
+	// Unavailable: a source could not tell, and its answer would have mattered.
 	Unavailable
 	// Challenge: the machine is to be challenged. It is an outcome of Plan.Before
 	// only.
@@ -42,17 +41,18 @@ func (o Outcome) String() string {
 	return fmt.Sprintf("Outcome(%d)", int(o))
 }
 
-// Answer is what one source said.
+// Answer is what one source has said.
 type Answer struct {
 	// Source is the source's configured name.
 	Source string
 	// Verdict is zero if Err is not nil. It shares no memory with the source.
 	Verdict sources.Verdict
-	// Err is why the source cannot tell; or it wraps sources.ErrNeedsChallenge; or it
-	// wraps sources.ErrNeedsNetwork if the source would have asked the network and was
-	// not told to: before the challenge, and if no answer would have mattered.
+	// Err is why the source cannot tell; or it wraps sources.ErrNeedsChallenge; or it wraps
+	// sources.ErrNeedsNetwork if the source would have to ask the network and was not told
+	// to, because the machine has not been challenged yet or because the answer would not
+	// have mattered.
 	Err error
-	// Duration is how long the source took, the wait for a slot included.
+	// Duration is how long the source took, including the wait for a slot.
 	Duration time.Duration
 }
 
@@ -114,9 +114,9 @@ func (a Answer) value() value {
 type Decision struct {
 	Outcome Outcome
 
-	// Known is true with Challenge if a source lists the TPM already that an
-	// enforced allow rule names which can still hold. If it is false, the TPM is
-	// challenged for the sake of open answers alone, and may be anybody's.
+	// Known is true with Challenge if a source lists the TPM already that is named by an
+	// enforced allow rule which can still hold. If Known is false, only open answers speak
+	// for the challenge, and the TPM may be anybody's.
 	Known bool
 
 	// Rules are the names of the enforced allow rules that hold, sorted;
@@ -128,41 +128,40 @@ type Decision struct {
 	// Attributes are what the sources in Listed know about the TPM, in the
 	// order of Listed, without those of silent members.
 	Attributes []sources.Attributes
-	// Unsure are the names of the sources of those rules that could not
-	// tell, sorted, without silent members. What they know is missing from Attributes.
+	// Unsure are the names of the sources of those rules that could not tell, sorted,
+	// without silent members. What they know is missing from Attributes.
 	Unsure []string
-	// Missing are the names of all sources whose attributes might be in
-	// Attributes as well if every source could tell, sorted: those in Unsure and,
-	// of the enforced allow rules that only might hold, those that list the TPM
-	// or could not tell, without silent members. So a source that lists the TPM may be
-	// among them, and so may a Fetcher that was not asked beside one that has failed.
-	// If none has failed it is empty.
+	// Missing are the names of all sources that might contribute to Attributes as well if
+	// every source could tell, sorted and without silent members: those in Unsure and, for
+	// each enforced allow rule that only might hold, the sources that list the TPM or could
+	// not tell. So a source that lists the TPM may be among them, and so may a Fetcher that
+	// was not asked while another has failed. If no source has failed, Missing is empty.
 	Missing []string
 
-	// Denied are the enforced deny rules that hold; MaybeDenied those that
-	// might, since a source could not tell. Both sorted.
+	// Denied are the enforced deny rules that hold. MaybeDenied are those that might hold,
+	// since a source could not tell. Both are sorted.
 	Denied, MaybeDenied []string
-	// Trials are what the rules on trial would have done, allow rules first,
-	// each sorted by name.
+	// Trials are what the rules on trial would have done: allow rules first, each kind
+	// sorted by name.
 	Trials []Trial
 
-	// Answers are what every source that was asked said, sorted by source. Those of
-	// Plan.Before have no attributes if it challenges.
+	// Answers are the answers of every source that was asked, sorted by source. If
+	// Plan.Before challenges, they have no attributes.
 	Answers []Answer
 }
 
 // Trial is what one rule on trial would have done.
 type Trial struct {
-	// Rule is its name.
+	// Rule is the rule's name.
 	Rule string
 	// Deny is true for a deny rule.
 	Deny bool
-	// Holds says whether the rule holds. If Unsure is true, it is not known, and
-	// Holds is false.
+	// Holds is true if the rule holds. If Unsure is true, that is not known, and Holds is
+	// false.
 	Holds, Unsure bool
 }
 
-// Explain returns what every source answered, in one line for a log.
+// Explain returns the answers of all sources, in one line for a log.
 func (d Decision) Explain() string {
 	s := make([]string, len(d.Answers))
 	for i, a := range d.Answers {

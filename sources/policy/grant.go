@@ -1,6 +1,6 @@
 package policy
 
-// report returns what each rule comes to, apart from what admits.
+// report returns what each rule comes to, except what the admission grants.
 func (p *plan) report(v []value) (d Decision) {
 	for i := range p.allow {
 		if r := &p.allow[i]; r.trial {
@@ -28,10 +28,10 @@ func (r *planRule) tried(v []value, deny bool) Trial {
 	return Trial{Rule: r.name, Deny: deny, Holds: held == yes, Unsure: held == unsure || held == open}
 }
 
-// grant fills in what admits: the enforced allow rules that hold and their
+// grant fills in what an admission grants: the enforced allow rules that hold, and their
 // sources. silent are the sources whose attributes are left out.
 func (p *plan) grant(v []value, silent []bool, d *Decision) {
-	held := make([]value, len(v)) // of the rules that name a source, what the best comes to
+	held := make([]value, len(v)) // for each source, the highest value of the rules that name it
 	for i := range p.allow {
 		r := &p.allow[i]
 		if r.trial {
@@ -55,7 +55,7 @@ func (p *plan) grant(v []value, silent []bool, d *Decision) {
 			if !silent[i] {
 				d.Attributes = append(d.Attributes, a.Verdict.Attributes)
 			}
-		case held[i] == no || v[i] == no || silent[i]: // has nothing that could be missing
+		case held[i] == no || v[i] == no || silent[i]: // the source has nothing that could be missing
 		default:
 			d.Missing = append(d.Missing, a.Source)
 			if held[i] == yes {

@@ -7,23 +7,23 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// A value is what one source says of a TPM and what a rule over sources comes
-// to. It is Kleene's three-valued logic with two reasons for not knowing.
+// A value is what one source says of a TPM, or what a rule over sources comes to: Kleene's
+// three-valued logic, with two reasons for not knowing.
 type value uint8
 
 const (
 	// no: the source does not list the TPM; the rule does not hold.
 	no value = iota
-	// open: the challenge will show it, or the network would.
+	// open: not known yet; the challenge or the network would show it.
 	open
-	// unsure: a source could not tell, and what it would have said matters.
+	// unsure: not known, since a source cannot tell.
 	unsure
 	// yes: the source lists the TPM; the rule holds.
 	yes
 )
 
-// or is the larger one: what is known to hold holds, and a failure is a better
-// reason for not knowing than an answer that is still to come.
+// or returns the larger value: what is known to hold holds, and a failure is a better reason
+// for not knowing than an answer that is still to come.
 func or(a, b value) value { return max(a, b) }
 
 func and(a, b value) value {
@@ -38,32 +38,31 @@ func and(a, b value) value {
 	return max(a, b)
 }
 
-// A Plan is a policy over sources that are known by their index. It never changes, so
-// any number of goroutines may use it.
+// A Plan is a policy over sources that are known by their index. It never changes, so any
+// number of goroutines may use it.
 //
-// The methods take the answers of all sources, in the order of the names that NewPlan
-// was given. A source that has not answered yet is one that cannot tell.
+// The methods take the answers of all sources, in the order of the names that NewPlan was
+// given. A source that has not answered yet counts as a source that cannot tell.
 type Plan struct {
 	plan
 	// silent are the sources whose attributes are left out.
 	silent []bool
 }
 
-// NewPlan compiles a policy that Validate accepts over sources in the order of names.
-// Those that are silent contribute no attributes.
+// NewPlan compiles a policy, which Validate must have accepted, over sources in the order of
+// names. The sources that are silent contribute no attributes.
 func NewPlan(p Policy, names []string, silent []bool) *Plan {
 	return &Plan{newPlan(p, names), slices.Clone(silent)}
 }
 
-// Before decides whether a machine is worth a challenge, by what the sources say before
-// it:
+// Before decides, by what the sources say before the challenge, whether a machine is worth a
+// challenge:
 //
-//   - Challenge, if the answer to a challenge can still admit it;
-//   - Unavailable, if it could if the sources that cannot tell had answered as well;
-//   - Refused, if neither could.
+//   - Challenge, if the answer to the challenge can still admit it;
+//   - Unavailable, if it can not, but could if the sources that cannot tell had answered;
+//   - Refused otherwise.
 //
-// If it is Challenge, the answers in the Decision have no attributes: nothing is granted
-// yet.
+// If it is Challenge, the answers in the Decision have no attributes: nothing is granted yet.
 func (p *Plan) Before(answers []Answer) Decision {
 	v := values(answers)
 	d := p.report(v)
@@ -81,8 +80,8 @@ func (p *Plan) Before(answers []Answer) Decision {
 
 // After decides about a machine that has answered its challenge:
 //
-//   - Admitted, if no deny rule holds or might hold and an allow rule holds;
-//   - Unavailable, if the sources that cannot tell could have made it so;
+//   - Admitted, if an allow rule holds, and no deny rule holds or might hold;
+//   - Unavailable, if that would be so had the sources that cannot tell answered otherwise;
 //   - Refused otherwise.
 //
 // A source that needs the network, and was not told to ask it, cannot tell.
@@ -91,7 +90,7 @@ func (p *Plan) After(answers []Answer) Decision {
 	d := p.report(v)
 	d.Answers = slices.Clone(answers)
 	for i := range v {
-		if v[i] == open { // no failure to report, and nothing is known
+		if v[i] == open { // not known, and no failure
 			v[i] = unsure
 		}
 	}
@@ -101,19 +100,19 @@ func (p *Plan) After(answers []Answer) Decision {
 	return d
 }
 
-// Knows reports whether a source lists the TPM that an enforced allow rule names which
+// Knows reports whether a source lists the TPM that is named by an enforced allow rule which
 // can still hold.
 func (p *Plan) Knows(answers []Answer) bool { return p.knows(values(answers)) }
 
-// Challenges reports whether the machine is to be challenged whatever the sources say
-// that cannot tell so far.
+// Challenges reports whether the machine is to be challenged, whatever the sources say that
+// have not told yet.
 func (p *Plan) Challenges(answers []Answer) bool { return p.decide(values(answers)) == Admitted }
 
 // Allows reports whether an enforced allow rule names a source.
 func (p *Plan) Allows(source int) bool { return p.allows(source) }
 
-// WorthPolling returns those of some sources that do not list the TPM by which the
-// decision would be a better one if they did.
+// WorthPolling returns, out of some sources, those that do not list the TPM and would make the
+// decision a better one if they did.
 func (p *Plan) WorthPolling(answers []Answer, some []int) []int {
 	v := values(answers)
 	var missed []int
@@ -125,8 +124,8 @@ func (p *Plan) WorthPolling(answers []Answer, some []int) []int {
 	return p.worthAsking(v, missed)
 }
 
-// WorthFetching returns the sources that need the network and whose answer can change
-// the outcome or, if that is Admitted, which rules hold and what their sources list.
+// WorthFetching returns the sources that need the network and whose answers can change the
+// outcome or, if that is Admitted, which rules hold and what their sources list.
 func (p *Plan) WorthFetching(answers []Answer) []int { return p.worthFetching(values(answers)) }
 
 func values(answers []Answer) []value {
@@ -182,13 +181,13 @@ func (r *planRule) value(v []value) value {
 	return and(all, some)
 }
 
-// decide returns Admitted where some way for the open answers to turn out
-// admits the TPM; Unavailable where none does, but one would if the sources
-// that could not tell had answered as well; otherwise Refused.
+// decide returns Admitted if the open answers can turn out so that the TPM is admitted. It
+// returns Unavailable if they can not, but could if the sources that cannot tell had answered.
+// Otherwise it returns Refused.
 //
-// With open answers, Admitted is the reason to challenge the TPM: nothing else
-// is promised by it. Without, it means that an enforced allow rule holds and
-// that no enforced deny rule holds or might hold.
+// While answers are open, Admitted is a reason to challenge the TPM and promises nothing else.
+// Once none is open, it means that an enforced allow rule holds, and that no enforced deny rule
+// holds or might hold.
 func (p *plan) decide(v []value) Outcome {
 	switch {
 	case p.canAdmit(v, false):
@@ -199,14 +198,14 @@ func (p *plan) decide(v []value) Outcome {
 	return Refused
 }
 
-// canAdmit reports whether the open answers can turn out so that the TPM is
-// admitted. A source that is unsure counts as open where answered is true. Where
-// it is not, it counts as what admits least: as not listing the TPM under an
-// allow rule, and as listing it under a deny rule.
+// canAdmit reports whether the open answers can turn out so that the TPM is admitted. If
+// answered is true, a source that is unsure counts as open. If it is false, such a source
+// counts as what admits least: as not listing the TPM under an allow rule, and as listing it
+// under a deny rule.
 //
-// Rules only ever gain by a source that lists the TPM. So it suffices to try
-// each smallest set of sources that makes an allow rule hold, all of its All and
-// one of its Any, with every other open source not listing the TPM.
+// A source that lists the TPM never makes a rule stop holding. So it is enough to try each
+// smallest set of sources that makes an allow rule hold, which is all of its All and one of its
+// Any, and to assume that no other open source lists the TPM.
 func (p *plan) canAdmit(v []value, answered bool) bool {
 	can := func(i int) bool { return v[i] == yes || v[i] == open || answered && v[i] == unsure }
 	for _, r := range p.allow {
@@ -225,8 +224,8 @@ func (p *plan) canAdmit(v []value, answered bool) bool {
 	return false
 }
 
-// denies reports whether an enforced deny rule holds or might hold where, of the
-// sources that are not known, those of all and one list the TPM.
+// denies reports whether an enforced deny rule holds or might hold if, among the sources that
+// are not known, exactly those in all and the source one list the TPM.
 func (p *plan) denies(v []value, answered bool, all []int, one int) bool {
 	lists := func(i int) bool {
 		switch {
@@ -248,8 +247,7 @@ func (p *plan) denies(v []value, answered bool, all []int, one int) bool {
 	return false
 }
 
-// knows reports whether a source lists the TPM that an enforced allow rule names
-// which can still hold.
+// knows is Knows.
 func (p *plan) knows(v []value) bool {
 	lists := func(i int) bool { return v[i] == yes }
 	return slices.ContainsFunc(p.allow, func(r planRule) bool {
@@ -266,10 +264,8 @@ func (r *planRule) names(source int) bool {
 	return slices.Contains(r.all, source) || slices.Contains(r.any, source)
 }
 
-// worthAsking returns those of some sources that do not list the TPM by which the
-// decision would be a better one if they did: those of an enforced allow rule
-// that could then admit, or for which a source that cannot tell could then
-// decide.
+// worthAsking is WorthPolling: it returns the missed sources of each enforced allow rule that
+// could then admit, or under which a source that cannot tell could then decide.
 func (p *plan) worthAsking(v []value, missed []int) []int {
 	now := p.decide(v)
 	if now == Admitted || len(missed) == 0 {

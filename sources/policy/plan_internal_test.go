@@ -8,15 +8,14 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// The laws of the logic are proved by enumeration: every policy of up to two
-// allow and two deny rules over three sources, under every assignment of what
-// the three can say. The reference is the two-valued meaning of a Policy, written
-// against Rule and not against the code under test.
+// The laws of the logic are proved by enumeration: every policy of up to two allow and two deny
+// rules over three sources, under every combination of what the three can say. The reference is
+// the two-valued meaning of a Policy, which is written against Rule and not against the code
+// under test.
 
 var lawSources = []string{"a", "b", "c"}
 
-// everyRule returns every rule over lawSources: each source is in all, in any or
-// in neither.
+// everyRule returns every rule over lawSources: each source is in All, in Any or in neither.
 func everyRule() []Rule {
 	var rules []Rule
 	for i := 1; i < 27; i++ {
@@ -87,7 +86,7 @@ func resolutions(v []value, from value, to ...value) [][]value {
 	return all
 }
 
-// lists reports what the source of this name says where everybody knows.
+// lists reports whether the source of this name lists the TPM. No value is unknown.
 func lists(v []value, name string) bool { return v[slices.Index(lawSources, name)] == yes }
 
 // refHolds is the two-valued meaning of a rule.
@@ -106,18 +105,18 @@ func refAdmits(p Policy, v []value) bool {
 	return slices.ContainsFunc(p.Allow, holds) && !slices.ContainsFunc(p.Deny, holds)
 }
 
-// TestDecideIsExact proves the two laws that everything else follows from. The
-// TPM is admitted, or worth a challenge, exactly where some second step admits it
-// however the failures would have turned out; it is Unavailable exactly where it
-// is not, but where some second step and some turn of the failures admits it. So
-// an outage admits nobody and clears nobody under a deny rule, a refusal is one
-// that nothing missing could change, and nobody is told to try again who has
-// nothing to hope for.
+// TestDecideIsExact proves the two laws that everything else follows from. A TPM is admitted,
+// or worth a challenge, exactly if some way for the open answers to turn out admits it whatever
+// the failed sources would have said. It is Unavailable exactly if that is not so, but some way
+// for the open answers and the failed sources together admits it.
+//
+// So an outage admits nobody and clears nobody under a deny rule, nothing that is missing could
+// change a refusal, and nobody is told to try again without a chance.
 func TestDecideIsExact(t *testing.T) {
 	type ways struct {
 		v []value
-		// ends are, of each way for the open answers to turn out, each way
-		// for the failures to turn out.
+		// ends has, for each way for the open answers to turn out, every way for the
+		// failed sources to have answered.
 		ends [][][]value
 	}
 	var every []ways
@@ -151,8 +150,8 @@ func TestDecideIsExact(t *testing.T) {
 	})
 }
 
-// TestWithoutFailureTheLogicIsTwoValued stops a policy from meaning something
-// else than what its operator reads, where every source can tell.
+// TestWithoutFailureTheLogicIsTwoValued stops a policy from meaning anything but what its
+// operator reads if every source can tell.
 func TestWithoutFailureTheLogicIsTwoValued(t *testing.T) {
 	every := assignments(3, no, yes)
 	everyPolicy(func(p Policy) {
@@ -165,9 +164,9 @@ func TestWithoutFailureTheLogicIsTwoValued(t *testing.T) {
 	})
 }
 
-// TestBeforeTheChallenge proves what the first step promises about the second,
-// sources that fail only then included: a refusal is final, a challenge has a
-// purpose, and Unavailable spares the machine a challenge that cannot help.
+// TestBeforeTheChallenge proves what the first step promises about the second, even if sources
+// begin to fail between them: a refusal is final, a challenge has a purpose, and Unavailable
+// spares the machine a challenge that cannot help.
 func TestBeforeTheChallenge(t *testing.T) {
 	every := assignments(3, no, open, unsure, yes)
 	var later [][][]value
@@ -220,8 +219,8 @@ func TestAnOutageOnlyTakesAway(t *testing.T) {
 	})
 }
 
-// TestAdmissionNamesWhatAdmitted pins the selectors: the rules that hold, and of
-// their sources those that list the TPM, whatever else lists it.
+// TestAdmissionNamesWhatAdmitted pins the selectors: the rules that hold, and those of their
+// sources that list the TPM, whatever other sources list it.
 func TestAdmissionNamesWhatAdmitted(t *testing.T) {
 	every := assignments(3, no, unsure, yes)
 	everyPolicy(func(p Policy) {
@@ -236,7 +235,7 @@ func TestAdmissionNamesWhatAdmitted(t *testing.T) {
 			}
 			var want Decision
 			for _, r := range p.Allow {
-				if refHolds(r, v) { // unsure counts as no
+				if refHolds(r, v) { // lists counts unsure as no
 					want.Rules = append(want.Rules, r.Name)
 				}
 			}
@@ -260,10 +259,10 @@ func TestAdmissionNamesWhatAdmitted(t *testing.T) {
 	})
 }
 
-// TestMissing proves what an ID relies on: the sources in Missing are exactly those
-// whose attributes a machine that is admitted now could have as well if those that
-// failed had answered. None is left out, or an outage would pick the ID; and none
-// is there for nothing, or an outage that changes nothing would withhold it.
+// TestMissing proves what SPIFFE IDs rely on: Missing has exactly the sources whose attributes
+// a machine that is admitted now might have as well if the failed sources had answered. If one
+// were left out, an outage would choose the ID; if there were one too many, an outage that
+// changes nothing would withhold it.
 func TestMissing(t *testing.T) {
 	every := assignments(3, no, unsure, yes)
 	var answered [][][]value
@@ -296,8 +295,8 @@ func TestMissing(t *testing.T) {
 	})
 }
 
-// TestReportedDenials proves that a rule is reported as denying exactly where it
-// holds however the failures turn out, and as perhaps denying where they decide.
+// TestReportedDenials proves that a rule is reported as denying exactly if it holds whatever
+// the failed sources would have said, and as perhaps denying exactly if they decide that.
 func TestReportedDenials(t *testing.T) {
 	for _, r := range everyRule() {
 		pl := newPlan(Policy{Deny: []Rule{r}}, lawSources)
@@ -314,8 +313,8 @@ func TestReportedDenials(t *testing.T) {
 	}
 }
 
-// TestOpenIsNoFailure: a deny rule that only waits for the challenge is not
-// reported as perhaps denying, which would read as an outage in the log.
+// TestOpenIsNoFailure: a deny rule that only waits for the challenge is not reported as perhaps
+// denying, which would look like an outage in the log.
 func TestOpenIsNoFailure(t *testing.T) {
 	for _, r := range everyRule() {
 		pl := newPlan(Policy{Deny: []Rule{r}}, lawSources)
@@ -388,7 +387,7 @@ func TestNoPolicyAdmitsNobody(t *testing.T) {
 	}
 }
 
-// admission is the decision of the second step.
+// admission returns the decision of the second step.
 func admission(p *plan, v []value) Decision {
 	return admissionWithout(p, v, make([]bool, len(v)))
 }
@@ -428,9 +427,9 @@ func reverseRules(rules []Rule) []Rule {
 	return rules
 }
 
-// TestWorthAskingIsExact: sources are polled early exactly where the decision
-// would be a better one if they listed the TPM. A poll too many is a stranger's;
-// one too few turns a machine away that was listed a moment ago.
+// TestWorthAskingIsExact: sources are polled early exactly if the decision would be a better
+// one if they listed the TPM. One poll too many would be a stranger's; one too few turns away a
+// machine that was listed a moment ago.
 func TestWorthAskingIsExact(t *testing.T) {
 	every := assignments(3, no, open, unsure, yes)
 	everyPolicy(func(p Policy) {

@@ -1,8 +1,8 @@
-// Package policy says how the verdicts of sources combine: the rules, the three-valued
-// logic under them, and what each stage of an evaluation comes to.
+// Package policy says how the verdicts of sources combine: the rules, the three-valued logic
+// under them, and what each step of an evaluation comes to.
 //
-// It is pure: it asks nobody, waits for nothing and knows no time. Package admission
-// asks the sources.
+// It is pure: it asks nobody, waits for nothing and has no clock. Package admission asks the
+// sources.
 package policy
 
 import (
@@ -14,45 +14,41 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// A Rule combines the verdicts of sources. It holds when every source of All
-// lists the TPM and, where Any is not empty, some source of Any does. At least
-// one of the two is not empty.
+// A Rule combines the verdicts of sources. It holds if every source of All lists the TPM and,
+// unless Any is empty, some source of Any does. At least one of the two is not empty.
 type Rule struct {
-	// Name is the rule's name, unique among the policy's rules of its effect:
-	// lower-case letters, digits, "_" and "-".
+	// Name is the rule's name: lower-case letters, digits, "_" and "-". No two allow rules
+	// and no two deny rules of a policy have the same name.
 	Name string
-	// All and Any are names of sources, none of them twice in a list. Nil
-	// means that the rule does not have the list; an empty list that is not
-	// nil is a mistake.
+	// All and Any are names of sources. No name is twice in a list. Nil means that the rule
+	// does not have the list; an empty list that is not nil is a mistake.
 	All, Any []string
-	// Trial rules are evaluated and reported and decide nothing.
+	// A rule on Trial is evaluated and reported, and decides nothing.
 	Trial bool
 }
 
-// Policy says who is admitted: a TPM for which no Deny rule holds or might
-// hold, and some Allow rule holds. The zero Policy admits nobody, and Validate
-// refuses it. One whose Allow rules are all on trial admits nobody either; it is
-// valid, to watch rules before any of them is enforced. The order of rules, and
-// of the names in them, means nothing.
+// Policy says who is admitted: a TPM is if some Allow rule holds, and no Deny rule holds or
+// might hold. The zero Policy admits nobody, and Validate refuses it. If all Allow rules are on
+// trial, the policy admits nobody either; it is valid, so that operators can watch rules before
+// they enforce any. The order of rules, and of the names in them, means nothing.
 type Policy struct {
 	Allow, Deny []Rule
 }
 
-// DefaultRule is the name of the allow rule of a configuration that writes none.
+// DefaultRule is the name of the allow rule of a configuration that has no rules.
 const DefaultRule = "default"
 
-// AnyOf returns the policy of a configuration without rules: any of the sources
-// admits, by the rule DefaultRule. It is for the configuration with exactly one
-// source, and for one that names the sources that admit in another way. With
-// several sources and no rule there is no default, since guessing widens trust:
-// anybody can buy a TPM of a trusted vendor.
+// AnyOf returns the policy of a configuration without rules: each of the sources admits, by the
+// rule DefaultRule. It is for a configuration with exactly one source, and for a configuration
+// that says in another way which sources admit. Several sources without a rule have no default,
+// since guessing widens trust: anybody can buy a TPM of a trusted vendor.
 func AnyOf(names ...string) Policy {
 	return Policy{Allow: []Rule{{Name: DefaultRule, Any: names}}}
 }
 
-// Validate checks the policy over sources of these names and returns every
-// mistake as an error of its own, nil if there is none. Each begins with the
-// rule or source that it is about: `allow "lab": any: …`.
+// Validate checks the policy over sources of these names and returns every mistake as an error
+// of its own, or nil if there is none. Each error begins with the rule or source that it is
+// about: `allow "lab": any: …`.
 func (p Policy) Validate(names []string) []error {
 	var errs []error
 	for _, rs := range []struct {
@@ -75,7 +71,7 @@ func (p Policy) Validate(names []string) []error {
 	return append(errs, p.validateWhole(names)...)
 }
 
-// validate checks one rule by itself.
+// validate checks one rule.
 func (r Rule) validate(where string, known []string) []error {
 	var errs []error
 	if r.All == nil && r.Any == nil {
@@ -120,8 +116,8 @@ func (p Policy) validateWhole(names []string) []error {
 	return errs
 }
 
-// ValidName returns what is wrong with the name of a source or a rule, or nil. Names
-// become selectors.
+// ValidName returns what is wrong with the name of a source or a rule, or nil. Names become
+// selectors.
 func ValidName(s string) error {
 	other := func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '_' && r != '-'
@@ -129,7 +125,7 @@ func ValidName(s string) error {
 	switch {
 	case s == "":
 		return errors.New("the name is empty")
-	case len(sources.PrefixSource)+len(s) > sources.MaxSelector: // the longer one of source: and rule:
+	case len(sources.PrefixSource)+len(s) > sources.MaxSelector: // source: is longer than rule:
 		return fmt.Errorf("the name has more than %d characters", sources.MaxSelector-len(sources.PrefixSource))
 	case strings.ContainsFunc(s, other):
 		return errors.New("the name has characters other than a-z, 0-9, \"_\" and \"-\"")

@@ -2,20 +2,19 @@ package policy
 
 import "slices"
 
-// maxTried is up to how many open answers every way for them to turn out is tried,
-// which is 3 to this power.
+// maxTried is the largest number of open answers for which every combination is tried: 3 to
+// this power.
 const maxTried = 6
 
-// worthFetching returns those sources whose answer is open and can change the
-// outcome or, where that is Admitted, which rules hold and what their sources list.
+// worthFetching returns the sources whose answer is open and can change the outcome or, if that
+// is Admitted, which rules hold and what their sources list.
 //
-// All ways for the answers to turn out are tried, those among them in which a
-// fetch fails. A source that makes no difference in any of them makes none at
-// all, and neither do several such sources together. One that makes a difference
-// has to be asked, since it may be that one. Where more than maxTried are open,
-// all that an enforced rule names are worth it.
+// It tries all ways for the answers to turn out, including failed fetches. A source that makes
+// no difference in any of them makes none at all, not even together with other such sources. A
+// source that makes a difference in some way has to be asked, since that may be how things are.
+// If more than maxTried answers are open, all sources that an enforced rule names are worth it.
 func (p *plan) worthFetching(v []value) []int {
-	if p.decide(v) == Refused { // however they turn out
+	if p.decide(v) == Refused { // however the open answers turn out
 		return nil
 	}
 	var opened []int
@@ -37,9 +36,9 @@ func (p *plan) worthFetching(v []value) []int {
 	return worth
 }
 
-// tryAll decides every way for the opened answers to turn out: number k is the one
-// in which the answer of opened[n] is the digit n of k to the base 3, the lowest
-// being digit 0. granted are the sources of the rules that hold where that admits.
+// tryAll decides every way for the opened answers to turn out. In way k, the answer of
+// opened[n] is digit n of k to the base 3, digit 0 being the lowest. granted are the sources of
+// the rules that hold in the ways that admit.
 func (p *plan) tryAll(v []value, opened []int) (outcomes []Outcome, granted []bool) {
 	ways := 1
 	for range opened {
@@ -48,7 +47,7 @@ func (p *plan) tryAll(v []value, opened []int) (outcomes []Outcome, granted []bo
 	w := slices.Clone(v)
 	for i, x := range w {
 		if x == open {
-			w[i] = unsure // those that no enforced rule names
+			w[i] = unsure // sources that no enforced rule names
 		}
 	}
 	outcomes, granted = make([]Outcome, ways), make([]bool, len(v))
@@ -72,7 +71,7 @@ func (p *plan) tryAll(v []value, opened []int) (outcomes []Outcome, granted []bo
 	return outcomes, granted
 }
 
-// differ reports whether two outcomes differ whose numbers differ in this digit
+// differ reports whether there are two different outcomes whose numbers differ in this digit
 // alone.
 func differ(outcomes []Outcome, digit int) bool {
 	place := 1

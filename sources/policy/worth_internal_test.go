@@ -6,12 +6,12 @@ import (
 	"testing"
 )
 
-// The laws of what is fetched are proved over the same policies as those of the
-// logic. An ending says what each source says in the end, nothing left open, as a
-// number to the base 4, and what that comes to is computed once a policy.
+// The laws of what is fetched are proved over the same policies as those of the logic. An
+// ending is what each source says in the end, with nothing left open, as a number to the base
+// 4. What an ending comes to is computed once for each policy.
 
-// A result is all of a decision that anybody acts upon: the outcome, the rules that
-// hold, the sources whose attributes count and those that are missing there.
+// A result is everything in a decision that somebody acts upon: the outcome, the rules that
+// hold, the sources whose attributes count, and the sources that are missing.
 type result struct {
 	outcome               Outcome
 	rules, listed, unsure string
@@ -29,8 +29,8 @@ func number(v []value) (n int) {
 	return n
 }
 
-// A situation is what the sources have said after the challenge, with the ways in
-// which the fetches that are left can end.
+// A situation is what the sources have said after the challenge, with all ways for the
+// remaining fetches to end.
 type situation struct {
 	v    []value
 	ends [][]value
@@ -44,7 +44,7 @@ func everySituation() []situation {
 	return all
 }
 
-// everyResult calls f with every policy and what every ending comes to under it.
+// everyResult calls f with every policy, and with what every ending comes to under it.
 func everyResult(f func(Policy, *plan, *[64]result)) {
 	endings := assignments(3, no, unsure, yes)
 	everyPolicy(func(p Policy) {
@@ -57,7 +57,7 @@ func everyResult(f func(Policy, *plan, *[64]result)) {
 	})
 }
 
-// without returns an ending in which only those of worth have been asked.
+// without returns the ending in which only the sources in worth have been asked.
 func without(s situation, end []value, worth []int) []value {
 	w := slices.Clone(end)
 	for i, x := range s.v {
@@ -68,11 +68,10 @@ func without(s situation, end []value, worth []int) []value {
 	return w
 }
 
-// TestWorthFetchingIsExact proves the two laws of what is asked of the network.
-// What is not asked changes nothing: outcome, rules, sources and what is missing
-// are those of asking everybody, however the fetches end, failures included. And
-// nobody is asked for nothing: each one that is asked makes a difference in some
-// end, or an attesting machine could make the server ask at will.
+// TestWorthFetchingIsExact proves two laws. What is not asked changes nothing: outcome, rules,
+// sources and what is missing are the same as if everybody were asked, however the fetches end,
+// even if they fail. And nobody is asked in vain: each fetch makes a difference in some ending,
+// since otherwise an attesting machine could make the server send requests at will.
 func TestWorthFetchingIsExact(t *testing.T) {
 	every := everySituation()
 	everyResult(func(p Policy, pl *plan, results *[64]result) {
@@ -100,8 +99,8 @@ func TestWorthFetchingIsExact(t *testing.T) {
 	})
 }
 
-// TestNotAskedIsNotMissing: a source that is not asked because its answer would change
-// nothing does not withhold an ID, where no source has failed.
+// TestNotAskedIsNotMissing: a source that is not asked because its answer would change nothing
+// does not withhold an ID, as long as no source has failed.
 func TestNotAskedIsNotMissing(t *testing.T) {
 	var every []situation
 	for _, v := range assignments(3, no, open, yes) {
@@ -120,8 +119,8 @@ func TestNotAskedIsNotMissing(t *testing.T) {
 	})
 }
 
-// TestNobodyIsFetchedForARefusal: a machine that is refused whatever the network
-// says causes no request. This is the half of the law that strangers would use.
+// TestNobodyIsFetchedForARefusal: a machine that is refused whatever the network says causes no
+// request. Strangers would use a fault in this half of the law.
 func TestNobodyIsFetchedForARefusal(t *testing.T) {
 	every := everySituation()
 	everyResult(func(p Policy, pl *plan, results *[64]result) {
@@ -136,9 +135,9 @@ func TestNobodyIsFetchedForARefusal(t *testing.T) {
 	})
 }
 
-// TestAnOutageOfTheNetworkOnlyTakesAway proves that a fetch that fails, or a source
-// that fails before it, with all that this changes in what is fetched at all, never
-// admits a TPM and never adds a rule or a source to an admission.
+// TestAnOutageOfTheNetworkOnlyTakesAway proves that if a fetch fails, or a source fails before
+// it and other fetches are made because of that, no TPM is admitted for it, and no admission
+// gains a rule or a source.
 func TestAnOutageOfTheNetworkOnlyTakesAway(t *testing.T) {
 	every := everySituation()
 	everyResult(func(p Policy, pl *plan, results *[64]result) {
@@ -151,7 +150,7 @@ func TestAnOutageOfTheNetworkOnlyTakesAway(t *testing.T) {
 				with := results[number(without(s, end, worth[number(s.v)]))]
 				for i := range s.v {
 					failed := situation{v: slices.Clone(s.v)}
-					if s.v[i] != open { // Check fails; else Fetch does
+					if s.v[i] != open { // Check fails, otherwise Fetch
 						failed.v[i] = unsure
 					}
 					broken := slices.Clone(end)
@@ -167,11 +166,10 @@ func TestAnOutageOfTheNetworkOnlyTakesAway(t *testing.T) {
 	})
 }
 
-// within reports whether each word of part is in whole.
+// within reports whether whole has each word of part.
 func within(part, whole string) bool { return subset(strings.Fields(part), strings.Fields(whole)) }
 
-// TestTrialsFetchNothing stops a rule on trial from causing a request, and from
-// sparing one.
+// TestTrialsFetchNothing stops a rule on trial from causing a request, and from preventing one.
 func TestTrialsFetchNothing(t *testing.T) {
 	every := everySituation()
 	rules := everyRule()
@@ -191,8 +189,8 @@ func TestTrialsFetchNothing(t *testing.T) {
 	}
 }
 
-// TestManyFetchers: where there are more than can be tried, all that an enforced
-// rule names are asked, so that the decision is the same; for a refusal, none.
+// TestManyFetchers: if there are too many open answers to try, all that an enforced rule names
+// are asked, so that the decision is the same; for a refusal, none is asked.
 func TestManyFetchers(t *testing.T) {
 	names := []string{"a", "b", "c", "d", "e", "f", "g", "h", "i"}
 	p := Policy{
