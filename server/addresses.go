@@ -12,45 +12,46 @@ import (
 )
 
 const (
-	// maxSightings is how many EKs are remembered, by family of addresses: those
+	// maxSightings is how many EKs are remembered, counted by family of addresses: those
 	// that attested last.
 	maxSightings = 65_536
-	// lastAddresses is how many addresses of one EK are remembered, whatever their
-	// age. To come back to one of them is enough to be taken for a copy.
+	// lastAddresses is how many addresses of an EK are remembered, whatever their age. An
+	// EK that comes back to one of them is taken for a copy.
 	lastAddresses = 4
-	// maxAddresses is how many are remembered for addressAge, 1 KiB an EK.
+	// maxAddresses is how many addresses are remembered for addressAge: 1 KiB for each EK.
 	maxAddresses = 32
 	addressAge   = 24 * time.Hour
-	// alternatingPause is how long nothing more is logged of one EK.
+	// alternatingPause is how long an EK is not logged again.
 	alternatingPause = time.Hour
 )
 
-// addresses remembers from where EKs have attested. An EK is taken for one that is
-// in several machines, a virtual TPM that was copied with its machine or an agent
-// that forwards another machine's TPM, where it
+// addresses remembers from where EKs have attested. An EK counts as being in several machines
+// (a virtual TPM that was copied with its machine, or an agent that forwards another machine's
+// TPM) if it
 //
-//   - comes back to one of the last four addresses: a machine whose address changes
-//     moves on and does not come back;
-//   - comes back to any of 32 within a day, twice without a new one in between:
-//     copies attest at a steady pace and so in a steady order, while a machine that
-//     has been to five places and is in the first again goes on to new ones;
+//   - comes back to one of its last four addresses: a machine whose address changes moves
+//     on and does not come back;
+//   - comes back to any of its 32 addresses within a day, twice without a new address in
+//     between: copies attest at a steady pace and so in a steady order, while a machine
+//     that has been to five places and is back in the first goes on to new ones;
 //   - has had 32 addresses within a day, and comes from yet another.
 //
-// It remembers admitted machines only, so that strangers cannot make it forget.
+// Only admitted machines are remembered, so strangers cannot make it forget.
 type addresses struct {
 	mu     sync.Mutex
 	of     map[sightingKey]*list.Element // of *sighting
-	recent *list.List                    // the last one first
+	recent *list.List                    // the EK that attested last comes first
 }
 
-// sightingKey is an EK in one family of addresses: a machine may have one of each
+// sightingKey is an EK in one family of addresses: a machine may have an address of each family
 // and use them in turn.
 type sightingKey struct {
 	hash sources.EKHash
 	v6   bool
 }
 
-// sighting is where one EK was seen: the last address first, without duplicates.
+// sighting is where one EK was seen: the last address comes first, and no address is there
+// twice.
 type sighting struct {
 	key    sightingKey
 	from   []seen
@@ -58,7 +59,7 @@ type sighting struct {
 	logged time.Time
 }
 
-// seen is an address and when it was seen last, in Unix seconds.
+// seen is an address, and when an EK was last seen there, in Unix seconds.
 type seen struct {
 	addr netip.Addr
 	at   int64
@@ -68,9 +69,8 @@ func newAddresses() *addresses {
 	return &addresses{of: map[sightingKey]*list.Element{}, recent: list.New()}
 }
 
-// note notes that an EK has attested. Where that shows that it is in several
-// machines, from is the address before; log is true where that has not been logged
-// for an hour.
+// note notes that an EK has attested. If this shows that the EK is in several machines, from is
+// the address before; log is true if that has not been logged for an hour.
 func (a *addresses) note(ekHash sources.EKHash, addr netip.Addr, now time.Time) (from netip.Addr, log bool) {
 	addr = network(addr)
 	if !addr.IsValid() {
@@ -93,8 +93,8 @@ func (a *addresses) note(ekHash sources.EKHash, addr netip.Addr, now time.Time) 
 	return last, log
 }
 
-// sighting returns that of an EK, and forgets the EK that was seen least recently
-// where there are too many.
+// sighting returns the sighting of an EK. If there are too many, it forgets the EK that was
+// seen least recently.
 func (a *addresses) sighting(key sightingKey) *sighting {
 	if e, ok := a.of[key]; ok {
 		a.recent.MoveToFront(e)
@@ -110,8 +110,8 @@ func (a *addresses) sighting(key sightingKey) *sighting {
 	return s
 }
 
-// moveTo makes next the last address, and reports whether the EK is in several
-// machines by that.
+// moveTo makes next the last address, and reports whether this shows that the EK is in several
+// machines.
 func (s *sighting) moveTo(next seen) bool {
 	for n := len(s.from); n > lastAddresses && next.at-s.from[n-1].at >= int64(addressAge.Seconds()); n-- {
 		s.from = s.from[:n-1]
@@ -134,8 +134,8 @@ func (s *sighting) moveTo(next seen) bool {
 	return full
 }
 
-// network returns the address by which a machine is known: of IPv6 the first 64
-// bits, since hosts change the others at will (RFC 8981).
+// network returns the part of an address that a machine is known by: for IPv6 the first 64
+// bits, since hosts change the other bits at will (RFC 8981).
 func network(addr netip.Addr) netip.Addr {
 	addr = addr.Unmap().WithZone("")
 	if !addr.Is6() {
@@ -149,8 +149,8 @@ func network(addr netip.Addr) netip.Addr {
 	return prefix.Addr()
 }
 
-// noteAddress looks whether the machine that has just been admitted shares its EK
-// with another one.
+// noteAddress checks whether the machine that has just been admitted shares its EK with another
+// machine.
 func (a *attestation) noteAddress(ctx context.Context) {
 	addr, err := netip.ParseAddr(peer(ctx))
 	if err != nil {

@@ -15,13 +15,13 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// answerTimeout is how long an agent may take to answer its challenge, and SPIRE to send
-// the payload of a stream that it has opened.
+// answerTimeout is how long an agent may take to answer its challenge, and SPIRE to send the
+// payload after it has opened a stream.
 const answerTimeout = 60 * time.Second
 
-// attestation is one attestation on its way. It is used by one goroutine.
+// attestation is one attestation under way. One goroutine uses it.
 type attestation struct {
-	*generation // the one that is current when the payload arrives, and then when the answer does
+	*generation // current when the payload arrives; after renew, when the answer arrives
 	plugin      *Plugin
 	stream      nodeattestorv1.NodeAttestor_AttestServer
 	begun       time.Time
@@ -30,8 +30,8 @@ type attestation struct {
 	decision policy.Decision // the last one
 }
 
-// Attest implements the NodeAttestor service: a payload, one challenge, and the
-// answer to it. The codes of its errors are those of failure.
+// Attest implements the NodeAttestor service: a payload, one challenge, and the answer to it.
+// See failure for the codes of its errors.
 func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) (err error) {
 	defer p.guard(stream.Context(), "Attest", &err)
 	g := p.current.Load()
@@ -39,7 +39,7 @@ func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) (err er
 		return status.Error(codes.FailedPrecondition, "the plugin is not configured")
 	}
 	a := &attestation{generation: g, plugin: p, stream: stream, begun: time.Now()}
-	// A panic is counted as well.
+	// A panic is counted, too.
 	outcome := outcomeInternal
 	defer func() { p.metrics.attested(outcome, time.Since(a.begun), &a.decision) }()
 	attributes, failed := a.run(stream.Context())
@@ -60,7 +60,7 @@ func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) (err er
 	return nil
 }
 
-// run is the attestation from the payload to the agent's attributes.
+// run makes the attestation, from the payload to the agent's attributes.
 func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes, *failure) {
 	defer a.plugin.open.Add(-1)
 	if a.plugin.open.Add(1) > maxOpen {
@@ -71,7 +71,7 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 		return nil, failed
 	}
 	defer first.release()
-	// A stream that sends nothing takes no place.
+	// A stream that sends nothing is not under way.
 	defer a.plugin.underWay.Add(-1)
 	if a.plugin.underWay.Add(1) > maxUnderWay {
 		return nil, tooMany("too many attestations are in progress")
@@ -107,7 +107,7 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 	if failed := a.renew(held.evidence.EK); failed != nil {
 		return nil, failed
 	}
-	proven := *held.evidence // a check that is stuck may still read the first one
+	proven := *held.evidence // a copy: a check that is stuck may still read the other
 	proven.Proof = &sources.Proof{AK: session.AK()}
 	a.decision = a.set.AfterChallenge(ctx, &proven)
 	if a.decision.Outcome != policy.Admitted {
@@ -116,8 +116,8 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 	return a.admit(ctx)
 }
 
-// renew has the attestation decided by the configuration that is current now: a
-// machine that holds its challenge open must not outlast the rule that it met.
+// renew has the configuration that is current now decide: a machine must not outlast, by
+// holding its challenge open, the rule that it met.
 func (a *attestation) renew(ek crypto.PublicKey) *failure {
 	g := a.plugin.current.Load()
 	if g == nil {
@@ -133,7 +133,7 @@ func (a *attestation) renew(ek crypto.PublicKey) *failure {
 	return nil
 }
 
-// begin reads the payload, and releases it.
+// begin verifies the payload, and releases the message.
 func (a *attestation) begin(first *incoming) (*attestor.Session, *failure) {
 	defer first.release()
 	message, ok := first.req.GetRequest().(*nodeattestorv1.AttestRequest_Payload)
@@ -149,7 +149,7 @@ func (a *attestation) begin(first *incoming) (*attestor.Session, *failure) {
 	return session, nil
 }
 
-// challenge challenges the machine to prove that the AK is in the TPM of the EK.
+// challenge has the machine prove that the AK is in the same TPM as the EK.
 func (a *attestation) challenge(ctx context.Context, session *attestor.Session) *failure {
 	challenge, err := session.Challenge()
 	if err != nil {
@@ -185,7 +185,7 @@ func (a *attestation) challenge(ctx context.Context, session *attestor.Session) 
 	return nil
 }
 
-// admit returns what SPIRE is told of a machine that is admitted.
+// admit returns what SPIRE is told about an admitted machine.
 func (a *attestation) admit(ctx context.Context) (*nodeattestorv1.AgentAttributes, *failure) {
 	id, err := agentID(a.Config, a.ekHash, &a.decision)
 	switch {

@@ -18,10 +18,9 @@ import (
 // startTimeout is how long Configure waits for sources to load.
 const startTimeout = 10 * time.Second
 
-// Configure loads a configuration, starts its sources and puts it in the place
-// of the one before, which serves until then and goes on if this one is refused.
-// What has not changed keeps what it has loaded. Calls at the same time wait for
-// each other.
+// Configure loads a configuration, starts its sources and replaces the previous configuration,
+// which serves until then, and goes on serving if the new configuration is refused. Sources
+// that have not changed keep what they have loaded. Concurrent calls wait for each other.
 func (p *Plugin) Configure(
 	ctx context.Context, req *configv1.ConfigureRequest,
 ) (resp *configv1.ConfigureResponse, err error) {
@@ -42,7 +41,7 @@ func (p *Plugin) Configure(
 	return &configv1.ConfigureResponse{}, nil
 }
 
-// configure loads a configuration and puts it in the place of the one before.
+// configure loads a configuration and replaces the previous one.
 func (p *Plugin) configure(ctx context.Context, req *configv1.ConfigureRequest) error {
 	c, err := p.loader.Load(ctx, req.GetHclConfiguration(), req.GetCoreConfiguration().GetTrustDomain())
 	if err != nil {
@@ -74,14 +73,14 @@ func (p *Plugin) start(ctx context.Context, c *config.Config, previous *generati
 	within, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	set.Start(within, before)
-	if err := ctx.Err(); err != nil { // SPIRE takes this for a refusal
+	if err := ctx.Err(); err != nil { // SPIRE counts this as a refusal
 		set.Close()
 		return nil, status.FromContextError(err).Err()
 	}
 	return &generation{Config: c, set: set, verifier: attestor.Verifier{AllowWeakEK: c.AllowWeakEK}}, nil
 }
 
-// warn logs what a person should know of a configuration.
+// warn logs what an operator should know about a configuration.
 func (p *Plugin) warn(g *generation) {
 	for _, w := range g.Warnings {
 		p.log.Warn("Configuration: " + clean(w, maxLogged))
@@ -92,9 +91,8 @@ func (p *Plugin) warn(g *generation) {
 	}
 }
 
-// Validate says what is wrong with a configuration, and nothing if it is valid:
-// SPIRE takes any note for a failure. It reads no source, opens no file and
-// changes nothing.
+// Validate says what is wrong with a configuration, and nothing if it is valid, since SPIRE
+// reads any note as a failure. It reads no source, opens no file and changes nothing.
 func (p *Plugin) Validate(
 	ctx context.Context, req *configv1.ValidateRequest,
 ) (resp *configv1.ValidateResponse, err error) {

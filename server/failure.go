@@ -18,18 +18,18 @@ import (
 // outcome is how an attestation ended, as the metrics count it.
 type outcome string
 
-// All outcomes.
+// The outcomes.
 const (
 	outcomeAdmitted        outcome = "admitted"
 	outcomeRefused         outcome = "refused"          // by policy
 	outcomeUnavailable     outcome = "unavailable"      // something could not tell
 	outcomeMalformed       outcome = "malformed"        // evidence that breaks a rule of the protocol
 	outcomeChallengeFailed outcome = "challenge_failed" // another secret than the one sent
-	outcomeNoAnswer        outcome = "no_answer"        // none within 60 seconds
+	outcomeNoAnswer        outcome = "no_answer"        // no answer within 60 seconds
 	outcomeAgentLeft       outcome = "agent_left"       // the stream ended early
-	outcomeNoID            outcome = "no_id"            // agent_path_template forms none
-	outcomeSecondUse       outcome = "second_use"       // where reattest is false
-	outcomeInternal        outcome = "internal"         // ours
+	outcomeNoID            outcome = "no_id"            // agent_path_template forms no ID
+	outcomeSecondUse       outcome = "second_use"       // of an ID, although reattest is false
+	outcomeInternal        outcome = "internal"         // our fault
 )
 
 var outcomes = [...]outcome{
@@ -37,30 +37,30 @@ var outcomes = [...]outcome{
 	outcomeNoAnswer, outcomeAgentLeft, outcomeNoID, outcomeSecondUse, outcomeInternal,
 }
 
-// failure is why an attestation ended without admission.
+// failure is why an attestation has ended without admission.
 //
-// The codes: InvalidArgument for malformed evidence; PermissionDenied where the
-// machine is refused, upon which an agent gives up; Unavailable where the server
-// cannot tell now, upon which it tries again; DeadlineExceeded for a challenge
-// without an answer; Internal for faults of ours.
+// The codes: InvalidArgument if the evidence is malformed; PermissionDenied if the machine is
+// refused, upon which an agent gives up; Unavailable if the server cannot tell now, upon which
+// an agent tries again; DeadlineExceeded if a challenge is not answered; Internal for our own
+// faults.
 type failure struct {
 	outcome outcome
 	code    codes.Code
-	// told is what the agent learns: nothing of what lists hold.
+	// told is what the agent learns: nothing about the content of lists.
 	told string
 	// why is for the log.
 	why string
 }
 
-// malformed is evidence that is not what it has to be. The agent learns why:
-// it is its own.
+// malformed is the failure if the evidence breaks a rule of the protocol. The agent learns why,
+// since the evidence is its own.
 func malformed(why string) *failure {
 	const most = 500
 	why = clean(why, most)
 	return &failure{outcome: outcomeMalformed, code: codes.InvalidArgument, told: why, why: why}
 }
 
-// left is a stream that has ended before the attestation.
+// left is the failure if the stream ends before the attestation.
 func left(ctx context.Context, err error) *failure {
 	f := &failure{outcome: outcomeAgentLeft, code: codes.Canceled, told: "the stream has ended", why: err.Error()}
 	switch {
@@ -78,7 +78,7 @@ func left(ctx context.Context, err error) *failure {
 func (a *attestation) notAdmitted(ctx context.Context) *failure {
 	d := &a.decision
 	switch {
-	case ctx.Err() != nil: // then the sources were not given their time
+	case ctx.Err() != nil: // the sources may not have had their time
 		return left(ctx, ctx.Err())
 	case d.Outcome == policy.Unavailable && len(d.MaybeDenied) > 0:
 		return unavailable("deny rule " + strings.Join(d.MaybeDenied, ", ") + " might hold")
@@ -98,7 +98,7 @@ func unavailable(why string) *failure {
 	}
 }
 
-// tooMany is the failure where too much is under way already.
+// tooMany is the failure if too much is under way already.
 func tooMany(why string) *failure {
 	return &failure{
 		outcome: outcomeUnavailable, code: codes.Unavailable,
@@ -126,8 +126,8 @@ func (a *attestation) fail(ctx context.Context, f *failure) error {
 	return status.Error(f.code, f.told)
 }
 
-// logAdmission logs that a machine is admitted. SPIRE does so as well, so it is
-// of interest only if something was in doubt, unchecked or on trial.
+// logAdmission logs that a machine is admitted, if something was in doubt, unchecked or on
+// trial. SPIRE logs every admission itself.
 func (a *attestation) logAdmission(ctx context.Context, id string) {
 	level, enabled := hclog.Debug, a.plugin.log.IsDebug
 	unchecked := func(answer policy.Answer) bool { return answer.Verdict.Unchecked != "" }
@@ -140,8 +140,8 @@ func (a *attestation) logAdmission(ctx context.Context, id string) {
 	}
 }
 
-// log logs a line about the attestation with what was decided and why. The EK
-// hash lets an operator enrol a machine from the log.
+// log logs a line about the attestation, with what was decided and why. The EK hash in it lets
+// an operator enrol a machine from the log.
 func (a *attestation) log(ctx context.Context, level hclog.Level, message string, args ...any) {
 	args = append(args, "peer", peer(ctx))
 	if a.ekHash != (sources.EKHash{}) {
@@ -168,7 +168,7 @@ func (a *attestation) log(ctx context.Context, level hclog.Level, message string
 	a.plugin.log.Log(level, message, args...)
 }
 
-// machineNames returns what lists call the machine: a person knows it by that, and not
+// machineNames returns the names that lists give the machine. People know it by these, and not
 // by its EK hash.
 func machineNames(d *policy.Decision) string {
 	var names []string

@@ -13,24 +13,24 @@ import (
 )
 
 const (
-	// agentStoreTimeout bounds one question to SPIRE's AgentStore.
+	// agentStoreTimeout bounds one call of SPIRE's AgentStore.
 	agentStoreTimeout = 5 * time.Second
-	// reservedFor is how long an ID stays reserved at least; at most twice as long.
-	// SPIRE signs the SVID and stores the agent only after the plugin has returned. If
-	// that fails, the machine is admitted again once the reservation has ended.
+	// reservedFor is how long an ID stays reserved at least; it is twice as long at most.
+	// SPIRE signs the SVID and stores the agent only after the plugin has returned. If that
+	// fails, the machine is admitted again once the reservation has ended.
 	reservedFor = time.Minute
-	// maxReserved is how many IDs are reserved at most: a thousand admissions a second
-	// are fewer. An ID takes some 50 bytes.
+	// maxReserved is how many IDs are reserved at most, which is enough for a thousand
+	// admissions a second. An ID takes some 50 bytes.
 	maxReserved = 1 << 17
 )
 
-// reservations are the IDs of machines that are being admitted, for configurations in
-// which each is admitted once. They are in memory: another SPIRE server does not see
-// them. The zero value is ready to use. It is safe for concurrent use.
+// reservations are the IDs of machines that are being admitted, for configurations that admit
+// each machine once. They are in memory, so another SPIRE server does not see them. The zero
+// value is ready to use. It is safe for concurrent use.
 type reservations struct {
 	mu         sync.Mutex
 	young, old map[[sha256.Size]byte]struct{}
-	turned     time.Time // when young was begun
+	turned     time.Time // when young began
 }
 
 // reserve reserves an ID. If it is reserved already, both results are false; if there
@@ -52,7 +52,7 @@ func (r *reservations) reserve(id spiffeid.ID) (reserved, full bool) {
 	return true, false
 }
 
-// turn forgets what has been reserved for long enough.
+// turn forgets the reservations that are old enough.
 func (r *reservations) turn() {
 	now := time.Now()
 	switch age := now.Sub(r.turned); {
@@ -66,7 +66,7 @@ func (r *reservations) turn() {
 	r.turned = now
 }
 
-// release ends a reservation that is of no further use.
+// release ends a reservation that is not needed any more.
 func (r *reservations) release(id spiffeid.ID) {
 	key := sha256.Sum256([]byte(id.String()))
 	r.mu.Lock()
@@ -75,10 +75,10 @@ func (r *reservations) release(id spiffeid.ID) {
 	delete(r.old, key)
 }
 
-// firstUse checks that no agent of this ID has been attested before and that none is
-// being attested, for configurations in which SPIRE never asks again whether a machine
-// is still welcome. If it returns nil, the ID is reserved for a while: until then SPIRE
-// has stored the agent, or has failed to.
+// firstUse checks that no agent with this ID has been attested before, and that none is being
+// attested: for configurations in which SPIRE never asks again whether a machine is still
+// welcome. If it returns nil, the ID stays reserved until SPIRE has stored the agent or has
+// failed to.
 func (p *Plugin) firstUse(ctx context.Context, id spiffeid.ID) *failure {
 	if !p.agentStore.IsInitialized() {
 		return &failure{
@@ -87,7 +87,8 @@ func (p *Plugin) firstUse(ctx context.Context, id spiffeid.ID) *failure {
 			why:  "reattest is false, but SPIRE offers no AgentStore",
 		}
 	}
-	// Before the question: what is stored after it has been reserved since before it.
+	// Reserve before asking: whatever is stored after the question has been reserved since
+	// before it.
 	reserved, full := p.reserved.reserve(id)
 	if full {
 		return tooMany("too many machines are being admitted for the first time, and reattest is false")

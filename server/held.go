@@ -9,39 +9,39 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// What the server keeps of a machine that has proved nothing, from the moment its payload
-// is checked until it has answered its challenge, is counted in bytes: anybody can send a
-// payload, and 60 seconds are long. Beside its two keys, that is its certificates and what
-// the sources said of it.
+// The server keeps something of a machine that has proved nothing, from the moment when its
+// payload has been checked until it has answered its challenge: its two keys, its certificates,
+// and what the sources said about it. All of it is counted in bytes, since anybody can send a
+// payload, and 60 seconds are long.
 const (
-	// maxKept is how many bytes of certificates are kept of any machine: more than any
+	// maxKept is how many bytes of certificates are kept for any machine: more than any
 	// known EK certificate has. With the keys, and what sources said, that makes 4 KiB.
 	maxKept = 2 << 10
-	// How many bytes of certificates beyond that are held at once, 16 MiB in all: while
-	// the sources are asked, who parse them, and that takes five times as much; of machines
-	// that answer a challenge, or wait for a slow source, and that no source lists; and of
-	// those that one does. An honest chain has 5 KiB.
+	// How many bytes of certificates beyond maxKept are held at once, 16 MiB in all: while
+	// the sources are asked, which parse them, and that takes five times as much; for
+	// machines that answer a challenge or wait for a slow source, if no source lists them;
+	// and for such machines if a source lists them. An honest chain has 5 KiB.
 	maxAsked     = 4 << 20
 	maxStrangers = 4 << 20
 	maxListed    = 8 << 20
-	// maxChecking is how many payloads are checked at once: a processor is busy with each,
-	// so that more would only take memory, of several times a payload's size.
+	// maxChecking is how many payloads are checked at once. Each keeps a processor busy, so
+	// more would gain nothing and take memory, several times a payload's size each.
 	maxChecking = 16
-	// maxSaid is how many bytes of what all sources together said of a machine are kept.
+	// maxSaid is how many bytes are kept of what all sources together said about a machine.
 	maxSaid = 512
 )
 
-// A budget is how many bytes of certificates are held, at most so many.
+// A budget counts the bytes of certificates that are held, up to a limit.
 type budget struct {
 	bytes atomic.Int64
 	most  int64
 }
 
-// budgets are apart, so that strangers cannot use up what listed machines need.
+// budgets are separate, so that strangers cannot use up what listed machines need.
 type budgets struct {
 	asked     budget // of machines about which the sources are being asked
-	strangers budget // of those that wait, or answer a challenge, if no source lists them so far
-	listed    budget // and if one does
+	strangers budget // of machines that wait, or answer a challenge, and that no source lists so far
+	listed    budget // of such machines that a source lists
 }
 
 func newBudgets() budgets {
@@ -50,7 +50,7 @@ func newBudgets() budgets {
 	}
 }
 
-// of returns the budget for the time of the challenge.
+// of returns the budget for a machine that answers a challenge.
 func (b *budgets) of(known bool) *budget {
 	if known {
 		return &b.listed
@@ -58,7 +58,7 @@ func (b *budgets) of(known bool) *budget {
 	return &b.strangers
 }
 
-// take reports whether there is room for n bytes more, and takes it.
+// take takes n bytes if there is room for them, and reports whether there was.
 func (b *budget) take(n int64) bool {
 	for {
 		held := b.bytes.Load()
@@ -71,15 +71,16 @@ func (b *budget) take(n int64) bool {
 	}
 }
 
-// held is the evidence of a machine that has proved nothing, and its share of a budget.
+// held is the evidence of a machine that has proved nothing, with its share of a budget.
 type held struct {
-	// evidence is incomplete if there was no room for the machine's certificates.
+	// evidence is Incomplete if there was no room for the machine's certificates.
 	evidence *sources.Evidence
 	bytes    int64
 	of       *budget // nil if bytes is 0
 }
 
-// hold holds evidence within a budget: without its certificates if there is no room.
+// hold takes the evidence's share of a budget. If there is no room, it keeps the evidence
+// without its certificates.
 func hold(ev *sources.Evidence, of *budget) *held {
 	h := &held{evidence: ev, bytes: weight(ev)}
 	if h.bytes > 0 {
@@ -100,10 +101,10 @@ func weight(ev *sources.Evidence) int64 {
 	return n
 }
 
-// wait is an admission.Options.Wait: whoever is waited for while a source is slow
-// gives budgets.asked back to those who are not. A stranger needs one of the strangers'
-// places, and room for its certificates among theirs; a machine that a source lists is
-// waited for in any case.
+// wait is an admission.Options.Wait: while a machine waits for a slow source, it gives its
+// share of budgets.asked back to machines that do not wait. A stranger needs one of the
+// strangers' places, and room for its certificates in the strangers' budget; a machine that a
+// source lists may always be waited for.
 func (p *Plugin) wait(ev *sources.Evidence, known bool) (leave func(), ok bool) {
 	n, to := weight(ev), p.held.of(known)
 	switch {
@@ -118,7 +119,7 @@ func (p *Plugin) wait(ev *sources.Evidence, known bool) (leave func(), ok bool) 
 	}
 	p.held.asked.bytes.Add(-n)
 	return func() {
-		p.held.asked.bytes.Add(n) // it is moved or released next
+		p.held.asked.bytes.Add(n) // the caller moves or releases it next
 		to.bytes.Add(-n)
 		if !known {
 			p.strangers.Leave()
@@ -126,7 +127,7 @@ func (p *Plugin) wait(ev *sources.Evidence, known bool) (leave func(), ok bool) 
 	}, true
 }
 
-// move has another budget account for the evidence, as hold does.
+// move moves the evidence's share to another budget, on the terms of hold.
 func (h *held) move(to *budget) {
 	if h.of != nil {
 		h.of.bytes.Add(-h.bytes)
@@ -139,12 +140,12 @@ func (h *held) account(of *budget) {
 		h.of = of
 		return
 	}
-	less := *h.evidence // a source that is stuck may still be reading the whole
+	less := *h.evidence // a copy: a source that is stuck may still be reading h.evidence
 	less.Certificate, less.Chain, less.Incomplete = nil, nil, true
 	h.evidence, h.bytes, h.of = &less, 0, nil
 }
 
-// release gives back the share. The evidence is not used any more.
+// release gives back the share. The evidence must not be used any more.
 func (h *held) release() {
 	if h.of != nil {
 		h.of.bytes.Add(-h.bytes)
@@ -152,8 +153,8 @@ func (h *held) release() {
 	}
 }
 
-// shorten cuts what sources said to maxSaid bytes: a reason may quote what the machine
-// has sent.
+// shorten cuts what the sources said to maxSaid bytes: a reason may quote what the machine
+// sent.
 func shorten(answers []policy.Answer) {
 	for i := range answers {
 		a, most := &answers[i], maxSaid/len(answers)

@@ -13,14 +13,13 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// errUnsure is what agentID wraps where a source that could not tell might have
-// changed the ID.
+// agentID wraps errUnsure if a source that could not tell might have changed the ID.
 var errUnsure = errors.New("a source could not tell")
 
-// agentID returns the SPIFFE ID of an admitted machine. An ID must belong to one
-// machine, and to the same one at all times: where sources disagree about a
-// field there is none, and where one that could not tell might decide about it
-// there is none now, whichever rule admits the machine meanwhile.
+// agentID returns the SPIFFE ID of an admitted machine. An ID must belong to one machine, and
+// to the same machine at all times. So there is no ID if sources disagree about a field, and
+// none for now if a source that could not tell might decide about a field, whichever rule
+// admits the machine meanwhile.
 func agentID(c *config.Config, ekHash sources.EKHash, d *policy.Decision) (spiffeid.ID, error) {
 	t, values := c.AgentPath, agentpath.Values{agentpath.PubHash: ekHash.String()}
 	for field := range values {
@@ -33,8 +32,8 @@ func agentID(c *config.Config, ekHash sources.EKHash, d *policy.Decision) (spiff
 			return spiffeid.ID{}, err
 		}
 		knows := slices.IndexFunc(d.Missing, func(source string) bool { return c.MayGive(source, f) })
-		// A certificate has one serial number and one issuer, whoever else
-		// might tell of it; a name or a bundle could be another one as well.
+		// Every source that knows a certificate's serial number and issuer knows the
+		// same ones. Names and bundles may differ.
 		if knows >= 0 && (value == "" || f == agentpath.Name || f == agentpath.CA) {
 			return spiffeid.ID{}, fmt.Errorf("the template %q needs %s, which the source %s may know: %w",
 				t, f, d.Missing[knows], errUnsure)
@@ -44,7 +43,8 @@ func agentID(c *config.Config, ekHash sources.EKHash, d *policy.Decision) (spiff
 	return t.ID(c.TrustDomain, &values)
 }
 
-// oneValue returns the value of a field that sources agree about, or nothing.
+// oneValue returns the value of a field if the sources agree about it, or nothing if they know
+// none.
 func oneValue(f agentpath.Field, all []sources.Attributes) (string, error) {
 	value := ""
 	for i := range all {
@@ -60,7 +60,7 @@ func oneValue(f agentpath.Field, all []sources.Attributes) (string, error) {
 	return value, nil
 }
 
-// fieldValues returns what one source knows for a field.
+// fieldValues returns the values of a field that one source knows.
 func fieldValues(f agentpath.Field, a *sources.Attributes) []string {
 	switch {
 	case f == agentpath.Name:

@@ -11,16 +11,16 @@ import (
 	identityproviderv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/server/identityprovider/v1"
 )
 
-// identityProvider is SPIRE's IdentityProvider, for sources that show the
-// server's own X.509-SVID. It keeps nothing: SPIRE answers at once, from memory
-// and its datastore, and what it answers rotates. There is one for all
-// configurations, by which a source that has not changed is known.
+// identityProvider is SPIRE's IdentityProvider, for sources that authenticate by the server's
+// own X.509-SVID. It keeps nothing: SPIRE answers at once, from memory and its datastore, and
+// its answers rotate. All configurations share one identityProvider, so that a source that has
+// not changed is recognized.
 type identityProvider struct {
 	client identityproviderv1.IdentityProviderServiceClient
 }
 
-// X509Identity returns the server's X.509-SVID and its trust domain's bundle. SPIRE
-// has neither yet while it configures its plugins: that is an error then.
+// X509Identity returns the server's X.509-SVID and its trust domain's bundle. While SPIRE
+// configures its plugins it has neither, and the call fails.
 func (p *identityProvider) X509Identity(ctx context.Context) (*x509svid.SVID, *x509bundle.Bundle, error) {
 	if !p.client.IsInitialized() {
 		return nil, nil, errors.New("SPIRE offers no IdentityProvider")
@@ -43,7 +43,7 @@ func (p *identityProvider) X509Identity(ctx context.Context) (*x509svid.SVID, *x
 	}
 	bundle := x509bundle.New(td)
 	for _, authority := range resp.GetBundle().GetX509Authorities() {
-		// One that was tainted vouches until it is revoked, which takes it out.
+		// A tainted authority still vouches until it is revoked, which removes it.
 		certs, err := x509bundle.ParseRaw(td, authority.GetAsn1())
 		if err != nil {
 			return nil, nil, fmt.Errorf("parse the bundle from SPIRE's IdentityProvider: %w", err)

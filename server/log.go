@@ -12,11 +12,11 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-// maxLogged is the longest text in the log that is not ours, in bytes.
+// maxLogged is the longest text in the log that comes from elsewhere, in bytes.
 const maxLogged = 4096
 
-// clean returns a text as it may be logged: short, on one line, without
-// characters that a terminal would obey.
+// clean returns a text that may be logged: short, in one line, and without characters that a
+// terminal would obey.
 func clean(s string, most int) string {
 	if len(s) > most {
 		s = s[:most] + "…"
@@ -35,10 +35,10 @@ func clean(s string, most int) string {
 
 func unprintable(r rune) bool { return !unicode.IsPrint(r) }
 
-// peerHeader is the metadata in which SPIRE hands over the agent's address.
+// peerHeader is the metadata in which SPIRE passes the agent's address on.
 const peerHeader = "x-forwarded-client-ip"
 
-// peer returns the agent's address, as SPIRE sees it.
+// peer returns the agent's address as SPIRE sees it.
 func peer(ctx context.Context) string {
 	values := metadata.ValueFromIncomingContext(ctx, peerHeader)
 	if len(values) == 0 || values[0] == "" {
@@ -107,8 +107,8 @@ func (h *logHandler) WithGroup(name string) slog.Handler {
 	return &logHandler{log: h.log, prefix: h.prefix + name + "."}
 }
 
-// appendAttr appends an attribute as hclog takes it. Its text may come from a
-// file that a source has read.
+// appendAttr appends an attribute in the form of hclog. Its text may come from a file that a
+// source has read.
 func appendAttr(args []any, prefix string, a slog.Attr) []any {
 	v := a.Value.Resolve()
 	switch v.Kind() {

@@ -12,34 +12,35 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// The metrics. SPIRE puts its own name in front. All labels take their values
-// from the configuration or from constants, so that no agent can make more.
-// SPIRE's Prometheus forgets nothing that it was once told, until spire-server
-// restarts: a gauge that no longer applies is told as NaN, and a counter as zero
-// before its first event, which is growth then.
+// The metrics. SPIRE puts its own name in front of each. All labels take their values from the
+// configuration or from constants, so that no agent can add more.
+//
+// SPIRE's Prometheus forgets nothing until spire-server restarts. So a gauge that no longer
+// applies is set to NaN, and a counter is set to zero before its first event, so that the first
+// event shows as growth.
 //
 //   - tpm.attestation counts attestations by outcome.
-//   - tpm.attestation.rule counts them by outcome and by each rule that decided,
-//     with its effect, allow or deny.
-//   - tpm.attestation.trial counts them by each rule on trial, with its effect and
-//     what it came to.
-//   - tpm.attestation.elapsed_time is how long they took, in milliseconds, by
-//     outcome: of each maxSamples within metricsInterval, chosen at random.
+//   - tpm.attestation.rule counts them by outcome and by each rule that decided, with its
+//     effect, allow or deny.
+//   - tpm.attestation.trial counts them by each rule on trial, with its effect and its
+//     result.
+//   - tpm.attestation.elapsed_time is how long they took, in milliseconds, by outcome: for
+//     each outcome, maxSamples in metricsInterval, chosen at random.
 //   - tpm.source counts answers by source and verdict.
-//   - tpm.source.up, .entries, .serial, .serial_low, .age and .stuck are what each
-//     source serves, tpm.source.refresh counts its attempts to load, and
-//     tpm.source.fetch those to ask the network for what evidence names; see watch.
-//   - tpm.source.unchecked counts answers by which a source lists a TPM although it
-//     could not check whether its certificates have been revoked.
-//   - tpm.ek.alternating counts attestations that show that an EK is in several
-//     machines; see addresses.
-//   - tpm.configuration counts configurations by result; a refused one leaves the one
-//     before in use.
+//   - tpm.source.up, .entries, .serial, .serial_low, .age and .stuck are what each source
+//     serves, tpm.source.refresh counts its attempts to load, and tpm.source.fetch its
+//     attempts to fetch what evidence names; see watch.
+//   - tpm.source.unchecked counts answers by which a source lists a TPM although it could
+//     not check whether its certificates have been revoked.
+//   - tpm.ek.alternating counts attestations that show that an EK is in several machines;
+//     see addresses.
+//   - tpm.configuration counts configurations by result; a refused configuration leaves
+//     the previous one in use.
 //   - tpm.version is 1, with the plugin's version.
-//   - tpm.heartbeat counts how often the gauges were told: it grows for as long as
-//     the plugin lives.
-//   - tpm.dropped counts events that are missing above, because SPIRE took no
-//     metrics and there was no room for more counters that wait.
+//   - tpm.heartbeat counts how often the gauges were set: it grows for as long as the
+//     plugin lives.
+//   - tpm.dropped counts events that are missing above, because SPIRE took no metrics and
+//     there was no room for more counters to wait.
 const (
 	metricRoot    = "tpm"
 	metricAttest  = "attestation"
@@ -68,12 +69,12 @@ const (
 
 // The limits of metrics.
 const (
-	// metricsInterval is how often SPIRE is told what was counted meanwhile: a call
-	// costs SPIRE and the plugin as much as a large part of an attestation.
+	// metricsInterval is how often SPIRE is told what was counted: a call costs SPIRE and
+	// the plugin as much as a large part of an attestation.
 	metricsInterval = time.Second
-	// metricsTimeout bounds telling all of it.
+	// metricsTimeout bounds telling everything that was counted.
 	metricsTimeout = 5 * time.Second
-	// flushTimeout bounds telling the rest at the end: a shutdown waits for that.
+	// flushTimeout bounds telling the rest at the end, since a shutdown waits for that.
 	flushTimeout = time.Second
 	// maxSamples is how many attestations of one outcome are timed in an interval.
 	maxSamples = 8
@@ -82,9 +83,8 @@ const (
 	maxCounters = 8192
 )
 
-// metrics counts in memory and tells SPIRE once in an interval, so that no
-// attestation waits for SPIRE. The nil metrics measure nothing. Metrics are safe for
-// concurrent use.
+// metrics counts in memory and tells SPIRE once in an interval, so that no attestation waits
+// for SPIRE. Nil metrics measure nothing. It is safe for concurrent use.
 type metrics struct {
 	client *metricsv1.MetricsServiceClient
 	stop   context.CancelFunc
@@ -101,13 +101,13 @@ type counter struct {
 	labels [3][2]string
 }
 
-// times are how long attestations took: a random choice of all of them.
+// times are how long attestations took: a random sample.
 type times struct {
 	all    int
 	chosen []time.Duration
 }
 
-// startMetrics starts to tell SPIRE what is counted, until close.
+// startMetrics starts telling SPIRE what is counted, until close.
 func startMetrics(client *metricsv1.MetricsServiceClient) *metrics {
 	ctx, cancel := context.WithCancel(context.Background())
 	m := &metrics{client: client, stop: cancel, counts: map[counter]int{}, times: map[outcome]*times{}}
@@ -183,8 +183,7 @@ func deniedBy(o outcome, d *policy.Decision) []string {
 	}
 }
 
-// add adds to a counter. With n = 0, SPIRE knows of the counter before its first
-// event.
+// add adds n to a counter. With n = 0, SPIRE learns of the counter before its first event.
 func (m *metrics) add(c counter, n int) {
 	if m == nil {
 		return
@@ -201,8 +200,8 @@ func (m *metrics) addLocked(c counter, n int) {
 	m.counts[c] += n
 }
 
-// add adds a duration, which takes the place of another one if there are enough:
-// each is among the chosen with the same probability (Vitter's algorithm R).
+// add adds a duration to the sample. If the sample is full, it may replace another, so that
+// each duration is kept with the same probability (Vitter's algorithm R).
 func (t *times) add(d time.Duration) {
 	t.all++
 	if len(t.chosen) < maxSamples {
@@ -214,8 +213,8 @@ func (t *times) add(d time.Duration) {
 	}
 }
 
-// tell tells SPIRE what has been counted since the last time. A count that SPIRE does
-// not take is told the next time; if SPIRE took it and answers too late, twice.
+// tell tells SPIRE what has been counted since the last call. If SPIRE does not take a count,
+// it is told again the next time. If SPIRE took it but answered too late, it counts twice.
 func (m *metrics) tell(ctx context.Context, limit time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -251,8 +250,8 @@ func (m *metrics) incr(ctx context.Context, c counter, n int) error {
 	return err
 }
 
-// sample tells how long one attestation took. A sample that SPIRE does not take is
-// lost: it is one of many.
+// sample tells how long one attestation took. If SPIRE does not take it, it is lost: there are
+// many others.
 func (m *metrics) sample(ctx context.Context, o outcome, elapsed time.Duration) {
 	_, _ = m.client.AddSample(ctx, &metricsv1.AddSampleRequest{
 		Key:    []string{metricRoot, metricAttest, metricElapsed},
@@ -310,8 +309,8 @@ func ofUnchecked(source string) counter {
 	return counter{[2]string{metricSource, metricUnchecked}, [3][2]string{{"source", source}}}
 }
 
-// attempts adds to a source's attempts to load (metricRefresh) or to fetch what
-// evidence names (metricFetch).
+// attempts adds to a source's attempts to load (metricRefresh), or to fetch what evidence names
+// (metricFetch).
 func (m *metrics) attempts(name, source string, n attempts) {
 	of := func(result string) counter {
 		return counter{[2]string{metricSource, name}, [3][2]string{{"source", source}, {"result", result}}}
@@ -320,7 +319,7 @@ func (m *metrics) attempts(name, source string, n attempts) {
 	m.add(of("failed"), int(n.failed))
 }
 
-// alternated adds to the attestations of EKs from several addresses in turn.
+// alternated adds to the attestations that show that an EK is in several machines.
 func (m *metrics) alternated(n int64) {
 	m.add(counter{name: [2]string{metricEK, metricAlternating}}, int(n))
 }
@@ -351,7 +350,7 @@ func (m *metrics) version(ctx context.Context, version string) {
 // beat tells that the plugin lives.
 func (m *metrics) beat() { m.add(counter{name: [2]string{metricBeat}}, 1) }
 
-// expected returns the counters of attestations that alerts are written on.
+// expected returns the counters of attestations that people write alerts on.
 func expected(rules policy.Policy, sourceNames []string) []counter {
 	var all []counter
 	for _, o := range outcomes {
@@ -378,8 +377,8 @@ func expected(rules policy.Policy, sourceNames []string) []counter {
 	return all
 }
 
-// gauges sets the numbers of a source. Those that were told before and apply no
-// more become NaN, by which no alert fires.
+// gauges sets the gauges of a source. Gauges that were set before and do not apply any more
+// become NaN, which fires no alert.
 func (m *metrics) gauges(ctx context.Context, source string, before, now map[string]float64) {
 	for name, value := range now {
 		m.gauge(ctx, name, source, value)
@@ -391,7 +390,7 @@ func (m *metrics) gauges(ctx context.Context, source string, before, now map[str
 	}
 }
 
-// gauge sets a number of a source.
+// gauge sets one gauge of a source.
 func (m *metrics) gauge(ctx context.Context, name, source string, value float64) {
 	if m == nil {
 		return

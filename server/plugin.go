@@ -32,18 +32,18 @@ import (
 )
 
 const (
-	// maxUnderWay is how many attestations may be under way at once. An EK is no
-	// secret: whoever knows that of a listed machine gets as far as its challenge,
-	// and may hold one of these until answerTimeout.
+	// maxUnderWay is how many attestations may be under way at once. An EK is no secret:
+	// whoever knows the EK of a listed machine gets as far as its challenge, and is under
+	// way until answerTimeout.
 	maxUnderWay = 4096
-	// maxOpen is how many streams of attestations may be open, with those whose payload
-	// has not come yet. It is below the limit of the gRPC server, so that Configure has a
-	// stream.
+	// maxOpen is how many streams of attestations may be open, including streams whose
+	// payload has not come yet. It is below the limit of the gRPC server, so that Configure
+	// can still open a stream.
 	maxOpen = maxUnderWay + 2048
-	// maxUnknown is how many of them may be of TPMs that no source lists so far and
-	// that are waited for: for a source that is slow, for an early poll, or for the
-	// answer to a challenge after which the network may have to be asked. Anybody can
-	// make an EK of which that is true, and must not keep listed machines out.
+	// maxUnknown is how many attestations may be waited for, out of those under way, whose
+	// TPMs no source lists so far: for a slow source, for an early load, or for the answer
+	// to a challenge after which the network may have to be asked. Anybody can make such an
+	// EK, and must not keep listed machines out.
 	maxUnknown = maxUnderWay / 4
 )
 
@@ -52,7 +52,8 @@ type Plugin struct {
 	nodeattestorv1.UnimplementedNodeAttestorServer
 	configv1.UnimplementedConfigServer
 
-	// Version is the plugin's, for its metrics. It is set before the plugin is served.
+	// Version is the plugin's version, for its metrics. It is set before the plugin is
+	// served.
 	Version string
 
 	// Set by SPIRE before any call.
@@ -62,19 +63,19 @@ type Plugin struct {
 	identity   *identityProvider
 
 	loader *config.Loader
-	// configuring is held while a configuration is loaded and takes over.
+	// configuring is held while a configuration is loaded and started.
 	configuring sync.Mutex
 	closed      bool
 	current     atomic.Pointer[generation]
 	arriving    atomic.Int64      // bytes of messages, see maxArriving
 	open        atomic.Int64      // streams of attestations
-	underWay    atomic.Int64      // of them, those whose payload is here
-	strangers   *admission.Places // of them, those of TPMs that no source lists so far
+	underWay    atomic.Int64      // attestations whose payload has arrived
+	strangers   *admission.Places // for those whose TPM no source lists so far
 
 	reserved reservations // of IDs, if reattest is false
 
 	held     budgets
-	checking chan struct{} // has one for each payload that is being checked
+	checking chan struct{} // has an element for each payload that is being checked
 
 	watch     *watch // starts with the first configuration
 	watching  sync.Once
@@ -86,8 +87,8 @@ var (
 	_ pluginsdk.NeedsHostServices = (*Plugin)(nil)
 )
 
-// generation is one configuration in service. An attestation is decided by the one
-// that is current when the answer to its challenge arrives.
+// generation is one configuration in service. An attestation is decided by the generation that
+// is current when the answer to its challenge arrives.
 type generation struct {
 	*config.Config
 	set      *admission.Set
@@ -120,7 +121,7 @@ func (p *Plugin) BrokerHostServices(broker pluginsdk.ServiceBroker) error {
 	return nil
 }
 
-// startWatch starts to tell what sources serve.
+// startWatch starts the watch.
 func (p *Plugin) startWatch() {
 	p.watch.log, p.watch.metrics, p.watch.version = p.log, p.metrics, p.Version
 	p.watch.status = func() []admission.SourceStatus {
@@ -138,7 +139,7 @@ func (p *Plugin) startWatch() {
 	p.watch.start()
 }
 
-// Close stops everything that the plugin has started. SPIRE calls it before ending the
+// Close stops everything that the plugin has started. SPIRE calls it before it ends the
 // process.
 func (p *Plugin) Close() error {
 	p.configuring.Lock()
@@ -155,9 +156,8 @@ func (p *Plugin) Close() error {
 	return nil
 }
 
-// guard turns a panic of the calling function into a status. SPIRE does not
-// start a plugin again that has died, so that one bad message would keep a whole
-// fleet from attesting.
+// guard turns a panic of the calling function into a status. SPIRE does not restart a plugin
+// that has died, so one bad message would keep a whole fleet from attesting.
 func (p *Plugin) guard(ctx context.Context, what string, err *error) {
 	if r := recover(); r != nil {
 		p.log.Error("Panic", "during", what, "panic", r, "peer", peer(ctx), "stack", string(debug.Stack()))

@@ -18,12 +18,11 @@ import (
 )
 
 const (
-	// envelope is what protobuf puts around a payload or a response, in bytes: a tag
-	// and a length.
+	// envelope is how many bytes protobuf adds to a payload or a response: a tag and a
+	// length.
 	envelope = 16
-	// maxArriving is how many bytes of messages may be arriving, or have arrived and not
-	// been read by the verifier, at once. An honest payload has 2 to 10 KiB and takes a
-	// millisecond.
+	// maxArriving is how many bytes of messages may be arriving, or have arrived and wait
+	// for the verifier, at once. An honest payload has 2 to 10 KiB and takes a millisecond.
 	maxArriving = 2 << 20
 	// arrivalTimeout is how long a message may take from its first bytes to its last:
 	// SPIRE sends nothing before it has the whole message.
@@ -35,38 +34,38 @@ var (
 	errBusy    = errors.New("too many messages are arriving at once")
 )
 
-// framedStream is a stream of gRPC below its messages, as gRPC's own RecvMsg reads it.
+// framedStream is the part of a gRPC stream below messages, which gRPC's own RecvMsg reads
+// from.
 type framedStream interface {
 	ReadMessageHeader(header []byte) error
 	Read(n int) (mem.BufferSlice, error)
 }
 
-// incoming is a message on its way. A goroutine receives it; gRPC's own receiver obeys
-// no deadline of ours and returns at the latest when Attest has returned.
+// incoming is a message that is being received, in a goroutine of its own: gRPC's receiver
+// knows no deadline of ours, and returns at the latest when Attest has returned.
 type incoming struct {
 	plugin *Plugin
 	stream nodeattestorv1.NodeAttestor_AttestServer
-	limit  int           // of what is in the message, in bytes
+	limit  int           // on what the message has in it, in bytes
 	begun  chan struct{} // closed when its size is known
-	done   chan struct{} // closed when it is here, or has failed
+	done   chan struct{} // closed when the message has arrived, or receiving it has failed
 
 	held atomic.Int64 // its share of maxArriving
 
-	// Valid once done is closed, until release.
+	// Valid from when done is closed until release.
 	req *nodeattestorv1.AttestRequest
 	err error
 }
 
-// release gives back the message's share of maxArriving, and the message. It may be
-// called more than once.
+// release gives back the message and its share of maxArriving. It may be called more than once.
 func (m *incoming) release() {
 	m.req = nil
 	m.plugin.arriving.Add(-m.held.Swap(0))
 }
 
-// receive receives the next message, with at most limit bytes in it. It waits
-// answerTimeout for the message to begin and arrivalTimeout for the rest. The caller
-// releases what it returns as soon as it has read it.
+// receive receives the next message, which may have at most limit bytes in it. It waits
+// answerTimeout for the message to begin, and arrivalTimeout for the rest. The caller releases
+// the message as soon as it has read it.
 func (a *attestation) receive(ctx context.Context, limit int) (*incoming, *failure) {
 	m := &incoming{
 		plugin: a.plugin, stream: a.stream, limit: limit,
@@ -97,7 +96,7 @@ func (a *attestation) receive(ctx context.Context, limit int) (*incoming, *failu
 	}
 }
 
-// abandon releases the message once it is here.
+// abandon releases the message when it has arrived.
 func (m *incoming) abandon() {
 	go func() {
 		<-m.done
@@ -105,7 +104,7 @@ func (m *incoming) abandon() {
 	}()
 }
 
-// late says that the message has not come in time.
+// late returns the failure if the message has not arrived in time.
 func (m *incoming) late(begun bool) *failure {
 	f := &failure{outcome: outcomeNoAnswer, code: codes.DeadlineExceeded}
 	switch {
@@ -120,7 +119,7 @@ func (m *incoming) late(begun bool) *failure {
 	return f
 }
 
-// failure says why the message is not here.
+// failure returns why the message has not arrived.
 func (m *incoming) failure(ctx context.Context) *failure {
 	switch {
 	case m.err == nil:
@@ -138,18 +137,18 @@ func (m *incoming) run(ctx context.Context) {
 	defer close(m.done)
 	defer m.plugin.guard(ctx, "Recv", &m.err)
 	framed, ok := grpc.ServerTransportStreamFromContext(ctx).(framedStream)
-	if !ok { // not behind gRPC's own transport
+	if !ok { // the stream is not gRPC's own
 		m.req, m.err = m.stream.Recv()
 		return
 	}
 	m.req, m.err = m.read(framed)
 }
 
-// read reads a message as RecvMsg does, but looks at its size first. gRPC knows one
-// limit for all methods, that of Configure, and would take as many bytes from every
+// read reads a message like RecvMsg, but checks its size first. gRPC has one limit for all
+// methods, which is as large as Configure needs, and would take that many bytes from any
 // stranger before it hands over the first.
 func (m *incoming) read(stream framedStream) (*nodeattestorv1.AttestRequest, error) {
-	var header [5]byte // whether it is compressed, and its size
+	var header [5]byte // whether the message is compressed, and its size
 	if err := stream.ReadMessageHeader(header[:]); err != nil {
 		return nil, err
 	}

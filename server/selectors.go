@@ -7,10 +7,10 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// selectors returns the selectors of an admitted machine, sorted, without
-// duplicates. SPIRE puts the plugin's name in front of each. A label is always
-// behind "label:", so that no list can forge another selector. No selector is longer
-// than sources.MaxSelector: what would be longer is refused where it comes from.
+// selectors returns the selectors of an admitted machine, sorted and without duplicates. SPIRE
+// puts the plugin's name in front of each. A label always comes after "label:", so that no list
+// can forge another selector. No selector is longer than sources.MaxSelector: whatever would be
+// longer is refused where it comes from.
 func selectors(ekHash sources.EKHash, d *policy.Decision) []string {
 	s := make([]string, 0, 16)
 	s = append(s, sources.PrefixPubHash+ekHash.String())
@@ -41,7 +41,7 @@ func selectors(ekHash sources.EKHash, d *policy.Decision) []string {
 	return slices.Compact(s)
 }
 
-// appendValue appends a selector unless it has no value.
+// appendValue appends a selector, unless value is empty.
 func appendValue(s []string, prefix, value string) []string {
 	if value == "" {
 		return s

@@ -15,21 +15,20 @@ import (
 )
 
 const (
-	// statusInterval is how often metrics of sources are handed over where
-	// nothing changes.
+	// statusInterval is how often the metrics of sources are set if nothing changes.
 	statusInterval = 20 * time.Second
-	// settleTime is how long after a change that is told: what changes together
-	// is then told together, and a source has planned its next attempt.
+	// settleTime is the time from a change until it is told: changes that come together are
+	// then told together, and the source has planned its next attempt.
 	settleTime = time.Second
-	// statusTimeout bounds one hand-over of all of them.
+	// statusTimeout bounds telling about all sources.
 	statusTimeout = 30 * time.Second
-	// serialLow is what serials are told modulo, beside themselves: SPIRE's
-	// metrics are numbers of 24 bits.
+	// serialLow: serial numbers are also told modulo this number, since SPIRE's metrics
+	// have 24 bits.
 	serialLow = 1_000_000
 )
 
-// watch tells the log, on change, and SPIRE's metrics what each source serves.
-// Nobody waits for it.
+// watch tells SPIRE's metrics, and the log if it changes, what each source serves. Nobody waits
+// for it.
 type watch struct {
 	log     hclog.Logger
 	metrics *metrics // may be nil
@@ -38,19 +37,19 @@ type watch struct {
 
 	changes     chan struct{}
 	version     string
-	alternating atomic.Int64 // attestations, not told yet
-	accepted    atomic.Int64 // configurations, not told yet
+	alternating atomic.Int64 // attestations that are not told yet
+	accepted    atomic.Int64 // configurations that are not told yet
 	refused     atomic.Int64
 
 	stop context.CancelFunc
 	done sync.WaitGroup
 
-	announced map[counter]bool // by the goroutine that tells
+	announced map[counter]bool // used by the goroutine that tells
 }
 
 func newWatch() *watch { return &watch{changes: make(chan struct{}, 1)} }
 
-// changed has what sources serve told soon. It never waits.
+// changed causes what sources serve to be told soon. It never waits.
 func (w *watch) changed() {
 	select {
 	case w.changes <- struct{}{}:
@@ -58,14 +57,14 @@ func (w *watch) changed() {
 	}
 }
 
-// start starts to tell until close. It is called once.
+// start starts telling, until close. It is called once.
 func (w *watch) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stop = cancel
 	w.done.Go(func() { w.run(ctx) })
 }
 
-// close stops it and waits.
+// close stops telling, and waits for the end of it.
 func (w *watch) close() {
 	if w.stop == nil {
 		return
@@ -104,12 +103,12 @@ type told struct {
 	line               line
 }
 
-// attempts are numbers of attempts that have succeeded and failed.
+// attempts counts successful and failed attempts.
 type attempts struct{ ok, failed uint64 }
 
 func (a attempts) since(b attempts) attempts { return attempts{a.ok - b.ok, a.failed - b.failed} }
 
-// line is what is logged of a source when it changes.
+// line is what is logged about a source when it changes.
 type line struct {
 	up, stuck bool
 	loaded    time.Time
@@ -118,7 +117,7 @@ type line struct {
 	failure   string
 }
 
-// tell tells what sources serve, and returns it.
+// tell tells what all sources serve, and returns it.
 func (w *watch) tell(ctx context.Context, before map[string]told) map[string]told {
 	within, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
@@ -141,7 +140,7 @@ func (w *watch) tell(ctx context.Context, before map[string]told) map[string]tol
 
 // tellSource tells what one source serves, and returns it.
 func (w *watch) tellSource(ctx context.Context, s *admission.SourceStatus, was told) told {
-	if !was.started.Equal(s.Started) { // another source of that name counts from zero
+	if !was.started.Equal(s.Started) { // another source of the same name counts from zero
 		was.refreshed, was.fetched = attempts{}, attempts{}
 	}
 	is := told{
@@ -160,7 +159,7 @@ func (w *watch) tellSource(ctx context.Context, s *admission.SourceStatus, was t
 	return is
 }
 
-// announce tells the counters of a configuration, each once: before its first event.
+// announce sets the counters of a configuration to zero, each once, before their first event.
 func (w *watch) announce(names []string) {
 	all := map[counter]bool{}
 	for _, c := range expected(w.policy(), names) {
@@ -179,7 +178,7 @@ func lineOf(s *admission.SourceStatus) line {
 	return l
 }
 
-// logStatus logs what a source serves. What does not apply to it is left out.
+// logStatus logs what a source serves, without what does not apply to it.
 func (w *watch) logStatus(s *admission.SourceStatus, l *line) {
 	args := []any{"source", s.Name, "kind", s.Kind, "up", l.up}
 	if !l.loaded.IsZero() {
@@ -210,8 +209,8 @@ func (w *watch) logStatus(s *admission.SourceStatus, l *line) {
 	w.log.Log(level, "Source status", args...)
 }
 
-// gaugesOf returns the gauges of a source. One that loads has no entries, no serial
-// and no age until it has.
+// gaugesOf returns the gauges of a source. While a source that loads has not loaded yet, it has
+// no entries, no serial and no age.
 func gaugesOf(s *admission.SourceStatus) map[string]float64 {
 	all := map[string]float64{metricUp: 0, metricStuck: float64(s.Stuck)}
 	if s.Up() {

@@ -9,17 +9,16 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Parse reads a template. It is an error if two machines could get one ID: a
-// template uses .PubHash, or .Name, or .Serial with .Issuer or .CA, and in one
-// segment of the path two values of variable length are told apart by the text
-// between them.
+// Parse reads a template. It is an error if two machines could get one ID: a template must use
+// .PubHash, or .Name, or .Serial with .Issuer or .CA, and if one segment of the path has two
+// values of variable length, the text between them must tell them apart.
 func Parse(text string) (*Template, error) {
 	if len(text) > maxTemplate {
 		return nil, fmt.Errorf("is %d bytes long; at most %d are allowed", len(text), maxTemplate)
 	}
 	tree := parse.New("agent_path_template")
-	// Any function is unknown here, whatever it is called: the check of the
-	// nodes below says so better than the parser.
+	// Every function is unknown here, whatever its name: the check of the nodes below has
+	// better errors than the parser.
 	tree.Mode = parse.SkipFuncCheck
 	trees := map[string]*parse.Tree{}
 	if _, err := tree.Parse(text, "", "", trees); err != nil {
@@ -66,7 +65,7 @@ func (t *Template) add(n parse.Node) error {
 	return fmt.Errorf("contains the unknown field .%.80s: the fields are %s", name, allFields())
 }
 
-// plainField returns the name in {{ .Name }}.
+// plainField returns the name of a field that is written {{ .Name }}.
 func plainField(n parse.Node) (string, bool) {
 	action, ok := n.(*parse.ActionNode)
 	if !ok || len(action.Pipe.Decl) != 0 || len(action.Pipe.Cmds) != 1 || len(action.Pipe.Cmds[0].Args) != 1 {
@@ -88,7 +87,7 @@ func allFields() string {
 	return strings.Join(append(all, "{{ ."+pluginName+" }}"), ", ")
 }
 
-// check refuses what forms no path, or one path for two machines.
+// check refuses a template that forms no path, or the same path for two machines.
 func (t *Template) check() error {
 	if !strings.HasPrefix(t.text, "/") {
 		return errors.New("must begin with a slash: it is the path below /spire/agent")
@@ -104,16 +103,16 @@ func (t *Template) check() error {
 	return t.checkSegments()
 }
 
-// checkSegments checks that the values of all fields can be read back from a
-// path, which is what makes different values give different paths.
+// checkSegments checks that the values of all fields can be read back from a path: then
+// different values give different paths.
 //
-// No value contains a slash, so that the segments can be told apart. Within a
-// segment, values of fixed length do not matter. One of variable length is what
-// the others leave. Two can be told apart where the text between them has a
-// byte that one of them never has: the first such byte ends the one in front,
-// the last such byte begins the one behind.
+// No value contains a slash, so the segments can be told apart. Within a segment, values of
+// fixed length do not matter. If one value has variable length, it is what the others leave.
+// Two such values can be told apart if the text between them has a byte that one of them never
+// has: if the first value never has it, the first such byte ends that value; if the second
+// never has it, the last such byte comes before that value.
 func (t *Template) checkSegments() error {
-	var inSegment []Field // those of variable length
+	var inSegment []Field // the fields of variable length
 	var between string    // the text since the last field of any kind
 	for _, p := range t.parts {
 		if !p.isField {

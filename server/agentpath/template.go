@@ -1,13 +1,13 @@
-// Package agentpath forms the SPIFFE ID of an agent from a template and from
-// what is known about its TPM.
+// Package agentpath forms the SPIFFE ID of an agent from a template and from what is known
+// about its TPM.
 //
-// A template is text in which fields in double braces are replaced:
+// A template is text with fields in double braces, which are replaced by their values:
 //
 //	/tpm/{{ .Issuer }}/{{ .Serial }}
 //
-// Nothing else of text/template is part of the language: no function, no
-// condition, no loop. So every field that a template names is in every ID it
-// forms, which lets [Parse] prove that two machines never get one ID.
+// No other part of text/template belongs to the language: no function, no condition, no loop.
+// So every field of a template is in every ID that it forms, which lets [Parse] prove that two
+// machines never get one ID.
 package agentpath
 
 import (
@@ -18,7 +18,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Default is the template that forms the incumbent's IDs.
+// Default is the template of the incumbent's IDs.
 const Default = "/tpm/{{ .PubHash }}"
 
 // The limits of a template and of the IDs that it forms, in bytes. A SPIFFE ID
@@ -31,8 +31,7 @@ const (
 // agentPrefix is the path below which SPIRE keeps the IDs of agents.
 const agentPrefix = "/spire/agent"
 
-// ErrMissing is what Template.ID wraps where a field of the template has no
-// value.
+// Template.ID wraps ErrMissing if a field of the template has no value.
 var ErrMissing = errors.New("has no value")
 
 // Field is something known about a TPM.
@@ -73,8 +72,7 @@ func (f Field) String() string {
 	return "." + fieldNames[f]
 }
 
-// Values are the values of the fields. Every one that a template uses must be
-// there.
+// Values are the values of the fields. Every field that a template uses must have a value.
 type Values [numFields]string
 
 // A Template forms IDs. It is immutable and safe for concurrent use.
@@ -86,7 +84,7 @@ type Template struct {
 
 // part is a field, or the text between two of them.
 type part struct {
-	text    string // where isField is false
+	text    string // if isField is false
 	field   Field
 	isField bool
 }
@@ -97,15 +95,14 @@ func (t *Template) String() string { return t.text }
 // Uses says whether the IDs depend on a field.
 func (t *Template) Uses(f Field) bool { return t.uses[f] }
 
-// FollowsConvention says whether all IDs are below /spire/agent/tpm, where SPIRE
-// expects those of a plugin of the name "tpm".
+// FollowsConvention says whether all IDs are below /spire/agent/tpm, where SPIRE expects the
+// IDs of a plugin called "tpm".
 func (t *Template) FollowsConvention() bool {
 	return strings.HasPrefix(t.path(&Values{}), "/tpm/")
 }
 
-// ID forms the ID of one agent. It is an error if a field that the template
-// uses has no value, which wraps ErrMissing, or one that cannot be in a segment
-// of a SPIFFE ID's path.
+// ID forms the ID of one agent. It is an error if a field that the template uses has no value,
+// which wraps ErrMissing, or a value that cannot be in a segment of a SPIFFE ID's path.
 func (t *Template) ID(trustDomain spiffeid.TrustDomain, v *Values) (spiffeid.ID, error) {
 	for f, used := range t.uses {
 		if !used {
@@ -139,18 +136,18 @@ func (t *Template) path(v *Values) string {
 	return b.String()
 }
 
-// The bytes that values are made of.
+// The bytes that values may have.
 const (
 	hexDigits = "0123456789abcdef"
-	nameBytes = hexDigits + "ghijklmnopqrstuvwxyz_-"      // of what a configuration names
-	pathBytes = nameBytes + ".ABCDEFGHIJKLMNOPQRSTUVWXYZ" // of a path's segment (SPIFFE-ID, 2.2)
+	nameBytes = hexDigits + "ghijklmnopqrstuvwxyz_-"      // of names in a configuration
+	pathBytes = nameBytes + ".ABCDEFGHIJKLMNOPQRSTUVWXYZ" // of a segment of a path (SPIFFE-ID, 2.2)
 	hashSize  = 64
 )
 
 // fixedLength says whether all values of a field have one length.
 func (f Field) fixedLength() bool { return f == PubHash || f == Issuer }
 
-// alphabet returns the bytes that the values of a field are made of.
+// alphabet returns the bytes that the values of a field may have.
 func (f Field) alphabet() string {
 	switch f {
 	case Name:
@@ -162,7 +159,7 @@ func (f Field) alphabet() string {
 	}
 }
 
-// check refuses a value that breaks what checkSegments relies on.
+// check refuses a value that would break what checkSegments relies on.
 func (f Field) check(value string) error {
 	if value == "" {
 		return ErrMissing

@@ -54,8 +54,7 @@ func TestID(t *testing.T) {
 	}
 }
 
-// A template by which two machines could get one ID gives one of them the
-// workloads of the other.
+// A template that forms one ID for two machines gives one of them the workloads of the other.
 func TestParseRefuses(t *testing.T) {
 	for _, tt := range []struct{ template, want string }{
 		{"", "must begin with a slash"},
@@ -101,8 +100,8 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
-// A value that cannot be told apart from another's, or that climbs out of its
-// place, must not become an ID.
+// A value that cannot be told apart from another, or that climbs out of its place, must not
+// become an ID.
 func TestIDRefuses(t *testing.T) {
 	td := spiffeid.RequireTrustDomainFromString("example.org")
 	for _, tt := range []struct {
@@ -139,8 +138,8 @@ func TestIDRefuses(t *testing.T) {
 	}
 }
 
-// SPIRE says that it will refuse IDs of a plugin outside its own folder, so an
-// operator has to hear of one.
+// SPIRE will refuse IDs outside the plugin's own folder in a later release, so an operator has
+// to hear of them.
 func TestFollowsConvention(t *testing.T) {
 	for template, want := range map[string]bool{
 		agentpath.Default:                   true,
@@ -158,9 +157,8 @@ func TestFollowsConvention(t *testing.T) {
 	}
 }
 
-// If two sets of values form one path, they must agree in what identifies a
-// machine; the values are short and awkward so that a collision is likely where
-// one is possible.
+// If two sets of values form one path, they must agree in what identifies a machine. The values
+// are short and awkward, so that a collision is likely if there can be one.
 func FuzzIDsDiffer(f *testing.F) {
 	f.Add("/x/{{ .Serial }}-{{ .CA }}", "1", "a-2", "1", "b", "x", "y")
 	f.Add("/x/{{ .CA }}-{{ .Serial }}", "1", "a", "1", "a-1", "x", "y")
