@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/big"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -184,46 +185,12 @@ func (p *publicArea) verify(pub crypto.PublicKey, msg, sig []byte) error {
 		if err := r.end(); err != nil {
 			return err
 		}
-		valid = ecdsa.VerifyASN1(pub, digest(hash, msg), ecdsaSignature(rb, sb))
+		valid = ecdsa.Verify(pub, digest(hash, msg), new(big.Int).SetBytes(rb), new(big.Int).SetBytes(sb))
 	}
 	if !valid {
 		return errors.New("it is not the key's signature of AK.CreateAttestation")
 	}
 	return nil
-}
-
-// ecdsaSignature returns the DER of an ECDSA-Sig-Value (RFC 3279, 2.2.3) of two
-// numbers of at most maxECCBytes each.
-func ecdsaSignature(r, s []byte) []byte {
-	r, s = bytes.TrimLeft(r, "\x00"), bytes.TrimLeft(s, "\x00")
-	const headers = 3 + 2*3 // a long form of the length, and the zero before a high bit
-	der := make([]byte, 0, headers+len(r)+len(s))
-	const integer, sequence, long = 0x02, 0x30, 0x81
-	body := 0
-	for _, n := range [...][]byte{r, s} {
-		body += 2 + len(n) + signByte(n)
-	}
-	if der = append(der, sequence); body >= 0x80 {
-		der = append(der, long)
-	}
-	der = append(der, byte(body))
-	for _, n := range [...][]byte{r, s} {
-		der = append(der, integer, byte(len(n)+signByte(n)))
-		if signByte(n) == 1 {
-			der = append(der, 0)
-		}
-		der = append(der, n...)
-	}
-	return der
-}
-
-// signByte is the number of zeros that DER puts before a number that is not
-// negative: one where it would else be, and where it has no byte at all.
-func signByte(n []byte) int {
-	if len(n) == 0 || n[0]&0x80 != 0 {
-		return 1
-	}
-	return 0
 }
 
 func verifyRSA(pub *rsa.PublicKey, scheme tpm2.TPMAlgID, hash crypto.Hash, sum, sig []byte) bool {

@@ -170,7 +170,7 @@ func certificateKey(b []byte) (crypto.PublicKey, error) {
 	if key := rsaKeyOf(spki); key != nil {
 		return key, nil
 	}
-	key, err := parseKey(spki)
+	key, err := x509.ParsePKIXPublicKey(spki)
 	if err != nil {
 		return nil, fmt.Errorf("the certificate's key is broken or of an unknown algorithm: %w", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -30,7 +31,7 @@ func HashEK(pub crypto.PublicKey) ([sha256.Size]byte, error) {
 	if err := checkKey(pub); err != nil {
 		return [sha256.Size]byte{}, err
 	}
-	der, err := marshalKey(pub)
+	der, err := x509.MarshalPKIXPublicKey(pub)
 	if err != nil {
 		return [sha256.Size]byte{}, fmt.Errorf("encode the key: %w", err)
 	}
@@ -65,43 +66,20 @@ func parseEK(text []byte) (*EK, error) {
 		}
 		ek.Certificate = bytes.Clone(certificate) // without the padding
 	}
-	spki, err := ek.readKey(key)
-	if err != nil {
+	if key != nil {
+		pub, err := x509.ParsePKIXPublicKey(key)
+		if err != nil {
+			return nil, fmt.Errorf("parse the public key: %w", err)
+		}
+		if certificate != nil && !sameKey(pub, ek.Public) {
+			return nil, errors.New("the certificate is not for the key sent with it")
+		}
+		ek.Public = pub
+	}
+	if ek.Hash, err = HashEK(ek.Public); err != nil {
 		return nil, err
 	}
-	if err := checkShape(ek.Public); err != nil {
-		return nil, err
-	}
-	ek.Hash = sha256.Sum256(spki)
 	return ek, nil
-}
-
-// readKey reads the key that stands beside the certificate, or alone; der is
-// empty where none does. It returns the encoding that the EK hash is of, which is
-// marshalKey's: the one that was sent may be another.
-func (ek *EK) readKey(der []byte) (spki []byte, err error) {
-	if ek.Public != nil {
-		if spki, err = marshalKey(ek.Public); err != nil {
-			return nil, fmt.Errorf("encode the certificate's key: %w", err)
-		}
-		if len(der) == 0 || bytes.Equal(der, spki) {
-			return spki, nil
-		}
-	}
-	pub, err := parseKey(der)
-	if err != nil {
-		return nil, fmt.Errorf("parse the public key: %w", err)
-	}
-	if ek.Public != nil && !sameKey(pub, ek.Public) {
-		return nil, errors.New("the certificate is not for the key sent with it")
-	}
-	ek.Public = pub
-	if spki == nil {
-		if spki, err = marshalKey(pub); err != nil {
-			return nil, fmt.Errorf("encode the key: %w", err)
-		}
-	}
-	return spki, nil
 }
 
 // splitPEM returns what the blocks in text hold: a certificate, a public key, or

@@ -34,11 +34,15 @@ type payload struct {
 }
 
 // encryptedCredential is what TPM2_MakeCredential returns (part 3, 12.6), both
-// with the size fields of their TPM2B_ forms. As the member EC, it is the server's
-// message.
+// with the size fields of their TPM2B_ forms.
 type encryptedCredential struct {
 	Credential []byte // TPM2B_ID_OBJECT
 	Secret     []byte // TPM2B_ENCRYPTED_SECRET
+}
+
+// challenge is the server's message.
+type challenge struct {
+	EC *encryptedCredential
 }
 
 // response is the agent's second message.
@@ -55,17 +59,6 @@ func encode(name string, msg any, limit int) ([]byte, error) {
 		return nil, fmt.Errorf("the %s is %d bytes long, at most %d are allowed", name, len(b), limit)
 	}
 	return b, nil
-}
-
-// encode returns the challenge message.
-func (c *encryptedCredential) encode() []byte {
-	const around = len(`{"EC":{"Credential":"","Secret":""}}`)
-	size := around + strictBase64.EncodedLen(len(c.Credential)) + strictBase64.EncodedLen(len(c.Secret))
-	b := append(make([]byte, 0, size), `{"EC":{"Credential":"`...)
-	b = strictBase64.AppendEncode(b, c.Credential)
-	b = append(b, `","Secret":"`...)
-	b = strictBase64.AppendEncode(b, c.Secret)
-	return append(b, `"}}`...)
 }
 
 func decodePayload(msg []byte) (*payload, error) {

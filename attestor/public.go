@@ -1,10 +1,8 @@
 package attestor
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rsa"
 	"errors"
 	"fmt"
@@ -120,63 +118,39 @@ func (p *publicArea) rsaKey() (crypto.PublicKey, error) {
 		return nil, fmt.Errorf("a modulus of %d bits in a key of %d bits", n.BitLen(), p.bits)
 	}
 	pub := &rsa.PublicKey{N: n, E: rsaExponent}
-	if err := checkShape(pub); err != nil {
+	if err := checkKey(pub); err != nil {
 		return nil, err
 	}
 	return pub, nil
 }
 
 func (p *publicArea) eccKey() (crypto.PublicKey, error) {
-	curve, point, err := p.point()
-	if err != nil {
-		return nil, err
-	}
-	pub, err := ecdsa.ParseUncompressedPublicKey(curve, point)
-	if err != nil {
-		return nil, errOffCurve
-	}
-	return pub, nil
-}
-
-// point returns the point in p uncompressed (SEC 1, 2.3.3); it may be off its
-// curve.
-func (p *publicArea) point() (elliptic.Curve, []byte, error) {
 	for _, c := range curves {
 		if c.id != p.curve {
 			continue
 		}
 		size := c.fieldSize()
 		if len(p.x) == 0 || len(p.y) == 0 || len(p.x) > size || len(p.y) > size {
-			return nil, nil, errors.New("a coordinate does not have the size of the curve")
+			return nil, errors.New("a coordinate does not have the size of the curve")
 		}
-		point := make([]byte, 1+2*size)
+		point := make([]byte, 1+2*size) // uncompressed (SEC 1, 2.3.3)
 		point[0] = 4
 		// A TPM may leave out leading zeros.
 		copy(point[1+size-len(p.x):], p.x)
 		copy(point[1+2*size-len(p.y):], p.y)
-		return c.curve, point, nil
+		pub, err := ecdsa.ParseUncompressedPublicKey(c.curve, point)
+		if err != nil {
+			return nil, errOffCurve
+		}
+		return pub, nil
 	}
-	return nil, nil, fmt.Errorf("the curve %#04x: want P-256, P-384 or P-521", uint16(p.curve))
+	return nil, fmt.Errorf("the curve %#04x: want P-256, P-384 or P-521", uint16(p.curve))
 }
 
-// holds reports whether the key in p is pub, which is a key that is taken.
+// holds reports whether the key in p is pub.
 func (p *publicArea) holds(pub crypto.PublicKey) bool {
-	switch pub := pub.(type) {
-	case *rsa.PublicKey:
-		return p.typ == tpm2.TPMAlgRSA && int(p.bits) == pub.N.BitLen() &&
-			(p.exponent == 0 || p.exponent == rsaExponent) && bytes.Equal(p.modulus, pub.N.Bytes())
-	case *ecdsa.PublicKey:
-		if p.typ != tpm2.TPMAlgECC {
-			return false
-		}
-		curve, point, err := p.point()
-		if err != nil || curve != pub.Curve {
-			return false
-		}
-		want, err := pub.Bytes()
-		return err == nil && bytes.Equal(point, want)
-	}
-	return false
+	key, err := p.key()
+	return err == nil && sameKey(key, pub)
 }
 
 var errOffCurve = errors.New("the point is not on the curve")
@@ -184,33 +158,24 @@ var errOffCurve = errors.New("the point is not on the curve")
 // checkKey checks that pub is a key of a type and a size that is taken, for an
 // endorsement key or for an attestation key.
 func checkKey(pub crypto.PublicKey) error {
-	if err := checkShape(pub); err != nil {
-		return err
-	}
-	if ecc, ok := pub.(*ecdsa.PublicKey); ok {
-		//nolint:staticcheck // SA1019: a key that somebody put together has perhaps no point, and ECDH needs one.
-		if ecc.X == nil || ecc.Y == nil {
-			return errors.New("the ECC key has no point")
-		}
-		if _, err := ecc.ECDH(); err != nil {
-			return errOffCurve
-		}
-	}
-	return nil
-}
-
-// checkShape is checkKey for a key that comes from a parser, which has seen to
-// it that a point is on its curve.
-func checkShape(pub crypto.PublicKey) error {
 	if _, err := KeyTypeOf(pub); err != nil {
 		return err
 	}
-	if pub, ok := pub.(*rsa.PublicKey); ok {
+	switch pub := pub.(type) {
+	case *rsa.PublicKey:
 		if pub.E != rsaExponent {
 			return fmt.Errorf("the public exponent %d: want %d", pub.E, rsaExponent)
 		}
 		if pub.N.Bit(0) == 0 {
 			return errors.New("the modulus is even")
+		}
+	case *ecdsa.PublicKey:
+		//nolint:staticcheck // SA1019: a key that a caller has put together may have no point, and ECDH needs one.
+		if pub.X == nil || pub.Y == nil {
+			return errors.New("the ECC key has no point")
+		}
+		if _, err := pub.ECDH(); err != nil {
+			return errOffCurve
 		}
 	}
 	return nil

@@ -127,7 +127,7 @@ func (s *Session) Challenge() ([]byte, error) {
 		s.end()
 		return nil, err
 	}
-	return ec.encode(), nil
+	return encode("challenge", &challenge{EC: ec}, MaxChallengeSize)
 }
 
 // Finish checks the response to the challenge. It must be called once and ends the

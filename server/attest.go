@@ -164,7 +164,7 @@ func (a *attestation) challenge(ctx context.Context, session *attestor.Session) 
 	if err != nil {
 		return left(ctx, err)
 	}
-	second, failed := a.receive(ctx, attestor.MaxResponseSize)
+	second, failed := a.receive(ctx, session.MaxResponse())
 	if failed != nil {
 		return failed
 	}

@@ -32,8 +32,7 @@ import (
 
 // benchEKs are the EKs whose attestation is measured. The AK is on P-256, as
 // agents make them. The bars, as .ci/bench-bars has them: an attestation takes
-// 1.5 times its floor with an RSA EK, 1.15 times with an ECC one, and with 300
-// CAs 1.05 times what it takes with one.
+// at most twice its floor, and with 300 CAs 1.05 times what it takes with one.
 var benchEKs = []attestor.KeyType{attestor.RSA2048, attestor.P256}
 
 // BenchmarkServerAttestation is one attestation on the server, everything but
