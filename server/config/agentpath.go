@@ -33,7 +33,7 @@ func (c *Config) MayGive(source string, f agentpath.Field) bool {
 func (c *Config) checkAgentPath(ps *problems, all []definition, allow []rule) {
 	c.gives = map[string][]agentpath.Field{}
 	for _, d := range all {
-		c.gives[d.name] = append(c.gives[d.name], d.gives...)
+		c.gives[d.name] = append(c.gives[d.name], d.fields...)
 	}
 	if c.AgentPath == nil {
 		return

@@ -9,19 +9,30 @@ import (
 	"time"
 )
 
-// body reads the keys of one block. The keys that are asked for are those that
-// there are: finish reports all others.
+// body reads the keys of one block. The keys that are asked for are all that the block
+// may have: finish reports any other.
 type body struct {
 	path     string
 	values   map[string][]*node
 	asked    []string
 	problems *problems
-	// broken is set by the first problem in this block.
+	// broken is true if there is a problem in this block, wrong are the keys that have one.
 	broken bool
+	wrong  map[string]bool
+
+	// named are the names by which a person knows keys, if not by their own.
+	named map[string]string
+	// examples are values of keys as they are written, for a person.
+	examples map[string]string
+	// files are the files that the keys name.
+	files []file
 }
 
 func newBody(path string, ps *problems, parts ...*node) *body {
-	b := &body{path: path, values: map[string][]*node{}, problems: ps}
+	b := &body{
+		path: path, values: map[string][]*node{}, problems: ps,
+		wrong: map[string]bool{}, examples: map[string]string{},
+	}
 	for _, part := range parts {
 		for _, it := range part.items {
 			b.values[it.key] = append(b.values[it.key], it.val)
@@ -32,9 +43,20 @@ func newBody(path string, ps *problems, parts ...*node) *body {
 
 // fail reports a problem with a key.
 func (b *body) fail(key, format string, args ...any) {
-	b.broken = true
-	b.problems.add(under(b.path, key), format, args...)
+	b.broken, b.wrong[key] = true, true
+	b.problems.add(b.place(key), format, args...)
 }
+
+// called returns the name by which a person knows a key.
+func (b *body) called(key string) string {
+	if name, ok := b.named[key]; ok {
+		return name
+	}
+	return key
+}
+
+// place returns the path of keys that leads to a key.
+func (b *body) place(key string) string { return under(b.path, b.called(key)) }
 
 // all returns the values of a key, in order.
 func (b *body) all(key string) []*node {
@@ -61,17 +83,20 @@ func (b *body) one(key string) *node {
 	return values[0]
 }
 
-// text returns a string, or nothing where the key is not there.
-func (b *body) text(key string) string {
+// text returns a string, or nothing if the key is not there.
+func (b *body) text(key string) string { return b.string(key, false) }
+
+// string is text for a value that may be a secret, written by mistake: it is not shown.
+func (b *body) string(key string, secret bool) string {
 	n := b.one(key)
 	if n == nil {
 		return ""
 	}
 	switch {
-	case secretPath(key) && n.kind != text, secretPath(key) && hasControl(n.text):
+	case secret && (n.kind != text || hasControl(n.text)):
 		b.fail(key, "must be a string, the path of a file, without control characters")
 	case n.kind == number:
-		b.fail(key, "is %s, but must be a string: write %s = %q", n, key, shorten(n.text))
+		b.fail(key, "is %s, but must be a string: write %s = %q", n, b.called(key), shorten(n.text))
 	case n.kind != text:
 		b.fail(key, "is %s, but must be a string", n)
 	case n.text == "":
@@ -84,17 +109,7 @@ func (b *body) text(key string) string {
 	return ""
 }
 
-// required returns a string that must be there.
-func (b *body) required(key, example string) string {
-	if !b.has(key) {
-		b.asked = append(b.asked, key)
-		b.fail(key, "is missing: write %s = %q", key, example)
-		return ""
-	}
-	return b.text(key)
-}
-
-// boolean returns a boolean, or what holds where the key is not there.
+// boolean returns a boolean, or what holds if the key is not there.
 func (b *body) boolean(key string, otherwise bool) bool {
 	n := b.one(key)
 	switch {
@@ -107,21 +122,20 @@ func (b *body) boolean(key string, otherwise bool) bool {
 	return n.flag
 }
 
-// duration returns a duration within limits, or what holds where the key is not
-// there.
+// duration returns a duration within limits, or what holds if the key is not there.
 func (b *body) duration(key string, otherwise, least, most time.Duration) time.Duration {
 	n := b.one(key)
 	if n == nil {
 		return otherwise
 	}
 	if n.kind != text {
-		b.fail(key, "is %s, but must be a duration in quotes: write %s = %q", n, key, otherwise)
+		b.fail(key, "is %s, but must be a duration in quotes: write %s = %q", n, b.called(key), otherwise)
 		return otherwise
 	}
 	d, err := time.ParseDuration(n.text)
 	switch {
 	case err != nil:
-		b.fail(key, "is %s, but must be a duration: write %s = %q", n, key, otherwise)
+		b.fail(key, "is %s, but must be a duration: write %s = %q", n, b.called(key), otherwise)
 		return otherwise
 	case d < least || d > most:
 		b.fail(key, "is %s, but must be from %s to %s", n, least, most)
@@ -130,8 +144,7 @@ func (b *body) duration(key string, otherwise, least, most time.Duration) time.D
 	return d
 }
 
-// integer returns a whole number within limits, or what holds where the key is
-// not there.
+// integer returns a whole number within limits, or what holds if the key is not there.
 func (b *body) integer(key string, otherwise, least, most int64) int64 {
 	n := b.one(key)
 	if n == nil {
@@ -152,7 +165,7 @@ func (b *body) integer(key string, otherwise, least, most int64) int64 {
 // maxListed is how many entries a list of strings may have.
 const maxListed = 256
 
-// texts returns a list of strings, sorted; nil where the key is not there.
+// texts returns a list of strings, sorted; nil if the key is not there.
 func (b *body) texts(key string) []string {
 	n := b.one(key)
 	if n == nil {
@@ -188,43 +201,28 @@ func (b *body) texts(key string) []string {
 	return all
 }
 
-// textMap returns a map from names to strings, nil where the key is not there.
+// textMap returns a map from names to strings, nil if the key is not there.
 func (b *body) textMap(key, example string) map[string]string {
 	values := b.all(key)
 	if len(values) == 0 {
 		return nil
 	}
 	before := len(b.problems.list)
-	objects := b.problems.blocks(under(b.path, key), values, example)
-	b.broken = b.broken || len(b.problems.list) > before
-	parts := newBody(under(b.path, key), b.problems, objects...)
+	objects := b.problems.blocks(b.place(key), values, example)
+	parts := newBody(b.place(key), b.problems, objects...)
 	m := map[string]string{}
 	for _, l := range labels(objects) {
-		if !validName(l.label) {
-			parts.fail(l.label, "%s", nameRule)
-		}
 		if s := parts.text(l.label); s != "" {
 			m[l.label] = s
 		}
 	}
-	if len(m) == 0 && !parts.broken && !b.broken {
-		parts.broken = true
-		b.problems.add(parts.path, "is empty: write %s", example)
+	switch {
+	case len(b.problems.list) > before || parts.broken:
+		b.broken, b.wrong[key] = true, true
+	case len(m) == 0:
+		b.fail(key, "is empty: write %s", example)
 	}
-	b.broken = b.broken || parts.broken
 	return m
-}
-
-// together reports the keys of a group that are missing where others are there.
-func (b *body) together(because string, keys ...string) {
-	if !slices.ContainsFunc(keys, b.has) {
-		return
-	}
-	for _, key := range keys {
-		if !b.has(key) {
-			b.fail(key, "is missing: %s", because)
-		}
-	}
 }
 
 // finish reports the keys that nobody has asked for.

@@ -9,40 +9,41 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/boltfile"
 )
 
-// cacheFile returns the folder of a cache, which must exist, and the cache, which need
-// not.
-func cacheFile(source, path string) file {
-	return file{at: under(source, "cache_path"), path: filepath.Dir(path), dir: true, cache: path}
+// cacheUse is the use of a path, for a cache of a source or for a file beside one.
+type cacheUse struct {
+	source string
+	cache  bool
 }
 
 // checkCaches refuses files that two sources would take from each other, by their
 // paths: the caches themselves, and the files that each has beside it.
 func checkCaches(ps *problems, all []definition) {
-	type use struct {
-		source string
-		cache  bool // and not a file beside one
-	}
-	users := map[string]use{}
+	uses := map[string]cacheUse{}
 	for _, d := range all {
-		if d.cache == "" {
-			continue
-		}
-		said := false
-		for i, name := range boltfile.Names(filepath.Clean(d.cache)) {
-			mine := use{d.path, i == 0}
-			other, taken := users[name]
-			switch {
-			case !taken:
-				users[name] = mine
-			case said:
-			case other.cache && mine.cache:
-				said = true
-				ps.add(under(d.path, "cache_path"), "is also the cache of %s: give each source its own", other.source)
-			default:
-				said = true
-				ps.add(under(d.path, "cache_path"), "meets the cache of %s: a cache has files beside it "+
-					"whose names end in \".new\" and \".lock\"; give it another name", other.source)
+		for _, f := range d.files {
+			if f.cache != "" {
+				checkCache(ps, d.path, f, uses)
 			}
+		}
+	}
+}
+
+// checkCache reports the first path at which a cache meets another one.
+func checkCache(ps *problems, source string, f file, uses map[string]cacheUse) {
+	said := false
+	for i, name := range boltfile.Names(filepath.Clean(f.cache)) {
+		other, taken := uses[name]
+		switch isCache := i == 0; {
+		case !taken:
+			uses[name] = cacheUse{source, isCache}
+		case said:
+		case other.cache && isCache:
+			said = true
+			ps.add(f.at, "is also the cache of %s: give each source its own", other.source)
+		default:
+			said = true
+			ps.add(f.at, "meets the cache of %s: a cache has files beside it "+
+				"whose names end in \".new\" and \".lock\"; give it another name", other.source)
 		}
 	}
 }

@@ -1,5 +1,9 @@
-// Package config reads the configuration of the server plugin: the only package
-// that knows HCL, and the one that knows which kinds of sources there are.
+// Package config reads the configuration of the server plugin. No other package of the
+// server knows HCL, or which kinds of sources there are.
+//
+// kinds.go has the table of kinds, with the keys of each. A rule about the value of a key
+// stands in the constructor of the kind's source, which returns a sources.FieldError; this
+// package says where the key is, and what to write.
 //
 // The text is HCL or JSON. SPIRE reads its own configuration in either, and
 // prints the plugin's part anew as HCL; blocks, lists and maps that say the same
@@ -13,23 +17,21 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/server/agentpath"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 // Config is what a configuration says, with its defaults.
 type Config struct {
-	// TrustDomain is SPIRE's; zero where a file does not tell.
+	// TrustDomain is SPIRE's; zero if a file does not tell it.
 	TrustDomain spiffeid.TrustDomain
 	// Members are the sources, sorted by name. None has been started.
 	Members []admission.Member
-	// Policy are the rules, sorted by name.
+	// Policy has the rules, sorted by name.
 	Policy policy.Policy
 	// AgentPath forms the IDs of agents.
 	AgentPath *agentpath.Template
-	// Reattest is false where a machine is admitted once.
+	// Reattest is false if a machine is admitted once only.
 	Reattest bool
 	// AllowWeakEK admits RSA endorsement keys with the ROCA weakness
 	// (CVE-2017-15361).
@@ -40,7 +42,7 @@ type Config struct {
 	Warnings []string
 
 	files []file
-	// gives are the fields of AgentPath that each source can give.
+	// gives are the fields of AgentPath that each source, by its name, can give.
 	gives map[string][]agentpath.Field
 }
 
@@ -51,9 +53,9 @@ func Parse(text, trustDomain string) (*Config, error) {
 }
 
 // ParseFile reads a configuration as an operator has it in a file: that of SPIRE's
-// server, or what is between the braces of plugin_data alone. Where the file does not
-// say what the trust domain is, nothing is refused for being of another one. Else it
-// is as Parse.
+// server, or what is between the braces of plugin_data alone. If the file does not name
+// the trust domain, nothing is refused for being of another one. Otherwise it does what
+// Parse does.
 func ParseFile(text string) (*Config, error) { return fromFile(text).parsed() }
 
 func (in *input) parsed() (*Config, error) {
@@ -95,33 +97,32 @@ func (in *input) parse(identity httplist.IdentityProvider) *Config {
 	c.CheckTimeout = b.duration("check_timeout", defaultCheckTimeout, leastCheckTimeout, mostCheckTimeout)
 	c.decodeAgentPath(b)
 	c.dropEmpty(b)
-	all, allow, deny := decodeRoot(ps, b)
+	all, allow, deny := in.decodeRoot(b, spire{in.trustDomain, identity})
 	b.finish()
-	c.withIdentity(ps, all, identity)
 	c.checkAgentPath(ps, all, allow)
 	c.assemble(ps, all, allow, deny)
 	return c
 }
 
 // decodeRoot reads the sources and the rules.
-func decodeRoot(ps *problems, b *body) (all []definition, allow, deny []rule) {
-	all, declared := decodeSources(ps, b.all("source"))
+func (in *input) decodeRoot(b *body, of spire) (all []definition, allow, deny []rule) {
+	ps := b.problems
+	b.asked = append(b.asked, "allow", "deny", "ca_path", "hash_path")
+	all, declared := decodeSources(ps, b.all("source"), in.kinds, of)
 	if len(declared) > maxSources { // rules are held against each of them
-		b.asked = append(b.asked, "allow", "deny", "hash_path", "ca_path")
 		return nil, nil, nil
 	}
 	allow = decodeRules(ps, "allow", b.all("allow"), declared)
 	deny = decodeRules(ps, "deny", b.all("deny"), declared)
-	switch {
-	case b.has("hash_path") || b.has("ca_path"):
-		refuseBeside(b, len(declared) > 0, len(allow) > 0, len(deny) > 0)
-		all = decodeIncumbent(b)
+	switch old := in.decodeIncumbent(b, of); {
+	case len(old) > 0:
+		in.refuseBeside(b, map[string]bool{"source": len(declared) > 0, "allow": len(allow) > 0, "deny": len(deny) > 0})
+		all = old
 	case len(declared) == 0:
-		ps.add("source", "no source is configured: write %s", exampleOf(1))
+		ps.add("source", "no source is configured: write %s", kindNamed(in.kinds, firstKind).example)
 	default:
 		checkPolicy(ps, all, declared, allow, deny)
 	}
-	b.asked = append(b.asked, "hash_path", "ca_path")
 	if len(allow) == 0 {
 		allow = []rule{{Rule: policy.Rule{Name: defaultRule}, path: "rule " + defaultRule}}
 		for _, d := range all {
@@ -131,45 +132,51 @@ func decodeRoot(ps *problems, b *body) (all []definition, allow, deny []rule) {
 	return all, allow, deny
 }
 
-// dropEmpty drops the incumbent's keys where they are empty, which means "not set"
+// firstKind is the kind of source that somebody who has configured none is advised of.
+const firstKind = "hash_dir"
+
+// incumbentKeys are the keys of the incumbent's configuration. Each stands for a source
+// of its name with one key.
+var incumbentKeys = []struct{ name, kind, key string }{
+	{"ca_path", "ek_ca", "ca_path"},
+	{"hash_path", "hash_dir", "path"},
+}
+
+// dropEmpty drops those of the incumbent's keys that are empty, which means "not set"
 // to the incumbent, and which templates of configurations write.
 func (c *Config) dropEmpty(b *body) {
-	for _, key := range []string{"ca_path", "hash_path"} {
-		if values := b.values[key]; len(values) == 1 && values[0].kind == text && values[0].text == "" {
-			delete(b.values, key)
-			c.warn(key, "is empty and treated as not set: nothing is trusted because of it")
+	for _, old := range incumbentKeys {
+		values := b.values[old.name]
+		if len(values) == 1 && values[0].kind == text && values[0].text == "" {
+			delete(b.values, old.name)
+			c.warn(old.name, "is empty and treated as not set: nothing is trusted because of it")
 		}
 	}
 }
 
-// decodeIncumbent reads the two keys of the incumbent's configuration. Either
-// source admits.
-func decodeIncumbent(b *body) (all []definition) {
-	add := func(kind, key string, d definition) {
-		d.kind, d.name, d.path = kind, key, key
+// decodeIncumbent reads the keys of the incumbent's configuration. Each source admits.
+func (in *input) decodeIncumbent(b *body, of spire) (all []definition) {
+	for _, old := range incumbentKeys {
+		if !b.has(old.name) {
+			continue
+		}
+		block := newBody("", b.problems)
+		block.values[old.key], block.named = b.values[old.name], map[string]string{old.key: old.name}
+		d := decodeSource(block, *kindNamed(in.kinds, old.kind), old.name, of)
+		d.path = old.name
 		all = append(all, d)
-	}
-	if path := b.text("ca_path"); path != "" {
-		cfg := ekca.Config{CAPath: path, PollInterval: defaultPoll, CRL: ekca.CRLOff}
-		add("ek_ca", "ca_path", ekCA(b, cfg, "ca_path"))
-	}
-	if path := b.text("hash_path"); path != "" {
-		add("hash_dir", "hash_path", hashDir(b, hashdir.Config{Path: path}, "hash_path"))
 	}
 	return all
 }
 
-// refuseBeside refuses the incumbent's keys beside blocks, since the rules would
-// then leave open what the keys admit.
-func refuseBeside(b *body, source, allow, deny bool) {
-	for _, key := range []string{"ca_path", "hash_path"} {
-		for _, other := range []struct {
-			name  string
-			there bool
-		}{{"source", source}, {"allow", allow}, {"deny", deny}} {
-			if b.has(key) && other.there {
-				b.fail(key, "cannot be combined with %s blocks: replace it with one such as %s", other.name,
-					exampleOf(map[string]int{"ca_path": 0, "hash_path": 1}[key]))
+// refuseBeside refuses the incumbent's keys beside blocks that there are, since the rules
+// would then leave open what the keys admit.
+func (in *input) refuseBeside(b *body, blocks map[string]bool) {
+	for _, old := range incumbentKeys {
+		for other, there := range blocks {
+			if there && b.has(old.name) {
+				b.fail(old.name, "cannot be combined with %s blocks: replace it with one such as %s",
+					other, kindNamed(in.kinds, old.kind).example)
 			}
 		}
 	}
@@ -182,13 +189,8 @@ func (c *Config) assemble(ps *problems, all []definition, allow, deny []rule) {
 		if d.broken {
 			continue
 		}
-		source, err := d.open()
-		if err != nil {
-			ps.add(d.path, "%v", err)
-			continue
-		}
 		c.Members = append(c.Members, admission.Member{
-			Name: d.name, Kind: d.kind, Config: d.config, Source: source, NoAttributes: d.noAttributes,
+			Name: d.name, Kind: d.kind.name, Config: d.config, Source: d.source, NoAttributes: d.noAttributes,
 		})
 	}
 	for _, r := range allow {
@@ -199,8 +201,8 @@ func (c *Config) assemble(ps *problems, all []definition, allow, deny []rule) {
 	}
 	c.Warnings = append(c.Warnings, policyWarnings(all, allow, deny)...)
 	for _, d := range all {
-		for _, w := range d.warnings {
-			c.Warnings = append(c.Warnings, w.String())
+		for _, w := range d.warnings() {
+			c.warn(under(d.path, w.Field), w.Problem)
 		}
 	}
 	if len(ps.list) > 0 {

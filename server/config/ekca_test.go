@@ -93,7 +93,7 @@ func TestEKCAProblems(t *testing.T) {
 			cas + ` ek_certificate_urls = { amd = "ftp://x/" } }`,
 			at + `ek_certificate_urls: base URL "ftp://x/": `,
 		},
-		{aia + ` crl = "on" }`, at + `crl: is "on", but must be one of "off", "if_available", "required"`},
+		{aia + ` crl = "on" }`, at + `crl: is the string "on", but must be one of "off", "if_available", "required"`},
 		{aia + ` crl = true }`, at + `crl: is true, but must be a string`},
 		{cas + ` crl = "required" }`, at + `crl: is "required", but there are no hosts that CRLs may be fetched from: ` +
 			`write aia_hosts = ["pki.infineon.com"]`},
@@ -105,7 +105,7 @@ func TestEKCAProblems(t *testing.T) {
 		{cas + ` cache_path = "/x/y" }`, at + `cache_path: nothing is fetched, so there is nothing to cache`},
 		{
 			cas + ` ek_certificate_urls = { inte = "https://x/" } }`,
-			at + `ek_certificate_urls: inte is not a known EK certificate service; did you mean intel?`,
+			at + `ek_certificate_urls: "inte" is not a known EK certificate service: choose from amd, intel`,
 		},
 		{cas + ` ek_certificate_urls = "https://x/" }`, at + `ek_certificate_urls: is the string "https://x/", but must be a block`},
 		{cas + ` ek_certificate_urls = {} }`, at + `ek_certificate_urls: is empty: write ek_certificate_urls = {`},

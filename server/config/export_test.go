@@ -15,7 +15,7 @@ func NewLoaderWith(stat func(string) (fs.FileInfo, error)) *Loader {
 // KindExamples returns the example of each kind of source.
 func KindExamples() map[string]string {
 	m := map[string]string{}
-	for _, k := range sourceKinds {
+	for _, k := range kinds() {
 		m[k.name] = k.example
 	}
 	return m

@@ -81,7 +81,7 @@ func TestHTTPProblems(t *testing.T) {
 			inventory + ` cache_path = "/x/y" } source "http" "lab" { url = "https://y/" cache_path = "/x//y" }`,
 			`source "http" "lab": cache_path: is also the cache of source "http" "inventory"`,
 		},
-		{inventory + ` auth = "tls" }`, at + `auth: is the string "tls": write auth = "spiffe", or leave the key out`},
+		{inventory + ` auth = "tls" }`, at + `auth: is the string "tls", but must be "spiffe": write auth = "spiffe", or leave the key out`},
 		{inventory + ` auth = "" }`, at + `auth: is empty`},
 		{inventory + ` auth = true }`, at + `auth: is true, but must be a string`},
 		{inventory + ` auth = "spiffe" }`, at + `server_id: is missing: write server_id = "spiffe://example.org/allowlist"`},

@@ -10,7 +10,7 @@ import (
 
 // node is a value in a configuration, whichever syntax it was written in.
 type node struct {
-	kind kind
+	kind nodeKind
 	text string // of a string; of a number, as it was written
 	flag bool   // of a boolean
 
@@ -29,10 +29,10 @@ type item struct {
 	val *node
 }
 
-type kind int
+type nodeKind int
 
 const (
-	null kind = iota
+	null nodeKind = iota
 	object
 	list
 	text
@@ -69,12 +69,6 @@ func shorten(s string) string {
 		return s[:most] + "…"
 	}
 	return s
-}
-
-// secretPath reports whether a key names a file with a secret. Its value is not shown
-// unless there is such a file: somebody may have written the secret itself.
-func secretPath(key string) bool {
-	return key == "bearer_token_path" || key == "client_key_path" || key == "dsn_path"
 }
 
 // blocks returns the objects that a key's values stand for. A block may come

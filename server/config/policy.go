@@ -81,8 +81,8 @@ func checkPolicy(ps *problems, all []definition, known declared, allow, deny []r
 		}
 	}
 	for _, d := range all {
-		if d.notInDeny != "" && named(d.name, deny) {
-			ps.add(under(d.path, d.notInDeny), "%s", d.because)
+		if d.unmet.key != "" && named(d.name, deny) {
+			ps.add(under(d.path, d.unmet.key), "%s", d.unmet.because)
 		}
 	}
 }
@@ -108,7 +108,7 @@ func policyWarnings(all []definition, allow, deny []rule) []string {
 	var warnings []string
 	warn := func(path, message string) { warnings = append(warnings, Problem{path, message}.String()) }
 	byVendor := func(source string) bool {
-		return slices.ContainsFunc(all, func(d definition) bool { return d.name == source && d.byVendor })
+		return slices.ContainsFunc(all, func(d definition) bool { return d.name == source && d.kind.byVendor })
 	}
 	enforced, vendors, certified := false, false, true
 	for _, r := range allow {

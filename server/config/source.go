@@ -5,55 +5,36 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/server/agentpath"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir"
 )
-
-// sourceKind is one kind of source. To add one, add it to sourceKinds.
-type sourceKind struct {
-	name string
-	// decode reads the block of a source of this kind.
-	decode func(*body) definition
-	// example is a block, for a person.
-	example string
-}
-
-// sourceKinds are all kinds of sources.
-var sourceKinds = []sourceKind{
-	{"ek_ca", decodeEKCA, `source "ek_ca" "vendors" { ca_path = "/etc/tpm/cas" }`},
-	{"hash_dir", decodeHashDir, `source "hash_dir" "machines" { path = "/srv/tpm/hashes" }`},
-	{"hash_file", decodeHashFile, `source "hash_file" "machines" { path = "/etc/tpm/machines.txt" }`},
-	{"http", decodeHTTP, `source "http" "inventory" { url = "https://allowlist.example.org/tpm.json" }`},
-	{"sql", decodeSQL, `source "sql" "machines" { dialect = "postgres" dsn_path = "/etc/spire/tpm-database.dsn" }`},
-}
 
 // definition is a source as it is configured.
 type definition struct {
-	kind, name   string
-	path         string // of keys
-	noAttributes bool
-	broken       bool // there is a mistake in the block
+	kind   kind
+	name   string
+	path   string // of keys
+	broken bool   // there is a mistake in the block
 
-	// config is the typed configuration of the kind.
 	config any
-	// open makes the source; it touches nothing.
-	open func() (sources.Source, error)
-	// files must exist.
-	files []file
-	// cache is a file that the source writes, or empty.
-	cache string
-	// warnings are what a person should know, though it is no mistake.
-	warnings []Problem
-	// gives are the fields of an agent's path that the source can give.
-	gives []agentpath.Field
-	// byVendor is set where the source knows makers of TPMs and not TPMs.
-	byVendor bool
-	// notInDeny says what a source must have for use in a deny rule: the key,
-	// and what is to be done about it. Empty where it may be used.
-	notInDeny, because string
+	source sources.Source // it has opened nothing
+
+	noAttributes bool
+	files        []file
+	// fields are those of an agent's ID that the source can give.
+	fields []agentpath.Field
+	// unmet is what the source needs in a deny rule and does not have.
+	unmet need
+}
+
+// warnings returns what the source's Config says that a person should know, if it can say
+// so.
+func (d *definition) warnings() []sources.FieldError {
+	if c, ok := d.config.(interface{ Warnings() []sources.FieldError }); ok {
+		return c.Warnings()
+	}
+	return nil
 }
 
 // file is a path that must exist.
@@ -63,53 +44,11 @@ type file struct {
 	dir  bool // must be a folder
 	// regular says that it must be a regular file.
 	regular bool
-	// secret says that it is nobody else's to read.
+	// secret says that nobody else should be able to read it.
 	secret bool
 	// cache is the file of a cache in the folder at path, or empty. It need not exist.
 	cache string
 }
-
-// besideFile is a file that belongs to a source: a certificate, a key, a token.
-func besideFile(block, key, path string) file {
-	return file{at: under(block, key), path: path, regular: true, secret: secretPath(key)}
-}
-
-func decodeHashDir(b *body) definition {
-	cfg := hashdir.Config{
-		Path:   b.required("path", "/srv/tpm/hashes"),
-		Marker: b.text("marker"),
-	}
-	if cfg.Marker != "" {
-		if err := hashdir.CheckMarker(cfg.Marker); err != nil {
-			b.fail("marker", "%v", err)
-		}
-	}
-	return hashDir(b, cfg, "path")
-}
-
-func hashDir(b *body, cfg hashdir.Config, key string) definition {
-	d := definition{
-		config: cfg,
-		open:   func() (sources.Source, error) { return hashdir.New(cfg) },
-		gives:  []agentpath.Field{agentpath.Name},
-	}
-	if cfg.Path != "" {
-		d.files = append(d.files, file{at: under(b.path, key), path: cfg.Path, dir: true})
-	}
-	if cfg.Marker == "" {
-		d.notInDeny = "marker"
-		d.because = "a deny rule uses this source, so an unmounted directory must not pass for an empty one: " +
-			`create a file in it and write marker = "<its name>"`
-	}
-	return d
-}
-
-// The intervals at which files may be looked at for changes.
-const (
-	defaultPoll = 30 * time.Second
-	leastPoll   = time.Second
-	mostPoll    = 24 * time.Hour
-)
 
 // maxSources is how many sources there may be.
 const maxSources = 256
@@ -120,29 +59,30 @@ type declared map[string]string
 
 func (d declared) names() []string { return slices.Sorted(maps.Keys(d)) }
 
-// decodeSources reads all source blocks and returns those of a known kind,
-// sorted by name.
-func decodeSources(ps *problems, values []*node) (all []definition, seen declared) {
-	const example = `source "<kind>" "<name>" { … }`
+// aBlock is how a source is written, for a person.
+const aBlock = `source "<kind>" "<name>" { … }`
+
+// decodeSources reads all source blocks and returns those of a known kind, sorted by name.
+func decodeSources(ps *problems, values []*node, kinds []kind, of spire) (all []definition, seen declared) {
 	seen = declared{}
 	total := 0
-	for _, byKind := range labels(ps.blocks("source", values, example)) {
-		kindPath := fmt.Sprintf("source %q", shorten(byKind.label))
-		i := slices.IndexFunc(sourceKinds, func(k sourceKind) bool { return k.name == byKind.label })
-		if i < 0 {
-			kinds := kindNames()
-			ps.add(kindPath, "unknown kind%s", ps.suggest(byKind.label, kinds))
+	for _, byKind := range labels(ps.blocks("source", values, aBlock)) {
+		kindPath, example := fmt.Sprintf("source %q", shorten(byKind.label)), aBlock
+		k := kindNamed(kinds, byKind.label)
+		if k != nil {
+			example = k.example
+		} else {
+			ps.add(kindPath, "unknown kind%s", ps.suggest(byKind.label, namesOf(kinds)))
 		}
-		for _, n := range namedBlocks(ps, kindPath, byKind.values, exampleOf(i)) {
+		for _, n := range namedBlocks(ps, kindPath, byKind.values, example) {
 			total++
 			if other, ok := seen[n.name]; ok {
 				ps.add(n.path, "has the same name as %s: names must be unique across kinds", other)
 			}
 			seen[n.name] = n.path
-			if i < 0 || total > maxSources {
-				continue
+			if k != nil && total <= maxSources {
+				all = append(all, decodeSource(newBody(n.path, ps, n.parts...), *k, n.name, of))
 			}
-			all = append(all, decodeSource(ps, sourceKinds[i], n))
 		}
 	}
 	if total > maxSources {
@@ -153,32 +93,38 @@ func decodeSources(ps *problems, values []*node) (all []definition, seen declare
 	return all, seen
 }
 
-func decodeSource(ps *problems, k sourceKind, n namedBlock) definition {
-	b := newBody(n.path, ps, n.parts...)
-	noAttributes := !b.boolean("attributes", true)
-	d := k.decode(b)
+// decodeSource reads one block.
+func decodeSource(b *body, k kind, name string, of spire) definition {
+	d := definition{kind: k, name: name, path: b.path, noAttributes: !b.boolean("attributes", true)}
+	d.config, d.source = k.read(b, of)
 	b.finish()
-	d.kind, d.name, d.path = k.name, n.name, n.path
-	d.noAttributes, d.broken = noAttributes, b.broken
-	if noAttributes {
-		d.gives = nil
+	d.broken, d.files = b.broken, b.files
+	for _, g := range k.gives {
+		if !d.noAttributes && (g.key == "" || b.has(g.key)) {
+			d.fields = append(d.fields, g.field)
+		}
+	}
+	if k.denies.key != "" && !b.has(k.denies.key) {
+		d.unmet = k.denies
 	}
 	return d
 }
 
-func kindNames() []string {
-	names := make([]string, len(sourceKinds))
-	for i, k := range sourceKinds {
-		names[i] = k.name
+// kindNamed returns the kind of a name, or nil.
+func kindNamed(kinds []kind, name string) *kind {
+	if i := slices.IndexFunc(kinds, func(k kind) bool { return k.name == name }); i >= 0 {
+		return &kinds[i]
 	}
-	return names
+	return nil
 }
 
-func exampleOf(i int) string {
-	if i < 0 {
-		i = 0
+func namesOf(kinds []kind) []string {
+	names := make([]string, len(kinds))
+	for i, k := range kinds {
+		names[i] = k.name
 	}
-	return sourceKinds[i].example
+	slices.Sort(names)
+	return names
 }
 
 // namedBlock is a block with its name.

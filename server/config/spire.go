@@ -21,11 +21,13 @@ type input struct {
 	// data because of them.
 	problems problems
 	unread   bool
+	// kinds are the kinds of sources that there are.
+	kinds []kind
 }
 
 // fromSPIRE is what SPIRE hands to the plugin.
 func fromSPIRE(data, trustDomain string) *input {
-	in := &input{data: data}
+	in := &input{data: data, kinds: kinds()}
 	td, err := spiffeid.TrustDomainFromString(trustDomain)
 	if err != nil {
 		in.problems.add("trust_domain", "SPIRE passed an invalid one: %v", err)
@@ -38,7 +40,7 @@ func fromSPIRE(data, trustDomain string) *input {
 // which it takes the plugin_data, as SPIRE does, and the trust domain; or plugin_data
 // alone, where the text has no plugins.
 func fromFile(text string) *input {
-	in := &input{data: text}
+	in := &input{data: text, kinds: kinds()}
 	var spire struct {
 		Server  ast.Node `hcl:"server"`
 		Plugins ast.Node `hcl:"plugins"`

@@ -51,7 +51,7 @@ func TestSQLProblems(t *testing.T) {
 	for _, tt := range []struct{ text, want string }{
 		{`source "sql" "fleet" {}`, at + `dialect: is missing: write dialect = "postgres"`},
 		{`source "sql" "fleet" {}`, at + `dsn_path: is missing: write dsn_path = "/etc/spire/tpm-database.dsn"`},
-		{`source "sql" "fleet" { dialect = "oracle" dsn_path = "/x" }`, at + `dialect: is "oracle", but must be "postgres" or "mysql"`},
+		{`source "sql" "fleet" { dialect = "oracle" dsn_path = "/x" }`, at + `dialect: is the string "oracle", but must be "postgres" or "mysql"`},
 		{table + ` query = "SELECT 1" }`, at + `query: has no "?"`},
 		{table + ` query = "SELECT ? = ?" }`, at + `query: has more than one "?"`},
 		{table + ` query = "SELECT 1 WHERE h = $1 AND ?" }`, at + `query: has a backslash or a dollar sign`},

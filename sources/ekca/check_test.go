@@ -39,14 +39,14 @@ func TestNewRefuses(t *testing.T) {
 		cfg  ekca.Config
 		want string
 	}{
-		"nothing":          {ekca.Config{}, "neither"},
-		"no bundle":        {ekca.Config{Bundles: map[string]string{}}, "neither"},
-		"both":             {ekca.Config{CAPath: "/a", Bundles: map[string]string{"b": "/b"}}, "both"},
-		"upper case":       {ekca.Config{Bundles: map[string]string{"STM": "/b"}}, `bundle "STM"`},
-		"empty name":       {ekca.Config{Bundles: map[string]string{"": "/b"}}, `bundle ""`},
-		"line behind name": {ekca.Config{Bundles: map[string]string{"a\n": "/b"}}, `bundle "a\n"`},
-		"empty path":       {ekca.Config{Bundles: map[string]string{"a": ""}}, "path is empty"},
-		"negative":         {ekca.Config{CAPath: "/a", PollInterval: -1}, "negative"},
+		"nothing":          {ekca.Config{}, "write either ca_path"},
+		"no bundle":        {ekca.Config{Bundles: map[string]string{}}, "write either ca_path"},
+		"both":             {ekca.Config{CAPath: "/a", Bundles: map[string]string{"b": "/b"}}, "write either ca_path"},
+		"upper case":       {ekca.Config{Bundles: map[string]string{"STM": "/b"}}, `bundles "STM"`},
+		"empty name":       {ekca.Config{Bundles: map[string]string{"": "/b"}}, `bundles ""`},
+		"line behind name": {ekca.Config{Bundles: map[string]string{"a\n": "/b"}}, `bundles "a\n"`},
+		"empty path":       {ekca.Config{Bundles: map[string]string{"a": ""}}, "a: is empty"},
+		"negative":         {ekca.Config{CAPath: "/a", PollInterval: -1}, "poll_interval is -1ns"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			src, err := ekca.New(c.cfg)

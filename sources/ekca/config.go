@@ -4,9 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 )
 
 // Limits on what is read. Exceeding the first refuses the file, exceeding one
@@ -72,7 +76,7 @@ type Config struct {
 	// CAPath is a file or a folder of certificates or PKCS #7 bundles, PEM or DER.
 	CAPath string
 	// Bundles are such files or folders by the name that their selectors
-	// carry, which matches [a-z0-9_-]+. A CA may be in several.
+	// carry, 1 to 64 of a-z, 0-9, _ and -. A CA may be in several.
 	Bundles map[string]string
 	// PollInterval is how often the files are looked at for changes; 30
 	// seconds where it is zero.
@@ -112,57 +116,107 @@ type Config struct {
 }
 
 // locations returns the configured paths in the order of their bundles' names.
-func locations(cfg Config) ([]location, error) {
-	switch {
-	case cfg.CAPath != "" && len(cfg.Bundles) > 0:
-		return nil, errors.New("a CA path and bundles are both set: set only one of the two")
-	case cfg.CAPath != "":
-		return []location{{path: cfg.CAPath}}, nil
-	case len(cfg.Bundles) == 0:
-		return nil, errors.New("neither a CA path nor bundles are set: set one of the two")
+func locations(cfg Config) []location {
+	if cfg.CAPath != "" {
+		return []location{{path: cfg.CAPath}}
 	}
 	paths := make([]location, 0, len(cfg.Bundles))
 	for _, name := range slices.Sorted(maps.Keys(cfg.Bundles)) {
-		path := cfg.Bundles[name]
-		if !validName(name) {
-			return nil, fmt.Errorf("bundle %q: a name is made of a-z, 0-9, _ and -", name)
-		}
-		if path == "" {
-			return nil, fmt.Errorf("bundle %q: the path is empty", name)
-		}
-		paths = append(paths, location{bundle: name, path: path})
+		paths = append(paths, location{bundle: name, path: cfg.Bundles[name]})
 	}
-	return paths, nil
+	return paths
 }
 
-// validName reports whether a bundle's name matches [a-z0-9_-]+.
-func validName(name string) bool {
-	return name != "" && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_-") == ""
-}
-
-// validFetching checks what is said about fetching, apart from hosts and URLs.
-func validFetching(cfg Config) error {
-	for _, name := range slices.Sorted(maps.Keys(cfg.EKCertificateURLs)) {
-		if name != EKServiceIntel && name != EKServiceAMD {
-			return fmt.Errorf("EK certificate URL %q: there is no such service: write %q or %q",
-				name, EKServiceIntel, EKServiceAMD)
-		}
+// check returns all that is wrong with a configuration.
+func (c Config) check() error {
+	var errs []error
+	bad := func(field, format string, args ...any) {
+		errs = append(errs, sources.BadField(field, format, args...))
 	}
-	switch cfg.CRL {
-	case "", CRLOff, CRLIfAvailable, CRLRequired:
-	default:
-		return fmt.Errorf("CRL mode %q: write %q, %q or %q", cfg.CRL, CRLOff, CRLIfAvailable, CRLRequired)
+	if (c.CAPath != "") == (len(c.Bundles) > 0) {
+		bad("ca_path", `write either ca_path = "/etc/tpm/cas" or bundles = { <name> = "<file or folder>" }`)
 	}
-	if len(cfg.AIAHosts) == 0 {
+	for _, name := range slices.Sorted(maps.Keys(c.Bundles)) {
 		switch {
-		case cfg.CRL != "" && cfg.CRL != CRLOff:
-			return fmt.Errorf("CRL mode %q without AIA hosts: name the hosts that may be asked for CRLs", cfg.CRL)
-		case cfg.MirrorURL != "":
-			return errors.New("a mirror URL without AIA hosts: name the hosts whose files the mirror has")
-		case cfg.CachePath != "" && len(cfg.EKCertificateURLs) == 0:
-			return errors.New("a cache path, but nothing to fetch: " +
-				"set AIA hosts or EK certificate URLs, or leave out the cache")
+		case !bundleName.MatchString(name):
+			bad("bundles", "%.80q is not a valid name: use 1 to 64 of a-z, 0-9, _ and -", name)
+		case c.Bundles[name] == "":
+			bad("bundles", "%s: is empty: name a file or a folder", name)
 		}
 	}
-	return nil
+	if c.PollInterval < 0 {
+		bad("poll_interval", "is %v, but must be positive", c.PollInterval)
+	}
+	return errors.Join(append(errs, c.checkOrigins(), c.checkFetching())...)
+}
+
+var bundleName = regexp.MustCompile(`^[a-z0-9_-]{1,64}$`)
+
+// checkOrigins checks what may be asked for what is fetched.
+func (c Config) checkOrigins() error {
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(c.EKCertificateURLs)) {
+		if name != EKServiceIntel && name != EKServiceAMD {
+			errs = append(errs, sources.BadField("ek_certificate_urls",
+				"%.80q is not a known EK certificate service: choose from %s, %s", name, EKServiceAMD, EKServiceIntel))
+		}
+	}
+	for _, of := range []struct {
+		field string
+		part  certfetch.Config
+	}{
+		{"aia_hosts", certfetch.Config{Hosts: c.AIAHosts}},
+		{"ek_certificate_urls", certfetch.Config{Bases: slices.Sorted(maps.Values(c.EKCertificateURLs))}},
+		{"mirror_url", certfetch.Config{Mirror: c.MirrorURL}},
+	} {
+		if _, err := certfetch.New(of.part); err != nil {
+			errs = append(errs, sources.BadField(of.field, "%s", strings.ReplaceAll(err.Error(), "\n", "; ")))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkFetching refuses what would have no effect, since whoever has written it meant it
+// to have one.
+func (c Config) checkFetching() error {
+	const write = `write aia_hosts = ["pki.infineon.com"]`
+	var errs []error
+	bad := func(field, format string, args ...any) {
+		errs = append(errs, sources.BadField(field, format, args...))
+	}
+	none := len(c.AIAHosts) == 0
+	switch c.CRL {
+	case "", CRLOff:
+	case CRLIfAvailable, CRLRequired:
+		if none {
+			bad("crl", "is %q, but there are no hosts that CRLs may be fetched from: %s", c.CRL, write)
+		}
+	default:
+		bad("crl", "must be one of %q, %q, %q", CRLOff, CRLIfAvailable, CRLRequired)
+	}
+	if c.MirrorURL != "" && none {
+		bad("mirror_url", "replaces the hosts in aia_hosts, but there are none: %s", write)
+	}
+	if c.CachePath != "" && none && len(c.EKCertificateURLs) == 0 {
+		bad("cache_path", "nothing is fetched, so there is nothing to cache: %s, or leave the key out", write)
+	}
+	return errors.Join(errs...)
+}
+
+// Warnings says what a person should know of a configuration that is right.
+func (c Config) Warnings() []sources.FieldError {
+	var all []sources.FieldError
+	if (len(c.AIAHosts) > 0 || len(c.EKCertificateURLs) > 0) && c.CachePath == "" {
+		all = append(all, sources.FieldError{Field: "cache_path", Problem: "is missing: what has been fetched is lost " +
+			"at a restart, and until it can be fetched again, machines that need it are told to retry"})
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.EKCertificateURLs)) {
+		base := c.EKCertificateURLs[name]
+		if c.MirrorURL != "" && !strings.HasPrefix(base, c.MirrorURL) {
+			all = append(all, sources.FieldError{Field: "ek_certificate_urls", Problem: fmt.Sprintf(
+				"%s: is not under mirror_url, which replaces aia_hosts only: %.80q itself is contacted",
+				name, certfetch.Shown(base))})
+		}
+	}
+	return all
 }

@@ -36,7 +36,6 @@ package ekca
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -91,18 +90,11 @@ var errNotLoaded = errors.New("no CA certificates have been loaded yet")
 // New checks the configuration and returns the source. It opens nothing: the
 // first Load does.
 func New(cfg Config) (*Source, error) {
-	paths, err := locations(cfg)
-	if err != nil {
+	if err := cfg.check(); err != nil {
 		return nil, err
-	}
-	if err := validFetching(cfg); err != nil {
-		return nil, err
-	}
-	if cfg.PollInterval < 0 {
-		return nil, fmt.Errorf("poll interval %v is negative", cfg.PollInterval)
 	}
 	s := &Source{
-		paths: paths, interval: cfg.PollInterval, now: cfg.Now,
+		paths: locations(cfg), interval: cfg.PollInterval, now: cfg.Now,
 		services: ekServices(cfg.EKCertificateURLs), fetches: len(cfg.AIAHosts) > 0, crl: cfg.CRL,
 	}
 	if s.interval == 0 {
@@ -111,6 +103,7 @@ func New(cfg Config) (*Source, error) {
 	if s.now == nil {
 		s.now = time.Now
 	}
+	var err error
 	if s.store, err = newStore(cfg, s.now); err != nil {
 		return nil, err
 	}

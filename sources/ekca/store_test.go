@@ -31,11 +31,11 @@ func TestNewRefusesFetching(t *testing.T) {
 		"host with a scheme": {ekca.Config{AIAHosts: []string{"http://pki.test"}}, ""},
 		"host with a path":   {ekca.Config{AIAHosts: []string{"pki.test/x"}}, ""},
 		"empty host":         {ekca.Config{AIAHosts: []string{""}}, ""},
-		"unknown mode":       {ekca.Config{AIAHosts: []string{"pki.test"}, CRL: "on"}, `CRL mode "on"`},
-		"CRLs from nobody":   {ekca.Config{EKCertificateURLs: services, CRL: ekca.CRLRequired}, "without AIA hosts"},
-		"mirror of nobody":   {ekca.Config{EKCertificateURLs: services, MirrorURL: "http://mirror.test/"}, "without AIA hosts"},
+		"unknown mode":       {ekca.Config{AIAHosts: []string{"pki.test"}, CRL: "on"}, `crl must be one of "off"`},
+		"CRLs from nobody":   {ekca.Config{EKCertificateURLs: services, CRL: ekca.CRLRequired}, "crl is \"required\", but there are no hosts"},
+		"mirror of nobody":   {ekca.Config{EKCertificateURLs: services, MirrorURL: "http://mirror.test/"}, "mirror_url replaces the hosts"},
 		"bad mirror":         {ekca.Config{AIAHosts: []string{"pki.test"}, MirrorURL: "mirror"}, ""},
-		"cache of nothing":   {ekca.Config{CachePath: "/x"}, "nothing to fetch"},
+		"cache of nothing":   {ekca.Config{CachePath: "/x"}, "nothing is fetched"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.cfg.CAPath = "/ca"

@@ -64,28 +64,33 @@ type Source struct {
 // New checks the configuration and returns the source. It does not touch the
 // file system.
 func New(cfg Config) (*Source, error) {
-	if cfg.Path == "" {
-		return nil, errors.New("path is empty: name the directory of EK hashes")
-	}
-	if strings.ContainsRune(cfg.Path, 0) {
-		return nil, fmt.Errorf("path %q has a zero byte in it", cfg.Path)
-	}
-	if cfg.Marker != "" {
-		if err := CheckMarker(cfg.Marker); err != nil {
-			return nil, fmt.Errorf("marker: %w", err)
-		}
+	if err := errors.Join(checkPath(cfg.Path), checkMarker(cfg.Marker)); err != nil {
+		return nil, err
 	}
 	return &Source{path: cfg.Path, marker: cfg.Marker, open: openDirectory, scanner: scanner{interval: scanInterval}}, nil
 }
 
-// CheckMarker returns an error if name is not a file name without a path, or if the source
+func checkPath(path string) error {
+	switch {
+	case path == "":
+		return sources.BadField("path", "is missing")
+	case strings.ContainsRune(path, 0):
+		return sources.BadField("path", "has a zero byte in it")
+	}
+	return nil
+}
+
+// checkMarker returns an error if name is not a file name without a path, or if the source
 // looks for entries or shards under that name.
-func CheckMarker(name string) error {
+func checkMarker(name string) error {
+	if name == "" {
+		return nil
+	}
 	if name == "." || !filepath.IsLocal(name) || strings.ContainsAny(name, "/\\\x00") || len(name) > 255 {
-		return fmt.Errorf("%.80q is not a file name: write the name of a file in the directory, without a path", name)
+		return sources.BadField("marker", "%.80q is not a file name: write the name of a file in the directory, without a path", name)
 	}
 	if (len(name) == 2 || len(name) == hashLen) && isEntryCase(name) {
-		return fmt.Errorf("%.80q is a name that an entry may have: choose another", name)
+		return sources.BadField("marker", "%.80q is a name that an entry may have: choose another", name)
 	}
 	return nil
 }

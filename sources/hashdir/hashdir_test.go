@@ -26,7 +26,7 @@ func TestNew(t *testing.T) {
 		{cfg: Config{Path: "d", Marker: "..data"}},
 		{cfg: Config{Path: "d", Marker: "aB"}},
 		{cfg: Config{Path: "d", Marker: "abc"}},
-		{want: "path is empty"},
+		{want: "path is missing"},
 		{cfg: Config{Path: "a\x00b"}, want: "zero byte"},
 		{cfg: Config{Path: "d", Marker: "."}, want: "without a path"},
 		{cfg: Config{Path: "d", Marker: ".."}, want: "without a path"},

@@ -30,7 +30,7 @@ func TestUpperCaseEntries(t *testing.T) {
 	write(t, dir, upper(hash(5)), "{")
 	write(t, dir, hash(5), `{"name": "five"}`)
 	expect(t, s, hash(5), answer{listed: true, attrs: sources.Attributes{Name: "five"}})
-	if err := CheckMarker(upper(hash(1))); err == nil {
+	if err := checkMarker(upper(hash(1))); err == nil {
 		t.Error("a marker that would be an entry")
 	}
 }

@@ -97,22 +97,37 @@ func New(cfg Config) (*Source, error) {
 	if cfg.MaxBytes == 0 {
 		cfg.MaxBytes = eklist.DefaultMaxBytes
 	}
-	switch {
-	case cfg.Path == "":
-		return nil, errors.New("path is empty: name the file of EK hashes")
-	case strings.ContainsRune(cfg.Path, 0):
-		return nil, fmt.Errorf("path %q has a zero byte in it", cfg.Path)
-	case cfg.PollInterval < 0:
-		return nil, fmt.Errorf("poll interval %v is negative", cfg.PollInterval)
-	case cfg.MaxStaleness < 2*cfg.PollInterval:
-		return nil, fmt.Errorf("max staleness %v is less than twice the poll interval %v: "+
-			"a list checked so rarely would go stale between two checks", cfg.MaxStaleness, cfg.PollInterval)
-	case cfg.MaxBytes < 0 || cfg.MaxBytes > eklist.MaxBytes:
-		return nil, fmt.Errorf("max bytes %d: choose from 1 to %d", cfg.MaxBytes, int64(eklist.MaxBytes))
+	if err := cfg.check(); err != nil {
+		return nil, err
 	}
 	return &Source{
 		cfg: cfg, now: time.Now, quiet: quietTime, openWatch: inotify,
 	}, nil
+}
+
+// check returns all that is wrong with a configuration that has its defaults.
+func (c Config) check() error {
+	var errs []error
+	bad := func(field, format string, args ...any) {
+		errs = append(errs, sources.BadField(field, format, args...))
+	}
+	switch {
+	case c.Path == "":
+		bad("path", "is missing")
+	case strings.ContainsRune(c.Path, 0):
+		bad("path", "has a zero byte in it")
+	}
+	if c.PollInterval < 0 {
+		bad("poll_interval", "is %v, but must be positive", c.PollInterval)
+	}
+	if c.MaxStaleness < 2*c.PollInterval {
+		bad("max_staleness", "is %v, but must be at least twice poll_interval, which is %v",
+			c.MaxStaleness, c.PollInterval)
+	}
+	if c.MaxBytes < 0 || c.MaxBytes > eklist.MaxBytes {
+		bad("max_bytes", "is %d, but must be from 1 to %d", c.MaxBytes, int64(eklist.MaxBytes))
+	}
+	return errors.Join(errs...)
 }
 
 // Check implements sources.Source. It looks the EK hash up in memory.

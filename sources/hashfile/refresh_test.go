@@ -18,12 +18,12 @@ import (
 // A mistake in the configuration is found before anything runs.
 func TestNew(t *testing.T) {
 	for says, cfg := range map[string]Config{
-		"path is empty":             {},
-		"zero byte":                 {Path: "a\x00b"},
-		"is negative":               {Path: "a", PollInterval: -1},
-		"twice the poll interval":   {Path: "a", PollInterval: time.Hour, MaxStaleness: time.Hour},
-		"choose from 1":             {Path: "a", MaxBytes: -1},
-		"choose from 1 to 42949672": {Path: "a", MaxBytes: eklist.MaxBytes + 1},
+		"path is missing":            {},
+		"zero byte":                  {Path: "a\x00b"},
+		"must be positive":           {Path: "a", PollInterval: -1},
+		"twice poll_interval":        {Path: "a", PollInterval: time.Hour, MaxStaleness: time.Hour},
+		"is -1, but must be from 1":  {Path: "a", MaxBytes: -1},
+		"must be from 1 to 42949672": {Path: "a", MaxBytes: eklist.MaxBytes + 1},
 	} {
 		if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("New(%+v): %v, want an error that says %q", cfg, err, says)

@@ -12,12 +12,12 @@
 package httplist
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/url"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -60,7 +60,9 @@ type Config struct {
 	// with exactly this ID, of the trust domain of Identity, whatever its host
 	// name, and is shown this server's own. Empty where they are not.
 	ServerID string
-	// Identity is asked at each attempt where ServerID is set, and needed then.
+	// Auth is AuthSPIFFE if ServerID is set, and otherwise empty.
+	Auth string
+	// Identity is asked at each attempt if ServerID is set, and is needed then.
 	Identity IdentityProvider
 	// Timeout bounds one attempt, from the connection to the last byte and
 	// with all retries; DefaultTimeout where it is zero.
@@ -136,48 +138,17 @@ type state struct {
 // New checks the configuration and returns the source. It reads nothing: the
 // first Load does.
 func New(cfg Config) (*Source, error) {
-	u, faults := parseURL(cfg.URL)
-	errs := about("the URL", faults)
-	verifier, more := newVerifier(cfg)
-	errs = append(errs, more...)
-	if (cfg.ClientCertPath == "") != (cfg.ClientKeyPath == "") {
-		errs = append(errs, errors.New("a client certificate and its key go together: name both files, or none"))
-	}
-	if err := checkServerID(cfg); err != nil {
-		errs = append(errs, err)
-	}
-	for _, d := range []struct {
-		name      string
-		value     *time.Duration
-		otherwise time.Duration
-	}{
-		{"timeout", &cfg.Timeout, DefaultTimeout},
-		{"poll interval", &cfg.PollInterval, DefaultPollInterval},
-		{"longest staleness", &cfg.MaxStaleness, DefaultMaxStaleness},
-	} {
-		if *d.value < 0 {
-			errs = append(errs, fmt.Errorf("the %s %v is negative", d.name, *d.value))
-		}
-		if *d.value == 0 {
-			*d.value = d.otherwise
-		}
-	}
-	if cfg.PollInterval > 0 && cfg.MaxStaleness > 0 && cfg.MaxStaleness < 2*cfg.PollInterval {
-		errs = append(errs, fmt.Errorf("the longest staleness %v is less than two poll intervals of %v",
-			cfg.MaxStaleness, cfg.PollInterval))
-	}
-	if cfg.MaxBytes == 0 {
-		cfg.MaxBytes = DefaultMaxBytes
-	}
-	if cfg.MaxBytes < 0 || cfg.MaxBytes > eklist.MaxBytes {
-		errs = append(errs, fmt.Errorf("a limit of %d bytes: choose one from 1 to %d",
-			cfg.MaxBytes, int64(eklist.MaxBytes)))
-	}
+	cfg.Timeout = cmp.Or(cfg.Timeout, DefaultTimeout)
+	cfg.PollInterval = cmp.Or(cfg.PollInterval, DefaultPollInterval)
+	cfg.MaxStaleness = cmp.Or(cfg.MaxStaleness, DefaultMaxStaleness)
+	cfg.MaxBytes = cmp.Or(cfg.MaxBytes, DefaultMaxBytes)
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	if len(errs) > 0 {
-		return nil, errors.Join(errs...)
+	u, err := parseURL("url", cfg.URL)
+	verifier, badSignature := newVerifier(cfg, u)
+	if err := errors.Join(err, badSignature, cfg.checkNumbers(), cfg.checkServer()); err != nil {
+		return nil, err
 	}
 	s := &Source{
 		cfg: cfg, url: u, verifier: verifier, retryPause: retryPause,
@@ -190,58 +161,6 @@ func New(cfg Config) (*Source, error) {
 		s.cache = listcache.New(cfg.CachePath, cfg.MaxBytes, of...)
 	}
 	return s, nil
-}
-
-// CheckURL returns all that is wrong with Config.URL, nothing where it is right.
-// The errors do not show it: it may hold a secret.
-func CheckURL(text string) []error {
-	_, errs := parseURL(text)
-	return errs
-}
-
-// CheckSignatureURL does the same for Config.SignatureURL beside a Config.URL.
-func CheckSignatureURL(text, list string) []error {
-	_, errs := parseSignatureURL(text, list)
-	return errs
-}
-
-// parseURL checks a configured URL; u is nil where it is none at all.
-func parseURL(text string) (u *url.URL, errs []error) {
-	u, err := url.Parse(text)
-	switch {
-	case text == "":
-		return nil, []error{errors.New("is empty: write https://<host>/<path>")}
-	case err != nil: // its text would show the URL with all that is in it
-		return nil, []error{errors.New("is malformed: write https://<host>/<path>")}
-	case u.Scheme != "https" || u.Hostname() == "":
-		errs = append(errs, errors.New("is not https://<host>/<path>"))
-	}
-	if u.User != nil {
-		errs = append(errs, errors.New("contains a user: use a client certificate or a bearer token"))
-	}
-	if u.Fragment != "" {
-		errs = append(errs, errors.New("contains a fragment: remove # and what follows"))
-	}
-	return u, errs
-}
-
-// parseSignatureURL checks the URL of a signature. What is wrong with that of the
-// list is not its fault, but for the host.
-func parseSignatureURL(text, list string) (u *url.URL, errs []error) {
-	u, errs = parseURL(text)
-	if l, _ := parseURL(list); u != nil && l != nil && l.Host != "" && !strings.EqualFold(u.Host, l.Host) {
-		errs = append(errs, errors.New("is on a different host from the list: put both on the same one"))
-	}
-	return u, errs
-}
-
-// about says of what the errors are.
-func about(what string, errs []error) []error {
-	all := make([]error, len(errs))
-	for i, err := range errs {
-		all[i] = fmt.Errorf("%s %w", what, err)
-	}
-	return all
 }
 
 var errNotLoaded = errors.New("no list is loaded")

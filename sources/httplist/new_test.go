@@ -16,7 +16,7 @@ func TestNewRefuses(t *testing.T) {
 		cfg  httplist.Config
 		want string
 	}{
-		"no URL":              {httplist.Config{}, "URL is empty"},
+		"no URL":              {httplist.Config{}, "url is missing"},
 		"plain HTTP":          {httplist.Config{URL: "http://example.org/"}, "not https://"},
 		"no host":             {httplist.Config{URL: "https:///tpm.json"}, "not https://"},
 		"no URL at all":       {httplist.Config{URL: "https://secret\x00/"}, "is malformed"},
@@ -24,15 +24,15 @@ func TestNewRefuses(t *testing.T) {
 		"fragment":            {httplist.Config{URL: good + "#x"}, "fragment"},
 		"certificate alone":   {httplist.Config{URL: good, ClientCertPath: "/x"}, "go together"},
 		"key alone":           {httplist.Config{URL: good, ClientKeyPath: "/x"}, "go together"},
-		"timeout":             {httplist.Config{URL: good, Timeout: -1}, "timeout -1ns is negative"},
-		"poll interval":       {httplist.Config{URL: good, PollInterval: -time.Second}, "poll interval"},
-		"staleness":           {httplist.Config{URL: good, MaxStaleness: -time.Second}, "staleness"},
-		"stale at once":       {httplist.Config{URL: good, MaxStaleness: time.Minute - 1}, "less than two poll intervals"},
-		"size":                {httplist.Config{URL: good, MaxBytes: -1}, "a limit of -1 bytes"},
-		"size beyond":         {httplist.Config{URL: good, MaxBytes: 4 << 30}, "choose one from 1 to"},
-		"half a signature":    {httplist.Config{URL: good, PublicKeyPath: "/x"}, "set all of them"},
+		"timeout":             {httplist.Config{URL: good, Timeout: -1}, "timeout is -1ns"},
+		"poll interval":       {httplist.Config{URL: good, PollInterval: -time.Second}, "poll_interval is -1s"},
+		"staleness":           {httplist.Config{URL: good, MaxStaleness: -time.Second}, "max_staleness is -1s"},
+		"stale at once":       {httplist.Config{URL: good, MaxStaleness: time.Minute - 1}, "at least twice poll_interval"},
+		"size":                {httplist.Config{URL: good, MaxBytes: -1}, "max_bytes is -1"},
+		"size beyond":         {httplist.Config{URL: good, MaxBytes: 4 << 30}, "must be from 1 to"},
+		"half a signature":    {httplist.Config{URL: good, PublicKeyPath: "/x"}, "signature_url is missing"},
 		"signature elsewhere": {signed("https://elsewhere.org/sig"), "a different host"},
-		"signature by HTTP":   {signed("http://example.org/sig"), "URL of the signature is not https"},
+		"signature by HTTP":   {signed("http://example.org/sig"), "signature_url is not https"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := httplist.New(tt.cfg)
@@ -44,7 +44,7 @@ func TestNewRefuses(t *testing.T) {
 	elsewhere := signed("http://u:secret@elsewhere.org/sig")
 	elsewhere.Timeout = -1
 	_, err = httplist.New(elsewhere)
-	wantError(t, err, "URL of the signature is not https", "signature contains a user", "signature is on a different host", "timeout")
+	wantError(t, err, "signature_url is not https", "signature_url contains a user", "signature_url is on a different host", "timeout")
 }
 
 func signed(signature string) httplist.Config {

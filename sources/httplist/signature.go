@@ -23,16 +23,12 @@ type verifier struct {
 }
 
 // newVerifier checks the configuration; there is none where nothing is set.
-func newVerifier(cfg Config) (*verifier, []error) {
+func newVerifier(cfg Config, list *url.URL) (*verifier, error) {
 	if cfg.SignatureURL == "" && cfg.PublicKeyPath == "" && cfg.ListID == "" {
-		return nil, nil
+		return nil, nil //nolint:nilnil // there is none
 	}
-	if cfg.SignatureURL == "" || cfg.PublicKeyPath == "" || cfg.ListID == "" {
-		return nil, []error{errors.New(
-			"the URL of the signature, the public key and the list's ID go together: set all of them, or none")}
-	}
-	u, errs := parseSignatureURL(cfg.SignatureURL, cfg.URL)
-	return &verifier{url: u, keyPath: cfg.PublicKeyPath, listID: cfg.ListID}, about("the URL of the signature", errs)
+	u, err := cfg.checkSigned(list)
+	return &verifier{url: u, keyPath: cfg.PublicKeyPath, listID: cfg.ListID}, err
 }
 
 // keys reads the public keys.

@@ -23,29 +23,6 @@ type IdentityProvider interface {
 	X509Identity(ctx context.Context) (*x509svid.SVID, *x509bundle.Bundle, error)
 }
 
-// checkServerID returns what is wrong with the part of the configuration that is
-// about X.509-SVIDs.
-func checkServerID(cfg Config) error {
-	if cfg.ServerID == "" {
-		return nil
-	}
-	if cfg.CAPath != "" || cfg.ClientCertPath != "" || cfg.ClientKeyPath != "" {
-		return errors.New("the web server is verified by its SPIFFE ID, with X.509-SVIDs on both sides: " +
-			"name no file of CA certificates, of a client certificate or of its key")
-	}
-	if cfg.Identity == nil {
-		return errors.New("the web server is verified by its SPIFFE ID, but nothing provides the trust bundle")
-	}
-	id, err := spiffeid.FromString(cfg.ServerID)
-	switch {
-	case err != nil:
-		return fmt.Errorf("%.80q is not a SPIFFE ID of a web server: %w", cfg.ServerID, err)
-	case id.Path() == "":
-		return fmt.Errorf("%.80q is the ID of a trust domain: write that of the web server", cfg.ServerID)
-	}
-	return nil
-}
-
 // mutualSPIFFE sets up TLS in which both sides are known by their X.509-SVIDs. It
 // asks for the server's own and for the bundle at each attempt: both rotate, and
 // an authority that was withdrawn from the bundle vouches for nobody any more.

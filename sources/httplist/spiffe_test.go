@@ -104,7 +104,7 @@ func spiffeOrigin(tb testing.TB, shown tls.Certificate, clients *authority) *ori
 }
 
 func (d *trustDomain) config(o *origin) httplist.Config {
-	return httplist.Config{URL: o.URL + "/tpm.json", ServerID: serverID, Identity: d}
+	return httplist.Config{URL: o.URL + "/tpm.json", Auth: httplist.AuthSPIFFE, ServerID: serverID, Identity: d}
 }
 
 // Both sides are known by their X.509-SVIDs: no host name, no file of
@@ -285,7 +285,7 @@ func TestSPIFFENoIdentityYet(t *testing.T) {
 	refresh(t, s)
 	wantListed(t, s, "one")
 
-	empty := newSource(t, httplist.Config{URL: o.URL, ServerID: serverID, Identity: nobody{}})
+	empty := newSource(t, httplist.Config{URL: o.URL, Auth: httplist.AuthSPIFFE, ServerID: serverID, Identity: nobody{}})
 	wantError(t, empty.Load(t.Context()), "there is none, or no trust bundle")
 }
 
@@ -313,16 +313,19 @@ func TestSPIFFERedirect(t *testing.T) {
 // refused, and so is an ID that nobody can have.
 func TestSPIFFENewRefuses(t *testing.T) {
 	d, _ := newTrustDomain(t)
-	good := httplist.Config{URL: "https://example.org/tpm.json", ServerID: serverID, Identity: d}
+	good := httplist.Config{URL: "https://example.org/tpm.json", Auth: httplist.AuthSPIFFE, ServerID: serverID, Identity: d}
 	for name, tt := range map[string]struct {
 		change func(*httplist.Config)
 		want   string
 	}{
-		"CA":           {func(c *httplist.Config) { c.CAPath = "/x" }, "name no file of CA certificates"},
-		"certificate":  {func(c *httplist.Config) { c.ClientCertPath, c.ClientKeyPath = "/x", "/y" }, "name no file"},
-		"no provider":  {func(c *httplist.Config) { c.Identity = nil }, "nothing provides the trust bundle"},
-		"no ID":        {func(c *httplist.Config) { c.ServerID = "https://example.org/" }, "is not a SPIFFE ID"},
-		"trust domain": {func(c *httplist.Config) { c.ServerID = "spiffe://example.org" }, "is the ID of a trust domain"},
+		"CA":           {func(c *httplist.Config) { c.CAPath = "/x" }, "ca_path cannot be combined with auth"},
+		"certificate":  {func(c *httplist.Config) { c.ClientCertPath, c.ClientKeyPath = "/x", "/y" }, "client_key_path cannot be combined"},
+		"no provider":  {func(c *httplist.Config) { c.Identity = nil }, "nothing provides the X.509-SVID"},
+		"no ID":        {func(c *httplist.Config) { c.ServerID = "https://example.org/" }, "server_id must be the SPIFFE ID"},
+		"no server ID": {func(c *httplist.Config) { c.ServerID = "" }, "server_id is missing"},
+		"no auth":      {func(c *httplist.Config) { c.Auth = "" }, "auth is missing"},
+		"another auth": {func(c *httplist.Config) { c.Auth = "tls" }, "auth must be"},
+		"trust domain": {func(c *httplist.Config) { c.ServerID = "spiffe://example.org" }, "server_id must be the SPIFFE ID"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := good

@@ -7,6 +7,8 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
 // MaxPEM is the largest file of certificates or of a key, in bytes.
@@ -35,6 +37,20 @@ func Blocks(data []byte) ([]*pem.Block, error) {
 		return nil, fmt.Errorf("is damaged: it begins %d PEM blocks, but only %d are complete", begun, len(blocks))
 	}
 	return blocks, nil
+}
+
+// CheckPair returns an error if only one of client_cert_path and client_key_path is set.
+func CheckPair(certPath, keyPath string) error {
+	missing := ""
+	switch {
+	case certPath == "" && keyPath != "":
+		missing = "client_cert_path"
+	case certPath != "" && keyPath == "":
+		missing = "client_key_path"
+	default:
+		return nil
+	}
+	return sources.BadField(missing, "is missing: the client certificate and its key go together")
 }
 
 // CertPool reads a PEM file of the CA certificates that may vouch for a server. All

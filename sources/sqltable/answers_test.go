@@ -404,15 +404,15 @@ func TestNew(t *testing.T) {
 		t.Error(err)
 	}
 	for want, change := range map[string]func(*sqltable.Config){
-		"path of the DSN is empty": func(c *sqltable.Config) { c.DSNPath = "" },
-		"unknown dialect":          func(c *sqltable.Config) { c.Dialect = "oracle" },
-		"query: ":                  func(c *sqltable.Config) { c.Query = "SELECT 1" },
-		"choose 1 to 100":          func(c *sqltable.Config) { c.MaxOpenConns = 101 },
-		"at most -1":               func(c *sqltable.Config) { c.MaxOpenConns = -1 },
-		"timeout -1ns":             func(c *sqltable.Config) { c.Timeout = -1 },
-		"lifetime -1ns":            func(c *sqltable.Config) { c.ConnMaxLifetime = -1 },
-		"go together":              func(c *sqltable.Config) { c.ClientCertPath = "/x" },
-		"set the CA path":          func(c *sqltable.Config) { c.ClientCertPath, c.ClientKeyPath = "/x", "/y" },
+		"dsn_path is missing":       func(c *sqltable.Config) { c.DSNPath = "" },
+		"dialect must be":           func(c *sqltable.Config) { c.Dialect = "oracle" },
+		"query has no":              func(c *sqltable.Config) { c.Query = "SELECT 1" },
+		"from 1 to 100":             func(c *sqltable.Config) { c.MaxOpenConns = 101 },
+		"max_open_conns is -1":      func(c *sqltable.Config) { c.MaxOpenConns = -1 },
+		"timeout is -1ns":           func(c *sqltable.Config) { c.Timeout = -1 },
+		"conn_max_lifetime is -1ns": func(c *sqltable.Config) { c.ConnMaxLifetime = -1 },
+		"go together":               func(c *sqltable.Config) { c.ClientCertPath = "/x" },
+		"ca_path is missing":        func(c *sqltable.Config) { c.ClientCertPath, c.ClientKeyPath = "/x", "/y" },
 	} {
 		c := good
 		change(&c)

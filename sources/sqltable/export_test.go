@@ -6,6 +6,9 @@ import "time"
 // the file of the DSN is not read again.
 func (s *Source) SetRetryPause(d time.Duration) { s.breaker.pause, s.lookPause = d, d }
 
+// Rewrite is rewrite.
+func Rewrite(dialect Dialect, query string) (string, error) { return rewrite(dialect, query) }
+
 // ParseLabels returns the labels of a row whose column labels has the text list.
 func ParseLabels(list string) ([]string, error) {
 	attrs, err := (&row{labels: list}).attributes()

@@ -20,16 +20,14 @@ const (
 // maxQuery is the longest query in bytes.
 const maxQuery = 16 << 10
 
-// Rewrite checks a query and returns it in the form that the database takes: with $1 as the
+// rewrite checks a query and returns it in the form that the database takes: with $1 as the
 // placeholder in Postgres, and without a semicolon at its end.
 //
 // The query must be one SELECT, which may begin with WITH, with exactly one "?" outside of
 // literals, quoted identifiers and comments. Backslashes, dollar signs and comments that
 // databases run are refused everywhere: what they mean depends on the database's settings.
-func Rewrite(dialect Dialect, query string) (string, error) {
+func rewrite(dialect Dialect, query string) (string, error) {
 	switch {
-	case dialect != Postgres && dialect != MySQL:
-		return "", fmt.Errorf("unknown dialect %q: write %q or %q", string(dialect), Postgres, MySQL)
 	case len(query) > maxQuery:
 		return "", fmt.Errorf("is %d bytes long, more than %d", len(query), maxQuery)
 	case !utf8.ValidString(query) || strings.ContainsFunc(query, isControl):
@@ -56,6 +54,19 @@ func Rewrite(dialect Dialect, query string) (string, error) {
 		query = query[:s.placeholder] + " $1 " + query[s.placeholder+1:]
 	}
 	return query, nil
+}
+
+// rewriteFor rewrites a query for a dialect. If that is not one of those there are, it
+// returns an error only if the query is wrong for each of those.
+func rewriteFor(dialect Dialect, query string) (string, error) {
+	if dialect == Postgres || dialect == MySQL {
+		return rewrite(dialect, query)
+	}
+	if _, err := rewrite(MySQL, query); err == nil {
+		return "", nil
+	}
+	_, err := rewrite(Postgres, query)
+	return "", err
 }
 
 // isControl reports whether r is a control character other than a tab or a line end.

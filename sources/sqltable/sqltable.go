@@ -13,6 +13,7 @@
 package sqltable
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
 // The values that stand for the zero value in a Config.
@@ -72,35 +74,48 @@ type Config struct {
 	AllowUnverified bool
 }
 
-// withDefaults checks the configuration and fills in what it leaves out.
-func (c Config) withDefaults() (Config, error) {
-	if c.Query == "" {
-		c.Query = DefaultQuery
-	}
-	if c.MaxOpenConns == 0 {
-		c.MaxOpenConns = DefaultMaxOpenConns
-	}
-	if c.Timeout == 0 {
-		c.Timeout = DefaultTimeout
-	}
-	if c.ConnMaxLifetime == 0 {
-		c.ConnMaxLifetime = DefaultConnMaxLifetime
+// withDefaults fills in what the configuration leaves out.
+func (c Config) withDefaults() Config {
+	c.Query = cmp.Or(c.Query, DefaultQuery)
+	c.MaxOpenConns = cmp.Or(c.MaxOpenConns, DefaultMaxOpenConns)
+	c.Timeout = cmp.Or(c.Timeout, DefaultTimeout)
+	c.ConnMaxLifetime = cmp.Or(c.ConnMaxLifetime, DefaultConnMaxLifetime)
+	return c
+}
+
+// check returns all that is wrong with a configuration that has its defaults, and the
+// query as the database takes it.
+func (c Config) check() (query string, err error) {
+	var errs []error
+	bad := func(field, format string, args ...any) {
+		errs = append(errs, sources.BadField(field, format, args...))
 	}
 	switch {
-	case c.DSNPath == "":
-		return Config{}, errors.New("the path of the DSN is empty: name a file that holds the data source name")
-	case c.MaxOpenConns < 1 || c.MaxOpenConns > MostOpenConns:
-		return Config{}, fmt.Errorf("at most %d connections: choose 1 to %d", c.MaxOpenConns, MostOpenConns)
-	case c.Timeout < 0:
-		return Config{}, fmt.Errorf("timeout %v is negative", c.Timeout)
-	case c.ConnMaxLifetime < 0:
-		return Config{}, fmt.Errorf("connection lifetime %v is negative", c.ConnMaxLifetime)
-	case (c.ClientCertPath == "") != (c.ClientKeyPath == ""):
-		return Config{}, errors.New("a client certificate and its key go together")
-	case c.ClientCertPath != "" && c.CAPath == "":
-		return Config{}, errors.New("a client certificate needs the CA certificates of the database: set the CA path")
+	case c.Dialect == "":
+		bad("dialect", "is missing")
+	case c.Dialect != Postgres && c.Dialect != MySQL:
+		bad("dialect", "must be %q or %q, which is also for MariaDB", Postgres, MySQL)
 	}
-	return c, nil
+	if query, err = rewriteFor(c.Dialect, c.Query); err != nil {
+		bad("query", "%v", err)
+	}
+	if c.DSNPath == "" {
+		bad("dsn_path", "is missing")
+	}
+	if c.MaxOpenConns < 1 || c.MaxOpenConns > MostOpenConns {
+		bad("max_open_conns", "is %d, but must be from 1 to %d", c.MaxOpenConns, MostOpenConns)
+	}
+	if c.Timeout < 0 {
+		bad("timeout", "is %v, but must be positive", c.Timeout)
+	}
+	if c.ConnMaxLifetime < 0 {
+		bad("conn_max_lifetime", "is %v, but must be positive", c.ConnMaxLifetime)
+	}
+	if (c.ClientCertPath != "" || c.ClientKeyPath != "") && c.CAPath == "" {
+		bad("ca_path", "is missing: a client certificate is only sent to a database that ca_path vouches for")
+	}
+	errs = append(errs, smallfile.CheckPair(c.ClientCertPath, c.ClientKeyPath))
+	return query, errors.Join(errs...)
 }
 
 // Source is a table of EK hashes. It is safe for concurrent use.
@@ -122,13 +137,10 @@ type Source struct {
 
 // New checks the configuration and returns the source. It opens nothing.
 func New(cfg Config) (*Source, error) {
-	cfg, err := cfg.withDefaults()
+	cfg = cfg.withDefaults()
+	query, err := cfg.check()
 	if err != nil {
 		return nil, err
-	}
-	query, err := Rewrite(cfg.Dialect, cfg.Query)
-	if err != nil {
-		return nil, fmt.Errorf("query: %w", err)
 	}
 	return &Source{
 		cfg:       cfg,

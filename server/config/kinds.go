@@ -1,0 +1,213 @@
+package config
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/spire-tpm/spire-tpm-attestor/server/agentpath"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/hashfile"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/sqltable"
+)
+
+// A kind of source.
+type kind struct {
+	name string
+	// example is a block, for a person.
+	example string
+	// read reads a block and returns the source with its Config.
+	read func(*body, spire) (config any, source sources.Source)
+	// gives are the fields of an agent's ID that the source's selectors can give.
+	gives []given
+	// byVendor is true if the source knows vendors of TPMs, and not each TPM.
+	byVendor bool
+	// denies is what the source needs in a deny rule.
+	denies need
+}
+
+// given is a field of an agent's ID that a source can give, if its block has a key; of a
+// field without a key, that is always so.
+type given struct {
+	field agentpath.Field
+	key   string
+}
+
+// need is a key that must be there, and why. There may be none.
+type need struct{ key, because string }
+
+// spire is what SPIRE says and provides.
+type spire struct {
+	trustDomain spiffeid.TrustDomain // zero if it is not known
+	identity    httplist.IdentityProvider
+}
+
+// kinds returns all kinds of sources. To add a kind, add it here.
+func kinds() []kind {
+	name := []given{{field: agentpath.Name}}
+	return []kind{
+		{
+			name:     "ek_ca",
+			example:  `source "ek_ca" "vendors" { ca_path = "/etc/tpm/cas" }`,
+			read:     reader(ekca.New, ekcaKeys),
+			gives:    []given{{agentpath.CA, "bundles"}, {field: agentpath.Issuer}, {field: agentpath.Serial}},
+			byVendor: true,
+		},
+		{
+			name:    "hash_dir",
+			example: `source "hash_dir" "machines" { path = "/srv/tpm/hashes" }`,
+			read:    reader(hashdir.New, hashdirKeys),
+			gives:   name,
+			denies: need{"marker", "a deny rule uses this source, so an unmounted directory must not pass for " +
+				`an empty one: create a file in it and write marker = "<its name>"`},
+		},
+		{
+			name:    "hash_file",
+			example: `source "hash_file" "machines" { path = "/etc/tpm/machines.txt" }`,
+			read:    reader(hashfile.New, hashfileKeys),
+			gives:   name,
+		},
+		{
+			name:    "http",
+			example: `source "http" "inventory" { url = "https://allowlist.example.org/tpm.json" }`,
+			read:    reader(httplist.New, httplistKeys),
+			gives:   name,
+		},
+		{
+			name:    "sql",
+			example: `source "sql" "fleet" { dialect = "postgres" dsn_path = "/etc/spire/tpm-database.dsn" }`,
+			read:    reader(sqltable.New, sqltableKeys),
+			gives:   name,
+		},
+	}
+}
+
+// reader returns a function that reads a block by a table of keys and calls a source's
+// constructor, which says what is wrong with the fields. A constructor opens nothing, so
+// it is called even if a key could not be read.
+func reader[C any, S sources.Source](
+	open func(C) (S, error), keys func(*C, spire) []key,
+) func(*body, spire) (any, sources.Source) {
+	return func(b *body, of spire) (any, sources.Source) {
+		var cfg C
+		b.readKeys(keys(&cfg, of))
+		source, err := open(cfg)
+		b.refuse(err)
+		return cfg, source
+	}
+}
+
+// The limits of the intervals at which origins are looked at for changes, of the time for
+// which a list serves after it was last confirmed, and of the time for one request, which
+// must end before the Set gives it up, after 30 seconds.
+const (
+	leastPoll, mostPoll         = time.Second, 24 * time.Hour
+	leastStale, mostStale       = 2 * leastPoll, 366 * 24 * time.Hour
+	leastRequest, mostRequest   = 100 * time.Millisecond, 25 * time.Second
+	leastLookUp, mostLookUp     = 10 * time.Millisecond, 25 * time.Second
+	leastLifetime, mostLifetime = time.Second, 24 * time.Hour
+)
+
+func ekcaKeys(c *ekca.Config, _ spire) []key {
+	const (
+		bundles  = `bundles = { infineon = "/etc/tpm/infineon.pem" }`
+		services = `ek_certificate_urls = { intel = "https://ekop.intel.com/ekcertservice/" }`
+	)
+	c.CRL = ekca.CRLOff
+	return []key{
+		fileOrFolder("ca_path", &c.CAPath),
+		pathMap("bundles", bundles, &c.Bundles),
+		duration("poll_interval", &c.PollInterval, ekca.DefaultPollInterval, leastPoll, mostPoll),
+		texts("aia_hosts", &c.AIAHosts),
+		textMap("ek_certificate_urls", services, &c.EKCertificateURLs),
+		plain("mirror_url", &c.MirrorURL),
+		plain("crl", &c.CRL),
+		cacheFile("cache_path", &c.CachePath),
+	}
+}
+
+func hashdirKeys(c *hashdir.Config, _ spire) []key {
+	return []key{
+		folder("path", &c.Path).like(`"/srv/tpm/hashes"`),
+		plain("marker", &c.Marker),
+	}
+}
+
+func hashfileKeys(c *hashfile.Config, _ spire) []key {
+	return []key{
+		regularFile("path", &c.Path).like(`"/etc/tpm/machines.txt"`),
+		duration("poll_interval", &c.PollInterval, hashfile.DefaultPollInterval, leastPoll, mostPoll),
+		duration("max_staleness", &c.MaxStaleness, hashfile.DefaultMaxStaleness, leastStale, mostStale),
+		integer("max_bytes", &c.MaxBytes, eklist.DefaultMaxBytes, 1, eklist.MaxBytes),
+		flag("allow_empty", &c.AllowEmpty),
+	}
+}
+
+func httplistKeys(c *httplist.Config, of spire) []key {
+	return []key{
+		plain("url", &c.URL).like(`"https://allowlist.example.org/tpm.json"`),
+		regularFile("ca_path", &c.CAPath),
+		regularFile("client_cert_path", &c.ClientCertPath),
+		secretFile("client_key_path", &c.ClientKeyPath),
+		secretFile("bearer_token_path", &c.BearerTokenPath),
+		plain("auth", &c.Auth),
+		serverID("server_id", c, of).like(`"spiffe://example.org/allowlist"`),
+		duration("timeout", &c.Timeout, httplist.DefaultTimeout, leastRequest, mostRequest),
+		duration("poll_interval", &c.PollInterval, httplist.DefaultPollInterval, leastPoll, mostPoll),
+		duration("max_staleness", &c.MaxStaleness, httplist.DefaultMaxStaleness, leastStale, mostStale),
+		integer("max_bytes", &c.MaxBytes, httplist.DefaultMaxBytes, 1, eklist.MaxBytes),
+		cacheFile("cache_path", &c.CachePath),
+		plain("signature_url", &c.SignatureURL),
+		regularFile("public_key_path", &c.PublicKeyPath),
+		plain("list_id", &c.ListID),
+	}
+}
+
+// serverID is the key of a web server's SPIFFE ID, which must be in SPIRE's own trust
+// domain. The source then needs SPIRE's identity. It is told apart by its address, so that
+// a source is the same after a reconfiguration.
+func serverID(name string, c *httplist.Config, of spire) key {
+	return key{name: name, read: func(b *body, name string) {
+		plain(name, &c.ServerID).read(b, name)
+		if c.ServerID == "" {
+			return
+		}
+		c.Identity = of.identity
+		id, err := spiffeid.FromString(c.ServerID)
+		if err == nil && id.TrustDomain() != of.trustDomain && !of.trustDomain.IsZero() {
+			b.fail(name, "is in the trust domain %q, but SPIRE's own is %q: "+
+				"only web servers in SPIRE's own can be verified", id.TrustDomain().Name(), of.trustDomain.Name())
+		}
+	}}
+}
+
+func sqltableKeys(c *sqltable.Config, _ spire) []key {
+	c.Query = sqltable.DefaultQuery
+	return []key{
+		plain("dialect", &c.Dialect).like(`"postgres"`),
+		secretFile("dsn_path", &c.DSNPath).like(`"/etc/spire/tpm-database.dsn"`),
+		plain("query", &c.Query),
+		regularFile("ca_path", &c.CAPath),
+		regularFile("client_cert_path", &c.ClientCertPath),
+		secretFile("client_key_path", &c.ClientKeyPath),
+		duration("timeout", &c.Timeout, sqltable.DefaultTimeout, leastLookUp, mostLookUp),
+		integer("max_open_conns", &c.MaxOpenConns, sqltable.DefaultMaxOpenConns, 1, sqltable.MostOpenConns),
+		duration("conn_max_lifetime", &c.ConnMaxLifetime, sqltable.DefaultConnMaxLifetime, leastLifetime, mostLifetime),
+		flag("allow_unverified", &c.AllowUnverified),
+	}
+}
+
+// noIdentity provides for configurations that are looked at and never run.
+type noIdentity struct{}
+
+func (noIdentity) X509Identity(context.Context) (*x509svid.SVID, *x509bundle.Bundle, error) {
+	return nil, nil, errors.New("there is no SPIRE server to ask")
+}
