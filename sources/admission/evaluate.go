@@ -196,7 +196,7 @@ func (e *evaluation) wait(ctx, within context.Context, q *question) bool {
 // query may cost the source its connection. A call that has not begun is not made.
 func (e *evaluation) leave(q *question) {
 	for i, a := range q.asked {
-		a.call.state.CompareAndSwap(waiting, abandoned)
+		a.call.leave()
 		e.answers[i].Duration = time.Since(q.begun)
 		if e.crowded {
 			e.answers[i].Err = errCrowded

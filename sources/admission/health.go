@@ -28,8 +28,8 @@ const (
 	// uncheckedMost is how many different reasons for unchecked TPMs are logged for a
 	// source within quietTime.
 	uncheckedMost = 8
-	// probeTimeout is how long a probe may take.
-	probeTimeout = 5 * time.Second
+	// probeTimeout is how long a probe may take, and reportTimeout how long a Status.
+	probeTimeout, reportTimeout = 5 * time.Second, 5 * time.Second
 )
 
 // health is what is known of a source, and what was last logged about it.
@@ -266,15 +266,18 @@ func nobody() (*sources.Evidence, error) {
 }
 
 // report returns the status that the source reports; zero if it is not a Reporter. If Status
-// panics, that is the error.
-func (r *runner) report() (s sources.Status, err error) {
+// panics or does not return, that is the error: neither the source's loads nor the status of
+// other sources wait for it.
+func (r *runner) report() (sources.Status, error) {
 	reporter, ok := r.source.(sources.Reporter)
-	if ok {
-		err = guard(func() error {
-			s = reporter.Status()
-			return nil
-		})
+	if !ok {
+		return sources.Status{}, nil
 	}
+	var s sources.Status
+	err := r.reports.Do(context.Background(), reportTimeout, func(context.Context) error {
+		s = reporter.Status()
+		return nil
+	})
 	if err != nil {
 		return sources.Status{}, fmt.Errorf("report the status: %w", err)
 	}

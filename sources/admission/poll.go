@@ -160,7 +160,7 @@ func (r *runner) attempt(ctx context.Context) error {
 	var err error
 	loader, loads := r.source.(sources.Loader)
 	if loads {
-		err = r.loads.Do(ctx, r.loadTimeout, loader.Load)
+		err = r.loads.Do(ctx, r.loadTimeout, func(ctx context.Context) error { return seal(loader.Load(ctx)) })
 		r.noteLoad(ctx, err)
 	}
 	if !loads || err == nil && r.health.failing() {
@@ -259,7 +259,7 @@ func (p *poll) scheduled() time.Time {
 func (r *runner) watch(ctx context.Context, source sources.Watcher) {
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
 		begun := time.Now()
-		err := <-apart(func() error { return source.Watch(ctx, r.poll.tell) })
+		err := <-apart(func() error { return seal(source.Watch(ctx, r.poll.tell)) })
 		if ctx.Err() != nil {
 			return
 		}

@@ -18,6 +18,8 @@ const (
 	stopTimeout = 5 * time.Second
 	// loadSlots is 1, since calls of Load never overlap.
 	loadSlots = 1
+	// reportSlots is 1, since a Status that hangs need not be waited for twice.
+	reportSlots = 1
 )
 
 // A runner is one source at work, used by one or several Sets. Each of its methods stands in
@@ -30,10 +32,11 @@ type runner struct {
 	log        *slog.Logger
 	changed    func()
 
-	checks, fetches, loads *Lane
-	loadTimeout            time.Duration
-	poll                   *poll
-	health                 health
+	checks, fetches, loads, reports *Lane
+
+	loadTimeout time.Duration
+	poll        *poll
+	health      health
 
 	work  sync.WaitGroup // of everything that start has begun
 	first chan struct{}  // closed once the first Load has ended
@@ -53,6 +56,7 @@ func newRunner(m Member, opts Options) *runner {
 	r.checks = NewLane("checks", opts.Slots, func(stuck bool) { r.noteStuck(stuck, false) })
 	r.fetches = NewLane("fetches", opts.Slots, func(stuck bool) { r.noteStuck(stuck, true) })
 	r.loads = NewLane("loads", loadSlots, r.noteStuckLoad)
+	r.reports = NewLane("reports of the status", reportSlots, func(bool) { r.changed() })
 	r.poll = newPoll(m.Source)
 	return r
 }
@@ -126,8 +130,7 @@ func (r *runner) fetch(ctx context.Context, ev *sources.Evidence) (sources.Verdi
 // needs the network.
 func settle(v sources.Verdict, err error, proven, fetches bool) (sources.Verdict, error) {
 	if err != nil {
-		// The source's error is inspected and turned into text here, where a panic is
-		// caught: its methods are the source's code too.
+		err = seal(err)
 		if errors.Is(err, sources.ErrNeedsChallenge) && proven {
 			return sources.Verdict{}, errors.New("asks for the challenge after the challenge")
 		}
@@ -135,7 +138,7 @@ func settle(v sources.Verdict, err error, proven, fetches bool) (sources.Verdict
 			// Not wrapped: to ask again would be of no use.
 			return sources.Verdict{}, errors.New("asks for a network that it cannot be given: " + err.Error())
 		}
-		return sources.Verdict{}, fmt.Errorf("%w", err)
+		return sources.Verdict{}, err
 	}
 	v.Reason = strings.ToValidUTF8(v.Reason[:min(len(v.Reason), sources.MaxReason)], "")
 	if !v.Listed {
@@ -154,4 +157,36 @@ func settle(v sources.Verdict, err error, proven, fetches bool) (sources.Verdict
 		a.Certificate = &c
 	}
 	return v, nil
+}
+
+// A sealedError is an error of a source without the source's code and data: its text, and
+// which of the errors it is that anybody asks for. So it is safe to look into it outside
+// of guard, and to keep it.
+type sealedError struct {
+	text string
+	is   error // nil if it is none of them
+}
+
+func (e *sealedError) Error() string { return e.text }
+func (e *sealedError) Unwrap() error { return e.is }
+
+// seal seals an error; nil stays nil. It is called under guard: the methods of err are the
+// source's code.
+func seal(err error) error {
+	if err == nil {
+		return nil
+	}
+	sealed := &sealedError{text: fmt.Sprint(err)}
+	for _, known := range []error{
+		sources.ErrNeedsChallenge, sources.ErrNeedsNetwork, context.DeadlineExceeded, context.Canceled,
+	} {
+		if errors.Is(err, known) {
+			sealed.is = known
+			break
+		}
+	}
+	if wait := sources.Wait(err); wait > 0 {
+		return sources.Later(sealed, wait)
+	}
+	return sealed
 }

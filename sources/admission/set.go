@@ -105,7 +105,8 @@ func (o Options) withDefaults() Options {
 // closed or dropped.
 //
 // A faulty source affects nothing but itself: if it panics, calls runtime.Goexit, never returns
-// or breaks its contract, it cannot tell.
+// or breaks its contract, it cannot tell. Its errors are replaced by their text, since their
+// methods are the source's code too.
 type Set struct {
 	members []Member // sorted by name
 	plan    *policy.Plan

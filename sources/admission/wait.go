@@ -33,7 +33,10 @@ func NewLane(what string, slots int, told func(stuck bool)) *Lane {
 type call struct {
 	lane  *Lane
 	state atomic.Int32
+	left  chan struct{} // closed if the call is abandoned before its turn
 }
+
+func (l *Lane) newCall() *call { return &call{lane: l, left: make(chan struct{})} }
 
 const (
 	waiting   int32 = iota // for a slot
@@ -47,7 +50,7 @@ const (
 // If ctx ends before there is a slot, that is the error. done may be called before start
 // returns, and must not block.
 func (l *Lane) start(ctx context.Context, f func(context.Context) error, done func(error)) *call {
-	c := &call{lane: l}
+	c := l.newCall()
 	go c.run(ctx, f, done)
 	return c
 }
@@ -56,6 +59,8 @@ func (c *call) run(ctx context.Context, f func(context.Context) error, done func
 	l := c.lane
 	select {
 	case l.slots <- struct{}{}:
+	case <-c.left:
+		return
 	case <-ctx.Done():
 		if c.state.CompareAndSwap(waiting, ended) {
 			done(fmt.Errorf("%d earlier %s have not returned: %w", cap(l.slots), l.what, ctx.Err()))
@@ -95,10 +100,20 @@ func apart(f func() error) <-chan error {
 	return replies
 }
 
+// leave gives the call up if it waits for a slot, and reports whether it does. Then neither f
+// nor done will be called, and the call's goroutine ends at once, with all that f keeps.
+func (c *call) leave() bool {
+	waits := c.state.CompareAndSwap(waiting, abandoned)
+	if waits {
+		close(c.left)
+	}
+	return waits
+}
+
 // abandon gives the call up: done will not be called. It reports false if the call has ended
 // already, so that done has been or is being called.
 func (c *call) abandon() bool {
-	if c.state.CompareAndSwap(waiting, abandoned) {
+	if c.leave() {
 		return true
 	}
 	stuck := c.lane.stuck.Add(1)
@@ -159,19 +174,26 @@ type panicError struct {
 
 func (p *panicError) Error() string { return "panic: " + p.text }
 
-// guard calls f and returns its error, or its panic as an error. It turns the error into text
-// here, since the error's methods are the source's code too and may panic.
+// guard calls f and returns its error, or its panic as an error.
 func guard(f func() error) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			text := fmt.Sprint(r)
+			text := textOf(r)
 			err = &panicError{text[:min(len(text), maxPanic)], debug.Stack()}
 		}
 	}()
-	if err = f(); err != nil {
-		return fmt.Errorf("%w", err)
-	}
-	return nil
+	return f()
+}
+
+// textOf returns the value of a panic in words. Its methods are the source's code too, and
+// may panic.
+func textOf(value any) (text string) {
+	defer func() {
+		if recover() != nil {
+			text = fmt.Sprintf("a %T, which cannot be printed", value)
+		}
+	}()
+	return fmt.Sprint(value)
 }
 
 // stackOf returns what is logged about an error: its text and, for a panic, the stack.

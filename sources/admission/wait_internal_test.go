@@ -15,7 +15,7 @@ func TestAbandonedBeforeItsTurn(t *testing.T) {
 	cancel()
 	for name, ctx := range map[string]context.Context{"in time": t.Context(), "too late": ended} {
 		l := newTestLane()
-		c := &call{lane: l}
+		c := l.newCall()
 		if !c.abandon() {
 			t.Fatalf("%s: a call that waits cannot be abandoned", name)
 		}
@@ -30,7 +30,7 @@ func TestAbandonedBeforeItsTurn(t *testing.T) {
 // TestAbandonedTooLate: a call that has just ended is not taken for stuck.
 func TestAbandonedTooLate(t *testing.T) {
 	l, replied := newTestLane(), false
-	c := &call{lane: l}
+	c := l.newCall()
 	c.run(t.Context(), func(context.Context) error { return nil }, func(error) { replied = true })
 	if c.abandon() || l.stuck.Load() != 0 || !replied {
 		t.Error("a call that has ended was abandoned")
