@@ -11,6 +11,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 )
 
 // Limits on what is read. Exceeding the first refuses the file, exceeding one
@@ -23,31 +24,26 @@ const (
 	// MaxFiles is the number of names in one folder.
 	MaxFiles = 10_000
 	// MaxCertificates is the number of CA certificates.
-	MaxCertificates = 10_000
+	MaxCertificates = certs.MaxCertificates
 )
 
 // The keys of Config.EKCertificateURLs.
 const (
-	EKServiceIntel = "intel"
-	EKServiceAMD   = "amd"
+	EKServiceIntel = certs.EKServiceIntel
+	EKServiceAMD   = certs.EKServiceAMD
 )
 
 // DefaultPollInterval is how often files are looked at for changes.
 const DefaultPollInterval = 30 * time.Second
 
 // CRLMode says what the certificate revocation lists (CRLs) of a chain's CAs mean.
-type CRLMode string
+type CRLMode = certs.CRLMode
 
 // The modes. The empty one is CRLOff.
 const (
-	// CRLOff asks for no CRL.
-	CRLOff CRLMode = "off"
-	// CRLIfAvailable refuses a certificate that a CRL lists, and passes over a
-	// CRL that cannot be had or used: Verdict.Unchecked says so.
-	CRLIfAvailable CRLMode = "if_available"
-	// CRLRequired cannot tell where a certificate has no CRL that can be had
-	// and used.
-	CRLRequired CRLMode = "required"
+	CRLOff         = certs.CRLOff
+	CRLIfAvailable = certs.CRLIfAvailable
+	CRLRequired    = certs.CRLRequired
 )
 
 // Config is where the authorities are. Either CAPath or Bundles is set.

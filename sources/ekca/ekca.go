@@ -4,60 +4,51 @@
 // A TPM is listed when its EK certificate chains to a CA certificate that the
 // operator has configured. Every configured CA certificate is a trust anchor,
 // one of an intermediate CA too. Certificates that the attesting machine sends
-// may join its EK certificate to an anchor and never are one.
+// may join its EK certificate to an anchor and never are anchors.
 //
 // With [Config.AIAHosts], the issuers that certificates name are fetched from
-// these hosts, and their CRLs where [Config.CRL] says so; with
+// these hosts, and their CRLs if [Config.CRL] says so; with
 // [Config.EKCertificateURLs], so are the EK certificates that TPMs do not carry.
 // What is fetched is no more than what a machine sends: it joins, and never is an
-// anchor. Where it cannot be had, the source cannot tell.
+// anchor. If it cannot be had, the source cannot tell.
 //
 // A machine chooses which certificates it sends, and may send none: it is then not
 // listed. So the source says who is welcome. Under a deny rule it keeps out only
-// who has to send that certificate, since an allow rule asks for one as well.
+// machines that have to send that certificate, because an allow rule asks for it too.
 //
-// How certificates are read from files stands at [Config], what makes an EK
-// certificate vouch for its TPM at [Source.Check].
-//
-// To read the package, in this order:
-//
-//   - ekca.go, config.go: what it is, and what is configured;
-//   - refresh.go, files.go, parse.go: from files to certificates, again when they
-//     change;
-//   - authorities.go: the anchors, indexed by name.go and linked to each other;
-//   - answer.go: an attestation, from its evidence to the verdict;
-//   - search.go, rules.go: which chains there are, and which certificates may be
-//     in one; attributes.go: what a certificate says of its TPM;
-//   - inquiry.go, aia.go, issuers.go, proofs.go: issuers that are fetched;
-//     revocation.go: CRLs; services.go, reply.go: EK certificates; store.go: where
-//     all of them are kept.
+// Chains are found by package certs, and what is missing is fetched by certs/fetch.
+// This package reads the CA files (load.go, files.go), turns evidence into a verdict
+// (here), and fetches what certs wants (network.go).
 package ekca
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
+	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 )
 
 // Source is a set of authorities. It is safe for concurrent use.
 type Source struct {
+	cfg      Config
 	paths    []location
-	interval time.Duration
-	now      func() time.Time
+	services []service
 
-	// store has what is fetched; nil where nothing is. services have EK
-	// certificates.
+	// store has what is fetched; nil if nothing is.
 	store       *certfetch.Fetcher
 	storeLoaded atomic.Bool
-	services    []ekService
-	// fetches is whether what certificates name is fetched.
-	fetches bool
-	crl     CRLMode
+	// verified remembers signatures from one step of an attestation to the next.
+	verified *certs.Memo
 
 	// state is what the last successful Load loaded, nil before it. It is
 	// never changed, only replaced.
@@ -66,16 +57,9 @@ type Source struct {
 	confirmed atomic.Pointer[time.Time]
 }
 
-// location is a configured path with the name of its bundle, which is empty for
-// Config.CAPath.
-type location struct {
-	bundle string
-	path   string
-}
-
 // state is what one successful Load has loaded.
 type state struct {
-	authorities *authorities
+	anchors *certs.Anchors
 	// seen is what the files were, files what they held.
 	seen   fileSet
 	files  []caFile
@@ -93,82 +77,132 @@ func New(cfg Config) (*Source, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	s := &Source{
-		paths: locations(cfg), interval: cfg.PollInterval, now: cfg.Now,
-		services: ekServices(cfg.EKCertificateURLs), fetches: len(cfg.AIAHosts) > 0, crl: cfg.CRL,
+	if cfg.PollInterval == 0 {
+		cfg.PollInterval = DefaultPollInterval
 	}
-	if s.interval == 0 {
-		s.interval = DefaultPollInterval
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
-	if s.now == nil {
-		s.now = time.Now
-	}
-	var err error
-	if s.store, err = newStore(cfg, s.now); err != nil {
+	store, err := newStore(cfg)
+	if err != nil {
 		return nil, err
 	}
-	return s, nil
+	return &Source{
+		cfg: cfg, paths: locations(cfg), store: store, services: services(cfg.EKCertificateURLs),
+		verified: certs.NewMemo(),
+	}, nil
 }
 
 // Check implements sources.Source.
 //
-// The TPM is listed when ev.Certificate, or the certificate for ev.EK that one of
-// Config.EKCertificateURLs has where the machine has sent none, can be read and
+// The TPM is listed if [certs.Find] finds a chain by the profile [certs.EK] for
+// ev.Certificate, or for the certificate for ev.EK that one of Config.EKCertificateURLs
+// has if the machine has sent none.
 //
-//   - is an X.509 v3 certificate that is valid now, is not a CA's, and is meant
-//     for an EK as far as it says (TCG EK Credential Profile 2.5, 3.2): where
-//     there is a key usage it has keyEncipherment or keyAgreement, where there is
-//     an extended key usage it has tcg-kp-EKCertificate (2.23.133.8.1) or
-//     anyExtendedKeyUsage;
-//   - has no critical extension other than those that are processed here (RFC
-//     5280, 4.2);
-//   - is joined to a configured CA certificate by a chain of at most 8 CA
-//     certificates, the configured one among them, in which each is named by the
-//     one below as its issuer (RFC 5280, 7.1), has signed it with SHA-256 or
-//     stronger, is valid now, may sign certificates, and allows a chain of that
-//     length;
-//   - is joined in that way by certificates that no CRL lists, as Config.CRL has
-//     it.
-//
-// The chain is made of configured certificates and of those that the machine has
-// sent. Only where these give none, certificates join it that are at the URLs of
-// the caIssuers (RFC 5280, 4.2.2.1) of those below, if their hosts are among
-// Config.AIAHosts.
-//
-// It is not listed where there is no certificate or no such chain, and where it
-// has been revoked. It cannot be told
+// It is not listed if there is no certificate or no chain, and if it has been revoked. It
+// cannot be told
 //
 //   - before the first successful Load;
-//   - if it would be listed once its certificate, or the certificate of a CA above it,
-//     becomes valid, within 5 minutes: a clock may be wrong;
-//   - where ev is Incomplete;
-//   - where the certificate is not the EK's;
-//   - where the chain is so tangled that more than 32 signatures would have to be
-//     verified, or more than 24 certificates and CRLs looked up;
-//   - where no chain is found, and an allowed URL that should have led to one does
-//     not answer, or with something else than what has signed the certificate
-//     below;
-//   - where no service has a certificate, and one that might does not answer, or
-//     with one of another key.
+//   - if ev is Incomplete;
+//   - if the certificate is not the EK's;
+//   - if Find cannot tell;
+//   - if no service has a certificate, and one that might does not answer, or
+//     answers with one of another key.
 //
 // Check reads no file, takes no lock that is held while something is waited for,
 // and asks nobody: it answers from what is configured, what was sent and what is
-// kept of what was fetched before, failures included. Where something has not
-// been asked for yet, the error is sources.ErrNeedsNetwork. It verifies one
-// signature for each certificate of the chain below the first one that is
-// configured or was fetched, whatever the number of configured ones.
+// kept of what was fetched before, failures included. If something has not
+// been asked for yet, the error is sources.ErrNeedsNetwork.
 func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
-	return s.answer(ctx, ev, false)
+	v, wants, err := s.attempt(ctx, ev, &inquiry{store: s.store})
+	if len(wants) > 0 {
+		err = fmt.Errorf("find the issuers of the EK certificate: %w", sources.ErrNeedsNetwork)
+	}
+	return v, err
 }
 
-// Fetch implements sources.Fetcher: it answers as Check does, and asks for what is
-// missing. It makes at most 8 requests, besides one to each service for EK
-// certificates where the machine has sent none; attestations that wait for the
-// same URL share one. Where ctx has a deadline, each may take half of what is left
-// until then, and 5 seconds at least. Nothing is asked for a certificate that could
-// not vouch whoever has issued it.
-func (s *Source) Fetch(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
-	return s.answer(ctx, ev, true)
+// attempt answers from what is at hand, or says what it wants beside that.
+func (s *Source) attempt(
+	ctx context.Context, ev *sources.Evidence, hand *inquiry,
+) (sources.Verdict, []certs.Want, error) {
+	st := s.state.Load()
+	if st == nil {
+		return sources.Verdict{}, nil, errNotLoaded
+	}
+	if err := ctx.Err(); err != nil {
+		return sources.Verdict{}, nil, fmt.Errorf("verify the EK certificate: %w", err)
+	}
+	cert, why, wants, err := s.certificate(ev, hand)
+	switch {
+	case err != nil || len(wants) > 0:
+		return sources.Verdict{}, wants, err
+	case cert == nil:
+		return sources.Verdict{Reason: why}, nil, nil
+	case !certs.SameKey(cert.PublicKey, ev.EK):
+		return sources.Verdict{}, nil, errors.New("the key in the EK certificate is not the EK")
+	}
+	r := certs.Request{
+		Leaf: cert, Sent: ev.Chain, Anchors: st.anchors, Profile: certs.EK(), CRLs: s.cfg.CRL, Now: s.cfg.Now(),
+		Verified: s.verified,
+	}
+	if len(s.cfg.AIAHosts) > 0 {
+		r.Hand = hand
+	}
+	found, err := certs.Find(r)
+	s.learn(found)
+	if err == nil && ctx.Err() != nil {
+		err = fmt.Errorf("find the issuers of the EK certificate: %w", ctx.Err())
+	}
+	switch {
+	case err != nil || len(found.Wants) > 0:
+		return sources.Verdict{}, found.Wants, err
+	case found.Chain == nil:
+		return sources.Verdict{Reason: found.Why}, nil, nil
+	}
+	return sources.Verdict{
+		Listed:     true,
+		Reason:     reason(found.Chain, cert, r.Now),
+		Unchecked:  found.Chain.Unchecked,
+		Attributes: sources.Attributes{CAs: found.Chain.Bundles, Certificate: attributes(cert, found.Chain)},
+	}, nil, nil
+}
+
+// errIncomplete is the error for evidence whose certificates were not kept.
+var errIncomplete = errors.New("the machine's certificates were not kept while it answered its challenge: " +
+	"too many machines with many certificates are attesting at the same time")
+
+// certificate returns the EK certificate that the machine has sent, or that a service has,
+// or why there is none.
+func (s *Source) certificate(
+	ev *sources.Evidence, hand *inquiry,
+) (cert *x509.Certificate, why string, wants []certs.Want, err error) {
+	switch {
+	case ev.Incomplete:
+		return nil, "", nil, errIncomplete
+	case ev.Certificate == nil:
+		return s.fromServices(ev.EK, hand)
+	}
+	if cert, err = attestor.ParseEKCertificate(ev.Certificate); err != nil {
+		why = "the EK certificate that the machine has sent cannot be read: " + err.Error()
+		return nil, why, nil, nil //nolint:nilerr // a fact about the machine, and no failure
+	}
+	return cert, "", nil, nil
+}
+
+// reason says for people who has vouched for cert.
+func reason(c *certs.Chain, cert *x509.Certificate, now time.Time) string {
+	by := "the EK certificate by " + strconv.Quote(certs.Presentable("", cert.Issuer.CommonName)) +
+		" chains to a configured CA"
+	if len(c.Bundles) > 0 {
+		by += " in " + strings.Join(c.Bundles, ", ")
+	}
+	if soon := certs.Expiry(cert.NotAfter, now); soon != "" {
+		by += ", and " + soon
+	}
+	if c.Unchecked != "" {
+		by += ", but " + c.Unchecked
+	}
+	return by
 }
 
 // Status implements sources.Reporter. Entries is the number of different
@@ -181,7 +215,7 @@ func (s *Source) Status() sources.Status {
 		return sources.Status{}
 	}
 	status := st.status
-	status.Warnings = slices.Concat(status.Warnings, st.authorities.warnings(s.now()), s.storeWarnings())
+	status.Warnings = slices.Concat(status.Warnings, shorten(st.anchors.Expiring(s.cfg.Now())), s.storeWarnings())
 	if at := s.confirmed.Load(); at != nil {
 		status.Confirmed = *at
 	}

@@ -12,18 +12,25 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 )
 
 // A caFile is what a file held when it was last whole.
 type caFile struct {
-	bundle  string
-	path    string
-	root    string // the configured path by which the file was found
-	entries []entry
+	certs.File
+	root string // the configured path by which the file was found
 	// sum is the SHA-256 of the file's content as it was read, whole or not.
 	sum [sha256.Size]byte
-	// unread is whether the file could not be read: entries are from before.
+	// unread is whether the file could not be read: Entries are from before.
 	unread bool
+}
+
+// location is a configured path, or a file in it, with the name of its bundle, which is
+// empty for Config.CAPath.
+type location struct {
+	bundle string
+	path   string
 }
 
 // A seenFile is a file, or what is in the place of one, as a look at it shows.
@@ -121,6 +128,11 @@ func readNames(folder string, most int) ([]string, error) {
 	}
 	slices.Sort(names)
 	return names, nil
+}
+
+// with returns the file with what it holds.
+func (f seenFile) with(entries []certs.Entry) certs.File {
+	return certs.File{Path: f.path, Bundle: f.bundle, Entries: entries}
 }
 
 // alone reports whether f is all that is known of its configured path: that is a file,

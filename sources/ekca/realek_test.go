@@ -205,27 +205,3 @@ func TestRealEKCertificatesWithAllCAs(t *testing.T) {
 }
 
 func bundleOf(name string) string { return strings.Trim(strings.ToLower(name), "-") }
-
-// AMD's intermediates name their issuer in other string types than the root
-// names itself; both of the root's certificates must be found above both.
-func TestRealAMDIntermediates(t *testing.T) {
-	dir := attestortest.FieldCertificates(t)
-	utf8Root := caNamed(t, dir, "amd-AMDTPM")
-	printableRoot := filepath.Join(dir, "aux-amd-aia-response-AMDTPM-RSA-root.der")
-	for _, name := range []string{"amd-PRG-RN-rsa-issuerPrintable", "amd-PRG-RPL"} {
-		for _, root := range []string{utf8Root, printableRoot} {
-			sub := readCA(t, caNamed(t, dir, name))
-			if err := sub.CheckSignatureFrom(readCA(t, root)); err != nil {
-				t.Fatalf("the test's premise does not hold: %v", err)
-			}
-			if !ekca.Chains(t, sub, readCA(t, root), today()) {
-				t.Errorf("%s does not chain to %s", name, root)
-			}
-		}
-		for _, other := range []string{"swtpm-localca-rootca", "Infineon-OPTIGA-TM-RSA-Root-CA"} {
-			if ekca.Chains(t, readCA(t, caNamed(t, dir, name)), readCA(t, caNamed(t, dir, other)), today()) {
-				t.Errorf("%s chains to %s", name, other)
-			}
-		}
-	}
-}

@@ -24,6 +24,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -42,7 +43,7 @@ func TestEKCertificateURLs(t *testing.T) {
 		"b719bb8d2544fa99cefb1fe89baab00028d96d4e2aaeae0f51b0310f54bd749d9c67329a612b0203cc0c221a34ba661ade31af7a9b6e" +
 		"9d70dc13df77065b141a32cd6d70b8696544b60a3dcaef7c80aaa1606144c7b32d9393583af5a836f71405ed8bd9")
 	for _, base := range []string{"https://ftpm.amd.com/pki/aia", "https://ftpm.amd.com/pki/aia/"} {
-		got, ok := ekca.EKCertificateURL("amd", base, amd)
+		got, ok := certs.EKCertificateURL("amd", base, amd)
 		if want := "https://ftpm.amd.com/pki/aia/d027b3ce6a9b6b56846d2b9935884a88"; got != want || !ok {
 			t.Errorf("got %q", got)
 		}
@@ -139,7 +140,7 @@ func bare(ek crypto.PublicKey) *sources.Evidence {
 // pathOf returns the path of a service's URL for an EK.
 func pathOf(tb testing.TB, service, base string, ek crypto.PublicKey) string {
 	tb.Helper()
-	path, ok := ekca.EKCertificateURL(service, base, ek)
+	path, ok := certs.EKCertificateURL(service, base, ek)
 	if !ok {
 		tb.Fatalf("no URL at %q", service)
 	}
@@ -350,7 +351,7 @@ func TestNoServiceForOddKeys(t *testing.T) {
 		&odd, &rsa.PublicKey{}, (*rsa.PublicKey)(nil), &ecdsa.PublicKey{}, (*ecdsa.PublicKey)(nil), nil, "key",
 	} {
 		for _, service := range []string{"intel", "amd", "other"} {
-			if url, ok := ekca.EKCertificateURL(service, "https://ek.test/", key); ok {
+			if url, ok := certs.EKCertificateURL(service, "https://ek.test/", key); ok {
 				t.Errorf("%T at %q: %q", key, service, url)
 			}
 		}
@@ -393,7 +394,7 @@ func FuzzEKServiceReply(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		for _, service := range []string{"intel", "amd"} {
-			cert, err := ekca.ReadReply(service, body, key)
+			cert, err := certs.ReadReply(service, body, key)
 			if (cert == nil) != (err != nil) || cert != nil && !key.Equal(cert.PublicKey) {
 				t.Errorf("%s: %v, %v", service, cert, err)
 			}

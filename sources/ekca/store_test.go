@@ -14,6 +14,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -216,7 +217,7 @@ func FuzzFetchedIssuer(f *testing.F) {
 	}
 	src := trusting(f, root)
 	f.Fuzz(func(t *testing.T, body []byte) {
-		certs, err := ekca.ReadIssuers(body)
+		certs, err := certs.ReadIssuers(body, certs.EK())
 		if (err == nil) != (len(certs) > 0) || len(certs) > 32 {
 			t.Fatalf("%d certificates, %v", len(certs), err)
 		}

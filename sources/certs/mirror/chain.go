@@ -8,8 +8,8 @@ import (
 	"slices"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/crl"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
 // maxLevel is how many certificates are looked at side by side, at one distance
@@ -34,7 +34,7 @@ func (f *filler) machine(ctx context.Context, e *ek) {
 func (f *filler) fromServices(ctx context.Context, e *ek) []*x509.Certificate {
 	var faults []error
 	for _, s := range f.cfg.Services {
-		url, ok := ekca.EKCertificateURL(s.Name, s.Base, e.key)
+		url, ok := certs.EKCertificateURL(s.Name, s.Base, e.key)
 		if !ok {
 			continue
 		}
@@ -62,7 +62,7 @@ func (f *filler) chain(ctx context.Context, cert *x509.Certificate) {
 	var crls []wanted
 	var above []*x509.Certificate
 	level := []*x509.Certificate{cert}
-	for depth := 0; depth < ekca.MaxChain && len(level) > 0; depth++ {
+	for depth := 0; depth < certs.MaxChain && len(level) > 0; depth++ {
 		var next []*x509.Certificate
 		for _, child := range level {
 			if !f.begin(child) || isRoot(child) {
@@ -174,7 +174,7 @@ func (f *filler) crls(ctx context.Context, child *x509.Certificate, issuers []*x
 // may not be asked.
 func (f *filler) urls(all []string) (urls []string, faults []error) {
 	for _, raw := range all {
-		if len(urls) == ekca.MaxURLs {
+		if len(urls) == certs.MaxURLs {
 			break
 		}
 		url, ok := f.store.Allowed(raw)

@@ -25,6 +25,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/mirror"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
@@ -59,7 +60,7 @@ func TestFill(t *testing.T) {
 func TestAServerUsesTheMirror(t *testing.T) {
 	v, dir := newVendor(t), t.TempDir()
 	tpm := v.tpm(1)
-	at, ok := ekca.EKCertificateURL(ekca.EKServiceIntel, v.url+"/ekcertservice/", tpm.Claim().EK)
+	at, ok := certs.EKCertificateURL(certs.EKServiceIntel, v.url+"/ekcertservice/", tpm.Claim().EK)
 	u, err := url.Parse(at)
 	if !ok || err != nil {
 		t.Fatal(at, err)
@@ -67,7 +68,7 @@ func TestAServerUsesTheMirror(t *testing.T) {
 	cert := strings.ReplaceAll(base64.URLEncoding.EncodeToString(tpm.Claim().Certificate), "=", "%3D")
 	v.put(u.Path, []byte(`{"pubhash": "x", "certificate": "`+cert+`"}`))
 	cfg := v.config(dir)
-	cfg.Services = []mirror.Service{{Name: ekca.EKServiceIntel, Base: v.url + "/ekcertservice/"}}
+	cfg.Services = []mirror.Service{{Name: certs.EKServiceIntel, Base: v.url + "/ekcertservice/"}}
 	s, out := fill(t, cfg, machines(t, inPEM(t, false, tpm)))
 	want(t, s, out, mirror.Summary{Fetched: 5})
 	wantFiles(t, dir, v.all(u.Path)...)
@@ -83,7 +84,7 @@ func TestAServerUsesTheMirror(t *testing.T) {
 	}
 	source, err := ekca.New(ekca.Config{
 		CAPath: roots, AIAHosts: []string{v.host}, MirrorURL: served.URL, CRL: ekca.CRLRequired,
-		EKCertificateURLs: map[string]string{ekca.EKServiceIntel: served.URL + "/" + v.host + "/ekcertservice/"},
+		EKCertificateURLs: map[string]string{certs.EKServiceIntel: served.URL + "/" + v.host + "/ekcertservice/"},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -13,20 +13,20 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/crl"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
 // parseIssuers reads what a URL for an issuer has, as an ek_ca does.
 func parseIssuers(body []byte) (any, time.Time, error) {
-	certs, err := ekca.ReadIssuers(body)
+	certs, err := certs.ReadIssuers(body, certs.EK())
 	return certs, time.Time{}, err
 }
 
 // parseReply reads what a service has for an EK, as an ek_ca does.
 func parseReply(service string, key crypto.PublicKey) certfetch.Parse {
 	return func(body []byte) (any, time.Time, error) {
-		cert, err := ekca.ReadReply(service, body, key)
+		cert, err := certs.ReadReply(service, body, key)
 		return cert, time.Time{}, err
 	}
 }

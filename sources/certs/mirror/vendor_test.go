@@ -20,8 +20,8 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/mirror"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -113,7 +113,7 @@ func (v *vendor) tpmThatNames(number int, change func(*x509.Certificate)) *attes
 // serveEK publishes a TPM's certificate where AMD's service would have it.
 func (v *vendor) serveEK(tpm *attestortest.TPM) (path string) {
 	v.t.Helper()
-	at, ok := ekca.EKCertificateURL(ekca.EKServiceAMD, v.url+"/pki/aia/", tpm.Claim().EK)
+	at, ok := certs.EKCertificateURL(certs.EKServiceAMD, v.url+"/pki/aia/", tpm.Claim().EK)
 	u, err := url.Parse(at)
 	if !ok || err != nil {
 		v.t.Fatal(at, err)
@@ -126,7 +126,7 @@ func (v *vendor) serveEK(tpm *attestortest.TPM) (path string) {
 func (v *vendor) config(dir string) mirror.Config {
 	return mirror.Config{
 		Folder: dir, Hosts: []string{v.host}, CRLs: true,
-		Services: []mirror.Service{{Name: ekca.EKServiceAMD, Base: v.url + "/pki/aia/"}},
+		Services: []mirror.Service{{Name: certs.EKServiceAMD, Base: v.url + "/pki/aia/"}},
 	}
 }
 

@@ -1,4 +1,4 @@
-package ekca
+package certs
 
 import (
 	"bytes"
@@ -123,7 +123,7 @@ func FuzzName(f *testing.F) {
 		}
 		if tpm, ok := readAltName(raw); ok {
 			for _, n := range []tpmName{tpm.manufacturer, tpm.model, tpm.version} {
-				if n.text != presentable("", n.text) {
+				if n.text != Presentable("", n.text) {
 					t.Errorf("no selector: %q", n.text)
 				}
 			}

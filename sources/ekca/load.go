@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 )
 
 const (
@@ -52,17 +53,7 @@ func (s *Source) Load(ctx context.Context) error {
 }
 
 // Schedule implements sources.Loader.
-func (s *Source) Schedule() sources.Schedule { return sources.Schedule{Every: s.interval} }
-
-// Watch implements sources.Watcher: it writes what is fetched to Config.CachePath until
-// ctx ends.
-func (s *Source) Watch(ctx context.Context, _ func()) error {
-	if s.store == nil {
-		<-ctx.Done()
-		return nil
-	}
-	return s.runStore(ctx)
-}
+func (s *Source) Schedule() sources.Schedule { return sources.Schedule{Every: s.cfg.PollInterval} }
 
 // current reports whether the files are still those that have been read. Their
 // content is compared as well: a file may be written in place, with one of the
@@ -74,7 +65,7 @@ func (s *state) current(ctx context.Context, paths []location) (bool, error) {
 	}
 	files := make(map[location]*caFile, len(s.files))
 	for i, f := range s.files {
-		files[location{f.bundle, f.path}] = &s.files[i]
+		files[location{f.Bundle, f.Path}] = &s.files[i]
 	}
 	for _, f := range seen {
 		if err := ctx.Err(); err != nil {
@@ -120,21 +111,25 @@ func (s *Source) load(ctx context.Context, previous *state) (*state, error) {
 
 // assemble makes what has been read into what is served.
 func (s *Source) assemble(ctx context.Context, seen fileSet, r *reading) (*state, error) {
-	all, warnings, err := build(ctx, r.files, s.now())
+	files := make([]certs.File, len(r.files))
+	for i, f := range r.files {
+		files[i] = f.File
+	}
+	all, warnings, err := certs.NewAnchors(ctx, files, certs.EK(), s.cfg.Now())
 	if err != nil {
 		return nil, err
 	}
 	warnings = shorten(append(r.warnings, warnings...))
-	if all.valid == 0 {
+	if all.Valid() == 0 {
 		return nil, fmt.Errorf("no usable CA certificate at %s: %s",
 			s.describePaths(), strings.Join(append(warnings, "put a CA certificate there"), "; "))
 	}
 	return &state{
-		authorities: all,
-		seen:        seen,
-		files:       r.files,
-		failed:      errors.Join(r.failed...),
-		status:      sources.Status{Loaded: time.Now(), Entries: all.valid, Warnings: warnings},
+		anchors: all,
+		seen:    seen,
+		files:   r.files,
+		failed:  errors.Join(r.failed...),
+		status:  sources.Status{Loaded: time.Now(), Entries: all.Valid(), Warnings: warnings},
 	}, nil
 }
 
@@ -223,7 +218,7 @@ func (r *reading) keepFile(f seenFile, why error) {
 	}
 	r.warn(f, why.Error()+what)
 	r.entries += len(entries)
-	r.files = append(r.files, caFile{bundle: f.bundle, path: f.path, root: f.root, entries: entries, unread: true})
+	r.files = append(r.files, caFile{File: f.with(entries), root: f.root, unread: true})
 }
 
 // keepPath keeps what was held of a path of which nobody knows what is there.
@@ -233,9 +228,9 @@ func (r *reading) keepPath(f seenFile, why error) error {
 		return why
 	}
 	for _, held := range r.previous.files {
-		if held.bundle == f.bundle && held.root == f.root {
+		if held.Bundle == f.bundle && held.root == f.root {
 			held.unread = true
-			r.entries += len(held.entries)
+			r.entries += len(held.Entries)
 			r.files = append(r.files, held)
 		}
 	}
@@ -254,12 +249,12 @@ var errLimit = errors.New("remove some of them")
 // stead: writing a file in place may not take its CAs away for a moment. An error that
 // is not errLimit says that the file could not be read.
 func (r *reading) read(f seenFile) error {
-	var entries []entry
+	var entries []certs.Entry
 	var notes []string
 	data, err := f.read()
 	switch {
 	case err == nil:
-		entries, notes, err = parseFile(data)
+		entries, notes, err = certs.ParseFile(data)
 	case !errors.Is(err, errTooLarge):
 		return err
 	}
@@ -272,7 +267,7 @@ func (r *reading) read(f seenFile) error {
 		case entries != nil:
 			notes = append(notes, err.Error()+
 				"; what it held before stays in use: fix the file, or delete it to withdraw its CAs")
-		case !errors.Is(err, errNoCertificate): // the notes say why
+		case !errors.Is(err, certs.ErrNoCertificate): // the notes say why
 			notes = append(notes, err.Error())
 		}
 	}
@@ -282,20 +277,18 @@ func (r *reading) read(f seenFile) error {
 	if r.entries += len(entries); r.entries > MaxCertificates {
 		return fmt.Errorf("the CA files hold more than %d certificates: %w", MaxCertificates, errLimit)
 	}
-	r.files = append(r.files, caFile{
-		bundle: f.bundle, path: f.path, root: f.root, entries: entries, sum: sha256.Sum256(data),
-	})
+	r.files = append(r.files, caFile{File: f.with(entries), root: f.root, sum: sha256.Sum256(data)})
 	return nil
 }
 
 // entriesOf returns the certificates of a file at the last Refresh. s may be nil.
-func (s *state) entriesOf(l location) []entry {
+func (s *state) entriesOf(l location) []certs.Entry {
 	if s == nil {
 		return nil
 	}
 	for _, f := range s.files {
-		if f.bundle == l.bundle && f.path == l.path {
-			return f.entries
+		if f.Bundle == l.bundle && f.Path == l.path {
+			return f.Entries
 		}
 	}
 	return nil
@@ -305,6 +298,6 @@ func (s *state) entriesOf(l location) []entry {
 // nil.
 func (s *state) holdsTheSame(previous *state) bool {
 	return previous != nil && slices.EqualFunc(s.files, previous.files, func(a, b caFile) bool {
-		return a.bundle == b.bundle && a.path == b.path && (a.unread || a.sum == b.sum)
+		return a.Bundle == b.Bundle && a.Path == b.Path && (a.unread || a.sum == b.sum)
 	})
 }

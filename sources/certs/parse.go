@@ -1,4 +1,4 @@
-package ekca
+package certs
 
 import (
 	"bytes"
@@ -13,23 +13,26 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
-// An entry is a certificate with its place in its file, counted from 1.
-type entry struct {
-	cert   *x509.Certificate
-	number int
+// An Entry is a certificate with its place in its file, counted from 1.
+type Entry struct {
+	Certificate *x509.Certificate
+	Number      int
 }
+
+// MaxCertificates is the number of CA certificates in a file.
+const MaxCertificates = 10_000
 
 const pemBegin = "-----BEGIN"
 
-// errNoCertificate is the error of a file of which the notes say why nothing is
+// ErrNoCertificate is the error of a file of which the notes say why nothing is
 // left.
-var errNoCertificate = errors.New("contains no usable certificate")
+var ErrNoCertificate = errors.New("contains no usable certificate")
 
-// parseFile returns the certificates in a CA file, which is PEM where it holds
+// ParseFile returns the certificates in a CA file, which is PEM where it holds
 // the beginning of a PEM block and DER otherwise, single ones or PKCS #7 bundles, with
 // notes on what it has left out. The error says why the file cannot be used at all: it
 // holds no certificate, or it is damaged, and then nothing in it is used.
-func parseFile(data []byte) (entries []entry, notes []string, err error) {
+func ParseFile(data []byte) (entries []Entry, notes []string, err error) {
 	var p parsed
 	if bytes.Contains(data, []byte(pemBegin)) {
 		err = p.readPEM(data)
@@ -40,14 +43,14 @@ func parseFile(data []byte) (entries []entry, notes []string, err error) {
 		return nil, nil, err
 	}
 	if len(p.entries) == 0 {
-		err = errNoCertificate
+		err = ErrNoCertificate
 	}
 	return p.entries, p.notes, err
 }
 
 // parsed is what was read of a CA file.
 type parsed struct {
-	entries []entry
+	entries []Entry
 	notes   []string
 	count   int // of certificates, those that cannot be parsed among them
 }
@@ -65,7 +68,7 @@ func (p *parsed) add(all ...[]byte) {
 			p.note("certificate %d cannot be parsed: %v", p.count, err)
 			continue
 		}
-		p.entries = append(p.entries, entry{cert: cert, number: p.count})
+		p.entries = append(p.entries, Entry{cert, p.count})
 	}
 }
 

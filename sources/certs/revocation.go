@@ -1,9 +1,8 @@
-package ekca
+package certs
 
 import (
 	"bytes"
 	"cmp"
-	"context"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -16,8 +15,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/crl"
 )
 
@@ -32,10 +29,8 @@ const (
 // A revocation finds out which certificates of a search have been revoked.
 type revocation struct {
 	*search
-	mode  CRLMode
-	q     *inquiry
-	known map[issuance]bool
-	// revoked says which certificate has been, the first that was met.
+	known map[issuance]state
+	// revoked says which certificate has been revoked, the first that was met.
 	revoked string
 	// unchecked says of which certificates that count nobody knows whether they have
 	// been revoked, and why.
@@ -48,51 +43,63 @@ type issuance struct {
 	issuer *signer
 }
 
+// A state is what is known about whether a certificate has been revoked.
+type state int
+
+const (
+	broken  state = iota // it has been revoked, or it counts as if it had been
+	good                 // it counts
+	pending              // a CRL is wanted
+)
+
 // unrevoked returns who vouches by certificates that have not been revoked, or why
 // nobody does.
-func (s *search) unrevoked(ctx context.Context, mode CRLMode, q *inquiry) (*finding, string, error) {
-	r := revocation{search: s, mode: mode, q: q, known: make(map[issuance]bool)}
-	found := s.climb(func(n, issuer *node) bool { return r.permits(ctx, n, issuer.signer) })
-	if err := ctx.Err(); err != nil {
-		return nil, "", fmt.Errorf("check whether the EK certificate has been revoked: %w", err)
+func (s *search) unrevoked() (Result, error) {
+	r := revocation{search: s, known: make(map[issuance]state)}
+	found := s.climb(func(n, issuer *node) bool { return r.state(n, issuer.signer) == good })
+	switch {
+	case s.complete(found), found != nil && len(s.wants) == 0:
+		found.Unchecked = strings.Join(r.unchecked, "; ")
+		return Result{Chain: found}, nil
+	case len(s.wants) > 0:
+		// The CRLs further up may be looked up at the same time.
+		s.climb(func(n, issuer *node) bool { return r.state(n, issuer.signer) != broken })
+		return Result{Wants: s.wants}, nil
 	}
-	if s.complete(found) || found != nil && !q.pending {
-		found.unchecked = strings.Join(r.unchecked, "; ")
-		return found, "", nil
+	if err := errors.Join(s.failures...); err != nil {
+		return Result{}, fmt.Errorf("check for revocation: %w", err)
 	}
-	if err := q.err(); err != nil {
-		return nil, "", fmt.Errorf("check for revocation: %w", err)
-	}
-	return nil, r.revoked, nil
+	return Result{Why: r.revoked}, nil
 }
 
-// permits reports whether a chain may go on from a certificate to its issuer, for
-// all that CRLs say.
-func (r *revocation) permits(ctx context.Context, n *node, issuer *signer) bool {
+// state returns what is known of a certificate by one of its issuers.
+func (r *revocation) state(n *node, issuer *signer) state {
 	key := issuance{n, issuer}
-	permitted, ok := r.known[key]
+	known, ok := r.known[key]
 	if !ok {
-		permitted = r.ask(ctx, n, issuer)
-		r.known[key] = permitted
+		known = r.ask(n, issuer)
+		r.known[key] = known
 	}
-	return permitted
+	return known
 }
 
 // ask looks up the CRLs at the certificate's distribution points, in their order,
 // until it is known whether the certificate is revoked (RFC 5280, 6.3). All other
-// CRLs that are kept of the same CAs have their say, too.
-func (r *revocation) ask(ctx context.Context, n *node, issuer *signer) bool {
+// CRLs that are at hand of the same CAs have their say, too.
+func (r *revocation) ask(n *node, issuer *signer) state {
 	points, faults := r.points(n, issuer)
 	var asked []heldList
 	for _, p := range points {
-		list, err := r.list(ctx, p, n)
-		switch {
-		case errors.Is(err, sources.ErrNeedsNetwork):
-			r.q.pending = true // whatever a later one says: the first that can be had answers
-			return false
-		case errors.Is(err, errLookups), errors.Is(err, errRequests), errors.Is(err, certfetch.ErrNotAsked):
-			r.q.fail(fmt.Errorf("the CRL at %q: %w", p.url, err)) // whether there is one, nobody knows
-			return false
+		want := r.wantCRL(p, n.cert)
+		answer, ok := r.look(want)
+		if !ok { // whatever a later point says: the first that can be had answers
+			r.wants = append(r.wants, want)
+			return pending
+		}
+		list, err := r.list(answer, p, n)
+		if list == nil && answer.NotAsked { // whether there is one, nobody knows
+			r.failures = append(r.failures, fmt.Errorf("the CRL at %q: %w", p.url, err))
+			return broken
 		}
 		if list != nil {
 			asked = append(asked, heldList{list, p.url, err})
@@ -101,10 +108,9 @@ func (r *revocation) ask(ctx context.Context, n *node, issuer *signer) bool {
 		by, older := weigh(lists, n.issuer, n.cert.SerialNumber)
 		switch {
 		case by != nil:
-			r.revoke(n, by)
-			return false
+			return r.revoke(n, by)
 		case err == nil && older == nil:
-			return true
+			return good
 		case err == nil:
 			err = older
 		}
@@ -112,46 +118,45 @@ func (r *revocation) ask(ctx context.Context, n *node, issuer *signer) bool {
 	}
 	if len(points) == 0 {
 		if by, _ := weigh(r.kept(n, issuer, nil), n.issuer, n.cert.SerialNumber); by != nil {
-			r.revoke(n, by)
-			return false
+			return r.revoke(n, by)
 		}
 	}
 	return r.pass(n, errors.Join(faults...))
 }
 
 // revoke takes down that a list revokes a certificate.
-func (r *revocation) revoke(n *node, by *heldList) {
+func (r *revocation) revoke(n *node, by *heldList) state {
 	if r.revoked == "" {
-		r.revoked = fmt.Sprintf("%s has been revoked, according to the CRL at %q", n.describe(), by.url)
+		r.revoked = fmt.Sprintf("%s has been revoked, according to the CRL at %q", r.describe(n), by.url)
 	}
+	return broken
 }
 
-// pass reports whether a certificate counts of which nobody knows whether it has been
-// revoked.
-func (r *revocation) pass(n *node, why error) bool {
+// pass decides about a certificate if nobody knows whether it has been revoked.
+func (r *revocation) pass(n *node, why error) state {
 	if why == nil {
 		why = errors.New("it names no CRL")
 	}
-	if r.mode == CRLRequired {
-		r.q.fail(fmt.Errorf("%s: %w", n.describe(), why))
-		return false
+	if r.r.CRLs == CRLRequired {
+		r.failures = append(r.failures, fmt.Errorf("%s: %w", r.describe(n), why))
+		return broken
 	}
 	text := strings.ReplaceAll(why.Error(), "\n", "; ")
-	r.unchecked = append(r.unchecked, fmt.Sprintf("whether %s is revoked is not known: %s", n.describe(), text))
-	return true
+	r.unchecked = append(r.unchecked, fmt.Sprintf("whether %s is revoked is not known: %s", r.describe(n), text))
+	return good
 }
 
 // describe names a certificate for people.
-func (n *node) describe() string {
+func (s *search) describe(n *node) string {
 	if n.signer == nil {
-		return "the EK certificate"
+		return "the " + s.r.Profile.name
 	}
 	return "the certificate of the CA " + describe(n.cert.Subject)
 }
 
 // A heldList is a CRL for one certificate, by a CA that may issue it.
 type heldList struct {
-	*revocationList
+	*CRL
 	url string
 	// fault is why the list cannot say that the certificate is good, or nil.
 	fault error
@@ -225,7 +230,7 @@ func (r *revocation) points(n *node, issuer *signer) (points []crlPoint, faults 
 				continue
 			}
 		}
-		urls := r.q.allowed(p.URLs)
+		urls := r.allowed(p.URLs)
 		if len(urls) == 0 {
 			faults = append(faults, fmt.Errorf("it names no CRL on an allowed host: %.200q", p.URLs))
 		}
@@ -264,7 +269,7 @@ func (s *search) crlIssuers(n *node, name string) []*signer {
 	return found
 }
 
-// kept returns the CRLs for a certificate that are kept, from whatever URL, of its
+// kept returns the CRLs for a certificate that are at hand, from whatever URL, of its
 // issuer and of the CAs at its distribution points.
 func (r *revocation) kept(n *node, issuer *signer, points []crlPoint) []heldList {
 	whose := []crlPoint{{issuer: issuer}}
@@ -278,8 +283,8 @@ func (r *revocation) kept(n *node, issuer *signer, points []crlPoint) []heldList
 		if p.issuer.faultOfCRLs(r.now, p.indirect) != nil {
 			continue
 		}
-		for _, k := range r.q.store.Kept(crlsOf(p.issuer), r.parse(p, nil)) {
-			list, ok := k.Value.(*revocationList)
+		for _, k := range r.r.Hand.CRLs(r.wantCRL(p, nil)) {
+			list, ok := k.Value.(*CRL)
 			if !ok || list.faultFor(n.cert, p) != nil {
 				continue
 			}
@@ -298,35 +303,40 @@ func (r *revocation) kept(n *node, issuer *signer, points []crlPoint) []heldList
 
 // list returns the CRL for a certificate that is at a point. An error beside a CRL is
 // why that cannot say that the certificate is good.
-func (r *revocation) list(ctx context.Context, p crlPoint, n *node) (*revocationList, error) {
-	object, err := r.q.lookUp(ctx, crlsFor(n.cert, p), p.url, r.parse(p, n.cert))
-	if err != nil {
-		return nil, err
-	}
-	list, ok := object.Value.(*revocationList)
+func (r *revocation) list(a Answer, p crlPoint, n *node) (*CRL, error) {
+	list, ok := a.Value.(*CRL)
 	if !ok {
-		return nil, errors.New("it is not a CRL")
+		return nil, orNothing(a.Err)
 	}
 	if err := cmp.Or(list.faultFor(n.cert, p), p.issuer.faultOfCRLs(r.now, p.indirect)); err != nil {
 		return nil, err
 	}
 	listed := list.Lists(n.issuer, n.cert.SerialNumber)
 	switch {
-	case errors.Is(object.Stale, certfetch.ErrNotAsked) && !list.Current(r.now) && !listed:
-		return nil, fmt.Errorf("the cached one is out of date, and nothing is known of a newer one: %w", object.Stale)
-	case list.NextUpdate.IsZero() && object.Stale != nil:
-		return list, fmt.Errorf("it is too old, and there is no newer one: %w", object.Stale)
+	case a.NotAsked && !list.Current(r.now) && !listed:
+		return nil, fmt.Errorf("the cached one is out of date, and nothing is known of a newer one: %w", a.Err)
+	case list.NextUpdate.IsZero() && a.Err != nil:
+		return list, fmt.Errorf("it is too old, and there is no newer one: %w", a.Err)
 	case p.some:
 		return list, errSomeReasons
 	}
-	err = list.fault(r.now)
+	err := list.fault(r.now)
 	return list, err
 }
 
-// parse reads a CRL at a point. If c is not nil, the CRL has to be for that
-// certificate.
-func (r *revocation) parse(p crlPoint, c *x509.Certificate) certfetch.Parse {
-	return func(body []byte) (any, time.Time, error) {
+// wantCRL returns the Want for the CRL at a point. If c is not nil, the CRL has to be for
+// that certificate, and the scope says everything of it that faultFor looks at: what else
+// the same key has signed, for other certificates or under another name, cannot take its
+// place.
+func (r *revocation) wantCRL(p crlPoint, c *x509.Certificate) Want {
+	w := Want{Kind: List, URL: p.url, CA: digest(p.issuer.keyHash, p.issuer.subject)}
+	if c != nil {
+		w.Scope = digest(slices.Concat(
+			[]string{strconv.FormatBool(c.IsCA), strconv.FormatBool(p.indirect)}, c.CRLDistributionPoints,
+		)...)
+	}
+	now := r.r.Now
+	w.read = func(body []byte) (any, time.Time, error) {
 		list, err := parseCRL(body)
 		switch {
 		case err != nil:
@@ -338,24 +348,11 @@ func (r *revocation) parse(p crlPoint, c *x509.Certificate) certfetch.Parse {
 		if err != nil {
 			return nil, time.Time{}, err
 		}
-		list.read = r.now
-		until := list.until(r.now)
+		list.read = now
+		until := list.until(now)
 		return list, until, nil
 	}
-}
-
-// crlsOf returns the kinds of all CRLs of a CA.
-func crlsOf(issuer *signer) certfetch.Kind {
-	return certfetch.CRL.Of(digest(issuer.keyHash, issuer.subject))
-}
-
-// crlsFor returns the kind of the CRLs that can be for a certificate: all that
-// faultFor looks at is in it. What else the same key has signed, for other
-// certificates or under another name, cannot take the place of one of these.
-func crlsFor(c *x509.Certificate, p crlPoint) certfetch.Kind {
-	return crlsOf(p.issuer).Of(digest(slices.Concat(
-		[]string{strconv.FormatBool(c.IsCA), strconv.FormatBool(p.indirect)}, c.CRLDistributionPoints,
-	)...))
+	return w
 }
 
 // digest returns a text that is another one for other parts.
@@ -382,15 +379,15 @@ func (s *signer) faultOfCRLs(now time.Time, indirect bool) error {
 	return nil
 }
 
-// A revocationList is a CRL that has been fetched.
-type revocationList struct {
+// A CRL is what a Want for a CRL reads.
+type CRL struct {
 	*crl.List
 	issuer string // the canonical form of its name
 	read   time.Time
 }
 
 // parseCRL reads a CRL in DER, or in PEM.
-func parseCRL(body []byte) (*revocationList, error) {
+func parseCRL(body []byte) (*CRL, error) {
 	if bytes.HasPrefix(body, []byte(pemBegin)) {
 		block, rest := pem.Decode(body)
 		if block == nil || block.Type != "X509 CRL" || len(bytes.TrimSpace(rest)) > 0 {
@@ -402,11 +399,11 @@ func parseCRL(body []byte) (*revocationList, error) {
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it says what it is
 	}
-	return &revocationList{List: list, issuer: canonical(list.RawIssuer)}, nil
+	return &CRL{List: list, issuer: canonical(list.RawIssuer)}, nil
 }
 
 // until is when the next one is due, within limits.
-func (l *revocationList) until(now time.Time) time.Time {
+func (l *CRL) until(now time.Time) time.Time {
 	switch {
 	case l.NextUpdate.IsZero():
 		return now.Add(openCRLAge)
@@ -418,29 +415,31 @@ func (l *revocationList) until(now time.Time) time.Time {
 	return l.NextUpdate
 }
 
-// Current implements certfetch.Dated. A list that does not say when the next one is due
-// is asked for anew each day, and is not current beyond that.
-func (l *revocationList) Current(now time.Time) bool {
+// Current reports whether the list can say at a time that a certificate is good. A list
+// that does not say when the next one is due is asked for anew each day, and is not
+// current beyond that.
+func (l *CRL) Current(now time.Time) bool {
 	return !l.NextUpdate.IsZero() && l.fault(now) == nil
 }
 
-// Succeed implements certfetch.Successor: an older list, which somebody on the way
+// Succeed returns why the list must not take the place of the one that is held, or nil:
+// an older list, which somebody on the way
 // may have kept, does not take the place of a newer one. The exception is a list from
 // the future: the clock of its CA was ahead, or this server's was set back. A list that
 // has all of its entries may follow it.
-func (l *revocationList) Succeed(held any) error {
-	before, ok := held.(*revocationList)
+func (l *CRL) Succeed(held any) error {
+	before, ok := held.(*CRL)
 	if !ok || !l.Before(before.List) || before.ThisUpdate.After(l.read) && l.ListsAll(before.List) {
 		return nil
 	}
 	return fmt.Errorf("a CRL from %s, older than the cached one from %s", l.issued(), before.issued())
 }
 
-func (l *revocationList) issued() string { return l.ThisUpdate.UTC().Format(time.RFC3339) }
+func (l *CRL) issued() string { return l.ThisUpdate.UTC().Format(time.RFC3339) }
 
 // faultBy returns why the list is not one by the CA of a point, or nil (RFC 5280, 6.3.3
 // (b) (1) and (g)).
-func (l *revocationList) faultBy(p crlPoint) error {
+func (l *CRL) faultBy(p crlPoint) error {
 	switch {
 	case l.issuer != p.issuer.subject:
 		return errors.New("it is from another issuer")
@@ -452,7 +451,7 @@ func (l *revocationList) faultBy(p crlPoint) error {
 
 // faultFor returns why the list is not one for a certificate by the CA of a point, or
 // nil (RFC 5280, 6.3.3 (b)).
-func (l *revocationList) faultFor(c *x509.Certificate, p crlPoint) error {
+func (l *CRL) faultFor(c *x509.Certificate, p crlPoint) error {
 	switch {
 	case p.indirect && !l.Indirect():
 		return errors.New("it is for certificates of its issuer only: it is not an indirect list")
@@ -463,7 +462,7 @@ func (l *revocationList) faultFor(c *x509.Certificate, p crlPoint) error {
 }
 
 // fault returns why the list cannot say that a certificate is good, or nil.
-func (l *revocationList) fault(now time.Time) error {
+func (l *CRL) fault(now time.Time) error {
 	switch {
 	case now.Before(l.ThisUpdate):
 		return fmt.Errorf("it is not valid before %s", l.ThisUpdate.UTC().Format(time.RFC3339))

@@ -1,4 +1,4 @@
-package ekca
+package certs
 
 import (
 	"context"
@@ -12,9 +12,8 @@ import (
 	"time"
 )
 
-// authorities are the configured CA certificates, indexed by name. They are
-// never changed once they are built.
-type authorities struct {
+// Anchors are the configured CA certificates, indexed by name. They never change.
+type Anchors struct {
 	byName map[string][]*signer // by the canonical form of their name
 	byKey  map[keyRef][]*signer
 	// bundles is the number of bundles; 0 where none are configured, and any
@@ -33,20 +32,24 @@ type caExpiry struct {
 	place    string
 }
 
-// warnings says which of the certificates expire soon, or have since they were loaded.
-func (a *authorities) warnings(now time.Time) []string {
+// Valid is the number of certificates that were valid when they were read.
+func (a *Anchors) Valid() int { return a.valid }
+
+// Expiring says which of the certificates expire soon, or have expired since they were
+// read, the first one first.
+func (a *Anchors) Expiring(now time.Time) []string {
 	var all []string
 	for _, e := range a.expiries {
 		if e.notAfter.Sub(now) > expiresSoon {
 			break
 		}
-		what := expiry(e.notAfter, now)
+		what := Expiry(e.notAfter, now)
 		if what == "" {
 			what = "has expired on " + e.notAfter.UTC().Format(time.RFC3339)
 		}
 		all = append(all, e.place+" "+what+": get the next one from its CA")
 	}
-	return shorten(all)
+	return all
 }
 
 // A keyRef is how a certificate refers to its issuer where it says which key
@@ -68,8 +71,9 @@ type signer struct {
 // A node is a certificate in a chain.
 type node struct {
 	cert   *x509.Certificate
-	issuer string  // the canonical form of its issuer's name
-	signer *signer // nil for an EK certificate
+	sum    [sha256.Size]byte // the hash of its DER
+	issuer string            // the canonical form of its issuer's name
+	signer *signer           // nil for a leaf
 	// bundles are the bundles that it is in: of the certificates that a
 	// machine has sent none, and one with an empty name where CAs are
 	// configured without bundles.
@@ -80,8 +84,11 @@ type node struct {
 	// parents are those that one search knows to have signed it, whatever is
 	// above them.
 	parents []*node
-	// proven is who has signed a fetched certificate, nil for others.
-	proven *proofs
+}
+
+// newLeaf returns a certificate without a signer.
+func newLeaf(c *x509.Certificate) *node {
+	return &node{cert: c, sum: sha256.Sum256(c.Raw), issuer: canonical(c.RawIssuer)}
 }
 
 // newNode returns a CA certificate with a signer of its own.
@@ -91,7 +98,7 @@ func newNode(c *x509.Certificate) (*node, error) {
 		return nil, fmt.Errorf("marshal the key: %w", err)
 	}
 	hash := sha256.Sum256(spki)
-	n := &node{cert: c, issuer: canonical(c.RawIssuer)}
+	n := newLeaf(c)
 	n.signer = &signer{
 		subject: canonical(c.RawSubject),
 		keyHash: hex.EncodeToString(hash[:]),
@@ -101,7 +108,7 @@ func newNode(c *x509.Certificate) (*node, error) {
 }
 
 // maySign reports whether a CA certificate may be in a chain at a time, with
-// below CA certificates between it and the EK certificate (RFC 5280, 6.1.4 (m)).
+// below CA certificates between it and the leaf (RFC 5280, 6.1.4 (m)).
 // Unlike there, a certificate that a CA has issued to itself counts too.
 func (n *node) maySign(below int, now time.Time) bool {
 	limited := n.cert.BasicConstraintsValid && n.cert.MaxPathLen >= 0 &&
@@ -111,7 +118,7 @@ func (n *node) maySign(below int, now time.Time) bool {
 
 // candidates are the configured signers that bear the name of n's issuer, those
 // with its key identifier first: CAs of one vendor share a name.
-func (a *authorities) candidates(n *node) iter.Seq[*signer] {
+func (a *Anchors) candidates(n *node) iter.Seq[*signer] {
 	return func(yield func(*signer) bool) {
 		likely := a.byKey[keyRef{n.issuer, string(n.cert.AuthorityKeyId)}]
 		for _, s := range likely {
@@ -128,26 +135,36 @@ func (a *authorities) candidates(n *node) iter.Seq[*signer] {
 }
 
 // holds reports whether c is one of the configured certificates.
-func (a *authorities) holds(n *node) bool {
+func (a *Anchors) holds(n *node) bool {
 	return slices.ContainsFunc(a.byName[n.signer.subject], func(s *signer) bool {
 		return slices.ContainsFunc(s.certs, func(own *node) bool { return own.cert.Equal(n.cert) })
 	})
 }
 
-// build indexes CA files and finds out which authority has issued which other.
-// It returns what it has left out and why. The error is ctx's.
-func build(ctx context.Context, files []caFile, now time.Time) (*authorities, []string, error) {
+// A File is what was read of one file of CA certificates.
+type File struct {
+	Path string // for people
+	// Bundle is the bundle that the file belongs to; empty if there are no bundles.
+	Bundle  string
+	Entries []Entry
+}
+
+// NewAnchors indexes the certificates in files. With several bundles it also finds out
+// which CA has issued which other, so that Find need not. It returns what it has left out
+// and why. The error is ctx's.
+func NewAnchors(ctx context.Context, files []File, p Profile, now time.Time) (*Anchors, []string, error) {
 	b := builder{
-		all:   &authorities{byName: make(map[string][]*signer), byKey: make(map[keyRef][]*signer)},
+		all:   &Anchors{byName: make(map[string][]*signer), byKey: make(map[keyRef][]*signer)},
 		known: make(map[string]*node),
+		p:     p,
 		now:   now,
 	}
 	bundles := make(map[string]bool)
 	for _, f := range files {
-		if f.bundle != "" {
-			bundles[f.bundle] = true
+		if f.Bundle != "" {
+			bundles[f.Bundle] = true
 		}
-		for _, e := range f.entries {
+		for _, e := range f.Entries {
 			b.add(f, e)
 		}
 	}
@@ -159,50 +176,50 @@ func build(ctx context.Context, files []caFile, now time.Time) (*authorities, []
 	return b.all, b.warnings, nil
 }
 
-// builder builds authorities.
+// A builder builds Anchors.
 type builder struct {
-	all      *authorities
+	all      *Anchors
 	nodes    []*node
 	known    map[string]*node // by certificate
+	p        Profile
 	now      time.Time
 	warnings []string
 }
 
-func (b *builder) warn(f caFile, e entry, what string) {
+func (b *builder) warn(f File, e Entry, what string) {
 	b.warnings = append(b.warnings, fmt.Sprintf("%q: certificate %d %s (subject %s)",
-		f.path, e.number, what, describe(e.cert.Subject)))
+		f.Path, e.Number, what, describe(e.Certificate.Subject)))
 }
 
 // add takes one certificate in. One that is not valid now is kept, since it is
 // verified again at each Check: the clock may have been wrong.
-func (b *builder) add(f caFile, e entry) {
-	if n := b.known[string(e.cert.Raw)]; n != nil {
-		if slices.Contains(n.bundles, f.bundle) {
+func (b *builder) add(f File, e Entry) {
+	if n := b.known[string(e.Certificate.Raw)]; n != nil {
+		if slices.Contains(n.bundles, f.Bundle) {
 			b.warn(f, e, "is a duplicate")
 			return
 		}
-		n.bundles = append(n.bundles, f.bundle)
+		n.bundles = append(n.bundles, f.Bundle)
 		return
 	}
-	if why := faultOfCA(e.cert); why != "" {
+	if why := b.p.faultOfCA(e.Certificate); why != "" {
 		b.warn(f, e, why)
 		return
 	}
-	n, err := newNode(e.cert)
+	n, err := newNode(e.Certificate)
 	if err != nil {
 		b.warn(f, e, err.Error())
 		return
 	}
-	if why := faultOfDates(e.cert, b.now); why != "" {
+	if why := faultOfDates(e.Certificate, b.now); why != "" {
 		b.warn(f, e, why)
 	} else {
 		b.all.valid++
-		b.all.expiries = append(b.all.expiries, caExpiry{
-			e.cert.NotAfter, fmt.Sprintf("%q: certificate %d (subject %s)", f.path, e.number, describe(e.cert.Subject)),
-		})
+		place := fmt.Sprintf("%q: certificate %d (subject %s)", f.Path, e.Number, describe(e.Certificate.Subject))
+		b.all.expiries = append(b.all.expiries, caExpiry{e.Certificate.NotAfter, place})
 	}
-	n.bundles, n.signer.lasting = []string{f.bundle}, true
-	b.known[string(e.cert.Raw)] = n
+	n.bundles, n.signer.lasting = []string{f.Bundle}, true
+	b.known[string(e.Certificate.Raw)] = n
 	b.nodes = append(b.nodes, n)
 	b.index(n)
 }
@@ -233,10 +250,13 @@ func (b *builder) link(ctx context.Context) error {
 		return nil
 	}
 	for _, n := range b.nodes {
-		if faultOfJoiner(n.cert) != "" {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("verify the signatures of certificates: %w", err)
+		}
+		if b.p.faultOfJoiner(n.cert) != "" {
 			continue // it vouches itself, but for no authority above it
 		}
-		switch err := b.linkOne(ctx, n); {
+		switch err := b.linkOne(n); {
 		case errors.Is(err, errTangled):
 			b.warnings = append(b.warnings, describe(n.cert.Subject)+
 				": its issuer could not be determined: too many CAs have that name")
@@ -249,12 +269,12 @@ func (b *builder) link(ctx context.Context) error {
 
 // linkOne finds the configured issuers of n, which has none but itself where it
 // is a root's.
-func (b *builder) linkOne(ctx context.Context, n *node) error {
+func (b *builder) linkOne(n *node) error {
 	v := verifier{left: maxSignatures}
 	if n.issuer == n.signer.subject {
-		if own, err := v.signed(ctx, n, n.signer); own || err != nil {
+		if own, err := v.signed(n, n.signer); own || err != nil {
 			return err
 		}
 	}
-	return v.link(ctx, b.all, n)
+	return v.link(b.all, n)
 }

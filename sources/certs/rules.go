@@ -1,4 +1,4 @@
-package ekca
+package certs
 
 import (
 	"crypto/ecdsa"
@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
 // Certificate extensions of RFC 5280, 4.2.1, by the last number of their object
@@ -33,16 +35,49 @@ const (
 	maxRSABits = 8192
 )
 
-// faultOfEK returns why an EK certificate cannot vouch for its key at a time,
-// whoever issued it, or nothing.
-func faultOfEK(c *x509.Certificate, now time.Time) string {
+// A Profile is what a leaf has to be, and the CAs above it.
+type Profile struct {
+	name     string // of a leaf, for people
+	orphaned string // says that no CA has issued it
+	// usages are the key usages of which a leaf has one, if it has any.
+	usages  x509.KeyUsage
+	noUsage string // says that it has none of them
+	// purpose is an extended key usage that a leaf, and a CA that is not configured, has
+	// if it has any; anyExtendedKeyUsage will do.
+	purpose asn1.ObjectIdentifier
+	what    string // what the purpose is for
+	plural  string
+	// other is a purpose of CAs that are no anchors if they have it and not purpose.
+	other asn1.ObjectIdentifier
+}
+
+// EK is the profile of EK certificates (TCG EK Credential Profile 2.5, 3.2): a leaf with a
+// key usage has keyEncipherment or keyAgreement, one with an extended key usage has
+// tcg-kp-EKCertificate (2.23.133.8.1) or anyExtendedKeyUsage. A CA whose extended key usage
+// is tcg-kp-AIKCertificate (2.23.133.8.3) and not that is left out.
+func EK() Profile {
+	return Profile{
+		name:     "EK certificate",
+		orphaned: "no configured CA has issued the EK certificate",
+		usages:   x509.KeyUsageKeyEncipherment | x509.KeyUsageKeyAgreement,
+		noUsage:  "has a key usage that allows neither key encipherment nor key agreement",
+		purpose:  asn1.ObjectIdentifier{2, 23, 133, 8, 1},
+		what:     "an EK",
+		plural:   "EKs",
+		other:    asn1.ObjectIdentifier{2, 23, 133, 8, 3},
+	}
+}
+
+// faultOfLeaf returns why a leaf cannot vouch for its key at a time, whoever issued it, or
+// nothing.
+func (p Profile) faultOfLeaf(c *x509.Certificate, now time.Time) string {
 	if c.Version != 3 {
 		return fmt.Sprintf("has X.509 version %d, not 3", c.Version)
 	}
 	if c.IsCA || c.KeyUsage&x509.KeyUsageCertSign != 0 {
 		return "is a CA certificate"
 	}
-	if serial(c) == "" {
+	if Serial(c) == "" {
 		return "has a serial number that is negative or too long"
 	}
 	if why := faultOfDates(c, now); why != "" {
@@ -51,11 +86,11 @@ func faultOfEK(c *x509.Certificate, now time.Time) string {
 	if why := faultOfExtensions(c); why != "" {
 		return why
 	}
-	if has(c, keyUsage) && c.KeyUsage&(x509.KeyUsageKeyEncipherment|x509.KeyUsageKeyAgreement) == 0 {
-		return "has a key usage that allows neither key encipherment nor key agreement"
+	if has(c, keyUsage) && c.KeyUsage&p.usages == 0 {
+		return p.noUsage
 	}
-	if !permitsEK(c) {
-		return "is not for an EK: its extended key usage does not allow that"
+	if !p.permits(c) {
+		return "is not for " + p.what + ": its extended key usage does not allow that"
 	}
 	if !strong(c.SignatureAlgorithm) {
 		return fmt.Sprintf("is signed with %s, which is too weak or unknown", c.SignatureAlgorithm)
@@ -65,7 +100,7 @@ func faultOfEK(c *x509.Certificate, now time.Time) string {
 
 // faultOfCA returns why a certificate cannot be an authority's at any time, or
 // nothing.
-func faultOfCA(c *x509.Certificate) string {
+func (p Profile) faultOfCA(c *x509.Certificate) string {
 	switch {
 	case c.BasicConstraintsValid && !c.IsCA, c.Version == 3 && !c.BasicConstraintsValid:
 		return "is not a CA certificate according to its basic constraints"
@@ -75,7 +110,7 @@ func faultOfCA(c *x509.Certificate) string {
 		return "belongs to a CA that may not sign certificates: its key usage has no keyCertSign"
 	case has(c, nameConstraints):
 		return "has name constraints, which are not supported"
-	case onlyForAKs(c):
+	case p.onlyForOthers(c):
 		return "belongs to a CA for attestation keys alone: its extended key usage has tcg-kp-AIKCertificate " +
 			"and not tcg-kp-EKCertificate"
 	}
@@ -85,17 +120,17 @@ func faultOfCA(c *x509.Certificate) string {
 	return faultOfKey(c)
 }
 
-// faultOfJoiner returns why a certificate between an EK's and a configured CA's
+// faultOfJoiner returns why a certificate between a leaf and a configured CA's
 // cannot join them, beyond what faultOfCA says. Its extended key usage, where
 // there is one, limits what it issues; that of a configured CA does not: the
-// operator has said what it is for. (Unless it is onlyForAKs: vendors publish such CAs
-// beside those for EKs, in one folder.)
-func faultOfJoiner(c *x509.Certificate) string {
+// operator has said what it is for. (Unless it is onlyForOthers: vendors publish CAs for
+// AKs beside those for EKs, in one folder.)
+func (p Profile) faultOfJoiner(c *x509.Certificate) string {
 	if !c.BasicConstraintsValid || !c.IsCA {
 		return "is not a CA certificate according to its basic constraints"
 	}
-	if !permitsEK(c) {
-		return "belongs to a CA that is not for EKs: its extended key usage does not allow that"
+	if !p.permits(c) {
+		return "belongs to a CA that is not for " + p.plural + ": its extended key usage does not allow that"
 	}
 	if !strong(c.SignatureAlgorithm) {
 		return fmt.Sprintf("is signed with %s, which is too weak or unknown", c.SignatureAlgorithm)
@@ -155,20 +190,31 @@ func faultOfKey(c *x509.Certificate) string {
 	return ""
 }
 
-// permitsEK reports whether the extended key usage of a certificate, where it
-// has one, permits an EK: tcg-kp-EKCertificate (TCG EK Credential Profile 2.5,
-// 3.2) or anyExtendedKeyUsage.
-func permitsEK(c *x509.Certificate) bool {
+// permits reports whether the extended key usage of a certificate, if it has one, permits
+// the purpose.
+func (p Profile) permits(c *x509.Certificate) bool {
 	return !has(c, extKeyUsage) ||
 		slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny) ||
-		slices.ContainsFunc(c.UnknownExtKeyUsage, asn1.ObjectIdentifier{2, 23, 133, 8, 1}.Equal)
+		slices.ContainsFunc(c.UnknownExtKeyUsage, p.purpose.Equal)
 }
 
-// onlyForAKs reports whether the extended key usage of a CA certificate says that it
-// issues certificates of attestation keys, tcg-kp-AIKCertificate (2.23.133.8.3), and
-// none of EKs.
-func onlyForAKs(c *x509.Certificate) bool {
-	return !permitsEK(c) && slices.ContainsFunc(c.UnknownExtKeyUsage, asn1.ObjectIdentifier{2, 23, 133, 8, 3}.Equal)
+// onlyForOthers reports whether the extended key usage of a CA certificate has the other
+// purpose, and not the one of the profile.
+func (p Profile) onlyForOthers(c *x509.Certificate) bool {
+	return !p.permits(c) && slices.ContainsFunc(c.UnknownExtKeyUsage, p.other.Equal)
+}
+
+// maxSerialBits is the longest serial number whose hex digits fit into a selector.
+const maxSerialBits = 4 * (sources.MaxSelector - len(sources.PrefixSerial))
+
+// Serial returns a certificate's serial number in lower-case hex without leading
+// zeros, or nothing if it is negative or much longer than the 20 bytes of RFC
+// 5280, 4.1.2.2.
+func Serial(c *x509.Certificate) string {
+	if c.SerialNumber == nil || c.SerialNumber.Sign() < 0 || c.SerialNumber.BitLen() > maxSerialBits {
+		return ""
+	}
+	return c.SerialNumber.Text(16)
 }
 
 // strong reports whether a certificate may be signed with an algorithm.

@@ -1,4 +1,4 @@
-package ekca
+package certs
 
 import (
 	"crypto"
@@ -10,10 +10,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"maps"
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/go-json-experiment/json"
 
@@ -23,21 +23,11 @@ import (
 // maxReply is the size of the reply of a service for EK certificates, in bytes.
 const maxReply = 64 << 10
 
-// An ekService is a vendor's service that has the EK certificates that its TPMs
-// do not carry.
-type ekService struct {
-	name string // a key of Config.EKCertificateURLs
-	base string
-}
-
-// ekServices returns the configured services in the order of their names.
-func ekServices(urls map[string]string) []ekService {
-	services := make([]ekService, 0, len(urls))
-	for _, name := range slices.Sorted(maps.Keys(urls)) {
-		services = append(services, ekService{name: name, base: urls[name]})
-	}
-	return services
-}
+// The vendors' services for EK certificates that TPMs do not carry.
+const (
+	EKServiceIntel = "intel"
+	EKServiceAMD   = "amd"
+)
 
 // EKCertificateURL returns the URL below base at which a service, EKServiceIntel
 // or EKServiceAMD, has the certificate of an EK; false where no EK of that kind is
@@ -62,6 +52,19 @@ func EKCertificateURL(service, base string, ek crypto.PublicKey) (string, bool) 
 		}
 	}
 	return "", false
+}
+
+// WantEK returns the Want for the certificate of an EK that a service may have; its value
+// is an *x509.Certificate. False means that no EK of that kind is there.
+func WantEK(service, base string, ek crypto.PublicKey, now time.Time) (Want, bool) {
+	at, ok := EKCertificateURL(service, base, ek)
+	return Want{Kind: EKCertificate, URL: at, read: func(body []byte) (any, time.Time, error) {
+		cert, err := ReadReply(service, body, ek)
+		if err != nil {
+			return nil, time.Time{}, err
+		}
+		return cert, KeptUntil(now, cert), nil
+	}}, ok
 }
 
 // keyBytes returns an RSA modulus between rsaPrefix and rsaSuffix, or both
@@ -106,7 +109,7 @@ func ReadReply(service string, body []byte, ek crypto.PublicKey) (*x509.Certific
 	if err != nil {
 		return nil, fmt.Errorf("read the EK certificate: %w", err)
 	}
-	if !sameKey(cert.PublicKey, ek) {
+	if !SameKey(cert.PublicKey, ek) {
 		return nil, errors.New("the certificate is for another key")
 	}
 	return cert, nil
@@ -137,4 +140,24 @@ func unwrapReply(body []byte) ([]byte, error) {
 		return nil, errors.New("read the reply: it has no certificate")
 	}
 	return der, nil
+}
+
+// SameKey reports whether a and b are one public key, of the kinds that an EK
+// can be.
+func SameKey(a, b crypto.PublicKey) bool {
+	switch a := a.(type) {
+	case *rsa.PublicKey:
+		b, ok := b.(*rsa.PublicKey)
+		return ok && a != nil && b != nil && a.N != nil && b.N != nil && a.Equal(b)
+	case *ecdsa.PublicKey:
+		b, ok := b.(*ecdsa.PublicKey)
+		return ok && whole(a) && whole(b) && a.Equal(b)
+	}
+	return false
+}
+
+// whole reports whether k is a key, and not the zero value of one.
+func whole(k *ecdsa.PublicKey) bool {
+	//nolint:staticcheck // SA1019: the coordinates are looked at and not changed
+	return k != nil && k.Curve != nil && k.X != nil && k.Y != nil
 }

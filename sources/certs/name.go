@@ -1,4 +1,4 @@
-package ekca
+package certs
 
 import (
 	"bytes"

@@ -1,4 +1,4 @@
-package ekca
+package certs
 
 import (
 	"errors"
@@ -23,19 +23,19 @@ func errEarly(what string, notBefore, now time.Time) error {
 		what, notBefore.UTC().Format(time.RFC3339), notBefore.Sub(now).Round(time.Second))
 }
 
-// whyNot says why nobody vouches for the EK certificate. It is an error if a
-// certificate above it becomes valid soon.
-func (s *search) whyNot(q *inquiry) (string, error) {
+// whyNot says why nobody vouches for the leaf. It is an error if a certificate above it
+// becomes valid soon.
+func (s *search) whyNot() (string, error) {
 	// Those above it chain to configured CAs, or are some: what may have come
 	// between is their dates.
-	above := slices.Clone(s.ek.issuers)
+	above := slices.Clone(s.leaf.issuers)
 	for i := 0; i < len(above); i++ {
 		c := above[i].cert
 		if soon(c.NotBefore, s.now) {
 			return "", errEarly("the certificate of the CA "+describe(c.Subject), c.NotBefore, s.now)
 		}
 		if fault := faultOfDates(c, s.now); fault != "" {
-			return "no configured CA has issued the EK certificate, whose issuer is " + describe(s.ek.cert.Issuer) +
+			return s.r.Profile.orphaned + ", whose issuer is " + describe(s.leaf.cert.Issuer) +
 				": above it, the certificate of the CA " + describe(c.Subject) + " " + fault, nil
 		}
 		for _, n := range above[i].issuers {
@@ -45,27 +45,27 @@ func (s *search) whyNot(q *inquiry) (string, error) {
 		}
 	}
 	if len(above) > 0 {
-		return "no configured CA has issued the EK certificate, whose issuer is " + describe(s.ek.cert.Issuer) +
+		return s.r.Profile.orphaned + ", whose issuer is " + describe(s.leaf.cert.Issuer) +
 			", by a chain that its CAs allow", nil
 	}
-	return s.whyNoIssuer(q), nil
+	return s.whyNoIssuer(), nil
 }
 
-// whyNoIssuer says where the chain of the EK certificate ends: at the topmost
+// whyNoIssuer says where the chain of the leaf ends: at the topmost
 // certificate that was found, by names and without a signature that is trusted.
-func (s *search) whyNoIssuer(q *inquiry) string {
+func (s *search) whyNoIssuer() string {
 	top := s.top()
-	why := "no configured CA has issued the EK certificate, whose issuer is " + describe(top.cert.Issuer)
-	if top != s.ek {
+	why := s.r.Profile.orphaned + ", whose issuer is " + describe(top.cert.Issuer)
+	if top != s.leaf {
 		why = "no configured CA has issued the certificate of " + describe(top.cert.Subject) +
-			", the topmost that was found above the EK certificate; its issuer is " + describe(top.cert.Issuer)
+			", the topmost that was found above the " + s.r.Profile.name + "; its issuer is " + describe(top.cert.Issuer)
 	}
 	if len(s.all.byName[top.issuer]) > 0 {
 		return why + ": a configured CA has that name, but another key: it has a certificate with another one, too"
 	}
 	var faults []string
 	for _, raw := range top.cert.IssuingCertificateURL[:min(len(top.cert.IssuingCertificateURL), MaxURLs)] {
-		if err := q.whyNotAllowed(raw); err != nil {
+		if err := s.whyNotAllowed(raw); err != nil {
 			faults = append(faults, fmt.Sprintf("%.200q (%v)", raw, err))
 		}
 	}
@@ -75,10 +75,10 @@ func (s *search) whyNoIssuer(q *inquiry) string {
 	return why
 }
 
-// top returns the certificate at the end of the chain of names above the EK certificate,
+// top returns the certificate at the end of the chain of names above the leaf,
 // where signatures that are known come first.
 func (s *search) top() *node {
-	top, seen := s.ek, []*node{s.ek}
+	top, seen := s.leaf, []*node{s.leaf}
 	for {
 		at := slices.IndexFunc(s.joiners, func(n *node) bool {
 			return n.signer.subject == top.issuer && !slices.Contains(seen, n) &&
@@ -92,21 +92,23 @@ func (s *search) top() *node {
 	}
 }
 
+// errNotFetched is the reason if there is no Hand.
 var errNotFetched = errors.New("aia_hosts is empty: nothing is requested")
 
-// whyNotAllowed returns why a URL in a certificate is not asked, or nil. q may be nil.
-func (q *inquiry) whyNotAllowed(raw string) error {
-	if q == nil {
+// whyNotAllowed returns why a URL in a certificate is not asked, or nil.
+func (s *search) whyNotAllowed(raw string) error {
+	if s.r.Hand == nil {
 		return errNotFetched
 	}
-	return q.store.WhyNotAllowed(raw)
+	_, err := s.r.Hand.Allowed(raw)
+	return err
 }
 
 // expiresSoon is how long before it expires a certificate is told of.
 const expiresSoon = 30 * 24 * time.Hour
 
-// expiry says when a certificate expires that does so soon, or nothing.
-func expiry(notAfter, now time.Time) string {
+// Expiry says when a certificate expires that does so soon, or nothing.
+func Expiry(notAfter, now time.Time) string {
 	if now.After(notAfter) || notAfter.Sub(now) > expiresSoon {
 		return ""
 	}

@@ -1,4 +1,4 @@
-package ekca
+package certs
 
 import (
 	"bytes"
@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/pkcs7"
 )
 
@@ -24,8 +23,8 @@ type issuers []*node
 // of either, which is not according to the standard and cannot be mistaken for
 // anything else, will do. What cannot be a CA's above an EK certificate is left
 // out, and is an error where nothing else is there. No signature is verified.
-func ReadIssuers(body []byte) ([]*x509.Certificate, error) {
-	nodes, err := readIssuers(body)
+func ReadIssuers(body []byte, p Profile) ([]*x509.Certificate, error) {
+	nodes, err := readIssuers(body, p)
 	certs := make([]*x509.Certificate, len(nodes))
 	for i, n := range nodes {
 		certs[i] = n.cert
@@ -33,7 +32,7 @@ func ReadIssuers(body []byte) ([]*x509.Certificate, error) {
 	return certs, err
 }
 
-func readIssuers(body []byte) (issuers, error) {
+func readIssuers(body []byte, p Profile) (issuers, error) {
 	all, err := rawCertificates(body)
 	if err != nil {
 		return nil, err
@@ -41,7 +40,7 @@ func readIssuers(body []byte) (issuers, error) {
 	var fit issuers
 	var fault error
 	for _, der := range all {
-		n, err := fetchedIssuer(der)
+		n, err := fetchedIssuer(der, p)
 		if err != nil {
 			fault = err
 			continue
@@ -56,26 +55,31 @@ func readIssuers(body []byte) (issuers, error) {
 	return fit, nil
 }
 
-// parseIssuers returns readIssuers for certfetch.
-func parseIssuers(now time.Time) certfetch.Parse {
-	return func(body []byte) (any, time.Time, error) {
-		fit, err := readIssuers(body)
+// wantIssuers returns the Want for the issuers at a URL.
+func (s *search) wantIssuers(url string) Want {
+	return Want{Kind: Issuer, URL: url, read: func(body []byte) (any, time.Time, error) {
+		fit, err := readIssuers(body, s.r.Profile)
+		if err != nil {
+			return nil, time.Time{}, err
+		}
 		certs := make([]*x509.Certificate, len(fit))
 		for i, n := range fit {
 			certs[i] = n.cert
 		}
-		return fit, keptUntil(now, certs...), err
-	}
+		return fit, KeptUntil(s.r.Now, certs...), nil
+	}}
 }
 
 // overdueAge is how long something is kept that has expired: the one that follows
 // it may be there at any time.
 const overdueAge = time.Hour
 
-// keptUntil is when the first of those certificates expires that has not. A vendor
-// has renewed it by then, at the same URL. It is zero where that is further away than
-// certfetch.DefaultAge.
-func keptUntil(now time.Time, certs ...*x509.Certificate) time.Time {
+// maxAge is how long a certificate need not be asked for again.
+const maxAge = 30 * 24 * time.Hour
+
+// KeptUntil is when the first of those certificates expires that has not. A vendor
+// has renewed it by then, at the same URL. It is zero if that is more than 30 days away.
+func KeptUntil(now time.Time, certs ...*x509.Certificate) time.Time {
 	var until time.Time
 	for _, c := range certs {
 		if now.Before(c.NotAfter) && (until.IsZero() || c.NotAfter.Before(until)) {
@@ -85,21 +89,21 @@ func keptUntil(now time.Time, certs ...*x509.Certificate) time.Time {
 	switch {
 	case until.IsZero():
 		return now.Add(overdueAge)
-	case until.Sub(now) > certfetch.DefaultAge:
+	case until.Sub(now) > maxAge:
 		return time.Time{}
 	}
 	return until
 }
 
 // fetchedIssuer returns a CA certificate that has been fetched.
-func fetchedIssuer(der []byte) (*node, error) {
+func fetchedIssuer(der []byte, p Profile) (*node, error) {
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
 		return nil, fmt.Errorf("read the certificate: %w", err)
 	}
-	why := faultOfCA(cert)
+	why := p.faultOfCA(cert)
 	if why == "" {
-		why = faultOfJoiner(cert)
+		why = p.faultOfJoiner(cert)
 	}
 	if why != "" {
 		return nil, fmt.Errorf("the certificate of %s %s", describe(cert.Subject), why)
@@ -109,7 +113,6 @@ func fetchedIssuer(der []byte) (*node, error) {
 		return nil, err
 	}
 	n.signer.lasting = true
-	n.proven = new(proofs)
 	return n, nil
 }
 

@@ -1,0 +1,237 @@
+package certs
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// maxTried is how many of the certificates that a machine has sent are tried as
+// the issuer of another. Their keys may be made to be slow.
+const maxTried = 4
+
+// upwards looks for chains through certificates that the leaf, and those above it, say
+// where to find (RFC 5280, 4.2.2.1), after configured has found none.
+//
+// It follows the URLs of a certificate if no configured CA that is valid has signed it, and
+// if the certificate has itself signed the one below. With bundles it looks up all URLs,
+// whatever it finds, since each bundle that vouches is named: which are named then depends
+// on what can be had, and not on what was had first. There may be a chain beside wants and
+// failures, less what these might have added.
+func (s *search) upwards() (*Chain, error) {
+	level := []*node{s.leaf}
+	var found *Chain
+	for depth := 1; depth < MaxChain && len(level) > 0; depth++ {
+		var next []*node
+		for _, child := range level {
+			if err := s.lookAbove(child); err != nil {
+				return nil, err
+			}
+			fresh, err := s.ascend(child)
+			if err != nil {
+				return nil, err
+			}
+			next = append(next, fresh...)
+		}
+		s.settle()
+		if found = s.climb(nil); s.complete(found) {
+			break
+		}
+		level = next
+	}
+	for _, a := range s.adopted {
+		if len(a.node.issuers) > 0 || len(a.node.bundles) > 0 {
+			s.proven = append(s.proven, a.url)
+		}
+	}
+	return found, nil
+}
+
+// ascend finds the configured issuers of child's parents, and returns those
+// parents that have none and have not been come to before: a loop ends there.
+func (s *search) ascend(child *node) ([]*node, error) {
+	var fresh []*node
+	for _, n := range child.parents {
+		if slices.Contains(s.above, n) {
+			continue
+		}
+		s.above = append(s.above, n)
+		if len(n.issuers) == 0 {
+			if err := s.v.link(s.all, n); err != nil {
+				return nil, err
+			}
+		}
+		if !n.anchored(s.now) {
+			fresh = append(fresh, n)
+		}
+	}
+	return fresh, nil
+}
+
+// lookAbove finds certificates that have signed child among those that the machine has sent
+// and those at child's URLs.
+func (s *search) lookAbove(child *node) error {
+	tried := 0
+	for _, n := range s.joiners {
+		if !n.signer.lasting && n.signer.subject == child.issuer {
+			if tried++; tried > maxTried {
+				continue
+			}
+		}
+		if _, err := s.adopt(child, n); err != nil {
+			return err
+		}
+	}
+	wanted := false
+	for _, url := range s.allowed(child.cert.IssuingCertificateURL) {
+		want := s.wantIssuers(url)
+		answer, ok := s.look(want)
+		if !ok {
+			// Without bundles, the next URL is wanted only if this one is of no use.
+			if !wanted || s.all.bundles > 1 {
+				s.wants = append(s.wants, want)
+			}
+			wanted = true
+			continue
+		}
+		enough, err := s.take(child, url, answer)
+		if err != nil || enough {
+			return err
+		}
+	}
+	return nil
+}
+
+// take looks at what the URL of an issuer has. It reports whether no other URL of child
+// matters.
+func (s *search) take(child *node, url string, a Answer) (enough bool, err error) {
+	fetched, ok := a.Value.(issuers)
+	if !ok {
+		s.failures = append(s.failures, fmt.Errorf("the issuer's certificate: %w", orNothing(a.Err)))
+		return false, nil
+	}
+	signers, err := s.adoptAll(child, fetched)
+	if err != nil {
+		return false, err
+	}
+	for _, n := range signers {
+		s.adopted = append(s.adopted, adoption{n, url})
+	}
+	switch {
+	case len(signers) == 0:
+		s.doubted = append(s.doubted, url)
+		s.failures = append(s.failures, fmt.Errorf("the certificate at %q did not sign the one issued by %s",
+			url, describe(child.cert.Issuer)))
+	case !slices.ContainsFunc(signers, func(n *node) bool { return faultOfDates(n.cert, s.now) == "" }):
+		s.doubted = append(s.doubted, url) // a renewed one may be there
+	default:
+		return s.all.bundles < 2, nil
+	}
+	return false, nil
+}
+
+// orNothing returns err, or an error if there is none.
+func orNothing(err error) error {
+	if err == nil {
+		return errors.New("there is nothing")
+	}
+	return err
+}
+
+// allowed returns those of a certificate's URLs that may be asked.
+func (s *search) allowed(raw []string) []string {
+	if s.r.Hand == nil {
+		return nil
+	}
+	var urls []string
+	for _, u := range raw {
+		if url, err := s.r.Hand.Allowed(u); err == nil && !slices.Contains(urls, url) {
+			if urls = append(urls, url); len(urls) == MaxURLs {
+				break
+			}
+		}
+	}
+	return urls
+}
+
+// An adoption is a certificate that has signed one below it, and the URL in that
+// one at which it was found.
+type adoption struct {
+	node *node
+	url  string
+}
+
+// adoptAll makes those of fetched that have signed child its parents, and returns
+// them. Configured ones are known already.
+func (s *search) adoptAll(child *node, fetched issuers) ([]*node, error) {
+	var signers []*node
+	for _, n := range fetched {
+		if s.all.holds(n) {
+			at := slices.IndexFunc(child.issuers, func(own *node) bool { return own.cert.Equal(n.cert) })
+			if at >= 0 {
+				signers = append(signers, child.issuers[at])
+			}
+			continue
+		}
+		own := s.add(n)
+		signed, err := s.adopt(child, own)
+		if err != nil {
+			return nil, err
+		}
+		if signed {
+			signers = append(signers, own)
+		}
+	}
+	return signers, nil
+}
+
+// add returns this search's own copy of a fetched certificate.
+func (s *search) add(n *node) *node {
+	at := slices.IndexFunc(s.joiners, func(own *node) bool { return own.cert.Equal(n.cert) })
+	if at >= 0 {
+		own := s.joiners[at]
+		own.signer = n.signer
+		return own
+	}
+	own := *n
+	s.joiners = append(s.joiners, &own)
+	return &own
+}
+
+// adopt reports whether n has signed child, and makes it one of its parents then.
+func (s *search) adopt(child, n *node) (bool, error) {
+	if slices.Contains(child.parents, n) {
+		return true, nil
+	}
+	if n.signer.subject != child.issuer || child.signer != nil && child.signer.keyHash == n.signer.keyHash {
+		return false, nil
+	}
+	ok, err := s.v.signed(child, n.signer)
+	if ok {
+		child.parents = append(child.parents, n)
+	}
+	return ok, err
+}
+
+// anchored reports whether a configured CA that is valid has signed n.
+func (n *node) anchored(now time.Time) bool {
+	return slices.ContainsFunc(n.issuers, func(issuer *node) bool {
+		return len(issuer.bundles) > 0 && faultOfDates(issuer.cert, now) == ""
+	})
+}
+
+// settle makes parents issuers where a configured CA is above them.
+func (s *search) settle() {
+	for changed := true; changed; {
+		changed = false
+		for _, n := range slices.Concat(s.above, []*node{s.leaf}) {
+			for _, parent := range n.parents {
+				if len(parent.issuers) > 0 && !slices.Contains(n.issuers, parent) {
+					n.issuers = append(n.issuers, parent)
+					changed = true
+				}
+			}
+		}
+	}
+}
