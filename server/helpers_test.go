@@ -3,6 +3,7 @@ package server_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"io"
@@ -23,8 +24,10 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/server"
@@ -229,9 +232,39 @@ type memoryStream struct {
 	// sent, if it is there, is called at the end of each Send.
 	sent func()
 
+	open       sync.Once
+	whole      context.Context // ctx, until the server ends the stream
+	end        context.CancelFunc
 	received   int
 	challenge  []byte
 	attributes *nodeattestorv1.AgentAttributes
+}
+
+// memoryTransport is what gRPC's transport is to its streams.
+type memoryTransport struct {
+	grpc.ServerTransportStream
+	stream  *memoryStream
+	message []byte
+}
+
+func (t *memoryTransport) ReadMessageHeader(header []byte) error {
+	t.stream.received++
+	req, err := t.stream.recv(t.stream.received - 1)
+	if err != nil {
+		return err
+	}
+	t.message, err = proto.Marshal(req)
+	binary.BigEndian.PutUint32(header[1:], uint32(len(t.message)))
+	return err
+}
+
+func (t *memoryTransport) Read(n int) (mem.BufferSlice, error) {
+	return mem.BufferSlice{mem.SliceBuffer(t.message[:n])}, nil
+}
+
+func (t *memoryTransport) WriteStatus(*status.Status) error {
+	t.stream.end()
+	return nil
 }
 
 // honest returns a stream by which a TPM attests.
@@ -248,11 +281,16 @@ func honest(ctx context.Context, tb testing.TB, tpm *attestortest.TPM) *memorySt
 	return s
 }
 
-func (s *memoryStream) Context() context.Context { return s.ctx }
+func (s *memoryStream) Context() context.Context {
+	s.open.Do(func() {
+		s.whole, s.end = context.WithCancel(s.ctx)
+		s.whole = grpc.NewContextWithServerTransportStream(s.whole, &memoryTransport{stream: s})
+	})
+	return s.whole
+}
 
 func (s *memoryStream) Recv() (*nodeattestorv1.AttestRequest, error) {
-	s.received++
-	return s.recv(s.received - 1)
+	return nil, errors.New("the server reads by the transport")
 }
 
 func (s *memoryStream) Send(resp *nodeattestorv1.AttestResponse) error {

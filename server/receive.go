@@ -5,13 +5,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
@@ -29,151 +29,106 @@ const (
 	arrivalTimeout = 5 * time.Second
 )
 
-var (
-	errTooLong = errors.New("the message is too long")
-	errBusy    = errors.New("too many messages are arriving at once")
-)
-
-// framedStream is the part of a gRPC stream below messages, which gRPC's own RecvMsg reads
-// from.
-type framedStream interface {
+// transport is the part of a gRPC stream below messages: what gRPC's own RecvMsg reads from,
+// and by which gRPC ends the stream.
+type transport interface {
 	ReadMessageHeader(header []byte) error
 	Read(n int) (mem.BufferSlice, error)
+	WriteStatus(*status.Status) error
 }
 
-// incoming is a message that is being received, in a goroutine of its own: gRPC's receiver
-// knows no deadline of ours, and returns at the latest when Attest has returned.
+// incoming is a message that is arriving, or has arrived.
 type incoming struct {
 	plugin *Plugin
-	stream nodeattestorv1.NodeAttestor_AttestServer
-	limit  int           // on what the message has in it, in bytes
-	begun  chan struct{} // closed when its size is known
-	done   chan struct{} // closed when the message has arrived, or receiving it has failed
-
-	held atomic.Int64 // its share of maxArriving
-
-	// Valid from when done is closed until release.
-	req *nodeattestorv1.AttestRequest
-	err error
+	held   int64                         // its share of maxArriving
+	req    *nodeattestorv1.AttestRequest // nil until it has arrived, and after release
 }
 
 // release gives back the message and its share of maxArriving. It may be called more than once.
 func (m *incoming) release() {
-	m.req = nil
-	m.plugin.arriving.Add(-m.held.Swap(0))
+	m.plugin.arriving.Add(-m.held)
+	m.req, m.held = nil, 0
 }
 
 // receive receives the next message, which may have at most limit bytes in it. It waits
 // answerTimeout for the message to begin, and arrivalTimeout for the rest. The caller releases
 // the message as soon as it has read it.
 func (a *attestation) receive(ctx context.Context, limit int) (*incoming, *failure) {
-	m := &incoming{
-		plugin: a.plugin, stream: a.stream, limit: limit,
-		begun: make(chan struct{}), done: make(chan struct{}),
-	}
-	go m.run(ctx)
-	timer := time.NewTimer(answerTimeout)
-	defer timer.Stop()
-	for waiting := m.begun; ; {
-		select {
-		case <-waiting:
-			waiting = nil
-			timer.Reset(arrivalTimeout)
-			continue
-		case <-m.done:
-			if failed := m.failure(ctx); failed != nil {
-				m.release()
-				return nil, failed
-			}
-			return m, nil
-		case <-ctx.Done():
-			m.abandon()
-			return nil, left(ctx, ctx.Err())
-		case <-timer.C:
-			m.abandon()
-			return nil, m.late(waiting == nil)
+	t, ok := grpc.ServerTransportStreamFromContext(ctx).(transport)
+	if !ok {
+		return nil, &failure{
+			outcome: outcomeInternal, code: codes.Internal,
+			told: "the server cannot receive messages", why: "the stream is not one of gRPC's own transport",
 		}
 	}
-}
-
-// abandon releases the message when it has arrived.
-func (m *incoming) abandon() {
-	go func() {
-		<-m.done
+	m := &incoming{plugin: a.plugin}
+	if failed := m.read(ctx, t, limit); failed != nil {
 		m.release()
-	}()
-}
-
-// late returns the failure if the message has not arrived in time.
-func (m *incoming) late(begun bool) *failure {
-	f := &failure{outcome: outcomeNoAnswer, code: codes.DeadlineExceeded}
-	switch {
-	case begun:
-		f.told = "the message did not arrive within " + arrivalTimeout.String() + " of its beginning"
-	case m.limit == attestor.MaxPayloadSize:
-		f.told = "the payload did not come within " + answerTimeout.String()
-	default:
-		f.told = "the challenge was not answered within " + answerTimeout.String()
+		return nil, failed
 	}
-	f.why = f.told
-	return f
-}
-
-// failure returns why the message has not arrived.
-func (m *incoming) failure(ctx context.Context) *failure {
-	switch {
-	case m.err == nil:
-		return nil
-	case errors.Is(m.err, errTooLong):
-		return malformed(m.err.Error())
-	case errors.Is(m.err, errBusy):
-		return tooMany(m.err.Error())
-	}
-	return left(ctx, m.err)
-}
-
-// run receives the message.
-func (m *incoming) run(ctx context.Context) {
-	defer close(m.done)
-	defer m.plugin.guard(ctx, "Recv", &m.err)
-	framed, ok := grpc.ServerTransportStreamFromContext(ctx).(framedStream)
-	if !ok { // the stream is not gRPC's own
-		m.req, m.err = m.stream.Recv()
-		return
-	}
-	m.req, m.err = m.read(framed)
+	return m, nil
 }
 
 // read reads a message like RecvMsg, but checks its size first. gRPC has one limit for all
 // methods, which is as large as Configure needs, and would take that many bytes from any
 // stranger before it hands over the first.
-func (m *incoming) read(stream framedStream) (*nodeattestorv1.AttestRequest, error) {
+func (m *incoming) read(ctx context.Context, t transport, limit int) *failure {
 	var header [5]byte // whether the message is compressed, and its size
-	if err := stream.ReadMessageHeader(header[:]); err != nil {
-		return nil, err
+	failed := within(ctx, t, answerTimeout, silent(limit), func() error { return t.ReadMessageHeader(header[:]) })
+	if failed != nil {
+		return failed
 	}
 	size := int64(binary.BigEndian.Uint32(header[1:]))
 	switch {
-	case size > int64(m.limit+envelope):
-		return nil, fmt.Errorf("%w: %d bytes instead of at most %d", errTooLong, size, m.limit)
+	case size > int64(limit+envelope):
+		return malformed(fmt.Sprintf("the message is too long: %d bytes instead of at most %d", size, limit))
 	case header[0] != 0:
-		return nil, errors.New("the message is compressed, which SPIRE does not do")
+		return left(ctx, errors.New("the message is compressed, which SPIRE does not do"))
 	}
-	m.held.Store(size)
+	m.held = size
 	if m.plugin.arriving.Add(size) > maxArriving {
-		return nil, errBusy
+		return tooMany("too many messages are arriving at once")
 	}
-	close(m.begun)
-	data, err := stream.Read(int(size))
+	slow := "the message did not arrive within " + arrivalTimeout.String() + " of its beginning"
+	return within(ctx, t, arrivalTimeout, slow, func() error { return m.readBody(t, int(size)) })
+}
+
+func (m *incoming) readBody(t transport, size int) error {
+	data, err := t.Read(size)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer data.Free()
 	whole := data.MaterializeToBuffer(mem.DefaultBufferPool())
 	defer whole.Free()
 	req := &nodeattestorv1.AttestRequest{}
 	if err := proto.Unmarshal(whole.ReadOnlyData(), req); err != nil {
-		return nil, fmt.Errorf("decode the message: %w", err)
+		return fmt.Errorf("decode the message: %w", err)
 	}
-	return req, nil
+	m.req = req
+	return nil
+}
+
+// silent is what the agent is told if its message does not begin.
+func silent(limit int) string {
+	if limit == attestor.MaxPayloadSize {
+		return "the payload did not come within " + answerTimeout.String()
+	}
+	return "the challenge was not answered within " + answerTimeout.String()
+}
+
+// within calls read, and ends the stream if read takes longer than limit. Nothing else makes
+// it return: gRPC's receiver knows no deadline of ours.
+func within(ctx context.Context, t transport, limit time.Duration, late string, read func() error) *failure {
+	timer := time.AfterFunc(limit, func() {
+		_ = t.WriteStatus(status.New(codes.DeadlineExceeded, late)) // the stream may have ended
+	})
+	err := read()
+	switch {
+	case !timer.Stop():
+		return &failure{outcome: outcomeNoAnswer, code: codes.DeadlineExceeded, told: late, why: late}
+	case err != nil:
+		return left(ctx, err)
+	}
+	return nil
 }
