@@ -34,6 +34,9 @@ const (
 	// maxStreams is above everything that strangers can hold open, which the plugins
 	// count themselves, so that SPIRE's call to Configure never waits behind them.
 	maxStreams = 8192
+	// streamWorkers is how many goroutines are kept for streams. Beyond these, each stream
+	// has a new one, whose stack has to grow first.
+	streamWorkers = 16
 )
 
 const (
@@ -144,6 +147,7 @@ func (s *server) newGRPC(opts []grpc.ServerOption) *grpc.Server {
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.StaticStreamWindowSize(window),
+		grpc.NumStreamWorkers(streamWorkers),
 		grpc.StreamInterceptor(s.count),
 	)...)
 	if s.stopped {
