@@ -72,6 +72,7 @@ func (r *runner) noteLoad(ctx context.Context, err error) {
 	if ctx.Err() != nil {
 		return
 	}
+	serving := err != nil && r.serving()
 	h := &r.health
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -87,7 +88,7 @@ func (r *runner) noteLoad(ctx context.Context, err error) {
 			return
 		}
 		what := "source failed to load; it cannot tell until it loads"
-		if h.loaded {
+		if h.loaded || serving {
 			what = "source failed to load; the last good data stays in use"
 		}
 		r.log.Warn(what, stackOf(err)...)
@@ -99,6 +100,13 @@ func (r *runner) noteLoad(ctx context.Context, err error) {
 	}
 	h.succeeded++
 	h.loaded = true
+}
+
+// serving reports whether the source says that it has data, whether a Load has succeeded
+// or not: that of an earlier process, from a cache.
+func (r *runner) serving() bool {
+	s, err := r.report()
+	return err == nil && !s.Loaded.IsZero()
 }
 
 // passing matches what differs between two errors that mean the same: the current time in

@@ -167,6 +167,23 @@ func TestLoadIsLoggedOnChange(t *testing.T) {
 	})
 }
 
+// TestLoadFailsWhileACacheServes: a server that restarts while the origin is down, and
+// serves what an earlier process has kept, does not say that it cannot tell.
+func TestLoadFailsWhileACacheServes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newJournal()
+		f := &sourcetest.LoadingFake{
+			OnLoad:   scripted(errors.New("down")),
+			OnStatus: func() sources.Status { return sources.Status{Loaded: time.Now()} },
+		}
+		s := newSet(t, policy.AnyOf("x"), admission.Options{Log: slogOf(log)}, member("x", f))
+		s.Start(t.Context(), nil)
+		log.wantLines(t,
+			"WARN source failed to load; the last good data stays in use source=x kind=fake error=down")
+		s.Close()
+	})
+}
+
 // polls runs a source whose loads take a time and end like this, and returns the times
 // from one to the next.
 func polls(t *testing.T, every, took time.Duration, outcomes ...error) (waits []time.Duration) {
