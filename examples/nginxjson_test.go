@@ -72,7 +72,9 @@ func TestNginxJSON(t *testing.T) {
 	}
 	e.check(source, machineTwo, true)
 	restarted := e.source(e.etc)
-	e.refresh(restarted) // from the cache
+	if err := restarted.Load(t.Context()); err == nil { // it serves from the cache
+		t.Error("nginx has stopped, and Load succeeds")
+	}
 	e.check(restarted, machineTwo, true)
 }
 

@@ -17,7 +17,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/server/agentpath"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/web"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
@@ -81,7 +81,7 @@ const (
 )
 
 // parse collects all mistakes and returns what is left without them.
-func (in *input) parse(identity httplist.IdentityProvider) *Config {
+func (in *input) parse(identity web.IdentityProvider) *Config {
 	c, ps := &Config{TrustDomain: in.trustDomain}, &in.problems
 	if in.unread {
 		return c

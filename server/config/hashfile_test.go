@@ -12,8 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashfile"
+	lists "github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
 // What is not written has the value that the documentation says, and what is
@@ -22,7 +22,7 @@ func TestHashFile(t *testing.T) {
 	for text, want := range map[string]hashfile.Config{
 		`source "hash_file" "lab" { path = "/etc/lab.txt" }`: {
 			Path: "/etc/lab.txt", PollInterval: 30 * time.Second, MaxStaleness: 24 * time.Hour,
-			MaxBytes: eklist.DefaultMaxBytes,
+			MaxBytes: lists.DefaultMaxBytes,
 		},
 		`{"source": {"hash_file": {"lab": {"path": "/etc/lab.txt", "poll_interval": "1s", "max_staleness": "48h",
 			"max_bytes": 1000, "allow_empty": true, "attributes": false}}}}`: {

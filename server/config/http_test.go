@@ -18,6 +18,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/web"
 )
 
 const inventory = `source "http" "inventory" { url = "https://x/tpm.json"`
@@ -139,7 +140,7 @@ func TestHTTPWithSPIFFE(t *testing.T) {
 		t.Error("another server_id is taken for the same source")
 	}
 	cfg, _ := first.(httplist.Config)
-	if cfg.ServerID != "spiffe://example.org/allowlist" || cfg.Identity != httplist.IdentityProvider(p) || cfg.CAPath != "" {
+	if cfg.ServerID != "spiffe://example.org/allowlist" || cfg.Identity != web.IdentityProvider(p) || cfg.CAPath != "" {
 		t.Errorf("the source is %+v", cfg)
 	}
 	if p.asked != 0 {

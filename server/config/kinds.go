@@ -12,10 +12,12 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/server/agentpath"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
+
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashfile"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
+	lists "github.com/spire-tpm/spire-tpm-attestor/sources/list"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/web"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sqltable"
 )
 
@@ -47,7 +49,7 @@ type need struct{ key, because string }
 // spire is what SPIRE says and provides.
 type spire struct {
 	trustDomain spiffeid.TrustDomain // zero if it is not known
-	identity    httplist.IdentityProvider
+	identity    web.IdentityProvider
 }
 
 // kinds returns all kinds of sources. To add a kind, add it here.
@@ -144,9 +146,9 @@ func hashdirKeys(c *hashdir.Config, _ spire) []key {
 func hashfileKeys(c *hashfile.Config, _ spire) []key {
 	return []key{
 		regularFile("path", &c.Path).like(`"/etc/tpm/machines.txt"`),
-		duration("poll_interval", &c.PollInterval, hashfile.DefaultPollInterval, leastPoll, mostPoll),
-		duration("max_staleness", &c.MaxStaleness, hashfile.DefaultMaxStaleness, leastStale, mostStale),
-		integer("max_bytes", &c.MaxBytes, eklist.DefaultMaxBytes, 1, eklist.MaxBytes),
+		duration("poll_interval", &c.PollInterval, lists.DefaultEvery, leastPoll, mostPoll),
+		duration("max_staleness", &c.MaxStaleness, lists.DefaultMaxStaleness, leastStale, mostStale),
+		integer("max_bytes", &c.MaxBytes, lists.DefaultMaxBytes, 1, lists.MostMaxBytes),
 		flag("allow_empty", &c.AllowEmpty),
 	}
 }
@@ -160,10 +162,10 @@ func httplistKeys(c *httplist.Config, of spire) []key {
 		secretFile("bearer_token_path", &c.BearerTokenPath),
 		plain("auth", &c.Auth),
 		serverID("server_id", c, of).like(`"spiffe://example.org/allowlist"`),
-		duration("timeout", &c.Timeout, httplist.DefaultTimeout, leastRequest, mostRequest),
-		duration("poll_interval", &c.PollInterval, httplist.DefaultPollInterval, leastPoll, mostPoll),
-		duration("max_staleness", &c.MaxStaleness, httplist.DefaultMaxStaleness, leastStale, mostStale),
-		integer("max_bytes", &c.MaxBytes, httplist.DefaultMaxBytes, 1, eklist.MaxBytes),
+		duration("timeout", &c.Timeout, web.DefaultTimeout, leastRequest, mostRequest),
+		duration("poll_interval", &c.PollInterval, lists.DefaultEvery, leastPoll, mostPoll),
+		duration("max_staleness", &c.MaxStaleness, lists.DefaultMaxStaleness, leastStale, mostStale),
+		integer("max_bytes", &c.MaxBytes, lists.DefaultMaxBytes, 1, lists.MostMaxBytes),
 		cacheFile("cache_path", &c.CachePath),
 		plain("signature_url", &c.SignatureURL),
 		regularFile("public_key_path", &c.PublicKeyPath),

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/web"
 )
 
 // A Loader reads configurations and looks whether the files that they name
@@ -21,7 +21,7 @@ import (
 type Loader struct {
 	// Identity is what sources ask for SPIRE's own identity; nobody does while
 	// a configuration is loaded. It is set before the first Load.
-	Identity httplist.IdentityProvider
+	Identity web.IdentityProvider
 
 	timeout time.Duration
 	stat    func(string) (fs.FileInfo, error)

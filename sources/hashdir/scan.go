@@ -19,7 +19,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/eklist"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 )
 
 const (
@@ -255,7 +255,7 @@ func doubtfulFields(content []byte) (all []string) {
 		if name == "hash" || name == "name" || name == "labels" {
 			continue
 		}
-		if why := eklist.DoubtfulField(name, value); why != "" {
+		if why := ekhashes.DoubtfulField(name, value); why != "" {
 			all = append(all, why)
 		}
 	}

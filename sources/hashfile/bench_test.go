@@ -54,14 +54,3 @@ func reload(b *testing.B, path string) {
 		}
 	}
 }
-
-// BenchmarkUnchanged is a look at a file that has not changed.
-func BenchmarkUnchanged(b *testing.B) {
-	s := loaded(b, Config{Path: listIn(b, text(1))})
-	st := *s.state.Load()
-	st.settled = true
-	s.state.Store(&st)
-	for b.Loop() {
-		must(b, s.Load(context.Background()))
-	}
-}

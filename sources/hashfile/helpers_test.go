@@ -14,8 +14,6 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
 // Nothing that reads, watches or waits is left behind by any test.
@@ -53,9 +51,13 @@ func jsonList(fields string, machines ...int) string {
 	return "{" + fields + `"keys": [` + strings.Join(keys, ", ") + "]}\n"
 }
 
+// write writes a file that looks as if it had been left alone for a while: what was
+// just written is waited for.
 func write(tb testing.TB, path, content string) {
 	tb.Helper()
 	must(tb, os.WriteFile(path, []byte(content), 0o600))
+	before := time.Now().Add(-time.Minute)
+	must(tb, os.Chtimes(path, before, before))
 }
 
 // replace renames another file over the one at path.
@@ -73,17 +75,15 @@ func listIn(tb testing.TB, content string) string {
 	return path
 }
 
-// open is New for a configuration that is right. It waits for writers for no
-// longer than a moment.
+// open is New for a configuration that is right.
 func open(tb testing.TB, cfg Config) *Source {
 	tb.Helper()
 	s, err := New(cfg)
 	must(tb, err)
-	s.quiet = time.Millisecond
 	return s
 }
 
-// loaded is open and a first Refresh, which succeeds.
+// loaded is open and a first Load, which succeeds.
 func loaded(tb testing.TB, cfg Config) *Source {
 	tb.Helper()
 	s := open(tb, cfg)
@@ -92,7 +92,7 @@ func loaded(tb testing.TB, cfg Config) *Source {
 }
 
 // lists returns "listed", "not listed" or "cannot tell".
-func (s *Source) lists(machine int) string {
+func lists(s *Source, machine int) string {
 	v, err := s.Check(context.Background(), &sources.Evidence{EKHash: hash(machine)})
 	switch {
 	case err != nil:
@@ -106,93 +106,17 @@ func (s *Source) lists(machine int) string {
 // want fails the test unless that is what the source says of a machine.
 func want(tb testing.TB, s *Source, machine int, answer string) {
 	tb.Helper()
-	if got := s.lists(machine); got != answer {
+	if got := lists(s, machine); got != answer {
 		tb.Errorf("machine %d: %s, want %s", machine, got, answer)
 	}
 }
 
-// refused fails the test unless a Refresh fails, and says so.
+// refused fails the test unless a Load fails, and says so.
 func refused(tb testing.TB, s *Source, says string) {
 	tb.Helper()
 	err := s.Load(tb.Context())
 	if err == nil || !strings.Contains(err.Error(), says) {
 		tb.Errorf("Load: %v, want an error that says %q", err, says)
-	}
-}
-
-// A run is a Source in a Set.
-type run struct {
-	*Source
-	refreshed chan error // a receiver gets the outcome of each load
-	stop      func()
-}
-
-// Load implements sources.Loader. It waits for a receiver.
-func (r *run) Load(ctx context.Context) error {
-	err := r.Source.Load(ctx)
-	select {
-	case r.refreshed <- err:
-	case <-ctx.Done():
-	}
-	return err
-}
-
-// start runs a source in a Set until the test ends.
-func start(tb testing.TB, s *Source) *run {
-	tb.Helper()
-	r := &run{Source: s, refreshed: make(chan error)}
-	starting, cancel := context.WithCancel(context.Background())
-	cancel() // the first load waits for a receiver
-	set := newSet(tb, r)
-	set.Start(starting, nil)
-	r.stop = set.Close
-	tb.Cleanup(r.stop)
-	return r
-}
-
-func newSet(tb testing.TB, s sources.Source) *admission.Set {
-	tb.Helper()
-	member := admission.Member{Name: "lab", Kind: "hash_file", Source: s}
-	set, err := admission.NewSet([]admission.Member{member}, policy.AnyOf("lab"), admission.Options{})
-	must(tb, err)
-	return set
-}
-
-// inSet starts a Set of one source.
-func inSet(tb testing.TB, s sources.Source) *admission.Set {
-	tb.Helper()
-	set := newSet(tb, s)
-	set.Start(tb.Context(), nil)
-	return set
-}
-
-// patience is how long something may take that must come about by itself.
-const patience = 20 * time.Second
-
-// until waits until the source says that of a machine.
-func (r *run) until(tb testing.TB, machine int, answer string) {
-	tb.Helper()
-	late := time.After(patience)
-	var last error
-	for r.lists(machine) != answer {
-		select {
-		case last = <-r.refreshed:
-		case <-late:
-			tb.Fatalf("machine %d: %s after %v, want %s; the last refresh said %v",
-				machine, r.lists(machine), patience, answer, last)
-		}
-	}
-}
-
-// turn waits until a refresh has ended, and returns its error.
-func (r *run) turn(tb testing.TB) error {
-	tb.Helper()
-	select {
-	case err := <-r.refreshed:
-		return err
-	case <-time.After(patience):
-		tb.Fatalf("no refresh within %v", patience)
-		return nil
 	}
 }
 

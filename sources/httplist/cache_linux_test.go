@@ -26,7 +26,7 @@ func TestCacheBeforeServing(t *testing.T) {
 	}
 	wantListed(t, s, "two")
 	o.answer(http.StatusNotFound, "")
-	wantListed(t, loaded(t, cfg), "two")
+	wantListed(t, fromCache(t, cfg, "404"), "two")
 }
 
 // opening returns a function that waits until a file was opened.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -37,13 +38,12 @@ func TestRestartWithoutServer(t *testing.T) {
 	confirmed := c.now
 	o.Close()
 	c.move(time.Hour)
-	s := loaded(t, cfg)
+	s := fromCache(t, cfg, "connection refused")
 	wantListed(t, s, "one")
 	st := s.Status()
 	if st.Entries != 1 || st.Serial != 7 || !st.Confirmed.Equal(confirmed) || st.Loaded.IsZero() {
 		t.Errorf("the status is %+v", st)
 	}
-	wantError(t, s.Load(t.Context()), "connection refused") // from now on it says so
 	c.move(23*time.Hour + time.Minute)
 	wantCannotTell(t, s, "stale")
 }
@@ -53,7 +53,7 @@ func TestRestartWithServerThatHangs(t *testing.T) {
 	cfg, o, _ := cached(t, "")
 	o.raw("", waits)
 	begun := time.Now()
-	s := loaded(t, cfg)
+	s := fromCache(t, cfg, "deadline exceeded")
 	if d := time.Since(begun); d > 5*time.Second {
 		t.Errorf("the start took %v", d)
 	}
@@ -76,7 +76,7 @@ func TestRestartWithServer(t *testing.T) {
 	o.answer(http.StatusOK, list(`"serial": 8, `, "two"))
 	wantListed(t, loaded(t, cfg), "two")
 	o.Close()
-	wantListed(t, loaded(t, cfg), "two")
+	wantListed(t, fromCache(t, cfg, "connection refused"), "two")
 }
 
 // A list in the cache that is too old, from the future or expired serves nobody,
@@ -108,7 +108,7 @@ func TestConfirmationIsKept(t *testing.T) {
 	refresh(t, s)
 	c.move(20 * time.Hour)
 	o.Close()
-	s = loaded(t, cfg)
+	s = fromCache(t, cfg, "connection refused")
 	wantListed(t, s, "one")
 	c.move(5 * time.Hour)
 	wantCannotTell(t, s, "stale")
@@ -158,7 +158,7 @@ func TestBadCache(t *testing.T) {
 // goes when it is.
 func TestCacheMends(t *testing.T) {
 	o := newOrigin(t, nil)
-	o.answer(http.StatusOK, list("", "one"), "ETag", `"1"`)
+	o.publish(list("", "one"), `"1"`)
 	cfg := o.config()
 	dir := filepath.Join(t.TempDir(), "dir")
 	cfg.CachePath = filepath.Join(dir, "cache.db")
@@ -169,13 +169,12 @@ func TestCacheMends(t *testing.T) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	o.answer(http.StatusNotModified, "")
 	refresh(t, s)
 	if st := s.Status(); len(st.Warnings) != 0 {
 		t.Errorf("the warnings are %q", st.Warnings)
 	}
 	o.Close()
-	wantListed(t, loaded(t, cfg), "one")
+	wantListed(t, fromCache(t, cfg, "connection refused"), "one")
 }
 
 // cacheWarnings are the warnings about the cache; the lists in TestFullDisk have
@@ -197,7 +196,7 @@ func TestFullDisk(t *testing.T) {
 			fmt.Fprintf(&keys, `"%064x", `, n<<8+i)
 		}
 		fields := fmt.Sprintf(`"serial": %d, `, i+2)
-		o.answer(http.StatusOK, strings.Replace(list(fields, machine), "[", "["+keys.String(), 1), "ETag", `"2"`)
+		o.publish(strings.Replace(list(fields, machine), "[", "["+keys.String(), 1), strconv.Quote(machine))
 		refresh(t, s)
 		wantListed(t, s, machine)
 		warnings := cacheWarnings(s)
@@ -207,13 +206,12 @@ func TestFullDisk(t *testing.T) {
 	}
 	full()
 	c.move(time.Minute)
-	o.answer(http.StatusNotModified, "")
 	refresh(t, s)
 	if warnings := cacheWarnings(s); len(warnings) != 0 {
 		t.Errorf("there is room again, and the warnings are %q", warnings)
 	}
 	o.Close()
-	wantListed(t, loaded(t, cfg), "three")
+	wantListed(t, fromCache(t, cfg, "connection refused"), "three")
 }
 
 // limitFiles lets no file grow beyond a megabyte, until undo, as a full disk
@@ -267,7 +265,7 @@ func TestCacheIsReadLater(t *testing.T) {
 				wantCannotTell(t, s, "no list")
 			}
 			show()
-			refresh(t, s)
+			wantError(t, s.Load(t.Context()), "connection refused")
 			wantListed(t, s, "one")
 			if warnings := s.Status().Warnings; len(warnings) != 0 {
 				t.Errorf("the warnings are %q", warnings)
@@ -280,24 +278,16 @@ func TestCacheIsReadLater(t *testing.T) {
 // start: once it can be, an older list that the web server has served meanwhile is
 // a replay, and the later one serves.
 func TestReplayWhileCacheIsAway(t *testing.T) {
-	for name, answer := range map[string]func(o *origin){
-		"sent again": func(*origin) {},
-		"confirmed":  func(o *origin) { o.answer(http.StatusNotModified, "") },
-	} {
-		t.Run(name, func(t *testing.T) {
-			cfg, o, _ := cached(t, `"serial": 7, `)
-			show := moveFolder(t, cfg.CachePath)
-			o.answer(http.StatusOK, list(`"serial": 3, `, "stranger"), "ETag", `"3"`)
-			s := loaded(t, cfg)
-			show()
-			answer(o)
-			wantError(t, s.Load(t.Context()), "the list is a replay", "holds serial 7")
-			wantListed(t, s, "one")
-			o.answer(http.StatusOK, list(`"serial": 8, `, "two"))
-			refresh(t, s)
-			wantListed(t, s, "two")
-		})
-	}
+	cfg, o, _ := cached(t, `"serial": 7, `)
+	show := moveFolder(t, cfg.CachePath)
+	o.publish(list(`"serial": 3, `, "stranger"), `"3"`)
+	s := loaded(t, cfg)
+	show()
+	wantError(t, s.Load(t.Context()), "the list is a replay", "holds serial 7")
+	wantListed(t, s, "one")
+	o.publish(list(`"serial": 8, `, "two"), `"8"`)
+	refresh(t, s)
+	wantListed(t, s, "two")
 }
 
 // While another process has the cache locked, both to read and to write, an older
@@ -312,7 +302,6 @@ func TestReplayWhileCacheIsLocked(t *testing.T) {
 	wantCannotTell(t, s, "no list")
 	unlockFile()
 	unlockWriters()
-	refresh(t, s) // from the cache
 	wantError(t, s.Load(t.Context()), "the list is a replay", "serial 3 after serial 7")
 	wantListed(t, s, "one")
 }

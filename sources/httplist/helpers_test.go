@@ -98,6 +98,18 @@ func (o *origin) answer(status int, body string, headers ...string) {
 	})
 }
 
+// publish makes the server answer with one body, or that it has not changed.
+func (o *origin) publish(body, etag string) {
+	o.serve(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("ETag", etag)
+		if r.Header.Get("If-None-Match") == etag {
+			w.WriteHeader(http.StatusNotModified)
+			return
+		}
+		_, _ = io.WriteString(w, body)
+	})
+}
+
 // raw makes the server send these bytes, and then what more writes, until the
 // client has gone.
 func (o *origin) raw(head string, more func(conn net.Conn, gone <-chan struct{})) {
@@ -132,7 +144,6 @@ func newSource(tb testing.TB, cfg httplist.Config) *httplist.Source {
 	if err != nil {
 		tb.Fatalf("New: %v", err)
 	}
-	s.HurryUp()
 	return s
 }
 
@@ -141,6 +152,15 @@ func loaded(tb testing.TB, cfg httplist.Config) *httplist.Source {
 	tb.Helper()
 	s := newSource(tb, cfg)
 	refresh(tb, s)
+	return s
+}
+
+// fromCache returns a source that serves from its cache, while the server is of no use:
+// that is told as the error of Load.
+func fromCache(tb testing.TB, cfg httplist.Config, says string) *httplist.Source {
+	tb.Helper()
+	s := newSource(tb, cfg)
+	wantError(tb, s.Load(tb.Context()), says)
 	return s
 }
 

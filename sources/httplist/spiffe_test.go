@@ -21,6 +21,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/web"
 )
 
 const (
@@ -104,7 +105,7 @@ func spiffeOrigin(tb testing.TB, shown tls.Certificate, clients *authority) *ori
 }
 
 func (d *trustDomain) config(o *origin) httplist.Config {
-	return httplist.Config{URL: o.URL + "/tpm.json", Auth: httplist.AuthSPIFFE, ServerID: serverID, Identity: d}
+	return httplist.Config{URL: o.URL + "/tpm.json", Auth: web.AuthSPIFFE, ServerID: serverID, Identity: d}
 }
 
 // Both sides are known by their X.509-SVIDs: no host name, no file of
@@ -285,7 +286,7 @@ func TestSPIFFENoIdentityYet(t *testing.T) {
 	refresh(t, s)
 	wantListed(t, s, "one")
 
-	empty := newSource(t, httplist.Config{URL: o.URL, Auth: httplist.AuthSPIFFE, ServerID: serverID, Identity: nobody{}})
+	empty := newSource(t, httplist.Config{URL: o.URL, Auth: web.AuthSPIFFE, ServerID: serverID, Identity: nobody{}})
 	wantError(t, empty.Load(t.Context()), "there is none, or no trust bundle")
 }
 
@@ -313,7 +314,7 @@ func TestSPIFFERedirect(t *testing.T) {
 // refused, and so is an ID that nobody can have.
 func TestSPIFFENewRefuses(t *testing.T) {
 	d, _ := newTrustDomain(t)
-	good := httplist.Config{URL: "https://example.org/tpm.json", Auth: httplist.AuthSPIFFE, ServerID: serverID, Identity: d}
+	good := httplist.Config{URL: "https://example.org/tpm.json", Auth: web.AuthSPIFFE, ServerID: serverID, Identity: d}
 	for name, tt := range map[string]struct {
 		change func(*httplist.Config)
 		want   string

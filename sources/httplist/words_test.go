@@ -122,7 +122,7 @@ func TestStaleSaysWhy(t *testing.T) {
 		t.Fatal("403 is no error")
 	}
 	c.move(2 * time.Hour)
-	wantCannotTell(t, s, "the list is stale: the server has not confirmed it since")
+	wantCannotTell(t, s, "the list is stale: it was last confirmed at")
 	wantCannotTell(t, s, "the list's server answered 403 Forbidden to "+o.URL)
 }
 

@@ -1,5 +1,0 @@
-//go:build !race
-
-package eklist_test
-
-const raceEnabled = false

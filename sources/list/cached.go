@@ -1,0 +1,89 @@
+package list
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/boltfile"
+)
+
+// restore serves what the cache holds, if nothing does. A list that is stale is kept
+// nevertheless: it tells which serials are replays. With an error it is not known what
+// the cache holds, and no list may be accepted: without the serial in the cache, an
+// older list could not be told from a newer one.
+func (l *List[T]) restore(ctx context.Context) error {
+	if l.state.Load() != nil || l.cfg.Cache == nil {
+		return nil
+	}
+	c, err := l.cfg.Cache.read(ctx)
+	if errors.Is(err, boltfile.ErrNone) {
+		return nil
+	}
+	var st *state[T]
+	if err == nil {
+		if st, err = l.read(c); err != nil {
+			err = l.cfg.Cache.in(err)
+		}
+	}
+	if err != nil {
+		if l.loadFault == "" { // it may say already that the list was dropped
+			l.loadFault = fmt.Sprintf("the cache was not used: %v", err)
+		}
+		if errors.Is(err, boltfile.ErrBusy) || ctx.Err() != nil {
+			return fmt.Errorf("no list is accepted before the serial in the cache is known: %w", err)
+		}
+		return nil
+	}
+	l.saved, l.loadFault = st.confirmed, ""
+	l.state.Store(st)
+	return nil
+}
+
+// save writes a new list into the cache. It returns an error if the list may not serve.
+// A file that cannot be written is a warning: the list is good. But if the file holds a
+// later list, by another process, that one takes the place of this one, which is a
+// replay.
+func (l *List[T]) save(ctx context.Context, st *state[T], c Copy) error {
+	if l.cfg.Cache == nil {
+		return nil
+	}
+	return l.saw(ctx, st, l.cfg.Cache.write(ctx, st.content.Header(), c, func(there Copy) (Header, error) {
+		old, err := l.read(there)
+		if err != nil {
+			return Header{}, err
+		}
+		return old.content.Header(), nil
+	}))
+}
+
+// touchShare is what share of MaxStaleness may pass before the cache is told that the
+// list was confirmed: the file is written as a whole, and a list that counts as older
+// than it is by so little harms nobody after a restart.
+const touchShare = 50
+
+// touch notes in the cache, now and then, that the list was confirmed.
+func (l *List[T]) touch(ctx context.Context, st *state[T]) error {
+	if l.cfg.Cache == nil {
+		return nil
+	}
+	if age := st.confirmed.Sub(l.saved); age >= 0 && age < l.cfg.MaxStaleness/touchShare {
+		return nil
+	}
+	return l.saw(ctx, st, l.cfg.Cache.touch(ctx, st.digest, st.confirmed, st.tag))
+}
+
+// saw notes how writing the cache has ended.
+func (l *List[T]) saw(ctx context.Context, st *state[T], err error) error {
+	l.saveFault = ""
+	if err == nil {
+		l.saved = st.confirmed
+		return nil
+	}
+	if ahead := (*aheadError)(nil); errors.As(err, &ahead) {
+		l.state.Store(nil)
+		return errors.Join(replay("%w", err), l.restore(ctx))
+	}
+	l.saveFault = fmt.Sprintf("the cache was not written, so this list is lost at a restart: %v", err)
+	return nil
+}

@@ -1,0 +1,141 @@
+// Package ekhashes is a document: a list of TPMs by their EK hashes.
+//
+// A list names each TPM by its EK hash ([sources.EKHash]) and may give it a name and
+// labels. It has two forms, told apart by the first byte that is not blank. The JSON
+// form begins with a brace:
+//
+//	{"version": 1, "serial": 42, "expires": "2030-01-01T00:00:00Z", "list": "fleet",
+//	 "keys": ["<ek hash>", {"hash": "<ek hash>", "name": "us-east-17", "labels": ["rack:12"]}]}
+//
+// Only "keys" must be there, and "hash" in an entry that is an object; null counts as
+// left out. Field names match exactly, none may be there twice, and unknown ones are
+// ignored, with a warning about those that look as if they were meant to mean something.
+// Anything else is the text form, with an entry on each line:
+//
+//	# hash, then a name or -, then labels
+//	<ek hash>
+//	<ek hash> us-east-17 rack:12 env:prod
+//	<ek hash> -          rack:12
+//
+// Words are separated by spaces and tabs, a # begins a comment wherever it is, and lines
+// end in LF or CRLF. Both forms are UTF-8; a byte order mark in front is ignored
+// (RFC 8259, 8.1).
+//
+// [Parse] takes the whole of a list or nothing of it: a hash or a name that is there
+// twice, a value beyond the limits of package sources, a control character, a list that
+// is cut off or has something behind it are errors that name the place. [New] makes a
+// list of entries, and [Document.JSON] and [Document.Text] write one.
+package ekhashes
+
+import (
+	"bytes"
+	"fmt"
+	"iter"
+	"slices"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
+)
+
+// A Document is one whole list. It never changes, so any number of goroutines may use
+// it. Parse and New make one.
+type Document struct {
+	header   list.Header
+	entries  []entry // sorted by hash
+	records  records
+	warnings []string
+}
+
+// An entry is one TPM.
+type entry struct {
+	hash   sources.EKHash
+	record uint32 // what the list says of it besides the hash
+	at     uint32 // where it was in the list: the line, or the index in "keys"
+}
+
+var _ list.Content[*Document] = (*Document)(nil)
+
+// Header implements list.Content.
+func (d *Document) Header() list.Header { return d.header }
+
+// Len implements list.Content.
+func (d *Document) Len() int { return len(d.entries) }
+
+// Warnings implements list.Content: fields that mean nothing and look as if they were
+// meant to.
+func (d *Document) Warnings() []string { return d.warnings }
+
+// An Entry is one TPM in a list.
+type Entry struct {
+	Hash sources.EKHash
+	// Name is empty if it has none.
+	Name   string
+	Labels []string
+}
+
+// All returns the entries, sorted by hash.
+func (d *Document) All() iter.Seq[Entry] {
+	return func(yield func(Entry) bool) {
+		for i := range d.entries {
+			e := &d.entries[i]
+			name, labels := d.records.of(e.record)
+			if !yield(Entry{e.hash, name, labels}) {
+				return
+			}
+		}
+	}
+}
+
+// Lookup returns the entry of a TPM, and whether there is one.
+func (d *Document) Lookup(hash sources.EKHash) (Entry, bool) {
+	i, ok := slices.BinarySearchFunc(d.entries, hash, func(e entry, hash sources.EKHash) int {
+		return bytes.Compare(e.hash[:], hash[:])
+	})
+	if !ok {
+		return Entry{}, false
+	}
+	name, labels := d.records.of(d.entries[i].record)
+	return Entry{hash, name, labels}, true
+}
+
+// Verdict returns what the list says of a TPM, for a source to return from Check. It
+// does not look whether the list has expired.
+func (d *Document) Verdict(hash sources.EKHash) sources.Verdict {
+	v := sources.Verdict{}
+	if d.header.HasSerial {
+		v.Reason = fmt.Sprintf("serial %d", d.header.Serial)
+	}
+	if e, ok := d.Lookup(hash); ok {
+		v.Listed, v.Attributes = true, sources.Attributes{Name: e.Name, Labels: e.Labels}
+	}
+	return v
+}
+
+// Equal implements list.Content: the same hashes, names and labels, in any order.
+func (d *Document) Equal(other *Document) bool {
+	if len(d.entries) != len(other.entries) {
+		return false
+	}
+	for i := range d.entries {
+		a, b := &d.entries[i], &other.entries[i]
+		if a.hash != b.hash || !bytes.Equal(d.records.at(a.record), other.records.at(b.record)) {
+			return false
+		}
+	}
+	return true
+}
+
+// Without implements list.Content.
+func (d *Document) Without(older *Document) int {
+	gone, i := 0, 0
+	for j := range older.entries {
+		hash := &older.entries[j].hash
+		for i < len(d.entries) && bytes.Compare(d.entries[i].hash[:], hash[:]) < 0 {
+			i++
+		}
+		if i == len(d.entries) || d.entries[i].hash != *hash {
+			gone++
+		}
+	}
+	return gone
+}

@@ -1,0 +1,196 @@
+package ekhashes
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// The fields that mean something, of an entry and of the list.
+var (
+	entryFields = [...]string{"hash", "name", "labels"}
+	listFields  = [...]string{"keys", "version", "serial", "expires", "list"}
+)
+
+// What an inventory may call what this project does not know, without "_" and "-".
+var (
+	// withdrawn say that a machine is not to be admitted, if they are true; inUse,
+	// if they are false.
+	withdrawn = [...]string{
+		"revoked", "disabled", "blocked", "banned", "denied", "deny", "stolen", "retired",
+		"decommissioned", "deleted", "removed", "inactive",
+	}
+	inUse = [...]string{"enabled", "active", "allowed", "allow", "admitted", "valid"}
+	// until say for how long.
+	until = [...]string{
+		"expires", "expiry", "expiration", "expiresat", "expiresafter", "expirationdate", "expirydate",
+		"notafter", "validuntil", "validto", "until", "revokedat", "deletedat",
+	}
+)
+
+// A doubt is what is doubtful about a field that means nothing: an entry with it is
+// listed all the same.
+type doubt struct {
+	text string
+	// off says that it is doubtful only if the value says no, and on if it does not.
+	off, on bool
+}
+
+// DoubtfulField says what is doubtful about a field of an entry, in words for an
+// operator, or nothing. Fields that are not known are ignored, so that an inventory
+// can keep its own; but a misspelt one is missed without a word, and one that is
+// meant to keep a machine out does not. value is the JSON value.
+func DoubtfulField(name string, value []byte) string { return doubtOf(name, true).about(value) }
+
+func (d doubt) about(value []byte) string {
+	no := false
+	switch string(value) {
+	case "false", "null", "0", `""`, `"false"`, `"no"`, "[]", "{}":
+		no = true
+	}
+	if d.off && !no || d.on && no {
+		return ""
+	}
+	return d.text
+}
+
+// doubtOf returns what is doubtful about a field of an entry or of the list.
+func doubtOf(name string, entry bool) doubt {
+	plain := strings.ToLower(strings.NewReplacer("_", "", "-", "").Replace(name))
+	known := listFields[:]
+	if entry {
+		known = entryFields[:]
+	}
+	for _, k := range known {
+		if near(plain, k) {
+			return doubt{text: fmt.Sprintf("the field %q means nothing: is it meant to be %q?", name, k)}
+		}
+	}
+	ignored := func(advice string) string {
+		return fmt.Sprintf("the field %q means nothing, and the TPM is listed all the same: %s", name, advice)
+	}
+	has := func(words []string) bool { return slices.Contains(words, plain) }
+	switch {
+	case has(until[:]) && entry:
+		return doubt{text: ignored("an entry has no expiry of its own"), on: true}
+	case has(until[:]):
+		return doubt{text: fmt.Sprintf(`the field %q means nothing: is it meant to be "expires"?`, name), on: true}
+	case has(withdrawn[:]) && entry:
+		return doubt{text: ignored("leave the entry out"), on: true}
+	case has(inUse[:]) && entry:
+		return doubt{text: ignored("leave the entry out"), off: true}
+	}
+	return doubt{}
+}
+
+// near reports whether a name may be a misspelt other: with another case, or with
+// one letter more, fewer, other or swapped with its neighbour; with two of these in
+// longer names.
+func near(name, known string) bool {
+	const short = 4
+	most := 2
+	if len(known) <= short {
+		most = 1
+	}
+	if len(name) > len(known)+most || len(known) > len(name)+most {
+		return false
+	}
+	return distance(name, known) <= most
+}
+
+// distance is how many letters have to be added, removed, changed or swapped with
+// their neighbour to make b of a ("optimal string alignment").
+func distance(a, b string) int {
+	before, row := make([]int, len(b)+1), make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		twoBefore := before
+		before, row = row, make([]int, len(b)+1)
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			cost := 1
+			if a[i-1] == b[j-1] {
+				cost = 0
+			}
+			row[j] = min(before[j]+1, row[j-1]+1, before[j-1]+cost)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				row[j] = min(row[j], twoBefore[j-2]+1)
+			}
+		}
+	}
+	return row[len(b)]
+}
+
+// doubts are what is doubtful about the fields of one list. They are told once a
+// name, with the first place and how many places there are.
+type doubts struct {
+	known map[doubtKey]*noted
+	order []*noted
+}
+
+type doubtKey struct {
+	name  string
+	entry bool
+}
+
+type noted struct {
+	doubt
+	place string
+	count int
+}
+
+// The limits of doubts: names that are looked at, and warnings.
+const maxDoubtNames, maxDoubts = 256, 20
+
+// field returns what is doubtful about a field, or nil.
+func (d *doubts) field(name []byte, entry bool) *noted {
+	if n, ok := d.known[doubtKey{string(name), entry}]; ok { // does not allocate
+		return n
+	}
+	if len(d.known) >= maxDoubtNames || len(name) > maxQuoted {
+		return nil
+	}
+	if d.known == nil {
+		d.known = map[doubtKey]*noted{}
+	}
+	var n *noted
+	if one := doubtOf(string(name), entry); one.text != "" {
+		n = &noted{doubt: one}
+	}
+	d.known[doubtKey{string(name), entry}] = n
+	return n
+}
+
+// add notes a field with its value.
+func (d *doubts) add(n *noted, value []byte, place func() string) {
+	if n.about(value) == "" {
+		return
+	}
+	if n.count++; n.count == 1 {
+		n.place = place()
+		d.order = append(d.order, n)
+	}
+}
+
+// hint returns the first one, behind the error of a list that lacks a field.
+func (d *doubts) hint() string {
+	if len(d.order) == 0 {
+		return ""
+	}
+	return "; " + d.order[0].text
+}
+
+// warnings returns what is to be told.
+func (d *doubts) warnings() []string {
+	var all []string
+	for _, n := range d.order[:min(len(d.order), maxDoubts)] {
+		text := n.place + ": " + n.text
+		if n.count > 1 {
+			text += fmt.Sprintf(" (and in %d more places)", n.count-1)
+		}
+		all = append(all, text)
+	}
+	return all
+}

@@ -1,0 +1,269 @@
+package ekhashes
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"regexp"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
+)
+
+// parseJSON reads the JSON form. Names in an object are told apart here if the object
+// means something. What an unknown field holds is only passed over, up to 10,000 levels
+// deep (RFC 8259, 9).
+func parseJSON(data []byte) (*Document, error) {
+	p := jsonParser{
+		builder: newBuilder(func(index uint32) string { return fmt.Sprintf("keys[%d]", index) }, most(data)),
+		// The decoder reads the bytes of a Buffer where they are.
+		dec:   jsontext.NewDecoder(bytes.NewBuffer(data), jsontext.AllowDuplicateNames(true)),
+		index: -1, seed: maphash.MakeSeed(),
+	}
+	if err := p.object(p.field); err != nil {
+		return nil, p.withMistakes(err)
+	}
+	if _, err := p.dec.ReadToken(); !errors.Is(err, io.EOF) {
+		if err == nil {
+			return nil, p.withMistakes(p.failAt(p.dec.InputOffset()-1, "something after the list"))
+		}
+		return nil, p.withMistakes(p.readError(err))
+	}
+	if !p.hasKeys {
+		return nil, p.fail(`no field "keys": a list without entries has "keys": []` + p.doubts.hint())
+	}
+	if err := p.mistakes.err(); err != nil {
+		return nil, err
+	}
+	d, err := p.build(p.header)
+	if err != nil {
+		return nil, err
+	}
+	d.warnings = p.doubts.warnings()
+	return d, nil
+}
+
+// withMistakes returns an error that ends the reading together with the mistakes
+// before it.
+func (p *jsonParser) withMistakes(err error) error {
+	last, ok := err.(*FormatError) //nolint:errorlint // bare, as failAt returns it
+	if !ok || len(p.mistakes) == 0 {
+		return err
+	}
+	if len(p.mistakes) < MaxMistakes {
+		p.mistakes = append(p.mistakes, last)
+	}
+	return p.mistakes
+}
+
+// jsonParser reads one JSON list.
+type jsonParser struct {
+	builder
+	dec     *jsontext.Decoder
+	header  list.Header
+	hasKeys bool
+
+	index   int   // of the entry that is being read, or -1
+	at      int64 // where the value begins that was read last
+	hash    sources.EKHash
+	hasHash bool
+
+	fieldName []byte // that was read last, or its beginning
+
+	doubts   doubts
+	mistakes FormatErrors
+	broken   bool // the decoder has failed, and nothing more can be read
+
+	seed    maphash.Seed
+	fields  []uint64 // hashes of the names of unknown fields, of all objects that are open
+	scratch []byte
+}
+
+// field reads a field of the list.
+func (p *jsonParser) field(name string) error {
+	if name == "keys" {
+		p.hasKeys = true
+		err := p.array(p.element)
+		p.index = -1
+		return err
+	}
+	if null, err := p.null(); null || err != nil {
+		return err
+	}
+	switch name {
+	case "version":
+		version, err := p.number()
+		if err == nil && version != 1 {
+			return p.fail("a version of the format other than 1")
+		}
+		return err
+	case "serial":
+		var err error
+		p.header.Serial, err = p.number()
+		p.header.HasSerial = true
+		return err
+	case "expires":
+		return p.expires()
+	case "list":
+		name, err := p.text()
+		if err != nil {
+			return err
+		}
+		p.header.Name = string(name)
+		if err := sources.CheckText("", "list name", p.header.Name); err != nil {
+			return p.fail(err.Error())
+		}
+		return nil
+	}
+	return p.unknown(false)
+}
+
+func (p *jsonParser) expires() error {
+	text, err := p.text()
+	if err != nil {
+		return err
+	}
+	expires, err := parseTime(string(text))
+	if err != nil {
+		return p.fail("not an RFC 3339 time, such as 2030-01-31T12:00:00Z")
+	}
+	p.header.Expires = expires
+	return nil
+}
+
+// rfc3339 is RFC 3339, 5.6, in upper case, as it recommends. Go's time.Parse also takes
+// a zone of +24:00, an hour of one digit and a comma.
+var rfc3339 = regexp.MustCompile(
+	`^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}(\.[0-9]{1,40})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$`)
+
+// parseTime reads a time that is not zero, and that can be written again as it is.
+func parseTime(text string) (time.Time, error) {
+	if len(text) > 80 || !rfc3339.MatchString(text) {
+		return time.Time{}, errors.New("not of the form of RFC 3339")
+	}
+	t, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return time.Time{}, err
+	}
+	if t = t.UTC(); t.IsZero() || t.Year() < 0 || t.Year() > 9999 {
+		return time.Time{}, errors.New("not a time from the years 0 to 9999 in UTC")
+	}
+	return t, nil
+}
+
+// element reads an element of keys. What is wrong with one is noted, and those behind
+// it are read on, so that their mistakes are told at once.
+func (p *jsonParser) element() error {
+	p.index++
+	depth, open := p.dec.StackDepth(), len(p.fields)
+	err := p.key()
+	if err == nil {
+		return nil
+	}
+	mistake, ok := err.(*FormatError) //nolint:errorlint // bare, as failAt returns it
+	if !ok || p.broken || len(p.mistakes) == MaxMistakes-1 {
+		return err
+	}
+	p.mistakes, p.fields = append(p.mistakes, mistake), p.fields[:open]
+	for p.dec.StackDepth() > depth {
+		if _, err := p.dec.ReadToken(); err != nil {
+			return p.readError(err)
+		}
+	}
+	return nil
+}
+
+// key reads an entry.
+func (p *jsonParser) key() error {
+	p.says.reset()
+	if p.dec.PeekKind() == '{' {
+		p.hasHash = false
+		if err := p.object(p.entryField); err != nil {
+			return err
+		}
+		if !p.hasHash {
+			return p.fail(`no field "hash"`)
+		}
+	} else if err := p.readHash(); err != nil {
+		return err
+	}
+	p.take(uint32(p.index), p.hash)
+	return nil
+}
+
+func (p *jsonParser) readHash() error {
+	text, err := p.text()
+	if err != nil {
+		return err
+	}
+	if p.hash.UnmarshalText(text) != nil {
+		problem, _ := notHash(text)
+		return p.fail(problem)
+	}
+	p.hasHash = true
+	return nil
+}
+
+// entryField reads a field of an entry that is an object.
+func (p *jsonParser) entryField(name string) error {
+	switch name {
+	case "hash":
+		return p.readHash()
+	case "name":
+		text, null, err := p.textOrNull()
+		if null || err != nil {
+			return err
+		}
+		return p.problem(p.says.setName(text))
+	case "labels":
+		if null, err := p.null(); null || err != nil {
+			return err
+		}
+		return p.array(p.label)
+	}
+	return p.unknown(true)
+}
+
+// unknown passes over the value of a field that means nothing, unless that is
+// doubtful.
+func (p *jsonParser) unknown(entry bool) error {
+	n := p.doubts.field(p.fieldName, entry)
+	if n == nil {
+		return p.skip()
+	}
+	at := p.at
+	place := func() string { return p.placeAt(at) }
+	switch p.dec.PeekKind() {
+	case '{', '[':
+		p.doubts.add(n, nil, place)
+		return p.skip()
+	}
+	raw, err := p.dec.ReadValue()
+	if err != nil {
+		return p.readError(err)
+	}
+	p.doubts.add(n, raw, place)
+	return nil
+}
+
+// label reads a label.
+func (p *jsonParser) label() error {
+	text, err := p.text()
+	if err != nil {
+		return err
+	}
+	return p.problem(p.says.addLabel(text))
+}
+
+// problem returns an error for what is wrong with what was read last, if anything.
+func (p *jsonParser) problem(problem string) error {
+	if problem != "" {
+		return p.fail(problem)
+	}
+	return nil
+}

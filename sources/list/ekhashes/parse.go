@@ -1,0 +1,52 @@
+package ekhashes
+
+import (
+	"bytes"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// Options are what a reader of a list may choose.
+type Options struct {
+	// AllowEmpty accepts a text without an entry, which may as well be a file that
+	// somebody has truncated. A JSON list says itself that it is empty.
+	AllowEmpty bool
+	// JSON refuses a text: the first half of a text list is a text list.
+	JSON bool
+}
+
+// A FormatError says that a list is not as its form asks, and where. Its text is made
+// for a log: what it quotes of the list is short and escaped.
+type FormatError struct {
+	// Place is "line 17" in a text. In a JSON list it is "byte 4711" or
+	// "keys[123] (byte 4711)". Entries and bytes count from 0, lines from 1.
+	Place string
+	// Problem is what is wrong there.
+	Problem string
+}
+
+// Error returns the place and the problem.
+func (e *FormatError) Error() string { return e.Place + ": " + e.Problem }
+
+// mark is a byte order mark.
+const mark = "\ufeff"
+
+// Parse reads a whole list. It returns a *FormatError if the list is not as its form
+// asks, or FormatErrors if there are several mistakes.
+//
+// It does not retain data. Its time and its memory are proportional to the length of
+// the list, whatever its writer chose; a list serves from 40 bytes an entry without a
+// name.
+func Parse(data []byte, opts Options) (*Document, error) {
+	data = bytes.TrimPrefix(data, []byte(mark))
+	switch begin := bytes.TrimLeft(data, " \t\r\n"); {
+	case bytes.HasPrefix(begin, []byte("{")):
+		return parseJSON(data)
+	case opts.JSON:
+		return nil, notJSON(begin)
+	}
+	return parseText(data, opts.AllowEmpty)
+}
+
+// most returns how many entries a list may have at most.
+func most(data []byte) int { return len(data)/(2*len(sources.EKHash{})+1) + 1 }

@@ -1,0 +1,125 @@
+package ekhashes
+
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// records are what entries say besides their hashes, one behind another. A record is
+// the number of its labels in a byte, then the name and each label, each behind its
+// length in a byte. A record is known by where it begins; there is none at 0.
+type records []byte
+
+// at returns the record that begins there; nil if there is none.
+func (r records) at(offset uint32) []byte {
+	if offset == 0 {
+		return nil
+	}
+	end := offset + 1
+	for range int(r[offset]) + 1 {
+		end += 1 + uint32(r[end])
+	}
+	return r[offset:end]
+}
+
+// of returns the name and the labels in a record. They share no memory with r.
+func (r records) of(offset uint32) (name string, labels []string) {
+	record := string(r.at(offset)) // which all of them share
+	if record == "" {
+		return "", nil
+	}
+	next := func() string {
+		n := 1 + int(record[0])
+		text := record[1:n]
+		record = record[n:]
+		return text
+	}
+	count := int(record[0])
+	record = record[1:]
+	name = next()
+	for range count {
+		labels = append(labels, next())
+	}
+	return name, labels
+}
+
+// add appends what an entry says, and returns where it begins.
+func (r *records) add(says *says) uint32 {
+	if len(says.name) == 0 && says.labels == 0 {
+		return 0
+	}
+	if len(*r) == 0 {
+		*r = append(*r, 0)
+	}
+	at := uint32(len(*r))
+	*r = append(*r, byte(says.labels), byte(len(says.name)))
+	*r = append(append(*r, says.name...), says.packed...)
+	return at
+}
+
+// says is what one entry says, while it is read. Its methods return what is wrong with
+// a value, or nothing.
+type says struct {
+	name   []byte
+	packed []byte // the labels, as in a record
+	labels int    // how many there are
+	given  int    // those that were there twice included
+}
+
+func (s *says) reset() { s.name, s.packed, s.labels, s.given = s.name[:0], s.packed[:0], 0, 0 }
+
+// setName sets the name, without the blanks around it.
+func (s *says) setName(name []byte) string {
+	name, problem := tidy(sources.PrefixName, "name", name)
+	s.name = append(s.name[:0], name...)
+	return problem
+}
+
+// addLabel adds a label, without the blanks around it. A label that is there already
+// stays there once.
+func (s *says) addLabel(label []byte) string {
+	if s.given++; s.given > sources.MaxLabels {
+		return fmt.Sprintf("more than %d labels", sources.MaxLabels)
+	}
+	label, problem := tidy(sources.PrefixLabel, "label", label)
+	switch {
+	case problem != "":
+		return problem
+	case len(label) == 0:
+		return "an empty label"
+	}
+	for rest := s.packed; len(rest) > 0; {
+		n := 1 + int(rest[0])
+		if bytes.Equal(rest[1:n], label) {
+			return ""
+		}
+		rest = rest[n:]
+	}
+	s.packed = append(append(s.packed, byte(len(label))), label...)
+	s.labels++
+	return ""
+}
+
+// tidy returns a text without the blanks around it, and what is wrong with it.
+func tidy(prefix, what string, text []byte) ([]byte, string) {
+	if isPlain(text) && len(prefix)+len(text) <= sources.MaxSelector { // nearly all are
+		return text, ""
+	}
+	tidied := sources.TrimBlanks(string(text))
+	if err := sources.CheckText(prefix, what, tidied); err != nil {
+		return nil, err.Error()
+	}
+	return []byte(tidied), ""
+}
+
+// isPlain reports whether a text is of visible characters of ASCII.
+func isPlain(text []byte) bool {
+	for _, c := range text {
+		if c <= ' ' || c > '~' {
+			return false
+		}
+	}
+	return true
+}

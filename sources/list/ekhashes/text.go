@@ -1,0 +1,84 @@
+package ekhashes
+
+import (
+	"bytes"
+	"fmt"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
+)
+
+// parseText reads the text form.
+func parseText(data []byte, allowEmpty bool) (*Document, error) {
+	b := newBuilder(func(line uint32) string { return fmt.Sprintf("line %d", line) }, most(data))
+	var mistakes FormatErrors
+	number := uint32(0)
+	for line := range bytes.Lines(data) {
+		number++
+		problem, whole := b.line(number, line)
+		if problem == "" {
+			continue
+		}
+		mistakes = append(mistakes, &FormatError{b.place(number), problem})
+		if whole || len(mistakes) == MaxMistakes {
+			break
+		}
+	}
+	if err := mistakes.err(); err != nil {
+		return nil, err
+	}
+	if len(b.entries) == 0 && !allowEmpty {
+		return nil, &FormatError{"line 1", "no entry, as in a truncated file: " +
+			"if it is meant to be empty, allow that in the configuration or write the JSON list {\"keys\": []}"}
+	}
+	return b.build(list.Header{})
+}
+
+// line reads a line. It returns what is wrong with it, or nothing; whole is true if the
+// data is no list at all.
+func (b *builder) line(number uint32, line []byte) (problem string, whole bool) {
+	line = bytes.TrimSuffix(bytes.TrimSuffix(line, []byte{'\n'}), []byte{'\r'})
+	b.says.reset()
+	var hash sources.EKHash
+	if hash.UnmarshalText(line) == nil { // most lines of most long lists
+		b.take(number, hash)
+		return "", false
+	}
+	if !utf8.Valid(line) {
+		return "not UTF-8", true
+	}
+	if bytes.ContainsFunc(line, func(r rune) bool { return r != '\t' && unicode.IsControl(r) }) {
+		return "a control character", false
+	}
+	line, _, _ = bytes.Cut(line, []byte{'#'})
+	n := 0
+	for word := range bytes.FieldsFuncSeq(line, func(r rune) bool { return r == ' ' || r == '\t' }) {
+		switch n++; {
+		case n == 1 && hash.UnmarshalText(word) != nil:
+			return notHashLine(bytes.TrimSpace(line), word)
+		case n == 2 && string(word) != "-":
+			problem = b.says.setName(word)
+		case n > 2:
+			problem = b.says.addLabel(word)
+		}
+		if problem != "" {
+			return problem, false
+		}
+	}
+	if n > 0 {
+		b.take(number, hash)
+	}
+	return "", false
+}
+
+// notHashLine says what is wrong with a line that does not begin with a hash. What is
+// in it elsewhere counts too: the line may be of a log, or what the agent prints.
+func notHashLine(line, word []byte) (problem string, whole bool) {
+	if before, _, ok := around(line); ok && bytes.ContainsAny(before, " \t") {
+		return fmt.Sprintf("a hash stands behind %s: write the hash first, then a name or -, then labels",
+			quote(before)), false
+	}
+	return notHash(word)
+}

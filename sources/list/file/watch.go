@@ -1,0 +1,98 @@
+package file
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// maxLooks is how often the way to the file is looked at in a row while it changes.
+const maxLooks = 3
+
+// Watch implements sources.Watcher: it tells when something has changed on the way to
+// the file. It looks every Config.Every whether the way is still the one that it watches.
+func (o *Origin) Watch(ctx context.Context, changed func()) error {
+	ticker := time.NewTicker(o.cfg.Every)
+	defer ticker.Stop()
+	f := follower{origin: o}
+	defer f.stop()
+	for {
+		// What happens before a new watch is in place is not told by it: the file is
+		// loaded again, and the way is looked at again, a few times at most.
+		for n := 0; n < maxLooks && f.update(); n++ {
+			changed()
+			if !f.whole { // there are no watches left
+				break
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-f.changed():
+			changed()
+		case <-ticker.C:
+		}
+	}
+}
+
+// A follower has the watch that fits the way to the file.
+type follower struct {
+	origin *Origin
+	watch  watch // nil if there is none
+	route  route // that is watched
+	whole  bool  // all of it
+}
+
+// changed is nil if nothing tells of changes.
+func (f *follower) changed() <-chan struct{} {
+	if f.watch == nil {
+		return nil
+	}
+	return f.watch.changed()
+}
+
+func (f *follower) stop() {
+	if f.watch != nil {
+		f.watch.close()
+		f.watch = nil
+	}
+}
+
+// update makes another watch if the way to the file is another one, and if the last
+// watch is not whole or broken, and reports whether it has.
+func (f *follower) update() (renewed bool) {
+	made := f.origin.follow(f.route, f.watch != nil && f.whole && !f.watch.broken())
+	if made.watch != nil {
+		f.stop()
+		f.watch, f.route, renewed = made.watch, made.route, true
+	}
+	f.whole = made.err == nil
+	why := ""
+	if made.err != nil {
+		why = fmt.Sprintf("changes to list %q may be noticed only by polling every %v: %v",
+			f.origin.cfg.Path, f.origin.cfg.Every, made.err)
+	}
+	f.origin.unwatched.Store(&why)
+	return renewed
+}
+
+// An attempt is one to watch the way to the file.
+type attempt struct {
+	route route
+	watch watch // nil if the one before will do, and if there can be none
+	err   error // why not all can be watched
+}
+
+// follow watches the way to the file, unless it is the one that is watched as a
+// whole.
+func (o *Origin) follow(watched route, whole bool) attempt {
+	r, err := routeTo(o.cfg.Path)
+	if err != nil {
+		return attempt{err: err}
+	}
+	if whole && r.same(watched) {
+		return attempt{}
+	}
+	w, err := o.openWatch(r)
+	return attempt{r, w, err}
+}

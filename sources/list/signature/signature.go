@@ -1,0 +1,249 @@
+// Package signature makes and verifies detached signatures over lists, so that the
+// server that hands out a list need not be trusted with its content.
+//
+// A signature is by an Ed25519 key over the list itself (RFC 8032, 5.1), or by an
+// ECDSA key over the SHA-256 of the list on the curve P-256 (FIPS 186-5). With
+// openssl, a key of either kind is made by one of
+//
+//	openssl genpkey -algorithm ed25519 -out list.key
+//	openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out list.key
+//
+// and its public half, which the verifier is given, by
+//
+//	openssl pkey -in list.key -pubout -out list.pub
+//
+// The verifier may be given several of these, one behind another in one file, and
+// takes what any of them has signed: so a key is replaced by another without a
+// moment in which nothing is signed by the right one.
+//
+// An Ed25519 key signs by the first of these, and an ECDSA key by the second:
+//
+//	openssl pkeyutl -sign -inkey list.key -rawin -in list.json -out list.json.sig
+//	openssl dgst -sha256 -sign list.key -out list.json.sig list.json
+//
+// A signature may be in base64 as well:
+//
+//	openssl base64 -in list.json.sig -out list.json.sig.b64
+//
+// That is how cosign writes one, with the ECDSA key that it makes; without a
+// transparency log, which nothing here looks into:
+//
+//	cosign generate-key-pair
+//	cosign sign-blob --yes --key cosign.key --tlog-upload=false --output-signature list.json.sig list.json
+//
+// which with cosign 3 needs --new-bundle-format=false and
+// --use-signing-config=false as well.
+//
+// A signature says nothing about when it was made: an older list has a good one
+// too. What has to stop it from being served again is the serial in the list.
+package signature
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+const (
+	// MaxSignature is how long a signature may be in bytes, in any of its forms.
+	MaxSignature = 256
+	// MaxPublicKeys is how long the PEM form of public keys may be in bytes.
+	MaxPublicKeys = 4096
+	// MaxPrivateKey is how long the PEM form of a private key may be in bytes.
+	MaxPrivateKey = 4096
+)
+
+// A PublicKey verifies signatures. It is safe for concurrent use.
+type PublicKey struct {
+	// verify reports whether sig is a signature over list. It gets any bytes.
+	verify func(list, sig []byte) bool
+	name   string
+	id     ID
+}
+
+// An ID tells a key from all others: the SHA-256 of its SubjectPublicKeyInfo in DER
+// (RFC 5280, 4.1.2.7). No key has the zero ID.
+type ID [sha256.Size]byte
+
+// ID returns the key's.
+func (k *PublicKey) ID() ID { return k.id }
+
+// PublicKeys are keys of which any may sign. With none, nothing is signed.
+type PublicKeys []*PublicKey
+
+// ParsePublicKeys reads one or more keys, each from a PEM block of the type PUBLIC
+// KEY (RFC 7468, 13) with nothing but blanks around it: an Ed25519 key, or an ECDSA
+// key on the curve P-256. One that is none of these refuses all.
+func ParsePublicKeys(text []byte) (PublicKeys, error) {
+	if len(text) > MaxPublicKeys {
+		return nil, fmt.Errorf("the public keys are %d bytes long, more than %d", len(text), MaxPublicKeys)
+	}
+	var keys PublicKeys
+	for text = bytes.TrimSpace(text); len(keys) == 0 || len(text) > 0; text = bytes.TrimSpace(text) {
+		if !bytes.HasPrefix(text, []byte("-----BEGIN ")) { // pem.Decode would look for one further on
+			return nil, errors.New("something that is not a PEM block; write each key with openssl pkey -pubout")
+		}
+		var block *pem.Block
+		if block, text = pem.Decode(text); block == nil {
+			return nil, errors.New("an incomplete PEM block; write each key with openssl pkey -pubout")
+		}
+		key, err := parseBlock(block)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, key)
+	}
+	return keys, nil
+}
+
+func parseBlock(block *pem.Block) (*PublicKey, error) {
+	switch {
+	case block.Type != "PUBLIC KEY":
+		return nil, fmt.Errorf("a PEM block of type %.40q; write the public key with openssl pkey -pubout", block.Type)
+	case len(block.Headers) > 0:
+		return nil, errors.New("a public key with PEM headers")
+	}
+	parsed, err := x509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("parse the public key: %w", err)
+	}
+	key := &PublicKey{}
+	switch parsed := parsed.(type) {
+	case ed25519.PublicKey:
+		key.name = "Ed25519"
+		key.verify = func(list, sig []byte) bool {
+			return len(sig) == ed25519.SignatureSize && ed25519.Verify(parsed, list, sig)
+		}
+	case *ecdsa.PublicKey:
+		if parsed.Curve != elliptic.P256() {
+			return nil, fmt.Errorf("an ECDSA key on the curve %s: P-256 is needed", parsed.Curve.Params().Name)
+		}
+		key.name = "ECDSA P-256"
+		key.verify = func(list, sig []byte) bool {
+			sum := sha256.Sum256(list)
+			return ecdsa.VerifyASN1(parsed, sum[:], sig)
+		}
+	default:
+		return nil, fmt.Errorf("a public key of the type %T: Ed25519 or ECDSA P-256 is needed", parsed)
+	}
+	der, err := x509.MarshalPKIXPublicKey(parsed)
+	if err != nil {
+		return nil, fmt.Errorf("write the public key: %w", err)
+	}
+	key.id = sha256.Sum256(der)
+	return key, nil
+}
+
+// Verify returns the ID of the key that sig is a signature of over the list, by the
+// rules of PublicKey.Verify, and an error where it is none of any.
+func (ks PublicKeys) Verify(list, sig []byte) (ID, error) {
+	err := errNoKey
+	for _, k := range ks {
+		if err = k.Verify(list, sig); err == nil {
+			return k.id, nil
+		}
+	}
+	if len(ks) > 1 && errors.Is(err, errSignature) {
+		err = fmt.Errorf("%w, nor by another one of the %d", err, len(ks))
+	}
+	return ID{}, err
+}
+
+// Has reports whether one of the keys has an ID.
+func (ks PublicKeys) Has(id ID) bool {
+	return slices.ContainsFunc(ks, func(k *PublicKey) bool { return k.id == id })
+}
+
+var errNoKey = errors.New("there is no public key to verify a signature with")
+
+// errSignature does not tell how a signature differs from a good one.
+var errSignature = errors.New("no signature over this list by the configured public key")
+
+// Verify returns nil where sig is a signature over the list by this key, and an
+// error otherwise, also where k is nil or zero. sig is 64 bytes of Ed25519 or an
+// ECDSA-Sig-Value in DER (RFC 3279, 2.2.3), and either may be in base64 (RFC 4648,
+// 4), with line ends in it and blanks around it.
+func (k *PublicKey) Verify(list, sig []byte) error {
+	switch {
+	case k == nil || k.verify == nil:
+		return errNoKey
+	case len(sig) == 0:
+		return errors.New("an empty signature")
+	case len(sig) > MaxSignature:
+		return fmt.Errorf("a signature of %d bytes, more than %d", len(sig), MaxSignature)
+	}
+	// One that is not in base64 has a byte that no base64 has: the 64 bytes of
+	// Ed25519 are all digits with a chance of 2^-128, and DER holds its lengths.
+	if raw, err := decodeBase64(sig); err == nil {
+		sig = raw
+	}
+	if !k.verify(list, sig) {
+		return fmt.Errorf("%w (%s)", errSignature, k.name)
+	}
+	return nil
+}
+
+// decodeBase64 decodes a text whose lines may end anywhere, with LF or CRLF.
+func decodeBase64(text []byte) ([]byte, error) {
+	// What remains of the last digit has to be zero, so that of each signature
+	// there is one text.
+	return base64.StdEncoding.Strict().DecodeString(string(bytes.TrimSpace(text)))
+}
+
+// Sign returns a signature over a list, as PublicKey.Verify takes it. The key is of one
+// of the kinds that ParsePublicKeys reads: an ed25519.PrivateKey, an *ecdsa.PrivateKey
+// on the curve P-256, or whatever keeps such a key to itself.
+func Sign(key crypto.Signer, list []byte) ([]byte, error) {
+	message, opts := list, crypto.SignerOpts(crypto.Hash(0))
+	switch public := key.Public().(type) {
+	case ed25519.PublicKey:
+	case *ecdsa.PublicKey:
+		if public.Curve != elliptic.P256() {
+			return nil, fmt.Errorf("an ECDSA key on the curve %s: P-256 is needed", public.Curve.Params().Name)
+		}
+		sum := sha256.Sum256(list)
+		message, opts = sum[:], crypto.SHA256
+	default:
+		return nil, fmt.Errorf("a private key of the type %T: Ed25519 or ECDSA P-256 is needed", key)
+	}
+	sig, err := key.Sign(rand.Reader, message, opts)
+	if err != nil {
+		return nil, fmt.Errorf("sign the list: %w", err)
+	}
+	return sig, nil
+}
+
+// ParsePrivateKey reads a private key for Sign from a PEM block of the type PRIVATE KEY
+// (RFC 7468, 10), as openssl genpkey writes it, with nothing but blanks around it.
+func ParsePrivateKey(text []byte) (crypto.Signer, error) {
+	if len(text) > MaxPrivateKey {
+		return nil, fmt.Errorf("the private key is %d bytes long, more than %d", len(text), MaxPrivateKey)
+	}
+	text = bytes.TrimSpace(text)
+	block, rest := pem.Decode(text)
+	if !bytes.HasPrefix(text, []byte("-----BEGIN PRIVATE KEY-----")) || block == nil || len(rest) > 0 {
+		return nil, errors.New("not one PEM block of the type PRIVATE KEY: write the key with openssl genpkey")
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("parse the private key: %w", err)
+	}
+	key, ok := parsed.(crypto.Signer)
+	if !ok {
+		return nil, fmt.Errorf("a private key of the type %T: Ed25519 or ECDSA P-256 is needed", parsed)
+	}
+	if _, err := Sign(key, nil); err != nil { // of the right kind
+		return nil, err
+	}
+	return key, nil
+}

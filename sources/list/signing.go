@@ -1,0 +1,82 @@
+package list
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/signature"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
+)
+
+// Signing says whose signature a list needs. Whoever holds the origin can then neither
+// make up a list, nor replay, freeze or swap one.
+type Signing struct {
+	// KeyPath is a file of one or more public keys (package signature), any of which
+	// may sign. It is read anew at each Load.
+	KeyPath string
+	// Name is what the list has to call itself, in its header. A list also needs a
+	// serial and an expiry.
+	Name string
+}
+
+// readKeys reads the public keys. A list that none of them has signed is dropped at
+// once, with its serial, and so is one in the cache: a key is taken out of the file
+// because it was stolen, and whoever has it may have signed any list with any serial.
+func (l *List[T]) readKeys() error {
+	s := l.cfg.Signing
+	if s == nil {
+		return nil
+	}
+	pem, err := smallfile.Read(s.KeyPath, signature.MaxPublicKeys)
+	if err != nil {
+		return fmt.Errorf("read the public key: %w", err)
+	}
+	keys, err := signature.ParsePublicKeys(pem)
+	if err != nil {
+		return fmt.Errorf("the public key %q: %w", s.KeyPath, err)
+	}
+	l.keys = keys
+	if st := l.state.Load(); st != nil && !keys.Has(st.key) {
+		l.state.Store(nil)
+		l.loadFault = fmt.Sprintf("the list was dropped: the key that signed it is no longer in %q", s.KeyPath)
+	}
+	return nil
+}
+
+// verify returns the key that has signed a list; zero if it needs none.
+func (l *List[T]) verify(data, sig []byte) (signature.ID, error) {
+	if l.cfg.Signing == nil {
+		return signature.ID{}, nil
+	}
+	id, err := l.keys.Verify(data, sig)
+	if err != nil {
+		return signature.ID{}, fmt.Errorf("the list's signature: %w", err)
+	}
+	return id, nil
+}
+
+// signedHeader returns why a list that is signed may not serve, or nil: a list without
+// serial, expiry and name could be replayed, frozen, or swapped for another one that the
+// same key has signed.
+func (l *List[T]) signedHeader(h Header) error {
+	s := l.cfg.Signing
+	switch {
+	case s == nil:
+		return nil
+	case !h.HasSerial || h.Expires.IsZero():
+		return errors.New("a signed list needs serial and expires, to prevent replays: publish it with both")
+	case h.Name != s.Name:
+		return fmt.Errorf("the signed list is %.80q, not %q: its field list must be the configured list_id",
+			h.Name, s.Name)
+	}
+	return nil
+}
+
+// lastKey returns the last key in the file, which is the newest one; zero if lists are
+// not signed.
+func (l *List[T]) lastKey() signature.ID {
+	if len(l.keys) == 0 {
+		return signature.ID{}
+	}
+	return l.keys[len(l.keys)-1].ID()
+}
