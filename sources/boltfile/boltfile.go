@@ -26,6 +26,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
@@ -201,7 +202,9 @@ func (f File) checksum(ctx context.Context, file io.ReaderAt, size int64) (sum [
 }
 
 // withDatabase opens a file as a database, calls use, and closes both.
-func withDatabase(file *os.File, opts bbolt.Options, use func(*bbolt.DB) error) error {
+func withDatabase(file *os.File, opts bbolt.Options, use func(*bbolt.DB) error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer noteFault(&err)
 	opts.OpenFile = func(string, int, os.FileMode) (*os.File, error) { return file, nil }
 	opts.Timeout = lockWait // nobody else has locked it
 	opts.PageSize = pageSize
@@ -215,6 +218,20 @@ func withDatabase(file *os.File, opts bbolt.Options, use func(*bbolt.DB) error) 
 		return err
 	}
 	return db.Close()
+}
+
+// noteFault turns a panic into an error if it is about a mapped page that cannot be read:
+// the disk fails, or somebody copies another file over this one, which truncates it. Without
+// debug.SetPanicOnFault, such a page ends the process. The database is not closed then: bbolt
+// may hold a lock that Close waits for.
+func noteFault(err *error) {
+	switch fault := recover().(type) {
+	case nil:
+	case interface{ Addr() uintptr }:
+		*err = Unusable("was changed while it was read, or its disk fails")
+	default:
+		panic(fault)
+	}
 }
 
 func syncFolder(path string) error {

@@ -457,3 +457,23 @@ func TestCancelled(t *testing.T) {
 	}
 	wantNoDraft(t, f)
 }
+
+// TestTruncatedWhileItIsRead: a file that is copied over the cache truncates it in place,
+// and so fails a disk: whoever reads a page that has gone gets a signal, which ended the
+// process. It is an error, and the next Read and Write work.
+func TestTruncatedWhileItIsRead(t *testing.T) {
+	f := newFile(t)
+	write(t, f, "old")
+	read := 0
+	err := f.Read(t.Context(), func(tx *bbolt.Tx) error {
+		must(t, os.Truncate(f.Path, 0))
+		return tx.Bucket([]byte(bucket)).ForEach(func(_, value []byte) error {
+			read += len(value)
+			return nil
+		})
+	})
+	if unusable := (*boltfile.UnusableError)(nil); !errors.As(err, &unusable) {
+		t.Errorf("read %d bytes of a file that has gone: %v", read, err)
+	}
+	write(t, f, "new")
+}
