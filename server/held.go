@@ -159,7 +159,16 @@ func shorten(answers []policy.Answer) {
 	for i := range answers {
 		a, most := &answers[i], maxSaid/len(answers)
 		a.Verdict.Reason = strings.Clone(clean(a.Verdict.Reason, most))
-		if a.Result() == "cannot_tell" && len(a.Err.Error()) > most {
+		if a.Verdict.Unchecked != "" {
+			a.Verdict.Unchecked = "see the reason"
+		}
+		switch {
+		case a.Err == nil || len(a.Err.Error()) <= most:
+		case errors.Is(a.Err, sources.ErrNeedsChallenge):
+			a.Err = sources.ErrNeedsChallenge
+		case errors.Is(a.Err, sources.ErrNeedsNetwork):
+			a.Err = sources.ErrNeedsNetwork
+		default:
 			a.Err = errors.New(clean(a.Err.Error(), most))
 		}
 	}
