@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// A CA issues EK certificates to TPMs, as a vendor's does: a root and, below it,
-// the issuing CA. Its files exist once the first TPM has been made with it.
+// A CA issues EK certificates to TPMs, like a vendor's. It consists of a root CA and an
+// issuing CA. Its files exist after the first TPM has been made with it.
 type CA struct {
 	// RootPath is the PEM file with the root's certificate.
 	RootPath string
@@ -19,8 +19,8 @@ type CA struct {
 	setupConfig string
 }
 
-// NewCA returns a CA that several TPMs can share. Its keys are made with the
-// first TPM and go with the test.
+// NewCA returns a CA that several TPMs can share. Its keys are made with the first TPM and
+// removed when the test ends.
 func NewCA(tb testing.TB) *CA {
 	tb.Helper()
 	dir := tempDir(tb)
@@ -30,8 +30,8 @@ func NewCA(tb testing.TB) *CA {
 		IssuerPath:  path("issuercert.pem"),
 		setupConfig: path("swtpm_setup.conf"),
 	}
-	// Each of the three defaults to a file of the system or of the user, and
-	// the CA to a folder of the system.
+	// Without these files, swtpm_setup would use files of the system or of the user, and
+	// a CA in a folder of the system.
 	files := map[string]string{
 		ca.setupConfig: fmt.Sprintf("create_certs_tool = %s\ncreate_certs_tool_config = %s\n"+
 			"create_certs_tool_options = %s\n", program(tb, "swtpm_localca"),

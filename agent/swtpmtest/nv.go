@@ -6,8 +6,8 @@ import (
 	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
 )
 
-// WriteNV defines an NV index that everybody can read, as those of EK certificates
-// are, and writes content to it (TPM 2.0 Library, part 3, 31.3 and 31.7).
+// WriteNV defines an NV index and writes content to it (TPM 2.0 Library, part 3, 31.3 and
+// 31.7). Everybody can read the index, like those of EK certificates.
 func (t *TPM) WriteNV(index uint32, content []byte) {
 	t.tb.Helper()
 	c, err := linuxudstpm.Open(t.Socket)
@@ -21,7 +21,7 @@ func (t *TPM) WriteNV(index uint32, content []byte) {
 }
 
 func writeNV(c transport.TPM, index tpm2.TPMHandle, content []byte) error {
-	const atOnce = 512 // bytes, which every TPM takes
+	const atOnce = 512 // bytes, which every TPM accepts
 	_, err := tpm2.NVDefineSpace{
 		AuthHandle: tpm2.TPMRHOwner,
 		PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic{

@@ -1,9 +1,9 @@
-// Package swtpmtest gives tests a software TPM 2.0 (swtpm) of their own: a
-// process on a Unix socket, with an endorsement key, EK certificates and the CA
-// that issued them, all in one temporary folder that goes with the test.
+// Package swtpmtest starts software TPMs (swtpm) for tests. Each is a process with a Unix
+// socket, an endorsement key, EK certificates, and the CA that issued them. Everything is in
+// temporary folders, which are removed when the test ends.
 //
-// It runs on Linux and needs the programs of the packages swtpm and
-// swtpm-tools; without them a test fails and says what to install.
+// The package runs on Linux and needs the programs of the Debian packages swtpm and
+// swtpm-tools. If they are missing, the test fails and says what to install.
 package swtpmtest
 
 import (
@@ -20,33 +20,33 @@ import (
 	"time"
 )
 
-// Options say what TPM is wanted. The zero value is a TPM with persistent EKs
-// RSA 2048 (handle 0x81010001) and P-384 (0x81010016), a certificate for each
-// (NV indices 0x01C00002 and 0x01C00016) and a CA of its own.
+// Options describe a TPM. The zero value is a TPM with persistent EKs of RSA 2048 (handle
+// 0x81010001) and P-384 (0x81010016), a certificate for each (NV indices 0x01C00002 and
+// 0x01C00016), and its own CA.
 type Options struct {
-	// CA issues the EK certificates; nil makes one for this TPM alone.
+	// CA issues the EK certificates. If it is nil, Start makes one.
 	CA *CA
-	// RSA3072 makes the RSA EK one of 3072 bits (handle 0x8101001C, NV index
-	// 0x01C0001C).
+	// RSA3072 asks for an RSA EK of 3072 bits instead of 2048 (handle 0x8101001C, NV
+	// index 0x01C0001C).
 	RSA3072 bool
-	// Blank skips manufacturing: no persistent key, no certificate and no CA.
+	// Blank asks for a TPM without persistent keys and certificates, and without a CA.
 	Blank bool
-	// Control adds a control socket, which is no TPM.
+	// Control adds a control socket, which does not take a TPM's commands.
 	Control bool
 }
 
-// A TPM is a running swtpm. Its methods are for one goroutine; the TPM itself
-// serves one connection after another.
+// A TPM is a running swtpm. It serves one connection after another. Its methods are not
+// safe for concurrent use.
 type TPM struct {
 	// Socket is the path of the Unix socket.
 	Socket string
-	// Device is "unix:" and Socket, as the agent's configuration has it.
+	// Device is "unix:" and Socket, the value of the agent's key device.
 	Device string
 	// Control is the path of the control socket, or empty.
 	Control string
-	// StateDir holds the TPM's persistent state.
+	// StateDir is the folder with the TPM's persistent state.
 	StateDir string
-	// CA issued the EK certificates; nil for a blank TPM.
+	// CA issued the EK certificates. It is nil if the TPM is blank.
 	CA *CA
 
 	tb   testing.TB
@@ -55,8 +55,8 @@ type TPM struct {
 	done chan struct{}
 }
 
-// Start makes a new TPM, one with seeds and thus keys like no other, and runs
-// it until the test ends.
+// Start makes a new TPM and runs it until the test ends. It has new seeds, so no other TPM
+// has the same keys.
 func Start(tb testing.TB, o Options) *TPM {
 	tb.Helper()
 	dir := tempDir(tb)
@@ -84,7 +84,7 @@ func Start(tb testing.TB, o Options) *TPM {
 	return t
 }
 
-// manufacture creates the EKs and writes their certificates into NV memory.
+// manufacture makes the EKs persistent and writes their certificates to NV memory.
 func (t *TPM) manufacture(dir string, o Options) {
 	t.tb.Helper()
 	args := []string{
@@ -101,8 +101,8 @@ func (t *TPM) manufacture(dir string, o Options) {
 	}
 }
 
-// Restart switches the TPM off, if it runs, and on again, as a reboot of the
-// machine does: what was loaded is gone, what is persistent is there.
+// Restart switches the TPM off, if it runs, and on again, like a reboot of the machine:
+// loaded keys and sessions are lost, persistent keys and NV memory stay.
 func (t *TPM) Restart() {
 	t.tb.Helper()
 	t.Stop()
@@ -120,7 +120,7 @@ func (t *TPM) Restart() {
 	t.cmd = exec.Command(program(t.tb, "swtpm"), args...)
 	t.cmd.ExtraFiles = files
 	t.cmd.Stdout, t.cmd.Stderr = &t.log, &t.log
-	// A test binary that is killed runs no cleanup; swtpm then goes with it.
+	// A test binary that is killed runs no cleanup, so the kernel ends swtpm with it.
 	t.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := t.cmd.Start(); err != nil {
 		t.tb.Fatal(err)
@@ -131,12 +131,12 @@ func (t *TPM) Restart() {
 	t.done = make(chan struct{})
 	go func(cmd *exec.Cmd, done chan struct{}) {
 		defer close(done)
-		_ = cmd.Wait() // a signal ended it, or the log says why it ended
+		_ = cmd.Wait() // a signal has ended it, or the log says why it ended
 	}(t.cmd, t.done)
 }
 
-// listen returns a listening socket at path. swtpm is handed it, so whoever connects from
-// here on waits in its backlog instead of being refused while swtpm starts.
+// listen returns a listening socket at path for swtpm to inherit. So a client that connects
+// while swtpm starts waits in the backlog instead of being refused.
 func (t *TPM) listen(path string) *os.File {
 	t.tb.Helper()
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
@@ -152,8 +152,7 @@ func (t *TPM) listen(path string) *os.File {
 	return f
 }
 
-// Stop switches the TPM off and waits until it is off. A TPM that is off may be
-// stopped again.
+// Stop switches the TPM off and waits until it is off. If the TPM is off, Stop does nothing.
 func (t *TPM) Stop() {
 	if t.cmd == nil {
 		return
@@ -176,8 +175,8 @@ func (t *TPM) Stop() {
 	}
 }
 
-// tempDir returns a folder whose path is short: a socket's path has room for
-// 107 bytes, and testing.TB's folders carry the test's name.
+// tempDir returns a temporary folder whose path is short: a socket's path has at most 107
+// bytes, and the folders of testing.TB contain the test's name.
 func tempDir(tb testing.TB) string {
 	tb.Helper()
 	dir, err := os.MkdirTemp("", "swtpm")

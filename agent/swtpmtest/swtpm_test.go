@@ -50,9 +50,9 @@ func readCertificate(t *testing.T, path string) *x509.Certificate {
 	return cert
 }
 
-// Tests of enrolment rely on it: a TPM stays the same over a reboot, and two
-// TPMs are never the same.
-func TestATPMIsItselfAndNoOther(t *testing.T) {
+// A TPM keeps its EK over a restart, and two TPMs have different EKs. Tests of enrolment rely
+// on both.
+func TestEachTPMHasItsOwnEK(t *testing.T) {
 	ca := swtpmtest.NewCA(t)
 	a, b := swtpmtest.Start(t, swtpmtest.Options{CA: ca}), swtpmtest.Start(t, swtpmtest.Options{CA: ca})
 	first := ekName(t, a, 0x81010001)
@@ -61,21 +61,21 @@ func TestATPMIsItselfAndNoOther(t *testing.T) {
 		t.Error("after a restart the TPM has another EK")
 	}
 	if bytes.Equal(first, ekName(t, b, 0x81010001)) {
-		t.Error("two TPMs have one EK")
+		t.Error("two TPMs have the same EK")
 	}
 	root, issuer := readCertificate(t, ca.RootPath), readCertificate(t, ca.IssuerPath)
 	if err := issuer.CheckSignatureFrom(root); err != nil {
-		t.Errorf("the issuing CA is not the root's: %v", err)
+		t.Errorf("the root has not signed the issuing CA: %v", err)
 	}
 }
 
-// RSA3072 must be what the name says, or tests of the high range test nothing.
+// With RSA3072, the TPM has an EK of that type. Otherwise tests of it would test another key.
 func TestRSA3072(t *testing.T) {
 	ekName(t, swtpmtest.Start(t, swtpmtest.Options{RSA3072: true}), 0x8101001C)
 }
 
-// A TPM that is stopped refuses connections at once instead of leaving a test
-// waiting, and leaves no folder.
+// A stopped TPM refuses connections at once, so that no test waits for it, and its folder is
+// removed.
 func TestStopLeavesNothing(t *testing.T) {
 	var dir string
 	t.Run("run", func(t *testing.T) {
@@ -93,9 +93,8 @@ func TestStopLeavesNothing(t *testing.T) {
 	}
 }
 
-// Who runs the tests without swtpm learns what to install, and no test passes
-// without having run.
-func TestMissingProgramFailsWithAdvice(t *testing.T) {
+// Without swtpm, a test fails and says what to install. It must not pass without having run.
+func TestMissingProgram(t *testing.T) {
 	if os.Getenv("SWTPMTEST_WITHOUT_SWTPM") == "1" {
 		swtpmtest.Start(t, swtpmtest.Options{})
 		return
@@ -108,8 +107,8 @@ func TestMissingProgramFailsWithAdvice(t *testing.T) {
 	}
 }
 
-// Tests of certificates rely on it: what is written to NV is what an agent reads,
-// to the last byte, also where it takes several commands.
+// An agent reads from NV memory exactly what WriteNV has written, even if that took several
+// commands. Tests of certificates rely on it.
 func TestWriteNV(t *testing.T) {
 	const index = tpm2.TPMHandle(0x01C0000A)
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
