@@ -19,18 +19,12 @@ import (
 // maxConfigSize is the size of the longest configuration that is read, in bytes.
 const maxConfigSize = 64 << 10
 
-// parseConfig reads the plugin's configuration, HCL or JSON. It returns all that
-// is wrong with it, each by its key and with what to write instead; no problem
-// shows a value that may be a password.
-func parseConfig(src string) (config tpm.Config, problems []string) {
-	defer func() {
-		if r := recover(); r != nil { // of the parser
-			config, problems = tpm.Config{}, []string{"the configuration is not valid HCL"}
-		}
-	}()
+// ParseConfig reads the plugin's configuration, the content of plugin_data, in HCL or
+// JSON. If there are problems, it returns all of them and a zero configuration.
+func ParseConfig(src string) (tpm.Config, []tpm.Problem) {
 	settings, err := parseSettings(src)
 	if err != nil {
-		return tpm.Config{}, []string{err.Error()}
+		return tpm.Config{}, []tpm.Problem{{Message: err.Error()}}
 	}
 	r := &configReader{seen: make(map[string]bool)}
 	for _, s := range settings {
@@ -43,23 +37,37 @@ func parseConfig(src string) (config tpm.Config, problems []string) {
 	return r.config, nil
 }
 
-// setting is a key at the top level of a configuration, and its value.
-type setting struct {
-	key, value string
-	isString   bool // or the value is of another type, and not here
+// HasKeys reports whether src can be parsed and has a key of this plugin's configuration.
+// It tells the agent's plugin_data from the server's, which has none of these keys.
+func HasKeys(src string) bool {
+	settings, err := parseSettings(src)
+	fields := new(configReader).fields()
+	return err == nil && slices.ContainsFunc(settings, func(s setting) bool { return fields[s.key] != nil })
 }
 
-// parseSettings parses a configuration. Duplicate keys are kept: they are found,
-// and named, as every other problem is. A byte order mark and the line ends of
-// Windows, which an editor may have left, mean nothing.
-func parseSettings(src string) ([]setting, error) {
+// setting is a key at the top level of a configuration, and its value.
+type setting struct {
+	key      string
+	value    string // if isString
+	isString bool
+}
+
+// parseSettings parses a configuration. It keeps duplicate keys, so that they are
+// reported like any other problem. It ignores a byte order mark and the carriage returns
+// in the line ends of Windows, which an editor may have left.
+func parseSettings(src string) (_ []setting, err error) {
+	defer func() {
+		if r := recover(); r != nil { // the HCL parser may panic
+			err = errors.New("the configuration is not valid HCL")
+		}
+	}()
 	if len(src) > maxConfigSize {
 		return nil, fmt.Errorf("the configuration is %d bytes long; at most %d are allowed", len(src), maxConfigSize)
 	}
 	src = strings.ReplaceAll(strings.TrimPrefix(src, "\ufeff"), "\r\n", "\n")
 	if strings.HasPrefix(strings.TrimSpace(src), "{") {
 		settings, err := parseJSON(src)
-		if err != nil { // which may quote a password
+		if err != nil { // err may quote a password
 			return nil, errors.New("the configuration is not valid JSON")
 		}
 		return settings, nil
@@ -71,8 +79,8 @@ func parseSettings(src string) ([]setting, error) {
 	return parseHCL(src)
 }
 
-// maxBrackets is how many brackets a configuration may have, those in comments and
-// strings included. The parser's time grows with the square of how deep they are.
+// maxBrackets is how many opening brackets a configuration may have, including those in
+// comments and strings. The parser's time grows with the square of their depth.
 const maxBrackets = 256
 
 // parseJSON reads a JSON object.
@@ -109,11 +117,11 @@ func parseJSON(src string) ([]setting, error) {
 	return all, nil
 }
 
-// parseHCL reads HCL, whose lines end with a line feed. It may panic, since the
-// parser does.
+// parseHCL reads HCL whose lines end with a line feed. It may panic, since the HCL parser
+// may.
 func parseHCL(src string) ([]setting, error) {
-	// A text that was cut behind a key or an equals sign, or within a comment,
-	// shows in what follows it: this key is then not the last one.
+	// The parser accepts some texts that were cut off, for example within a comment.
+	// After such a text, the key end is not parsed as a key of its own.
 	file, err := hclparser.ParseDontErrorOnDuplicateKeys([]byte(src + "\nend = true\n"))
 	if err != nil {
 		return nil, fmt.Errorf("the configuration is not valid HCL%s", place(err))
@@ -140,7 +148,8 @@ func parseHCL(src string) ([]setting, error) {
 	return all, nil
 }
 
-// place returns where a parser's error is. What it is may quote a password.
+// place returns where the error of a parser is, but not its text, which may quote a
+// password.
 func place(err error) string {
 	var at *hclparser.PosError
 	if !errors.As(err, &at) {
@@ -149,27 +158,26 @@ func place(err error) string {
 	return fmt.Sprintf(": see line %d, column %d", at.Pos.Line, at.Pos.Column)
 }
 
-// configReader collects the configuration and what is wrong with it.
+// configReader collects the configuration and its problems.
 type configReader struct {
 	config   tpm.Config
 	seen     map[string]bool
-	problems []string
+	problems []tpm.Problem
 }
 
-func (r *configReader) problem(format string, args ...any) {
-	r.problems = append(r.problems, fmt.Sprintf(format, args...))
+func (r *configReader) problem(key, format string, args ...any) {
+	r.problems = append(r.problems, tpm.Problem{Key: key, Message: fmt.Sprintf(format, args...)})
 }
 
-// fields are the keys and what takes their values. A function reports what is
-// wrong with a value, or nothing.
-func (r *configReader) fields() map[string]func(string) string {
-	keep := func(target *string) func(string) string {
-		return func(value string) string {
+// fields returns a function for each key, which sets the key's value.
+func (r *configReader) fields() map[string]func(string) error {
+	keep := func(target *string) func(string) error {
+		return func(value string) error {
 			*target = value
-			return ""
+			return nil
 		}
 	}
-	return map[string]func(string) string{
+	return map[string]func(string) error{
 		"ak":                   r.setAK,
 		"device":               keep(&r.config.Device),
 		"ek":                   r.setEK,
@@ -178,45 +186,39 @@ func (r *configReader) fields() map[string]func(string) string {
 	}
 }
 
-// read takes one key and its value.
+// read reads one key with its value.
 func (r *configReader) read(s setting) {
 	fields := r.fields()
 	set, ok := fields[s.key]
 	if !ok {
-		r.problem("%s: unknown key: the keys are %s", s.key, strings.Join(slices.Sorted(maps.Keys(fields)), ", "))
+		r.problem(s.key, "unknown key: the keys are %s", strings.Join(slices.Sorted(maps.Keys(fields)), ", "))
 		return
 	}
 	if r.seen[s.key] {
-		r.problem("%s: set twice: keep one", s.key)
+		r.problem(s.key, "set twice: keep one")
 		return
 	}
 	r.seen[s.key] = true
 	if !s.isString {
-		r.problem(`%s: not a string: write %s = "…"`, s.key, s.key)
+		r.problem(s.key, `not a string: write %s = "…"`, s.key)
 		return
 	}
-	if wrong := set(s.value); wrong != "" {
-		r.problem("%s: %s", s.key, wrong)
+	if err := set(s.value); err != nil {
+		r.problem(s.key, "%v", err)
 	}
 }
 
-func (r *configReader) setEK(value string) string {
-	var err error
-	if r.config.EK, err = tpm.ParseEK(value); err != nil {
-		return err.Error()
-	}
-	return ""
+func (r *configReader) setEK(value string) (err error) {
+	r.config.EK, err = tpm.ParseEK(value)
+	return err
 }
 
-func (r *configReader) setAK(value string) string {
-	var err error
-	if r.config.AK, err = tpm.ParseAK(value); err != nil {
-		return err.Error()
-	}
-	return ""
+func (r *configReader) setAK(value string) (err error) {
+	r.config.AK, err = tpm.ParseAK(value)
+	return err
 }
 
-// stringOf returns the value of a token that is a string, or a key without quotes.
+// stringOf returns the value of a token that is a string or a key without quotes.
 func stringOf(t token.Token) (string, bool) {
 	switch t.Type {
 	case token.STRING, token.IDENT, token.HEREDOC:

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -13,8 +14,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// A configuration means the same in each form in which SPIRE hands it over: as
-// written, as JSON, and printed again with quoted keys.
+// A configuration means the same in every form in which SPIRE may pass it: HCL, JSON, and
+// HCL with quoted keys.
 func TestValidConfigurations(t *testing.T) {
 	full := tpm.Config{
 		Device: "unix:/run/s", EK: attestor.P384, AK: attestor.RSA2048,
@@ -43,8 +44,8 @@ func TestValidConfigurations(t *testing.T) {
 			`{"device": "unix:/run/s", "ek": "p384", "ak": "rsa2048", "endorsement_password": "e $x \"quoted\"", "owner_password": "o"}`,
 			full,
 		},
-		// What editors and other programs make of it: Windows' line ends, a
-		// byte order mark, and JSON that escapes what it need not.
+		// Editors and other programs write line ends of Windows, a byte order mark,
+		// and JSON with unnecessary escapes.
 		"line ends of Windows": {
 			"# the TPM\r\ndevice = \"/dev/tpm0\"\r\n\r\n/* its\r\nkey */\r\nek = \"p384\"\r\n",
 			tpm.Config{Device: "/dev/tpm0", EK: attestor.P384},
@@ -57,7 +58,7 @@ func TestValidConfigurations(t *testing.T) {
 		"JSON, an escaped key":   {`{"owner\u005fpassword": "o"}`, tpm.Config{OwnerPassword: "o"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, problems := parseConfig(tt.config)
+			got, problems := ParseConfig(tt.config)
 			if len(problems) > 0 || !reflect.DeepEqual(got, tt.want) {
 				t.Errorf("%+v, %q", got, problems)
 			}
@@ -65,8 +66,8 @@ func TestValidConfigurations(t *testing.T) {
 	}
 }
 
-// Each mistake is refused, by its key and with what to write: a key that is
-// misspelled must not read like one that was never set.
+// Each mistake is refused with its key, and with what to write instead. A misspelled key
+// must not be ignored, and a mistake must not replace the configuration in use.
 func TestRefusedConfigurations(t *testing.T) {
 	p := serve(t, `device = "/dev/tpmrm0"`)
 	before := p.tpm.Load()
@@ -109,7 +110,7 @@ func TestRefusedConfigurations(t *testing.T) {
 		"AK twice":           {"ak = \"p256\"\nak = \"p256\"", []string{"ak: set twice"}},
 		"AK of another kind": {`ak = ["p256"]`, []string{"ak: not a string"}},
 		"a long password":    {`owner_password = "` + strings.Repeat("x", 65) + `"`, []string{"owner_password: a TPM takes at most 64 bytes"}},
-		// The parser would take half a minute, in which no agent attests.
+		// The parser would take half a minute for these.
 		"deep lists":  {"device = " + strings.Repeat("[", 16_000), []string{"more than 256 brackets"}},
 		"deep blocks": {strings.Repeat("device {", 5000), []string{"more than 256 brackets"}},
 		"too long":    {strings.Repeat("#", maxConfigSize+1), []string{"at most 65536 are allowed"}},
@@ -139,9 +140,9 @@ func TestRefusedConfigurations(t *testing.T) {
 	}
 }
 
-// SPIRE reads any note as a failure, so a valid configuration has none; and to
-// validate one is not to use it.
-func TestValidateLeavesTheConfigurationAlone(t *testing.T) {
+// A valid configuration has no notes, since SPIRE takes any note for a failure. Validate
+// does not put the configuration into use.
+func TestValidateDoesNotConfigure(t *testing.T) {
 	p := serve(t, "")
 	rsp, err := p.service.Validate(t.Context(), &configv1.ValidateRequest{HclConfiguration: `ek = "p256"`})
 	if err != nil || !rsp.GetValid() || len(rsp.GetNotes()) > 0 {
@@ -152,8 +153,8 @@ func TestValidateLeavesTheConfigurationAlone(t *testing.T) {
 	}
 }
 
-// Passwords are in the configuration; neither an error nor a note shows one.
-func TestPasswordsStayOutOfProblems(t *testing.T) {
+// Problems go to SPIRE's log. They must not show the passwords in the configuration.
+func TestProblemsShowNoPassword(t *testing.T) {
 	const secret = "hunter2"
 	for _, config := range []string{
 		`endorsement_password "` + secret + `"`,
@@ -164,21 +165,41 @@ func TestPasswordsStayOutOfProblems(t *testing.T) {
 		`endorsement_password = "` + strings.Repeat(secret, 10) + `"`,
 		"owner_password = \"" + secret + "\"\nowner_password = \"" + secret + "\"",
 	} {
-		_, problems := parseConfig(config)
-		if len(problems) == 0 || strings.Contains(strings.Join(problems, "\n"), secret) {
-			t.Errorf("problems %q", problems)
+		_, problems := ParseConfig(config)
+		if text := fmt.Sprint(problems); len(problems) == 0 || strings.Contains(text, secret) {
+			t.Errorf("problems %s", text)
 		}
 	}
 }
 
-// Any text at all is a configuration or is refused.
+// The agent's plugin_data is told from the server's by its keys, so that an operator's check
+// names the right mistakes. A text that has none, or cannot be parsed, has no side.
+func TestHasKeys(t *testing.T) {
+	for text, want := range map[string]bool{
+		``:                                false,
+		`device = "/dev/tpm0"`:            true,
+		`{"ek": "p384"}`:                  true,
+		"devise = \"x\"\nak = 5":          true,
+		`source "hash_dir" "machines" {}`: false,
+		`{"hash_path": "/srv/hashes"}`:    false,
+		`device = `:                       false,
+		strings.Repeat("device {", 5000):  false,
+	} {
+		if got := HasKeys(text); got != want {
+			t.Errorf("%.40q: %v", text, got)
+		}
+	}
+}
+
+// Every text either is a valid configuration, and can be put into use, or has problems. A
+// panic or an endless loop would cost a machine its identity.
 func FuzzConfig(f *testing.F) {
 	f.Add(`device = "unix:/run/s"`)
 	f.Add(`{"ek": "p384", "owner_password": "x"}`)
 	f.Add("\"device\" = <<EOF\n/dev/tpm0\nEOF\n")
 	f.Add(`device "x" { y = [1, 2.5, true] }`)
 	f.Fuzz(func(t *testing.T, text string) {
-		config, problems := parseConfig(text)
+		config, problems := ParseConfig(text)
 		if len(problems) > 0 {
 			if config != (tpm.Config{}) {
 				t.Errorf("problems and a configuration: %q %+v", problems, config)

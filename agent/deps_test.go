@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// The agent runs on every machine of a fleet: it links neither what belongs to
-// the server nor a database, a file watcher or an HTTP client of its own.
+// The agent runs on every machine of a fleet, so its binary has neither the server's packages
+// nor a database, a file watcher or an HTTP client.
 func TestAgentBinaryStaysSmall(t *testing.T) {
 	out, err := exec.Command("go", "list", "-deps", "../cmd/tpm-attestor-agent").Output()
 	if err != nil {

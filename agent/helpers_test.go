@@ -13,8 +13,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// The exceptions belong to the other side of the boundary: plugintest keeps a
-// connection, two pipes, a watch on this process and a timer that ends by itself.
+// The ignored goroutines are plugintest's: a connection, two pipes, a watch on this process
+// and a timer.
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m,
 		goleak.IgnoreAnyFunction("github.com/hashicorp/go-plugin/internal/cmdrunner.pidWait"),
@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 		goleak.IgnoreAnyFunction("google.golang.org/grpc/internal/grpcsync.(*CallbackSerializer).run"))
 }
 
-// plugin is a plugin behind the same gRPC boundary as in SPIRE.
+// plugin is a plugin that is called through gRPC, as by SPIRE.
 type plugin struct {
 	*Plugin
 	attestor nodeattestorv1.NodeAttestorPluginClient
@@ -32,8 +32,8 @@ type plugin struct {
 	log      *logBuffer
 }
 
-// serve serves a plugin until the test ends, with a configuration if it is not
-// empty.
+// serve serves a plugin until the test ends. If config is not empty, serve configures the
+// plugin with it.
 func serve(t *testing.T, config string) *plugin {
 	t.Helper()
 	p := &plugin{Plugin: New(), log: new(logBuffer)}
@@ -61,7 +61,7 @@ func (p *plugin) configure(t *testing.T, config string) error {
 	return err
 }
 
-// logBuffer keeps what is logged.
+// logBuffer collects the log. It is safe for concurrent use.
 type logBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer

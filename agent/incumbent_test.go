@@ -14,8 +14,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
 )
 
-// buildOldIncumbent builds the server of e2e/incumbent, whose go-attestation is
-// older than this module's.
+// buildOldIncumbent builds the server of e2e/incumbent. Its go-attestation is older than
+// this module's.
 func buildOldIncumbent(t *testing.T) (program string) {
 	t.Helper()
 	program = filepath.Join(t.TempDir(), "incumbent")
@@ -28,7 +28,7 @@ func buildOldIncumbent(t *testing.T) (program string) {
 	return program
 }
 
-// oldIncumbent is a server that runs as a process, one for each attestation.
+// oldIncumbent is that server. It runs one process for each attestation.
 type oldIncumbent struct {
 	t       *testing.T
 	program string
@@ -52,7 +52,7 @@ func (s *oldIncumbent) challenge(payload []byte) ([]byte, error) {
 	if err := s.cmd.Start(); err != nil {
 		return nil, err
 	}
-	s.t.Cleanup(func() { _ = s.end() }) // where it has not come to finish
+	s.t.Cleanup(func() { _ = s.end() }) // if finish is not called
 	if _, err := s.in.Write(payload); err != nil {
 		return nil, err
 	}
@@ -70,18 +70,18 @@ func (s *oldIncumbent) finish(response []byte) error {
 	return s.end()
 }
 
-// end waits for the process, and returns what it says where it does not admit.
+// end waits for the process to end. If the server refuses the agent, end returns the reason.
 func (s *oldIncumbent) end() error {
-	_ = s.in.Close() // it reads no more, or will see the end
+	_ = s.in.Close() // the process may have closed its end already
 	if err := s.cmd.Wait(); err != nil {
 		return errors.New(strings.TrimSpace(s.stderr.String()))
 	}
 	return nil
 }
 
-// While the last server of a fleet has an incumbent that knows no AK in ECC, an
-// agent that has moved attests to it with ak = "rsa2048"; without that key it is
-// refused, in the words by which the migration guide lets an operator see it.
+// Older servers of spire-tpm-plugin do not support ECC AKs. An agent attests to such a server
+// with ak = "rsa2048". Without that key the server refuses it, with the message that the
+// migration guide tells operators to look for.
 func TestAttestToAnOldServerOfTheIncumbents(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{})
 	blank := swtpmtest.Start(t, swtpmtest.Options{Blank: true})

@@ -1,5 +1,5 @@
-// Package agent is the agent's side of the SPIRE node attestor plugin "tpm": it
-// proves, with the TPM 2.0 of the machine it runs on, that this is the machine.
+// Package agent is the agent's side of the SPIRE node attestor plugin "tpm". It proves
+// the identity of the machine with the machine's TPM 2.0.
 package agent
 
 import (
@@ -22,15 +22,15 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// Plugin implements the NodeAttestor and the Config service. It is safe for
-// concurrent use; attestations take turns at the TPM.
+// A Plugin implements SPIRE's services NodeAttestor and Config. It is safe for concurrent
+// use; attestations use the TPM one after the other.
 type Plugin struct {
 	nodeattestorv1.UnimplementedNodeAttestorServer
 	configv1.UnimplementedConfigServer
 
 	logger hclog.Logger
 	tpm    atomic.Pointer[tpm.TPM]
-	turn   chan struct{} // holds a token while an attestation uses the TPM
+	turn   chan struct{} // of size 1; whoever has sent to it may use the TPM
 }
 
 // New returns a plugin that is not configured yet.
@@ -38,19 +38,18 @@ func New() *Plugin {
 	return &Plugin{logger: hclog.NewNullLogger(), turn: make(chan struct{}, 1)}
 }
 
-// SetLogger is called by the plugin framework, before anything else.
+// SetLogger sets the logger. The plugin framework calls it before anything else.
 func (p *Plugin) SetLogger(logger hclog.Logger) { p.logger = logger }
 
-// Configure takes a configuration into use. It opens no device: a TPM whose
-// driver is not there yet is an attestation's concern, which SPIRE repeats,
-// while it does not repeat this.
+// Configure puts a configuration into use. It does not open the device: SPIRE repeats an
+// attestation whose TPM is not ready yet, but it does not repeat Configure.
 func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (
 	_ *configv1.ConfigureResponse, err error,
 ) {
 	defer p.guard(&err)
-	config, problems := parseConfig(req.GetHclConfiguration())
+	config, problems := ParseConfig(req.GetHclConfiguration())
 	if len(problems) > 0 {
-		return nil, status.Error(codes.InvalidArgument, strings.Join(problems, "; "))
+		return nil, status.Error(codes.InvalidArgument, strings.Join(notes(problems), "; "))
 	}
 	t, err := tpm.New(config)
 	if err != nil {
@@ -60,12 +59,20 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (
 	return &configv1.ConfigureResponse{}, nil
 }
 
-// Validate checks a configuration as Configure does and leaves the one in use.
-// SPIRE takes any note for a failure, so there is none where it is valid.
+// Validate checks a configuration as Configure does, and does not put it into use. A valid
+// configuration has no notes, since SPIRE takes any note for a failure.
 func (p *Plugin) Validate(_ context.Context, req *configv1.ValidateRequest) (_ *configv1.ValidateResponse, err error) {
 	defer p.guard(&err)
-	_, problems := parseConfig(req.GetHclConfiguration())
-	return &configv1.ValidateResponse{Valid: len(problems) == 0, Notes: problems}, nil
+	_, problems := ParseConfig(req.GetHclConfiguration())
+	return &configv1.ValidateResponse{Valid: len(problems) == 0, Notes: notes(problems)}, nil
+}
+
+func notes(problems []tpm.Problem) []string {
+	var all []string
+	for _, p := range problems {
+		all = append(all, p.String())
+	}
+	return all
 }
 
 // AidAttestation sends the payload, waits for the challenge, and answers it.
@@ -88,8 +95,9 @@ func (p *Plugin) AidAttestation(stream nodeattestorv1.NodeAttestor_AidAttestatio
 	return prove(stream, attestor.NewProver(a.Claim, &activator{p, ctx, a}))
 }
 
-// use runs f, which uses the TPM, when its turn has come. It returns soon after ctx has
-// ended; the next turn comes when f has returned as well.
+// use waits until nothing else uses the TPM and runs f, which uses it. If ctx ends, use
+// returns within a second even if f has not returned. Nothing else uses the TPM before f
+// has returned.
 func (p *Plugin) use(ctx context.Context, f func() error) error {
 	select {
 	case p.turn <- struct{}{}:
@@ -103,9 +111,8 @@ func (p *Plugin) use(ctx context.Context, f func() error) error {
 	})
 }
 
-// activator answers a challenge when the TPM's turn has come. While an attestation waits
-// for the server, the TPM is free: a server may never answer, and SPIRE kills the plugin
-// as soon as an attestation has failed.
+// activator answers a challenge with the TPM. While an attestation waits for the challenge,
+// others may use the TPM: the server may never answer.
 type activator struct {
 	plugin      *Plugin
 	ctx         context.Context //nolint:containedctx // attestor.Activator's method takes none
@@ -114,19 +121,19 @@ type activator struct {
 
 // ActivateCredential implements attestor.Activator.
 func (a *activator) ActivateCredential(credential, secret []byte) ([]byte, error) {
-	var answer []byte
+	var decrypted []byte
 	err := a.plugin.use(a.ctx, func() (err error) {
-		answer, err = a.attestation.Activate(a.ctx, credential, secret)
+		decrypted, err = a.attestation.Activate(a.ctx, credential, secret)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return answer, nil
+	return decrypted, nil
 }
 
-// report logs what this machine attests with: the hash is what an operator
-// enrols it by.
+// report logs the EK of this machine, and which certificates in the TPM cannot be used. An
+// operator enrols the machine by the hash.
 func (p *Plugin) report(a *tpm.Attestation) {
 	p.logger.Info("attesting with the TPM", "ek_hash", hex.EncodeToString(a.EKHash[:]), "ek", string(a.KeyType),
 		"ek_certificate", a.Claim.Certificate != nil, "ek_persistent", a.Persistent != 0)
@@ -144,8 +151,8 @@ func (p *Plugin) report(a *tpm.Attestation) {
 	}
 }
 
-// otherTypes returns the types of EK for which there are certificates, if there is none for
-// the one in use: ek = "auto" does not choose by them.
+// otherTypes returns the types of EK for which the TPM holds certificates, if it holds none
+// for the EK in use. The type that ek = "auto" means does not depend on certificates.
 func otherTypes(a *tpm.Attestation) []string {
 	if a.Claim.Certificate != nil {
 		return nil
@@ -163,7 +170,7 @@ func otherTypes(a *tpm.Attestation) []string {
 	return types
 }
 
-// prove is the dialogue of one attestation.
+// prove runs the agent's half of one attestation.
 func prove(stream nodeattestorv1.NodeAttestor_AidAttestationServer, prover *attestor.Prover) error {
 	payload, err := prover.Payload()
 	if err != nil {
@@ -176,7 +183,7 @@ func prove(stream nodeattestorv1.NodeAttestor_AidAttestationServer, prover *atte
 	}
 	challenge, err := stream.Recv()
 	if errors.Is(err, io.EOF) {
-		return nil // the server has decided, and wants to know no more
+		return nil // the server has decided without a challenge
 	}
 	if err != nil {
 		return err // a status of gRPC
@@ -190,9 +197,9 @@ func prove(stream nodeattestorv1.NodeAttestor_AidAttestationServer, prover *atte
 	})
 }
 
-// failed returns the status for an error. None is PermissionDenied, upon which
-// SPIRE Agent would give up instead of trying again: FailedPrecondition lasts
-// until somebody acts, Unavailable may pass by itself.
+// failed returns the status for an error. FailedPrecondition means that somebody has to
+// act, Unavailable that a later attempt may succeed. failed never returns
+// PermissionDenied: SPIRE Agent would give up instead of trying again.
 func failed(doing string, err error, unexpected codes.Code) error {
 	code := unexpected
 	switch {
@@ -206,8 +213,8 @@ func failed(doing string, err error, unexpected codes.Code) error {
 	return status.Error(code, fmt.Sprintf("%s: %v", doing, err))
 }
 
-// guard turns a panic into the error of one call: SPIRE does not start a plugin
-// again that has died.
+// guard is to be deferred. It turns a panic into the error of one call, since SPIRE does
+// not restart a plugin that has died.
 func (p *Plugin) guard(err *error) {
 	if r := recover(); r != nil {
 		p.logger.Error("panic", "value", r, "stack", string(debug.Stack()))

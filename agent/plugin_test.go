@@ -26,13 +26,13 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// server is a server's half.
+// server is the server's half of an attestation.
 type server interface {
 	challenge(payload []byte) ([]byte, error)
 	finish(response []byte) error
 }
 
-// attest runs one attestation of the plugin against a server.
+// attest runs one attestation of the plugin to a server.
 func (p *plugin) attest(ctx context.Context, s server) error {
 	stream, err := p.attestor.AidAttestation(ctx)
 	if err != nil {
@@ -56,12 +56,12 @@ func (p *plugin) attest(ctx context.Context, s server) error {
 		return fmt.Errorf("server: %w", err)
 	}
 	if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
-		return fmt.Errorf("the stream goes on: %w", err)
+		return fmt.Errorf("the stream does not end: %w", err)
 	}
 	return nil
 }
 
-// ours is this project's server.
+// ours is the server's half of this project.
 type ours struct{ session *attestor.Session }
 
 func (s *ours) challenge(payload []byte) ([]byte, error) {
@@ -74,7 +74,7 @@ func (s *ours) challenge(payload []byte) ([]byte, error) {
 
 func (s *ours) finish(response []byte) error { return s.session.Finish(response) }
 
-// incumbent is a server that knows the fields of spire-tpm-plugin and no others.
+// incumbent is a server that knows only the fields of spire-tpm-plugin.
 type incumbent struct {
 	ek          crypto.PublicKey
 	certificate *x509.Certificate
@@ -121,8 +121,8 @@ func (s *incumbent) finish(response []byte) error {
 	return nil
 }
 
-// A machine attests through gRPC, as in SPIRE, to this project's server, and the
-// log has the hash by which an operator enrols it.
+// A machine attests to this project's server, with each type of EK and AK, and more than
+// once. The log shows the EK hash by which an operator enrols the machine.
 func TestAttest(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{})
 	for _, keys := range []string{
@@ -132,7 +132,7 @@ func TestAttest(t *testing.T) {
 		t.Run(keys, func(t *testing.T) {
 			p := serve(t, fmt.Sprintf("device = %q\n%s", tpm.Device, keys))
 			s := new(ours)
-			for range 2 { // and again, as SPIRE does by the hour
+			for range 2 { // SPIRE attests again regularly
 				if err := p.attest(t.Context(), s); err != nil {
 					t.Fatal(err)
 				}
@@ -144,8 +144,9 @@ func TestAttest(t *testing.T) {
 	}
 }
 
-// A TPM that has no certificate for its RSA 2048 EK, but others, attests without one, by the EK that
-// "auto" always is; who looks for the certificate learns how to use it.
+// If a TPM has EK certificates, but none for its RSA 2048 EK, the log says with which value of
+// ek the machine would attest with one. Otherwise its operator would look for the certificate
+// in vain.
 func TestCertificateOfAnotherEK(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{RSA3072: true})
 	const hint = "to attest with one of them, set ek: ek=\"p384 or rsa3072\""
@@ -155,13 +156,13 @@ func TestCertificateOfAnotherEK(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := strings.Contains(p.log.String(), hint); got != want {
-			t.Errorf("%s: the log says it: %v, want %v: %s", keys, got, want, p.log)
+			t.Errorf("%s: the log has the hint: %v, want %v: %s", keys, got, want, p.log)
 		}
 	}
 }
 
-// A fleet migrates one machine at a time: a server that knows only the
-// incumbent's fields understands this agent, and sees the same EK.
+// A fleet migrates one machine at a time, so this agent must attest to the server of
+// spire-tpm-plugin, which knows only its own fields. That server sees the same EK.
 func TestAttestToTheIncumbentsServer(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{})
 	for _, ek := range []string{"auto", "p256"} {
@@ -182,8 +183,8 @@ func TestAttestToTheIncumbentsServer(t *testing.T) {
 	}
 }
 
-// What an operator reads, and whether SPIRE tries again, depends on the code; it
-// is never PermissionDenied, upon which the agent gives up.
+// A failure has the code by which SPIRE Agent tries again. It is never PermissionDenied, upon
+// which the agent gives up for good. The next attestation succeeds.
 func TestFailures(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{})
 	garbage := func(challenge string) server { return fixedChallenge(challenge) }
@@ -208,7 +209,7 @@ func TestFailures(t *testing.T) {
 			}
 		})
 	}
-	// And whatever went wrong, the next attestation goes through.
+	// The failures leave nothing behind.
 	if err := serve(t, device(tpm)).attest(t.Context(), new(ours)); err != nil {
 		t.Error(err)
 	}
@@ -222,7 +223,7 @@ func (c fixedChallenge) challenge([]byte) ([]byte, error) { return []byte(c), ni
 
 func (fixedChallenge) finish([]byte) error { return nil }
 
-// Before it is configured the plugin does nothing, and says why.
+// A plugin that has not been configured must not use the machine's own TPM by default.
 func TestNotConfigured(t *testing.T) {
 	err := serve(t, "").attest(t.Context(), new(ours))
 	if status.Code(err) != codes.FailedPrecondition {
@@ -230,11 +231,12 @@ func TestNotConfigured(t *testing.T) {
 	}
 }
 
-// Attestations take turns at the TPM, which has room for one; one that waits can leave.
-func TestTurns(t *testing.T) {
+// Only one attestation at a time uses the TPM, which may have room for the keys of only one.
+// An attestation that waits for the TPM ends when it is cancelled.
+func TestOneAttestationAtATime(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{})
 	p := serve(t, device(tpm))
-	p.turn <- struct{}{} // somebody uses the TPM
+	p.turn <- struct{}{} // another attestation uses the TPM
 	ctx, cancel := context.WithCancel(t.Context())
 	second, err := p.attestor.AidAttestation(ctx)
 	if err != nil {
@@ -252,8 +254,8 @@ func TestTurns(t *testing.T) {
 	}
 }
 
-// A server that never answers holds nobody up: the TPM is free, for this plugin and for
-// other programs, and empty. One that answers late is answered.
+// While the agent waits for a server that does not answer, the TPM is empty and free for other
+// attestations and other programs. A late challenge is still answered.
 func TestSilentServer(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{})
 	for _, ek := range []string{"rsa2048", "p256"} {
@@ -300,7 +302,7 @@ func TestSilentServer(t *testing.T) {
 	}
 }
 
-// An agent that is shut down while its TPM hangs is not held.
+// A hung TPM does not block an agent that shuts down.
 func TestHungTPM(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", path)
@@ -324,13 +326,13 @@ func TestHungTPM(t *testing.T) {
 	if err := <-done; status.Code(err) != codes.Canceled {
 		t.Errorf("error %v", err)
 	}
-	// The next attestation has its turn when the command has ended, whatever its end.
+	// When the command has ended, even with an error, the next attestation can use the TPM.
 	conn.Close()
 	p.turn <- struct{}{}
 }
 
-// A panic ends its attestation and nothing else: SPIRE does not start a plugin
-// again that has died.
+// A panic fails one attestation. It must not end the plugin, since SPIRE does not restart a
+// plugin that has died.
 func TestPanicEndsOneAttestation(t *testing.T) {
 	p := New()
 	if err := p.AidAttestation(nil); status.Code(err) != codes.FailedPrecondition {
@@ -342,7 +344,8 @@ func TestPanicEndsOneAttestation(t *testing.T) {
 	if err := p.AidAttestation(nil); status.Code(err) != codes.Internal {
 		t.Errorf("error %v", err)
 	}
-	// Nor does one in the TPM's goroutine, whose turn then comes to its end.
+	// A panic in the goroutine that uses the TPM does not end the plugin either, and frees the
+	// TPM for the next attestation.
 	for range 2 {
 		if err := p.use(t.Context(), func() error { panic("in the TPM") }); status.Code(err) != codes.Internal {
 			t.Errorf("error %v", err)

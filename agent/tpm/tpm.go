@@ -86,36 +86,57 @@ type TPM struct {
 	known  *inventory // nil before the first attestation
 }
 
-// Problems returns all mistakes in the configuration, each with the key in the plugin's
-// configuration: a device in an unknown form, an unknown type of EK or AK, a password
-// longer than a TPM accepts. It does not look whether the device exists.
-func (c Config) Problems() []string {
-	var problems []string
-	if err := checkDevice(c.Device); err != nil {
-		problems = append(problems, "device: "+err.Error())
+// A Problem is a mistake in a configuration.
+type Problem struct {
+	// Key is the key of the plugin's configuration, or empty if the mistake is in the
+	// whole.
+	Key string
+	// Message says what is wrong and what to write instead. It never shows a password.
+	Message string
+}
+
+func (p Problem) String() string {
+	if p.Key == "" {
+		return p.Message
 	}
-	if _, err := ParseEK(string(c.EK)); err != nil {
-		problems = append(problems, "ek: "+err.Error())
-	}
-	if _, err := ParseAK(string(c.AK)); err != nil {
-		problems = append(problems, "ak: "+err.Error())
-	}
-	for _, password := range []struct{ key, value string }{
-		{"endorsement_password", c.EndorsementPassword},
-		{"owner_password", c.OwnerPassword},
-	} {
-		if n := len(password.value); n > maxAuthSize {
-			problems = append(problems,
-				fmt.Sprintf("%s: a TPM takes at most %d bytes, not %d", password.key, maxAuthSize, n))
+	return p.Key + ": " + p.Message
+}
+
+// Problems returns all mistakes in the configuration: a device in an unknown form, an
+// unknown type of EK or AK, a password longer than a TPM accepts. It does not look
+// whether the device exists.
+func (c Config) Problems() []Problem {
+	var problems []Problem
+	check := func(key string, err error) {
+		if err != nil {
+			problems = append(problems, Problem{key, err.Error()})
 		}
 	}
+	check("device", checkDevice(c.Device))
+	_, err := ParseEK(string(c.EK))
+	check("ek", err)
+	_, err = ParseAK(string(c.AK))
+	check("ak", err)
+	check("endorsement_password", checkPassword(c.EndorsementPassword))
+	check("owner_password", checkPassword(c.OwnerPassword))
 	return problems
+}
+
+func checkPassword(password string) error {
+	if n := len(password); n > maxAuthSize {
+		return fmt.Errorf("a TPM takes at most %d bytes, not %d", maxAuthSize, n)
+	}
+	return nil
 }
 
 // New returns the TPM that config describes. It does not open the device.
 func New(config Config) (*TPM, error) {
-	if problems := config.Problems(); len(problems) > 0 {
-		return nil, errors.New(strings.Join(problems, "; "))
+	var errs []string
+	for _, p := range config.Problems() {
+		errs = append(errs, p.String())
+	}
+	if len(errs) > 0 {
+		return nil, errors.New(strings.Join(errs, "; "))
 	}
 	return &TPM{config: config, open: openChannel}, nil
 }
