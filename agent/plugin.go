@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/nodeattestor/v1"
@@ -73,6 +74,22 @@ func notes(problems []tpm.Problem) []string {
 		all = append(all, p.String())
 	}
 	return all
+}
+
+// closeTimeout is how long Close waits.
+const closeTimeout = time.Second
+
+// Close waits until no attestation uses the TPM, for a second at most: until then, keys may
+// be in the TPM. SPIRE's SDK calls it when SPIRE is about to end the plugin, and package
+// serve after the last attestation has ended.
+func (p *Plugin) Close() error {
+	select {
+	case p.turn <- struct{}{}:
+		<-p.turn
+		return nil
+	case <-time.After(closeTimeout):
+		return errors.New("the TPM is still in use: a key may be left in it")
+	}
 }
 
 // AidAttestation sends the payload, waits for the challenge, and answers it.

@@ -13,7 +13,10 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-attestation/attest"
 	"github.com/google/go-tpm/tpm2"
@@ -329,6 +332,39 @@ func TestHungTPM(t *testing.T) {
 	// When the command has ended, even with an error, the next attestation can use the TPM.
 	conn.Close()
 	p.turn <- struct{}{}
+	<-p.turn
+}
+
+// When SPIRE ends the plugin, a command may be under way. The process must not end before the
+// keys that the command has made are flushed: they would stay in a TPM without a resource
+// manager. But a hung TPM does not block SPIRE's shutdown.
+func TestCloseWaitsForTheTPM(t *testing.T) {
+	for takes, inTime := range map[time.Duration]bool{closeTimeout / 2: true, time.Hour: false} {
+		synctest.Test(t, func(t *testing.T) {
+			p := New()
+			ctx, cancel := context.WithCancel(t.Context())
+			cancelled := make(chan struct{})
+			var flushed atomic.Bool
+			go func() {
+				_ = p.use(ctx, func() error { // ends when ctx does
+					<-cancelled
+					time.Sleep(takes)
+					flushed.Store(true)
+					return nil
+				})
+			}()
+			synctest.Wait()
+			cancel()
+			close(cancelled)
+			if err := p.Close(); (err == nil) != inTime || flushed.Load() != inTime {
+				t.Errorf("a command of %v: %v, flushed: %v", takes, err, flushed.Load())
+			}
+			time.Sleep(takes) // until the command has ended
+			if err := p.Close(); err != nil {
+				t.Errorf("closed again: %v", err)
+			}
+		})
+	}
 }
 
 // A panic fails one attestation. It must not end the plugin, since SPIRE does not restart a
