@@ -1,5 +1,5 @@
-// Tpm-attestor-agent is SPIRE Agent's node attestor plugin "tpm". Run by hand,
-// it tells by what a machine can be enrolled: see its -help.
+// Tpm-attestor-agent is SPIRE Agent's node attestor plugin "tpm". If a person runs it, it
+// prints the EK hash and the EK certificates of the machine's TPM; see its -help.
 package main
 
 import (
@@ -65,6 +65,7 @@ func main() {
 			Version: buildinfo.Version(version),
 			Server:  nodeattestorv1.NodeAttestorPluginServer(plugin),
 			Config:  configv1.ConfigServiceServer(plugin),
+			Closer:  plugin,
 		}, os.Stderr))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -73,8 +74,8 @@ func main() {
 	os.Exit(code)
 }
 
-// run runs the command line and returns the exit code: 0, 1 where it failed, 2
-// where it was not understood.
+// run runs a command line. It returns exit code 1 if the command has failed, and 2 if the
+// command line is wrong.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet(command, flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
@@ -120,7 +121,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	return write(stdout, stderr, ekreport.Text(ekreport.FromTPM(report)))
 }
 
-// misused says what is wrong with the command line, and returns the exit code.
+// misused reports what is wrong with the command line, and returns the exit code.
 func misused(stderr io.Writer, err error) int {
 	fmt.Fprintf(stderr, "%v (see %s -help)\n", err, command)
 	return 2
@@ -136,8 +137,8 @@ func countTrue(all ...bool) int {
 	return n
 }
 
-// write writes what was asked for. Where it cannot be written, a script that
-// reads it must not take the command for successful.
+// write writes the command's output and returns the exit code. If writing fails, the command
+// fails: a script that reads the output must not take the command for successful.
 func write(stdout, stderr io.Writer, text string) int {
 	if _, err := io.WriteString(stdout, text); err != nil {
 		fmt.Fprintln(stderr, err)

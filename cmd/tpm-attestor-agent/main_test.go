@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-// The command line is an interface: scripts of operators parse it.
+// Operators' scripts call the command and parse its output, so neither may change.
 func TestScripts(t *testing.T) {
 	full := swtpmtest.Start(t, swtpmtest.Options{})
 	blank := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
@@ -35,9 +35,9 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// A report that could not be written is no success: a script would enrol a
-// machine by nothing.
-func TestUnwritableReportFails(t *testing.T) {
+// If the output cannot be written, the command fails. Otherwise a script would enrol a machine
+// by an empty hash.
+func TestUnwritableOutputFails(t *testing.T) {
 	var stderr strings.Builder
 	for _, args := range [][]string{{"-version"}, {"-help"}} {
 		if code := run(context.Background(), args, os.Getenv, fullDisk{}, &stderr); code != 1 {
@@ -49,8 +49,8 @@ func TestUnwritableReportFails(t *testing.T) {
 	}
 }
 
-// Scripts tell a command line that was not understood, which stays so, from a TPM
-// that is not there, which may come.
+// Scripts distinguish a wrong command line, which they must not repeat, from a failure such as
+// a missing TPM.
 func TestExitCodes(t *testing.T) {
 	long := strings.Repeat("x", 65)
 	for _, tt := range []struct {

@@ -30,15 +30,15 @@ import (
 
 const (
 	hostileAgents = 1024
-	// maxGrowth is by how much hostile agents may raise the peak of a server plugin's
+	// maxGrowth is how much hostile agents may raise the peak of the server plugin's
 	// memory, in bytes.
 	maxGrowth = 64 << 20
 )
 
-// SPIRE does not start a plugin again that the kernel has killed for its memory: that
-// would be the end of a fleet's identities. Whatever an agent that has proved nothing
-// sends or holds open, a thousand of them cost the server's plugin no more than this,
-// and a machine attests beside them.
+// If the kernel kills the server plugin for its memory, SPIRE does not restart it, and no
+// machine of the fleet attests any more. So whatever a thousand agents that have proved nothing
+// send or hold open, the plugin's memory grows by maxGrowth at most, and a listed machine still
+// attests.
 func TestMemoryOfHostileAgents(t *testing.T) {
 	if testing.Short() {
 		t.Skip("measures the built binary")
@@ -47,7 +47,8 @@ func TestMemoryOfHostileAgents(t *testing.T) {
 		name   string
 		attack func(*testing.T, *victim)
 	}{
-		// The issue's certificates, of 2520 key usages, and the fattest within the limits.
+		// Parsed, certificates with many short key usages need much more memory than
+		// they have bytes; so do those with fewer long ones.
 		{"strangers with crafted chains", func(t *testing.T, v *victim) { v.holdChallenges(t, v.stranger(t, 2520, 1)) }},
 		{"strangers with fat chains", func(t *testing.T, v *victim) { v.holdChallenges(t, v.stranger(t, 400, 5)) }},
 		{"a listed EK with crafted chains", func(t *testing.T, v *victim) { v.holdChallenges(t, v.copy(t, 2520, 1)) }},
@@ -73,13 +74,13 @@ func TestMemoryOfHostileAgents(t *testing.T) {
 	}
 }
 
-// victim is a server's plugin that knows one machine and may have to fetch for others.
+// victim is a server plugin that lists one machine and may have to fetch issuers for others.
 type victim struct {
 	*spire
 	client nodeattestorv1.NodeAttestorClient
 	honest *attestortest.TPM
 	ca     *attestortest.CA
-	hashes string // the folder of those that are listed
+	hashes string // the folder of the list
 }
 
 // list lists the honest machine.
@@ -119,7 +120,7 @@ allow "all" { any = ["machines", "vendors"] }`, v.hashes, cas)); err != nil {
 
 var vmHWM = regexp.MustCompile(`(?m)^VmHWM:\s+(\d+) kB$`)
 
-// peak is the most memory that the plugin has had, in bytes.
+// peak returns the peak of the plugin's memory, in bytes.
 func (v *victim) peak(t *testing.T) int {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", v.pid))
@@ -133,8 +134,8 @@ func (v *victim) peak(t *testing.T) int {
 	return kib << 10
 }
 
-// attests lets the machine that is listed attest. As SPIRE Agent does, it tries again if
-// the server is busy.
+// attests checks that the listed machine can attest. Like SPIRE Agent, it tries again if the
+// server is busy.
 func (v *victim) attests(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -145,7 +146,7 @@ func (v *victim) attests(t *testing.T) {
 			continue
 		}
 		if err != nil {
-			t.Fatalf("the machine that is listed: %v", err)
+			t.Fatalf("the listed machine: %v", err)
 		}
 		return
 	}
@@ -184,8 +185,7 @@ func response(b []byte) *nodeattestorv1.AttestRequest {
 	return &nodeattestorv1.AttestRequest{Request: &nodeattestorv1.AttestRequest_ChallengeResponse{ChallengeResponse: b}}
 }
 
-// stranger returns the payload of a TPM that no source lists so far, with a chain of fat
-// certificates.
+// stranger returns a payload, made by fat, of a TPM whose issuer has to be fetched.
 func (v *victim) stranger(t *testing.T, usages, arcs int) []byte {
 	t.Helper()
 	tpm := attestortest.New(t, attestortest.Options{
@@ -197,14 +197,14 @@ func (v *victim) stranger(t *testing.T, usages, arcs int) []byte {
 	return v.fat(t, tpm.Claim(), usages, arcs)
 }
 
-// copy returns a payload with the EK of the machine that is listed. It is no secret.
+// copy returns a payload, made by fat, with the EK of the listed machine. An EK is no secret.
 func (v *victim) copy(t *testing.T, usages, arcs int) []byte {
 	t.Helper()
 	return v.fat(t, v.honest.Claim(), usages, arcs)
 }
 
-// fat returns a payload as large as is allowed, with certificates of that many key usages,
-// each of so many numbers.
+// fat returns the largest payload for a claim, filled up with certificates. Each has the given
+// number of extended key usages. If arcs is more than 1, each key usage is a long OID.
 func (v *victim) fat(t *testing.T, claim attestor.Claim, usages, arcs int) []byte {
 	t.Helper()
 	usage := asn1.ObjectIdentifier{0, 39}
@@ -231,7 +231,7 @@ func (v *victim) fat(t *testing.T, claim attestor.Claim, usages, arcs int) []byt
 	return payload
 }
 
-// all does something as each hostile agent, and returns when each is done.
+// all calls do for each hostile agent at the same time, and returns when all have returned.
 func all(t *testing.T, do func(ctx context.Context)) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -243,8 +243,8 @@ func all(t *testing.T, do func(ctx context.Context)) {
 	agents.Wait()
 }
 
-// holdChallenges attests with the payload up to the challenge, and leaves that open. An
-// agent that is told that the server is busy tries again.
+// holdChallenges attests with the payload up to the challenge, and does not answer it. If the
+// server is busy, an agent tries again.
 func (v *victim) holdChallenges(t *testing.T, payload []byte) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -274,7 +274,7 @@ func (v *victim) holdChallenges(t *testing.T, payload []byte) {
 // patience is how long a hostile agent tries to get a challenge.
 const patience = 2 * time.Second
 
-// respond answers challenges with so many bytes, all at once.
+// respond answers challenges with responses of size bytes, all at once.
 func (v *victim) respond(t *testing.T, size int) {
 	t.Helper()
 	payload := v.honest.Payload(t)
@@ -300,7 +300,7 @@ func (v *victim) respond(t *testing.T, size int) {
 	outcomes.report(t)
 }
 
-// send sends payloads of so many bytes, all at once.
+// send sends payloads of size bytes, all at once.
 func (v *victim) send(t *testing.T, size int) {
 	t.Helper()
 	payload := bytes.Repeat([]byte{' '}, size)
@@ -315,7 +315,7 @@ func (v *victim) send(t *testing.T, size int) {
 	outcomes.report(t)
 }
 
-// outcomes counts what agents were told.
+// outcomes counts the status codes that agents have got.
 type outcomes struct {
 	mu    sync.Mutex
 	codes map[codes.Code]int
@@ -338,8 +338,8 @@ func (o *outcomes) report(t *testing.T) {
 	}
 }
 
-// halfSend sends all of a payload of so many bytes but its end, as far as the plugin takes
-// it, and holds that. No gRPC client does that: this one speaks HTTP/2 itself.
+// halfSend sends as much of each payload of size bytes as the plugin accepts, but never the last
+// byte, and holds the streams open. No gRPC client does that, so it sends HTTP/2 frames.
 func (v *victim) halfSend(t *testing.T, size int) {
 	t.Helper()
 	conn, err := new(net.Dialer).DialContext(t.Context(), v.addr.Network(), v.addr.String())
@@ -355,16 +355,16 @@ func (v *victim) halfSend(t *testing.T, size int) {
 	v.attests(t)
 }
 
-// halves are half-sent messages over one connection.
+// halves are half-sent messages on one connection.
 type halves struct {
 	framer *http2.Framer
-	left   map[uint32]int // bytes to send, by stream that is open
-	window map[uint32]int
-	conn   int // the connection's window
-	sent   int
+	left   map[uint32]int // bytes to send, by open stream
+	window map[uint32]int // by stream
+	conn   int            // the connection's window
+	sent   int            // bytes
 }
 
-// quiet is how long the plugin takes nothing more before it is taken to be full.
+// quiet is how long the plugin must send no frame until run takes it for full.
 const quiet = time.Second
 
 func (h *halves) run(conn net.Conn, size int) error {
@@ -399,7 +399,7 @@ func (h *halves) run(conn net.Conn, size int) error {
 	}
 }
 
-// begin opens a stream.
+// begin opens a stream for a message of size bytes.
 func (h *halves) begin(id uint32, size int) error {
 	var block bytes.Buffer
 	encoder := hpack.NewEncoder(&block)
@@ -426,7 +426,7 @@ func (h *halves) begin(id uint32, size int) error {
 	return h.data(id, head)
 }
 
-// flush sends what the windows allow, a frame of each stream in turn.
+// flush sends as much as the windows allow, one frame of each stream in turn.
 func (h *halves) flush() error {
 	chunk := make([]byte, 16<<10)
 	for more := true; more; {
@@ -451,7 +451,7 @@ func (h *halves) data(id uint32, b []byte) error {
 	return h.framer.WriteData(id, false, b)
 }
 
-// took takes note of what the plugin says.
+// took handles a frame from the plugin.
 func (h *halves) took(frame http2.Frame) error {
 	id := frame.Header().StreamID
 	switch f := frame.(type) {

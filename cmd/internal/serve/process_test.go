@@ -2,6 +2,7 @@ package serve_test
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,17 +16,22 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
 	"github.com/hashicorp/go-hclog"
 	goplugin "github.com/hashicorp/go-plugin"
 	"github.com/spiffe/spire-plugin-sdk/private"
+	agentv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/nodeattestor/v1"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
+
+	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
 )
 
 const kind = "NodeAttestor"
 
-// spire starts plugins as SPIRE does.
+// spire is a plugin's process and a client of it. It starts the plugin as SPIRE does.
 type spire struct {
 	pid    int
 	addr   net.Addr
@@ -34,7 +40,7 @@ type spire struct {
 	log    *syncBuffer
 }
 
-// start starts a plugin. The caller calls the function that it returns.
+// start starts a plugin. The returned function ends it.
 func start(path string, env ...string) (*spire, func(), error) {
 	s := &spire{log: &syncBuffer{}}
 	cmd := exec.Command(path)
@@ -74,7 +80,7 @@ func (s *spire) configure(hcl string) error {
 	return err
 }
 
-// host is SPIRE's side of the plugin: it has no host services.
+// host is SPIRE's side of the plugin, without host services.
 type host struct {
 	goplugin.NetRPCUnsupportedPlugin
 }
@@ -103,7 +109,7 @@ func (b *syncBuffer) String() string {
 	return b.b.String()
 }
 
-// startFor starts a plugin until the test ends.
+// startFor starts a plugin that runs until the test ends.
 func startFor(t *testing.T, path string, env ...string) *spire {
 	t.Helper()
 	s, kill, err := start(path, env...)
@@ -129,8 +135,8 @@ var binaries = sync.OnceValues(func() (string, error) {
 	return dir, nil
 })
 
-// built returns the path of a built command. SERVER_BINARY names another server's, to
-// measure that.
+// built returns the path of a plugin's binary. The environment variable SERVER_BINARY may name
+// another server plugin to test.
 func built(t *testing.T, name string) string {
 	t.Helper()
 	if other := os.Getenv("SERVER_BINARY"); other != "" && name == "tpm-attestor-server" {
@@ -143,11 +149,11 @@ func built(t *testing.T, name string) string {
 	return filepath.Join(dir, name)
 }
 
-// A process of the test's own binary is SPIRE with a plugin, if its environment says so:
-// the test kills it.
+// If these are set, a process of the test binary plays SPIRE and starts a plugin, until the
+// test kills it.
 const (
-	envPlugin = "TEST_PLUGIN"
-	envConfig = "TEST_CONFIG"
+	envPlugin = "TEST_PLUGIN" // the plugin's path
+	envConfig = "TEST_CONFIG" // the plugin's configuration
 )
 
 func TestMain(m *testing.M) {
@@ -161,7 +167,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// beSPIRE configures a plugin, prints where it is, and waits to be killed.
+// beSPIRE starts and configures a plugin, prints its process ID and the path of its socket, and
+// waits to be killed.
 func beSPIRE(plugin, hcl string) {
 	s, _, err := start(plugin)
 	if err == nil {
@@ -175,7 +182,8 @@ func beSPIRE(plugin, hcl string) {
 	select {}
 }
 
-// ended waits for a process that is not a child of this one to end.
+// ended waits for a process, which need not be a child of this one, and reports whether it has
+// ended in time.
 func ended(t *testing.T, pid int, within time.Duration) bool {
 	t.Helper()
 	fd, err := unix.PidfdOpen(pid, 0)
@@ -194,9 +202,8 @@ func ended(t *testing.T, pid int, within time.Duration) bool {
 	}
 }
 
-// SPIRE killed by the kernel or by an operator leaves no plugin behind that polls its
-// lists and writes over the cache that the next SPIRE's plugin has opened. The plugin
-// closes its sources, and its socket is gone.
+// If SPIRE is killed, its plugins end and remove their sockets. Otherwise a server plugin that
+// stayed behind would overwrite the cache of the next SPIRE's plugin.
 func TestPluginEndsWithItsParent(t *testing.T) {
 	dir := t.TempDir()
 	for name, hcl := range map[string]string{
@@ -237,5 +244,111 @@ func TestPluginEndsWithItsParent(t *testing.T) {
 				t.Errorf("the plugin's socket %s is still there", said[1])
 			}
 		})
+	}
+}
+
+// systemd sends SIGTERM to SPIRE Agent and to its plugin at the same time. If the plugin died of
+// it in the middle of a command, the key that the command makes would stay in a TPM without a
+// resource manager; after three such ends, no attestation would have room.
+func TestSIGTERMLeavesNothingInTheTPM(t *testing.T) {
+	chip := swtpmtest.Start(t, swtpmtest.Options{})
+	slow := newSlowTPM(t, chip)
+	agent := startFor(t, built(t, "tpm-attestor-agent"))
+	if err := agent.configure(fmt.Sprintf("device = %q\nek = \"p256\"", "unix:"+slow.socket)); err != nil {
+		t.Fatal(err)
+	}
+	stream, err := agentv1.NewNodeAttestorClient(agent.conn).AidAttestation(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-slow.made
+	if err := unix.Kill(agent.pid, unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); err == nil {
+		t.Error("the attestation goes on")
+	}
+	close(slow.answer)
+	if !ended(t, agent.pid, 10*time.Second) {
+		t.Fatal("the plugin has not ended")
+	}
+	<-slow.done
+	c, err := linuxudstpm.Open(chip.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: 0x80000000, PropertyCount: 8}.Execute(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if keys, err := rsp.CapabilityData.Data.Handles(); err != nil || len(keys.Handle) > 0 {
+		t.Errorf("keys %#x are in the TPM: %v", keys.Handle, err)
+	}
+}
+
+// slowTPM forwards the commands of one connection to a TPM. It holds back the response to the
+// first command that makes a key.
+type slowTPM struct {
+	socket string
+	made   chan struct{} // closed when the key is made
+	answer chan struct{} // the test closes it to send the response
+	done   chan struct{} // closed after the connection
+}
+
+func newSlowTPM(t *testing.T, chip *swtpmtest.TPM) *slowTPM {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "tpm") // a socket's path must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	s := &slowTPM{filepath.Join(dir, "s"), make(chan struct{}), make(chan struct{}), make(chan struct{})}
+	l, err := net.Listen("unix", s.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		defer close(s.done)
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		tpm, err := net.Dial("unix", chip.Socket)
+		if err != nil {
+			return
+		}
+		defer tpm.Close()
+		s.forward(conn, tpm)
+	}()
+	return s
+}
+
+func (s *slowTPM) forward(conn, tpm net.Conn) {
+	var made sync.Once
+	b := make([]byte, 4096)
+	for {
+		n, err := conn.Read(b)
+		if err != nil {
+			return
+		}
+		makesKey := n >= 10 && binary.BigEndian.Uint32(b[6:]) == uint32(tpm2.TPMCCCreatePrimary)
+		if _, err := tpm.Write(b[:n]); err != nil {
+			return
+		}
+		if n, err = tpm.Read(b); err != nil {
+			return
+		}
+		if makesKey {
+			made.Do(func() {
+				close(s.made)
+				<-s.answer
+			})
+		}
+		if _, err := conn.Write(b[:n]); err != nil {
+			return
+		}
 	}
 }

@@ -1,5 +1,5 @@
-// Package serve serves a SPIRE plugin over gRPC: what pluginmain.Serve of SPIRE's SDK
-// does, with limits of its own, and with an orderly end when SPIRE ends or is killed.
+// Package serve serves a SPIRE plugin over gRPC. It replaces pluginmain.Serve of SPIRE's
+// SDK: it sets limits, and ends the plugin in order when SPIRE ends or is killed.
 package serve
 
 import (
@@ -25,14 +25,15 @@ import (
 
 // The limits of the gRPC server.
 const (
-	// maxMessage is the largest message, in bytes: a configuration of 1 MiB, and what
-	// SPIRE sends with it. An attestation's messages have smaller limits of their own.
+	// maxMessage is the size of the largest message, in bytes. It has room for a
+	// configuration of 1 MiB and what SPIRE sends with it. The messages of an
+	// attestation have smaller limits, which the plugins check.
 	maxMessage = 1<<20 + 4<<10
-	// window is how many bytes of a stream gRPC takes before anybody reads them: the
-	// smallest that it knows.
+	// window is how many bytes of a stream gRPC accepts before the plugin reads
+	// them. It is the smallest window that gRPC supports.
 	window = 64 << 10
-	// maxStreams is above everything that strangers can hold open, which the plugins
-	// count themselves, so that SPIRE's call to Configure never waits behind them.
+	// maxStreams is more than the plugins let strangers hold open, so SPIRE's call
+	// to Configure never waits for strangers.
 	maxStreams = 8192
 	// streamWorkers is how many goroutines are kept for streams. Beyond these, each stream
 	// has a new one, whose stack has to grow first.
@@ -40,25 +41,27 @@ const (
 )
 
 const (
-	// parentInterval is how often the plugin looks whether SPIRE is still there.
+	// parentInterval is how often the plugin checks that SPIRE is running.
 	parentInterval = time.Second
-	// endTimeout is how long calls that are under way, and then the plugin, may take to
-	// end. SPIRE kills a plugin two seconds after it has asked it to end.
+	// endTimeout is how long the end of all calls and the Closer may take together.
+	// SPIRE kills a plugin two seconds after it has asked the plugin to end.
 	endTimeout = 1500 * time.Millisecond
 )
 
-// A Plugin is what is served.
+// A Plugin is a plugin to serve.
 type Plugin struct {
-	// Name and Version are of the command.
+	// Name and Version are those of the command.
 	Name, Version string
 	Server        pluginsdk.PluginServer
 	Config        pluginsdk.ServiceServer
-	// Closer, if not nil, is closed before the process ends.
+	// Closer is closed after the last call has ended and before the process ends. If
+	// that takes too long, the process ends without it.
 	Closer io.Closer
 }
 
-// Main serves the plugin to the SPIRE that has started this process, until SPIRE has it
-// end or is gone. It returns the exit code.
+// Main serves the plugin to SPIRE, which has started this process. It returns the exit
+// code after SPIRE has asked the plugin to end, SPIRE has ended, or this process has got
+// SIGTERM, which systemd sends to all processes of a service.
 func Main(p Plugin, stderr io.Writer) int {
 	parent := os.Getppid()
 	if os.Getenv(p.Server.Type()) != p.Server.Type() {
@@ -67,21 +70,20 @@ func Main(p Plugin, stderr io.Writer) int {
 		return 2
 	}
 	log := hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: stderr, JSONFormat: true})
-	if err := CheckFIPS(); err != nil {
+	if err := checkFIPS(); err != nil {
 		log.Error(err.Error(), "plugin", p.Name, "version", p.Version)
 		return 1
 	}
-	// A line to the log of a SPIRE that is gone must not kill the plugin while it writes
-	// a file: the parent's end is seen below.
+	// If SPIRE has ended, a log line must not kill the plugin, which may be writing a
+	// file. waitForEnd sees that SPIRE has ended.
 	signal.Ignore(syscall.SIGPIPE)
 	log.Info("Plugin started", "plugin", p.Name, "version", p.Version)
 	s := &server{log: log, plugin: p}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	var watching sync.WaitGroup
 	watching.Go(func() {
-		if waitForOrphan(ctx, parent, os.Getppid) {
-			s.stop()
-		}
+		waitForEnd(ctx, parent)
+		s.stop()
 	})
 	s.serve()
 	cancel()
@@ -89,9 +91,10 @@ func Main(p Plugin, stderr io.Writer) int {
 	return s.end()
 }
 
-// CheckFIPS says why the plugin cannot run if Go's cryptography is restricted to what
-// FIPS 140-3 approves: a TPM's credentials are encrypted with AES in CFB mode.
-func CheckFIPS() error {
+// checkFIPS returns an error if Go's cryptography is restricted to what FIPS 140-3
+// approves. The plugin cannot run then: a TPM's credentials are encrypted with AES in CFB
+// mode.
+func checkFIPS() error {
 	if !fips140.Enforced() {
 		return nil
 	}
@@ -99,34 +102,32 @@ func CheckFIPS() error {
 		"(TPM 2.0 library, part 1, 24.4): set GODEBUG=fips140=on instead")
 }
 
-// waitForOrphan returns true once the parent of this process is not the one it was, or
-// false when ctx is done.
-func waitForOrphan(ctx context.Context, parent int, getppid func() int) bool {
+// waitForEnd returns when ctx ends or when the parent process has ended.
+func waitForEnd(ctx context.Context, parent int) {
 	ticker := time.NewTicker(parentInterval)
 	defer ticker.Stop()
-	for getppid() == parent {
+	for os.Getppid() == parent {
 		select {
 		case <-ctx.Done():
-			return false
+			return
 		case <-ticker.C:
 		}
 	}
-	return true
 }
 
-// server is a plugin that is served.
+// server serves a plugin.
 type server struct {
 	log    hclog.Logger
 	plugin Plugin
 
 	mu      sync.Mutex
-	stopped bool // before there was a gRPC server, or since
-	ending  bool // no further call is taken
-	grpc    *grpc.Server
-	calls   sync.WaitGroup // that are under way
+	stopped bool         // stop has been called
+	ending  bool         // further calls are refused
+	grpc    *grpc.Server // nil until go-plugin asks for it
+	calls   sync.WaitGroup
 }
 
-// serve serves until the gRPC server is stopped: by stop, or by SPIRE.
+// serve serves until stop or SPIRE stops the gRPC server.
 func (s *server) serve() {
 	kind := s.plugin.Server.Type()
 	goplugin.Serve(&goplugin.ServeConfig{
@@ -139,7 +140,7 @@ func (s *server) serve() {
 	})
 }
 
-// newGRPC makes the gRPC server.
+// newGRPC makes the gRPC server. If stop has been called before, the server is stopped.
 func (s *server) newGRPC(opts []grpc.ServerOption) *grpc.Server {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -156,7 +157,8 @@ func (s *server) newGRPC(opts []grpc.ServerOption) *grpc.Server {
 	return s.grpc
 }
 
-// count counts the calls that are under way.
+// count is an interceptor that counts the calls under way. After end has begun, it refuses
+// further calls.
 func (s *server) count(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
 	s.mu.Lock()
 	if s.ending {
@@ -169,7 +171,7 @@ func (s *server) count(srv any, stream grpc.ServerStream, _ *grpc.StreamServerIn
 	return handle(srv, stream)
 }
 
-// stop has serve return.
+// stop makes serve return. It cancels the contexts of all calls.
 func (s *server) stop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -179,8 +181,8 @@ func (s *server) stop() {
 	}
 }
 
-// end waits until what was under way has ended, keys in a TPM have been flushed and
-// caches are closed. It returns the exit code.
+// end waits until all calls have ended and the Closer is closed, for endTimeout at most. It
+// returns the exit code.
 func (s *server) end() int {
 	s.mu.Lock()
 	s.ending = true
@@ -204,15 +206,15 @@ func (s *server) end() int {
 	}
 }
 
-// services are the services of a plugin as go-plugin registers them.
+// services implements goplugin.GRPCPlugin for the services of the plugin.
 type services struct {
 	goplugin.NetRPCUnsupportedPlugin
 	server *server
 }
 
-// GRPCServer implements goplugin.GRPCPlugin. Package private has SPIRE's own Init
-// service, by which SPIRE hands over its log and its host services; the SDK has no other
-// way to it but pluginmain.Serve, which takes no limits.
+// GRPCServer implements goplugin.GRPCPlugin. The SDK's package private has SPIRE's Init
+// service, through which SPIRE passes its log and its host services. The only other way to
+// that service is pluginmain.Serve, which has no options for limits.
 func (s *services) GRPCServer(broker *goplugin.GRPCBroker, registrar *grpc.Server) error {
 	private.Register(registrar, []pluginsdk.ServiceServer{s.server.plugin.Server, s.server.plugin.Config},
 		s.server.log, &host{broker: broker})
@@ -224,7 +226,7 @@ func (*services) GRPCClient(context.Context, *goplugin.GRPCBroker, *grpc.ClientC
 	return nil, errors.New("this is the plugin's side")
 }
 
-// host dials SPIRE.
+// host connects to SPIRE's host services, once.
 type host struct {
 	broker *goplugin.GRPCBroker
 	once   sync.Once

@@ -19,8 +19,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 )
 
-// A configuration of 1 MiB is the longest that is read, and must fit into a message; one
-// that is longer is refused with its size, and the plugin goes on.
+// The longest configuration that the server plugin accepts, of 1 MiB, fits into a message. A
+// longer one is refused with its size, and the plugin keeps serving.
 func TestConfigurationSize(t *testing.T) {
 	v := newVictim(t)
 	comment := func(size int) string { return "#" + strings.Repeat(" ", size-1) }
@@ -41,8 +41,8 @@ func TestConfigurationSize(t *testing.T) {
 	v.attests(t)
 }
 
-// An operator who withdraws a machine in a storm of strangers must not wait for them:
-// whatever number of attestations is open, and silent, Configure is served.
+// However many attestations strangers hold open, Configure is served at once. Otherwise
+// strangers could keep an operator from withdrawing a machine.
 func TestConfigureBesideOpenStreams(t *testing.T) {
 	v := newVictim(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -62,8 +62,8 @@ func TestConfigureBesideOpenStreams(t *testing.T) {
 	}
 }
 
-// FIPS 140-3 at its strictest forbids what a TPM needs. SPIRE's log says so when the
-// plugin starts, instead of an internal error for each machine.
+// GODEBUG=fips140=only forbids the cryptography of TPMs. The plugins say so in the log when
+// they start. Otherwise each attestation would fail with an internal error.
 func TestFIPSOnly(t *testing.T) {
 	for _, name := range []string{"tpm-attestor-server", "tpm-attestor-agent"} {
 		s, kill, err := start(built(t, name), "GODEBUG=fips140=only")
@@ -77,7 +77,7 @@ func TestFIPSOnly(t *testing.T) {
 	}
 }
 
-// With FIPS 140-3 switched on, on both sides, machines with each kind of key attest.
+// With GODEBUG=fips140=on on both sides, machines with each type of EK attest.
 func TestFIPSOn(t *testing.T) {
 	const on = "GODEBUG=fips140=on"
 	v := newVictim(t, on)
@@ -99,8 +99,8 @@ func TestFIPSOn(t *testing.T) {
 	}
 }
 
-// meets lets an agent's plugin attest to the server's. The machine is listed as soon as the
-// server has seen it.
+// meets runs an attestation of the agent's plugin to the server's. It lists the machine when it
+// has the payload.
 func (v *victim) meets(t *testing.T, agent *spire) (codes.Code, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
