@@ -13,8 +13,8 @@ import (
 
 var someHash = sources.EKHash(bytes.Repeat([]byte{0xab}, 32))
 
-// journey notes an EK at each address in turn, a minute apart, and returns what
-// was found at the last one.
+// journey notes an EK at each address in turn, a minute apart, and returns what note says of
+// the last.
 func journey(a *addresses, at *time.Time, from ...string) (other string, log bool) {
 	for _, f := range from {
 		*at = at.Add(time.Minute)
@@ -28,9 +28,9 @@ func journey(a *addresses, at *time.Time, from ...string) (other string, log boo
 	return other, log
 }
 
-// A virtual TPM that was copied attests from two machines in turn. A machine that
-// moves, or has an address of each family, or changes its address as RFC 8981 asks
-// for, must not look like one: nobody reads an alarm that is always on.
+// A virtual TPM that was copied attests from two machines in turn. A machine that moves, that
+// has an address of each family, or that changes its address as RFC 8981 wants, must not look
+// like a copy: nobody reads an alarm that is always on.
 func TestAlternatingAddresses(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -59,9 +59,8 @@ func TestAlternatingAddresses(t *testing.T) {
 	}
 }
 
-// Copies attest at one pace and so in one order, each from its own address, however
-// many there are. Each is found within the first round and a little, and from there
-// on at each attestation.
+// Copies attest at one pace and so in one order, each from its own address, however many there
+// are. Each is found soon after the first round, and at each attestation from then on.
 func TestManyCopies(t *testing.T) {
 	for _, period := range []time.Duration{5 * time.Minute, 30 * time.Minute, 12 * time.Hour} {
 		for _, copies := range []int{2, 4, 5, 7, 20, 31, 32, 33, 100} {
@@ -84,9 +83,8 @@ func TestManyCopies(t *testing.T) {
 	}
 }
 
-// A machine that goes to new places, and now and then to one where it was before,
-// is not copied. Neither is one that was elsewhere for longer than a day, in places
-// of which it has seen many.
+// A machine that goes to new places, and now and then back to an earlier place, is no copy.
+// Neither is a machine that was elsewhere for longer than a day, if it has been to many places.
 func TestTravels(t *testing.T) {
 	place := func(n int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}) }
 	a, at := newAddresses(), time.Now()

@@ -32,8 +32,8 @@ func oneHashDir(dir string) string {
 	return fmt.Sprintf("source \"hash_dir\" \"factory\" { path = %q }\n", dir)
 }
 
-// The whole way, for each type of key, with what SPIRE stores of it: the ID and
-// the selectors are in every registration entry of a site.
+// A whole attestation for each type of key, with what SPIRE stores of it: ID and selectors are
+// in every registration entry of a site.
 func TestAttestByHash(t *testing.T) {
 	p := serve(t)
 	dir := t.TempDir()
@@ -150,7 +150,7 @@ func TestNoSourceIsAskedAboutAMalformedAK(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	atStart, _, _ := asked.Calls() // about a TPM that nobody has
+	atStart, _, _ := asked.Calls() // one probe
 	_, err = p.attest(t, forged, func([]byte) []byte { return nil })
 	wantStatus(t, err, codes.InvalidArgument, "AK.CreateSignature")
 	if n, _, _ := asked.Calls(); n != atStart {

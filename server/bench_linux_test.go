@@ -35,12 +35,11 @@ import (
 // at most twice its floor, and with 300 CAs 1.05 times what it takes with one.
 var benchEKs = []attestor.KeyType{attestor.RSA2048, attestor.P256}
 
-// BenchmarkServerAttestation is one attestation on the server, everything but
-// the network: the handler of Attest, from the payload to its return. The clock
-// stands while it waits for the payload, and from the end of the Send of the
-// challenge to the end of the Recv of its response: that time is the network's and
-// the TPM's. What follows counts again, the hand-over of the response to the handler
-// first.
+// BenchmarkServerAttestation is one attestation on the server without the network: the handler
+// of Attest, from the payload to its return. The clock stands still while the handler waits for
+// the payload, and from the end of the Send of the challenge to the end of the Recv of its
+// response, which is the network's and the TPM's time. It runs again while the response is
+// handed to the handler.
 //
 // "memory" is a source that costs nothing.
 func BenchmarkServerAttestation(b *testing.B) {
@@ -54,13 +53,11 @@ func BenchmarkServerAttestation(b *testing.B) {
 	})
 }
 
-// BenchmarkServerFloor is the cryptography that no server can do without: to
-// verify the AK's signature, to encrypt a seed to the EK and derive two keys from
-// it, AES and HMAC (TPM 2.0 library specification, part 1, 24); with a
-// certificate, to verify its signature, and to parse it, by the one parser that Go
-// has: what is signed, by which algorithm, for which key and until when stands
-// nowhere else. With hash_dir, the floor is also to open the directory and to look
-// for two names in it.
+// BenchmarkServerFloor is the cryptography that no server can do without: to verify the AK's
+// signature, to encrypt a seed to the EK and derive two keys from it, AES and HMAC (TPM 2.0
+// library specification, part 1, 24). With a certificate, it is also to parse that and to
+// verify its signature. With hash_dir, it is also to open the directory and to look for two
+// names in it.
 func BenchmarkServerFloor(b *testing.B) {
 	eachBench(b, func(b *testing.B, p benchPair) {
 		for b.Loop() {
@@ -69,8 +66,8 @@ func BenchmarkServerFloor(b *testing.B) {
 	})
 }
 
-// BenchmarkServerAttestationOverFloor takes turns between the two, so that what
-// else the machine does meets both, and reports the ratio of their medians.
+// BenchmarkServerAttestationOverFloor takes turns between the two, so that other load on the
+// machine affects both, and reports the ratio of their medians.
 func BenchmarkServerAttestationOverFloor(b *testing.B) {
 	eachBench(b, func(b *testing.B, p benchPair) {
 		over(b, "floor-ns", "attestation-ns", timed(p.floor), p.attest)
@@ -170,11 +167,10 @@ func benchPlugin(b *testing.B, text string) *server.Plugin {
 
 // benchAttest returns one attestation and how long it takes on the server.
 //
-// What the server receives is handed to it by another goroutine, as gRPC's reader
-// of the connection does: when the response arrives, a processor has just woken up,
-// and the hand-over to the goroutine that waits for it costs what it costs there.
-// Between two processes that is 2 to 3 µs on a machine where it is 10 to 25 µs if
-// the agent computes in the very goroutine that receives.
+// Another goroutine hands the server what it receives, as gRPC's reader of the connection does.
+// Its processor is awake when the response arrives, so the hand-over costs what it costs
+// between two processes, 2 to 3 µs. If the agent computed in the goroutine that receives, it
+// would cost 10 to 25 µs on the same machine.
 func benchAttest(b *testing.B, p *server.Plugin, tpm *attestortest.TPM) func() time.Duration {
 	b.Helper()
 	payload := payloadMessage(tpm.Payload(b))
@@ -248,7 +244,7 @@ func benchLook(b *testing.B, dir, name string) func() {
 	}
 }
 
-// floorSeed returns what makes a seed and encrypts it to the EK.
+// floorSeed returns a function that makes a seed and encrypts it to the EK.
 func floorSeed(b *testing.B, tpm *attestortest.TPM) func() []byte {
 	b.Helper()
 	if ek, ok := tpm.Claim().EK.(*rsa.PublicKey); ok {

@@ -11,7 +11,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// What only package sources could find must be a status as well.
+// A mistake that only package admission finds must be a status as well.
 func TestStartRefuses(t *testing.T) {
 	c, err := config.Parse(`hash_path = "/x"`, "example.org")
 	if err != nil {

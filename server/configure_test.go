@@ -116,8 +116,8 @@ func TestRefusedConfigurationLeavesTheOldOne(t *testing.T) {
 	wantStatus(t, err, codes.PermissionDenied, "this TPM is not admitted")
 }
 
-// Thousands of attestations while the configuration flips: each sees one whole
-// configuration, and nothing is left of the others.
+// Thousands of attestations while the configuration alternates: each sees one whole
+// configuration, and nothing stays of the others.
 func TestReconfigurationUnderLoad(t *testing.T) {
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
 	ca := attestortest.NewCA(t, "CA")
@@ -167,7 +167,7 @@ func TestReconfigurationUnderLoad(t *testing.T) {
 	flips.Wait()
 }
 
-// SPIRE takes a call that was canceled for a refusal, so the plugin must as well.
+// SPIRE counts a call that was canceled as refused, so the plugin must, too.
 func TestCanceledConfigure(t *testing.T) {
 	p := server.New()
 	defer p.Close()

@@ -10,9 +10,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// TestWeakEKDuringTheChallenge: allow_weak_ek that is switched off while a challenge is
-// open refuses an EK whose private half can be computed, since whoever has computed it
-// is the one who would hold the challenge open.
+// TestWeakEKDuringTheChallenge: if allow_weak_ek is switched off while a challenge is open, an
+// EK whose private half can be computed is refused. Whoever has computed it is the one to hold
+// a challenge open.
 func TestWeakEKDuringTheChallenge(t *testing.T) {
 	primes := big.NewInt(1) // a modulus that is 1 = 65537^0 modulo every small prime is one of ROCA
 	for p := int64(2); p < 200; p++ {

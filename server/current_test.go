@@ -19,9 +19,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
-// A stolen machine that holds one challenge open would otherwise survive, for 60
-// seconds, its removal from the list, a new deny entry and the eviction after both: what
-// is current when its answer arrives decides.
+// A stolen machine that holds a challenge open must not survive its removal from the list, a
+// new deny entry and the eviction after both for another 60 seconds: what is current when its
+// answer arrives decides.
 func TestChallengeHeldOpen(t *testing.T) {
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
 	const both = `source "hash_dir" "factory" { path = %q }
@@ -98,8 +98,8 @@ func TestChallengeHeldOpen(t *testing.T) {
 	}
 }
 
-// A source that fails between the two steps is waited for once more, and the machine is
-// told to come again: what was said before the challenge clears nobody after it.
+// If a source fails between the two steps, it is asked again, and the machine is told to try
+// again: what the source said before the challenge clears nobody after it.
 func TestSourceFailsDuringTheChallenge(t *testing.T) {
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
 	fake := sourcetest.NewFake(sourcetest.Lists(sources.Attributes{}))

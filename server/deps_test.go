@@ -78,9 +78,8 @@ var arrows = []arrow{
 	}},
 }
 
-// A dependency that points the wrong way is how a protocol package comes to know
-// HCL, and an agent comes to link a database: this keeps the arrows as the
-// documentation draws them.
+// If a dependency points the wrong way, a protocol package gets to know HCL, or an agent links
+// a database: this keeps the arrows as the documentation draws them.
 func TestDependencies(t *testing.T) {
 	lines := goList(t, "-f", `{{ $p := .ImportPath }}{{ range .Imports }}{{ $p }}>{{ . }} {{ end }}`, module+"/...")
 	if len(lines) < 100 {

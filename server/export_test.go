@@ -11,7 +11,7 @@ import (
 // MaxUnderWay is how many attestations may be under way at once.
 const MaxUnderWay = maxUnderWay
 
-// MaxUnknown is how many of them may be of TPMs that no source lists so far.
+// MaxUnknown is how many attestations may be waited for whose TPMs no source lists so far.
 const MaxUnknown = maxUnknown
 
 // Use makes the plugin serve sources that no configuration can name, with the
@@ -37,10 +37,10 @@ func (p *Plugin) Arriving() int64 { return p.arriving.Load() }
 // UnderWay is how many attestations are under way.
 func (p *Plugin) UnderWay() int64 { return p.underWay.Load() }
 
-// SetUnderWay pretends that there are more.
+// SetUnderWay pretends that n attestations are under way.
 func (p *Plugin) SetUnderWay(n int64) { p.underWay.Store(n) }
 
-// InService identifies the configuration in service; nil where there is none.
+// InService identifies the configuration in service; nil if there is none.
 func (p *Plugin) InService() any {
 	if g := p.current.Load(); g != nil {
 		return g
@@ -48,7 +48,8 @@ func (p *Plugin) InService() any {
 	return nil
 }
 
-// Asked is how many of them are of machines about which the sources are asked.
+// Asked is how many bytes of certificates are held of machines about which the sources are
+// being asked.
 func (p *Plugin) Asked() int64 { return p.held.asked.bytes.Load() }
 
 // Held is how many bytes of certificates are held of machines that have proved nothing.

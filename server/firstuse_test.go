@@ -13,7 +13,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 )
 
-// slowAgentStore knows no agent, and answers once all who are awaited have asked.
+// slowAgentStore knows no agent, and answers once a number of callers have asked.
 type slowAgentStore struct {
 	agentstorev1.UnimplementedAgentStoreServer
 	asked sync.WaitGroup
@@ -58,9 +58,9 @@ func TestOneIDTwiceAtOnce(t *testing.T) {
 	}
 }
 
-// A reservation of which nothing came must not keep the machine out: the AgentStore that
-// could not tell is asked again at once, an agent that is stored needs no reservation,
-// and one that was evicted may attest again.
+// A reservation that was of no use must not keep the machine out: if the AgentStore could not
+// tell, it is asked again at once; an agent that is stored needs no reservation; and an agent
+// that was evicted may attest again.
 func TestReservationThatIsOfNoUse(t *testing.T) {
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
 	id := "spiffe://example.org/spire/agent/tpm/" + tpm.EKHash()

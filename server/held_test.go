@@ -26,7 +26,7 @@ import (
 type silent struct {
 	all   sync.WaitGroup
 	leave context.CancelFunc
-	busy  atomic.Int64 // of them, how many were told to come again
+	busy  atomic.Int64 // how many were told to come again
 }
 
 func crowd(t *testing.T, p *server.Plugin, n int, payload []byte) *silent {
@@ -34,7 +34,7 @@ func crowd(t *testing.T, p *server.Plugin, n int, payload []byte) *silent {
 	s := &silent{}
 	ctx, leave := context.WithCancel(t.Context())
 	s.leave = leave
-	const wave = 50 // no more at once than the sources can be asked about
+	const wave = 50 // as many at once as the sources can be asked about
 	for i := range n {
 		if i%wave == 0 {
 			synctest.Wait()
@@ -56,14 +56,14 @@ func crowd(t *testing.T, p *server.Plugin, n int, payload []byte) *silent {
 	return s
 }
 
-// end has the crowd leave.
+// end makes the crowd leave.
 func (s *silent) end() {
 	s.leave()
 	s.all.Wait()
 }
 
-// fatWorld is a plugin with a list of machines and a source that needs certificates, and
-// a stranger and a listed machine that send as many as a server takes.
+// fatWorld is a plugin with a list of machines and a source that needs certificates, and a
+// stranger and a listed machine that send as many certificates as a server takes.
 type fatWorld struct {
 	*server.Plugin
 	stranger, listed *attestortest.TPM
@@ -99,7 +99,7 @@ func newFatWorld(t *testing.T, policy policy.Policy) *fatWorld {
 	return w
 }
 
-// attest attests as a machine that answers, with a payload as large as a server takes.
+// attest attests by an honest agent, with a payload as large as a server takes.
 func (w *fatWorld) attest(t *testing.T, tpm *attestortest.TPM) error {
 	t.Helper()
 	s := honest(t.Context(), t, tpm)
@@ -113,9 +113,9 @@ func (w *fatWorld) attest(t *testing.T, tpm *attestortest.TPM) error {
 	return w.Attest(s)
 }
 
-// Strangers that send 40 KiB of certificates each and never answer would hold
-// 40 MB of them for a minute. They hold 4 MiB; the others are told to come again, and
-// machines that a source lists are not among them, whatever they send.
+// Strangers that send 40 KiB of certificates each and never answer would hold 40 MB of memory
+// for a minute. They may hold 4 MiB; further strangers are told to come again, and machines
+// that a source lists are not, whatever they send.
 func TestStrangersWithFatChains(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newFatWorld(t, policy.AnyOf("inventory", "vendors"))
@@ -139,10 +139,10 @@ func TestStrangersWithFatChains(t *testing.T) {
 	})
 }
 
-// An EK is no secret. Whoever knows that of one listed machine, and holds thousands of
-// challenges in its name with as many certificates as a server takes, fills no memory,
-// keeps no machine out that is listed by its hash alone, and has a source that needs
-// certificates say that it cannot tell, and never that a machine has none.
+// An EK is no secret. Whoever knows the EK of one listed machine, and holds thousands of
+// challenges in its name with as many certificates as a server takes, fills no memory and keeps
+// no machine out that is listed by its hash alone. A source that needs certificates then says
+// that it cannot tell, and never that a machine has none.
 func TestOneListedEKWithFatChains(t *testing.T) {
 	for name, tt := range map[string]struct {
 		policy policy.Policy
@@ -174,9 +174,9 @@ func TestOneListedEKWithFatChains(t *testing.T) {
 	}
 }
 
-// A list hangs, and strangers with as many certificates as a server takes wait for it:
-// they are counted among the strangers. The certificates of a machine that no list knows,
-// but a source by its certificate, are kept meanwhile, and so it gets in.
+// A list hangs, and strangers with as many certificates as a server takes wait for it: these
+// count as the strangers'. A machine that no list knows, but another source knows by its
+// certificate, keeps its certificates meanwhile, and so it is admitted.
 func TestCertificatesBesideStrangersWhoWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newFatWorld(t, policy.AnyOf("inventory", "vendors"))
@@ -212,8 +212,8 @@ func hangs(ctx context.Context, _ *sources.Evidence) (sources.Verdict, error) {
 	return sources.Verdict{}, ctx.Err()
 }
 
-// Copies of a listed machine that wait for a deny rule's list, which hangs, are counted
-// with those that answer their challenge, and take nothing from machines that do not wait.
+// Copies of a listed machine that wait for the hanging list of a deny rule count with machines
+// that answer their challenge, and take nothing from machines that do not wait.
 func TestCertificatesOfListedMachinesThatWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newFatWorld(t, policy.AnyOf("inventory", "vendors"))
@@ -232,7 +232,7 @@ func TestCertificatesOfListedMachinesThatWait(t *testing.T) {
 	})
 }
 
-// requiring is a policy by which all sources together admit.
+// requiring is a policy that admits a TPM which all of these sources list.
 func requiring(all ...string) policy.Policy {
 	return policy.Policy{Allow: []policy.Rule{{Name: "all", All: all}}}
 }

@@ -106,8 +106,7 @@ func (p *plugin) attest(tb testing.TB, payload []byte, answer agent) (*nodeattes
 	if err != nil {
 		tb.Fatal(err)
 	}
-	// io.EOF from Send means that the plugin has ended the stream before, and Recv
-	// has why.
+	// If Send returns io.EOF, the plugin has ended the stream, and Recv returns why.
 	if err := stream.Send(payloadMessage(payload)); err != nil && !errors.Is(err, io.EOF) {
 		tb.Fatal(err)
 	}
@@ -134,7 +133,7 @@ func responseMessage(b []byte) *nodeattestorv1.AttestRequest {
 	return &nodeattestorv1.AttestRequest{Request: &nodeattestorv1.AttestRequest_ChallengeResponse{ChallengeResponse: b}}
 }
 
-// attestTPM is attest by an honest agent.
+// attestTPM attests by an honest agent.
 func (p *plugin) attestTPM(tb testing.TB, tpm *attestortest.TPM) (*nodeattestorv1.AgentAttributes, error) {
 	tb.Helper()
 	return p.attest(tb, tpm.Payload(tb), func(c []byte) []byte { return tpm.Answer(tb, c) })
@@ -227,9 +226,9 @@ func (b *logBuffer) find(tb testing.TB, message string) map[string]any {
 type memoryStream struct {
 	grpc.ServerStream
 	ctx context.Context
-	// recv is called for each message that the server awaits.
+	// recv is called for each message that the server waits for.
 	recv func(n int) (*nodeattestorv1.AttestRequest, error)
-	// sent, if it is there, is called at the end of each Send.
+	// sent, unless nil, is called at the end of each Send.
 	sent func()
 
 	open       sync.Once

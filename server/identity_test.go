@@ -21,8 +21,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
-// An ID must belong to one machine and stay the same: what sources disagree
-// about, or what an outage hides, must not decide it.
+// An ID must belong to one machine and stay the same: neither a field that sources disagree
+// about, nor a field that an outage hides, may decide about it.
 func TestIDFromSources(t *testing.T) {
 	lists := sourcetest.Lists
 	cert := func(issuer, serial string) *sources.EKCertificate {
@@ -101,9 +101,9 @@ func TestIDFromSources(t *testing.T) {
 	}
 }
 
-// An outage must not pick the ID, nor have an agent give up for good: where a source
-// is down that could have named the machine, whichever rule admits it meanwhile, the
-// answer is to try again. What could not have, however it had answered, is no reason.
+// An outage must not choose the ID, nor make an agent give up for good: if a source is down
+// that could have named the machine, whichever rule admits it meanwhile, the agent is told to
+// try again. A source whose answer could have changed nothing is no reason for that.
 func TestIDWhileAnotherRuleMightHold(t *testing.T) {
 	named := func(name string) sourcetest.Answer { return sourcetest.Lists(sources.Attributes{Name: name}) }
 	stm := sourcetest.Lists(sources.Attributes{
@@ -148,8 +148,8 @@ func TestIDWhileAnotherRuleMightHold(t *testing.T) {
 	}
 }
 
-// A source that gives no attributes, or of a kind that gives none of this sort,
-// withholds no ID when it is down, unless another one's attributes depend on it.
+// A source that is down withholds no ID if it contributes no attributes, or none of the kind
+// that the ID needs, unless another source's attributes depend on it.
 func TestIDWhileWhatNamesNobodyIsDown(t *testing.T) {
 	named := func(name string) sourcetest.Answer { return sourcetest.Lists(sources.Attributes{Name: name}) }
 	down := sourcetest.Fails(errors.New("down"))
@@ -182,8 +182,8 @@ func TestIDWhileWhatNamesNobodyIsDown(t *testing.T) {
 	}
 }
 
-// wantID has a machine attest and fails the test unless it gets an ID with a text in
-// it, or is refused with this code and for a reason with it.
+// wantID fails the test unless the machine gets an ID that contains want or, if code is not OK,
+// is refused with code and a reason that contains want.
 func wantID(t *testing.T, p *server.Plugin, log *logBuffer, code codes.Code, want string) {
 	t.Helper()
 	s := honest(t.Context(), t, attestortest.New(t, attestortest.Options{EK: attestor.P256}))
@@ -199,7 +199,7 @@ func wantID(t *testing.T, p *server.Plugin, log *logBuffer, code codes.Code, wan
 	}
 }
 
-// withTemplate is a configuration in which the template can have a value.
+// withTemplate is a configuration in which every field of the template can have a value.
 func withTemplate(template string) string {
 	return fmt.Sprintf(`source "hash_dir" "list" { path = "/x" }
 		source "ek_ca" "vendors" { bundles = { stm = "/y" } }
@@ -226,8 +226,8 @@ func (
 	return &agentstorev1.GetAgentInfoResponse{Info: &agentstorev1.AgentInfo{AgentId: req.GetAgentId()}}, err
 }
 
-// With reattest = false a machine is admitted once: a second use is refused, and
-// so is one about which SPIRE cannot say whether it is the second.
+// With reattest = false a machine is admitted once: a second use is refused, and so is a use of
+// which SPIRE cannot say whether it is the second.
 func TestReattestFalse(t *testing.T) {
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
 	text := oneHashDir(hashDir(t, tpm)) + "reattest = false"

@@ -28,8 +28,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 )
 
-// fakeIdentityProvider is SPIRE's host service of that name. Before answer is set
-// it says what SPIRE says while it starts.
+// fakeIdentityProvider is SPIRE's host service of that name. Until answer is set, it returns
+// the error that SPIRE returns while it starts.
 type fakeIdentityProvider struct {
 	identityproviderv1.UnimplementedIdentityProviderServer
 	mu     sync.Mutex
@@ -61,7 +61,7 @@ func (f *fakeIdentityProvider) calls() int {
 	return f.asked
 }
 
-// svid issues a certificate for a SPIFFE ID; one for itself where by is nil.
+// svid issues a certificate for a SPIFFE ID; if by is nil, it is self-signed.
 func svid(t *testing.T, id string, by *tls.Certificate) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -133,9 +133,9 @@ func allowlist(t *testing.T, ca tls.Certificate, tpm *attestortest.TPM) *httptes
 	return web
 }
 
-// A list is asked for with the server's own identity once SPIRE has one, which is
-// after it has configured its plugins; until then nobody is in, and no restart is
-// needed. A configuration that leaves the source as it is keeps its list.
+// A list is requested with the server's own identity once SPIRE has that, which is after it has
+// configured its plugins. Until then nobody is admitted, and no restart is needed. A
+// configuration that leaves the source as it is keeps its list.
 func TestListByTheServersOwnIdentity(t *testing.T) {
 	ca := svid(t, "spiffe://example.org", nil)
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
@@ -178,7 +178,7 @@ func TestListByTheServersOwnIdentity(t *testing.T) {
 	}
 }
 
-// Whatever SPIRE answers that is no identity is an error of this poll.
+// If SPIRE answers with anything but an identity, this poll fails.
 func TestIdentityThatIsNone(t *testing.T) {
 	ca := svid(t, "spiffe://example.org", nil)
 	own := svid(t, "spiffe://example.org/spire/server", &ca)
@@ -213,7 +213,7 @@ func TestIdentityThatIsNone(t *testing.T) {
 	}
 }
 
-// A SPIRE without the service says so, and starts.
+// If SPIRE lacks the service, the plugin says so, and starts.
 func TestNoIdentityProvider(t *testing.T) {
 	p := serve(t)
 	p.configure(t, `source "http" "inventory" {

@@ -115,8 +115,8 @@ func TestLeft(t *testing.T) {
 		}
 		wantStatus(t, p.Attest(s), tt.code, "the stream has ended")
 	}
-	// The context ends while sources are asked: their answers are then worth
-	// nothing, and must not be told as a refusal.
+	// The context ends while sources are asked: their answers are worth nothing then, and
+	// must not be reported as a refusal.
 	ctx, cancel := context.WithCancel(t.Context())
 	p := server.New()
 	canceling := func(context.Context, *sources.Evidence) (sources.Verdict, error) {
@@ -154,8 +154,8 @@ func TestPanics(t *testing.T) {
 	}
 }
 
-// A bound on what is under way keeps memory bounded; a machine that meets it is
-// told to come again.
+// A limit on what is under way keeps memory bounded; a machine above the limit is told to come
+// again.
 func TestTooManyUnderWay(t *testing.T) {
 	p := server.New()
 	p.Use(t, `hash_path = "/x"`, policy.AnyOf("x"), member("x", sourcetest.Lists(sources.Attributes{})))
@@ -194,9 +194,9 @@ func TestSilentStreams(t *testing.T) {
 	})
 }
 
-// Strangers with EKs of their own making, of which only the network could tell
-// whether they are a vendor's, and who never answer, hold a part of what may be
-// under way and no more: listed machines attest beside them.
+// Strangers with EKs of their own making, about which only the network could tell, and who
+// never answer, take a part of what may be under way and no more: listed machines attest beside
+// them.
 func TestStrangersThatNeverAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		strange := attestortest.New(t, attestortest.Options{EK: attestor.P256})
@@ -242,9 +242,9 @@ func TestStrangersThatNeverAnswer(t *testing.T) {
 	})
 }
 
-// A list on a web server that hangs, or any source that is slow, and thousands of
-// strangers who wait for it lock out nobody whom a healthy list knows: strangers wait in
-// their own places, and no further ones wait at all.
+// Thousands of strangers who wait for a slow source, such as a list on a web server that hangs,
+// lock out no machine that a healthy list knows: strangers wait in their own places, and once
+// those are taken, further strangers do not wait at all.
 func TestSlowListLocksOutNobody(t *testing.T) {
 	hang := func(release chan struct{}) sourcetest.Answer {
 		return sourcetest.Hangs(release, sourcetest.ListsNot())

@@ -29,8 +29,7 @@ func TestClean(t *testing.T) {
 	}
 }
 
-// The address comes as metadata, which anybody could forge who reaches the
-// plugin's socket.
+// The address comes as metadata, which anybody who reaches the plugin's socket could forge.
 func TestPeer(t *testing.T) {
 	for in, want := range map[string]string{
 		"192.0.2.7": "192.0.2.7", "2001:db8::1": "2001:db8::1", "": "unknown", "x\ny": "x\uFFFDy",

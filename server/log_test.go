@@ -59,8 +59,8 @@ func TestRefusalsAreLogged(t *testing.T) {
 	}
 }
 
-// An admission is logged where something was in doubt or on trial: that is how
-// an operator learns what a rule on trial would do.
+// An admission is logged if something was in doubt or on trial: that is how an operator learns
+// what a rule on trial would do.
 func TestAdmissionsAreLogged(t *testing.T) {
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
 	listed := sourcetest.Lists(sources.Attributes{})

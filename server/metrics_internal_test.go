@@ -69,8 +69,8 @@ func startCounting() (*metrics, *countingMetrics) {
 	return startMetrics(&metricsv1.MetricsServiceClient{MetricsClient: fake}), fake
 }
 
-// A SPIRE that takes no metrics must cost no attestation anything, and neither
-// memory nor, for long, the shutdown.
+// If SPIRE takes no metrics, that must cost no attestation anything, nor any memory, nor delay
+// the shutdown for long.
 func TestMetricsThatHang(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := startMetrics(&metricsv1.MetricsServiceClient{MetricsClient: hungMetrics{}})
@@ -94,8 +94,8 @@ func TestMetricsThatHang(t *testing.T) {
 	})
 }
 
-// What could not be told is told later, and what there was no room for is told as a
-// number, or a graph would lie.
+// What could not be told is told later, and what there was no room for is told as a number;
+// otherwise graphs would be wrong.
 func TestMetricsOfASPIREThatWasDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, fake := startCounting()
@@ -115,8 +115,8 @@ func TestMetricsOfASPIREThatWasDown(t *testing.T) {
 	})
 }
 
-// Stops machines that were admitted unchecked from looking like all others: they are
-// counted, by source.
+// Stops machines that were admitted unchecked from looking like all others: they are counted
+// for each source.
 func TestMetricsOfUnchecked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, fake := startCounting()
@@ -131,8 +131,8 @@ func TestMetricsOfUnchecked(t *testing.T) {
 	})
 }
 
-// What was counted in the last moments is told at the end, or the attestations of a
-// server that is restarted often would be missing.
+// What was counted in the last moments is told at the end; otherwise attestations would be
+// missing on a server that is restarted often.
 func TestMetricsAtTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, fake := startCounting()
@@ -144,9 +144,9 @@ func TestMetricsAtTheEnd(t *testing.T) {
 	})
 }
 
-// Strangers that come in thousands must not make the plugin call SPIRE for each: that
-// took a quarter of the CPU of an attestation. The counters are told all the same
-// while they come, or no alert would see them.
+// Strangers that come in thousands must not make the plugin call SPIRE for each of them, which
+// used to take a quarter of the CPU of an attestation. Meanwhile the counters must still be
+// told, since alerts depend on them.
 func TestMetricsUnderLoad(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, fake := startCounting()
@@ -168,8 +168,8 @@ func TestMetricsUnderLoad(t *testing.T) {
 	})
 }
 
-// Each attestation has the same chance to be timed, the last one as the first: times
-// that are only those of the first in each second would show a storm as a calm.
+// Each attestation has the same chance to be timed, the last as well as the first: if only the
+// first of each second were timed, a storm would look calm.
 func TestTimesAreChosenAtRandom(t *testing.T) {
 	const rounds, all = 2000, 10 * maxSamples
 	var early int

@@ -44,7 +44,7 @@ func (m *fakeMetrics) AddSample(_ context.Context, req *metricsv1.AddSampleReque
 	return &emptypb.Empty{}, nil
 }
 
-// SetGauge keeps the gauges of no source.
+// SetGauge keeps the gauges that belong to no source.
 func (m *fakeMetrics) SetGauge(_ context.Context, req *metricsv1.SetGaugeRequest) (*emptypb.Empty, error) {
 	if req.GetKey()[1] != "source" {
 		m.add("gauge "+metricName(req.GetKey(), req.GetLabels()), req.GetVal())
@@ -88,8 +88,8 @@ func (m *fakeMetrics) await(t *testing.T, name string, want float32) {
 	}
 }
 
-// What an operator's alarms stand on: attestations by outcome and rule, answers
-// by source, and time; and no label that an agent could choose.
+// Alerts depend on these: attestations by outcome and rule, answers by source, and time; and no
+// label may take a value that an agent could choose.
 func TestMetrics(t *testing.T) {
 	fake := newFakeMetrics()
 	p := serve(t, fake.server())
@@ -147,9 +147,9 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// A reload that is refused leaves the old rules in use, and the one line in the log is
-// easily missed: an alert can be written on the counter. The version tells which of many
-// servers still has an old plugin.
+// If a reload is refused, the old rules stay in use, and the one line in the log is easily
+// missed: the counter lets an operator write an alert. The version tells which of many servers
+// still has an old plugin.
 func TestMetricsOfThePlugin(t *testing.T) {
 	fake := newFakeMetrics()
 	p := serve(t, fake.server())
@@ -163,8 +163,8 @@ func TestMetricsOfThePlugin(t *testing.T) {
 	fake.await(t, "tpm.configuration result=refused", 1)
 }
 
-// A rule is tried before it decides, and a whole fleet is not looked for in a log:
-// what it would have done is counted, and nothing else changes.
+// Before a rule decides, it is on trial, and nobody searches the log of a whole fleet: what the
+// rule would have done is counted, and nothing else changes.
 func TestMetricsOfTrials(t *testing.T) {
 	fake := newFakeMetrics()
 	p := serve(t, fake.server())

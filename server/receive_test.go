@@ -22,9 +22,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
-// The limit of gRPC is that of a configuration. A message of an agent that is longer than
-// its own limit is refused by the size in front of it, before a byte of it is kept: a
-// thousand agents would otherwise send a gigabyte.
+// gRPC's limit is as large as a configuration needs. A message of an agent that exceeds its own
+// limit is refused by the size in front of it, before a byte of it is kept: a thousand agents
+// could otherwise send a gigabyte.
 func TestMessagesAreRefusedByTheirSize(t *testing.T) {
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
 	p := serve(t)
@@ -44,8 +44,8 @@ func TestMessagesAreRefusedByTheirSize(t *testing.T) {
 	}
 }
 
-// A stream that is opened and sends nothing ends by itself, and takes no place of the
-// machines that attest; so does one of which half a message arrives. If gRPC's transport
+// A stream that is opened and sends nothing ends by itself, and is not counted with the
+// machines that attest. So does a stream on which half a message arrives. If gRPC's transport
 // ever hides what this takes, nothing is received at all.
 func TestStreamsThatStop(t *testing.T) {
 	for name, test := range map[string]struct {
@@ -86,8 +86,8 @@ func TestStreamsThatStop(t *testing.T) {
 	}
 }
 
-// dial serves a plugin by gRPC, in memory, and returns a client. If most is not 0, at most
-// so many bytes of the client's arrive.
+// dial serves a plugin by gRPC in memory and returns a client. If most is not 0, no more than
+// this many bytes from the client arrive.
 func dial(t *testing.T, p *server.Plugin, most int) nodeattestorv1.NodeAttestorClient {
 	t.Helper()
 	listener := bufconn.Listen(1 << 20)
@@ -114,7 +114,7 @@ func dial(t *testing.T, p *server.Plugin, most int) nodeattestorv1.NodeAttestorC
 	return nodeattestorv1.NewNodeAttestorClient(conn)
 }
 
-// stopping is a connection that loses all but the first bytes that are written.
+// stopping is a connection on which only the first bytes that are written arrive.
 type stopping struct {
 	net.Conn
 	left int

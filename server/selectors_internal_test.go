@@ -42,7 +42,7 @@ func TestSelectors(t *testing.T) {
 			},
 		},
 		{
-			// The labels of a list that somebody else writes must stay labels.
+			// Labels of a list that somebody else writes must stay labels.
 			"forged labels",
 			policy.Decision{Attributes: []sources.Attributes{{Labels: []string{"rule:admin", "pub_hash:1", "ca:x"}}}},
 			[]string{"label:ca:x", "label:pub_hash:1", "label:rule:admin", pubHash},
@@ -59,9 +59,9 @@ func TestSelectors(t *testing.T) {
 	}
 }
 
-// The longest values that a source may give, and the longest names that a
-// configuration may have, become selectors that SPIRE's database can hold; PostgreSQL
-// and MySQL refuse a longer one, after the machine was admitted.
+// The longest values that a source may give, and the longest names that a configuration may
+// have, become selectors that SPIRE's database can store; PostgreSQL and MySQL would refuse
+// longer ones after the machine was admitted.
 func TestSelectorsFitIntoTheDatabase(t *testing.T) {
 	x := strings.Repeat("x", sources.MaxSelector)
 	fit := func(prefix string) string { return x[len(prefix):] }

@@ -64,7 +64,7 @@ func (b *board) take() map[string]float32 {
 	return values
 }
 
-// watched is a watch of sources of which a test says what they are.
+// watched is a watch of sources whose status the test decides.
 type watched struct {
 	*watch
 	log bytes.Buffer
@@ -98,7 +98,7 @@ func (w *watched) close() {
 	w.metrics.close()
 }
 
-// become changes what the sources are, and returns when SPIRE knows.
+// become changes the status of the sources, and returns when SPIRE knows it.
 func (w *watched) become(all ...admission.SourceStatus) {
 	w.mu.Lock()
 	w.all = all
@@ -127,8 +127,7 @@ func (w *watched) wantLog(t *testing.T, want ...string) {
 	}
 }
 
-// wantValues compares what was told since the last call, but for counters of
-// attestations.
+// wantValues compares what was told since the last call, without the counters of attestations.
 func wantValues(t *testing.T, b *board, want map[string]float32) {
 	t.Helper()
 	got := b.take()
@@ -141,9 +140,8 @@ func wantValues(t *testing.T, b *board, want map[string]float32) {
 	}
 }
 
-// An operator sees what each server serves: in the log when it changes, and in
-// metrics that neither go stale nor vanish, or no alert on a stale list could be
-// written.
+// An operator sees what each server serves: in the log when it changes, and in metrics that
+// neither go stale nor vanish, since an alert on a stale list depends on them.
 func TestStatusIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &board{values: map[string]float32{}}
@@ -198,9 +196,10 @@ func TestStatusIsTold(t *testing.T) {
 	})
 }
 
-// A source that a new configuration replaces counts from zero. SPIRE forgets no
-// gauge: what a source has no more, and all of one that is gone, becomes NaN once,
-// or an alert on it would stay on until spire-server restarts.
+// If a new configuration replaces a source, the new source counts from zero. SPIRE forgets no
+// gauge: a gauge that a source does not have any more, and every gauge of a source that is
+// gone, becomes NaN once, since an alert on it would otherwise stay on until spire-server
+// restarts.
 func TestStatusOfAnotherSource(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &board{values: map[string]float32{}}
@@ -237,8 +236,8 @@ func TestStatusOfAnotherSource(t *testing.T) {
 	})
 }
 
-// Whether a vendor's server answers is seen in how fetches end, by source, also where
-// machines that need none of it attest in between.
+// Whether a vendor's server answers shows in how fetches end, for each source, even if machines
+// that need no fetch attest in between.
 func TestFetchesAreTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &board{values: map[string]float32{}}
@@ -268,8 +267,8 @@ func TestFetchesAreTold(t *testing.T) {
 	})
 }
 
-// An alert sees growth, and so a first event only where there was a zero before:
-// the first machine that is denied would pass unseen.
+// An alert sees growth, so it sees a first event only if there was a zero before: the first
+// machine that is denied would go unnoticed.
 func TestCountersAreToldBeforeTheirFirstEvent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &board{values: map[string]float32{}}

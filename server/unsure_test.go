@@ -79,8 +79,8 @@ func TestSourcesThatCannotTell(t *testing.T) {
 
 type errno struct{ error }
 
-// A mount whose server has gone: a thousand attestations get their answer within
-// the deadline, and the goroutines that are stuck in it are few.
+// If the server of a mount has gone, a thousand attestations get their answer within the
+// deadline, and few goroutines are stuck.
 func TestHungSource(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})

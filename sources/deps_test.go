@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestStandardLibraryOnly keeps other people's backends, which import this
-// package and run its suite, free of anything that they do not ask for.
+// TestStandardLibraryOnly: other people's backends import this package and run its suite, and
+// must not get dependencies that they do not ask for.
 func TestStandardLibraryOnly(t *testing.T) {
 	const self = "github.com/spire-tpm/spire-tpm-attestor/sources"
 	for dir, own := range map[string][]string{

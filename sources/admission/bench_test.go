@@ -9,8 +9,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
-// BenchmarkEvaluation is what a Set adds to its sources: both steps of one
-// attestation over sources that answer at once.
+// BenchmarkEvaluation is what a Set adds to its sources: both steps of an attestation over
+// sources that answer at once.
 func BenchmarkEvaluation(b *testing.B) {
 	ev := sourcetest.NewEvidence(b)
 	proven := sourcetest.Proven(ev)
@@ -50,9 +50,8 @@ func BenchmarkEvaluationParallel(b *testing.B) {
 	})
 }
 
-// BenchmarkEvaluationFetcher is the same with a source that may have to ask the
-// network: one that need not, one whose answer changes nothing, and one that is
-// asked.
+// BenchmarkEvaluationFetcher is the same with a source that may have to ask the network: it
+// need not, its answer changes nothing, or it is asked.
 func BenchmarkEvaluationFetcher(b *testing.B) {
 	ev := sourcetest.NewEvidence(b)
 	proven := sourcetest.Proven(ev)

@@ -66,9 +66,9 @@ func wantOutcome(t *testing.T, d policy.Decision, want policy.Outcome) {
 	}
 }
 
-// TestListedAMomentAgo: a machine that an operator has just listed is not turned
-// away until the next poll, and one that is still not listed is polled for only as
-// often as the source's limit allows.
+// TestListedAMomentAgo: a machine that an operator has just listed is not turned away until the
+// next poll, and for a machine that is still not listed polls are made only as often as the
+// limit permits.
 func TestListedAMomentAgo(t *testing.T) {
 	o := &origin{}
 	s := newSet(t, policy.AnyOf("x"), admission.Options{}, member("x", o.poller()))
@@ -89,9 +89,9 @@ func TestListedAMomentAgo(t *testing.T) {
 	}
 }
 
-// TestPolledOnlyWhereItHelps: nobody is polled for a machine that is admitted or
-// refused whatever a poll would show, for a rule on trial, or for a deny rule,
-// which strangers would use to poll at will.
+// TestPolledOnlyWhereItHelps: no poll is made for a machine that is admitted or refused
+// whatever the poll would show, for a rule on trial, or for a deny rule, by which strangers
+// could cause polls at will.
 func TestPolledOnlyWhereItHelps(t *testing.T) {
 	x := policy.Rule{Name: "x", Any: []string{"x"}}
 	other := policy.Rule{Name: "o", Any: []string{"other"}}
@@ -135,9 +135,8 @@ func TestPolledOnlyWhereItHelps(t *testing.T) {
 	}
 }
 
-// TestManyMissesShareOnePoll: a fleet that boots at once is one poll; whoever
-// comes while the source is polled anyway waits for that; and all are answered in
-// their time.
+// TestManyMissesShareOnePoll: a fleet that boots at once causes one poll; a machine that comes
+// during a poll waits for that poll; and all are answered in time.
 func TestManyMissesShareOnePoll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := &origin{takes: 2 * time.Second}
@@ -180,8 +179,8 @@ func TestManyMissesShareOnePoll(t *testing.T) {
 	})
 }
 
-// TestChangeDuringAnEarlyPoll: a change that is told while a poll is under way is not
-// lost: another one is made after it.
+// TestChangeDuringAnEarlyPoll: a change that is told during a poll is not lost: another poll is
+// made after it.
 func TestChangeDuringAnEarlyPoll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := &origin{takes: 2 * time.Second}
@@ -209,8 +208,8 @@ func TestChangeDuringAnEarlyPoll(t *testing.T) {
 	})
 }
 
-// TestEarlyPollThatFails: the answer stays "not listed", in time, however the poll fails,
-// and nothing is left waiting.
+// TestEarlyPollThatFails: however the poll fails, the answer stays "not listed" and comes in
+// time, and nothing is left waiting.
 func TestEarlyPollThatFails(t *testing.T) {
 	for name, bend := range map[string]func(*origin, *sourcetest.LoadingFake){
 		"an error":          func(o *origin, _ *sourcetest.LoadingFake) { o.fail = errors.New("502 Bad Gateway") },
@@ -263,8 +262,8 @@ func TestNoEarlyPollOfWhoAsksForPatience(t *testing.T) {
 	})
 }
 
-// TestStuckPollIsNotWaitedFor: of a load that was left behind nobody expects anything, or
-// every miss would take its whole time.
+// TestStuckPollIsNotWaitedFor: a load that was left behind is not waited for, since otherwise
+// every miss would take all of its time.
 func TestStuckPollIsNotWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
@@ -288,9 +287,9 @@ func TestStuckPollIsNotWaitedFor(t *testing.T) {
 	})
 }
 
-// TestEarlyPollAtTheEnd: a Set that stops takes the early poll with it, one that has
-// stopped or never began makes none, and a caller who leaves waits for nothing while the
-// others still do.
+// TestEarlyPollAtTheEnd: a Set that stops ends its early poll; a Set that has stopped or was
+// never started makes none; and a caller who leaves waits for nothing, while the others still
+// do.
 func TestEarlyPollAtTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := &origin{}
@@ -324,8 +323,8 @@ func TestEarlyPollAtTheEnd(t *testing.T) {
 	})
 }
 
-// TestPolledSourceThatIsAskedOutside: a poller that looks things up is asked again
-// in what is left of the time, and its last word counts.
+// TestPolledSourceThatIsAskedOutside: a source that polls and looks things up is asked again in
+// the time that is left, and its last answer counts.
 func TestPolledSourceThatIsAskedOutside(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := &origin{}

@@ -71,8 +71,8 @@ func TestTwoSteps(t *testing.T) {
 	}
 }
 
-// TestEveryOutcome pins the outcome of each step, and that a machine is spared
-// the challenge where it cannot help.
+// TestEveryOutcome pins the outcome of each step, and that a machine is spared a challenge that
+// cannot help it.
 func TestEveryOutcome(t *testing.T) {
 	lists, not := sourcetest.Lists(sources.Attributes{}), sourcetest.ListsNot()
 	fails, later := sourcetest.Fails(errOutage), sourcetest.NeedsChallenge
@@ -119,11 +119,11 @@ func TestEveryOutcome(t *testing.T) {
 	}
 }
 
-// fails2 asks for the challenge whatever it is shown.
+// fails2 needs the challenge, even after it.
 func fails2() sourcetest.Answer { return sourcetest.Fails(sources.ErrNeedsChallenge) }
 
-// TestStepsWithoutTheirEvidence: the second step without proof admits nobody, so that
-// a caller's mistake cannot skip the challenge, and neither does the first.
+// TestStepsWithoutTheirEvidence: the second step without a proof admits nobody, so that a
+// caller's mistake cannot skip the challenge; nor does the first step with one.
 func TestStepsWithoutTheirEvidence(t *testing.T) {
 	f := sourcetest.NewFake(sourcetest.Lists(sources.Attributes{}))
 	s := newSet(t, policy.AnyOf("x"), admission.Options{}, member("x", f))
@@ -144,9 +144,9 @@ func TestStepsWithoutTheirEvidence(t *testing.T) {
 	}
 }
 
-// TestRemovedDuringTheChallenge: whoever holds the challenge open is decided by what
-// sources say when the answer arrives, and not by what they said before: a machine that
-// was removed, denied or of which nobody can tell any more is not admitted.
+// TestRemovedDuringTheChallenge: if a machine holds its challenge open, what sources say when
+// its answer arrives decides, and not what they said before: a machine that was removed or
+// denied meanwhile, or of which nobody can tell any more, is not admitted.
 func TestRemovedDuringTheChallenge(t *testing.T) {
 	lists, not := sourcetest.Lists(sources.Attributes{}), sourcetest.ListsNot()
 	fails := sourcetest.Fails(errOutage)
@@ -186,8 +186,8 @@ type incomparable struct{}
 func (incomparable) Error() string { return "no route to host" }
 func (incomparable) Is(error) bool { panic("no likeness") }
 
-// TestBrokenAnswers: whatever a source does against its contract, it cannot
-// tell, nobody is admitted by it, and the process lives on.
+// TestBrokenAnswers: a source that breaks its contract cannot tell, whatever it does; it admits
+// nobody, and the process lives on.
 func TestBrokenAnswers(t *testing.T) {
 	listed := sources.Verdict{Listed: true, Reason: "r", Attributes: named("n")}
 	returns := func(v sources.Verdict, err error) sourcetest.Answer {
@@ -241,8 +241,8 @@ func TestBrokenAnswers(t *testing.T) {
 	}
 }
 
-// TestAnswersAreSettled: attributes of a TPM that is not listed are dropped, and
-// a decision shares no memory with the source, which may use its own again.
+// TestAnswersAreSettled: attributes of a TPM that is not listed are dropped, and a decision
+// shares no memory with the source, which may reuse its own.
 func TestAnswersAreSettled(t *testing.T) {
 	mine := sources.Attributes{
 		Name: "n", Labels: []string{"l"}, CAs: []string{"c"},
@@ -270,8 +270,8 @@ func TestAnswersAreSettled(t *testing.T) {
 	}
 }
 
-// TestUnsure: the sources of a rule that holds are named where they could not
-// tell, since what they know is missing; those without attributes miss nothing.
+// TestUnsure: a decision names the sources of its rule that could not tell, since what they
+// know is missing; nothing is missing of sources without attributes.
 func TestUnsure(t *testing.T) {
 	s := newSet(t, policy.AnyOf("up", "down", "plain"), admission.Options{},
 		member("up", sourcetest.NewFake(sourcetest.Lists(named("n")))),
@@ -285,9 +285,9 @@ func TestUnsure(t *testing.T) {
 	wantStrings(t, "unsure", d.Unsure, "down")
 }
 
-// TestStuckSourceCostsItsDeadline: a mount whose server has gone costs an
-// attestation its deadline and no more, others answer beside it, and it is
-// counted and logged until it returns.
+// TestStuckSourceCostsItsDeadline: a mount whose server has gone costs an attestation its
+// deadline and no more, other sources answer meanwhile, and the call is counted and logged
+// until it returns.
 func TestStuckSourceCostsItsDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, release := newJournal(), make(chan struct{})
@@ -296,7 +296,8 @@ func TestStuckSourceCostsItsDeadline(t *testing.T) {
 			member("stuck", stuck), member("up", sourcetest.NewFake(sourcetest.Lists(named("up")))))
 		begun := time.Now()
 		d := attest(t, s, sourcetest.NewEvidence(t))
-		// The first step does not wait for it, since "up" lists the machine.
+		// The first step does not wait for the stuck source, since "up" lists the
+		// machine.
 		if took := time.Since(begun); d.Outcome != policy.Admitted || took != 5*time.Second+admission.Slow {
 			t.Errorf("%v after %v: %s", d.Outcome, took, d.Explain())
 		}
@@ -319,9 +320,9 @@ func TestStuckSourceCostsItsDeadline(t *testing.T) {
 	})
 }
 
-// TestThousandAttestationsOnAStuckSource: they are all answered by the deadline,
-// while no more checks than there are slots ever enter the source, however often
-// they come; and a source beside it is asked as ever.
+// TestThousandAttestationsOnAStuckSource: all are answered by the deadline, while no more
+// checks than there are slots ever enter the source, however often they come; and another
+// source is asked as always.
 func TestThousandAttestationsOnAStuckSource(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
@@ -347,7 +348,7 @@ func TestThousandAttestationsOnAStuckSource(t *testing.T) {
 			if _, busy, most := stuck.Calls(); busy != 8 || most != 8 {
 				t.Errorf("wave %d: %d checks are in the source, %d were", wave, busy, most)
 			}
-			if n := runtime.NumGoroutine() - goroutines; n > 50 { // others' come and go
+			if n := runtime.NumGoroutine() - goroutines; n > 50 { // those of the runtime come and go
 				t.Errorf("wave %d left %d goroutines", wave, n)
 			}
 		}
@@ -407,8 +408,8 @@ func TestObedientSourceSaysWhy(t *testing.T) {
 	})
 }
 
-// TestCallerLeaves: an agent that leaves in the middle ends its evaluation, and
-// is no outage of the source in the log.
+// TestCallerLeaves: an agent that leaves ends its evaluation, and the log does not show that as
+// an outage of the source.
 func TestCallerLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := newJournal()

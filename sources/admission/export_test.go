@@ -1,5 +1,4 @@
 package admission
 
-// Slow is how long a source may take before the challenge until whoever waits for it
-// needs a reason.
+// Slow is how long every attestation may wait for a source before the challenge.
 const Slow = slow

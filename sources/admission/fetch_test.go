@@ -26,9 +26,9 @@ func fetches(f *sourcetest.FetchingFake) int {
 	return n
 }
 
-// TestFetchedLast: nobody is fetched from before the machine has answered its
-// challenge, so that a stranger who only knows a certificate causes no request;
-// then once, with the proof, and after Check.
+// TestFetchedLast: nothing is fetched before the machine has answered its challenge, so that a
+// stranger who knows only a certificate causes no request. Then Fetch is called once, with the
+// proof, after Check.
 func TestFetchedLast(t *testing.T) {
 	var asked []*sources.Evidence
 	x := sourcetest.NewFetchingFake(func(_ context.Context, ev *sources.Evidence) (sources.Verdict, error) {
@@ -61,9 +61,9 @@ func TestFetchedLast(t *testing.T) {
 	}
 }
 
-// TestFetchedOnlyWhereItMatters: the network is asked where it can change the
-// decision or what it grants, and nobody is asked for a machine that is refused
-// anyway, for a rule on trial, or for a rule that cannot hold.
+// TestFetchedOnlyWhereItMatters: the network is asked if it can change the decision or what it
+// grants, and never for a machine that is refused anyway, for a rule on trial, or for a rule
+// that cannot hold.
 func TestFetchedOnlyWhereItMatters(t *testing.T) {
 	x := policy.Rule{Name: "x", Any: []string{"x"}}
 	other := policy.Rule{Name: "o", Any: []string{"other"}}
@@ -125,9 +125,9 @@ func TestFetchedOnlyWhereItMatters(t *testing.T) {
 	}
 }
 
-// TestKnownBeforeTheChallenge: who may hold a place while the server waits for an
-// answer depends on this. A stranger is not known for what a rule on trial, a deny
-// rule or a rule that cannot hold says, nor by an answer that is still open.
+// TestKnownBeforeTheChallenge: Known decides who may hold a place while the server waits for an
+// answer. What a rule on trial, a deny rule or a rule that cannot hold says makes no stranger
+// known, and neither does an answer that is still open.
 func TestKnownBeforeTheChallenge(t *testing.T) {
 	rule := func(name string, all ...string) policy.Rule { return policy.Rule{Name: name, All: all} }
 	trial := rule("t", "list")
@@ -164,7 +164,7 @@ func TestKnownBeforeTheChallenge(t *testing.T) {
 	}
 }
 
-// members are those of all that the policy names.
+// members are the sources that the policy names.
 func members(p policy.Policy, all map[string]sources.Source) []admission.Member {
 	var names []string
 	for _, r := range slices.Concat(p.Allow, p.Deny) {
@@ -178,9 +178,9 @@ func members(p policy.Policy, all map[string]sources.Source) []admission.Member 
 	return ms
 }
 
-// TestNotAskedIsNoFailure: an answer that was not asked for admits nobody, says
-// why it is missing, and looks like an outage nowhere: not in the outcome, the
-// deny rules, the log, the status or the verdict that the metrics count.
+// TestNotAskedIsNoFailure: an answer that was not asked for admits nobody, says why it is
+// missing, and nowhere looks like an outage: not in the outcome, the deny rules, the log, the
+// status or the verdict that metrics count.
 func TestNotAskedIsNoFailure(t *testing.T) {
 	log := newJournal()
 	x := sourcetest.NewFetchingFake(sourcetest.Lists(sources.Attributes{}))
@@ -206,8 +206,8 @@ func TestNotAskedIsNoFailure(t *testing.T) {
 	log.wantLines(t)
 }
 
-// TestFetchesAtOnce: what several sources fetch is fetched at the same time, in one
-// time for all, and what the first says does not depend on the second.
+// TestFetchesAtOnce: several sources fetch at the same time, within one time for all, and the
+// answer of one does not depend on another.
 func TestFetchesAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		met := make(chan struct{})
@@ -231,9 +231,9 @@ func TestFetchesAtOnce(t *testing.T) {
 	})
 }
 
-// TestFetchNeedsTheChallengeFirst: a source may find out only by the proof that it
-// has to ask the network; it is asked in the same step, and has the whole of its
-// time after whatever the first question took.
+// TestFetchNeedsTheChallengeFirst: a source may learn only from the proof that it has to ask
+// the network; it is asked in the same step, and has all of its time, however long the first
+// question took.
 func TestFetchNeedsTheChallengeFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x := sourcetest.NewFetchingFake(func(ctx context.Context, _ *sources.Evidence) (sources.Verdict, error) {
@@ -255,8 +255,8 @@ func TestFetchNeedsTheChallengeFirst(t *testing.T) {
 	})
 }
 
-// TestFetchThatBreaksTheContract: whatever Fetch does against its contract, the
-// source cannot tell, nobody is admitted by it, and the process lives on.
+// TestFetchThatBreaksTheContract: a source whose Fetch breaks its contract cannot tell,
+// whatever it does; it admits nobody, and the process lives on.
 func TestFetchThatBreaksTheContract(t *testing.T) {
 	ends := func(context.Context, *sources.Evidence) (sources.Verdict, error) {
 		runtime.Goexit()
@@ -299,9 +299,8 @@ func TestFetchThatBreaksTheContract(t *testing.T) {
 	}
 }
 
-// TestNeedsNetworkFromOneThatCannotFetch: a source that is no Fetcher and says so
-// cannot tell, at the first step already; nobody waits for an answer that nobody
-// will give.
+// TestNeedsNetworkFromOneThatCannotFetch: a source that needs the network and is no Fetcher
+// cannot tell, in the first step already: nobody waits for an answer that nobody will give.
 func TestNeedsNetworkFromOneThatCannotFetch(t *testing.T) {
 	for _, x := range []sources.Source{
 		sourcetest.NewFake(sourcetest.Fails(sources.ErrNeedsNetwork)),
@@ -315,10 +314,10 @@ func TestNeedsNetworkFromOneThatCannotFetch(t *testing.T) {
 	}
 }
 
-// TestThousandAttestationsAtANetworkThatHangs: they are all answered by their
-// deadline, no more fetches than there are slots enter the source however often
-// they come, no goroutine outlives its attestation beyond these, and machines that
-// the source knows from memory are admitted as ever meanwhile.
+// TestThousandAttestationsAtANetworkThatHangs: all are answered by their deadline; no more
+// fetches than there are slots enter the source, however often they come; no other goroutine
+// outlives its attestation; and machines that the source knows from memory are admitted as
+// always.
 func TestThousandAttestationsAtANetworkThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, release := newJournal(), make(chan struct{})
@@ -409,8 +408,8 @@ func TestFetchesServeInTurn(t *testing.T) {
 	})
 }
 
-// TestFetchTimeout: a source that obeys its deadline says why it cannot tell, and
-// one that does not costs an attestation this time and no more.
+// TestFetchTimeout: a source that obeys its deadline says why it cannot tell, and a source that
+// does not costs an attestation this time and no more.
 func TestFetchTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
@@ -438,9 +437,9 @@ func TestFetchTimeout(t *testing.T) {
 	})
 }
 
-// TestCallerLeavesWhileItIsFetched: an agent that leaves ends its evaluation, takes
-// the fetch with it, and is no outage of the source in the log; one that has left
-// causes no request.
+// TestCallerLeavesWhileItIsFetched: an agent that leaves ends its evaluation and its fetch, and
+// the log does not show that as an outage of the source; an agent that has left causes no
+// request.
 func TestCallerLeavesWhileItIsFetched(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := newJournal()
@@ -466,10 +465,10 @@ func TestCallerLeavesWhileItIsFetched(t *testing.T) {
 	})
 }
 
-// TestHealthOfAFetcher: what one machine's evidence names says nothing of a source:
-// a stranger whose certificate names what is not there takes no source down, and
-// machines that are answered from memory hide no vendor that is. What fails is
-// counted, and logged once in a while, however often machines come in turn.
+// TestHealthOfAFetcher: what one machine's evidence names says nothing about the source. A
+// stranger whose certificate names a server that does not exist does not take the source down,
+// and machines that are answered from memory do not hide a vendor whose server is down.
+// Failures are counted, and logged now and then, however many machines come in turn.
 func TestHealthOfAFetcher(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, changes := newJournal(), 0
@@ -514,9 +513,9 @@ func (p pollingFetcher) Fetch(ctx context.Context, ev *sources.Evidence) (source
 	return p.network(ctx, ev)
 }
 
-// TestPolledBeforeTheChallengeFetchedAfter: a list that misses a machine is polled
-// where the decision waits for it, as ever, and what the new list leaves to the
-// network is asked there after the challenge.
+// TestPolledBeforeTheChallengeFetchedAfter: a list that lacks a machine is polled if the
+// decision depends on it, and if the new list leaves the machine to the network, that is asked
+// after the challenge.
 func TestPolledBeforeTheChallengeFetchedAfter(t *testing.T) {
 	o := &origin{}
 	var fetched atomic.Int64

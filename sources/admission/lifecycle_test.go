@@ -18,8 +18,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
-// scripted returns a Load that ends as the script says, and as its last entry
-// from then on.
+// scripted returns a Load whose results are those of the script, in order; the last is
+// repeated.
 func scripted(script ...error) func(context.Context) error {
 	var n atomic.Int64
 	return func(context.Context) error {
@@ -28,8 +28,8 @@ func scripted(script ...error) func(context.Context) error {
 	}
 }
 
-// TestStartLoadsAtTheSameTime: the time that a configuration takes is that of
-// its slowest source, not of all together.
+// TestStartLoadsAtTheSameTime: a configuration takes the time of its slowest source, not of all
+// together.
 func TestStartLoadsAtTheSameTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow := func() *sourcetest.LoadingFake {
@@ -49,9 +49,8 @@ func TestStartLoadsAtTheSameTime(t *testing.T) {
 	})
 }
 
-// TestStartIsBounded: a source that hangs while it loads holds Start until its
-// context ends and Close for 5 seconds, is asked to load only once, and cannot
-// keep another from loading.
+// TestStartIsBounded: a source that hangs while it loads delays Start until its context ends,
+// and Close for 5 seconds; Load is called only once; and other sources can load.
 func TestStartIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, release := newJournal(), make(chan struct{})
@@ -91,7 +90,7 @@ func TestStartIsBounded(t *testing.T) {
 	})
 }
 
-// TestCloseLeavesBehindWhatIsStuck: a source that does not end holds Close for 5 seconds.
+// TestCloseLeavesBehindWhatIsStuck: a source that does not end delays Close for 5 seconds.
 func TestCloseLeavesBehindWhatIsStuck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, release := newJournal(), make(chan struct{})
@@ -140,8 +139,8 @@ func TestStuckLoadRecovers(t *testing.T) {
 	})
 }
 
-// TestLoadIsLoggedOnChange: the log tells when a source begins to fail, fails
-// otherwise and recovers, once each, rather than at every attempt for a night.
+// TestLoadIsLoggedOnChange: the log tells once when a source begins to fail, fails in another
+// way and recovers, and not at every attempt for a whole night.
 func TestLoadIsLoggedOnChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := newJournal()
@@ -184,8 +183,8 @@ func TestLoadFailsWhileACacheServes(t *testing.T) {
 	})
 }
 
-// polls runs a source whose loads take a time and end like this, and returns the times
-// from one to the next.
+// polls runs a source whose loads take a time and have these results, and returns the times
+// from one load to the next.
 func polls(t *testing.T, every, took time.Duration, outcomes ...error) (waits []time.Duration) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -215,8 +214,8 @@ func polls(t *testing.T, every, took time.Duration, outcomes ...error) (waits []
 	return waits
 }
 
-// TestInterval: from one load to the next it is never longer than the interval, however
-// long a load takes, and a fleet does not ask in step.
+// TestInterval: the time from one load to the next is never longer than the interval, however
+// long a load takes, and the servers of a fleet do not load in step.
 func TestInterval(t *testing.T) {
 	const interval = 30 * time.Second
 	for _, took := range []time.Duration{0, time.Second, 25 * time.Second} {
@@ -237,9 +236,8 @@ func TestInterval(t *testing.T) {
 	}
 }
 
-// TestAfterFailures: failures are followed by more attempts, sooner, and not by a storm;
-// an origin may ask for patience up to the interval, since more would be a way to freeze
-// a list.
+// TestAfterFailures: after a failure attempts are made sooner, but not in a storm. An origin
+// may ask for patience up to the interval; if it could ask for more, it could freeze a list.
 func TestAfterFailures(t *testing.T) {
 	failed := errors.New("failed")
 	later, never := sources.Later(failed, 7*time.Second), sources.Later(failed, time.Hour)
@@ -253,8 +251,8 @@ func TestAfterFailures(t *testing.T) {
 	}
 }
 
-// TestChangesAreFollowed: a thousand changes in a moment are one load, and changes that
-// never end do not put it off for ever.
+// TestChangesAreFollowed: a thousand changes in a moment cause one load, and changes that never
+// end do not postpone it for ever.
 func TestChangesAreFollowed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var loads atomic.Int64
@@ -302,8 +300,8 @@ type watcher struct {
 
 func (w *watcher) Watch(ctx context.Context, changed func()) error { return w.watch(ctx, changed) }
 
-// TestWatchIsRestarted: a Watch that panics, returns or ends its goroutine does not
-// freeze a list for ever, and one that does so at once is not called in a loop.
+// TestWatchIsRestarted: a Watch that panics, returns or ends its goroutine does not freeze a
+// list for ever, and a Watch that does so at once is not called in a tight loop.
 func TestWatchIsRestarted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := newJournal()
@@ -370,9 +368,9 @@ func TestWatchThatFailsAtOnceIsPaced(t *testing.T) {
 	})
 }
 
-// TestErrorsThatPanicWhileLoading: the error of a Load is the source's own code too. One
-// that panics when it is asked for its text may not end the process, the second time
-// either, when it is compared with the first.
+// TestErrorsThatPanicWhileLoading: the error of a Load is the source's own code too. If its
+// Error method panics, that must not end the process, not even when the error is compared with
+// the one before.
 func TestErrorsThatPanicWhileLoading(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := newJournal()
@@ -390,7 +388,7 @@ func TestErrorsThatPanicWhileLoading(t *testing.T) {
 	})
 }
 
-// told returns a source that loads when next receives.
+// told returns a source that is told of a change when next receives.
 func told(next chan struct{}) *sourcetest.LoadingFake {
 	return &sourcetest.LoadingFake{OnWatch: func(ctx context.Context, changed func()) error {
 		for range next {
@@ -408,8 +406,8 @@ func follow(next chan struct{}) {
 	synctest.Wait()
 }
 
-// TestStatus: what every source serves can be asked for at any time, and what it
-// leaves out is in the log when that changes, bounded.
+// TestStatus: what every source serves can be asked for at any time, and what it leaves out is
+// logged when that changes, within a limit.
 func TestStatus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := newJournal()
@@ -446,9 +444,8 @@ func TestStatus(t *testing.T) {
 	})
 }
 
-// TestChangesAreTold: whoever shows the status of sources hears of each change
-// that an operator would look for, and knows a source that is well from one that
-// is not.
+// TestChangesAreTold: whoever shows the status of sources hears of each change that an operator
+// would look for, and can tell a healthy source from another.
 func TestChangesAreTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var changes atomic.Int64
@@ -536,8 +533,8 @@ func TestPanicsWhileLoading(t *testing.T) {
 	})
 }
 
-// TestLoadHasItsDeadline: a load that obeys its context fails with its own
-// error, before the Set gives it up.
+// TestLoadHasItsDeadline: a load that obeys its context fails with its own error, before the
+// Set abandons it.
 func TestLoadHasItsDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &sourcetest.LoadingFake{OnLoad: func(ctx context.Context) error {
@@ -573,6 +570,6 @@ func TestCloseWhileLoading(t *testing.T) {
 		if took := time.Since(begun); took != 0 {
 			t.Errorf("took %v", took)
 		}
-		log.wantLines(t) // a load that is cut off by a shutdown has not failed
+		log.wantLines(t) // a load that a shutdown ends has not failed
 	})
 }

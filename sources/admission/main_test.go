@@ -17,7 +17,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
-// TestMain fails where a test has left a goroutine behind.
+// TestMain fails if a test has left a goroutine behind.
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // A journal is a slog.Handler that keeps lines for a test to look at.
@@ -60,8 +60,8 @@ func (j journal) take() []string {
 	return lines
 }
 
-// wantLines fails the test unless each line since the last take has, in order,
-// the text of want.
+// wantLines fails the test unless the lines since the last take contain the texts of want, in
+// order.
 func (j journal) wantLines(t *testing.T, want ...string) {
 	t.Helper()
 	lines := j.take()
@@ -75,7 +75,7 @@ func (j journal) wantLines(t *testing.T, want ...string) {
 	}
 }
 
-// member returns a Member of this name that can be taken over.
+// member returns a Member with this name that can be taken over.
 func member(name string, s sources.Source) admission.Member {
 	return admission.Member{Name: name, Kind: "fake", Config: name, Source: s}
 }
@@ -107,7 +107,7 @@ func allowDeny(a, d policy.Rule) policy.Policy {
 	return p
 }
 
-// attest takes ev through both steps and returns the last decision.
+// attest runs both steps for ev and returns the last decision.
 func attest(tb testing.TB, s *admission.Set, ev *sources.Evidence) policy.Decision {
 	tb.Helper()
 	if d := s.BeforeChallenge(tb.Context(), ev); d.Outcome != policy.Challenge {

@@ -14,10 +14,10 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
-// TestStrangersWaitInTheirOwnPlaces: a source that hangs, or a list that is polled
-// early and hangs, lets machines that nobody lists so far wait in a bounded number of
-// places. Whoever finds none is told to come again; a machine that another source lists
-// needs none; and all places are given back.
+// TestStrangersWaitInTheirOwnPlaces: while a source hangs, or the early load of a list hangs,
+// machines that nobody lists so far wait in a limited number of places. If all are taken,
+// further machines are told to come again; a machine that another source lists needs no place;
+// and all places are given back.
 func TestStrangersWaitInTheirOwnPlaces(t *testing.T) {
 	for name, c := range map[string]struct {
 		slow func(release chan struct{}) sources.Source
@@ -97,8 +97,8 @@ func TestStrangersWaitInTheirOwnPlaces(t *testing.T) {
 	}
 }
 
-// TestDenySourceIsWaitedFor: a machine that an allow list knows is not challenged
-// before a slow deny list has answered, and is refused without a challenge.
+// TestDenySourceIsWaitedFor: a machine that an allow list knows is not challenged before a slow
+// deny list has answered, and is refused without a challenge if that lists it.
 func TestDenySourceIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		places := admission.NewPlaces(0) // it needs none

@@ -12,9 +12,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
-// TestPolicyMistakes: what an operator may have got wrong is refused rather than
-// guessed, each mistake by the rule or the source that it is about, and all at
-// once.
+// TestPolicyMistakes: mistakes of an operator are refused rather than guessed at, all at once,
+// each with the rule or source that it is about.
 func TestPolicyMistakes(t *testing.T) {
 	type rules = []policy.Rule
 	ab, a := []string{"a", "b"}, []string{"a"}
@@ -156,8 +155,7 @@ func TestNewSetRefuses(t *testing.T) {
 	}
 }
 
-// TestNewSetKeepsTheCallersOrder: the members that a caller passes are not
-// sorted under its hands.
+// TestNewSetKeepsTheCallersOrder: NewSet does not sort the caller's slice of members.
 func TestNewSetKeepsTheCallersOrder(t *testing.T) {
 	f := new(sourcetest.Fake)
 	ms := []admission.Member{member("b", f), member("a", f)}
@@ -227,9 +225,9 @@ func TestAttributeLimits(t *testing.T) {
 	}
 }
 
-// TestTidyAttributes: a database's char(20) is padded with blanks, and a name with
-// blanks around it forms no SPIFFE ID and matches no registration entry. A label that
-// is nothing but blanks is none, and a line end is no blank.
+// TestTidyAttributes: a database's char(20) is padded with blanks, and a name with blanks
+// around it forms no SPIFFE ID and matches no registration entry. A label of blanks alone is
+// empty, and a line end is no blank.
 func TestTidyAttributes(t *testing.T) {
 	given := sources.Attributes{Name: "host-a   ", Labels: []string{" env:prod", "env:prod", "rack 12\u00a0"}}
 	got, err := given.Tidy()
@@ -249,7 +247,7 @@ func TestTidyAttributes(t *testing.T) {
 	}
 }
 
-// TestPaddedNamesOfASource: what a source of somebody else's answers is trimmed too.
+// TestPaddedNamesOfASource: the answers of other people's sources are trimmed, too.
 func TestPaddedNamesOfASource(t *testing.T) {
 	f := sourcetest.NewFake(func(context.Context, *sources.Evidence) (sources.Verdict, error) {
 		return sources.Verdict{Listed: true, Attributes: sources.Attributes{Name: "host-a ", Labels: []string{" l"}}}, nil

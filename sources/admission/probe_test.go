@@ -15,9 +15,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
-// A directory that may not be searched, or a database that is down, is not up from the
-// first moment, with its reason: otherwise the first machine that comes finds out. It is
-// up again without a machine that comes, too.
+// A directory that may not be searched, or a database that is down, is not up from the first
+// moment, and its status says why: otherwise the first machine that comes would find out. It
+// also is up again before another machine comes.
 func TestSourceThatCannotTellIsNotUpFromTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := newJournal()
@@ -51,7 +51,7 @@ func TestSourceThatCannotTellIsNotUpFromTheStart(t *testing.T) {
 	})
 }
 
-// staleList is a source that loads, and can tell only while what it has loaded is good.
+// staleList is a source that loads, and can tell only while good is true.
 type staleList struct{ good atomic.Bool }
 
 func (l *staleList) Check(context.Context, *sources.Evidence) (sources.Verdict, error) {
@@ -65,8 +65,8 @@ func (*staleList) Load(context.Context) error { return nil }
 
 func (*staleList) Schedule() sources.Schedule { return sources.Schedule{Every: time.Minute} }
 
-// A list that could not tell when a machine came, and has loaded since, is up: the
-// gauge used to stay at 0 until another machine came, for nights.
+// A list that could not tell when a machine came, and has loaded since, is up: the gauge used
+// to stay at 0 until another machine came, for whole nights.
 func TestRecoveredListIsUpWithoutAnAttestation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &staleList{}
@@ -89,8 +89,8 @@ func TestRecoveredListIsUpWithoutAnAttestation(t *testing.T) {
 	})
 }
 
-// A mount that hangs is asked once: one that were asked every half minute would
-// have no slots left for machines when it answers again.
+// A mount that hangs is probed once: if it were probed every half minute, no slot would be left
+// for machines when it answers again.
 func TestHungSourceIsProbedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hang := make(chan struct{})
@@ -116,7 +116,7 @@ func TestHungSourceIsProbedOnce(t *testing.T) {
 	})
 }
 
-// changingError is the error of a source that says another time at each attempt.
+// changingError is the error of a source that has another time in it at each attempt.
 type changingError struct {
 	staleList
 	texts []string
@@ -130,9 +130,9 @@ func (l *changingError) Load(context.Context) error {
 	return errors.New(text)
 }
 
-// crypto/x509 says the time at which it was asked, and package net a port that is
-// another one each time. A line in the log for each of them hides all others; another
-// failure is another line.
+// Errors of crypto/x509 contain the current time, and errors of package net a port that
+// changes. If each were logged, other lines would be lost among them; a different failure is
+// still logged.
 func TestFailureThatDiffersByTheTimeIsLoggedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := newJournal()

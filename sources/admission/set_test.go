@@ -42,8 +42,8 @@ func (c *counted) want(t *testing.T, what string, loads, running int64) {
 	}
 }
 
-// TestTakeOver: a reconfiguration keeps what has not changed, with all it has
-// loaded, and nothing else; each source stops with the last Set that runs it.
+// TestTakeOver: a reconfiguration keeps the sources that have not changed, with everything that
+// they have loaded, and no others; each source stops with the last Set that runs it.
 func TestTakeOver(t *testing.T) {
 	type config struct{ Path string }
 	with := func(m admission.Member, c any) admission.Member {
@@ -135,8 +135,8 @@ func TestTakeOverInARow(t *testing.T) {
 	})
 }
 
-// TestNothingToTakeOver: a previous Set that does not run gives nothing away: not
-// one that was never started, not one that is closed, not the Set itself.
+// TestNothingToTakeOver: nothing is taken over from a Set that does not run: a Set that was
+// never started, a closed Set, or the Set itself.
 func TestNothingToTakeOver(t *testing.T) {
 	for name, prepare := range map[string]func(s *admission.Set){
 		"never started": func(*admission.Set) {},
@@ -166,8 +166,8 @@ func TestNothingToTakeOver(t *testing.T) {
 	c.want(t, "started with itself", 1, 0)
 }
 
-// TestStartOnce: a second Start, and one after Close, start nothing that nobody
-// would stop.
+// TestStartOnce: a second Start, and a Start after Close, start nothing, since nobody would
+// stop it.
 func TestStartOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCounted()
@@ -189,9 +189,8 @@ func TestStartOnce(t *testing.T) {
 	})
 }
 
-// TestReconfigurationUnderLoad: Sets come and go while attestations run on
-// whichever was there when they began; none of them fails, and nothing is left.
-// The race detector sees the rest.
+// TestReconfigurationUnderLoad: Sets come and go while attestations run on the Set that was
+// current when they began; none fails, and nothing is left. The race detector sees the rest.
 func TestReconfigurationUnderLoad(t *testing.T) {
 	var current atomic.Pointer[admission.Set]
 	next := func(i int) {

@@ -14,8 +14,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
-// Stops what was not checked from being silent, and strangers from filling the log
-// with it: each reason is a warning once in ten minutes, eight at most.
+// Stops unchecked certificates from going unnoticed, and strangers from filling the log with
+// them: each reason is a warning once in ten minutes, for eight reasons at most.
 func TestUncheckedIsLogged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		what := ""
@@ -50,7 +50,7 @@ func TestUncheckedIsLogged(t *testing.T) {
 	})
 }
 
-// A TPM that is not listed has nothing that was left unchecked.
+// If a TPM is not listed, nothing about it was left unchecked.
 func TestUncheckedOfOneThatIsNotListed(t *testing.T) {
 	fake := sourcetest.NewFake(func(context.Context, *sources.Evidence) (sources.Verdict, error) {
 		return sources.Verdict{Unchecked: "x"}, nil

@@ -8,8 +8,8 @@ import (
 // newTestLane is a lane with one slot.
 func newTestLane() *Lane { return NewLane("checks", 1, func(bool) {}) }
 
-// TestAbandonedBeforeItsTurn: a call that nobody waits for any more gives its slot back,
-// or a busy source would lose its slots one by one; and it neither asks nor replies.
+// TestAbandonedBeforeItsTurn: an abandoned call gives its slot back, since a busy source would
+// otherwise lose its slots one by one; and it neither asks nor replies.
 func TestAbandonedBeforeItsTurn(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -27,7 +27,7 @@ func TestAbandonedBeforeItsTurn(t *testing.T) {
 	}
 }
 
-// TestAbandonedTooLate: a call that has just ended is not taken for stuck.
+// TestAbandonedTooLate: a call that has just ended is not counted as stuck.
 func TestAbandonedTooLate(t *testing.T) {
 	l, replied := newTestLane(), false
 	c := l.newCall()
