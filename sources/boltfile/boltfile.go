@@ -1,20 +1,19 @@
 // Package boltfile keeps caches in bbolt files that are replaced as a whole.
 //
-// bbolt maps a file into memory and follows the page numbers in it, so a file that
-// is damaged or crafted can stop the process in a way that nothing catches. This
-// package therefore never maps a file that it finds before it has read all of it
-// and found it whole:
+// bbolt maps a file into memory and follows the page numbers in it, so a file that is damaged
+// or crafted can stop the process in a way that nothing catches. This package therefore maps no
+// file that it finds before it has read the whole file and found it intact:
 //
-//   - A file is written once, beside the one that it replaces, and ends with the
-//     SHA-256 of what is before it; bbolt ignores what stands behind its last page.
-//     It is synced, renamed, and never changed again. File and checksum are one, so
-//     a crash at any moment leaves the old file or the new one.
-//   - A file counts only if the checksum is right, if it belongs to the user that
-//     this process runs as, if nobody else may write to it, and if it is no longer
-//     than its limit. The checksum finds damage, not malice: the owner of the file,
-//     who is the user of this process, can still write a wrong one.
-//   - Writers exclude each other by a lock on a file of their own, whose name ends
-//     in ".lock". Readers need no lock among themselves.
+//   - A file is written once, beside the file that it replaces, and ends with the SHA-256
+//     of everything before; bbolt ignores what comes after its last page. The file is
+//     synced, renamed, and never changed again. File and checksum are one, so a crash at
+//     any moment leaves the old file or the new file.
+//   - A file counts only if its checksum is right, if it belongs to the user of this
+//     process, if nobody else may write to it, and if it is no longer than its limit. The
+//     checksum finds damage, not malice: the owner, who is the user of this process, can
+//     still write a wrong file.
+//   - Writers exclude each other by a lock on a separate file, whose name ends in ".lock".
+//     Readers do not wait for each other.
 package boltfile
 
 import (
@@ -35,17 +34,17 @@ import (
 // A File is a cache file. It holds no state: any number of Files, in any number of
 // processes, may have the same path.
 type File struct {
-	// Path is the file. Beside it are Path + ".new" while it is written, and
-	// Path + ".lock". Names returns all three.
+	// Path is the file. Beside it are Path + ".new" while it is being written, and Path +
+	// ".lock". Names returns all three.
 	Path string
-	// Limit is the largest size in bytes that is read or written.
+	// Limit is the largest size, in bytes, of a file that is read or written.
 	Limit int64
-	// Format is the name and the version of what the file holds. It is part of what
-	// the checksum is taken over, so a file of another format is not whole.
+	// Format is the name and the version of what the file holds. It goes into the checksum,
+	// so a file of another format does not count.
 	Format string
-	// Bucket is a bucket that every version of the format has. By its name, a file
-	// that is not whole is told from the file of another program, which must not be
-	// replaced because of a mistyped path.
+	// Bucket is a bucket that every version of the format has. Its name tells a damaged
+	// cache from another program's file, which must not be replaced because of a mistyped
+	// path.
 	Bucket string
 }
 
@@ -58,14 +57,14 @@ func lockPath(path string) string  { return path + ".lock" }
 var (
 	// ErrNone is the error of Read if there is no file yet.
 	ErrNone = errors.New("nothing is cached yet")
-	// ErrBusy says that another process has locked a file for longer than a call
-	// waits. What the file holds is not known then.
+	// ErrBusy says that another process has kept a file locked for longer than a call
+	// waits. What the file holds is then unknown.
 	ErrBusy = errors.New("another process has it open; give each its own cache_path")
-	// ErrForeign is about a file that another program may miss. It is not replaced.
+	// ErrForeign is about a file that may be another program's. It is not replaced.
 	ErrForeign = errors.New("belongs to something else; choose another cache_path, or remove the file")
 )
 
-// An UnusableError says why a file counts as none. Write replaces such a file.
+// An UnusableError says why a file does not count. Write replaces such a file.
 type UnusableError struct{ Problem string }
 
 func (e *UnusableError) Error() string { return e.Problem }
@@ -75,15 +74,15 @@ func Unusable(format string, args ...any) error {
 	return &UnusableError{fmt.Sprintf(format, args...)}
 }
 
-// pageSize is the size of bbolt's pages, on any machine.
+// pageSize is the size of bbolt's pages, on every machine.
 const pageSize = 4096
 
-// Read calls use with what the file holds, and returns the error of use. The
-// values that use sees are valid until it returns.
+// Read calls use with what the file holds, and returns the error of use. The values that use
+// sees are valid until it returns.
 //
-// If use is not called, the error is ErrNone, an *UnusableError or ErrForeign if
-// nothing usable is there; ErrBusy, or that of ctx, if it could not be determined;
-// and any other error if the file cannot be opened.
+// If use is not called, the error is ErrNone, an *UnusableError or ErrForeign if there is no
+// usable file; ErrBusy or ctx's error if that could not be determined; and any other error if
+// the file cannot be opened.
 func (f File) Read(ctx context.Context, use func(*bbolt.Tx) error) error {
 	file, err := open(f.Path, os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -102,7 +101,7 @@ func (f File) Read(ctx context.Context, use func(*bbolt.Tx) error) error {
 	return withDatabase(file, bbolt.Options{ReadOnly: true}, func(db *bbolt.DB) error { return db.View(use) })
 }
 
-// missing tells a file that is not there from a folder that is not there.
+// missing returns the error for a missing file, or for a missing folder.
 func (f File) missing() error {
 	if _, err := os.Stat(filepath.Dir(f.Path)); err != nil {
 		return fmt.Errorf("its directory: %w", err)
@@ -110,17 +109,16 @@ func (f File) missing() error {
 	return ErrNone
 }
 
-// Write replaces the file by one into which fill has written. When it returns
-// without an error, the new file is on the disk; with an error, the old one is
-// still there, or the new one is.
+// Write replaces the file with a file that fill has written. If it returns no error, the new
+// file is on the disk; otherwise the old file may still be there, or the new file may be.
 //
-// If there is a file that counts, check is called with what it holds, and its error
-// ends Write, unless it is an *UnusableError: the file counts as none then. Nobody
-// else replaces the file between check and the end of Write. check may be nil.
+// If there is a file that counts, Write first calls check with what it holds, unless check is
+// nil. If check fails, Write returns its error, unless that is an *UnusableError: then the file
+// does not count. Nobody else can replace the file between check and the end of Write.
 //
-// fill may use several transactions; nothing that it writes counts before all of it
-// is on the disk. The bucket File.Bucket is there already. If ctx ends, the wait for
-// others and the look at the old file end; fill has to look at it by itself.
+// fill may use several transactions; nothing that it writes counts before all of it is on the
+// disk. File.Bucket exists already. If ctx ends, Write stops waiting for others and reading the
+// old file; fill must watch ctx itself.
 func (f File) Write(ctx context.Context, check func(*bbolt.Tx) error, fill func(*bbolt.DB) error) error {
 	unlock, err := f.lockWriters(ctx)
 	if err != nil {
@@ -140,13 +138,13 @@ func (f File) Write(ctx context.Context, check func(*bbolt.Tx) error, fill func(
 	}
 	defer draft.Close()
 	if err := f.writeDraft(draft, fill); err != nil {
-		_ = os.Remove(draftPath(f.Path)) // what stays is removed by the next Write
+		_ = os.Remove(draftPath(f.Path)) // if that fails, the next Write removes it
 		return err
 	}
 	return syncFolder(filepath.Dir(f.Path))
 }
 
-// writeDraft fills the draft, adds the checksum, syncs it and renames it.
+// writeDraft fills the draft, adds its checksum, syncs it and renames it.
 func (f File) writeDraft(draft *os.File, fill func(*bbolt.DB) error) error {
 	// bbolt closes the file that it is given.
 	fd, err := unix.FcntlInt(draft.Fd(), unix.F_DUPFD_CLOEXEC, 0)
@@ -155,8 +153,8 @@ func (f File) writeDraft(draft *os.File, fill func(*bbolt.DB) error) error {
 	}
 	file := os.NewFile(uintptr(fd), draft.Name())
 	if err := withDatabase(file, bbolt.Options{NoGrowSync: true}, func(db *bbolt.DB) error {
-		// This bucket is on the disk before anything else: by it, the next Write
-		// knows what a process has left behind that was killed.
+		// This bucket is on the disk before anything else: if this process is killed,
+		// the next Write recognizes what it left behind.
 		if err := db.Update(func(tx *bbolt.Tx) error {
 			_, err := tx.CreateBucket([]byte(f.Bucket))
 			return err
@@ -174,7 +172,7 @@ func (f File) writeDraft(draft *os.File, fill func(*bbolt.DB) error) error {
 	return os.Rename(draft.Name(), f.Path)
 }
 
-// seal adds the checksum to a draft that is complete, and syncs it.
+// seal adds the checksum to a draft that is complete, and syncs the draft.
 func (f File) seal(draft *os.File) error {
 	info, err := draft.Stat()
 	if err != nil {

@@ -44,13 +44,13 @@ func fileAt(path string) boltfile.File {
 	return boltfile.File{Path: path, Limit: limit, Format: "test 1", Bucket: bucket}
 }
 
-// newFile is a file in a folder of its own that does not exist yet.
+// newFile returns a File in a folder that does not exist yet.
 func newFile(tb testing.TB) boltfile.File {
 	tb.Helper()
 	return fileAt(filepath.Join(tb.TempDir(), "cache.db"))
 }
 
-// fill writes some hundred values, whose text begins with a word.
+// fill writes some hundred values that begin with a word.
 func fill(word string) func(db *bbolt.DB) error {
 	return func(db *bbolt.DB) error {
 		return db.Update(func(tx *bbolt.Tx) error {
@@ -72,7 +72,7 @@ func write(tb testing.TB, f boltfile.File, word string) {
 	wantNoDraft(tb, f)
 }
 
-// wantRead fails unless all that fill has written is there.
+// wantRead fails unless everything that fill has written is there.
 func wantRead(tb testing.TB, f boltfile.File, word string) {
 	tb.Helper()
 	n := 0
@@ -90,8 +90,7 @@ func wantRead(tb testing.TB, f boltfile.File, word string) {
 	}
 }
 
-// wantNone fails unless a file counts as none and is said to be so in some words.
-// use would be called with what it holds.
+// wantNone fails unless the file does not count, and the error says so in the words of want.
 func wantNone(tb testing.TB, f boltfile.File, want, what string) {
 	tb.Helper()
 	err := f.Read(tb.Context(), func(*bbolt.Tx) error {
@@ -122,8 +121,8 @@ func put(tb testing.TB, path string, content []byte) {
 	must(tb, os.WriteFile(path, content, 0o600))
 }
 
-// What was written is there, with mode 0600 and in place of what was, and a failure
-// of who writes leaves that as it is.
+// What was written is there, with mode 0600 and in place of what was there before; if fill
+// fails, the old file stays.
 func TestWriteAndRead(t *testing.T) {
 	f := newFile(t)
 	if err := f.Read(t.Context(), nil); !errors.Is(err, boltfile.ErrNone) {
@@ -152,7 +151,7 @@ func TestWriteAndRead(t *testing.T) {
 	}
 }
 
-// A serial that may not go back is compared while nobody else can write: what check
+// A serial number that may not go back is compared while nobody else can write: what check
 // refuses is not written, and what it calls unusable is replaced.
 func TestCheckBeforeWrite(t *testing.T) {
 	f := newFile(t)
@@ -167,19 +166,19 @@ func TestCheckBeforeWrite(t *testing.T) {
 	must(t, f.Write(t.Context(), func(*bbolt.Tx) error { return boltfile.Unusable("of another list") }, fill("c")))
 	wantRead(t, f, "c")
 	put(t, f.Path, content(t, f.Path)[:9*page])
-	must(t, f.Write(t.Context(), refuse, fill("d"))) // what is not whole has no say
+	must(t, f.Write(t.Context(), refuse, fill("d"))) // a damaged file has no say
 	wantRead(t, f, "d")
 }
 
-// A file that was cut anywhere, extended, or has a bit that has flipped is never
-// mapped, where it could stop the process or be believed, and is replaced.
+// A file that was cut anywhere, extended, or has a flipped bit is never mapped, since it could
+// stop the process or be believed; it is replaced.
 func TestDamaged(t *testing.T) {
 	f := newFile(t)
 	write(t, f, "a")
 	whole := content(t, f.Path)
 	for size := 1; size < len(whole); size += page / 2 {
 		put(t, f.Path, whole[:size])
-		if size < page { // nothing says any more that it was a bbolt file
+		if size < page { // nothing shows any more that it was a bbolt file
 			put(t, f.Path, whole[:page])
 		}
 		wantNone(t, f, "checksum", fmt.Sprint("cut to ", size))
@@ -214,8 +213,8 @@ func TestDamaged(t *testing.T) {
 	wantNoDraft(t, other)
 }
 
-// setMetas makes the meta pages of a bbolt file, at some page sizes, say something
-// else, with checksums of bbolt's that are right.
+// setMetas changes the meta pages of a bbolt file, at several page sizes, and sets bbolt's
+// checksums right.
 func setMetas(content []byte, change func(content []byte, number int, meta []byte)) []byte {
 	content = bytes.Clone(content)
 	for i := range 2 {
@@ -228,8 +227,8 @@ func setMetas(content []byte, change func(content []byte, number int, meta []byt
 	return content
 }
 
-// Crafted files that would stop a process that maps them: by a fault, by a stack
-// that nothing catches, or by all its memory. None is opened, and each is replaced.
+// Crafted files that would stop a process that maps them: by a fault, by a stack overflow that
+// nothing catches, or by taking all memory. None is opened, and each is replaced.
 func TestCrafted(t *testing.T) {
 	f := newFile(t)
 	write(t, f, "a")
@@ -241,7 +240,7 @@ func TestCrafted(t *testing.T) {
 		"a root beyond":  setMetas(whole, func(_ []byte, _ int, m []byte) { order.PutUint64(m[16:], 1<<40) }),
 		"many pages":     setMetas(whole, func(_ []byte, _ int, m []byte) { order.PutUint64(m[40:], 1<<60) }),
 		"its own child": setMetas(whole, func(all []byte, _ int, m []byte) {
-			at := root(m) // becomes a branch with one element, which leads to itself
+			at := root(m) // make it a branch page with one element, which leads to itself
 			order.PutUint16(all[at+8:], 1)
 			order.PutUint16(all[at+10:], 1)
 			order.PutUint64(all[at+16+8:], uint64(at/page))
@@ -256,8 +255,8 @@ func TestCrafted(t *testing.T) {
 	write(t, f, "b")
 }
 
-// An earlier release's cache is a bbolt file without a checksum, open in place while
-// it is written: it counts as none, which the error says, and is replaced.
+// An earlier release's cache is a bbolt file without a checksum, which was open while it was
+// written: it does not count, the error says so, and it is replaced.
 func TestEarlierRelease(t *testing.T) {
 	f := newFile(t)
 	db, err := bbolt.Open(f.Path, 0o600, nil)
@@ -274,8 +273,8 @@ func TestEarlierRelease(t *testing.T) {
 	write(t, f, "a")
 }
 
-// Whoever else may write to a file decides what it holds, whatever its checksum: it
-// counts as none until it is replaced by one that is ours alone.
+// Whoever may write to a file decides what it holds, whatever its checksum: a file that others
+// may write to does not count until it is replaced by a file that only we may write to.
 func TestOthersMayWrite(t *testing.T) {
 	f := newFile(t)
 	for _, mode := range []os.FileMode{0o602, 0o620, 0o666} {
@@ -292,7 +291,7 @@ func TestOthersMayWrite(t *testing.T) {
 	write(t, f, "c")
 }
 
-// foreign are files that a mistyped path may lead to.
+// foreign returns files that a mistyped path may lead to.
 func foreign(tb testing.TB) map[string][]byte {
 	tb.Helper()
 	all := map[string][]byte{
@@ -320,15 +319,15 @@ func foreign(tb testing.TB) map[string][]byte {
 	return all
 }
 
-// A typing error in a path must not cost SPIRE its datastore: neither the file itself
-// nor those beside it are written over if they are of something else.
+// A typing error in a path must not cost SPIRE its datastore: neither the file itself nor the
+// files beside it are overwritten if they are another program's.
 func TestForeignFiles(t *testing.T) {
 	for name, theirs := range foreign(t) {
 		f := newFile(t)
 		for i, path := range boltfile.Names(f.Path) {
 			put(t, path, theirs)
 			err := f.Write(t.Context(), nil, fill("a"))
-			if i == 2 { // the file of the lock is only locked
+			if i == 2 { // the lock's file is only locked
 				must(t, err)
 			} else if !errors.Is(err, boltfile.ErrForeign) {
 				t.Errorf("%s at %s: %v", name, path, err)
@@ -346,8 +345,8 @@ func TestForeignFiles(t *testing.T) {
 	}
 }
 
-// A pipe would block whoever opens it, and a link may lead to a file that is somebody
-// else's: neither is opened, at none of the three paths.
+// A pipe would block whoever opens it, and a link may lead to somebody else's file: neither is
+// opened, at any of the three paths.
 func TestNoRegularFile(t *testing.T) {
 	f := newFile(t)
 	target := filepath.Join(filepath.Dir(f.Path), "target")
@@ -358,7 +357,7 @@ func TestNoRegularFile(t *testing.T) {
 			"a pipe":   func() error { return unix.Mkfifo(at, 0o600) },
 			"a folder": func() error { return os.Mkdir(at, 0o700) },
 		} {
-			_ = os.Remove(at) // the lock's stays from before
+			_ = os.Remove(at) // the lock's file is left from before
 			must(t, create())
 			if err := f.Write(t.Context(), nil, fill("a")); err == nil {
 				t.Errorf("%s at %s: written", name, at)
@@ -374,8 +373,8 @@ func TestNoRegularFile(t *testing.T) {
 	}
 }
 
-// What a process has left behind that was killed while it wrote, after any number of
-// bytes, neither stays in the way nor stays readable by others.
+// What a process that was killed while it wrote has left behind, after any number of bytes,
+// neither blocks the next Write nor stays readable by others.
 func TestLeftBehind(t *testing.T) {
 	f := newFile(t)
 	write(t, f, "a")
@@ -399,8 +398,8 @@ func hold(tb testing.TB, path string) *os.File {
 	return file
 }
 
-// Two who write exclude each other. A call waits two seconds and no more, and says
-// that it does not know what is there, which is something else than nothing.
+// Two writers exclude each other. A call waits two seconds and no more, and then says that it
+// does not know what is there, which differs from nothing being there.
 func TestLocked(t *testing.T) {
 	f := newFile(t)
 	write(t, f, "a")
@@ -416,7 +415,7 @@ func TestLocked(t *testing.T) {
 				t.Errorf("%s: waited %v", path, took)
 			}
 			if path != f.Path {
-				must(t, f.Read(t.Context(), nothing)) // who reads does not wait for who writes
+				must(t, f.Read(t.Context(), nothing)) // readers do not wait for writers
 				return
 			}
 			if err := f.Read(t.Context(), nothing); !errors.Is(err, boltfile.ErrBusy) {
@@ -438,7 +437,7 @@ func TestLocked(t *testing.T) {
 	}
 }
 
-// What is cancelled ends soon, and is no reason to replace a file.
+// A call that is cancelled ends soon, and that is no reason to replace a file.
 func TestCancelled(t *testing.T) {
 	f := newFile(t)
 	write(t, f, "a")

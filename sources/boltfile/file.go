@@ -12,13 +12,13 @@ import (
 )
 
 const (
-	// lockWait is how long a call waits for others to be done with a file.
+	// lockWait is how long a call waits for others to release a file.
 	lockWait = 2 * time.Second
-	// lockPause is how long it waits between two attempts.
+	// lockPause is the time between two attempts.
 	lockPause = 20 * time.Millisecond
 )
 
-// open opens a regular file, which must not be a link.
+// open opens a regular file that is not a link.
 func open(path string, flags int) (*os.File, error) {
 	flags |= unix.O_NOFOLLOW | unix.O_NONBLOCK   // a pipe would block the call
 	file, err := os.OpenFile(path, flags, 0o600) //nolint:gosec // G304: the operator names it
@@ -39,8 +39,8 @@ func open(path string, flags int) (*os.File, error) {
 	return file, nil
 }
 
-// lock locks a file, by unix.LOCK_SH or unix.LOCK_EX, until it is closed. The error
-// is ErrBusy if others have it locked for too long, and that of ctx if it ends first.
+// lock locks a file, by unix.LOCK_SH or unix.LOCK_EX, until it is closed. The error is ErrBusy
+// if others keep it locked too long, or ctx's error.
 func lock(ctx context.Context, file *os.File, how int) error {
 	for deadline := time.Now().Add(lockWait); ; {
 		err := unix.Flock(int(file.Fd()), how|unix.LOCK_NB)
@@ -71,8 +71,8 @@ func pause(ctx context.Context) error {
 	}
 }
 
-// lockWriters waits until nobody else writes. The file of the lock is never read,
-// written or removed: a file of somebody else by that name loses nothing.
+// lockWriters waits until nobody else writes. The lock's file is never read, written or
+// removed, so another program's file by that name loses nothing.
 func (f File) lockWriters(ctx context.Context) (unlock func(), err error) {
 	file, err := open(lockPath(f.Path), os.O_RDWR|os.O_CREATE)
 	if err != nil {
@@ -85,9 +85,8 @@ func (f File) lockWriters(ctx context.Context) (unlock func(), err error) {
 	return func() { file.Close() }, nil
 }
 
-// openDraft creates the file that will be the cache. Whoever calls it holds the lock
-// of the writers, so a draft that is there already was left behind by a process that
-// was killed, or is somebody else's file.
+// openDraft creates the file that will be the cache. Its caller holds the writers' lock, so a
+// draft that exists was left behind by a process that was killed, or is somebody else's file.
 func (f File) openDraft(ctx context.Context) (*os.File, error) {
 	const create = os.O_RDWR | os.O_CREATE | os.O_EXCL
 	draft, err := open(draftPath(f.Path), create)

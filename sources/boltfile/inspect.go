@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inspect returns nil if a file is whole and may be mapped. Otherwise the error is
-// an *UnusableError if the file was a cache and may be replaced, and ErrForeign if
-// it never was one.
+// inspect returns nil if a file is intact and may be mapped. Otherwise it returns an
+// *UnusableError if the file was a cache and may be replaced, and ErrForeign if it never was a
+// cache.
 func (f File) inspect(ctx context.Context, file *os.File) error {
 	err := f.verify(ctx, file)
 	if unusable := (*UnusableError)(nil); !errors.As(err, &unusable) {
@@ -77,17 +77,16 @@ func damaged() error {
 		"it is damaged, or from another release of this plugin, and will be replaced")
 }
 
-// bbolt's meta pages, the first two of a file, have a header of 16 bytes and then
-// this number, in the byte order of the machine.
+// bbolt's meta pages, the first two of a file, have a header of 16 bytes and then this number,
+// in the byte order of the machine.
 const (
 	metaMagic  = 0xed0cdaed
 	headerSize = 16
 )
 
-// isOurs reports whether nobody misses a file that is not whole: because it has the
-// name of our bucket in a bbolt file, because it is a bbolt file of too few pages to hold
-// anything, or because it is empty or zero from its beginning to its end. It reads at
-// most Limit bytes, and follows nothing that it reads.
+// isOurs reports whether nobody would miss a file that does not count: it is a bbolt file with
+// the name of our bucket in it, or a bbolt file with too few pages to hold anything, or it is
+// empty or all zeros. It reads at most Limit bytes, and follows nothing that it reads.
 func (f File) isOurs(ctx context.Context, file *os.File) (bool, error) {
 	info, err := file.Stat()
 	if err != nil {

@@ -14,10 +14,9 @@ import (
 // MaxPEM is the largest file of certificates or of a key, in bytes.
 const MaxPEM = 4 << 20
 
-// Blocks returns all PEM blocks in a file (RFC 7468). Text around them is passed
-// over. A block that was not read is an error: one that has lost its beginning, its
-// end or a part of its lines, so that no certificate is missed without a word. data
-// may have a byte order mark in front.
+// Blocks returns all PEM blocks in a file (RFC 7468). It skips text around them. A block that
+// cannot be read, because its beginning, its end or some of its lines are missing, is an error,
+// so that no certificate is left out silently. data may begin with a byte order mark.
 func Blocks(data []byte) ([]*pem.Block, error) {
 	const begin, end = "-----BEGIN", "-----END"
 	data = TrimMark(data)
@@ -53,9 +52,9 @@ func CheckPair(certPath, keyPath string) error {
 	return sources.BadField(missing, "is missing: the client certificate and its key go together")
 }
 
-// CertPool reads a PEM file of the CA certificates that may vouch for a server. All
-// of it has to be that: a file of which a certificate was not read is refused, so
-// that it is not the server whose CA was dropped that tells.
+// CertPool reads a PEM file of the CA certificates that may vouch for a server. If it cannot
+// read every one of them, it returns an error: otherwise the server whose CA was left out would
+// look like the culprit.
 func CertPool(path string) (*x509.CertPool, error) {
 	data, err := Read(path, MaxPEM)
 	if err != nil {
@@ -89,8 +88,8 @@ func certificate(block *pem.Block) (*x509.Certificate, error) {
 	return x509.ParseCertificate(block.Bytes)
 }
 
-// KeyPair reads the certificate, with its chain, and the key that are shown to a
-// server. The error says if the certificate does not belong to the key.
+// KeyPair reads a client certificate, with its chain, and its key. The error says if they do
+// not belong together.
 func KeyPair(certPath, keyPath string) (tls.Certificate, error) {
 	certs, err := Read(certPath, MaxPEM)
 	if err != nil {

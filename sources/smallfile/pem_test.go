@@ -45,10 +45,9 @@ func newCA(t *testing.T, name string) (cert, key string) {
 	return encode("CERTIFICATE", der), encode("PRIVATE KEY", secret)
 }
 
-// A CA file of which a certificate was not read makes a server that is right look
-// like an impostor, and nothing says which of the two files is wrong: the byte order
-// mark of an editor used to drop the first of two CAs. Every block is read, or the file
-// is refused.
+// If a certificate in a CA file is left out, a server that is right looks like an impostor, and
+// nothing says which of the two is wrong: the byte order mark of an editor used to hide the
+// first of two CAs. Every block is read, or the file is refused.
 func TestCertPoolReadsAllOrNothing(t *testing.T) {
 	one, key := newCA(t, "one")
 	two, _ := newCA(t, "two")
@@ -92,8 +91,7 @@ func TestCertPoolReadsAllOrNothing(t *testing.T) {
 	}
 }
 
-// A key and its certificate that an editor has saved with a byte order mark are what
-// they were.
+// A key and its certificate are read although an editor has saved them with a byte order mark.
 func TestKeyPairWithAByteOrderMark(t *testing.T) {
 	dir := t.TempDir()
 	cert, key := newCA(t, "client")

@@ -1,8 +1,8 @@
-// Package smallfile reads the small files that an operator names beside a source:
+// Package smallfile reads the small files that an operator names in a source's configuration:
 // keys, certificates, tokens, data source names.
 //
-// Editors on Windows put a byte order mark in front of a text. Read and Certificates
-// take it away, so that no reader of such a file has to.
+// Editors on Windows put a byte order mark in front of a text. This package removes it, so that
+// no reader of such a file has to.
 package smallfile
 
 import (
@@ -13,10 +13,9 @@ import (
 	"syscall"
 )
 
-// Read reads a regular file of at most limit bytes, by links or not, and returns it
-// without a byte order mark in front. A longer one, and what is no regular file, is
-// an error; it does not wait for the writer of a FIFO. It is safe for concurrent
-// use.
+// Read reads a regular file of at most limit bytes, following links, and returns it without a
+// byte order mark in front. A longer file, and anything but a regular file, is an error; Read
+// does not wait for the writer of a FIFO. It is safe for concurrent use.
 func Read(path string, limit int64) ([]byte, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) //nolint:gosec // G304: the operator names it
 	if err != nil {
@@ -40,6 +39,6 @@ func Read(path string, limit int64) ([]byte, error) {
 	return TrimMark(data), nil
 }
 
-// TrimMark returns data without a byte order mark (RFC 3629, 6) in front: for content
+// TrimMark returns data without a byte order mark (RFC 3629, 6) in front. It is for content
 // that was not read by Read.
 func TrimMark(data []byte) []byte { return bytes.TrimPrefix(data, []byte("\ufeff")) }

@@ -10,8 +10,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
-// A file that somebody has let grow, a folder or a FIFO in the place of a key must
-// neither fill the memory nor hold anybody up.
+// A file that has grown, or a folder or a FIFO in the place of a key, must neither fill the
+// memory nor block anybody.
 func TestRead(t *testing.T) {
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -31,7 +31,8 @@ func TestRead(t *testing.T) {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}
 	}
-	// Reading at the address 0 of a process is an I/O error, from a file that is regular.
+	// To read at address 0 of a process is an I/O error, although the file is a regular
+	// file.
 	if err := os.Symlink("/proc/self/mem", at("broken")); err != nil {
 		t.Fatal(err)
 	}
@@ -45,8 +46,8 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// A byte order mark in a token or a data source name would be sent as a part of it.
-// Only the one in front is none of the text, and it does not make a file too long twice.
+// A byte order mark in a token or a data source name would be sent as a part of it. Only the
+// mark in front is removed, and it does not count towards the limit.
 func TestReadTakesTheByteOrderMarkAway(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "token")
 	for content, want := range map[string]string{

@@ -10,8 +10,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// testOpen: configurations are checked where they never run, so making a source
-// leaves no goroutine and no file behind and reads nothing.
+// testOpen: configurations are checked where they will never run, so making a source leaves no
+// goroutine and no open file behind, and reads nothing.
 func testOpen(tb run) {
 	b := tb.h.New(tb)
 	if b.Break != nil {
@@ -32,7 +32,7 @@ func testOpen(tb run) {
 	runtime.KeepAlive(kept)
 }
 
-// testAnswers: a TPM is listed while the data lists it, and no other is.
+// testAnswers: a TPM is listed as long as the data lists it, and no other TPM is.
 func testAnswers(tb run) {
 	s := newSubject(tb, tb.h)
 	one, two := s.evidence(tb), s.evidence(tb)
@@ -49,7 +49,7 @@ func testAnswers(tb run) {
 	s.wantListed(tb, two, true, "the other is listed still")
 }
 
-// testAttributes: what the data says of a TPM comes back, of that TPM.
+// testAttributes: a TPM's verdict has what the data says about that TPM.
 func testAttributes(tb run) {
 	if !tb.h.Attributes {
 		return
@@ -67,8 +67,8 @@ func testAttributes(tb run) {
 	}
 }
 
-// testNeedsChallenge: a source that needs the proof says so before the
-// challenge and knows after it; every other knows the same before and after.
+// testNeedsChallenge: a source that needs the proof says so before the challenge and knows
+// after it; every other source knows the same before and after.
 func testNeedsChallenge(tb run) {
 	s := newSubject(tb, tb.h)
 	ev := s.evidence(tb)
@@ -86,15 +86,15 @@ func testNeedsChallenge(tb run) {
 	}
 }
 
-// testAskedAgain: with the proof, Check answers in full however often it is asked, as
-// it would if it had never been asked before, and from the data as it is then: whoever
-// was removed since the question before the challenge is not listed after it.
+// testAskedAgain: with the proof, Check answers in full, however often it is asked and whatever
+// it has said before, from the data as it is then: a TPM that was removed since the question
+// before the challenge is not listed after it.
 func testAskedAgain(tb run) {
 	s := newSubject(tb, tb.h)
 	ev := s.evidence(tb)
 	after := Proven(ev)
 	before := func() {
-		_, _ = s.checkOnce(tb.Context(), tb, ev) // is for the filter, and counts for nothing later
+		_, _ = s.checkOnce(tb.Context(), tb, ev) // for the filter alone
 	}
 	want := s.attributes(ev)
 	whole := func(when string) {
@@ -120,8 +120,8 @@ func testAskedAgain(tb run) {
 	whole("listed during the challenge")
 }
 
-// testCannotTell: data that is unreadable is neither "listed" nor "not listed".
-// A source that loads its data says that it failed and keeps the last good.
+// testCannotTell: if the data is unreadable, the answer is neither "listed" nor "not listed". A
+// Loader's Load fails, and its last good data stays.
 func testCannotTell(tb run) {
 	s := newSubject(tb, tb.h)
 	if s.Break == nil {
@@ -148,8 +148,8 @@ func testCannotTell(tb run) {
 	s.wantListed(tb, stranger, false, "the data is readable again")
 }
 
-// testNotLoaded: a source without data cannot tell, rather than list nobody,
-// since a deny rule would let everybody pass.
+// testNotLoaded: a source without data cannot tell. If it said that nobody is listed, a deny
+// rule would let everybody pass.
 func testNotLoaded(tb run) {
 	s := newSubject(tb, tb.h)
 	if _, ok := s.source.(sources.Loader); !ok {
@@ -171,8 +171,8 @@ func testNotLoaded(tb run) {
 	s.wantListed(tb, ev, true, "the data is readable")
 }
 
-// testHostile: evidence that only resembles a listed TPM's is never listed, and
-// none makes the source panic, write, or answer wrongly later.
+// testHostile: evidence that only resembles a listed TPM's is never listed, and does not make
+// the source panic, write, or give wrong answers later.
 func testHostile(tb run) {
 	s := newSubject(tb, tb.h)
 	listed, stranger := s.evidence(tb), s.evidence(tb)
@@ -188,7 +188,7 @@ func testHostile(tb run) {
 			if !tb.h.Fetches || ev.Proof == nil {
 				continue
 			}
-			if v, _ := s.fetchOnce(tb.Context(), tb, ev); v.Listed { // whatever Check has in memory
+			if v, _ := s.fetchOnce(tb.Context(), tb, ev); v.Listed { // whatever Check has answered
 				tb.Errorf("%s: listed by what is fetched: %s", x.name, v.Reason)
 			}
 		}
@@ -197,8 +197,8 @@ func testHostile(tb run) {
 	s.wantListed(tb, stranger, false, "after hostile evidence")
 }
 
-// testContextEnded: a call whose context has ended returns, and what it answers
-// is right or an error.
+// testContextEnded: a call whose context has ended returns, and its answer is right or an
+// error.
 func testContextEnded(tb run) {
 	s := newSubject(tb, tb.h)
 	listed, stranger := s.evidence(tb), s.evidence(tb)
@@ -218,9 +218,9 @@ func testContextEnded(tb run) {
 	s.wantListed(tb, stranger, false, "after a Load whose context had ended")
 }
 
-// testEvidenceIsCallers: a source keeps nothing of the evidence, so that a caller
-// who uses its memory again changes no later answer. That Check does not change
-// it is looked at in every call.
+// testEvidenceIsCallers: a source keeps nothing of the evidence, so that no later answer
+// changes if a caller reuses its memory. Every call in the suite checks that Check does not
+// modify the evidence.
 func testEvidenceIsCallers(tb run) {
 	s := newSubject(tb, tb.h)
 	listed, stranger := s.evidence(tb), s.evidence(tb)
@@ -237,8 +237,8 @@ func testEvidenceIsCallers(tb run) {
 	s.wantListed(tb, stranger, false, "its evidence was used for a listed TPM")
 }
 
-// testVerdictIsCallers: two verdicts share no memory, so that a caller who
-// changes one changes no later answer.
+// testVerdictIsCallers: two verdicts share no memory, so that no later answer changes if a
+// caller modifies a verdict.
 func testVerdictIsCallers(tb run) {
 	s := newSubject(tb, tb.h)
 	ev := s.evidence(tb)
@@ -265,7 +265,7 @@ func forge(v *sources.Verdict) {
 	}
 }
 
-// keep returns a's contents in memory of their own.
+// keep returns a deep copy of the attributes.
 func keep(v sources.Verdict) sources.Attributes {
 	a := v.Attributes
 	a.Labels, a.CAs = slices.Clone(a.Labels), slices.Clone(a.CAs)
@@ -276,8 +276,8 @@ func keep(v sources.Verdict) sources.Attributes {
 	return a
 }
 
-// testNothingWritten: nothing that an attesting machine sends is ever written
-// into the data that it is looked up in.
+// testNothingWritten: nothing that an attesting machine sends is written where the source
+// reads.
 func testNothingWritten(tb run) {
 	s := newSubject(tb, tb.h)
 	if s.Content == nil {

@@ -11,12 +11,12 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// The clauses about sources that fetch. Where one needs the network, the answers
-// of all other clauses are those of Fetch as well.
+// The clauses about sources that fetch. The other clauses are tested with Fetch as well if
+// Check needs the network.
 
-// newFetching opens a source that fetches over new backing data, with a TPM that
-// is listed, after the challenge, and one that is not. It is nil where nothing of
-// the kind is tested.
+// newFetching opens a source that fetches over new backing data, with the proven evidence of a
+// TPM that is listed and of a TPM that is not. It returns nil if the harness does not test
+// fetching.
 func newFetching(tb run) (s *subject, listed, stranger *sources.Evidence) {
 	tb.Helper()
 	if !tb.h.Fetches {
@@ -31,9 +31,8 @@ func newFetching(tb run) (s *subject, listed, stranger *sources.Evidence) {
 	return s, Proven(ev), Proven(s.evidence(tb))
 }
 
-// testNeedsNetwork: Check asks nobody, however often it is called, and Fetch knows.
-// A Check that asked would let anybody cause requests who has not yet answered his
-// challenge.
+// testNeedsNetwork: Check makes no request, however often it is called, and Fetch knows the
+// answer. If Check made requests, anybody could cause them without having answered a challenge.
 func testNeedsNetwork(tb run) {
 	s, listed, stranger := newFetching(tb)
 	if s == nil {
@@ -45,15 +44,14 @@ func testNeedsNetwork(tb run) {
 				tb.Errorf("before anything was fetched: %+v, %v, want ErrNeedsNetwork", v, err)
 			}
 		}
-		runtime.Gosched() // for what Check may have begun
+		runtime.Gosched() // let run what Check may have started
 	}
 	s.wantFetched(tb, listed, true, "the first fetch")
 	s.wantFetched(tb, stranger, false, "the first fetch")
 }
 
-// testFetchAgrees: what was fetched is the truth of that time about what a machine
-// names and nothing more: Check and Fetch say the same, and who is listed is still
-// up to the data.
+// testFetchAgrees: what was fetched says only what a machine's evidence names: Check and Fetch
+// agree, and the data still decides who is listed.
 func testFetchAgrees(tb run) {
 	s, listed, stranger := newFetching(tb)
 	if s == nil {
@@ -61,7 +59,7 @@ func testFetchAgrees(tb run) {
 	}
 	same := func(ev *sources.Evidence, want bool, when string) {
 		tb.Helper()
-		s.wantListed(tb, ev, want, when) // by Check, where it knows already
+		s.wantListed(tb, ev, want, when) // by Check, if it knows already
 		s.wantFetched(tb, ev, want, when)
 		fetched, _ := s.fetchOnce(tb.Context(), tb, ev)
 		checked, err := s.checkOnce(tb.Context(), tb, ev)
@@ -82,8 +80,8 @@ func testFetchAgrees(tb run) {
 	same(stranger, true, "a stranger who is listed now")
 }
 
-// testNetworkFails: what cannot be fetched is neither "listed" nor "not listed",
-// and what was fetched before needs no network, or is fetched again later.
+// testNetworkFails: if something cannot be fetched, the answer is neither "listed" nor "not
+// listed". What was fetched before needs no network, or is fetched again later.
 func testNetworkFails(tb run) {
 	s, listed, stranger := newFetching(tb)
 	if s == nil {
@@ -112,8 +110,8 @@ func testNetworkFails(tb run) {
 	s.wantListed(tb, known, true, "the network is back")
 }
 
-// testNetworkHangs: Fetch returns when its context ends, whatever the network does,
-// and cannot tell. That Check does not wait for it either is seen beside it.
+// testNetworkHangs: Fetch returns when its context ends, whatever the network does, and cannot
+// tell. Check does not wait for the network meanwhile.
 func testNetworkHangs(tb run) {
 	s, listed, stranger := newFetching(tb)
 	if s == nil || s.Stall == nil {
@@ -139,8 +137,8 @@ func testNetworkHangs(tb run) {
 	s.wantListed(tb, stranger, false, "the network is back")
 }
 
-// testFetchContextEnded: a fetch whose context has ended returns, what it answers
-// is right or an error, and nobody takes that for a failure of the network.
+// testFetchContextEnded: a fetch whose context has ended returns, its answer is right or an
+// error, and the source does not count it as a failure of the network.
 func testFetchContextEnded(tb run) {
 	s, listed, stranger := newFetching(tb)
 	if s == nil {
@@ -162,9 +160,8 @@ func testFetchContextEnded(tb run) {
 	s.wantListed(tb, stranger, false, "after a Fetch whose context had ended")
 }
 
-// testFetchesAtOnce: many attestations fetch the same and other things at once,
-// beside one whose agent has left, and each gets its own answer. The race detector
-// sees the rest.
+// testFetchesAtOnce: many attestations fetch the same things and others at the same time, and
+// one of their agents leaves; each gets its own answer. The race detector sees the rest.
 func testFetchesAtOnce(tb run) {
 	s, listed, stranger := newFetching(tb)
 	if s == nil {
@@ -192,8 +189,8 @@ func testFetchesAtOnce(tb run) {
 	within(tb, "fetches at once", work.Wait)
 }
 
-// testFetchedIsCallers: two verdicts share no memory with each other, and no answer
-// depends on memory of evidence that its caller uses again.
+// testFetchedIsCallers: two verdicts share no memory with each other, and no answer changes if
+// a caller reuses the memory of its evidence.
 func testFetchedIsCallers(tb run) {
 	s, listed, stranger := newFetching(tb)
 	if s == nil {
@@ -220,8 +217,8 @@ func testFetchedIsCallers(tb run) {
 	}
 }
 
-// wantFetched fails the test unless Fetch says that ev, which has its proof, is
-// listed, or is not, as want says.
+// wantFetched fails the test unless Fetch says whether ev, which has its proof, is listed as
+// want does.
 func (s *subject) wantFetched(tb run, ev *sources.Evidence, want bool, when string) {
 	tb.Helper()
 	if v, err := s.fetchOnce(tb.Context(), tb, ev); err != nil {

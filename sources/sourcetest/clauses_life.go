@@ -12,8 +12,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// testConcurrent: Check answers from whole data while that changes under it. The
-// race detector sees the rest.
+// testConcurrent: Check answers from whole data while the data changes. The race detector sees
+// the rest.
 func testConcurrent(tb run) {
 	s := newSubject(tb, tb.h)
 	steady, changing, stranger := s.evidence(tb), s.evidence(tb), s.evidence(tb)
@@ -39,9 +39,8 @@ func testConcurrent(tb run) {
 	within(tb, "Watch whose context has ended", work.Wait)
 }
 
-// askWhileChanging asks about a TPM that is listed all the time, one that is
-// listed at times and one that never is, until done is closed or one answer was
-// wrong.
+// askWhileChanging asks about a TPM that is always listed, a TPM that is listed at times and a
+// TPM that never is, until done is closed or an answer is wrong.
 func askWhileChanging(tb run, s *subject, done <-chan struct{}, steady, changing, stranger *sources.Evidence) {
 	for !tb.Failed() {
 		select {
@@ -57,11 +56,11 @@ func askWhileChanging(tb run, s *subject, done <-chan struct{}, steady, changing
 		if r, ok := s.source.(sources.Reporter); ok {
 			_ = r.Status()
 		}
-		runtime.Gosched() // who asks all the time keeps those waiting who change the data
+		runtime.Gosched() // let the goroutine run that changes the data
 	}
 }
 
-// testWatchEnds: when Watch has returned, nothing of it is left.
+// testWatchEnds: when Watch has returned, nothing that it started is left.
 func testWatchEnds(tb run) {
 	goroutines, files := runtime.NumGoroutine(), openFiles()
 	for range rounds {
@@ -95,7 +94,7 @@ func testWatchEnds(tb run) {
 	}
 }
 
-// testWatchTells: a source that says that it watches its data tells of a change.
+// testWatchTells: if the harness says so, Watch tells of a change.
 func testWatchTells(tb run) {
 	s := newSubject(tb, tb.h)
 	w, ok := s.source.(sources.Watcher)
@@ -131,7 +130,7 @@ func testWatchTells(tb run) {
 			}
 			select {
 			case <-told:
-				_ = s.tryLoad(ctx) // may meet a file that is still being written
+				_ = s.tryLoad(ctx) // may find a file that is still being written
 			case <-ended:
 				tb.Fatalf("Watch returned before its context had ended")
 			case <-late:
@@ -141,8 +140,7 @@ func testWatchTells(tb run) {
 	}
 }
 
-// testSchedule: how often a source is loaded is constant, and often enough for a change
-// to be noticed.
+// testSchedule: the schedule is constant, and loads often enough to notice a change.
 func testSchedule(tb run) {
 	l, ok := newSubject(tb, tb.h).source.(sources.Loader)
 	if !ok {
@@ -153,7 +151,7 @@ func testSchedule(tb run) {
 	}
 }
 
-// testStatus: what a source reports tells an operator whether it serves.
+// testStatus: the status tells an operator whether the source serves data.
 func testStatus(tb run) {
 	s := newSubject(tb, tb.h)
 	r, ok := s.source.(sources.Reporter)
@@ -170,7 +168,7 @@ func testStatus(tb run) {
 	if loads && (st.Loaded.IsZero() || st.Loaded.After(time.Now())) {
 		tb.Errorf("loaded at %v", st.Loaded)
 	}
-	if loads && st.Entries < 2 { // what is read afresh for each check is not counted
+	if loads && st.Entries < 2 { // a source that loads nothing does not count entries
 		tb.Errorf("%d entries, where 2 are listed", st.Entries)
 	}
 	for _, w := range st.Warnings {
@@ -180,8 +178,7 @@ func testStatus(tb run) {
 	}
 }
 
-// testInSet: under a Set, by itself, the source admits a TPM that it lists and
-// refuses another.
+// testInSet: alone in a Set, the source admits a TPM that it lists and refuses another.
 func testInSet(tb run) {
 	s := newSubject(tb, tb.h)
 	listed, stranger := s.evidence(tb), s.evidence(tb)

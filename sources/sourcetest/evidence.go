@@ -18,8 +18,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// NewEvidence returns the evidence of a TPM with a new EK on P-256 and no
-// certificate.
+// NewEvidence returns the evidence of a TPM with a new P-256 EK and without a certificate.
 func NewEvidence(tb testing.TB) *sources.Evidence {
 	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -33,26 +32,25 @@ func NewEvidence(tb testing.TB) *sources.Evidence {
 	return &sources.Evidence{EKHash: sha256.Sum256(der), EK: &key.PublicKey}
 }
 
-// NewProof returns the proof of a TPM with ev's EK.
+// NewProof returns a proof for ev's EK.
 func NewProof(ev *sources.Evidence) *sources.Proof { return &sources.Proof{AK: ev.EK} }
 
-// Proven returns ev after the challenge, with its proof. ev is not changed.
+// Proven returns a copy of ev as it is after the challenge, with a proof.
 func Proven(ev *sources.Evidence) *sources.Evidence {
 	after := *ev
 	after.Proof = NewProof(ev)
 	return &after
 }
 
-// A hostile evidence is one that no source may list, in spite of what it
-// resembles. Package attestor lets none of them through; a source that lists one
-// has a hole behind that check, and one that panics has another.
+// A hostile is evidence that no source may list, whatever it resembles. Package attestor lets
+// none of it through: a source that lists it, or panics, has a hole behind that check.
 type hostile struct {
 	name string
 	ev   *sources.Evidence
 }
 
-// hostileEvidence returns evidence of a stranger's TPM that is twisted to look
-// like that of a listed one.
+// hostileEvidence returns evidence of a stranger's TPM that resembles the evidence of a listed
+// TPM.
 func hostileEvidence(listed, stranger *sources.Evidence) []hostile {
 	var all []hostile
 	twist := func(name string, f func(ev *sources.Evidence)) {
@@ -95,8 +93,8 @@ func hostileEvidence(listed, stranger *sources.Evidence) []hostile {
 	return all
 }
 
-// garbage returns ev's certificate, if it has one, without its end, and otherwise
-// something that only begins like a certificate.
+// garbage returns ev's certificate without its end or, if ev has none, bytes that only begin
+// like a certificate.
 func garbage(ev *sources.Evidence) []byte {
 	if c := ev.Certificate; len(c) > 0 {
 		return bytes.Clone(c[:len(c)-1])
@@ -104,9 +102,9 @@ func garbage(ev *sources.Evidence) []byte {
 	return []byte{0x30, 0x82, 0x02, 0xff, 0x30, 0x00}
 }
 
-// Tree returns everything beneath dir: each path with its kind, its permissions,
-// the time it was changed at and its content or, for a link, its target. It is
-// for Backend.Content; what cannot be read is in it as the error.
+// Tree returns everything beneath dir: for each path its kind, its permissions, the time of its
+// last change and its content or, for a link, its target. If a path cannot be read, it has the
+// error. Tree is for Backend.Content.
 func Tree(dir string) map[string]string {
 	tree := map[string]string{}
 	walked := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -146,15 +144,14 @@ func describe(path string, d fs.DirEntry) (string, error) {
 	return fmt.Sprint(info.Mode(), info.ModTime().UnixNano(), content), nil
 }
 
-// fingerprint returns a hash of all that ev reaches.
+// fingerprint returns a hash of everything that ev points to.
 func fingerprint(ev *sources.Evidence) string {
 	h := sha256.New()
 	walk(func(parts ...any) { fmt.Fprintln(h, parts...) }, reflect.ValueOf(ev), map[uintptr]bool{})
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// walk emits every value that v reaches, each pointer once. It reads unexported
-// fields as well.
+// walk emits every value that v points to, each pointer once, unexported fields included.
 func walk(emit func(...any), v reflect.Value, seen map[uintptr]bool) {
 	emit(v.Kind())
 	switch v.Kind() {

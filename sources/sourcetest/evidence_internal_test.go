@@ -21,7 +21,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// TestMain fails where a test has left a goroutine behind.
+// TestMain fails if a test has left a goroutine behind.
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // certified returns the evidence of a TPM with a self-signed certificate.
@@ -44,8 +44,8 @@ func certified(tb testing.TB) *sources.Evidence {
 	return ev
 }
 
-// TestFingerprint: the suite sees any change to the evidence, or it could not
-// tell that a source makes one.
+// TestFingerprint: the suite sees any change to the evidence; otherwise it could not tell that
+// a source makes one.
 func TestFingerprint(t *testing.T) {
 	for name, change := range map[string]func(ev *sources.Evidence){
 		"hash":                func(ev *sources.Evidence) { ev.EKHash[31]++ },
@@ -71,8 +71,8 @@ func TestFingerprint(t *testing.T) {
 	}
 }
 
-// TestHostileEvidence: none of it is the listed TPM's own, which a source would
-// be right to list, and its certificates are in it where it has some.
+// TestHostileEvidence: none of it equals the listed TPM's evidence, which a source would be
+// right to list, and it has certificates if the harness has them.
 func TestHostileEvidence(t *testing.T) {
 	listed, stranger := certified(t), certified(t)
 	names := map[string]bool{}
@@ -93,8 +93,8 @@ func TestHostileEvidence(t *testing.T) {
 	}
 }
 
-// TestTree: the suite sees any change beneath a directory, or it could not tell
-// that a source writes.
+// TestTree: the suite sees any change beneath a directory; otherwise it could not tell that a
+// source writes.
 func TestTree(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "sub", "file")
@@ -129,7 +129,7 @@ func TestTree(t *testing.T) {
 	}
 }
 
-// TestFakes pins what other tests stand on.
+// TestFakes pins what other tests rely on.
 func TestFakes(t *testing.T) {
 	ev := NewEvidence(t)
 	ctx, cancel := context.WithCancel(t.Context())

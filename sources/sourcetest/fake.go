@@ -34,8 +34,8 @@ func Fails(err error) Answer {
 	}
 }
 
-// NeedsChallenge answers sources.ErrNeedsChallenge before the challenge and then
-// after it.
+// NeedsChallenge answers sources.ErrNeedsChallenge before the challenge, and answers then after
+// it.
 func NeedsChallenge(then Answer) Answer {
 	return func(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 		if ev.Proof == nil {
@@ -45,8 +45,8 @@ func NeedsChallenge(then Answer) Answer {
 	}
 }
 
-// Waits answers the context's error once the context has ended, as a source does
-// that obeys its deadline.
+// Waits waits until the context ends and answers its error, like a source that obeys its
+// deadline.
 func Waits() Answer {
 	return func(ctx context.Context, _ *sources.Evidence) (sources.Verdict, error) {
 		<-ctx.Done()
@@ -54,8 +54,7 @@ func Waits() Answer {
 	}
 }
 
-// Hangs is stuck until release is closed, whatever becomes of the context, and
-// answers then.
+// Hangs waits until release is closed, even if the context ends before, and then answers then.
 func Hangs(release <-chan struct{}, then Answer) Answer {
 	return func(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 		<-release
@@ -68,7 +67,7 @@ func Panics(v any) Answer {
 	return func(context.Context, *sources.Evidence) (sources.Verdict, error) { panic(v) }
 }
 
-// A Fake is a Source that answers as it is told. The zero Fake lists nobody. It
+// A Fake is a Source that gives the Answer that a test has set. The zero Fake lists nobody. It
 // is safe for concurrent use.
 type Fake struct {
 	answer atomic.Pointer[Answer]
@@ -78,14 +77,14 @@ type Fake struct {
 	most   int
 }
 
-// NewFake returns a Fake that answers a.
+// NewFake returns a Fake that gives the answer a.
 func NewFake(a Answer) *Fake {
 	f := &Fake{}
 	f.Set(a)
 	return f
 }
 
-// Set changes what the Fake answers from the next Check on.
+// Set changes the answer from the next Check on.
 func (f *Fake) Set(a Answer) { f.answer.Store(&a) }
 
 // Check implements sources.Source.
@@ -107,24 +106,24 @@ func (f *Fake) enter(n int) {
 	f.most = max(f.most, f.busy)
 }
 
-// Calls returns how often Check was called, how many of these calls have not
-// returned, and how many there were at the worst moment.
+// Calls returns how often Check was called, how many of these calls have not returned yet, and
+// the largest number of calls at one time.
 func (f *Fake) Calls() (all, busy, most int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.calls, f.busy, f.most
 }
 
-// A FetchingFake is a Fake that is a Fetcher as well. Both answer as they are told;
-// the zero FetchingFake lists nobody and needs no network.
+// A FetchingFake is a Fake that is also a Fetcher. The zero FetchingFake lists nobody and needs
+// no network.
 type FetchingFake struct {
 	Fake
-	// Network is what Fetch asks.
+	// Network gives the answers of Fetch.
 	Network Fake
 }
 
-// NewFetchingFake returns a FetchingFake that needs the network for whatever it is
-// asked, and then answers a.
+// NewFetchingFake returns a FetchingFake whose Check always needs the network, and whose Fetch
+// gives the answer a.
 func NewFetchingFake(a Answer) *FetchingFake {
 	f := &FetchingFake{}
 	f.Set(Fails(sources.ErrNeedsNetwork))
@@ -137,17 +136,17 @@ func (f *FetchingFake) Fetch(ctx context.Context, ev *sources.Evidence) (sources
 	return f.Network.Check(ctx, ev)
 }
 
-// A LoadingFake is a Fake that is a Loader, a Watcher and a Reporter as well.
-// Its functions are set before it is used, and are called as the methods are.
+// A LoadingFake is a Fake that is also a Loader, a Watcher and a Reporter. Its fields are set
+// before it is used.
 type LoadingFake struct {
 	Fake
-	// OnLoad is Load; nil succeeds.
+	// OnLoad is called by Load; if it is nil, Load succeeds.
 	OnLoad func(ctx context.Context) error
-	// When is Schedule; an hour if it is zero.
+	// When is the Schedule; zero means an hour.
 	When sources.Schedule
-	// OnWatch is Watch; nil waits for the end of ctx.
+	// OnWatch is called by Watch; if it is nil, Watch waits until ctx ends.
 	OnWatch func(ctx context.Context, changed func()) error
-	// OnStatus is Status; nil reports nothing.
+	// OnStatus is called by Status; if it is nil, the Status is zero.
 	OnStatus func() sources.Status
 }
 

@@ -14,12 +14,12 @@ import (
 type web struct {
 	mu    sync.Mutex
 	cut   bool
-	stall chan struct{} // nil where it answers
+	stall chan struct{} // nil while it answers
 }
 
 var errCut = errors.New("no route to host")
 
-// get asks the network, which needs ctx.
+// get makes a request to the network.
 func (w *web) get(ctx context.Context) error {
 	w.mu.Lock()
 	cut, stall := w.cut, w.stall
@@ -46,7 +46,7 @@ func (w *web) change(f func()) {
 	f()
 }
 
-// fetcher is a correct source that looks up, and needs the network once for each TPM.
+// fetcher is a correct source that looks TPMs up, and needs the network once for each TPM.
 type fetcher struct {
 	lookup
 	web *web
@@ -80,7 +80,7 @@ func (f *fetcher) Fetch(ctx context.Context, ev *sources.Evidence) (sources.Verd
 	return f.lookup.Check(ctx, ev)
 }
 
-// forgetful is a correct fetcher that keeps nothing: it asks anew each time.
+// forgetful is a correct fetcher that keeps nothing and makes a request each time.
 type forgetful struct{ *fetcher }
 
 func (f forgetful) Fetch(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
@@ -90,7 +90,7 @@ func (f forgetful) Fetch(ctx context.Context, ev *sources.Evidence) (sources.Ver
 	return f.lookup.Check(ctx, ev)
 }
 
-// proofFetcher is a correct fetcher that needs the challenge first.
+// proofFetcher is a correct fetcher that needs the proof first.
 type proofFetcher struct{ *fetcher }
 
 func (f proofFetcher) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
@@ -133,7 +133,7 @@ func (f loadingFetcher) Fetch(ctx context.Context, ev *sources.Evidence) (source
 	return f.loader.Check(ctx, ev)
 }
 
-// fetchHarness returns the Harness of sources that open makes of a fetcher.
+// fetchHarness returns the Harness of sources that open makes from a fetcher.
 func fetchHarness(open func(f *fetcher) sources.Source) Harness {
 	var w *web
 	h := harness(func(d *data) sources.Source {
@@ -161,10 +161,9 @@ func fetchHarness(open func(f *fetcher) sources.Source) Harness {
 	return h
 }
 
-// TestCorrectFetchersPass stops the suite from refusing a fetcher that keeps the
-// contract: one that keeps what it fetches, one that does not, one that needs the
-// proof first, one that loads and answers from memory, and one whose network
-// cannot be made to hang.
+// TestCorrectFetchersPass stops the suite from failing a fetcher that keeps the contract: a
+// fetcher that keeps what it fetches or does not, that needs the proof first, that loads and
+// answers from memory, or whose network cannot be made to hang.
 func TestCorrectFetchersPass(t *testing.T) {
 	plain := fetchHarness(func(f *fetcher) sources.Source { return f })
 	t.Run("keeps", func(t *testing.T) { Run(t, plain) })
@@ -193,7 +192,7 @@ func TestCorrectFetchersPass(t *testing.T) {
 	})
 }
 
-// bentFetcher is a fetcher of which parts are replaced by broken ones.
+// bentFetcher is a fetcher with some methods replaced by broken ones.
 type bentFetcher struct {
 	*fetcher
 	check, fetch Answer
@@ -213,8 +212,8 @@ func (b *bentFetcher) Fetch(ctx context.Context, ev *sources.Evidence) (sources.
 	return b.fetcher.Fetch(ctx, ev)
 }
 
-// TestSuiteCatchesBrokenFetchers: each breaks the contract in one way, and the
-// suite must say so in the clause that is about it.
+// TestSuiteCatchesBrokenFetchers: each source breaks the contract in one way, and the clause
+// about it must fail.
 func TestSuiteCatchesBrokenFetchers(t *testing.T) {
 	release := make(chan struct{})
 	defer close(release)
@@ -454,7 +453,7 @@ func TestSuiteCatchesBrokenFetchers(t *testing.T) {
 	}
 }
 
-// shared answers every question as it has answered the first one.
+// shared gives its first answer to every question.
 func shared(answer Answer) Answer {
 	var first atomic.Pointer[sources.Verdict]
 	return func(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
@@ -467,8 +466,8 @@ func shared(answer Answer) Answer {
 	}
 }
 
-// TestSuiteCatchesWhoCannotFetch: a harness that promises too much, or too little,
-// is found out.
+// TestSuiteCatchesWhoCannotFetch: a harness that promises too much or too little about fetching
+// fails.
 func TestSuiteCatchesWhoCannotFetch(t *testing.T) {
 	lookups := bentLookupHarness(func(lookup, context.Context, *sources.Evidence) (sources.Verdict, error) {
 		return sources.Verdict{}, sources.ErrNeedsNetwork

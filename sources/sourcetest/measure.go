@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// rounds is how often something is done whose traces are then counted. noise is
-// how many traces are not its own: what else the process does comes and goes.
+// rounds is how often something is done whose traces are then counted. noise is how many traces
+// may come from the rest of the process.
 const rounds, noise = 16, 8
 
-// within fails the test where f has not returned in time, and leaves it behind.
+// within fails the test if f has not returned in time, and leaves f behind.
 func within(tb run, what string, f func()) {
 	tb.Helper()
 	done := make(chan struct{})
@@ -24,8 +24,8 @@ func within(tb run, what string, f func()) {
 	}
 }
 
-// openFiles returns the number of files that the process has open, 0 where the
-// system does not say.
+// openFiles returns the number of files that the process has open, or 0 if the system does not
+// say.
 func openFiles() int {
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {

@@ -56,7 +56,7 @@ func (d *data) backend(open func() sources.Source) Backend {
 	}
 }
 
-// verdict is what a correct source says from entries.
+// verdict is a correct source's verdict about entries.
 func verdict(entries map[sources.EKHash]sources.Attributes, ev *sources.Evidence) sources.Verdict {
 	a, ok := entries[ev.EKHash]
 	if !ok {
@@ -131,7 +131,7 @@ func (l *loader) Status() sources.Status {
 	return sources.Status{Loaded: st.at, Entries: len(st.entries), Warnings: []string{"line 3: left out"}}
 }
 
-// needsProof is a correct source that knows after the challenge.
+// needsProof is a correct source that needs the proof.
 type needsProof struct{ lookup }
 
 func (n needsProof) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
@@ -168,9 +168,9 @@ func needsProofHarness() Harness {
 	return h
 }
 
-// TestCorrectSourcesPass stops the suite from refusing a source that keeps the
-// contract: one that looks up, one that loads, one that needs the proof, and one
-// that can do the least.
+// TestCorrectSourcesPass stops the suite from failing a source that keeps the contract: a
+// source that looks TPMs up, that loads, that needs the proof, or that has as few features as
+// possible.
 func TestCorrectSourcesPass(t *testing.T) {
 	t.Run("lookup", func(t *testing.T) { Run(t, lookupHarness()) })
 	t.Run("loader", func(t *testing.T) { Run(t, loaderHarness()) })

@@ -49,8 +49,8 @@ type Harness struct {
 	// the verdict.
 	Attributes bool
 
-	// NeedsProof is true if the source answers ErrNeedsChallenge before the
-	// challenge, and what it knows after it.
+	// NeedsProof is true if the source answers ErrNeedsChallenge before the challenge, and
+	// in full after it.
 	NeedsProof bool
 
 	// Watches is true if the source is a Watcher that tells of changes of its data.
@@ -108,7 +108,7 @@ func Run(t *testing.T, h Harness) {
 type run struct {
 	testing.TB
 	h Harness
-	// patience is how long something may take that must come about by itself.
+	// patience is how long the suite waits for something to happen.
 	patience time.Duration
 }
 

@@ -20,7 +20,7 @@ type subject struct {
 	loading sync.Mutex // Load is never called twice at once
 }
 
-// newSubject opens a source over new backing data. It is not loaded.
+// newSubject opens a source over new backing data, and does not load it.
 func newSubject(tb testing.TB, h Harness) *subject {
 	tb.Helper()
 	b := h.New(tb)
@@ -36,7 +36,7 @@ func (s *subject) evidence(tb testing.TB) *sources.Evidence {
 	return s.h.Evidence(tb)
 }
 
-// list lists ev with attributes, where the source has them.
+// list lists ev, with attributes if the source has them.
 func (s *subject) list(tb testing.TB, ev *sources.Evidence) {
 	tb.Helper()
 	s.List(ev, s.attributes(ev))
@@ -49,7 +49,7 @@ func (s *subject) unlist(tb testing.TB, ev *sources.Evidence) {
 	s.load(tb)
 }
 
-// attributes returns what ev is listed with.
+// attributes returns the attributes that ev is listed with.
 func (s *subject) attributes(ev *sources.Evidence) sources.Attributes {
 	if !s.h.Attributes {
 		return sources.Attributes{}
@@ -81,9 +81,8 @@ func (s *subject) tryLoad(ctx context.Context) (err error) {
 	return l.Load(ctx)
 }
 
-// check asks about ev, after the challenge where the source needs it and of the
-// network where it needs that, and fails the test where an answer breaks the
-// contract by itself.
+// check asks about ev as far as needed: with its proof if the source needs the challenge, by
+// Fetch if it needs the network. It fails the test if an answer breaks the contract by itself.
 func (s *subject) check(tb testing.TB, ev *sources.Evidence) (sources.Verdict, error) {
 	tb.Helper()
 	if s.h.NeedsProof {
@@ -92,7 +91,7 @@ func (s *subject) check(tb testing.TB, ev *sources.Evidence) (sources.Verdict, e
 	return s.resolve(tb.Context(), tb, ev)
 }
 
-// resolve asks about ev as it is, and fetches where that needs the network.
+// resolve asks Check about ev as it is, and Fetch if that needs the network.
 func (s *subject) resolve(ctx context.Context, tb testing.TB, ev *sources.Evidence) (sources.Verdict, error) {
 	tb.Helper()
 	v, err := s.checkOnce(ctx, tb, ev)
@@ -102,7 +101,7 @@ func (s *subject) resolve(ctx context.Context, tb testing.TB, ev *sources.Eviden
 	return v, err
 }
 
-// checkOnce asks about ev as it is, and nobody but Check.
+// checkOnce asks Check about ev as it is.
 func (s *subject) checkOnce(ctx context.Context, tb testing.TB, ev *sources.Evidence) (sources.Verdict, error) {
 	tb.Helper()
 	v, err := s.ask(ctx, tb, "Check", s.source.Check, ev)
@@ -112,7 +111,7 @@ func (s *subject) checkOnce(ctx context.Context, tb testing.TB, ev *sources.Evid
 	return v, err
 }
 
-// fetchOnce has the source fetch what ev needs, which has its proof.
+// fetchOnce asks Fetch about ev, which has its proof.
 func (s *subject) fetchOnce(ctx context.Context, tb testing.TB, ev *sources.Evidence) (sources.Verdict, error) {
 	tb.Helper()
 	f, ok := s.source.(sources.Fetcher)
@@ -154,7 +153,7 @@ func (s *subject) ask(
 	return v, err
 }
 
-// wantListed fails the test unless ev is listed, or is not, as want says.
+// wantListed fails the test unless the answer is want: listed or not.
 func (s *subject) wantListed(tb testing.TB, ev *sources.Evidence, want bool, when string) {
 	tb.Helper()
 	if v, err := s.check(tb, ev); err != nil {
@@ -164,8 +163,7 @@ func (s *subject) wantListed(tb testing.TB, ev *sources.Evidence, want bool, whe
 	}
 }
 
-// wantCannotTell fails the test unless the answer is an error that is no
-// question for the challenge.
+// wantCannotTell fails the test unless the answer is an error other than ErrNeedsChallenge.
 func (s *subject) wantCannotTell(tb testing.TB, ev *sources.Evidence, when string) {
 	tb.Helper()
 	if v, err := s.check(tb, ev); err == nil {

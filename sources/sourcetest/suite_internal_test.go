@@ -43,7 +43,7 @@ func (r *recorder) Failed() bool {
 	return len(r.failures) > 0
 }
 
-// failures returns what one clause of the suite says of a source.
+// failures returns what one clause of the suite reports about a source.
 func failures(t *testing.T, h Harness, name string) []string {
 	t.Helper()
 	i := slices.IndexFunc(clauses(), func(c clause) bool { return c.name == name })
@@ -60,7 +60,7 @@ func failures(t *testing.T, h Harness, name string) []string {
 	return r.failures
 }
 
-// bent is a loader of which parts are replaced by broken ones.
+// bent is a loader with some methods replaced by broken ones.
 type bent struct {
 	*loader
 	check  func(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error)
@@ -125,12 +125,11 @@ func bentLookupHarness(check lookupCheck) Harness {
 	return harness(func(d *data) sources.Source { return bentLookup{lookup{d}, check} })
 }
 
-// TestSuiteCatches: each source breaks the contract in one way, and the suite
-// must say so in the clause that is about it. Otherwise a backend could pass the
-// suite and still admit a stranger.
+// TestSuiteCatches: each source breaks the contract in one way, and the clause about it must
+// fail. Otherwise a backend could pass the suite and still admit a stranger.
 func TestSuiteCatches(t *testing.T) {
 	release := make(chan struct{})
-	var files sync.Map // left open by the sources
+	var files sync.Map // files that the sources leave open
 	t.Cleanup(func() {
 		close(release)
 		files.Range(func(f, _ any) bool { return f.(*os.File).Close() == nil })
@@ -204,7 +203,7 @@ func brokenChecks() []brokenSource {
 	return all
 }
 
-// onlyOnce gives the attributes with the first answer of each step alone.
+// onlyOnce returns the attributes with the first answer of each step only.
 func onlyOnce() lookupCheck {
 	var given sync.Map
 	return func(l lookup, ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
@@ -216,7 +215,7 @@ func onlyOnce() lookupCheck {
 	}
 }
 
-// remembers answers after the challenge what it has said before it.
+// remembers gives after the challenge the answer that it gave before.
 func remembers() lookupCheck {
 	var said sync.Map
 	return func(l lookup, ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
@@ -301,7 +300,7 @@ func brokenByEvidence() []brokenSource {
 
 func ended(ctx context.Context) bool { return ctx.Err() != nil }
 
-// errorUnless returns err, or nil where it is the one that is swallowed.
+// errorUnless returns err, or nil if it is swallowed.
 func errorUnless(err, swallowed error) error {
 	if errors.Is(err, swallowed) {
 		return nil
@@ -370,8 +369,8 @@ func brokenLoaders() []brokenSource {
 		b.load = func(ctx context.Context) error {
 			st := b.state.Load()
 			b.state.Store(&loaded{})
-			// The hole lasts until checks have fallen into it, all four that are under
-			// way among them, where somebody asks at all.
+			// The hole stays open until checks have fallen into it, including all
+			// four that are under way, if there are any.
 			for seen, n := asked.Load(), 0; asked.Load() < seen+12 && n < 5000; n++ {
 				runtime.Gosched()
 			}
