@@ -18,8 +18,8 @@ func must(tb testing.TB, err error) {
 	}
 }
 
-// TestConformance has the source pass what every source passes, in each form of
-// an entry and for each way in which a directory is lost.
+// TestConformance runs the conformance suite for each form of an entry and each way to lose a
+// directory.
 func TestConformance(t *testing.T) {
 	flat := func(hash string) string { return hash }
 	sharded := func(hash string) string { return filepath.Join(hash[:2], hash) }
@@ -27,7 +27,7 @@ func TestConformance(t *testing.T) {
 		name   string
 		entry  func(hash string) string
 		marker string
-		lost   string // what is moved away to break it, in the directory
+		lost   string // the name in the directory that is moved away to break it
 		empty  bool   // entries say nothing, so that they may be at hand
 	}{
 		{name: "flat", entry: flat, lost: "."},

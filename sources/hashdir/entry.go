@@ -10,16 +10,15 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
-// maxContent is how many bytes an entry may have: a longer file is not looked
-// into.
+// maxContent is how many bytes an entry may have. A longer file is an entry too, but is not
+// read.
 const maxContent = 64 << 10
 
-// parseEntry returns what the content of an entry says about its machine:
-// nothing, if the first byte that is not blank, behind a byte order mark, does not
-// begin a JSON object.
-// A field that is there twice, a value that breaks the limits of sources.Attributes
-// and anything behind the object are errors; a label that is there twice counts once,
-// and blanks around a name or a label are no part of it.
+// parseEntry returns what the content of an entry says about its machine. That is nothing,
+// unless the content begins with a JSON object, after blanks and a byte order mark. A field
+// that is given twice, a value that breaks the limits of sources.Attributes, and anything after
+// the object are errors. A label that is given twice counts once, and blanks around a name or a
+// label are not part of it.
 func parseEntry(content []byte) (sources.Attributes, error) {
 	content = objectIn(content)
 	if content == nil {
@@ -39,7 +38,7 @@ func parseEntry(content []byte) (sources.Attributes, error) {
 	return attrs, nil
 }
 
-// objectIn returns the content of an entry from where a JSON object begins, or nil.
+// objectIn returns the content from the beginning of its JSON object on, or nil if it has none.
 func objectIn(content []byte) []byte {
 	content = bytes.TrimLeft(smallfile.TrimMark(content), " \t\r\n")
 	if len(content) == 0 || content[0] != '{' || len(content) > maxContent {

@@ -19,8 +19,8 @@ func quoted(n int, format string) string {
 	return `["` + strings.Join(values, `", "`) + `"]`
 }
 
-// TestParseEntry has what an entry may say, and stops values that would forge a
-// line in a log, flood the selectors, or be applied by half.
+// TestParseEntry checks what an entry may say, and stops values that would forge a line in a
+// log, flood the selectors, or be applied in part.
 func TestParseEntry(t *testing.T) {
 	long := strings.Repeat("é", 125) // 250 bytes
 	for _, test := range []struct {
@@ -98,8 +98,7 @@ func TestParseEntry(t *testing.T) {
 	})
 }
 
-// FuzzEntry stops content that panics, and content that gets values past the
-// limits.
+// FuzzEntry stops content that causes a panic or gets values past the limits.
 func FuzzEntry(f *testing.F) {
 	for _, seed := range []string{`{"name": "a", "labels": ["b", "b"]}`, `{`, ``, `{"labels": {}}`, "\x00", `{"a":[[[[`} {
 		f.Add([]byte(seed))

@@ -47,10 +47,9 @@ func TestBrokenDisk(t *testing.T) {
 	}
 }
 
-// TestHungMount stops a mount that hangs from holding up attestations beyond
-// their deadline, and from making a goroutine of each of them that stays: a
-// thousand at once get "cannot tell", and the source answers again when the
-// mount does.
+// TestHungMount stops a mount that hangs from delaying attestations beyond their deadline, and
+// from leaving a goroutine for each: a thousand at once get "cannot tell", and the source
+// answers again when the mount does.
 func TestHungMount(t *testing.T) {
 	const (
 		evaluations = 1000
@@ -103,8 +102,8 @@ func TestHungMount(t *testing.T) {
 	}
 }
 
-// TestUnmounted stops a file system that is not mounted from passing for an
-// empty list, and a source from keeping it mounted.
+// TestUnmounted stops a file system that is not mounted from passing for an empty list, and a
+// source from keeping a file system mounted.
 func TestUnmounted(t *testing.T) {
 	known, unknown := sourcetest.NewEvidence(t), sourcetest.NewEvidence(t)
 	mount := hashdirtest.MountFault(t, map[string]string{known.EKHash.String(): "", ".mounted": ""})

@@ -21,7 +21,7 @@ func hash(i int) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// evidence returns that of the TPM with an EK hash.
+// evidence returns the evidence of the TPM with an EK hash.
 func evidence(hash string) *sources.Evidence {
 	h, err := sources.ParseEKHash(hash)
 	if err != nil {
@@ -30,7 +30,7 @@ func evidence(hash string) *sources.Evidence {
 	return &sources.Evidence{EKHash: h}
 }
 
-// write writes a file below dir, and the folders before it.
+// write writes a file below dir, and makes the folders above it.
 func write(t testing.TB, dir, name, content string) {
 	t.Helper()
 	path := filepath.Join(dir, name)
@@ -42,7 +42,7 @@ func write(t testing.TB, dir, name, content string) {
 	}
 }
 
-// link makes a symbolic link below dir, and the folders before it.
+// link makes a symbolic link below dir, and the folders above it.
 func link(t testing.TB, target, dir, name string) {
 	t.Helper()
 	path := filepath.Join(dir, name)
@@ -72,12 +72,12 @@ func open(t testing.TB, cfg Config) *Source {
 	return s
 }
 
-// answer is what a check is expected to say.
+// answer is the expected result of a check.
 type answer struct {
 	listed bool
 	attrs  sources.Attributes
 	err    error  // matched with errors.Is
-	text   string // in the error
+	text   string // contained in the error
 }
 
 var (

@@ -9,13 +9,13 @@ import (
 // hashLen is the length of an EK hash: SHA-256 in hex digits.
 const hashLen = 2 * len(sources.EKHash{})
 
-// entryNames returns the two names, relative to the directory, under which an
-// EK hash is an entry: in its shard, and flat. They are made of nothing but hex
-// digits and the one separator behind the shard.
+// entryNames returns the two names, relative to the directory, under which an EK hash is an
+// entry: in its shard, and flat. They consist of hex digits and of the separator after the
+// shard.
 func entryNames(hash sources.EKHash) [2]string { return namesOf(hash.String()) }
 
-// upperNames returns the names once more in upper case, as lists take a hash too. ok
-// is false for a hash without letters.
+// upperNames returns the same names in upper case. ok is false if the hash has no letters, so
+// that they do not differ.
 func upperNames(hash string) (names [2]string, ok bool) {
 	upper := strings.ToUpper(hash)
 	return namesOf(upper), upper != hash
@@ -27,7 +27,7 @@ func namesOf(hash string) [2]string {
 	return [2]string{string(sharded[:]), hash}
 }
 
-// isLowerHex reports whether s has no byte but 0 to 9 and a to f.
+// isLowerHex reports whether s consists of 0 to 9 and a to f.
 func isLowerHex(s string) bool {
 	for i := range len(s) {
 		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
@@ -37,7 +37,7 @@ func isLowerHex(s string) bool {
 	return true
 }
 
-// isEntryCase reports whether s has no byte but hex digits, all letters of one case.
+// isEntryCase reports whether s consists of hex digits, with all letters in one case.
 func isEntryCase(s string) bool {
 	return isLowerHex(s) || isLowerHex(strings.ToLower(s)) && s == strings.ToUpper(s)
 }
@@ -53,10 +53,10 @@ func digits(s string) int {
 	return n
 }
 
-// doubt says why a name that looks like an entry is none, or nothing if it does not
-// look like one. shard is the folder that it is in, or empty.
+// doubt says why a name that looks like an entry is no entry. It returns nothing if the name
+// does not look like an entry. shard is the folder that the name is in, or empty.
 func doubt(shard, name string) string {
-	const least = 32 // hex digits, and half of the name: a hash that was cut, or more around it
+	const least = 32 // hex digits, and at least half of the name
 	hex := isLowerHex(strings.ToLower(name))
 	switch n := digits(name); {
 	case n < least || 2*n < len(name):

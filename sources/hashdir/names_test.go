@@ -8,8 +8,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// TestEntryNames: the names of an entry are made of hex digits and the one separator
-// behind the shard, so that no hash leads out of the directory.
+// TestEntryNames: the names of an entry consist of hex digits and the separator after the
+// shard, so that no hash leads out of the directory.
 func TestEntryNames(t *testing.T) {
 	for _, h := range []sources.EKHash{{}, evidence(hash(1)).EKHash, sources.EKHash([]byte("../../../../../../../etc/passwd\x00"))} {
 		names, digits := entryNames(h), h.String()

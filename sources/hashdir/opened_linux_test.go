@@ -24,9 +24,9 @@ func (d *openedDirectory) Opendir(context.Context) syscall.Errno {
 	return 0
 }
 
-// TestOpensTheDirectory stops a removal on a file server from being seen a minute
-// later: a client of NFS asks its server about a directory that is opened to be
-// read, and answers from memory where it is not.
+// TestOpensTheDirectory stops a removal on a file server from being noticed a minute late: an
+// NFS client asks its server about a directory that is opened for reading, and otherwise
+// answers from memory.
 func TestOpensTheDirectory(t *testing.T) {
 	listed, unknown := sourcetest.NewEvidence(t), sourcetest.NewEvidence(t)
 	root, dir := &openedDirectory{}, t.TempDir()

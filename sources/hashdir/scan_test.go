@@ -12,8 +12,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// An entry in upper case is one, as in every list: under a deny rule it used to clear
-// a stolen machine without a word.
+// A name in upper case is an entry, as in every list: under a deny rule it used to clear a
+// stolen machine silently.
 func TestUpperCaseEntries(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, Config{Path: dir})
@@ -23,10 +23,11 @@ func TestUpperCaseEntries(t *testing.T) {
 	expect(t, s, hash(1), listed)
 	expect(t, s, hash(2), answer{listed: true, attrs: sources.Attributes{Name: "two"}})
 	expect(t, s, hash(3), notListed)
-	// One with letters of both cases is none, and said: see TestNamesThatAreNoEntries.
+	// A name with letters of both cases is no entry, which TestNamesThatAreNoEntries checks
+	// is said.
 	write(t, dir, upper(hash(4)[:32])+hash(4)[32:], "")
 	expect(t, s, hash(4), notListed)
-	// Both are there: the first one wins, whatever the second says.
+	// If both are there, the lower case wins, whatever the other says.
 	write(t, dir, upper(hash(5)), "{")
 	write(t, dir, hash(5), `{"name": "five"}`)
 	expect(t, s, hash(5), answer{listed: true, attrs: sources.Attributes{Name: "five"}})
@@ -42,10 +43,10 @@ func scanned(t *testing.T, s *Source) string {
 	return strings.Join(s.Status().Warnings, "\n")
 }
 
-// What looks like an entry and is none lets a stolen machine pass under a deny rule, and
-// keeps one out under an allow rule, without a word at the attestation. The directory
-// is listed now and then, and each is warned of; what is an entry, and what is none of
-// a hash, is not.
+// A name that looks like an entry and is none clears a stolen machine under a deny rule, and
+// refuses a machine under an allow rule, and nothing shows it at the attestation. The directory
+// is listed now and then to warn of each such name. Entries, and names that do not look like a
+// hash, cause no warning.
 func TestNamesThatAreNoEntries(t *testing.T) {
 	h, dir := hash(1), t.TempDir()
 	mixed := strings.ToUpper(h[:32]) + h[32:]
@@ -67,7 +68,7 @@ func TestNamesThatAreNoEntries(t *testing.T) {
 	for name := range cases {
 		write(t, dir, name, "")
 	}
-	write(t, dir, hash(2)+"/README", "") // a folder by the name of an entry
+	write(t, dir, hash(2)+"/README", "") // a folder with the name of an entry
 	link(t, "nowhere", dir, hash(3))
 	write(t, dir, hash(4), "{")
 	write(t, dir, hash(5), `{"label": ["a"], "revoked": true, "owner": "x"}`)
@@ -121,16 +122,16 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// Two machines of one name would have one SPIFFE ID where that is made of the name, and
-// one selector. Lists are refused for it; of a directory it is seen by a scan, and then
-// the source cannot tell about either machine, until one has another name.
+// Two machines with one name would have one selector and, if the ID is made from the name, one
+// SPIFFE ID. Lists with such names are refused. In a directory a scan finds them, and the
+// source cannot tell about either machine until one of them has another name.
 func TestNameOfTwoEntries(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, Config{Path: dir})
 	write(t, dir, hash(1), `{"name": "a"}`)
 	write(t, dir, filepath.Join(hash(2)[:2], hash(2)), `{"name": "a "}`)
 	write(t, dir, hash(3), `{"name": "b"}`)
-	write(t, dir, filepath.Join(hash(3)[:2], hash(3)), `{"name": "b"}`) // the same machine, in both forms
+	write(t, dir, filepath.Join(hash(3)[:2], hash(3)), `{"name": "b"}`) // the same machine in both forms
 	if got := scanned(t, s); strings.Count(got, "\n") != 0 || !strings.Contains(got, `the name "a" is given by several entries`) {
 		t.Errorf("warnings %s", got)
 	}
@@ -138,7 +139,7 @@ func TestNameOfTwoEntries(t *testing.T) {
 	expect(t, s, hash(1), both)
 	expect(t, s, hash(2), both)
 	expect(t, s, hash(3), answer{listed: true, attrs: sources.Attributes{Name: "b"}})
-	write(t, dir, hash(1), `{"name": "c"}`) // at once, whenever the next scan is
+	write(t, dir, hash(1), `{"name": "c"}`) // counts at once, before the next scan
 	expect(t, s, hash(1), answer{listed: true, attrs: sources.Attributes{Name: "c"}})
 	expect(t, s, hash(2), answer{listed: true, attrs: sources.Attributes{Name: "a"}})
 	write(t, dir, hash(1), `{"name": "a"}`)
@@ -146,8 +147,8 @@ func TestNameOfTwoEntries(t *testing.T) {
 	expect(t, s, hash(1), answer{listed: true, attrs: sources.Attributes{Name: "a"}})
 }
 
-// A directory with no end of doubtful names gives as many warnings as a log can take,
-// and a scan whose time is over says that it has not seen all.
+// A directory with endless doubtful names causes only as many warnings as a log can take, and a
+// scan that runs out of time says that it has not seen everything.
 func TestScanIsBounded(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, Config{Path: dir})

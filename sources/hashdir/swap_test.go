@@ -13,22 +13,22 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
-// A swapped directory is replaced as a whole by a link, in generations of which
-// each lists the same TPM.
+// A swapped directory is replaced as a whole by a link, generation by generation. Each
+// generation lists the same TPM.
 type swapped struct {
-	// path is the source's, below base.
+	// path is the source's path, at or below base.
 	base, path string
 	// fill makes a generation in the empty directory dir.
 	fill func(dir string)
-	// name is that of the link to the generation.
+	// name is the name of the link to the generation.
 	name string
-	// marker is that of the source.
+	// marker is the source's marker.
 	marker string
 }
 
-// TestSwap stops a directory that is being replaced from refusing, or from
-// letting past a deny rule, a TPM that it has listed all the time: each check
-// sees one generation or the other, and neither one that is being removed.
+// TestSwap stops a directory that is being replaced from refusing, or from clearing under a
+// deny rule, a TPM that it lists all the time: each check sees a whole generation, and never a
+// generation that is being removed.
 func TestSwap(t *testing.T) {
 	ev, stranger := sourcetest.NewEvidence(t), sourcetest.NewEvidence(t)
 	touch := func(path string) {
@@ -78,7 +78,7 @@ func TestSwap(t *testing.T) {
 	}
 }
 
-// next makes generation i, has the link name it, and removes the one before.
+// next makes generation i, points the link to it, and removes the generation before.
 func (s *swapped) next(t testing.TB, i int) {
 	dir := "..generation" + strconv.Itoa(i)
 	must(t, os.Mkdir(filepath.Join(s.base, dir), 0o755))

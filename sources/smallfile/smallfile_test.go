@@ -47,7 +47,7 @@ func TestRead(t *testing.T) {
 }
 
 // A byte order mark in a token or a data source name would be sent as a part of it. Only the
-// mark in front is removed, and it does not count towards the limit.
+// first mark is removed.
 func TestReadTakesTheByteOrderMarkAway(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "token")
 	for content, want := range map[string]string{

@@ -37,7 +37,7 @@ func wantListed(t *testing.T, s sources.Source, ev *sources.Evidence, want bool)
 	return v
 }
 
-// What a query may return, and what it means.
+// What a query may return, and what that means.
 func TestAnswers(t *testing.T) {
 	label := func(n int) string { return strings.Repeat("x", n) }
 	var many []string
@@ -52,7 +52,7 @@ func TestAnswers(t *testing.T) {
 			columns string
 			name    string
 			labels  []string
-			err     string // nobody is admitted
+			err     string // part of the error
 		}{
 			{columns: "name, labels", name: "us-east-17", labels: []string{"rack:12", "a:b"}},
 			{columns: "labels, ek_hash, name", name: "us-east-17", labels: []string{"rack:12", "a:b"}},
@@ -87,7 +87,7 @@ func TestAnswers(t *testing.T) {
 			})
 			what := test.columns[:min(len(test.columns), 60)]
 			t.Run(what, func(t *testing.T) {
-				if strings.Contains(what, "3000000") { // more than the database may send
+				if strings.Contains(what, "3000000") { // bytes, more than the database may send
 					wantCannotTell(t, s, ev, "")
 					return
 				}
@@ -105,7 +105,7 @@ func TestAnswers(t *testing.T) {
 	})
 }
 
-// Bytes that are no text are no name: they would become a selector.
+// Bytes that are not UTF-8 are no name: they would become a selector.
 func TestInvalidUTF8(t *testing.T) {
 	for _, test := range []struct {
 		engine  *engine
@@ -127,8 +127,8 @@ func TestInvalidUTF8(t *testing.T) {
 	}
 }
 
-// A query that answers with a row whoever asks would admit everybody: a count,
-// an aggregate, a condition that always holds.
+// A query that returns a row for every hash would admit everybody: a count, an aggregate, a
+// condition that always holds.
 func TestQueryThatListsEverybody(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		listed := sourcetest.NewEvidence(t)
@@ -147,8 +147,8 @@ func TestQueryThatListsEverybody(t *testing.T) {
 	})
 }
 
-// Two rows for one hash name two machines: which one it is cannot be told. The
-// many that follow are not read.
+// Two rows for one hash name two machines, and nobody can tell which it is. Further rows are
+// not read.
 func TestMoreThanOneRow(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		one, two := sourcetest.NewEvidence(t), sourcetest.NewEvidence(t)
@@ -168,14 +168,14 @@ func TestMoreThanOneRow(t *testing.T) {
 		wantCannotTell(t, s, one, "more than one row")
 
 		all := d.open(func(c *sqltable.Config) {
-			c.Query = "SELECT a.name FROM many a, many b, many c WHERE a.ek_hash = ?" // a million
+			c.Query = "SELECT a.name FROM many a, many b, many c WHERE a.ek_hash = ?" // a million rows
 		})
 		wantCannotTell(t, all, one, "more than one row")
 	})
 }
 
-// A query that another database would take, a table that there is not and a
-// right that is missing are for a person to mend, and no answer.
+// A query in another database's dialect, a missing table and a missing privilege are for a
+// person to correct, and are no answer.
 func TestErrorsOfTheDatabase(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		ev := sourcetest.NewEvidence(t)
@@ -187,7 +187,7 @@ func TestErrorsOfTheDatabase(t *testing.T) {
 		} {
 			s, err := sqltable.New(sqltable.Config{Dialect: d.dialect, DSNPath: d.path, Query: query})
 			if err != nil {
-				continue // refused before
+				continue // New refuses it
 			}
 			wantCannotTell(t, s, ev, "prepare the query")
 		}
@@ -202,12 +202,12 @@ func TestErrorsOfTheDatabase(t *testing.T) {
 		d.exec("REVOKE SELECT ON " + d.table() + " FROM " + grantee)
 		wantCannotTell(t, s, ev, "denied")
 		d.exec("GRANT SELECT ON " + d.table() + " TO " + grantee)
-		wantListed(t, s, ev, false) // at once: it has answered all the time
+		wantListed(t, s, ev, false) // at once: the database has answered all the time
 	})
 }
 
-// A hash is the parameter of a prepared statement and nothing else: the server's own log
-// of all statements shows no text that has it.
+// A hash is only ever the parameter of a prepared statement: the server's own log of all
+// statements has no text with the hash in it.
 func TestHashNeverReachesTheText(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		s, ev := d.open(nil), sourcetest.NewEvidence(t)
@@ -215,8 +215,8 @@ func TestHashNeverReachesTheText(t *testing.T) {
 		run(t, s)
 		wantListed(t, s, ev, true)
 		// PostgreSQL logs the parameter beside the text. MariaDB logs that it has
-		// prepared the text, and fills the parameter in for the log alone.
-		prepared := "LOG:  execute " // and the statement's name
+		// prepared the text, and inserts the parameter only in the log.
+		prepared := "LOG:  execute " // the name of the statement follows
 		if d.dialect == sqltable.MySQL {
 			prepared = "Prepare\tSELECT name, labels FROM tpm_machines WHERE ek_hash = ?"
 		}
@@ -235,8 +235,8 @@ func TestHashNeverReachesTheText(t *testing.T) {
 	})
 }
 
-// The session is read-only, so that a query that calls what writes writes
-// nothing, and sees at each look-up what has been committed.
+// The session is read-only, so that a query that calls a function cannot write, and each
+// look-up sees what has been committed by then.
 func TestSessionIsReadOnly(t *testing.T) {
 	ev := sourcetest.NewEvidence(t)
 	t.Run("postgres", func(t *testing.T) {
@@ -261,8 +261,8 @@ func TestSessionIsReadOnly(t *testing.T) {
 			t.Errorf("the table has %q", got)
 		}
 	})
-	// A server whose sessions begin a transaction by themselves would show what
-	// the table was when the connection was made.
+	// If sessions begin a transaction by themselves, look-ups would see the table as it was
+	// when the connection was made.
 	t.Run("autocommit", func(t *testing.T) {
 		d := mariadb.database(t)
 		d.writeDSN(d.dsn + "?autocommit=0")
@@ -274,7 +274,7 @@ func TestSessionIsReadOnly(t *testing.T) {
 		d.remove(ev.EKHash)
 		wantListed(t, s, ev, false)
 	})
-	// A database that takes no writes at all is as good as any.
+	// A read replica serves as well as any database.
 	t.Run("a read-only server", func(t *testing.T) {
 		d := mariadb.database(t)
 		d.insert(ev.EKHash, sources.Attributes{})
@@ -284,8 +284,8 @@ func TestSessionIsReadOnly(t *testing.T) {
 	})
 }
 
-// Nobody is listed by a binary column that happens to hold the hash's letters,
-// and the documented forms work.
+// A binary column that happens to hold the hash's letters lists nobody, and the documented
+// forms of the query work.
 func TestBinaryColumn(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		ev := sourcetest.NewEvidence(t)
@@ -343,7 +343,7 @@ func TestNoErrorShowsThePassword(t *testing.T) {
 	})
 }
 
-// What is not safe in a DSN is refused, with what to write instead.
+// Unsafe options in a DSN are refused, with what to write instead.
 func TestUnsafeDSN(t *testing.T) {
 	ev := sourcetest.NewEvidence(t)
 	for _, test := range []struct {
@@ -378,7 +378,7 @@ func TestUnsafeDSN(t *testing.T) {
 	}
 }
 
-// The file of the DSN is read as files are: a small regular one, of one line.
+// The file of the DSN must be a small regular file of one line.
 func TestFileOfTheDSN(t *testing.T) {
 	ev, dir := sourcetest.NewEvidence(t), t.TempDir()
 	for name, content := range map[string]string{

@@ -66,7 +66,7 @@ func BenchmarkLookUpOverBare(b *testing.B) {
 	}
 }
 
-// bare returns the look-up by package sql alone.
+// bare returns a look-up through package sql alone.
 func (d *database) bare(b *testing.B) func(hash string) bool {
 	b.Helper()
 	driver, dsn, query := "mysql", d.overTCP("127.0.0.1", ""), sqltable.DefaultQuery

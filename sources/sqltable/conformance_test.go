@@ -11,7 +11,7 @@ import (
 
 var _ sources.Watcher = (*sqltable.Source)(nil)
 
-// TestConformance has the source pass what every source passes, on each engine.
+// TestConformance runs the conformance suite on each engine.
 func TestConformance(t *testing.T) {
 	for _, e := range engines {
 		t.Run(e.name, func(t *testing.T) {
@@ -34,8 +34,7 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-// away and back are what a table is renamed to, which MySQL wants with its
-// database.
+// away and back are the names that the table is renamed to. MySQL wants them with the database.
 func (d *database) away() string {
 	if d.dialect == sqltable.MySQL {
 		return d.name + ".away"

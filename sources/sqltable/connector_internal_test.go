@@ -43,8 +43,7 @@ func newCA(t *testing.T) string {
 	return path
 }
 
-// A database that is asked so that nobody can play it is accepted wherever it is,
-// and one on this machine however it is asked.
+// A database is accepted on any host if TLS verifies it, and on this machine in any case.
 func TestSafeDSN(t *testing.T) {
 	ca := newCA(t)
 	for _, test := range []struct {
@@ -74,8 +73,8 @@ func TestSafeDSN(t *testing.T) {
 	}
 }
 
-// With CA certificates there is no way to a host but TLS that knows it, while
-// libpq's default tries without TLS next.
+// With CA certificates, the only way to a host is TLS that verifies it, although libpq's
+// default would try without TLS next.
 func TestNoWayAround(t *testing.T) {
 	c := &connector{cfg: Config{CAPath: newCA(t)}}
 	config, err := c.tls()
@@ -100,8 +99,8 @@ func TestNoWayAround(t *testing.T) {
 	}
 }
 
-// A name server that answers for localhost could play the database without TLS. Where
-// the name leads is looked at when the connection is made, with either driver.
+// A name server that answers for localhost could impersonate the database without TLS. The
+// address is checked when the connection is made, with either driver.
 func TestLocalhostOfAnotherMachine(t *testing.T) {
 	for address, ok := range map[string]bool{
 		"127.0.0.1:5432": true, "127.9.9.9:5432": true, "[::1]:5432": true, "[::ffff:127.0.0.1]:5432": true,
@@ -115,7 +114,7 @@ func TestLocalhostOfAnotherMachine(t *testing.T) {
 	if dialerTo("localhost:3306").ControlContext == nil || dialerTo("db.example.org:3306").ControlContext != nil {
 		t.Error("localhost is not looked at, or another host is")
 	}
-	// The driver of PostgreSQL resolves names before it dials: not this one.
+	// The driver of PostgreSQL resolves names before it dials, but not this name.
 	if got, err := lookUp(t.Context(), "localhost"); err != nil || len(got) != 1 || got[0] != "localhost" {
 		t.Errorf("localhost is resolved to %q, %v", got, err)
 	}
@@ -126,7 +125,7 @@ func TestLocalhostOfAnotherMachine(t *testing.T) {
 	}
 }
 
-// The check is made for each connection to localhost, which is answered here.
+// The check is made for each connection to localhost.
 func TestLocalhostIsThisMachine(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -151,7 +150,7 @@ func TestLocalhostIsThisMachine(t *testing.T) {
 	}
 }
 
-// An answer without end does not fill the memory.
+// An endless answer does not fill the memory.
 func TestAnswerWithoutEnd(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -194,8 +193,8 @@ func TestAnswerWithoutEnd(t *testing.T) {
 	serving.Wait()
 }
 
-// What an error says about the database: only what the database itself has said,
-// and what it cannot take back, counts as its answer.
+// What an error says about the database: only an error that the database itself has returned,
+// and that another connection would not change, counts as its answer.
 func TestFaults(t *testing.T) {
 	pg := func(code string) error { return &pgconn.PgError{Code: code} }
 	my := func(number uint16) error { return &mysql.MySQLError{Number: number} }
@@ -237,7 +236,7 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// An error of the database is one line of bounded length in the log.
+// An error of the database is one line of limited length in the log.
 func TestErrorsAreOneLine(t *testing.T) {
 	err := scrub(errors.New("a\nforged=line\x00"+strings.Repeat("ö", 2000)+"\xff secret"), []string{"secret"})
 	if s := err.Error(); strings.ContainsAny(s, "\n\x00") || !utf8.ValidString(s) || len(s) > maxErrorText+len("…") {

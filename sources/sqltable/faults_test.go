@@ -19,8 +19,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sqltable"
 )
 
-// sessions returns the sessions of the source, each by its number and what it
-// waits for.
+// sessions returns the source's sessions by number, and what each waits for.
 func (d *database) sessions() map[string]string {
 	d.tb.Helper()
 	query := "SELECT pid, coalesce(wait_event_type, '') FROM pg_stat_activity WHERE usename = '" + d.name + "'"
@@ -40,7 +39,7 @@ func (d *database) sessions() map[string]string {
 	return all
 }
 
-// until asks until it is so.
+// until calls is until it returns true.
 func until(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	for begun := time.Now(); !is(); runtime.Gosched() {
@@ -60,7 +59,7 @@ func (d *database) waiting() bool {
 	return false
 }
 
-// lock has look-ups wait until unlock.
+// lock makes look-ups wait until unlock is called.
 func (d *database) lock() (unlock func()) {
 	d.tb.Helper()
 	conn, err := d.admin.Conn(context.Background())
@@ -74,7 +73,7 @@ func (d *database) lock() (unlock func()) {
 	var once sync.Once
 	unlock = func() {
 		once.Do(func() {
-			_, _ = conn.ExecContext(context.Background(), free) // its server may be dead
+			_, _ = conn.ExecContext(context.Background(), free) // the server may be dead
 			_ = conn.Close()
 		})
 	}
@@ -97,8 +96,8 @@ func checking(ctx context.Context, s sources.Source, ev *sources.Evidence) <-cha
 	return result
 }
 
-// A database that is down when the server starts admits nobody, and is used as
-// soon as it is there. The log says so before the first machine comes.
+// A database that is down when the server starts admits nobody, and is used as soon as it is
+// up. The log reports it before the first machine comes.
 func TestDownAtStart(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		ev := sourcetest.NewEvidence(t)
@@ -121,8 +120,8 @@ func TestDownAtStart(t *testing.T) {
 	})
 }
 
-// Connections that died while nobody used them cost no attestation its answer:
-// the server was restarted, or an administrator has ended its sessions.
+// Connections that died while they were idle, because the server was restarted or an
+// administrator ended its sessions, cost no attestation its answer.
 func TestConnectionsThatDied(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		ev := sourcetest.NewEvidence(t)
@@ -159,8 +158,8 @@ func TestConnectionsThatDied(t *testing.T) {
 	})
 }
 
-// A database that dies in the middle of a look-up has not said "no row": under a
-// deny rule, everybody would pass.
+// If a database dies in the middle of a look-up, that does not mean "no row": under a deny
+// rule, everybody would pass.
 func TestGoesAwayInMidQuery(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		ev, stranger := sourcetest.NewEvidence(t), sourcetest.NewEvidence(t)
@@ -185,9 +184,8 @@ func TestGoesAwayInMidQuery(t *testing.T) {
 	})
 }
 
-// A database that stands still, with connections open or without, costs a
-// look-up its time-out and those behind it nothing more, and serves when it goes
-// on.
+// A database that hangs, with connections open or without, costs one look-up its timeout and
+// later look-ups nothing, and serves again when it answers again.
 func TestHangs(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		ev := sourcetest.NewEvidence(t)
@@ -222,9 +220,9 @@ func TestHangs(t *testing.T) {
 	})
 }
 
-// A thousand attestations behind four connections all have an answer in time:
-// the right one where the database answers, and an error where it stands still.
-// They leave no goroutine and no further connection behind.
+// A thousand attestations behind four connections all get an answer in time: the right answer
+// if the database works, and an error if it hangs. They leave no goroutine and no further
+// connection behind.
 func TestThousandBehindFour(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		ev := sourcetest.NewEvidence(t)
@@ -275,8 +273,8 @@ func TestThousandBehindFour(t *testing.T) {
 	})
 }
 
-// Under a Set, too, a thousand machines behind a database that stands still are
-// all told to come again in their time, and behind one that goes on all are in.
+// In a Set, too, a thousand machines are all told in time to try again while the database
+// hangs, and all are admitted once it answers.
 func TestThousandInASet(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		ev := sourcetest.NewEvidence(t)
@@ -319,8 +317,8 @@ func TestThousandInASet(t *testing.T) {
 	})
 }
 
-// Look-ups that hang on a lock leave no sessions behind at the server, which
-// would refuse everybody when it has too many: also its other users.
+// Look-ups that wait for a lock leave no sessions behind at the server. If it had too many, it
+// would refuse everybody, its other users included.
 func TestLockedTable(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		ev := sourcetest.NewEvidence(t)
@@ -329,7 +327,7 @@ func TestLockedTable(t *testing.T) {
 		run(t, s)
 		until(t, "it is connected", func() bool { _, err := s.Check(t.Context(), ev); return err == nil })
 		unlock := d.lock()
-		for range 30 { // the server takes 24
+		for range 30 { // the server accepts 24
 			wantCannotTell(t, s, ev, "")
 		}
 		until(t, "few sessions are left", func() bool { return len(d.sessions()) <= 8 })
@@ -338,9 +336,9 @@ func TestLockedTable(t *testing.T) {
 	})
 }
 
-// With the database down, 10,000 attestations are 10,000 errors and one attempt:
-// its address is not flooded, nobody waits for it, and neither is the account
-// locked for a wrong password.
+// While the database is down, 10,000 attestations cause 10,000 errors and one attempt to
+// connect: its address is not flooded, nobody waits, and a wrong password does not get the
+// account locked.
 func TestOneAttempt(t *testing.T) {
 	for _, dialect := range []sqltable.Dialect{sqltable.Postgres, sqltable.MySQL} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -379,8 +377,8 @@ func TestOneAttempt(t *testing.T) {
 	}
 }
 
-// Strangers who come and go do not have connections made anew, nor the database
-// taken for one that is down.
+// Strangers who come and go neither cause new connections, nor make the source believe that the
+// database is down.
 func TestCallersWhoLeave(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		ev := sourcetest.NewEvidence(t)
@@ -394,7 +392,7 @@ func TestCallersWhoLeave(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			asked := checking(ctx, s, ev)
 			until(t, "the look-up waits for the lock", d.waiting)
-			waiting := checking(ctx, s, ev) // behind it
+			waiting := checking(ctx, s, ev) // waits for the connection
 			cancel()
 			for _, result := range []<-chan error{asked, waiting} {
 				if err := <-result; !strings.Contains(err.Error(), context.Canceled.Error()) {
@@ -413,7 +411,7 @@ func TestCallersWhoLeave(t *testing.T) {
 	})
 }
 
-// A table that is changed under a prepared statement is read as it is then.
+// If a table is altered after the statement was prepared, look-ups read it as it is then.
 func TestTableIsAltered(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		ev := sourcetest.NewEvidence(t)
@@ -436,8 +434,8 @@ func TestTableIsAltered(t *testing.T) {
 	})
 }
 
-// A password is rotated, and a database is moved, by writing the file anew. A
-// file that is missing or half-written for a moment changes nothing.
+// To rotate a password or move a database, an operator replaces the file. If the file is
+// missing or half-written for a moment, nothing changes.
 func TestRotation(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		ev := sourcetest.NewEvidence(t)
@@ -453,7 +451,7 @@ func TestRotation(t *testing.T) {
 			alter = "ALTER USER " + d.user() + " IDENTIFIED BY 'next'"
 		}
 		d.exec(alter)
-		wantListed(t, s, ev, true) // by the connection that there is
+		wantListed(t, s, ev, true) // by the existing connection
 		must(t, d.server.Stop())
 		must(t, d.server.Start())
 		wantCannotTell(t, s, ev, "connect")
@@ -478,8 +476,8 @@ func TestRotation(t *testing.T) {
 	})
 }
 
-// With a CA path, the database has to be the one that its certificate names, and
-// nothing is said without TLS.
+// With a CA path, the database's certificate must name the host, and nothing is sent without
+// TLS.
 func TestTLS(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		ev := sourcetest.NewEvidence(t)
@@ -533,8 +531,8 @@ func TestClientCertificate(t *testing.T) {
 	wantCannotTell(t, with(key, cert), ev, "the client certificate")
 }
 
-// In a Set, a database that is down makes the attestation unavailable and nothing
-// else, and one that is up admits; the Set's end is the end of all connections.
+// In a Set, a database that is down makes attestations unavailable and has no other effect, and
+// a database that is up admits. When the Set ends, all connections end.
 func TestInASet(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		ev, stranger := sourcetest.NewEvidence(t), sourcetest.NewEvidence(t)
@@ -560,7 +558,7 @@ func TestInASet(t *testing.T) {
 		want(ev, policy.Challenge)
 		set.Close()
 		until(t, "no session is left", func() bool { return len(d.sessions()) == 0 })
-		want(ev, policy.Challenge) // an evaluation that began before
+		want(ev, policy.Challenge) // for an evaluation that outlives the Set
 		until(t, "no session is left", func() bool { return len(d.sessions()) == 0 })
 	})
 }

@@ -24,8 +24,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sqltable/sqltest"
 )
 
-// An engine is a real database server that the tests share; it is started by the
-// first that needs it.
+// An engine is a real database server that the tests share. The first test that needs it starts
+// it.
 type engine struct {
 	name    string
 	dialect sqltable.Dialect
@@ -46,7 +46,7 @@ var (
 // No test leaves a connection or a goroutine behind.
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if err := mysql.SetLogger(&mysql.NopLogger{}); err != nil { // the administrator's
+	if err := mysql.SetLogger(&mysql.NopLogger{}); err != nil { // of the administrator's connections
 		panic(err)
 	}
 	code := m.Run()
@@ -85,17 +85,17 @@ func on(t *testing.T, test func(t *testing.T, d *database)) {
 	}
 }
 
-// password is the one of the account that the source uses; a URL has it escaped.
+// password is the password of the source's account. In a URL it has to be escaped.
 const password = "pass:w0rd/öä%"
 
-// A database is one of an engine, with the documented table and the account that
-// may read it.
+// A database is a database in an engine, with the documented table and an account that may read
+// it.
 type database struct {
 	*engine
 	tb   testing.TB
 	name string
 	dsn  string // over the socket
-	path string // of the file with it
+	path string // of the file with the DSN
 }
 
 // running starts the engine.
@@ -149,7 +149,7 @@ func (e *engine) database(tb testing.TB) *database {
 func (d *database) table() string { return d.name + ".tpm_machines" }
 func (d *database) user() string  { return "'" + d.name + "'@'%'" }
 
-// account is the user and the password as the DSN has them.
+// account is user and password in the form of the DSN.
 func (d *database) account() string {
 	if d.dialect == sqltable.MySQL {
 		return d.name + ":" + password
@@ -217,7 +217,7 @@ func (d *database) open(change func(*sqltable.Config)) *sqltable.Source {
 	return s
 }
 
-// run has the source keep its connections until the test ends, as Run does.
+// run keeps the source's connections until the test ends, as Watch does.
 func run(tb testing.TB, s *sqltable.Source) {
 	tb.Helper()
 	s.Hold()

@@ -8,8 +8,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sqltable"
 )
 
-// The placeholder is the one that the database takes for one: what looks like it
-// in a literal, a quoted identifier or a comment stays as it is.
+// The placeholder is the question mark that the database reads as one: question marks in
+// literals, quoted identifiers and comments stay as they are.
 func TestRewrite(t *testing.T) {
 	for _, test := range []struct{ query, postgres, mysql string }{
 		{"SELECT 1 FROM t WHERE h = ?", "SELECT 1 FROM t WHERE h =  $1 ", ""},
@@ -45,7 +45,7 @@ func TestRewrite(t *testing.T) {
 		{"", "-", "-"},
 		{"?", "-", "-"},
 		{"SELECT 1 FROM t WHERE h = ?" + strings.Repeat(" ", 16<<10), "-", "-"},
-		// What the two read differently.
+		// What the two dialects read differently.
 		{"SELECT `?` FROM t WHERE h = ?", "-", ""},
 		{"SELECT 1 # ?\nFROM t WHERE h = ?", "-", ""},
 		{"SELECT 1--1 FROM t WHERE h = ?", "-", ""},
@@ -71,8 +71,8 @@ func TestRewrite(t *testing.T) {
 	}
 }
 
-// unquoted returns a query with blanks where something is quoted or a comment,
-// found in another way than the package's.
+// unquoted returns a query with blanks in place of quoted parts and comments. It finds these in
+// another way than the package.
 func unquoted(dialect sqltable.Dialect, query string) string {
 	out, depth := []byte(query), 0
 	for i, state := 0, byte(0); i < len(query); i++ {
@@ -107,8 +107,8 @@ func unquoted(dialect sqltable.Dialect, query string) string {
 	return string(out)
 }
 
-// Whatever the query, what is accepted has one parameter, where the placeholder
-// was, and nothing else of it is changed.
+// Every query that is accepted has one parameter, in the place of the placeholder, and is
+// otherwise unchanged.
 func FuzzQuery(f *testing.F) {
 	for _, seed := range []string{
 		sqltable.DefaultQuery, "SELECT '?' FROM t WHERE h = ? -- ?", "SELECT /* /* ? */ */ ?;", "SELECT `?`, \"?\" # ?\n, ?",
@@ -150,8 +150,8 @@ func FuzzQuery(f *testing.F) {
 	})
 }
 
-// Whatever is in the column, the labels of the row are within their limits, each once
-// and without blanks around it, or an error.
+// Whatever the column contains, the result is an error, or labels within their limits, each
+// once and without blanks around it.
 func FuzzLabels(f *testing.F) {
 	for _, seed := range []string{
 		``, `null`, `[]`, `["a","b","a"]`, `["a"," a","a "]`, `[" "]`, `["a",null]`, `["\u0000"]`, `["\ud800"]`, `{"a":1}`, `"a"`, `[["a"]]`, `["a"] x`,

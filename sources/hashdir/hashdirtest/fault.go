@@ -1,5 +1,5 @@
-// Package hashdirtest mounts a directory of EK hashes that can be made to fail
-// as a broken disk does, or to hang as a mount does whose server has gone.
+// Package hashdirtest mounts a directory of EK hashes that can fail like a broken disk, or hang
+// like a mount whose server has gone.
 package hashdirtest
 
 import (
@@ -16,7 +16,7 @@ import (
 // A Fault is a mounted file system (FUSE) with one directory of files, healthy
 // at first. Its methods may be called from several goroutines.
 type Fault struct {
-	// Dir is where it is mounted.
+	// Dir is where the file system is mounted.
 	Dir string
 
 	files   map[string]string
@@ -25,11 +25,11 @@ type Fault struct {
 
 	mu    sync.Mutex
 	errno syscall.Errno
-	hung  chan struct{} // closed when it answers again; nil while it does
+	hung  chan struct{} // closed when it answers again; nil unless it hangs
 }
 
-// MountFault mounts a directory that holds files, by name. It is unmounted when
-// the test ends. The test fails where FUSE cannot be had.
+// MountFault mounts a directory that holds these files, by name. It is unmounted when the test
+// ends. The test fails if FUSE is not available.
 func MountFault(t testing.TB, files map[string]string) *Fault {
 	t.Helper()
 	if _, err := os.Stat("/dev/fuse"); err != nil {
@@ -38,8 +38,8 @@ func MountFault(t testing.TB, files map[string]string) *Fault {
 	}
 	f := &Fault{Dir: t.TempDir(), files: files, calls: make(chan struct{}, 1)}
 	server, err := fs.Mount(f.Dir, &directory{fault: f}, &fs.Options{
-		// Without time limits the kernel remembers nothing: each call of a
-		// check arrives here.
+		// Without time limits the kernel caches nothing: each system call of a check
+		// arrives here.
 		MountOptions: fuse.MountOptions{
 			FsName:      "hashdirtest",
 			DirectMount: true, // as root; else by fusermount3
@@ -58,7 +58,7 @@ func MountFault(t testing.TB, files map[string]string) *Fault {
 	return f
 }
 
-// Unmount leaves an empty directory. The test fails where a file in it is open.
+// Unmount leaves an empty directory. The test fails if a file in the file system is open.
 func (f *Fault) Unmount() { f.unmount() }
 
 // Fail answers every call with errno from now on.
@@ -69,8 +69,7 @@ func (f *Fault) Fail(errno syscall.Errno) {
 	f.errno = errno
 }
 
-// Hang answers no call from now on. Neither a signal nor a deadline frees those
-// who wait.
+// Hang answers no call from now on. Neither a signal nor a deadline frees the callers.
 func (f *Fault) Hang() {
 	f.Heal()
 	f.mu.Lock()
@@ -78,7 +77,7 @@ func (f *Fault) Hang() {
 	f.hung = make(chan struct{})
 }
 
-// Heal answers again, those who wait as well.
+// Heal answers again, including the calls that hang.
 func (f *Fault) Heal() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -89,11 +88,11 @@ func (f *Fault) Heal() {
 	}
 }
 
-// Called receives when somebody has called, and is waiting for the answer where
-// there is none. Calls between two receptions count as one.
+// Called sends when somebody has called, even if the call hangs. Several calls between two
+// receptions count as one.
 func (f *Fault) Called() <-chan struct{} { return f.calls }
 
-// answer waits until there is an answer and returns it.
+// answer waits until calls are answered, and returns the answer.
 func (f *Fault) answer() syscall.Errno {
 	select {
 	case f.calls <- struct{}{}:

@@ -7,10 +7,9 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// MountShared mounts the folder served at another one, as a client of a file server
-// does that serves it to others as well: what is written to the folder by another
-// way than through this mount is there at the next look, and no watch sees it. It is
-// unmounted when the test ends. The test fails where FUSE cannot be had.
+// MountShared mounts the folder served at another folder, like a client of a file server that
+// also serves others: a file that is written to served directly shows at the next look, and no
+// watch sees it. It is unmounted when the test ends. The test fails if FUSE is not available.
 func MountShared(t testing.TB, served, at string) {
 	t.Helper()
 	root, err := fs.NewLoopbackRoot(served)

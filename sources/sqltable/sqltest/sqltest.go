@@ -1,6 +1,6 @@
-// Package sqltest runs real database servers for tests: PostgreSQL and MariaDB,
-// each in a folder of its own, on a unix socket and a port of 127.0.0.1, as an
-// unprivileged user. A test may stop, kill and freeze them.
+// Package sqltest runs real database servers for tests: PostgreSQL and MariaDB, each in its own
+// folder, on a unix socket and a port of 127.0.0.1, as an unprivileged user. A test may stop,
+// kill and freeze them.
 package sqltest
 
 import (
@@ -25,16 +25,16 @@ import (
 	"time"
 )
 
-// A Server is a database server. Its methods are called by one goroutine at a
-// time, but for Log and Exec.
+// A Server is a database server. Except for Log and Exec, its methods must not be called
+// concurrently.
 type Server struct {
 	engine engine
-	// Dir holds all that the server writes.
+	// Dir holds everything that the server writes.
 	Dir string
-	// Port is that of 127.0.0.1 on which it listens.
+	// Port is the port of 127.0.0.1 on which it listens.
 	Port int
-	// CAPath is the PEM file of the CA whose certificate it has for 127.0.0.1
-	// and localhost.
+	// CAPath is the PEM file of the CA that has issued its certificate for 127.0.0.1 and
+	// localhost.
 	CAPath string
 
 	credential *syscall.Credential
@@ -45,23 +45,23 @@ type Server struct {
 	log bytes.Buffer
 }
 
-// An engine is what PostgreSQL and MariaDB differ in.
+// An engine is what distinguishes PostgreSQL and MariaDB.
 type engine struct {
 	name  string
 	users []string // that it may run as; the first that there is
-	// prepare returns the command that makes its data, and serve the one that
-	// serves it, by the folder and the port.
+	// prepare returns the command that makes the data, and serve the command that serves
+	// it, by the folder and the port.
 	prepare, serve func(s *Server) (*exec.Cmd, error)
-	// exec returns the command that runs statements from its standard input.
+	// exec returns the command that runs the statements on its standard input.
 	exec func(s *Server, database string) (*exec.Cmd, error)
-	// ready is what it logs when it takes connections.
+	// ready is what the server logs when it accepts connections.
 	ready string
-	// stop ends it in order, and dead at once where the test has died.
+	// stop ends the server in order, dead at once if the test has died.
 	stop, dead syscall.Signal
 }
 
-// Postgres starts a PostgreSQL. Everybody who can reach its socket is who they
-// say; over the network a password is needed. The superuser is "postgres".
+// Postgres starts a PostgreSQL. It trusts whoever connects to its socket, and wants a password
+// over the network. The superuser is "postgres".
 func Postgres() (*Server, error) { return start(postgres) }
 
 // MariaDB starts a MariaDB. The superuser is "root", without a password.
@@ -136,7 +136,7 @@ var mariadb = engine{
 	},
 }
 
-// find returns a program that is in the PATH, or where Debian has it.
+// find returns the path of a program that is in the PATH, or where Debian installs it.
 func find(name, pattern string) (string, error) {
 	found, err := filepath.Glob(pattern)
 	if err == nil && len(found) > 0 {
@@ -193,8 +193,7 @@ func (s *Server) prepare() error {
 	return nil
 }
 
-// giveAway gives the folder to the user that the server runs as: none of them
-// runs as root.
+// giveAway gives the folder to the user that the server runs as: no server runs as root.
 func (s *Server) giveAway() error {
 	if os.Geteuid() != 0 {
 		return nil
@@ -220,7 +219,7 @@ func (s *Server) giveAway() error {
 	return fmt.Errorf("there is no user to run %s as: %q", s.engine.name, s.engine.users)
 }
 
-// as has a command run as the server's user, in its folder.
+// as makes a command run as the server's user, in the server's folder.
 func (s *Server) as(cmd *exec.Cmd) {
 	cmd.Dir = s.Dir
 	cmd.Env = append(os.Environ(), "HOME="+s.Dir, "LC_ALL=C", "TZ=UTC")
@@ -230,8 +229,8 @@ func (s *Server) as(cmd *exec.Cmd) {
 func (s *Server) file(name string) string { return filepath.Join(s.Dir, name) }
 func (s *Server) data() string            { return s.file("data") }
 
-// Socket is the path of the unix socket; of a PostgreSQL, whose clients want the
-// folder, it is in Dir.
+// Socket is the path of MariaDB's unix socket. PostgreSQL's socket is in Dir, which its clients
+// want instead.
 func (s *Server) Socket() string {
 	if s.engine.name == "postgres" {
 		return fmt.Sprintf("%s/.s.PGSQL.%d", s.Dir, s.Port)
@@ -239,11 +238,11 @@ func (s *Server) Socket() string {
 	return s.file("sock")
 }
 
-// Address is where it listens on the network.
+// Address is the server's address on the network.
 func (s *Server) Address() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.Port)) }
 
-// Start starts the server, on the same data where it ran before, and returns when
-// it takes connections.
+// Start starts the server, with the data of an earlier run if there was one, and returns when
+// it accepts connections.
 func (s *Server) Start() error {
 	cmd, err := s.engine.serve(s)
 	if err != nil {
@@ -276,7 +275,7 @@ func (s *Server) Start() error {
 	}
 }
 
-// follow keeps what the server logs and closes ready when it says so.
+// follow keeps what the server logs, and closes ready when the server is ready.
 func (s *Server) follow(stderr io.Reader, ready chan<- struct{}) {
 	lines := bufio.NewReader(stderr)
 	for said := false; ; {
@@ -301,7 +300,7 @@ func (s *Server) tail() string {
 	return string(b[max(0, len(b)-4000):])
 }
 
-// Log returns all that the server has logged: every statement is in it.
+// Log returns everything that the server has logged, including every statement.
 func (s *Server) Log() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -309,7 +308,7 @@ func (s *Server) Log() string {
 	return s.log.String() + string(general)
 }
 
-// Stop ends the server in order; its clients' connections end with it.
+// Stop ends the server in order, and with it its clients' connections.
 func (s *Server) Stop() error {
 	select {
 	case <-s.exited:
@@ -328,15 +327,15 @@ func (s *Server) Stop() error {
 	}
 }
 
-// Kill ends the server and all its sessions at once, as a machine that is
-// switched off. It may be started again.
+// Kill ends the server and all its sessions at once, like a power failure. Start may start it
+// again.
 func (s *Server) Kill() {
 	_ = s.signal(syscall.SIGKILL)
 	<-s.exited
 }
 
-// Freeze has the server and all its sessions stand still: it takes connections,
-// by the kernel, and answers nothing. Thaw has it go on.
+// Freeze makes the server and all its sessions hang: the kernel still accepts connections, and
+// nothing answers. Thaw undoes it.
 func (s *Server) Freeze() error {
 	for begun := time.Now(); time.Since(begun) < patience; runtime.Gosched() {
 		if err := s.signal(syscall.SIGSTOP); err != nil {
@@ -362,8 +361,7 @@ func (s *Server) still() bool {
 	return true
 }
 
-// signal sends a signal to the server and its children, which have process
-// groups of their own.
+// signal sends a signal to the server and its children, which have their own process groups.
 func (s *Server) signal(sig syscall.Signal) error {
 	err := syscall.Kill(s.cmd.Process.Pid, sig)
 	for pid := range s.processes() {
@@ -385,7 +383,7 @@ func (s *Server) processes() map[int]string {
 		if err != nil {
 			continue
 		}
-		// pid (name) state ppid …; the name may hold anything.
+		// pid (name) state ppid …; the name may contain anything.
 		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 		if len(fields) > 1 && (pid == s.cmd.Process.Pid || fields[1] == strconv.Itoa(s.cmd.Process.Pid)) {
 			all[pid] = fields[0]
@@ -400,8 +398,7 @@ func (s *Server) Close() error {
 	return errors.Join(err, os.RemoveAll(s.Dir))
 }
 
-// Exec runs statements as the superuser and returns what they print: a line for
-// each row.
+// Exec runs statements as the superuser and returns their output: a line for each row.
 func (s *Server) Exec(ctx context.Context, database, statements string) (string, error) {
 	cmd, err := s.engine.exec(s, database)
 	if err != nil {
@@ -420,8 +417,8 @@ func (s *Server) Exec(ctx context.Context, database, statements string) (string,
 }
 
 func freePort() (int, error) {
-	// Below those that the kernel gives to connections: it is still free when the
-	// server is started again.
+	// A port below those that the kernel gives to connections is still free when the server
+	// is started again.
 	const least, most = 10_000, 32_000
 	for range 100 {
 		port := least + rand.IntN(most-least)
