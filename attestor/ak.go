@@ -17,12 +17,10 @@ import (
 // algorithm and the digest of its public area.
 type akName []byte
 
-// attestationKey is an attestation key whose parameters are checked, but for the
-// signature.
+// attestationKey is an attestation key whose parameters are checked.
 type attestationKey struct {
 	public crypto.PublicKey
 	name   akName
-	signed signature
 }
 
 // parseAK checks the parameters of an attestation key: that they say of
@@ -59,11 +57,10 @@ func parseAK(p *AKParameters) (*attestationKey, error) {
 	if !bytes.Equal(creation.hash, digest(nameHash, p.CreateData)) {
 		return nil, errors.New("AK.CreateAttestation: it is about creation data other than AK.CreateData")
 	}
-	signed, err := area.readSignature(p.CreateAttestation, p.CreateSignature)
-	if err != nil {
+	if err := area.verify(pub, p.CreateAttestation, p.CreateSignature); err != nil {
 		return nil, fmt.Errorf("AK.CreateSignature: %w", err)
 	}
-	return &attestationKey{public: pub, name: name, signed: signed}, nil
+	return &attestationKey{public: pub, name: name}, nil
 }
 
 // signingKey returns the key in p where p is of an attestation key.
@@ -162,46 +159,38 @@ func readCreation(b []byte) (*creation, error) {
 	return c, nil
 }
 
-// signature is what a key says that it has signed: a digest, and the signature's numbers.
-type signature struct {
-	scheme tpm2.TPMAlgID
-	hash   crypto.Hash
-	digest []byte
-	rsa    []byte
-	r, s   []byte // of ECDSA
-}
-
-// readSignature reads the TPMT_SIGNATURE (part 2, 11.3.4) sig over msg by the key whose
-// public area p is. The signature has the scheme and the hash of the key.
-func (p *publicArea) readSignature(msg, sig []byte) (signature, error) {
+// verify checks the TPMT_SIGNATURE (part 2, 11.3.4) sig over msg by the key pub,
+// whose public area p is. The signature has the scheme and the hash of the key.
+func (p *publicArea) verify(pub crypto.PublicKey, msg, sig []byte) error {
 	r := &reader{b: sig}
 	scheme, alg := r.alg(), r.alg()
 	if r.err == nil && (scheme != p.scheme || alg != p.schemeHash) {
-		return signature{}, fmt.Errorf("scheme %#04x with hash %#04x: the key's are %#04x and %#04x",
+		return fmt.Errorf("scheme %#04x with hash %#04x: the key's are %#04x and %#04x",
 			uint16(scheme), uint16(alg), uint16(p.scheme), uint16(p.schemeHash))
 	}
 	hash, err := hashFor(p.schemeHash)
 	if err != nil {
-		return signature{}, err
+		return err
 	}
-	s := signature{scheme: scheme, hash: hash, digest: digest(hash, msg)}
-	if p.typ == tpm2.TPMAlgECC {
-		s.r, s.s = r.sized(maxECCBytes), r.sized(maxECCBytes)
-	} else {
-		s.rsa = r.sized(maxRSABytes)
-	}
-	return s, r.end()
-}
-
-// by reports whether s is a signature by the key pub.
-func (s *signature) by(pub crypto.PublicKey) bool {
+	valid := false
 	switch pub := pub.(type) {
 	case *rsa.PublicKey:
-		return verifyRSA(pub, s.scheme, s.hash, s.digest, s.rsa)
+		s := r.sized(maxRSABytes)
+		if err := r.end(); err != nil {
+			return err
+		}
+		valid = verifyRSA(pub, scheme, hash, digest(hash, msg), s)
 	case *ecdsa.PublicKey:
-		return ecdsa.Verify(pub, s.digest, new(big.Int).SetBytes(s.r), new(big.Int).SetBytes(s.s))
+		rb, sb := r.sized(maxECCBytes), r.sized(maxECCBytes)
+		if err := r.end(); err != nil {
+			return err
+		}
+		valid = ecdsa.Verify(pub, digest(hash, msg), new(big.Int).SetBytes(rb), new(big.Int).SetBytes(sb))
 	}
-	return false
+	if !valid {
+		return errors.New("it is not the key's signature of AK.CreateAttestation")
+	}
+	return nil
 }
 
 func verifyRSA(pub *rsa.PublicKey, scheme tpm2.TPMAlgID, hash crypto.Hash, sum, sig []byte) bool {

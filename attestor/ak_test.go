@@ -241,7 +241,7 @@ func TestCreationDataThatIsNone(t *testing.T) {
 			var v attestor.Verifier
 			if !test.good {
 				refused(t, &v, payload, "AK.CreateData")
-			} else if err := refusal(&v, payload); err != nil {
+			} else if _, err := v.Begin(payload); err != nil {
 				t.Error(err)
 			}
 		})
@@ -272,7 +272,7 @@ func TestAKParametersChanged(t *testing.T) {
 				try := func(what string, changed []byte) {
 					c := tpm.Claim()
 					*fields(&c)[name] = changed
-					if refusal(&v, payloadOf(t, c)) == nil {
+					if _, err := v.Begin(payloadOf(t, c)); err == nil {
 						t.Errorf("%s: it is taken", what)
 					}
 				}
@@ -318,7 +318,7 @@ func TestAKParametersMixed(t *testing.T) {
 				t.Run(fmt.Sprintf("%s with %s of %s", ak, name, describe(other)), func(t *testing.T) {
 					t.Parallel()
 					var v attestor.Verifier
-					if refusal(&v, payloadOf(t, c)) == nil && !bytes.Equal(c.AK.CreateSignature, one.AK.CreateSignature) {
+					if _, err := v.Begin(payloadOf(t, c)); err == nil && !bytes.Equal(c.AK.CreateSignature, one.AK.CreateSignature) {
 						t.Error("it is taken")
 					}
 				})

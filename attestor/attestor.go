@@ -26,10 +26,6 @@ const (
 	MaxResponseSize  = 8 << 10
 )
 
-// ErrAKSignature is returned by Session.Challenge if the attestation key has not signed
-// what the payload says of it.
-var ErrAKSignature = errors.New("payload: AK.CreateSignature: it is not the key's signature of AK.CreateAttestation")
-
 // ErrChallengeFailed is returned by Session.Finish if the response is well formed but
 // its secret is not the one that was sent: the machine does not hold the EK, or its AK
 // is not in the same TPM.

@@ -31,28 +31,6 @@ func challenge(t testing.TB, s *attestor.Session) []byte {
 	return msg
 }
 
-// A machine whose AK has not signed its creation is not challenged, and its session is
-// of no further use.
-func TestSessionOfAnUnsignedAK(t *testing.T) {
-	t.Parallel()
-	claim := attestortest.New(t, attestortest.Options{EK: attestor.P256}).Claim()
-	claim.AK.CreateSignature[len(claim.AK.CreateSignature)-1] ^= 1
-	var v attestor.Verifier
-	s, err := v.Begin(payloadOf(t, claim))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if msg, err := s.Challenge(); !errors.Is(err, attestor.ErrAKSignature) || msg != nil {
-		t.Errorf("Challenge: %q, %v", msg, err)
-	}
-	if msg, err := s.Challenge(); err == nil || errors.Is(err, attestor.ErrAKSignature) {
-		t.Errorf("a second Challenge: %q, %v", msg, err)
-	}
-	if err := s.Finish(wrongAnswer); err == nil || errors.Is(err, attestor.ErrChallengeFailed) {
-		t.Errorf("Finish: %v", err)
-	}
-}
-
 // A secret serves once, and a session is no way to try many: calls that come
 // twice or in another order are errors, and none of them panics.
 func TestSessionOrder(t *testing.T) {

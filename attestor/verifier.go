@@ -21,8 +21,7 @@ type Verifier struct {
 //
 // It checks that the endorsement key has an accepted size and template, that its
 // certificate is for exactly that key, and that the attestation key is one according to
-// its own creation data. Whether the key has signed that data is checked by Challenge,
-// and whether it is true is established by Finish.
+// its own signed creation data. Whether that is true is established by Finish.
 func (v *Verifier) Begin(payload []byte) (*Session, error) {
 	p, err := decodePayload(payload)
 	if err != nil {
@@ -108,10 +107,8 @@ func (s *Session) AK() crypto.PublicKey {
 	return s.ak.public
 }
 
-// Challenge returns the challenge message. It must be called once. It checks the last of
-// the payload first, the attestation key's signature: that takes longer than all that
-// Begin does, and a machine that is refused for its EK is not worth it. Any error but
-// ErrAKSignature is not the payload's fault.
+// Challenge returns the challenge message. It must be called once. An error is not the
+// payload's fault: whatever Begin accepts can be challenged.
 func (s *Session) Challenge() ([]byte, error) {
 	if s.ak == nil {
 		return nil, errors.New("the session has not begun")
@@ -122,12 +119,6 @@ func (s *Session) Challenge() ([]byte, error) {
 	s.state = challenged
 	// An agent may take its time to answer: nothing is kept that only sources need.
 	s.ek, s.chain = &EK{Public: s.ek.Public, Hash: s.ek.Hash}, nil
-	signed := s.ak.signed
-	s.ak.signed = signature{}
-	if !signed.by(s.ak.public) {
-		s.end()
-		return nil, ErrAKSignature
-	}
 	if _, err := rand.Read(s.secret[:]); err != nil {
 		return nil, fmt.Errorf("make a secret: %w", err)
 	}

@@ -152,10 +152,7 @@ func (a *attestation) begin(first *incoming) (*attestor.Session, *failure) {
 // challenge has the machine prove that the AK is in the same TPM as the EK.
 func (a *attestation) challenge(ctx context.Context, session *attestor.Session) *failure {
 	challenge, err := session.Challenge()
-	switch {
-	case errors.Is(err, attestor.ErrAKSignature):
-		return malformed(err.Error())
-	case err != nil:
+	if err != nil {
 		return &failure{
 			outcome: outcomeInternal, code: codes.Internal,
 			told: "the server cannot challenge this TPM", why: err.Error(),

@@ -107,29 +107,6 @@ func TestAttestByCA(t *testing.T) {
 	wantStatus(t, err, codes.PermissionDenied, "this TPM is not admitted")
 }
 
-// A machine that is refused for its EK does not cost the server the most expensive check of
-// a payload, and no machine is challenged without it.
-func TestAKSignatureIsCheckedBeforeTheChallenge(t *testing.T) {
-	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
-	claim := tpm.Claim()
-	claim.AK.CreateSignature[len(claim.AK.CreateSignature)-1] ^= 1
-	forged, err := attestor.NewProver(claim, tpm).Payload()
-	if err != nil {
-		t.Fatal(err)
-	}
-	answer := func([]byte) []byte {
-		t.Error("the machine is challenged")
-		return nil
-	}
-	p := serve(t)
-	p.configure(t, oneHashDir(hashDir(t)))
-	_, err = p.attest(t, forged, answer)
-	wantStatus(t, err, codes.PermissionDenied, "this TPM is not admitted")
-	p.configure(t, oneHashDir(hashDir(t, tpm)))
-	_, err = p.attest(t, forged, answer)
-	wantStatus(t, err, codes.InvalidArgument, "payload: AK.CreateSignature: ")
-}
-
 // A payload that is malformed in its last part must cost a source nothing: no slot
 // of a mount that hangs, no query to a database.
 func TestNoSourceIsAskedAboutAMalformedAK(t *testing.T) {
