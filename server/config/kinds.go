@@ -12,7 +12,6 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/server/agentpath"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
-
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashfile"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
@@ -54,42 +53,7 @@ type spire struct {
 
 // kinds returns all kinds of sources. To add a kind, add it here.
 func kinds() []kind {
-	name := []given{{field: agentpath.Name}}
-	return []kind{
-		{
-			name:     "ek_ca",
-			example:  `source "ek_ca" "vendors" { ca_path = "/etc/tpm/cas" }`,
-			read:     reader(ekca.New, ekcaKeys),
-			gives:    []given{{agentpath.CA, "bundles"}, {field: agentpath.Issuer}, {field: agentpath.Serial}},
-			byVendor: true,
-		},
-		{
-			name:    "hash_dir",
-			example: `source "hash_dir" "machines" { path = "/srv/tpm/hashes" }`,
-			read:    reader(hashdir.New, hashdirKeys),
-			gives:   name,
-			denies: need{"marker", "a deny rule uses this source, so an unmounted directory must not pass for " +
-				`an empty one: create a file in it and write marker = "<its name>"`},
-		},
-		{
-			name:    "hash_file",
-			example: `source "hash_file" "machines" { path = "/etc/tpm/machines.txt" }`,
-			read:    reader(hashfile.New, hashfileKeys),
-			gives:   name,
-		},
-		{
-			name:    "http",
-			example: `source "http" "inventory" { url = "https://allowlist.example.org/tpm.json" }`,
-			read:    reader(httplist.New, httplistKeys),
-			gives:   name,
-		},
-		{
-			name:    "sql",
-			example: `source "sql" "fleet" { dialect = "postgres" dsn_path = "/etc/spire/tpm-database.dsn" }`,
-			read:    reader(sqltable.New, sqltableKeys),
-			gives:   name,
-		},
-	}
+	return []kind{ekCA(), hashDir(), hashFile(), httpList(), sqlTable()}
 }
 
 // reader returns a function that reads a block by a table of keys and calls a source's
@@ -118,58 +82,92 @@ const (
 	leastLifetime, mostLifetime = time.Second, 24 * time.Hour
 )
 
-func ekcaKeys(c *ekca.Config, _ spire) []key {
+// nameOfMachine is what a list of machines gives.
+func nameOfMachine() []given { return []given{{field: agentpath.Name}} }
+
+func ekCA() kind {
 	const (
 		bundles  = `bundles = { infineon = "/etc/tpm/infineon.pem" }`
 		services = `ek_certificate_urls = { intel = "https://ekop.intel.com/ekcertservice/" }`
 	)
-	c.CRL = ekca.CRLOff
-	return []key{
-		fileOrFolder("ca_path", &c.CAPath),
-		pathMap("bundles", bundles, &c.Bundles),
-		duration("poll_interval", &c.PollInterval, ekca.DefaultPollInterval, leastPoll, mostPoll),
-		texts("aia_hosts", &c.AIAHosts),
-		textMap("ek_certificate_urls", services, &c.EKCertificateURLs),
-		plain("mirror_url", &c.MirrorURL),
-		plain("crl", &c.CRL),
-		cacheFile("cache_path", &c.CachePath),
+	return kind{
+		name:    "ek_ca",
+		example: `source "ek_ca" "vendors" { ca_path = "/etc/tpm/cas" }`,
+		read: reader(ekca.New, func(c *ekca.Config, _ spire) []key {
+			c.CRL = ekca.CRLOff
+			return []key{
+				fileOrFolder("ca_path", &c.CAPath),
+				pathMap("bundles", bundles, &c.Bundles),
+				duration("poll_interval", &c.PollInterval, ekca.DefaultPollInterval, leastPoll, mostPoll),
+				texts("aia_hosts", &c.AIAHosts),
+				textMap("ek_certificate_urls", services, &c.EKCertificateURLs),
+				plain("mirror_url", &c.MirrorURL),
+				plain("crl", &c.CRL),
+				cacheFile("cache_path", &c.CachePath),
+			}
+		}),
+		gives:    []given{{agentpath.CA, "bundles"}, {field: agentpath.Issuer}, {field: agentpath.Serial}},
+		byVendor: true,
 	}
 }
 
-func hashdirKeys(c *hashdir.Config, _ spire) []key {
-	return []key{
-		folder("path", &c.Path).like(`"/srv/tpm/hashes"`),
-		plain("marker", &c.Marker),
+func hashDir() kind {
+	return kind{
+		name:    "hash_dir",
+		example: `source "hash_dir" "machines" { path = "/srv/tpm/hashes" }`,
+		read: reader(hashdir.New, func(c *hashdir.Config, _ spire) []key {
+			return []key{
+				folder("path", &c.Path).like(`"/srv/tpm/hashes"`),
+				plain("marker", &c.Marker),
+			}
+		}),
+		gives: nameOfMachine(),
+		denies: need{"marker", "a deny rule uses this source, so an unmounted directory must not pass for " +
+			`an empty one: create a file in it and write marker = "<its name>"`},
 	}
 }
 
-func hashfileKeys(c *hashfile.Config, _ spire) []key {
-	return []key{
-		regularFile("path", &c.Path).like(`"/etc/tpm/machines.txt"`),
-		duration("poll_interval", &c.PollInterval, lists.DefaultEvery, leastPoll, mostPoll),
-		duration("max_staleness", &c.MaxStaleness, lists.DefaultMaxStaleness, leastStale, mostStale),
-		integer("max_bytes", &c.MaxBytes, lists.DefaultMaxBytes, 1, lists.MostMaxBytes),
-		flag("allow_empty", &c.AllowEmpty),
+func hashFile() kind {
+	return kind{
+		name:    "hash_file",
+		example: `source "hash_file" "machines" { path = "/etc/tpm/machines.txt" }`,
+		read: reader(hashfile.New, func(c *hashfile.Config, _ spire) []key {
+			return []key{
+				regularFile("path", &c.Path).like(`"/etc/tpm/machines.txt"`),
+				duration("poll_interval", &c.PollInterval, lists.DefaultEvery, leastPoll, mostPoll),
+				duration("max_staleness", &c.MaxStaleness, lists.DefaultMaxStaleness, leastStale, mostStale),
+				integer("max_bytes", &c.MaxBytes, lists.DefaultMaxBytes, 1, lists.MostMaxBytes),
+				flag("allow_empty", &c.AllowEmpty),
+			}
+		}),
+		gives: nameOfMachine(),
 	}
 }
 
-func httplistKeys(c *httplist.Config, of spire) []key {
-	return []key{
-		plain("url", &c.URL).like(`"https://allowlist.example.org/tpm.json"`),
-		regularFile("ca_path", &c.CAPath),
-		regularFile("client_cert_path", &c.ClientCertPath),
-		secretFile("client_key_path", &c.ClientKeyPath),
-		secretFile("bearer_token_path", &c.BearerTokenPath),
-		plain("auth", &c.Auth),
-		serverID("server_id", c, of).like(`"spiffe://example.org/allowlist"`),
-		duration("timeout", &c.Timeout, web.DefaultTimeout, leastRequest, mostRequest),
-		duration("poll_interval", &c.PollInterval, lists.DefaultEvery, leastPoll, mostPoll),
-		duration("max_staleness", &c.MaxStaleness, lists.DefaultMaxStaleness, leastStale, mostStale),
-		integer("max_bytes", &c.MaxBytes, lists.DefaultMaxBytes, 1, lists.MostMaxBytes),
-		cacheFile("cache_path", &c.CachePath),
-		plain("signature_url", &c.SignatureURL),
-		regularFile("public_key_path", &c.PublicKeyPath),
-		plain("list_id", &c.ListID),
+func httpList() kind {
+	return kind{
+		name:    "http",
+		example: `source "http" "inventory" { url = "https://allowlist.example.org/tpm.json" }`,
+		read: reader(httplist.New, func(c *httplist.Config, of spire) []key {
+			return []key{
+				plain("url", &c.URL).like(`"https://allowlist.example.org/tpm.json"`),
+				regularFile("ca_path", &c.CAPath),
+				regularFile("client_cert_path", &c.ClientCertPath),
+				secretFile("client_key_path", &c.ClientKeyPath),
+				secretFile("bearer_token_path", &c.BearerTokenPath),
+				plain("auth", &c.Auth),
+				serverID("server_id", c, of).like(`"spiffe://example.org/allowlist"`),
+				duration("timeout", &c.Timeout, web.DefaultTimeout, leastRequest, mostRequest),
+				duration("poll_interval", &c.PollInterval, lists.DefaultEvery, leastPoll, mostPoll),
+				duration("max_staleness", &c.MaxStaleness, lists.DefaultMaxStaleness, leastStale, mostStale),
+				integer("max_bytes", &c.MaxBytes, lists.DefaultMaxBytes, 1, lists.MostMaxBytes),
+				cacheFile("cache_path", &c.CachePath),
+				plain("signature_url", &c.SignatureURL),
+				regularFile("public_key_path", &c.PublicKeyPath),
+				plain("list_id", &c.ListID),
+			}
+		}),
+		gives: nameOfMachine(),
 	}
 }
 
@@ -191,19 +189,27 @@ func serverID(name string, c *httplist.Config, of spire) key {
 	}}
 }
 
-func sqltableKeys(c *sqltable.Config, _ spire) []key {
-	c.Query = sqltable.DefaultQuery
-	return []key{
-		plain("dialect", &c.Dialect).like(`"postgres"`),
-		secretFile("dsn_path", &c.DSNPath).like(`"/etc/spire/tpm-database.dsn"`),
-		plain("query", &c.Query),
-		regularFile("ca_path", &c.CAPath),
-		regularFile("client_cert_path", &c.ClientCertPath),
-		secretFile("client_key_path", &c.ClientKeyPath),
-		duration("timeout", &c.Timeout, sqltable.DefaultTimeout, leastLookUp, mostLookUp),
-		integer("max_open_conns", &c.MaxOpenConns, sqltable.DefaultMaxOpenConns, 1, sqltable.MostOpenConns),
-		duration("conn_max_lifetime", &c.ConnMaxLifetime, sqltable.DefaultConnMaxLifetime, leastLifetime, mostLifetime),
-		flag("allow_unverified", &c.AllowUnverified),
+func sqlTable() kind {
+	return kind{
+		name:    "sql",
+		example: `source "sql" "fleet" { dialect = "postgres" dsn_path = "/etc/spire/tpm-database.dsn" }`,
+		read: reader(sqltable.New, func(c *sqltable.Config, _ spire) []key {
+			c.Query = sqltable.DefaultQuery
+			return []key{
+				plain("dialect", &c.Dialect).like(`"postgres"`),
+				secretFile("dsn_path", &c.DSNPath).like(`"/etc/spire/tpm-database.dsn"`),
+				plain("query", &c.Query),
+				regularFile("ca_path", &c.CAPath),
+				regularFile("client_cert_path", &c.ClientCertPath),
+				secretFile("client_key_path", &c.ClientKeyPath),
+				duration("timeout", &c.Timeout, sqltable.DefaultTimeout, leastLookUp, mostLookUp),
+				integer("max_open_conns", &c.MaxOpenConns, sqltable.DefaultMaxOpenConns, 1, sqltable.MostOpenConns),
+				duration("conn_max_lifetime", &c.ConnMaxLifetime,
+					sqltable.DefaultConnMaxLifetime, leastLifetime, mostLifetime),
+				flag("allow_unverified", &c.AllowUnverified),
+			}
+		}),
+		gives: nameOfMachine(),
 	}
 }
 
