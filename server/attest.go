@@ -21,7 +21,7 @@ const answerTimeout = 60 * time.Second
 
 // attestation is one attestation under way. One goroutine uses it.
 type attestation struct {
-	*generation // current when the payload arrives; after renew, when the answer arrives
+	*generation // current when the payload arrives; after decide, at the decision
 	plugin      *Plugin
 	stream      nodeattestorv1.NodeAttestor_AttestServer
 	begun       time.Time
@@ -104,16 +104,27 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 	if failed := a.challenge(ctx, session); failed != nil {
 		return nil, failed
 	}
-	if failed := a.renew(held.evidence.EK); failed != nil {
-		return nil, failed
-	}
 	proven := *held.evidence // a copy: a check that is stuck may still read the other
 	proven.Proof = &sources.Proof{AK: session.AK()}
-	a.decision = a.set.AfterChallenge(ctx, &proven)
-	if a.decision.Outcome != policy.Admitted {
-		return nil, a.notAdmitted(ctx)
+	if failed := a.decide(ctx, &proven); failed != nil {
+		return nil, failed
 	}
 	return a.admit(ctx)
+}
+
+// decide decides about a machine that has answered its challenge. If the configuration changes
+// while the sources are asked, which may take long, the new configuration decides.
+func (a *attestation) decide(ctx context.Context, proven *sources.Evidence) *failure {
+	for decided := false; !decided; decided = a.plugin.current.Load() == a.generation {
+		if failed := a.renew(proven.EK); failed != nil {
+			return failed
+		}
+		a.decision = a.set.AfterChallenge(ctx, proven)
+	}
+	if a.decision.Outcome != policy.Admitted {
+		return a.notAdmitted(ctx)
+	}
+	return nil
 }
 
 // renew has the configuration that is current now decide: a machine must not outlast, by

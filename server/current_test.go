@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -110,5 +111,39 @@ func TestSourceFailsDuringTheChallenge(t *testing.T) {
 	wantStatus(t, p.Attest(s), codes.Unavailable, "cannot tell right now")
 	if s.attributes != nil {
 		t.Error("admitted")
+	}
+}
+
+// A machine that is denied while a slow source is asked about it, for 25 seconds if the
+// network is, would be admitted after that by the rules that were replaced, and after the
+// eviction that followed.
+func TestDeniedWhileASourceIsAsked(t *testing.T) {
+	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
+	for name, tt := range map[string]struct {
+		next sourcetest.Answer
+		code codes.Code
+	}{
+		"removed":     {sourcetest.ListsNot(), codes.PermissionDenied},
+		"cannot tell": {sourcetest.Panics("gone"), codes.Unavailable},
+		"still there": {sourcetest.Lists(sources.Attributes{}), codes.OK},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := server.New()
+			use := func(a sourcetest.Answer) {
+				p.Use(t, `hash_path = "/x"`, policy.AnyOf("x"),
+					admission.Member{Name: "x", Kind: "fake", Source: sourcetest.NewFake(a)})
+			}
+			use(func(_ context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+				if ev.Proof != nil {
+					use(tt.next)
+				}
+				return sources.Verdict{Listed: true}, nil
+			})
+			s := honest(t.Context(), t, tpm)
+			wantStatus(t, p.Attest(s), tt.code, "")
+			if admitted := s.attributes != nil; admitted != (tt.code == codes.OK) {
+				t.Errorf("admitted: %v", admitted)
+			}
+		})
 	}
 }
