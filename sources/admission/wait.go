@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -18,12 +19,15 @@ import (
 type Lane struct {
 	what  string
 	slots chan struct{}
-	stuck atomic.Int64
 	told  func(stuck bool)
+
+	mu    sync.Mutex   // held while stuck changes and that is told, so that it is told in order
+	stuck atomic.Int64 // calls
 }
 
 // NewLane returns a lane. what is a word for its calls, such as "checks". told is called when
-// the first call gets stuck, and when no call is stuck any more.
+// the first call gets stuck, and when no call is stuck any more, in this order. It must not
+// block.
 func NewLane(what string, slots int, told func(stuck bool)) *Lane {
 	return &Lane{what: what, slots: make(chan struct{}, slots), told: told}
 }
@@ -76,8 +80,8 @@ func (c *call) run(ctx context.Context, f func(context.Context) error, done func
 		<-l.slots
 		if c.state.Swap(ended) != abandoned {
 			done(err)
-		} else if l.stuck.Add(-1) == 0 {
-			l.told(false)
+		} else {
+			l.noteReturned()
 		}
 	}()
 	err = guard(func() error {
@@ -116,15 +120,25 @@ func (c *call) abandon() bool {
 	if c.leave() {
 		return true
 	}
-	stuck := c.lane.stuck.Add(1)
+	l := c.lane
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if !c.state.CompareAndSwap(running, abandoned) {
-		c.lane.stuck.Add(-1)
 		return false
 	}
-	if stuck == 1 {
-		c.lane.told(true)
+	if l.stuck.Add(1) == 1 {
+		l.told(true)
 	}
 	return true
+}
+
+// noteReturned notes that a call has returned that was stuck.
+func (l *Lane) noteReturned() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.stuck.Add(-1) == 0 {
+		l.told(false)
+	}
 }
 
 // Do calls f and waits for it, but no longer than timeout. f sees a slightly earlier deadline,

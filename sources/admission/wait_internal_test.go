@@ -2,6 +2,7 @@ package admission
 
 import (
 	"context"
+	"runtime"
 	"testing"
 )
 
@@ -34,5 +35,33 @@ func TestAbandonedTooLate(t *testing.T) {
 	c.run(t.Context(), func(context.Context) error { return nil }, func(error) { replied = true })
 	if c.abandon() || l.stuck.Load() != 0 || !replied {
 		t.Error("a call that has ended was abandoned")
+	}
+}
+
+// TestStuckIsToldInOrder: a call that returns at the moment at which it is given up may not
+// leave "stuck" as the last line in the log.
+func TestStuckIsToldInOrder(t *testing.T) {
+	release, told := make(chan struct{}), make(chan bool, 2)
+	l := NewLane("checks", 1, func(stuck bool) {
+		if stuck {
+			close(release)
+			for range 1000 { // the call returns meanwhile
+				runtime.Gosched()
+			}
+		}
+		told <- stuck
+	})
+	asked := make(chan struct{})
+	c := l.start(t.Context(), func(context.Context) error {
+		close(asked)
+		<-release
+		return nil
+	}, func(error) { t.Error("a call that was abandoned replied") })
+	<-asked
+	if !c.abandon() {
+		t.Fatal("a call that hangs cannot be abandoned")
+	}
+	if first, last := <-told, <-told; !first || last {
+		t.Errorf("stuck: %v, then %v", first, last)
 	}
 }
