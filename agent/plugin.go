@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -162,7 +163,10 @@ func (p *Plugin) report(a *tpm.Attestation) {
 		p.logger.Warn("skipping CA certificates of the TPM", "error", a.ChainErr)
 	}
 	for _, cert := range a.Certificates {
-		if cert.Err != nil {
+		switch {
+		case cert.Err != nil && cert.Raw != nil && bytes.Equal(cert.Raw, a.Claim.Certificate):
+			p.logger.Warn("sending an EK certificate that cannot be read", "error", cert.Err)
+		case cert.Err != nil:
 			p.logger.Warn("skipping an EK certificate", "error", cert.Err)
 		}
 	}

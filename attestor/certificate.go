@@ -66,6 +66,20 @@ func ParseEKCertificate(b []byte) (*x509.Certificate, error) {
 	return cert, nil
 }
 
+// ReadEKCertificate returns the DER of an EK certificate, without what stands around it,
+// and the public key in it. It has the limits of [ParseEKCertificate] and reads nothing
+// but the key: what it returns is what a [Verifier] takes, even if ParseEKCertificate
+// refuses the certificate.
+func ReadEKCertificate(b []byte) (certificate []byte, key crypto.PublicKey, err error) {
+	if certificate, _, err = unwrap(b); err != nil {
+		return nil, nil, err
+	}
+	if key, err = certificateKey(certificate); err != nil {
+		return nil, nil, err
+	}
+	return certificate, key, nil
+}
+
 // ParseCertificate is [x509.ParseCertificate] for a certificate that anybody may
 // have made: it has at most 8 KiB, and what is in it is counted before it is
 // parsed.

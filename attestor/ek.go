@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // EK is a public endorsement key with the certificate that came with it.
@@ -80,6 +81,21 @@ func parseEK(text []byte) (*EK, error) {
 		return nil, err
 	}
 	return ek, nil
+}
+
+// takeCertificate takes the EK certificate out of the chain if there is none beside the
+// key: agents send a certificate there that package x509 cannot parse. It is the first
+// one that is for the key.
+func (ek *EK) takeCertificate(p *payload) {
+	if ek.Certificate != nil {
+		return
+	}
+	for i, der := range p.EKChain {
+		if key, err := certificateKey(der); err == nil && sameKey(key, ek.Public) {
+			ek.Certificate, p.EKChain = der, slices.Delete(p.EKChain, i, i+1)
+			return
+		}
+	}
 }
 
 // splitPEM returns what the blocks in text hold: a certificate, a public key, or

@@ -28,7 +28,7 @@ const (
 type payload struct {
 	EK       []byte       // PEM: CERTIFICATE, PUBLIC KEY, or both
 	AK       AKParameters // its four members under the names of the fields
-	EKChain  [][]byte     `json:",omitempty"` // DER
+	EKChain  [][]byte     `json:",omitempty"` // DER; the EK certificate too if EK has none
 	EKPublic []byte       `json:",omitempty"` // TPMT_PUBLIC
 	Can      []string     `json:",omitempty"` // what the agent can answer beyond Secret
 }

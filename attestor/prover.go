@@ -1,7 +1,6 @@
 package attestor
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/x509"
 	"encoding/binary"
@@ -30,8 +29,7 @@ type Claim struct {
 	// empty: the server then takes the key for one of the template that
 	// TemplateFor returns.
 	EKPublic []byte
-	// Certificate is the EK certificate in DER, without header or padding,
-	// or nil.
+	// Certificate is the EK certificate, or nil. ParseEKCertificate may refuse it.
 	Certificate []byte
 	// Chain are further certificates in DER, at most 16.
 	Chain [][]byte
@@ -76,36 +74,38 @@ func (p *Prover) Payload() ([]byte, error) {
 			return nil, fmt.Errorf("attestation key: a part of %d bytes: want 1 to %d", len(part), maxAKFieldSize)
 		}
 	}
-	text, err := c.pem()
-	if err != nil {
+	msg := &payload{AK: c.AK, EKChain: c.Chain, EKPublic: c.EKPublic}
+	if err := c.writeEK(msg); err != nil {
 		return nil, err
 	}
-	return encode("payload", &payload{EK: text, AK: c.AK, EKChain: c.Chain, EKPublic: c.EKPublic}, MaxPayloadSize)
+	return encode("payload", msg, MaxPayloadSize)
 }
 
-// pem returns the certificate, where there is one, and the key behind it.
-func (c *Claim) pem() ([]byte, error) {
-	var buf bytes.Buffer
+// writeEK writes the key and the certificate, if there is one, into p. A server of the
+// protocol's first version refuses a machine whose certificate it cannot parse, and
+// ignores EKChain. So that is where such a certificate goes; its issuers would serve
+// nobody.
+func (c *Claim) writeEK(p *payload) error {
 	if len(c.Certificate) > 0 {
-		cert, err := ParseEKCertificate(c.Certificate)
+		der, key, err := ReadEKCertificate(c.Certificate)
 		if err != nil {
-			return nil, fmt.Errorf("EK certificate: %w", err)
+			return fmt.Errorf("EK certificate: %w", err)
 		}
-		if !sameKey(c.EK, cert.PublicKey) {
-			return nil, errors.New("the EK certificate is not for the TPM's key")
+		if !sameKey(c.EK, key) {
+			return errors.New("the EK certificate is not for the TPM's key")
 		}
-		if err := pem.Encode(&buf, &pem.Block{Type: pemCertificate, Bytes: cert.Raw}); err != nil {
-			return nil, fmt.Errorf("encode the EK certificate: %w", err)
+		if _, err := ParseEKCertificate(der); err == nil {
+			p.EK = pem.EncodeToMemory(&pem.Block{Type: pemCertificate, Bytes: der})
+		} else {
+			p.EKChain = [][]byte{der}
 		}
 	}
 	der, err := x509.MarshalPKIXPublicKey(c.EK)
 	if err != nil {
-		return nil, fmt.Errorf("encode the endorsement key: %w", err)
+		return fmt.Errorf("encode the endorsement key: %w", err)
 	}
-	if err := pem.Encode(&buf, &pem.Block{Type: pemPublicKey, Bytes: der}); err != nil {
-		return nil, fmt.Errorf("encode the endorsement key: %w", err)
-	}
-	return buf.Bytes(), nil
+	p.EK = append(p.EK, pem.EncodeToMemory(&pem.Block{Type: pemPublicKey, Bytes: der})...)
+	return nil
 }
 
 // Answer returns the response to a challenge. Every part of the challenge is

@@ -41,6 +41,7 @@ func (v *Verifier) Begin(payload []byte) (*Session, error) {
 	if err := checkChain(p.EKChain); err != nil {
 		return nil, fmt.Errorf("payload: EKChain: %w", err)
 	}
+	ek.takeCertificate(p)
 	ak, err := parseAK(&p.AK)
 	if err != nil {
 		return nil, fmt.Errorf("payload: %w", err)

@@ -116,7 +116,7 @@ func (a *Attestation) describe(inv *inventory, ak *attestor.AKParameters) {
 	}
 	a.Claim = attestor.Claim{EK: a.ek.pub, EKPublic: a.ek.public, AK: *ak}
 	if cert := inv.certificateOf(a.ek.pub); cert != nil {
-		a.Claim.Certificate, a.Claim.Chain = cert.Certificate.Raw, inv.chain
+		a.Claim.Certificate, a.Claim.Chain = cert.Raw, inv.chain
 	}
 }
 

@@ -1,6 +1,7 @@
 package tpm
 
 import (
+	"crypto"
 	"crypto/x509"
 	"fmt"
 	"slices"
@@ -22,6 +23,10 @@ type Certificate struct {
 	Certificate *x509.Certificate
 	// Err says why the certificate could not be read.
 	Err error
+	// Raw is the certificate in DER. It is nil if not even the key in it could be read.
+	Raw []byte
+
+	key crypto.PublicKey // what Raw is for
 }
 
 // readCertificates reads the EK certificates at all of the given NV indices that are
@@ -36,6 +41,7 @@ func (t *TPM) readCertificates(c *conn, indices []tpm2.TPMHandle, bufferSize uin
 		cert := Certificate{Index: template.CertificateIndex}
 		content, err := t.readNV(c, tpm2.TPMHandle(cert.Index), bufferSize)
 		if err == nil {
+			cert.Raw, cert.key, _ = attestor.ReadEKCertificate(content) // the next line has why
 			cert.Certificate, err = attestor.ParseEKCertificate(content)
 		}
 		if c.err != nil {

@@ -67,11 +67,12 @@ func (t *TPM) findEK(c *conn, inv *inventory, made *endorsementKey) (*endorsemen
 }
 
 // undecided returns an error if a certificate that may be for the persistent key
-// candidate is in the TPM and cannot be read. The machine must not attest then: if
-// the certificate is for that key, the EK that the TPM makes is another identity.
+// candidate is in the TPM and not even its key can be read. The machine must not attest
+// then: if the certificate is for that key, the EK that the TPM makes is another identity.
 func (inv *inventory) undecided(candidate *endorsementKey) error {
 	for _, cert := range inv.certs {
-		if cert.Index != inv.template.CertificateIndex || cert.Err == nil || errors.Is(cert.Err, errUnwritten) {
+		if cert.Index != inv.template.CertificateIndex || cert.Err == nil || cert.Raw != nil ||
+			errors.Is(cert.Err, errUnwritten) {
 			continue
 		}
 		return &Error{

@@ -17,7 +17,8 @@ type EK struct {
 	Hash [sha256.Size]byte
 	// Persistent is the handle of a persistent key, or zero.
 	Persistent uint32
-	// Certificate is the certificate in the TPM for this key, or nil.
+	// Certificate is the certificate in the TPM for this key, or nil. Its Err says if it
+	// could not be parsed.
 	Certificate *Certificate
 }
 

@@ -142,16 +142,18 @@ func badNonce(index tpm2.TPMHandle, err error) error {
 	}
 }
 
-// certificateOf returns the certificate whose public key is pub, or nil.
-func (inv *inventory) certificateOf(pub crypto.PublicKey) *Certificate {
+// certificateOf returns the certificate whose public key is pub, or nil. It returns a
+// certificate that cannot be parsed only if there is no other.
+func (inv *inventory) certificateOf(pub crypto.PublicKey) (found *Certificate) {
 	key, ok := pub.(interface{ Equal(crypto.PublicKey) bool })
 	if !ok {
 		return nil
 	}
-	for i, cert := range inv.certs {
-		if cert.Certificate != nil && key.Equal(cert.Certificate.PublicKey) {
-			return &inv.certs[i]
+	for i := range inv.certs {
+		cert := &inv.certs[i]
+		if cert.Raw != nil && key.Equal(cert.key) && (found == nil || found.Err != nil) {
+			found = cert
 		}
 	}
-	return nil
+	return found
 }

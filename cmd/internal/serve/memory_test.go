@@ -81,6 +81,7 @@ type victim struct {
 	honest *attestortest.TPM
 	ca     *attestortest.CA
 	hashes string // the folder of the list
+	cas    string // the folder of CAs
 }
 
 // list lists the honest machine.
@@ -101,9 +102,9 @@ func newVictim(t *testing.T, env ...string) *victim {
 	v.client = nodeattestorv1.NewNodeAttestorClient(v.conn)
 	v.hashes = t.TempDir()
 	v.list(t)
-	cas := t.TempDir()
+	v.cas = t.TempDir()
 	other := attestortest.NewCA(t, "Another vendor").PEM()
-	if err := os.WriteFile(filepath.Join(cas, "other.pem"), other, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(v.cas, "other.pem"), other, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := v.configure(fmt.Sprintf(`
@@ -112,7 +113,7 @@ source "ek_ca" "vendors" {
   ca_path   = %q
   aia_hosts = ["pki.example.com"]
 }
-allow "all" { any = ["machines", "vendors"] }`, v.hashes, cas)); err != nil {
+allow "all" { any = ["machines", "vendors"] }`, v.hashes, v.cas)); err != nil {
 		t.Fatalf("%v\n%s", err, v.log)
 	}
 	return v

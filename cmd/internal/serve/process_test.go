@@ -42,7 +42,7 @@ type spire struct {
 
 // start starts a plugin. The returned function ends it.
 func start(path string, env ...string) (*spire, func(), error) {
-	s := &spire{log: &syncBuffer{}}
+	s := &spire{log: &syncBuffer{wrote: make(chan struct{}, 1)}}
 	cmd := exec.Command(path)
 	cmd.Env = append(os.Environ(), env...)
 	client := goplugin.NewClient(&goplugin.ClientConfig{
@@ -50,7 +50,7 @@ func start(path string, env ...string) (*spire, func(), error) {
 		Plugins:          goplugin.PluginSet{kind: host{}},
 		Cmd:              cmd,
 		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
-		Logger:           hclog.New(&hclog.LoggerOptions{Output: s.log, Level: hclog.Error}),
+		Logger:           hclog.New(&hclog.LoggerOptions{Output: s.log, Level: hclog.Warn}),
 	})
 	protocol, err := client.Client()
 	if err != nil {
@@ -93,13 +93,18 @@ func (host) GRPCClient(_ context.Context, b *goplugin.GRPCBroker, _ *grpc.Client
 }
 
 type syncBuffer struct {
-	mu sync.Mutex
-	b  strings.Builder
+	mu    sync.Mutex
+	b     strings.Builder
+	wrote chan struct{} // has room for one
 }
 
 func (b *syncBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	select {
+	case b.wrote <- struct{}{}:
+	default:
+	}
 	return b.b.Write(p)
 }
 
@@ -107,6 +112,18 @@ func (b *syncBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.b.String()
+}
+
+// await waits until the plugin has logged a text.
+func (s *spire) await(t *testing.T, text string) {
+	t.Helper()
+	for timeout := time.After(20 * time.Second); !strings.Contains(s.log.String(), text); {
+		select {
+		case <-s.log.wrote:
+		case <-timeout:
+			t.Fatalf("the plugin has not logged %q: %s", text, s.log)
+		}
+	}
 }
 
 // startFor starts a plugin that runs until the test ends.

@@ -2,6 +2,7 @@ package serve_test
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/hex"
 	"fmt"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
+	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 )
@@ -97,6 +99,41 @@ func TestFIPSOn(t *testing.T) {
 			t.Errorf("%s: %v", key, err)
 		}
 	}
+}
+
+// An EK certificate that is in the TPM and that Go cannot parse must not be taken for one
+// that is not there: an operator would look for it in the wrong place. It must not keep
+// the machine out either, if the EK is listed.
+func TestUnreadableCertificate(t *testing.T) {
+	v := newVictim(t)
+	chip := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
+	agent := startFor(t, built(t, "tpm-attestor-agent"))
+	device, err := tpm.New(tpm.Config{Device: chip.Device, EK: attestor.P256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	report, err := device.Inspect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	der := v.ca.Issue(t, report.EK.Public, attestortest.Certificate{Change: func(c *x509.Certificate) {
+		c.ExtraExtensions = append(c.ExtraExtensions, c.ExtraExtensions...)
+	}})
+	chip.WriteNV(0x01C0000A, append(der, 0xFF, 0xFF))
+	if err := agent.configure(fmt.Sprintf("device = %q\nek = \"p256\"", chip.Device)); err != nil {
+		t.Fatal(err)
+	}
+	if code, err := v.meets(t, agent); code != codes.OK {
+		t.Errorf("the machine is listed: %v", err)
+	}
+	agent.await(t, "sending an EK certificate that cannot be read")
+	if err := v.configure(fmt.Sprintf("ca_path = %q", v.cas)); err != nil {
+		t.Fatal(err)
+	}
+	if code, err := v.meets(t, agent); code != codes.PermissionDenied {
+		t.Errorf("the machine has no CA: %v", err)
+	}
+	v.await(t, "the EK certificate that the machine has sent cannot be read: ")
 }
 
 // meets runs an attestation of the agent's plugin to the server's. It lists the machine when it
