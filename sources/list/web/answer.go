@@ -20,8 +20,7 @@ import (
 type statusError struct {
 	code int
 	url  string // that was asked, without secrets
-	// retryAfter is how long the server asks to be left alone; zero where it
-	// does not.
+	// retryAfter is how long the server asks to be left alone; zero if it does not.
 	retryAfter time.Duration
 }
 
@@ -38,8 +37,8 @@ func statusOf(resp *http.Response, asked *url.URL) *statusError {
 	return &statusError{resp.StatusCode, shown(asked), retryAfter(resp.Header, time.Now())}
 }
 
-// retryAfter reads the Retry-After header (RFC 9110, 10.2.3), a number of seconds
-// or a date. It is zero where there is none, or one that says nothing.
+// retryAfter reads the Retry-After header (RFC 9110, 10.2.3), a number of seconds or a date.
+// It returns zero if the header is missing or malformed.
 func retryAfter(h http.Header, now time.Time) time.Duration {
 	const most = 24 * time.Hour // keeps the numbers small
 	value := strings.TrimSpace(h.Get("Retry-After"))
@@ -57,17 +56,18 @@ func retryAfter(h http.Header, now time.Time) time.Duration {
 	return min(max(date.Sub(now), 0), most)
 }
 
-// read returns the content of an answer, of up to limit bytes both as it is sent, or a
-// little more, and decoded.
-func read(resp *http.Response, limit int64) ([]byte, error) {
+// read returns the content of an answer: up to limit bytes both as it is sent, or a little
+// more, and decoded. room is how many bytes it probably has.
+func read(resp *http.Response, limit, room int64) ([]byte, error) {
 	body, err := decoded(resp, limit)
 	if err != nil {
 		return nil, err
 	}
-	var b bytes.Buffer
-	if n := resp.ContentLength; n > 0 && body == resp.Body {
-		b.Grow(int(n) + bytes.MinRead)
+	if resp.ContentLength > 0 && body == resp.Body {
+		room = resp.ContentLength
 	}
+	var b bytes.Buffer
+	b.Grow(int(min(room, limit)) + bytes.MinRead)
 	_, err = b.ReadFrom(io.LimitReader(body, limit+1))
 	switch {
 	case err != nil:
@@ -120,17 +120,17 @@ func (l *limited) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// validators name one version of the list (RFC 9110, 8.8).
+// validators identify a version of the list (RFC 9110, 8.8).
 type validators struct{ etag, lastModified string }
 
 // entityTag is RFC 9110, 8.8.3.
 var entityTag = regexp.MustCompile(`^(W/)?"[!\x23-\x7e]{0,512}"$`)
 
-// validatorsOf returns the validators of an answer, those that can be relied on.
-// Where the list was changed in the very second in which the server answered, it
-// may change once more in that second and keep its Last-Modified date (RFC 9110,
-// 8.8.2.2), and many servers make the ETag of that date: there are none then,
-// and the next request asks for the list as a whole.
+// validatorsOf returns the validators of an answer that can be relied on. If the list was
+// changed in the very second in which the server answered, it may change once more in that
+// second and keep its Last-Modified date (RFC 9110, 8.8.2.2), and many servers form the ETag
+// from that date. Then there are no validators, and the next request asks for the whole
+// list.
 func validatorsOf(h http.Header) validators {
 	v := validators{etag: h.Get("ETag"), lastModified: h.Get("Last-Modified")}
 	if !entityTag.MatchString(v.etag) {
@@ -174,9 +174,8 @@ func (v validators) ask(h http.Header) {
 
 var errOtherVersion = errors.New("the list's server answered 304 Not Modified but named another version of the list")
 
-// confirmedBy returns nil where a 304 with this header confirms the version.
-// Entity tags compare weakly (RFC 9110, 13.1.2): a server weakens them where it
-// compresses.
+// confirmedBy returns nil if a 304 with this header confirms the version. Entity tags are
+// compared weakly (RFC 9110, 13.1.2): a server that compresses weakens them.
 func (v validators) confirmedBy(h http.Header) error {
 	weak := func(etag string) string { return strings.TrimPrefix(etag, "W/") }
 	if etag := h.Get("ETag"); v.etag != "" && etag != "" && weak(etag) != weak(v.etag) {

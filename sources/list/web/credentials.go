@@ -20,7 +20,7 @@ const (
 	maxRedirects = 3
 )
 
-// token reads the bearer token; it is empty where none is configured.
+// token reads the bearer token; it is empty if none is configured.
 func (o *Origin) token() (string, error) {
 	if o.cfg.BearerTokenPath == "" {
 		return "", nil

@@ -49,8 +49,8 @@ func (o *Origin) open(ctx context.Context) (*session, error) {
 	}}, nil
 }
 
-// get makes one request, and few more where it is worth it. The caller closes
-// the answer's body.
+// get makes a request, and repeats it a few times if that may help. The caller closes the
+// answer's body.
 func (s *session) get(ctx context.Context, u *url.URL, held validators) (*http.Response, error) {
 	req, err := retryablehttp.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
@@ -73,9 +73,9 @@ func (s *session) get(ctx context.Context, u *url.URL, held validators) (*http.R
 	return resp, nil
 }
 
-// retryable decides whether a request is made again: where the connection failed,
-// and where a server is overloaded and does not say for how long. What a person
-// must mend is not tried again.
+// retryable reports whether a request is made again: if the connection failed, and if a
+// server is overloaded and does not say for how long. If a person must mend something, the
+// request is not made again.
 func retryable(ctx context.Context, resp *http.Response, err error) (bool, error) {
 	if ctx.Err() != nil {
 		return false, cmp.Or(err, ctx.Err())
@@ -98,8 +98,8 @@ func retryable(ctx context.Context, resp *http.Response, err error) (bool, error
 	return false, nil
 }
 
-// backoff waits twice as long each time, whatever the server says: where it asks
-// for patience, the request is not made again.
+// backoff waits twice as long each time, whatever the server says: if the server asks to be
+// left alone, the request is not made again.
 func backoff(first, _ time.Duration, before int, _ *http.Response) time.Duration {
 	return first << before
 }

@@ -48,7 +48,7 @@ func FuzzResponse(f *testing.F) {
 		}
 		_ = v.confirmedBy(resp.Header)
 		_ = statusOf(resp, &url.URL{}).Error()
-		body, err := read(resp, limit)
+		body, err := read(resp, limit, 0)
 		if (body == nil) != (err != nil) || len(body) > limit {
 			t.Errorf("%d bytes, error %v", len(body), err)
 		}

@@ -57,10 +57,10 @@ func (o *Origin) mutualSPIFFE(ctx context.Context, config *tls.Config) error {
 	return nil
 }
 
-// verifySVID returns why certificates are not the X.509-SVID of an ID, or nil. It
-// makes the checks of the X.509-SVID standard, 5.2: a path to the bundle of the
-// ID's own trust domain, one URI, and a leaf that signs no certificates; and those
-// of RFC 5280, 4.2.1.3 and 4.2.1.12, that the leaf is for signing and for servers.
+// verifySVID returns why certificates are not the X.509-SVID of an ID, or nil. It makes the
+// checks of the X.509-SVID standard, 5.2: there is a path to the bundle of the ID's own trust
+// domain, the leaf has a single URI, and the leaf signs no certificates. It also makes the
+// checks of RFC 5280, 4.2.1.3 and 4.2.1.12: the leaf is for signing and for servers.
 func verifySVID(certs []*x509.Certificate, bundle *x509bundle.Bundle, want spiffeid.ID, now time.Time) error {
 	id, _, err := x509svid.Verify(certs, bundle, x509svid.WithTime(now))
 	if err != nil {

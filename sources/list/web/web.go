@@ -67,8 +67,9 @@ type Origin struct {
 	cfg            Config
 	url, signature *url.URL // signature is nil if there is none
 
-	// unconditional is true if the next request is to be; Read alone uses it.
-	unconditional bool
+	// Read alone uses what follows.
+	unconditional bool  // the next request is to be
+	length        int64 // of the last list
 }
 
 // New checks the configuration and returns the origin. It reads nothing. The error is of
@@ -140,10 +141,11 @@ func (o *Origin) ask(ctx context.Context, tag string) (list.Copy, error) {
 	case resp.StatusCode != http.StatusOK:
 		return list.Copy{}, session.withClientFault(statusOf(resp, o.url))
 	}
-	data, err := read(resp, o.cfg.MaxBytes)
+	data, err := read(resp, o.cfg.MaxBytes, o.length)
 	if err != nil {
 		return list.Copy{}, err
 	}
+	o.length = int64(len(data))
 	sig, err := o.readSignature(ctx, session)
 	return list.Copy{Data: data, Signature: sig, Tag: validatorsOf(resp.Header).tag(), At: at}, err
 }
@@ -161,7 +163,7 @@ func (o *Origin) readSignature(ctx context.Context, session *session) ([]byte, e
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("fetch the signature: %w", statusOf(resp, o.signature))
 	}
-	sig, err := read(resp, signature.MaxSignature)
+	sig, err := read(resp, signature.MaxSignature, 0)
 	if err != nil {
 		return nil, fmt.Errorf("fetch the signature: %w", err)
 	}

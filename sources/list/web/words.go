@@ -50,8 +50,8 @@ func isProxyStatus(err error) bool {
 	return ok
 }
 
-// inWords says whose fault an error is, and when what is expired has expired. x509
-// says the time at which it was asked, which is another one at each attempt.
+// inWords says whose fault an error is, and when a certificate expired. The error of package
+// x509 has the current time instead, which differs from attempt to attempt.
 func (s *session) inWords(err error) error {
 	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok &&
 		invalid.Reason == x509.Expired && invalid.Cert != nil {
