@@ -16,7 +16,7 @@ import (
 )
 
 // A Cache is a file that holds the last good list, so that it serves after a restart
-// without its origin. The file is one of package boltfile: it is replaced as a whole
+// without its origin. The file belongs to package boltfile: it is replaced as a whole,
 // and used only if its checksum is right. It holds the bytes of the list, and its
 // signature, as the origin has sent them: what is read from it is parsed and verified
 // like what comes from the origin.
@@ -68,7 +68,7 @@ type record struct {
 
 func (r *record) ahead(of Header) bool { return r.HasSerial && (!of.HasSerial || of.Serial < r.Serial) }
 
-// An aheadError says that the file holds a later list than the one to be written.
+// An aheadError says that the file holds a later list than the list to be written.
 type aheadError struct{ serial uint64 }
 
 func (e *aheadError) Error() string {

@@ -8,10 +8,10 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/boltfile"
 )
 
-// restore serves what the cache holds, if nothing does. A list that is stale is kept
-// nevertheless: it tells which serials are replays. With an error it is not known what
-// the cache holds, and no list may be accepted: without the serial in the cache, an
-// older list could not be told from a newer one.
+// restore serves the list in the cache, if nothing serves. A stale list is kept
+// nevertheless: its serial tells which lists are replays. If there is an error, it is not
+// known what the cache holds, and no list may be accepted: an older list could not be told
+// from a newer list.
 func (l *List[T]) restore(ctx context.Context) error {
 	if l.state.Load() != nil || l.cfg.Cache == nil {
 		return nil
@@ -40,10 +40,10 @@ func (l *List[T]) restore(ctx context.Context) error {
 	return nil
 }
 
-// save writes a new list into the cache. It returns an error if the list may not serve.
-// A file that cannot be written is a warning: the list is good. But if the file holds a
-// later list, by another process, that one takes the place of this one, which is a
-// replay.
+// save writes a new list into the cache. It returns an error if the list may not serve. If
+// the file cannot be written, that is only a warning: the list is good. But if the file
+// holds a later list, the list from the origin is a replay, and the later list serves: the
+// file could not be read before, or another process has written it.
 func (l *List[T]) save(ctx context.Context, st *state[T], c Copy) error {
 	if l.cfg.Cache == nil {
 		return nil

@@ -1,14 +1,14 @@
 // Package list keeps a list that is a document from an origin.
 //
-// A document is what the list says, in bytes: EK hashes, for one. Its package parses
-// the bytes into a [Content]. An [Origin] is where the bytes come from: a file, a web
-// server. A [List] has all that they share, and works for every document from every
-// origin: when a list goes stale or expires, which list may follow which, whose
-// signature counts, the cache that serves after a restart, the status.
+// A document is what the list says: EK hashes, for example. Its package parses the bytes
+// of the list into a [Content]. An [Origin] is where the bytes come from: a file, a web
+// server. A [List] does everything else, for every document from every origin: it knows
+// when a list goes stale or expires, which list may follow which, and whose signature
+// counts; it keeps the cache that serves after a restart, and reports the status.
 //
-// A list takes the place of the one before as a whole or not at all. One that is torn,
-// too long, unparsable, replayed or expired changes nothing: the last good one serves
-// until [Config.MaxStaleness] has passed.
+// A list replaces the list before as a whole or not at all. A list that is torn, too
+// long, unparsable, replayed or expired changes nothing: the last good list serves until
+// [Config.MaxStaleness] has passed.
 package list
 
 import (
@@ -29,7 +29,7 @@ type Header struct {
 	// Serial counts the versions of the list, if HasSerial is true.
 	Serial    uint64
 	HasSerial bool
-	// Expires is when the list ends to be good; zero if it does not say.
+	// Expires is when the list ceases to be good; zero if the list does not say.
 	Expires time.Time
 	// Name is the list's own name, or empty.
 	Name string
@@ -38,7 +38,7 @@ type Header struct {
 // Expired reports whether the list is no longer good at a time.
 func (h Header) Expired(now time.Time) bool { return !h.Expires.IsZero() && !now.Before(h.Expires) }
 
-// Content is one whole list of the kind T, parsed. It never changes, so any number of
+// Content is a whole list of the kind T, parsed. It never changes, so any number of
 // goroutines may use it.
 type Content[T any] interface {
 	Header() Header
@@ -147,7 +147,7 @@ type state[T any] struct {
 	loaded  time.Time
 	// confirmed is when the origin was last seen to have this list.
 	confirmed time.Time
-	// here is true if this process has seen that, and not one before it.
+	// here is true if this process has seen that, and false if only an earlier process has.
 	here bool
 }
 
@@ -210,13 +210,14 @@ func (l *List[T]) Current() (T, error) {
 // errStale is in the error of a list that was confirmed too long ago.
 var errStale = errors.New("the list is stale")
 
-// clockSlack is how far a clock may be set back before a list that an earlier process
-// has confirmed counts as stale: a correction, not a jump.
+// clockSlack is how far a clock may be set back before a list that an earlier process has
+// confirmed counts as stale. Corrections of a clock are smaller, jumps are larger.
 const clockSlack = 5 * time.Second
 
-// usable returns why a list may not serve, or nil. Its age is by the monotonic clock if
-// this process has confirmed it, so that a wall clock that is set back does not make it
-// stale; a wall clock that says more, as after a suspension, is believed.
+// usable returns why a list may not serve, or nil. If this process has confirmed the list,
+// its age is measured by the monotonic clock too, so that a wall clock that is set back does
+// not make it stale. If the wall clock says that more time has passed, as after the machine
+// was suspended, it is believed.
 func (l *List[T]) usable(st *state[T]) error {
 	now := l.cfg.Now()
 	age := now.Sub(st.confirmed)

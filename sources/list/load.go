@@ -10,15 +10,16 @@ import (
 )
 
 // warmPatience is how long an origin has to answer if a list from the cache serves
-// already: a server that starts does not wait longer for another one that is down.
+// already: a SPIRE server that starts does not wait longer for an origin that is down.
 const warmPatience = time.Second
 
-// Load implements sources.Loader: it asks the origin for the list, and if there is a
-// new one that is good, writes it into the cache and then serves it. With an error the
-// last good list stays, unless its key does not count any more.
+// Load implements sources.Loader: it asks the origin for the list. If there is a new list
+// and it is good, Load writes it into the cache and then serves it. If there is an error,
+// the last good list stays, unless the key that has signed it does not count any more.
 //
-// The first Load reads the cache before it asks, and what is there serves if it is not
-// stale.
+// As long as there is no list, Load reads the cache before it asks the origin, and the list
+// in the cache serves unless it is stale. Even then, the error says what is wrong with the
+// origin.
 func (l *List[T]) Load(ctx context.Context) error {
 	err := l.load(ctx)
 	l.failure.Store(&err)
@@ -52,10 +53,10 @@ func (l *List[T]) load(ctx context.Context) error {
 	return l.accept(ctx, before, c)
 }
 
-// tag returns the tag of what serves; it is empty if the list is to be read anew. A
-// signed list that this process has not verified itself is read anew, and so is one
-// that another key than the last in the file has signed: it may have been signed anew
-// without a change, and must not be lost when the other key is taken out.
+// tag returns the tag of what serves; it is empty if the list is to be read anew. If lists
+// are signed, a list from the cache is read anew. So is a list that another key than the
+// last key in the file has signed: the last key may have signed the same list since, and
+// the list must not be lost when the other key is taken out.
 func (l *List[T]) tag(st *state[T]) string {
 	switch {
 	case st == nil:
@@ -82,8 +83,8 @@ func (l *List[T]) confirm(ctx context.Context, before *state[T], c Copy) error {
 	return l.unexpired(next.content.Header()) // it may have expired since
 }
 
-// accept serves a list that the origin has sent, if it may take the place of the one
-// before.
+// accept serves a list that the origin has sent, if it may replace the list before. Nothing
+// is parsed or written if it is the same list: not all origins have tags.
 func (l *List[T]) accept(ctx context.Context, before *state[T], c Copy) error {
 	if before != nil && l.saveFault == "" && sha256.Sum256(c.Data) == before.digest {
 		if key, err := l.verify(c.Data, c.Signature); err == nil && key == before.key {
@@ -132,9 +133,9 @@ func (l *List[T]) read(c Copy) (*state[T], error) {
 	}, nil
 }
 
-// succeed returns why a list may not take the place of the one before, or nil. A list
-// that was good once is not to be served again by somebody who has kept a copy: once a
-// list had a serial, the next one has the same and the same entries, or a higher one.
+// succeed returns why a list may not replace the list before, or nil. Somebody who has kept
+// a copy of an old list must not be able to serve it again: after a list with a serial,
+// the next list has a higher serial, or the same serial and the same entries.
 // If nothing has changed, the time at which it was loaded stays.
 func (l *List[T]) succeed(before, next *state[T]) error {
 	h := next.content.Header()
@@ -172,8 +173,8 @@ func sameHeader(a, b Header) bool {
 	return same && a == b
 }
 
-// A list collapses if it loses more than collapseCount entries and more than one in
-// collapseShare at once.
+// A list collapses if it loses more than collapseCount entries at once, and more than an
+// entry in collapseShare.
 const collapseCount, collapseShare = 10, 5
 
 // noteCollapse notes that a list has lost much of what it had. It serves all the same:

@@ -19,9 +19,9 @@ type Signing struct {
 	Name string
 }
 
-// readKeys reads the public keys. A list that none of them has signed is dropped at
-// once, with its serial, and so is one in the cache: a key is taken out of the file
-// because it was stolen, and whoever has it may have signed any list with any serial.
+// readKeys reads the public keys. A list that none of them has signed is dropped at once,
+// with its serial, and a list in the cache does not count: a key is taken out of the file
+// if it was stolen, and the thief may have signed any list with any serial.
 func (l *List[T]) readKeys() error {
 	s := l.cfg.Signing
 	if s == nil {
@@ -72,8 +72,8 @@ func (l *List[T]) signedHeader(h Header) error {
 	return nil
 }
 
-// lastKey returns the last key in the file, which is the newest one; zero if lists are
-// not signed.
+// lastKey returns the last key in the file, which is the newest key; zero if lists are not
+// signed.
 func (l *List[T]) lastKey() signature.ID {
 	if len(l.keys) == 0 {
 		return signature.ID{}

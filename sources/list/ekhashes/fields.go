@@ -14,32 +14,32 @@ var (
 
 // What an inventory may call what this project does not know, without "_" and "-".
 var (
-	// withdrawn say that a machine is not to be admitted, if they are true; inUse,
-	// if they are false.
+	// If a field by a name in withdrawn is true, or a field by a name in inUse is false,
+	// somebody means that the machine is not to be admitted.
 	withdrawn = [...]string{
 		"revoked", "disabled", "blocked", "banned", "denied", "deny", "stolen", "retired",
 		"decommissioned", "deleted", "removed", "inactive",
 	}
 	inUse = [...]string{"enabled", "active", "allowed", "allow", "admitted", "valid"}
-	// until say for how long.
+	// A field by a name in until says for how long.
 	until = [...]string{
 		"expires", "expiry", "expiration", "expiresat", "expiresafter", "expirationdate", "expirydate",
 		"notafter", "validuntil", "validto", "until", "revokedat", "deletedat",
 	}
 )
 
-// A doubt is what is doubtful about a field that means nothing: an entry with it is
-// listed all the same.
+// A doubt is what is doubtful about a field that means nothing. An entry with such a field
+// is listed all the same.
 type doubt struct {
 	text string
 	// off says that it is doubtful only if the value says no, and on if it does not.
 	off, on bool
 }
 
-// DoubtfulField says what is doubtful about a field of an entry, in words for an
-// operator, or nothing. Fields that are not known are ignored, so that an inventory
-// can keep its own; but a misspelt one is missed without a word, and one that is
-// meant to keep a machine out does not. value is the JSON value.
+// DoubtfulField says what is doubtful about a field of an entry, in words for an operator,
+// or nothing. Unknown fields are ignored, so that an inventory can keep its own. But nobody
+// would notice a misspelt field, or a field that is meant to keep a machine out and does
+// not. value is the JSON value.
 func DoubtfulField(name string, value []byte) string { return doubtOf(name, true).about(value) }
 
 func (d doubt) about(value []byte) string {
@@ -83,9 +83,9 @@ func doubtOf(name string, entry bool) doubt {
 	return doubt{}
 }
 
-// near reports whether a name may be a misspelt other: with another case, or with
-// one letter more, fewer, other or swapped with its neighbour; with two of these in
-// longer names.
+// near reports whether a name may be a misspelt form of a known name: the case differs, or
+// a letter is added, removed, changed or swapped with its neighbour. In longer names there
+// may be two such mistakes.
 func near(name, known string) bool {
 	const short = 4
 	most := 2
@@ -123,8 +123,8 @@ func distance(a, b string) int {
 	return row[len(b)]
 }
 
-// doubts are what is doubtful about the fields of one list. They are told once a
-// name, with the first place and how many places there are.
+// doubts are what is doubtful about the fields of a list. Each name is told once, with the
+// first place and the number of places.
 type doubts struct {
 	known map[doubtKey]*noted
 	order []*noted
@@ -174,7 +174,7 @@ func (d *doubts) add(n *noted, value []byte, place func() string) {
 	}
 }
 
-// hint returns the first one, behind the error of a list that lacks a field.
+// hint returns the first doubt, to stand behind the error of a list that lacks a field.
 func (d *doubts) hint() string {
 	if len(d.order) == 0 {
 		return ""

@@ -136,8 +136,8 @@ func (p *jsonParser) expires() error {
 	return nil
 }
 
-// rfc3339 is RFC 3339, 5.6, in upper case, as it recommends. Go's time.Parse also takes
-// a zone of +24:00, an hour of one digit and a comma.
+// rfc3339 is RFC 3339, 5.6, in upper case, as the RFC recommends. Go's time.Parse also
+// takes a zone of +24:00, an hour with a single digit and a comma.
 var rfc3339 = regexp.MustCompile(
 	`^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}(\.[0-9]{1,40})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$`)
 
@@ -156,8 +156,8 @@ func parseTime(text string) (time.Time, error) {
 	return t, nil
 }
 
-// element reads an element of keys. What is wrong with one is noted, and those behind
-// it are read on, so that their mistakes are told at once.
+// element reads an element of keys. A mistake in it is noted, and reading goes on behind
+// the element, so that the mistakes of all elements are told at once.
 func (p *jsonParser) element() error {
 	p.index++
 	depth, open := p.dec.StackDepth(), len(p.fields)

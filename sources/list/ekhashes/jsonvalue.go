@@ -34,7 +34,7 @@ func (p *jsonParser) placeAt(offset int64) string {
 	return place
 }
 
-// readError returns an error for one of the decoder, without what that quotes.
+// readError returns an error for an error of the decoder, without the text that it quotes.
 func (p *jsonParser) readError(err error) error {
 	p.broken = true
 	if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
@@ -81,7 +81,7 @@ func (p *jsonParser) object(field func(name string) error) error {
 }
 
 // fieldName returns a name without allocating it, and a bit that stands for it,
-// or nothing where it means nothing.
+// or nothing if the name means nothing.
 func fieldName(name []byte) (known string, bit uint8) {
 	for i, known := range [...]string{"hash", "name", "labels", "keys", "version", "serial", "expires", "list"} {
 		if string(name) == known {
@@ -144,7 +144,7 @@ func (p *jsonParser) skip() error {
 	return nil
 }
 
-// null reads a null, if there is one.
+// null reads a null, if a null comes next.
 func (p *jsonParser) null() (bool, error) {
 	if p.dec.PeekKind() != 'n' {
 		return false, nil
@@ -152,7 +152,7 @@ func (p *jsonParser) null() (bool, error) {
 	return true, p.skip()
 }
 
-// text reads a string. It is valid until the next one is read.
+// text reads a string. It is valid until the next value is read.
 func (p *jsonParser) text() ([]byte, error) {
 	text, null, err := p.textOrNull()
 	if null {

@@ -99,8 +99,8 @@ func (o *Origin) Warnings() []string {
 	return nil
 }
 
-// Read implements list.Origin: it opens the file, and reads it unless it is the one
-// with the tag. It fails if the file is missing, is not a regular file, cannot be read,
+// Read implements list.Origin: it opens the file, and reads it unless it still has the
+// tag. It fails if the file is missing, is not a regular file, cannot be read,
 // is longer than Config.MaxBytes or changes all the time.
 func (o *Origin) Read(ctx context.Context, tag string) (list.Copy, error) {
 	for range attempts {

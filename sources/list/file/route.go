@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A watch tells that something has changed on the way to a file. What it misses
-// is found later, by looking.
+// A watch tells that something has changed on the way to a file. A change that it misses
+// is found later, by looking at the file.
 type watch interface {
 	// changed receives after a change; several may count as one.
 	changed() <-chan struct{}
@@ -27,20 +27,20 @@ type watch interface {
 	close()
 }
 
-// watchFunc watches the folders of a route. With an error, what is returned
-// watches as much as can be watched, or is nil.
+// A watchFunc watches the folders of a route. If there is an error, the watch that it
+// returns watches as much as can be watched, or is nil.
 type watchFunc func(route) (watch, error)
 
 // A route is all that decides which file a path leads to.
 type route struct {
-	// folders are those in which names are looked up that may be given to
-	// something else: by path, with what the folder is.
+	// folders are the folders in which a name on the way is looked up, by path: such a
+	// name may be given to another file.
 	folders map[string]folder
 	// names are the paths of these names.
 	names map[string]bool
 }
 
-// A folder is told from another one by this.
+// A folder identifies a folder.
 type folder struct{ device, inode uint64 }
 
 func (r route) same(other route) bool {
@@ -50,9 +50,9 @@ func (r route) same(other route) bool {
 // maxLinks is how many links there may be in a path, as for the kernel.
 const maxLinks = 40
 
-// routeTo returns the route to the file at a path: the folder that holds it, and
-// each that holds a link on the way. Where something is missing on the way, the
-// route ends there.
+// routeTo returns the route to the file at a path: the folder that holds the file, and each
+// folder that holds a link on the way. If something is missing on the way, the route ends
+// there.
 func routeTo(path string) (route, error) {
 	if !filepath.IsAbs(path) {
 		here, err := os.Getwd()
@@ -109,8 +109,8 @@ func (r route) add(name string) error {
 	return nil
 }
 
-// An inotifyWatch is a watch by the kernel (inotify(7)) of folders, and never of
-// the file: what is renamed over a file is another file.
+// An inotifyWatch watches folders by the kernel (inotify(7)), and never the file: a file
+// that is renamed over it is another file.
 type inotifyWatch struct {
 	watcher *fsnotify.Watcher
 	route   route
@@ -136,7 +136,7 @@ func inotify(r route) (watch, error) {
 	return w, failed
 }
 
-// advice is what to do where the kernel has no watches left.
+// advice is what to do if the kernel has no watches left.
 const advice = " (the limits are sysctl fs.inotify.max_user_instances and fs.inotify.max_user_watches)"
 
 // read passes on what the kernel tells, until the watch is closed.

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// identity is how a file looks from outside. One that was written to looks
-// otherwise, unless that was within the resolution of the file system's clock.
+// An identity is how a file looks from outside. After somebody has written to the file it
+// looks otherwise, unless the clock of the file system was too coarse.
 type identity struct {
 	device, inode uint64
 	size          int64
@@ -61,14 +61,14 @@ func lookAt(path string) (identity, error) {
 	return identityOf(&st), nil
 }
 
-// An openFile is the descriptor of a file. It is not an [os.File], which would
-// ask the file system whether the file can be polled, in a call that stops a
-// whole thread of the Go scheduler where the file system hangs.
+// An openFile is the descriptor of a file. It is not an [os.File]: that would ask the file
+// system whether the file can be polled, and if the file system hangs, this call would stop
+// a processor of the Go scheduler.
 type openFile int
 
-// openRegular opens a regular file. It does not block on what is none. Opening
-// makes a client of NFS ask its server how the file looks (RFC 1813, 4.11,
-// "close-to-open").
+// openRegular opens a regular file. If it is another kind of file, openRegular does not
+// block. When a client of NFS opens a file, it asks its server how the file looks (RFC
+// 1813, 4.11, "close-to-open").
 func openRegular(path string) (openFile, identity, error) {
 	id, err := lookAt(path)
 	if err != nil {
@@ -132,7 +132,7 @@ const blockSize = 1 << 20
 // tries is how often a call is made that a signal interrupts.
 const tries = 64
 
-// again makes a system call until no signal interrupts it.
+// again repeats a system call until no signal interrupts it.
 func again(call func() (int, error)) (n int, err error) {
 	for range tries {
 		n, err = call()

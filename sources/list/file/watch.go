@@ -9,16 +9,16 @@ import (
 // maxLooks is how often the way to the file is looked at in a row while it changes.
 const maxLooks = 3
 
-// Watch implements sources.Watcher: it tells when something has changed on the way to
-// the file. It looks every Config.Every whether the way is still the one that it watches.
+// Watch calls changed when something has changed on the way to the file, as
+// sources.Watcher asks. Every Config.Every it looks whether the way is still the same.
 func (o *Origin) Watch(ctx context.Context, changed func()) error {
 	ticker := time.NewTicker(o.cfg.Every)
 	defer ticker.Stop()
 	f := follower{origin: o}
 	defer f.stop()
 	for {
-		// What happens before a new watch is in place is not told by it: the file is
-		// loaded again, and the way is looked at again, a few times at most.
+		// A new watch does not tell of changes before it was in place. So the file is loaded
+		// again, and the way is looked at again, a few times at most.
 		for n := 0; n < maxLooks && f.update(); n++ {
 			changed()
 			if !f.whole { // there are no watches left
@@ -58,8 +58,8 @@ func (f *follower) stop() {
 	}
 }
 
-// update makes another watch if the way to the file is another one, and if the last
-// watch is not whole or broken, and reports whether it has.
+// update makes a new watch if the way to the file has changed, or if the last watch is
+// broken or does not watch all of the way. It reports whether it has made a watch.
 func (f *follower) update() (renewed bool) {
 	made := f.origin.follow(f.route, f.watch != nil && f.whole && !f.watch.broken())
 	if made.watch != nil {
@@ -76,15 +76,14 @@ func (f *follower) update() (renewed bool) {
 	return renewed
 }
 
-// An attempt is one to watch the way to the file.
+// An attempt is an attempt to watch the way to the file.
 type attempt struct {
 	route route
-	watch watch // nil if the one before will do, and if there can be none
+	watch watch // nil if the watch before will do, and if there can be none
 	err   error // why not all can be watched
 }
 
-// follow watches the way to the file, unless it is the one that is watched as a
-// whole.
+// follow watches the way to the file, unless the whole of it is watched already.
 func (o *Origin) follow(watched route, whole bool) attempt {
 	r, err := routeTo(o.cfg.Path)
 	if err != nil {

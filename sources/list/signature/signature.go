@@ -1,41 +1,40 @@
 // Package signature makes and verifies detached signatures over lists, so that the
 // server that hands out a list need not be trusted with its content.
 //
-// A signature is by an Ed25519 key over the list itself (RFC 8032, 5.1), or by an
-// ECDSA key over the SHA-256 of the list on the curve P-256 (FIPS 186-5). With
-// openssl, a key of either kind is made by one of
+// An Ed25519 key signs the list itself (RFC 8032, 5.1), and an ECDSA key on the curve P-256
+// signs the SHA-256 of the list (FIPS 186-5). With openssl, either of these commands makes a
+// key:
 //
 //	openssl genpkey -algorithm ed25519 -out list.key
 //	openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out list.key
 //
-// and its public half, which the verifier is given, by
+// and this command writes its public half, for the verifier:
 //
 //	openssl pkey -in list.key -pubout -out list.pub
 //
-// The verifier may be given several of these, one behind another in one file, and
-// takes what any of them has signed: so a key is replaced by another without a
-// moment in which nothing is signed by the right one.
+// The file for the verifier may hold several public keys, one behind another; a list counts
+// if any of the keys has signed it. So a key can be replaced without a moment in which no
+// list counts.
 //
-// An Ed25519 key signs by the first of these, and an ECDSA key by the second:
+// The first of these commands signs with an Ed25519 key, the second with an ECDSA key:
 //
 //	openssl pkeyutl -sign -inkey list.key -rawin -in list.json -out list.json.sig
 //	openssl dgst -sha256 -sign list.key -out list.json.sig list.json
 //
-// A signature may be in base64 as well:
+// A signature may also be in base64:
 //
 //	openssl base64 -in list.json.sig -out list.json.sig.b64
 //
-// That is how cosign writes one, with the ECDSA key that it makes; without a
-// transparency log, which nothing here looks into:
+// cosign writes signatures in base64, by the ECDSA key that it makes. Nothing here looks
+// into a transparency log:
 //
 //	cosign generate-key-pair
 //	cosign sign-blob --yes --key cosign.key --tlog-upload=false --output-signature list.json.sig list.json
 //
-// which with cosign 3 needs --new-bundle-format=false and
-// --use-signing-config=false as well.
+// cosign 3 also needs --new-bundle-format=false and --use-signing-config=false.
 //
-// A signature says nothing about when it was made: an older list has a good one
-// too. What has to stop it from being served again is the serial in the list.
+// A signature says nothing about when it was made: an older list has a good signature too.
+// The serial in the list must stop it from being served again.
 package signature
 
 import (
@@ -81,9 +80,9 @@ func (k *PublicKey) ID() ID { return k.id }
 // PublicKeys are keys of which any may sign. With none, nothing is signed.
 type PublicKeys []*PublicKey
 
-// ParsePublicKeys reads one or more keys, each from a PEM block of the type PUBLIC
-// KEY (RFC 7468, 13) with nothing but blanks around it: an Ed25519 key, or an ECDSA
-// key on the curve P-256. One that is none of these refuses all.
+// ParsePublicKeys reads one or more keys: Ed25519 keys, and ECDSA keys on the curve P-256.
+// Each stands in a PEM block of the type PUBLIC KEY (RFC 7468, 13), with nothing but blanks
+// around it. Anything else is an error.
 func ParsePublicKeys(text []byte) (PublicKeys, error) {
 	if len(text) > MaxPublicKeys {
 		return nil, fmt.Errorf("the public keys are %d bytes long, more than %d", len(text), MaxPublicKeys)
@@ -144,8 +143,8 @@ func parseBlock(block *pem.Block) (*PublicKey, error) {
 	return key, nil
 }
 
-// Verify returns the ID of the key that sig is a signature of over the list, by the
-// rules of PublicKey.Verify, and an error where it is none of any.
+// Verify returns the ID of the key that has signed the list, by the rules of
+// PublicKey.Verify, and an error if none of the keys has.
 func (ks PublicKeys) Verify(list, sig []byte) (ID, error) {
 	err := errNoKey
 	for _, k := range ks {
@@ -169,10 +168,10 @@ var errNoKey = errors.New("there is no public key to verify a signature with")
 // errSignature does not tell how a signature differs from a good one.
 var errSignature = errors.New("no signature over this list by the configured public key")
 
-// Verify returns nil where sig is a signature over the list by this key, and an
-// error otherwise, also where k is nil or zero. sig is 64 bytes of Ed25519 or an
-// ECDSA-Sig-Value in DER (RFC 3279, 2.2.3), and either may be in base64 (RFC 4648,
-// 4), with line ends in it and blanks around it.
+// Verify returns nil if sig is a signature over the list by this key, and an error otherwise,
+// also if k is nil or zero. sig is the 64 bytes of Ed25519, or an ECDSA-Sig-Value in DER (RFC
+// 3279, 2.2.3). Either may be in base64 (RFC 4648, 4), with line ends in it and blanks around
+// it.
 func (k *PublicKey) Verify(list, sig []byte) error {
 	switch {
 	case k == nil || k.verify == nil:
@@ -182,8 +181,8 @@ func (k *PublicKey) Verify(list, sig []byte) error {
 	case len(sig) > MaxSignature:
 		return fmt.Errorf("a signature of %d bytes, more than %d", len(sig), MaxSignature)
 	}
-	// One that is not in base64 has a byte that no base64 has: the 64 bytes of
-	// Ed25519 are all digits with a chance of 2^-128, and DER holds its lengths.
+	// A signature that is not in base64 is not taken for base64: the 64 bytes of Ed25519 are
+	// all digits of base64 with a chance of 2^-128, and the first bytes of DER are not.
 	if raw, err := decodeBase64(sig); err == nil {
 		sig = raw
 	}
@@ -195,8 +194,8 @@ func (k *PublicKey) Verify(list, sig []byte) error {
 
 // decodeBase64 decodes a text whose lines may end anywhere, with LF or CRLF.
 func decodeBase64(text []byte) ([]byte, error) {
-	// What remains of the last digit has to be zero, so that of each signature
-	// there is one text.
+	// The unused bits of the last digit must be zero, so that each signature has a single
+	// text.
 	return base64.StdEncoding.Strict().DecodeString(string(bytes.TrimSpace(text)))
 }
 
