@@ -3,6 +3,7 @@ package list_test
 import (
 	"encoding/binary"
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -71,11 +72,8 @@ func TestCraftedCache(t *testing.T) {
 // craft fills a file with a record that differs, and with blocks.
 func craft(db *bbolt.DB, record, differs map[string]any, blocks []string, list string) error {
 	crafted := map[string]any{}
-	for _, m := range []map[string]any{record, differs} {
-		for k, v := range m {
-			crafted[k] = v
-		}
-	}
+	maps.Copy(crafted, record)
+	maps.Copy(crafted, differs)
 	value, err := json.Marshal(crafted)
 	if err != nil {
 		return err
