@@ -60,6 +60,22 @@ func fromFile(text string) *input {
 	return in
 }
 
+// AgentData returns the plugin_data of NodeAttestor "tpm" in a configuration file of SPIRE
+// Agent. If text is not such a file, ok is false.
+func AgentData(text string) (data string, ok bool, err error) {
+	var spire struct {
+		Agent   ast.Node `hcl:"agent"`
+		Server  ast.Node `hcl:"server"`
+		Plugins ast.Node `hcl:"plugins"`
+	}
+	err = hcl.Decode(&spire, text)
+	if err != nil || spire.Agent == nil || spire.Server != nil || spire.Plugins == nil {
+		return "", false, nil //nolint:nilerr // the reader of the server's configuration says what is wrong
+	}
+	data, err = pluginData(spire.Plugins)
+	return data, true, err
+}
+
 // trustDomainOf reads the trust domain of a configuration of SPIRE's server; zero
 // where it is given on SPIRE's command line or by its environment.
 func trustDomainOf(server ast.Node) (spiffeid.TrustDomain, error) {
