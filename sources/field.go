@@ -2,9 +2,9 @@ package sources
 
 import "fmt"
 
-// A FieldError is one mistake in the configuration of a source. A constructor returns
-// one for each mistake, joined by errors.Join, so that a person can correct all of them
-// at once. Whoever has read the configuration from a file says where the field stands.
+// A FieldError is one mistake in the configuration of a source. A constructor returns a
+// FieldError for each mistake, joined by errors.Join, so that a person can correct all of them
+// at once. Whoever has read the configuration from a file adds where the field stands.
 type FieldError struct {
 	// Field is the name of the field as a configuration spells it: "poll_interval".
 	Field string

@@ -31,7 +31,7 @@ const (
 // agentPrefix is the path below which SPIRE keeps the IDs of agents.
 const agentPrefix = "/spire/agent"
 
-// Template.ID wraps ErrMissing if a field of the template has no value.
+// ErrMissing is wrapped by an error of Template.ID if a field of the template has no value.
 var ErrMissing = errors.New("has no value")
 
 // Field is something known about a TPM.

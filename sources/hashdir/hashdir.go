@@ -67,7 +67,9 @@ func New(cfg Config) (*Source, error) {
 	if err := errors.Join(checkPath(cfg.Path), checkMarker(cfg.Marker)); err != nil {
 		return nil, err
 	}
-	return &Source{path: cfg.Path, marker: cfg.Marker, open: openDirectory, scanner: scanner{interval: scanInterval}}, nil
+	return &Source{
+		path: cfg.Path, marker: cfg.Marker, open: openDirectory, scanner: scanner{interval: scanInterval},
+	}, nil
 }
 
 func checkPath(path string) error {
@@ -87,7 +89,8 @@ func checkMarker(name string) error {
 		return nil
 	}
 	if name == "." || !filepath.IsLocal(name) || strings.ContainsAny(name, "/\\\x00") || len(name) > 255 {
-		return sources.BadField("marker", "%.80q is not a file name: write the name of a file in the directory, without a path", name)
+		return sources.BadField("marker", "%.80q is not a file name: "+
+			"write the name of a file in the directory, without a path", name)
 	}
 	if (len(name) == 2 || len(name) == hashLen) && isEntryCase(name) {
 		return sources.BadField("marker", "%.80q is a name that an entry may have: choose another", name)
@@ -130,7 +133,7 @@ func (s *Source) attempt(names [2]string) (sources.Verdict, error) {
 	if err != nil {
 		return sources.Verdict{}, s.pathError("open", err)
 	}
-	defer dir.Close()
+	defer func() { _ = dir.Close() }()
 	for range 2 {
 		if v, err := s.look(dir, names); err != nil || v.Listed {
 			return v, err

@@ -98,7 +98,7 @@ func (s *Source) scanNow(ctx context.Context) (*scan, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer dir.Close()
+	defer func() { _ = dir.Close() }()
 	found := &scan{named: map[string]string{}, shared: map[string][]string{}}
 	shards, err := found.folder(ctx, dir, "", s.marker)
 	for _, shard := range shards {

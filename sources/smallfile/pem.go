@@ -40,14 +40,12 @@ func Blocks(data []byte) ([]*pem.Block, error) {
 
 // CheckPair returns an error if only one of client_cert_path and client_key_path is set.
 func CheckPair(certPath, keyPath string) error {
-	missing := ""
-	switch {
-	case certPath == "" && keyPath != "":
-		missing = "client_cert_path"
-	case certPath != "" && keyPath == "":
-		missing = "client_key_path"
-	default:
+	if (certPath == "") == (keyPath == "") {
 		return nil
+	}
+	missing := "client_cert_path"
+	if keyPath == "" {
+		missing = "client_key_path"
 	}
 	return sources.BadField(missing, "is missing: the client certificate and its key go together")
 }

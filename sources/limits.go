@@ -1,0 +1,144 @@
+package sources
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// MaxLabels is the largest number of labels of one TPM.
+const MaxLabels = 64
+
+// MaxSelector is the longest selector in bytes, with its prefix: SPIRE keeps it in
+// a column of 255 characters.
+const MaxSelector = 255
+
+// The prefixes of selectors.
+const (
+	PrefixPubHash      = "pub_hash:"
+	PrefixSource       = "source:"
+	PrefixRule         = "rule:"
+	PrefixName         = "name:"
+	PrefixLabel        = "label:"
+	PrefixCA           = "ca:"
+	PrefixIssuerCN     = "ek:issuer:cn:"
+	PrefixSerial       = "ek:serial:"
+	PrefixManufacturer = "manufacturer:"
+	PrefixModel        = "model:"
+	PrefixVersion      = "version:"
+)
+
+// The longest texts that fit into a selector behind its prefix, in bytes.
+const (
+	MaxName  = MaxSelector - len(PrefixName)
+	MaxLabel = MaxSelector - len(PrefixLabel)
+)
+
+// MaxReason is how many bytes of Verdict.Reason and of Verdict.Unchecked are kept.
+const MaxReason = 1024
+
+// Tidy returns a without blanks around its name and labels, and with each label once, or the
+// first limit that a breaks. A database pads a char(20) with blanks, of which no SPIFFE ID could
+// be formed. The result shares no labels with a.
+func (a Attributes) Tidy() (Attributes, error) {
+	if len(a.Labels) > MaxLabels {
+		return Attributes{}, tooManyLabels(len(a.Labels))
+	}
+	a.Name = TrimBlanks(a.Name)
+	var labels []string
+	for _, l := range a.Labels {
+		if l = TrimBlanks(l); !slices.Contains(labels, l) {
+			labels = append(labels, l)
+		}
+	}
+	a.Labels = labels
+	if err := a.Validate(); err != nil {
+		return Attributes{}, err
+	}
+	return a, nil
+}
+
+func tooManyLabels(n int) error { return fmt.Errorf("%d labels, more than %d", n, MaxLabels) }
+
+// TrimBlanks returns s without the blanks around it. Control characters are no blanks.
+func TrimBlanks(s string) string {
+	return strings.TrimFunc(s, func(r rune) bool { return unicode.Is(unicode.Zs, r) })
+}
+
+// Validate returns the first limit that a breaks.
+func (a Attributes) Validate() error {
+	if len(a.Labels) > MaxLabels {
+		return tooManyLabels(len(a.Labels))
+	}
+	if err := checkTrimmed(PrefixName, "name", a.Name); err != nil {
+		return err
+	}
+	for i, l := range a.Labels {
+		err := checkTrimmed(PrefixLabel, "label", l)
+		if l == "" {
+			err = errors.New("an empty label")
+		}
+		if err != nil {
+			return fmt.Errorf("label %d: %w", i+1, err)
+		}
+	}
+	for i, ca := range a.CAs {
+		if ca == "" {
+			return errors.New("an empty CA")
+		}
+		if i > 0 && a.CAs[i-1] >= ca {
+			return fmt.Errorf("CAs are not sorted or not unique: %q before %q", a.CAs[i-1], ca)
+		}
+		if err := CheckText(PrefixCA, "CA", ca); err != nil {
+			return err
+		}
+	}
+	if a.Certificate == nil {
+		return nil
+	}
+	return a.Certificate.validate()
+}
+
+func (c *EKCertificate) validate() error {
+	if h, err := ParseEKHash(c.IssuerKeyHash); err != nil || h.String() != c.IssuerKeyHash {
+		return errors.New("the issuer's key hash is not 64 lower-case hex digits")
+	}
+	if c.Serial == "" || strings.Trim(c.Serial, "0123456789abcdef") != "" || c.Serial[0] == '0' && c.Serial != "0" ||
+		len(PrefixSerial)+len(c.Serial) > MaxSelector {
+		return errors.New("the serial is not lower-case hex without leading zeros, or is too long")
+	}
+	return cmp.Or(
+		CheckText(PrefixIssuerCN, "issuer's common name", c.IssuerCN),
+		CheckText(PrefixManufacturer, "manufacturer", c.Manufacturer),
+		CheckText(PrefixModel, "model", c.Model),
+		CheckText(PrefixVersion, "version", c.Version),
+	)
+}
+
+// checkTrimmed is CheckText for a text that Tidy trims.
+func checkTrimmed(prefix, what, s string) error {
+	if s != TrimBlanks(s) {
+		return fmt.Errorf("a %s with blanks around it", what)
+	}
+	return CheckText(prefix, what, s)
+}
+
+// CheckText returns what is wrong with a text that is to become a selector behind a prefix, and
+// part of a line in a log: the selector is longer than MaxSelector, or the text is not UTF-8 or
+// has a control character. what says what the text is. The error does not quote the text, since
+// it ends in a log.
+func CheckText(prefix, what, s string) error {
+	switch {
+	case len(prefix)+len(s) > MaxSelector:
+		return fmt.Errorf("a %s of %d bytes, more than %d", what, len(s), MaxSelector-len(prefix))
+	case !utf8.ValidString(s):
+		return fmt.Errorf("a %s that is not UTF-8", what)
+	case strings.ContainsFunc(s, unicode.IsControl):
+		return fmt.Errorf("a %s with a control character", what)
+	}
+	return nil
+}
