@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
@@ -37,13 +38,13 @@ func (s *Set) BeforeChallenge(ctx context.Context, ev *sources.Evidence) policy.
 }
 
 // AfterChallenge asks every source, whatever it said before the challenge. If the network's
-// answer can still change the decision or what it grants, the sources.Fetcher asks the network.
-// Then policy.Plan.After decides.
+// answer can still change the decision or what it grants, the sources.Fetcher asks the network,
+// and then the other sources are asked once more. Then policy.Plan.After decides.
 //
 // The decision depends on the configuration and the data that are current now, and on nothing
 // that this or another Set decided before. ev.Proof must be set, otherwise the decision is a
 // refusal. AfterChallenge returns within Options.CheckTimeout or, if the network is asked,
-// within Options.FetchTimeout more.
+// within Options.FetchTimeout and another Options.CheckTimeout more.
 func (s *Set) AfterChallenge(ctx context.Context, ev *sources.Evidence) policy.Decision {
 	if ev == nil || ev.Proof == nil {
 		return policy.Decision{}
@@ -52,6 +53,9 @@ func (s *Set) AfterChallenge(ctx context.Context, ev *sources.Evidence) policy.D
 	e.ask(ctx, time.Now().Add(s.opts.CheckTimeout), e.all(), (*runner).checkLane)
 	if worth := s.plan.WorthFetching(e.answers); len(worth) > 0 {
 		e.ask(ctx, time.Now().Add(s.opts.FetchTimeout), worth, (*runner).fetchLane)
+		// A fetch may take long: whoever was removed or denied meanwhile is not admitted.
+		others := slices.DeleteFunc(e.all(), func(i int) bool { return slices.Contains(worth, i) })
+		e.ask(ctx, time.Now().Add(s.opts.CheckTimeout), others, (*runner).checkLane)
 	}
 	e.noteNotAsked()
 	return s.plan.After(e.answers)

@@ -564,3 +564,34 @@ func TestTakenOverWhileItIsFetched(t *testing.T) {
 		}
 	})
 }
+
+// TestRemovedWhileItIsFetched: whoever is removed from a list, or denied, while the network is
+// asked about his certificate would otherwise be admitted up to 20 seconds later, after the
+// eviction. What cannot be told any more admits nobody either.
+func TestRemovedWhileItIsFetched(t *testing.T) {
+	for name, c := range map[string]struct {
+		list, denied sourcetest.Answer // when the network has answered
+		want         policy.Outcome
+	}{
+		"nothing":          {sourcetest.Lists(named("n")), sourcetest.ListsNot(), policy.Admitted},
+		"removed":          {sourcetest.ListsNot(), sourcetest.ListsNot(), policy.Refused},
+		"denied":           {sourcetest.Lists(named("n")), sourcetest.Lists(named("")), policy.Refused},
+		"the list is down": {sourcetest.Panics("gone"), sourcetest.ListsNot(), policy.Unavailable},
+		"denied, perhaps":  {sourcetest.Lists(named("n")), sourcetest.Panics("gone"), policy.Unavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			list, denied := sourcetest.NewFake(sourcetest.Lists(named("n"))), new(sourcetest.Fake)
+			vendors := sourcetest.NewFetchingFake(nil)
+			vendors.Network.Set(func(context.Context, *sources.Evidence) (sources.Verdict, error) {
+				list.Set(c.list)
+				denied.Set(c.denied)
+				return sources.Verdict{Listed: true}, nil
+			})
+			s := newSet(t, allowDeny(policy.Rule{All: []string{"list", "vendors"}}, policy.Rule{Any: []string{"denied"}}),
+				admission.Options{}, member("list", list), member("vendors", vendors), member("denied", denied))
+			if d := attest(t, s, sourcetest.NewEvidence(t)); d.Outcome != c.want || fetches(vendors) != 1 {
+				t.Errorf("%v after %d fetches, want %v: %s", d.Outcome, fetches(vendors), c.want, d.Explain())
+			}
+		})
+	}
+}
