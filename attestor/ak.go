@@ -23,13 +23,13 @@ type attestationKey struct {
 	name   akName
 }
 
-// parseAK checks the parameters of an attestation key: that they say of
-// themselves, in a TPM's words and under the key's own signature, that the key
-// was created in a TPM, cannot leave it, and signs nothing but what the TPM
-// itself has made (TPM 2.0 library specification, part 1, 31.2 and 23.2).
+// parseAK checks the parameters of an attestation key. They have to state, in TPM
+// structures signed by the key itself, that the key was created in a TPM, cannot leave
+// it, and signs only what that TPM has made (TPM 2.0 library specification, part 1, 31.2
+// and 23.2).
 //
-// They prove nothing until the key is activated: anybody can make a software
-// key that signs a structure of this shape.
+// This proves nothing until the key is activated: anybody can sign such structures with
+// a key in software.
 func parseAK(p *AKParameters) (*attestationKey, error) {
 	area, err := readPublic(p.Public)
 	if err != nil {
@@ -63,7 +63,7 @@ func parseAK(p *AKParameters) (*attestationKey, error) {
 	return &attestationKey{public: pub, name: name}, nil
 }
 
-// signingKey returns the key in p where p is of an attestation key.
+// signingKey returns the key in p. It is an error if p is not an attestation key's.
 func (p *publicArea) signingKey() (crypto.PublicKey, error) {
 	for _, want := range []struct {
 		bit  uint32
@@ -112,7 +112,7 @@ func checkCreationData(b []byte) error {
 	return r.end()
 }
 
-// readPCRSelection reads over a TPML_PCR_SELECTION (part 2, 10.9.7).
+// readPCRSelection skips a TPML_PCR_SELECTION (part 2, 10.9.7).
 func (r *reader) readPCRSelection() {
 	const maxBanks, maxSelect = 16, 4
 	n := r.u32()
@@ -129,8 +129,8 @@ func (r *reader) readPCRSelection() {
 	}
 }
 
-// creation is what a TPM certifies of a key's creation: a TPMS_CREATION_INFO
-// (part 2, 10.12.6).
+// creation is a TPMS_CREATION_INFO (part 2, 10.12.6): what a TPM certifies about a key's
+// creation.
 type creation struct {
 	name []byte
 	hash []byte
@@ -159,8 +159,8 @@ func readCreation(b []byte) (*creation, error) {
 	return c, nil
 }
 
-// verify checks the TPMT_SIGNATURE (part 2, 11.3.4) sig over msg by the key pub,
-// whose public area p is. The signature has the scheme and the hash of the key.
+// verify checks the TPMT_SIGNATURE (part 2, 11.3.4) sig over msg by the key pub, whose
+// public area is p. The signature must have the key's scheme and hash.
 func (p *publicArea) verify(pub crypto.PublicKey, msg, sig []byte) error {
 	r := &reader{b: sig}
 	scheme, alg := r.alg(), r.alg()
@@ -200,7 +200,7 @@ func verifyRSA(pub *rsa.PublicKey, scheme tpm2.TPMAlgID, hash crypto.Hash, sum, 
 	return rsa.VerifyPKCS1v15(pub, hash, sum, sig) == nil
 }
 
-// nameOf returns the name of the object whose TPMT_PUBLIC public is.
+// nameOf returns the name of the object with the given TPMT_PUBLIC.
 func nameOf(alg tpm2.TPMAlgID, hash crypto.Hash, public []byte) akName {
 	return append(binary.BigEndian.AppendUint16(nil, uint16(alg)), digest(hash, public)...)
 }

@@ -57,9 +57,9 @@ func rsaParms(change func(*tpm2.TPMSRSAParms)) func(*tpm2.TPMTPublic) {
 	}
 }
 
-// An AK that is none by its attributes, its name or its scheme is refused, even
-// where everything that is said of it is consistent and signed: whoever has such
-// a key could sign what no TPM has made, or read what is meant for the TPM.
+// A key whose attributes, name or scheme are not those of an AK is refused, even if
+// everything about it is consistent and signed: its owner could sign what no TPM has
+// made, or decrypt what is meant for the TPM.
 func TestAKsThatAreNone(t *testing.T) {
 	t.Parallel()
 	attr := func(change func(*tpm2.TPMAObject)) func(*tpm2.TPMTPublic) {
@@ -327,7 +327,7 @@ func TestAKParametersMixed(t *testing.T) {
 	}
 }
 
-// A signature of zeros, or of the curve's order, is none.
+// A signature of zeros, or of the curve's order, is refused.
 func TestSignaturesOutOfRange(t *testing.T) {
 	t.Parallel()
 	order := elliptic.P256().Params().N.Bytes()

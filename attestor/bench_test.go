@@ -43,7 +43,7 @@ func BenchmarkAttestation(b *testing.B) {
 }
 
 // BenchmarkAttestationCertificate is the same with an EK certificate in the
-// payload, which is parsed and whose chain nobody checks here.
+// payload. Its key is read; nobody parses it or checks its chain here.
 func BenchmarkAttestationCertificate(b *testing.B) {
 	ca := attestortest.NewCA(b, "bench")
 	for _, o := range benchmarks {
@@ -52,9 +52,9 @@ func BenchmarkAttestationCertificate(b *testing.B) {
 	}
 }
 
-// BenchmarkFloor is the cryptography that no attestation can do without: to
-// verify the AK's signature, to encrypt a seed to the EK (OAEP, or an ephemeral
-// key and ECDH), the derivation of two keys, AES and HMAC.
+// BenchmarkFloor is the cryptography that every attestation needs: verifying the AK's
+// signature, encrypting a seed to the EK (OAEP, or an ephemeral key and ECDH), deriving
+// two keys, AES and HMAC.
 func BenchmarkFloor(b *testing.B) {
 	for _, o := range benchmarks {
 		b.Run(benchName(o), func(b *testing.B) { benchmark(b, floor(b, o)) })
@@ -69,8 +69,8 @@ func benchmark(b *testing.B, f func()) {
 	}
 }
 
-// BenchmarkAttestationOverFloor takes turns between the two, so that what else
-// the machine does meets both, and reports the ratio of their medians.
+// BenchmarkAttestationOverFloor runs the two by turns, so that other work on the machine
+// slows down both, and reports the ratio of their medians.
 func BenchmarkAttestationOverFloor(b *testing.B) {
 	for _, o := range benchmarks {
 		b.Run(benchName(o), func(b *testing.B) {
@@ -94,8 +94,8 @@ func BenchmarkAttestationOverFloor(b *testing.B) {
 	}
 }
 
-// wrongAnswer is well formed. The right one would take the TPM's time, and costs
-// the server the same.
+// wrongAnswer is well formed. It costs the server as much as the right answer, which would
+// take a TPM's time to make.
 var wrongAnswer = []byte(`{"Secret":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}`)
 
 func attestation(b *testing.B, o attestortest.Options) func() {

@@ -16,8 +16,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 )
 
-// hostileCertificates are changes by which a certificate of at most 8 KiB becomes many
-// times as large when it is parsed, or takes long to be used.
+// hostileCertificates are changes to a certificate of at most 8 KiB that make it many times
+// as large when it is parsed, or slow to use.
 func hostileCertificates(t *testing.T) map[string]func(*x509.Certificate) {
 	t.Helper()
 	raw := func(value []byte) func(*x509.Certificate) {
@@ -52,8 +52,8 @@ func hostileCertificates(t *testing.T) map[string]func(*x509.Certificate) {
 
 // A stranger's certificate must not cost a server more than its bytes: 7.8 KB with 2520
 // extended key usages are 121 KiB once they are parsed, and a thousand strangers could
-// fill the memory. So what is in a certificate is counted before anybody parses it,
-// wherever in a payload it stands.
+// fill the memory. So the values of a certificate are counted before anybody parses it,
+// in every field of a payload.
 func TestCertificatesThatSwell(t *testing.T) {
 	t.Parallel()
 	ca := attestortest.NewCA(t, "root")
@@ -83,9 +83,9 @@ func TestCertificatesThatSwell(t *testing.T) {
 	}
 }
 
-// The largest payload that is taken, with nothing but certificates in it, makes no more
-// of the server's memory than a few times its size, and what the session keeps once its
-// challenge is out is a machine's keys alone.
+// The largest accepted payload, with as many certificates as it has room for, takes no
+// more of the server's memory than a few times its size. After the challenge, the session
+// keeps only the machine's keys.
 func TestFatPayload(t *testing.T) {
 	ca := attestortest.NewCA(t, "root")
 	tpm := attestortest.New(t, attestortest.Options{CA: ca, AK: attestor.RSA2048})
@@ -113,9 +113,9 @@ func TestFatPayload(t *testing.T) {
 	}
 }
 
-// A certificate may have every peculiarity that no key and no bound depends on: the
-// machine attests, if a list has its hash, whether or not its certificate can be
-// parsed. This one's serial number begins with needless zeros, as some of the field do.
+// A certificate that cannot be parsed does not keep a machine out if a list has its hash,
+// as long as the certificate's key can be read and its size is within the limits. The
+// serial number of this certificate begins with needless zeros, as in some real ones.
 func TestCertificateThatCannotBeParsed(t *testing.T) {
 	t.Parallel()
 	ca := attestortest.NewCA(t, "root")

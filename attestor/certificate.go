@@ -14,41 +14,38 @@ import (
 	der "golang.org/x/crypto/cryptobyte/asn1"
 )
 
-// The limits of a certificate. What package x509 makes of one may be many times
-// the size of its bytes, so what is in it is counted before it is parsed. Real EK
-// and CA certificates have up to 140 values, nested 12 deep.
+// The limits of a certificate. A parsed certificate may take many times the memory of its
+// bytes, so its values are counted before it is parsed. Real EK and CA certificates have
+// up to 140 values, nested 12 deep.
 const (
-	// maxCertificateSize is with all that stands around the certificate, in bytes.
+	// maxCertificateSize is the size in bytes, with header and padding.
 	maxCertificateSize = 8 << 10
-	// maxElements is the number of DER values, those in extensions included.
+	// maxElements is the number of DER values, including the values in extensions.
 	maxElements = 512
 	// maxOIDSize is the size of an object identifier, in bytes; package x509 takes
 	// eight bytes for each.
 	maxOIDSize = 64
 	// maxNesting is how deep DER values are nested.
 	maxNesting = 32
-	// maxKeySize is the size of a SubjectPublicKeyInfo, in bytes: that of an RSA key
-	// of 8192 bits, and a few more. Whoever checks a signature pays for the size of
-	// its key.
+	// maxKeySize is the size of a SubjectPublicKeyInfo, in bytes: an RSA key of 8192 bits
+	// has a few less. Checking a signature takes longer the larger the key is.
 	maxKeySize = 1100
 )
 
 // ParseEKCertificate parses an EK certificate as it is found in NV memory, in
-// files and in messages: DER (RFC 5280, 4.1), at most 8 KiB with all that stands
-// around it:
+// files and in messages: DER (RFC 5280, 4.1), at most 8 KiB including what may surround
+// it:
 //
 //   - before it, the header of a stored certificate (TCG PC Client Specific
 //     Implementation Specification 1.21, 7.3.2): 10 01 00 and two bytes of
-//     length, at times with 10 02 behind them. The certificate itself says
-//     how long it is, and the header's length is not used.
-//   - behind it, padding, which some vendors make of 11. It is not read: the
-//     certificate says where it ends.
+//     length, at times followed by 10 02. The header's length is not used: the
+//     certificate has its own.
+//   - behind it, padding of any bytes. It is not read.
 //
-// Where the key's algorithm is RSAES-OAEP or RSASSA-PSS (RFC 4055, 1.2), which
-// EK certificates use to say what the key is for, the certificate's PublicKey
-// is an *rsa.PublicKey as for rsaEncryption. Its critical extensions stay
-// unhandled where package x509 leaves them so. Nothing about the certificate is
-// verified.
+// An EK certificate may name RSAES-OAEP or RSASSA-PSS (RFC 4055, 1.2) as the key's
+// algorithm, to say what the key is for. Its PublicKey is then an *rsa.PublicKey, as for
+// rsaEncryption. Critical extensions that package x509 does not handle stay unhandled.
+// Nothing about the certificate is verified.
 func ParseEKCertificate(b []byte) (*x509.Certificate, error) {
 	raw, _, err := unwrap(b)
 	if err != nil {
@@ -66,10 +63,9 @@ func ParseEKCertificate(b []byte) (*x509.Certificate, error) {
 	return cert, nil
 }
 
-// ReadEKCertificate returns the DER of an EK certificate, without what stands around it,
-// and the public key in it. It has the limits of [ParseEKCertificate] and reads nothing
-// but the key: what it returns is what a [Verifier] takes, even if ParseEKCertificate
-// refuses the certificate.
+// ReadEKCertificate returns an EK certificate in DER, without header and padding, and the
+// public key in it. It has the limits of [ParseEKCertificate] but reads nothing except
+// the key, as a [Verifier] does: ParseEKCertificate may refuse the certificate.
 func ReadEKCertificate(b []byte) (certificate []byte, key crypto.PublicKey, err error) {
 	if certificate, _, err = unwrap(b); err != nil {
 		return nil, nil, err
@@ -80,9 +76,8 @@ func ReadEKCertificate(b []byte) (certificate []byte, key crypto.PublicKey, err 
 	return certificate, key, nil
 }
 
-// ParseCertificate is [x509.ParseCertificate] for a certificate that anybody may
-// have made: it has at most 8 KiB, and what is in it is counted before it is
-// parsed.
+// ParseCertificate is [x509.ParseCertificate] for a certificate that an attacker may have
+// made: it may have at most 8 KiB, and its values are counted before it is parsed.
 func ParseCertificate(b []byte) (*x509.Certificate, error) {
 	if _, err := keyIn(b); err != nil {
 		return nil, err
@@ -94,8 +89,8 @@ func ParseCertificate(b []byte) (*x509.Certificate, error) {
 	return cert, nil
 }
 
-// unwrap returns the DER of a certificate without what stands around it, and what
-// stands behind it.
+// unwrap returns a certificate in DER, without header and padding, and the bytes behind
+// it.
 func unwrap(b []byte) (certificate, behind []byte, err error) {
 	if len(b) > maxCertificateSize {
 		return nil, nil, fmt.Errorf("a certificate of %d bytes, at most %d are allowed", len(b), maxCertificateSize)
@@ -111,15 +106,15 @@ func unwrap(b []byte) (certificate, behind []byte, err error) {
 	return outer, rest, nil
 }
 
-// isPadding reports whether b is what agents send behind a certificate, if anything:
-// bytes of 00 and FF.
+// isPadding reports whether b holds only 00 and FF: the padding that an agent may send
+// behind a certificate.
 func isPadding(b []byte) bool {
 	return len(bytes.Trim(b, "\x00\xFF")) == 0
 }
 
-// keyIn returns the SubjectPublicKeyInfo of a certificate in DER (RFC 5280, 4.1)
-// whose size and content are within the limits. It reads no more than that: the
-// certificate may be one that cannot be parsed.
+// keyIn checks that a certificate in DER (RFC 5280, 4.1) is within the limits, and returns
+// its SubjectPublicKeyInfo. It reads nothing else: package x509 may refuse the
+// certificate.
 func keyIn(b []byte) ([]byte, error) {
 	if len(b) > maxCertificateSize {
 		return nil, fmt.Errorf("a certificate of %d bytes, at most %d are allowed", len(b), maxCertificateSize)
@@ -146,7 +141,7 @@ func keyIn(b []byte) ([]byte, error) {
 	return key, nil
 }
 
-// count counts the DER values in b off left, as far as b is DER.
+// count subtracts the number of DER values in b from left. It stops where b is not DER.
 func count(b []byte, left *int, depth int) error {
 	const constructed = 0x20
 	if depth == 0 {
@@ -156,7 +151,7 @@ func count(b []byte, left *int, depth int) error {
 		var value cryptobyte.String
 		var tag der.Tag
 		if !in.ReadAnyASN1(&value, &tag) {
-			return nil // what cannot be read ends the parser, too
+			return nil // the parser stops here too
 		}
 		if *left--; *left < 0 {
 			return fmt.Errorf("a certificate of more than %d values", maxElements)
@@ -174,8 +169,8 @@ func count(b []byte, left *int, depth int) error {
 	return nil
 }
 
-// certificateKey returns the key in a certificate, of whose algorithms it knows
-// those that [ParseEKCertificate] does.
+// certificateKey returns the key in a certificate. It knows the algorithms that
+// [ParseEKCertificate] knows.
 func certificateKey(b []byte) (crypto.PublicKey, error) {
 	spki, err := keyIn(b)
 	if err != nil {
@@ -191,14 +186,14 @@ func certificateKey(b []byte) (crypto.PublicKey, error) {
 	return key, nil
 }
 
-// The object identifiers of RSA keys for one use alone (RFC 8017, appendix C).
+// The object identifiers of RSA keys for one use only (RFC 8017, appendix C).
 var (
 	oidRSAESOAEP = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 7}
 	oidRSASSAPSS = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 10}
 )
 
-// rsaKeyOf returns the key of a SubjectPublicKeyInfo whose algorithm is
-// RSAES-OAEP or RSASSA-PSS, or nil.
+// rsaKeyOf returns the key in a SubjectPublicKeyInfo if its algorithm is RSAES-OAEP or
+// RSASSA-PSS, and nil otherwise.
 func rsaKeyOf(spki []byte) *rsa.PublicKey {
 	var info struct {
 		Algorithm pkix.AlgorithmIdentifier

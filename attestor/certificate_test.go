@@ -17,9 +17,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 )
 
-// What stands around a certificate in NV memory is taken off; what stands before it and
-// is no header is refused. A padding that no vendor was known to use would otherwise
-// hide the certificate.
+// Header and padding of a certificate in NV memory are removed; anything else before it is
+// refused. Padding may be any bytes: otherwise the padding of a vendor that nobody knows
+// yet would hide the certificate.
 func TestEKCertificateAsStored(t *testing.T) {
 	t.Parallel()
 	ca := attestortest.NewCA(t, "root")
@@ -122,8 +122,8 @@ func TestEKCertificateForOAEP(t *testing.T) {
 	refused(t, &v, m.encode(t), "unknown algorithm")
 }
 
-// Certificates of the field break rules that matter little here: a set that is
-// not in order, an address with blanks, no end, nothing in the subject.
+// Real certificates break rules that do not matter here: a set that is not in order, a URL
+// with blanks, no end, an empty subject.
 func TestEKCertificateQuirks(t *testing.T) {
 	t.Parallel()
 	set, err := asn1.Marshal([]asn1.RawValue{{
@@ -154,7 +154,7 @@ func TestEKCertificateQuirks(t *testing.T) {
 	}
 }
 
-// unorderedName is a name of one SET whose elements are not in DER's order.
+// unorderedName returns a name of one SET with elements that are not in DER's order.
 func unorderedName(t *testing.T) []byte {
 	t.Helper()
 	var elements []byte
@@ -215,8 +215,7 @@ func TestEKCertificatesOfTheField(t *testing.T) {
 	}
 }
 
-// Files beside certificates, and replies of vendors' services that are no DER,
-// are errors.
+// Other files, and replies of vendors' services that are not DER, are errors.
 func TestOtherFilesOfTheField(t *testing.T) {
 	t.Parallel()
 	dir := attestortest.FieldCertificates(t)

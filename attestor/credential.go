@@ -32,7 +32,7 @@ func makeCredential(t *template, pub crypto.PublicKey, name akName, secret []byt
 	return &encryptedCredential{Credential: withSize(id), Secret: withSize(seed)}, nil
 }
 
-// withSize returns the TPM2B structure that holds b.
+// withSize returns b as a TPM2B structure.
 func withSize(b []byte) []byte {
 	return append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)
 }

@@ -11,8 +11,7 @@ import (
 )
 
 // TestCredential: for every type of EK, the TPM opens a credential that names its AK, and
-// none that names another key. Otherwise anybody who has read a listed EK could have it
-// vouch for a key outside of its TPM.
+// no other credential. Otherwise a listed EK would vouch for keys outside its TPM.
 func TestCredential(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []attestor.KeyType{

@@ -6,21 +6,21 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// curveInfo joins a curve to its names.
+// curveInfo is a curve with its names.
 type curveInfo struct {
 	keyType KeyType
 	id      tpm2.TPMECCCurve
 	curve   elliptic.Curve
 }
 
-// curves is immutable: the curves on which keys are taken.
+// curves are the accepted curves. It is immutable.
 var curves = [...]curveInfo{
 	{P256, tpm2.TPMECCNistP256, elliptic.P256()},
 	{P384, tpm2.TPMECCNistP384, elliptic.P384()},
 	{P521, tpm2.TPMECCNistP521, elliptic.P521()},
 }
 
-// curve returns the row of an ECC key type; the zero row for others.
+// curve returns the curve of an ECC key type. For other types it is zero.
 func (t KeyType) curve() curveInfo {
 	for _, c := range curves {
 		if c.keyType == t {

@@ -26,8 +26,8 @@ type EK struct {
 }
 
 // HashEK returns the EK hash of a public key: the SHA-256 of its DER
-// SubjectPublicKeyInfo (PKIX, as Go marshals it). It is an error if the key is none
-// that EK.Public may be.
+// SubjectPublicKeyInfo (PKIX, as Go marshals it). It is an error if EK.Public may not be
+// such a key.
 func HashEK(pub crypto.PublicKey) ([sha256.Size]byte, error) {
 	if err := checkKey(pub); err != nil {
 		return [sha256.Size]byte{}, err
@@ -45,9 +45,9 @@ const (
 	pemPublicKey   = "PUBLIC KEY"
 )
 
-// parseEK reads the field EK of a payload: PEM of a certificate and of a public
-// key in either order, or of one of them alone. A certificate vouches only for
-// the key in it, so that a key beside it has to be the same.
+// parseEK reads the field EK of a payload: a certificate and a public key in PEM, in
+// either order, or only one of the two. A certificate vouches only for the key in it, so
+// a key that is sent with it has to be the same.
 func parseEK(text []byte) (*EK, error) {
 	certificate, key, err := splitPEM(text)
 	if err != nil {
@@ -83,9 +83,9 @@ func parseEK(text []byte) (*EK, error) {
 	return ek, nil
 }
 
-// takeCertificate takes the EK certificate out of the chain if there is none beside the
-// key: agents send a certificate there that package x509 cannot parse. It is the first
-// one that is for the key.
+// takeCertificate moves the EK certificate from the chain to ek if ek has none: an agent
+// sends the EK certificate in the chain if package x509 cannot parse it. The first
+// certificate for ek's key is the EK certificate.
 func (ek *EK) takeCertificate(p *payload) {
 	if ek.Certificate != nil {
 		return
@@ -98,8 +98,8 @@ func (ek *EK) takeCertificate(p *payload) {
 	}
 }
 
-// splitPEM returns what the blocks in text hold: a certificate, a public key, or
-// both, with nothing but white space around them. What is not there is nil.
+// splitPEM returns the content of the blocks in text: a certificate, a public key, or
+// both. What is missing is nil. Nothing but white space may surround the blocks.
 func splitPEM(text []byte) (certificate, key []byte, err error) {
 	for rest := bytes.TrimSpace(text); len(rest) > 0; {
 		block, next, err := cutPEM(rest)
@@ -128,27 +128,27 @@ func splitPEM(text []byte) (certificate, key []byte, err error) {
 	return certificate, key, nil
 }
 
-// cutPEM returns the PEM block with which text begins, and what follows it.
+// cutPEM returns the PEM block at the beginning of text, and what follows it.
 func cutPEM(text []byte) (*pem.Block, []byte, error) {
 	begin := []byte("-----BEGIN ")
 	switch {
 	case !bytes.HasPrefix(text, begin):
 		return nil, nil, errors.New("something other than PEM blocks")
-	case bytes.IndexByte(text, ':') >= 0: // in nothing else; reading headers would take its time
+	case bytes.IndexByte(text, ':') >= 0: // only headers have colons, and take long to read
 		return nil, nil, errors.New("a PEM block with headers")
-	case bytes.Count(text, begin) > 2: // so would looking for the end of each
+	case bytes.Count(text, begin) > 2: // and so does looking for the end of each block
 		return nil, nil, errors.New("more than two PEM blocks")
 	}
 	block, next := pem.Decode(text)
-	// Decode goes on to the next block where one cannot be read.
+	// If Decode cannot read a block, it goes on to the next.
 	if block == nil || bytes.Count(text[:len(text)-len(next)], begin) != 1 {
 		return nil, nil, errors.New("a PEM block that cannot be read")
 	}
 	return block, next, nil
 }
 
-// findTemplate returns the template that an EK was made from. Where public, the
-// key's TPMT_PUBLIC, is empty, it follows from the key's type.
+// findTemplate returns the template that an EK was made from. public is the key's
+// TPMT_PUBLIC; if it is empty, the key's type decides.
 func findTemplate(pub crypto.PublicKey, public []byte) (*template, error) {
 	keyType, err := KeyTypeOf(pub)
 	if err != nil {

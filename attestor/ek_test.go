@@ -128,8 +128,8 @@ func TestKeysThatAreNoEK(t *testing.T) {
 	}
 }
 
-// The field EK holds a certificate and a key, or one of them, and nothing that
-// one reader takes for another key than the next reader does.
+// The field EK holds a certificate, a key, or both. Two readers must never find different
+// keys in it.
 func TestEKPEM(t *testing.T) {
 	t.Parallel()
 	ca := attestortest.NewCA(t, "root")
@@ -193,8 +193,8 @@ func decoded(text string) []byte {
 	return slices.Clone(block.Bytes)
 }
 
-// EKPublic says by which template a key was made, and with it how the challenge
-// is encrypted: it is of the very key and of a template that is known.
+// EKPublic says from which template a key was made, and so how the challenge is encrypted:
+// it must hold the same key and fit a known template.
 func TestEKPublic(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []attestor.KeyType{attestor.RSA2048, attestor.RSA3072, attestor.P256, attestor.P384} {
@@ -291,8 +291,8 @@ func TestEKPublicWithoutLeadingZeros(t *testing.T) {
 	t.Error("no key begins with a zero")
 }
 
-// A key that can be computed from its certificate proves nothing: it is refused
-// unless the operator has no choice.
+// A key that can be computed from its certificate proves nothing: it is refused unless the
+// operator allows it.
 func TestROCA(t *testing.T) {
 	t.Parallel()
 	m := membersOf(t, attestortest.New(t, attestortest.Options{}))

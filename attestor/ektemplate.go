@@ -15,7 +15,7 @@ import (
 // template of the TCG EK Credential Profile follows from it and from the range.
 type KeyType string
 
-// The key types for which the EK Credential Profile has templates, but for SM2.
+// The key types for which the EK Credential Profile has templates, except SM2.
 const (
 	RSA2048 KeyType = "rsa2048"
 	RSA3072 KeyType = "rsa3072"
@@ -25,9 +25,8 @@ const (
 	P521    KeyType = "p521"
 )
 
-// KeyTypeOf returns the type of a public endorsement key. It is an error where
-// the key has none: no RSA key of 2048, 3072 or 4096 bits and no ECDSA key on
-// P-256, P-384 or P-521.
+// KeyTypeOf returns the type of a public endorsement key. It is an error if the key is
+// neither an RSA key of 2048, 3072 or 4096 bits nor an ECDSA key on P-256, P-384 or P-521.
 func KeyTypeOf(pub crypto.PublicKey) (KeyType, error) {
 	switch pub := pub.(type) {
 	case *rsa.PublicKey:
@@ -101,8 +100,8 @@ func EKTemplates() []EKTemplate {
 	return all
 }
 
-// TemplateFor returns the template by which TPMs make endorsement keys of type
-// t: L-1 and L-2 for RSA 2048 and P-256, the one of the high range for others.
+// TemplateFor returns the template from which TPMs make endorsement keys of type t: L-1
+// for RSA 2048, L-2 for P-256, and the template of the high range for other types.
 func TemplateFor(t KeyType) (EKTemplate, error) {
 	for i := range templates {
 		if templates[i].keyType == t {
@@ -112,8 +111,8 @@ func TemplateFor(t KeyType) (EKTemplate, error) {
 	return EKTemplate{}, fmt.Errorf("no endorsement key template for the key type %q", string(t))
 }
 
-// template is a row of the profile. What it does not say is the same in all of
-// them: AES in CFB mode, no asymmetric scheme, the default RSA exponent.
+// template is one template of the profile. All templates have in common: AES in CFB mode,
+// no asymmetric scheme, the default RSA exponent.
 type template struct {
 	name    string
 	keyType KeyType
@@ -123,8 +122,7 @@ type template struct {
 	high    bool
 }
 
-// templates is immutable. The row of a key type that keys are made from by
-// default comes first.
+// templates is immutable. If a key type has two templates, the default comes first.
 var templates = [...]template{
 	{"L-1", RSA2048, 0x01C00002, tpm2.TPMAlgSHA256, 128, false},
 	{"L-2", P256, 0x01C0000A, tpm2.TPMAlgSHA256, 128, false},

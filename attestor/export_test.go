@@ -20,8 +20,8 @@ func DecodeResponse(msg []byte) ([]byte, error) { return decodeResponse(msg, Max
 // CheckCreationData is checkCreationData.
 func CheckCreationData(b []byte) error { return checkCreationData(b) }
 
-// ReadPublic returns the key in a TPMT_PUBLIC, or nil where it is none that is
-// taken, once the structure itself can be read.
+// ReadPublic returns the key in a TPMT_PUBLIC. It returns nil if the structure can be read
+// and its key is not accepted.
 func ReadPublic(b []byte) (crypto.PublicKey, error) {
 	p, err := readPublic(b)
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 )
 
-// seeds are TPMs whose messages the fuzzers begin with.
+// seeds are TPMs. The fuzzers begin with their messages.
 func seeds(f *testing.F) []*attestortest.TPM {
 	f.Helper()
 	ca := attestortest.NewCA(f, "root")
@@ -30,7 +30,7 @@ func seeds(f *testing.F) []*attestortest.TPM {
 	return all
 }
 
-// checkEK holds what every EK that is taken holds: its hash is of its key, its
+// checkEK checks what holds for every accepted EK: its hash is the hash of its key, its
 // certificate is for that key, and it can be challenged.
 func checkEK(t *testing.T, ek *attestor.EK) {
 	t.Helper()
@@ -49,7 +49,7 @@ func checkEK(t *testing.T, ek *attestor.EK) {
 	}
 }
 
-// A payload of any bytes is refused, or it is one whose session stands.
+// Any bytes are refused as a payload, or begin a session in which everything is consistent.
 func FuzzPayload(f *testing.F) {
 	for _, tpm := range seeds(f) {
 		f.Add(tpm.Payload(f))
@@ -77,8 +77,8 @@ func FuzzPayload(f *testing.F) {
 	})
 }
 
-// PEM of any bytes is refused, or it is of at most two blocks that each say the
-// same key to every reader.
+// Any bytes are refused as PEM, or have at most two blocks in which every reader finds the
+// same key.
 func FuzzEKPEM(f *testing.F) {
 	for _, tpm := range seeds(f) {
 		for _, text := range pemForms(f, tpm.Claim()) {
@@ -111,9 +111,8 @@ func FuzzEKPEM(f *testing.F) {
 	})
 }
 
-// The structures of an AK, of any bytes, are read as go-tpm reads them, from
-// their first byte to their last, or refused; an AK that is taken is one that
-// go-attestation takes, too.
+// Any bytes are refused as a structure of an AK, or read to the last byte, with the same
+// result as by go-tpm. go-attestation accepts every AK that is accepted here.
 func FuzzAKBlobs(f *testing.F) {
 	tpms := seeds(f)
 	for _, tpm := range tpms {
@@ -192,9 +191,8 @@ func checkCreation(t *testing.T, b []byte) {
 	}
 }
 
-// A certificate of any bytes is refused, or it is one whole certificate that
-// stands in those bytes and is the same when it is read again, with the same key for
-// every reader.
+// Any bytes are refused as a certificate, or contain one whole certificate. It is the same
+// when it is read again, and every reader finds the same key in it.
 func FuzzEKCertificate(f *testing.F) {
 	for _, tpm := range seeds(f) {
 		der := tpm.Claim().Certificate
@@ -225,7 +223,7 @@ func FuzzEKCertificate(f *testing.F) {
 		if err != nil {
 			return
 		}
-		// The EK that is challenged is read without the parser that sources use.
+		// The key that is challenged is not read by the parser that sources use.
 		key, err := attestor.CertificateKey(cert.Raw)
 		if err != nil {
 			t.Fatalf("its key cannot be found without the parser: %v", err)
@@ -236,8 +234,7 @@ func FuzzEKCertificate(f *testing.F) {
 	})
 }
 
-// A challenge of any bytes is refused, or the TPM gets structures of a bounded
-// size.
+// Any bytes are refused as a challenge, or the TPM gets structures of a bounded size.
 func FuzzChallenge(f *testing.F) {
 	for _, tpm := range seeds(f) {
 		s := begin(f, tpm)
@@ -266,7 +263,7 @@ func (r *recorder) ActivateCredential(credential, secret []byte) ([]byte, error)
 	return []byte("secret"), nil
 }
 
-// A response of any bytes is refused, or it holds one secret of a bounded size.
+// Any bytes are refused as a response, or hold one secret of a bounded size.
 func FuzzResponse(f *testing.F) {
 	f.Add(wrongAnswer)
 	f.Add([]byte(`{"Secret":"\u0041AAA","EventLog":[{"a":null}]}`))

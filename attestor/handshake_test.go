@@ -29,8 +29,8 @@ func describe(o attestortest.Options) string {
 	return fmt.Sprintf("ek=%s,high=%t,ak=%s,pss=%t", o.EK, o.HighRange, o.AK, o.PSS)
 }
 
-// Every endorsement key that is taken attests, with every kind of AK: the
-// answer that only the TPM can give is the one that the server awaits.
+// Every accepted type of endorsement key attests with every type of AK: the server accepts
+// the answer that only the TPM can give.
 func TestHandshake(t *testing.T) {
 	t.Parallel()
 	for _, o := range tpmKinds() {
@@ -56,9 +56,8 @@ func TestHandshake(t *testing.T) {
 	}
 }
 
-// A machine that has read another machine's public keys, payload and all, and
-// lies about being it, cannot answer: neither without the EK nor with the EK's
-// TPM, where the AK is in another.
+// A machine that sends another machine's payload cannot answer the challenge: neither
+// without the EK, nor with the EK's TPM if the AK is in another TPM.
 func TestHandshakeOfAnother(t *testing.T) {
 	t.Parallel()
 	for _, ek := range []attestor.KeyType{attestor.RSA2048, attestor.P256, attestor.P384, attestor.RSA3072} {

@@ -10,9 +10,9 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// The limits of a message beyond its size. The messages themselves nest two
-// levels deep and hold about ten values; what is unknown in them is read over. A
-// name costs more than its bytes, since it may not be there twice.
+// The limits of a message beyond its size. The known members nest two levels deep and
+// hold about ten values; unknown members are skipped. A name costs more than its bytes,
+// since the decoder has to find out whether it is there twice.
 const (
 	maxDepth  = 16
 	maxTokens = 512
@@ -20,16 +20,15 @@ const (
 
 var errTokens = fmt.Errorf("more than %d values", maxTokens)
 
-// decoder reads one JSON message. Names match exactly; a name that an object
-// holds twice, text that is not UTF-8 and bytes behind the message are errors
-// (RFC 7493, 2.1, 2.3).
+// decoder reads one JSON message. Names match exactly. It is an error if an object has a
+// name twice, if text is not UTF-8, or if bytes follow the message (RFC 7493, 2.1, 2.3).
 type decoder struct {
 	dec    *jsontext.Decoder
 	tokens int
 }
 
-// decode reads the one object that msg is. member reads the value of a member
-// or, where it does not know the name, skips it.
+// decode reads msg, which is one object. member reads the value of a member, or skips it
+// if it does not know the name.
 func decode(msg []byte, limit int, member func(d *decoder, name string) error) error {
 	switch {
 	case len(msg) > limit:
@@ -47,7 +46,7 @@ func decode(msg []byte, limit int, member func(d *decoder, name string) error) e
 	return nil
 }
 
-// token reads the next token. It is valid until the next one is read.
+// token reads the next token. It is valid until the next token is read.
 func (d *decoder) token() (jsontext.Token, error) {
 	if d.tokens++; d.tokens > maxTokens {
 		return jsontext.Token{}, errTokens
@@ -62,7 +61,7 @@ func (d *decoder) token() (jsontext.Token, error) {
 	return tok, nil
 }
 
-// syntaxError leaves out of err what the sender chose: names of any length.
+// syntaxError returns err without what the sender chose: a name may have any length.
 func syntaxError(err error) error {
 	if syn, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
 		return fmt.Errorf("not JSON at byte %d: %w", syn.ByteOffset, syn.Err)
@@ -113,7 +112,7 @@ func (d *decoder) array(name string, limit int, element func() error) error {
 	return err
 }
 
-// value reads a string that is not empty, and returns it with its quotes. It is
+// value reads a string that is not empty and returns it with its quotes. The result is
 // valid until the next token is read.
 func (d *decoder) value(name string) (jsontext.Value, error) {
 	if d.tokens++; d.tokens > maxTokens {
@@ -151,10 +150,11 @@ func (d *decoder) text(name string, limit int) (string, error) {
 	return string(s), nil
 }
 
-// strictBase64 refuses bits that nothing depends on.
+// strictBase64 refuses trailing bits that are not part of the data, so that data has one
+// encoding.
 var strictBase64 = base64.StdEncoding.Strict()
 
-// blob reads base64 (RFC 4648, 4) of at most limit bytes and of at least one.
+// blob reads base64 (RFC 4648, 4) of 1 to limit bytes.
 func (d *decoder) blob(name string, limit int) ([]byte, error) {
 	v, err := d.value(name)
 	if err != nil {
@@ -171,7 +171,7 @@ func (d *decoder) blob(name string, limit int) ([]byte, error) {
 			name, len(s), strictBase64.EncodedLen(limit))
 	}
 	b, err := strictBase64.AppendDecode(nil, s)
-	// The decoder reads over line ends: the length tells them.
+	// The base64 decoder skips line ends; if there were any, the length is wrong.
 	if err != nil || strictBase64.EncodedLen(len(b)) != len(s) {
 		return nil, fmt.Errorf("%s: not base64", name)
 	}
@@ -181,7 +181,7 @@ func (d *decoder) blob(name string, limit int) ([]byte, error) {
 	return b, nil
 }
 
-// skip reads over one value.
+// skip skips one value.
 func (d *decoder) skip() error {
 	depth := d.dec.StackDepth()
 	for {

@@ -16,25 +16,25 @@ const (
 	maxAbilities    = 16
 	maxAbilitySize  = 64
 
-	// A TPM2B_ID_OBJECT, a TPM2B_ENCRYPTED_SECRET and a TPM2B_DIGEST are
-	// shorter (part 2, 12.4.3, 11.4.3 and 10.4.2).
+	// The largest TPM2B_ID_OBJECT, TPM2B_ENCRYPTED_SECRET and TPM2B_DIGEST are smaller
+	// (part 2, 12.4.3, 11.4.3 and 10.4.2).
 	maxCredentialSize = 256
 	maxSeedSize       = 1 << 10
 	maxSecretSize     = 64
 )
 
-// payload is the agent's first message. The members EK and AK are of the
-// protocol's first version, whose servers read over the others.
+// payload is the agent's first message. EK and AK are the members of the protocol's first
+// version; a server of that version ignores the others.
 type payload struct {
 	EK       []byte       // PEM: CERTIFICATE, PUBLIC KEY, or both
 	AK       AKParameters // its four members under the names of the fields
 	EKChain  [][]byte     `json:",omitempty"` // DER; the EK certificate too if EK has none
 	EKPublic []byte       `json:",omitempty"` // TPMT_PUBLIC
-	Can      []string     `json:",omitempty"` // what the agent can answer beyond Secret
+	Can      []string     `json:",omitempty"` // what the agent can answer besides Secret
 }
 
-// encryptedCredential is what TPM2_MakeCredential returns (part 3, 12.6), both
-// with the size fields of their TPM2B_ forms.
+// encryptedCredential is the result of TPM2_MakeCredential (part 3, 12.6). Both fields
+// are TPM2B structures, with their size.
 type encryptedCredential struct {
 	Credential []byte // TPM2B_ID_OBJECT
 	Secret     []byte // TPM2B_ENCRYPTED_SECRET

@@ -13,8 +13,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 )
 
-// refused fails the test unless the payload is refused, by an error of which
-// part is a part, and which is short whatever the payload is.
+// refused fails the test unless the payload is refused, by a short error that contains
+// part.
 func refused(t *testing.T, v *attestor.Verifier, payload []byte, part string) {
 	t.Helper()
 	s, err := v.Begin(payload)
@@ -61,8 +61,8 @@ func (m members) encode(t testing.TB) []byte {
 	return b
 }
 
-// Each field that a payload must have is refused where it is missing, null,
-// empty, of another type, too large or not base64.
+// A payload is refused if a required field is missing, null, empty, of another type, too
+// large or not base64.
 func TestPayloadFields(t *testing.T) {
 	t.Parallel()
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256, CA: attestortest.NewCA(t, "root")})
@@ -114,7 +114,7 @@ func TestPayloadFields(t *testing.T) {
 	t.Run("AK null", func(t *testing.T) { refused(t, &v, m.encode(t), "a JSON null instead of an object") })
 }
 
-// The lists of a payload are bounded, in their length and in each element.
+// The length of a list in a payload is limited, and so is the size of its elements.
 func TestPayloadLists(t *testing.T) {
 	t.Parallel()
 	ca := attestortest.NewCA(t, "root")
@@ -160,14 +160,14 @@ func TestPayloadLists(t *testing.T) {
 	}
 }
 
-// hugeKeyCertificate is one whose signatures would take long to check.
+// hugeKeyCertificate returns a certificate with a key whose signatures take long to check.
 func hugeKeyCertificate(t *testing.T, ca *attestortest.CA) []byte {
 	t.Helper()
 	n := new(big.Int).Lsh(big.NewInt(1), 30000)
 	return ca.Issue(t, &rsa.PublicKey{N: n.Add(n, big.NewInt(1)), E: 65537}, attestortest.Certificate{})
 }
 
-// manyNames are members whose names differ.
+// manyNames returns members with different names.
 func manyNames(n int) string {
 	var b strings.Builder
 	for i := range n {
@@ -176,8 +176,8 @@ func manyNames(n int) string {
 	return b.String()
 }
 
-// What is no payload, or two, or one that a parser could read in two ways, is
-// refused, and so is one that costs more to read than a payload may.
+// A message is refused if it is not one payload, if parsers could read it differently, or
+// if it costs more to read than a payload may.
 func TestPayloadSyntax(t *testing.T) {
 	t.Parallel()
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})

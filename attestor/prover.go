@@ -20,14 +20,13 @@ type AKParameters struct {
 	CreateSignature   []byte // TPMT_SIGNATURE
 }
 
-// Claim is what an agent says of its TPM.
+// Claim is what an agent states about its TPM.
 type Claim struct {
 	// EK is the public endorsement key, an *rsa.PublicKey or an
 	// *ecdsa.PublicKey.
 	EK crypto.PublicKey
-	// EKPublic is the same key as the TPM shows it, a TPMT_PUBLIC. It may be
-	// empty: the server then takes the key for one of the template that
-	// TemplateFor returns.
+	// EKPublic is the TPMT_PUBLIC of the same key, as the TPM returns it. If it is
+	// empty, the server assumes the template that TemplateFor returns.
 	EKPublic []byte
 	// Certificate is the EK certificate, or nil. ParseEKCertificate may refuse it.
 	Certificate []byte
@@ -58,9 +57,9 @@ func NewProver(claim Claim, tpm Activator) *Prover {
 	return &Prover{claim: claim, tpm: tpm}
 }
 
-// Payload returns the payload message. It is an error where the claim is not
-// one that a Verifier reads: without a part of the AK, with a key that is no
-// EK, with a certificate for another key, or too long.
+// Payload returns the payload message. It is an error if a Verifier would not read the
+// claim: a part of the AK is missing, the key cannot be an EK, the certificate is for
+// another key, or the message is too long.
 func (p *Prover) Payload() ([]byte, error) {
 	c := &p.claim
 	if err := checkKey(c.EK); err != nil {
@@ -81,10 +80,10 @@ func (p *Prover) Payload() ([]byte, error) {
 	return encode("payload", msg, MaxPayloadSize)
 }
 
-// writeEK writes the key and the certificate, if there is one, into p. A server of the
-// protocol's first version refuses a machine whose certificate it cannot parse, and
-// ignores EKChain. So that is where such a certificate goes; its issuers would serve
-// nobody.
+// writeEK writes the key, and the certificate if there is one, into p. If package x509
+// cannot parse the certificate, it goes into EKChain instead of EK: a server of the
+// protocol's first version would refuse the machine for it, but ignores EKChain. The
+// issuers are left out then, since nobody can check a chain to them.
 func (c *Claim) writeEK(p *payload) error {
 	if len(c.Certificate) > 0 {
 		der, key, err := ReadEKCertificate(c.Certificate)
@@ -108,9 +107,9 @@ func (c *Claim) writeEK(p *payload) error {
 	return nil
 }
 
-// Answer returns the response to a challenge. Every part of the challenge is
-// bounded and checked before the TPM sees it, since whoever holds the stream may
-// be no server of ours. Each Prover answers once: an agent is no oracle.
+// Answer returns the response to a challenge. The size and form of every part of the
+// challenge are checked before the TPM sees it, since the other end may not be our
+// server. A Prover answers once: an agent must not be an oracle.
 func (p *Prover) Answer(challenge []byte) ([]byte, error) {
 	if p.tpm == nil {
 		return nil, errors.New("no TPM to answer with")
@@ -141,7 +140,7 @@ func (p *Prover) Answer(challenge []byte) ([]byte, error) {
 	return encode("response", &response{Secret: secret}, MaxResponseSize)
 }
 
-// withoutSize returns what a TPM2B structure holds.
+// withoutSize returns the content of a TPM2B structure.
 func withoutSize(b []byte) ([]byte, error) {
 	if len(b) <= 2 || int(binary.BigEndian.Uint16(b)) != len(b)-2 {
 		return nil, errors.New("its size field does not match its length")

@@ -11,8 +11,8 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// rsaExponent is the default public exponent of TPM 2.0 (part 2, 12.2.3.5), and
-// the only one that is taken.
+// rsaExponent is the default public exponent of TPM 2.0 (part 2, 12.2.3.5). No other
+// exponent is accepted.
 const rsaExponent = 65537
 
 // The sizes of fields in TPM structures, in bytes (part 2, annex B).
@@ -47,8 +47,8 @@ type publicArea struct {
 	x, y  []byte
 }
 
-// readPublic reads the TPMT_PUBLIC that b is, as far as endorsement keys and
-// attestation keys use the structure.
+// readPublic reads a TPMT_PUBLIC. It knows what endorsement keys and attestation keys use
+// of that structure.
 func readPublic(b []byte) (*publicArea, error) {
 	r := &reader{b: b}
 	p := &publicArea{
@@ -101,7 +101,7 @@ func (p *publicArea) readScheme(r *reader) {
 	}
 }
 
-// key returns the key in p. It is one that checkKey takes.
+// key returns the key in p, which checkKey accepts.
 func (p *publicArea) key() (crypto.PublicKey, error) {
 	if p.typ == tpm2.TPMAlgRSA {
 		return p.rsaKey()
@@ -155,8 +155,8 @@ func (p *publicArea) holds(pub crypto.PublicKey) bool {
 
 var errOffCurve = errors.New("the point is not on the curve")
 
-// checkKey checks that pub is a key of a type and a size that is taken, for an
-// endorsement key or for an attestation key.
+// checkKey checks that type and size of a key are accepted, for an endorsement key or an
+// attestation key.
 func checkKey(pub crypto.PublicKey) error {
 	if _, err := KeyTypeOf(pub); err != nil {
 		return err
@@ -181,13 +181,13 @@ func checkKey(pub crypto.PublicKey) error {
 	return nil
 }
 
-// sameKey reports whether a and b are one key.
+// sameKey reports whether a and b are the same key.
 func sameKey(a, b crypto.PublicKey) bool {
 	eq, ok := a.(interface{ Equal(crypto.PublicKey) bool })
 	return ok && eq.Equal(b)
 }
 
-// matches reports whether p is a key made from the template t.
+// matches reports whether the key with the public area p was made from t.
 func (p *publicArea) matches(t *template) bool {
 	return p.nameAlg == t.nameAlg &&
 		p.attributes == t.attributes() &&

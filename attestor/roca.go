@@ -6,8 +6,8 @@ import "math/big"
 // Infineon library made until 2017 (CVE-2017-15361; Nemec and others, "The
 // Return of Coppersmith's Attack", CCS 2017, 3.3). Their primes have the form
 // k·M + (65537^a mod M), where M is the product of the first primes, so that n
-// is a power of 65537 modulo each of them. A key made otherwise is so by
-// chance, with a probability of about 2^-27.
+// is a power of 65537 modulo each of them. Another key has this property by chance, with
+// a probability of about 2^-27.
 func hasROCA(n *big.Int) bool {
 	residue, modulus := new(big.Int), new(big.Int)
 	for _, p := range rocaPrimes {
@@ -31,8 +31,8 @@ func isPowerOf65537(r, p uint64) bool {
 	}
 }
 
-// rocaPrimes are the primes from 3 to 167: those of the smallest M in use, for
-// keys of 512 bits, are the first ones of all larger M too. It is immutable.
+// rocaPrimes are the primes from 3 to 167: the factors of the smallest M, which is that
+// of 512-bit keys, and so factors of every larger M. It is immutable.
 var rocaPrimes = [...]uint64{
 	3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73,
 	79, 83, 89, 97, 101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167,

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// An honest key has not the fingerprint. By chance one in 2^27 has it; of a
-// thousand odd numbers none should.
+// An honest key does not have the fingerprint. One in 2^27 has it by chance, so a thousand
+// odd numbers should not.
 func TestHonestModuliAreNotROCA(t *testing.T) {
 	t.Parallel()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)

@@ -31,8 +31,8 @@ func challenge(t testing.TB, s *attestor.Session) []byte {
 	return msg
 }
 
-// A secret serves once, and a session is no way to try many: calls that come
-// twice or in another order are errors, and none of them panics.
+// A secret serves once, and nobody can try several in one session: calls that come twice or
+// in the wrong order are errors and do not panic.
 func TestSessionOrder(t *testing.T) {
 	t.Parallel()
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
@@ -79,8 +79,7 @@ func TestSessionOrder(t *testing.T) {
 	}
 }
 
-// Two sessions of one machine have nothing in common: an answer of one is worth
-// nothing in the other.
+// Two sessions of one machine share nothing: the answer to one is wrong in the other.
 func TestAnswerOfAnotherSession(t *testing.T) {
 	t.Parallel()
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
@@ -92,8 +91,8 @@ func TestAnswerOfAnotherSession(t *testing.T) {
 	}
 }
 
-// A response that is not one is malformed, which is another thing than wrong;
-// one that is too long is refused before anything in it is read.
+// A response without a secret is malformed, which is not the same as wrong. A response that
+// is too long is refused before it is read.
 func TestBadResponses(t *testing.T) {
 	t.Parallel()
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})

@@ -21,8 +21,8 @@ const (
 	attrSign                uint32 = 1 << 18
 )
 
-// hashFor returns a hash algorithm that is strong enough to name or to sign:
-// SHA-256, SHA-384 or SHA-512, and nothing else.
+// hashFor returns the hash algorithm if it is strong enough for names and signatures:
+// SHA-256, SHA-384 or SHA-512.
 func hashFor(alg tpm2.TPMAlgID) (crypto.Hash, error) {
 	switch alg {
 	case tpm2.TPMAlgSHA256:
@@ -40,10 +40,10 @@ var (
 	errTrailing  = errors.New("bytes follow its end")
 )
 
-// reader reads a TPM structure in its canonical form (part 2, 4.3): big endian,
-// without padding. The first error sticks, and everything read after it is
-// zero, so that a structure is read in one go and checked once at its end.
-// What it returns points into its input.
+// reader reads a TPM structure in its canonical form (part 2, 4.3): big endian, without
+// padding. It keeps the first error, and everything read after an error is zero. So a
+// caller reads a whole structure and checks for an error once. Slices that it returns
+// point into its input.
 type reader struct {
 	b   []byte
 	err error
@@ -100,7 +100,7 @@ func (r *reader) sized(limit int) []byte {
 	return r.take(n)
 }
 
-// end returns the first error, or one where bytes are left.
+// end returns the first error. It is an error if bytes are left.
 func (r *reader) end() error {
 	if r.err == nil && len(r.b) > 0 {
 		return errTrailing

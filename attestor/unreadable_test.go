@@ -18,11 +18,11 @@ var unreadable = attestortest.Certificate{Change: func(c *x509.Certificate) {
 }}
 
 // A vendor's certificate that Go cannot parse must neither keep its machine out nor be
-// taken for one that is not there: the server sees it as it is. A server of the
-// protocol's first version, which would refuse the machine for it, sees the key alone.
+// taken for absent: the server gets it unchanged. A server of the protocol's first version
+// would refuse the machine for it, so it gets only the key.
 func TestUnreadableCertificate(t *testing.T) {
 	t.Parallel()
-	// A real one, whose serial number begins with needless zeros.
+	// The serial number of this real certificate begins with needless zeros.
 	nuvoton, err := os.ReadFile(filepath.Join("..", "..", "shared", "testdata", "cases", "nuvo-zeros.der"))
 	if err != nil {
 		t.Fatal(err)
@@ -40,7 +40,7 @@ func TestUnreadableCertificate(t *testing.T) {
 		if _, err := attestor.ParseEKCertificate(der); err == nil {
 			t.Fatalf("%s: it can be read", name)
 		}
-		// As it is in NV memory, and beside a chain, which is of no use then.
+		// As in NV memory, and with a chain, which the agent does not send then.
 		claim.Certificate = append(append([]byte{0x10, 1, 0, byte(len(der) >> 8), byte(len(der))}, der...), 0xFF, 0xFF)
 		claim.Chain = [][]byte{ca.Certificate.Raw}
 		payload, err := attestor.NewProver(claim, nil).Payload()
@@ -65,7 +65,7 @@ func TestUnreadableCertificate(t *testing.T) {
 }
 
 // A certificate in the chain becomes the EK certificate only if it is for the challenged
-// key, and if no other was sent: it vouches for nothing else.
+// key and the machine has sent no other EK certificate.
 func TestCertificateFromTheChain(t *testing.T) {
 	t.Parallel()
 	ca := attestortest.NewCA(t, "root")

@@ -58,7 +58,7 @@ func (v *Verifier) CheckEK(ek crypto.PublicKey) error {
 	return checkROCA(ek)
 }
 
-// checkChain checks the certificates of a chain as far as that takes no parser.
+// checkChain checks the limits of the certificates in a chain. It does not parse them.
 func checkChain(chain [][]byte) error {
 	for i, der := range chain {
 		if _, err := keyIn(der); err != nil {

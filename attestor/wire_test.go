@@ -18,8 +18,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 )
 
-// The messages of the protocol's first version, as its programs declare them:
-// what they do not know, encoding/json reads over.
+// The messages of the protocol's first version, as its programs declare them: encoding/json
+// ignores what they do not know.
 type (
 	firstPayload struct {
 		EK []byte
@@ -59,8 +59,8 @@ func firstAK(c attestor.Claim) *attest.AttestationParameters {
 	}
 }
 
-// activate does what an agent of the first version does with a challenge: it
-// cuts the size fields off and gives the rest to the TPM.
+// activate does what an agent of the first version does with a challenge: it removes the
+// size fields and gives the rest to the TPM.
 func activate(t testing.TB, tpm attestor.Activator, msg []byte) []byte {
 	t.Helper()
 	var challenge firstChallenge
@@ -128,9 +128,8 @@ func TestAgentOfTheFirstVersion(t *testing.T) {
 	}
 }
 
-// This agent attests to a server of the first version, which knows its own
-// fields alone, reads the blocks of PEM in their order, and makes the challenge
-// by go-attestation.
+// This agent attests to a server of the first version, which knows only its own fields,
+// reads the PEM blocks in their order, and makes the challenge with go-attestation.
 func TestServerOfTheFirstVersion(t *testing.T) {
 	t.Parallel()
 	ca := attestortest.NewCA(t, "root")
@@ -232,8 +231,8 @@ func TestPayloadOfEverything(t *testing.T) {
 	}
 }
 
-// Unknown fields are read over at every level, in every message, so that a
-// later version may add some; it may not nest them to any depth.
+// Unknown fields are ignored at every level, in every message, so that a later version can
+// add some. Only their depth is limited.
 func TestUnknownFields(t *testing.T) {
 	t.Parallel()
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
@@ -256,8 +255,8 @@ func TestUnknownFields(t *testing.T) {
 	}
 }
 
-// What a claim may not hold is refused at the agent, where somebody can read
-// why, and not only at the server.
+// The agent refuses a claim that the server would refuse: on the agent, somebody can read
+// why.
 func TestPayloadOfABadClaim(t *testing.T) {
 	t.Parallel()
 	ca := attestortest.NewCA(t, "root")
@@ -288,8 +287,8 @@ func TestPayloadOfABadClaim(t *testing.T) {
 	}
 }
 
-// A server that is not ours, or that somebody else speaks for, gets an error
-// and never stops the agent: each of these is refused before the TPM sees it.
+// A false server cannot stop the agent: each of these challenges is refused before the TPM
+// sees it.
 func TestBadChallenges(t *testing.T) {
 	t.Parallel()
 	b64 := func(n int) string { return encode64(make([]byte, n)) }
@@ -349,8 +348,7 @@ type answerer struct{ secret []byte }
 
 func (a answerer) ActivateCredential(_, _ []byte) ([]byte, error) { return a.secret, nil }
 
-// A second challenge is not answered: an agent is no oracle for whoever holds
-// its stream.
+// A second challenge is not answered: an agent must not be an oracle.
 func TestProverAnswersOnce(t *testing.T) {
 	t.Parallel()
 	msg := []byte(`{"EC":{"Credential":"AAEA","Secret":"AAEA"}}`)

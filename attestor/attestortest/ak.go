@@ -12,7 +12,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// createAK makes an AK and what TPM2_CertifyCreation says of it.
+// createAK makes an AK and the result of TPM2_CertifyCreation for it.
 func (t *TPM) createAK(o Options) error {
 	key, err := akKey(o.AK)
 	if err != nil {
@@ -47,8 +47,8 @@ func (t *TPM) createAK(o Options) error {
 	return err
 }
 
-// SignAK returns the TPMT_SIGNATURE of msg by a key in software, in the form of
-// an AK's: what somebody who lies about an AK can make.
+// SignAK returns a TPMT_SIGNATURE of msg by a key in software, in the form of an AK's
+// signature. This is what an attacker without a TPM can make.
 func SignAK(tb TB, key crypto.Signer, msg []byte) []byte {
 	tb.Helper()
 	sig, err := sign(key, false, msg)
@@ -58,7 +58,7 @@ func SignAK(tb TB, key crypto.Signer, msg []byte) []byte {
 	return sig
 }
 
-// akPublic is the public area of an AK, by the template that agents use.
+// akPublic returns the public area of an AK made from the template that agents use.
 func akPublic(key crypto.Signer, pss bool) tpm2.TPMTPublic {
 	p := tpm2.TPMTPublic{
 		NameAlg: tpm2.TPMAlgSHA256,
@@ -139,7 +139,7 @@ func uniqueOf(pub crypto.PublicKey) tpm2.TPMUPublicID {
 	}
 }
 
-// creationData is that of a primary key in the owner's hierarchy.
+// creationData returns the creation data of a primary key in the owner's hierarchy.
 func creationData() tpm2.TPMSCreationData {
 	owner := tpm2.HandleName(tpm2.TPMRHOwner)
 	empty := crypto.SHA256.New().Sum(nil)

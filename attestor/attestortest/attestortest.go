@@ -1,9 +1,8 @@
 // Package attestortest is a TPM in software, and an authority that certifies
-// its endorsement key, for tests: its claims are valid payloads, it activates
-// credentials as a TPM does, and it can be made to lie.
+// its endorsement key, for tests. Its claims are valid payloads, and it activates
+// credentials as a TPM does. A test can make it lie.
 //
-// Its keys are known to everybody. Nothing of it belongs into a program that is
-// not a test.
+// Everybody knows its keys, so only tests may use it.
 package attestortest
 
 import (

@@ -26,8 +26,8 @@ func (*failure) Helper()                 {}
 func (f *failure) Fatalf(string, ...any) { f.failed = true }
 func (f *failure) Skipf(string, ...any)  { f.skipped = true }
 
-// Where the real certificates are required and not there, a test that needs them
-// fails: a CI that has lost them would pass with nothing of them tested.
+// If the real certificates are required and missing, a test that needs them fails:
+// otherwise a CI that has lost them would pass without testing them.
 func TestFieldCertificates(t *testing.T) {
 	there := t.TempDir()
 	for _, test := range []struct {
@@ -51,7 +51,7 @@ func TestFieldCertificates(t *testing.T) {
 	}
 }
 
-// A TPM in software attests as one in hardware does, whatever its keys.
+// A TPM in software attests like a TPM in hardware, with every type of key.
 func TestTPM(t *testing.T) {
 	t.Parallel()
 	ca := attestortest.NewCA(t, "root")
@@ -86,7 +86,7 @@ func TestTPM(t *testing.T) {
 	}
 }
 
-// TPMs of one number are one TPM, and others are not.
+// TPMs with the same number have the same EK, and others do not.
 func TestNumbers(t *testing.T) {
 	t.Parallel()
 	hash := func(kind attestor.KeyType, number int) string {
@@ -106,8 +106,8 @@ func TestNumbers(t *testing.T) {
 	}
 }
 
-// A TPM does not answer what is not for it: it is as strict as TPMs are, or
-// tests that a thief fails would prove nothing.
+// A TPM refuses credentials that are not for it, as a real TPM does. Otherwise a test in
+// which a thief fails would prove nothing.
 func TestActivateCredential(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []attestor.KeyType{attestor.RSA2048, attestor.P256} {
@@ -171,7 +171,7 @@ func (random) Read(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// An EK certificate is as the profile wants it, and chains to its CA.
+// An EK certificate is as the profile asks, and has a chain to its CA.
 func TestCA(t *testing.T) {
 	t.Parallel()
 	root := attestortest.NewCA(t, "root")
@@ -209,8 +209,8 @@ func TestCA(t *testing.T) {
 	}
 }
 
-// Tests of revocation stand on it: the list is the CA's, current, and has who was
-// meant; a CA says where its issuer is.
+// Tests of revocation rely on this: the CRL is signed by the CA, current, and has the right
+// serial numbers, and a CA's certificate has the URL of its issuer.
 func TestRevocation(t *testing.T) {
 	t.Parallel()
 	root := attestortest.NewCA(t, "root")
@@ -236,7 +236,7 @@ func TestRevocation(t *testing.T) {
 	}
 }
 
-// A claim belongs to whoever asked for it.
+// A caller may change a claim without an effect on the TPM.
 func TestClaim(t *testing.T) {
 	t.Parallel()
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256, CA: attestortest.NewCA(t, "root")})
@@ -271,7 +271,7 @@ func TestClaim(t *testing.T) {
 	}
 }
 
-// A signature by a key in software has the form of a TPM's.
+// A signature by a key in software has the form of a signature by a TPM.
 func TestSignAK(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []attestor.KeyType{attestor.RSA2048, attestor.P256} {

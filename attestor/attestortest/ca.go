@@ -23,26 +23,26 @@ type CA struct {
 	key         *ecdsa.PrivateKey
 }
 
-// Certificate says how an EK certificate is made. The zero value makes one as
-// the TCG EK Credential Profile wants it: without a subject, valid until 9999.
+// Certificate says how an EK certificate is made. The zero value stands for a certificate
+// as the TCG EK Credential Profile has it: without a subject, valid until 9999.
 type Certificate struct {
-	// OAEP names RSAES-OAEP as the algorithm of an RSA key.
+	// OAEP makes RSAES-OAEP the algorithm of an RSA key.
 	OAEP bool
 	// Change changes what is signed.
 	Change func(*x509.Certificate)
 }
 
-// What EK certificates of this package say of their TPM.
+// What EK certificates of this package say about their TPM.
 const (
 	Manufacturer = "id:414D4400"
 	Model        = "attestortest"
 	Version      = "id:00010002"
 )
 
-// forever is the date of RFC 5280, 4.1.2.5, for no end at all.
+// forever is the date that means no end (RFC 5280, 4.1.2.5).
 var forever = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
 
-// NewCA returns a root of that common name with a new key.
+// NewCA returns a root with that common name and a new key.
 func NewCA(tb TB, name string) *CA {
 	tb.Helper()
 	return newCA(tb, name, nil, nil)
@@ -54,8 +54,7 @@ func (ca *CA) NewCA(tb TB, name string) *CA {
 	return newCA(tb, name, ca, nil)
 }
 
-// NewCAWith is NewCA with a certificate that says something else, such as where
-// its issuer is to be found.
+// NewCAWith is NewCA with a changed certificate, for instance with the URL of its issuer.
 func (ca *CA) NewCAWith(tb TB, name string, change func(*x509.Certificate)) *CA {
 	tb.Helper()
 	return newCA(tb, name, ca, change)
@@ -127,8 +126,8 @@ func (ca *CA) Issue(tb TB, pub crypto.PublicKey, c Certificate) []byte {
 	return der
 }
 
-// subjectAltName is what the profile puts there (TCG EK Credential Profile 2.5,
-// 3.2.9), critical, since the subject is empty (RFC 5280, 4.2.1.6).
+// subjectAltName returns the extension that the TCG EK Credential Profile 2.5, 3.2.9, asks
+// for. It is critical, since the subject is empty (RFC 5280, 4.2.1.6).
 func subjectAltName() (pkix.Extension, error) {
 	var rdn pkix.RDNSequence
 	for i, value := range []string{Manufacturer, Model, Version} {
@@ -148,7 +147,7 @@ func subjectAltName() (pkix.Extension, error) {
 	return pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Critical: true, Value: der}, err
 }
 
-// oaep puts RSAES-OAEP in the place of rsaEncryption and signs anew.
+// oaep replaces rsaEncryption by RSAES-OAEP and signs again.
 func (ca *CA) oaep(der []byte) ([]byte, error) {
 	var cert struct {
 		TBS       asn1.RawValue

@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// CRL returns a revocation list of the CA in DER (RFC 5280, 5) that has these
-// serial numbers. It was issued an hour ago, and the next one is due in a day;
-// change, where there is one, changes what is signed.
+// CRL returns a revocation list of the CA in DER (RFC 5280, 5) with these serial numbers.
+// It was issued an hour ago, and the next list is due in a day. change, if it is not nil,
+// changes what is signed.
 func (ca *CA) CRL(tb TB, change func(*x509.RevocationList), revoked ...*big.Int) []byte {
 	tb.Helper()
 	now := time.Now()

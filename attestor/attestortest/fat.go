@@ -9,8 +9,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// Usages returns a change by which a certificate has n further extended key usages of
-// three bytes each: what a parser makes of them is many times as large.
+// Usages returns a change that adds n extended key usages of three bytes each to a
+// certificate. Parsed, they are many times as large.
 func Usages(n int) func(*x509.Certificate) {
 	return func(c *x509.Certificate) {
 		for i := range n {
@@ -19,7 +19,7 @@ func Usages(n int) func(*x509.Certificate) {
 	}
 }
 
-// Padding returns a change by which a certificate has an extension of n bytes.
+// Padding returns a change that adds an extension of n bytes to a certificate.
 func Padding(n int) func(*x509.Certificate) {
 	return func(c *x509.Certificate) {
 		c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{
@@ -28,9 +28,9 @@ func Padding(n int) func(*x509.Certificate) {
 	}
 }
 
-// FatPayload returns a payload of t that is as large as a server takes: its EK
-// certificate, if it has one, is another one by ca with as much in it as a certificate
-// may have, and so are four or five further certificates, about 40 KiB in all.
+// FatPayload returns a payload of t that is about as large as a server accepts, 40 KiB:
+// four or five certificates by ca hold as much as a certificate may, and so does the EK
+// certificate if t has one.
 func (t *TPM) FatPayload(tb TB, ca *CA) []byte {
 	tb.Helper()
 	fat := func(c *x509.Certificate) {

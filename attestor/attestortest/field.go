@@ -13,10 +13,10 @@ type SkipTB interface {
 	Skipf(format string, args ...any)
 }
 
-// FieldCertificates returns the folder of real EK certificates and their CAs,
-// which are no part of this repository: the one that EK_TESTDATA names, or else
-// ../shared/testdata/ek as seen from the folder of go.mod. Where it is not there
-// the test is skipped, or fails if REQUIRE_EK_TESTDATA is anything but empty.
+// FieldCertificates returns the folder of real EK certificates and their CAs, which are
+// not part of this repository: EK_TESTDATA names it, and the default is
+// ../shared/testdata/ek relative to the folder of go.mod. If there is no such folder, the
+// test is skipped, or fails if REQUIRE_EK_TESTDATA is not empty.
 func FieldCertificates(tb SkipTB) string {
 	tb.Helper()
 	dir, err := fieldFolder()
@@ -32,8 +32,8 @@ func FieldCertificates(tb SkipTB) string {
 	return ""
 }
 
-// MoreFieldCertificates returns the folder of further ones, each with something
-// peculiar. It is beside the other one, under its name with "-more" behind.
+// MoreFieldCertificates returns the folder of more real certificates, each with something
+// peculiar. Its path is that of the first folder with "-more" appended.
 func MoreFieldCertificates(tb SkipTB) string {
 	tb.Helper()
 	dir := FieldCertificates(tb)
@@ -64,7 +64,7 @@ func fieldFolder() (string, error) {
 	return dir, err
 }
 
-// moduleRoot returns the folder of go.mod above the one that a test runs in.
+// moduleRoot returns the folder of go.mod: the test runs in it or below it.
 func moduleRoot() (string, error) {
 	dir, err := filepath.Abs(".")
 	for err == nil {

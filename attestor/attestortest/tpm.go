@@ -18,29 +18,28 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// Options describe a TPM. The zero value is one with an RSA 2048 EK by the
-// template L-1, no EK certificate, and a P-256 AK.
+// Options describe a TPM. The zero value stands for an RSA 2048 EK by the template L-1, no
+// EK certificate, and a P-256 AK.
 type Options struct {
-	// Number tells TPMs apart: those of one Number and one EK type have the
-	// same EK, in every process. There are 11 RSA 2048, 2 RSA 3072 and 1 RSA
-	// 4096 EKs, from 0, and any number of ECC EKs.
+	// Number tells TPMs apart: TPMs with the same Number and EK type have the same
+	// EK, in every process. Numbers begin at 0. There are 11 RSA 2048, 2 RSA 3072 and
+	// 1 RSA 4096 EKs, and any number of ECC EKs.
 	Number int
-	// EK is the EK's type: RSA2048 where it is empty.
+	// EK is the EK's type. The default is RSA2048.
 	EK attestor.KeyType
-	// HighRange takes the template of the high range for an RSA 2048 or a
-	// P-256 EK.
+	// HighRange makes an RSA 2048 or P-256 EK from the template of the high range.
 	HighRange bool
-	// AK is the AK's type: P256 where it is empty.
+	// AK is the AK's type. The default is P256.
 	AK attestor.KeyType
-	// PSS lets an RSA AK sign by RSASSA-PSS.
+	// PSS makes an RSA AK sign by RSASSA-PSS.
 	PSS bool
-	// CA issues an EK certificate, where it is not nil.
+	// CA issues an EK certificate if it is not nil.
 	CA *CA
-	// Certificate says how.
+	// Certificate says how the EK certificate is made.
 	Certificate Certificate
 
-	// What the TPM lies about: each changes a structure of the AK before it
-	// is named, digested and signed, so that all else stays true.
+	// The lies of the TPM. Each function changes a structure of the AK before it is
+	// named, digested and signed, so that everything else stays consistent.
 	ForgePublic   func(*tpm2.TPMTPublic)
 	ForgeCreation func(*tpm2.TPMSCreationData)
 	ForgeAttest   func(*tpm2.TPMSAttest)
@@ -71,7 +70,7 @@ func New(tb TB, o Options) *TPM {
 	return t
 }
 
-// Claim returns what an agent says of the TPM. The caller may change it.
+// Claim returns what an agent states about the TPM. The caller may change it.
 func (t *TPM) Claim() attestor.Claim {
 	c := t.claim
 	for _, b := range []*[]byte{
