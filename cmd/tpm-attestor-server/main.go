@@ -1,6 +1,5 @@
-// Command tpm-attestor-server is the server's half of the SPIRE node attestor
-// "tpm". SPIRE starts it; by hand it shows its version and checks
-// configurations.
+// Tpm-attestor-server is SPIRE Server's node attestor plugin "tpm". If a person runs it, it
+// prints its version or checks a configuration; see its -help.
 package main
 
 import (
@@ -65,8 +64,8 @@ func main() {
 	}, os.Stderr))
 }
 
-// run does what the arguments ask for and returns the exit code, or says that
-// the plugin is to be served.
+// run runs a command line and returns the exit code. If there is none, plugin is true: the
+// caller serves the plugin.
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int, plugin bool) {
 	flags := flag.NewFlagSet(command, flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
@@ -92,25 +91,25 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int, pl
 	return 0, true
 }
 
-// fillsMirror reports whether an argument is the flag -fill-mirror, which the command
-// had in its first releases.
+// fillsMirror reports whether an argument is the flag -fill-mirror, which earlier releases
+// had.
 func fillsMirror(arg string) bool {
 	name, _, _ := strings.Cut(arg, "=")
 	return name == "-fill-mirror" || name == "--fill-mirror"
 }
 
-// misused says what is wrong with the command line, and returns the exit code.
+// misused reports what is wrong with the command line, and returns the exit code.
 func misused(stderr io.Writer, format string, args ...any) int {
 	fmt.Fprintf(stderr, format+" (see "+command+" -help)\n", args...)
 	return 2
 }
 
-// maxConfig is more than any configuration that is accepted.
+// maxConfig is more than the size of the largest configuration that is accepted, in bytes.
 const maxConfig = 2 << 20
 
-// validate checks a configuration as SPIRE's call to Validate does, but for the
-// trust domain where the file has none, and returns the exit code: 0 where it is
-// valid, 1 where it is not, 2 where it cannot be read.
+// validate checks a configuration as SPIRE's call to Validate does. If the file has no trust
+// domain, validate does not check what depends on it. It returns the exit code: 0 if the
+// configuration is valid, 1 if it is not, 2 if it cannot be read.
 func validate(name string, stdin io.Reader, stdout, stderr io.Writer) int {
 	text, err := readAtMost(name, stdin, maxConfig)
 	if err != nil {
@@ -136,8 +135,8 @@ func validate(name string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return 0
 }
 
-// readAtMost returns a file, or the standard input for "-". One that is longer is
-// an error.
+// readAtMost reads a file, or the standard input if the name is "-". If it is longer than
+// most bytes, that is an error.
 func readAtMost(name string, stdin io.Reader, most int64) ([]byte, error) {
 	from := stdin
 	if name != "-" {

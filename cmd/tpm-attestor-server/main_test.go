@@ -15,12 +15,13 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-// What a person sees who runs the command by hand is part of the documentation.
+// Operators' scripts call the command and parse its output, so neither may change.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{Dir: "testdata", RequireExplicitExec: true})
 }
 
-// A configuration that is longer than any that is accepted is none that was cut.
+// A configuration that is too long is refused. If it were cut off instead, the rest of its
+// rules would be missing.
 func TestReadAtMost(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	if _, err := readAtMost(file, nil, 3); err == nil {

@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -75,7 +74,7 @@ Exit code 1 says that something is missing; what was fetched is kept.`,
 	return cmd
 }
 
-// filled is what certificates fill prints as JSON.
+// filled is the JSON output of certificates fill.
 type filled struct {
 	Version int `json:"version"`
 	EKs     int `json:"eks"`
@@ -100,7 +99,7 @@ func runFill(cmd *cobra.Command, f fillFlags, output format, folder string, file
 		}
 	}
 	cfg.Folder, cfg.Force, cfg.CRLs = folder, f.force, cfg.CRLs && !f.noCRLs
-	var progress io.Writer = cmd.OutOrStdout()
+	progress := cmd.OutOrStdout()
 	if output == outputJSON {
 		progress = cmd.ErrOrStderr()
 	}
@@ -123,7 +122,7 @@ func runFill(cmd *cobra.Command, f fillFlags, output format, folder string, file
 	return nil
 }
 
-// mirrorConfig returns what the configuration and the flags say, both together.
+// mirrorConfig returns the hosts and services of both the configuration and the flags.
 func (f *fillFlags) mirrorConfig(cmd *cobra.Command) (mirror.Config, error) {
 	cfg := mirror.Config{CRLs: true}
 	if f.config != "" {
@@ -131,7 +130,7 @@ func (f *fillFlags) mirrorConfig(cmd *cobra.Command) (mirror.Config, error) {
 		if err != nil {
 			return cfg, &exitError{exitUsage, fmt.Errorf("read the configuration: %w", err)}
 		}
-		// The files that it names are on the servers, and not here.
+		// ParseFile does not open the files that it names: they are on the servers.
 		c, err := config.ParseFile(string(text))
 		if err != nil {
 			return cfg, &exitError{exitUsage, fmt.Errorf("read the configuration: %w", err)}

@@ -17,22 +17,22 @@ import (
 // version is set by -ldflags "-X main.version=…".
 var version string
 
-// The exit codes. 0 is done, valid or admitted.
+// The exit codes. 0 means done, valid or admitted.
 const (
 	exitFailed     = 1 // it could not be done
-	exitUsage      = 2 // the command line was not understood
+	exitUsage      = 2 // the command line is wrong
 	exitRefused    = 3 // refused, invalid or different
 	exitCannotTell = 4 // a source, a server or a TPM did not answer
 )
 
-// streams are where a command reads and writes: data on out, all else on err.
+// streams are a command's standard streams. Data goes to out, everything else to err.
 type streams struct {
 	in       io.Reader
 	out, err io.Writer
 }
 
-// An exitError ends the command with an exit code. Its text may be empty, if
-// everything has been said.
+// An exitError ends the command with an exit code. Its text is empty if the command has
+// printed everything already.
 type exitError struct {
 	code int
 	err  error
@@ -47,7 +47,7 @@ func (e *exitError) Error() string {
 
 func (e *exitError) Unwrap() error { return e.err }
 
-// usageError is the error of a command line that was not understood.
+// usageError returns the error for a wrong command line.
 func usageError(format string, args ...any) error {
 	return &exitError{exitUsage, fmt.Errorf(format, args...)}
 }
@@ -73,7 +73,7 @@ func run(ctx context.Context, args []string, std streams) int {
 	return code
 }
 
-// newRoot returns the command with all its subcommands.
+// newRoot returns the command tpm-attestor with all its subcommands.
 func newRoot(std streams) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "tpm-attestor",
@@ -108,7 +108,8 @@ Data goes to standard output, everything else to standard error. Exit codes: 0 d
 // format is the value of --output.
 type format string
 
-// The formats. The form of JSON is stable: it has "version": 1.
+// The formats. The JSON has a "version". Within a version, members may be added, but none
+// changes its meaning.
 const (
 	outputTable format = "table"
 	outputJSON  format = "json"
@@ -129,8 +130,8 @@ func (f *format) Set(s string) error {
 // Type implements pflag.Value.
 func (*format) Type() string { return "format" }
 
-// printJSON prints a value on standard output. An output that could not be written is
-// an error: a script must not take the command for successful.
+// printJSON prints a value on standard output. If it cannot be written, that is an error: a
+// script must not take the command for successful.
 func printJSON(cmd *cobra.Command, value any) error {
 	e := json.NewEncoder(cmd.OutOrStdout())
 	e.SetEscapeHTML(false)
@@ -144,7 +145,8 @@ func printText(cmd *cobra.Command, text string) error {
 	return err
 }
 
-// readAtMost returns a file, or the standard input for "-". A longer one is an error.
+// readAtMost reads a file, or the standard input if the name is "-". If it is longer than most
+// bytes, that is an error.
 func readAtMost(cmd *cobra.Command, name string, most int64) ([]byte, error) {
 	from := cmd.InOrStdin()
 	if name != "-" {

@@ -18,7 +18,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// maxEKFile is how long a file with EKs may be, in bytes.
+// maxEKFile is the size of the largest file with EKs that is read, in bytes.
 const maxEKFile = 64 << 20
 
 // ekFlags are the flags of the command ek.
@@ -188,7 +188,7 @@ func (l *ekList) block(block *pem.Block) error {
 		return err
 	case "CERTIFICATE", "X509 CERTIFICATE":
 		cert, err := attestor.ParseEKCertificate(block.Bytes)
-		if err != nil || cert.IsCA { // a CA's, which stands beside EKs, has no EK
+		if err != nil || cert.IsCA { // a file may hold CA certificates beside EKs
 			return err
 		}
 		return l.certificate(cert)
@@ -204,7 +204,7 @@ func (l *ekList) certificate(cert *x509.Certificate) error {
 	return err
 }
 
-// key returns the entry of a key.
+// key returns the entry for a key, and adds it if there is none.
 func (l *ekList) key(key crypto.PublicKey) (*ekreport.EK, error) {
 	hash, err := attestor.HashEK(key)
 	if err != nil {

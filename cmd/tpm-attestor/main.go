@@ -1,5 +1,5 @@
-// Tpm-attestor is what an operator of the SPIRE node attestor "tpm" does by hand: see
-// its help.
+// Tpm-attestor is the command-line tool for operators of the SPIRE node attestor "tpm"; see
+// its --help.
 package main
 
 import (

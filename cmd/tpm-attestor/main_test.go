@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-// The command line is an interface: scripts of operators parse it.
+// Operators' scripts call the command and parse its output, so neither may change.
 func TestScripts(t *testing.T) {
 	device := swtpmtest.Start(t, swtpmtest.Options{}).Device
 	vendor := newVendor(t)
@@ -57,8 +57,8 @@ type fullDisk struct{}
 
 func (fullDisk) Write([]byte) (int, error) { return 0, errors.New("the disk is full") }
 
-// An output that could not be written is no success: a script would enrol a machine
-// by nothing.
+// If the output cannot be written, the command fails. Otherwise a script would enrol a machine
+// by an empty hash.
 func TestUnwritableOutputFails(t *testing.T) {
 	t.Parallel()
 	config := filepath.Join(t.TempDir(), "server.hcl")
@@ -73,8 +73,8 @@ func TestUnwritableOutputFails(t *testing.T) {
 	}
 }
 
-// A script tells by the exit code a command line that was not understood from one that
-// failed, and finds what to do in the last line.
+// Scripts distinguish a wrong command line from a failure by the exit code. The last line names
+// the help.
 func TestUsageErrors(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{
@@ -101,7 +101,7 @@ func TestUsageErrors(t *testing.T) {
 	}
 }
 
-// Every command has a help with an example, and says so on standard output.
+// Every command has a help with an example, and prints it to standard output.
 func TestHelp(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{{"ek"}, {"validate"}, {"certificates", "fill"}} {

@@ -15,7 +15,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 )
 
-// A vendor has a web server with an issuer and its CRL.
+// A vendor has a web server with the certificate and the CRL of an issuer.
 type vendor struct {
 	host  string
 	files map[string][]byte // by name, in the folder of a script

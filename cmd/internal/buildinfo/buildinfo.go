@@ -1,10 +1,10 @@
-// Package buildinfo knows the version of a command.
+// Package buildinfo finds the version of a command.
 package buildinfo
 
 import "runtime/debug"
 
-// Version returns the version that the linker has stamped a command with, or if there is
-// none the one that Go knows.
+// Version returns the version that the linker has stamped on a command. If there is none, it
+// returns the version that Go has recorded.
 func Version(stamped string) string {
 	if stamped != "" {
 		return stamped

@@ -6,7 +6,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/buildinfo"
 )
 
-// The build stamps a version; without it there is still something to say.
+// A command has a version even if it was built without make, for bug reports.
 func TestVersion(t *testing.T) {
 	if buildinfo.Version("") == "" {
 		t.Error("no version")

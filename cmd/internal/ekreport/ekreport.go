@@ -1,5 +1,5 @@
-// Package ekreport says what there is to say of a TPM's endorsement keys to whoever
-// enrols its machine: in words, as PEM and as JSON.
+// Package ekreport describes a TPM's endorsement key and certificates to somebody who enrols
+// the machine: as text, as PEM and as JSON.
 package ekreport
 
 import (
@@ -15,12 +15,12 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
 )
 
-// timeout is how long a TPM may take: a slow one makes an RSA key in a minute.
+// timeout is how long a TPM may take. A slow TPM makes an RSA key in a minute.
 const timeout = 5 * time.Minute
 
-// Open returns the TPM that the options name, without touching it. The passwords of
-// its hierarchies are read from the environment. An error is about the options or
-// about a password.
+// Open returns the TPM that the options describe. It does not open the device. It reads the
+// passwords of the TPM's hierarchies from the environment. An error means that an option or
+// a password is wrong.
 func Open(device, key string, getenv func(string) string) (*tpm.TPM, error) {
 	ek, err := tpm.ParseEK(key)
 	if err != nil {
@@ -34,7 +34,7 @@ func Open(device, key string, getenv func(string) string) (*tpm.TPM, error) {
 	})
 }
 
-// Inspect asks the TPM, for five minutes at most.
+// Inspect reads the report from the TPM, within five minutes.
 func Inspect(ctx context.Context, t *tpm.TPM) (*tpm.Report, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -49,8 +49,8 @@ func Inspect(ctx context.Context, t *tpm.TPM) (*tpm.Report, error) {
 	return report, nil
 }
 
-// Text returns what there is to say of an EK for people. The form of its first line
-// does not change: scripts read it.
+// Text describes an EK for people. The form of the first line must not change, since scripts
+// read it.
 func Text(e EK) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "EK hash: %s  (%s)\n", e.Hash, e.KeyType)
@@ -71,7 +71,7 @@ func Text(e EK) string {
 	return b.String()
 }
 
-// textOfTPM says where the EK and its certificate are in the TPM.
+// textOfTPM writes where the EK and its certificate are in the TPM.
 func (e *EK) textOfTPM(b *strings.Builder) {
 	if e.PersistentHandle != "" {
 		fmt.Fprintf(b, "EK: persistent, handle %s\n", e.PersistentHandle)
@@ -85,8 +85,8 @@ func (e *EK) textOfTPM(b *strings.Builder) {
 	}
 }
 
-// PEM returns the EK, then the certificates that could be read, each as a
-// block of PEM (RFC 7468).
+// PEM returns the EK, followed by all certificates that could be read, as blocks of PEM
+// (RFC 7468).
 func PEM(r *tpm.Report) (string, error) {
 	der, err := x509.MarshalPKIXPublicKey(r.EK.Public)
 	if err != nil {
@@ -134,14 +134,14 @@ func (c *Certificate) text(b *strings.Builder) {
 	}
 }
 
-// day returns the date of a time in RFC 3339.
+// day returns the date in a time of RFC 3339.
 func day(stamp string) string {
 	date, _, _ := strings.Cut(stamp, "T")
 	return date
 }
 
-// printable returns s for a terminal, with what a certificate may use to play
-// tricks on one escaped.
+// printable returns s for a terminal. It escapes everything but printable ASCII, since a
+// certificate may hold control characters.
 func printable(s string) string {
 	q := fmt.Sprintf("%+q", s)
 	return strings.ReplaceAll(q[1:len(q)-1], `\"`, `"`)
@@ -161,8 +161,8 @@ var (
 	}
 )
 
-// tpmName returns the TPM's manufacturer, model and version as a certificate
-// states them, or nothing.
+// tpmName returns the TPM's manufacturer, model and version in a certificate, as far as they
+// are there.
 func tpmName(cert *x509.Certificate) string {
 	var parts []string
 	for _, ext := range cert.Extensions {

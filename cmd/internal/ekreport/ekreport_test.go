@@ -13,8 +13,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 )
 
-// What is wrong with a TPM's certificates is in the report: who enrols a machine
-// by its certificate should check that the TPM does not show it.
+// The report says which certificates of a TPM cannot be read. Otherwise somebody would enrol a
+// machine by a certificate that its agent never sends.
 func TestReportOfBadCertificates(t *testing.T) {
 	got := Text(FromTPM(&tpm.Report{
 		EK:           tpm.EK{KeyType: attestor.P256, Hash: [32]byte{30: 0xaa, 31: 0xff}},
@@ -37,8 +37,7 @@ EK certificate chain: NV index 0x01c00101: locked
 	}
 }
 
-// Who is told to look for a line of the report finds it: the sample in the
-// documentation has the lines that the report has, in its order.
+// The sample in the documentation has the same lines as the report, in the same order.
 func TestSampleInTheDocumentation(t *testing.T) {
 	maker := attestortest.New(t, attestortest.Options{CA: attestortest.NewCA(t, "Example vendor")})
 	cert, err := x509.ParseCertificate(maker.Claim().Certificate)
@@ -66,7 +65,7 @@ func TestSampleInTheDocumentation(t *testing.T) {
 	}
 }
 
-// labels returns what each line begins with, up to a colon.
+// labels returns the beginning of each line, up to a colon.
 func labels(report string) []string {
 	var all []string
 	for line := range strings.Lines(report) {
@@ -76,9 +75,9 @@ func labels(report string) []string {
 	return all
 }
 
-// Who fills a mirror by this gets every certificate that can be read, those of the
-// chain too; a certificate that cannot be read must not become an empty block, and
-// a report without a key no file that names no machine.
+// The PEM, from which mirrors are filled, has every certificate that could be read, including
+// the chain. A certificate that could not be read must not become an empty block, and a report
+// without a key must not become a file.
 func TestPEM(t *testing.T) {
 	ca := attestortest.NewCA(t, "Example vendor")
 	text, err := PEM(&tpm.Report{
@@ -97,8 +96,7 @@ func TestPEM(t *testing.T) {
 	}
 }
 
-// A subject alternative name that cannot be read names no TPM, and is no reason
-// to stop.
+// A malformed subject alternative name costs the TPM's name in the report, and nothing else.
 func TestUnreadableAlternativeName(t *testing.T) {
 	for _, der := range [][]byte{nil, {0x30, 0x05}, {0x30, 0x02, 0xA4, 0x00}, {0x30, 0x03, 0x82, 0x01, 'x'}} {
 		if attrs := directoryName(der); len(attrs) > 0 {
@@ -107,8 +105,7 @@ func TestUnreadableAlternativeName(t *testing.T) {
 	}
 }
 
-// A certificate's text comes from whoever made the TPM: on a terminal it must
-// stay text.
+// A certificate may hold control characters. They must not reach the terminal.
 func TestPrintable(t *testing.T) {
 	for in, want := range map[string]string{
 		"CN=Infineon":  "CN=Infineon",

@@ -10,30 +10,31 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// An EK is one endorsement key, for a program to read. Texts that a certificate holds
-// are as they are there; times are RFC 3339 in UTC.
+// An EK is the JSON form of an endorsement key. Texts from certificates are not escaped for a
+// terminal; times are in RFC 3339 and UTC.
 type EK struct {
-	// From is the file it was read from, or "tpm".
+	// From is the name of the file that the EK was read from, or "tpm".
 	From string `json:"from"`
-	// Hash is the EK hash and KeyType its type, "rsa2048" for example.
+	// Hash is the EK hash. KeyType is the type of the key, "rsa2048" for example.
 	Hash    string `json:"hash"`
 	KeyType string `json:"key_type"`
 	// PersistentHandle is the handle of a persistent key, "0x81010001" for example.
 	PersistentHandle string `json:"persistent_handle,omitempty"`
 	// CertificateIndex is the NV index of the certificate for this key.
 	CertificateIndex string `json:"certificate_index,omitempty"`
-	// Certificates are all that were found, whichever key they are for.
+	// Certificates are all EK certificates that were found, also those for other keys.
 	Certificates []Certificate `json:"certificates"`
-	// CACertificates is how many CA certificates the TPM holds; ChainError says why
-	// they, or the rest of them, could not be read.
+	// CACertificates is how many CA certificates the TPM holds. ChainError says why
+	// the chain, or the rest of it, could not be read.
 	CACertificates int    `json:"ca_certificates,omitempty"`
 	ChainError     string `json:"chain_error,omitempty"`
 }
 
-// fromTPM is EK.From of this machine's TPM.
+// fromTPM is the value of EK.From for this machine's TPM.
 const fromTPM = "tpm"
 
-// A Certificate is one EK certificate, or says in Error why it could not be read.
+// A Certificate is the JSON form of an EK certificate. If it could not be read, Error says
+// why.
 type Certificate struct {
 	Index      string   `json:"nv_index,omitempty"`
 	KeyType    string   `json:"key_type,omitempty"`
@@ -47,7 +48,7 @@ type Certificate struct {
 	Error      string   `json:"error,omitempty"`
 }
 
-// FromTPM returns what a TPM has told.
+// FromTPM returns the JSON form of a TPM's report.
 func FromTPM(r *tpm.Report) EK {
 	ek := EK{
 		From: fromTPM, Hash: hex.EncodeToString(r.EK.Hash[:]), KeyType: string(r.EK.KeyType),
@@ -76,7 +77,7 @@ func FromTPM(r *tpm.Report) EK {
 	return ek
 }
 
-// OfCertificate returns what an EK certificate says.
+// OfCertificate returns the JSON form of an EK certificate.
 func OfCertificate(cert *x509.Certificate) Certificate {
 	c := Certificate{
 		Issuer: cert.Issuer.String(), Serial: fmt.Sprintf("%x", cert.SerialNumber), TPM: tpmName(cert),
