@@ -10,8 +10,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
-// A machine that nobody listed stays outside, though its TPM is genuine and
-// another machine is listed. An operator can enrol it from the server's log.
+// A machine that is not listed is refused, even if its TPM is genuine and another machine is
+// listed. The server's log has the hash by which an operator can enrol it.
 func TestStrangerIsRefused(t *testing.T) {
 	w := newWorld(t)
 	hashes := w.folder("hashes")
@@ -25,8 +25,8 @@ func TestStrangerIsRefused(t *testing.T) {
 	}
 }
 
-// The plain way: a hash in a folder, no rule, and the machine is in with the
-// selectors and the ID that registration entries are written for.
+// With a hash in a folder and no rule, the machine is admitted. Its selectors and its SPIFFE ID
+// are those that registration entries rely on.
 func TestAdmittedByHash(t *testing.T) {
 	w := newWorld(t)
 	hashes := w.folder("hashes")
@@ -45,8 +45,8 @@ func TestAdmittedByHash(t *testing.T) {
 	w.wantWorkloadSVID(s, a, known)
 }
 
-// Trust in a CA admits its machines and no others: the stranger's certificate is
-// by a CA with the same name and another key.
+// A trusted CA admits its own machines only. The stranger's certificate is from a CA with the
+// same name and another key.
 func TestAdmittedByCA(t *testing.T) {
 	w := newWorld(t)
 	ca := swtpmtest.NewCA(t)
@@ -60,8 +60,8 @@ func TestAdmittedByCA(t *testing.T) {
 	w.refused(s, w.machine(nil))
 }
 
-// `all` means all: neither a listed TPM of an unknown vendor nor an unlisted
-// one of a known vendor gets in by half of the rule.
+// A rule with all needs every source: neither a listed TPM of an unknown vendor nor an unlisted
+// TPM of a known vendor is admitted.
 func TestBothInOneRule(t *testing.T) {
 	w := newWorld(t)
 	ca, hashes := swtpmtest.NewCA(t), w.folder("hashes")
@@ -80,8 +80,8 @@ func TestBothInOneRule(t *testing.T) {
 		"manufacturer:.+", "model:.+", "version:.+")
 }
 
-// A deny rule beats every allow rule, so that a stolen machine is shut out by
-// one entry, whatever else lists it.
+// A deny rule overrides every allow rule: one entry refuses a stolen machine, whatever else
+// lists it.
 func TestDeniedByARule(t *testing.T) {
 	w := newWorld(t)
 	hashes, stolen := w.folder("hashes"), w.folder("stolen")
@@ -105,8 +105,8 @@ func TestDeniedByARule(t *testing.T) {
 	w.admitted(s, honest)
 }
 
-// A mount that went away looks like an empty folder: by its marker the server
-// knows that it cannot tell, admits nobody, and the agent is told to come again.
+// A folder whose mount has gone looks empty. Without its marker, the server cannot tell who is
+// denied: it admits nobody, and the agent tries again.
 func TestUnmountedDenyListAdmitsNobody(t *testing.T) {
 	w := newWorld(t)
 	hashes, stolen := w.folder("hashes"), w.folder("stolen")
@@ -131,8 +131,8 @@ func TestUnmountedDenyListAdmitsNobody(t *testing.T) {
 	}
 }
 
-// Every type of EK attests, not only the one that is tried most: each has its
-// own template, name algorithm and way to encrypt a credential.
+// A machine attests with every type of EK. Each type has its own template, name algorithm and
+// encryption of the credential.
 func TestEveryTypeOfEK(t *testing.T) {
 	w := newWorld(t)
 	hashes := w.folder("hashes")
@@ -152,13 +152,13 @@ func TestEveryTypeOfEK(t *testing.T) {
 			m := w.enrol(m.tpm, m.ek)
 			w.list(hashes, m)
 			a, _ := w.admitted(s, m)
-			a.Stop() // the TPM is needed for the next
+			a.Stop() // the next agent needs the TPM
 		})
 	}
 }
 
-// An ID from the list is what an operator recognizes a machine by; one who has
-// no name there must not get an ID that is nobody's.
+// A template makes the SPIFFE ID of a name in the list. A machine without a name there is
+// refused: an ID with an empty name could be any machine's.
 func TestAgentPathTemplate(t *testing.T) {
 	w := newWorld(t)
 	hashes := w.folder("hashes")

@@ -24,14 +24,14 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
-// A chipmaker has a root, an issuing CA below it, and an nginx with the certificate
-// and the CRL of the latter, and with EK certificates that its TPMs do not carry.
+// A chipmaker has a root CA, an issuing CA, and an nginx. The nginx serves the certificate and
+// the CRL of the issuing CA, and EK certificates that its TPMs do not hold.
 type chipmaker struct {
 	*webServer
 	root, issuer *attestortest.CA
 }
 
-// plainSite serves files as mirrors and vendors do.
+// plainSite is an nginx configuration that serves files over HTTP, like vendors and mirrors.
 const plainSite = `server {
     listen 127.0.0.1:%d;
     root www;
@@ -46,7 +46,7 @@ func (w *world) chipmaker() *chipmaker {
 		c.CRLDistributionPoints = []string{m.url("/cas/root.crl")}
 	})
 	m.serve("/cas/root.crl", m.root.CRL(w.t, nil))
-	m.serve("/cas/ek ca.crt", m.issuer.Certificate.Raw) // with a blank, as vendors have it
+	m.serve("/cas/ek ca.crt", m.issuer.Certificate.Raw) // some vendors have blanks in paths
 	m.revoke()
 	m.start()
 	return m
@@ -64,7 +64,7 @@ func (m *chipmaker) serve(path string, content []byte) {
 	m.w.replace(name, string(content))
 }
 
-// revoke publishes a CRL with the certificates of these TPMs.
+// revoke publishes a CRL with the certificates of the given TPMs.
 func (m *chipmaker) revoke(tpms ...*attestortest.TPM) {
 	m.w.t.Helper()
 	der := m.issuer.CRL(m.w.t, func(l *x509.RevocationList) {
@@ -81,7 +81,7 @@ func (m *chipmaker) revoke(tpms ...*attestortest.TPM) {
 	m.serve("/cas/ek.crl", der)
 }
 
-// ekCertificate says where the issuer and the CRL are.
+// ekCertificate returns an EK certificate with the URLs of its issuer and its CRL.
 func (m *chipmaker) ekCertificate() attestortest.Certificate {
 	return attestortest.Certificate{Change: func(c *x509.Certificate) {
 		c.IssuingCertificateURL = []string{m.url("/cas/ek ca.crt")}
@@ -97,8 +97,8 @@ func (m *chipmaker) tpm(number int) *attestortest.TPM {
 	})
 }
 
-// bare returns a TPM without a certificate, for which the service of EK
-// certificates below a path has one.
+// bare returns a TPM without a certificate. The EK certificate service at path has the
+// certificate.
 func (m *chipmaker) bare(number int, path string) *attestortest.TPM {
 	m.w.t.Helper()
 	tpm := attestortest.New(m.w.t, attestortest.Options{EK: attestor.P256, Number: number})
@@ -106,8 +106,8 @@ func (m *chipmaker) bare(number int, path string) *attestortest.TPM {
 	return tpm
 }
 
-// serveEK publishes a certificate for an ECC EK as AMD's service does: by half of
-// the SHA-256 of 0x00004444 and the coordinates of its point, in hex.
+// serveEK publishes a certificate for an ECC EK under the name that AMD's service uses: the
+// first half of the SHA-256 of 0x00004444 and the point's coordinates, in hex.
 func (m *chipmaker) serveEK(path string, ek crypto.PublicKey) {
 	m.w.t.Helper()
 	key, ok := ek.(*ecdsa.PublicKey)
@@ -122,7 +122,7 @@ func (m *chipmaker) serveEK(path string, ek crypto.PublicKey) {
 	m.serve(path+hex.EncodeToString(sum[:16]), m.issuer.Issue(m.w.t, ek, m.ekCertificate()))
 }
 
-// source is the plugin's configuration for it, with further keys.
+// source returns a source of the kind ek_ca that trusts the chipmaker, with further keys.
 func (m *chipmaker) source(keys ...string) string {
 	m.w.t.Helper()
 	root := m.path("root.pem")
@@ -131,10 +131,10 @@ func (m *chipmaker) source(keys ...string) string {
 		strings.Join(keys, "\n\t"))
 }
 
-// hosts is the key by which it may be asked.
+// hosts returns the key that allows requests to the chipmaker.
 func (m *chipmaker) hosts() string { return fmt.Sprintf("aia_hosts = [%q]", m.address()) }
 
-// swtpm returns a machine with a software TPM, and the EK.
+// swtpm returns a machine with a software TPM, and its EK.
 func (w *world) swtpm() (machine, crypto.PublicKey) {
 	w.t.Helper()
 	m := w.enrol(swtpmtest.Start(w.t, swtpmtest.Options{Blank: true}), "p256")
@@ -153,8 +153,7 @@ func (w *world) swtpm() (machine, crypto.PublicKey) {
 	return m, ek
 }
 
-// selectors are those of a machine that a chipmaker's certificate has
-// admitted.
+// selectors returns the selectors of a machine that the chipmaker's certificate has admitted.
 func (m *chipmaker) selectors(hash string) []string {
 	return []string{
 		"pub_hash:" + hash, "rule:default", "source:vendors", "ca:chipmaker", "ek:issuer:cn:Example chipmaker's EK CA",
@@ -162,10 +161,10 @@ func (m *chipmaker) selectors(hash string) []string {
 	}
 }
 
-// A machine whose TPM carries a certificate without its issuer is admitted by what
-// the vendor's web server has, with the selectors of the certificate; and again
-// without the network, also by a server that has restarted. A stranger who names
-// that web server for nothing that is there admits nobody.
+// If a TPM holds its certificate but not the issuer's, the server fetches the issuer from the
+// vendor. The machine has the selectors of the certificate. Later it is admitted without the
+// network, even after a restart of the server. A certificate that names that web server but was
+// not signed by its issuer admits nobody.
 func TestIssuerFromTheVendor(t *testing.T) {
 	w := newWorld(t)
 	m := w.chipmaker()
@@ -180,7 +179,7 @@ func TestIssuerFromTheVendor(t *testing.T) {
 	stranger := attestortest.New(t, attestortest.Options{
 		EK: attestor.P256, Number: 9, CA: attestortest.NewCA(t, "Example chipmaker's EK CA"), Certificate: m.ekCertificate(),
 	})
-	w.wantCode(s, stranger, codes.Unavailable) // what is there has not signed it
+	w.wantCode(s, stranger, codes.Unavailable) // the issuer there has not signed its certificate
 
 	m.stop()
 	w.admitted(s, known)
@@ -189,8 +188,8 @@ func TestIssuerFromTheVendor(t *testing.T) {
 	w.admitted(s, known)
 }
 
-// Where the vendor's web server is down and nothing has been kept, nobody is
-// admitted, and nobody is told to give up; a machine is admitted when it is back.
+// If the vendor's web server is down and nothing is in the cache, nobody is admitted, but agents
+// try again. A machine is admitted when the web server is back.
 func TestVendorIsDown(t *testing.T) {
 	w := newWorld(t)
 	m := w.chipmaker()
@@ -203,12 +202,12 @@ func TestVendorIsDown(t *testing.T) {
 		t.Errorf("agents were admitted: %v", agents)
 	}
 	m.start()
-	other := w.server(spiretest.ServerConfig{PluginData: m.source(m.hosts())}) // remembers no failure
+	other := w.server(spiretest.ServerConfig{PluginData: m.source(m.hosts())}) // has not seen the failure
 	w.wantCode(other, tpm, codes.OK)
 }
 
-// A certificate that its CA has revoked admits nobody, while others of the same CA
-// do; where the CRL cannot be had, it depends on what was asked for.
+// A revoked certificate admits nobody, while others of the same CA do. If the CRL cannot be
+// fetched, the key crl decides.
 func TestRevokedCertificate(t *testing.T) {
 	w := newWorld(t)
 	m := w.chipmaker()
@@ -230,9 +229,8 @@ func TestRevokedCertificate(t *testing.T) {
 	w.wantCode(available, good, codes.OK)
 }
 
-// A TPM that carries no certificate is admitted by the one that the vendor's
-// service has for it, through a mirror of that; one that the service has none for
-// is not.
+// A TPM without a certificate is admitted by the certificate that the vendor's service has for
+// it, fetched from a mirror. If the service has none, the TPM is refused.
 func TestCertificateFromAService(t *testing.T) {
 	w := newWorld(t)
 	m := w.chipmaker()
@@ -249,8 +247,7 @@ func TestCertificateFromAService(t *testing.T) {
 	}
 }
 
-// inPlaceOf are the hosts of vendors in the examples, each with that of a chipmaker,
-// and the mirror's.
+// inPlaceOf returns replacements for the vendors' hosts and the mirror in the examples.
 func (m *chipmaker) inPlaceOf(mirror string) []string {
 	return []string{
 		"https://ekop.intel.com", m.url(""), "https://ftpm.amd.com", m.url(""),
@@ -261,9 +258,9 @@ func (m *chipmaker) inPlaceOf(mirror string) []string {
 	}
 }
 
-// layChipmaker gives a site the machines of a chipmaker: the first has a certificate
-// without its issuer, the second none, the third one that has been revoked; they,
-// and one that nobody vouches for, are in the inventory.
+// layChipmaker gives a site a chipmaker's machines. The first has a certificate but not the
+// issuer's, the second has none, and the third has a revoked one. These three, and a machine
+// without any vendor, are in the inventory.
 func (s *site) layChipmaker(mirror string) *chipmaker {
 	s.t.Helper()
 	m := s.chipmaker()
@@ -289,8 +286,8 @@ func (s *site) vendorCertificates(server *spiretest.Server) {
 	s.refuses(server, s.three, s.uncertified)
 }
 
-// layAirGapped fills the mirror by the command and the configuration of the
-// example, switches the vendor off, and has another nginx serve the mirror.
+// layAirGapped fills the mirror with the command and the configuration of the example, switches
+// the vendor off, and serves the mirror with another nginx.
 func (s *site) layAirGapped() {
 	nginx := s.webServer()
 	m := s.layChipmaker(nginx.address())
@@ -304,7 +301,7 @@ func (s *site) layAirGapped() {
 		files = append(files, path(fmt.Sprintf("machine-%d.pem", i)))
 		s.write(files[i+1], machineInPEM(s.t, tpm))
 	}
-	// The vendor of this test has no certificate for https.
+	// The vendor of this test serves HTTP only.
 	args := append([]string{
 		"certificates", "fill", s.root + "/srv/tpm-mirror", "--config", path("server.conf"),
 		"--ek-certificate-url", "amd=" + m.url("/pki/aia/"),
@@ -323,7 +320,7 @@ func (s *site) layAirGapped() {
 	nginx.start()
 }
 
-// fillMirror runs the command that fills a mirror.
+// fillMirror runs tpm-attestor certificates fill, and returns its output.
 func (w *world) fillMirror(ctx context.Context, args ...string) string {
 	w.t.Helper()
 	out, err := exec.CommandContext(ctx, w.programs.Tool, args...).CombinedOutput()
@@ -333,7 +330,7 @@ func (w *world) fillMirror(ctx context.Context, args ...string) string {
 	return string(out)
 }
 
-// machineInPEM is what `tpm-attestor-agent -pem` prints.
+// machineInPEM returns what `tpm-attestor-agent -pem` prints for a TPM.
 func machineInPEM(t *testing.T, tpm *attestortest.TPM) string {
 	t.Helper()
 	claim := tpm.Claim()

@@ -20,15 +20,14 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
-// A client speaks SPIRE's own API for agents, and says through it whatever a
-// test wants.
+// A client calls SPIRE's API for agents, with whatever messages a test wants.
 type client struct {
 	agentv1.AgentClient
 	conn *grpc.ClientConn
 	csr  []byte
 }
 
-// client returns a client that the test closes when it ends.
+// client returns a client that is closed when the test ends.
 func (w *world) client(s *spiretest.Server) client {
 	w.t.Helper()
 	c := w.newClient(s)
@@ -36,8 +35,8 @@ func (w *world) client(s *spiretest.Server) client {
 	return c
 }
 
-// newClient returns a client that connects to s as an agent does when it is first
-// used, by TLS with the server's SVID checked. The caller closes its connection.
+// newClient returns a client that connects to s when it is first used. Like an agent, it
+// verifies the server's SVID. The caller closes its connection.
 func (w *world) newClient(s *spiretest.Server) client {
 	w.t.Helper()
 	td := spiffeid.RequireTrustDomainFromString(s.TrustDomain)
@@ -62,18 +61,18 @@ func (w *world) newClient(s *spiretest.Server) client {
 	return client{AgentClient: agentv1.NewAgentClient(conn), conn: conn, csr: csr}
 }
 
-// errLeft is returned by an answer that leaves instead.
+// errLeft is the error of an answer function that drops the attestation.
 var errLeft = errors.New("left in the middle")
 
-// attest sends a payload and, where the server challenges, what answer makes of
-// the challenge. It returns the SPIFFE ID that the server gives.
+// attest sends a payload and, if the server challenges, what answer returns for the challenge.
+// It returns the SPIFFE ID from the server.
 func (c client) attest(ctx context.Context, payload []byte,
 	answer func(challenge []byte) ([]byte, error),
 ) (string, error) {
 	return c.attestBy(ctx, "tpm", payload, answer)
 }
 
-// attestBy is attest by the node attestor of that name.
+// attestBy is like attest, for a node attestor of another name.
 func (c client) attestBy(ctx context.Context, attestor string, payload []byte,
 	answer func(challenge []byte) ([]byte, error),
 ) (string, error) {
@@ -113,7 +112,7 @@ func (c client) attestBy(ctx context.Context, attestor string, payload []byte,
 
 func exchange(stream agentv1.Agent_AttestAgentClient, req *agentv1.AttestAgentRequest,
 ) (*agentv1.AttestAgentResponse, error) {
-	// Where the server has ended the stream, Recv tells why and Send does not.
+	// If the server has ended the stream, Recv returns the reason.
 	_ = stream.Send(req)
 	return stream.Recv()
 }

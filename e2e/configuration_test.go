@@ -10,9 +10,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
-// Trust changes while the server runs, in both directions, and a configuration
-// with a mistake changes nothing: at every moment one whole set of sources
-// serves, in one and the same process.
+// While the server runs, a reload can admit and refuse machines, and a configuration with a
+// mistake changes nothing. Attestations never see half of a configuration, and the plugin is
+// not restarted.
 func TestReconfiguredBySignal(t *testing.T) {
 	w := newWorld(t)
 	ca, hashes := swtpmtest.NewCA(t), w.folder("hashes")
@@ -49,8 +49,8 @@ func (w *world) reconfigure(s *spiretest.Server, pluginData string, wantLog ...s
 	w.waitLog(s.Process, mark, wantLog...)
 }
 
-// Helm writes SPIRE's whole configuration as JSON with sorted keys, and SPIRE
-// prints it again as HCL for the plugin: the rules must mean the same after it.
+// Helm writes SPIRE's configuration as JSON with sorted keys, and SPIRE converts it to HCL for
+// the plugin. The rules must keep their meaning.
 func TestHelmJSON(t *testing.T) {
 	w := newWorld(t)
 	ca, hashes := swtpmtest.NewCA(t), w.folder("hashes")
@@ -75,8 +75,7 @@ func TestHelmJSON(t *testing.T) {
 		"model:.+", "version:.+")
 }
 
-// The incumbent's two keys go on working unchanged, in one of which the machine
-// is found.
+// The two keys of spire-tpm-plugin's configuration work unchanged, each on its own.
 func TestIncumbentKeys(t *testing.T) {
 	w := newWorld(t)
 	ca, hashes := swtpmtest.NewCA(t), w.folder("hashes")
@@ -90,14 +89,14 @@ func TestIncumbentKeys(t *testing.T) {
 	w.refused(s, w.machine(nil))
 }
 
-// `spire-server validate` is how operators try a configuration before they
-// roll it out: it passes what serves, and names every mistake of what would not.
+// Operators check a configuration with `spire-server validate` before they roll it out. It
+// accepts a valid configuration, and names every mistake of another.
 func TestValidateCommand(t *testing.T) {
 	w := newWorld(t)
 	hashes := w.folder("hashes")
 	for _, test := range []struct {
 		name, pluginData string
-		mistakes         []string // none: valid
+		mistakes         []string // nil if it is valid
 	}{
 		{"valid", fmt.Sprintf("source \"hash_dir\" \"fleet\" { path = %q }", hashes), nil},
 		{

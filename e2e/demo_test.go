@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// A demo that somebody interrupts, or whose output nobody reads any more ("make demo |
-// head"), must leave neither servers running nor files behind.
+// If somebody interrupts a demo, or nobody reads its output any more ("make demo | head"), it
+// leaves neither processes nor files.
 func TestDemoIsInterrupted(t *testing.T) {
 	w := newWorld(t)
 	program := filepath.Join(w.dir, "demo")
@@ -37,7 +37,7 @@ func TestDemoIsInterrupted(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		_ = in.Close() // it is the demo's now
+		_ = in.Close() // the demo has its own
 		lines := bufio.NewScanner(output)
 		running := false
 		for !running && lines.Scan() {
@@ -49,15 +49,14 @@ func TestDemoIsInterrupted(t *testing.T) {
 		if err := interrupt(cmd.Process, output); err != nil {
 			t.Fatal(err)
 		}
-		go func() { _ = cmd.Wait() }() // its exit code is not what counts
+		go func() { _ = cmd.Wait() }() // its exit code does not matter
 		w.soon(func() error { return leftBehind(dir) })
 		_ = output.Close()
 		t.Logf("%s: nothing is left", name)
 	}
 }
 
-// leftBehind returns an error where a folder is there, or a process whose command line
-// names it.
+// leftBehind returns an error if dir exists, or if a process has dir in its command line.
 func leftBehind(dir string) error {
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s is still there", dir)

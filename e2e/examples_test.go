@@ -20,24 +20,24 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir/hashdirtest"
 )
 
-// A site is where an example is tried out: a folder stands for the root of the
-// file system, and there are a few machines.
+// A site is a place to run an example: a folder instead of the root of the file system, and a
+// few machines.
 type site struct {
 	*world
 	example, root string
 	nginx         *webServer
-	served        string // the folder that a file server has
-	// replacements are pairs, as of strings.NewReplacer, for what an example
-	// names and a test cannot have.
+	served        string // the folder on the file server
+	// replacements are pairs for strings.NewReplacer. They replace names in an example
+	// that a test cannot use.
 	replacements []string
 
 	vendor *attestortest.CA
-	// The first three have a certificate of the vendor.
+	// The first three have a certificate from the vendor.
 	one, two, three, uncertified, stranger *attestortest.TPM
 }
 
-// examples are the server's configurations in the folders of examples/, each with
-// how its README has it laid out and what becomes of whom.
+// examples are the server configurations in the folders of examples/. Each function checks what
+// the README promises.
 var examples = map[string]func(*site, *spiretest.Server){
 	"quickstart/server.conf":            (*site).quickstart,
 	"migration/server-1-unchanged.conf": (*site).migration,
@@ -54,7 +54,7 @@ var examples = map[string]func(*site, *spiretest.Server){
 	"postgres/server-mysql.conf":        (*site).mariadb,
 }
 
-// layouts put the files of an example where its configuration has them.
+// layouts put the files of an example where its configuration expects them.
 var layouts = map[string]func(*site){
 	"quickstart": func(s *site) { s.put("/srv/tpm/hashes/"+s.one.EKHash(), "") },
 	"migration": func(s *site) {
@@ -85,9 +85,8 @@ var layouts = map[string]func(*site){
 	},
 }
 
-// Whoever pastes an example gets what its README says: the real server starts
-// with it, admits who is meant to be in and refuses all others. Of the Helm
-// chart's values it is the plugin_data that is run.
+// Every example does what its README says: a real server starts with it, admits the right
+// machines and refuses all others. Only the plugin_data of a Helm chart's values is run.
 func TestExamples(t *testing.T) {
 	for file, check := range examples {
 		t.Run(file, func(t *testing.T) {
@@ -104,7 +103,7 @@ func TestExamples(t *testing.T) {
 	}
 }
 
-// An example that nobody runs is one that rots.
+// Every example is run. Otherwise nobody would notice that it no longer works.
 func TestEveryExampleIsRun(t *testing.T) {
 	dir := filepath.Join("..", "examples")
 	var files []string
@@ -149,11 +148,11 @@ func newSite(t *testing.T, example string) *site {
 		one: tpm(1, vendor), two: tpm(2, vendor), three: tpm(3, vendor),
 		uncertified: tpm(4, nil), stranger: tpm(5, nil),
 	}
-	s.mkdir("/var/lib/spire/server") // the quickstart has it made
+	s.mkdir("/var/lib/spire/server") // the quickstart says so
 	return s
 }
 
-// moved returns a configuration with all paths below the site's root.
+// moved returns a configuration with all paths moved below the site's root.
 func (s *site) moved(text string) string {
 	pairs := []string{`"/opt/spire/plugins/tpm-attestor-server`, `"` + s.programs.ServerPlugin}
 	for _, dir := range []string{"/etc/", "/opt/", "/srv/", "/var/"} {
@@ -175,7 +174,7 @@ func (s *site) read(name string) string {
 	return string(b)
 }
 
-// put writes a file of the site.
+// put writes a file below the site's root.
 func (s *site) put(path, content string) {
 	s.t.Helper()
 	s.mkdir(filepath.Dir(path))
@@ -225,7 +224,7 @@ func (s *site) migrationStrict(server *spiretest.Server) {
 	s.refuses(server, s.two, s.three, s.uncertified)
 }
 
-// layNFS mounts a folder that others write to as well.
+// layNFS mounts a folder that others write to, too.
 func (s *site) layNFS() {
 	s.served = s.folder("served")
 	s.write(filepath.Join(s.served, "machines.txt"), s.one.EKHash()+"\n"+s.two.EKHash()+"\n")
@@ -233,8 +232,8 @@ func (s *site) layNFS() {
 	hashdirtest.MountShared(s.t, s.served, s.root+"/srv/tpm")
 }
 
-// Whoever is taken off the list on the file server, which no watch on this host
-// sees, is refused within the time that the README promises; nobody else is.
+// A machine that is removed from the list on the file server is refused within the time that the
+// README promises, although no watch on this host sees the removal. No other machine is.
 func (s *site) nfs(server *spiretest.Server) {
 	const promised = 10*time.Second + 2*time.Second
 	if !strings.Contains(s.read("server.conf"), `poll_interval = "10s"`) {
@@ -260,14 +259,14 @@ func (s *site) kubernetes(server *spiretest.Server) {
 	s.refuses(server, s.two, s.uncertified)
 }
 
-// vendors puts the vendor's certificate where the examples have two vendors'.
+// vendors puts the vendor's certificate in the place of the examples' two vendors.
 func (s *site) vendors() {
 	other := attestortest.NewCA(s.t, "Another vendor")
 	s.put("/etc/tpm/infineon.pem", string(other.PEM()))
 	s.put("/etc/tpm/stm.pem", string(s.vendor.PEM()))
 }
 
-// layGit has a commit published as the script of the example does.
+// layGit publishes a commit with the script of the example.
 func (s *site) layGit() {
 	repository := s.folder("repository")
 	s.write(filepath.Join(repository, "machines.txt"), s.one.EKHash()+"\n"+s.two.EKHash()+"\n")
@@ -278,7 +277,7 @@ func (s *site) layGit() {
 	s.sh(filepath.Join("..", "examples", "git", "pull.sh"), repository, "main", s.root+"/srv/tpm")
 }
 
-// allowlist makes an nginx and gives the server the certificates for it.
+// allowlist makes an nginx, and gives the server the certificates to connect to it.
 func (s *site) allowlist() {
 	s.nginx = s.webServer()
 	for to, from := range map[string]string{
@@ -292,8 +291,8 @@ func (s *site) allowlist() {
 	}
 }
 
-// layNginxJSON has nginx run with the site of the example, and the list built by
-// its script.
+// layNginxJSON runs nginx with the configuration of the example, and builds the list with its
+// script.
 func (s *site) layNginxJSON() {
 	s.allowlist()
 	s.put("/srv/tpm/hashes/"+s.one.EKHash(), `{"name": "us-east-17", "labels": ["rack:12"]}`)
@@ -327,8 +326,8 @@ func (s *site) layCombined() {
 	s.put("/srv/tpm/bench/"+s.two.EKHash(), "")
 }
 
-// The laboratory's words give no selectors, and a machine that two rules admit is
-// out by one entry on the list of the stolen, within its poll.
+// The laboratory's list gives no selectors. One entry on the list of stolen machines refuses a
+// machine that two rules admit, within the list's poll interval.
 func (s *site) combined(server *spiretest.Server) {
 	s.admits(server, s.one, s.two, s.three)
 	s.refuses(server, s.uncertified)
@@ -350,8 +349,8 @@ func (s *site) combined(server *spiretest.Server) {
 	s.admits(server, s.one)
 }
 
-// valuesData returns the server's plugin_data in the values of a chart, which is
-// written in JSON there. Nothing else of the values is read, and no chart is run.
+// valuesData returns the server's plugin_data, which is JSON, from the values of a chart. It
+// reads nothing else of the values.
 func valuesData(t *testing.T, values string) string {
 	t.Helper()
 	_, rest, found := strings.Cut(values, "plugin_data:")

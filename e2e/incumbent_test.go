@@ -15,8 +15,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
-// The messages of spire-tpm-plugin v1.10, every field of theirs and no other.
-// Byte slices are base64 in JSON.
+// The messages of spire-tpm-plugin v1.10, with exactly its fields. Byte slices are base64 in
+// JSON.
 type (
 	incumbentPayload struct {
 		EK []byte
@@ -28,9 +28,8 @@ type (
 	incumbentResponse struct{ Secret []byte }
 )
 
-// A fleet migrates a machine at a time: an agent that speaks the incumbent's
-// messages attests through a real server, in each of the forms in which its
-// releases send the EK.
+// A fleet migrates one machine at a time, so an agent of spire-tpm-plugin must attest to this
+// project's server. Its releases send the EK in different forms.
 func TestIncumbentAgentAttests(t *testing.T) {
 	w := newWorld(t)
 	hashes := w.folder("hashes")
@@ -76,14 +75,14 @@ func TestIncumbentAgentAttests(t *testing.T) {
 	}
 }
 
-// incumbentAnswer answers a challenge as the incumbent's agent does.
+// incumbentAnswer returns a function that answers a challenge like spire-tpm-plugin's agent.
 func incumbentAnswer(tpm attestor.Activator) func([]byte) ([]byte, error) {
 	return func(b []byte) ([]byte, error) {
 		var challenge incumbentChallenge
 		if err := json.Unmarshal(b, &challenge); err != nil {
 			return nil, err
 		}
-		// Both are TPM2B structures: two bytes of size, then the content.
+		// Both are TPM2B structures: a size in two bytes, then the content.
 		credential, secret := challenge.EC.Credential, challenge.EC.Secret
 		if len(credential) < 2 || len(secret) < 2 {
 			return nil, errors.New("the challenge has no EC")

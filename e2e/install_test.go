@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// fakeApt is an apt-get that finds a lock held the first two times.
+// fakeApt is an apt-get that fails twice because another program holds its lock.
 const fakeApt = `#!/bin/sh
 echo "$@" >>"$STATE"
 [ "$(wc -l <"$STATE")" -gt 2 ] && exit 0
@@ -16,9 +16,9 @@ echo "E: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 7
 exit 100
 `
 
-// A machine that has just been installed upgrades itself: for some minutes another program
-// holds the package manager's locks. The first thing that a new user runs must wait for it,
-// and say for whom it waits, instead of failing.
+// A machine that has just been installed upgrades itself, and holds the package manager's locks
+// for some minutes. The first command that a new user runs must wait for that, and say so,
+// instead of failing.
 func TestInstallWaitsForLocks(t *testing.T) {
 	bin := t.TempDir()
 	for _, tool := range []string{"cat", "cut", "env", "go", "grep", "kill", "mktemp", "rm", "tail", "wc"} {
@@ -30,11 +30,12 @@ func TestInstallWaitsForLocks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// A user who is root, no time that passes (and no progress, each second), and a shell that writes no policy for services.
+	// The fakes: the user is root, pauses take no time and print no progress, and no policy for
+	// services is written.
 	for tool, script := range map[string]string{
 		"apt-get": fakeApt, "id": "#!/bin/sh\necho 0\n", "sleep": "#!/bin/sh\n[ $1 != 1 ]\n", "sh": "#!/bin/sh\n",
 	} {
-		if err := os.WriteFile(filepath.Join(bin, tool), []byte(script), 0o755); err != nil { //nolint:gosec // G306: a program
+		if err := os.WriteFile(filepath.Join(bin, tool), []byte(script), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -18,9 +18,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
-// A list in a file is followed however it comes to be another: a machine gets the
-// name and the labels that it has there, and is cut off by the next list without
-// a word to the server. The poll is an hour away: it is the watch that sees it.
+// The server follows a list in a file, however the file is replaced. A machine has the name and
+// the labels of the list, and the next list cuts it off without a signal to the server. The poll
+// interval is an hour, so only the watch can see the change.
 func TestCutOffByAFile(t *testing.T) {
 	w := newWorld(t)
 	for _, test := range []struct {
@@ -64,8 +64,8 @@ func TestCutOffByAFile(t *testing.T) {
 	}
 }
 
-// publishConfigMap writes a mounted ConfigMap as the kubelet does: files are in a
-// folder of their version, a link to it is swapped, and the folder before goes.
+// publishConfigMap writes a mounted ConfigMap like the kubelet: it writes the files to a folder
+// for the version, swaps a link to that folder, and removes the folder before.
 func (w *world) publishConfigMap(dir string, version int, files map[string]string) {
 	w.t.Helper()
 	must := func(err error) {
@@ -91,9 +91,8 @@ func (w *world) publishConfigMap(dir string, version int, files map[string]strin
 	}
 }
 
-// A list behind nginx, which serves it to the holder of a client certificate
-// alone: a machine that is on it is in, by the name and the labels that it has
-// there, and one that is not stays outside.
+// nginx serves a list only to the holder of a client certificate. A machine on the list is
+// admitted, with its name and labels from the list; another is refused.
 func TestAdmittedByAWebServer(t *testing.T) {
 	w := newWorld(t)
 	n := w.webServer()
@@ -113,9 +112,8 @@ func TestAdmittedByAWebServer(t *testing.T) {
 	w.refused(s, w.machine(nil))
 }
 
-// A machine that was listed a moment ago is in at its first attempt, though the
-// next poll is an hour away, and strangers who come by the dozen cannot have the
-// web server asked for each of them.
+// A machine that was listed a moment ago is admitted at its first attempt, although the next
+// poll is an hour away. But strangers cannot cause a request to the web server for each of them.
 func TestListedAMomentAgo(t *testing.T) {
 	w := newWorld(t)
 	n := w.webServer()
@@ -129,15 +127,15 @@ func TestListedAMomentAgo(t *testing.T) {
 	for i := range 24 {
 		w.wantCode(s, stranger(t, i), codes.PermissionDenied)
 	}
-	// The first of all, three before their time, and as a date has no more than
-	// seconds, each again where the file had changed just before.
+	// The first load and three early ones. Since dates have whole seconds, each may be
+	// repeated if the file had changed just before.
 	if got := n.requests(); got > 8 {
 		t.Errorf("nginx was asked %d times", got)
 	}
 }
 
-// Whoever is removed from the list is refused by every server within the time
-// that is promised, the poll interval and two seconds; nobody else is.
+// A machine that is removed from the list is refused by every server within the promised time,
+// the poll interval and two seconds. No other machine is.
 func TestRemovalReachesEveryServer(t *testing.T) {
 	w := newWorld(t)
 	n := w.webServer()
@@ -177,10 +175,10 @@ func TestRemovalReachesEveryServer(t *testing.T) {
 	}
 }
 
-// The web server is away: who was listed is in and a stranger is not, on the
-// server that runs, and on one that starts meanwhile and has nothing but the
-// cache. With nothing at all, or with a list that is too old, nobody is in, and
-// all are told to come again. When it is back all follow it.
+// While the web server is down, listed machines are admitted and strangers are refused, by the
+// running server and by one that starts from its cache. A server without a cache, or with a list
+// that is too old, admits nobody, and agents try again. When the web server is back, all servers
+// follow it.
 func TestOutageOfTheWebServer(t *testing.T) {
 	w := newWorld(t)
 	n := w.webServer()
@@ -222,9 +220,8 @@ func TestOutageOfTheWebServer(t *testing.T) {
 	}
 }
 
-// Two servers that were given one cache by mistake take nothing from each other:
-// both follow the list, and both have the last one after a restart while the web
-// server is away.
+// Two servers that share one cache by mistake do not harm each other. Both follow the list, and
+// both have the last list after a restart while the web server is down.
 func TestTwoServersWithOneCache(t *testing.T) {
 	w := newWorld(t)
 	n := w.webServer()
@@ -252,13 +249,13 @@ func TestTwoServersWithOneCache(t *testing.T) {
 	}
 }
 
-// stranger returns a TPM of the given number.
+// stranger returns the TPM with the given number.
 func stranger(t *testing.T, number int) *attestortest.TPM {
 	t.Helper()
 	return attestortest.New(t, attestortest.Options{EK: attestor.P256, Number: number})
 }
 
-// wantCode attests to s with a TPM and checks how it ends.
+// wantCode attests to s with a TPM and checks the status code.
 func (w *world) wantCode(s *spiretest.Server, tpm *attestortest.TPM, want codes.Code) {
 	w.t.Helper()
 	_, err := w.client(s).attest(w.ctx, tpm.Payload(w.t), incumbentAnswer(tpm))
@@ -267,7 +264,7 @@ func (w *world) wantCode(s *spiretest.Server, tpm *attestortest.TPM, want codes.
 	}
 }
 
-// wantCodeSoon attests to s with a TPM again and again until it ends so.
+// wantCodeSoon attests to s with a TPM until the status code is want.
 func (w *world) wantCodeSoon(s *spiretest.Server, tpm *attestortest.TPM, want codes.Code) {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.ctx, 20*time.Second)

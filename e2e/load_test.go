@@ -38,36 +38,35 @@ var (
 	stormOnly   = flag.String("storm.only", "", "run only the load of that name, and x509pop")
 )
 
-// A load is what a server is put under: how it is configured, and agents that all
-// attest once.
+// A load is a server configuration, and agents that all attest once to that server.
 type load struct {
 	name   string
 	server spiretest.ServerConfig
 	agents []agent
 	want   codes.Code
-	// each is called once a second for as long as agents attest.
+	// each is called once a second while agents attest.
 	each func(*spiretest.Server)
 }
 
-// An agent is what one machine says.
+// An agent is the messages of one machine.
 type agent struct {
 	attestor string
 	payload  []byte
 	answer   func(challenge []byte) ([]byte, error)
 }
 
-// cost is what a load has taken.
+// cost is what a load has cost.
 type cost struct {
 	wall            time.Duration
 	server, plugin  time.Duration // of CPU
 	latencies       []time.Duration
-	files, filesEnd int // that the plugin had open before and after
+	files, filesEnd int // open in the plugin, before and after
 	memory          int64
 }
 
-// Many agents attest at once, each with a TPM and a connection of its own: all end
-// as they must, and the plugin keeps nothing. What it costs is a table, beside what
-// SPIRE's own x509pop costs in the same run: `make storm` has more agents.
+// Many agents attest at once, each with its own TPM and connection. All get the right result, and
+// the plugin leaks neither memory nor files. The test prints a table of costs, with those of
+// SPIRE's x509pop in the same run. `make storm` runs more agents.
 func TestStormOfAgents(t *testing.T) {
 	n := *stormAgents
 	const each = 500 * time.Millisecond
@@ -85,7 +84,7 @@ func TestStormOfAgents(t *testing.T) {
 		t.Run(l.name, func(t *testing.T) {
 			c := w.in(t).run(l)
 			c.row(tab, l.name)
-			const slack = 4 // files that a reload or a list's watch holds for a moment
+			const slack = 4 // files that a reload or a watch opens for a moment
 			if c.filesEnd > c.files+slack {
 				t.Errorf("the plugin had %d files open before and has %d now", c.files, c.filesEnd)
 			}
@@ -101,7 +100,7 @@ func TestStormOfAgents(t *testing.T) {
 	t.Logf("CPU for each attestation, %d at once:\n%s", *stormAtOnce, &table)
 }
 
-// row writes what a load has taken, for each attestation.
+// row writes the cost of each attestation as a row of the table.
 func (c *cost) row(tab *tabwriter.Writer, name string) {
 	slices.Sort(c.latencies)
 	n := len(c.latencies)
@@ -117,8 +116,7 @@ func (c *cost) row(tab *tabwriter.Writer, name string) {
 		percent*c.plugin.Seconds()/(c.server+c.plugin).Seconds())
 }
 
-// run puts a server under a load. The first agents, whose turn is not counted, warm
-// everything up.
+// run runs a load. The first agents warm everything up and do not count.
 func (w *world) run(l load) *cost {
 	w.t.Helper()
 	l.server.LogLevel, l.server.Metrics, l.server.DataFile = "INFO", true, true
@@ -147,8 +145,7 @@ func (w *world) run(l load) *cost {
 	return c
 }
 
-// every calls f at once and then again and again until the function that it returns
-// is called, which waits for it.
+// every calls f at once and then at each interval, until stop is called. stop waits for f.
 func every(interval time.Duration, f func()) (stop func()) {
 	done := make(chan struct{})
 	var wg sync.WaitGroup
@@ -167,7 +164,7 @@ func every(interval time.Duration, f func()) (stop func()) {
 	return func() { close(done); wg.Wait() }
 }
 
-// attestAll lets agents attest, some at a time, and returns how long each took.
+// attestAll runs the attestations of agents, some at a time, and returns how long each took.
 func (w *world) attestAll(s *spiretest.Server, l *load, agents []agent) []time.Duration {
 	w.t.Helper()
 	var mu sync.Mutex
@@ -199,7 +196,7 @@ func (w *world) attestAll(s *spiretest.Server, l *load, agents []agent) []time.D
 	return took
 }
 
-// cpu returns how much CPU a process has taken so far, with all of its threads.
+// cpu returns how much CPU time all threads of a process have used.
 func (w *world) cpu(pid int) time.Duration {
 	w.t.Helper()
 	// CPUCLOCK_SCHED of a process: see clock_getcpuclockid(3).
@@ -221,7 +218,7 @@ func (w *world) openFiles(pid int) int {
 	return len(fds)
 }
 
-// machines returns agents with a TPM each, from number first on, and the TPMs.
+// machines returns n agents and their TPMs, whose numbers begin with first.
 func (w *world) machines(first, n int, ca func(i int) *attestortest.CA) ([]agent, []*attestortest.TPM) {
 	w.t.Helper()
 	var agents []agent
@@ -238,7 +235,7 @@ func (w *world) machines(first, n int, ca func(i int) *attestortest.CA) ([]agent
 	return agents, tpms
 }
 
-// listed are machines in a hash_dir, each admitted.
+// listed is a load of machines in a hash_dir, which are all admitted.
 func (w *world) listed(n int) load {
 	w.t.Helper()
 	agents, tpms := w.machines(0, n, nil)
@@ -249,7 +246,7 @@ func (w *world) listed(n int) load {
 	return load{name: "listed", agents: agents, server: inventory("hash_dir", dir)}
 }
 
-// strangers are machines that nobody has listed, each refused.
+// strangers is a load of machines that are not listed, which are all refused.
 func (w *world) strangers(n int) load {
 	w.t.Helper()
 	l := w.listed(n)
@@ -258,7 +255,7 @@ func (w *world) strangers(n int) load {
 	return l
 }
 
-// certified are machines with EK certificates of 300 CAs.
+// certified is a load of machines with EK certificates from 300 CAs.
 func (w *world) certified(n int) load {
 	w.t.Helper()
 	const many = 300
@@ -274,8 +271,8 @@ func (w *world) certified(n int) load {
 	}}
 }
 
-// rewritten are machines in a hash_file that is written anew each second, when the
-// plugin is configured anew as well.
+// rewritten is a load of machines in a hash_file. Each second, the file is rewritten and the
+// plugin is configured again.
 func (w *world) rewritten(n int) load {
 	w.t.Helper()
 	agents, tpms := w.machines(0, n, nil)
@@ -298,7 +295,7 @@ func (w *world) rewritten(n int) load {
 	}
 	config := inventory("hash_file", list)
 	each := func(s *spiretest.Server) {
-		// The comment makes it another configuration.
+		// The name makes it another configuration.
 		text := config.PluginData + fmt.Sprintf("\nsource \"hash_file\" \"round-%d\" { path = %q }\n"+
 			"allow \"fleet\" { any = [\"inventory\", \"round-%d\"] }\n", round%2, list, round%2)
 		if err := errors.Join(rewrite(), s.Reconfigure(text)); err != nil {
@@ -312,7 +309,7 @@ func inventory(kind, path string) spiretest.ServerConfig {
 	return spiretest.ServerConfig{PluginData: fmt.Sprintf("source %q \"inventory\" { path = %q }", kind, path)}
 }
 
-// x509pop are machines with a certificate, whose key they prove to SPIRE itself.
+// x509pop is a load of machines that attest to SPIRE's x509pop with a certificate.
 func (w *world) x509pop(n int) load {
 	w.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -344,7 +341,7 @@ func (w *world) x509pop(n int) load {
 	return l
 }
 
-// certificate issues a certificate for own, by itself if there is no issuer.
+// certificate issues a certificate for own. Without an issuer, it is self-signed.
 func (w *world) certificate(template, issuer *x509.Certificate, own, by *ecdsa.PrivateKey) *x509.Certificate {
 	w.t.Helper()
 	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
@@ -367,7 +364,7 @@ func (w *world) certificate(template, issuer *x509.Certificate, own, by *ecdsa.P
 	return cert
 }
 
-// popAnswer answers as SPIRE's x509pop agent plugin does.
+// popAnswer returns a function that answers like SPIRE's agent plugin x509pop.
 func popAnswer(key *ecdsa.PrivateKey) func([]byte) ([]byte, error) {
 	type message struct {
 		Nonce []byte `json:"nonce"`

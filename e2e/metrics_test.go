@@ -20,15 +20,14 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
-// An alert on a metric that does not exist, or on a label that it does not have,
-// never fires and never says so. All that docs/operations.md names is there in what
-// a real SPIRE shows to Prometheus, by that name and of that type, before anything
-// has happened; and what a removed source has told does not stay.
+// An alert on a metric or a label that does not exist never fires. So every metric in
+// docs/operations.md is there in what a real SPIRE shows to Prometheus, with that name and type,
+// before anything has happened. The metrics of a removed source do not stay.
 func TestMetricsOfTheAlerts(t *testing.T) {
 	w := newWorld(t)
 	list, stolen := filepath.Join(w.dir, "list.json"), w.folder("stolen")
 	ca, denied := swtpmtest.NewCA(t), stranger(t, 0)
-	w.machine(ca) // which writes the CA's certificate
+	w.machine(ca) // writes the CA's certificate
 	w.write(list, strings.Replace(w.jsonList(1_700_000_042, entry{Hash: denied.EKHash()}),
 		"{", `{"expires": "2999-01-01T00:00:00Z", `, 1))
 	w.write(filepath.Join(stolen, ".mounted"), "")
@@ -76,13 +75,13 @@ func TestMetricsOfTheAlerts(t *testing.T) {
 	})
 }
 
-// A metric is one time series as it is shown, or what a series must be to match.
+// A metric is a time series, or a pattern for one.
 type metric struct {
-	name, kind, value string // kind and value may be empty in what is asked for
+	name, kind, value string // kind and value may be empty in a pattern
 	labels            map[string]string
 }
 
-// matches reports whether a series is what m asks for.
+// matches reports whether a series matches the pattern m.
 func (m metric) matches(shown metric) bool {
 	for name, value := range m.labels {
 		if v, ok := shown.labels[name]; !ok || value != "" && v != value {
@@ -100,8 +99,8 @@ var (
 	sampleLine = regexp.MustCompile(`^(\w+)(?:\{(.*)\})? (\S+)$`)
 )
 
-// usedMetrics returns the metrics that a text uses. One whose increase is asked for
-// is a counter.
+// usedMetrics returns the metrics in the queries of a text. A metric in increase() is a
+// counter.
 func usedMetrics(text string) []metric {
 	var all []metric
 	for _, m := range selector.FindAllStringSubmatch(text, -1) {
@@ -170,7 +169,7 @@ func (w *world) wantMetric(s *spiretest.Server, want metric) {
 	})
 }
 
-// soon waits until f returns nil, and not for long.
+// soon calls f until it returns nil, for a short time.
 func (w *world) soon(f func() error) {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)

@@ -23,8 +23,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
-// A webServer is an nginx that serves the files of a folder by TLS to whoever has
-// a certificate of its CA.
+// A webServer is an nginx that serves the files of a folder over TLS, to clients with a
+// certificate of its CA.
 type webServer struct {
 	w    *world
 	dir  string
@@ -60,8 +60,7 @@ const nginxSite = `server {
     %s
   }`
 
-// webServer makes an nginx, with a CA and certificates of its own. It does not
-// run yet.
+// webServer makes an nginx with its own CA and certificates, and does not start it.
 func (w *world) webServer() *webServer {
 	w.t.Helper()
 	n := &webServer{w: w, dir: w.folder("nginx"), port: freePort(w.t)}
@@ -75,18 +74,18 @@ func (w *world) webServer() *webServer {
 	return n
 }
 
-// configure gives it a server block.
+// configure writes the configuration, with the given server block.
 func (n *webServer) configure(site string) {
 	n.w.t.Helper()
 	n.w.write(n.path("nginx.conf"), fmt.Sprintf(nginxConfig, site))
 }
 
-// start runs it until stop, or until the test ends, and returns when it answers.
+// start starts nginx and returns when it answers. nginx runs until stop or the end of the test.
 func (n *webServer) start() {
 	n.w.t.Helper()
 	program, err := exec.LookPath("nginx")
 	if err != nil {
-		// It is in no PATH but root's.
+		// Only root's PATH has it.
 		program = "/usr/sbin/nginx"
 	}
 	cmd := exec.Command(program, "-p", n.dir+"/", "-c", n.path("nginx.conf"), "-e", "stderr")
@@ -114,13 +113,13 @@ func (n *webServer) path(name string) string { return filepath.Join(n.dir, name)
 
 func (n *webServer) address() string { return fmt.Sprintf("127.0.0.1:%d", n.port) }
 
-// publish replaces the file that it serves as the list, at one moment.
+// publish replaces the list atomically.
 func (n *webServer) publish(list string) {
 	n.w.t.Helper()
 	n.w.replace(n.path("www/tpm.json"), list)
 }
 
-// source returns a source of the kind http that polls it, with further keys.
+// source returns a source of the kind http for the list, with further keys.
 func (n *webServer) source(name string, keys ...string) string {
 	return fmt.Sprintf(`source "http" %q {
 		url = "https://%s/tpm.json"
@@ -133,7 +132,7 @@ func (n *webServer) source(name string, keys ...string) string {
 		strings.Join(keys, "\n\t\t"))
 }
 
-// requests returns how many requests for the list it has answered.
+// requests returns how many requests for the list nginx has answered.
 func (n *webServer) requests() int {
 	b, err := os.ReadFile(n.path("access.log"))
 	if err != nil {
@@ -142,7 +141,7 @@ func (n *webServer) requests() int {
 	return strings.Count(string(b), "GET /tpm.json ")
 }
 
-// statusWithout returns what it says to a client that has no certificate.
+// statusWithout returns the HTTP status for a client without a certificate.
 func (n *webServer) statusWithout() int {
 	n.w.t.Helper()
 	pool := x509.NewCertPool()
@@ -165,7 +164,7 @@ func (n *webServer) statusWithout() int {
 	return rsp.StatusCode
 }
 
-// certificates makes a CA and two certificates of it, nginx's and a client's.
+// certificates makes a CA and its certificates for nginx and for a client.
 func (n *webServer) certificates() {
 	n.w.t.Helper()
 	key := newKey(n.w.t)
@@ -244,8 +243,7 @@ func (w *world) jsonList(serial int, entries ...entry) string {
 	return string(b)
 }
 
-// replace renames a new file over the one at path, so that nobody ever sees half
-// of it.
+// replace replaces the file at path atomically.
 func (w *world) replace(path, content string) {
 	w.t.Helper()
 	w.write(path+".new", content)

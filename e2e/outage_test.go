@@ -12,10 +12,10 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
-// A web server that takes connections and then says nothing, or a byte now and
-// then, is worse than one that is away: everybody who asks it waits. Attestations
-// wait for none of it, on the server that runs, on one that starts from its cache
-// and on one that has nothing; and when the web server is well all follow it.
+// A web server that accepts connections and then sends nothing, or a byte now and then, blocks
+// its clients. Attestations must not wait for it: not on the running server, not on one that
+// starts from its cache, and not on one without a list. When the web server works again, all
+// follow it.
 func TestHangingWebServer(t *testing.T) {
 	w := newWorld(t)
 	for _, test := range []struct {
@@ -45,7 +45,7 @@ func TestHangingWebServer(t *testing.T) {
 			}{{0, codes.OK}, {1, codes.PermissionDenied}} {
 				begun := time.Now()
 				w.wantCode(s, stranger(t, want.tpm), want.code)
-				// The timeout of one poll, in which a miss may have taken part, and a busy machine.
+				// The timeout of one poll, which a miss may wait for, with room for a busy machine.
 				if took := time.Since(begun); took > 10*time.Second {
 					t.Errorf("attesting to end with %v took %v", want.code, took)
 				}
@@ -69,14 +69,14 @@ func TestHangingWebServer(t *testing.T) {
 	}
 }
 
-// freeze stops the process as it is: its connections stay open, and the kernel
-// takes new ones.
+// freeze stops the process with SIGSTOP: its connections stay open, and the kernel accepts new
+// ones.
 func (n *webServer) freeze() {
 	n.w.t.Helper()
 	if err := n.run.Signal(syscall.SIGSTOP); err != nil {
 		n.w.t.Fatal(err)
 	}
-	n.w.t.Cleanup(func() { _ = n.run.Signal(syscall.SIGCONT) }) // it can end then
+	n.w.t.Cleanup(func() { _ = n.run.Signal(syscall.SIGCONT) }) // so that it can end
 }
 
 func (n *webServer) thaw() {
@@ -86,7 +86,7 @@ func (n *webServer) thaw() {
 	}
 }
 
-// restart starts it anew with a further directive in its server block.
+// restart restarts nginx with one more directive in its server block.
 func (n *webServer) restart(directive string) {
 	n.w.t.Helper()
 	n.stop()

@@ -14,8 +14,8 @@ import (
 // shortTTL is an agent_ttl with which SPIRE re-attests agents every few seconds.
 const shortTTL = 15 * time.Second
 
-// Re-attestation is what keeps a machine in for longer than one SVID lives, and
-// it is a whole attestation: the plugin is asked again.
+// A machine keeps its identity for longer than one SVID's life only by attesting again. That is
+// a whole attestation, which asks the plugin.
 func TestReattests(t *testing.T) {
 	w := newWorld(t)
 	hashes := w.folder("hashes")
@@ -42,8 +42,8 @@ func TestReattests(t *testing.T) {
 	}
 }
 
-// Removal from the list alone cuts a machine off: it is refused at its next
-// re-attestation, and ends when its SVID does.
+// Removal from the list is enough to cut a machine off: it is refused at its next re-attestation,
+// and its agent ends at the latest when its SVID expires.
 func TestRemovedIsCutOffAtReattestation(t *testing.T) {
 	w := newWorld(t)
 	hashes := w.folder("hashes")
@@ -73,8 +73,8 @@ func TestRemovedIsCutOffAtReattestation(t *testing.T) {
 	w.refused(s, m)
 }
 
-// Removal and eviction cut a machine off within seconds, not at its next
-// re-attestation: the TTL here is SPIRE's default, an hour.
+// Removal and eviction together cut a machine off within seconds, long before its next
+// re-attestation: the TTL is SPIRE's default of an hour.
 func TestRemovedAndEvictedIsCutOffAtOnce(t *testing.T) {
 	w := newWorld(t)
 	hashes := w.folder("hashes")
@@ -90,7 +90,7 @@ func TestRemovedAndEvictedIsCutOffAtOnce(t *testing.T) {
 	w.evict(s, known)
 	ctx, cancel := context.WithTimeout(w.ctx, 20*time.Second)
 	defer cancel()
-	// SPIRE's agent ends with exit code 0 or another, by how it learns of it.
+	// The exit code of SPIRE's agent depends on how it learns of the eviction.
 	if err := a.Wait(ctx); errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("the evicted agent still runs: %v", err)
 	}
@@ -100,8 +100,8 @@ func TestRemovedAndEvictedIsCutOffAtOnce(t *testing.T) {
 	w.refused(s, m)
 }
 
-// Several servers share one directory, as over NFS: an entry counts on all of
-// them at once, and so does its removal, without a word to any server.
+// If several servers share one directory, as over NFS, an entry counts on all of them at once,
+// and so does its removal, without a signal to any server.
 func TestTwoServersShareADirectory(t *testing.T) {
 	w := newWorld(t)
 	hashes := w.folder("hashes")
@@ -113,7 +113,7 @@ func TestTwoServersShareADirectory(t *testing.T) {
 	w.list(hashes, m)
 	for _, s := range servers {
 		a, known := w.admitted(s, m)
-		a.Stop() // the machine's one TPM is needed for the other
+		a.Stop() // the next agent needs the TPM
 		w.evict(s, known)
 	}
 	w.unlist(hashes, m)
@@ -122,8 +122,8 @@ func TestTwoServersShareADirectory(t *testing.T) {
 	}
 }
 
-// Trust on first use, by SPIRE's own record of its agents: once a machine has
-// attested nobody does so again in its name, until an operator evicts it.
+// With reattest = false, a machine that has attested cannot attest again until an operator evicts
+// it. So nobody can attest in its name later.
 func TestWithoutReattestationOnlyTheFirstAttests(t *testing.T) {
 	w := newWorld(t)
 	hashes := w.folder("hashes")

@@ -13,7 +13,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
-// openssl runs it in the folder of the web server, as whoever publishes lists does.
+// openssl runs openssl in the folder of the web server.
 func (n *webServer) openssl(args ...string) {
 	n.w.t.Helper()
 	cmd := exec.CommandContext(n.w.ctx, "openssl", args...)
@@ -23,7 +23,7 @@ func (n *webServer) openssl(args ...string) {
 	}
 }
 
-// signedList returns a list that may be signed.
+// signedList returns a list with what a signed list needs.
 func (n *webServer) signedList(serial int, hashes ...string) string {
 	n.w.t.Helper()
 	b, err := json.Marshal(map[string]any{
@@ -36,8 +36,7 @@ func (n *webServer) signedList(serial int, hashes ...string) string {
 	return string(b)
 }
 
-// publishSigned signs a list by the commands of the documentation and puts both
-// where nginx serves them.
+// publishSigned signs a list with the commands of the documentation, and publishes both.
 func (n *webServer) publishSigned(list string) {
 	n.w.t.Helper()
 	n.w.write(n.path("tpm.json"), list)
@@ -48,10 +47,9 @@ func (n *webServer) publishSigned(list string) {
 	n.publish(list)
 }
 
-// Whoever holds the web server can neither let a machine in nor bring one back:
-// a list that he has changed, or a signed one that he has kept, takes the place of
-// nothing, and a server that starts then has no list at all. What the holder of
-// the key publishes is followed.
+// An attacker who controls the web server can neither add a machine nor bring back one that was
+// removed. A changed list, or an older signed one, does not replace the current list, and a server
+// that starts then has no list. A list signed with the key is followed.
 func TestSignedListBehindAWebServer(t *testing.T) {
 	w := newWorld(t)
 	n := w.webServer()

@@ -20,8 +20,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
-// A svidServer is a web server that shows an X.509-SVID and answers nobody but
-// the SPIRE server, as the X.509-SVID of the latter says.
+// A svidServer is a web server with an X.509-SVID. It answers only the SPIRE server, which it
+// knows by that server's X.509-SVID.
 type svidServer struct {
 	listener net.Listener
 	svid     atomic.Pointer[x509svid.SVID]
@@ -31,7 +31,7 @@ type svidServer struct {
 // GetX509SVID implements x509svid.Source.
 func (v *svidServer) GetX509SVID() (*x509svid.SVID, error) { return v.svid.Load(), nil }
 
-// mint has a SPIRE server issue an X.509-SVID, as its operator would.
+// mint returns an X.509-SVID from a SPIRE server, like `spire-server x509 mint`.
 func (w *world) mint(s *spiretest.Server, id string) *x509svid.SVID {
 	w.t.Helper()
 	dir := w.folder("svid")
@@ -45,7 +45,7 @@ func (w *world) mint(s *spiretest.Server, id string) *x509svid.SVID {
 	return svid
 }
 
-// start serves until the test ends. Until then connections wait.
+// start serves until the test ends. Before start, connections wait.
 func (v *svidServer) start(w *world, s *spiretest.Server) {
 	w.t.Helper()
 	td := spiffeid.RequireTrustDomainFromString(s.TrustDomain)
@@ -60,7 +60,7 @@ func (v *svidServer) start(w *world, s *spiretest.Server) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = web.Serve(tls.NewListener(v.listener, config)) // ends by Close
+		_ = web.Serve(tls.NewListener(v.listener, config)) // Close ends it
 	}()
 	w.t.Cleanup(func() {
 		web.Close()
@@ -68,11 +68,10 @@ func (v *svidServer) start(w *world, s *spiretest.Server) {
 	})
 }
 
-// A list from a web server that knows the SPIRE server by its X.509-SVID, and is
-// known to it by its own: machines on it are in as soon as SPIRE has an identity
-// and the web server too, without a restart. A web server with the X.509-SVID of
-// somebody else in the same trust domain serves no list, though nothing else is
-// wrong with it: what it says counts for nothing, and in time nothing can be told.
+// The web server with a list and the SPIRE server authenticate each other by their X.509-SVIDs.
+// Machines on the list are admitted as soon as both have one, without a restart. A list from a web
+// server with another SPIFFE ID of the same trust domain is not used, even if nothing else is
+// wrong with it; in the end the server cannot tell.
 func TestListBySPIFFEID(t *testing.T) {
 	w := newWorld(t)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -108,7 +107,7 @@ func TestListBySPIFFEID(t *testing.T) {
 	w.wantCodeSoon(s, unknown, codes.Unavailable)
 	w.wantCode(s, listed, codes.Unavailable)
 
-	v.svid.Store(w.mint(s, "spiffe://example.org/allowlist")) // as by a rotation
+	v.svid.Store(w.mint(s, "spiffe://example.org/allowlist")) // like a rotation
 	w.wantCodeSoon(s, unknown, codes.OK)
 	w.wantCode(s, listed, codes.PermissionDenied)
 }

@@ -13,14 +13,14 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sqltable/sqltest"
 )
 
-// Where examples/postgres has what the server reads of its database.
+// The paths in examples/postgres of the files about the database.
 const (
 	dsnFile = "/etc/spire/tpm-database.dsn"
 	dsnCA   = "/etc/spire/database-ca.pem"
 )
 
-// layTable puts the files of the DSN and of the CA where the example has them, as
-// they are while the database is not there yet.
+// layTable writes the files with the DSN and the CA where the example expects them. The database
+// does not exist yet.
 func (s *site) layTable() {
 	s.put(dsnCA, "")
 	s.put(dsnFile, "")
@@ -45,14 +45,14 @@ func (s *site) mariadb(server *spiretest.Server) {
 	})
 }
 
-// A tableSite is one of the two databases that the example is for.
+// A tableSite is one of the two databases of the example.
 type tableSite struct {
 	db             *sqltest.Server
 	schema, system string
 	dsn            *regexp.Regexp // in the README
 }
 
-// exec runs statements in the database spire, as its administrator.
+// exec runs statements in a database, as its administrator.
 func (s *site) exec(d *tableSite, database, statements string) {
 	s.t.Helper()
 	if _, err := d.db.Exec(s.ctx, database, statements); err != nil {
@@ -60,7 +60,7 @@ func (s *site) exec(d *tableSite, database, statements string) {
 	}
 }
 
-// statement returns a statement of the README with another hash.
+// statement returns a statement of the README, with the given hash.
 func (s *site) statement(kind, hash string) string {
 	s.t.Helper()
 	found := regexp.MustCompile(`(?s)` + kind + ` .*?;`).FindString(s.read("README.md"))
@@ -70,9 +70,8 @@ func (s *site) statement(kind, hash string) string {
 	return regexp.MustCompile(`[0-9a-f]{64}`).ReplaceAllString(found, hash)
 }
 
-// table has what the README says happen: a database that is not there yet, a
-// machine that is enrolled, admitted, removed and refused, and a database that is
-// stopped and comes back, with nobody admitted meanwhile.
+// table checks what the README says. While the database does not exist, or is stopped, nobody is
+// admitted. A machine is enrolled and admitted, then removed and refused.
 func (s *site) table(server *spiretest.Server, d *tableSite) {
 	s.t.Helper()
 	s.t.Cleanup(func() {

@@ -20,17 +20,17 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
-// A hostile attestation is what an attacker sends.
+// A hostile attestation is the messages of an attacker.
 type hostile struct {
 	name    string
 	payload []byte
 	answer  func(challenge []byte) ([]byte, error)
 }
 
-// SPIRE does not restart a plugin that has died, so one payload that kills it
-// would take the identities of a whole fleet. Whatever arrives, thousands of
-// times and many at once, is refused by the right code; then, in the same
-// process and in bounded memory, an honest machine attests.
+// SPIRE does not restart a plugin that has died, so one payload that kills it would stop the
+// attestations of a whole fleet. The plugin refuses thousands of malformed payloads with the right
+// code. Afterwards an honest machine attests to the same process, whose memory has not grown
+// beyond a limit.
 func TestStormOfMalformedPayloads(t *testing.T) {
 	w := newWorld(t)
 	hashes := w.folder("hashes")
@@ -64,8 +64,7 @@ func TestStormOfMalformedPayloads(t *testing.T) {
 	}
 }
 
-// storm sends every hostile attestation several times, from many connections at
-// once.
+// storm sends every hostile attestation several times, on many connections at once.
 func (w *world) storm(s *spiretest.Server, victim *attestortest.TPM) {
 	w.t.Helper()
 	const attackers, rounds = 24, 2
@@ -89,7 +88,7 @@ func (w *world) storm(s *spiretest.Server, victim *attestortest.TPM) {
 	w.t.Logf("%d hostile attestations", attackers*rounds*len(attacks))
 }
 
-// wantRefusal says what is wrong with how a hostile attestation ended.
+// wantRefusal returns an error if a hostile attestation has not ended with the right code.
 func wantRefusal(err error) error {
 	if errors.Is(err, errLeft) {
 		return nil
@@ -104,8 +103,8 @@ func wantRefusal(err error) error {
 	}
 }
 
-// hostileAttestations returns attestations that derive from a valid payload,
-// so that they get past the first checks.
+// hostileAttestations returns attestations that are made from a valid payload, so that they pass
+// the first checks.
 func hostileAttestations(valid []byte) []hostile {
 	garbage := func([]byte) ([]byte, error) { return []byte("garbage"), nil }
 	attacks := []hostile{
@@ -150,7 +149,7 @@ func hostileAttestations(valid []byte) []hostile {
 	return attacks
 }
 
-// pluginPID returns the process of the server's plugin.
+// pluginPID returns the process ID of the server's plugin.
 func (w *world) pluginPID(s *spiretest.Server) int {
 	w.t.Helper()
 	pids, err := spiretest.Children(s.PID())
@@ -163,7 +162,7 @@ func (w *world) pluginPID(s *spiretest.Server) int {
 	return pids[0]
 }
 
-// peakMemory returns the most memory that a process has had, in bytes.
+// peakMemory returns the peak of a process's memory, in bytes.
 func (w *world) peakMemory(pid int) int64 {
 	w.t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

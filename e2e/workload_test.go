@@ -14,8 +14,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
-// wantWorkloadSVID registers a workload on the agent and gets its SVID through
-// the agent's Workload API: what the attestation was for.
+// wantWorkloadSVID registers a workload on the agent and gets its SVID through the agent's
+// Workload API, which is the purpose of an attestation.
 func (w *world) wantWorkloadSVID(s *spiretest.Server, a *spiretest.Agent, known *types.Agent) {
 	w.t.Helper()
 	conn, err := s.API()
@@ -40,7 +40,7 @@ func (w *world) wantWorkloadSVID(s *spiretest.Server, a *spiretest.Agent, known 
 	}
 }
 
-// fetch gets a workload's SVID as a workload does.
+// fetch gets an SVID from the agent's Workload API, like a workload.
 func (w *world) fetch(a *spiretest.Agent) error {
 	ctx, cancel := context.WithTimeout(w.ctx, 2*time.Second)
 	defer cancel()

@@ -18,8 +18,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
-// A world is what one test runs: servers, agents and TPMs, and the folder that
-// all their files are in. All of it goes with the test.
+// A world has the servers, agents and TPMs of one test, and the folder with all their files.
+// Everything is stopped and removed when the test ends.
 type world struct {
 	t        *testing.T
 	ctx      context.Context // of the whole test
@@ -28,14 +28,14 @@ type world struct {
 	folders  int
 }
 
-// newWorld lets the test run beside the others, for a minute and a half at most.
+// newWorld makes the test parallel, with a limit of a minute and a half.
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	const limit = 90 * time.Second
 	return newWorldFor(t, limit)
 }
 
-// newWorldFor is newWorld with another limit of time.
+// newWorldFor is like newWorld, with another time limit.
 func newWorldFor(t *testing.T, limit time.Duration) *world {
 	t.Helper()
 	t.Parallel()
@@ -43,7 +43,7 @@ func newWorldFor(t *testing.T, limit time.Duration) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("", "e2e") // testing's own are too long for sockets
+	dir, err := os.MkdirTemp("", "e2e") // the paths of testing's folders are too long for sockets
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func (w *world) in(t *testing.T) *world {
 	return &inner
 }
 
-// folder returns a new folder's path; the folder is there.
+// folder makes a folder and returns its path.
 func (w *world) folder(kind string) string {
 	w.t.Helper()
 	w.folders++
@@ -76,7 +76,7 @@ func (w *world) folder(kind string) string {
 	return dir
 }
 
-// keepLog shows a process's log when the test fails.
+// keepLog shows a process's log if the test fails.
 func (w *world) keepLog(p *spiretest.Process) {
 	w.t.Cleanup(func() {
 		if w.t.Failed() {
@@ -85,8 +85,7 @@ func (w *world) keepLog(p *spiretest.Process) {
 	})
 }
 
-// server starts a server, with the plugin's configuration given in HCL unless c
-// says otherwise.
+// server starts a server that is stopped when the test ends.
 func (w *world) server(c spiretest.ServerConfig) *spiretest.Server {
 	w.t.Helper()
 	if c.Dir == "" {
@@ -101,21 +100,21 @@ func (w *world) server(c spiretest.ServerConfig) *spiretest.Server {
 	return s
 }
 
-// A machine is a TPM, one of its EKs and that EK's hash.
+// A machine is a TPM, one of its EKs, and the EK hash.
 type machine struct {
 	tpm  *swtpmtest.TPM
 	ek   string // the type, as in the agent's configuration
 	hash string
 }
 
-// machine makes a machine with an EK certificate of ca, or of a CA of its own
-// where ca is nil. Its hash comes from the command by which it is enrolled.
+// machine makes a machine with an EK certificate from ca. If ca is nil, the machine has its own
+// CA. The hash comes from the agent plugin's command line, as for an operator.
 func (w *world) machine(ca *swtpmtest.CA) machine {
 	w.t.Helper()
 	return w.enrol(swtpmtest.Start(w.t, swtpmtest.Options{CA: ca}), "auto")
 }
 
-// enrol gets the hash of one of a TPM's EKs.
+// enrol returns a machine with the hash of one of the TPM's EKs.
 func (w *world) enrol(tpm *swtpmtest.TPM, ek string) machine {
 	w.t.Helper()
 	report, err := w.programs.EKReport(w.ctx, tpm.Device, ek)
@@ -135,7 +134,7 @@ func (w *world) agent(s *spiretest.Server, m machine) *spiretest.Agent {
 	return w.agentIn(w.folder("agent"), s, m)
 }
 
-// agentIn starts an agent on m in the folder dir, as a restart does.
+// agentIn starts an agent on m in the folder dir, like a restart.
 func (w *world) agentIn(dir string, s *spiretest.Server, m machine) *spiretest.Agent {
 	w.t.Helper()
 	a, err := w.programs.StartAgent(spiretest.AgentConfig{
@@ -150,8 +149,8 @@ func (w *world) agentIn(dir string, s *spiretest.Server, m machine) *spiretest.A
 	return a
 }
 
-// admitted starts an agent on m, which must be admitted, and returns it with
-// what the server knows of it.
+// admitted starts an agent on m, which must be admitted. It returns the agent, and the server's
+// record of it.
 func (w *world) admitted(s *spiretest.Server, m machine) (*spiretest.Agent, *types.Agent) {
 	w.t.Helper()
 	return w.admittedAs("spiffe://example.org/spire/agent/tpm/"+m.hash, s, m)
@@ -174,15 +173,14 @@ func (w *world) admittedAs(want string, s *spiretest.Server, m machine) (*spiret
 	return a, known
 }
 
-// refused starts an agent on m, which the policy must refuse: the agent gives
-// up, and the server does not list it. It returns the line in the server's log
-// that has the EK hash.
+// refused starts an agent on m, which must be refused: the agent gives up, and the server does
+// not list it. It returns the line of the server's log with the EK hash.
 func (w *world) refused(s *spiretest.Server, m machine) string {
 	w.t.Helper()
 	return w.refusedAs("refused", s, m)
 }
 
-// refusedAs is refused with another outcome in the server's log.
+// refusedAs is like refused, with another outcome in the server's log.
 func (w *world) refusedAs(outcome string, s *spiretest.Server, m machine) string {
 	w.t.Helper()
 	mark := s.Mark()
@@ -193,7 +191,7 @@ func (w *world) refusedAs(outcome string, s *spiretest.Server, m machine) string
 	if log := a.Log(); !strings.Contains(log, "PermissionDenied") {
 		w.t.Errorf("the agent was not told PermissionDenied:\n%s", a.Tail())
 	}
-	// One that was in before is listed until it is evicted or pruned.
+	// An agent that was admitted before is listed until it is evicted or pruned.
 	known := w.agents(s)["spiffe://example.org/spire/agent/tpm/"+m.hash]
 	if known != nil && time.Unix(known.X509SvidExpiresAt, 0).After(time.Now()) {
 		w.t.Error("the server lists a machine that it refused, with an SVID that is valid")
@@ -201,7 +199,7 @@ func (w *world) refusedAs(outcome string, s *spiretest.Server, m machine) string
 	return w.waitLog(s.Process, mark, "outcome="+outcome, m.hash)
 }
 
-// waitLog waits for a line in a log that has all of words, and not for long.
+// waitLog waits for a line in a log that contains all of words, for a short time.
 func (w *world) waitLog(p *spiretest.Process, mark int64, words ...string) string {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)
@@ -213,7 +211,7 @@ func (w *world) waitLog(p *spiretest.Process, mark int64, words ...string) strin
 	return line
 }
 
-// agents returns the agents that the server lists, by SPIFFE ID.
+// agents returns the server's records of agents, by SPIFFE ID.
 func (w *world) agents(s *spiretest.Server) map[string]*types.Agent {
 	w.t.Helper()
 	rsp, err := w.agentAPI(s).ListAgents(w.ctx, &agentv1.ListAgentsRequest{})
@@ -236,7 +234,7 @@ func (w *world) agentAPI(s *spiretest.Server) agentv1.AgentClient {
 	return agentv1.NewAgentClient(conn)
 }
 
-// evict removes an agent from the server's list, as `spire-server agent evict`.
+// evict evicts an agent, like `spire-server agent evict`.
 func (w *world) evict(s *spiretest.Server, a *types.Agent) {
 	w.t.Helper()
 	if _, err := w.agentAPI(s).DeleteAgent(w.ctx, &agentv1.DeleteAgentRequest{Id: a.Id}); err != nil {
@@ -244,13 +242,13 @@ func (w *world) evict(s *spiretest.Server, a *types.Agent) {
 	}
 }
 
-// list puts a machine on a hash_dir's list.
+// list adds a machine to a hash_dir.
 func (w *world) list(dir string, m machine) {
 	w.t.Helper()
 	w.write(filepath.Join(dir, m.hash), "")
 }
 
-// unlist takes it off again.
+// unlist removes a machine from a hash_dir.
 func (w *world) unlist(dir string, m machine) {
 	w.t.Helper()
 	if err := os.Remove(filepath.Join(dir, m.hash)); err != nil {
@@ -265,8 +263,8 @@ func (w *world) write(path, content string) {
 	}
 }
 
-// wantSelectors checks that the agent has exactly these selectors of type tpm;
-// each of want is a regular expression for a whole value.
+// wantSelectors checks that the agent has exactly these selectors of the type tpm. Each of want
+// is a regular expression for a whole value.
 func (w *world) wantSelectors(a *types.Agent, want ...string) {
 	w.t.Helper()
 	var got []string

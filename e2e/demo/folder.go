@@ -14,23 +14,21 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
-// A folder has all files of a demo.
+// A folder holds all files of a demo.
 type folder struct {
-	name string // as the user knows it
+	name string // as the user has given it
 	path string // absolute
 }
 
-// processFile lists the processes of a demo that has been left running, one a
-// line.
+// processFile is the file with the process IDs of a demo that was left running, a line each.
 const processFile = "processes"
 
-// markFile says that a demo has made the folder that it is in. What is in no
-// such folder is somebody else's and is never removed.
+// markFile is a file in each folder that a demo has made. A folder without it belongs to somebody
+// else and is never removed.
 const markFile = ".spire-tpm-attestor-demo"
 
-// openDir makes the folder, in the place of one that an earlier demo has left
-// and of nothing else. Where its path is too long for sockets it becomes a link
-// to a shorter one.
+// openDir makes the folder. It replaces the folder of an earlier demo, but nothing else. If the
+// path is too long for sockets, it makes a link to a folder with a shorter path.
 func openDir(name string) (*folder, error) {
 	f := &folder{name: filepath.Clean(name)}
 	if pids, err := f.processes(); err != nil {
@@ -47,7 +45,7 @@ func openDir(name string) (*folder, error) {
 	return f, nil
 }
 
-// make makes and marks the folder, and the link to it where there is one.
+// make makes and marks the folder, and the link to it if it needs one.
 func (f *folder) make() error {
 	path, err := filepath.Abs(f.name)
 	if err != nil {
@@ -73,9 +71,8 @@ func (f *folder) make() error {
 	return nil
 }
 
-// made returns the path of the folder that a demo has made under the name, with
-// the link to it followed. It is empty where nothing has the name, and an error
-// says that something else has it.
+// made returns the path of the folder that a demo has made under the name, and follows the link.
+// If nothing has that name, the path is empty. If something else has it, that is an error.
 func (f *folder) made() (string, error) {
 	if _, err := os.Lstat(f.name); errors.Is(err, fs.ErrNotExist) {
 		return "", nil
@@ -119,8 +116,7 @@ func (f *folder) recordProcesses(ps []*spiretest.Process) error {
 	return nil
 }
 
-// processes returns those processes of the recorded ones that still run, the
-// last that was started first.
+// processes returns the recorded processes that still run, the newest first.
 func (f *folder) processes() ([]int, error) {
 	path, err := f.made()
 	if err != nil || path == "" {
@@ -147,8 +143,8 @@ func (f *folder) processes() ([]int, error) {
 	return pids, nil
 }
 
-// ours tells whether the process has a file of the folder at path in its
-// command line: its number may have gone to another since.
+// ours reports whether the process has the folder at path in its command line. If not, another
+// program has got the process ID.
 func ours(pid int, path string) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	return err == nil && strings.Contains(string(b), path+string(filepath.Separator))
@@ -161,12 +157,12 @@ func (f *folder) stopProcesses() (int, error) {
 		return 0, err
 	}
 	for _, pid := range pids {
-		_ = syscall.Kill(pid, syscall.SIGTERM) // it may end by itself meanwhile
+		_ = syscall.Kill(pid, syscall.SIGTERM) // it may have ended
 		deadline := time.Now().Add(10 * time.Second)
 		for syscall.Kill(pid, 0) == nil && time.Now().Before(deadline) {
 			time.Sleep(50 * time.Millisecond)
 		}
-		_ = syscall.Kill(-pid, syscall.SIGKILL) // what it has started, or itself
+		_ = syscall.Kill(-pid, syscall.SIGKILL) // itself, or what it has started
 	}
 	return len(pids), nil
 }

@@ -17,9 +17,8 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// A folder that no demo has made, and whatever a link leads to, is neither
-// emptied nor removed, by a start or by -stop: -dir may be mistyped, and "demo"
-// may be somebody's link.
+// A folder that no demo has made is neither emptied nor removed, even through a link: -dir may be
+// mistyped, and "demo" may be somebody's link.
 func TestForeignFoldersAreLeftAlone(t *testing.T) {
 	for name, prepare := range map[string]func(dir, precious string) error{
 		"folder":       func(dir, precious string) error { return os.Rename(precious, dir) },
@@ -36,7 +35,7 @@ func TestForeignFoldersAreLeftAlone(t *testing.T) {
 			dir, precious := filepath.Join(root, "demo"), filepath.Join(root, "precious")
 			must(t, os.Mkdir(precious, 0o700))
 			must(t, os.WriteFile(filepath.Join(precious, "file"), []byte("precious"), 0o600))
-			// A list of processes makes no demo of it.
+			// A list of processes does not make it a demo's folder.
 			must(t, os.WriteFile(filepath.Join(precious, processFile), []byte("1 init\n"), 0o600))
 			must(t, prepare(dir, precious))
 			before := tree(t, root)
@@ -63,7 +62,7 @@ func symlinks(first, second, target string) error {
 	return os.Symlink(target, second)
 }
 
-// tree lists all that is below a folder, with links unfollowed.
+// tree lists everything below a folder, without following links.
 func tree(t *testing.T, root string) string {
 	t.Helper()
 	var b strings.Builder
@@ -74,12 +73,12 @@ func tree(t *testing.T, root string) string {
 	return b.String()
 }
 
-// What a demo has left is replaced by the next one, and removed by -stop with
-// nothing of it left, where the folder is a link to a shorter path as well.
+// The next demo replaces what a demo has left, and -stop removes all of it, even if the folder is a
+// link to a shorter path.
 func TestFoldersOfTheDemo(t *testing.T) {
 	for name, length := range map[string]int{"short": 0, "long": spiretest.MaxDir} {
 		t.Run(name, func(t *testing.T) {
-			root, err := os.MkdirTemp("", "demo") // testing's own are too long for sockets
+			root, err := os.MkdirTemp("", "demo") // the paths of testing's folders are too long for sockets
 			must(t, err)
 			t.Cleanup(func() { must(t, os.RemoveAll(root)) })
 			temp := filepath.Join(root, "tmp")
@@ -102,7 +101,7 @@ func TestFoldersOfTheDemo(t *testing.T) {
 				t.Error("the files of the first demo are still there")
 			}
 			must(t, second.recordProcesses(nil))
-			for range 2 { // the second time there is nothing to remove
+			for range 2 { // the second time, nothing is left
 				if code := run(dir, false, true); code != 0 {
 					t.Errorf("-stop: exit code %d", code)
 				}

@@ -1,5 +1,5 @@
-// Command demo tells what this project does, with a real SPIRE server and agent
-// and a software TPM: `make demo`.
+// Demo shows what this project does, with a real SPIRE server and agent and a software TPM. Run it
+// with `make demo`.
 package main
 
 import (
@@ -32,7 +32,7 @@ func run(name string, keep, stop bool) int {
 	}
 	ctx, cancel := signal.NotifyContext(context.Background(),
 		os.Interrupt, syscall.SIGTERM, syscall.SIGHUP,
-		syscall.SIGPIPE) // nobody reads any more, as in "make demo | head"
+		syscall.SIGPIPE) // nobody reads the output any more, as in "make demo | head"
 	defer cancel()
 	ctx, cancel = context.WithTimeoutCause(ctx, timeLimit,
 		fmt.Errorf("it took longer than %v", timeLimit))
@@ -68,7 +68,7 @@ func run(name string, keep, stop bool) int {
 	}
 }
 
-// leaveRunning says how to look around and how to end it.
+// leaveRunning leaves the demo running and says how to look around and how to end it.
 func (d *demo) leaveRunning() int {
 	if err := d.dir.recordProcesses(d.processes); err != nil {
 		d.stop()

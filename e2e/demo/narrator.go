@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// A narrator tells the story, in colour where it speaks to a terminal.
+// A narrator prints the story, in colour if the output is a terminal.
 type narrator struct {
 	out     io.Writer
 	colour  bool
@@ -45,24 +45,24 @@ func (n *narrator) paint(colour, text string) string {
 
 func (n *narrator) line(text string) { fmt.Fprintln(n.out, text) }
 
-// title begins the next chapter.
+// title prints the title of the next chapter.
 func (n *narrator) title(text string) {
 	n.chapter++
 	n.line("")
 	n.line(n.paint(bold, fmt.Sprintf("%d. %s", n.chapter, text)))
 }
 
-// say tells what is going on.
+// say prints what happens.
 func (n *narrator) say(format string, args ...any) {
 	n.line("   " + fmt.Sprintf(format, args...))
 }
 
-// command shows what somebody would type to do the same.
+// command prints a command that does the same.
 func (n *narrator) command(words ...string) {
 	n.line("   " + n.paint(cyan, "$ "+strings.Join(words, " ")))
 }
 
-// quote shows what a program printed or logged.
+// quote prints what a program has printed or logged.
 func (n *narrator) quote(text string) {
 	for line := range strings.Lines(text) {
 		if line = strings.TrimRight(line, " \t\n"); line != "" {
@@ -71,8 +71,7 @@ func (n *narrator) quote(text string) {
 	}
 }
 
-// log shows a line of a log, without what SPIRE writes in each: the time, and
-// which plugin speaks.
+// log prints a line of a log, without the time and the name of the plugin.
 func (n *narrator) log(program, line string) {
 	line = regexp.MustCompile(`^time="[^"]*" |`+
 		` (external|plugin_name|plugin_type|subsystem_name)=\S+| timestamp="[^"]*"`).
@@ -80,7 +79,7 @@ func (n *narrator) log(program, line string) {
 	n.quote(program + ": " + line)
 }
 
-// outcome closes a chapter with what it has shown.
+// outcome prints what a chapter has shown.
 func (n *narrator) outcome(format string, args ...any) {
 	n.line("   " + n.paint(green, "=> "+fmt.Sprintf(format, args...)))
 }

@@ -24,14 +24,14 @@ func (d *demo) startAgent() error {
 	return nil
 }
 
-// endAgent stops the agent, the last process that was started, and forgets it.
+// endAgent stops the agent and removes it from the processes. It must be the last one started.
 func (d *demo) endAgent() {
 	d.agent.Stop()
 	d.processes = d.processes[:len(d.processes)-1]
 }
 
-// wantRefused starts an agent, shows the server's reason for refusing it and
-// that the server lists nobody.
+// wantRefused starts an agent, which must be refused. It shows the reason and the server's empty
+// list of agents.
 func (d *demo) wantRefused(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -58,7 +58,7 @@ func (d *demo) wantRefused(ctx context.Context) error {
 	return d.ctl(ctx, "agent", "list")
 }
 
-// wantAdmitted starts an agent and shows how the server knows it.
+// wantAdmitted starts an agent, which must be admitted. It shows the server's record of it.
 func (d *demo) wantAdmitted(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -91,7 +91,7 @@ func (d *demo) wantSVID(ctx context.Context) error {
 	})
 }
 
-// ctl runs a subcommand of spire-server and shows it with its answer.
+// ctl runs a subcommand of spire-server and shows the command and its output.
 func (d *demo) ctl(ctx context.Context, args ...string) error {
 	d.command(append([]string{"spire-server"}, args...)...)
 	answer, err := d.server.Ctl(ctx, args...)

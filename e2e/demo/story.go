@@ -12,12 +12,12 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
-// patience is how long one thing may take that takes a second or two.
+// patience is the time limit of a step, which normally takes a second or two.
 const patience = 40 * time.Second
 
 const workloadID = "spiffe://example.org/workload"
 
-// A demo is the story and what takes part in it.
+// A demo has the server, the agent and the TPM, and tells the story.
 type demo struct {
 	*narrator
 	dir  *folder
@@ -53,7 +53,7 @@ func (d *demo) run(ctx context.Context) error {
 	return nil
 }
 
-// stop ends all processes, the last one first.
+// stop ends all processes, the newest first.
 func (d *demo) stop() {
 	for len(d.processes) > 0 {
 		last := len(d.processes) - 1
@@ -64,7 +64,7 @@ func (d *demo) stop() {
 
 func (d *demo) path(name string) string { return filepath.Join(d.dir.path, name) }
 
-// shown is a path as the user would write it.
+// shown returns a path as the user would write it.
 func (d *demo) shown(path string) string {
 	return strings.Replace(path, d.dir.path, d.dir.name, 1)
 }
@@ -73,7 +73,7 @@ func (d *demo) hashSource() string {
 	return fmt.Sprintf("source \"hash_dir\" \"fleet\" {\n  path = %q\n}\n", d.path("hashes"))
 }
 
-// prepare makes the machine and the server.
+// prepare starts the TPM and the server.
 func (d *demo) prepare(ctx context.Context) error {
 	d.title("A machine with a TPM, and a SPIRE server with an empty list")
 	ctx, cancel := context.WithTimeout(ctx, patience)
@@ -112,7 +112,7 @@ func (d *demo) prepare(ctx context.Context) error {
 	return nil
 }
 
-// refuse shows that the server admits no TPM that it does not know.
+// refuse shows that the server refuses an unknown TPM.
 func (d *demo) refuse(ctx context.Context) error {
 	d.title("Its TPM is unknown: the server refuses it")
 	if err := d.wantRefused(ctx); err != nil {
@@ -122,7 +122,7 @@ func (d *demo) refuse(ctx context.Context) error {
 	return nil
 }
 
-// admitByHash shows that a file with the EK hash as its name admits.
+// admitByHash shows that a file whose name is the EK hash admits the machine.
 func (d *demo) admitByHash(ctx context.Context) error {
 	d.title("Its EK hash is listed: the server admits it")
 	entry := filepath.Join(d.path("hashes"), d.ekHash)
@@ -137,7 +137,7 @@ func (d *demo) admitByHash(ctx context.Context) error {
 	return nil
 }
 
-// serveWorkload shows what it is all for.
+// serveWorkload shows that a workload gets its SVID, which is the purpose of all this.
 func (d *demo) serveWorkload(ctx context.Context) error {
 	d.title("A workload on it gets an identity")
 	ctx, cancel := context.WithTimeout(ctx, patience)
@@ -153,7 +153,7 @@ func (d *demo) serveWorkload(ctx context.Context) error {
 	return nil
 }
 
-// cutOff shows that removal from the list, and eviction, take it all away.
+// cutOff shows that removal from the list, with eviction, ends the machine's identity.
 func (d *demo) cutOff(ctx context.Context) error {
 	d.title("It is removed from the list and evicted: it is cut off")
 	entry := filepath.Join(d.path("hashes"), d.ekHash)
@@ -172,7 +172,7 @@ func (d *demo) cutOff(ctx context.Context) error {
 		return err
 	}
 	d.log("agent", line)
-	// Its exit code is of no interest; that it ends is.
+	// Only its end matters, not the exit code.
 	_ = d.agent.Wait(ctx)
 	d.endAgent()
 	d.say("The agent lost its identity and exited, %.1f s after the eviction. Starting it again:",
@@ -185,7 +185,7 @@ func (d *demo) cutOff(ctx context.Context) error {
 	return nil
 }
 
-// admitByCA shows the other way in, and a change of configuration under way.
+// admitByCA shows admission by a CA, after a reload of the configuration.
 func (d *demo) admitByCA(ctx context.Context) error {
 	d.title("Its vendor's CA is trusted: the server admits it by its EK certificate")
 	d.say("The plugin's configuration becomes, while the server runs:")

@@ -14,11 +14,11 @@ import (
 // A tpm is a software TPM with an EK certificate, and the CA that issued it.
 type tpm struct {
 	*spiretest.Process
-	device string // as the agent's configuration names it
-	caPath string // the CA's certificate
+	device string // the value of the agent's key device
+	caPath string // the file with the CA's certificate
 }
 
-// startTPM makes a TPM and its vendor, a CA of its own, and switches the TPM on.
+// startTPM makes a TPM, with its own CA as its vendor, and switches it on.
 func startTPM(ctx context.Context, dir string, detached bool) (*tpm, error) {
 	state, ca := filepath.Join(dir, "tpm"), filepath.Join(dir, "tpm-vendor")
 	for _, d := range []string{state, ca} {
@@ -56,8 +56,8 @@ func startTPM(ctx context.Context, dir string, detached bool) (*tpm, error) {
 	return t, nil
 }
 
-// manufacture gives a TPM its endorsement keys and their certificates, with
-// every file of swtpm's in the demo's own folder.
+// manufacture makes a TPM's endorsement keys and their certificates. All files of swtpm are in the
+// demo's folder.
 func manufacture(ctx context.Context, state, ca, issuer string) error {
 	localca, err := exec.LookPath("swtpm_localca")
 	if err != nil {

@@ -1,7 +1,7 @@
-// Incumbent is one attestation of a spire-tpm-plugin server that was built with
-// go-attestation v0.5.1: it reads the payload from its standard input, writes
-// the challenge, and reads the response. Exit code 0 admits; otherwise standard
-// error has what such a server says.
+// Incumbent runs one attestation like a spire-tpm-plugin server that was built with
+// go-attestation v0.5.1. It reads the payload from standard input, writes the challenge to
+// standard output, and reads the response. Exit code 0 means admitted. Otherwise standard error
+// has the message of such a server.
 package main
 
 import (
@@ -57,7 +57,7 @@ func serve(in io.Reader, out io.Writer) error {
 	return nil
 }
 
-// decodeEK returns the key of the PEM blocks that a payload has for the EK.
+// decodeEK returns the EK from the PEM blocks in a payload.
 func decodeEK(text []byte) (ek crypto.PublicKey, err error) {
 	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
 		switch block.Type {

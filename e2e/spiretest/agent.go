@@ -14,12 +14,12 @@ import (
 
 const reconfigureSignal = syscall.SIGUSR1
 
-// AgentConfig says what agent is wanted.
+// An AgentConfig describes an agent to start.
 type AgentConfig struct {
-	// Dir is the agent's own folder. It is made, and what an earlier agent
-	// left in it is used again, as after a restart.
+	// Dir is the agent's own folder. StartAgent makes it. The agent uses the files of
+	// an earlier agent in it, like after a restart.
 	Dir string
-	// Server is whom it attests to.
+	// Server is the server to attest to.
 	Server *Server
 	// PluginData is the plugin's configuration in HCL.
 	PluginData string
@@ -30,15 +30,14 @@ type AgentConfig struct {
 // An Agent is a running SPIRE agent.
 type Agent struct {
 	*Process
-	// Socket is the path of its Workload API.
+	// Socket is the path of the Workload API.
 	Socket string
 
 	programs Programs
-	mark     int64 // where this agent's log begins, after those of earlier ones
+	mark     int64 // where this agent's log begins in the file, after those of earlier agents
 }
 
-// StartAgent starts an agent. It returns at once: Attested waits for what comes
-// of it.
+// StartAgent starts an agent. It does not wait for the attestation: see Attested.
 func (p Programs) StartAgent(c AgentConfig) (*Agent, error) {
 	if err := makeDir(c.Dir); err != nil {
 		return nil, err
@@ -71,8 +70,8 @@ func (p Programs) StartAgent(c AgentConfig) (*Agent, error) {
 	return a, err
 }
 
-// Attested waits until the agent is attested and its Workload API serves, and
-// returns its SPIFFE ID. It fails when the agent ends.
+// Attested waits until the agent is attested and serves its Workload API, and returns the agent's
+// SPIFFE ID. If the agent ends before that, Attested returns an error.
 func (a *Agent) Attested(ctx context.Context) (string, error) {
 	line, err := a.WaitLog(ctx, a.mark, "Node attestation was successful")
 	if err != nil {
@@ -89,15 +88,13 @@ func (a *Agent) Attested(ctx context.Context) (string, error) {
 	return id, nil
 }
 
-// Log returns what this agent, and none before it in the same folder, has
-// written.
+// Log returns the log of this agent, without those of earlier agents in the same folder.
 func (a *Agent) Log() string {
 	return a.Process.Log()[a.mark:]
 }
 
-// Fetch runs `spire-agent api fetch x509` on the agent's Workload API, as a
-// workload would, and returns what it prints. The keys go to the folder dir,
-// where it is not empty.
+// Fetch runs `spire-agent api fetch x509` on the agent's Workload API, like a workload, and
+// returns its output. If dir is not empty, the keys are written to that folder.
 func (a *Agent) Fetch(ctx context.Context, dir string) (string, error) {
 	args := []string{"api", "fetch", "x509", "-socketPath", a.Socket}
 	if dir != "" {

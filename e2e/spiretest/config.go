@@ -8,21 +8,21 @@ import (
 	"time"
 )
 
-// serverConfig is what the server's configuration is made of.
+// serverConfig has the values for serverTemplate.
 type serverConfig struct {
 	Dir, TrustDomain, Socket string
 	Port                     int
 	MetricsPort              int // 0: none
 	AgentTTL                 time.Duration
 	PluginCmd                string
-	PluginData               string // HCL, or empty where DataFile is set
+	PluginData               string // HCL, or empty if DataFile is set
 	DataFile                 string
 	LogLevel, MorePlugins    string
 }
 
-// The limits on attestations a second are SPIRE's protection, and would hide
-// what the plugin does under a storm; the other two settings make SPIRE look
-// for changes every second where it would every five.
+// serverTemplate is the configuration of a server. SPIRE's rate limits are off, since they would
+// hide what the plugin does under a storm. SPIRE reloads its cache every second instead of every
+// five.
 var serverTemplate = template.Must(template.New("server.conf").Parse(`server {
   trust_domain = "{{.TrustDomain}}"
   bind_address = "127.0.0.1"
@@ -110,8 +110,8 @@ func render(t *template.Template, data any) (string, error) {
 // object is a JSON object; encoding/json sorts its keys, as Helm does.
 type object = map[string]any
 
-// renderJSON returns the server's configuration in the form in which a Helm
-// chart writes it. pluginData is a JSON object.
+// renderJSON returns the server's configuration in JSON, like that of a Helm chart. pluginData is
+// a JSON object.
 func (c serverConfig) renderJSON(pluginData string) (string, error) {
 	plugin := func(data any) object { return object{"plugin_data": data} }
 	b, err := json.MarshalIndent(object{

@@ -14,29 +14,27 @@ import (
 	"time"
 )
 
-// How often a process that cannot tell by itself is looked at, and how long it
-// has to end when it is asked to.
+// How often Poll asks, and how long a process may take to end.
 const (
 	pollInterval = 50 * time.Millisecond
 	stopTimeout  = 10 * time.Second
 )
 
-// A Process is a program that runs in the background, in a process group of its
-// own, with its output in a file. It may be used by several goroutines.
+// A Process is a program that runs in the background in its own process group. Its output goes
+// to a file. A Process is safe for concurrent use.
 type Process struct {
-	// Name is how errors speak of it.
+	// Name is the name in errors.
 	Name string
 	// LogPath is the file with its standard output and error.
 	LogPath string
 
 	cmd  *exec.Cmd
 	done chan struct{}
-	err  error // of Wait; readable once done is closed
+	err  error // of Wait; set before done is closed
 }
 
-// Start starts cmd with its output appended to the file at logPath. Unless it
-// is detached the process gets SIGTERM when the caller's process dies, however
-// that comes about.
+// Start starts cmd. It appends the output to the file at logPath. Unless detached is true, the
+// kernel sends SIGTERM to the process when the caller's process dies.
 func Start(name string, cmd *exec.Cmd, logPath string, detached bool) (*Process, error) {
 	f, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -59,13 +57,13 @@ func Start(name string, cmd *exec.Cmd, logPath string, detached bool) (*Process,
 	return p, nil
 }
 
-// PID returns the process's id.
+// PID returns the process ID.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// Done is closed when the process has ended.
+// Done returns a channel that is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Signal sends a signal to the process, not to its children.
+// Signal sends a signal to the process, but not to its children.
 func (p *Process) Signal(s os.Signal) error {
 	if err := p.cmd.Process.Signal(s); err != nil {
 		return fmt.Errorf("signal %s: %w", p.Name, err)
@@ -73,21 +71,20 @@ func (p *Process) Signal(s os.Signal) error {
 	return nil
 }
 
-// Stop ends the process and whatever it started, and returns when it has ended.
-// It may be called more than once.
+// Stop ends the process and everything that it has started, and waits until the process has
+// ended. It may be called more than once.
 func (p *Process) Stop() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended by itself
 	select {
 	case <-p.done:
 	case <-time.After(stopTimeout):
 	}
-	// Children of a process that was killed, or did not end, are in its group.
+	// If the process was killed, or has not ended, its children are still in the group.
 	_ = syscall.Kill(-p.PID(), syscall.SIGKILL)
 	<-p.done
 }
 
-// Wait waits until the process has ended by itself and returns how it ended:
-// nil for exit code 0.
+// Wait waits until the process has ended by itself. It returns nil if the exit code is 0.
 func (p *Process) Wait(ctx context.Context) error {
 	select {
 	case <-p.done:
@@ -106,7 +103,7 @@ func (p *Process) Log() string {
 	return string(b)
 }
 
-// Mark returns how much the process has written so far, for WaitLog.
+// Mark returns the present length of the log, for WaitLog.
 func (p *Process) Mark() int64 {
 	info, err := os.Stat(p.LogPath)
 	if err != nil {
@@ -115,13 +112,13 @@ func (p *Process) Mark() int64 {
 	return info.Size()
 }
 
-// WaitLog waits for a whole line after mark with all of words in it and returns
-// it. It fails when the process ends without it.
+// WaitLog waits for a complete line after mark that contains all of words, and returns the line.
+// If the process ends without such a line, that is an error.
 func (p *Process) WaitLog(ctx context.Context, mark int64, words ...string) (string, error) {
 	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
 	for {
-		ended := p.ended() // before the log is read, so that nothing is missed
+		ended := p.ended() // before the log is read, so that no line is missed
 		if line, ok := findLine(p.Log(), mark, words); ok {
 			return line, nil
 		}
@@ -153,7 +150,7 @@ func (p *Process) endedWith() error {
 	return p.err
 }
 
-// Tail returns the last lines of the log under the process's name.
+// Tail returns the process's name and the last lines of its log.
 func (p *Process) Tail() string {
 	const lines = 15
 	all := strings.Split(strings.TrimSpace(p.Log()), "\n")
@@ -189,8 +186,8 @@ func containsAll(s string, words []string) bool {
 	return true
 }
 
-// Poll calls f until it returns nil or ctx ends, and then returns f's last
-// error. It is for what only a question can find out: a list, a process table.
+// Poll calls f until f returns nil or ctx ends, and then returns f's last error. Use it if
+// nothing else tells when f succeeds.
 func Poll(ctx context.Context, f func() error) error {
 	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
@@ -207,8 +204,7 @@ func Poll(ctx context.Context, f func() error) error {
 	}
 }
 
-// Children returns the processes that the process pid has started and that
-// still run.
+// Children returns the running processes that the process pid has started.
 func Children(pid int) ([]int, error) {
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	if err != nil || len(tasks) == 0 {
@@ -218,7 +214,7 @@ func Children(pid int) ([]int, error) {
 	for _, task := range tasks {
 		b, err := os.ReadFile(task)
 		if err != nil {
-			continue // a thread that has ended since has no children
+			continue // the thread has ended meanwhile
 		}
 		for field := range strings.FieldsSeq(string(b)) {
 			child, err := strconv.Atoi(field)

@@ -1,8 +1,8 @@
-// Package spiretest runs real SPIRE servers and agents with the plugins of this
-// project, for tests and for the demo.
+// Package spiretest runs real SPIRE servers and agents with the plugins of this project, for
+// tests and for the demo.
 //
-// Everything of one server or agent is in one folder that the caller gives. Its
-// path has to be short, since sockets are in it: see MaxDir.
+// Each server or agent keeps all its files in one folder, which the caller names. The folder's
+// path must be short, since it holds sockets: see MaxDir.
 package spiretest
 
 import (
@@ -15,20 +15,19 @@ import (
 	"regexp"
 )
 
-// MaxDir is how long the path of a server's or an agent's folder may be, in
-// bytes: a socket's path has room for 107, and go-plugin makes sockets two
-// folders below.
+// MaxDir is the length of the longest path of a server's or an agent's folder, in bytes. The path
+// of a socket has at most 107 bytes, and go-plugin makes sockets two folders below.
 const MaxDir = 64
 
-// Programs are the paths of what runs.
+// Programs are the paths of the programs to run.
 type Programs struct {
 	Server, Agent             string // SPIRE's
 	ServerPlugin, AgentPlugin string // this project's
 	Tool                      string // this project's tpm-attestor
 }
 
-// Find returns SPIRE's programs from the folder that SPIRE_DIR names, or from
-// the PATH, and the plugins and the tool from the folder that PLUGIN_DIR names.
+// Find finds SPIRE's programs in the folder that SPIRE_DIR names, or in the PATH, and this
+// project's in the folder that PLUGIN_DIR names.
 func Find() (Programs, error) {
 	var p Programs
 	var errs []error
@@ -77,15 +76,13 @@ func find(variable, name string, onPath bool) (string, error) {
 	return path, nil
 }
 
-// EKReport returns what the agent plugin's command line says of the TPM at
-// device and its EK of that type ("auto", "p256", …), to whoever enrols the
-// machine.
+// EKReport returns the agent plugin's report on the TPM at device and its EK of the type ek
+// ("auto", "p256", …).
 func (p Programs) EKReport(ctx context.Context, device, ek string) (string, error) {
 	return run(ctx, "", p.AgentPlugin, "-ek", "-device", device, "-key", ek)
 }
 
-// ParseEKHash returns the EK hash from such a report: it is in the first line,
-// on which scripts rely.
+// ParseEKHash returns the EK hash in the first line of a report. Scripts rely on that line.
 func ParseEKHash(report string) (string, error) {
 	m := regexp.MustCompile(`\AEK hash: ([0-9a-f]{64})\b`).FindStringSubmatch(report)
 	if m == nil {

@@ -18,31 +18,30 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// ServerConfig says what server is wanted.
+// A ServerConfig describes a server to start.
 type ServerConfig struct {
-	// Dir is the server's own folder. It is made.
+	// Dir is the server's own folder. StartServer makes it.
 	Dir string
-	// TrustDomain is "example.org" where it is empty.
+	// TrustDomain is the trust domain. Empty means "example.org".
 	TrustDomain string
-	// PluginData is the plugin's configuration, in HCL, or a JSON object
-	// where JSON is set.
+	// PluginData is the plugin's configuration: HCL, or a JSON object if JSON is true.
 	PluginData string
-	// JSON makes the whole configuration JSON, as Helm charts write it.
+	// JSON asks for a configuration in JSON, like those of Helm charts.
 	JSON bool
-	// DataFile puts PluginData into a file of its own, which the server reads
-	// again at SIGUSR1: see Server.Reconfigure.
+	// DataFile asks for a separate file with PluginData, which the server reads again
+	// at SIGUSR1: see Server.Reconfigure.
 	DataFile bool
-	// Whole is a whole configuration in HCL, as an operator has it, in place of
-	// one that is made. Addresses, data_dir and log level are this package's all
-	// the same; of the fields below it only Detached counts.
+	// Whole is a whole configuration in HCL, to use instead of a generated one. This
+	// package only replaces addresses, data_dir and log level. Of the fields below,
+	// only Detached is used then.
 	Whole string
-	// AgentTTL is how long an agent's SVID lives; SPIRE's default where zero.
+	// AgentTTL is the lifetime of an agent's SVID. Zero means SPIRE's default.
 	AgentTTL time.Duration
-	// Metrics lets the server show its metrics to Prometheus: see
-	// Server.MetricsURL. It is for configurations that are made, in HCL.
+	// Metrics asks for metrics for Prometheus: see Server.MetricsURL. It is only for
+	// generated configurations in HCL.
 	Metrics bool
-	// LogLevel is "DEBUG" if it is empty. It is for configurations that are made,
-	// in HCL, and so is MorePlugins: blocks of other plugins.
+	// LogLevel is the log level; empty means "DEBUG". MorePlugins are blocks of other
+	// plugins. Both are only for generated configurations in HCL.
 	LogLevel, MorePlugins string
 	// Detached lets the server outlive the caller.
 	Detached bool
@@ -51,18 +50,18 @@ type ServerConfig struct {
 // A Server is a running SPIRE server.
 type Server struct {
 	*Process
-	// Address is the host and port of its API for agents.
+	// Address is the host and port of the API for agents.
 	Address string
-	// Socket is the path of its API for administration.
+	// Socket is the path of the API for administration.
 	Socket string
-	// ConfigPath and BundlePath are files: its configuration, and the
-	// certificates by which agents know it.
+	// ConfigPath is the file with the configuration. BundlePath is the file with the
+	// certificates with which agents verify the server.
 	ConfigPath, BundlePath string
-	// DataPath is the file with the plugin's configuration, where there is one.
+	// DataPath is the file with the plugin's configuration, if DataFile is true.
 	DataPath string
-	// MetricsURL is where Prometheus would scrape it, where it shows metrics.
+	// MetricsURL is the URL of the metrics, if Metrics is true.
 	MetricsURL string
-	// TrustDomain is its trust domain.
+	// TrustDomain is the trust domain.
 	TrustDomain string
 
 	dir      string
@@ -71,12 +70,12 @@ type Server struct {
 	api      *grpc.ClientConn
 }
 
-// StartServer starts a server and returns when it answers.
+// StartServer starts a server and waits until it answers.
 func (p Programs) StartServer(ctx context.Context, c ServerConfig) (*Server, error) {
 	if err := makeDir(c.Dir); err != nil {
 		return nil, err
 	}
-	// A port that is free now can be taken when the server binds it.
+	// Another process may take a free port before the server binds it.
 	const attempts = 3
 	var err error
 	for range attempts {
@@ -109,7 +108,7 @@ func (p Programs) startServer(ctx context.Context, c ServerConfig) (*Server, err
 	return s, nil
 }
 
-// WriteServerConfig writes the configuration of a server and starts nothing.
+// WriteServerConfig writes the configuration of a server without starting it.
 func (p Programs) WriteServerConfig(c ServerConfig) (*Server, error) {
 	if err := makeDir(c.Dir); err != nil {
 		return nil, err
@@ -171,7 +170,7 @@ func (c serverConfig) render(asJSON bool) (string, error) {
 	return render(serverTemplate, c)
 }
 
-// ready waits until the server serves both of its APIs and stores its bundle.
+// ready waits until the server serves both APIs, and writes the bundle to BundlePath.
 func (s *Server) ready(ctx context.Context) error {
 	for _, network := range []string{"tcp", "unix"} {
 		if _, err := s.WaitLog(ctx, 0, "Starting Server APIs", "network="+network); err != nil {
@@ -196,20 +195,20 @@ func (s *Server) Stop() {
 	s.Process.Stop()
 }
 
-// Ctl runs a subcommand of spire-server against this server, as an operator
-// would, and returns its standard output.
+// Ctl runs a subcommand of spire-server for this server, like an operator, and returns its
+// standard output.
 func (s *Server) Ctl(ctx context.Context, args ...string) (string, error) {
 	return run(ctx, s.dir, s.programs.Server, append(args, "-socketPath", s.Socket)...)
 }
 
-// Validate runs `spire-server validate` on the server's configuration, without
-// a running server, and returns what it prints.
+// Validate runs `spire-server validate` on the server's configuration and returns its output. The
+// server need not run.
 func (s *Server) Validate(ctx context.Context) (string, error) {
 	return run(ctx, s.dir, s.programs.Server, "validate", "-config", s.ConfigPath)
 }
 
-// Reconfigure replaces the plugin's configuration in its file and sends the
-// server SIGUSR1. The log tells how it went.
+// Reconfigure replaces the file with the plugin's configuration and sends SIGUSR1 to the server.
+// The log has the result.
 func (s *Server) Reconfigure(pluginData string) error {
 	next := s.DataPath + ".next"
 	if err := os.WriteFile(next, []byte(pluginData), 0o600); err != nil {
@@ -221,8 +220,8 @@ func (s *Server) Reconfigure(pluginData string) error {
 	return s.Signal(reconfigureSignal)
 }
 
-// API returns a connection to the server's API for administration. It is made
-// once and closed by Stop; call it from one goroutine.
+// API returns a connection to the server's API for administration. The first call makes the
+// connection, and Stop closes it. API is not safe for concurrent use.
 func (s *Server) API() (*grpc.ClientConn, error) {
 	if s.api != nil {
 		return s.api, nil
@@ -236,8 +235,8 @@ func (s *Server) API() (*grpc.ClientConn, error) {
 	return conn, nil
 }
 
-// run runs a program to its end, with dir as in environ, and returns its
-// standard output; an error has all of its output.
+// run runs a program and returns its standard output. For dir, see environ. An error has all of
+// the program's output.
 func run(ctx context.Context, dir, program string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = environ(dir)
@@ -250,10 +249,10 @@ func run(ctx context.Context, dir, program string, args ...string) (string, erro
 	return stdout.String(), nil
 }
 
-// FreePort returns a TCP port of the loopback interface that nobody uses.
+// FreePort returns an unused TCP port of the loopback interface.
 func FreePort() (int, error) {
-	// Below those that the kernel gives to connections: it is still free when the
-	// server is started again.
+	// The kernel does not use these ports for outgoing connections, so the port is still
+	// free when the server is restarted.
 	const least, most = 10_000, 32_000
 	for range 100 {
 		port := least + rand.IntN(most-least)
@@ -275,8 +274,8 @@ func makeDir(dir string) error {
 	return nil
 }
 
-// environ makes plugins put their sockets into the folder, so that nothing is
-// left elsewhere, however they end. An empty dir changes nothing.
+// environ returns an environment in which plugins make their sockets in the folder dir. So they
+// leave nothing elsewhere, even if they are killed. If dir is empty, nothing changes.
 func environ(dir string) []string {
 	if dir == "" {
 		return os.Environ()
