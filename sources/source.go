@@ -105,8 +105,13 @@ type Schedule struct {
 }
 
 // Later returns an error of Load that says that the origin has asked to be left alone for a
-// while. Its text is err's.
-func Later(err error, wait time.Duration) error { return &laterError{err, wait} }
+// while. Its text is err's; it is nil if err is nil.
+func Later(err error, wait time.Duration) error {
+	if err == nil {
+		return nil
+	}
+	return &laterError{err, wait}
+}
 
 // Wait returns how long the origin has asked to be left alone, by an error of Load; zero if it
 // has not asked.
