@@ -205,10 +205,14 @@ type origin struct {
 	list.Copy
 	err  error
 	tags []string
+	slow bool // it answers when its time is over
 }
 
-func (o *origin) Read(_ context.Context, tag string) (list.Copy, error) {
+func (o *origin) Read(ctx context.Context, tag string) (list.Copy, error) {
 	o.tags = append(o.tags, tag)
+	if o.slow {
+		<-ctx.Done()
+	}
 	c := o.Copy
 	c.At = cmp.Or(c.At, time.Now())
 	if tag != "" && tag == c.Tag {
@@ -304,6 +308,22 @@ func TestSentAgain(t *testing.T) {
 	}
 	o.Data = wordsOf(2, "two")
 	must(t, l.Load(t.Context()))
+	want(t, l, "two")
+}
+
+// An origin that is slow at a start, while the cache serves, has its own time and no more:
+// what it has answered is written into the cache all the same.
+func TestSlowOriginAtAStart(t *testing.T) {
+	cfg := list.Config{Cache: list.NewCache(filepath.Join(t.TempDir(), "list.db"), list.DefaultMaxBytes)}
+	must(t, newList(t, &origin{Copy: list.Copy{Data: wordsOf(1, "one")}}, cfg).Load(t.Context()))
+	l := newList(t, &origin{Copy: list.Copy{Data: wordsOf(2, "two")}, slow: true}, cfg)
+	must(t, l.Load(t.Context()))
+	want(t, l, "two")
+	if w := strings.Join(l.Status().Warnings, "; "); strings.Contains(w, "cache") {
+		t.Errorf("warnings %q", w)
+	}
+	l = newList(t, &origin{err: errDown}, cfg)
+	refused(t, l.Load(t.Context()), "down")
 	want(t, l, "two")
 }
 

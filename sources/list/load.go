@@ -38,12 +38,7 @@ func (l *List[T]) load(ctx context.Context) error {
 		return err
 	}
 	before := l.state.Load()
-	if before != nil && !before.here && l.usable(before) == nil {
-		within, cancel := context.WithTimeout(ctx, warmPatience)
-		defer cancel()
-		ctx = within
-	}
-	c, err := l.origin.Read(ctx, l.tag(before))
+	c, err := l.ask(ctx, before)
 	if err != nil {
 		return err
 	}
@@ -51,6 +46,16 @@ func (l *List[T]) load(ctx context.Context) error {
 		return l.confirm(ctx, before, c)
 	}
 	return l.accept(ctx, before, c)
+}
+
+// ask reads the list from the origin.
+func (l *List[T]) ask(ctx context.Context, before *state[T]) (Copy, error) {
+	if before != nil && !before.here && l.usable(before) == nil {
+		within, cancel := context.WithTimeout(ctx, warmPatience)
+		defer cancel()
+		ctx = within
+	}
+	return l.origin.Read(ctx, l.tag(before))
 }
 
 // tag returns the tag of what serves; it is empty if the list is to be read anew. If lists

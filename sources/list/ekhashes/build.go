@@ -19,7 +19,7 @@ func New(header list.Header, entries iter.Seq[Entry]) (*Document, error) {
 	if err := checkHeader(header); err != nil {
 		return nil, err
 	}
-	b := builder{place: func(at uint32) string { return fmt.Sprintf("entry %d", at) }}
+	b := newBuilder(func(at uint32) string { return fmt.Sprintf("entry %d", at) }, 0)
 	n := uint32(0)
 	for e := range entries {
 		if problem := b.takeAll(n, e); problem != "" {
@@ -50,7 +50,8 @@ type builder struct {
 	says    says // of the entry that is being read
 
 	// names finds names that are given twice: a hash of each, with the index of its
-	// entry. The seed is random, so the list's writer cannot choose names that collide.
+	// entry; nil if no entry has a name. The seed is random, so the list's writer cannot
+	// choose names that collide.
 	names map[uint64]uint32
 	seed  maphash.Seed
 	again *again // the first name that is there twice
@@ -61,8 +62,9 @@ type builder struct {
 // again is an entry whose name another one before it has.
 type again struct{ first, second uint32 }
 
-func newBuilder(place func(at uint32) string, most int) builder {
-	return builder{entries: make([]entry, 0, most), place: place}
+// newBuilder returns a builder with room for some entries. place says where an entry is.
+func newBuilder(place func(at uint32) string, room int) builder {
+	return builder{entries: make([]entry, 0, room), seed: maphash.MakeSeed(), place: place}
 }
 
 // takeAll takes an entry with what it says. It returns what is wrong with it.
@@ -88,7 +90,7 @@ func (b *builder) take(at uint32, hash sources.EKHash) {
 		return
 	}
 	if b.names == nil {
-		b.names, b.seed = map[uint64]uint32{}, maphash.MakeSeed()
+		b.names = map[uint64]uint32{}
 	}
 	this := uint32(len(b.entries) - 1)
 	for key := maphash.Bytes(b.seed, b.says.name); ; key++ {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"io"
 	"regexp"
 	"time"
@@ -23,7 +22,7 @@ func parseJSON(data []byte) (*Document, error) {
 		builder: newBuilder(func(index uint32) string { return fmt.Sprintf("keys[%d]", index) }, most(data)),
 		// The decoder reads the bytes of a Buffer where they are.
 		dec:   jsontext.NewDecoder(bytes.NewBuffer(data), jsontext.AllowDuplicateNames(true)),
-		index: -1, seed: maphash.MakeSeed(),
+		index: -1,
 	}
 	if err := p.object(p.field); err != nil {
 		return nil, p.withMistakes(err)
@@ -79,7 +78,6 @@ type jsonParser struct {
 	mistakes FormatErrors
 	broken   bool // the decoder has failed, and nothing more can be read
 
-	seed    maphash.Seed
 	fields  []uint64 // hashes of the names of unknown fields, of all objects that are open
 	scratch []byte
 }
