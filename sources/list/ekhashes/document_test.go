@@ -1,6 +1,7 @@
 package ekhashes_test
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -59,7 +60,7 @@ func TestLookup(t *testing.T) {
 	slices.SortFunc(alike, func(a, b sources.EKHash) int { return strings.Compare(string(a[:]), string(b[:])) })
 	for name, hashes := range map[string][]sources.EKHash{
 		"none": nil, "one": randomHashes(1, 1), "zero": {{}}, "many": randomHashes(2, 3000),
-		"alike": slices.Compact(alike),
+		"alike": slices.Compact(alike), "last": {sources.EKHash(bytes.Repeat([]byte{0xff}, 32))},
 	} {
 		t.Run(name, func(t *testing.T) {
 			want := map[sources.EKHash]sources.Attributes{}

@@ -132,6 +132,9 @@ func members(d *json.Decoder) ([]member, error) {
 	return all, nil
 }
 
+// strictTime is RFC 3339, 5.6, but for the ranges that time.Parse checks.
+var strictTime = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,40})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$`)
+
 var number = regexp.MustCompile(`^(0|[1-9][0-9]*)$`)
 
 func (r *reference) readJSON(list []byte) error {
@@ -185,7 +188,9 @@ func (r *reference) readMember(m member) error {
 			return errReference
 		}
 		var err error
-		if r.header.Expires, err = time.Parse(time.RFC3339, text); err != nil || r.header.Expires.IsZero() {
+		r.header.Expires, err = time.Parse(time.RFC3339, text)
+		if err != nil || r.header.Expires.IsZero() || !strictTime.MatchString(text) || r.header.Expires.UTC().Year() > 9999 ||
+			r.header.Expires.UTC().Year() < 0 {
 			return errReference
 		}
 	case "keys":
