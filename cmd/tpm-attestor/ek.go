@@ -219,7 +219,8 @@ func (l *ekList) key(key crypto.PublicKey) (*ekreport.EK, error) {
 		i = len(l.eks)
 		l.at[hash] = i
 		l.eks = append(l.eks, ekreport.EK{
-			From: l.from, Hash: hex.EncodeToString(hash[:]), KeyType: string(keyType), Certificates: []ekreport.Certificate{},
+			From: l.from, Hash: hex.EncodeToString(hash[:]), KeyType: string(keyType),
+			Certificates: []ekreport.Certificate{},
 		})
 	}
 	return &l.eks[i], nil

@@ -103,8 +103,7 @@ func runValidate(cmd *cobra.Command, output format, asAgent bool, name string) e
 // checkServer checks the server's configuration.
 func (r *validated) checkServer(ctx context.Context, text string) error {
 	c, err := config.NewLoader().LoadFile(ctx, text)
-	var problems config.Problems
-	if errors.As(err, &problems) {
+	if problems, ok := errors.AsType[config.Problems](err); ok {
 		for _, p := range problems {
 			r.Problems = append(r.Problems, problem{p.Path, p.Message, p.String()})
 		}
