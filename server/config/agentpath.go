@@ -21,15 +21,15 @@ func (c *Config) decodeAgentPath(b *body) {
 
 const agentPathKey = "agent_path_template"
 
-// MayGive reports whether a source can give a field of AgentPath. It can, for all
-// that is known, where the configuration has no source of that name.
+// MayGive reports whether a source can give a field of AgentPath. It reports true if the
+// configuration has no source of that name, since nothing is known of it.
 func (c *Config) MayGive(source string, f agentpath.Field) bool {
 	fields, known := c.gives[source]
 	return !known || slices.Contains(fields, f)
 }
 
-// checkAgentPath refuses a template that has a value for no machine, and says what
-// a person should know of one that is accepted.
+// checkAgentPath refuses a template whose fields have values for no machine, and warns of
+// what a person should know about an accepted template.
 func (c *Config) checkAgentPath(ps *problems, all []definition, allow []rule) {
 	c.gives = map[string][]agentpath.Field{}
 	for _, d := range all {
@@ -54,8 +54,8 @@ func (c *Config) checkAgentPath(ps *problems, all []definition, allow []rule) {
 	c.warnOfAgentPath()
 }
 
-// checkField refuses a field that no enforced allow rule has a source for, and warns
-// of one that some of them have none for.
+// checkField refuses a field if none of the enforced allow rules has a source that gives
+// it, and warns if only some of them have.
 func (c *Config) checkField(ps *problems, f agentpath.Field, from string, allow []rule) {
 	var with, without []rule
 	for _, r := range allow {
@@ -80,7 +80,7 @@ func (c *Config) checkField(ps *problems, f agentpath.Field, from string, allow 
 	}
 }
 
-// warnOfAgentPath says what a template means for the IDs.
+// warnOfAgentPath warns of what a template means for the IDs.
 func (c *Config) warnOfAgentPath() {
 	if !c.AgentPath.FollowsConvention() {
 		c.warn(agentPathKey, "the IDs are not under /spire/agent/tpm/, where SPIRE expects those of this plugin")
@@ -96,7 +96,7 @@ func (c *Config) warnOfAgentPath() {
 	}
 }
 
-// warn tells a person something that is no mistake.
+// warn adds a warning: something that a person should know, but no mistake.
 func (c *Config) warn(path, message string) {
 	c.Warnings = append(c.Warnings, Problem{path, message}.String())
 }

@@ -16,13 +16,13 @@ type body struct {
 	values   map[string][]*node
 	asked    []string
 	problems *problems
-	// broken is true if there is a problem in this block, wrong are the keys that have one.
+	// broken is true if the block has a problem. wrong has the keys with a problem.
 	broken bool
 	wrong  map[string]bool
 
-	// named are the names by which a person knows keys, if not by their own.
+	// named has the names by which a person knows keys, if those differ from the keys.
 	named map[string]string
-	// examples are values of keys as they are written, for a person.
+	// examples are values of keys, as a person would write them.
 	examples map[string]string
 	// files are the files that the keys name.
 	files []file
@@ -64,10 +64,10 @@ func (b *body) all(key string) []*node {
 	return b.values[key]
 }
 
-// has says whether a key is there. It does not ask for it.
+// has reports whether the block has a key. It does not ask for the key.
 func (b *body) has(key string) bool { return len(b.values[key]) > 0 }
 
-// one returns the value of a key that may be there once, or nil.
+// one returns the value of a key that may be set once, or nil.
 func (b *body) one(key string) *node {
 	values := b.all(key)
 	if len(values) > 1 {
@@ -83,10 +83,11 @@ func (b *body) one(key string) *node {
 	return values[0]
 }
 
-// text returns a string, or nothing if the key is not there.
+// text returns a string, or nothing if the block does not have the key.
 func (b *body) text(key string) string { return b.string(key, false) }
 
-// string is text for a value that may be a secret, written by mistake: it is not shown.
+// string does what text does. If secret is true, it does not show the value: a person may
+// have written the secret itself where its path belongs.
 func (b *body) string(key string, secret bool) string {
 	n := b.one(key)
 	if n == nil {
@@ -109,7 +110,7 @@ func (b *body) string(key string, secret bool) string {
 	return ""
 }
 
-// boolean returns a boolean, or what holds if the key is not there.
+// boolean returns a boolean, or otherwise if the block does not have the key.
 func (b *body) boolean(key string, otherwise bool) bool {
 	n := b.one(key)
 	switch {
@@ -122,7 +123,7 @@ func (b *body) boolean(key string, otherwise bool) bool {
 	return n.flag
 }
 
-// duration returns a duration within limits, or what holds if the key is not there.
+// duration returns a duration within limits, or otherwise if there is none.
 func (b *body) duration(key string, otherwise, least, most time.Duration) time.Duration {
 	n := b.one(key)
 	if n == nil {
@@ -144,7 +145,7 @@ func (b *body) duration(key string, otherwise, least, most time.Duration) time.D
 	return d
 }
 
-// integer returns a whole number within limits, or what holds if the key is not there.
+// integer returns a whole number within limits, or otherwise if there is none.
 func (b *body) integer(key string, otherwise, least, most int64) int64 {
 	n := b.one(key)
 	if n == nil {
@@ -165,7 +166,7 @@ func (b *body) integer(key string, otherwise, least, most int64) int64 {
 // maxListed is how many entries a list of strings may have.
 const maxListed = 256
 
-// texts returns a list of strings, sorted; nil if the key is not there.
+// texts returns a list of strings, sorted; nil if the block does not have the key.
 func (b *body) texts(key string) []string {
 	n := b.one(key)
 	if n == nil {
@@ -201,7 +202,7 @@ func (b *body) texts(key string) []string {
 	return all
 }
 
-// textMap returns a map from names to strings, nil if the key is not there.
+// textMap returns a map from names to strings, nil if the block does not have the key.
 func (b *body) textMap(key, example string) map[string]string {
 	values := b.all(key)
 	if len(values) == 0 {
@@ -225,7 +226,7 @@ func (b *body) textMap(key, example string) map[string]string {
 	return m
 }
 
-// finish reports the keys that nobody has asked for.
+// finish reports the keys of the block that were not asked for.
 func (b *body) finish() {
 	slices.Sort(b.asked)
 	b.asked = slices.Compact(b.asked)
@@ -241,11 +242,11 @@ const nameRule = "is not a valid name: use 1 to 64 of a-z, 0-9, _ and -"
 
 var namePattern = regexp.MustCompile(`^[a-z0-9_-]{1,64}$`)
 
-// validName says whether a string may name a source, a rule or a bundle: names
-// become selectors, labels of metrics and segments of paths.
+// validName reports whether a string may name a source or a rule. Names become selectors
+// and labels of metrics.
 func validName(s string) bool { return namePattern.MatchString(s) }
 
-// hasControl says whether a string has a control character.
+// hasControl reports whether a string has a control character.
 func hasControl(s string) bool {
 	return strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r >= 0x7f && r < 0xa0 })
 }

@@ -9,14 +9,15 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/boltfile"
 )
 
-// cacheUse is the use of a path, for a cache of a source or for a file beside one.
+// cacheUse says which source uses a path, and whether it does so for its cache or for a
+// file beside its cache.
 type cacheUse struct {
 	source string
 	cache  bool
 }
 
-// checkCaches refuses files that two sources would take from each other, by their
-// paths: the caches themselves, and the files that each has beside it.
+// checkCaches refuses caches if two sources would write the same path: each writes its cache
+// and a few files beside it.
 func checkCaches(ps *problems, all []definition) {
 	uses := map[string]cacheUse{}
 	for _, d := range all {
@@ -28,7 +29,7 @@ func checkCaches(ps *problems, all []definition) {
 	}
 }
 
-// checkCache reports the first path at which a cache meets another one.
+// checkCache reports the first path that a source's cache shares with another source's.
 func checkCache(ps *problems, source string, f file, uses map[string]cacheUse) {
 	said := false
 	for i, name := range boltfile.Names(filepath.Clean(f.cache)) {
@@ -48,11 +49,12 @@ func checkCache(ps *problems, source string, f file, uses map[string]cacheUse) {
 	}
 }
 
-// found is what a file system has said of a file. Either may be nil.
+// found is what the file system says of a file, and of the cache in it if the file is the
+// folder of a cache. Either may be nil.
 type found struct{ info, cache fs.FileInfo }
 
-// checkCacheFiles refuses caches that are one file by different paths: through a link,
-// or in a folder that has two names.
+// checkCacheFiles refuses caches whose different paths lead to one file: through a link,
+// or through a folder with two names.
 func checkCacheFiles(ps *problems, files []file, results []found) {
 	for i, f := range files {
 		for j, other := range files[:i] {
@@ -66,7 +68,7 @@ func checkCacheFiles(ps *problems, files []file, results []found) {
 
 func meet(a, b file, foundA, foundB found) bool {
 	if filepath.Clean(a.cache) == filepath.Clean(b.cache) {
-		return false // checkCaches has said so
+		return false // checkCaches has reported it
 	}
 	if foundA.cache != nil && foundB.cache != nil && os.SameFile(foundA.cache, foundB.cache) {
 		return true
@@ -87,7 +89,8 @@ func meet(a, b file, foundA, foundB found) bool {
 	return false
 }
 
-// exposedCache returns an error if others may write to a cache, which then counts as none.
+// exposedCache returns an error if other users may write to a cache: what it holds is then
+// not used.
 func exposedCache(path string, info fs.FileInfo) error {
 	if info.Mode().IsRegular() && info.Mode().Perm()&0o022 != 0 {
 		return exposedError{fmt.Sprintf("%q may be written by other users, so what it holds is not used: chmod go-w it",

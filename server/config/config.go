@@ -6,8 +6,8 @@
 // package says where the key is, and what to write.
 //
 // The text is HCL or JSON. SPIRE reads its own configuration in either, and
-// prints the plugin's part anew as HCL; blocks, lists and maps that say the same
-// are the same here, in any order.
+// prints the plugin's part anew as HCL. Blocks, lists and maps with the same content mean
+// the same here, in any order.
 package config
 
 import (
@@ -25,7 +25,7 @@ import (
 type Config struct {
 	// TrustDomain is SPIRE's; zero if a file does not tell it.
 	TrustDomain spiffeid.TrustDomain
-	// Members are the sources, sorted by name. None has been started.
+	// Members are the sources, sorted by name. None of them has been started.
 	Members []admission.Member
 	// Policy has the rules, sorted by name.
 	Policy policy.Policy
@@ -36,9 +36,9 @@ type Config struct {
 	// AllowWeakEK admits RSA endorsement keys with the ROCA weakness
 	// (CVE-2017-15361).
 	AllowWeakEK bool
-	// CheckTimeout bounds one question to all sources.
+	// CheckTimeout is how long one evaluation by all sources may take.
 	CheckTimeout time.Duration
-	// Warnings are what a person should know, though it is no mistake.
+	// Warnings are what a person should know, although it is no mistake.
 	Warnings []string
 
 	files []file
@@ -47,7 +47,7 @@ type Config struct {
 }
 
 // Parse reads a configuration as SPIRE hands it to the plugin, with SPIRE's trust
-// domain. It looks at no file: see Loader.Load. The error is of the type Problems.
+// domain. It looks at no files, unlike Loader.Load. The error is of the type Problems.
 func Parse(text, trustDomain string) (*Config, error) {
 	return fromSPIRE(text, trustDomain).parsed()
 }
@@ -66,8 +66,8 @@ func (in *input) parsed() (*Config, error) {
 	return c, nil
 }
 
-// NewSet returns the configured sources under the configured policy; log and
-// limits other than the configured ones come from opts.
+// NewSet returns the configured sources under the configured policy. opts has everything
+// that is not configured.
 func (c *Config) NewSet(opts admission.Options) (*admission.Set, error) {
 	opts.CheckTimeout = c.CheckTimeout
 	return admission.NewSet(c.Members, c.Policy, opts)
@@ -80,7 +80,7 @@ const (
 	mostCheckTimeout    = time.Minute
 )
 
-// parse collects all mistakes and returns what is left without them.
+// parse collects all mistakes and returns everything else that the configuration says.
 func (in *input) parse(identity web.IdentityProvider) *Config {
 	c, ps := &Config{TrustDomain: in.trustDomain}, &in.problems
 	if in.unread {
@@ -109,7 +109,7 @@ func (in *input) decodeRoot(b *body, of spire) (all []definition, allow, deny []
 	ps := b.problems
 	b.asked = append(b.asked, "allow", "deny", "ca_path", "hash_path")
 	all, declared := decodeSources(ps, b.all("source"), in.kinds, of)
-	if len(declared) > maxSources { // rules are held against each of them
+	if len(declared) > maxSources { // each rule would be compared with all of them
 		return nil, nil, nil
 	}
 	allow = decodeRules(ps, "allow", b.all("allow"), declared)
@@ -132,18 +132,18 @@ func (in *input) decodeRoot(b *body, of spire) (all []definition, allow, deny []
 	return all, allow, deny
 }
 
-// firstKind is the kind of source that somebody who has configured none is advised of.
+// firstKind is the kind of source that is advised if none is configured.
 const firstKind = "hash_dir"
 
 // incumbentKeys are the keys of the incumbent's configuration. Each stands for a source
-// of its name with one key.
+// that has the key's name, and one key of its own.
 var incumbentKeys = []struct{ name, kind, key string }{
 	{"ca_path", "ek_ca", "ca_path"},
 	{"hash_path", "hash_dir", "path"},
 }
 
-// dropEmpty drops those of the incumbent's keys that are empty, which means "not set"
-// to the incumbent, and which templates of configurations write.
+// dropEmpty drops the incumbent's keys if they are empty. To the incumbent, an empty key is
+// not set, and templates of configurations write empty keys.
 func (c *Config) dropEmpty(b *body) {
 	for _, old := range incumbentKeys {
 		values := b.values[old.name]
@@ -154,7 +154,8 @@ func (c *Config) dropEmpty(b *body) {
 	}
 }
 
-// decodeIncumbent reads the keys of the incumbent's configuration. Each source admits.
+// decodeIncumbent reads the keys of the incumbent's configuration. Each of the sources that
+// it returns admits.
 func (in *input) decodeIncumbent(b *body, of spire) (all []definition) {
 	for _, old := range incumbentKeys {
 		if !b.has(old.name) {
@@ -169,8 +170,8 @@ func (in *input) decodeIncumbent(b *body, of spire) (all []definition) {
 	return all
 }
 
-// refuseBeside refuses the incumbent's keys beside blocks that there are, since the rules
-// would then leave open what the keys admit.
+// refuseBeside refuses the incumbent's keys if there are blocks as well: the rules would not
+// say what the keys admit.
 func (in *input) refuseBeside(b *body, blocks map[string]bool) {
 	for _, old := range incumbentKeys {
 		for other, there := range blocks {
@@ -208,7 +209,7 @@ func (c *Config) assemble(ps *problems, all []definition, allow, deny []rule) {
 	if len(ps.list) > 0 {
 		return
 	}
-	// What the rules of package sources find beyond those above.
+	// NewSet has rules of its own, for sources and policies from anywhere.
 	if _, err := c.NewSet(admission.Options{}); err != nil {
 		ps.add("", "%v", err)
 	}

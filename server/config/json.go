@@ -11,8 +11,8 @@ import (
 )
 
 // parseJSON reads a configuration that is written in JSON, as in a
-// plugin_data_file. A name given twice in one object is refused (RFC 8259, 4,
-// leaves its meaning open).
+// plugin_data_file. If an object has a name twice, it is refused: RFC 8259, 4, leaves
+// open what that means.
 func parseJSON(text string) (*node, error) {
 	d := jsontext.NewDecoder(strings.NewReader(text))
 	n, err := fromJSON(d, 0)
@@ -25,7 +25,7 @@ func parseJSON(text string) (*node, error) {
 	return n, nil
 }
 
-// inJSON returns an error of the decoder with its place as a line and a column.
+// inJSON adds the line and the column to an error of the decoder.
 func inJSON(text string, err error) error {
 	syntax, ok := errors.AsType[*jsontext.SyntacticError](err)
 	if !ok || syntax.ByteOffset < 0 || syntax.ByteOffset > int64(len(text)) {

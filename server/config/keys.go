@@ -11,24 +11,24 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// A key of a block, bound to the field of a Config that it sets. If the block does not
-// have the key, the field keeps what it has, or is set to the key's default.
+// A key of a block is bound to the field of a Config that it sets. If the block does not
+// have the key, the field is set to the key's default, or left as it is.
 type key struct {
 	name string
-	// example is a value as it is written, for a person, or empty.
+	// example is a value as a person would write it, or empty.
 	example string
 	read    func(b *body, name string)
 }
 
-// like returns the key with an example of its value, which is advised if the key is
-// missing or has a value that it must not have.
+// like returns the key with an example of its value. The example is advised if the key is
+// missing, or if its value must be another.
 func (k key) like(example string) key {
 	k.example = example
 	return k
 }
 
-// unread stands for a value that could not be read, so that the key does not count as
-// missing.
+// unread is set instead of a value that could not be read, so that the constructor does not
+// take the key for missing.
 const unread = "?"
 
 // plain is a key whose value is a string.
@@ -47,8 +47,7 @@ func orUnread(s string) string {
 	return s
 }
 
-// pathTo is a key whose value is the path of something that must exist, which f
-// describes.
+// pathTo is a key whose value is a path. What f describes must exist there.
 func pathTo(f file, name string, to *string) key {
 	return key{name: name, read: func(b *body, name string) {
 		if !b.has(name) {
@@ -71,7 +70,7 @@ func secretFile(name string, to *string) key {
 	return pathTo(file{regular: true, secret: true}, name, to)
 }
 
-// cacheFile is a key whose value is the path of a file that the source writes. Its folder
+// cacheFile is a key whose value is the path of a file that the source writes. The folder
 // must exist, the file need not.
 func cacheFile(name string, to *string) key {
 	return key{name: name, read: func(b *body, name string) {
@@ -136,8 +135,9 @@ func (b *body) readKeys(keys []key) {
 	}
 }
 
-// refuse reports what a source's constructor finds wrong with the fields that keys have
-// set, each at its key. It leaves out what it says of a key that could not be read.
+// refuse reports an error of a source's constructor: each sources.FieldError at the key that
+// has set the field, everything else at the block. If the value of a key could not be read,
+// that has been reported, and the constructor has not seen it.
 func (b *body) refuse(err error) {
 	unread := maps.Clone(b.wrong)
 	for _, err := range split(err) {
@@ -153,7 +153,7 @@ func (b *body) refuse(err error) {
 	}
 }
 
-// split returns the errors that were joined.
+// split returns the errors that errors.Join has joined.
 func split(err error) []error {
 	switch joined := err.(type) { //nolint:errorlint // an error that wraps others is not split: its words belong together
 	case nil:
@@ -168,8 +168,8 @@ func split(err error) []error {
 	return []error{err}
 }
 
-// sentence returns what is said of a key: what it is, if the constructor says what it
-// must be, and what to write if that helps.
+// sentence returns the message about a key. If the constructor says what the value must be,
+// the message begins with what it is; if the key has an example, it ends with that.
 func (b *body) sentence(wrong sources.FieldError) string {
 	said, example := wrong.Problem, b.examples[wrong.Field]
 	must := strings.HasPrefix(said, "must ")

@@ -23,7 +23,7 @@ import (
 // A kind of source.
 type kind struct {
 	name string
-	// example is a block, for a person.
+	// example is a block as a person would write it.
 	example string
 	// read reads a block and returns the source with its Config.
 	read func(*body, spire) (config any, source sources.Source)
@@ -31,21 +31,21 @@ type kind struct {
 	gives []given
 	// byVendor is true if the source knows vendors of TPMs, and not each TPM.
 	byVendor bool
-	// denies is what the source needs in a deny rule.
+	// denies is the key that a source needs if a deny rule names it.
 	denies need
 }
 
-// given is a field of an agent's ID that a source can give, if its block has a key; of a
-// field without a key, that is always so.
+// given is a field of an agent's ID that a source can give. If key is not empty, the source
+// can give it only if its block has that key.
 type given struct {
 	field agentpath.Field
 	key   string
 }
 
-// need is a key that must be there, and why. There may be none.
+// need is a key that must be set, and why. The zero value means that no key must.
 type need struct{ key, because string }
 
-// spire is what SPIRE says and provides.
+// spire is what sources need of SPIRE.
 type spire struct {
 	trustDomain spiffeid.TrustDomain // zero if it is not known
 	identity    web.IdentityProvider
@@ -56,9 +56,9 @@ func kinds() []kind {
 	return []kind{ekCA(), hashDir(), hashFile(), httpList(), sqlTable()}
 }
 
-// reader returns a function that reads a block by a table of keys and calls a source's
-// constructor, which says what is wrong with the fields. A constructor opens nothing, so
-// it is called even if a key could not be read.
+// reader returns a function that reads the keys of a block into a Config and passes it to
+// the source's constructor, which checks it. A constructor opens nothing, so it is called
+// even if a key could not be read: a person then learns of all mistakes at once.
 func reader[C any, S sources.Source](
 	open func(C) (S, error), keys func(*C, spire) []key,
 ) func(*body, spire) (any, sources.Source) {
@@ -71,9 +71,8 @@ func reader[C any, S sources.Source](
 	}
 }
 
-// The limits of the intervals at which origins are looked at for changes, of the time for
-// which a list serves after it was last confirmed, and of the time for one request, which
-// must end before the Set gives it up, after 30 seconds.
+// The limits of durations. A request must end before the Set gives it up, which is after 30
+// seconds.
 const (
 	leastPoll, mostPoll         = time.Second, 24 * time.Hour
 	leastStale, mostStale       = 2 * leastPoll, 366 * 24 * time.Hour
@@ -82,7 +81,7 @@ const (
 	leastLifetime, mostLifetime = time.Second, 24 * time.Hour
 )
 
-// nameOfMachine is what a list of machines gives.
+// nameOfMachine is the field that a list of machines gives.
 func nameOfMachine() []given { return []given{{field: agentpath.Name}} }
 
 func ekCA() kind {
@@ -171,9 +170,9 @@ func httpList() kind {
 	}
 }
 
-// serverID is the key of a web server's SPIFFE ID, which must be in SPIRE's own trust
-// domain. The source then needs SPIRE's identity. It is told apart by its address, so that
-// a source is the same after a reconfiguration.
+// serverID is the key whose value is the SPIFFE ID of a web server, in SPIRE's own trust
+// domain. A source with that key needs SPIRE's identity. Every Config gets the same provider
+// of it, so that two equal configurations have equal Configs.
 func serverID(name string, c *httplist.Config, of spire) key {
 	return key{name: name, read: func(b *body, name string) {
 		plain(name, &c.ServerID).read(b, name)
@@ -213,7 +212,7 @@ func sqlTable() kind {
 	}
 }
 
-// noIdentity provides for configurations that are looked at and never run.
+// noIdentity is the provider for configurations that are checked and never run.
 type noIdentity struct{}
 
 func (noIdentity) X509Identity(context.Context) (*x509svid.SVID, *x509bundle.Bundle, error) {

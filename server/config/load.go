@@ -15,18 +15,18 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/web"
 )
 
-// A Loader reads configurations and looks whether the files that they name
-// exist. It is safe for concurrent use. It remembers the questions that a file
-// system has never answered, so one Loader should serve all.
+// A Loader reads configurations and looks whether the files that they name exist. It is
+// safe for concurrent use. It counts the questions that file systems have not answered, so
+// a process should have one Loader.
 type Loader struct {
-	// Identity is what sources ask for SPIRE's own identity; nobody does while
-	// a configuration is loaded. It is set before the first Load.
+	// Identity is what sources ask for SPIRE's own identity when they run. The Loader
+	// itself does not ask. It must be set before the first Load.
 	Identity web.IdentityProvider
 
 	timeout time.Duration
 	stat    func(string) (fs.FileInfo, error)
-	// questions bounds how many questions may be open at once, those that a hung mount
-	// does not answer among them.
+	// questions limits how many questions may be open at once, including those that a
+	// file system never answers.
 	questions *admission.Lane
 }
 
@@ -44,15 +44,15 @@ func NewLoader() *Loader {
 	}
 }
 
-// Load reads a configuration as Parse does and refuses it as well if a file or a
-// folder that it names does not exist. A file system that does not say, within 2
-// seconds or before ctx ends, is no mistake of the configuration: that is a
-// warning. The error is of the type Problems.
+// Load reads a configuration as Parse does, and also refuses it if a file or a folder that
+// it names does not exist. If a file system does not answer within 2 seconds or before ctx
+// ends, that is a warning: the configuration may be right. The error is of the type
+// Problems.
 func (l *Loader) Load(ctx context.Context, text, trustDomain string) (*Config, error) {
 	return l.load(ctx, fromSPIRE(text, trustDomain))
 }
 
-// LoadFile is to ParseFile what Load is to Parse.
+// LoadFile does what Load does, for a configuration that ParseFile can read.
 func (l *Loader) LoadFile(ctx context.Context, text string) (*Config, error) {
 	return l.load(ctx, fromFile(text))
 }
@@ -88,7 +88,7 @@ func (l *Loader) look(ctx context.Context, ps *problems, c *Config) {
 	}
 }
 
-// unsureError says that a file system has not told whether a file exists.
+// unsureError says that the file system has not said whether a file exists.
 type unsureError struct{ err error }
 
 func (e unsureError) Error() string {
@@ -114,7 +114,7 @@ func (l *Loader) exists(ctx context.Context, f file) (found, error) {
 		there, err = l.ask(f)
 		return nil
 	})
-	if waited != nil { // ask may still be running
+	if waited != nil { // ask may still be running: its results must not be read
 		return found{}, unsureError{fmt.Errorf("the file system does not answer: %w", waited)}
 	}
 	return there, err
@@ -126,13 +126,13 @@ func (l *Loader) ask(f file) (found, error) {
 	if err := f.check(info, err); err != nil || f.cache == "" {
 		return found{info: info}, err
 	}
-	if cache, err := l.stat(f.cache); err == nil { // otherwise it will be made
+	if cache, err := l.stat(f.cache); err == nil { // otherwise the source makes it
 		return found{info, cache}, exposedCache(f.cache, cache)
 	}
 	return found{info: info}, nil
 }
 
-// check returns what is wrong with a file, of which the file system has said this.
+// check returns what is wrong with a file. info and err are the file system's answer.
 func (f file) check(info fs.FileInfo, err error) error {
 	switch {
 	case err == nil && f.dir && !info.IsDir():

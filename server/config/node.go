@@ -8,13 +8,13 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 )
 
-// node is a value in a configuration, whichever syntax it was written in.
+// node is a value in a configuration, in HCL or in JSON.
 type node struct {
 	kind nodeKind
 	text string // of a string; of a number, as it was written
 	flag bool   // of a boolean
 
-	// items are those of an object, in order; one key may come several times.
+	// items are the items of an object, in order. Several items may have one key.
 	items []item
 	// elems are the elements of a list.
 	elems []*node
@@ -40,7 +40,7 @@ const (
 	boolean
 )
 
-// String says what a node is, for a person.
+// String describes a node to a person.
 func (n *node) String() string {
 	switch n.kind {
 	case object:
@@ -58,8 +58,8 @@ func (n *node) String() string {
 	}
 }
 
-// shorten returns a value as it may be shown: short, and if it is a URL without a
-// password.
+// shorten returns a value as it may be shown: short, and without the password if it is a
+// URL.
 func shorten(s string) string {
 	const most = 80
 	if strings.Contains(s, "://") {
@@ -71,8 +71,8 @@ func shorten(s string) string {
 	return s
 }
 
-// blocks returns the objects that a key's values stand for. A block may come
-// once, several times, or in lists, however deep: all mean the same.
+// blocks returns the objects that the values of a key stand for. Blocks may be written one
+// by one or in lists, at any depth: all mean the same.
 func (ps *problems) blocks(path string, values []*node, example string) []*node {
 	var all []*node
 	for _, v := range values {
@@ -88,19 +88,19 @@ func (ps *problems) blocks(path string, values []*node, example string) []*node 
 	return all
 }
 
-// isBlocks says whether a value is a block or a list of blocks.
+// isBlocks reports whether a value is a block or a list of blocks.
 func (n *node) isBlocks() bool {
 	isNot := func(e *node) bool { return !e.isBlocks() }
 	return n.kind == object || n.kind == list && !slices.ContainsFunc(n.elems, isNot)
 }
 
-// labelled are the values that one label has been given.
+// labelled are all values of one label.
 type labelled struct {
 	label  string
 	values []*node
 }
 
-// labels sorts the items of objects by label.
+// labels returns the items of all objects by label, sorted.
 func labels(objects []*node) []labelled {
 	byLabel := map[string][]*node{}
 	for _, o := range objects {

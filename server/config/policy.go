@@ -7,7 +7,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// defaultRule is the name of the allow rule where none is written.
+// defaultRule is the name of the allow rule that holds if none is written.
 const defaultRule = "default"
 
 // maxRules is how many rules of one effect there may be.
@@ -26,7 +26,7 @@ func decodeRules(ps *problems, effect string, values []*node, known declared) []
 	blocks = slices.DeleteFunc(blocks, func(n *node) bool { return len(n.items) == 0 && !n.folded })
 	var all []rule
 	named := namedBlocks(ps, effect, blocks, example)
-	if len(named) > maxRules { // before each of them is held against the sources
+	if len(named) > maxRules { // before each rule is compared with the sources
 		ps.add(effect, "there are %d rules; at most %d are allowed", len(named), maxRules)
 		named = named[:maxRules]
 	}
@@ -37,7 +37,7 @@ func decodeRules(ps *problems, effect string, values []*node, known declared) []
 	return all
 }
 
-// decodeRule reads one rule. names are those of known.
+// decodeRule reads one rule. names are the names in known.
 func decodeRule(ps *problems, n namedBlock, known declared, names []string) rule {
 	b := newBody(n.path, ps, n.parts...)
 	r := rule{path: n.path, Rule: policy.Rule{
@@ -64,7 +64,7 @@ func decodeRule(ps *problems, n namedBlock, known declared, names []string) rule
 	return r
 }
 
-// checkPolicy refuses what leaves open who is admitted.
+// checkPolicy refuses a policy that does not say who is admitted.
 func checkPolicy(ps *problems, all []definition, known declared, allow, deny []rule) {
 	switch {
 	case len(allow) == 0 && len(deny) > 0:
@@ -87,7 +87,7 @@ func checkPolicy(ps *problems, all []definition, known declared, allow, deny []r
 	}
 }
 
-// named says whether a rule names a source.
+// named reports whether one of the rules names a source.
 func named(source string, rules []rule) bool {
 	return slices.ContainsFunc(rules, func(r rule) bool {
 		return slices.Contains(r.All, source) || slices.Contains(r.Any, source)
@@ -103,7 +103,7 @@ func quoted(names []string) string {
 	return strings.Join(q, ", ")
 }
 
-// policyWarnings says what a person should know of a policy that is accepted.
+// policyWarnings returns what a person should know about an accepted policy.
 func policyWarnings(all []definition, allow, deny []rule) []string {
 	var warnings []string
 	warn := func(path, message string) { warnings = append(warnings, Problem{path, message}.String()) }
@@ -141,7 +141,7 @@ func policyWarnings(all []definition, allow, deny []rule) []string {
 	return warnings
 }
 
-// vendorsAlone says whether a rule can hold by sources that know vendors only.
+// vendorsAlone reports whether sources that know only vendors are enough for a rule to hold.
 func vendorsAlone(r policy.Rule, byVendor func(string) bool) bool {
 	for _, s := range r.All {
 		if !byVendor(s) {

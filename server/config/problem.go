@@ -9,9 +9,9 @@ import (
 // A Problem is one mistake in a configuration.
 type Problem struct {
 	// Path is the path of keys that leads to it, as a person would write it:
-	// `source "ek_ca" "vendors": poll_interval`. Empty where the mistake is
-	// about the whole. SPIRE prints a configuration anew before a plugin sees
-	// it, so that line numbers would mislead.
+	// `source "ek_ca" "vendors": poll_interval`. It is empty if the mistake is about the
+	// configuration as a whole. There is no line number: SPIRE prints a configuration anew
+	// before a plugin sees it.
 	Path string
 	// Message says what is wrong and what to write instead.
 	Message string
@@ -25,8 +25,8 @@ func (p Problem) String() string {
 	return p.Path + ": " + p.Message
 }
 
-// Problems are all the mistakes in a configuration, sorted, at least one. It is
-// the error that Parse and Loader.Load return.
+// Problems are all mistakes in a configuration, at least one, sorted. Parse and Loader.Load
+// return them as their error.
 type Problems []Problem //nolint:errname // it is a list, of what each is called
 
 // Error returns all problems on one line.
@@ -39,10 +39,10 @@ func (ps Problems) Error() string {
 }
 
 const (
-	// maxProblems is how many mistakes are told at once.
+	// maxProblems is how many mistakes are reported at once.
 	maxProblems = 50
-	// maxCollected is how many are collected to choose those from: a text of 1 MiB
-	// has room for a hundred thousand.
+	// maxCollected is how many mistakes are collected, from which the first are reported: a
+	// text of 1 MiB has room for a hundred thousand.
 	maxCollected = 1000
 )
 
@@ -61,11 +61,11 @@ func (ps *problems) add(path, format string, args ...any) {
 	ps.list = append(ps.list, Problem{Path: path, Message: fmt.Sprintf(format, args...)})
 }
 
-// full reports whether no further mistake is collected.
+// full reports whether further mistakes are only counted.
 func (ps *problems) full() bool { return len(ps.list) >= maxCollected }
 
-// err returns what was collected as an error, sorted and without repetitions,
-// so that the order of blocks does not matter here either.
+// err returns the collected mistakes as an error, sorted and without repetitions, so that
+// the order of blocks does not matter.
 func (ps *problems) err() error {
 	if len(ps.list) == 0 {
 		return nil
@@ -90,8 +90,8 @@ func under(path, key string) string {
 	return path + ": " + key
 }
 
-// printable returns a key or a value as it may be shown: short, and quoted where
-// it is not plain.
+// printable returns a key or a value as it may be shown: short, and quoted if it is not
+// plain ASCII.
 func printable(s string) string {
 	const most = 80
 	if len(s) > most {
@@ -105,8 +105,8 @@ func printable(s string) string {
 }
 
 // suggest returns "; did you mean x?" for the closest of the known words, or
-// "; choose from x, y" if none is close. It compares the word with each of them, so
-// it returns nothing once no further mistake is collected.
+// "; choose from x, y" if none is close. Comparing the word with each of them takes time,
+// so it returns nothing if further mistakes are only counted.
 func (ps *problems) suggest(word string, known []string) string {
 	if ps.full() {
 		return ""

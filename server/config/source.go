@@ -15,21 +15,20 @@ type definition struct {
 	kind   kind
 	name   string
 	path   string // of keys
-	broken bool   // there is a mistake in the block
+	broken bool   // the block has a mistake
 
 	config any
 	source sources.Source // it has opened nothing
 
 	noAttributes bool
 	files        []file
-	// fields are those of an agent's ID that the source can give.
+	// fields are the fields of an agent's ID that the source can give.
 	fields []agentpath.Field
-	// unmet is what the source needs in a deny rule and does not have.
+	// unmet is the key that a deny rule needs and the block does not have.
 	unmet need
 }
 
-// warnings returns what the source's Config says that a person should know, if it can say
-// so.
+// warnings returns the warnings of the source's Config, if it has that method.
 func (d *definition) warnings() []sources.FieldError {
 	if c, ok := d.config.(interface{ Warnings() []sources.FieldError }); ok {
 		return c.Warnings()
@@ -42,24 +41,24 @@ type file struct {
 	at   string // the path of keys
 	path string
 	dir  bool // must be a folder
-	// regular says that it must be a regular file.
+	// regular is true if it must be a regular file.
 	regular bool
-	// secret says that nobody else should be able to read it.
+	// secret is true if other users should not be able to read it.
 	secret bool
-	// cache is the file of a cache in the folder at path, or empty. It need not exist.
+	// cache is the path of a cache, if path is its folder. The cache need not exist.
 	cache string
 }
 
 // maxSources is how many sources there may be.
 const maxSources = 256
 
-// declared are the names of all sources that are written, those with a mistake
-// among them, each with its path of keys.
+// declared has the names of all sources in the configuration, including those with a
+// mistake, each with its path of keys.
 type declared map[string]string
 
 func (d declared) names() []string { return slices.Sorted(maps.Keys(d)) }
 
-// aBlock is how a source is written, for a person.
+// aBlock shows a person how a source is written.
 const aBlock = `source "<kind>" "<name>" { … }`
 
 // decodeSources reads all source blocks and returns those of a known kind, sorted by name.
@@ -130,12 +129,12 @@ func namesOf(kinds []kind) []string {
 // namedBlock is a block with its name.
 type namedBlock struct {
 	name, path string
-	// parts are what it is made of: one object, or those of its objects that
-	// were folded into further keys.
+	// parts are the objects with the content of the block: one, or several that were folded
+	// into further keys.
 	parts []*node
 }
 
-// namedBlocks reads `"<name>" { … }`. It returns one block a name.
+// namedBlocks reads blocks of the form `"<name>" { … }`. It returns one block for each name.
 func namedBlocks(ps *problems, path string, values []*node, example string) []namedBlock {
 	var all []namedBlock
 	objects := ps.blocks(path, values, example)

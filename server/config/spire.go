@@ -12,20 +12,20 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// input is a configuration that is to be parsed.
+// input is a configuration before it is parsed.
 type input struct {
 	data string // what is between the braces of plugin_data
-	// trustDomain is zero where it is not known.
+	// trustDomain is zero if it is not known.
 	trustDomain spiffeid.TrustDomain
-	// problems are what has been found so far. Where unread is true there is no
-	// data because of them.
+	// problems are those that were found so far. If unread is true, there is no data
+	// because of them.
 	problems problems
 	unread   bool
 	// kinds are the kinds of sources that there are.
 	kinds []kind
 }
 
-// fromSPIRE is what SPIRE hands to the plugin.
+// fromSPIRE returns a configuration that SPIRE hands to the plugin.
 func fromSPIRE(data, trustDomain string) *input {
 	in := &input{data: data, kinds: kinds()}
 	td, err := spiffeid.TrustDomainFromString(trustDomain)
@@ -36,25 +36,25 @@ func fromSPIRE(data, trustDomain string) *input {
 	return in
 }
 
-// fromFile is what an operator has in a file: a configuration of SPIRE's server, of
-// which it takes the plugin_data, as SPIRE does, and the trust domain; or plugin_data
-// alone, where the text has no plugins.
+// fromFile returns a configuration that an operator has in a file. If the text has
+// plugins, it is a configuration of SPIRE's server: fromFile takes the plugin_data from it,
+// as SPIRE does, and the trust domain. Otherwise the text is plugin_data alone.
 func fromFile(text string) *input {
 	in := &input{data: text, kinds: kinds()}
-	var spire struct {
+	var whole struct {
 		Server  ast.Node `hcl:"server"`
 		Plugins ast.Node `hcl:"plugins"`
 	}
-	if err := hcl.Decode(&spire, text); err != nil || spire.Plugins == nil {
+	if err := hcl.Decode(&whole, text); err != nil || whole.Plugins == nil {
 		return in // parse says what is wrong with it
 	}
-	data, err := pluginData(spire.Plugins)
+	data, err := pluginData(whole.Plugins)
 	if err != nil {
 		in.problems.add("plugins", "%v", err)
 		in.unread = true
 	}
 	in.data = data
-	if in.trustDomain, err = trustDomainOf(spire.Server); err != nil {
+	if in.trustDomain, err = trustDomainOf(whole.Server); err != nil {
 		in.problems.add("server: trust_domain", "%v", err)
 	}
 	return in
@@ -63,21 +63,21 @@ func fromFile(text string) *input {
 // AgentData returns the plugin_data of NodeAttestor "tpm" in a configuration file of SPIRE
 // Agent. If text is not such a file, ok is false.
 func AgentData(text string) (data string, ok bool, err error) {
-	var spire struct {
+	var whole struct {
 		Agent   ast.Node `hcl:"agent"`
 		Server  ast.Node `hcl:"server"`
 		Plugins ast.Node `hcl:"plugins"`
 	}
-	err = hcl.Decode(&spire, text)
-	if err != nil || spire.Agent == nil || spire.Server != nil || spire.Plugins == nil {
+	err = hcl.Decode(&whole, text)
+	if err != nil || whole.Agent == nil || whole.Server != nil || whole.Plugins == nil {
 		return "", false, nil //nolint:nilerr // the reader of the server's configuration says what is wrong
 	}
-	data, err = pluginData(spire.Plugins)
+	data, err = pluginData(whole.Plugins)
 	return data, true, err
 }
 
-// trustDomainOf reads the trust domain of a configuration of SPIRE's server; zero
-// where it is given on SPIRE's command line or by its environment.
+// trustDomainOf reads the trust domain from a configuration of SPIRE's server. It is zero
+// if it is set on SPIRE's command line or by its environment.
 func trustDomainOf(server ast.Node) (spiffeid.TrustDomain, error) {
 	var s struct {
 		TrustDomain string `hcl:"trust_domain"`

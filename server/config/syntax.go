@@ -23,7 +23,7 @@ func parseSyntax(text string) (n *node, err error) {
 	if len(text) > maxText {
 		return nil, fmt.Errorf("the configuration is %d bytes long; at most %d are allowed", len(text), maxText)
 	}
-	// A parser's panic is a mistake in the text as well.
+	// If a parser panics, the text has a mistake.
 	defer func() {
 		if r := recover(); r != nil {
 			n, err = nil, errors.New("the configuration is neither HCL nor JSON")
@@ -40,7 +40,7 @@ func parseHCL(text string) (*node, error) {
 	if err := scanHCL(text); err != nil {
 		return nil, badSyntax("HCL", text, err)
 	}
-	// SPIRE prints a list of blocks in JSON as one key several times.
+	// If blocks are in a list in JSON, SPIRE prints one key several times.
 	file, err := parser.ParseDontErrorOnDuplicateKeys([]byte(text))
 	if err != nil {
 		return nil, badSyntax("HCL", text, err)
@@ -71,8 +71,8 @@ func badSyntax(form, text string, err error) error {
 	return fmt.Errorf("the configuration is not valid %s: %w", form, err)
 }
 
-// whatIsWrong returns what the parser says, but for words that quote the text: it may
-// have a password.
+// whatIsWrong returns what the parser says, without quoting the text, which may have a
+// password in it.
 func whatIsWrong(err error) string {
 	switch what := err.Error(); {
 	case strings.HasPrefix(what, "Unknown token:"):
@@ -84,8 +84,8 @@ func whatIsWrong(err error) string {
 	}
 }
 
-// shownLine is the part of a line that an error shows: a key, not what follows it, which
-// may be a secret; or the beginning of a block.
+// shownLine matches the part of a line that an error shows: the beginning of a block, or a
+// key without its value, which may be a secret.
 var shownLine = regexp.MustCompile(`^\s*\{?\s*((?:[A-Za-z0-9_-]{1,64}|"[A-Za-z0-9_-]{1,64}")\s*[=:]\s|` +
 	`(?:source|allow|deny|bundles|ek_certificate_urls)\b[A-Za-z0-9_" -]{0,99}\{)`)
 
@@ -102,8 +102,8 @@ func lineOf(text string, number int) string {
 	return strings.TrimSpace(shown[1]) + " …"
 }
 
-// scanHCL refuses, before it is parsed, a text that is nested deeper than
-// maxDepth, and one that ends behind an equals sign, as one that was cut does.
+// scanHCL refuses a text before it is parsed if it is nested deeper than maxDepth, or if it
+// ends behind an equals sign: then its end is missing.
 func scanHCL(text string) error {
 	s := scanner.New([]byte(text))
 	s.Error = func(token.Pos, string) {} // the parser reports it
