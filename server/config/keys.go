@@ -155,7 +155,7 @@ func (b *body) refuse(err error) {
 
 // split returns the errors that errors.Join has joined.
 func split(err error) []error {
-	switch joined := err.(type) { //nolint:errorlint // an error that wraps others is not split: its words belong together
+	switch joined := err.(type) { //nolint:errorlint // the words of an error that wraps others belong together
 	case nil:
 		return nil
 	case interface{ Unwrap() []error }:

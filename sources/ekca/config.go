@@ -203,8 +203,8 @@ func (c Config) checkFetching() error {
 func (c Config) Warnings() []sources.FieldError {
 	var all []sources.FieldError
 	if (len(c.AIAHosts) > 0 || len(c.EKCertificateURLs) > 0) && c.CachePath == "" {
-		all = append(all, sources.FieldError{Field: "cache_path", Problem: "is missing: what has been fetched is lost " +
-			"at a restart, and until it can be fetched again, machines that need it are told to retry"})
+		all = append(all, sources.FieldError{Field: "cache_path", Problem: "is missing: what has been fetched " +
+			"is lost at a restart, and until it can be fetched again, machines that need it are told to retry"})
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.EKCertificateURLs)) {
 		base := c.EKCertificateURLs[name]
