@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
@@ -110,5 +112,19 @@ func TestKeyPairWithAByteOrderMark(t *testing.T) {
 	if _, err := smallfile.KeyPair(at("cert", cert), filepath.Join(dir, "none")); err == nil ||
 		!strings.Contains(err.Error(), "read the key of the client certificate") {
 		t.Error(err)
+	}
+}
+
+// A client certificate without its key, or a key without its certificate, is a mistake in the
+// field that is missing.
+func TestCheckPair(t *testing.T) {
+	for _, test := range []struct{ cert, key, missing string }{
+		{"", "", ""}, {"c", "k", ""}, {"c", "", "client_key_path"}, {"", "k", "client_cert_path"},
+	} {
+		err := smallfile.CheckPair(test.cert, test.key)
+		field, _ := errors.AsType[sources.FieldError](err)
+		if field.Field != test.missing {
+			t.Errorf("%+v: %v", test, err)
+		}
 	}
 }
