@@ -1,8 +1,9 @@
 // Package boltfile keeps caches in bbolt files that are replaced as a whole.
 //
 // bbolt maps a file into memory and follows the page numbers in it, so a file that is damaged
-// or crafted can stop the process in a way that nothing catches. This package therefore maps no
-// file that it finds before it has read the whole file and found it intact:
+// or crafted can stop the process in a way that nothing catches. This package therefore never
+// maps a file that it finds. It copies the file into memory of its own and maps the copy, if
+// that is intact: what was checked is what is mapped, whoever changes the file meanwhile.
 //
 //   - A file is written once, beside the file that it replaces, and ends with the SHA-256
 //     of everything before; bbolt ignores what comes after its last page. The file is
@@ -25,7 +26,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
@@ -95,10 +95,15 @@ func (f File) Read(ctx context.Context, use func(*bbolt.Tx) error) error {
 	if err := lock(ctx, file, unix.LOCK_SH); err != nil {
 		return err
 	}
-	if err := f.inspect(ctx, file); err != nil {
+	intact, err := newMemory()
+	if err != nil {
+		return fmt.Errorf("make room for it in memory: %w", err)
+	}
+	if err := f.inspect(ctx, file, intact); err != nil {
+		intact.Close()
 		return err
 	}
-	return withDatabase(file, bbolt.Options{ReadOnly: true}, func(db *bbolt.DB) error { return db.View(use) })
+	return withDatabase(intact, bbolt.Options{ReadOnly: true}, func(db *bbolt.DB) error { return db.View(use) })
 }
 
 // missing returns the error for a missing file, or for a missing folder.
@@ -181,7 +186,7 @@ func (f File) seal(draft *os.File) error {
 	if size := info.Size() + sha256.Size; size > f.Limit {
 		return fmt.Errorf("a file of %d bytes would be longer than its limit of %d bytes", size, f.Limit)
 	}
-	sum, err := f.checksum(context.Background(), draft, info.Size())
+	sum, err := f.checksum(context.Background(), draft, info.Size(), io.Discard)
 	if err != nil {
 		return err
 	}
@@ -191,18 +196,25 @@ func (f File) seal(draft *os.File) error {
 	return draft.Sync()
 }
 
-// checksum returns the SHA-256 of the format and the first bytes of a file.
-func (f File) checksum(ctx context.Context, file io.ReaderAt, size int64) (sum [sha256.Size]byte, err error) {
+// checksum returns the SHA-256 of the format and the first bytes of a file, and copies those
+// bytes.
+func (f File) checksum(
+	ctx context.Context, file io.ReaderAt, size int64, to io.Writer,
+) (sum [sha256.Size]byte, err error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "%d %s\n", len(f.Format), f.Format)
-	err = eachBlock(ctx, file, size, func(block []byte) { h.Write(block) })
-	return [sha256.Size]byte(h.Sum(nil)), err
+	var copied error
+	err = eachBlock(ctx, file, size, func(block []byte) {
+		h.Write(block)
+		if copied == nil {
+			_, copied = to.Write(block)
+		}
+	})
+	return [sha256.Size]byte(h.Sum(nil)), errors.Join(err, copied)
 }
 
 // withDatabase opens a file as a database, calls use, and closes both.
-func withDatabase(file *os.File, opts bbolt.Options, use func(*bbolt.DB) error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer noteFault(&err)
+func withDatabase(file *os.File, opts bbolt.Options, use func(*bbolt.DB) error) error {
 	opts.OpenFile = func(string, int, os.FileMode) (*os.File, error) { return file, nil }
 	opts.Timeout = lockWait // nobody else has locked it
 	opts.PageSize = pageSize
@@ -216,20 +228,6 @@ func withDatabase(file *os.File, opts bbolt.Options, use func(*bbolt.DB) error) 
 		return err
 	}
 	return db.Close()
-}
-
-// noteFault turns a panic into an error if it is about a mapped page that cannot be read:
-// the disk fails, or somebody copies another file over this one, which truncates it. Without
-// debug.SetPanicOnFault, such a page ends the process. The database is not closed then: bbolt
-// may hold a lock that Close waits for.
-func noteFault(err *error) {
-	switch fault := recover().(type) {
-	case nil:
-	case interface{ Addr() uintptr }:
-		*err = Unusable("was changed while it was read, or its disk fails")
-	default:
-		panic(fault)
-	}
 }
 
 func syncFolder(path string) error {

@@ -457,9 +457,8 @@ func TestCancelled(t *testing.T) {
 	wantNoDraft(t, f)
 }
 
-// TestTruncatedWhileItIsRead: a file that is copied over the cache truncates it in place,
-// and so fails a disk: whoever reads a page that has gone gets a signal, which ended the
-// process. It is an error, and the next Read and Write work.
+// TestTruncatedWhileItIsRead: a file that is copied over the cache truncates it in place:
+// reading a mapped page that has gone would end the process. What is read is a copy.
 func TestTruncatedWhileItIsRead(t *testing.T) {
 	f := newFile(t)
 	write(t, f, "old")
@@ -471,8 +470,8 @@ func TestTruncatedWhileItIsRead(t *testing.T) {
 			return nil
 		})
 	})
-	if unusable := (*boltfile.UnusableError)(nil); !errors.As(err, &unusable) {
-		t.Errorf("read %d bytes of a file that has gone: %v", read, err)
+	if err != nil || read == 0 {
+		t.Errorf("read %d bytes of a file that has gone meanwhile: %v", read, err)
 	}
 	write(t, f, "new")
 }

@@ -13,11 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inspect returns nil if a file is intact and may be mapped. Otherwise it returns an
+// inspect copies a file and returns nil if the copy is intact. Otherwise it returns an
 // *UnusableError if the file was a cache and may be replaced, and ErrForeign if it never was a
 // cache.
-func (f File) inspect(ctx context.Context, file *os.File) error {
-	err := f.verify(ctx, file)
+func (f File) inspect(ctx context.Context, file *os.File, to io.Writer) error {
+	err := f.verify(ctx, file, to)
 	if unusable := (*UnusableError)(nil); !errors.As(err, &unusable) {
 		return err
 	}
@@ -32,7 +32,7 @@ func (f File) inspect(ctx context.Context, file *os.File) error {
 }
 
 // verify returns an *UnusableError if a file does not count.
-func (f File) verify(ctx context.Context, file *os.File) error {
+func (f File) verify(ctx context.Context, file *os.File, to io.Writer) error {
 	var info unix.Stat_t
 	if err := unix.Fstat(int(file.Fd()), &info); err != nil {
 		return fmt.Errorf("look at it: %w", err)
@@ -52,11 +52,11 @@ func (f File) verify(ctx context.Context, file *os.File) error {
 	case info.Size < 2*pageSize+sha256.Size:
 		return damaged()
 	}
-	return f.verifyChecksum(ctx, file, info.Size-sha256.Size)
+	return f.verifyChecksum(ctx, file, info.Size-sha256.Size, to)
 }
 
-func (f File) verifyChecksum(ctx context.Context, file *os.File, size int64) error {
-	sum, err := f.checksum(ctx, file, size)
+func (f File) verifyChecksum(ctx context.Context, file *os.File, size int64, to io.Writer) error {
+	sum, err := f.checksum(ctx, file, size, to)
 	if err == nil {
 		var there [sha256.Size]byte
 		if _, err = file.ReadAt(there[:], size); err == nil && sum == there {
