@@ -5,7 +5,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
 // node is a value in a configuration, in HCL or in JSON.
@@ -63,7 +63,7 @@ func (n *node) String() string {
 func shorten(s string) string {
 	const most = 80
 	if strings.Contains(s, "://") {
-		s = certfetch.Shown(s)
+		s = fetch.Shown(s)
 	}
 	if len(s) > most {
 		return s[:most] + "…"

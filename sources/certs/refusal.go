@@ -58,7 +58,8 @@ func (s *search) whyNoIssuer() string {
 	why := s.r.Profile.orphaned + ", whose issuer is " + describe(top.cert.Issuer)
 	if top != s.leaf {
 		why = "no configured CA has issued the certificate of " + describe(top.cert.Subject) +
-			", the topmost that was found above the " + s.r.Profile.name + "; its issuer is " + describe(top.cert.Issuer)
+			", the topmost that was found above the " + s.r.Profile.name +
+			"; its issuer is " + describe(top.cert.Issuer)
 	}
 	if len(s.all.byName[top.issuer]) > 0 {
 		return why + ": a configured CA has that name, but another key: it has a certificate with another one, too"

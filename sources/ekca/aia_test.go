@@ -162,7 +162,7 @@ func TestNoFetchForWhatCannotVouch(t *testing.T) {
 	}
 	ev := evidence(low.ek(t, issuersAt(url)))
 	ev.EK = newKey(t).Public()
-	if v, err := fetch(t, src, ev); outcomeOf(v, err) != cannotTell {
+	if v, err := asked(t, src, ev); outcomeOf(v, err) != cannotTell {
 		t.Errorf("another key: %v, %v", v, err)
 	}
 	web.wantRequests(t, 0)
@@ -438,7 +438,7 @@ func TestBundlesOfFetchedChains(t *testing.T) {
 			src := load(t, ekca.Config{Bundles: bundles, AIAHosts: []string{web.host()}})
 			// Another machine has the first one fetched: that alone is no answer.
 			alone := low.ek(t, issuersAt(first))
-			_, _ = fetch(t, src, evidence(alone))
+			_, _ = asked(t, src, evidence(alone))
 			v, err := src.Check(t.Context(), evidence(low.ek(t, issuersAt(first, second))))
 			if !errors.Is(err, sources.ErrNeedsNetwork) {
 				t.Errorf("Check with one of two = %+v, %v", v, err)

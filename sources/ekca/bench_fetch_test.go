@@ -44,7 +44,7 @@ func benchmarkTurns(b *testing.B, ek *x509.Certificate, one, other *ekca.Source)
 	b.Helper()
 	ev := evidence(ek)
 	for _, src := range []*ekca.Source{one, other} {
-		if v, err := fetch(b, src, ev); err != nil || !v.Listed {
+		if v, err := asked(b, src, ev); err != nil || !v.Listed {
 			b.Fatalf("%+v, %v", v, err)
 		}
 	}

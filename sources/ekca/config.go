@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
 // Limits on what is read. Exceeding the first refuses the file, exceeding one
@@ -159,13 +159,13 @@ func (c Config) checkOrigins() error {
 	}
 	for _, of := range []struct {
 		field string
-		part  certfetch.Config
+		part  fetch.Config
 	}{
-		{"aia_hosts", certfetch.Config{Hosts: c.AIAHosts}},
-		{"ek_certificate_urls", certfetch.Config{Bases: slices.Sorted(maps.Values(c.EKCertificateURLs))}},
-		{"mirror_url", certfetch.Config{Mirror: c.MirrorURL}},
+		{"aia_hosts", fetch.Config{Hosts: c.AIAHosts}},
+		{"ek_certificate_urls", fetch.Config{Bases: slices.Sorted(maps.Values(c.EKCertificateURLs))}},
+		{"mirror_url", fetch.Config{Mirror: c.MirrorURL}},
 	} {
-		if _, err := certfetch.New(of.part); err != nil {
+		if _, err := fetch.New(of.part); err != nil {
 			errs = append(errs, sources.BadField(of.field, "%s", strings.ReplaceAll(err.Error(), "\n", "; ")))
 		}
 	}
@@ -211,7 +211,7 @@ func (c Config) Warnings() []sources.FieldError {
 		if c.MirrorURL != "" && !strings.HasPrefix(base, c.MirrorURL) {
 			all = append(all, sources.FieldError{Field: "ek_certificate_urls", Problem: fmt.Sprintf(
 				"%s: is not under mirror_url, which replaces aia_hosts only: %.80q itself is contacted",
-				name, certfetch.Shown(base))})
+				name, fetch.Shown(base))})
 		}
 	}
 	return all

@@ -34,8 +34,8 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
 // Source is a set of authorities. It is safe for concurrent use.
@@ -45,7 +45,7 @@ type Source struct {
 	services []service
 
 	// store has what is fetched; nil if nothing is.
-	store       *certfetch.Fetcher
+	store       *fetch.Fetcher
 	storeLoaded atomic.Bool
 	// verified remembers signatures from one step of an attestation to the next.
 	verified *certs.Memo
@@ -114,7 +114,7 @@ func New(cfg Config) (*Source, error) {
 // kept of what was fetched before, failures included. If something has not
 // been asked for yet, the error is sources.ErrNeedsNetwork.
 func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
-	v, wants, err := s.attempt(ctx, ev, &inquiry{store: s.store})
+	v, wants, err := s.attempt(ctx, ev, &inquiry{store: s.store, now: s.cfg.Now})
 	if len(wants) > 0 {
 		err = fmt.Errorf("find the issuers of the EK certificate: %w", sources.ErrNeedsNetwork)
 	}

@@ -5,7 +5,7 @@ import (
 	"net"
 	"testing"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
 // NewOver returns a source that asks over a network of a test's.
@@ -19,7 +19,7 @@ func NewOver(
 	}
 	over := storeConfig(s.cfg)
 	over.Dial = dial
-	if s.store, err = certfetch.New(over); err != nil {
+	if s.store, err = fetch.New(over); err != nil {
 		tb.Fatal(err)
 	}
 	return s

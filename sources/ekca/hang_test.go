@@ -17,7 +17,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
@@ -358,7 +358,7 @@ func TestCRLBehindStrangers(t *testing.T) {
 		}
 		synctest.Wait()
 		v, _, err := attested(t, src, evidence(bad))
-		if outcomeOf(v, err) != cannotTell || !errors.Is(err, certfetch.ErrNotAsked) {
+		if outcomeOf(v, err) != cannotTell || !errors.Is(err, fetch.ErrNotAsked) {
 			t.Errorf("behind strangers: %+v, %v", v, err)
 		}
 		all.Wait()

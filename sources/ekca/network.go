@@ -1,6 +1,7 @@
 package ekca
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/x509"
@@ -12,8 +13,8 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
 // maxRequests is the number of certificates and CRLs that one attestation has fetched, those
@@ -24,6 +25,8 @@ const (
 	// leastWait is how long an attestation waits for an answer if half of the time that it
 	// has left would be less.
 	leastWait = 5 * time.Second
+	// An attestation waits for renewWait if there is something old that is still good.
+	renewWait = fetch.Patience
 	// If a host has kept an attestation waiting for slowAnswer in vain, that attestation
 	// does not wait for it again if there is something old that is still good; after
 	// deadAnswer not at all: the host has had as much time as it needs to say no.
@@ -45,7 +48,7 @@ var (
 func (s *Source) Fetch(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 	asking, leave := context.WithCancel(ctx)
 	q := &inquiry{
-		store: s.store, answers: map[string]certs.Answer{}, waited: map[string]time.Duration{},
+		store: s.store, now: s.cfg.Now, answers: map[string]certs.Answer{}, waited: map[string]time.Duration{},
 		arrived: make(chan arrival, maxRequests+len(s.services)),
 	}
 	defer q.asked.Wait()
@@ -73,14 +76,15 @@ func (s *Source) learn(found certs.Result) {
 		s.store.Prove(url)
 	}
 	for _, url := range found.Doubted {
-		s.store.Doubt(certfetch.Issuer, url)
+		s.store.Doubt(fetch.Issuer, url)
 	}
 }
 
 // An inquiry is what one attestation looks up: it is what certs.Find has at hand. In Check
 // it answers from the store alone.
 type inquiry struct {
-	store *certfetch.Fetcher
+	store *fetch.Fetcher
+	now   func() time.Time
 
 	// answers are those that came in this attestation, or whose wait was given up, by what
 	// was wanted. They are nil while a request is under way.
@@ -102,27 +106,21 @@ type arrival struct {
 }
 
 // Allowed implements certs.Hand.
-func (q *inquiry) Allowed(url string) (string, error) {
-	if err := q.store.WhyNotAllowed(url); err != nil {
-		return "", err
-	}
-	canonical, _ := q.store.Allowed(url)
-	return canonical, nil
-}
+func (q *inquiry) Allowed(url string) (string, error) { return q.store.Allowed(url) }
 
 // Look implements certs.Hand.
 func (q *inquiry) Look(w certs.Want) (certs.Answer, bool) {
 	if a, ok := q.answers[w.ID()]; ok {
 		return a, a.Value != nil || a.Err != nil
 	}
-	object, kept, err := q.store.Cached(kindOf(w), w.URL, w.Read)
+	object, known, err := q.store.Cached(kindOf(w), w.URL, w.Read)
 	switch {
-	case !kept:
-		return certs.Answer{}, false
 	case err != nil:
 		return certs.Answer{Err: fmt.Errorf("an earlier attempt failed: %w", err)}, true
+	case known, errors.Is(staleness(object), fetch.ErrSilent) && q.good(object):
+		return answerOf(object), true
 	}
-	return answerOf(object), true
+	return certs.Answer{}, false
 }
 
 // CRLs implements certs.Hand.
@@ -134,20 +132,38 @@ func (q *inquiry) CRLs(w certs.Want) (all []certs.HeldCRL) {
 }
 
 // kindOf returns the name by which the store keeps what is wanted.
-func kindOf(w certs.Want) certfetch.Kind {
+func kindOf(w certs.Want) fetch.Kind {
 	switch {
 	case w.Kind == certs.EKCertificate:
-		return certfetch.EKCertificate
+		return fetch.EKCertificate
 	case w.Kind == certs.Issuer:
-		return certfetch.Issuer
+		return fetch.Issuer
 	case w.Scope == "":
-		return certfetch.CRL.Of(w.CA)
+		return fetch.CRL.Of(w.CA)
 	}
-	return certfetch.CRL.Of(w.CA).Of(w.Scope)
+	return fetch.CRL.Of(w.CA).Of(w.Scope)
 }
 
-func answerOf(o *certfetch.Object) certs.Answer {
-	return certs.Answer{Value: o.Value, Err: o.Stale, NotAsked: errors.Is(o.Stale, certfetch.ErrNotAsked)}
+// staleness returns why there is nothing newer than an object; nil if there is none.
+func staleness(o *fetch.Object) error {
+	if o == nil {
+		return nil
+	}
+	return o.Stale
+}
+
+// good reports whether an object whose time is over will do while a server is silent. A CRL
+// that has run out will not: a server that is slow would let in whom the next one lists.
+func (q *inquiry) good(o *fetch.Object) bool {
+	if o == nil {
+		return false
+	}
+	crl, ok := o.Value.(*certs.CRL)
+	return !ok || crl.Current(q.now())
+}
+
+func answerOf(o *fetch.Object) certs.Answer {
+	return certs.Answer{Value: o.Value, Err: o.Stale, NotAsked: errors.Is(o.Stale, fetch.ErrNotAsked)}
 }
 
 // ask begins to ask for what is wanted and was not asked for yet. It reports whether there
@@ -174,11 +190,11 @@ func (q *inquiry) withoutAsking(w certs.Want) (certs.Answer, bool) {
 	waited := q.waited[q.host(w)]
 	q.mu.Unlock()
 	if waited >= slowAnswer {
-		dead := waited >= deadAnswer
-		if object, ok := q.store.Stale(kindOf(w), w.URL, dead, w.Read); ok {
-			return answerOf(object), true
-		}
-		if dead {
+		old, _, _ := q.store.Cached(kindOf(w), w.URL, w.Read) // Look has seen that it is not known
+		switch {
+		case old != nil && (waited >= deadAnswer || q.good(old)):
+			return certs.Answer{Value: old.Value, Err: fmt.Errorf("fetch %q: %w", w.URL, errDeadHost)}, true
+		case waited >= deadAnswer:
 			return certs.Answer{Err: fmt.Errorf("fetch %q: %w", w.URL, errDeadHost)}, true
 		}
 	}
@@ -204,31 +220,33 @@ func (q *inquiry) get(ctx context.Context, w certs.Want) (a certs.Answer) {
 		}
 	}()
 	begun := time.Now()
-	within, cancel := patience(ctx)
+	within, cancel := q.patience(ctx, w)
 	defer cancel()
 	object, err := q.store.Get(within, kindOf(w), w.URL, w.Read)
-	silence := err
-	if err == nil {
-		silence = object.Stale
-	}
-	if errors.Is(silence, certfetch.ErrSilent) { // a host that says no may have the next one
+	silence := cmp.Or(err, staleness(object))
+	gaveUp := q.good(object) && within.Err() != nil && ctx.Err() == nil
+	if gaveUp || errors.Is(silence, fetch.ErrSilent) { // a host that says no may have the next one
 		q.mu.Lock()
 		q.waited[q.host(w)] = max(q.waited[q.host(w)], time.Since(begun))
 		q.mu.Unlock()
 	}
 	if err != nil {
 		return certs.Answer{
-			Err: fmt.Errorf("fetch %q: %w", w.URL, err), NotAsked: errors.Is(err, certfetch.ErrNotAsked),
+			Err: fmt.Errorf("fetch %q: %w", w.URL, err), NotAsked: errors.Is(err, fetch.ErrNotAsked),
 		}
 	}
 	return answerOf(object)
 }
 
-// patience returns a context for one answer: half of the time that there is, so that a
-// server that does not answer leaves some for what has to be asked of others. There is
-// never less than would do for one that answers slowly: if there is no time for that, it
-// is ctx that ends, and nothing can be told.
-func patience(ctx context.Context) (context.Context, context.CancelFunc) {
+// patience returns a context for one answer: all that is said here about how long an
+// attestation waits. It is half of the time that there is, so that a server that does not
+// answer leaves some for what has to be asked of others. There is never less than would do
+// for a server that answers slowly: if there is no time for that, it is ctx that ends, and
+// nothing can be told. If there is something old that is still good, it is renewWait.
+func (q *inquiry) patience(ctx context.Context, w certs.Want) (context.Context, context.CancelFunc) {
+	if old, _, _ := q.store.Cached(kindOf(w), w.URL, w.Read); q.good(old) {
+		return context.WithTimeout(ctx, renewWait)
+	}
 	deadline, ok := ctx.Deadline()
 	if !ok {
 		return ctx, func() {}
@@ -272,7 +290,7 @@ func (s *Source) fromServices(
 			return cert, "", nil, nil
 		case isCert:
 			failures = append(failures, fmt.Errorf("the service %q: the certificate is for another key", service.name))
-		case !errors.Is(a.Err, certfetch.ErrNotFound):
+		case !errors.Is(a.Err, fetch.ErrNotFound):
 			failures = append(failures, fmt.Errorf("the service %q: %w", service.name, a.Err))
 		}
 	}
@@ -287,19 +305,19 @@ func (s *Source) fromServices(
 
 // newStore returns what fetches and keeps certificates and CRLs, or nil if
 // nothing is to be fetched.
-func newStore(cfg Config) (*certfetch.Fetcher, error) {
+func newStore(cfg Config) (*fetch.Fetcher, error) {
 	if len(cfg.AIAHosts) == 0 && len(cfg.EKCertificateURLs) == 0 {
 		return nil, nil //nolint:nilnil // nothing is to be fetched
 	}
-	store, err := certfetch.New(storeConfig(cfg))
+	store, err := fetch.New(storeConfig(cfg))
 	if err != nil {
 		return nil, fmt.Errorf("what is fetched: %w", err)
 	}
 	return store, nil
 }
 
-func storeConfig(cfg Config) certfetch.Config {
-	return certfetch.Config{
+func storeConfig(cfg Config) fetch.Config {
+	return fetch.Config{
 		Hosts:     slices.Clone(cfg.AIAHosts),
 		Bases:     slices.Sorted(maps.Values(cfg.EKCertificateURLs)),
 		Mirror:    cfg.MirrorURL,
@@ -342,7 +360,7 @@ func (s *Source) storeWarnings() []string {
 	if s.store == nil {
 		return nil
 	}
-	if err := s.store.Stats().CacheError; err != nil {
+	if err := s.store.CacheError(); err != nil {
 		return []string{err.Error()}
 	}
 	return nil

@@ -17,7 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -425,7 +425,7 @@ func TestCRLNotAskedFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	v, err := src.Fetch(t.Context(), evidence(bad))
-	if outcomeOf(v, err) != cannotTell || !errors.Is(err, certfetch.ErrNotAsked) {
+	if outcomeOf(v, err) != cannotTell || !errors.Is(err, fetch.ErrNotAsked) {
 		t.Errorf("at its end: %+v, %v", v, err)
 	}
 }

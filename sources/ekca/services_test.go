@@ -80,7 +80,7 @@ func TestRealIntelReply(t *testing.T) {
 		MirrorURL:         web.url("/mirror"),
 		EKCertificateURLs: map[string]string{"intel": web.url("/ekcertservice/")},
 	})
-	v, err := fetch(t, src, bare(ek))
+	v, err := asked(t, src, bare(ek))
 	if err != nil || !v.Listed {
 		t.Fatalf("%+v, %v", v, err)
 	}
@@ -116,7 +116,7 @@ func TestRealAMDReply(t *testing.T) {
 	})
 	for name, key := range map[string]crypto.PublicKey{"another's": newRSAKey(t).Public(), "its own": cert.PublicKey} {
 		web.put(pathOf(t, "amd", "/pki/aia/", key), root)
-		v, err := fetch(t, src, bare(key))
+		v, err := asked(t, src, bare(key))
 		if v.Listed || (name == "another's") != (err != nil) {
 			t.Errorf("%s: %+v, %v", name, v, err)
 		}
@@ -178,7 +178,7 @@ func TestServices(t *testing.T) {
 						"intel": web.url("/ek"), "amd": web.url("/ek/"),
 					},
 				})
-				v, err := fetch(t, src, bare(key.Public()))
+				v, err := asked(t, src, bare(key.Public()))
 				if err != nil || !v.Listed || v.Attributes.Certificate.Serial != "abc" {
 					t.Fatalf("%+v, %v", v, err)
 				}
@@ -249,7 +249,7 @@ func TestServiceReplies(t *testing.T) {
 				EKCertificateURLs: map[string]string{"intel": web.url("/intel/"), "amd": web.url("/amd/")},
 			})
 			for range 2 {
-				v, err := fetch(t, src, bare(key.Public()))
+				v, err := asked(t, src, bare(key.Public()))
 				if got := outcomeOf(v, err); got != c.want {
 					t.Errorf("%s (%s %v), want %s", got, v.Reason, err, c.want)
 				}
@@ -304,7 +304,7 @@ func TestEitherService(t *testing.T) {
 				CAPath:            caFile(t, root.cert),
 				EKCertificateURLs: map[string]string{"intel": web.url("/intel/"), "amd": web.url("/amd/")},
 			})
-			v, err := fetch(t, src, bare(key.Public()))
+			v, err := asked(t, src, bare(key.Public()))
 			if got := outcomeOf(v, err); got != c.want {
 				t.Errorf("%s (%s %v), want %s", got, v.Reason, err, c.want)
 			}
@@ -328,7 +328,7 @@ func TestEKCertificateIsRenewed(t *testing.T) {
 	path := pathOf(t, "amd", "/amd/", key.Public())
 	want := func(want outcome, requests int) {
 		t.Helper()
-		if v, err := fetch(t, src, bare(key.Public())); outcomeOf(v, err) != want {
+		if v, err := asked(t, src, bare(key.Public())); outcomeOf(v, err) != want {
 			t.Errorf("%+v, %v, want %s", v, err, want)
 		}
 		web.wantRequests(t, requests)
@@ -361,7 +361,7 @@ func TestNoServiceForOddKeys(t *testing.T) {
 		CAPath:            caFile(t, newRoot(t, "Root").cert),
 		EKCertificateURLs: map[string]string{"intel": web.url("/intel/")},
 	})
-	if v, err := fetch(t, src, bare(&odd)); err != nil || v.Listed {
+	if v, err := asked(t, src, bare(&odd)); err != nil || v.Listed {
 		t.Errorf("%+v, %v", v, err)
 	}
 	web.wantRequests(t, 0)

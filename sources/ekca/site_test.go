@@ -150,8 +150,8 @@ func fetchConfig(tb testing.TB, root *authority, sites ...*site) ekca.Config {
 	return cfg
 }
 
-// fetch is what the Set does: Fetch is called where Check needs the network.
-func fetch(tb testing.TB, src *ekca.Source, ev *sources.Evidence) (sources.Verdict, error) {
+// asked is what the Set does: Fetch is called where Check needs the network.
+func asked(tb testing.TB, src *ekca.Source, ev *sources.Evidence) (sources.Verdict, error) {
 	tb.Helper()
 	v, err := src.Check(context.Background(), ev)
 	if errors.Is(err, sources.ErrNeedsNetwork) {
@@ -203,7 +203,7 @@ func wantOutcome(
 	tb testing.TB, want outcome, why string, src *ekca.Source, ek *x509.Certificate, sent ...*x509.Certificate,
 ) sources.Verdict {
 	tb.Helper()
-	v, err := fetch(tb, src, evidence(ek, sent...))
+	v, err := asked(tb, src, evidence(ek, sent...))
 	text := v.Reason
 	if err != nil {
 		text = err.Error()

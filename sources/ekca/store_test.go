@@ -93,7 +93,7 @@ func TestRestartWithoutTheNetwork(t *testing.T) {
 	cfg.CRL = ekca.CRLRequired
 	check := func(src *ekca.Source) {
 		t.Helper()
-		if v, err := fetch(t, src, bare(key.Public())); err != nil || !v.Listed {
+		if v, err := asked(t, src, bare(key.Public())); err != nil || !v.Listed {
 			t.Errorf("%+v, %v", v, err)
 		}
 		wantOutcome(t, listed, "", src, ek)
@@ -170,7 +170,7 @@ func TestRealChainsFromAMirror(t *testing.T) {
 				stranger := load(t, ekca.Config{
 					CAPath: caNamed(t, dir, "swtpm-localca-rootca"), AIAHosts: hosts, MirrorURL: web.url("/"),
 				})
-				if v, err := fetch(t, stranger, evidence(cert)); v.Listed {
+				if v, err := asked(t, stranger, evidence(cert)); v.Listed {
 					t.Errorf("listed by another's CA: %+v, %v", v, err)
 				}
 			}
@@ -195,7 +195,7 @@ func TestFetchStopsWithItsContext(t *testing.T) {
 		if v, err := src.Fetch(ctx, ev); !errors.Is(err, context.Canceled) || v.Listed {
 			t.Errorf("Fetch = %+v, %v", v, err)
 		}
-		if v, err := fetch(t, src, ev); err != nil || !v.Listed {
+		if v, err := asked(t, src, ev); err != nil || !v.Listed {
 			t.Errorf("then: %+v, %v", v, err)
 		}
 	}

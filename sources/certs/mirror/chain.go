@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/crl"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
 // maxLevel is how many certificates are looked at side by side, at one distance
@@ -22,8 +22,8 @@ func (f *filler) machine(ctx context.Context, e *ek) {
 	if len(certificates) == 0 && len(f.cfg.Services) > 0 {
 		certificates = f.fromServices(ctx, e)
 	} else if len(certificates) == 0 {
-		f.missing("EK "+e.hash.String(), errors.New("it has no certificate, and there is no service to fetch one from: "+
-			"set ek_certificate_urls"))
+		f.missing("EK "+e.hash.String(), errors.New("it has no certificate, and there is no service to fetch "+
+			"one from: set ek_certificate_urls"))
 	}
 	for _, cert := range certificates {
 		f.chain(ctx, cert)
@@ -38,7 +38,7 @@ func (f *filler) fromServices(ctx context.Context, e *ek) []*x509.Certificate {
 		if !ok {
 			continue
 		}
-		value, err := f.object(ctx, certfetch.EKCertificate, url, parseReply(s.Name, e.key),
+		value, err := f.object(ctx, fetch.EKCertificate, url, parseReply(s.Name, e.key),
 			func(any) error { return nil })
 		if cert, ok := value.(*x509.Certificate); ok && err == nil {
 			return []*x509.Certificate{cert}
@@ -117,7 +117,7 @@ func (f *filler) issuers(ctx context.Context, child *x509.Certificate) (found []
 	take(f.machines.cas)
 	urls, faults := f.urls(child.IssuingCertificateURL)
 	for _, url := range urls {
-		value, err := f.object(ctx, certfetch.Issuer, url, parseIssuers, f.signerOf(child))
+		value, err := f.object(ctx, fetch.Issuer, url, parseIssuers, f.signerOf(child))
 		if all, ok := value.([]*x509.Certificate); ok && err == nil {
 			take(all)
 		} else {
@@ -152,7 +152,7 @@ func (f *filler) crls(ctx context.Context, child *x509.Certificate, issuers []*x
 	urls, faults := f.urls(child.CRLDistributionPoints)
 	had := false
 	for _, url := range urls {
-		value, err := f.object(ctx, certfetch.CRL, url, parseCRL, signedBy(issuers))
+		value, err := f.object(ctx, fetch.CRL, url, parseCRL, signedBy(issuers))
 		if err == nil {
 			err = f.overdue(value)
 		}
@@ -177,9 +177,9 @@ func (f *filler) urls(all []string) (urls []string, faults []error) {
 		if len(urls) == certs.MaxURLs {
 			break
 		}
-		url, ok := f.store.Allowed(raw)
+		url, err := f.store.Allowed(raw)
 		switch {
-		case !ok:
+		case err != nil:
 			faults = append(faults, fmt.Errorf("%q is not on an allowed host: add the host to aia_hosts, "+
 				"or pass it with -aia-host, if you trust its owner", raw))
 		case !slices.Contains(urls, url):

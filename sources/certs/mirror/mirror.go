@@ -22,7 +22,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
 // Config says what is mirrored, and where to.
@@ -100,7 +100,7 @@ func Fill(ctx context.Context, cfg Config, m *Machines) (Summary, error) {
 	for _, s := range cfg.Services {
 		bases = append(bases, s.Base)
 	}
-	store, err := certfetch.New(certfetch.Config{Hosts: cfg.Hosts, Bases: bases, Now: cfg.Now})
+	store, err := fetch.New(fetch.Config{Hosts: cfg.Hosts, Bases: bases, Now: cfg.Now})
 	if err != nil {
 		return Summary{}, err
 	}
@@ -122,7 +122,7 @@ func Fill(ctx context.Context, cfg Config, m *Machines) (Summary, error) {
 type filler struct {
 	cfg      Config
 	machines *Machines
-	store    *certfetch.Fetcher
+	store    *fetch.Fetcher
 	dir      *folder
 	// abort ends the run.
 	abort context.CancelCauseFunc
@@ -186,7 +186,7 @@ func (f *filler) begin(c *x509.Certificate) bool {
 // object returns what a URL has, parsed, that ok accepts, and sees to it that it is
 // in the folder. It is asked for once in a run.
 func (f *filler) object(
-	ctx context.Context, kind certfetch.Kind, at string, parse certfetch.Parse, ok accept,
+	ctx context.Context, kind fetch.Kind, at string, parse fetch.Parse, ok accept,
 ) (any, error) {
 	key := string(kind) + " " + at
 	f.mu.Lock()
@@ -213,7 +213,7 @@ func (f *filler) object(
 // otherwise. Where that fails, or gives something that ok does not accept or that is
 // older, a file that could still be used will do, and stays as it is.
 func (f *filler) obtain(
-	ctx context.Context, o *object, kind certfetch.Kind, at string, parse certfetch.Parse, ok accept,
+	ctx context.Context, o *object, kind fetch.Kind, at string, parse fetch.Parse, ok accept,
 ) (any, error) {
 	name, err := Path(at)
 	if err != nil {
@@ -258,7 +258,7 @@ func (f *filler) obtain(
 
 // usable returns what a file holds, parsed; nil where there is none that a server
 // would accept.
-func (f *filler) usable(name string, parse certfetch.Parse, ok accept) (any, time.Time, error) {
+func (f *filler) usable(name string, parse fetch.Parse, ok accept) (any, time.Time, error) {
 	content, written, err := f.dir.read(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -281,13 +281,13 @@ func (f *filler) usable(name string, parse certfetch.Parse, ok accept) (any, tim
 }
 
 // fresh reports whether a file need not be asked for again.
-func (f *filler) fresh(value any, kind certfetch.Kind, written time.Time) bool {
+func (f *filler) fresh(value any, kind fetch.Kind, written time.Time) bool {
 	age := f.cfg.Now().Sub(written)
 	switch kind {
-	case certfetch.EKCertificate:
+	case fetch.EKCertificate:
 		cert, ok := value.(*x509.Certificate)
 		return ok && !f.cfg.Now().After(cert.NotAfter)
-	case certfetch.CRL:
+	case fetch.CRL:
 		return age >= 0 && age < crlAge && f.overdue(value) == nil
 	default:
 		return age >= 0 && age < issuerAge

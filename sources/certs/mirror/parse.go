@@ -12,9 +12,9 @@ import (
 	"slices"
 	"time"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/crl"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
 // parseIssuers reads what a URL for an issuer has, as an ek_ca does.
@@ -24,7 +24,7 @@ func parseIssuers(body []byte) (any, time.Time, error) {
 }
 
 // parseReply reads what a service has for an EK, as an ek_ca does.
-func parseReply(service string, key crypto.PublicKey) certfetch.Parse {
+func parseReply(service string, key crypto.PublicKey) fetch.Parse {
 	return func(body []byte) (any, time.Time, error) {
 		cert, err := certs.ReadReply(service, body, key)
 		return cert, time.Time{}, err

@@ -1,23 +1,23 @@
-package certfetch_test
+package fetch_test
 
 import (
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
 // FuzzCacheRecord reads records that somebody has written who may write the file. What is accepted is within the limits, is kept by its own
 // name, and is what it is when it is written again.
 func FuzzCacheRecord(f *testing.F) {
-	for _, seed := range certfetch.SampleRecords() {
+	for _, seed := range fetch.SampleRecords() {
 		f.Add(seed)
 	}
 	f.Add([]byte("\x00\x00\x00\x02{}"))
 	f.Add([]byte("\xff\xff\xff\xff{}"))
 	f.Fuzz(func(t *testing.T, content []byte) {
-		if err := certfetch.CheckRecord(content); err != nil {
+		if err := fetch.CheckRecord(content); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -30,11 +30,11 @@ func FuzzWhatIsKept(f *testing.F) {
 	f.Add(byte(1), "\xff"+strings.Repeat("x", 2000), []byte{0}, int64(-1<<63), "", uint8(255))
 	f.Add(byte(2), "", []byte("{}"), int64(1<<63-1), "\x00\u2028"+strings.Repeat("ü", 500), uint8(9))
 	f.Fuzz(func(t *testing.T, kind byte, url string, body []byte, wanted int64, problem string, failures uint8) {
-		if len(url) > certfetch.MaxURL || len(body) == 0 || len(body) > 64<<10 {
+		if len(url) > fetch.MaxURL || len(body) == 0 || len(body) > 64<<10 {
 			return
 		}
-		kinds := []certfetch.Kind{certfetch.Issuer, certfetch.EKCertificate, certfetch.CRL.Of("\xff")}
-		err := certfetch.CheckKept(kinds[int(kind)%len(kinds)], url, body, time.Unix(wanted, 0), problem, failures)
+		kinds := []fetch.Kind{fetch.Issuer, fetch.EKCertificate, fetch.CRL.Of("\xff")}
+		err := fetch.CheckKept(kinds[int(kind)%len(kinds)], url, body, time.Unix(wanted, 0), problem, failures)
 		if err != nil {
 			t.Fatal(err)
 		}

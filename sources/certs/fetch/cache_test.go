@@ -1,4 +1,4 @@
-package certfetch_test
+package fetch_test
 
 import (
 	"context"
@@ -14,7 +14,7 @@ import (
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
 const page = 4096
@@ -23,7 +23,7 @@ const page = 4096
 func filled(tb testing.TB, o *origin, objects int) (path string) {
 	tb.Helper()
 	path = filepath.Join(tb.TempDir(), "cache.db")
-	f := open(tb, certfetch.Config{Hosts: []string{o.host()}, CachePath: path, Now: newClock().Now})
+	f := open(tb, fetch.Config{Hosts: []string{o.host()}, CachePath: path, Now: newClock().Now})
 	must(tb, f.Load(tb.Context())) // there is none yet
 	o.serve(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/none.crt" {
@@ -37,16 +37,16 @@ func filled(tb testing.TB, o *origin, objects int) (path string) {
 	}
 	wantFail(tb, f, o.at("/none.crt"), "has none")
 	must(tb, f.Close())
-	must(tb, f.Stats().CacheError)
+	must(tb, f.CacheError())
 	return path
 }
 
 func bodyOf(path string) []byte { return []byte(path + strings.Repeat(" certificate", 100)) }
 
 // restarted returns a Fetcher that has loaded the file, and the error of that.
-func restarted(tb testing.TB, o *origin, path string) (*certfetch.Fetcher, error) {
+func restarted(tb testing.TB, o *origin, path string) (*fetch.Fetcher, error) {
 	tb.Helper()
-	f := open(tb, certfetch.Config{Hosts: []string{o.host()}, CachePath: path, Now: newClock().Now})
+	f := open(tb, fetch.Config{Hosts: []string{o.host()}, CachePath: path, Now: newClock().Now})
 	err := f.Load(tb.Context())
 	return f, err
 }
@@ -61,7 +61,7 @@ func TestRestart(t *testing.T) {
 	for i := range 20 {
 		wantGet(t, f, numbered(o, i), string(bodyOf(fmt.Sprintf("/%d.crt", i))))
 	}
-	if err := wantFail(t, f, o.at("/none.crt"), "has none"); !errors.Is(err, certfetch.ErrNotFound) {
+	if err := wantFail(t, f, o.at("/none.crt"), "has none"); !errors.Is(err, fetch.ErrNotFound) {
 		t.Errorf("a remembered failure: %v", err)
 	}
 	o.wantRequests(t, asked)
@@ -75,14 +75,14 @@ func TestRestart(t *testing.T) {
 func TestRunWrites(t *testing.T) {
 	o := local(t)
 	path := filepath.Join(t.TempDir(), "cache.db")
-	f := open(t, certfetch.Config{Hosts: []string{o.host()}, CachePath: path})
+	f := open(t, fetch.Config{Hosts: []string{o.host()}, CachePath: path})
 	must(t, f.Load(t.Context()))
 	ctx, stop := context.WithCancel(t.Context())
 	ran := make(chan error, 1)
 	go func() { ran <- f.Run(ctx) }()
 	wantGet(t, f, o.at("/a.crt"), "a certificate")
 	eventually(t, "it is written", func() bool {
-		other, err := certfetch.New(certfetch.Config{Hosts: []string{o.host()}, CachePath: path})
+		other, err := fetch.New(fetch.Config{Hosts: []string{o.host()}, CachePath: path})
 		return err == nil && other.Load(t.Context()) == nil && other.Stats().Objects == 1
 	})
 	stop()
@@ -96,7 +96,7 @@ func TestDiskIsNotTrusted(t *testing.T) {
 	f, err := restarted(t, o, path)
 	must(t, err)
 	refuse := func([]byte) (any, time.Time, error) { return nil, time.Time{}, errors.New("of another issuer") }
-	if _, kept, err := f.Cached(certfetch.Issuer, numbered(o, 0), refuse); kept || err != nil {
+	if _, kept, err := f.Cached(fetch.Issuer, numbered(o, 0), refuse); kept || err != nil {
 		t.Errorf("what was refused: %v, %v", kept, err)
 	}
 	wantCached(t, f, numbered(o, 0), "")
@@ -104,7 +104,7 @@ func TestDiskIsNotTrusted(t *testing.T) {
 	if f, err = restarted(t, o, path); err != nil {
 		t.Fatal(err)
 	}
-	if _, kept, err := f.Cached(certfetch.Issuer, numbered(o, 0), explode); kept || err != nil {
+	if _, kept, err := f.Cached(fetch.Issuer, numbered(o, 0), explode); kept || err != nil {
 		t.Errorf("what has panicked: %v, %v", kept, err)
 	}
 }
@@ -116,14 +116,14 @@ func TestLoadedObjectIsOver(t *testing.T) {
 	path := filled(t, o, 1)
 	f, err := restarted(t, o, path)
 	must(t, err)
-	if _, kept, err := f.Cached(certfetch.Issuer, numbered(o, 0), until(start.Add(-time.Hour))); !kept || err != nil {
+	if _, kept, err := f.Cached(fetch.Issuer, numbered(o, 0), until(start.Add(-time.Hour))); !kept || err != nil {
 		t.Errorf("within its first minute: %v, %v", kept, err)
 	}
 	c := newClock()
-	f = open(t, certfetch.Config{Hosts: []string{o.host()}, CachePath: path, Now: c.Now})
+	f = open(t, fetch.Config{Hosts: []string{o.host()}, CachePath: path, Now: c.Now})
 	must(t, f.Load(t.Context()))
 	c.add(2 * time.Minute)
-	if _, kept, err := f.Cached(certfetch.Issuer, numbered(o, 0), until(start.Add(-time.Hour))); kept || err != nil {
+	if _, kept, err := f.Cached(fetch.Issuer, numbered(o, 0), until(start.Add(-time.Hour))); kept || err != nil {
 		t.Errorf("after that: %v, %v", kept, err)
 	}
 }
@@ -162,8 +162,8 @@ func TestFilesThatMustNotBeWritten(t *testing.T) {
 				t.Fatalf("load: %v, want %q", err, test.want)
 			}
 			wantGet(t, f, o.at("/a.crt"), "a certificate")
-			if err := f.Close(); err == nil || f.Stats().CacheError == nil {
-				t.Errorf("written: %v, %v", err, f.Stats().CacheError)
+			if err := f.Close(); err == nil || f.CacheError() == nil {
+				t.Errorf("written: %v, %v", err, f.CacheError())
 			}
 			wantCached(t, f, o.at("/a.crt"), "a certificate")
 			if after, err := os.Lstat(path); statErr == nil && (err != nil || !os.SameFile(before, after)) {
@@ -218,12 +218,12 @@ func TestFilesOfNoUse(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), path) {
 				t.Fatalf("%v, want %q", err, test.want)
 			}
-			if f.Stats().CacheError == nil || f.Stats().Objects != 0 {
+			if f.CacheError() == nil || f.Stats().Objects != 0 {
 				t.Errorf("%+v", f.Stats())
 			}
 			wantGet(t, f, o.at("/new.crt"), string(bodyOf("/new.crt")))
 			must(t, f.Close())
-			must(t, f.Stats().CacheError)
+			must(t, f.CacheError())
 			again, err := restarted(t, o, path)
 			must(t, err)
 			wantCached(t, again, o.at("/new.crt"), string(bodyOf("/new.crt")))
@@ -236,7 +236,7 @@ func TestFilesOfNoUse(t *testing.T) {
 func TestCraftedRecords(t *testing.T) {
 	o := local(t)
 	path := filled(t, o, 3)
-	must(t, certfetch.AddRecord(t.Context(), path, []byte("key"), []byte("value")))
+	must(t, fetch.AddRecord(t.Context(), path, []byte("key"), []byte("value")))
 	f, err := restarted(t, o, path)
 	if err == nil || !strings.Contains(err.Error(), "part of it was skipped") {
 		t.Errorf("%v", err)
@@ -254,11 +254,11 @@ func TestLocked(t *testing.T) {
 	must(t, err)
 	must(t, unix.Flock(int(other.Fd()), unix.LOCK_EX))
 	f, err := restarted(t, o, path)
-	if err == nil || !strings.Contains(err.Error(), "another process") || f.Stats().CacheError == nil {
+	if err == nil || !strings.Contains(err.Error(), "another process") || f.CacheError() == nil {
 		t.Fatalf("%v", err)
 	}
 	asked := o.requests.Load()
-	if err := wantFail(t, f, o.at("/new.crt"), "another process has the cache locked"); !errors.Is(err, certfetch.ErrNotAsked) {
+	if err := wantFail(t, f, o.at("/new.crt"), "another process has the cache locked"); !errors.Is(err, fetch.ErrNotAsked) {
 		t.Errorf("%v", err)
 	}
 	o.wantRequests(t, asked)

@@ -1,4 +1,4 @@
-package certfetch_test
+package fetch_test
 
 import (
 	"context"
@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
 var fleet = []string{
@@ -21,7 +21,7 @@ var fleet = []string{
 
 // The forms of a URL that may be asked, and what they all mean.
 func TestAllowed(t *testing.T) {
-	f := open(t, certfetch.Config{Hosts: fleet})
+	f := open(t, fetch.Config{Hosts: fleet})
 	for raw, want := range map[string]string{
 		"http://pki.infineon.com/a.crt":             "http://pki.infineon.com/a.crt",
 		"https://pki.infineon.com/a.crt":            "https://pki.infineon.com/a.crt",
@@ -44,11 +44,11 @@ func TestAllowed(t *testing.T) {
 		"http://[2001:DB8:0::7]/a":                  "http://[2001:db8::7]/a",
 		"http://[fd00::7]:8082/a":                   "http://[fd00::7]:8082/a",
 	} {
-		got, ok := f.Allowed(raw)
+		got, ok := f.Allows(raw)
 		if !ok || got != want {
 			t.Errorf("%q: %q, %v; want %q", raw, got, ok, want)
 		}
-		if again, ok := f.Allowed(got); !ok || again != got {
+		if again, ok := f.Allows(got); !ok || again != got {
 			t.Errorf("%q: %q, %v the second time", raw, again, ok)
 		}
 	}
@@ -57,7 +57,7 @@ func TestAllowed(t *testing.T) {
 // URLs by which an attacker would have somebody else asked, or the same URL kept
 // by two names.
 func TestNotAllowed(t *testing.T) {
-	f := open(t, certfetch.Config{Hosts: fleet})
+	f := open(t, fetch.Config{Hosts: fleet})
 	const host = "http://pki.infineon.com"
 	for what, raw := range map[string]string{
 		"a different host":                "http://evil.example/a",
@@ -142,10 +142,10 @@ func TestNotAllowed(t *testing.T) {
 		"too long":                        host + "/" + strings.Repeat("a", 2048),
 		"too long once escaped":           host + "/" + strings.Repeat(" ", 900) + "a",
 	} {
-		if got, ok := f.Allowed(raw); ok || got != "" {
+		if got, ok := f.Allows(raw); ok || got != "" {
 			t.Errorf("%s: %q is %q", what, raw, got)
 		}
-		if o, err := f.Get(t.Context(), certfetch.Issuer, raw, text); err == nil || o != nil {
+		if o, err := f.Get(t.Context(), fetch.Issuer, raw, text); err == nil || o != nil {
 			t.Errorf("%s: %q was asked for", what, raw)
 		}
 	}
@@ -158,35 +158,35 @@ func TestNotAllowed(t *testing.T) {
 // and what a certificate names never reaches the operator's own hosts.
 func TestGetRefuses(t *testing.T) {
 	o := local(t)
-	f := open(t, certfetch.Config{Hosts: []string{"192.0.2.7"}, Bases: []string{o.at("/ek")}})
+	f := open(t, fetch.Config{Hosts: []string{"192.0.2.7"}, Bases: []string{o.at("/ek")}})
 	for what, try := range map[string]struct {
-		kind certfetch.Kind
+		kind fetch.Kind
 		url  string
 	}{
-		"another form":                     {certfetch.Issuer, "HTTP://192.0.2.7/a"},
+		"another form":                     {fetch.Issuer, "HTTP://192.0.2.7/a"},
 		"no kind":                          {"", "http://192.0.2.7/a"},
 		"another kind":                     {"key", "http://192.0.2.7/a"},
-		"too long a kind":                  {certfetch.CRL.Of(strings.Repeat("a", 300)), "http://192.0.2.7/a"},
-		"a base for an issuer":             {certfetch.Issuer, o.at("/ek/a")},
-		"a base for a CRL":                 {certfetch.CRL.Of("a"), o.at("/ek/a")},
-		"a host for an EK certificate":     {certfetch.EKCertificate, "http://192.0.2.7/a"},
-		"beside the base":                  {certfetch.EKCertificate, o.at("/ekb/a")},
-		"the base itself":                  {certfetch.EKCertificate, o.at("/ek/")},
-		"above the base":                   {certfetch.EKCertificate, o.at("/ek/../a")},
-		"two below the base":               {certfetch.EKCertificate, o.at("/ek/a/b")},
-		"a query below the base":           {certfetch.EKCertificate, o.at("/ek/a?b")},
-		"a fragment below the base":        {certfetch.EKCertificate, o.at("/ek/a#b")},
-		"a user at the base":               {certfetch.EKCertificate, strings.Replace(o.at("/ek/a"), "//", "//a@", 1)},
-		"another scheme below the base":    {certfetch.EKCertificate, strings.Replace(o.at("/ek/a"), "http", "https", 1)},
-		"an escaped slash below the base":  {certfetch.EKCertificate, o.at("/ek/a%2fb")},
-		"nothing that was ever configured": {certfetch.EKCertificate, ""},
+		"too long a kind":                  {fetch.CRL.Of(strings.Repeat("a", 300)), "http://192.0.2.7/a"},
+		"a base for an issuer":             {fetch.Issuer, o.at("/ek/a")},
+		"a base for a CRL":                 {fetch.CRL.Of("a"), o.at("/ek/a")},
+		"a host for an EK certificate":     {fetch.EKCertificate, "http://192.0.2.7/a"},
+		"beside the base":                  {fetch.EKCertificate, o.at("/ekb/a")},
+		"the base itself":                  {fetch.EKCertificate, o.at("/ek/")},
+		"above the base":                   {fetch.EKCertificate, o.at("/ek/../a")},
+		"two below the base":               {fetch.EKCertificate, o.at("/ek/a/b")},
+		"a query below the base":           {fetch.EKCertificate, o.at("/ek/a?b")},
+		"a fragment below the base":        {fetch.EKCertificate, o.at("/ek/a#b")},
+		"a user at the base":               {fetch.EKCertificate, strings.Replace(o.at("/ek/a"), "//", "//a@", 1)},
+		"another scheme below the base":    {fetch.EKCertificate, strings.Replace(o.at("/ek/a"), "http", "https", 1)},
+		"an escaped slash below the base":  {fetch.EKCertificate, o.at("/ek/a%2fb")},
+		"nothing that was ever configured": {fetch.EKCertificate, ""},
 	} {
 		if got, err := f.Get(t.Context(), try.kind, try.url, text); err == nil || got != nil {
 			t.Errorf("%s: %+v", what, got)
 		}
 	}
 	o.wantRequests(t, 0)
-	got, err := f.Get(t.Context(), certfetch.EKCertificate, o.at("/ek/a%3D"), text)
+	got, err := f.Get(t.Context(), fetch.EKCertificate, o.at("/ek/a%3D"), text)
 	if err != nil || got.Value != "a certificate" {
 		t.Errorf("below the base: %+v, %v", got, err)
 	}
@@ -198,14 +198,14 @@ func TestGetRefuses(t *testing.T) {
 // What a mirror is asked for: the host as a folder, never anything outside of it.
 func TestMirror(t *testing.T) {
 	o := local(t)
-	f := open(t, certfetch.Config{Hosts: fleet, Mirror: o.at("/mirror")})
+	f := open(t, fetch.Config{Hosts: fleet, Mirror: o.at("/mirror")})
 	for url, want := range map[string]string{
 		"https://pki.infineon.com/a/b c.crt": "/mirror/pki.infineon.com/a/b%20c.crt",
 		"http://pki.infineon.com:443/a":      "/mirror/pki.infineon.com:443/a",
 		"http://pki.example.org:8080/a":      "/mirror/pki.example.org:8080/a",
 		"http://[fd00::7]:8082/a":            "/mirror/[fd00::7]:8082/a",
 	} {
-		canonical, ok := f.Allowed(url)
+		canonical, ok := f.Allows(url)
 		if !ok {
 			t.Fatalf("%q is not allowed", url)
 		}
@@ -219,7 +219,7 @@ func TestMirror(t *testing.T) {
 		"http://pki.infineon.com/../secret", "http://pki.infineon.com/%2e%2e/%2e%2e/secret",
 		"http://pki.infineon.com/a?b", "http://evil.example/a",
 	} {
-		if got, ok := f.Allowed(url); ok {
+		if got, ok := f.Allows(url); ok {
 			t.Errorf("%q: %q", url, got)
 		}
 	}
@@ -229,45 +229,45 @@ func TestMirror(t *testing.T) {
 // what to write.
 func TestNewRefuses(t *testing.T) {
 	for _, test := range []struct {
-		cfg  certfetch.Config
+		cfg  fetch.Config
 		want string
 	}{
-		{certfetch.Config{Hosts: []string{"https://pki.infineon.com"}}, "write just a host"},
-		{certfetch.Config{Hosts: []string{"pki.infineon.com/"}}, "write just a host"},
-		{certfetch.Config{Hosts: []string{"a@b"}}, "write just a host"},
-		{certfetch.Config{Hosts: []string{""}}, "empty"},
-		{certfetch.Config{Hosts: []string{"*.infineon.com"}}, "may only have letters"},
-		{certfetch.Config{Hosts: []string{"pki.infineon.com."}}, "dot: leave it out"},
-		{certfetch.Config{Hosts: []string{"b\u00fccher.example"}}, "xn--"},
-		{certfetch.Config{Hosts: []string{"a b"}}, "may only have letters"},
-		{certfetch.Config{Hosts: []string{"a:0"}}, "from 1 to 65535"},
-		{certfetch.Config{Hosts: []string{"a:http"}}, "from 1 to 65535"},
-		{certfetch.Config{Hosts: []string{"127.1"}}, "four decimal numbers"},
-		{certfetch.Config{Hosts: []string{"0x7f000001"}}, "four decimal numbers"},
-		{certfetch.Config{Hosts: []string{"10.0.0.0/8"}}, "write just a host"},
-		{certfetch.Config{Hosts: []string{"[::ffff:10.0.0.1]"}}, "not an IPv6 address"},
-		{certfetch.Config{Hosts: []string{"fe80::1%eth0"}}, "IPv6 address"},
-		{certfetch.Config{Hosts: []string{"169.254.169.254"}}, "metadata"},
-		{certfetch.Config{Hosts: []string{"fd00:ec2::254"}}, "metadata"},
-		{certfetch.Config{Hosts: []string{"0.0.0.0"}}, "not a host's"},
-		{certfetch.Config{Hosts: []string{"224.0.0.1"}}, "many hosts"},
-		{certfetch.Config{Hosts: []string{strings.Repeat("a", 64)}}, "may only have letters"},
-		{certfetch.Config{Hosts: []string{strings.Repeat("a.", 150) + "a"}}, "longer"},
-		{certfetch.Config{Hosts: make([]string, 1001)}, "at most 1000"},
-		{certfetch.Config{Bases: []string{"ekop.intel.com"}}, "write http://<host>/<path>"},
-		{certfetch.Config{Bases: []string{"https://a@ekop.intel.com/"}}, "write http://<host>/<path>"},
-		{certfetch.Config{Bases: []string{"https://ekop.intel.com/?a"}}, "query"},
-		{certfetch.Config{Mirror: "https://mirror.example/#a"}, "fragment"},
-		{certfetch.Config{Mirror: "file:///srv/mirror"}, "write http://<host>/<path>"},
-		{certfetch.Config{Mirror: "http://169.254.169.254/"}, "metadata"},
-		{certfetch.Config{Mirror: "http://mirror.example/a/../b"}, "dot segment"},
+		{fetch.Config{Hosts: []string{"https://pki.infineon.com"}}, "write just a host"},
+		{fetch.Config{Hosts: []string{"pki.infineon.com/"}}, "write just a host"},
+		{fetch.Config{Hosts: []string{"a@b"}}, "write just a host"},
+		{fetch.Config{Hosts: []string{""}}, "empty"},
+		{fetch.Config{Hosts: []string{"*.infineon.com"}}, "may only have letters"},
+		{fetch.Config{Hosts: []string{"pki.infineon.com."}}, "dot: leave it out"},
+		{fetch.Config{Hosts: []string{"b\u00fccher.example"}}, "xn--"},
+		{fetch.Config{Hosts: []string{"a b"}}, "may only have letters"},
+		{fetch.Config{Hosts: []string{"a:0"}}, "from 1 to 65535"},
+		{fetch.Config{Hosts: []string{"a:http"}}, "from 1 to 65535"},
+		{fetch.Config{Hosts: []string{"127.1"}}, "four decimal numbers"},
+		{fetch.Config{Hosts: []string{"0x7f000001"}}, "four decimal numbers"},
+		{fetch.Config{Hosts: []string{"10.0.0.0/8"}}, "write just a host"},
+		{fetch.Config{Hosts: []string{"[::ffff:10.0.0.1]"}}, "not an IPv6 address"},
+		{fetch.Config{Hosts: []string{"fe80::1%eth0"}}, "IPv6 address"},
+		{fetch.Config{Hosts: []string{"169.254.169.254"}}, "metadata"},
+		{fetch.Config{Hosts: []string{"fd00:ec2::254"}}, "metadata"},
+		{fetch.Config{Hosts: []string{"0.0.0.0"}}, "not a host's"},
+		{fetch.Config{Hosts: []string{"224.0.0.1"}}, "many hosts"},
+		{fetch.Config{Hosts: []string{strings.Repeat("a", 64)}}, "may only have letters"},
+		{fetch.Config{Hosts: []string{strings.Repeat("a.", 150) + "a"}}, "longer"},
+		{fetch.Config{Hosts: make([]string, 1001)}, "at most 1000"},
+		{fetch.Config{Bases: []string{"ekop.intel.com"}}, "write http://<host>/<path>"},
+		{fetch.Config{Bases: []string{"https://a@ekop.intel.com/"}}, "write http://<host>/<path>"},
+		{fetch.Config{Bases: []string{"https://ekop.intel.com/?a"}}, "query"},
+		{fetch.Config{Mirror: "https://mirror.example/#a"}, "fragment"},
+		{fetch.Config{Mirror: "file:///srv/mirror"}, "write http://<host>/<path>"},
+		{fetch.Config{Mirror: "http://169.254.169.254/"}, "metadata"},
+		{fetch.Config{Mirror: "http://mirror.example/a/../b"}, "dot segment"},
 	} {
-		if f, err := certfetch.New(test.cfg); err == nil || f != nil || !strings.Contains(err.Error(), test.want) {
+		if f, err := fetch.New(test.cfg); err == nil || f != nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%.200s: %v, want %q", fmt.Sprint(test.cfg), err, test.want)
 		}
 	}
 	// All of it at once, not one a try.
-	_, err := certfetch.New(certfetch.Config{Hosts: []string{"a/", "b."}, Bases: []string{"c"}, Mirror: "d"})
+	_, err := fetch.New(fetch.Config{Hosts: []string{"a/", "b."}, Bases: []string{"c"}, Mirror: "d"})
 	for _, what := range []string{`"a/"`, `"b."`, `"c"`, `"d"`} {
 		if err == nil || !strings.Contains(err.Error(), what) {
 			t.Errorf("%v does not name %s", err, what)
@@ -297,11 +297,11 @@ func TestPublic(t *testing.T) {
 		"fc00::1": false, "fd00:ec2::254": false, "fe80::1": false, "fe80::1%eth0": false, "fec0::1": false,
 		"ff02::1": false, "2606:4700::5efe:7f00:1": false, "2606:4700::200:5efe:a00:1": false, "5f00::1": false,
 	} {
-		if got := certfetch.Public(netip.MustParseAddr(address)); got != want {
+		if got := fetch.Public(netip.MustParseAddr(address)); got != want {
 			t.Errorf("%s: public is %v", address, got)
 		}
 	}
-	if certfetch.Public(netip.Addr{}) {
+	if fetch.Public(netip.Addr{}) {
 		t.Error("no address is public")
 	}
 }
@@ -326,16 +326,16 @@ func FuzzAIAURL(f *testing.F) {
 	ports["pki.example.org:8080"], ports["10.0.0.7:8081"], ports["[fd00::7]:8082"] = true, true, true
 	errDialled := errors.New("connected")
 	f.Fuzz(func(t *testing.T, raw string) {
-		fetcher, err := certfetch.New(certfetch.Config{Hosts: fleet})
+		fetcher, err := fetch.New(fetch.Config{Hosts: fleet})
 		must(t, err)
-		canonical, ok := fetcher.Allowed(raw)
+		canonical, ok := fetcher.Allows(raw)
 		if !ok {
 			if canonical != "" {
 				t.Fatalf("%q is not allowed, and %q", raw, canonical)
 			}
 			return
 		}
-		if again, ok := fetcher.Allowed(canonical); !ok || again != canonical {
+		if again, ok := fetcher.Allows(canonical); !ok || again != canonical {
 			t.Fatalf("%q: %q, then %q", raw, canonical, again)
 		}
 		u, err := url.Parse(canonical)

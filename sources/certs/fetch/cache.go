@@ -1,4 +1,4 @@
-package certfetch
+package fetch
 
 import (
 	"context"
@@ -37,7 +37,7 @@ var errUnread = fmt.Errorf("another process has the cache locked, and what was f
 // Load reads the cache into memory. An error says why the file was not used, or
 // which part of it was left out: what is in memory, and what is fetched from now
 // on, serves nevertheless. No file yet is no error. Call it once, before the first
-// answer. It is Stats.CacheError until the file was written.
+// answer. It is CacheError until the file was written.
 //
 // If another process has the file locked for longer than Load waits, or ctx ends, it
 // is not known what the file holds. Get asks nobody then, since an older CRL could
@@ -70,15 +70,15 @@ func (f *Fetcher) Load(ctx context.Context) error {
 func (f *Fetcher) remember(r record) {
 	n := r.name()
 	if len(r.Problem) > 0 {
-		if _, ok := f.failures.get(n); !ok {
-			f.failures.put(n, &failure{
+		if !f.failures.Contains(n) {
+			f.failures.Add(n, &failure{
 				problem: printable(string(r.Problem)), notFound: r.NotFound,
 				at: r.Fetched, until: r.Until, times: r.Times,
 			})
 		}
 		return
 	}
-	if _, ok := f.objects.get(n); !ok {
+	if f.objects.peek(n) == nil {
 		f.objects.put(n, &kept{body: r.body, fetched: r.Fetched, until: r.Until, proven: r.Proven})
 	}
 }
@@ -169,8 +169,16 @@ func (f *Fetcher) writeAll(db *bbolt.DB) error {
 func (f *Fetcher) records() (all []record) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.objects.each(func(n name, k *kept) { all = append(all, objectRecord(n, k)) })
-	f.failures.each(func(n name, fl *failure) { all = append(all, failureRecord(n, fl)) })
+	for _, s := range f.objects.all() {
+		for _, n := range s.Keys() {
+			k, _ := s.Peek(n)
+			all = append(all, objectRecord(n, k))
+		}
+	}
+	for _, n := range f.failures.Keys() {
+		fl, _ := f.failures.Peek(n)
+		all = append(all, failureRecord(n, fl))
+	}
 	return all
 }
 

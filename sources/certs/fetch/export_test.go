@@ -1,4 +1,4 @@
-package certfetch
+package fetch
 
 import (
 	"bytes"
@@ -29,8 +29,36 @@ func (f *Fetcher) Hurry(timeout, retryPause time.Duration) {
 	f.timeout, f.retryPause = timeout, retryPause
 }
 
-// Patience sets how long one waits who has something old.
-func (f *Fetcher) Patience(d time.Duration) { f.patience = d }
+// SilentAfter sets how long a request is under way before its server counts as silent.
+func (f *Fetcher) SilentAfter(d time.Duration) { f.patience = d }
+
+// Allows is Allowed without a reason.
+func (f *Fetcher) Allows(raw string) (canonical string, ok bool) {
+	canonical, err := f.Allowed(raw)
+	return canonical, err == nil
+}
+
+// Stats is what is kept and what was done.
+type Stats struct {
+	Objects, Failures int
+	Bytes             int64
+	Requests          uint64
+}
+
+// Stats counts.
+func (f *Fetcher) Stats() Stats {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := Stats{Failures: f.failures.Len(), Requests: f.requests.Load()}
+	for _, shelf := range f.objects.all() {
+		s.Objects += shelf.Len()
+		s.Bytes += shelf.bytes
+	}
+	return s
+}
+
+// DefaultAge is how long an object is kept whose Parse says nothing.
+const DefaultAge = defaultAge
 
 // Connect makes its connections by another resolver and with other roots.
 func (f *Fetcher) Connect(resolver *net.Resolver, roots *x509.CertPool) { f.connect(resolver, roots) }
@@ -61,10 +89,8 @@ func (f *Fetcher) Running() bool {
 
 // FillFailures has it remember failures.
 func (f *Fetcher) FillFailures(n int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	for i := range n {
-		f.fail(name{Issuer, "http://pki.example.org/" + strconv.Itoa(i)}, ErrNotFound)
+		_ = f.fail(name{Issuer, "http://pki.example.org/" + strconv.Itoa(i)}, ErrNotFound)
 	}
 }
 
@@ -74,8 +100,9 @@ func (f *Fetcher) FillObjects(kind Kind, proven bool, n, size int) {
 	defer f.mu.Unlock()
 	now, series := f.now(), rand.Text()
 	for i := range n {
-		f.keep(name{kind, fmt.Sprintf("http://pki.example.org/%s.%d", series, i)},
-			&kept{body: make([]byte, size), fetched: now, until: now.Add(DefaultAge), parsed: true, proven: proven})
+		f.objects.put(name{kind, fmt.Sprintf("http://pki.example.org/%s.%d", series, i)},
+			&kept{body: make([]byte, size), fetched: now, until: now.Add(defaultAge), parsed: true, proven: proven})
+		f.touch()
 	}
 }
 

@@ -1,4 +1,4 @@
-package certfetch_test
+package fetch_test
 
 import (
 	"bufio"
@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
 // The environment by which this test binary is another process.
@@ -48,7 +48,7 @@ func TestRole(t *testing.T) {
 // writeForEver fetches, writes and says what is on the disk, until it is killed.
 func writeForEver(t *testing.T, path, host string) {
 	for {
-		f := open(t, certfetch.Config{Hosts: []string{host}, CachePath: path})
+		f := open(t, fetch.Config{Hosts: []string{host}, CachePath: path})
 		must(t, f.Load(t.Context()))
 		url := fmt.Sprintf("http://%s/%d.crt", host, f.Stats().Objects)
 		wantGet(t, f, url, string(bodyOf(strings.TrimPrefix(url, "http://"+host))))
@@ -84,7 +84,7 @@ func TestKilled(t *testing.T) {
 			_, _ = fmt.Sscanf(lines.Text(), "written %d", &written)
 		}
 		_ = cmd.Wait() // killed
-		f, err := certfetch.New(certfetch.Config{Hosts: []string{o.host()}, CachePath: path})
+		f, err := fetch.New(fetch.Config{Hosts: []string{o.host()}, CachePath: path})
 		must(t, err)
 		must(t, f.Load(t.Context()))
 		if n := f.Stats().Objects; n < written || n > written+1 {
@@ -118,12 +118,12 @@ func writeToFullDisk(t *testing.T, path, host string) {
 	setLimit := func(size uint64) {
 		must(t, unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: size, Max: limit.Max}))
 	}
-	get := func(f *certfetch.Fetcher, i int) {
+	get := func(f *fetch.Fetcher, i int) {
 		wantGet(t, f, fmt.Sprintf("http://%s/%d.crt", host, i), string(bodyOf(fmt.Sprintf("/%d.crt", i))))
 	}
 	failed := 0
 	for i := range 20 {
-		f := open(t, certfetch.Config{Hosts: []string{host}, CachePath: path, Now: newClock().Now})
+		f := open(t, fetch.Config{Hosts: []string{host}, CachePath: path, Now: newClock().Now})
 		must(t, f.Load(t.Context()))
 		before := f.Stats().Objects
 		setLimit(uint64(i) * 1500)
@@ -132,10 +132,10 @@ func writeToFullDisk(t *testing.T, path, host string) {
 		}
 		err := f.Close()
 		setLimit(limit.Cur)
-		again := open(t, certfetch.Config{Hosts: []string{host}, CachePath: path, Now: newClock().Now})
+		again := open(t, fetch.Config{Hosts: []string{host}, CachePath: path, Now: newClock().Now})
 		must(t, again.Load(t.Context()))
 		switch n := again.Stats().Objects; {
-		case err != nil && (n != before || !errors.Is(f.Stats().CacheError, err)):
+		case err != nil && (n != before || !errors.Is(f.CacheError(), err)):
 			t.Fatalf("%d objects after %v, %d before", n, err, before)
 		case err == nil && n != before+20:
 			t.Fatalf("%d objects, %d before", n, before)

@@ -1,11 +1,11 @@
-package certfetch_test
+package fetch_test
 
 import (
 	"net/http"
 	"sync/atomic"
 	"testing"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
 // BenchmarkHundredWaiters is a hundred attestations that wait for one issuer, which
@@ -16,7 +16,7 @@ func BenchmarkHundredWaiters(b *testing.B) {
 	f := asking(b, o)
 	var url atomic.Pointer[string]
 	o.serve(func(w http.ResponseWriter, _ *http.Request) {
-		eventually(b, "all wait", func() bool { return f.Waiting(certfetch.Issuer, *url.Load()) == waiters })
+		eventually(b, "all wait", func() bool { return f.Waiting(fetch.Issuer, *url.Load()) == waiters })
 		_, _ = w.Write([]byte("a certificate"))
 	})
 	n := 0
@@ -25,7 +25,7 @@ func BenchmarkHundredWaiters(b *testing.B) {
 		n++
 		url.Store(&at)
 		together(waiters, func(int) {
-			if _, err := f.Get(b.Context(), certfetch.Issuer, at, text); err != nil {
+			if _, err := f.Get(b.Context(), fetch.Issuer, at, text); err != nil {
 				b.Error(err)
 			}
 		})
@@ -44,7 +44,7 @@ func BenchmarkCached(b *testing.B) {
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			if _, kept, err := f.Cached(certfetch.Issuer, o.at("/a.crt"), text); !kept || err != nil {
+			if _, kept, err := f.Cached(fetch.Issuer, o.at("/a.crt"), text); !kept || err != nil {
 				b.Error(kept, err)
 			}
 		}
@@ -53,10 +53,10 @@ func BenchmarkCached(b *testing.B) {
 
 // BenchmarkAllowed is what a URL in a certificate costs before anything else.
 func BenchmarkAllowed(b *testing.B) {
-	f := open(b, certfetch.Config{Hosts: fleet})
+	f := open(b, fetch.Config{Hosts: fleet})
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, ok := f.Allowed("https://pki.infineon.com/OptigaRsaMfrCA003/OptigaRsaMfrCA003.crt"); !ok {
+		if _, ok := f.Allows("https://pki.infineon.com/OptigaRsaMfrCA003/OptigaRsaMfrCA003.crt"); !ok {
 			b.Fatal("not allowed")
 		}
 	}

@@ -1,4 +1,4 @@
-package certfetch_test
+package fetch_test
 
 import (
 	"context"
@@ -17,7 +17,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
 // No test leaves a connection or a goroutine behind.
@@ -125,20 +125,20 @@ func must(tb testing.TB, err error) {
 }
 
 // open returns a Fetcher, which is closed when the test ends.
-func open(tb testing.TB, cfg certfetch.Config) *certfetch.Fetcher {
+func open(tb testing.TB, cfg fetch.Config) *fetch.Fetcher {
 	tb.Helper()
-	f, err := certfetch.New(cfg)
+	f, err := fetch.New(cfg)
 	must(tb, err)
 	f.Hurry(10*time.Second, time.Millisecond)
-	f.Patience(time.Minute) // on a machine that is busy with other things
+	f.SilentAfter(time.Minute) // on a machine that is busy with other things
 	tb.Cleanup(func() { f.Close() })
 	return f
 }
 
 // asking returns a Fetcher that may ask the servers.
-func asking(tb testing.TB, origins ...*origin) *certfetch.Fetcher {
+func asking(tb testing.TB, origins ...*origin) *fetch.Fetcher {
 	tb.Helper()
-	var cfg certfetch.Config
+	var cfg fetch.Config
 	for _, o := range origins {
 		cfg.Hosts = append(cfg.Hosts, o.host())
 	}
@@ -154,14 +154,14 @@ func text(body []byte) (any, time.Time, error) {
 }
 
 // until returns a Parse that has an object kept up to some time.
-func until(t time.Time) certfetch.Parse {
+func until(t time.Time) fetch.Parse {
 	return func(body []byte) (any, time.Time, error) { return string(body), t, nil }
 }
 
 // wantGet fails unless Get returns an object with this body.
-func wantGet(tb testing.TB, f *certfetch.Fetcher, url, body string) *certfetch.Object {
+func wantGet(tb testing.TB, f *fetch.Fetcher, url, body string) *fetch.Object {
 	tb.Helper()
-	o, err := f.Get(tb.Context(), certfetch.Issuer, url, text)
+	o, err := f.Get(tb.Context(), fetch.Issuer, url, text)
 	if err != nil || o.Value != body || string(o.Body) != body {
 		tb.Fatalf("get %q: %+v, %v; want %q", url, o, err, body)
 	}
@@ -169,9 +169,9 @@ func wantGet(tb testing.TB, f *certfetch.Fetcher, url, body string) *certfetch.O
 }
 
 // wantFail fails unless Get fails with this in its text, and nothing else.
-func wantFail(tb testing.TB, f *certfetch.Fetcher, url, problem string) error {
+func wantFail(tb testing.TB, f *fetch.Fetcher, url, problem string) error {
 	tb.Helper()
-	o, err := f.Get(tb.Context(), certfetch.Issuer, url, text)
+	o, err := f.Get(tb.Context(), fetch.Issuer, url, text)
 	if o != nil || err == nil || !strings.Contains(err.Error(), problem) {
 		tb.Fatalf("get %q: %+v, %v; want an error with %q", url, o, err, problem)
 	}
@@ -180,9 +180,9 @@ func wantFail(tb testing.TB, f *certfetch.Fetcher, url, problem string) error {
 
 // wantCached fails unless what is kept is an object with this body, or where it is
 // empty, nothing.
-func wantCached(tb testing.TB, f *certfetch.Fetcher, url, body string) {
+func wantCached(tb testing.TB, f *fetch.Fetcher, url, body string) {
 	tb.Helper()
-	o, kept, err := f.Cached(certfetch.Issuer, url, text)
+	o, kept, err := f.Cached(fetch.Issuer, url, text)
 	if err != nil || kept != (body != "") || kept && o.Value != body {
 		tb.Fatalf("cached %q: %+v, %v, %v; want %q", url, o, kept, err, body)
 	}

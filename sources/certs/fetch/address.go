@@ -1,4 +1,4 @@
-package certfetch
+package fetch
 
 import (
 	"fmt"

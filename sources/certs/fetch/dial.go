@@ -1,4 +1,4 @@
-package certfetch
+package fetch
 
 import (
 	"context"
@@ -22,6 +22,17 @@ const (
 	maxHeaders = 64 << 10
 )
 
+type dialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
+
+// askedKey is the key of a function in the context of a request.
+type askedKey struct{}
+
+// whenAsked has f be called when a connection is being made for a request: it has waited
+// for others to the same host until then.
+func whenAsked(ctx context.Context, f func()) context.Context {
+	return context.WithValue(ctx, askedKey{}, f)
+}
+
 // newTransport returns what makes connections: one for each request, since
 // requests are few and an idle connection is one more thing to bound. It uses no
 // proxy, shows no certificate, keeps no cookie and decodes nothing.
@@ -29,16 +40,31 @@ const (
 // own is for hosts that the operator has written for this purpose. Any others may
 // not be anywhere but at a public address, or at the address that stands for them
 // in the URL. These two never share a transport.
-func newTransport(own bool, resolver *net.Resolver, roots *x509.CertPool, now func() time.Time) *http.Transport {
-	return &http.Transport{
-		Proxy: nil, // it would resolve names itself
-		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+//
+// dial makes the connections if it is not nil.
+func newTransport(
+	own bool, dial dialFunc, resolver *net.Resolver, roots *x509.CertPool, now func() time.Time,
+) *http.Transport {
+	if dial == nil {
+		dial = func(ctx context.Context, network, address string) (net.Conn, error) {
 			dialer := net.Dialer{Timeout: dialTimeout, Resolver: resolver}
 			if !own {
 				dialer.ControlContext = onlyPublic(address)
 			}
 			return dialer.DialContext(ctx, network, address)
+		}
+	}
+	return &http.Transport{
+		Proxy: nil, // it would resolve names itself
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			if asked, ok := ctx.Value(askedKey{}).(func()); ok {
+				asked()
+			}
+			ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+			defer cancel()
+			return dial(ctx, network, address)
 		},
+		MaxConnsPerHost:        maxPerHost,
 		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, Time: now},
 		TLSHandshakeTimeout:    handshakeTimeout,
 		MaxResponseHeaderBytes: maxHeaders,

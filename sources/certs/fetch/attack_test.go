@@ -1,4 +1,4 @@
-package certfetch_test
+package fetch_test
 
 import (
 	"context"
@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
 // names returns a resolver that answers every question for an IPv4 address with
@@ -71,7 +71,7 @@ func TestNameOfPrivateAddress(t *testing.T) {
 		var at atomic.Pointer[string]
 		at.Store(&address)
 		c := newClock()
-		f := open(t, certfetch.Config{Hosts: []string{"pki.example.org:" + port}, Now: c.Now})
+		f := open(t, fetch.Config{Hosts: []string{"pki.example.org:" + port}, Now: c.Now})
 		f.Connect(names(t, &at), nil)
 		url := "http://pki.example.org:" + port + "/latest/meta-data/"
 		wantFail(t, f, url, "pki.example.org resolves to "+address+", which is not a public address")
@@ -86,7 +86,7 @@ func TestLocalhost(t *testing.T) {
 	o := local(t)
 	_, port, err := net.SplitHostPort(o.host())
 	must(t, err)
-	f := open(t, certfetch.Config{Hosts: []string{"localhost:" + port}})
+	f := open(t, fetch.Config{Hosts: []string{"localhost:" + port}})
 	wantFail(t, f, "http://localhost:"+port+"/a", "not a public address")
 	o.wantRequests(t, 0)
 }
@@ -98,9 +98,9 @@ func TestOwnHostsMayBePrivate(t *testing.T) {
 	_, port, err := net.SplitHostPort(o.host())
 	must(t, err)
 	own := "http://localhost:" + port
-	f := open(t, certfetch.Config{Hosts: []string{"pki.infineon.com"}, Mirror: own, Bases: []string{own + "/ek/"}})
+	f := open(t, fetch.Config{Hosts: []string{"pki.infineon.com"}, Mirror: own, Bases: []string{own + "/ek/"}})
 	wantGet(t, f, "http://pki.infineon.com/a.crt", "a certificate")
-	if got, err := f.Get(t.Context(), certfetch.EKCertificate, own+"/ek/a", text); err != nil {
+	if got, err := f.Get(t.Context(), fetch.EKCertificate, own+"/ek/a", text); err != nil {
 		t.Errorf("%v, %v", got, err)
 	}
 }
@@ -111,8 +111,8 @@ func TestNoProxy(t *testing.T) {
 	o := local(t)
 	t.Setenv("HTTP_PROXY", o.URL)
 	t.Setenv("http_proxy", o.URL)
-	f := open(t, certfetch.Config{Hosts: []string{"pki.invalid"}})
-	if got, err := f.Get(t.Context(), certfetch.Issuer, "http://pki.invalid/a", text); err == nil {
+	f := open(t, fetch.Config{Hosts: []string{"pki.invalid"}})
+	if got, err := f.Get(t.Context(), fetch.Issuer, "http://pki.invalid/a", text); err == nil {
 		t.Errorf("%+v", got)
 	}
 	o.wantRequests(t, 0)
@@ -142,7 +142,7 @@ func TestRedirectElsewhere(t *testing.T) {
 	} {
 		o.redirect(func(*http.Request) string { return to })
 		before := o.requests.Load()
-		got, err := f.Get(t.Context(), certfetch.Issuer, numbered(o, i), text)
+		got, err := f.Get(t.Context(), fetch.Issuer, numbered(o, i), text)
 		if err == nil || got != nil {
 			t.Errorf("to %q: %+v", to, got)
 		}
@@ -205,10 +205,10 @@ func TestUnknownAuthority(t *testing.T) {
 func TestTooLong(t *testing.T) {
 	o := local(t)
 	for i, test := range []struct {
-		kind  certfetch.Kind
+		kind  fetch.Kind
 		limit int
-	}{{certfetch.Issuer, 256 << 10}, {certfetch.CRL, 4 << 20}, {certfetch.CRL.Of("a"), 4 << 20}, {certfetch.EKCertificate, 64 << 10}} {
-		f := open(t, certfetch.Config{Hosts: []string{o.host()}, Bases: []string{o.URL}})
+	}{{fetch.Issuer, 256 << 10}, {fetch.CRL, 4 << 20}, {fetch.CRL.Of("a"), 4 << 20}, {fetch.EKCertificate, 64 << 10}} {
+		f := open(t, fetch.Config{Hosts: []string{o.host()}, Bases: []string{o.URL}})
 		get := func(path string) error {
 			_, err := f.Get(t.Context(), test.kind, o.at(fmt.Sprintf("/%d%s", i, path)), text)
 			return err

@@ -1,4 +1,4 @@
-package certfetch_test
+package fetch_test
 
 import (
 	"net"
@@ -6,7 +6,7 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certfetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
 // A remedy that does not work costs an operator a day, or has them open what should
@@ -21,27 +21,27 @@ func TestRemediesOfRequests(t *testing.T) {
 	name, address := "pki.example.org:"+port, "127.0.0.1:"+port
 	for _, test := range []struct {
 		url    string
-		config certfetch.Config
+		config fetch.Config
 		err    string
-		mended certfetch.Config
+		mended fetch.Config
 	}{
 		{
 			"http://" + name + "/a",
-			certfetch.Config{Hosts: []string{name}},
+			fetch.Config{Hosts: []string{name}},
 			"set mirror_url, and serve the file at <mirror_url>/<what follows :// in its URL>",
-			certfetch.Config{Hosts: []string{name}, Mirror: o.URL},
+			fetch.Config{Hosts: []string{name}, Mirror: o.URL},
 		},
 		{
 			"http://" + address + "/a",
-			certfetch.Config{Hosts: []string{name}},
+			fetch.Config{Hosts: []string{name}},
 			"it is not on an allowed host",
-			certfetch.Config{Hosts: []string{address}},
+			fetch.Config{Hosts: []string{address}},
 		},
 		{
 			"http://" + name + "/a?b",
-			certfetch.Config{Hosts: []string{name}, Mirror: o.URL},
+			fetch.Config{Hosts: []string{name}, Mirror: o.URL},
 			"not on an allowed host",
-			certfetch.Config{Hosts: []string{name}},
+			fetch.Config{Hosts: []string{name}},
 		},
 	} {
 		f := open(t, test.config)
@@ -60,20 +60,20 @@ func TestRemediesOfRequests(t *testing.T) {
 		}
 	}
 	// The advice of before: an entry for the address does not make the name pass.
-	f := open(t, certfetch.Config{Hosts: []string{name, address}})
+	f := open(t, fetch.Config{Hosts: []string{name, address}})
 	f.Connect(names(t, &at), nil)
 	wantFail(t, f, "http://"+name+"/a", "not a public address")
 }
 
 // What an error about a configured host or URL says is followed, and then it passes.
 func TestRemediesOfConfigurations(t *testing.T) {
-	hosts := func(h ...string) certfetch.Config { return certfetch.Config{Hosts: h} }
-	bases := func(b ...string) certfetch.Config { return certfetch.Config{Bases: b} }
-	mirror := func(m string) certfetch.Config { return certfetch.Config{Mirror: m} }
+	hosts := func(h ...string) fetch.Config { return fetch.Config{Hosts: h} }
+	bases := func(b ...string) fetch.Config { return fetch.Config{Bases: b} }
+	mirror := func(m string) fetch.Config { return fetch.Config{Mirror: m} }
 	for _, test := range []struct {
-		broken certfetch.Config
+		broken fetch.Config
 		remedy string
-		mended certfetch.Config
+		mended fetch.Config
 	}{
 		{hosts("http://pki.example.org/"), "write just a host", hosts("pki.example.org")},
 		{hosts("pki.example.org/crl"), "host:port, without scheme or path", hosts("pki.example.org:8080")},
@@ -88,10 +88,10 @@ func TestRemediesOfConfigurations(t *testing.T) {
 		{mirror("http://10.0.0.5/?a"), "it has a query: write http://<host>/<path>", mirror("http://10.0.0.5/")},
 		{mirror("http://10.0.0.5/#a"), "it has a fragment: write http://<host>/<path>", mirror("http://10.0.0.5/")},
 	} {
-		if _, err := certfetch.New(test.broken); err == nil || !strings.Contains(err.Error(), test.remedy) {
+		if _, err := fetch.New(test.broken); err == nil || !strings.Contains(err.Error(), test.remedy) {
 			t.Errorf("%.200v: %v, want %q", test.broken, err, test.remedy)
 		}
-		if _, err := certfetch.New(test.mended); err != nil {
+		if _, err := fetch.New(test.mended); err != nil {
 			t.Errorf("%v, as advised: %v", test.mended, err)
 		}
 	}
@@ -107,8 +107,8 @@ func TestPasswordsAreNotShown(t *testing.T) {
 		"http://mirror.example/?token=hunter2", "http://mirror.example/#hunter2", "http://a:hunter2%zz@mirror.example/",
 		"http://a:hunter2@mirror.example/\x00", "http://a:hunter2@" + strings.Repeat("x", 3000),
 	} {
-		for _, cfg := range []certfetch.Config{{Hosts: []string{text}}, {Bases: []string{text}}, {Mirror: text}} {
-			if _, err := certfetch.New(cfg); err == nil || strings.Contains(err.Error(), "hunter2") {
+		for _, cfg := range []fetch.Config{{Hosts: []string{text}}, {Bases: []string{text}}, {Mirror: text}} {
+			if _, err := fetch.New(cfg); err == nil || strings.Contains(err.Error(), "hunter2") {
 				t.Errorf("%v", err)
 			}
 		}
@@ -116,7 +116,7 @@ func TestPasswordsAreNotShown(t *testing.T) {
 	for text, want := range map[string]string{
 		"http://u:p@mirror.example/a?b": "http://…@mirror.example/a?…", "mirror.example:80": "mirror.example:80", "": "",
 	} {
-		if got := certfetch.Shown(text); got != want {
+		if got := fetch.Shown(text); got != want {
 			t.Errorf("%s is shown as %s", text, got)
 		}
 	}

@@ -1,4 +1,4 @@
-package certfetch
+package fetch
 
 import (
 	"cmp"
@@ -15,10 +15,10 @@ import (
 
 const (
 	// requestTimeout bounds a request, from the connection to the last byte and
-	// with its retry.
+	// with its second attempt.
 	requestTimeout = 10 * time.Second
-	// patience is how long one waits who has something old.
-	patience = 2 * time.Second
+	// maxPerHost is the number of connections to a host and port at once.
+	maxPerHost = 4
 	// maxRetries is how often a request is made again where the connection or
 	// the server has failed, and retryPause how long after.
 	maxRetries = 1
@@ -42,20 +42,6 @@ func badAnswer(format string, args ...any) error {
 
 var errRedirect = errors.New("redirect not followed")
 
-// ask makes a request and returns the body of the answer.
-func (f *Fetcher) ask(ctx context.Context, kind Kind, t target) ([]byte, error) {
-	within, cancel := context.WithTimeout(ctx, f.timeout)
-	defer cancel()
-	body, err := f.exchange(within, maxBody[kind.base()], t)
-	switch {
-	case err == nil:
-		return body, nil
-	case ctx.Err() == nil && within.Err() != nil:
-		return nil, fmt.Errorf("not finished within %v: %w: %w", f.timeout, ErrSilent, bare(err))
-	}
-	return nil, bare(err)
-}
-
 // bare returns an error without the URL, which the caller has.
 func bare(err error) error {
 	if wrapped := (*url.Error)(nil); errors.As(err, &wrapped) {
@@ -64,7 +50,8 @@ func bare(err error) error {
 	return err
 }
 
-func (f *Fetcher) exchange(ctx context.Context, limit int64, t target) ([]byte, error) {
+// ask makes a request and returns the body of the answer.
+func (f *Fetcher) ask(ctx context.Context, kind Kind, t target) ([]byte, error) {
 	req, err := retryablehttp.NewRequestWithContext(ctx, http.MethodGet, t.url.String(), nil)
 	if err != nil {
 		return nil, err
@@ -86,7 +73,7 @@ func (f *Fetcher) exchange(ctx context.Context, limit int64, t target) ([]byte, 
 	case code != http.StatusOK:
 		return nil, badAnswer("the server answered %d %s", code, http.StatusText(code))
 	}
-	return readBody(resp, limit)
+	return readBody(resp, maxBody[kind.base()])
 }
 
 // readBody reads a body of at most limit bytes.

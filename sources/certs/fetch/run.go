@@ -1,4 +1,4 @@
-package certfetch
+package fetch
 
 import (
 	"context"
@@ -62,7 +62,7 @@ func (f *Fetcher) Run(ctx context.Context) error {
 			for _, done := range f.setRunning(false) {
 				<-done
 			}
-			_ = f.flushLast(ctx) // Stats has it
+			_ = f.flushLast(ctx) // CacheError has it
 			return nil
 		}
 	}
