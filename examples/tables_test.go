@@ -32,7 +32,7 @@ func TestSelectorsAreDocumented(t *testing.T) {
 		}
 	}
 	slices.Sort(documented)
-	made := literals(read(t, "sources/verdict.go"), `Prefix\w+\s*= "([a-z_:]+):"`)
+	made := literals(read(t, "sources/limits.go"), `Prefix\w+\s*= "([a-z_:]+):"`)
 	if other := literals(read(t, "server/selectors.go"), `"([a-z_:]+):"`); len(other) != 1 || other[0] != "label" {
 		t.Errorf("the prefixes %q are written out, so that their lengths are not counted", other)
 	}
