@@ -35,7 +35,7 @@ func (l *List[T]) restore(ctx context.Context) error {
 		}
 		return nil
 	}
-	l.saved, l.loadFault = st.confirmed, ""
+	l.saved, l.loadFault, l.unsaved = st.confirmed, "", Copy{}
 	l.state.Store(st)
 	return nil
 }
@@ -48,13 +48,18 @@ func (l *List[T]) save(ctx context.Context, st *state[T], c Copy) error {
 	if l.cfg.Cache == nil {
 		return nil
 	}
-	return l.saw(ctx, st, l.cfg.Cache.write(ctx, st.content.Header(), c, func(there Copy) (Header, error) {
+	err := l.cfg.Cache.write(ctx, st.content.Header(), c, func(there Copy) (Header, error) {
 		old, err := l.read(there)
 		if err != nil {
 			return Header{}, err
 		}
 		return old.content.Header(), nil
-	}))
+	})
+	l.unsaved = Copy{}
+	if err = l.saw(ctx, st, err); l.saveFault != "" {
+		l.unsaved = c
+	}
+	return err
 }
 
 // touchShare is what share of MaxStaleness may pass before the cache is told that the
@@ -66,6 +71,10 @@ const touchShare = 50
 func (l *List[T]) touch(ctx context.Context, st *state[T]) error {
 	if l.cfg.Cache == nil {
 		return nil
+	}
+	if c := l.unsaved; c.Data != nil {
+		c.Tag, c.At = st.tag, st.confirmed
+		return l.save(ctx, st, c)
 	}
 	if age := st.confirmed.Sub(l.saved); age >= 0 && age < l.cfg.MaxStaleness/touchShare {
 		return nil

@@ -136,6 +136,9 @@ type List[T Content[T]] struct {
 	collapsed string               // what the list has lost at once, in words, or empty
 	// loadFault and saveFault are what went wrong with the cache last, or empty.
 	loadFault, saveFault string
+	// unsaved is what serves, if the cache could not be written: it is tried again at each
+	// Load, without another copy from the origin. Data is nil if there is none.
+	unsaved Copy
 }
 
 // state is one good list.

@@ -311,6 +311,37 @@ func TestSentAgain(t *testing.T) {
 	want(t, l, "two")
 }
 
+// While the cache cannot be written, the origin is still asked whether there is something
+// new, and no more: a disk that is full does not make each server fetch the whole list at
+// each look. The list is in the cache as soon as it can be.
+func TestUnsavedListIsNotSentAgain(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "cache")
+	cfg := list.Config{Cache: list.NewCache(filepath.Join(folder, "list.db"), list.DefaultMaxBytes)}
+	o := &origin{Copy: list.Copy{Data: wordsOf(1, "one"), Tag: "1"}}
+	l := newList(t, o, cfg)
+	for range 3 {
+		must(t, l.Load(t.Context()))
+		if w := strings.Join(l.Status().Warnings, "; "); !strings.Contains(w, "the cache was not written") {
+			t.Errorf("warnings %q", w)
+		}
+	}
+	o.Data, o.Tag = wordsOf(2, "two"), "2"
+	must(t, l.Load(t.Context()))
+	o.Tag = "" // the same bytes without a tag are the same list
+	must(t, l.Load(t.Context()))
+	must(t, os.Mkdir(folder, 0o700))
+	must(t, l.Load(t.Context()))
+	if w := strings.Join(l.Status().Warnings, "; "); strings.Contains(w, "cache") {
+		t.Errorf("warnings %q", w)
+	}
+	if !slices.Equal(o.tags, []string{"", "1", "1", "1", "2", ""}) {
+		t.Errorf("tags %q", o.tags)
+	}
+	l = newList(t, &origin{err: errDown}, cfg)
+	refused(t, l.Load(t.Context()), "down")
+	want(t, l, "two")
+}
+
 // An origin that is slow at a start, while the cache serves, has its own time and no more:
 // what it has answered is written into the cache all the same.
 func TestSlowOriginAtAStart(t *testing.T) {

@@ -68,7 +68,7 @@ func (l *List[T]) tag(st *state[T]) string {
 		return ""
 	case l.cfg.Signing != nil && (!st.here || st.key != l.lastKey()):
 		return ""
-	case l.saveFault != "": // the cache needs its bytes
+	case l.saveFault != "" && l.unsaved.Data == nil: // the cache needs its bytes
 		return ""
 	}
 	return st.tag
@@ -91,7 +91,7 @@ func (l *List[T]) confirm(ctx context.Context, before *state[T], c Copy) error {
 // accept serves a list that the origin has sent, if it may replace the list before. Nothing
 // is parsed or written if it is the same list: not all origins have tags.
 func (l *List[T]) accept(ctx context.Context, before *state[T], c Copy) error {
-	if before != nil && l.saveFault == "" && sha256.Sum256(c.Data) == before.digest {
+	if before != nil && (l.saveFault == "" || l.unsaved.Data != nil) && sha256.Sum256(c.Data) == before.digest {
 		if key, err := l.verify(c.Data, c.Signature); err == nil && key == before.key {
 			return l.confirm(ctx, before, c)
 		}
