@@ -179,6 +179,29 @@ func TestManyMissesShareOnePoll(t *testing.T) {
 	})
 }
 
+// TestListedDuringAPoll: a machine that was listed after the poll under way had read the
+// list, and comes before that poll ends, is not turned away: another poll is made for it.
+func TestListedDuringAPoll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := &origin{takes: time.Second}
+		f, poll := o.poller(), make(chan struct{})
+		f.OnWatch = func(ctx context.Context, changed func()) error {
+			<-poll
+			changed()
+			<-ctx.Done()
+			return nil
+		}
+		s := newSet(t, policy.AnyOf("x"), admission.Options{}, member("x", f))
+		s.Start(t.Context(), nil)
+		close(poll)
+		time.Sleep(500 * time.Millisecond) // it has read the origin
+		o.lists.Store(true)
+		wantOutcome(t, before(t, s), policy.Challenge)
+		o.want(t, 3)
+		s.Close()
+	})
+}
+
 // TestChangeDuringAnEarlyPoll: a change that is told during a poll is not lost: another poll is
 // made after it.
 func TestChangeDuringAnEarlyPoll(t *testing.T) {

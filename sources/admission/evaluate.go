@@ -271,11 +271,23 @@ func (e *evaluation) askEarly(ctx context.Context, until time.Time) {
 		}
 		return
 	}
+	// A load that is under way may have read the list before the TPM was on it: if that load
+	// does not help, the next one will.
+	if e.loadAndAsk(ctx, until, missed) {
+		e.loadAndAsk(ctx, until, e.set.plan.WorthPolling(e.answers, missed))
+	}
+}
+
+// loadAndAsk has some sources loaded, and asks those that have new data again. It reports
+// whether a load was under way already.
+func (e *evaluation) loadAndAsk(ctx context.Context, until time.Time, some []int) (joined bool) {
 	attempts := map[int]*attempt{}
-	for _, i := range missed {
-		if a := e.running[i].poll.soon(); a != nil {
+	for _, i := range some {
+		a, underWay := e.running[i].poll.soon()
+		if a != nil {
 			attempts[i] = a
 		}
+		joined = joined || underWay
 	}
 	// Leave time to ask again.
 	within, cancel := context.WithDeadline(ctx, until.Add(-2*graceOf(e.set.opts.CheckTimeout)))
@@ -293,6 +305,7 @@ func (e *evaluation) askEarly(ctx context.Context, until time.Time) {
 	if len(again) > 0 && ctx.Err() == nil {
 		e.ask(ctx, until, again, (*runner).checkLane)
 	}
+	return joined && within.Err() == nil
 }
 
 // mayWait reports whether the machine may be waited for, and begins that wait. known is true if

@@ -205,29 +205,29 @@ func (p *poll) end(a *attempt, err error) {
 }
 
 // soon returns the attempt that is being made, or else an attempt that is made now, ahead of
-// time. It returns nil if the limits permit none.
-func (p *poll) soon() *attempt {
+// time. It returns nil if the limits permit none. underWay is whether it has begun already.
+func (p *poll) soon() (a *attempt, underWay bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
 	switch {
 	case !p.schedule.Early:
-		return nil
+		return nil, false
 	case p.made != nil:
-		return p.made
+		return p.made, true
 	case p.asked != nil:
-		return p.asked
+		return p.asked, false
 	case now.Before(p.quiet), !p.working:
-		return nil
+		return nil, false
 	}
 	if last := p.early[p.next]; !last.IsZero() && now.Sub(last) < p.schedule.Every {
-		return nil
+		return nil, false
 	}
 	p.early[p.next] = now
 	p.next = (p.next + 1) % len(p.early)
 	p.asked = &attempt{ended: make(chan struct{})}
 	p.wanted <- struct{}{} // has room: begin empties it when it takes asked
-	return p.asked
+	return p.asked, false
 }
 
 // start allows attempts.
