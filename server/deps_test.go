@@ -73,6 +73,20 @@ var arrows = []arrow{
 		runs := under(dep, module+"/sources/admission") || under(dep, module+"/sources/policy")
 		return runs && under(name, "sources") && name != "sources/admission" && name != "sources/sourcetest"
 	}},
+	{"finding a chain does no I/O", func(name, dep string) bool {
+		return name == "sources/certs" && (dep == "os" || dep == "net" || dep == "net/http" ||
+			under(dep, module+"/sources/certs/fetch") || under(dep, module+"/sources/boltfile"))
+	}},
+	{"a list knows neither its documents nor its origins, and they do not know each other", func(name, dep string) bool {
+		parts := []string{"ekhashes", "file", "web"}
+		for _, part := range parts {
+			if dep == module+"/sources/list/"+part &&
+				(name == "sources/list" || strings.HasPrefix(name, "sources/list/")) {
+				return true
+			}
+		}
+		return false
+	}},
 	{"helpers of tests are for tests", func(name, dep string) bool {
 		return under(dep, module) && strings.HasSuffix(dep, "test") && !strings.HasSuffix(name, "test")
 	}},
