@@ -131,6 +131,7 @@ type List[T Content[T]] struct {
 	warnings atomic.Pointer[[]string]
 
 	// Load alone uses what follows, and is never called twice at once.
+	asked     bool                 // whether the origin has been asked before
 	saved     time.Time            // the time of confirmation that the cache holds
 	keys      signature.PublicKeys // whose signature counts; none if the list needs none
 	collapsed string               // what the list has lost at once, in words, or empty

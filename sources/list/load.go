@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// warmPatience is how long an origin has to answer if a list from the cache serves
-// already: a SPIRE server that starts does not wait longer for an origin that is down.
+// warmPatience is how long an origin has to answer when it is asked for the first time, if a
+// list from the cache serves already: a SPIRE server that starts does not wait longer for an
+// origin that is down.
 const warmPatience = time.Second
 
 // Load implements sources.Loader: it asks the origin for the list. If there is a new list
@@ -50,7 +51,9 @@ func (l *List[T]) load(ctx context.Context) error {
 
 // ask reads the list from the origin.
 func (l *List[T]) ask(ctx context.Context, before *state[T]) (Copy, error) {
-	if before != nil && !before.here && l.usable(before) == nil {
+	first := !l.asked
+	l.asked = true
+	if first && before != nil && l.usable(before) == nil {
 		within, cancel := context.WithTimeout(ctx, warmPatience)
 		defer cancel()
 		ctx = within
