@@ -122,7 +122,9 @@ func stall(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 // does until the test ends.
 func (n *pipes) over(t *testing.T, cfg ekca.Config, root *authority) *ekca.Source {
 	t.Helper()
-	cfg.CAPath = caFile(t, root.cert)
+	if cfg.Bundles == nil {
+		cfg.CAPath = caFile(t, root.cert)
+	}
 	cfg.AIAHosts = []string{firstHost, secondHost, thirdHost}
 	src := ekca.NewOver(t, cfg, n.dial)
 	if err := src.Load(t.Context()); err != nil {
@@ -260,30 +262,39 @@ func TestHangingHostsOfCRLs(t *testing.T) {
 // its issuer's real key.
 func TestTimeUsedUpBeforeTheCRL(t *testing.T) {
 	for wasted := range 5 {
-		synctest.Test(t, func(t *testing.T) {
-			n := newPipes()
-			root := newRoot(t, "Root")
-			middle := root.sub(t, "Middle")
-			low := middle.sub(t, "Low", issuersAt(n.put(thirdHost, "/middle", middle.cert.Raw)))
-			bad := low.ek(t, crlsAt("http://"+firstHost+"/crl"), issuersAt(n.put(firstHost, "/low", low.cert.Raw)))
-			list := low.crl(t, revoking(bad))
-			n.handle(firstHost, "/crl", func(w http.ResponseWriter, _ *http.Request) {
-				time.Sleep(4 * time.Second) // slow, and no more
-				_, _ = w.Write(list)
-			})
-			var urls []string
-			for i := range wasted {
-				urls = append(urls, n.handle([]string{firstHost, secondHost}[i%2], fmt.Sprint("/", i), stall))
-			}
-			forger := newRoot(t, "Forger")
-			own := sign(t, caTemplate(t, "Low", issuersAt(urls...)), forger.cert, low.key.Public(), forger.key)
-			src := n.over(t, ekca.Config{CRL: ekca.CRLIfAvailable, Now: today}, root)
-			for range 3 {
-				if v, took, err := attested(t, src, evidence(bad, own)); v.Listed {
-					t.Fatalf("with %d, after %v: %+v, %v", wasted, took, v, err)
-				}
-			}
-		})
+		for _, bundles := range []bool{false, true} { // with bundles all URLs are waited for
+			synctest.Test(t, func(t *testing.T) { timeUsedUpBeforeTheCRL(t, wasted, bundles) })
+		}
+	}
+}
+
+func timeUsedUpBeforeTheCRL(t *testing.T, wasted int, bundles bool) {
+	t.Helper()
+	n := newPipes()
+	root := newRoot(t, "Root")
+	middle := root.sub(t, "Middle")
+	low := middle.sub(t, "Low", issuersAt(n.put(thirdHost, "/middle", middle.cert.Raw)))
+	bad := low.ek(t, crlsAt("http://"+firstHost+"/crl"), issuersAt(n.put(firstHost, "/low", low.cert.Raw)))
+	list := low.crl(t, revoking(bad))
+	n.handle(firstHost, "/crl", func(w http.ResponseWriter, _ *http.Request) {
+		time.Sleep(4 * time.Second) // slow, and no more
+		_, _ = w.Write(list)
+	})
+	var urls []string
+	for i := range wasted {
+		urls = append(urls, n.handle([]string{firstHost, secondHost}[i%2], fmt.Sprint("/", i), stall))
+	}
+	forger := newRoot(t, "Forger")
+	own := sign(t, caTemplate(t, "Low", issuersAt(urls...)), forger.cert, low.key.Public(), forger.key)
+	cfg := ekca.Config{CRL: ekca.CRLIfAvailable, Now: today}
+	if bundles {
+		cfg.Bundles = map[string]string{"root": caFile(t, root.cert), "other": caFile(t, newRoot(t, "Other").cert)}
+	}
+	src := n.over(t, cfg, root)
+	for range 3 {
+		if v, took, err := attested(t, src, evidence(bad, own)); v.Listed {
+			t.Fatalf("with %d, bundles %v, after %v: %+v, %v", wasted, bundles, took, v, err)
+		}
 	}
 }
 

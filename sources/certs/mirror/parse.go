@@ -1,19 +1,16 @@
 package mirror
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/crl"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
@@ -31,22 +28,16 @@ func parseReply(service string, key crypto.PublicKey) fetch.Parse {
 	}
 }
 
-// parseCRL reads a CRL in DER, or in PEM. One that has expired is still good for
-// what it lists.
+// parseCRL reads a CRL, as an ek_ca does. One that has expired is still good for what it
+// lists.
 func parseCRL(body []byte) (any, time.Time, error) {
-	if block, rest := pem.Decode(body); block != nil && block.Type == "X509 CRL" && len(bytes.TrimSpace(rest)) == 0 {
-		body = block.Bytes
-	}
-	list, err := crl.Parse(body, func(name []byte) string { return string(name) })
-	if err != nil {
-		return nil, time.Time{}, err
-	}
-	return list, time.Time{}, nil
+	list, err := certs.ReadCRL(body)
+	return list, time.Time{}, err
 }
 
 // overdue returns why a CRL cannot say any more that a certificate is good, or nil.
 func (f *filler) overdue(value any) error {
-	list, ok := value.(*crl.List)
+	list, ok := value.(*certs.CRL)
 	if !ok || list.NextUpdate.IsZero() || !f.cfg.Now().After(list.NextUpdate) {
 		return nil
 	}
@@ -57,7 +48,7 @@ func (f *filler) overdue(value any) error {
 // signedBy accepts a CRL that is signed by one of a few CAs.
 func signedBy(issuers []*x509.Certificate) accept {
 	return func(value any) error {
-		list, ok := value.(*crl.List)
+		list, ok := value.(*certs.CRL)
 		if !ok || !slices.ContainsFunc(issuers, func(ca *x509.Certificate) bool {
 			key := sha256.Sum256(ca.RawSubjectPublicKeyInfo)
 			return list.SignedBy(ca, hex.EncodeToString(key[:]))
@@ -72,9 +63,9 @@ func signedBy(issuers []*x509.Certificate) accept {
 // nil: it is an older CRL. One from the future, by a CA whose clock was ahead, keeps
 // nothing out.
 func older(value, kept any, now time.Time) error {
-	list, ok := value.(*crl.List)
-	before, also := kept.(*crl.List)
-	if !ok || !also || before.ThisUpdate.After(now) || !list.Before(before) {
+	list, ok := value.(*certs.CRL)
+	before, also := kept.(*certs.CRL)
+	if !ok || !also || before.ThisUpdate.After(now) || !list.Before(before.List) {
 		return nil
 	}
 	return fmt.Errorf("the one on the server was issued on %s, before the one in the folder, from %s",
