@@ -168,7 +168,8 @@ type heldList struct {
 // may have no fault: it was issued before another one.
 //
 // What a list says is overruled by a newer one only, and only by a list that can say
-// that a certificate is good: what is listed counts at any age and by any clock.
+// that a certificate is good: what is listed counts at any age, by any clock, and even if
+// the CA may not sign CRLs, since the machine chooses by which certificate of the CA it comes.
 func weigh(lists []heldList, issuer string, serial *big.Int) (by *heldList, older error) {
 	if len(lists) == 0 {
 		return nil, nil
@@ -280,15 +281,14 @@ func (r *revocation) kept(n *node, issuer *signer, points []crlPoint) []heldList
 	}
 	var lists []heldList
 	for _, p := range whose {
-		if p.issuer.faultOfCRLs(r.now, p.indirect) != nil {
-			continue
-		}
+		unfit := p.issuer.faultOfCRLs(r.now, p.indirect)
 		for _, k := range r.r.Hand.CRLs(r.wantCRL(p, nil)) {
 			list, ok := k.Value.(*CRL)
-			if !ok || list.faultFor(n.cert, p) != nil {
+			if !ok || list.faultFor(n.cert, p) != nil ||
+				unfit != nil && !list.Lists(n.issuer, n.cert.SerialNumber) {
 				continue
 			}
-			fault := list.fault(r.now)
+			fault := cmp.Or(unfit, list.fault(r.now))
 			switch {
 			case list.NextUpdate.IsZero():
 				fault = errors.New("it does not say when the next one is due")
@@ -308,11 +308,16 @@ func (r *revocation) list(a Answer, p crlPoint, n *node) (*CRL, error) {
 	if !ok {
 		return nil, orNothing(a.Err)
 	}
-	if err := cmp.Or(list.faultFor(n.cert, p), p.issuer.faultOfCRLs(r.now, p.indirect)); err != nil {
+	if err := list.faultFor(n.cert, p); err != nil {
 		return nil, err
 	}
 	listed := list.Lists(n.issuer, n.cert.SerialNumber)
+	unfit := p.issuer.faultOfCRLs(r.now, p.indirect)
 	switch {
+	case unfit != nil && !listed:
+		return nil, unfit
+	case unfit != nil:
+		return list, unfit
 	case a.NotAsked && !list.Current(r.now) && !listed:
 		return nil, fmt.Errorf("the cached one is out of date, and nothing is known of a newer one: %w", a.Err)
 	case list.NextUpdate.IsZero() && a.Err != nil:
@@ -364,7 +369,7 @@ func digest(parts ...string) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// faultOfCRLs returns why the CRLs of a CA do not count, or nil: it may not sign them
+// faultOfCRLs returns why the CRLs of a CA clear no certificate, or nil: it may not sign them
 // (RFC 5280, 4.2.1.3) or, if it is not the issuer of the certificate, whose dates are
 // looked at elsewhere, it has no certificate that is valid.
 func (s *signer) faultOfCRLs(now time.Time, indirect bool) error {
