@@ -47,7 +47,7 @@ func TPMOf(c *x509.Certificate) (tpm TPM) {
 // tpmNames are the TPM's attributes in a subject alternative name.
 type tpmNames struct{ manufacturer, model, version tpmName }
 
-// tpmName is one of them. It is empty where it is given with two values.
+// tpmName is one of them. It is empty if it is given with two values.
 type tpmName struct {
 	text  string
 	given bool

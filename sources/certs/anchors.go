@@ -16,7 +16,7 @@ import (
 type Anchors struct {
 	byName map[string][]*signer // by the canonical form of their name
 	byKey  map[keyRef][]*signer
-	// bundles is the number of bundles; 0 where none are configured, and any
+	// bundles is the number of bundles; 0 if none are configured, and any
 	// authority is as good as another.
 	bundles int
 	// valid is the number of certificates that were valid when they were
@@ -52,7 +52,7 @@ func (a *Anchors) Expiring(now time.Time) []string {
 	return all
 }
 
-// A keyRef is how a certificate refers to its issuer where it says which key
+// A keyRef is how a certificate refers to its issuer if it says which key
 // that has (RFC 5280, 4.2.1.1).
 type keyRef struct {
 	name  string // in its canonical form
@@ -75,7 +75,7 @@ type node struct {
 	issuer string            // the canonical form of its issuer's name
 	signer *signer           // nil for a leaf
 	// bundles are the bundles that it is in: of the certificates that a
-	// machine has sent none, and one with an empty name where CAs are
+	// machine has sent none, and one with an empty name if CAs are
 	// configured without bundles.
 	bundles []string
 	// issuers are the CA certificates that are known to have signed it, each
@@ -267,7 +267,7 @@ func (b *builder) link(ctx context.Context) error {
 	return nil
 }
 
-// linkOne finds the configured issuers of n, which has none but itself where it
+// linkOne finds the configured issuers of n, which has none but itself if it
 // is a root's.
 func (b *builder) linkOne(n *node) error {
 	v := verifier{left: maxSignatures}

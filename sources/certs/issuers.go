@@ -22,7 +22,7 @@ type issuers []*node
 // 5280, 4.2.2.1): one certificate in DER, or a PKCS #7 bundle of 32 at most. PEM
 // of either, which is not according to the standard and cannot be mistaken for
 // anything else, will do. What cannot be a CA's above an EK certificate is left
-// out, and is an error where nothing else is there. No signature is verified.
+// out, and is an error if nothing else is there. No signature is verified.
 func ReadIssuers(body []byte, p Profile) ([]*x509.Certificate, error) {
 	nodes, err := readIssuers(body, p)
 	certs := make([]*x509.Certificate, len(nodes))

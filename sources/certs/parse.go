@@ -28,7 +28,7 @@ const pemBegin = "-----BEGIN"
 // left.
 var ErrNoCertificate = errors.New("contains no usable certificate")
 
-// ParseFile returns the certificates in a CA file, which is PEM where it holds
+// ParseFile returns the certificates in a CA file, which is PEM if it holds
 // the beginning of a PEM block and DER otherwise, single ones or PKCS #7 bundles, with
 // notes on what it has left out. The error says why the file cannot be used at all: it
 // holds no certificate, or it is damaged, and then nothing in it is used.

@@ -77,7 +77,7 @@ func (s *search) whyNoIssuer() string {
 }
 
 // top returns the certificate at the end of the chain of names above the leaf,
-// where signatures that are known come first.
+// and goes first by signatures that are known.
 func (s *search) top() *node {
 	top, seen := s.leaf, []*node{s.leaf}
 	for {

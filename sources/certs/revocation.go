@@ -22,7 +22,7 @@ import (
 const (
 	// maxCRLAge is how long at most.
 	maxCRLAge = 7 * 24 * time.Hour
-	// openCRLAge is how long where it does not say when the next one is due.
+	// openCRLAge is how long if it does not say when the next one is due.
 	openCRLAge = 24 * time.Hour
 )
 

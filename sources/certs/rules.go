@@ -121,7 +121,7 @@ func (p Profile) faultOfCA(c *x509.Certificate) string {
 }
 
 // faultOfJoiner returns why a certificate between a leaf and a configured CA's
-// cannot join them, beyond what faultOfCA says. Its extended key usage, where
+// cannot join them, beyond what faultOfCA says. Its extended key usage, if
 // there is one, limits what it issues; that of a configured CA does not: the
 // operator has said what it is for. (Unless it is onlyForOthers: vendors publish CAs for
 // AKs beside those for EKs, in one folder.)

@@ -30,7 +30,7 @@ const (
 )
 
 // EKCertificateURL returns the URL below base at which a service, EKServiceIntel
-// or EKServiceAMD, has the certificate of an EK; false where no EK of that kind is
+// or EKServiceAMD, has the certificate of an EK; false if no EK of that kind is
 // there.
 func EKCertificateURL(service, base string, ek crypto.PublicKey) (string, bool) {
 	if !strings.HasSuffix(base, "/") {

@@ -221,7 +221,7 @@ func (n *node) anchored(now time.Time) bool {
 	})
 }
 
-// settle makes parents issuers where a configured CA is above them.
+// settle makes parents issuers if a configured CA is above them.
 func (s *search) settle() {
 	for changed := true; changed; {
 		changed = false

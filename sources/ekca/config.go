@@ -75,12 +75,12 @@ type Config struct {
 	// carry, 1 to 64 of a-z, 0-9, _ and -. A CA may be in several.
 	Bundles map[string]string
 	// PollInterval is how often the files are looked at for changes; 30
-	// seconds where it is zero.
+	// seconds if it is zero.
 	PollInterval time.Duration
 
 	// AIAHosts are the hosts that may be asked for issuers and CRLs, each a
 	// host or host:port, by default ports 80 and 443; one that is at a private
-	// address only where it is that IP address itself. None: nothing that a
+	// address only if it is that IP address itself. None: nothing that a
 	// certificate names is fetched.
 	AIAHosts []string
 	// EKCertificateURLs are the base URLs of the vendors' services for EK
@@ -103,11 +103,11 @@ type Config struct {
 	// Any mode but CRLOff needs AIAHosts.
 	CRL CRLMode
 	// CachePath is a bbolt file that keeps what has been fetched, for after a
-	// restart; where it is empty, memory alone keeps it.
+	// restart; if it is empty, memory alone keeps it.
 	CachePath string
 
 	// Now is the clock that certificates are verified against; time.Now
-	// where it is nil.
+	// if it is nil.
 	Now func() time.Time
 }
 

@@ -15,7 +15,7 @@ const (
 	mgf1       = "\xa1\x1c\x30\x1a\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x08"
 )
 
-// algorithmOf returns the algorithm of a DER AlgorithmIdentifier; zero where it
+// algorithmOf returns the algorithm of a DER AlgorithmIdentifier; zero if it
 // is weaker than SHA-256 or not known.
 func algorithmOf(der []byte) x509.SignatureAlgorithm {
 	pss := func(hash, salt string) string {

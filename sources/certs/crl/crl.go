@@ -23,10 +23,10 @@ type List struct {
 	// RawIssuer is the DER of the name of the CA that has issued it.
 	RawIssuer []byte
 	// ThisUpdate is when it was issued; NextUpdate when the next one will have
-	// been, zero where it does not say.
+	// been, zero if it does not say.
 	ThisUpdate, NextUpdate time.Time
 
-	number    *big.Int // the CRL number; nil where there is none
+	number    *big.Int // the CRL number; nil if there is none
 	scope     scope
 	algorithm x509.SignatureAlgorithm
 	signed    []byte // the part that is signed

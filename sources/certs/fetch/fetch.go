@@ -45,7 +45,7 @@ const (
 )
 
 // Of returns the kind for answers that another answer at the same URL must not
-// stand for: CRL.Of(<hash of the issuer's key>), say, where Parse accepts what
+// stand for: CRL.Of(<hash of the issuer's key>), say, if Parse accepts what
 // that issuer has signed, so that a certificate that names another CA's CRL does
 // not spoil it for that CA. All that Parse looks at beside the body has to be in
 // it.
@@ -87,22 +87,22 @@ type Config struct {
 	// Bases are URLs below which EK certificates are. They are the operator's own
 	// words: their addresses may be private.
 	Bases []string
-	// Mirror, where it is set, is a URL below which <host>/<path> is asked
-	// for instead of every URL on Hosts, the host with :port where that is not
+	// Mirror, if it is set, is a URL below which <host>/<path> is asked
+	// for instead of every URL on Hosts, the host with :port if that is not
 	// the scheme's. It is the operator's own, too.
 	Mirror string
-	// CachePath is a bbolt file that keeps answers for after a restart; where it
+	// CachePath is a bbolt file that keeps answers for after a restart; if it
 	// is empty, memory alone does.
 	CachePath string
-	// Now is the clock; time.Now where it is nil.
+	// Now is the clock; time.Now if it is nil.
 	Now func() time.Time
-	// Dial makes the connections of a test, wherever it likes. Where it is nil,
+	// Dial makes the connections of a test, wherever it likes. If it is nil,
 	// the network does, and addresses are as said above.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // Parse reads a body and returns its value and until when it may be kept; the
-// default where that is zero. What it returns an error for is a failure. It
+// default if that is zero. What it returns an error for is a failure. It
 // depends on the body alone (for one Kind and URL), since its value is shared, and
 // is also called with bodies from the disk. It must not change the body or keep a
 // part of it that it writes to. A panic is an error.
@@ -144,7 +144,7 @@ const Patience = 2 * time.Second
 // ten if it goes on. It asks nobody through a proxy, and for https takes the system's roots.
 type Fetcher struct {
 	policy policy
-	path   string // of the cache; empty where there is none
+	path   string // of the cache; empty if there is none
 	now    func() time.Time
 
 	dial                    dialFunc

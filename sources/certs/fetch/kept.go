@@ -44,7 +44,7 @@ const (
 	defaultAge, maxAge = 30 * 24 * time.Hour, 90 * 24 * time.Hour
 	// minAge is how long it is kept at least.
 	minAge = time.Minute
-	// maxStaleAge is how long it goes on beyond that, where asking again fails.
+	// maxStaleAge is how long it goes on beyond that, if asking again fails.
 	maxStaleAge = 90 * 24 * time.Hour
 	// doubtAge is the age from which an object that is in doubt is asked for
 	// again.
@@ -69,7 +69,7 @@ type name struct {
 type kept struct {
 	body           []byte
 	fetched, until time.Time
-	// value is what Parse has made of the body. parsed is false where the body
+	// value is what Parse has made of the body. parsed is false if the body
 	// has come from the disk and was not used yet.
 	value  any
 	parsed bool

@@ -24,7 +24,7 @@ var usualPort = map[string]uint16{"http": 80, "https": 443}
 type policy struct {
 	hosts  map[endpoint]bool
 	bases  []*url.URL // whose path ends in a slash
-	mirror *url.URL   // nil where there is none; as a base
+	mirror *url.URL   // nil if there is none; as a base
 }
 
 // An endpoint is a host in its canonical form and a port.
@@ -211,7 +211,7 @@ func (p *policy) mirrored(canonical string) (target, error) {
 }
 
 // redirected returns the request that a server has led to: on the same host and
-// port, or from http to https at their own ports, where it still may be asked.
+// port, or from http to https at their own ports, if it still may be asked.
 func (p *policy) redirected(from target, to *url.URL) (target, error) {
 	r, err := parseURL(to.String())
 	if err != nil {
@@ -347,7 +347,7 @@ func alphanumeric(c rune) bool {
 
 // splitHost reads host or host:port, an IPv6 address in brackets. The host it
 // returns is in lower case, an address as RFC 5952 writes it, without brackets.
-// The port is zero where there is none.
+// The port is zero if there is none.
 func splitHost(s string) (host string, port uint16, err error) {
 	host = s
 	if colon := strings.LastIndexByte(s, ':'); colon > strings.LastIndexByte(s, ']') {

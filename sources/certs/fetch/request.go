@@ -19,7 +19,7 @@ const (
 	requestTimeout = 10 * time.Second
 	// maxPerHost is the number of connections to a host and port at once.
 	maxPerHost = 4
-	// maxRetries is how often a request is made again where the connection or
+	// maxRetries is how often a request is made again if the connection or
 	// the server has failed, and retryPause how long after.
 	maxRetries = 1
 	retryPause = 250 * time.Millisecond

@@ -33,7 +33,7 @@ func (f *Fetcher) touch() {
 
 // Run writes what is fetched to the cache, soon after it was fetched, until ctx
 // ends. It returns nil when the rest is written then, and what nobody waits for
-// any more has ended. While it runs, a request that has begun goes on where nobody
+// any more has ended. While it runs, a request that has begun goes on if nobody
 // waits for it: the next one who asks has its answer. It is never called twice at
 // once.
 func (f *Fetcher) Run(ctx context.Context) error {
@@ -84,7 +84,7 @@ func (f *Fetcher) setRunning(running bool) (ending []<-chan struct{}) {
 }
 
 // Close ends all requests, writes what is not written yet, and returns when no
-// goroutine is left. Get fails from then on where something would have to be
+// goroutine is left. Get fails from then on if something would have to be
 // asked for. Who calls Run to its end need not call Close.
 func (f *Fetcher) Close() error {
 	f.mu.Lock()
