@@ -68,7 +68,7 @@ func openFirst(paths []string) (channel, error) {
 		Class: ErrNotReady,
 		Err:   fmt.Errorf("no TPM: %s do not exist", strings.Join(paths, " and ")),
 		Hint: "enable the TPM in the machine's firmware, load its driver (tpm_tis or tpm_crb), " +
-			"or name it with device in the plugin's configuration",
+			"or name another one: by device in the plugin's configuration, by --device on the command line",
 	}
 }
 
