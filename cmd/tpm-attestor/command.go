@@ -20,8 +20,8 @@ var version string
 // The exit codes. 0 means done, valid or admitted.
 const (
 	exitFailed     = 1 // it could not be done
-	exitUsage      = 2 // the command line is wrong
-	exitRefused    = 3 // refused, invalid or different
+	exitUsage      = 2 // the command line or its input is wrong
+	exitRefused    = 3 // refused or invalid
 	exitCannotTell = 4 // a source, a server or a TPM did not answer
 )
 
@@ -82,7 +82,7 @@ func newRoot(std streams) *cobra.Command {
 is enrolled, checks configurations, and prepares the certificates that servers need.
 
 Data goes to standard output, everything else to standard error. Exit codes: 0 done or valid,
-1 failed, 2 the command line was not understood, 3 refused, invalid or different, 4 cannot tell.`,
+1 failed, 2 the command line or its input was not understood, 3 refused or invalid, 4 cannot tell.`,
 		Version:       buildinfo.Version(version),
 		SilenceErrors: true,
 		SilenceUsage:  true,

@@ -32,7 +32,7 @@ Exit code 3 says that the configuration is not valid.`,
 		Example: examples(
 			"tpm-attestor validate /etc/spire/server/server.conf",
 			"tpm-attestor validate /etc/spire/agent/agent.conf",
-			"helm template … | tpm-attestor validate -",
+			"tpm-attestor validate --agent plugin_data.json",
 		),
 		Args: oneArgument("the configuration"),
 		RunE: func(cmd *cobra.Command, args []string) error { return runValidate(cmd, *output, asAgent, args[0]) },
