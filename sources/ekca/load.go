@@ -281,7 +281,7 @@ func (r *reading) read(f seenFile) error {
 	return nil
 }
 
-// entriesOf returns the certificates of a file at the last Refresh. s may be nil.
+// entriesOf returns the certificates of a file at the last Load. s may be nil.
 func (s *state) entriesOf(l location) []certs.Entry {
 	if s == nil {
 		return nil

@@ -106,10 +106,6 @@ type loadingFetcher struct {
 	*loader
 }
 
-func (f loadingFetcher) CheckNow(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
-	return f.Check(ctx, ev)
-}
-
 func (f loadingFetcher) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 	switch {
 	case f.state.Load() == nil:

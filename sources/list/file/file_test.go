@@ -24,7 +24,7 @@ func TestWriterAtWork(t *testing.T) {
 
 		write(t, path, text(1))
 		go func() {
-			time.Sleep(quietTime / 2) // in the clock of the bubble: while Refresh waits
+			time.Sleep(quietTime / 2) // in the clock of the bubble: while Load waits
 			write(t, path, text(1, 2))
 			time.Sleep(quietTime)
 			write(t, path, text(1, 2, 3, 4))
