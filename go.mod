@@ -12,9 +12,11 @@ require (
 	github.com/hanwen/go-fuse/v2 v2.12.1
 	github.com/hashicorp/go-hclog v1.6.3
 	github.com/hashicorp/go-plugin v1.8.0
+	github.com/hashicorp/golang-lru/v2 v2.0.7
 	github.com/hashicorp/hcl v1.0.1-vault-7
 	github.com/jackc/pgx/v5 v5.10.0
 	github.com/rogpeppe/go-internal v1.13.1
+	github.com/spf13/cobra v1.10.2
 	github.com/spiffe/go-spiffe/v2 v2.8.1
 	github.com/spiffe/spire-plugin-sdk v1.15.3
 	go.uber.org/goleak v1.3.0
@@ -24,11 +26,8 @@ require (
 	google.golang.org/protobuf v1.36.12
 )
 
-require github.com/spf13/cobra v1.10.2
-
 require (
 	filippo.io/edwards25519 v1.2.0 // indirect
-	github.com/hashicorp/golang-lru/v2 v2.0.7 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/jackc/pgpassfile v1.0.0 // indirect
 	github.com/jackc/pgservicefile v0.0.0-20240606120523-5a60cdf6a761 // indirect
