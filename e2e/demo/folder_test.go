@@ -112,3 +112,12 @@ func TestFoldersOfTheDemo(t *testing.T) {
 		})
 	}
 }
+
+// Whoever has mistyped -dir, or stops a demo twice, is not told that something was removed.
+func TestNothingToStop(t *testing.T) {
+	var said strings.Builder
+	dir := filepath.Join(t.TempDir(), "demo")
+	if code := stopKept(&narrator{out: &said}, dir); code != 0 || !strings.Contains(said.String(), "Nothing to stop") {
+		t.Errorf("exit code %d: %s", code, &said)
+	}
+}

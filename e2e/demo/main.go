@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -101,6 +102,10 @@ func (d *demo) remove() {
 
 func stopKept(n *narrator, name string) int {
 	dir := &folder{name: filepath.Clean(name)}
+	if _, err := os.Lstat(dir.name); errors.Is(err, fs.ErrNotExist) {
+		n.line(fmt.Sprintf("Nothing to stop: there is no %s here.", name))
+		return 0
+	}
 	stopped, err := dir.stopProcesses()
 	if err == nil {
 		err = dir.remove()
