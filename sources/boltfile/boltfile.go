@@ -196,6 +196,10 @@ func (f File) seal(draft *os.File) error {
 	return draft.Sync()
 }
 
+// errCopy is in the error of checksum if the bytes could not be copied: that says nothing about
+// the file.
+var errCopy = errors.New("copy it into memory")
+
 // checksum returns the SHA-256 of the format and the first bytes of a file, and copies those
 // bytes.
 func (f File) checksum(
@@ -210,7 +214,10 @@ func (f File) checksum(
 			_, copied = to.Write(block)
 		}
 	})
-	return [sha256.Size]byte(h.Sum(nil)), errors.Join(err, copied)
+	if copied != nil {
+		return sum, fmt.Errorf("%w: %w", errCopy, copied)
+	}
+	return [sha256.Size]byte(h.Sum(nil)), err
 }
 
 // withDatabase opens a file as a database, calls use, and closes both.

@@ -475,3 +475,27 @@ func TestTruncatedWhileItIsRead(t *testing.T) {
 	}
 	write(t, f, "new")
 }
+
+// If there is no room for the copy in memory, nobody knows whether the file counts. It used to
+// be taken for damaged, and was replaced, and with it the serial that tells a replayed list.
+func TestNoRoomForTheCopy(t *testing.T) {
+	f := newFile(t)
+	write(t, f, "one")
+	var before unix.Rlimit
+	must(t, unix.Getrlimit(unix.RLIMIT_FSIZE, &before))
+	setLimit := func(most uint64) {
+		must(t, unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: most, Max: before.Max}))
+	}
+	defer setLimit(before.Cur)
+	setLimit(64 << 10) // of any file, one in memory too
+	asked := false
+	err := f.Write(t.Context(), func(*bbolt.Tx) error {
+		asked = true
+		return nil
+	}, func(*bbolt.DB) error { return nil })
+	setLimit(before.Cur)
+	if unusable := (*boltfile.UnusableError)(nil); err == nil || errors.As(err, &unusable) || asked {
+		t.Errorf("%v, asked: %v", err, asked)
+	}
+	wantRead(t, f, "one")
+}

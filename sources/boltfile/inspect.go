@@ -66,6 +66,8 @@ func (f File) verifyChecksum(ctx context.Context, file *os.File, size int64, to 
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case errors.Is(err, errCopy):
+		return err
 	case err != nil:
 		return Unusable("cannot be read to its end: %v", err)
 	}
