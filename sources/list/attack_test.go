@@ -4,6 +4,7 @@ import (
 	"context"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
@@ -35,5 +36,17 @@ func TestSlowOriginIsHurriedOnce(t *testing.T) {
 	want(t, l, "one")
 	if !o.hurried[0] || o.hurried[1] {
 		t.Errorf("hurried at %v", o.hurried)
+	}
+}
+
+// An interval whose double is too long for a time.Duration used to pass for a short one, and the
+// list was stale from a day after each Load on.
+func TestTheLongestInterval(t *testing.T) {
+	_, err := list.New(parseWords, &origin{}, list.Config{Every: 1<<63 - 1})
+	refused(t, err, "max_staleness", "must be at least twice poll_interval")
+	for staleness, good := range map[time.Duration]bool{2*time.Hour - 1: false, 2 * time.Hour: true} {
+		if _, err := list.New(parseWords, &origin{}, list.Config{Every: time.Hour, MaxStaleness: staleness}); (err == nil) != good {
+			t.Errorf("%v: %v", staleness, err)
+		}
 	}
 }

@@ -174,7 +174,7 @@ func New[T Content[T]](parse Parse[T], origin Origin, cfg Config) (*List[T], err
 			errs = append(errs, sources.BadField(d.field, "is %v, but must be positive", *d.value))
 		}
 	}
-	if cfg.MaxStaleness >= 0 && cfg.MaxStaleness < 2*cfg.Every {
+	if cfg.MaxStaleness >= 0 && cfg.MaxStaleness/2 < cfg.Every {
 		errs = append(errs, sources.BadField("max_staleness",
 			"is %v, but must be at least twice poll_interval, which is %v", cfg.MaxStaleness, cfg.Every))
 	}
