@@ -130,7 +130,7 @@ func (b *builder) build(header list.Header) (*Document, error) {
 	if err := b.hashTwice(entries); err != nil {
 		return nil, err
 	}
-	return &Document{header: header, entries: entries, shelves: newShelves(entries), records: b.records}, nil
+	return &Document{header: header, entries: entries, records: b.records}, nil
 }
 
 // hashTwice returns an error if a hash is there twice, for the first entry in the order

@@ -29,10 +29,8 @@ package ekhashes
 
 import (
 	"bytes"
-	"encoding/binary"
 	"fmt"
 	"iter"
-	"math/bits"
 	"slices"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
@@ -44,7 +42,6 @@ import (
 type Document struct {
 	header   list.Header
 	entries  []entry // sorted by hash
-	shelves  shelves
 	records  records
 	warnings []string
 }
@@ -91,48 +88,14 @@ func (d *Document) All() iter.Seq[Entry] {
 
 // Lookup returns the entry of a TPM, and whether there is one.
 func (d *Document) Lookup(hash sources.EKHash) (Entry, bool) {
-	from, to := d.shelves.of(&hash)
-	shelf := d.entries[from:to]
-	i, ok := slices.BinarySearchFunc(shelf, &hash, func(e entry, hash *sources.EKHash) int {
+	i, ok := slices.BinarySearchFunc(d.entries, &hash, func(e entry, hash *sources.EKHash) int {
 		return bytes.Compare(e.hash[:], hash[:])
 	})
 	if !ok {
 		return Entry{}, false
 	}
-	name, labels := d.records.of(shelf[i].record)
+	name, labels := d.records.of(d.entries[i].record)
 	return Entry{hash, name, labels}, true
-}
-
-// shelves divide the range of hashes into equal parts, and say how many entries are before
-// each: a search in ten million entries would otherwise read a dozen places in memory that
-// are far apart. However a list's writer has chosen the hashes, a search in a shelf takes no
-// more steps than a search in the list.
-type shelves []uint32
-
-// shelfSize is how many entries a shelf has on average.
-const shelfSize = 16
-
-func newShelves(entries []entry) shelves {
-	s := make(shelves, len(entries)/shelfSize+2)
-	for i := range entries {
-		s[s.index(&entries[i].hash)+1]++
-	}
-	for i := range s[1:] {
-		s[i+1] += s[i]
-	}
-	return s
-}
-
-// index returns the shelf of a hash.
-func (s shelves) index(hash *sources.EKHash) int {
-	i, _ := bits.Mul64(binary.BigEndian.Uint64(hash[:]), uint64(len(s)-1))
-	return int(i)
-}
-
-// of returns which entries are in the shelf of a hash.
-func (s shelves) of(hash *sources.EKHash) (from, to uint32) {
-	i := s.index(hash)
-	return s[i], s[i+1]
 }
 
 // Verdict returns what the list says of a TPM, for a source to return from Check. It
