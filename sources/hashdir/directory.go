@@ -13,6 +13,7 @@ import (
 // is an error. It is an interface so that tests can return errors of a file system.
 type directory interface {
 	Stat(name string) (fs.FileInfo, error)
+	Lstat(name string) (fs.FileInfo, error)
 	OpenFile(name string, flag int, perm fs.FileMode) (*os.File, error)
 	Close() error
 }

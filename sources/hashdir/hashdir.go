@@ -98,9 +98,9 @@ func checkMarker(name string) error {
 	return nil
 }
 
-// attempts is how often a check that finds nothing looks again if the directory is
-// replaced meanwhile.
-const attempts = 5
+// attempts is how often a check that finds nothing looks again while the directory, or a
+// link in it, may be being replaced.
+const attempts = 20
 
 // errReplaced ends an attempt if the path leads to another directory by now, or to none,
 // which can be so for a moment while an operator swaps directories.
@@ -125,18 +125,22 @@ func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (v sources.Ver
 	return v, err
 }
 
-// attempt opens the directory and looks for an entry. If it finds none, it looks again, in
-// case a link in the directory was being replaced, and then checks that the path still
-// leads to the directory.
+// attempt opens the directory and looks for an entry. If it finds none where a link stands
+// in the way, it looks again: the kernel follows a link step by step, so what the link led to
+// may have been removed when the link had just been replaced. At last it checks that the path
+// still leads to the directory.
 func (s *Source) attempt(names [2]string) (sources.Verdict, error) {
 	dir, err := s.open(s.path)
 	if err != nil {
 		return sources.Verdict{}, s.pathError("open", err)
 	}
 	defer func() { _ = dir.Close() }()
-	for range 2 {
+	for range attempts {
 		if v, err := s.look(dir, names); err != nil || v.Listed {
 			return v, err
+		}
+		if !linked(dir, names) {
+			break
 		}
 	}
 	at, err := isAt(dir, s.path)
@@ -190,6 +194,17 @@ func (s *Source) lookFor(dir directory, names [2]string) (sources.Verdict, error
 		}
 	}
 	return sources.Verdict{}, nil
+}
+
+// linked reports whether there is a link where an entry or its shard would be.
+func linked(dir directory, names [2]string) bool {
+	upper, _ := upperNames(names[1])
+	for _, name := range []string{names[1][:2], names[0], names[1], upper[1][:2], upper[0], upper[1]} {
+		if info, err := dir.Lstat(name); err == nil && info.Mode()&fs.ModeSymlink != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // checkMarked returns an error if a marker is configured and is not in the directory.
