@@ -3,7 +3,12 @@ package certs_test
 import (
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
+	"math/big"
+	"math/rand/v2"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 )
@@ -27,6 +32,88 @@ func TestRevokedByAKeyThatAnotherCertificateDoesNotLetSignCRLs(t *testing.T) {
 		})
 		if err != nil || result.Chain != nil {
 			t.Errorf("by the certificate %s: %+v, %v", name, result.Chain, err)
+		}
+	}
+}
+
+// A somewhere has a CRL at each URL, with what is known of how it came there.
+type somewhere struct {
+	shelf
+	fault certs.Answer // beside the CRL that the certificate names
+}
+
+func (s *somewhere) Look(w certs.Want) (certs.Answer, bool) {
+	a, ok := s.shelf.Look(w)
+	if a.Value != nil {
+		a.Err, a.NotAsked = s.fault.Err, s.fault.NotAsked
+	}
+	return a, ok
+}
+
+// drawCRL returns a CRL of some time, with some number, that lists the leaf or not.
+func drawCRL(tb testing.TB, rnd *rand.Rand, by *ca, leaf *x509.Certificate) (der []byte, list *x509.RevocationList) {
+	tb.Helper()
+	list = &x509.RevocationList{
+		Number:     big.NewInt(int64(rnd.IntN(3))),
+		ThisUpdate: now().Add(time.Duration(rnd.IntN(5)-3) * time.Hour),
+	}
+	list.NextUpdate = list.ThisUpdate.Add(time.Duration(1+rnd.IntN(5)) * time.Hour)
+	if rnd.IntN(2) == 0 {
+		list.RevokedCertificateEntries = []x509.RevocationListEntry{
+			{SerialNumber: leaf.SerialNumber, RevocationTime: now()},
+		}
+	}
+	der, err := x509.CreateRevocationList(nil, list, by.cert, by.key)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return der, list
+}
+
+// Whoever chooses which CRLs of a CA the server holds, from which URLs and of which times, and
+// whether the named URL answers, admits nobody whom any of them lists, unless a newer CRL that is
+// current by the server's clock does not list him.
+func TestNoChoiceOfCRLsClearsWhomOneLists(t *testing.T) {
+	root := newCA(t, "Root", nil)
+	ek := root.ek(t, "/crl")
+	all := anchors(t, map[string]*ca{"": root})
+	rnd := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // G404: a test that is the same each time
+	admitted := 0
+	for range 2000 {
+		hand := &somewhere{shelf: shelf{bodies: map[string][]byte{"/crl": nil}}}
+		hand.fault = []certs.Answer{{}, {Err: errors.New("down")}, {Err: errors.New("busy"), NotAsked: true}}[rnd.IntN(3)]
+		var lists []*x509.RevocationList
+		for _, url := range []string{"/crl", "/old", "/other"}[rnd.IntN(3):] {
+			der, list := drawCRL(t, rnd, root, ek)
+			hand.bodies[url], lists = der, append(lists, list)
+			hand.held = append(hand.held, url)
+		}
+		result, err := certs.Find(certs.Request{
+			Leaf: ek, Anchors: all, Profile: certs.EK(), Now: now(), CRLs: certs.CRLIfAvailable, Hand: hand,
+		})
+		if err == nil && result.Chain != nil {
+			admitted++
+			wantCleared(t, lists, hand.fault)
+		}
+	}
+	if admitted < 100 {
+		t.Errorf("only %d were admitted: the test shows nothing", admitted)
+	}
+}
+
+// wantCleared fails the test if a list stands that lists the leaf.
+func wantCleared(tb testing.TB, lists []*x509.RevocationList, fault certs.Answer) {
+	tb.Helper()
+	newer := func(a, b *x509.RevocationList) bool {
+		c := a.ThisUpdate.Compare(b.ThisUpdate)
+		return c > 0 || c == 0 && a.Number.Cmp(b.Number) > 0
+	}
+	for _, l := range lists {
+		if len(l.RevokedCertificateEntries) > 0 && !slices.ContainsFunc(lists, func(o *x509.RevocationList) bool {
+			return len(o.RevokedCertificateEntries) == 0 && newer(o, l) &&
+				!now().Before(o.ThisUpdate) && !now().After(o.NextUpdate)
+		}) {
+			tb.Fatalf("admitted (%+v), though one lists it: %+v", fault, lists)
 		}
 	}
 }
