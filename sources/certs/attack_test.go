@@ -77,7 +77,7 @@ func TestNoChoiceOfCRLsClearsWhomOneLists(t *testing.T) {
 	root := newCA(t, "Root", nil)
 	ek := root.ek(t, "/crl")
 	all := anchors(t, map[string]*ca{"": root})
-	rnd := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // G404: a test that is the same each time
+	rnd := rand.New(rand.NewPCG(1, 2)) // the same each time
 	admitted := 0
 	for range 2000 {
 		hand := &somewhere{shelf: shelf{bodies: map[string][]byte{"/crl": nil}}}

@@ -2,7 +2,9 @@ package list_test
 
 import (
 	"context"
+	"math/rand/v2"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -48,5 +50,60 @@ func TestTheLongestInterval(t *testing.T) {
 		if _, err := list.New(parseWords, &origin{}, list.Config{Every: time.Hour, MaxStaleness: staleness}); (err == nil) != good {
 			t.Errorf("%v: %v", staleness, err)
 		}
+	}
+}
+
+// Whoever holds the origin and has kept every list, who restarts the server whenever he likes and
+// sets its clock, makes no older list serve after a newer one, and none that its key did not sign.
+func TestNoChoiceOfAnswersServesAnOlderList(t *testing.T) {
+	key, public := newKey(t)
+	forger, _ := newKey(t)
+	rnd := rand.New(rand.NewPCG(3, 4)) // the same each time
+	now := time.Now()
+	cfg := list.Config{
+		Cache:   list.NewCache(filepath.Join(t.TempDir(), "list.db"), 1<<20),
+		Signing: &list.Signing{KeyPath: public, Name: "fleet"},
+		Now:     func() time.Time { return now },
+	}
+	o := &origin{}
+	l := newList(t, o, cfg)
+	newest, served, word := uint64(0), 0, ""
+	for range 1000 {
+		serial := uint64(1 + rnd.IntN(2+int(newest)))
+		said := "word of " + strconv.FormatUint(serial, 10)
+		if rnd.IntN(8) == 0 {
+			said = "another word"
+		}
+		data := wordsOf(serial, said)
+		by := key
+		if rnd.IntN(4) == 0 {
+			by = forger
+		}
+		o.Copy = list.Copy{Data: data, Signature: sign(t, by, data), Tag: strconv.Itoa(rnd.IntN(3)), At: now}
+		o.err = []error{nil, nil, nil, errDown}[rnd.IntN(4)]
+		switch rnd.IntN(10) {
+		case 0:
+			l = newList(t, o, cfg)
+		case 1:
+			now = now.Round(0).Add(time.Duration(rnd.IntN(48)-24) * time.Minute)
+		case 2:
+			o.Data = data[:rnd.IntN(len(data))]
+		}
+		_ = l.Load(t.Context())
+		w, err := l.Current()
+		if err != nil {
+			continue
+		}
+		served++
+		if *w.Serial < newest || *w.Serial > newest && (*w.Serial != serial || &by[0] != &key[0]) {
+			t.Fatalf("serial %d serves after %d; the origin has sent %d", *w.Serial, newest, serial)
+		}
+		if *w.Serial == newest && w.Words[0] != word {
+			t.Fatalf("serial %d says %q, and said %q", newest, w.Words[0], word)
+		}
+		newest, word = *w.Serial, w.Words[0]
+	}
+	if newest < 5 || served < 300 {
+		t.Errorf("up to serial %d, served %d times: the test shows nothing", newest, served)
 	}
 }
