@@ -25,13 +25,18 @@ func TestRevokedByAKeyThatAnotherCertificateDoesNotLetSignCRLs(t *testing.T) {
 	}, low.key.Public(), nil)
 	ek := low.ek(t, "/low.crl")
 	for name, sent := range map[string]*x509.Certificate{"that allows it": low.cert, "that does not": mute} {
-		hand := &shelf{bodies: map[string][]byte{"/low.crl": low.crl(t, ek)}}
-		result, err := certs.Find(certs.Request{
-			Leaf: ek, Sent: [][]byte{sent.Raw}, Anchors: anchors(t, map[string]*ca{"": root}), Profile: certs.EK(),
-			Now: now(), CRLs: certs.CRLIfAvailable, Hand: hand,
-		})
-		if err != nil || result.Chain != nil {
-			t.Errorf("by the certificate %s: %+v, %v", name, result.Chain, err)
+		list := low.crl(t, ek)
+		for where, hand := range map[string]*shelf{
+			"where it says": {bodies: map[string][]byte{"/low.crl": list}},
+			"elsewhere":     {bodies: map[string][]byte{"/low.crl": nil, "/other.crl": list}, held: []string{"/other.crl"}},
+		} {
+			result, err := certs.Find(certs.Request{
+				Leaf: ek, Sent: [][]byte{sent.Raw}, Anchors: anchors(t, map[string]*ca{"": root}),
+				Profile: certs.EK(), Now: now(), CRLs: certs.CRLIfAvailable, Hand: hand,
+			})
+			if err != nil || result.Chain != nil {
+				t.Errorf("by the certificate %s, with the CRL %s: %+v, %v", name, where, result.Chain, err)
+			}
 		}
 	}
 }
