@@ -16,6 +16,7 @@ import (
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/buildinfo"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/serve"
 	"github.com/spire-tpm/spire-tpm-attestor/server"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
@@ -111,7 +112,7 @@ const maxConfig = 2 << 20
 // domain, validate does not check what depends on it. It returns the exit code: 0 if the
 // configuration is valid, 1 if it is not, 2 if it cannot be read.
 func validate(name string, stdin io.Reader, stdout, stderr io.Writer) int {
-	text, err := readAtMost(name, stdin, maxConfig)
+	text, err := input.Read(name, stdin, maxConfig)
 	if err != nil {
 		fmt.Fprintf(stderr, "read the configuration: %v\n", err)
 		return 2
@@ -133,23 +134,4 @@ func validate(name string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	fmt.Fprintln(stdout, "valid")
 	return 0
-}
-
-// readAtMost reads a file, or the standard input if the name is "-". If it is longer than
-// most bytes, that is an error.
-func readAtMost(name string, stdin io.Reader, most int64) ([]byte, error) {
-	from := stdin
-	if name != "-" {
-		f, err := os.Open(name) //nolint:gosec // G304: the operator names the file
-		if err != nil {
-			return nil, err
-		}
-		defer func() { _ = f.Close() }() // it was only read
-		from = f
-	}
-	content, err := io.ReadAll(io.LimitReader(from, most+1))
-	if err == nil && int64(len(content)) > most {
-		return nil, fmt.Errorf("%s is longer than %d bytes", name, most)
-	}
-	return content, err
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/mirror"
 )
@@ -90,7 +91,7 @@ func runFill(cmd *cobra.Command, f fillFlags, output format, folder string, file
 	}
 	var machines mirror.Machines
 	for _, name := range files {
-		content, err := readAtMost(cmd, name, mirror.MaxInput)
+		content, err := input.Read(name, cmd.InOrStdin(), mirror.MaxInput)
 		if err == nil {
 			err = machines.Read(content)
 		}
@@ -126,7 +127,7 @@ func runFill(cmd *cobra.Command, f fillFlags, output format, folder string, file
 func (f *fillFlags) mirrorConfig(cmd *cobra.Command) (mirror.Config, error) {
 	cfg := mirror.Config{CRLs: true}
 	if f.config != "" {
-		text, err := readAtMost(cmd, f.config, maxConfig)
+		text, err := input.Read(f.config, cmd.InOrStdin(), maxConfig)
 		if err != nil {
 			return cfg, &exitError{exitUsage, fmt.Errorf("read the configuration: %w", err)}
 		}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -143,25 +142,6 @@ func printJSON(cmd *cobra.Command, value any) error {
 func printText(cmd *cobra.Command, text string) error {
 	_, err := io.WriteString(cmd.OutOrStdout(), text)
 	return err
-}
-
-// readAtMost reads a file, or the standard input if the name is "-". If it is longer than most
-// bytes, that is an error.
-func readAtMost(cmd *cobra.Command, name string, most int64) ([]byte, error) {
-	from := cmd.InOrStdin()
-	if name != "-" {
-		f, err := os.Open(name) //nolint:gosec // G304: the operator names the file
-		if err != nil {
-			return nil, err
-		}
-		defer func() { _ = f.Close() }() // it was only read
-		from = f
-	}
-	content, err := io.ReadAll(io.LimitReader(from, most+1))
-	if err == nil && int64(len(content)) > most {
-		return nil, fmt.Errorf("%s is longer than %d bytes", name, most)
-	}
-	return content, err
 }
 
 // examples indents the examples of a command's help.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
@@ -70,7 +71,7 @@ func runEK(cmd *cobra.Command, f ekFlags, output format, files []string) error {
 	}
 	var eks []ekreport.EK
 	for _, name := range files {
-		content, err := readAtMost(cmd, name, maxEKFile)
+		content, err := input.Read(name, cmd.InOrStdin(), maxEKFile)
 		if err != nil {
 			return fmt.Errorf("read the EK: %w", err)
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 )
 
@@ -78,7 +79,7 @@ type problem struct {
 }
 
 func runValidate(cmd *cobra.Command, output format, asAgent bool, name string) error {
-	content, err := readAtMost(cmd, name, maxConfig)
+	content, err := input.Read(name, cmd.InOrStdin(), maxConfig)
 	if err != nil {
 		return fmt.Errorf("read the configuration: %w", err)
 	}
