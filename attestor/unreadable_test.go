@@ -23,7 +23,7 @@ var unreadable = attestortest.Certificate{Change: func(c *x509.Certificate) {
 func TestUnreadableCertificate(t *testing.T) {
 	t.Parallel()
 	// The serial number of this real certificate begins with needless zeros.
-	nuvoton, err := os.ReadFile(filepath.Join("..", "..", "shared", "testdata", "cases", "nuvo-zeros.der"))
+	nuvoton, err := os.ReadFile(filepath.Join(attestortest.FieldCases(t), "nuvo-zeros.der"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,8 @@ import (
 	"encoding/asn1"
 	"encoding/hex"
 	"math/big"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -29,24 +31,36 @@ func (f *failure) Skipf(string, ...any)  { f.skipped = true }
 // If the real certificates are required and missing, a test that needs them fails:
 // otherwise a CI that has lost them would pass without testing them.
 func TestFieldCertificates(t *testing.T) {
-	there := t.TempDir()
+	base := t.TempDir()
+	there := filepath.Join(base, "ek")
+	for _, name := range []string{there, there + "-more", filepath.Join(base, "cases")} {
+		if err := os.Mkdir(name, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, test := range []struct {
 		dir, require string
 		want         failure
 	}{
 		{there, "", failure{}},
 		{there, "1", failure{}},
-		{there + "/none", "", failure{skipped: true}},
-		{there + "/none", "1", failure{failed: true}},
-		{there + "/none", "true", failure{failed: true}},
+		{there + "/none/none", "", failure{skipped: true}},
+		{there + "/none/none", "1", failure{failed: true}},
+		{there + "/none/none", "true", failure{failed: true}},
 		{"attestortest_test.go", "1", failure{failed: true}},
 	} {
 		t.Setenv("EK_TESTDATA", test.dir)
 		t.Setenv("REQUIRE_EK_TESTDATA", test.require)
-		var got failure
-		dir := attestortest.FieldCertificates(&got)
-		if got != test.want || (dir == there) != (got == failure{}) {
-			t.Errorf("%+v: %q, %+v", test, dir, got)
+		for name, folder := range map[string]func(attestortest.SkipTB) string{
+			there:                        attestortest.FieldCertificates,
+			there + "-more":              attestortest.MoreFieldCertificates,
+			filepath.Join(base, "cases"): attestortest.FieldCases,
+		} {
+			var got failure
+			dir := folder(&got)
+			if got != test.want || (dir == name) != (got == failure{}) {
+				t.Errorf("%+v: %q, %+v", test, dir, got)
+			}
 		}
 	}
 }

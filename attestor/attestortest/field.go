@@ -19,7 +19,32 @@ type SkipTB interface {
 // test is skipped, or fails if REQUIRE_EK_TESTDATA is not empty.
 func FieldCertificates(tb SkipTB) string {
 	tb.Helper()
+	return field(tb, func(dir string) string { return dir })
+}
+
+// MoreFieldCertificates returns the folder of more real certificates, each with something
+// peculiar. Its path is that of the first folder with "-more" appended. If it is not there,
+// the same happens as in FieldCertificates.
+func MoreFieldCertificates(tb SkipTB) string {
+	tb.Helper()
+	return field(tb, func(dir string) string { return dir + "-more" })
+}
+
+// FieldCases returns the folder of small inputs that went wrong: "cases", beside the first
+// folder. If it is not there, the same happens as in FieldCertificates.
+func FieldCases(tb SkipTB) string {
+	tb.Helper()
+	return field(tb, func(dir string) string { return filepath.Join(filepath.Dir(dir), "cases") })
+}
+
+// field returns one of the folders, by its path relative to the first one.
+func field(tb SkipTB, of func(dir string) string) string {
+	tb.Helper()
 	dir, err := fieldFolder()
+	if err == nil {
+		dir = of(filepath.Clean(dir))
+		err = isFolder(dir)
+	}
 	if err == nil {
 		return dir
 	}
@@ -32,36 +57,24 @@ func FieldCertificates(tb SkipTB) string {
 	return ""
 }
 
-// MoreFieldCertificates returns the folder of more real certificates, each with something
-// peculiar. Its path is that of the first folder with "-more" appended.
-func MoreFieldCertificates(tb SkipTB) string {
-	tb.Helper()
-	dir := FieldCertificates(tb)
-	if dir == "" {
-		return ""
+// fieldFolder returns where the first folder is, or should be.
+func fieldFolder() (string, error) {
+	if dir := os.Getenv("EK_TESTDATA"); dir != "" {
+		return dir, nil
 	}
-	more := filepath.Clean(dir) + "-more"
-	if _, err := os.Stat(more); err != nil {
-		tb.Skipf("DID NOT RUN: further real EK certificates are not there: %v", err)
-		return ""
+	root, err := moduleRoot()
+	if err != nil {
+		return "", err
 	}
-	return more
+	return filepath.Join(root, "..", "shared", "testdata", "ek"), nil
 }
 
-func fieldFolder() (string, error) {
-	dir := os.Getenv("EK_TESTDATA")
-	if dir == "" {
-		root, err := moduleRoot()
-		if err != nil {
-			return "", err
-		}
-		dir = filepath.Join(root, "..", "shared", "testdata", "ek")
-	}
+func isFolder(dir string) error {
 	info, err := os.Stat(dir)
 	if err == nil && !info.IsDir() {
 		err = fmt.Errorf("%s is no folder", dir)
 	}
-	return dir, err
+	return err
 }
 
 // moduleRoot returns the folder of go.mod: the test runs in it or below it.
