@@ -57,8 +57,8 @@ func rsaParms(change func(*tpm2.TPMSRSAParms)) func(*tpm2.TPMTPublic) {
 	}
 }
 
-// A key whose attributes, name or scheme are not those of an AK is refused, even if
-// everything about it is consistent and signed: its owner could sign what no TPM has
+// A key that has not the attributes, the name or the scheme of an AK is refused, even if all
+// that it says is consistent and signed: its owner could sign what no TPM has
 // made, or decrypt what is meant for the TPM.
 func TestAKsThatAreNone(t *testing.T) {
 	t.Parallel()

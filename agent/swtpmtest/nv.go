@@ -7,7 +7,8 @@ import (
 )
 
 // WriteNV defines an NV index and writes content to it (TPM 2.0 Library, part 3, 31.3 and
-// 31.7). Everybody can read the index, like those of EK certificates.
+// 31.7). Everybody can read the index,
+// as everybody can read the indices of EK certificates.
 func (t *TPM) WriteNV(index uint32, content []byte) {
 	t.tb.Helper()
 	c, err := linuxudstpm.Open(t.Socket)

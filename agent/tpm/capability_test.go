@@ -61,8 +61,8 @@ func TestLists(t *testing.T) {
 }
 
 // The agent reads an NV index in pieces of the size that the TPM states. If the TPM states
-// none, or one that does not fit into a response, reading an EK certificate must not fail
-// for that: the pieces are of a size that every TPM returns.
+// no size, or a size that does not fit into a response, the agent reads in pieces that every
+// TPM returns: otherwise it could not read the EK certificate.
 func TestNVBuffer(t *testing.T) {
 	for name, tt := range map[string]struct {
 		properties []uint32

@@ -21,8 +21,9 @@ const (
 )
 
 // ownDevices are the devices of the machine's own TPM. The first goes through the
-// kernel's resource manager, which swaps keys and sessions as needed and flushes
-// those of a process that has ended. The second is the TPM without the manager.
+// kernel's resource manager. The manager swaps keys and sessions as needed, and when a process
+// ends, it flushes the keys and sessions of that process. The second is the TPM without the
+// manager.
 var ownDevices = [...]string{"/dev/tpmrm0", "/dev/tpm0"}
 
 // checkDevice checks the form of a device's name, not whether the device exists.

@@ -365,8 +365,8 @@ func TestUnsupportedEKSize(t *testing.T) {
 	}
 }
 
-// The policy digests are those of the profile. A wrong one would fail only with real EKs of
-// the high range. PolicyC cannot be computed, since it depends on an NV index's name; but
+// The policy digests are the ones that the profile prints. With a wrong digest, only real EKs
+// of the high range would fail. PolicyC cannot be computed, since it depends on an NV index's name; but
 // the policy that EKs carry is computed from PolicyA and PolicyC.
 func TestPolicyDigests(t *testing.T) {
 	calculator, err := tpm2.NewPolicyCalculator(tpm2.TPMAlgSHA384)

@@ -95,8 +95,8 @@ func TestFullTPM(t *testing.T) {
 	}
 }
 
-// If the TPM has no room for another session, the sessions that killed agents have left are
-// flushed, and those of other programs are not.
+// If the TPM has no room for another session, the agent flushes the sessions that
+// killed agents have left, and no session of another program.
 func TestFullOfSessions(t *testing.T) {
 	for _, ek := range []attestor.KeyType{attestor.RSA2048, attestor.P384} {
 		for own := range 4 {

@@ -7,8 +7,8 @@
 // The keys that it makes are in the TPM only while commands need them. If the EK is
 // persistent already, that key is used.
 //
-// In comments, parts 1 to 4 are those of the TPM 2.0 library specification, and the
-// profile is the TCG EK Credential Profile for TPM Family 2.0.
+// In comments, "part 1" to "part 4" mean the parts of the TPM 2.0 library specification, and
+// "the profile" means the TCG EK Credential Profile for TPM Family 2.0.
 package tpm
 
 import (

@@ -23,9 +23,9 @@ func unreadableCertificate(t *testing.T, pub crypto.PublicKey) []byte {
 	}})
 }
 
-// A certificate for the EK that cannot be parsed is sent as it is, so that nobody takes it
-// for one that is not there. Another certificate for the EK that can be parsed is sent
-// instead.
+// If the EK's certificate cannot be parsed, the agent sends it as it is, so that the server does
+// not say that there is none. If the EK has a second certificate, which can be parsed, the agent
+// sends that instead.
 func TestUnreadableCertificateIsSent(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	ek := attest(t, newTPM(t, Config{Device: tpm.Device})).Public
