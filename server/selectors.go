@@ -29,6 +29,9 @@ func selectors(ekHash sources.EKHash, d *policy.Decision) []string {
 		for _, ca := range a.CAs {
 			s = appendValue(s, sources.PrefixCA, ca)
 		}
+		for _, profile := range a.Profiles {
+			s = appendValue(s, sources.PrefixBoot, profile)
+		}
 		if c := a.Certificate; c != nil {
 			s = appendValue(s, sources.PrefixIssuerCN, c.IssuerCN)
 			s = appendValue(s, sources.PrefixSerial, c.Serial)

@@ -40,4 +40,7 @@ type Proof struct {
 	// AK is the attestation key that the EK activated, an *rsa.PublicKey or an
 	// *ecdsa.PublicKey.
 	AK crypto.PublicKey
+	// Boot is what the TPM has proved of the machine's boot; nil if it was not asked, or
+	// could not answer.
+	Boot *Boot
 }

@@ -30,6 +30,9 @@ const (
 	PrefixManufacturer = "manufacturer:"
 	PrefixModel        = "model:"
 	PrefixVersion      = "version:"
+	PrefixPCR          = "pcr:"
+	PrefixSecureBoot   = "secureboot:"
+	PrefixBoot         = "boot:"
 )
 
 // The longest texts that fit into a selector behind its prefix, in bytes.
@@ -94,6 +97,15 @@ func (a Attributes) Validate() error {
 			return fmt.Errorf("CAs are not sorted or not unique: %q before %q", a.CAs[i-1], ca)
 		}
 		if err := CheckText(PrefixCA, "CA", ca); err != nil {
+			return err
+		}
+	}
+	for _, profile := range a.Profiles {
+		err := CheckText(PrefixBoot, "profile's name", profile)
+		if profile == "" {
+			err = errors.New("a profile without a name")
+		}
+		if err != nil {
 			return err
 		}
 	}

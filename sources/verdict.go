@@ -40,6 +40,11 @@ type Attributes struct {
 
 	// Certificate is what a verified EK certificate says, or nil.
 	Certificate *EKCertificate
+
+	// Profiles are the names of the boot profiles that the machine's boot meets, none of
+	// them empty. They become selectors even if the source is configured to contribute no
+	// attributes: they are what it has checked, and nothing that a list says.
+	Profiles []string
 }
 
 // EKCertificate is what an EK certificate says, once its chain is verified. A text that breaks

@@ -242,27 +242,29 @@ func TestBrokenAnswers(t *testing.T) {
 }
 
 // TestAnswersAreSettled: attributes of a TPM that is not listed are dropped, and a decision
-// shares no memory with the source, which may reuse its own.
+// shares no memory with the source, which may reuse its own. Of a source without attributes only
+// the boot profiles that it has checked are there.
 func TestAnswersAreSettled(t *testing.T) {
 	mine := sources.Attributes{
-		Name: "n", Labels: []string{"l"}, CAs: []string{"c"},
+		Name: "n", Labels: []string{"l"}, CAs: []string{"c"}, Profiles: []string{"p"},
 		Certificate: &sources.EKCertificate{IssuerKeyHash: strings.Repeat("0a", 32), Serial: "1"},
 	}
 	want := sources.Attributes{
-		Name: "n", Labels: []string{"l"}, CAs: []string{"c"},
+		Name: "n", Labels: []string{"l"}, CAs: []string{"c"}, Profiles: []string{"p"},
 		Certificate: &sources.EKCertificate{IssuerKeyHash: strings.Repeat("0a", 32), Serial: "1"},
 	}
+	other := sources.Attributes{Name: "other", Labels: []string{"prod"}, Profiles: []string{"q"}}
 	not := func(context.Context, *sources.Evidence) (sources.Verdict, error) {
 		return sources.Verdict{Reason: strings.Repeat("é", 4000), Attributes: mine}, nil
 	}
 	s := newSet(t, policy.AnyOf("x", "y", "z"), admission.Options{},
 		member("x", sourcetest.NewFake(sourcetest.Lists(mine))),
 		member("y", sourcetest.NewFake(not)),
-		admission.Member{Name: "z", Source: sourcetest.NewFake(sourcetest.Lists(named("other"))), NoAttributes: true})
+		admission.Member{Name: "z", Source: sourcetest.NewFake(sourcetest.Lists(other)), NoAttributes: true})
 	d := attest(t, s, sourcetest.NewEvidence(t))
-	mine.Labels[0], mine.CAs[0], mine.Certificate.Serial = "forged", "forged", "f"
+	mine.Labels[0], mine.CAs[0], mine.Profiles[0], mine.Certificate.Serial = "forged", "forged", "forged", "f"
 	wantStrings(t, "listed", d.Listed, "x", "z")
-	if !reflect.DeepEqual(d.Attributes, []sources.Attributes{want}) {
+	if !reflect.DeepEqual(d.Attributes, []sources.Attributes{want, {Profiles: []string{"q"}}}) {
 		t.Errorf("attributes %+v", d.Attributes)
 	}
 	if v := d.Answers[1].Verdict; !reflect.DeepEqual(v.Attributes, sources.Attributes{}) || len(v.Reason) > 1024 {

@@ -151,7 +151,7 @@ func settle(v sources.Verdict, err error, proven, fetches bool) (sources.Verdict
 	}
 	v.Attributes = tidy
 	a := &v.Attributes
-	a.CAs = slices.Clone(a.CAs)
+	a.CAs, a.Profiles = slices.Clone(a.CAs), slices.Clone(a.Profiles)
 	if a.Certificate != nil {
 		c := *a.Certificate
 		a.Certificate = &c

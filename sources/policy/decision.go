@@ -126,7 +126,7 @@ type Decision struct {
 	// sorted.
 	Listed []string
 	// Attributes are what the sources in Listed know about the TPM, in the
-	// order of Listed, without those of silent members.
+	// order of Listed; of silent members only Profiles.
 	Attributes []sources.Attributes
 	// Unsure are the names of the sources of those rules that could not tell, sorted,
 	// without silent members. What they know is missing from Attributes.

@@ -1,5 +1,7 @@
 package policy
 
+import "github.com/spire-tpm/spire-tpm-attestor/sources"
+
 // report returns what each rule comes to, except what the admission grants.
 func (p *plan) report(v []value) (d Decision) {
 	for i := range p.allow {
@@ -29,7 +31,8 @@ func (r *planRule) tried(v []value, deny bool) Trial {
 }
 
 // grant fills in what an admission grants: the enforced allow rules that hold, and their
-// sources. silent are the sources whose attributes are left out.
+// sources. silent are the sources whose attributes are left out, except the boot profiles that
+// they have checked.
 func (p *plan) grant(v []value, silent []bool, d *Decision) {
 	held := make([]value, len(v)) // for each source, the highest value of the rules that name it
 	for i := range p.allow {
@@ -52,8 +55,11 @@ func (p *plan) grant(v []value, silent []bool, d *Decision) {
 		switch {
 		case held[i] == yes && v[i] == yes:
 			d.Listed = append(d.Listed, a.Source)
-			if !silent[i] {
-				d.Attributes = append(d.Attributes, a.Verdict.Attributes)
+			switch known := a.Verdict.Attributes; {
+			case !silent[i]:
+				d.Attributes = append(d.Attributes, known)
+			case len(known.Profiles) > 0:
+				d.Attributes = append(d.Attributes, sources.Attributes{Profiles: known.Profiles})
 			}
 		case held[i] == no || v[i] == no || silent[i]: // the source has nothing that could be missing
 		default:

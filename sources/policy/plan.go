@@ -50,7 +50,7 @@ type Plan struct {
 }
 
 // NewPlan compiles a policy, which Validate must have accepted, over sources in the order of
-// names. The sources that are silent contribute no attributes.
+// names. The sources that are silent contribute no attributes but boot profiles.
 func NewPlan(p Policy, names []string, silent []bool) *Plan {
 	return &Plan{newPlan(p, names), slices.Clone(silent)}
 }
