@@ -142,6 +142,7 @@ func keyTables(t *testing.T) []keyTable {
 	tables := []keyTable{
 		{serverPage, "keys: server", "server", `unknown_key = 1`},
 		{serverPage, "keys: rule", "server", `allow "a" { unknown_key = 1 }`},
+		{serverPage, "keys: quote", "server", `quote { unknown_key = 1 }`},
 		{"docs/plugin_agent_nodeattestor_tpm.md", "keys: agent", "agent", `unknown_key = 1`},
 	}
 	for _, kind := range namedIn(t, validate(t, "server", `source "unknown_kind" "a" {}`)) {

@@ -33,6 +33,8 @@ type Config struct {
 	AgentPath *agentpath.Template
 	// Reattest is false if a machine is admitted once only.
 	Reattest bool
+	// Quote is what the server asks of a machine's boot; nil if it asks nothing.
+	Quote *Quote
 	// AllowWeakEK admits RSA endorsement keys with the ROCA weakness
 	// (CVE-2017-15361).
 	AllowWeakEK bool
@@ -97,6 +99,7 @@ func (in *input) parse(identity web.IdentityProvider) *Config {
 	c.CheckTimeout = b.duration("check_timeout", defaultCheckTimeout, leastCheckTimeout, mostCheckTimeout)
 	c.decodeAgentPath(b)
 	c.dropEmpty(b)
+	c.Quote = decodeQuote(ps, b.all(quoteKey))
 	all, allow, deny := in.decodeRoot(b, spire{in.trustDomain, identity})
 	b.finish()
 	c.checkAgentPath(ps, all, allow)

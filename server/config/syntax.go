@@ -87,7 +87,7 @@ func whatIsWrong(err error) string {
 // shownLine matches the part of a line that an error shows: the beginning of a block, or a
 // key without its value, which may be a secret.
 var shownLine = regexp.MustCompile(`^\s*\{?\s*((?:[A-Za-z0-9_-]{1,64}|"[A-Za-z0-9_-]{1,64}")\s*[=:]\s|` +
-	`(?:source|allow|deny|bundles|ek_certificate_urls)\b[A-Za-z0-9_" -]{0,99}\{)`)
+	`(?:source|allow|deny|quote|bundles|ek_certificate_urls)\b[A-Za-z0-9_" -]{0,99}\{)`)
 
 // lineOf returns what may be shown of a line of a text, or nothing.
 func lineOf(text string, number int) string {

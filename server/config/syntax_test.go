@@ -84,6 +84,11 @@ allow_weak_ek       = true
 check_timeout       = "2s"
 agent_path_template = "/tpm/{{ .CA }}/{{ .Serial }}"
 
+quote {
+  pcrs      = [7, 0, 4]
+  event_log = "optional"
+  selectors = [7]
+}
 source "hash_dir" "factory" {
   path = "/srv/tpm/hashes" // flat
 }
@@ -118,6 +123,7 @@ const richJSON = `{
   "allow_weak_ek": true,
   "check_timeout": "2s",
   "deny": {"stolen": {"any": ["stolen"]}},
+  "quote": {"event_log": "optional", "pcrs": [0, 4, 7], "selectors": [7]},
   "reattest": false,
   "source": {
     "ek_ca": {
@@ -136,6 +142,7 @@ const richJSONLists = `{
   "allow_weak_ek": true,
   "check_timeout": "2s",
   "deny": [{"stolen": [{"any": ["stolen"]}]}],
+  "quote": [{"event_log": "optional", "pcrs": [0, 4, 7], "selectors": [7]}],
   "reattest": false,
   "source": [
     {"hash_dir": [{"factory": [{"path": "/srv/tpm/hashes"}]}]},
@@ -172,6 +179,7 @@ func richConfig(tb testing.TB) *config.Config {
 		},
 		Deny: []policy.Rule{{Name: "stolen", Any: []string{"stolen"}}},
 	}
+	c.Quote = &config.Quote{PCRs: []int{0, 4, 7}, Bank: "sha256", EventLog: "optional", Selectors: []int{7}}
 	c.Reattest, c.AllowWeakEK, c.CheckTimeout = false, true, 2*time.Second
 	return c
 }
@@ -200,7 +208,7 @@ func facts(c *config.Config) map[string]any {
 	warnings := slices.Sorted(slices.Values(c.Warnings))
 	return map[string]any{
 		"members": members, "policy": c.Policy, "path": c.AgentPath.String(), "reattest": c.Reattest,
-		"weak": c.AllowWeakEK, "timeout": c.CheckTimeout, "warnings": warnings, "domain": c.TrustDomain.Name(),
+		"weak": c.AllowWeakEK, "quote": c.Quote, "timeout": c.CheckTimeout, "warnings": warnings, "domain": c.TrustDomain.Name(),
 	}
 }
 
@@ -280,6 +288,7 @@ func TestOrderDoesNotMatter(t *testing.T) {
 		`allow "production" { all = ["vendors", "factory"] }`,
 		`allow "lab" { enforce = false any = ["factory", "lab"] all = ["vendors"] }`,
 		`deny "stolen" { any = ["stolen"] }`,
+		`quote { selectors = [7] event_log = "optional" pcrs = [4, 7, 0] }`,
 		`reattest = false`, `allow_weak_ek = true`, `check_timeout = "2s"`,
 		`agent_path_template = "/tpm/{{ .CA }}/{{ .Serial }}"`,
 	}
