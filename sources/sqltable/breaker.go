@@ -16,8 +16,7 @@ type breaker struct {
 
 	mu       sync.Mutex
 	err      error     // of the last failure; nil once the database has answered
-	failed   time.Time // when that was
-	tried    time.Time // when a look-up last failed, or was let through to try again
+	tried    time.Time // when a look-up last failed, or was let through
 	answered time.Time // when the database last answered
 }
 
@@ -33,11 +32,12 @@ func (b *breaker) enter(now time.Time) error {
 	return nil
 }
 
-// failedSince returns the error of the last failure if that came after begun.
+// failedSince returns the error of the last failure if a look-up has failed, or was let through
+// to try again, after begun.
 func (b *breaker) failedSince(begun time.Time) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.failed.After(begun) {
+	if b.tried.After(begun) {
 		return b.err
 	}
 	return nil
@@ -59,7 +59,6 @@ func (b *breaker) fail(begun time.Time, err error) {
 	if b.answered.After(begun) {
 		return
 	}
-	b.failed = time.Now()
-	b.tried = b.failed
+	b.tried = time.Now()
 	b.err = fmt.Errorf("%w (the database is tried again every %v)", err, b.pause)
 }
