@@ -26,12 +26,10 @@ const (
 	down
 )
 
-func isAnswer(err error) bool { return faultOf(err) == answered }
-func isStale(err error) bool  { return faultOf(err) == stale }
-
-// faultOf returns what an error says. An unknown error counts as a lost connection.
+// faultOf returns what an error says; no error is an answer. An unknown error counts as a lost
+// connection.
 func faultOf(err error) fault {
-	if isShape(err) {
+	if _, ok := errors.AsType[shapeError](err); ok || err == nil {
 		return answered
 	}
 	if _, ok := errors.AsType[*connectError](err); ok {
@@ -97,11 +95,6 @@ func secretsOf(dialect Dialect, dsn string) []string {
 // maxErrorText is how many bytes of a database's error are kept.
 const maxErrorText = 1024
 
-// A scrubbedError is an error of the database that may be logged.
-type scrubbedError string
-
-func (e scrubbedError) Error() string { return string(e) }
-
 // scrub returns the text of err in one line and without secrets. It does not wrap err, which
 // may hold them.
 func scrub(err error, secrets []string) error {
@@ -113,11 +106,5 @@ func scrub(err error, secrets []string) error {
 	if len(s) > maxErrorText {
 		s = strings.ToValidUTF8(s[:maxErrorText], "") + "…"
 	}
-	return scrubbedError(s)
-}
-
-// isShape reports whether err is a shapeError.
-func isShape(err error) bool {
-	_, ok := errors.AsType[shapeError](err)
-	return ok
+	return errors.New(s)
 }

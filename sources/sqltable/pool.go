@@ -110,7 +110,7 @@ func (s *Source) letGo() {
 }
 
 // close closes all connections that are not in use now, and the others after their look-up.
-// A look-up that has not begun yet gets an error that isStale.
+// A look-up that has not begun yet gets an error that counts as stale.
 func (p *pool) close() { _ = p.db.Close() }
 
 // forget closes the connections that are not in use.
@@ -137,7 +137,8 @@ func (s *Source) lookUp(ctx context.Context, begun time.Time, hash string) (v so
 			return sources.Verdict{}, err
 		}
 		v, err = p.ask(ctx, hash)
-		again := try < tries && err != nil && isStale(err) && ctx.Err() == nil
+		what := faultOf(err)
+		again := what == stale && try < tries && ctx.Err() == nil
 		if again {
 			p.forget()
 		}
@@ -145,24 +146,21 @@ func (s *Source) lookUp(ctx context.Context, begun time.Time, hash string) (v so
 		if again {
 			continue
 		}
-		if err == nil {
-			s.breaker.answer()
-			return v, nil
+		if err != nil {
+			err = s.explain(p, err, what != answered && ctx.Err() != nil)
 		}
-		told := s.explain(ctx, p, err)
-		if isAnswer(err) {
+		if what == answered {
 			s.breaker.answer()
 		} else {
-			s.breaker.fail(begun, told)
+			s.breaker.fail(begun, err)
 		}
-		return sources.Verdict{}, told
+		return v, err
 	}
 }
 
 // explain returns the error as a log may have it: without the password, and with what a
-// person needs to know.
-func (s *Source) explain(ctx context.Context, p *pool, err error) error {
-	late := ctx.Err() != nil && !isShape(err)
+// person needs to know. late says that the time of the look-up is over.
+func (s *Source) explain(p *pool, err error, late bool) error {
 	err = scrub(err, p.secrets)
 	if late {
 		err = fmt.Errorf("the database did not answer within %v: %w", s.cfg.Timeout, err)
@@ -184,7 +182,7 @@ func (p *pool) ask(ctx context.Context, hash string) (sources.Verdict, error) {
 	return query(ctx, stmt, hash)
 }
 
-func query(ctx context.Context, stmt *sql.Stmt, hash string) (v sources.Verdict, err error) {
+func query(ctx context.Context, stmt *sql.Stmt, hash string) (sources.Verdict, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	rows, err := stmt.QueryContext(ctx, hash)
@@ -192,10 +190,7 @@ func query(ctx context.Context, stmt *sql.Stmt, hash string) (v sources.Verdict,
 		return sources.Verdict{}, err
 	}
 	defer func() { _ = rows.Close() }()
-	if v, err = readRows(rows, cancel); err != nil {
-		return sources.Verdict{}, err
-	}
-	return v, nil
+	return readRows(rows, cancel)
 }
 
 // errListsAll is the answer if the query lists every TPM.

@@ -53,13 +53,13 @@ func readRows(rows *sql.Rows, abort func()) (sources.Verdict, error) {
 		return sources.Verdict{}, err
 	}
 	if !found {
-		return sources.Verdict{}, rows.Close()
+		return sources.Verdict{}, nil
 	}
 	attrs, err := r.attributes()
 	if err != nil {
 		return sources.Verdict{}, shapeError{fmt.Errorf("the row of this EK hash: %w", err)}
 	}
-	return sources.Verdict{Listed: true, Reason: "has a row with the hash", Attributes: attrs}, rows.Close()
+	return sources.Verdict{Listed: true, Reason: "has a row with the hash", Attributes: attrs}, nil
 }
 
 // A row is what one row says about its TPM.
@@ -70,24 +70,18 @@ type row struct {
 
 // newRow finds the columns name and labels.
 func newRow(columns []string) (*row, error) {
-	r := &row{targets: make([]any, len(columns))}
+	r := &row{}
 	var ignored any
-	for i, column := range columns {
-		var known *any
-		switch {
-		case strings.EqualFold(column, "name"):
-			known = &r.name
-		case strings.EqualFold(column, "labels"):
-			known = &r.labels
-		default:
-			r.targets[i] = &ignored
-			continue
+	known := map[string]*any{"name": &r.name, "labels": &r.labels}
+	for _, column := range columns {
+		column = strings.ToLower(column)
+		target, ok := known[column]
+		if !ok {
+			target = &ignored
+		} else if slices.Contains(r.targets, any(target)) {
+			return nil, fmt.Errorf("the query returns two columns called %s: rename one of them", column)
 		}
-		if slices.Contains(r.targets, any(known)) {
-			return nil, fmt.Errorf("the query returns two columns called %s: rename one of them",
-				strings.ToLower(column))
-		}
-		r.targets[i] = known
+		r.targets = append(r.targets, target)
 	}
 	return r, nil
 }
