@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"strings"
 
+	"github.com/jackc/pgx/v5/stdlib"
+
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
@@ -66,7 +68,11 @@ func (c *connector) prepare() (driver.Connector, error) {
 	if c.cfg.Dialect == MySQL {
 		return c.mysql(config)
 	}
-	return c.postgres(config)
+	pg, err := c.pgConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	return stdlib.GetConnector(*pg), nil
 }
 
 // tls returns the settings for TLS if CA certificates are configured, otherwise nil.

@@ -2,26 +2,16 @@ package sqltable
 
 import (
 	"crypto/tls"
-	"database/sql/driver"
 	"errors"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/stdlib"
 )
 
-// postgres returns the connector to a PostgreSQL.
-func (c *connector) postgres(config *tls.Config) (driver.Connector, error) {
-	pg, err := c.pgConfig(config)
-	if err != nil {
-		return nil, err
-	}
-	return stdlib.GetConnector(*pg), nil
-}
-
-// pgConfig returns the settings of the driver.
+// pgConfig returns the settings of the driver for PostgreSQL.
 func (c *connector) pgConfig(config *tls.Config) (*pgx.ConnConfig, error) {
 	pg, err := pgx.ParseConfig(c.dsn)
 	if err != nil {
@@ -35,7 +25,7 @@ func (c *connector) pgConfig(config *tls.Config) (*pgx.ConnConfig, error) {
 	if config != nil {
 		c.useTLS(pg, config)
 	}
-	hosts := append([]*pgconn.FallbackConfig{{Host: pg.Host, Port: pg.Port, TLSConfig: pg.TLSConfig}}, pg.Fallbacks...)
+	hosts := hostsOf(pg)
 	for _, h := range hosts {
 		if err := c.checkHost(h.Host, h.TLSConfig, "write sslmode=verify-full"); err != nil {
 			return nil, err
@@ -56,21 +46,19 @@ func setDefault(m map[string]string, key, value string) {
 	}
 }
 
+// hostsOf returns where the driver tries to connect, in order.
+func hostsOf(pg *pgx.ConnConfig) []*pgconn.FallbackConfig {
+	return append([]*pgconn.FallbackConfig{{Host: pg.Host, Port: pg.Port, TLSConfig: pg.TLSConfig}}, pg.Fallbacks...)
+}
+
 // useTLS has the driver connect to each host over TLS, and never without.
 func (c *connector) useTLS(pg *pgx.ConnConfig, config *tls.Config) {
-	type target struct {
-		host string
-		port uint16
+	// A host is there twice in a row if the DSN would have it tried with and without TLS.
+	hosts := slices.CompactFunc(hostsOf(pg), func(a, b *pgconn.FallbackConfig) bool {
+		return a.Host == b.Host && a.Port == b.Port
+	})
+	for _, h := range hosts {
+		h.TLSConfig = toHost(config, h.Host)
 	}
-	seen := map[target]bool{{pg.Host, pg.Port}: true}
-	pg.TLSConfig = toHost(config, pg.Host)
-	var others []*pgconn.FallbackConfig
-	for _, f := range pg.Fallbacks {
-		if t := (target{f.Host, f.Port}); !seen[t] {
-			seen[t] = true
-			f.TLSConfig = toHost(config, f.Host)
-			others = append(others, f)
-		}
-	}
-	pg.Fallbacks = others
+	pg.TLSConfig, pg.Fallbacks = hosts[0].TLSConfig, hosts[1:]
 }
