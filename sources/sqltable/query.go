@@ -56,19 +56,6 @@ func rewrite(dialect Dialect, query string) (string, error) {
 	return query, nil
 }
 
-// rewriteFor rewrites a query for a dialect. If that is not one of those there are, it
-// returns an error only if the query is wrong for each of those.
-func rewriteFor(dialect Dialect, query string) (string, error) {
-	if dialect == Postgres || dialect == MySQL {
-		return rewrite(dialect, query)
-	}
-	if _, err := rewrite(MySQL, query); err == nil {
-		return "", nil
-	}
-	_, err := rewrite(Postgres, query)
-	return "", err
-}
-
 // isControl reports whether r is a control character other than a tab or a line end.
 func isControl(r rune) bool {
 	return unicode.IsControl(r) && r != '\t' && r != '\n' && r != '\r'

@@ -96,7 +96,7 @@ func (c Config) check() (query string, err error) {
 	case c.Dialect != Postgres && c.Dialect != MySQL:
 		bad("dialect", "must be %q or %q, which is also for MariaDB", Postgres, MySQL)
 	}
-	if query, err = rewriteFor(c.Dialect, c.Query); err != nil {
+	if query, err = rewrite(c.Dialect, c.Query); err != nil {
 		bad("query", "%v", err)
 	}
 	if c.DSNPath == "" {
