@@ -44,13 +44,9 @@ func (c *connector) mysql(config *tls.Config) (driver.Connector, error) {
 		}
 	}
 	my.Logger = &mysql.NopLogger{}
-	my.MaxAllowedPacket = mysqlPacket
 	my.DialFunc = dial
 	return mysql.NewConnector(my)
 }
-
-// mysqlPacket is the largest packet that may be sent, in bytes. The query is the largest.
-const mysqlPacket = 1 << 20
 
 // setMySQL makes a session read-only. Each look-up in it sees what is committed by then, and
 // the server, too, ends a look-up that waits for a lock too long. MySQL and MariaDB have
