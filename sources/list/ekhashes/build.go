@@ -16,7 +16,7 @@ import (
 // New returns the list of some entries. The error says which entry breaks the rules
 // of a list, by its number from 0 on.
 func New(header list.Header, entries iter.Seq[Entry]) (*Document, error) {
-	if err := checkHeader(header); err != nil {
+	if err := header.Check(); err != nil {
 		return nil, err
 	}
 	b := newBuilder(func(at uint32) string { return fmt.Sprintf("entry %d", at) }, 0)
@@ -28,19 +28,6 @@ func New(header list.Header, entries iter.Seq[Entry]) (*Document, error) {
 		n++
 	}
 	return b.build(header)
-}
-
-// checkHeader returns why no list can have a header, or nil.
-func checkHeader(h list.Header) error {
-	if !h.HasSerial && h.Serial != 0 {
-		return errors.New("a serial although the list has none")
-	}
-	if !h.Expires.IsZero() {
-		if _, err := parseTime(formatTime(h.Expires)); err != nil {
-			return fmt.Errorf("the expiry: %w", err)
-		}
-	}
-	return sources.CheckText("", "list name", h.Name)
 }
 
 // A builder takes entries and makes a Document of them.
@@ -158,5 +145,7 @@ func (b *builder) hashTwice(sorted []entry) error {
 }
 
 func (b *builder) twice(first, second uint32, what string) error {
-	return &FormatError{b.place(second), fmt.Sprintf("%s for the second time, after %s", what, b.place(first))}
+	return &list.FormatError{
+		Place: b.place(second), Problem: fmt.Sprintf("%s for the second time, after %s", what, b.place(first)),
+	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -22,7 +21,7 @@ func (d *Document) JSON() []byte {
 		b = append(b, ',')
 	}
 	if !d.header.Expires.IsZero() {
-		b = append(append(b, ` "expires": "`...), formatTime(d.header.Expires)...)
+		b = append(append(b, ` "expires": "`...), list.FormatTime(d.header.Expires)...)
 		b = append(b, `",`...)
 	}
 	if d.header.Name != "" {
@@ -61,9 +60,6 @@ func quoted(b []byte, text string) []byte {
 	b, _ = jsontext.AppendQuote(b, text)
 	return b
 }
-
-// formatTime is the inverse of parseTime.
-func formatTime(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
 // Text returns the text form, sorted by hash. Parse makes the same list of it, if
 // Options.AllowEmpty is set or there is an entry. The error says what the form cannot

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
 // The fields that mean something, of an entry and of the list.
@@ -149,7 +151,7 @@ func (d *doubts) field(name []byte, entry bool) *noted {
 	if n, ok := d.known[doubtKey{string(name), entry}]; ok { // does not allocate
 		return n
 	}
-	if len(d.known) >= maxDoubtNames || len(name) > maxQuoted {
+	if len(d.known) >= maxDoubtNames || len(name) > list.MaxQuoted {
 		return nil
 	}
 	if d.known == nil {

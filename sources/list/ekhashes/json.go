@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
-	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -36,7 +34,7 @@ func parseJSON(data []byte) (*Document, error) {
 	if !p.hasKeys {
 		return nil, p.fail(`no field "keys": a list without entries has "keys": []` + p.doubts.hint())
 	}
-	if err := p.mistakes.err(); err != nil {
+	if err := p.mistakes.Err(); err != nil {
 		return nil, err
 	}
 	d, err := p.build(p.header)
@@ -50,11 +48,11 @@ func parseJSON(data []byte) (*Document, error) {
 // withMistakes returns an error that ends the reading together with the mistakes
 // before it.
 func (p *jsonParser) withMistakes(err error) error {
-	last, ok := err.(*FormatError) //nolint:errorlint // bare, as failAt returns it
+	last, ok := err.(*list.FormatError) //nolint:errorlint // bare, as failAt returns it
 	if !ok || len(p.mistakes) == 0 {
 		return err
 	}
-	if len(p.mistakes) < MaxMistakes {
+	if len(p.mistakes) < list.MaxMistakes {
 		p.mistakes = append(p.mistakes, last)
 	}
 	return p.mistakes
@@ -75,7 +73,7 @@ type jsonParser struct {
 	fieldName []byte // that was read last, or its beginning
 
 	doubts   doubts
-	mistakes FormatErrors
+	mistakes list.FormatErrors
 	broken   bool // the decoder has failed, and nothing more can be read
 
 	fields  []uint64 // hashes of the names of unknown fields, of all objects that are open
@@ -126,32 +124,12 @@ func (p *jsonParser) expires() error {
 	if err != nil {
 		return err
 	}
-	expires, err := parseTime(string(text))
+	expires, err := list.ParseTime(string(text))
 	if err != nil {
-		return p.fail("not an RFC 3339 time, such as 2030-01-31T12:00:00Z")
+		return p.fail(err.Error())
 	}
 	p.header.Expires = expires
 	return nil
-}
-
-// rfc3339 is RFC 3339, 5.6, in upper case, as the RFC recommends. Go's time.Parse also
-// takes a zone of +24:00, an hour with a single digit and a comma.
-var rfc3339 = regexp.MustCompile(
-	`^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}(\.[0-9]{1,40})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$`)
-
-// parseTime reads a time that is not zero, and that can be written again as it is.
-func parseTime(text string) (time.Time, error) {
-	if len(text) > 80 || !rfc3339.MatchString(text) {
-		return time.Time{}, errors.New("not of the form of RFC 3339")
-	}
-	t, err := time.Parse(time.RFC3339, text)
-	if err != nil {
-		return time.Time{}, err
-	}
-	if t = t.UTC(); t.IsZero() || t.Year() < 0 || t.Year() > 9999 {
-		return time.Time{}, errors.New("not a time from the years 0 to 9999 in UTC")
-	}
-	return t, nil
 }
 
 // element reads an element of keys. A mistake in it is noted, and reading goes on behind
@@ -163,8 +141,8 @@ func (p *jsonParser) element() error {
 	if err == nil {
 		return nil
 	}
-	mistake, ok := err.(*FormatError) //nolint:errorlint // bare, as failAt returns it
-	if !ok || p.broken || len(p.mistakes) == MaxMistakes-1 {
+	mistake, ok := err.(*list.FormatError) //nolint:errorlint // bare, as failAt returns it
+	if !ok || p.broken || len(p.mistakes) == list.MaxMistakes-1 {
 		return err
 	}
 	p.mistakes, p.fields = append(p.mistakes, mistake), p.fields[:open]

@@ -10,6 +10,8 @@ import (
 	"strconv"
 
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
 // maxFields is how many fields an object that is looked into may have. Each is
@@ -23,7 +25,7 @@ func (p *jsonParser) fail(problem string) error { return p.failAt(p.at, problem)
 func (p *jsonParser) read(n int) { p.at = p.dec.InputOffset() - int64(n) }
 
 func (p *jsonParser) failAt(offset int64, problem string) error {
-	return &FormatError{p.placeAt(offset), problem}
+	return &list.FormatError{Place: p.placeAt(offset), Problem: problem}
 }
 
 func (p *jsonParser) placeAt(offset int64) string {
@@ -71,7 +73,7 @@ func (p *jsonParser) object(field func(name string) error) error {
 		case n > maxFields:
 			return p.fail(fmt.Sprintf("an object with more than %d fields", maxFields))
 		}
-		p.fieldName = append(p.fieldName[:0], text[:min(len(text), maxQuoted+1)]...)
+		p.fieldName = append(p.fieldName[:0], text[:min(len(text), list.MaxQuoted+1)]...)
 		if err := field(name); err != nil {
 			return err
 		}

@@ -8,57 +8,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
-
-// MaxMistakes is how many mistakes of a list an error names.
-const MaxMistakes = 20
-
-// FormatErrors are the first mistakes in a list that has several.
-type FormatErrors []*FormatError
-
-// Error returns all of them in one line.
-func (e FormatErrors) Error() string {
-	texts := make([]string, len(e))
-	for i, one := range e {
-		texts[i] = one.Error()
-	}
-	all := strings.Join(texts, "; ")
-	if len(e) >= MaxMistakes {
-		all += fmt.Sprintf("; there may be more than these %d mistakes", len(e))
-	}
-	return all
-}
-
-// Unwrap returns each of them.
-func (e FormatErrors) Unwrap() []error {
-	all := make([]error, len(e))
-	for i, one := range e {
-		all[i] = one
-	}
-	return all
-}
-
-// err returns the mistakes as an error of as many as there are.
-func (e FormatErrors) err() error {
-	switch len(e) {
-	case 0:
-		return nil
-	case 1:
-		return e[0]
-	}
-	return e
-}
-
-// maxQuoted is how much of a list an error quotes, in bytes.
-const maxQuoted = 40
-
-// quote returns the beginning of a text in quotes, for a log.
-func quote(text []byte) string {
-	if len(text) > maxQuoted {
-		return fmt.Sprintf("%q…", strings.ToValidUTF8(string(text[:maxQuoted]), ""))
-	}
-	return fmt.Sprintf("%q", text)
-}
 
 // maxRecognised is how much of a text is looked at to recognise what it is.
 const maxRecognised = 512
@@ -72,7 +23,7 @@ func notHash(text []byte) (problem string, whole bool) {
 	case bytes.HasPrefix(s, []byte("-----BEGIN")):
 		return "PEM, not a list of EK hashes: write the hash that tpm-attestor-agent -ek prints", true
 	case bytes.HasPrefix(s, []byte("<")):
-		return "HTML or XML, not a list of EK hashes: it begins with " + quote(s), true
+		return "HTML or XML, not a list of EK hashes: it begins with " + list.Quoted(s), true
 	case bytes.HasPrefix(s, []byte("[")):
 		return `a JSON array, not a list of EK hashes: write {"keys": […]}`, true
 	}
@@ -87,33 +38,33 @@ func notHash(text []byte) (problem string, whole bool) {
 	}, s)
 	var hash sources.EKHash
 	if hash.UnmarshalText(bare) == nil {
-		return quote(text) + " is a hash with something between its digits: write the 64 hex digits alone", false
+		return list.Quoted(text) + " is a hash with something between its digits: write the 64 hex digits alone", false
 	}
 	if hash, ok := fromBase64(s); ok {
-		return fmt.Sprintf("%s is base64: write the hash in hex, %v", quote(text), hash), false
+		return fmt.Sprintf("%s is base64: write the hash in hex, %v", list.Quoted(text), hash), false
 	}
 	for length, name := range map[int]string{40: "SHA-1", 96: "SHA-384", 128: "SHA-512"} {
 		if len(text) == length && allHex(s) {
 			return fmt.Sprintf("%s has %d hex digits, as many as a %s: an EK hash is a SHA-256, of 64",
-				quote(text), length, name), false
+				list.Quoted(text), length, name), false
 		}
 	}
 	if err := hash.UnmarshalText(text); err != nil {
 		problem = err.Error() + ": "
 	}
-	return problem + quote(text), false
+	return problem + list.Quoted(text), false
 }
 
 // notJSON says what a list is that does not begin with a brace.
 func notJSON(begin []byte) error {
-	problem, whole := notHash(bytes.TrimSpace(begin[:min(len(begin), maxQuoted)]))
+	problem, whole := notHash(bytes.TrimSpace(begin[:min(len(begin), list.MaxQuoted)]))
 	switch {
 	case len(begin) == 0:
 		problem = "it is empty"
 	case !whole:
-		problem = "it begins with " + quote(begin)
+		problem = "it begins with " + list.Quoted(begin)
 	}
-	return &FormatError{"byte 0", "not a JSON list, which begins with {: " + problem}
+	return &list.FormatError{Place: "byte 0", Problem: "not a JSON list, which begins with {: " + problem}
 }
 
 // around finds a hash in a text, and returns what stands around it.
@@ -137,11 +88,11 @@ func withoutThese(before, after []byte) string {
 	const write = ": write the 64 hex digits alone"
 	switch {
 	case len(after) == 0:
-		return "the hash has " + quote(before) + " in front of it" + write
+		return "the hash has " + list.Quoted(before) + " in front of it" + write
 	case len(before) == 0:
-		return "the hash has " + quote(after) + " behind it" + write
+		return "the hash has " + list.Quoted(after) + " behind it" + write
 	}
-	return fmt.Sprintf("the hash stands between %s and %s%s", quote(before), quote(after), write)
+	return fmt.Sprintf("the hash stands between %s and %s%s", list.Quoted(before), list.Quoted(after), write)
 }
 
 func isHex(c byte) bool {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 )
 
@@ -78,7 +79,7 @@ func checkMistake(t *testing.T, s *ekhashes.Document, err error, place, want str
 // something else altogether says so once.
 func TestMistakesAreToldAtOnce(t *testing.T) {
 	places := func(err error) (all []string) {
-		several, ok := err.(ekhashes.FormatErrors) //nolint:errorlint // bare
+		several, ok := err.(list.FormatErrors) //nolint:errorlint // bare
 		if !ok {
 			t.Fatalf("%T: %v", err, err)
 		}
@@ -91,7 +92,7 @@ func TestMistakesAreToldAtOnce(t *testing.T) {
 	if got := fmt.Sprint(places(err)); got != "[line 1 line 5 line 6]" {
 		t.Errorf("%s: %v", got, err)
 	}
-	if _, ok := errors.AsType[*ekhashes.FormatError](err); !ok {
+	if _, ok := errors.AsType[*list.FormatError](err); !ok {
 		t.Error("none of them is found")
 	}
 	a := `"` + hashA + `"`
@@ -109,11 +110,11 @@ func TestMistakesAreToldAtOnce(t *testing.T) {
 	if s, err = parse(t, `{"keys": ["x", `+a+`, "y"`, ekhashes.Options{}); s != nil || !strings.Contains(err.Error(), "cut off") {
 		t.Error(err)
 	}
-	for name, list := range map[string]string{
+	for name, bad := range map[string]string{
 		"text": strings.Repeat("x\n", 1000), "JSON": `{"keys": [` + strings.Repeat(`"x", `, 1000) + `"x"]}`,
 	} {
-		_, err := parse(t, list, ekhashes.Options{})
-		if n := len(places(err)); n != ekhashes.MaxMistakes || !strings.Contains(err.Error(), "there may be more") {
+		_, err := parse(t, bad, ekhashes.Options{})
+		if n := len(places(err)); n != list.MaxMistakes || !strings.Contains(err.Error(), "there may be more") {
 			t.Errorf("%s: %d mistakes", name, n)
 		}
 	}

@@ -15,24 +15,11 @@ type Options struct {
 	JSON bool
 }
 
-// A FormatError says that a list is not as its form asks, and where. Its text is made
-// for a log: what it quotes of the list is short and escaped.
-type FormatError struct {
-	// Place is "line 17" in a text. In a JSON list it is "byte 4711" or
-	// "keys[123] (byte 4711)". Entries and bytes count from 0, lines from 1.
-	Place string
-	// Problem is what is wrong there.
-	Problem string
-}
-
-// Error returns the place and the problem.
-func (e *FormatError) Error() string { return e.Place + ": " + e.Problem }
-
 // mark is a byte order mark.
 const mark = "\ufeff"
 
-// Parse reads a whole list. It returns a *FormatError if the list is not as its form
-// asks, or FormatErrors if there are several mistakes.
+// Parse reads a whole list. It returns a *list.FormatError if the list is not as its form
+// asks, or list.FormatErrors if there are several mistakes.
 //
 // It does not retain data. Its time and its memory are proportional to the length of
 // the list, whatever its writer chose; a list serves from 40 bytes an entry without a

@@ -2,9 +2,9 @@ package ekhashes
 
 import (
 	"bytes"
-	"fmt"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
 // records are what entries say besides their hashes, one behind another. A record is
@@ -72,7 +72,7 @@ func (s *says) reset() { s.name, s.packed, s.labels, s.given = s.name[:0], s.pac
 
 // setName sets the name, without the blanks around it.
 func (s *says) setName(name []byte) string {
-	name, problem := tidy(sources.PrefixName, "name", name)
+	name, problem := list.Tidy(sources.PrefixName, "name", name)
 	s.name = append(s.name[:0], name...)
 	return problem
 }
@@ -80,15 +80,10 @@ func (s *says) setName(name []byte) string {
 // addLabel adds a label, without the blanks around it. A label that is there already
 // stays there once.
 func (s *says) addLabel(label []byte) string {
-	if s.given++; s.given > sources.MaxLabels {
-		return fmt.Sprintf("more than %d labels", sources.MaxLabels)
-	}
-	label, problem := tidy(sources.PrefixLabel, "label", label)
-	switch {
-	case problem != "":
+	s.given++
+	label, problem := list.TidyLabel(s.given, label)
+	if problem != "" {
 		return problem
-	case len(label) == 0:
-		return "an empty label"
 	}
 	for rest := s.packed; len(rest) > 0; {
 		n := 1 + int(rest[0])
@@ -100,26 +95,4 @@ func (s *says) addLabel(label []byte) string {
 	s.packed = append(append(s.packed, byte(len(label))), label...)
 	s.labels++
 	return ""
-}
-
-// tidy returns a text without the blanks around it, and what is wrong with it.
-func tidy(prefix, what string, text []byte) ([]byte, string) {
-	if isPlain(text) && len(prefix)+len(text) <= sources.MaxSelector { // nearly all are
-		return text, ""
-	}
-	tidied := sources.TrimBlanks(string(text))
-	if err := sources.CheckText(prefix, what, tidied); err != nil {
-		return nil, err.Error()
-	}
-	return []byte(tidied), ""
-}
-
-// isPlain reports whether a text is of visible characters of ASCII.
-func isPlain(text []byte) bool {
-	for _, c := range text {
-		if c <= ' ' || c > '~' {
-			return false
-		}
-	}
-	return true
 }

@@ -13,7 +13,7 @@ import (
 // parseText reads the text form.
 func parseText(data []byte, allowEmpty bool) (*Document, error) {
 	b := newBuilder(func(line uint32) string { return fmt.Sprintf("line %d", line) }, most(data))
-	var mistakes FormatErrors
+	var mistakes list.FormatErrors
 	number := uint32(0)
 	for line := range bytes.Lines(data) {
 		number++
@@ -21,16 +21,16 @@ func parseText(data []byte, allowEmpty bool) (*Document, error) {
 		if problem == "" {
 			continue
 		}
-		mistakes = append(mistakes, &FormatError{b.place(number), problem})
-		if whole || len(mistakes) == MaxMistakes {
+		mistakes = append(mistakes, &list.FormatError{Place: b.place(number), Problem: problem})
+		if whole || len(mistakes) == list.MaxMistakes {
 			break
 		}
 	}
-	if err := mistakes.err(); err != nil {
+	if err := mistakes.Err(); err != nil {
 		return nil, err
 	}
 	if len(b.entries) == 0 && !allowEmpty {
-		return nil, &FormatError{"line 1", "no entry, as in a truncated file: " +
+		return nil, &list.FormatError{Place: "line 1", Problem: "no entry, as in a truncated file: " +
 			"if it is meant to be empty, allow that in the configuration or write the JSON list {\"keys\": []}"}
 	}
 	return b.build(list.Header{})
@@ -78,7 +78,7 @@ func (b *builder) line(number uint32, line []byte) (problem string, whole bool) 
 func notHashLine(line, word []byte) (problem string, whole bool) {
 	if before, _, ok := around(line); ok && bytes.ContainsAny(before, " \t") {
 		return fmt.Sprintf("a hash stands behind %s: write the hash first, then a name or -, then labels",
-			quote(before)), false
+			list.Quoted(before)), false
 	}
 	return notHash(word)
 }

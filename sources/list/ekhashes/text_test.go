@@ -139,7 +139,7 @@ func TestTextRefused(t *testing.T) {
 
 func checkRefused(t *testing.T, s *ekhashes.Document, err error, want string) {
 	t.Helper()
-	format, ok := errors.AsType[*ekhashes.FormatError](err)
+	format, ok := errors.AsType[*list.FormatError](err)
 	if s != nil || !ok || !strings.HasPrefix(err.Error(), want) {
 		t.Fatalf("list %v, %T: %v\nwant %s", s != nil, err, err, want)
 	}

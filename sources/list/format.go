@@ -1,0 +1,147 @@
+package list
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// What all documents have in common in their forms: how a mistake is told, how a time is
+// written, and what a label may be.
+
+// A FormatError says that a list is not as its form asks, and where. Its text is made
+// for a log: what it quotes of the list is short and escaped.
+type FormatError struct {
+	// Place is "line 17" in a text. In JSON it is "byte 4711" or
+	// "keys[123] (byte 4711)". Entries and bytes count from 0, lines from 1.
+	Place string
+	// Problem is what is wrong there.
+	Problem string
+}
+
+// Error returns the place and the problem.
+func (e *FormatError) Error() string { return e.Place + ": " + e.Problem }
+
+// MaxMistakes is how many mistakes of a list an error names.
+const MaxMistakes = 20
+
+// FormatErrors are the first mistakes in a list that has several.
+type FormatErrors []*FormatError
+
+// Error returns all of them in one line.
+func (e FormatErrors) Error() string {
+	texts := make([]string, len(e))
+	for i, one := range e {
+		texts[i] = one.Error()
+	}
+	all := strings.Join(texts, "; ")
+	if len(e) >= MaxMistakes {
+		all += fmt.Sprintf("; there may be more than these %d mistakes", len(e))
+	}
+	return all
+}
+
+// Unwrap returns each of them.
+func (e FormatErrors) Unwrap() []error {
+	all := make([]error, len(e))
+	for i, one := range e {
+		all[i] = one
+	}
+	return all
+}
+
+// Err returns the mistakes as an error of as many as there are.
+func (e FormatErrors) Err() error {
+	switch len(e) {
+	case 0:
+		return nil
+	case 1:
+		return e[0]
+	}
+	return e
+}
+
+// MaxQuoted is how much of a list an error quotes, in bytes.
+const MaxQuoted = 40
+
+// Quoted returns the beginning of a text in quotes, for a log.
+func Quoted(text []byte) string {
+	if len(text) > MaxQuoted {
+		return fmt.Sprintf("%q…", strings.ToValidUTF8(string(text[:MaxQuoted]), ""))
+	}
+	return fmt.Sprintf("%q", text)
+}
+
+// rfc3339 is RFC 3339, 5.6, in upper case, as the RFC recommends. Go's time.Parse also
+// takes a zone of +24:00, an hour with a single digit and a comma.
+var rfc3339 = regexp.MustCompile(
+	`^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}(\.[0-9]{1,40})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$`)
+
+// ParseTime reads a time that is not zero, and that can be written again as it is.
+func ParseTime(text string) (time.Time, error) {
+	const wrong = "not an RFC 3339 time, such as 2030-01-31T12:00:00Z"
+	if len(text) > 80 || !rfc3339.MatchString(text) {
+		return time.Time{}, errors.New(wrong)
+	}
+	t, err := time.Parse(time.RFC3339, text)
+	if t = t.UTC(); err != nil || t.IsZero() || t.Year() < 0 || t.Year() > 9999 {
+		return time.Time{}, errors.New(wrong)
+	}
+	return t, nil
+}
+
+// FormatTime is the inverse of ParseTime.
+func FormatTime(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+
+// Check returns why no list can have the header, or nil.
+func (h Header) Check() error {
+	if !h.HasSerial && h.Serial != 0 {
+		return errors.New("a serial although the list has none")
+	}
+	if !h.Expires.IsZero() {
+		if _, err := ParseTime(FormatTime(h.Expires)); err != nil {
+			return fmt.Errorf("the expiry: %w", err)
+		}
+	}
+	return sources.CheckText("", "list name", h.Name)
+}
+
+// Tidy returns a text that is to become a selector behind a prefix without the blanks around
+// it, and what is wrong with it, or nothing. what says what the text is.
+func Tidy(prefix, what string, text []byte) (tidied []byte, problem string) {
+	if isPlain(text) && len(prefix)+len(text) <= sources.MaxSelector { // nearly all are
+		return text, ""
+	}
+	trimmed := sources.TrimBlanks(string(text))
+	if err := sources.CheckText(prefix, what, trimmed); err != nil {
+		return nil, err.Error()
+	}
+	return []byte(trimmed), ""
+}
+
+// isPlain reports whether a text is of visible characters of ASCII.
+func isPlain(text []byte) bool {
+	for _, c := range text {
+		if c <= ' ' || c > '~' {
+			return false
+		}
+	}
+	return true
+}
+
+// TidyLabel does what Tidy does for a label. nth says which label it is of those that one
+// entry gives, from 1.
+func TidyLabel(nth int, label []byte) (tidied []byte, problem string) {
+	if nth > sources.MaxLabels {
+		return nil, fmt.Sprintf("more than %d labels", sources.MaxLabels)
+	}
+	tidied, problem = Tidy(sources.PrefixLabel, "label", label)
+	if problem == "" && len(tidied) == 0 {
+		problem = "an empty label"
+	}
+	return tidied, problem
+}
