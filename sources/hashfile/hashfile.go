@@ -5,8 +5,6 @@ package hashfile
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
@@ -42,15 +40,10 @@ type Source struct {
 
 // New checks the configuration and returns the source. It touches no file.
 func New(cfg Config) (*Source, error) {
-	origin, err := file.New(file.Config{Path: cfg.Path, MaxBytes: cfg.MaxBytes, Every: cfg.PollInterval, Now: cfg.Now})
-	parse := func(data []byte) (*ekhashes.Document, error) {
+	l, origin, err := file.NewList(func(data []byte) (*ekhashes.Document, error) {
 		return ekhashes.Parse(data, ekhashes.Options{AllowEmpty: cfg.AllowEmpty})
-	}
-	l, more := list.New(parse, origin, list.Config{
-		What:  fmt.Sprintf("list %q", cfg.Path),
-		Every: cfg.PollInterval, MaxStaleness: cfg.MaxStaleness, Now: cfg.Now,
-	})
-	if err := errors.Join(err, more); err != nil {
+	}, file.Config{Path: cfg.Path, MaxBytes: cfg.MaxBytes, Every: cfg.PollInterval, Now: cfg.Now}, cfg.MaxStaleness)
+	if err != nil {
 		return nil, err
 	}
 	return &Source{l, origin}, nil

@@ -5,9 +5,7 @@ package httplist
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
@@ -15,34 +13,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/web"
 )
 
-// Config is where the list is. Only URL is required. What its fields mean is said at
-// those of the same name in web.Config, unless it is said here.
-type Config struct {
-	URL                           string
-	CAPath                        string
-	ClientCertPath, ClientKeyPath string
-	BearerTokenPath               string
-	ServerID, Auth                string
-	Identity                      web.IdentityProvider
-	Timeout                       time.Duration
-	MaxBytes                      int64
-
-	// PollInterval is the longest time from one attempt to the next: list.Config.Every.
-	PollInterval time.Duration
-	// MaxStaleness is how long the list serves after the server has last answered 200
-	// or 304: list.Config.MaxStaleness.
-	MaxStaleness time.Duration
-	// CachePath is a file from which the list serves after a restart (list.Cache); no
-	// cache if it is empty.
-	CachePath string
-	// SignatureURL, PublicKeyPath and ListID are all set, or none is. With them, the
-	// list serves only if a key in PublicKeyPath has signed it, decoded, and if it has a
-	// serial, an expiry and the name ListID (list.Signing).
-	SignatureURL, PublicKeyPath, ListID string
-	// Now is the clock for staleness and expiry, and by which the server's certificate
-	// is verified; time.Now if it is nil.
-	Now func() time.Time
-}
+// Config is where the list is. Only URL is required.
+type Config = web.ListConfig
 
 // Source is a list behind a web server. It is safe for concurrent use.
 type Source struct {
@@ -52,47 +24,13 @@ type Source struct {
 // New checks the configuration and returns the source. It reads nothing: the first Load
 // does. The error is of all that is wrong.
 func New(cfg Config) (*Source, error) {
-	origin, err := web.New(web.Config{
-		URL: cfg.URL, SignatureURL: cfg.SignatureURL, CAPath: cfg.CAPath,
-		ClientCertPath: cfg.ClientCertPath, ClientKeyPath: cfg.ClientKeyPath, BearerTokenPath: cfg.BearerTokenPath,
-		ServerID: cfg.ServerID, Auth: cfg.Auth, Identity: cfg.Identity,
-		Timeout: cfg.Timeout, MaxBytes: cfg.MaxBytes, Now: cfg.Now,
-	})
-	keep := list.Config{Every: cfg.PollInterval, MaxStaleness: cfg.MaxStaleness, Now: cfg.Now}
-	signing, badSigning := cfg.signing()
-	keep.Signing = signing
-	if cfg.CachePath != "" {
-		of := []string{cfg.URL}
-		if cfg.ListID != "" {
-			of = append(of, cfg.ListID)
-		}
-		limit, _ := list.LimitOf(cfg.MaxBytes) // web.New has said what is wrong with it
-		keep.Cache = list.NewCache(cfg.CachePath, limit, of...)
-	}
-	l, badTimes := list.New(func(data []byte) (*ekhashes.Document, error) {
+	l, err := web.NewList(func(data []byte) (*ekhashes.Document, error) {
 		return ekhashes.Parse(data, ekhashes.Options{JSON: true})
-	}, origin, keep)
-	if err := errors.Join(err, badSigning, badTimes); err != nil {
+	}, cfg)
+	if err != nil {
 		return nil, err
 	}
 	return &Source{l}, nil
-}
-
-// signing returns whose signature the list needs; nil if it needs none.
-func (c Config) signing() (*list.Signing, error) {
-	if c.SignatureURL == "" && c.PublicKeyPath == "" && c.ListID == "" {
-		return nil, nil //nolint:nilnil // there is none
-	}
-	var errs []error
-	for _, f := range []struct{ field, value string }{
-		{"signature_url", c.SignatureURL}, {"public_key_path", c.PublicKeyPath}, {"list_id", c.ListID},
-	} {
-		if f.value == "" {
-			errs = append(errs, sources.BadField(f.field, "is missing: a signed list needs all three, "+
-				"signature_url, public_key_path and list_id"))
-		}
-	}
-	return &list.Signing{KeyPath: c.PublicKeyPath, Name: c.ListID}, errors.Join(errs...)
 }
 
 // Check implements sources.Source. It looks the EK hash up in memory, and cannot tell if
