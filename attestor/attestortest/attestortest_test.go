@@ -33,7 +33,7 @@ func (f *failure) Skipf(string, ...any)  { f.skipped = true }
 func TestFieldCertificates(t *testing.T) {
 	base := t.TempDir()
 	there := filepath.Join(base, "ek")
-	for _, name := range []string{there, there + "-more", filepath.Join(base, "cases")} {
+	for _, name := range []string{there, there + "-more", filepath.Join(base, "cases"), filepath.Join(base, "eventlog")} {
 		if err := os.Mkdir(name, 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -52,9 +52,10 @@ func TestFieldCertificates(t *testing.T) {
 		t.Setenv("EK_TESTDATA", test.dir)
 		t.Setenv("REQUIRE_EK_TESTDATA", test.require)
 		for name, folder := range map[string]func(attestortest.SkipTB) string{
-			there:                        attestortest.FieldCertificates,
-			there + "-more":              attestortest.MoreFieldCertificates,
-			filepath.Join(base, "cases"): attestortest.FieldCases,
+			there:                           attestortest.FieldCertificates,
+			there + "-more":                 attestortest.MoreFieldCertificates,
+			filepath.Join(base, "cases"):    attestortest.FieldCases,
+			filepath.Join(base, "eventlog"): attestortest.EventLogs,
 		} {
 			var got failure
 			dir := folder(&got)

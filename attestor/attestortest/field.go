@@ -37,6 +37,14 @@ func FieldCases(tb SkipTB) string {
 	return field(tb, func(dir string) string { return filepath.Join(filepath.Dir(dir), "cases") })
 }
 
+// EventLogs returns the folder of event logs of real machines, with the values of their PCRs in
+// pcrs.json: "eventlog", beside the first folder. If it is not there, the same happens as in
+// FieldCertificates.
+func EventLogs(tb SkipTB) string {
+	tb.Helper()
+	return field(tb, func(dir string) string { return filepath.Join(filepath.Dir(dir), "eventlog") })
+}
+
 // field returns one of the folders, by its path relative to the first one.
 func field(tb SkipTB, of func(dir string) string) string {
 	tb.Helper()
@@ -52,8 +60,8 @@ func field(tb SkipTB, of func(dir string) string) string {
 	if os.Getenv("REQUIRE_EK_TESTDATA") != "" {
 		report = tb.Fatalf
 	}
-	report("DID NOT RUN: the real EK certificates are not there: "+
-		"set EK_TESTDATA to the folder that holds them (%v)", err)
+	report("DID NOT RUN: data of real machines are not there: "+
+		"set EK_TESTDATA to the folder of EK certificates that they are beside (%v)", err)
 	return ""
 }
 
