@@ -1,0 +1,254 @@
+package eventlog
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+)
+
+// separator is what firmware measures into PCRs 0 to 7 when it begins to start the system.
+var separator = []byte{0, 0, 0, 0}
+
+// measured is an event of PCR 7, which replays.
+type measured struct {
+	number   int
+	digest   []byte
+	data     []byte    // nil unless they hash to the digest
+	variable *Variable // nil unless the data are one
+}
+
+// measuredBy returns what is verified of an event.
+//
+// Old versions of shim log one byte more than they measure. Without it the data hash to the digest,
+// and nothing else does, so that they are verified as well.
+func (j *judge) measuredBy(e *Event) measured {
+	m := measured{number: e.Number, digest: e.Digest(j.bank.name)}
+	is := func(data []byte) bool { return bytes.Equal(j.hash(data), m.digest) }
+	switch n := len(e.Data); {
+	case is(e.Data):
+		m.data = e.Data
+	case n > 0 && is(e.Data[:n-1]):
+		m.data = e.Data[:n-1]
+	default:
+		return m
+	}
+	if v, err := ParseVariable(m.data); err == nil {
+		m.variable = v
+	}
+	return m
+}
+
+// pcr7 judges what the log says of Secure Boot. All of it needs PCR 7 and its separator: behind that,
+// systems can extend what they like.
+func (j *judge) pcr7() {
+	out := &j.out
+	none := func(why string) {
+		out.NoSecureBoot = why
+		out.DB.Partial, out.DBX.Partial, out.Authorities.Partial = why, why, why
+	}
+	if why := j.noReplay(7); why != "" {
+		none(why)
+		return
+	}
+	var all []measured
+	for _, e := range j.extended(7) {
+		all = append(all, j.measuredBy(e))
+	}
+	end := j.hash(separator)
+	i := slices.IndexFunc(all, func(m measured) bool { return bytes.Equal(m.digest, end) })
+	if i < 0 {
+		none("PCR 7 has no separator")
+		return
+	}
+	before, after := all[:i], all[i+1:]
+	out.SecureBoot, out.NoSecureBoot = j.secureBoot(before, all)
+	out.DB = database(before, "db", x509GUID)
+	out.DBX = database(before, "dbx", sha256GUID)
+	out.Authorities = authorities(after)
+}
+
+// secureBoot returns the state that the variable SecureBoot proves, or why it proves none. before are
+// the events before the separator, all is all of PCR 7.
+func (j *judge) secureBoot(before, all []measured) (state, why string) {
+	m, why := j.secureBootVariable(before)
+	if why != "" {
+		return "", why
+	}
+	value := m.variable.Data
+	switch {
+	case len(value) == 0, len(value) == 1 && value[0] == 0:
+		return "disabled", ""
+	case len(value) != 1 || value[0] != 1:
+		return "", fmt.Sprintf("the variable SecureBoot (event %d) is neither empty nor 0 nor 1", m.number)
+	}
+	if e := j.find(all, j.isDebugMode()); e != 0 {
+		return "", fmt.Sprintf("firmware was in UEFI Debug Mode (event %d)", e)
+	}
+	if e := j.find(all, j.isInsecure()); e != 0 {
+		return "", fmt.Sprintf("shim does not verify what it starts: MokSBState is set (event %d)", e)
+	}
+	return "enabled", ""
+}
+
+// find returns the number of the first event that holds, or 0.
+func (j *judge) find(all []measured, holds func(*measured) bool) int {
+	for i := range all {
+		if holds(&all[i]) {
+			return all[i].number
+		}
+	}
+	return 0
+}
+
+// secureBootVariable returns the only event of the variable SecureBoot. Others count by their name,
+// whatever their GUID, and by the digests of the values that it can have, since their data may be hidden.
+func (j *judge) secureBootVariable(before []measured) (*measured, string) {
+	var hidden [][]byte
+	for _, value := range []string{"", "\x00", "\x01"} {
+		v := Variable{GUID: globalGUID, Name: "SecureBoot", Data: []byte(value)}
+		hidden = append(hidden, j.hash(v.encode()))
+	}
+	var found []*measured
+	for i := range before {
+		m := &before[i]
+		switch {
+		case m.data == nil && contains(hidden, m.digest), m.variable != nil && m.variable.Name == "SecureBoot":
+			found = append(found, m)
+		}
+	}
+	switch {
+	case len(found) == 0:
+		return nil, "PCR 7 has no variable SecureBoot before its separator"
+	case len(found) > 1:
+		return nil, fmt.Sprintf("PCR 7 has more than one variable SecureBoot before its separator (events %d and %d)",
+			found[0].number, found[1].number)
+	}
+	m := found[0]
+	if m.data == nil {
+		return nil, fmt.Sprintf("the data of the variable SecureBoot (event %d) do not hash to its digest", m.number)
+	}
+	if !m.variable.is(globalGUID, "SecureBoot") {
+		return nil, fmt.Sprintf("the variable SecureBoot (event %d) is not the global variable of that name", m.number)
+	}
+	return m, ""
+}
+
+// isDebugMode returns a function that recognises the text UEFI Debug Mode, by its digest.
+func (j *judge) isDebugMode() func(*measured) bool {
+	const text = "UEFI Debug Mode"
+	digests := [][]byte{j.hash([]byte(text)), j.hash([]byte(text + "\x00"))}
+	return func(m *measured) bool { return contains(digests, m.digest) }
+}
+
+// isInsecure returns a function that recognises shim's variable MokSBState with another value than 0:
+// by name if its data are verified, otherwise by digest, with and without the zeros that old versions
+// of shim measure behind a variable.
+func (j *judge) isInsecure() func(*measured) bool {
+	var hidden map[string]bool
+	return func(m *measured) bool {
+		if m.data != nil {
+			v := m.variable
+			return v != nil && v.Name == "MokSBState" && len(bytes.Trim(v.Data, "\x00")) > 0
+		}
+		if hidden == nil { // for no log of ordinary machines
+			hidden = make(map[string]bool)
+			for value := 1; value <= 0xff; value++ {
+				v := Variable{GUID: shimGUID, Name: "MokSBState", Data: []byte{byte(value)}}
+				hidden[string(j.hash(v.encode()))] = true
+				v.Rest = make([]byte, 5)
+				hidden[string(j.hash(v.encode()))] = true
+			}
+		}
+		return hidden[string(m.digest)]
+	}
+}
+
+func contains(digests [][]byte, d []byte) bool {
+	return slices.ContainsFunc(digests, func(o []byte) bool { return bytes.Equal(o, d) })
+}
+
+// database returns what a signature database holds of one kind: of certificates their SHA-256, of
+// SHA-256 digests these themselves. before are the events before the separator. If the database
+// was measured twice it is not known which of the two was used, and the set is empty.
+func database(before []measured, name string, kind GUID) (out Measured) {
+	var found []*measured
+	for i := range before {
+		switch m := &before[i]; {
+		case m.data == nil:
+			out.partial("event %d, before the separator of PCR 7, cannot be verified", m.number)
+		case m.variable != nil && m.variable.is(securityGUID, name):
+			found = append(found, m)
+		}
+	}
+	if len(found) != 1 {
+		out.Partial = fmt.Sprintf("PCR 7 has the variable %s %d times before its separator", name, len(found))
+		return out
+	}
+	m := found[0]
+	entries, err := parseDatabase(m.variable.Data)
+	if err != nil {
+		out.Partial = fmt.Sprintf("the variable %s (event %d): %v", name, m.number, err)
+		return out
+	}
+	others := 0
+	for _, e := range entries {
+		switch {
+		case e.kind != kind, kind == x509GUID && !isCertificate(e.data), kind == sha256GUID && len(e.data) != 32:
+			others++
+		case kind == x509GUID:
+			out.add(certificateHash(e.data))
+		default:
+			out.add(e.data)
+		}
+	}
+	if others > 0 {
+		out.partial("the variable %s (event %d) has %d entries of another kind", name, m.number, others)
+	}
+	out.finish()
+	return out
+}
+
+// authorities returns the certificates that have vouched for images. after are the events behind
+// the separator.
+func authorities(after []measured) (out Measured) {
+	for _, m := range after {
+		switch {
+		case m.data == nil:
+			out.partial("event %d, behind the separator of PCR 7, cannot be verified", m.number)
+		case m.variable == nil:
+			if !isText(m.data) && !bytes.Equal(m.data, separator) {
+				out.partial("event %d, behind the separator of PCR 7, is not a variable", m.number)
+			}
+		case m.variable.isShims():
+		default:
+			der := m.variable.authority()
+			if der == nil {
+				out.partial("event %d, behind the separator of PCR 7, is a variable without a certificate", m.number)
+				continue
+			}
+			out.add(certificateHash(der))
+		}
+	}
+	out.finish()
+	return out
+}
+
+// isShims reports whether v is a variable that shim measures and that is no authority.
+func (v *Variable) isShims() bool {
+	switch v.Name {
+	case "Shim", "SbatLevel", "MokListTrusted", "MokSBState":
+		return v.GUID == shimGUID
+	}
+	return false
+}
+
+// isText reports whether b is printable ASCII, as the texts are that firmware measures. Neither a
+// variable nor a certificate is.
+func isText(b []byte) bool {
+	for _, c := range b {
+		if c < ' ' || c > '~' {
+			return false
+		}
+	}
+	return true
+}
