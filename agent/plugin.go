@@ -137,17 +137,17 @@ type activator struct {
 	attestation *tpm.Attestation
 }
 
-// ActivateCredential implements attestor.Activator.
-func (a *activator) ActivateCredential(credential, secret []byte) ([]byte, error) {
-	var decrypted []byte
+// Activate implements attestor.Activator.
+func (a *activator) Activate(task *attestor.Activation) (*attestor.Activated, error) {
+	done := new(attestor.Activated)
 	err := a.plugin.use(a.ctx, func() (err error) {
-		decrypted, err = a.attestation.Activate(a.ctx, credential, secret)
+		done.Secret, err = a.attestation.Activate(a.ctx, task.Credential, task.Secret)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return decrypted, nil
+	return done, nil
 }
 
 // report logs the EK of this machine, and which certificates in the TPM cannot be used. An

@@ -72,10 +72,13 @@ func (s *ours) challenge(payload []byte) ([]byte, error) {
 	if s.session, err = new(attestor.Verifier).Begin(payload); err != nil {
 		return nil, err
 	}
-	return s.session.Challenge()
+	return s.session.Challenge(attestor.Ask{})
 }
 
-func (s *ours) finish(response []byte) error { return s.session.Finish(response) }
+func (s *ours) finish(response []byte) error {
+	_, err := s.session.Finish(response)
+	return err
+}
 
 // incumbent is a server that knows only the fields of spire-tpm-plugin.
 type incumbent struct {

@@ -21,6 +21,9 @@ type akName []byte
 type attestationKey struct {
 	public crypto.PublicKey
 	name   akName
+
+	scheme     tpm2.TPMAlgID
+	schemeHash tpm2.TPMAlgID
 }
 
 // parseAK checks the parameters of an attestation key. They have to state, in TPM
@@ -57,10 +60,11 @@ func parseAK(p *AKParameters) (*attestationKey, error) {
 	if !bytes.Equal(creation.hash, digest(nameHash, p.CreateData)) {
 		return nil, errors.New("AK.CreateAttestation: it is about creation data other than AK.CreateData")
 	}
-	if err := area.verify(pub, p.CreateAttestation, p.CreateSignature); err != nil {
+	ak := &attestationKey{public: pub, name: name, scheme: area.scheme, schemeHash: area.schemeHash}
+	if err := ak.verify(p.CreateAttestation, p.CreateSignature); err != nil {
 		return nil, fmt.Errorf("AK.CreateSignature: %w", err)
 	}
-	return &attestationKey{public: pub, name: name}, nil
+	return ak, nil
 }
 
 // signingKey returns the key in p. It is an error if p is not an attestation key's.
@@ -139,19 +143,7 @@ type creation struct {
 // readCreation reads the TPMS_ATTEST (part 2, 10.12.12) of a key's creation.
 func readCreation(b []byte) (*creation, error) {
 	r := &reader{b: b}
-	if magic := r.u32(); r.err == nil && magic != uint32(tpm2.TPMGeneratedValue) {
-		return nil, errors.New("it does not begin with TPM_GENERATED_VALUE")
-	}
-	if typ := tpm2.TPMST(r.u16()); r.err == nil && typ != tpm2.TPMSTAttestCreation {
-		return nil, fmt.Errorf("an attestation of the type %#04x: want that of a creation", uint16(typ))
-	}
-	r.sized(maxName)              // qualifiedSigner
-	r.sized(maxName)              // extraData, a TPM2B_DATA
-	r.take(8 + 4 + 4)             // clock, resetCount, restartCount
-	if safe := r.u8(); safe > 1 { // a TPMI_YES_NO
-		r.fail(fmt.Errorf("the clock's safe flag is %d: want 0 or 1", safe))
-	}
-	r.take(8) // firmwareVersion
+	r.attest(tpm2.TPMSTAttestCreation, "a creation")
 	c := &creation{name: r.sized(maxName), hash: r.sized(maxDigest)}
 	if err := r.end(); err != nil {
 		return nil, err
@@ -159,21 +151,44 @@ func readCreation(b []byte) (*creation, error) {
 	return c, nil
 }
 
-// verify checks the TPMT_SIGNATURE (part 2, 11.3.4) sig over msg by the key pub, whose
-// public area is p. The signature must have the key's scheme and hash.
-func (p *publicArea) verify(pub crypto.PublicKey, msg, sig []byte) error {
+// attest reads the part of a TPMS_ATTEST (part 2, 10.12.12) in front of what is attested, and
+// returns its extraData. The attestation must be that of the given type; of names what it attests.
+func (r *reader) attest(want tpm2.TPMST, of string) (extraData []byte) {
+	if magic := r.u32(); r.err == nil && magic != uint32(tpm2.TPMGeneratedValue) {
+		r.fail(errors.New("it does not begin with TPM_GENERATED_VALUE"))
+	}
+	if typ := tpm2.TPMST(r.u16()); r.err == nil && typ != want {
+		r.fail(fmt.Errorf("an attestation of the type %#04x: want that of %s", uint16(typ), of))
+	}
+	r.sized(maxName)              // qualifiedSigner
+	extraData = r.sized(maxName)  // a TPM2B_DATA
+	r.take(8 + 4 + 4)             // clock, resetCount, restartCount
+	if safe := r.u8(); safe > 1 { // a TPMI_YES_NO
+		r.fail(fmt.Errorf("the clock's safe flag is %d: want 0 or 1", safe))
+	}
+	r.take(8) // firmwareVersion
+	return extraData
+}
+
+// errNotSigned means that a signature is well formed and is not the AK's signature of the
+// message.
+var errNotSigned = errors.New("it is not the key's signature of this structure")
+
+// verify checks the TPMT_SIGNATURE (part 2, 11.3.4) sig over msg. The signature must have the
+// key's scheme and hash. The error wraps errNotSigned if the signature is well formed.
+func (k *attestationKey) verify(msg, sig []byte) error {
 	r := &reader{b: sig}
 	scheme, alg := r.alg(), r.alg()
-	if r.err == nil && (scheme != p.scheme || alg != p.schemeHash) {
-		return fmt.Errorf("scheme %#04x with hash %#04x: the key's are %#04x and %#04x",
-			uint16(scheme), uint16(alg), uint16(p.scheme), uint16(p.schemeHash))
+	if r.err == nil && (scheme != k.scheme || alg != k.schemeHash) {
+		return fmt.Errorf("%w: scheme %#04x with hash %#04x, the key's are %#04x and %#04x", errNotSigned,
+			uint16(scheme), uint16(alg), uint16(k.scheme), uint16(k.schemeHash))
 	}
-	hash, err := hashFor(p.schemeHash)
+	hash, err := hashFor(k.schemeHash)
 	if err != nil {
 		return err
 	}
 	valid := false
-	switch pub := pub.(type) {
+	switch pub := k.public.(type) {
 	case *rsa.PublicKey:
 		s := r.sized(maxRSABytes)
 		if err := r.end(); err != nil {
@@ -188,7 +203,7 @@ func (p *publicArea) verify(pub crypto.PublicKey, msg, sig []byte) error {
 		valid = ecdsa.Verify(pub, digest(hash, msg), new(big.Int).SetBytes(rb), new(big.Int).SetBytes(sb))
 	}
 	if !valid {
-		return errors.New("it is not the key's signature of AK.CreateAttestation")
+		return errNotSigned
 	}
 	return nil
 }

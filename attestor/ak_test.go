@@ -368,7 +368,7 @@ func TestAKNamedBySHA512(t *testing.T) {
 				EK: ek, ForgePublic: func(p *tpm2.TPMTPublic) { p.NameAlg = alg },
 			})
 			s := begin(t, tpm)
-			if err := s.Finish(tpm.Answer(t, challenge(t, s))); err != nil {
+			if _, err := s.Finish(tpm.Answer(t, challenge(t, s))); err != nil {
 				t.Errorf("%#04x, %s: %v", uint16(alg), ek, err)
 			}
 		}

@@ -8,6 +8,8 @@
 //	        Prover.Answer   ◀─challenge──   Session.Challenge
 //	                         ──response─▶   Session.Finish
 //
+// A challenge may also ask for a quote of PCRs by the AK, and for the event log.
+//
 // It knows nothing about SPIRE's gRPC, about configuration, or about which TPMs are
 // admitted.
 //
@@ -19,11 +21,17 @@ import "errors"
 
 // Maximum sizes of the messages, in bytes. A longer message is refused before it is
 // read. MaxResponseSize is for a response to a challenge that asks for nothing but
-// the secret.
+// the secret; see Session.MaxResponse for the others.
 const (
 	MaxPayloadSize   = 64 << 10
 	MaxChallengeSize = 64 << 10
 	MaxResponseSize  = 8 << 10
+)
+
+// How much longer a response may be for a quote, and for an event log, in bytes.
+const (
+	responseQuoteSize    = 8 << 10
+	responseEventLogSize = 400 << 10
 )
 
 // ErrChallengeFailed is returned by Session.Finish if the response is well formed but

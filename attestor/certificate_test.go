@@ -207,7 +207,7 @@ func TestEKCertificatesOfTheField(t *testing.T) {
 				if err != nil {
 					t.Fatalf("%s: %v", form, err)
 				}
-				if _, err := s.Challenge(); err != nil {
+				if _, err := s.Challenge(attestor.Ask{}); err != nil {
 					t.Errorf("%s: %v", form, err)
 				}
 			}

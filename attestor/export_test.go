@@ -15,7 +15,34 @@ func ParseEK(text []byte) (*EK, error) { return parseEK(text) }
 func CertificateKey(b []byte) (crypto.PublicKey, error) { return certificateKey(b) }
 
 // DecodeResponse is decodeResponse.
-func DecodeResponse(msg []byte) ([]byte, error) { return decodeResponse(msg, MaxResponseSize) }
+func DecodeResponse(msg []byte, asked Ask) (secret, nonce, eventLog []byte, quote *SignedQuote, err error) {
+	p, err := decodeResponse(msg, &asked)
+	if err != nil {
+		return nil, nil, nil, nil, err
+	}
+	return p.secret, p.nonce, p.eventLog, p.quote, nil
+}
+
+// ReadQuote is readQuote.
+func ReadQuote(b []byte, want tpm2.TPMSPCRSelection) (extraData, pcrDigest []byte, err error) {
+	return readQuote(b, want)
+}
+
+// QualifyingData is qualifyingData.
+func QualifyingData(server, agent []byte) []byte { return qualifyingData(server, agent) }
+
+// Challenged returns a session that waits for a response and has sent this secret and nonce.
+func Challenged(v *Verifier, payload []byte, ask Ask, secret, nonce [32]byte) (*Session, error) {
+	s, err := v.Begin(payload)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.Challenge(ask); err != nil {
+		return nil, err
+	}
+	s.secret, s.nonce = secret, nonce
+	return s, nil
+}
 
 // CheckCreationData is checkCreationData.
 func CheckCreationData(b []byte) error { return checkCreationData(b) }
@@ -56,4 +83,10 @@ func MakeCredential(t KeyType, pub crypto.PublicKey, name, secret []byte) (crede
 		}
 	}
 	return nil, nil, tpm2.ErrUnsupportedType
+}
+
+// Copy returns a session in the same state.
+func (s *Session) Copy() *Session {
+	c := *s
+	return &c
 }

@@ -68,10 +68,10 @@ func FuzzPayload(f *testing.F) {
 		if s.AK() == nil || len(s.Chain()) > 16 || len(msg) > attestor.MaxPayloadSize {
 			t.Fatal("a session that cannot be")
 		}
-		if _, err := s.Challenge(); err != nil {
+		if _, err := s.Challenge(attestor.Ask{}); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Finish(wrongAnswer); err == nil {
+		if _, err := s.Finish(wrongAnswer); err == nil {
 			t.Fatal("zeros are the secret")
 		}
 	})
@@ -234,43 +234,137 @@ func FuzzEKCertificate(f *testing.F) {
 	})
 }
 
-// Any bytes are refused as a challenge, or the TPM gets structures of a bounded size.
+// everything is what an agent can answer.
+var everything = []string{attestor.CanPCRs, attestor.CanEventLog}
+
+// Any bytes are refused as a challenge, or the TPM gets structures of a bounded size and, if it
+// is to quote, a valid request. The agent answers a server of before, which knows no quotes, in
+// the same way whatever it can.
 func FuzzChallenge(f *testing.F) {
 	for _, tpm := range seeds(f) {
 		s := begin(f, tpm)
 		f.Add(challenge(f, s))
 	}
+	quoting := attestortest.New(f, attestortest.Options{EK: attestor.P256, PCRs: somePCRs(), EventLog: []byte("log")})
+	msg, err := begin(f, quoting).Challenge(someAsk())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(msg)
 	f.Fuzz(func(t *testing.T, msg []byte) {
 		var tpm recorder
-		answer, err := attestor.NewProver(attestor.Claim{}, &tpm).Answer(msg)
+		answer, err := attestor.NewProver(attestor.Claim{Can: everything}, &tpm).Answer(msg)
 		if err != nil {
 			return
 		}
-		if len(tpm.credential) == 0 || len(tpm.credential) > 256 || len(tpm.secret) == 0 || len(tpm.secret) > 1024 {
-			t.Fatalf("the TPM gets %d and %d bytes", len(tpm.credential), len(tpm.secret))
+		a := tpm.activation
+		if len(a.Credential) == 0 || len(a.Credential) > 256 || len(a.Secret) == 0 || len(a.Secret) > 1024 {
+			t.Fatalf("the TPM gets %d and %d bytes", len(a.Credential), len(a.Secret))
 		}
-		if secret, err := attestor.DecodeResponse(answer); err != nil || string(secret) != "secret" {
+		if a.Quote == nil && a.EventLog {
+			t.Fatal("a log without a quote")
+		}
+		if a.Quote != nil && (a.Quote.Validate() != nil || len(a.QualifyingData) != 32) {
+			t.Fatalf("the TPM is to quote %v over %d bytes", a.Quote, len(a.QualifyingData))
+		}
+		secret, nonce, _, _, err := attestor.DecodeResponse(answer, attestor.Ask{Quote: a.Quote, EventLog: a.EventLog})
+		if err != nil || string(secret) != "secret" || (nonce != nil) != (a.Quote != nil) {
 			t.Fatalf("the answer is %s, %v", answer, err)
 		}
 	})
 }
 
 // recorder is a TPM that keeps what it got.
-type recorder struct{ credential, secret []byte }
+type recorder struct{ activation attestor.Activation }
 
-func (r *recorder) ActivateCredential(credential, secret []byte) ([]byte, error) {
-	r.credential, r.secret = credential, secret
-	return []byte("secret"), nil
+func (r *recorder) Activate(a *attestor.Activation) (*attestor.Activated, error) {
+	r.activation = *a
+	done := &attestor.Activated{Secret: []byte("secret")}
+	if a.Quote != nil {
+		done.Quote = &attestor.SignedQuote{Attest: []byte{1}, Signature: []byte{1}}
+	}
+	return done, nil
 }
 
-// Any bytes are refused as a response, or hold one secret of a bounded size.
+// Any bytes are refused as a response, or hold one secret of a bounded size, and as much more
+// as was asked for.
 func FuzzResponse(f *testing.F) {
 	f.Add(wrongAnswer)
 	f.Add([]byte(`{"Secret":"\u0041AAA","EventLog":[{"a":null}]}`))
+	f.Add([]byte(`{"Secret":"AAAA","EventLog":"AAAA","Quote":null}`))
 	f.Fuzz(func(t *testing.T, msg []byte) {
-		secret, err := attestor.DecodeResponse(msg)
-		if err == nil && (len(secret) == 0 || len(secret) > 64) {
-			t.Fatalf("a secret of %d bytes", len(secret))
+		for _, ask := range []attestor.Ask{{}, {Quote: someAsk().Quote}, someAsk()} {
+			secret, nonce, log, quote, err := attestor.DecodeResponse(msg, ask)
+			if err != nil {
+				continue
+			}
+			if len(secret) == 0 || len(secret) > 64 {
+				t.Fatalf("a secret of %d bytes", len(secret))
+			}
+			if ask.Quote == nil && (nonce != nil || quote != nil) || !ask.EventLog && log != nil {
+				t.Fatal("it holds what was not asked for")
+			}
+			if len(log) > 300<<10 || quote != nil && len(nonce) != 32 {
+				t.Fatalf("a log of %d bytes and a nonce of %d", len(log), len(nonce))
+			}
 		}
 	})
+}
+
+// Any bytes are refused as a quote, or are the TPMS_ATTEST that go-tpm reads, of exactly the PCRs
+// that were asked for. Any bytes are refused as a response with a quote, or hold exactly the
+// values that the AK has signed.
+func FuzzQuote(f *testing.F) {
+	tpm := attestortest.New(f, attestortest.Options{EK: attestor.P256, PCRs: somePCRs(), EventLog: []byte("log")})
+	ask := someAsk()
+	secret, server, agent := [32]byte{1}, [32]byte{2}, [32]byte{3}
+	waiting, err := attestor.Challenged(new(attestor.Verifier), tpm.Payload(f), ask, secret, server)
+	if err != nil {
+		f.Fatal(err)
+	}
+	q, err := tpm.Quote(ask.Quote, attestor.QualifyingData(server[:], agent[:]))
+	if err != nil {
+		f.Fatal(err)
+	}
+	msg := members{"Secret": secret[:], "Nonce": agent[:], "Quote": q, "EventLog": []byte("log")}.encode(f)
+	f.Add(msg, q.Attest)
+	f.Add(bytes.ReplaceAll(msg, []byte(`"Index":4`), []byte(`"Index":0`)), q.Attest[:len(q.Attest)-1])
+	values := somePCRs()["sha256"]
+	f.Fuzz(func(t *testing.T, msg, b []byte) {
+		checkQuote(t, b, ask.Quote)
+		answer, err := waiting.Copy().Finish(msg)
+		if err != nil {
+			if answer != nil {
+				t.Fatal("an answer with an error")
+			}
+			return
+		}
+		if answer.Quote.Bank != "sha256" || len(answer.Quote.PCRs) != len(ask.Quote.PCRs) {
+			t.Fatalf("a quote of %v", answer.Quote)
+		}
+		for _, pcr := range ask.Quote.PCRs {
+			if !bytes.Equal(answer.Quote.PCRs[pcr], values[pcr]) {
+				t.Fatalf("PCR %d is %x, want %x", pcr, answer.Quote.PCRs[pcr], values[pcr])
+			}
+		}
+	})
+}
+
+func checkQuote(t *testing.T, b []byte, req *attestor.QuoteRequest) {
+	t.Helper()
+	extraData, pcrDigest, err := attestor.ReadQuote(b, req.Selection())
+	if err != nil {
+		return
+	}
+	a, err := tpm2.Unmarshal[tpm2.TPMSAttest](b)
+	if err != nil || !bytes.Equal(tpm2.Marshal(a), b) || !bytes.Equal(a.ExtraData.Buffer, extraData) {
+		t.Fatalf("attestation %x: go-tpm reads another one, %v", b, err)
+	}
+	q, err := a.Attested.Quote()
+	if err != nil || !bytes.Equal(q.PCRDigest.Buffer, pcrDigest) || len(q.PCRSelect.PCRSelections) != 1 {
+		t.Fatalf("attestation %x: go-tpm reads another quote, %v", b, err)
+	}
+	if got := q.PCRSelect.PCRSelections[0]; got.Hash != tpm2.TPMAlgSHA256 || !bytes.Equal(got.PCRSelect, req.Selection().PCRSelect) {
+		t.Fatalf("attestation %x: a quote of %v", b, got)
+	}
 }

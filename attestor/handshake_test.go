@@ -45,11 +45,11 @@ func TestHandshake(t *testing.T) {
 			if got, want := hex.EncodeToString(s.EK().Hash[:]), tpm.EKHash(); got != want || want == "" {
 				t.Errorf("EK hash %q, want %q", got, want)
 			}
-			challenge, err := s.Challenge()
+			challenge, err := s.Challenge(attestor.Ask{})
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := s.Finish(tpm.Answer(t, challenge)); err != nil {
+			if _, err := s.Finish(tpm.Answer(t, challenge)); err != nil {
 				t.Error(err)
 			}
 		})
@@ -73,7 +73,7 @@ func TestHandshakeOfAnother(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				challenge, err := s.Challenge()
+				challenge, err := s.Challenge(attestor.Ask{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -81,7 +81,7 @@ func TestHandshakeOfAnother(t *testing.T) {
 					t.Errorf("the thief answered %s", b)
 				}
 				guess := []byte(`{"Secret":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}`)
-				if err := s.Finish(guess); !errors.Is(err, attestor.ErrChallengeFailed) {
+				if _, err := s.Finish(guess); !errors.Is(err, attestor.ErrChallengeFailed) {
 					t.Errorf("a guess: %v, want ErrChallengeFailed", err)
 				}
 			})

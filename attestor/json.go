@@ -6,13 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// The limits of a message beyond its size. The known members nest two levels deep and
-// hold about ten values; unknown members are skipped. A name costs more than its bytes,
-// since the decoder has to find out whether it is there twice.
+// The limits of a message beyond its size. The known members nest four levels deep; a quote
+// of 24 PCRs has 160 values, and no other message has more. Unknown members are skipped. A
+// name costs more than its bytes, since the decoder has to find out whether it is there twice.
 const (
 	maxDepth  = 16
 	maxTokens = 512
@@ -112,7 +113,7 @@ func (d *decoder) array(name string, limit int, element func() error) error {
 	return err
 }
 
-// value reads a string that is not empty and returns it with its quotes. The result is
+// value reads a string and returns it with its quotes. The result is
 // valid until the next token is read.
 func (d *decoder) value(name string) (jsontext.Value, error) {
 	if d.tokens++; d.tokens > maxTokens {
@@ -128,9 +129,6 @@ func (d *decoder) value(name string) (jsontext.Value, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, syntaxError(err))
 	}
-	if len(v) <= len(`""`) {
-		return nil, fmt.Errorf("%s: it is empty", name)
-	}
 	return v, nil
 }
 
@@ -144,6 +142,9 @@ func (d *decoder) text(name string, limit int) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", name, err)
 	}
+	if len(s) == 0 {
+		return "", fmt.Errorf("%s: it is empty", name)
+	}
 	if len(s) > limit {
 		return "", fmt.Errorf("%s: %d bytes, at most %d are allowed", name, len(s), limit)
 	}
@@ -156,6 +157,16 @@ var strictBase64 = base64.StdEncoding.Strict()
 
 // blob reads base64 (RFC 4648, 4) of 1 to limit bytes.
 func (d *decoder) blob(name string, limit int) ([]byte, error) {
+	b, err := d.maybeBlob(name, limit)
+	if err == nil && len(b) == 0 {
+		return nil, fmt.Errorf("%s: it is empty", name)
+	}
+	return b, err
+}
+
+// maybeBlob reads base64 (RFC 4648, 4) of at most limit bytes. It returns nil if there are
+// none.
+func (d *decoder) maybeBlob(name string, limit int) ([]byte, error) {
 	v, err := d.value(name)
 	if err != nil {
 		return nil, err
@@ -180,6 +191,45 @@ func (d *decoder) blob(name string, limit int) ([]byte, error) {
 	}
 	return b, nil
 }
+
+// exactly reads base64 of exactly size bytes.
+func (d *decoder) exactly(name string, size int) ([]byte, error) {
+	b, err := d.blob(name, size)
+	if err == nil && len(b) != size {
+		return nil, fmt.Errorf("%s: %d bytes: want %d", name, len(b), size)
+	}
+	return b, err
+}
+
+// number reads an integer of 0 to 999, without a fraction or an exponent.
+func (d *decoder) number(name string) (int, error) {
+	tok, err := d.token()
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", name, err)
+	}
+	if tok.Kind() != '0' {
+		return 0, fmt.Errorf("%s: a JSON %s instead of a number", name, tok.Kind())
+	}
+	n, err := strconv.ParseUint(tok.String(), 10, 16)
+	if err != nil || n > 999 {
+		return 0, fmt.Errorf("%s: a number that is no integer of 0 to 999", name)
+	}
+	return int(n), nil
+}
+
+func (d *decoder) boolean(name string) (bool, error) {
+	tok, err := d.token()
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", name, err)
+	}
+	if tok.Kind() != 't' && tok.Kind() != 'f' {
+		return false, fmt.Errorf("%s: a JSON %s instead of true or false", name, tok.Kind())
+	}
+	return tok.Kind() == 't', nil
+}
+
+// null reports whether the next value is null. It reads nothing.
+func (d *decoder) null() bool { return d.dec.PeekKind() == 'n' }
 
 // skip skips one value.
 func (d *decoder) skip() error {

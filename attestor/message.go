@@ -3,8 +3,10 @@ package attestor
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // The limits of the fields of a payload, in bytes, and of its lists.
@@ -21,6 +23,15 @@ const (
 	maxCredentialSize = 256
 	maxSeedSize       = 1 << 10
 	maxSecretSize     = 64
+
+	maxAttestSize    = 1 << 10 // the largest TPMS_ATTEST of a quote and TPMT_SIGNATURE are smaller
+	maxSignatureSize = 1 << 10
+	maxBankSize      = 16
+
+	// A log of this size fills the 400 KiB that a response may be longer for it. Logs
+	// above MaxEventLogSize are handed over: whoever reads logs refuses them, and that is
+	// not the same as a response that is over its limit.
+	maxEventLogField = 300 << 10
 )
 
 // payload is the agent's first message. EK and AK are the members of the protocol's first
@@ -30,7 +41,7 @@ type payload struct {
 	AK       AKParameters // its four members under the names of the fields
 	EKChain  [][]byte     `json:",omitempty"` // DER; the EK certificate too if EK has none
 	EKPublic []byte       `json:",omitempty"` // TPMT_PUBLIC
-	Can      []string     `json:",omitempty"` // what the agent can answer besides Secret
+	Can      []string     `json:",omitempty"` // what the agent can answer besides the secret
 }
 
 // encryptedCredential is the result of TPM2_MakeCredential (part 3, 12.6). Both fields
@@ -40,14 +51,22 @@ type encryptedCredential struct {
 	Secret     []byte // TPM2B_ENCRYPTED_SECRET
 }
 
-// challenge is the server's message.
+// challenge is the server's message. Everything but EC is there only if it asks for more than
+// the secret.
 type challenge struct {
-	EC *encryptedCredential
+	EC       *encryptedCredential
+	Nonce    []byte        `json:",omitempty"` // the server's
+	Quote    *QuoteRequest `json:",omitzero"`
+	EventLog bool          `json:",omitzero"`
 }
 
-// response is the agent's second message.
+// response is the agent's second message. Everything but Secret is there only if the challenge
+// asks for it.
 type response struct {
-	Secret []byte
+	Secret   []byte
+	Nonce    []byte         `json:",omitempty"` // the agent's own
+	Quote    *SignedQuote   `json:",omitzero"`
+	EventLog jsontext.Value `json:",omitzero"` // base64, or null if there is no log
 }
 
 func encode(name string, msg any, limit int) ([]byte, error) {
@@ -136,23 +155,55 @@ func (d *decoder) abilities(name string) ([]string, error) {
 	return can, err
 }
 
-func decodeChallenge(msg []byte) (*encryptedCredential, error) {
-	c := new(encryptedCredential)
-	err := decode(msg, MaxChallengeSize, func(d *decoder, name string) error {
-		if name == "EC" {
-			return d.object(c.decode)
+// decodeChallenge reads a challenge. Members that ask for something the agent cannot answer are
+// skipped, as an agent of the protocol's first version skips all but EC.
+func decodeChallenge(msg []byte, can []string) (*challenge, error) {
+	c := &challenge{EC: new(encryptedCredential)}
+	pcrs := slices.Contains(can, CanPCRs)
+	eventLog := pcrs && slices.Contains(can, CanEventLog)
+	err := decode(msg, MaxChallengeSize, func(d *decoder, name string) (err error) {
+		switch {
+		case name == "EC":
+			return d.object(c.EC.decode)
+		case name == "Nonce" && pcrs:
+			c.Nonce, err = d.exactly(name, nonceSize)
+		case name == "Quote" && pcrs:
+			c.Quote = new(QuoteRequest)
+			err = d.object(c.Quote.decode)
+		case name == "EventLog" && eventLog:
+			c.EventLog, err = d.boolean(name)
+		default:
+			return d.skip()
 		}
-		return d.skip()
+		return err
 	})
-	switch {
-	case err != nil:
+	if err == nil {
+		err = c.check()
+	}
+	if err != nil {
 		return nil, err
-	case c.Credential == nil:
-		return nil, errors.New("no EC.Credential in it")
-	case c.Secret == nil:
-		return nil, errors.New("no EC.Secret in it")
 	}
 	return c, nil
+}
+
+// check checks that a challenge is whole.
+func (c *challenge) check() error {
+	switch {
+	case c.EC.Credential == nil:
+		return errors.New("no EC.Credential in it")
+	case c.EC.Secret == nil:
+		return errors.New("no EC.Secret in it")
+	case c.Quote == nil && c.EventLog:
+		return errors.New("it asks for the event log and for no quote")
+	case c.Quote == nil:
+		return nil
+	case c.Nonce == nil:
+		return errors.New("it asks for a quote without a Nonce")
+	}
+	if err := c.Quote.Validate(); err != nil {
+		return fmt.Errorf("Quote: %w", err)
+	}
+	return nil
 }
 
 func (c *encryptedCredential) decode(d *decoder, name string) (err error) {
@@ -167,20 +218,108 @@ func (c *encryptedCredential) decode(d *decoder, name string) (err error) {
 	return err
 }
 
-func decodeResponse(msg []byte, limit int) ([]byte, error) {
-	var secret []byte
-	err := decode(msg, limit, func(d *decoder, name string) (err error) {
-		if name == "Secret" {
-			secret, err = d.blob(name, maxSecretSize)
+func (q *QuoteRequest) decode(d *decoder, name string) (err error) {
+	switch name {
+	case "Bank":
+		q.Bank, err = d.text("Quote.Bank", maxBankSize)
+	case "PCRs":
+		err = d.array("Quote.PCRs", maxPCRs, func() error {
+			pcr, err := d.number("Quote.PCRs")
+			q.PCRs = append(q.PCRs, pcr)
 			return err
+		})
+	default:
+		err = d.skip()
+	}
+	return err
+}
+
+// reply is a response, decoded.
+type reply struct {
+	secret   []byte
+	nonce    []byte       // nil if it was not asked for
+	quote    *SignedQuote // nil if it was not asked for, and if there is none
+	eventLog []byte       // nil if it was not asked for, and if there is none
+}
+
+// decodeResponse reads the response to a challenge that asks for asked. Members that were not
+// asked for are skipped.
+func decodeResponse(msg []byte, asked *Ask) (*reply, error) {
+	p := new(reply)
+	err := decode(msg, asked.maxResponse(), func(d *decoder, name string) (err error) {
+		switch {
+		case name == "Secret":
+			p.secret, err = d.blob(name, maxSecretSize)
+		case name == "Nonce" && asked.Quote != nil:
+			p.nonce, err = d.exactly(name, nonceSize)
+		case name == "Quote" && asked.Quote != nil && !d.null():
+			p.quote = new(SignedQuote)
+			err = d.object(p.quote.decode)
+		case name == "EventLog" && asked.EventLog && !d.null():
+			p.eventLog, err = d.maybeBlob(name, maxEventLogField)
+		default:
+			err = d.skip()
 		}
-		return d.skip()
+		return err
 	})
+	if err == nil {
+		err = p.check()
+	}
 	if err != nil {
 		return nil, err
 	}
-	if secret == nil {
-		return nil, errors.New("no Secret in it")
+	return p, nil
+}
+
+// check checks that a response is whole.
+func (p *reply) check() error {
+	if p.secret == nil {
+		return errors.New("no Secret in it")
 	}
-	return secret, nil
+	if p.quote == nil {
+		return nil
+	}
+	switch {
+	case p.nonce == nil:
+		return errors.New("a Quote without a Nonce")
+	case p.quote.Attest == nil:
+		return errors.New("no Quote.Attest in it")
+	case p.quote.Signature == nil:
+		return errors.New("no Quote.Signature in it")
+	}
+	return nil
+}
+
+func (q *SignedQuote) decode(d *decoder, name string) (err error) {
+	switch name {
+	case "Attest":
+		q.Attest, err = d.blob("Quote.Attest", maxAttestSize)
+	case "Signature":
+		q.Signature, err = d.blob("Quote.Signature", maxSignatureSize)
+	case "PCRs":
+		err = d.array("Quote.PCRs", maxPCRs, func() error {
+			pcr := PCR{Index: -1}
+			err := d.object(pcr.decode)
+			if err == nil && (pcr.Index < 0 || pcr.Digest == nil) {
+				err = errors.New("Quote.PCRs: an element without Index or Digest")
+			}
+			q.PCRs = append(q.PCRs, pcr)
+			return err
+		})
+	default:
+		err = d.skip()
+	}
+	return err
+}
+
+func (p *PCR) decode(d *decoder, name string) (err error) {
+	switch name {
+	case "Index":
+		p.Index, err = d.number("Quote.PCRs")
+	case "Digest":
+		p.Digest, err = d.blob("Quote.PCRs", maxDigest)
+	default:
+		err = d.skip()
+	}
+	return err
 }

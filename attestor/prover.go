@@ -2,11 +2,15 @@ package attestor
 
 import (
 	"crypto"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/binary"
 	"encoding/pem"
 	"errors"
 	"fmt"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // AKParameters are the public parts of an attestation key as TPM2_Create or
@@ -34,15 +38,37 @@ type Claim struct {
 	Chain [][]byte
 	// AK are the attestation key's parameters.
 	AK AKParameters
+	// Can are the words for what the agent can answer besides the secret: CanPCRs, and
+	// with it CanEventLog.
+	Can []string
 }
 
-// An Activator is a TPM in which an EK and an AK are loaded.
+// An Activator is a TPM in which an EK and an AK are loaded, and the machine it is in.
 type Activator interface {
-	// ActivateCredential answers TPM2_ActivateCredential (TPM 2.0 library
-	// specification, part 3, 12.5): credential is a TPMS_ID_OBJECT and
-	// secret the ciphertext of the seed, both without the size field of
-	// their TPM2B_ forms.
-	ActivateCredential(credential, secret []byte) ([]byte, error)
+	// Activate answers TPM2_ActivateCredential (TPM 2.0 library specification, part 3,
+	// 12.5), and if that has succeeded whatever else the activation asks for.
+	Activate(a *Activation) (*Activated, error)
+}
+
+// Activation is what a challenge asks of a machine. It asks for nothing that the claim's Can
+// does not offer.
+type Activation struct {
+	// Credential is a TPMS_ID_OBJECT and Secret the ciphertext of the seed, both without
+	// the size field of their TPM2B_ forms.
+	Credential, Secret []byte
+	// Quote asks the AK for a quote over QualifyingData, unless it is nil. The request is
+	// valid.
+	Quote          *QuoteRequest
+	QualifyingData []byte
+	// EventLog asks for the event log.
+	EventLog bool
+}
+
+// Activated is the answer to an Activation.
+type Activated struct {
+	Secret   []byte
+	Quote    *SignedQuote // must be there if it was asked for
+	EventLog []byte       // nil if the machine has none, or none that can be read
 }
 
 // Prover is the agent's half. It is used by one goroutine.
@@ -73,7 +99,7 @@ func (p *Prover) Payload() ([]byte, error) {
 			return nil, fmt.Errorf("attestation key: a part of %d bytes: want 1 to %d", len(part), maxAKFieldSize)
 		}
 	}
-	msg := &payload{AK: c.AK, EKChain: c.Chain, EKPublic: c.EKPublic}
+	msg := &payload{AK: c.AK, EKChain: c.Chain, EKPublic: c.EKPublic, Can: c.Can}
 	if err := c.writeEK(msg); err != nil {
 		return nil, err
 	}
@@ -118,26 +144,60 @@ func (p *Prover) Answer(challenge []byte) ([]byte, error) {
 		return nil, errors.New("a challenge has been answered already")
 	}
 	p.answered = true
-	c, err := decodeChallenge(challenge)
+	c, err := decodeChallenge(challenge, p.claim.Can)
 	if err != nil {
 		return nil, fmt.Errorf("challenge: %w", err)
 	}
-	credential, err := withoutSize(c.Credential)
-	if err != nil {
+	task := &Activation{Quote: c.Quote, EventLog: c.EventLog}
+	if task.Credential, err = withoutSize(c.EC.Credential); err != nil {
 		return nil, fmt.Errorf("challenge: EC.Credential: %w", err)
 	}
-	seed, err := withoutSize(c.Secret)
-	if err != nil {
+	if task.Secret, err = withoutSize(c.EC.Secret); err != nil {
 		return nil, fmt.Errorf("challenge: EC.Secret: %w", err)
 	}
-	secret, err := p.tpm.ActivateCredential(credential, seed)
+	msg := new(response)
+	if c.Quote != nil {
+		msg.Nonce = make([]byte, nonceSize)
+		if _, err := rand.Read(msg.Nonce); err != nil {
+			return nil, fmt.Errorf("make a nonce: %w", err)
+		}
+		task.QualifyingData = qualifyingData(c.Nonce, msg.Nonce)
+	}
+	done, err := p.tpm.Activate(task)
 	if err != nil {
-		return nil, fmt.Errorf("activate the credential: %w", err)
+		return nil, err
 	}
-	if len(secret) == 0 || len(secret) > maxSecretSize {
-		return nil, fmt.Errorf("activate the credential: a secret of %d bytes", len(secret))
+	if done == nil {
+		return nil, errors.New("activate the credential: no answer")
 	}
-	return encode("response", &response{Secret: secret}, MaxResponseSize)
+	if err := msg.take(task, done); err != nil {
+		return nil, err
+	}
+	asked := Ask{Quote: c.Quote, EventLog: c.EventLog}
+	return encode("response", msg, asked.maxResponse())
+}
+
+// take takes into a response what the machine has answered to a.
+func (r *response) take(a *Activation, done *Activated) error {
+	if len(done.Secret) == 0 || len(done.Secret) > maxSecretSize {
+		return fmt.Errorf("activate the credential: a secret of %d bytes", len(done.Secret))
+	}
+	r.Secret = done.Secret
+	if a.Quote != nil {
+		if r.Quote = done.Quote; r.Quote == nil {
+			return errors.New("quote the PCRs: no quote")
+		}
+	}
+	if !a.EventLog {
+		return nil
+	}
+	r.EventLog = jsontext.Value("null")
+	if n := len(done.EventLog); n > 0 && n <= MaxEventLogSize {
+		var err error
+		r.EventLog, err = json.Marshal(done.EventLog) // base64
+		return err
+	}
+	return nil
 }
 
 // withoutSize returns the content of a TPM2B structure.

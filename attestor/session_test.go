@@ -24,7 +24,7 @@ func begin(t testing.TB, tpm *attestortest.TPM) *attestor.Session {
 
 func challenge(t testing.TB, s *attestor.Session) []byte {
 	t.Helper()
-	msg, err := s.Challenge()
+	msg, err := s.Challenge(attestor.Ask{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,32 +38,32 @@ func TestSessionOrder(t *testing.T) {
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
 
 	s := begin(t, tpm)
-	if err := s.Finish(wrongAnswer); err == nil || errors.Is(err, attestor.ErrChallengeFailed) {
+	if _, err := s.Finish(wrongAnswer); err == nil || errors.Is(err, attestor.ErrChallengeFailed) {
 		t.Errorf("Finish before Challenge: %v", err)
 	}
 	answer := tpm.Answer(t, challenge(t, s))
-	if msg, err := s.Challenge(); err == nil {
+	if msg, err := s.Challenge(attestor.Ask{}); err == nil {
 		t.Errorf("a second challenge: %s", msg)
 	}
-	if err := s.Finish(answer); err != nil {
+	if _, err := s.Finish(answer); err != nil {
 		t.Errorf("the right answer: %v", err)
 	}
-	if err := s.Finish(answer); err == nil {
+	if _, err := s.Finish(answer); err == nil {
 		t.Error("the right answer is taken twice")
 	}
-	if err := s.Finish(wrongAnswer); err == nil {
+	if _, err := s.Finish(wrongAnswer); err == nil {
 		t.Error("zeros are taken once the secret is wiped")
 	}
-	if msg, err := s.Challenge(); err == nil {
+	if msg, err := s.Challenge(attestor.Ask{}); err == nil {
 		t.Errorf("a challenge after the end: %s", msg)
 	}
 
 	s = begin(t, tpm)
 	answer = tpm.Answer(t, challenge(t, s))
-	if err := s.Finish(wrongAnswer); !errors.Is(err, attestor.ErrChallengeFailed) {
+	if _, err := s.Finish(wrongAnswer); !errors.Is(err, attestor.ErrChallengeFailed) {
 		t.Errorf("a wrong answer: %v, want ErrChallengeFailed", err)
 	}
-	if err := s.Finish(answer); err == nil {
+	if _, err := s.Finish(answer); err == nil {
 		t.Error("the right answer is taken after a wrong one")
 	}
 
@@ -71,10 +71,10 @@ func TestSessionOrder(t *testing.T) {
 	if zero.EK() != nil || zero.AK() != nil || zero.Chain() != nil {
 		t.Error("the zero session knows something")
 	}
-	if _, err := zero.Challenge(); err == nil {
+	if _, err := zero.Challenge(attestor.Ask{}); err == nil {
 		t.Error("the zero session challenges")
 	}
-	if err := zero.Finish(wrongAnswer); err == nil {
+	if _, err := zero.Finish(wrongAnswer); err == nil {
 		t.Error("the zero session admits")
 	}
 }
@@ -86,7 +86,7 @@ func TestAnswerOfAnotherSession(t *testing.T) {
 	one, two := begin(t, tpm), begin(t, tpm)
 	answer := tpm.Answer(t, challenge(t, one))
 	challenge(t, two)
-	if err := two.Finish(answer); !errors.Is(err, attestor.ErrChallengeFailed) {
+	if _, err := two.Finish(answer); !errors.Is(err, attestor.ErrChallengeFailed) {
 		t.Errorf("%v, want ErrChallengeFailed", err)
 	}
 }
@@ -137,7 +137,7 @@ func TestBadResponses(t *testing.T) {
 			t.Parallel()
 			s := begin(t, tpm)
 			challenge(t, s)
-			err := s.Finish([]byte(test.msg))
+			_, err := s.Finish([]byte(test.msg))
 			if err == nil {
 				t.Fatal("it is taken")
 			}

@@ -6,6 +6,7 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Verifier is the server's half of the handshake. The zero value is ready to use. It is
@@ -46,7 +47,8 @@ func (v *Verifier) Begin(payload []byte) (*Session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("payload: %w", err)
 	}
-	return &Session{ek: ek, template: tmpl, chain: p.EKChain, ak: ak}, nil
+	can := slices.DeleteFunc(p.Can, func(what string) bool { return what != CanPCRs && what != CanEventLog })
+	return &Session{ek: ek, template: tmpl, chain: p.EKChain, ak: ak, can: slices.Clip(can)}, nil
 }
 
 // CheckEK reports whether v accepts an endorsement key that another Verifier has
@@ -75,9 +77,41 @@ type Session struct {
 	template *template
 	chain    [][]byte
 	ak       *attestationKey
+	can      []string // CanPCRs, CanEventLog
 
 	state  sessionState
 	secret [32]byte
+	nonce  [nonceSize]byte
+	asked  Ask
+}
+
+// Ask is what a challenge asks for besides the secret.
+type Ask struct {
+	Quote    *QuoteRequest // nil: no quote
+	EventLog bool          // the event log, which is only asked for together with a quote
+}
+
+// maxResponse returns the size of the largest response, in bytes.
+func (a *Ask) maxResponse() int {
+	size := MaxResponseSize
+	if a.Quote != nil {
+		size += responseQuoteSize
+	}
+	if a.EventLog {
+		size += responseEventLogSize
+	}
+	return size
+}
+
+// Answer is what a response holds besides the secret.
+type Answer struct {
+	// Quote is verified: the AK has quoted exactly the PCRs that were asked for, in this
+	// session. It is nil if no quote was asked for.
+	Quote *Quote
+	// EventLog is what the agent sent, and nothing about it is verified. It is nil if no
+	// log was asked for, or the agent has none. It may be somewhat longer than
+	// MaxEventLogSize, and then it must not be read.
+	EventLog []byte
 }
 
 type sessionState int
@@ -108,9 +142,13 @@ func (s *Session) AK() crypto.PublicKey {
 	return s.ak.public
 }
 
-// Challenge returns the challenge message. It must be called once. An error is not the
-// payload's fault: whatever Begin accepts can be challenged.
-func (s *Session) Challenge() ([]byte, error) {
+// Can reports whether the agent says that it can answer what: CanPCRs or CanEventLog.
+func (s *Session) Can(what string) bool { return slices.Contains(s.can, what) }
+
+// Challenge returns the challenge message. It must be called once. It asks for what ask says,
+// except for what the agent cannot answer. An error is not the payload's fault: whatever Begin
+// accepts can be challenged.
+func (s *Session) Challenge(ask Ask) ([]byte, error) {
 	if s.ak == nil {
 		return nil, errors.New("the session has not begun")
 	}
@@ -120,41 +158,73 @@ func (s *Session) Challenge() ([]byte, error) {
 	s.state = challenged
 	// An agent may take its time to answer: nothing is kept that only sources need.
 	s.ek, s.chain = &EK{Public: s.ek.Public, Hash: s.ek.Hash}, nil
-	if _, err := rand.Read(s.secret[:]); err != nil {
-		return nil, fmt.Errorf("make a secret: %w", err)
-	}
-	ec, err := makeCredential(s.template, s.ek.Public, s.ak.name, s.secret[:])
+	msg, err := s.newChallenge(ask)
 	if err != nil {
 		s.end()
 		return nil, err
 	}
-	return encode("challenge", &challenge{EC: ec}, MaxChallengeSize)
+	return encode("challenge", msg, MaxChallengeSize)
 }
 
-// Finish checks the response to the challenge. It must be called once and ends the
-// session. The error is, or wraps, ErrChallengeFailed if the response is well formed
-// but wrong.
-func (s *Session) Finish(response []byte) error {
+func (s *Session) newChallenge(ask Ask) (*challenge, error) {
+	msg := new(challenge)
+	if q := ask.Quote; q != nil {
+		if err := q.Validate(); err != nil {
+			return nil, fmt.Errorf("ask for a quote: %w", err)
+		}
+		if s.Can(CanPCRs) {
+			s.asked = Ask{
+				Quote:    &QuoteRequest{Bank: q.Bank, PCRs: slices.Clone(q.PCRs)},
+				EventLog: ask.EventLog && s.Can(CanEventLog),
+			}
+			if _, err := rand.Read(s.nonce[:]); err != nil {
+				return nil, fmt.Errorf("make a nonce: %w", err)
+			}
+			msg.Nonce, msg.Quote, msg.EventLog = s.nonce[:], s.asked.Quote, s.asked.EventLog
+		}
+	}
+	if _, err := rand.Read(s.secret[:]); err != nil {
+		return nil, fmt.Errorf("make a secret: %w", err)
+	}
+	var err error
+	msg.EC, err = makeCredential(s.template, s.ek.Public, s.ak.name, s.secret[:])
+	return msg, err
+}
+
+// Finish checks the response to the challenge, and returns what else it holds. It must be
+// called once and ends the session. The error is, or wraps, ErrChallengeFailed if the response
+// is well formed and its secret is wrong, and ErrQuoteFailed if the secret is right and the
+// quote is missing or wrong.
+func (s *Session) Finish(response []byte) (*Answer, error) {
 	if s.state != challenged {
-		return errors.New("the session is not waiting for a response")
+		return nil, errors.New("the session is not waiting for a response")
 	}
 	defer s.end()
-	secret, err := decodeResponse(response, s.MaxResponse())
+	reply, err := decodeResponse(response, &s.asked)
 	if err != nil {
-		return fmt.Errorf("response: %w", err)
+		return nil, fmt.Errorf("response: %w", err)
 	}
-	if subtle.ConstantTimeCompare(secret, s.secret[:]) != 1 {
-		return ErrChallengeFailed
+	if subtle.ConstantTimeCompare(reply.secret, s.secret[:]) != 1 {
+		return nil, ErrChallengeFailed
 	}
-	return nil
+	answer := &Answer{EventLog: reply.eventLog}
+	if s.asked.Quote != nil {
+		data := qualifyingData(s.nonce[:], reply.nonce)
+		if answer.Quote, err = s.ak.checkQuote(reply.quote, s.asked.Quote, data); err != nil {
+			return nil, fmt.Errorf("response: %w", err)
+		}
+	}
+	return answer, nil
 }
 
-// MaxResponse returns the size of the largest response that Finish reads, by what the
-// challenge has asked for.
-func (s *Session) MaxResponse() int { return MaxResponseSize }
+// MaxResponse returns the size of the largest response that Finish reads, in bytes: 8 KiB, and
+// as much more as the challenge has asked for, which is 8 KiB for a quote and 400 KiB for an
+// event log.
+func (s *Session) MaxResponse() int { return s.asked.maxResponse() }
 
 // end makes the secret unusable.
 func (s *Session) end() {
 	s.state = finished
 	clear(s.secret[:])
+	clear(s.nonce[:])
 }

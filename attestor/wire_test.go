@@ -61,7 +61,7 @@ func firstAK(c attestor.Claim) *attest.AttestationParameters {
 
 // activate does what an agent of the first version does with a challenge: it removes the
 // size fields and gives the rest to the TPM.
-func activate(t testing.TB, tpm attestor.Activator, msg []byte) []byte {
+func activate(t testing.TB, tpm *attestortest.TPM, msg []byte) []byte {
 	t.Helper()
 	var challenge firstChallenge
 	if err := json.Unmarshal(msg, &challenge); err != nil {
@@ -116,11 +116,11 @@ func TestAgentOfTheFirstVersion(t *testing.T) {
 				if got, want := s.EK().Certificate != nil, strings.Contains(form, "certificate"); got != want {
 					t.Errorf("a certificate: %t, want %t", got, want)
 				}
-				challenge, err := s.Challenge()
+				challenge, err := s.Challenge(attestor.Ask{})
 				if err != nil {
 					t.Fatal(err)
 				}
-				if err := s.Finish(activate(t, tpm, challenge)); err != nil {
+				if _, err := s.Finish(activate(t, tpm, challenge)); err != nil {
 					t.Error(err)
 				}
 			})
@@ -243,14 +243,14 @@ func TestUnknownFields(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	msg, err := s.Challenge()
+	msg, err := s.Challenge(attestor.Ask{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	challenge := strings.Replace(string(msg), `"EC":{`, `"EC":{"New":{"a":0},`, 1)
 	challenge = `{"Nonce":"AAAA","Quote":{},` + challenge[1:]
 	answer := string(tpm.Answer(t, []byte(challenge)))
-	if err := s.Finish([]byte(`{"EventLog":["` + strings.Repeat("A", 4<<10) + `"],` + answer[1:])); err != nil {
+	if _, err := s.Finish([]byte(`{"EventLog":["` + strings.Repeat("A", 4<<10) + `"],` + answer[1:])); err != nil {
 		t.Error(err)
 	}
 }
@@ -338,15 +338,17 @@ func TestBadChallenges(t *testing.T) {
 // unreached is a TPM that is not to be asked.
 type unreached struct{ t *testing.T }
 
-func (u unreached) ActivateCredential(_, _ []byte) ([]byte, error) {
+func (u unreached) Activate(*attestor.Activation) (*attestor.Activated, error) {
 	u.t.Error("the TPM was asked")
-	return []byte("secret"), nil
+	return &attestor.Activated{Secret: []byte("secret")}, nil
 }
 
 // answerer is a TPM that answers as it is told.
 type answerer struct{ secret []byte }
 
-func (a answerer) ActivateCredential(_, _ []byte) ([]byte, error) { return a.secret, nil }
+func (a answerer) Activate(*attestor.Activation) (*attestor.Activated, error) {
+	return &attestor.Activated{Secret: a.secret}, nil
+}
 
 // A second challenge is not answered: an agent must not be an oracle.
 func TestProverAnswersOnce(t *testing.T) {

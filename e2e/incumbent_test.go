@@ -10,7 +10,6 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
@@ -76,7 +75,7 @@ func TestIncumbentAgentAttests(t *testing.T) {
 }
 
 // incumbentAnswer returns a function that answers a challenge like spire-tpm-plugin's agent.
-func incumbentAnswer(tpm attestor.Activator) func([]byte) ([]byte, error) {
+func incumbentAnswer(tpm *attestortest.TPM) func([]byte) ([]byte, error) {
 	return func(b []byte) ([]byte, error) {
 		var challenge incumbentChallenge
 		if err := json.Unmarshal(b, &challenge); err != nil {

@@ -162,7 +162,7 @@ func (a *attestation) begin(first *incoming) (*attestor.Session, *failure) {
 
 // challenge has the machine prove that the AK is in the same TPM as the EK.
 func (a *attestation) challenge(ctx context.Context, session *attestor.Session) *failure {
-	challenge, err := session.Challenge()
+	challenge, err := session.Challenge(attestor.Ask{})
 	if err != nil {
 		return &failure{
 			outcome: outcomeInternal, code: codes.Internal,
@@ -184,7 +184,7 @@ func (a *attestation) challenge(ctx context.Context, session *attestor.Session) 
 	if !ok {
 		return malformed("the second message is not a response to the challenge")
 	}
-	switch err := session.Finish(message.ChallengeResponse); {
+	switch _, err := session.Finish(message.ChallengeResponse); {
 	case errors.Is(err, attestor.ErrChallengeFailed):
 		return &failure{
 			outcome: outcomeChallengeFailed, code: codes.PermissionDenied,

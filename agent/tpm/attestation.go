@@ -121,7 +121,7 @@ func (a *Attestation) describe(inv *inventory, ak *attestor.AKParameters) {
 }
 
 // Activate runs TPM2_ActivateCredential and returns the secret that the server has
-// encrypted; see attestor.Activator for the parameters. It connects to the TPM again and
+// encrypted; see attestor.Activation for the parameters. It connects to the TPM again and
 // leaves nothing in it. If ctx ends, Activate waits for the command under way, flushes
 // its keys, and returns the cause of ctx.
 func (a *Attestation) Activate(ctx context.Context, credential, secret []byte) (_ []byte, err error) {

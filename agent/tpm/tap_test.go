@@ -118,7 +118,7 @@ func finish(a *Attestation) (*attestor.EK, error) {
 		return nil, fmt.Errorf("server: %w", err)
 	}
 	ek := *session.EK() // with the certificate, which Challenge drops
-	challenge, err := session.Challenge()
+	challenge, err := session.Challenge(attestor.Ask{})
 	if err != nil {
 		return nil, fmt.Errorf("server: %w", err)
 	}
@@ -126,14 +126,16 @@ func finish(a *Attestation) (*attestor.EK, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &ek, session.Finish(response)
+	_, err = session.Finish(response)
+	return &ek, err
 }
 
 // activator is an attestation that nobody cancels.
 type activator struct{ *Attestation }
 
-func (a activator) ActivateCredential(credential, secret []byte) ([]byte, error) {
-	return a.Activate(context.Background(), credential, secret)
+func (a activator) Activate(task *attestor.Activation) (*attestor.Activated, error) {
+	secret, err := a.Attestation.Activate(context.Background(), task.Credential, task.Secret)
+	return &attestor.Activated{Secret: secret}, err
 }
 
 // direct runs f with a connection that no tap sees.

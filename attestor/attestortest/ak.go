@@ -42,7 +42,7 @@ func (t *TPM) createAK(o Options) error {
 		o.ForgeAttest(&attest)
 	}
 	ak.CreateAttestation = tpm2.Marshal(&attest)
-	t.akName = name.Buffer
+	t.ak, t.akName = key, name.Buffer
 	ak.CreateSignature, err = sign(key, o.PSS, ak.CreateAttestation)
 	return err
 }

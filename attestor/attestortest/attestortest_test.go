@@ -88,11 +88,11 @@ func TestTPM(t *testing.T) {
 		if hex.EncodeToString(s.EK().Hash[:]) != tpm.EKHash() {
 			t.Errorf("%+v: the hash %x, want %s", o, s.EK().Hash, tpm.EKHash())
 		}
-		challenge, err := s.Challenge()
+		challenge, err := s.Challenge(attestor.Ask{})
 		if err != nil {
 			t.Fatalf("%+v: %v", o, err)
 		}
-		if err := s.Finish(tpm.Answer(t, challenge)); err != nil {
+		if _, err := s.Finish(tpm.Answer(t, challenge)); err != nil {
 			t.Errorf("%+v: %v", o, err)
 		}
 		if pub, ok := tpm.EKPrivate().Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(s.EK().Public) {

@@ -1,6 +1,7 @@
 package attestortest
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/aes"
 	"crypto/cipher"
@@ -12,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -38,11 +40,20 @@ type Options struct {
 	// Certificate says how the EK certificate is made.
 	Certificate Certificate
 
+	// PCRs makes the agent offer quotes, unless it is nil. The banks are "sha256" and
+	// "sha384", and it holds the values of those PCRs that are not zero, by bank and index.
+	PCRs map[string]map[int][]byte
+	// EventLog makes the agent offer the event log, unless it is nil. If it is empty, the
+	// machine has none.
+	EventLog []byte
+
 	// The lies of the TPM. Each function changes a structure of the AK before it is
 	// named, digested and signed, so that everything else stays consistent.
 	ForgePublic   func(*tpm2.TPMTPublic)
 	ForgeCreation func(*tpm2.TPMSCreationData)
 	ForgeAttest   func(*tpm2.TPMSAttest)
+	// ForgeQuote changes a quote before it is signed.
+	ForgeQuote func(*tpm2.TPMSAttest)
 }
 
 // TPM is a TPM in software in which an EK and an AK are loaded. It is safe for
@@ -50,8 +61,10 @@ type Options struct {
 type TPM struct {
 	ek       privateKey
 	ekPublic tpm2.TPMTPublic
+	ak       privateKey
 	akName   []byte
 	claim    attestor.Claim
+	options  Options
 }
 
 var _ attestor.Activator = (*TPM)(nil)
@@ -79,6 +92,7 @@ func (t *TPM) Claim() attestor.Claim {
 	} {
 		*b = append([]byte(nil), *b...)
 	}
+	c.Can = slices.Clone(c.Can)
 	return c
 }
 
@@ -125,7 +139,7 @@ func newTPM(o Options) (*TPM, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &TPM{ek: ek}
+	t := &TPM{ek: ek, options: o}
 	found := false
 	for _, tmpl := range attestor.EKTemplates() {
 		if tmpl.KeyType == o.EK && (!found || o.HighRange) {
@@ -135,10 +149,34 @@ func newTPM(o Options) (*TPM, error) {
 	t.ekPublic.Unique = uniqueOf(ek.Public())
 	t.claim.EK = ek.Public()
 	t.claim.EKPublic = tpm2.Marshal(&t.ekPublic)
+	if o.PCRs != nil {
+		t.claim.Can = append(t.claim.Can, attestor.CanPCRs)
+	}
+	if o.EventLog != nil {
+		t.claim.Can = append(t.claim.Can, attestor.CanEventLog)
+	}
 	if err := t.createAK(o); err != nil {
 		return nil, err
 	}
 	return t, nil
+}
+
+// Activate implements attestor.Activator.
+func (t *TPM) Activate(a *attestor.Activation) (*attestor.Activated, error) {
+	secret, err := t.ActivateCredential(a.Credential, a.Secret)
+	if err != nil {
+		return nil, err
+	}
+	done := &attestor.Activated{Secret: secret}
+	if a.Quote != nil {
+		if done.Quote, err = t.Quote(a.Quote, a.QualifyingData); err != nil {
+			return nil, err
+		}
+	}
+	if a.EventLog {
+		done.EventLog = bytes.Clone(t.options.EventLog)
+	}
+	return done, nil
 }
 
 // ActivateCredential is TPM2_ActivateCredential (TPM 2.0 library specification,
