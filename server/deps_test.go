@@ -81,7 +81,7 @@ var arrows = []arrow{
 			under(dep, module+"/sources/certs/fetch") || under(dep, module+"/sources/boltfile"))
 	}},
 	{"a list knows neither its documents nor its origins, and they do not know each other", func(name, dep string) bool {
-		parts := []string{"ekhashes", "file", "web"}
+		parts := []string{"bootprofiles", "ekhashes", "file", "web"}
 		for _, part := range parts {
 			if dep == module+"/sources/list/"+part &&
 				(name == "sources/list" || strings.HasPrefix(name, "sources/list/")) {

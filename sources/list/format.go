@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -144,4 +145,13 @@ func TidyLabel(nth int, label []byte) (tidied []byte, problem string) {
 		problem = "an empty label"
 	}
 	return tidied, problem
+}
+
+// ParseNumber reads a whole number of up to 64 bits.
+func ParseNumber(text []byte) (uint64, error) {
+	n, err := strconv.ParseUint(string(text[:min(len(text), 32)]), 10, 64)
+	if err != nil {
+		return 0, errors.New("something other than a whole number from 0 to 18446744073709551615")
+	}
+	return n, nil
 }

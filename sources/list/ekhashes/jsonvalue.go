@@ -7,7 +7,6 @@ import (
 	"hash/maphash"
 	"io"
 	"slices"
-	"strconv"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -194,9 +193,9 @@ func (p *jsonParser) number() (uint64, error) {
 		return 0, p.readError(err)
 	}
 	p.read(len(raw))
-	n, err := strconv.ParseUint(string(raw[:min(len(raw), 32)]), 10, 64)
+	n, err := list.ParseNumber(raw)
 	if err != nil {
-		return 0, p.fail("something other than a whole number from 0 to 18446744073709551615")
+		return 0, p.fail(err.Error())
 	}
 	return n, nil
 }
