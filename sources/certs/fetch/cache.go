@@ -37,7 +37,8 @@ var errUnread = fmt.Errorf("another process has the cache locked, and what was f
 // Load reads the cache into memory. An error says why the file was not used, or
 // which part of it was left out: what is in memory, and what is fetched from now
 // on, serves nevertheless. No file yet is no error. Call it once, before the first
-// answer. It is CacheError until the file was written.
+// request: what a request replaces was compared with memory alone. The error is CacheError until
+// the file was written.
 //
 // If another process has the file locked for longer than Load waits, or ctx ends, it
 // is not known what the file holds. Get asks nobody then, since an older CRL could

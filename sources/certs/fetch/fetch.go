@@ -221,16 +221,10 @@ func (f *Fetcher) Host(kind Kind, url string) string {
 // used yet, and counts the object as not kept if parse refuses it.
 func (f *Fetcher) Cached(kind Kind, url string, parse Parse) (o *Object, known bool, err error) {
 	n := name{kind, url}
+	f.parseKept(n, parse)
 	f.mu.Lock()
-	found := f.find(n)
-	f.mu.Unlock()
-	if found.object != nil && !found.object.parsed {
-		found = f.parseKept(n, found, parse)
-	}
-	if found.object == nil {
-		return nil, found.known, found.why
-	}
-	return found.tell(), found.known, nil
+	defer f.mu.Unlock()
+	return f.find(n)
 }
 
 // A KeptObject is an object with the URL where it was.

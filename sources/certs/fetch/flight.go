@@ -87,7 +87,7 @@ func (f *Fetcher) join(n name, t target, parse Parse) (fl *flight, settled bool,
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	fl = f.flights[n]
-	if found := f.find(n); fl == nil && found.known && (found.object == nil || found.object.parsed) {
+	if _, known, _ := f.find(n); fl == nil && known {
 		return nil, true, nil
 	}
 	flights, waiting, late := f.underWay(t.host())
@@ -194,12 +194,12 @@ func (f *Fetcher) endDeserted(fl *flight) {
 func (f *Fetcher) fly(ctx context.Context, fl *flight, t target, parse Parse) {
 	k, err := f.fetch(ctx, fl, t, parse)
 	if err == nil {
-		err = f.replace(fl.name, k, parse)
+		err = f.replace(fl.name, k)
 	}
 	var object *Object
 	switch {
 	case err == nil:
-		object = finding{object: k}.tell()
+		object = k.as(nil)
 	case ctx.Err() != nil: // it was ended, which says nothing of the server
 		err = errClosed
 	default:
@@ -250,18 +250,12 @@ func (f *Fetcher) fetch(ctx context.Context, fl *flight, t target, parse Parse) 
 }
 
 // replace keeps what was fetched, in place of what is kept so far. It is an error,
-// and that stays, if Successor says so.
-func (f *Fetcher) replace(n name, k *kept, parse Parse) error {
+// and that stays, if Successor says so. What is kept was parsed before anybody was asked, and
+// nothing comes from the disk meanwhile: see Load.
+func (f *Fetcher) replace(n name, k *kept) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	held := f.objects.peek(n)
-	for held != nil && !held.parsed { // it has come from the disk
-		f.mu.Unlock()
-		f.parseKept(n, finding{object: held}, parse)
-		f.mu.Lock()
-		held = f.objects.peek(n)
-	}
-	if held != nil {
+	if held := f.objects.get(n); held != nil {
 		if err := succeed(k.value, held.value); err != nil {
 			return badAnswer("the answer: %v", err)
 		}

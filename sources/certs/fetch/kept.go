@@ -77,7 +77,7 @@ type kept struct {
 	proven bool
 }
 
-// failure is that there was none. It is never changed, only replaced.
+// failure is why there was none, as an error. It is never changed, only replaced.
 type failure struct {
 	problem   string
 	notFound  bool
@@ -125,20 +125,12 @@ func (fl *failure) counts(now time.Time) bool { return !fl.at.After(now.Add(cloc
 // holds reports whether nobody is asked again yet.
 func (fl *failure) holds(now time.Time) bool { return fl.counts(now) && now.Before(fl.until) }
 
-// A failedError is a failure as it is told.
-type failedError struct {
-	problem          string
-	notFound, silent bool
-}
-
-func (e *failedError) Error() string { return e.problem }
+func (fl *failure) Error() string { return fl.problem }
 
 // Is reports what the failure is besides its text.
-func (e *failedError) Is(target error) bool {
-	return target == ErrNotFound && e.notFound || target == ErrSilent && e.silent
+func (fl *failure) Is(target error) bool {
+	return target == ErrNotFound && fl.notFound || target == ErrSilent && fl.silent
 }
-
-func (fl *failure) err() error { return &failedError{fl.problem, fl.notFound, fl.silent} }
 
 // untilOf returns until when an answer is kept that was fetched at some time.
 func untilOf(fetched, wanted time.Time) time.Time {
@@ -153,97 +145,83 @@ func untilOf(fetched, wanted time.Time) time.Time {
 	return wanted
 }
 
-// A finding is what is kept by a name at some time.
-type finding struct {
-	object *kept
-	// why is why there is nothing, or nothing newer.
-	why error
-	// known is whether nobody need be asked.
-	known bool
+// as returns the object for the caller. stale is why there is nothing newer.
+func (k *kept) as(stale error) *Object {
+	return &Object{Value: k.value, Body: k.body, Fetched: k.fetched, Until: k.until, Stale: stale}
 }
 
-// tell returns the object for the caller.
-func (f finding) tell() *Object {
-	k := f.object
-	return &Object{Value: k.value, Body: k.body, Fetched: k.fetched, Until: k.until, Stale: f.why}
-}
-
-// find returns what is kept. The caller holds f.mu.
-func (f *Fetcher) find(n name) finding {
+// find returns what Cached does; it passes over what parseKept has not parsed. The caller
+// holds f.mu.
+func (f *Fetcher) find(n name) (o *Object, known bool, err error) {
 	now := f.now()
-	object := f.old(n)
-	if object != nil && now.Before(object.until) && !object.fetched.After(now.Add(clockSlack)) {
-		return finding{object: object, known: true}
+	k := f.old(n)
+	if k != nil && now.Before(k.until) && !k.fetched.After(now.Add(clockSlack)) {
+		return k.as(nil), true, nil
 	}
 	fl, failed := f.failures.Get(n)
+	failed = failed && fl.holds(now)
 	request := f.flights[n]
 	switch {
-	case failed && fl.holds(now):
-		return finding{object: object, why: fl.err(), known: true}
-	case object == nil:
-		return finding{}
+	case failed && k == nil:
+		return nil, true, fl
+	case failed:
+		return k.as(fl), true, nil
+	case k == nil:
+		return nil, false, nil
 	case request != nil && f.silent(request):
-		return finding{object: object, why: ErrSilent}
+		return k.as(ErrSilent), false, nil
 	}
-	return finding{object: object, why: ErrNotAsked}
+	return k.as(ErrNotAsked), false, nil
 }
 
-// old returns the object that is kept, though its time may be over; nil if it is over
-// for too long. A CRL is kept at any age and by any clock: what it lists stays revoked,
-// and whoever sets the clock must not bring that back. The caller holds f.mu.
+// old returns the object that is kept and was parsed, though its time may be over; nil if it
+// is over for too long. A CRL is kept at any age and by any clock: what it lists stays
+// revoked, and whoever sets the clock must not bring that back. The caller holds f.mu.
 func (f *Fetcher) old(n name) *kept {
-	object := f.objects.get(n)
-	if object == nil || n.kind.base() != CRL && f.now().After(object.until.Add(maxStaleAge)) {
+	k := f.objects.get(n)
+	if k == nil || !k.parsed || n.kind.base() != CRL && f.now().After(k.until.Add(maxStaleAge)) {
 		return nil
 	}
-	return object
+	return k
 }
 
 // instead returns the object that is kept although its time may be over, with why there is
 // nothing newer; if there is none, why is the error.
 func (f *Fetcher) instead(n name, why error, parse Parse) (*Object, error) {
+	f.parseKept(n, parse)
 	f.mu.Lock()
-	found := finding{object: f.old(n), why: why, known: true}
-	f.mu.Unlock()
-	if found.object != nil && !found.object.parsed {
-		found = f.parseKept(n, found, parse)
+	defer f.mu.Unlock()
+	if k := f.old(n); k != nil {
+		return k.as(why), nil
 	}
-	if found.object == nil {
-		return nil, why
-	}
-	return found.tell(), nil
+	return nil, why
 }
 
-// parseKept makes a value of a body that has come from the disk.
-func (f *Fetcher) parseKept(n name, found finding, parse Parse) finding {
-	from := found.object
+// parseKept parses what is kept, if it has come from the disk and was not used yet. What
+// parse refuses is not kept any more.
+func (f *Fetcher) parseKept(n name, parse Parse) {
+	f.mu.Lock()
+	from := f.objects.get(n)
+	f.mu.Unlock()
+	if from == nil || from.parsed {
+		return
+	}
 	value, until, err := guarded(parse, from.body)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	current := f.objects.get(n)
-	if err != nil {
-		if current == from {
-			f.objects.drop(n)
-			f.touch()
+	switch {
+	case f.objects.get(n) != from: // somebody else was faster
+	case err != nil:
+		f.objects.drop(n)
+		f.touch()
+	default:
+		next := *from
+		next.value, next.parsed = value, true
+		if until = untilOf(next.fetched, until); until.Before(next.until) {
+			next.until = until
 		}
-		if found.why == nil || !found.known {
-			return finding{}
-		}
-		return finding{why: found.why, known: true}
-	}
-	next := *from
-	next.value, next.parsed = value, true
-	if until = untilOf(next.fetched, until); until.Before(next.until) {
-		next.until = until
-	}
-	if current == from {
 		f.objects.put(n, &next)
 	}
-	found.object = &next
-	if found.why == nil && !f.now().Before(next.until) {
-		found.why, found.known = ErrNotAsked, false // its time is over by what parse says of it
-	}
-	return found
 }
 
 // fail remembers a failure and returns it.
@@ -254,7 +232,7 @@ func (f *Fetcher) fail(n name, err error) error {
 	fl := newFailure(err, previous, f.now())
 	f.failures.Add(n, fl)
 	f.touch()
-	return fl.err()
+	return fl
 }
 
 // failures are those that are remembered.
