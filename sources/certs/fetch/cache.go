@@ -79,7 +79,7 @@ func (f *Fetcher) remember(r record) {
 		}
 		return
 	}
-	if f.objects.peek(n) == nil {
+	if f.objects.get(n) == nil {
 		f.objects.put(n, &kept{body: r.body, fetched: r.Fetched, until: r.Until, proven: r.Proven})
 	}
 }

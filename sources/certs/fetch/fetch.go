@@ -24,6 +24,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
 // A Kind is what is asked for. It decides who may be asked and how long an answer
@@ -156,7 +158,7 @@ type Fetcher struct {
 	// mu is held for moments only, and never while something is waited for.
 	mu       sync.Mutex
 	objects  stock
-	failures *failures
+	failures *simplelru.LRU[name, *failure]
 	flights  map[name]*flight
 	running  bool // Run is at work
 	closed   bool
@@ -179,13 +181,12 @@ func New(cfg Config) (*Fetcher, error) {
 	f := &Fetcher{
 		policy: p, path: cfg.CachePath, now: cfg.Now, dial: cfg.Dial,
 		timeout: requestTimeout, retryPause: retryPause, patience: Patience,
+		objects: newStock(), failures: newLRU[*failure](maxFailures, nil),
 		flights: map[name]*flight{}, wake: make(chan struct{}, 1),
 	}
 	if f.now == nil {
 		f.now = time.Now
 	}
-	f.objects = newStock(f.touch)
-	f.failures = newFailures(f.touch)
 	f.connect(nil, nil)
 	return f, nil
 }
@@ -285,7 +286,7 @@ func (f *Fetcher) Prove(url string) {
 func (f *Fetcher) change(n name, edit func(*kept) bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	k := f.objects.peek(n)
+	k := f.objects.get(n)
 	if k == nil {
 		return
 	}

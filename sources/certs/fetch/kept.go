@@ -235,13 +235,6 @@ func (f *Fetcher) fail(n name, err error) error {
 	return fl
 }
 
-// failures are those that are remembered.
-type failures = simplelru.LRU[name, *failure]
-
-func newFailures(gone func()) *failures {
-	return newLRU(maxFailures, func(name, *failure) { gone() })
-}
-
 // newLRU returns a map of a few items: what was used least recently goes first.
 func newLRU[V any](items int, gone func(name, V)) *simplelru.LRU[name, V] {
 	l, err := simplelru.NewLRU(items, gone)
@@ -270,20 +263,14 @@ type shelf struct {
 	bytes, most int64
 }
 
-func newShelf(objects int, most int64, gone func()) *shelf {
+func newShelf(objects int, most int64) *shelf {
 	s := &shelf{most: most}
-	s.LRU = newLRU(objects, func(n name, k *kept) {
-		s.bytes -= costOf(n, k)
-		gone()
-	})
+	s.LRU = newLRU(objects, func(n name, k *kept) { s.bytes -= costOf(n, k) })
 	return s
 }
 
-// put keeps k by a name, in place of what was.
-func (s *shelf) put(n name, k *kept) {
-	if before, ok := s.Peek(n); ok {
-		s.bytes -= costOf(n, before)
-	}
+// add keeps k by a name that is not there yet.
+func (s *shelf) add(n name, k *kept) {
 	s.bytes += costOf(n, k)
 	s.Add(n, k)
 	for s.bytes > s.most {
@@ -294,10 +281,10 @@ func (s *shelf) put(n name, k *kept) {
 // stock is what was accepted, by name.
 type stock struct{ issuers, unproven, eks, crls *shelf }
 
-func newStock(gone func()) stock {
+func newStock() stock {
 	return stock{
-		issuers: newShelf(maxIssuers, maxIssuerBytes, gone), unproven: newShelf(maxUnproven, maxUnprovenBytes, gone),
-		eks: newShelf(maxEKs, maxEKBytes, gone), crls: newShelf(maxCRLs, maxCRLBytes, gone),
+		issuers: newShelf(maxIssuers, maxIssuerBytes), unproven: newShelf(maxUnproven, maxUnprovenBytes),
+		eks: newShelf(maxEKs, maxEKBytes), crls: newShelf(maxCRLs, maxCRLBytes),
 	}
 }
 
@@ -319,32 +306,23 @@ func (s *stock) shelf(kind Kind, proven bool) *shelf {
 
 // get returns what is kept by a name, or nil, and counts that as its use.
 func (s *stock) get(n name) *kept {
-	k, ok := s.shelf(n.kind, true).Get(n)
-	if !ok {
-		k, _ = s.shelf(n.kind, false).Get(n)
+	for _, shelf := range s.all() {
+		if k, ok := shelf.Get(n); ok {
+			return k
+		}
 	}
-	return k
-}
-
-// peek returns what is kept by a name, or nil, and does not count that as a use.
-func (s *stock) peek(n name) *kept {
-	k, ok := s.shelf(n.kind, true).Peek(n)
-	if !ok {
-		k, _ = s.shelf(n.kind, false).Peek(n)
-	}
-	return k
+	return nil
 }
 
 // put keeps k by a name, in place of what was.
 func (s *stock) put(n name, k *kept) {
-	if other := s.shelf(n.kind, !k.proven); other != s.shelf(n.kind, k.proven) {
-		other.Remove(n)
-	}
-	s.shelf(n.kind, k.proven).put(n, k)
+	s.drop(n)
+	s.shelf(n.kind, k.proven).add(n, k)
 }
 
 // drop removes what is kept by a name.
 func (s *stock) drop(n name) {
-	s.shelf(n.kind, true).Remove(n)
-	s.shelf(n.kind, false).Remove(n)
+	for _, shelf := range s.all() {
+		shelf.Remove(n)
+	}
 }
