@@ -38,18 +38,17 @@ func (f *Fetcher) Allows(raw string) (canonical string, ok bool) {
 	return canonical, err == nil
 }
 
-// Stats is what is kept and what was done.
+// Stats is what is kept.
 type Stats struct {
 	Objects, Failures int
 	Bytes             int64
-	Requests          uint64
 }
 
 // Stats counts.
 func (f *Fetcher) Stats() Stats {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	s := Stats{Failures: f.failures.Len(), Requests: f.requests.Load()}
+	s := Stats{Failures: f.failures.Len()}
 	for _, shelf := range f.objects.all() {
 		s.Objects += shelf.Len()
 		s.Bytes += shelf.bytes

@@ -22,7 +22,6 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
@@ -153,7 +152,6 @@ type Fetcher struct {
 	transport, ownTransport *http.Transport
 	// The constants; tests are in more of a hurry.
 	timeout, retryPause, patience time.Duration
-	requests                      atomic.Uint64
 
 	// mu is held for moments only, and never while something is waited for.
 	mu       sync.Mutex
@@ -316,7 +314,7 @@ func succeed(value, held any) (err error) {
 // recovered makes an error of a panic.
 func recovered(err *error) {
 	if r := recover(); r != nil {
-		*err = fmt.Errorf("panic while the answer was read: %v", r)
+		*err = fmt.Errorf("panic: %v", r)
 	}
 }
 

@@ -3,7 +3,6 @@ package fetch
 import (
 	"context"
 	"fmt"
-	"runtime/debug"
 	"time"
 )
 
@@ -217,11 +216,7 @@ func (f *Fetcher) fly(ctx context.Context, fl *flight, t target, parse Parse) {
 // fetch asks and reads the answer. The time that a request has begins when its connection
 // is being made: before that, it waits for others to the same host.
 func (f *Fetcher) fetch(ctx context.Context, fl *flight, t target, parse Parse) (k *kept, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			k, err = nil, fmt.Errorf("panic while it was asked for: %v\n%s", r, debug.Stack())
-		}
-	}()
+	defer recovered(&err)
 	within, cancel := context.WithCancel(ctx)
 	defer cancel()
 	timer := time.AfterFunc(f.timeout, cancel)

@@ -57,7 +57,10 @@ func TestAllowed(t *testing.T) {
 // URLs by which an attacker would have somebody else asked, or the same URL kept
 // by two names.
 func TestNotAllowed(t *testing.T) {
-	f := open(t, fetch.Config{Hosts: fleet})
+	f := open(t, fetch.Config{Hosts: fleet, Dial: func(_ context.Context, _, address string) (net.Conn, error) {
+		t.Errorf("a connection to %s", address)
+		return nil, errors.New("refused")
+	}})
 	const host = "http://pki.infineon.com"
 	for what, raw := range map[string]string{
 		"a different host":                "http://evil.example/a",
@@ -148,9 +151,6 @@ func TestNotAllowed(t *testing.T) {
 		if o, err := f.Get(t.Context(), fetch.Issuer, raw, text); err == nil || o != nil {
 			t.Errorf("%s: %q was asked for", what, raw)
 		}
-	}
-	if n := f.Stats().Requests; n != 0 {
-		t.Errorf("%d requests", n)
 	}
 }
 

@@ -102,10 +102,6 @@ func (f *Fetcher) client(t target) *retryablehttp.Client {
 	if t.own {
 		transport = f.ownTransport
 	}
-	counted := roundTripper(func(req *http.Request) (*http.Response, error) {
-		f.requests.Add(1)
-		return transport.RoundTrip(req)
-	})
 	redirects := func(req *http.Request, via []*http.Request) error {
 		if len(via) > maxRedirects {
 			return fmt.Errorf("%w: there were %d before", errRedirect, maxRedirects)
@@ -119,7 +115,7 @@ func (f *Fetcher) client(t target) *retryablehttp.Client {
 		return nil
 	}
 	return &retryablehttp.Client{
-		HTTPClient:   &http.Client{Transport: counted, CheckRedirect: redirects},
+		HTTPClient:   &http.Client{Transport: transport, CheckRedirect: redirects},
 		RetryMax:     maxRetries,
 		RetryWaitMin: f.retryPause,
 		CheckRetry:   retryable,
@@ -127,10 +123,6 @@ func (f *Fetcher) client(t target) *retryablehttp.Client {
 		ErrorHandler: retryablehttp.PassthroughErrorHandler,
 	}
 }
-
-type roundTripper func(*http.Request) (*http.Response, error)
-
-func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
 
 // transient reports whether a status says that the server fails for now.
 func transient(code int) bool {
