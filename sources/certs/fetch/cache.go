@@ -14,14 +14,13 @@ import (
 // The buckets of the cache file. Each version of the format has recordsBucket.
 const recordsBucket = "tpm certificates"
 
-// format is the version of all that is in the file. The files of version 1 had no
-// checksum as a whole.
-const format = "tpm certificates 2"
+// format is the version of all that is in the file.
+const format = "tpm certificates 3"
 
 const (
 	// maxFile is the size in bytes of the largest file that is read or written. What
 	// is in memory takes less.
-	maxFile = 4 * maxBodies
+	maxFile = 512 << 20
 	// batchSize is about how much one transaction writes, in bytes.
 	batchSize = 8 << 20
 )
@@ -69,26 +68,20 @@ func (f *Fetcher) Load(ctx context.Context) error {
 // remember takes a record into memory, unless something newer is there. The caller
 // holds f.mu.
 func (f *Fetcher) remember(r record) {
-	n := r.name()
-	if len(r.Problem) > 0 {
-		if !f.failures.Contains(n) {
-			f.failures.Add(n, &failure{
-				problem: printable(string(r.Problem)), notFound: r.NotFound,
-				at: r.Fetched, until: r.Until, times: r.Times,
-			})
-		}
-		return
-	}
-	if f.objects.get(n) == nil {
-		f.objects.put(n, &kept{body: r.body, fetched: r.Fetched, until: r.Until, proven: r.Proven})
+	switch {
+	case len(r.Problem) == 0 && f.objects.get(r.name) == nil:
+		f.objects.put(r.name, &kept{body: r.Body, fetched: r.Fetched, until: r.Until, proven: r.Proven})
+	case len(r.Problem) > 0 && !f.failures.Contains(r.name):
+		f.failures.Add(r.name, &failure{
+			problem: printable(string(r.Problem)), notFound: r.NotFound,
+			at: r.Fetched, until: r.Until, times: r.Times,
+		})
 	}
 }
 
-// read returns what the file holds, as much as there is room for in memory. With
-// records, the error is why others were left out.
+// read returns what the file holds. With records, the error is why others were left out.
 func (f *Fetcher) read(ctx context.Context) (records []record, err error) {
 	var skipped error
-	var size int64
 	err = cacheFile(f.path).Read(ctx, func(tx *bbolt.Tx) error {
 		bucket := tx.Bucket([]byte(recordsBucket))
 		if bucket == nil {
@@ -97,9 +90,6 @@ func (f *Fetcher) read(ctx context.Context) (records []record, err error) {
 		return bucket.ForEach(func(key, value []byte) error {
 			if err := ctx.Err(); err != nil {
 				return fmt.Errorf("read what was fetched: %w", err)
-			}
-			if size += int64(len(value)); size > 2*maxBodies {
-				return nil
 			}
 			r, err := decodeRecord(key, value)
 			if err != nil {
@@ -156,9 +146,19 @@ func (f *Fetcher) flush(ctx context.Context) error {
 func (f *Fetcher) writeAll(db *bbolt.DB) error {
 	records := f.records()
 	for len(records) > 0 {
-		if err := db.Update(func(tx *bbolt.Tx) (err error) {
-			records, err = putSome(tx.Bucket([]byte(recordsBucket)), records)
-			return err
+		if err := db.Update(func(tx *bbolt.Tx) error {
+			bucket := tx.Bucket([]byte(recordsBucket))
+			for size := 0; len(records) > 0 && size < batchSize; records = records[1:] {
+				value, err := records[0].encode()
+				if err != nil {
+					return err
+				}
+				size += len(value)
+				if err := bucket.Put(records[0].key(), value); err != nil {
+					return err
+				}
+			}
+			return nil
 		}); err != nil {
 			return err
 		}
@@ -181,19 +181,4 @@ func (f *Fetcher) records() (all []record) {
 		all = append(all, failureRecord(n, fl))
 	}
 	return all
-}
-
-// putSome writes as many records as one transaction takes, and returns the others.
-func putSome(bucket *bbolt.Bucket, records []record) (rest []record, err error) {
-	for size := 0; len(records) > 0 && size < batchSize; records = records[1:] {
-		value, err := records[0].encode()
-		if err != nil {
-			return nil, err
-		}
-		if err := bucket.Put(records[0].key(), value); err != nil {
-			return nil, err
-		}
-		size += len(value)
-	}
-	return records, nil
 }

@@ -59,7 +59,9 @@ func (k Kind) base() Kind {
 }
 
 // valid reports whether k is one of the kinds, by Of or not.
-func (k Kind) valid() bool { return maxBody[k.base()] > 0 && len(k) <= maxKind }
+func (k Kind) valid() bool {
+	return maxBody[k.base()] > 0 && len(k) <= maxKind && !strings.Contains(string(k), "\x00")
+}
 
 // maxKind is the length of a kind, in bytes.
 const maxKind = 256

@@ -32,9 +32,6 @@ const (
 	maxEKs, maxEKBytes = 16_000, 96 << 20
 	// CRLs, which CAs have signed that somebody trusts.
 	maxCRLs, maxCRLBytes = 2048, 128 << 20
-
-	// maxBodies is more than what their bodies have together, in bytes.
-	maxBodies = 128 << 20
 )
 
 // How long it is kept.
