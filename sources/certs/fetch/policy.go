@@ -161,7 +161,7 @@ func (p *policy) allowed(raw string) (canonical string, why error) {
 
 var errNotAllowed = errors.New("it is not on an allowed host")
 
-// target returns the request for a URL.
+// target returns the request for a URL: to the mirror if there is one.
 func (p *policy) target(kind Kind, raw string) (target, error) {
 	if kind.base() == EKCertificate {
 		return p.belowBase(raw)
@@ -170,14 +170,16 @@ func (p *policy) target(kind Kind, raw string) (target, error) {
 	if err != nil || canonical != raw {
 		return target{}, errNotAllowed
 	}
+	at := canonical
 	if p.mirror != nil {
-		return p.mirrored(raw)
+		_, rest, _ := strings.Cut(canonical, "://")
+		at = p.mirror.String() + rest
 	}
-	u, err := url.Parse(canonical)
+	u, err := url.Parse(at)
 	if err != nil {
 		return target{}, errNotAllowed
 	}
-	return target{url: u}, nil
+	return target{url: u, own: p.mirror != nil}, nil
 }
 
 // belowBase returns the request for a URL that is one file below a base.
@@ -195,16 +197,6 @@ func (p *policy) belowBase(raw string) (target, error) {
 		return found && name != "" && !strings.Contains(name, "/") && u.Scheme == base.Scheme && u.Host == base.Host
 	}
 	if !slices.ContainsFunc(p.bases, under) {
-		return target{}, errNotAllowed
-	}
-	return target{url: u, own: true}, nil
-}
-
-// mirrored returns the request to the mirror for an allowed URL.
-func (p *policy) mirrored(canonical string) (target, error) {
-	_, rest, _ := strings.Cut(canonical, "://")
-	u, err := url.Parse(p.mirror.String() + rest)
-	if err != nil {
 		return target{}, errNotAllowed
 	}
 	return target{url: u, own: true}, nil
