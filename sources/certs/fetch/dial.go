@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -47,7 +46,7 @@ func newTransport(
 ) *http.Transport {
 	if dial == nil {
 		dial = func(ctx context.Context, network, address string) (net.Conn, error) {
-			dialer := net.Dialer{Timeout: dialTimeout, Resolver: resolver}
+			dialer := net.Dialer{Resolver: resolver}
 			if !own {
 				dialer.ControlContext = onlyPublic(address)
 			}
@@ -93,10 +92,4 @@ func onlyPublic(asked string) func(context.Context, string, string, syscall.RawC
 		}
 		return &forbiddenError{host: host, at: at}
 	}
-}
-
-// forbidden reports whether an error is of a connection that must not be made.
-func forbidden(err error) bool {
-	var e *forbiddenError
-	return errors.As(err, &e)
 }

@@ -1,7 +1,6 @@
 package fetch
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -130,19 +129,12 @@ func transient(code int) bool {
 		code == http.StatusRequestTimeout
 }
 
-// retryable decides whether a request is made again.
+// retryable decides whether a request is made again. What must not be asked, and a server that
+// has asked for a pause, is left alone.
 func retryable(ctx context.Context, resp *http.Response, err error) (bool, error) {
-	switch {
-	case ctx.Err() != nil:
-		return false, cmp.Or(err, ctx.Err())
-	case err == nil:
-		return resp.StatusCode >= http.StatusInternalServerError, nil
-	case errors.Is(err, errRedirect) || forbidden(err):
+	_, forbidden := errors.AsType[*forbiddenError](err)
+	if forbidden || errors.Is(err, errRedirect) || resp != nil && resp.StatusCode == http.StatusTooManyRequests {
 		return false, err
 	}
-	again, _ := retryablehttp.DefaultRetryPolicy(ctx, nil, err)
-	if again {
-		return true, nil
-	}
-	return false, err
+	return retryablehttp.DefaultRetryPolicy(ctx, resp, err)
 }
