@@ -17,10 +17,12 @@ type CA struct {
 	IssuerPath string
 
 	setupConfig string
+	vendor      *vendor
 }
 
-// NewCA returns a CA that several TPMs can share. Its keys are made with the first TPM and
-// removed when the test ends.
+// NewCA returns a CA that several TPMs can share. Its keys are made with the first TPM. No
+// other CA of a running test of this process has them, but that of a test that has ended may
+// have had them. Its files are removed when the test ends.
 func NewCA(tb testing.TB) *CA {
 	tb.Helper()
 	dir := tempDir(tb)
@@ -29,7 +31,13 @@ func NewCA(tb testing.TB) *CA {
 		RootPath:    path("swtpm-localca-rootca-cert.pem"),
 		IssuerPath:  path("issuercert.pem"),
 		setupConfig: path("swtpm_setup.conf"),
+		vendor:      vendors.take(),
 	}
+	ca.vendor.files.write(tb, dir)
+	tb.Cleanup(func() {
+		ca.vendor.files = readFolder(tb, dir)
+		vendors.giveBack(ca.vendor)
+	})
 	// Without these files, swtpm_setup would use files of the system or of the user, and
 	// a CA in a folder of the system.
 	files := map[string]string{

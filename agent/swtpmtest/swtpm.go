@@ -55,8 +55,9 @@ type TPM struct {
 	done chan struct{}
 }
 
-// Start makes a new TPM and runs it until the test ends. It has new seeds, so no other TPM
-// has the same keys.
+// Start runs a TPM until the test ends, in the state in which a vendor sells it. No other TPM
+// of a running test of this process has the same keys, but that of a test that has ended may
+// have had them.
 func Start(tb testing.TB, o Options) *TPM {
 	tb.Helper()
 	dir := tempDir(tb)
@@ -77,7 +78,14 @@ func Start(tb testing.TB, o Options) *TPM {
 		if t.CA == nil {
 			t.CA = NewCA(tb)
 		}
-		t.manufacture(dir, o)
+		state := vendors.takeTPM(t.CA.vendor, o.RSA3072)
+		if state != nil {
+			state.write(tb, t.StateDir)
+		} else {
+			t.manufacture(dir, o)
+			state = readFolder(tb, t.StateDir)
+		}
+		tb.Cleanup(func() { vendors.giveBackTPM(t.CA.vendor, o.RSA3072, state) })
 	}
 	tb.Cleanup(t.Stop)
 	t.Restart()

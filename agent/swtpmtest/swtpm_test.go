@@ -69,6 +69,25 @@ func TestEachTPMHasItsOwnEK(t *testing.T) {
 	}
 }
 
+// What a test does to a TPM is gone for the next test, which may get a TPM with the same EK, and
+// two TPMs of one test have neither the same EK nor the same vendor. Otherwise a test that passes
+// alone fails after another one, and a replaced TPM is taken for the one before.
+func TestTPMsOfEarlierTests(t *testing.T) {
+	const index = 0x01C0000A
+	for range 2 {
+		t.Run("test", func(t *testing.T) {
+			a, b := swtpmtest.Start(t, swtpmtest.Options{}), swtpmtest.Start(t, swtpmtest.Options{})
+			a.WriteNV(index, []byte("x")) // fails if there is the index
+			if bytes.Equal(ekName(t, a, 0x81010001), ekName(t, b, 0x81010001)) {
+				t.Error("two TPMs have the same EK")
+			}
+			if readCertificate(t, a.CA.RootPath).Equal(readCertificate(t, b.CA.RootPath)) {
+				t.Error("two TPMs have the same CA")
+			}
+		})
+	}
+}
+
 // With RSA3072, the TPM has an EK of that type. Otherwise tests of it would test another key.
 func TestRSA3072(t *testing.T) {
 	ekName(t, swtpmtest.Start(t, swtpmtest.Options{RSA3072: true}), 0x8101001C)

@@ -1,0 +1,88 @@
+package swtpmtest
+
+import (
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+)
+
+// A vendor is a CA and the TPMs that it has issued certificates to. To make a CA or a TPM takes
+// about a second, so the tests of a process use again what those before them have made. What a
+// running test has is not in here, so no two TPMs or CAs of a test have the same keys.
+type vendor struct {
+	files folder            // of the CA; nil if it is new
+	tpms  map[bool][]folder // the states of TPMs as they were made, by Options.RSA3072
+}
+
+// A stock holds the vendors that no test uses.
+type stock struct {
+	mu   sync.Mutex
+	free []*vendor
+}
+
+// The tests of a process share it.
+var vendors stock
+
+// take returns a vendor, which the caller returns by giveBack. It is a new one if there is none.
+func (s *stock) take() *vendor {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.free) == 0 {
+		return &vendor{tpms: map[bool][]folder{}}
+	}
+	v := s.free[len(s.free)-1]
+	s.free = s.free[:len(s.free)-1]
+	return v
+}
+
+func (s *stock) giveBack(v *vendor) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.free = append(s.free, v)
+}
+
+// takeTPM returns the state of a TPM that no test uses, or nil.
+func (s *stock) takeTPM(v *vendor, rsa3072 bool) folder {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := v.tpms[rsa3072]
+	if len(all) == 0 {
+		return nil
+	}
+	v.tpms[rsa3072] = all[:len(all)-1]
+	return all[len(all)-1]
+}
+
+func (s *stock) giveBackTPM(v *vendor, rsa3072 bool, state folder) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v.tpms[rsa3072] = append(v.tpms[rsa3072], state)
+}
+
+// A folder is the content of a folder that has no folders in it, by name.
+type folder map[string][]byte
+
+func readFolder(tb testing.TB, dir string) folder {
+	tb.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	f := make(folder, len(entries))
+	for _, e := range entries {
+		if f[e.Name()], err = os.ReadFile(filepath.Join(dir, e.Name())); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	return f
+}
+
+func (f folder) write(tb testing.TB, dir string) {
+	tb.Helper()
+	for name, content := range f {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			tb.Fatal(err)
+		}
+	}
+}
