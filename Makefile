@@ -11,6 +11,8 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 # The simulator of a TPM needs cgo: it is in tests only, behind this tag.
 TESTFLAGS ?= -tags simulator
 FUZZTIME  ?= 10s
+# Tests wait for servers and for a software TPM, so more packages are tested at once than there are processors.
+ATONCE    ?= $(shell echo $$(($$(nproc) * 2)))
 COUNT     ?= 6
 BENCH     ?= .
 PKG       ?= ./...
@@ -44,7 +46,7 @@ demo-stop: need-go ## end a demo that KEEP=1 has left running
 
 .PHONY: test
 test: test-packages ## unit, conformance, plugin and TPM tests
-	go test $(TESTFLAGS) ./...
+	go test -p $(ATONCE) $(TESTFLAGS) ./...
 
 .PHONY: e2e
 e2e: build test-packages ## tests with a real SPIRE server and agent
@@ -52,8 +54,8 @@ e2e: build test-packages ## tests with a real SPIRE server and agent
 	SPIRE_DIR="$$spire" PLUGIN_DIR="$(CURDIR)/bin" go test -count=1 -timeout 10m ./...
 
 .PHONY: race
-race: test-packages ## all tests but e2e under the race detector
-	go test -race $(TESTFLAGS) ./...
+race: test-packages ## all tests but e2e under the race detector, with fewer rounds of what is repeated
+	GORACE="atexit_sleep_ms=10 $$GORACE" go test -race -short -p $(ATONCE) $(TESTFLAGS) ./...
 
 .PHONY: fuzz
 fuzz: test-packages ## every fuzz target for FUZZTIME (10s)

@@ -15,5 +15,11 @@ func TestMain(m *testing.M) {
 
 // Operators' scripts call the command and parse its output, so neither may change.
 func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{Dir: "testdata", RequireExplicitExec: true})
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata", RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("GORACE", os.Getenv("GORACE")) // how long a command waits when it has ended
+			return nil
+		},
+	})
 }

@@ -28,6 +28,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata", RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
+			env.Setenv("GORACE", os.Getenv("GORACE")) // how long a command waits when it has ended
 			env.Setenv("TPM", device)
 			env.Setenv("VENDOR", vendor.host)
 			if err := writePublicAreas(env.WorkDir); err != nil {
