@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/web/webtest"
 )
 
 // A list is in the cache before it serves: one that was seen by anybody is not
@@ -15,18 +17,18 @@ func TestCacheBeforeServing(t *testing.T) {
 	lock := cfg.CachePath + ".lock"
 	unlock := lockFile(t, lock)
 	opened := opening(t, lock)
-	o.answer(http.StatusOK, list(`"serial": 2, `, "two"))
+	o.Answer(http.StatusOK, webtest.List(`"serial": 2, `, "two"))
 	done := make(chan error)
 	go func() { done <- s.Load(t.Context()) }()
 	opened() // to be written, which it cannot be yet
-	wantListed(t, s, "one")
+	webtest.WantListed(t, s, "one")
 	unlock()
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	wantListed(t, s, "two")
-	o.answer(http.StatusNotFound, "")
-	wantListed(t, fromCache(t, cfg, "404"), "two")
+	webtest.WantListed(t, s, "two")
+	o.Answer(http.StatusNotFound, "")
+	webtest.WantListed(t, fromCache(t, cfg, "404"), "two")
 }
 
 // opening returns a function that waits until a file was opened.

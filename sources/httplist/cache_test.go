@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -16,16 +17,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/web/webtest"
 )
 
 // cached returns a configuration with a cache in which a list of "one" is, and
 // the server that it came from.
-func cached(t *testing.T, fields string) (httplist.Config, *origin, *clock) {
+func cached(t *testing.T, fields string) (httplist.Config, *webtest.Server, *clock) {
 	t.Helper()
-	o, c := newOrigin(t, nil), newClock()
-	cfg := o.config()
+	o, c := webtest.NewServer(t, nil), newClock()
+	cfg := configFor(o)
 	cfg.Now, cfg.CachePath = c.Now, filepath.Join(t.TempDir(), "cache.db")
-	o.answer(http.StatusOK, list(fields, "one"), "ETag", `"1"`)
+	o.Answer(http.StatusOK, webtest.List(fields, "one"), "ETag", `"1"`)
 	if st := loaded(t, cfg).Status(); len(st.Warnings) != 0 {
 		t.Fatalf("the cache was not written: %q", st.Warnings)
 	}
@@ -39,25 +41,25 @@ func TestRestartWithoutServer(t *testing.T) {
 	o.Close()
 	c.move(time.Hour)
 	s := fromCache(t, cfg, "connection refused")
-	wantListed(t, s, "one")
+	webtest.WantListed(t, s, "one")
 	st := s.Status()
 	if st.Entries != 1 || st.Serial != 7 || !st.Confirmed.Equal(confirmed) || st.Loaded.IsZero() {
 		t.Errorf("the status is %+v", st)
 	}
 	c.move(23*time.Hour + time.Minute)
-	wantCannotTell(t, s, "stale")
+	webtest.WantCannotTell(t, s, "stale")
 }
 
 // A server that takes the connection and hangs delays a start by a second.
 func TestRestartWithServerThatHangs(t *testing.T) {
 	cfg, o, _ := cached(t, "")
-	o.raw("", waits)
+	o.Raw("", func(_ net.Conn, gone <-chan struct{}) { <-gone })
 	begun := time.Now()
 	s := fromCache(t, cfg, "deadline exceeded")
 	if d := time.Since(begun); d > 5*time.Second {
 		t.Errorf("the start took %v", d)
 	}
-	wantListed(t, s, "one")
+	webtest.WantListed(t, s, "one")
 }
 
 // After a restart the list in the cache is confirmed by its validators, and a
@@ -66,17 +68,17 @@ func TestRestartWithServer(t *testing.T) {
 	cfg, o, c := cached(t, `"serial": 7, `)
 	c.move(time.Minute)
 	asked := ""
-	o.serve(func(w http.ResponseWriter, r *http.Request) {
+	o.Serve(func(w http.ResponseWriter, r *http.Request) {
 		asked = r.Header.Get("If-None-Match")
 		w.WriteHeader(http.StatusNotModified)
 	})
 	if st := loaded(t, cfg).Status(); asked != `"1"` || !st.Confirmed.Equal(c.now.Round(0)) {
 		t.Errorf("asked with %q, confirmed at %v", asked, st.Confirmed)
 	}
-	o.answer(http.StatusOK, list(`"serial": 8, `, "two"))
-	wantListed(t, loaded(t, cfg), "two")
+	o.Answer(http.StatusOK, webtest.List(`"serial": 8, `, "two"))
+	webtest.WantListed(t, loaded(t, cfg), "two")
 	o.Close()
-	wantListed(t, fromCache(t, cfg, "connection refused"), "two")
+	webtest.WantListed(t, fromCache(t, cfg, "connection refused"), "two")
 }
 
 // A list in the cache that is too old, from the future or expired serves nobody,
@@ -85,16 +87,16 @@ func TestStaleCache(t *testing.T) {
 	for _, jump := range []time.Duration{25 * time.Hour, -time.Hour} {
 		cfg, o, c := cached(t, `"serial": 7, `)
 		c.move(jump)
-		o.answer(http.StatusNotFound, "")
+		o.Answer(http.StatusNotFound, "")
 		s := newSource(t, cfg)
-		wantError(t, s.Load(t.Context()), "404")
-		wantCannotTell(t, s, "stale")
-		o.answer(http.StatusOK, list(`"serial": 6, `, "one"))
-		wantError(t, s.Load(t.Context()), "replay")
-		wantCannotTell(t, s, "stale")
-		o.answer(http.StatusOK, list(`"serial": 8, `, "two"))
+		webtest.WantError(t, s.Load(t.Context()), "404")
+		webtest.WantCannotTell(t, s, "stale")
+		o.Answer(http.StatusOK, webtest.List(`"serial": 6, `, "one"))
+		webtest.WantError(t, s.Load(t.Context()), "replay")
+		webtest.WantCannotTell(t, s, "stale")
+		o.Answer(http.StatusOK, webtest.List(`"serial": 8, `, "two"))
 		refresh(t, s)
-		wantListed(t, s, "two")
+		webtest.WantListed(t, s, "two")
 	}
 }
 
@@ -104,28 +106,28 @@ func TestConfirmationIsKept(t *testing.T) {
 	cfg, o, c := cached(t, "")
 	s := loaded(t, cfg)
 	c.move(20 * time.Hour)
-	o.answer(http.StatusNotModified, "")
+	o.Answer(http.StatusNotModified, "")
 	refresh(t, s)
 	c.move(20 * time.Hour)
 	o.Close()
 	s = fromCache(t, cfg, "connection refused")
-	wantListed(t, s, "one")
+	webtest.WantListed(t, s, "one")
 	c.move(5 * time.Hour)
-	wantCannotTell(t, s, "stale")
+	webtest.WantCannotTell(t, s, "stale")
 }
 
 // A cache that is damaged or cannot be written is said, and no more: the list
 // serves as without one.
 func TestBadCache(t *testing.T) {
-	o := newOrigin(t, nil)
-	o.answer(http.StatusOK, list("", "one"))
+	o := webtest.NewServer(t, nil)
+	o.Answer(http.StatusOK, webtest.List("", "one"))
 	for name, tt := range map[string]struct {
 		path func(t *testing.T) string
 		says string
 	}{
 		"garbage": {func(t *testing.T) string {
 			t.Helper()
-			return write(t, "cache.db", bytes.Repeat([]byte("garbage"), 4096))
+			return webtest.Write(t, "cache.db", bytes.Repeat([]byte("garbage"), 4096))
 		}, "the cache was not used"},
 		"no folder": {func(t *testing.T) string {
 			t.Helper()
@@ -142,10 +144,10 @@ func TestBadCache(t *testing.T) {
 		}, "the cache was not used"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			cfg := o.config()
+			cfg := configFor(o)
 			cfg.CachePath = tt.path(t)
 			s := loaded(t, cfg)
-			wantListed(t, s, "one")
+			webtest.WantListed(t, s, "one")
 			warnings := s.Status().Warnings
 			if !slices.ContainsFunc(warnings, func(w string) bool { return strings.Contains(w, tt.says) }) {
 				t.Errorf("the warnings are %q", warnings)
@@ -157,9 +159,9 @@ func TestBadCache(t *testing.T) {
 // A cache that could not be written is tried again at each poll, and the warning
 // goes when it is.
 func TestCacheMends(t *testing.T) {
-	o := newOrigin(t, nil)
-	o.publish(list("", "one"), `"1"`)
-	cfg := o.config()
+	o := webtest.NewServer(t, nil)
+	o.Publish(webtest.List("", "one"), `"1"`)
+	cfg := configFor(o)
 	dir := filepath.Join(t.TempDir(), "dir")
 	cfg.CachePath = filepath.Join(dir, "cache.db")
 	s := loaded(t, cfg)
@@ -174,7 +176,7 @@ func TestCacheMends(t *testing.T) {
 		t.Errorf("the warnings are %q", st.Warnings)
 	}
 	o.Close()
-	wantListed(t, fromCache(t, cfg, "connection refused"), "one")
+	webtest.WantListed(t, fromCache(t, cfg, "connection refused"), "one")
 }
 
 // cacheWarnings are the warnings about the cache; the lists in TestFullDisk have
@@ -196,9 +198,9 @@ func TestFullDisk(t *testing.T) {
 			fmt.Fprintf(&keys, `"%064x", `, n<<8+i)
 		}
 		fields := fmt.Sprintf(`"serial": %d, `, i+2)
-		o.publish(strings.Replace(list(fields, machine), "[", "["+keys.String(), 1), strconv.Quote(machine))
+		o.Publish(strings.Replace(webtest.List(fields, machine), "[", "["+keys.String(), 1), strconv.Quote(machine))
 		refresh(t, s)
-		wantListed(t, s, machine)
+		webtest.WantListed(t, s, machine)
 		warnings := cacheWarnings(s)
 		if len(warnings) != 1 || !strings.Contains(warnings[0], "the cache was not written, so this list is lost") {
 			t.Errorf("the warnings are %q", warnings)
@@ -211,7 +213,7 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("there is room again, and the warnings are %q", warnings)
 	}
 	o.Close()
-	wantListed(t, fromCache(t, cfg, "connection refused"), "three")
+	webtest.WantListed(t, fromCache(t, cfg, "connection refused"), "three")
 }
 
 // limitFiles lets no file grow beyond a megabyte, until undo, as a full disk
@@ -235,11 +237,11 @@ func limitFiles(t *testing.T) (undo func()) {
 // A cache of another list, whose URL was configured before, does not serve.
 func TestCacheOfAnother(t *testing.T) {
 	cfg, o, _ := cached(t, "")
-	o.answer(http.StatusNotFound, "")
+	o.Answer(http.StatusNotFound, "")
 	cfg.URL += "2"
 	s := newSource(t, cfg)
-	wantError(t, s.Load(t.Context()), "404")
-	wantCannotTell(t, s, "no list")
+	webtest.WantError(t, s.Load(t.Context()), "404")
+	webtest.WantCannotTell(t, s, "no list")
 }
 
 // A cache that cannot be read when the server starts, since another process has it
@@ -262,11 +264,11 @@ func TestCacheIsReadLater(t *testing.T) {
 					!strings.Contains(warnings[0], "the cache was not used") {
 					t.Errorf("the error is %v, the warnings are %q", err, warnings)
 				}
-				wantCannotTell(t, s, "no list")
+				webtest.WantCannotTell(t, s, "no list")
 			}
 			show()
-			wantError(t, s.Load(t.Context()), "connection refused")
-			wantListed(t, s, "one")
+			webtest.WantError(t, s.Load(t.Context()), "connection refused")
+			webtest.WantListed(t, s, "one")
 			if warnings := s.Status().Warnings; len(warnings) != 0 {
 				t.Errorf("the warnings are %q", warnings)
 			}
@@ -280,14 +282,14 @@ func TestCacheIsReadLater(t *testing.T) {
 func TestReplayWhileCacheIsAway(t *testing.T) {
 	cfg, o, _ := cached(t, `"serial": 7, `)
 	show := moveFolder(t, cfg.CachePath)
-	o.publish(list(`"serial": 3, `, "stranger"), `"3"`)
+	o.Publish(webtest.List(`"serial": 3, `, "stranger"), `"3"`)
 	s := loaded(t, cfg)
 	show()
-	wantError(t, s.Load(t.Context()), "the list is a replay", "holds serial 7")
-	wantListed(t, s, "one")
-	o.publish(list(`"serial": 8, `, "two"), `"8"`)
+	webtest.WantError(t, s.Load(t.Context()), "the list is a replay", "holds serial 7")
+	webtest.WantListed(t, s, "one")
+	o.Publish(webtest.List(`"serial": 8, `, "two"), `"8"`)
 	refresh(t, s)
-	wantListed(t, s, "two")
+	webtest.WantListed(t, s, "two")
 }
 
 // While another process has the cache locked, both to read and to write, an older
@@ -296,14 +298,14 @@ func TestReplayWhileCacheIsAway(t *testing.T) {
 func TestReplayWhileCacheIsLocked(t *testing.T) {
 	cfg, o, _ := cached(t, `"serial": 7, `)
 	unlockFile, unlockWriters := lockFile(t, cfg.CachePath), lockFile(t, cfg.CachePath+".lock")
-	o.answer(http.StatusOK, list(`"serial": 3, `, "stranger"), "ETag", `"3"`)
+	o.Answer(http.StatusOK, webtest.List(`"serial": 3, `, "stranger"), "ETag", `"3"`)
 	s := newSource(t, cfg)
-	wantError(t, s.Load(t.Context()), "no list is accepted before the serial in the cache is known", "another process")
-	wantCannotTell(t, s, "no list")
+	webtest.WantError(t, s.Load(t.Context()), "no list is accepted before the serial in the cache is known", "another process")
+	webtest.WantCannotTell(t, s, "no list")
 	unlockFile()
 	unlockWriters()
-	wantError(t, s.Load(t.Context()), "the list is a replay", "serial 3 after serial 7")
-	wantListed(t, s, "one")
+	webtest.WantError(t, s.Load(t.Context()), "the list is a replay", "serial 3 after serial 7")
+	webtest.WantListed(t, s, "one")
 }
 
 // lockFile locks a file as another process does.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/web/webtest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
@@ -63,13 +64,13 @@ var (
 
 // The contract of every source, with a real server and a real cache.
 func TestConformance(t *testing.T) {
-	o := newOrigin(t, nil)
+	o := webtest.NewServer(t, nil)
 	lists := http.NewServeMux()
-	o.serve(lists.ServeHTTP)
+	o.Serve(lists.ServeHTTP)
 	sourcetest.Run(t, sourcetest.Harness{Attributes: true, New: func(tb testing.TB) sourcetest.Backend {
 		tb.Helper()
 		i := &inventory{entries: map[sources.EKHash]sources.Attributes{}}
-		cfg := o.config()
+		cfg := configFor(o)
 		cfg.URL = o.URL + "/" + rand.Text()
 		cfg.CachePath = filepath.Join(tb.TempDir(), "cache.db")
 		cfg.PollInterval = 50 * time.Millisecond

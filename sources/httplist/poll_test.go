@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/web/webtest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
@@ -24,9 +25,9 @@ func TestRetryAfter(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			o := newOrigin(t, nil)
-			o.answer(http.StatusServiceUnavailable, "", "Retry-After", tt.value)
-			cfg := o.config()
+			o := webtest.NewServer(t, nil)
+			o.Answer(http.StatusServiceUnavailable, "", "Retry-After", tt.value)
+			cfg := configFor(o)
 			cfg.PollInterval = tt.interval
 			set := admits(t, cfg)
 			answered := time.Now()
@@ -40,13 +41,13 @@ func TestRetryAfter(t *testing.T) {
 // A machine that is taken off the list is off it within the interval and two
 // seconds.
 func TestRemovalIsSeen(t *testing.T) {
-	o := newOrigin(t, nil)
-	o.answer(http.StatusOK, list("", "one"))
-	cfg := o.config()
+	o := webtest.NewServer(t, nil)
+	o.Answer(http.StatusOK, webtest.List("", "one"))
+	cfg := configFor(o)
 	cfg.PollInterval = time.Second
 	set := admits(t, cfg)
 	removed := time.Now()
-	o.answer(http.StatusOK, list(""))
+	o.Answer(http.StatusOK, webtest.List(""))
 	for outcome(t, set, "one") == policy.Challenge {
 		if d := time.Since(removed); d > cfg.PollInterval+2*time.Second {
 			t.Fatalf("not seen after %v", d)
@@ -57,14 +58,14 @@ func TestRemovalIsSeen(t *testing.T) {
 
 // A Set is closed in the middle of a poll that hangs.
 func TestCloseInAPoll(t *testing.T) {
-	o := newOrigin(t, nil)
+	o := webtest.NewServer(t, nil)
 	asked := make(chan struct{})
-	o.serve(func(_ http.ResponseWriter, r *http.Request) {
+	o.Serve(func(_ http.ResponseWriter, r *http.Request) {
 		close(asked)
 		_, _ = io.Copy(io.Discard, r.Body)
 		<-r.Context().Done()
 	})
-	member := admission.Member{Name: "inventory", Kind: "http", Source: newSource(t, o.config())}
+	member := admission.Member{Name: "inventory", Kind: "http", Source: newSource(t, configFor(o))}
 	set, err := admission.NewSet([]admission.Member{member}, policy.AnyOf("inventory"), admission.Options{})
 	if err != nil {
 		t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/web/webtest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
@@ -25,18 +26,18 @@ func admits(t *testing.T, cfg httplist.Config) *admission.Set {
 
 func outcome(t *testing.T, set *admission.Set, name string) policy.Outcome {
 	t.Helper()
-	return set.BeforeChallenge(t.Context(), machine(name)).Outcome
+	return set.BeforeChallenge(t.Context(), webtest.Machine(name)).Outcome
 }
 
 // A machine that was listed a moment ago is not turned away for the time of a
 // poll, and strangers cause a few polls and no more.
 func TestEarlyRefreshInASet(t *testing.T) {
-	o := newOrigin(t, nil)
-	cfg := o.config()
+	o := webtest.NewServer(t, nil)
+	cfg := configFor(o)
 	cfg.PollInterval = time.Hour
-	o.answer(http.StatusOK, list("", "one"))
+	o.Answer(http.StatusOK, webtest.List("", "one"))
 	set := admits(t, cfg)
-	o.answer(http.StatusOK, list("", "one", "two"))
+	o.Answer(http.StatusOK, webtest.List("", "one", "two"))
 	if got := outcome(t, set, "two"); got != policy.Challenge {
 		t.Errorf("a machine that was just listed: %v", got)
 	}
@@ -45,7 +46,7 @@ func TestEarlyRefreshInASet(t *testing.T) {
 			t.Fatalf("a stranger: %v", got)
 		}
 	}
-	if n := o.requests.Load(); n > 1+3 {
+	if n := o.Requests(); n > 1+3 {
 		t.Errorf("%d requests, want 4 at most", n)
 	}
 }
@@ -53,9 +54,9 @@ func TestEarlyRefreshInASet(t *testing.T) {
 // A server that is down from the start leaves machines with "try again", which
 // agents do, and never with "refused", after which they give up.
 func TestNoListInASet(t *testing.T) {
-	o := newOrigin(t, nil)
-	o.answer(http.StatusNotFound, "")
-	set := admits(t, o.config())
+	o := webtest.NewServer(t, nil)
+	o.Answer(http.StatusNotFound, "")
+	set := admits(t, configFor(o))
 	if got := outcome(t, set, "one"); got != policy.Unavailable {
 		t.Errorf("without a list: %v", got)
 	}

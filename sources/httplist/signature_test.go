@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/web/webtest"
 )
 
 // A publisher signs lists that a server hands out.
@@ -43,7 +44,7 @@ func (p *publisher) rotate(tb testing.TB) []byte {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return pemOf("PUBLIC KEY", der)
+	return webtest.PEM("PUBLIC KEY", der)
 }
 
 func (p *publisher) publish(text, etag string) {
@@ -60,21 +61,21 @@ func (p *publisher) serve(w http.ResponseWriter, r *http.Request) {
 	default:
 		w.Header().Set("ETag", p.etag)
 		w.Header().Set("Content-Encoding", "gzip")
-		_, _ = io.WriteString(w, zipped(p.text))
+		_, _ = io.WriteString(w, webtest.Zipped(p.text))
 	}
 }
 
 const header = `"serial": 2, "expires": "2099-01-01T00:00:00Z", "list": "fleet", `
 
 // published returns a configuration that trusts the publisher's lists.
-func published(t *testing.T) (httplist.Config, *publisher, *origin) {
+func published(t *testing.T) (httplist.Config, *publisher, *webtest.Server) {
 	t.Helper()
-	o, p := newOrigin(t, nil), newPublisher(t)
-	o.serve(p.serve)
-	cfg := o.config()
+	o, p := webtest.NewServer(t, nil), newPublisher(t)
+	o.Serve(p.serve)
+	cfg := configFor(o)
 	cfg.SignatureURL, cfg.ListID = o.URL+"/tpm.json.sig", "fleet"
-	cfg.PublicKeyPath = write(t, "list.pub", p.rotate(t))
-	p.publish(list(header, "one"), `"1"`)
+	cfg.PublicKeyPath = webtest.Write(t, "list.pub", p.rotate(t))
+	p.publish(webtest.List(header, "one"), `"1"`)
 	return cfg, p, o
 }
 
@@ -84,17 +85,17 @@ func published(t *testing.T) (httplist.Config, *publisher, *origin) {
 func TestSignature(t *testing.T) {
 	cfg, p, _ := published(t)
 	s := loaded(t, cfg)
-	wantListed(t, s, "one")
+	webtest.WantListed(t, s, "one")
 	for name, tt := range map[string]struct {
 		fields string
 		forge  func()
 		want   string
 	}{
 		"changed":      {header, func() { p.text += " " }, "signature"},
-		"another list": {header, func() { p.sig = string(ed25519.Sign(p.key, []byte(list(header, "one")))) }, "signature"},
+		"another list": {header, func() { p.sig = string(ed25519.Sign(p.key, []byte(webtest.List(header, "one")))) }, "signature"},
 		"unsigned":     {header, func() { p.sig = "" }, "signature"},
 		"too long":     {header, func() { p.sig = strings.Repeat(" ", 1000) + p.sig }, "signature"},
-		"zipped form":  {header, func() { p.sig = string(ed25519.Sign(p.key, []byte(zipped(p.text)))) }, "signature"},
+		"zipped form":  {header, func() { p.sig = string(ed25519.Sign(p.key, []byte(webtest.Zipped(p.text)))) }, "signature"},
 		"no serial":    {strings.Replace(header, `"serial": 2, `, "", 1), nil, "serial and expires"},
 		"no expiry":    {`"serial": 3, "list": "fleet", `, nil, "serial and expires"},
 		"no name":      {strings.Replace(header, `"list": "fleet", `, "", 1), nil, `not "fleet"`},
@@ -103,22 +104,22 @@ func TestSignature(t *testing.T) {
 		"expired":      {strings.Replace(header, "2099", "2020", 1), nil, "expired"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p.publish(list(tt.fields, "two"), `"2"`)
+			p.publish(webtest.List(tt.fields, "two"), `"2"`)
 			if tt.forge != nil {
 				tt.forge()
 			}
-			wantError(t, s.Load(t.Context()), tt.want)
-			wantListed(t, s, "one")
+			webtest.WantError(t, s.Load(t.Context()), tt.want)
+			webtest.WantListed(t, s, "one")
 		})
 	}
-	p.publish(list(strings.Replace(header, "2", "3", 1), "two"), `"3"`)
+	p.publish(webtest.List(strings.Replace(header, "2", "3", 1), "two"), `"3"`)
 	refresh(t, s)
-	wantListed(t, s, "two")
+	webtest.WantListed(t, s, "two")
 }
 
 // signedList returns a list with a serial that may be signed.
 func signedList(serial uint64, machines ...string) string {
-	return list(strings.Replace(header, "2", strconv.FormatUint(serial, 10), 1), machines...)
+	return webtest.List(strings.Replace(header, "2", strconv.FormatUint(serial, 10), 1), machines...)
 }
 
 // No 304 stands for a signed list that this process has never verified.
@@ -132,7 +133,7 @@ func TestVerifiedAfterARestart(t *testing.T) {
 		t.Errorf("asked %q, want one conditional request", p.asked)
 	}
 	p.asked = nil
-	wantListed(t, loaded(t, cfg), "one")
+	webtest.WantListed(t, loaded(t, cfg), "one")
 	if len(p.asked) != 2 || p.asked[0] != "/tpm.json " {
 		t.Errorf("after a restart: asked %q, want the whole list", p.asked)
 	}
@@ -149,19 +150,19 @@ func TestPublicKeyIsRotated(t *testing.T) {
 	s := loaded(t, cfg)
 	old := *p
 	after := p.rotate(t)
-	rewrite(t, cfg.PublicKeyPath, append(slices.Clone(before), after...))
+	webtest.Rewrite(t, cfg.PublicKeyPath, append(slices.Clone(before), after...))
 	refresh(t, s) // what the old key has signed
-	wantListed(t, s, "one")
+	webtest.WantListed(t, s, "one")
 	p.publish(signedList(3, "two"), `"2"`)
 	refresh(t, s)
-	wantListed(t, s, "two")
+	webtest.WantListed(t, s, "two")
 	p.text, p.sig, p.etag = old.text, old.sig, `"3"`
-	wantError(t, s.Load(t.Context()), "replay")
-	wantListed(t, s, "two")
-	rewrite(t, cfg.PublicKeyPath, after)
+	webtest.WantError(t, s.Load(t.Context()), "replay")
+	webtest.WantListed(t, s, "two")
+	webtest.Rewrite(t, cfg.PublicKeyPath, after)
 	p.publish(signedList(3, "two"), `"2"`)
 	refresh(t, s)
-	wantListed(t, s, "two")
+	webtest.WantListed(t, s, "two")
 }
 
 // A list that is signed anew without a change, as one is that seldom changes, counts
@@ -170,22 +171,22 @@ func TestPublicKeyIsRotated(t *testing.T) {
 func TestListIsSignedAnew(t *testing.T) {
 	cfg, p, o := published(t)
 	old := p.rotate(t)
-	p.publish(list(header, "one"), `"1"`)
-	rewrite(t, cfg.PublicKeyPath, old)
+	p.publish(webtest.List(header, "one"), `"1"`)
+	webtest.Rewrite(t, cfg.PublicKeyPath, old)
 	cfg.CachePath = filepath.Join(t.TempDir(), "cache.db")
 	s := loaded(t, cfg)
 	next := p.rotate(t)
-	rewrite(t, cfg.PublicKeyPath, slices.Concat(old, next))
+	webtest.Rewrite(t, cfg.PublicKeyPath, slices.Concat(old, next))
 	refresh(t, s)
-	p.publish(list(header, "one"), `"1"`)
+	p.publish(webtest.List(header, "one"), `"1"`)
 	refresh(t, s)
 	o.Close()
-	rewrite(t, cfg.PublicKeyPath, next)
+	webtest.Rewrite(t, cfg.PublicKeyPath, next)
 	if err := s.Load(t.Context()); err == nil {
 		t.Error("the server is gone, and that is no error")
 	}
-	wantListed(t, s, "one")
-	wantListed(t, fromCache(t, cfg, "connection refused"), "one")
+	webtest.WantListed(t, s, "one")
+	webtest.WantListed(t, fromCache(t, cfg, "connection refused"), "one")
 }
 
 // A stolen key signs a list with the highest serial there is. Once another key is
@@ -198,31 +199,31 @@ func TestStolenKey(t *testing.T) {
 	p.publish(signedList(1<<64-1, "stranger"), `"1"`)
 	stolen := *p
 	s := loaded(t, cfg)
-	wantListed(t, s, "stranger")
+	webtest.WantListed(t, s, "stranger")
 	own := p.rotate(t)
-	rewrite(t, cfg.PublicKeyPath, own)
+	webtest.Rewrite(t, cfg.PublicKeyPath, own)
 	p.text, p.sig = stolen.text, stolen.sig
-	wantError(t, s.Load(t.Context()), "the list's signature")
-	wantCannotTell(t, s, "no list")
+	webtest.WantError(t, s.Load(t.Context()), "the list's signature")
+	webtest.WantCannotTell(t, s, "no list")
 	if st := s.Status(); st.Serial != 0 || len(st.Warnings) == 0 {
 		t.Errorf("the status is %+v", st)
 	}
-	o.answer(http.StatusServiceUnavailable, "")
+	o.Answer(http.StatusServiceUnavailable, "")
 	restarted := newSource(t, cfg)
-	wantError(t, restarted.Load(t.Context()), "503")
-	wantCannotTell(t, restarted, "no list")
+	webtest.WantError(t, restarted.Load(t.Context()), "503")
+	webtest.WantCannotTell(t, restarted, "no list")
 
-	o.serve(p.serve)
+	o.Serve(p.serve)
 	p.publish(signedList(3, "one"), `"2"`)
 	for _, s := range []*httplist.Source{s, restarted} {
 		refresh(t, s)
-		wantListed(t, s, "one")
+		webtest.WantListed(t, s, "one")
 	}
 	p.text, p.sig, p.etag = stolen.text, stolen.sig, `"3"`
-	wantError(t, s.Load(t.Context()), "the list's signature")
-	wantListed(t, s, "one")
+	webtest.WantError(t, s.Load(t.Context()), "the list's signature")
+	webtest.WantListed(t, s, "one")
 	o.Close()
-	wantListed(t, fromCache(t, cfg, "connection refused"), "one")
+	webtest.WantListed(t, fromCache(t, cfg, "connection refused"), "one")
 }
 
 // A key file that cannot be read tells of no key that was taken out: what serves
@@ -235,16 +236,16 @@ func TestNoPublicKeyForAWhile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rewrite(t, cfg.PublicKeyPath, own[:50])
-	wantError(t, s.Load(t.Context()), "the public key")
-	wantListed(t, s, "one")
+	webtest.Rewrite(t, cfg.PublicKeyPath, own[:50])
+	webtest.WantError(t, s.Load(t.Context()), "the public key")
+	webtest.WantListed(t, s, "one")
 	o.Close()
 	restarted := newSource(t, cfg)
-	wantError(t, restarted.Load(t.Context()), "the public key")
-	wantCannotTell(t, restarted, "no list")
-	rewrite(t, cfg.PublicKeyPath, own)
-	wantError(t, restarted.Load(t.Context()), "connection refused")
-	wantListed(t, restarted, "one")
+	webtest.WantError(t, restarted.Load(t.Context()), "the public key")
+	webtest.WantCannotTell(t, restarted, "no list")
+	webtest.Rewrite(t, cfg.PublicKeyPath, own)
+	webtest.WantError(t, restarted.Load(t.Context()), "connection refused")
+	webtest.WantListed(t, restarted, "one")
 }
 
 // A cache that was filled without signatures serves nobody once they are asked
@@ -257,22 +258,22 @@ func TestUnsignedCache(t *testing.T) {
 	loaded(t, unsigned)
 	p.sig = ""
 	s := newSource(t, cfg)
-	wantError(t, s.Load(t.Context()), "signature")
-	wantCannotTell(t, s, "no list")
+	webtest.WantError(t, s.Load(t.Context()), "signature")
+	webtest.WantCannotTell(t, s, "no list")
 }
 
 // What goes wrong with a signature is said, costs this attempt and no more.
 func TestSignatureFaults(t *testing.T) {
 	for name, tt := range map[string]struct {
-		change func(cfg *httplist.Config, p *publisher, o *origin)
+		change func(cfg *httplist.Config, p *publisher, o *webtest.Server)
 		want   string
 	}{
-		"no key": {func(cfg *httplist.Config, _ *publisher, _ *origin) { cfg.PublicKeyPath = "/nonexistent" }, "read the public key"},
+		"no key": {func(cfg *httplist.Config, _ *publisher, _ *webtest.Server) { cfg.PublicKeyPath = "/nonexistent" }, "read the public key"},
 		"no public key": {
-			func(cfg *httplist.Config, _ *publisher, _ *origin) { cfg.PublicKeyPath = cfg.CAPath }, "the public key",
+			func(cfg *httplist.Config, _ *publisher, _ *webtest.Server) { cfg.PublicKeyPath = cfg.CAPath }, "the public key",
 		},
-		"not there": {func(_ *httplist.Config, p *publisher, o *origin) {
-			o.serve(func(w http.ResponseWriter, r *http.Request) {
+		"not there": {func(_ *httplist.Config, p *publisher, o *webtest.Server) {
+			o.Serve(func(w http.ResponseWriter, r *http.Request) {
 				if strings.HasSuffix(r.URL.Path, ".sig") {
 					w.WriteHeader(http.StatusNotFound)
 					return
@@ -280,29 +281,29 @@ func TestSignatureFaults(t *testing.T) {
 				p.serve(w, r)
 			})
 		}, "fetch the signature: the list's server answered 404"},
-		"hangs": {func(cfg *httplist.Config, p *publisher, o *origin) {
+		"hangs": {func(cfg *httplist.Config, p *publisher, o *webtest.Server) {
 			cfg.Timeout = 300 * time.Millisecond
-			o.serve(func(w http.ResponseWriter, r *http.Request) {
+			o.Serve(func(w http.ResponseWriter, r *http.Request) {
 				if strings.HasSuffix(r.URL.Path, ".sig") {
 					<-r.Context().Done()
 				}
 				p.serve(w, r)
 			})
 		}, "not finished within the timeout"},
-		"list too long": {func(cfg *httplist.Config, p *publisher, _ *origin) {
+		"list too long": {func(cfg *httplist.Config, p *publisher, _ *webtest.Server) {
 			cfg.MaxBytes = 300
-			p.publish(list(header+`"pad": "`+strings.Repeat("x", 500)+`", `, "one"), "")
+			p.publish(webtest.List(header+`"pad": "`+strings.Repeat("x", 500)+`", `, "one"), "")
 		}, "too long"},
-		"list cut": {func(_ *httplist.Config, _ *publisher, o *origin) {
-			o.raw(body(zipped(list(header, "one"))[:50], isZipped), nil)
+		"list cut": {func(_ *httplist.Config, _ *publisher, o *webtest.Server) {
+			o.Raw(webtest.Body(webtest.Zipped(webtest.List(header, "one"))[:50], webtest.IsZipped), nil)
 		}, "read the list"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg, p, o := published(t)
 			tt.change(&cfg, p, o)
 			s := newSource(t, cfg)
-			wantError(t, s.Load(t.Context()), tt.want)
-			wantCannotTell(t, s, "no list")
+			webtest.WantError(t, s.Load(t.Context()), tt.want)
+			webtest.WantCannotTell(t, s, "no list")
 		})
 	}
 }

@@ -16,7 +16,7 @@ const (
 	// maxRetries is how often a request is made again at most, within the timeout of
 	// the attempt.
 	maxRetries = 2
-	// retryPause is between the first two requests.
+	// retryPause is Origin.retryPause.
 	retryPause = 250 * time.Millisecond
 )
 
@@ -43,7 +43,7 @@ func (o *Origin) open(ctx context.Context) (*session, error) {
 		HTTPClient:   &http.Client{Transport: transport, CheckRedirect: o.checkRedirect},
 		RetryMax:     maxRetries,
 		CheckRetry:   retryable,
-		RetryWaitMin: retryPause,
+		RetryWaitMin: o.retryPause,
 		Backoff:      backoff,
 		ErrorHandler: retryablehttp.PassthroughErrorHandler,
 	}}, nil

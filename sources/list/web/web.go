@@ -65,7 +65,8 @@ type Config struct {
 // An Origin is a web server. It implements list.Origin.
 type Origin struct {
 	cfg            Config
-	url, signature *url.URL // signature is nil if there is none
+	url, signature *url.URL      // signature is nil if there is none
+	retryPause     time.Duration // between the first two requests of an attempt; tests have a shorter one
 
 	// Read alone uses what follows.
 	unconditional bool  // the next request is to be
@@ -90,7 +91,7 @@ func New(cfg Config) (*Origin, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Origin{cfg: cfg, url: u, signature: signature}, nil
+	return &Origin{cfg: cfg, url: u, signature: signature, retryPause: retryPause}, nil
 }
 
 // Warnings implements list.Origin.

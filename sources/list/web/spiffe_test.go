@@ -1,4 +1,4 @@
-package httplist_test
+package web_test
 
 import (
 	"context"
@@ -20,8 +20,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/web"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/web/webtest"
 )
 
 const (
@@ -30,13 +30,13 @@ const (
 )
 
 // svid issues an X.509-SVID. change, which may be nil, makes it another one.
-func (a *authority) svid(tb testing.TB, id string, change func(*x509.Certificate)) tls.Certificate {
+func svid(tb testing.TB, a *webtest.Authority, id string, change func(*x509.Certificate)) tls.Certificate {
 	tb.Helper()
 	uri, err := url.Parse(id)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	key := newKey(tb)
+	key := webtest.NewKey(tb)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()),
 		NotBefore:    time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
@@ -47,7 +47,7 @@ func (a *authority) svid(tb testing.TB, id string, change func(*x509.Certificate
 	if change != nil {
 		change(template)
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, a.Cert, key.Public(), a.Key)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -57,16 +57,16 @@ func (a *authority) svid(tb testing.TB, id string, change func(*x509.Certificate
 // A trustDomain is what SPIRE's identity provider says. Tests change it.
 type trustDomain struct {
 	name  string
-	roots []*authority
+	roots []*webtest.Authority
 	own   tls.Certificate
 	err   error
 	asked int
 }
 
-func newTrustDomain(tb testing.TB) (*trustDomain, *authority) {
+func newTrustDomain(tb testing.TB) (*trustDomain, *webtest.Authority) {
 	tb.Helper()
-	ca := newAuthority(tb)
-	return &trustDomain{name: "example.org", roots: []*authority{ca}, own: ca.svid(tb, ownID, nil)}, ca
+	ca := webtest.NewAuthority(tb)
+	return &trustDomain{name: "example.org", roots: []*webtest.Authority{ca}, own: svid(tb, ca, ownID, nil)}, ca
 }
 
 func (d *trustDomain) X509Identity(context.Context) (*x509svid.SVID, *x509bundle.Bundle, error) {
@@ -84,48 +84,48 @@ func (d *trustDomain) X509Identity(context.Context) (*x509svid.SVID, *x509bundle
 	}
 	bundle := x509bundle.New(spiffeid.RequireTrustDomainFromString(d.name))
 	for _, root := range d.roots {
-		bundle.AddX509Authority(root.cert)
+		bundle.AddX509Authority(root.Cert)
 	}
 	return own, bundle, nil
 }
 
 // spiffeOrigin starts a web server that shows a certificate, and lets in who
 // shows one of the CA, unless that is nil.
-func spiffeOrigin(tb testing.TB, shown tls.Certificate, clients *authority) *origin {
+func spiffeOrigin(tb testing.TB, shown tls.Certificate, clients *webtest.Authority) *webtest.Server {
 	tb.Helper()
-	o := newOrigin(tb, func(c *tls.Config) {
+	o := webtest.NewServer(tb, func(c *tls.Config) {
 		c.Certificates = []tls.Certificate{shown}
 		if clients != nil {
 			c.ClientCAs, c.ClientAuth = x509.NewCertPool(), tls.RequireAndVerifyClientCert
-			c.ClientCAs.AddCert(clients.cert)
+			c.ClientCAs.AddCert(clients.Cert)
 		}
 	})
-	o.answer(http.StatusOK, list("", "one"))
+	o.Answer(http.StatusOK, webtest.List("", "one"))
 	return o
 }
 
-func (d *trustDomain) config(o *origin) httplist.Config {
-	return httplist.Config{URL: o.URL + "/tpm.json", Auth: web.AuthSPIFFE, ServerID: serverID, Identity: d}
+func (d *trustDomain) config(o *webtest.Server) web.Config {
+	return web.Config{URL: o.URL + "/tpm.json", Auth: web.AuthSPIFFE, ServerID: serverID, Identity: d}
 }
 
 // Both sides are known by their X.509-SVIDs: no host name, no file of
 // certificates; a bearer token goes with it.
 func TestSPIFFE(t *testing.T) {
 	d, ca := newTrustDomain(t)
-	o := spiffeOrigin(t, ca.svid(t, serverID, nil), ca)
+	o := spiffeOrigin(t, svid(t, ca, serverID, nil), ca)
 	shown, token := "", ""
-	o.serve(func(w http.ResponseWriter, r *http.Request) {
+	o.Serve(func(w http.ResponseWriter, r *http.Request) {
 		shown, token = r.TLS.PeerCertificates[0].URIs[0].String(), r.Header.Get("Authorization")
-		_, _ = io.WriteString(w, list("", "one"))
+		_, _ = io.WriteString(w, webtest.List("", "one"))
 	})
 	cfg := d.config(o)
-	cfg.BearerTokenPath = write(t, "token", []byte("secret"))
+	cfg.BearerTokenPath = webtest.Write(t, "token", []byte("secret"))
 	s := newSource(t, cfg)
 	if d.asked != 0 {
 		t.Error("the identity was asked for before it was needed")
 	}
 	refresh(t, s)
-	wantListed(t, s, "one")
+	webtest.WantListed(t, s, "one")
 	if shown != ownID || token != "Bearer secret" {
 		t.Errorf("showed %q and %q", shown, token)
 	}
@@ -135,10 +135,10 @@ func TestSPIFFE(t *testing.T) {
 // one all the same, and refuses it by itself: it is not left without an answer.
 func TestSPIFFEShownToAnybody(t *testing.T) {
 	d, ca := newTrustDomain(t)
-	other := newAuthority(t)
-	o := spiffeOrigin(t, ca.svid(t, serverID, nil), other)
-	wantError(t, newSource(t, d.config(o)).Load(t.Context()), "tls: ")
-	if o.requests.Load() != 0 {
+	other := webtest.NewAuthority(t)
+	o := spiffeOrigin(t, svid(t, ca, serverID, nil), other)
+	webtest.WantError(t, newSource(t, d.config(o)).Load(t.Context()), "tls: ")
+	if o.Requests() != 0 {
 		t.Error("it was let in")
 	}
 }
@@ -149,7 +149,7 @@ func TestSPIFFEWrongServer(t *testing.T) {
 	d, ca := newTrustDomain(t)
 	same := func(*x509.Certificate) {}
 	for name, tt := range map[string]struct {
-		by     *authority
+		by     *webtest.Authority
 		id     string
 		change func(*x509.Certificate)
 		want   string
@@ -159,7 +159,7 @@ func TestSPIFFEWrongServer(t *testing.T) {
 		"an ID below":            {ca, serverID + "/x", same, "\", not \""},
 		"another case":           {ca, "spiffe://example.org/Allowlist", same, "\", not \""},
 		"the own ID":             {ca, ownID, same, "\", not \""},
-		"another authority":      {newAuthority(t), serverID, same, "unknown authority"},
+		"another authority":      {webtest.NewAuthority(t), serverID, same, "unknown authority"},
 		"another trust domain":   {ca, "spiffe://example.com/allowlist", same, `no X.509 bundle found for trust domain: "example.com"`},
 		"no SPIFFE ID":           {ca, "https://example.org/allowlist", same, "scheme is missing or invalid"},
 		"no SAN":                 {ca, serverID, func(c *x509.Certificate) { c.URIs = nil }, "no URI SAN"},
@@ -176,16 +176,16 @@ func TestSPIFFEWrongServer(t *testing.T) {
 		"not yet valid":          {ca, serverID, func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }, "not yet valid"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			o := spiffeOrigin(t, tt.by.svid(t, tt.id, tt.change), nil)
+			o := spiffeOrigin(t, svid(t, tt.by, tt.id, tt.change), nil)
 			var handshakes atomic.Int64
 			o.TLS.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
 				handshakes.Add(1)
 				return nil, nil //nolint:nilnil // the one that there is
 			}
 			s := newSource(t, d.config(o))
-			wantError(t, s.Load(t.Context()), tt.want)
-			wantCannotTell(t, s, "no list")
-			if n := o.requests.Load(); n != 0 {
+			webtest.WantError(t, s.Load(t.Context()), tt.want)
+			webtest.WantCannotTell(t, s, "no list")
+			if n := o.Requests(); n != 0 {
 				t.Errorf("%d requests were made", n)
 			}
 			if n := handshakes.Load(); n != 1 { // a person has to mend it
@@ -226,7 +226,7 @@ func TestSPIFFEGoodServers(t *testing.T) {
 		"a host name as well":   func(c *x509.Certificate) { c.DNSNames = []string{"elsewhere.example.org"} },
 	} {
 		t.Run(name, func(t *testing.T) {
-			wantListed(t, loaded(t, d.config(spiffeOrigin(t, ca.svid(t, serverID, change), ca))), "one")
+			webtest.WantListed(t, loaded(t, d.config(spiffeOrigin(t, svid(t, ca, serverID, change), ca))), "one")
 		})
 	}
 }
@@ -237,57 +237,57 @@ func TestSPIFFEGoodServers(t *testing.T) {
 func TestSPIFFERotation(t *testing.T) {
 	d, ca := newTrustDomain(t)
 	c := newClock()
-	o := spiffeOrigin(t, ca.svid(t, serverID, nil), ca)
+	o := spiffeOrigin(t, svid(t, ca, serverID, nil), ca)
 	cfg := d.config(o)
 	cfg.Now = c.Now
 	s := loaded(t, cfg)
 
-	next := newAuthority(t)
-	d.roots = []*authority{next}
-	wantError(t, s.Load(t.Context()), "unknown authority")
-	wantListed(t, s, "one") // the last good list stays
-	d.roots = []*authority{next, ca}
+	next := webtest.NewAuthority(t)
+	d.roots = []*webtest.Authority{next}
+	webtest.WantError(t, s.Load(t.Context()), "unknown authority")
+	webtest.WantListed(t, s, "one") // the last good list stays
+	d.roots = []*webtest.Authority{next, ca}
 	refresh(t, s)
 	d.name = "example.com" // as a server that was moved to another trust domain
-	wantError(t, s.Load(t.Context()), "no X.509 bundle found for trust domain")
+	webtest.WantError(t, s.Load(t.Context()), "no X.509 bundle found for trust domain")
 	d.name = "example.org"
 
-	d.own = ca.svid(t, "spiffe://example.org/spire/server2", nil)
+	d.own = svid(t, ca, "spiffe://example.org/spire/server2", nil)
 	shown := ""
-	o.serve(func(w http.ResponseWriter, r *http.Request) {
+	o.Serve(func(w http.ResponseWriter, r *http.Request) {
 		shown = r.TLS.PeerCertificates[0].URIs[0].Path
-		_, _ = io.WriteString(w, list("", "two"))
+		_, _ = io.WriteString(w, webtest.List("", "two"))
 	})
 	refresh(t, s)
-	wantListed(t, s, "two")
+	webtest.WantListed(t, s, "two")
 	if shown != "/spire/server2" {
 		t.Errorf("showed %q", shown)
 	}
 	c.move(2 * time.Hour)
-	wantError(t, s.Load(t.Context()), "expired")
-	c.move(years) // the bundle's authority has expired as well
-	wantError(t, s.Load(t.Context()), "expired")
-	wantCannotTell(t, s, "stale")
+	webtest.WantError(t, s.Load(t.Context()), "expired")
+	c.move(webtest.Years) // the bundle's authority has expired as well
+	webtest.WantError(t, s.Load(t.Context()), "expired")
+	webtest.WantCannotTell(t, s, "stale")
 }
 
 // The provider has no identity while SPIRE starts: nothing can be told until it
 // has, nobody is asked without one, and no restart is needed then.
 func TestSPIFFENoIdentityYet(t *testing.T) {
 	d, ca := newTrustDomain(t)
-	o := spiffeOrigin(t, ca.svid(t, serverID, nil), ca)
+	o := spiffeOrigin(t, svid(t, ca, serverID, nil), ca)
 	d.err = errors.New("not initialized")
 	s := newSource(t, d.config(o))
-	wantError(t, s.Load(t.Context()), "get this server's own X.509-SVID: not initialized")
-	wantCannotTell(t, s, "no list")
-	if n := o.requests.Load(); n != 0 {
+	webtest.WantError(t, s.Load(t.Context()), "get this server's own X.509-SVID: not initialized")
+	webtest.WantCannotTell(t, s, "no list")
+	if n := o.Requests(); n != 0 {
 		t.Errorf("%d requests were made", n)
 	}
 	d.err = nil
 	refresh(t, s)
-	wantListed(t, s, "one")
+	webtest.WantListed(t, s, "one")
 
-	empty := newSource(t, httplist.Config{URL: o.URL, Auth: web.AuthSPIFFE, ServerID: serverID, Identity: nobody{}})
-	wantError(t, empty.Load(t.Context()), "there is none, or no trust bundle")
+	empty := newSource(t, web.Config{URL: o.URL, Auth: web.AuthSPIFFE, ServerID: serverID, Identity: nobody{}})
+	webtest.WantError(t, empty.Load(t.Context()), "there is none, or no trust bundle")
 }
 
 // nobody is a provider that answers with nothing at all.
@@ -301,11 +301,11 @@ func (nobody) X509Identity(context.Context) (*x509svid.SVID, *x509bundle.Bundle,
 // another host is not followed, whoever it is.
 func TestSPIFFERedirect(t *testing.T) {
 	d, ca := newTrustDomain(t)
-	o := spiffeOrigin(t, ca.svid(t, serverID, nil), ca)
-	elsewhere := spiffeOrigin(t, ca.svid(t, serverID, nil), ca)
-	o.answer(http.StatusFound, "", "Location", elsewhere.URL+"/tpm.json")
-	wantError(t, newSource(t, d.config(o)).Load(t.Context()), "redirected to another host")
-	if n := elsewhere.requests.Load(); n != 0 {
+	o := spiffeOrigin(t, svid(t, ca, serverID, nil), ca)
+	elsewhere := spiffeOrigin(t, svid(t, ca, serverID, nil), ca)
+	o.Answer(http.StatusFound, "", "Location", elsewhere.URL+"/tpm.json")
+	webtest.WantError(t, newSource(t, d.config(o)).Load(t.Context()), "redirected to another host")
+	if n := elsewhere.Requests(); n != 0 {
 		t.Errorf("another host got %d requests", n)
 	}
 }
@@ -314,28 +314,28 @@ func TestSPIFFERedirect(t *testing.T) {
 // refused, and so is an ID that nobody can have.
 func TestSPIFFENewRefuses(t *testing.T) {
 	d, _ := newTrustDomain(t)
-	good := httplist.Config{URL: "https://example.org/tpm.json", Auth: web.AuthSPIFFE, ServerID: serverID, Identity: d}
+	good := web.Config{URL: "https://example.org/tpm.json", Auth: web.AuthSPIFFE, ServerID: serverID, Identity: d}
 	for name, tt := range map[string]struct {
-		change func(*httplist.Config)
+		change func(*web.Config)
 		want   string
 	}{
-		"CA":           {func(c *httplist.Config) { c.CAPath = "/x" }, "ca_path cannot be combined with auth"},
-		"certificate":  {func(c *httplist.Config) { c.ClientCertPath, c.ClientKeyPath = "/x", "/y" }, "client_key_path cannot be combined"},
-		"no provider":  {func(c *httplist.Config) { c.Identity = nil }, "nothing provides the X.509-SVID"},
-		"no ID":        {func(c *httplist.Config) { c.ServerID = "https://example.org/" }, "server_id must be the SPIFFE ID"},
-		"no server ID": {func(c *httplist.Config) { c.ServerID = "" }, "server_id is missing"},
-		"no auth":      {func(c *httplist.Config) { c.Auth = "" }, "auth is missing"},
-		"another auth": {func(c *httplist.Config) { c.Auth = "tls" }, "auth must be"},
-		"trust domain": {func(c *httplist.Config) { c.ServerID = "spiffe://example.org" }, "server_id must be the SPIFFE ID"},
+		"CA":           {func(c *web.Config) { c.CAPath = "/x" }, "ca_path cannot be combined with auth"},
+		"certificate":  {func(c *web.Config) { c.ClientCertPath, c.ClientKeyPath = "/x", "/y" }, "client_key_path cannot be combined"},
+		"no provider":  {func(c *web.Config) { c.Identity = nil }, "nothing provides the X.509-SVID"},
+		"no ID":        {func(c *web.Config) { c.ServerID = "https://example.org/" }, "server_id must be the SPIFFE ID"},
+		"no server ID": {func(c *web.Config) { c.ServerID = "" }, "server_id is missing"},
+		"no auth":      {func(c *web.Config) { c.Auth = "" }, "auth is missing"},
+		"another auth": {func(c *web.Config) { c.Auth = "tls" }, "auth must be"},
+		"trust domain": {func(c *web.Config) { c.ServerID = "spiffe://example.org" }, "server_id must be the SPIFFE ID"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := good
 			tt.change(&cfg)
-			_, err := httplist.New(cfg)
-			wantError(t, err, tt.want)
+			_, err := web.New(cfg)
+			webtest.WantError(t, err, tt.want)
 		})
 	}
-	if _, err := httplist.New(good); err != nil || d.asked != 0 {
+	if _, err := web.New(good); err != nil || d.asked != 0 {
 		t.Errorf("New: %v, asked %d times", err, d.asked)
 	}
 }
