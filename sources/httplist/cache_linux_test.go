@@ -27,7 +27,7 @@ func TestCacheBeforeServing(t *testing.T) {
 		t.Fatal(err)
 	}
 	webtest.WantListed(t, s, "two")
-	o.Answer(http.StatusNotFound, "")
+	fails(o)
 	webtest.WantListed(t, fromCache(t, cfg, "404"), "two")
 }
 

@@ -77,8 +77,8 @@ func TestRestartWithServer(t *testing.T) {
 	}
 	o.Answer(http.StatusOK, webtest.List(`"serial": 8, `, "two"))
 	webtest.WantListed(t, loaded(t, cfg), "two")
-	o.Close()
-	webtest.WantListed(t, fromCache(t, cfg, "connection refused"), "two")
+	fails(o)
+	webtest.WantListed(t, fromCache(t, cfg, "404"), "two")
 }
 
 // A list in the cache that is too old, from the future or expired serves nobody,
@@ -87,7 +87,7 @@ func TestStaleCache(t *testing.T) {
 	for _, jump := range []time.Duration{25 * time.Hour, -time.Hour} {
 		cfg, o, c := cached(t, `"serial": 7, `)
 		c.move(jump)
-		o.Answer(http.StatusNotFound, "")
+		fails(o)
 		s := newSource(t, cfg)
 		webtest.WantError(t, s.Load(t.Context()), "404")
 		webtest.WantCannotTell(t, s, "stale")
@@ -109,8 +109,8 @@ func TestConfirmationIsKept(t *testing.T) {
 	o.Answer(http.StatusNotModified, "")
 	refresh(t, s)
 	c.move(20 * time.Hour)
-	o.Close()
-	s = fromCache(t, cfg, "connection refused")
+	fails(o)
+	s = fromCache(t, cfg, "404")
 	webtest.WantListed(t, s, "one")
 	c.move(5 * time.Hour)
 	webtest.WantCannotTell(t, s, "stale")
@@ -175,8 +175,8 @@ func TestCacheMends(t *testing.T) {
 	if st := s.Status(); len(st.Warnings) != 0 {
 		t.Errorf("the warnings are %q", st.Warnings)
 	}
-	o.Close()
-	webtest.WantListed(t, fromCache(t, cfg, "connection refused"), "one")
+	fails(o)
+	webtest.WantListed(t, fromCache(t, cfg, "404"), "one")
 }
 
 // cacheWarnings are the warnings about the cache; the lists in TestFullDisk have
@@ -212,8 +212,8 @@ func TestFullDisk(t *testing.T) {
 	if warnings := cacheWarnings(s); len(warnings) != 0 {
 		t.Errorf("there is room again, and the warnings are %q", warnings)
 	}
-	o.Close()
-	webtest.WantListed(t, fromCache(t, cfg, "connection refused"), "three")
+	fails(o)
+	webtest.WantListed(t, fromCache(t, cfg, "404"), "three")
 }
 
 // limitFiles lets no file grow beyond a megabyte, until undo, as a full disk
@@ -237,7 +237,7 @@ func limitFiles(t *testing.T) (undo func()) {
 // A cache of another list, whose URL was configured before, does not serve.
 func TestCacheOfAnother(t *testing.T) {
 	cfg, o, _ := cached(t, "")
-	o.Answer(http.StatusNotFound, "")
+	fails(o)
 	cfg.URL += "2"
 	s := newSource(t, cfg)
 	webtest.WantError(t, s.Load(t.Context()), "404")
@@ -253,7 +253,7 @@ func TestCacheIsReadLater(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg, o, _ := cached(t, `"serial": 7, `)
-			o.Close()
+			fails(o)
 			show := hide(t, cfg.CachePath)
 			s := newSource(t, cfg)
 			for range 2 {
@@ -267,7 +267,7 @@ func TestCacheIsReadLater(t *testing.T) {
 				webtest.WantCannotTell(t, s, "no list")
 			}
 			show()
-			webtest.WantError(t, s.Load(t.Context()), "connection refused")
+			webtest.WantError(t, s.Load(t.Context()), "404")
 			webtest.WantListed(t, s, "one")
 			if warnings := s.Status().Warnings; len(warnings) != 0 {
 				t.Errorf("the warnings are %q", warnings)

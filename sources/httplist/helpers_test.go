@@ -1,6 +1,7 @@
 package httplist_test
 
 import (
+	"net/http"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -49,3 +50,7 @@ func refresh(tb testing.TB, s *httplist.Source) {
 		tb.Fatalf("Load: %v", err)
 	}
 }
+
+// fails makes the server answer that it has no list. An attempt ends with that at once, while it
+// makes a refused request again after a pause.
+func fails(s *webtest.Server) { s.Answer(http.StatusNotFound, "") }

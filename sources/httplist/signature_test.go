@@ -180,13 +180,13 @@ func TestListIsSignedAnew(t *testing.T) {
 	refresh(t, s)
 	p.publish(webtest.List(header, "one"), `"1"`)
 	refresh(t, s)
-	o.Close()
+	fails(o)
 	webtest.Rewrite(t, cfg.PublicKeyPath, next)
 	if err := s.Load(t.Context()); err == nil {
-		t.Error("the server is gone, and that is no error")
+		t.Error("the server has no list, and that is no error")
 	}
 	webtest.WantListed(t, s, "one")
-	webtest.WantListed(t, fromCache(t, cfg, "connection refused"), "one")
+	webtest.WantListed(t, fromCache(t, cfg, "404"), "one")
 }
 
 // A stolen key signs a list with the highest serial there is. Once another key is
@@ -208,9 +208,9 @@ func TestStolenKey(t *testing.T) {
 	if st := s.Status(); st.Serial != 0 || len(st.Warnings) == 0 {
 		t.Errorf("the status is %+v", st)
 	}
-	o.Answer(http.StatusServiceUnavailable, "")
+	fails(o)
 	restarted := newSource(t, cfg)
-	webtest.WantError(t, restarted.Load(t.Context()), "503")
+	webtest.WantError(t, restarted.Load(t.Context()), "404")
 	webtest.WantCannotTell(t, restarted, "no list")
 
 	o.Serve(p.serve)
@@ -222,8 +222,8 @@ func TestStolenKey(t *testing.T) {
 	p.text, p.sig, p.etag = stolen.text, stolen.sig, `"3"`
 	webtest.WantError(t, s.Load(t.Context()), "the list's signature")
 	webtest.WantListed(t, s, "one")
-	o.Close()
-	webtest.WantListed(t, fromCache(t, cfg, "connection refused"), "one")
+	fails(o)
+	webtest.WantListed(t, fromCache(t, cfg, "404"), "one")
 }
 
 // A key file that cannot be read tells of no key that was taken out: what serves
@@ -239,12 +239,12 @@ func TestNoPublicKeyForAWhile(t *testing.T) {
 	webtest.Rewrite(t, cfg.PublicKeyPath, own[:50])
 	webtest.WantError(t, s.Load(t.Context()), "the public key")
 	webtest.WantListed(t, s, "one")
-	o.Close()
+	fails(o)
 	restarted := newSource(t, cfg)
 	webtest.WantError(t, restarted.Load(t.Context()), "the public key")
 	webtest.WantCannotTell(t, restarted, "no list")
 	webtest.Rewrite(t, cfg.PublicKeyPath, own)
-	webtest.WantError(t, restarted.Load(t.Context()), "connection refused")
+	webtest.WantError(t, restarted.Load(t.Context()), "404")
 	webtest.WantListed(t, restarted, "one")
 }
 
