@@ -64,14 +64,9 @@ func (s *search) whyNoIssuer() string {
 	if len(s.all.byName[top.issuer]) > 0 {
 		return why + ": a configured CA has that name, but another key: it has a certificate with another one, too"
 	}
-	var faults []string
-	for _, raw := range top.cert.IssuingCertificateURL[:min(len(top.cert.IssuingCertificateURL), MaxURLs)] {
-		if err := s.whyNotAllowed(raw); err != nil {
-			faults = append(faults, fmt.Sprintf("%.200q (%v)", raw, err))
-		}
-	}
-	if len(faults) > 0 {
-		why += "; the issuer's certificate was not requested from " + strings.Join(faults, ", ")
+	if _, refused := s.allowed(top.cert.IssuingCertificateURL); len(refused) > 0 {
+		why += "; the issuer's certificate was not requested from " +
+			strings.ReplaceAll(errors.Join(refused...).Error(), "\n", ", ")
 	}
 	return why
 }
@@ -91,18 +86,6 @@ func (s *search) top() *node {
 		top = s.joiners[at]
 		seen = append(seen, top)
 	}
-}
-
-// errNotFetched is the reason if there is no Hand.
-var errNotFetched = errors.New("aia_hosts is empty: nothing is requested")
-
-// whyNotAllowed returns why a URL in a certificate is not asked, or nil.
-func (s *search) whyNotAllowed(raw string) error {
-	if s.r.Hand == nil {
-		return errNotFetched
-	}
-	_, err := s.r.Hand.Allowed(raw)
-	return err
 }
 
 // expiresSoon is how long before it expires a certificate is told of.

@@ -231,7 +231,7 @@ func (r *revocation) points(n *node, issuer *signer) (points []crlPoint, faults 
 				continue
 			}
 		}
-		urls := r.allowed(p.URLs)
+		urls, _ := r.allowed(p.URLs)
 		if len(urls) == 0 {
 			faults = append(faults, fmt.Errorf("it names no CRL on an allowed host: %.200q", p.URLs))
 		}

@@ -84,7 +84,8 @@ func (s *search) lookAbove(child *node) error {
 		}
 	}
 	wanted := false
-	for _, url := range s.allowed(child.cert.IssuingCertificateURL) {
+	urls, _ := s.allowed(child.cert.IssuingCertificateURL)
+	for _, url := range urls {
 		want := s.wantIssuers(url)
 		answer, ok := s.look(want)
 		if !ok {
@@ -139,21 +140,27 @@ func orNothing(err error) error {
 	return err
 }
 
-// allowed returns those of a certificate's URLs that may be asked.
-func (s *search) allowed(raw []string) []string {
-	if s.r.Hand == nil {
-		return nil
-	}
-	var urls []string
+// allowed returns those of a certificate's URLs that may be asked, and why others may not.
+func (s *search) allowed(raw []string) (urls []string, refused []error) {
 	for _, u := range raw {
-		if url, err := s.r.Hand.Allowed(u); err == nil && !slices.Contains(urls, url) {
-			if urls = append(urls, url); len(urls) == MaxURLs {
-				break
-			}
+		url, err := "", errNotFetched
+		if s.r.Hand != nil {
+			url, err = s.r.Hand.Allowed(u)
+		}
+		switch {
+		case len(urls) == MaxURLs:
+			return urls, refused
+		case err != nil && len(refused) < MaxURLs:
+			refused = append(refused, fmt.Errorf("%.200q (%w)", u, err))
+		case err == nil && !slices.Contains(urls, url):
+			urls = append(urls, url)
 		}
 	}
-	return urls
+	return urls, refused
 }
+
+// errNotFetched is the reason if there is no Hand.
+var errNotFetched = errors.New("aia_hosts is empty: nothing is requested")
 
 // An adoption is a certificate that has signed one below it, and the URL in that
 // one at which it was found.
