@@ -271,10 +271,8 @@ func (b *builder) link(ctx context.Context) error {
 // is a root's.
 func (b *builder) linkOne(n *node) error {
 	v := verifier{left: maxSignatures}
-	if n.issuer == n.signer.subject {
-		if own, err := v.signed(n, n.signer); own || err != nil {
-			return err
-		}
+	if own, err := v.selfSigned(n); own || err != nil {
+		return err
 	}
 	return v.link(b.all, n)
 }

@@ -64,6 +64,12 @@ type Request struct {
 	Hand Hand
 	// Verified remembers signatures between calls; nil if nothing does.
 	Verified *Memo
+	// Everything is for a caller that stores what servers will look up. Find then wants all
+	// issuers and CRLs that the leaf and those above it name, whoever vouches, and says in
+	// Result.Named what has become of them. Sent is not looked at. Find decides nothing then
+	// and needs no anchor: it never returns a Chain, and ends with ErrUndecided. Who sets this
+	// by mistake admits nobody by it, and clears nobody either.
+	Everything bool
 }
 
 // A Hand has what was looked up before. Its methods answer at once.
@@ -139,6 +145,8 @@ type Result struct {
 	// configured CA. Doubted are URLs whose certificates should have signed what names
 	// them and have not, or have expired: something else may be there soon.
 	Proven, Doubted []string
+	// Named is what the certificates name, if Request.Everything is set.
+	Named []Named
 }
 
 // A Chain is who vouches for a leaf.
@@ -177,6 +185,9 @@ type Chain struct {
 //     has something that has not signed what names it;
 //   - if the mode asks for a CRL that cannot be had.
 func Find(r Request) (Result, error) {
+	if r.Everything {
+		return newSearch(r, r.Now).everything()
+	}
 	at := r.Now
 	if soon(r.Leaf.NotBefore, r.Now) {
 		at = r.Leaf.NotBefore // to know whether it is worth waiting for
@@ -225,7 +236,7 @@ func (s *search) find() (Result, error) {
 
 // look looks something up. False means that it is wanted.
 func (s *search) look(w Want) (Answer, bool) {
-	if s.lookups++; s.lookups > maxLookups {
+	if s.lookups--; s.lookups < 0 {
 		return Answer{Err: errLookups, NotAsked: true}, true
 	}
 	return s.r.Hand.Look(w)

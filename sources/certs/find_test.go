@@ -268,6 +268,7 @@ func FuzzFind(f *testing.F) {
 	f.Add(ek.Raw, low.cert.Raw, low.cert.Raw, root.crl(f), uint8(2))
 	f.Add(ek.Raw, []byte(nil), low.cert.Raw, low.crl(f, ek), uint8(1))
 	f.Add(direct.Raw, root.cert.Raw, []byte{0x30, 0}, root.crl(f), uint8(2))
+	f.Add(ek.Raw, []byte(nil), low.cert.Raw, low.crl(f, ek), uint8(0x41))
 	f.Add(low.cert.Raw, low.cert.Raw, root.cert.Raw, []byte{0x30, 0}, uint8(0))
 	one, two := anchors(f, map[string]*ca{"": root}), anchors(f, map[string]*ca{"a": root, "b": newCA(f, "B", nil)})
 	signed := func(c, by *x509.Certificate) bool {
@@ -286,9 +287,13 @@ func FuzzFind(f *testing.F) {
 		if how&0x80 != 0 {
 			r.Anchors = two
 		}
+		r.Everything = how&0x40 != 0
 		result, err := certs.Find(r)
 		if err != nil && (result.Chain != nil || len(result.Wants) > 0) {
 			t.Errorf("beside an error: %+v", result)
+		}
+		if r.Everything && (result.Chain != nil || err == nil && len(result.Wants) == 0) {
+			t.Errorf("decided: %+v", result)
 		}
 		vouched := signed(leaf, root.cert)
 		for _, raw := range [][]byte{sent, issuer} {

@@ -231,8 +231,11 @@ func (r *revocation) points(n *node, issuer *signer) (points []crlPoint, faults 
 				continue
 			}
 		}
-		urls, _ := r.allowed(p.URLs)
-		if len(urls) == 0 {
+		urls, refused := r.allowed(p.URLs)
+		switch {
+		case r.r.Everything:
+			faults = append(faults, refused...)
+		case len(urls) == 0:
 			faults = append(faults, fmt.Errorf("it names no CRL on an allowed host: %.200q", p.URLs))
 		}
 		for _, url := range urls {

@@ -23,7 +23,7 @@ type search struct {
 	// adopted are those of the joiners, and of the anchors, that were found at a URL.
 	adopted []adoption
 
-	lookups         int
+	lookups         int // how many more there may be
 	wants           []Want
 	failures        []error // why what was looked up could not be had
 	proven, doubted []string
@@ -33,7 +33,7 @@ func newSearch(r Request, now time.Time) *search {
 	return &search{
 		r: r, all: r.Anchors, now: now,
 		leaf: newLeaf(r.Leaf),
-		v:    verifier{left: maxSignatures, memo: r.Verified},
+		v:    verifier{left: maxSignatures, memo: r.Verified}, lookups: maxLookups,
 	}
 }
 
@@ -158,6 +158,14 @@ func (v *verifier) signed(n *node, s *signer) (bool, error) {
 		v.memo.add(n, s)
 	}
 	return ok, nil
+}
+
+// selfSigned reports whether the certificate of n is a root's.
+func (v *verifier) selfSigned(n *node) (bool, error) {
+	if n.signer == nil || n.issuer != n.signer.subject {
+		return false, nil
+	}
+	return v.signed(n, n.signer)
 }
 
 // link finds the configured authority that has signed n.

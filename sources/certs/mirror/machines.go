@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
@@ -89,7 +90,7 @@ func (m *Machines) certificate(der []byte) error {
 		return err
 	}
 	if cert.IsCA {
-		m.cas = append(m.cas, cert)
+		m.addCA(cert)
 		return nil
 	}
 	e, err := m.key(cert.PublicKey)
@@ -124,5 +125,13 @@ func (m *Machines) join(other *Machines) {
 			e.certificates = append(e.certificates, o.certificates...)
 		}
 	}
-	m.cas = append(m.cas, other.cas...)
+	for _, ca := range other.cas {
+		m.addCA(ca)
+	}
+}
+
+func (m *Machines) addCA(ca *x509.Certificate) {
+	if !slices.ContainsFunc(m.cas, ca.Equal) {
+		m.cas = append(m.cas, ca)
+	}
 }

@@ -9,7 +9,6 @@
 package mirror
 
 import (
-	"cmp"
 	"context"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -22,6 +21,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
@@ -111,7 +111,7 @@ func Fill(ctx context.Context, cfg Config, m *Machines) (Summary, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	f := &filler{
-		cfg: cfg, machines: m, store: store, dir: dir, abort: cancel,
+		cfg: cfg, machines: m, store: store, dir: dir, abort: cancel, verified: certs.NewMemo(),
 		objects: map[string]*object{}, begun: map[string]bool{},
 	}
 	f.run(ctx)
@@ -124,30 +124,43 @@ type filler struct {
 	machines *Machines
 	store    *fetch.Fetcher
 	dir      *folder
+	anchors  *certs.Anchors // the CAs in the machines' files
+	verified *certs.Memo
 	// abort ends the run.
 	abort context.CancelCauseFunc
 
 	mu      sync.Mutex // for all below
 	objects map[string]*object
-	// begun are the certificates whose chains have been looked at.
-	begun   map[string]bool
-	done    int // EKs
+	begun   map[string]bool // see begin
+	done    int             // EKs
 	summary Summary
 }
 
 // object is what one URL has.
 type object struct {
-	mu    sync.Mutex
-	value any // nil until there is one
+	mu sync.Mutex
+	// answer is for what was wanted last, by its ID: machines of one CA want the same.
+	wanted string
+	answer certs.Answer
 	// counted is whether it is in the summary, and fetched as what.
 	counted, fetched bool
 }
 
-// accept returns why a server would not use a value for what names it, or nil.
-type accept func(value any) error
-
 // run looks after all machines.
 func (f *filler) run(ctx context.Context) {
+	file := certs.File{Path: "the machines' files"}
+	for i, cert := range f.machines.cas {
+		file.Entries = append(file.Entries, certs.Entry{Certificate: cert, Number: i + 1})
+	}
+	anchors, warnings, err := certs.NewAnchors(ctx, []certs.File{file}, certs.EK(), f.cfg.Now())
+	if err != nil {
+		f.abort(err)
+		return
+	}
+	f.anchors = anchors
+	for _, w := range warnings {
+		f.note("%s", w)
+	}
 	work := make(chan *ek)
 	var wg sync.WaitGroup
 	for range min(workers, f.machines.Len()) {
@@ -172,67 +185,60 @@ func (f *filler) run(ctx context.Context) {
 	wg.Wait()
 }
 
-// begin reports whether a certificate is looked at for the first time.
-func (f *filler) begin(c *x509.Certificate) bool {
+// begin reports whether a kind of work for a certificate is done for the first time.
+func (f *filler) begin(kind certs.Kind, c *x509.Certificate) bool {
+	key := string(kind) + " " + string(c.Raw)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.begun[string(c.Raw)] {
-		return false
-	}
-	f.begun[string(c.Raw)] = true
-	return true
+	begun := f.begun[key]
+	f.begun[key] = true
+	return !begun
 }
 
-// object returns what a URL has, parsed, that ok accepts, and sees to it that it is
-// in the folder. It is asked for once in a run.
-func (f *filler) object(
-	ctx context.Context, kind fetch.Kind, at string, parse fetch.Parse, ok accept,
-) (any, error) {
-	key := string(kind) + " " + at
+// get returns what a URL has, and sees to it that it is in the folder. In a run, a URL is
+// asked for anew only if what is there is of no use for another certificate that names it.
+func (f *filler) get(ctx context.Context, w certs.Want) certs.Answer {
 	f.mu.Lock()
-	o := f.objects[key]
+	o := f.objects[w.URL]
 	if o == nil {
 		o = &object{}
-		f.objects[key] = o
+		f.objects[w.URL] = o
 	}
 	f.mu.Unlock()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.value != nil && ok(o.value) == nil {
-		return o.value, nil
+	if o.wanted != w.ID() {
+		value, err := f.obtain(ctx, o, w)
+		if err != nil {
+			err = fmt.Errorf("%q: %w", w.URL, err)
+		}
+		o.wanted, o.answer = w.ID(), certs.Answer{Value: value, Err: err}
 	}
-	value, err := f.obtain(ctx, o, kind, at, parse, ok)
-	if err != nil {
-		return nil, err
-	}
-	o.value = value
-	return value, nil
+	return o.answer
 }
 
-// obtain takes an object from the folder where it is fresh there, and fetches it
-// otherwise. Where that fails, or gives something that ok does not accept or that is
-// older, a file that could still be used will do, and stays as it is.
-func (f *filler) obtain(
-	ctx context.Context, o *object, kind fetch.Kind, at string, parse fetch.Parse, ok accept,
-) (any, error) {
-	name, err := Path(at)
+// obtain takes what is wanted from the folder if it is fresh there, and fetches it otherwise.
+// If that fails, or gives something that is refused or older, a file that is still of use will
+// do, and stays as it is.
+func (f *filler) obtain(ctx context.Context, o *object, w certs.Want) (any, error) {
+	name, err := Path(w.URL)
+	if err == nil {
+		err = f.dir.free(name)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if err := f.dir.free(name); err != nil {
-		return nil, err
-	}
-	kept, written, err := f.usable(name, parse, ok)
+	kept, written, err := f.usable(name, w)
 	if err != nil {
 		return nil, err
 	}
-	if kept != nil && !f.cfg.Force && f.fresh(kept, kind, written) {
+	if kept != nil && (o.counted || !f.cfg.Force && f.fresh(kept, written)) {
 		f.count(o, false, "kept     %s", name)
 		return kept, nil
 	}
-	got, err := f.store.Get(ctx, kind, at, parse)
-	if err == nil {
-		err = cmp.Or(ok(got.Value), older(got.Value, kept, f.cfg.Now()))
+	body, value, err := f.fetch(ctx, w)
+	if list, ok := value.(*certs.CRL); ok && err == nil && list.Succeed(kept) != nil {
+		err = fmt.Errorf("the one on the server was issued before the one in the folder: %w", list.Succeed(kept))
 	}
 	switch {
 	case ctx.Err() != nil:
@@ -247,18 +253,30 @@ func (f *filler) obtain(
 	if err := f.dir.claim(name); err != nil {
 		return nil, err
 	}
-	if err := f.dir.write(name, got.Body); err != nil {
+	if err := f.dir.write(name, body); err != nil {
 		err = fmt.Errorf("write %q: %w", name, err)
 		f.abort(err)
 		return nil, err
 	}
-	f.count(o, true, "fetched  %s, %d bytes", name, len(got.Body))
-	return got.Value, nil
+	f.count(o, true, "fetched  %s, %d bytes", name, len(body))
+	return value, nil
 }
 
-// usable returns what a file holds, parsed; nil where there is none that a server
-// would accept.
-func (f *filler) usable(name string, parse fetch.Parse, ok accept) (any, time.Time, error) {
+// fetch asks for what is wanted. A server is asked once, whatever for.
+func (f *filler) fetch(ctx context.Context, w certs.Want) (body []byte, value any, err error) {
+	got, err := f.store.Get(ctx, fetch.Kind(w.Kind), w.URL, func([]byte) (any, time.Time, error) {
+		return nil, time.Time{}, nil
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	value, _, err = w.Read(got.Body)
+	return got.Body, value, err
+}
+
+// usable returns what a file holds, and when it was written; nil if there is none, or none
+// that a server would accept.
+func (f *filler) usable(name string, w certs.Want) (any, time.Time, error) {
 	content, written, err := f.dir.read(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -270,10 +288,7 @@ func (f *filler) usable(name string, parse fetch.Parse, ok accept) (any, time.Ti
 		f.abort(err)
 		return nil, time.Time{}, err
 	}
-	value, _, err := parse(content)
-	if err == nil {
-		err = ok(value)
-	}
+	value, _, err := w.Read(content)
 	if err != nil {
 		return nil, time.Time{}, nil //nolint:nilerr // it is replaced
 	}
@@ -281,14 +296,14 @@ func (f *filler) usable(name string, parse fetch.Parse, ok accept) (any, time.Ti
 }
 
 // fresh reports whether a file need not be asked for again.
-func (f *filler) fresh(value any, kind fetch.Kind, written time.Time) bool {
-	age := f.cfg.Now().Sub(written)
-	switch kind {
-	case fetch.EKCertificate:
-		cert, ok := value.(*x509.Certificate)
-		return ok && !f.cfg.Now().After(cert.NotAfter)
-	case fetch.CRL:
-		return age >= 0 && age < crlAge && f.overdue(value) == nil
+func (f *filler) fresh(value any, written time.Time) bool {
+	now := f.cfg.Now()
+	age := now.Sub(written)
+	switch value := value.(type) {
+	case *x509.Certificate:
+		return !now.After(value.NotAfter)
+	case *certs.CRL:
+		return age >= 0 && age < crlAge && (value.NextUpdate.IsZero() || !now.After(value.NextUpdate))
 	default:
 		return age >= 0 && age < issuerAge
 	}
@@ -301,6 +316,7 @@ func (f *filler) count(o *object, fetched bool, format string, args ...any) {
 	defer f.mu.Unlock()
 	switch {
 	case o.counted && (o.fetched || !fetched):
+		return
 	case fetched:
 		f.summary.Fetched++
 		if o.counted {
@@ -318,7 +334,7 @@ func (f *filler) missing(what string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.summary.Missing++
-	f.print("MISSING  %s: %s", what, oneLine(err))
+	f.print("MISSING  %s: %v", what, err)
 }
 
 // note tells what is no failure.
@@ -330,18 +346,11 @@ func (f *filler) note(format string, args ...any) {
 
 // print writes a line of progress, with how many EKs are done.
 func (f *filler) print(format string, args ...any) {
-	line := fmt.Sprintf(format, args...)
+	line := strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; ")
 	_, err := fmt.Fprintf(f.cfg.Progress, "[%d/%d] %s\n", f.done, f.machines.Len(), printable(line))
 	if err != nil {
 		f.abort(fmt.Errorf("report progress: %w", err))
 	}
-}
-
-func oneLine(err error) string {
-	if err == nil {
-		return "no URL says where it is"
-	}
-	return strings.ReplaceAll(err.Error(), "\n", "; ")
 }
 
 // name names a CA.

@@ -210,7 +210,7 @@ func TestWrongAnswersReplaceNothing(t *testing.T) {
 	v.put("/root.crl", at(2*time.Hour))
 	s, out := fill(t, cfg, m)
 	want(t, s, out, mirror.Summary{Fetched: 1, Kept: 3})
-	for _, says := range []string{"did not sign the certificate", "not signed by the issuer", "before the one in the folder"} {
+	for _, says := range []string{"did not sign the certificate", "from another issuer", "before the one in the folder"} {
 		if !strings.Contains(out, says) {
 			t.Errorf("nothing says %q:\n%s", says, out)
 		}
@@ -257,7 +257,7 @@ func TestIndirectCRL(t *testing.T) {
 		}}
 	}
 	v.put("/indirect.crl", attestortest.NewCA(t, "root").CRL(t, indirect))
-	if _, out := fill(t, v.config(dir), m); !strings.Contains(out, "is not signed by the issuer") {
+	if _, out := fill(t, v.config(dir), m); !strings.Contains(out, "it is not signed by its issuer") {
 		t.Errorf("a stranger's:\n%s", out)
 	}
 	list := v.root.CRL(t, indirect)
@@ -392,7 +392,7 @@ func TestMissing(t *testing.T) {
 		"CRL is another CA's": {func(v *vendor) *mirror.Machines {
 			v.put("/crls/sub.crl", other.CRL(v.t, nil))
 			return machines(v.t, inPEM(v.t, true, v.tpm(1)))
-		}, mirror.Summary{Fetched: 3, Missing: 1}, "not signed by the issuer"},
+		}, mirror.Summary{Fetched: 3, Missing: 1}, "it is from another issuer"},
 		"CRL has expired": {func(v *vendor) *mirror.Machines {
 			v.put("/crls/sub.crl", v.sub.CRL(v.t, func(l *x509.RevocationList) {
 				l.ThisUpdate, l.NextUpdate = time.Now().Add(-48*time.Hour), time.Now().Add(-24*time.Hour)

@@ -1,0 +1,149 @@
+package certs
+
+import (
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// ErrUndecided is the error with which Find ends if Request.Everything is set.
+var ErrUndecided = errors.New("everything was looked up, and nothing was decided")
+
+// A Named is what a certificate names, and what has become of that.
+type Named struct {
+	// Kind is Issuer or List: the certificates of its issuer, or the CRLs for it.
+	Kind Kind
+	// By is the certificate that names it.
+	By *x509.Certificate
+	// Had is whether there is an issuer, configured or fetched, or a CRL that is current.
+	Had bool
+	// Faults are why the URLs, or some of them, are of no use. If there are none although
+	// nothing was had, no URL leads to the issuer, or no issuer is known to verify a CRL by.
+	Faults []error
+}
+
+// everything wants all that the leaf and the certificates above it name: the issuers, up to
+// those that have signed themselves, and then the CRLs, since a CA further up may issue one.
+func (s *search) everything() (Result, error) {
+	s.lookups, s.v.left = MaxChain*maxLookups, MaxChain*maxSignatures
+	var all []Named
+	var listed []*node // whose CRLs are looked up
+	nodes := []*node{s.leaf}
+	for i := 0; i < len(nodes); i++ {
+		n := nodes[i]
+		if root, _ := s.v.selfSigned(n); root { // the limit is a fault of the next
+			continue
+		}
+		named := s.namedIssuers(n)
+		all = append(all, named)
+		if len(n.cert.CRLDistributionPoints) > 0 && (named.Had || len(named.Faults) == 0) {
+			listed = append(listed, n)
+		}
+		for _, issuer := range n.issuers {
+			if !slices.Contains(nodes, issuer) {
+				nodes = append(nodes, issuer)
+			}
+		}
+	}
+	if len(s.wants) == 0 && s.r.CRLs != "" && s.r.CRLs != CRLOff {
+		for _, n := range listed {
+			all = append(all, s.namedCRLs(n))
+		}
+	}
+	if len(s.wants) > 0 {
+		return Result{Wants: s.wants}, nil
+	}
+	return Result{Named: all}, ErrUndecided
+}
+
+// namedIssuers looks up the issuers of n, among those that are configured and at all URLs.
+func (s *search) namedIssuers(n *node) Named {
+	urls, faults := s.allowed(n.cert.IssuingCertificateURL)
+	named := Named{Kind: Issuer, By: n.cert, Faults: faults}
+	var found issuers
+	for by := range s.all.candidates(n) {
+		found = append(found, by.certs...)
+	}
+	for _, url := range urls {
+		fetched, _ := s.lookNamed(s.wantIssuersOf(n, url), &named).(issuers)
+		found = append(found, fetched...)
+	}
+	for _, issuer := range found {
+		if _, err := s.adopt(n, s.add(issuer)); err != nil {
+			named.Faults = append(named.Faults, err)
+		}
+	}
+	n.issuers = n.parents
+	if named.Had = len(n.issuers) > 0; named.Had && len(urls) == 0 {
+		named.Faults = nil // what is configured need not be fetched
+	}
+	return named
+}
+
+// lookNamed looks up what is named: it is wanted, or there is a value, or a fault.
+func (s *search) lookNamed(w Want, named *Named) any {
+	answer, ok := s.look(w)
+	switch {
+	case !ok:
+		s.wants = append(s.wants, w)
+	case answer.Value == nil:
+		named.Faults = append(named.Faults, orNothing(answer.Err))
+	}
+	return answer.Value
+}
+
+// wantIssuersOf returns the Want for the issuers of n at a URL. Read refuses an answer if no
+// certificate in it has signed n, or only such as have expired.
+func (s *search) wantIssuersOf(n *node, url string) Want {
+	want := s.wantIssuers(url)
+	want.Scope = hex.EncodeToString(n.sum[:])
+	read := want.read
+	want.read = func(body []byte) (any, time.Time, error) {
+		value, until, err := read(body)
+		if err != nil {
+			return nil, time.Time{}, err
+		}
+		fetched, _ := value.(issuers)
+		err = errors.New("it exists, but did not sign the certificate that names it")
+		v := verifier{left: len(fetched), memo: s.r.Verified}
+		for _, by := range fetched {
+			signed, _ := v.signed(n, by.signer) // there is no more than one for each
+			switch {
+			case !signed || by.signer.subject != n.issuer:
+			case s.now.After(by.cert.NotAfter):
+				err = fmt.Errorf("it exists, but expired on %s: its CA has to publish a new one",
+					by.cert.NotAfter.UTC().Format(time.DateOnly))
+			default:
+				return value, until, nil
+			}
+		}
+		return nil, time.Time{}, err
+	}
+	return want
+}
+
+// namedCRLs looks up the CRLs for n at all URLs that it names.
+func (s *search) namedCRLs(n *node) Named {
+	named := Named{Kind: List, By: n.cert}
+	if len(n.issuers) == 0 {
+		return named
+	}
+	r := revocation{search: s}
+	points, faults := r.points(n, n.issuers[0].signer) // all of them have the key that has signed n
+	named.Faults = faults
+	for _, p := range points {
+		list, had := s.lookNamed(r.wantCRL(p, n.cert), &named).(*CRL)
+		if !had {
+			continue
+		}
+		if err := list.fault(s.now); err != nil {
+			named.Faults = append(named.Faults, fmt.Errorf("%q: %w", p.url, err))
+			continue
+		}
+		named.Had = true
+	}
+	return named
+}
