@@ -107,6 +107,19 @@ func newNode(c *x509.Certificate) (*node, error) {
 	return n, nil
 }
 
+// above returns the issuers of n, theirs, and so on, the nearest first.
+func (n *node) above() []*node {
+	all := slices.Clone(n.issuers)
+	for i := 0; i < len(all); i++ {
+		for _, issuer := range all[i].issuers {
+			if !slices.Contains(all, issuer) {
+				all = append(all, issuer)
+			}
+		}
+	}
+	return all
+}
+
 // maySign reports whether a CA certificate may be in a chain at a time, with
 // below CA certificates between it and the leaf (RFC 5280, 6.1.4 (m)).
 // Unlike there, a certificate that a CA has issued to itself counts too.

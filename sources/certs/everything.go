@@ -110,9 +110,9 @@ func (s *search) wantIssuersOf(n *node, url string) Want {
 		err = errors.New("it exists, but did not sign the certificate that names it")
 		v := verifier{left: len(fetched), memo: s.r.Verified}
 		for _, by := range fetched {
-			signed, _ := v.signed(n, by.signer) // there is no more than one for each
+			signed, _ := v.issued(n, by) // there is no more than one signature for each
 			switch {
-			case !signed || by.signer.subject != n.issuer:
+			case !signed:
 			case s.now.After(by.cert.NotAfter):
 				err = fmt.Errorf("it exists, but expired on %s: its CA has to publish a new one",
 					by.cert.NotAfter.UTC().Format(time.DateOnly))

@@ -28,20 +28,15 @@ func errEarly(what string, notBefore, now time.Time) error {
 func (s *search) whyNot() (string, error) {
 	// Those above it chain to configured CAs, or are some: what may have come
 	// between is their dates.
-	above := slices.Clone(s.leaf.issuers)
-	for i := 0; i < len(above); i++ {
-		c := above[i].cert
+	above := s.leaf.above()
+	for _, n := range above {
+		c := n.cert
 		if soon(c.NotBefore, s.now) {
 			return "", errEarly("the certificate of the CA "+describe(c.Subject), c.NotBefore, s.now)
 		}
 		if fault := faultOfDates(c, s.now); fault != "" {
 			return s.r.Profile.orphaned + ", whose issuer is " + describe(s.leaf.cert.Issuer) +
 				": above it, the certificate of the CA " + describe(c.Subject) + " " + fault, nil
-		}
-		for _, n := range above[i].issuers {
-			if !slices.Contains(above, n) {
-				above = append(above, n)
-			}
 		}
 	}
 	if len(above) > 0 {

@@ -1,12 +1,10 @@
 package certs
 
 import (
-	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"math/big"
@@ -16,14 +14,6 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/crl"
-)
-
-// How long a CRL is kept.
-const (
-	// maxCRLAge is how long at most.
-	maxCRLAge = 7 * 24 * time.Hour
-	// openCRLAge is how long if it does not say when the next one is due.
-	openCRLAge = 24 * time.Hour
 )
 
 // A revocation finds out which certificates of a search have been revoked.
@@ -88,6 +78,7 @@ func (r *revocation) state(n *node, issuer *signer) state {
 // CRLs that are at hand of the same CAs have their say, too.
 func (r *revocation) ask(n *node, issuer *signer) state {
 	points, faults := r.points(n, issuer)
+	kept := r.kept(n, issuer, points)
 	var asked []heldList
 	for _, p := range points {
 		want := r.wantCRL(p, n.cert)
@@ -102,22 +93,19 @@ func (r *revocation) ask(n *node, issuer *signer) state {
 			return broken
 		}
 		if list != nil {
-			asked = append(asked, heldList{list, p.url, err})
+			asked = append(asked, heldList{list, p.url, err == nil})
 		}
-		lists := slices.Concat(asked, r.kept(n, issuer, points))
-		by, older := weigh(lists, n.issuer, n.cert.SerialNumber)
-		switch {
-		case by != nil:
+		by, older := weigh(slices.Concat(asked, kept), n.issuer, n.cert.SerialNumber)
+		if err = cmp.Or(err, older); by != nil {
 			return r.revoke(n, by)
-		case err == nil && older == nil:
+		}
+		if err == nil {
 			return good
-		case err == nil:
-			err = older
 		}
 		faults = append(faults, fmt.Errorf("the CRL at %q: %w", p.url, err))
 	}
 	if len(points) == 0 {
-		if by, _ := weigh(r.kept(n, issuer, nil), n.issuer, n.cert.SerialNumber); by != nil {
+		if by, _ := weigh(kept, n.issuer, n.cert.SerialNumber); by != nil {
 			return r.revoke(n, by)
 		}
 	}
@@ -158,38 +146,29 @@ func (s *search) describe(n *node) string {
 type heldList struct {
 	*CRL
 	url string
-	// fault is why the list cannot say that the certificate is good, or nil.
-	fault error
+	// clears is whether the list can say that the certificate is good.
+	clears bool
 }
 
 // weigh says which of the CRLs for a certificate count: issuer is the canonical form
 // of the name of its issuer. It returns a list by which the certificate is revoked. If
-// there is none, older is why no list says that the certificate is good although it
-// may have no fault: it was issued before another one.
+// there is none, older is why no list says that the certificate is good although some
+// could: each was issued before another one.
 //
 // What a list says is overruled by a newer one only, and only by a list that can say
 // that a certificate is good: what is listed counts at any age, by any clock, and even if
 // the CA may not sign CRLs, since the machine chooses by which certificate of the CA it comes.
 func weigh(lists []heldList, issuer string, serial *big.Int) (by *heldList, older error) {
-	if len(lists) == 0 {
-		return nil, nil
-	}
-	newest := slices.MaxFunc(lists, func(a, b heldList) int { return a.ThisUpdate.Compare(b.ThisUpdate) })
 	var clearing []heldList
 	for _, l := range lists {
-		if l.fault != nil || l.Lists(issuer, serial) {
+		if !l.clears || l.Lists(issuer, serial) {
 			continue
 		}
-		at := newest
-		if !l.Before(newest.List) { // of the same time there may be several, with numbers
-			i := slices.IndexFunc(lists, func(o heldList) bool { return l.Before(o.List) })
-			if i < 0 {
-				clearing = append(clearing, l)
-				continue
-			}
-			at = lists[i]
+		if at := slices.IndexFunc(lists, func(o heldList) bool { return l.Before(o.List) }); at >= 0 {
+			older = fmt.Errorf("it was issued on %s, before the one from %q", l.issued(), lists[at].url)
+			continue
 		}
-		older = fmt.Errorf("it was issued on %s, before the one from %q", l.issued(), at.url)
+		clearing = append(clearing, l)
 	}
 	for i, l := range lists {
 		overruled := slices.ContainsFunc(clearing, func(c heldList) bool { return l.Before(c.List) })
@@ -254,15 +233,9 @@ func (r *revocation) points(n *node, issuer *signer) (points []crlPoint, faults 
 // wants their chains to end where the certificate's does.
 func (s *search) crlIssuers(n *node, name string) []*signer {
 	var found []*signer
-	above := slices.Clone(n.issuers)
-	for i := 0; i < len(above); i++ {
-		if by := above[i].signer; by.subject == name && !slices.Contains(found, by) {
+	for _, ca := range n.above() {
+		if by := ca.signer; by.subject == name && !slices.Contains(found, by) {
 			found = append(found, by)
-		}
-		for _, next := range above[i].issuers {
-			if !slices.Contains(above, next) {
-				above = append(above, next)
-			}
 		}
 	}
 	for _, by := range s.all.byName[name] {
@@ -291,14 +264,8 @@ func (r *revocation) kept(n *node, issuer *signer, points []crlPoint) []heldList
 				unfit != nil && !list.Lists(n.issuer, n.cert.SerialNumber) {
 				continue
 			}
-			fault := cmp.Or(unfit, list.fault(r.now))
-			switch {
-			case list.NextUpdate.IsZero():
-				fault = errors.New("it does not say when the next one is due")
-			case slices.ContainsFunc(points, func(p crlPoint) bool { return p.some && p.url == k.URL }):
-				fault = errSomeReasons
-			}
-			lists = append(lists, heldList{list, k.URL, fault})
+			some := slices.ContainsFunc(points, func(p crlPoint) bool { return p.some && p.url == k.URL })
+			lists = append(lists, heldList{list, k.URL, unfit == nil && !some && list.Current(r.now)})
 		}
 	}
 	return lists
@@ -345,7 +312,7 @@ func (r *revocation) wantCRL(p crlPoint, c *x509.Certificate) Want {
 	}
 	now := r.r.Now
 	w.read = func(body []byte) (any, time.Time, error) {
-		list, err := ReadCRL(body)
+		list, err := readCRL(body)
 		switch {
 		case err != nil:
 		case c != nil:
@@ -383,99 +350,6 @@ func (s *signer) faultOfCRLs(now time.Time, indirect bool) error {
 	}
 	if indirect && !slices.ContainsFunc(s.certs, func(n *node) bool { return faultOfDates(n.cert, now) == "" }) {
 		return errors.New("the certificate of its issuer " + faultOfDates(s.certs[0].cert, now))
-	}
-	return nil
-}
-
-// A CRL is what a Want for a CRL reads.
-type CRL struct {
-	*crl.List
-	issuer string // the canonical form of its name
-	read   time.Time
-}
-
-// ReadCRL reads a CRL in DER, or in PEM. Nothing about it is verified.
-func ReadCRL(body []byte) (*CRL, error) {
-	if bytes.HasPrefix(body, []byte(pemBegin)) {
-		block, rest := pem.Decode(body)
-		if block == nil || block.Type != "X509 CRL" || len(bytes.TrimSpace(rest)) > 0 {
-			return nil, errors.New("it is not a single CRL in PEM")
-		}
-		body = block.Bytes
-	}
-	list, err := crl.Parse(body, canonical)
-	if err != nil {
-		return nil, err //nolint:wrapcheck // it says what it is
-	}
-	return &CRL{List: list, issuer: canonical(list.RawIssuer)}, nil
-}
-
-// until is when the next one is due, within limits.
-func (l *CRL) until(now time.Time) time.Time {
-	switch {
-	case l.NextUpdate.IsZero():
-		return now.Add(openCRLAge)
-	case l.NextUpdate.Before(now), now.Before(l.ThisUpdate):
-		return now.Add(overdueAge)
-	case l.NextUpdate.Sub(now) > maxCRLAge:
-		return now.Add(maxCRLAge)
-	}
-	return l.NextUpdate
-}
-
-// Current reports whether the list can say at a time that a certificate is good. A list
-// that does not say when the next one is due is asked for anew each day, and is not
-// current beyond that.
-func (l *CRL) Current(now time.Time) bool {
-	return !l.NextUpdate.IsZero() && l.fault(now) == nil
-}
-
-// Succeed returns why the list must not take the place of the one that is held, or nil:
-// an older list, which somebody on the way
-// may have kept, does not take the place of a newer one. The exception is a list from
-// the future: the clock of its CA was ahead, or this server's was set back. A list that
-// has all of its entries may follow it.
-func (l *CRL) Succeed(held any) error {
-	before, ok := held.(*CRL)
-	if !ok || !l.Before(before.List) || before.ThisUpdate.After(l.read) && l.ListsAll(before.List) {
-		return nil
-	}
-	return fmt.Errorf("a CRL from %s, older than the cached one from %s", l.issued(), before.issued())
-}
-
-func (l *CRL) issued() string { return l.ThisUpdate.UTC().Format(time.RFC3339) }
-
-// faultBy returns why the list is not one by the CA of a point, or nil (RFC 5280, 6.3.3
-// (b) (1) and (g)).
-func (l *CRL) faultBy(p crlPoint) error {
-	switch {
-	case l.issuer != p.issuer.subject:
-		return errors.New("it is from another issuer")
-	case !l.SignedBy(p.issuer.certs[0].cert, p.issuer.keyHash):
-		return errors.New("it is not signed by its issuer")
-	}
-	return nil
-}
-
-// faultFor returns why the list is not one for a certificate by the CA of a point, or
-// nil (RFC 5280, 6.3.3 (b)).
-func (l *CRL) faultFor(c *x509.Certificate, p crlPoint) error {
-	switch {
-	case p.indirect && !l.Indirect():
-		return errors.New("it is for certificates of its issuer only: it is not an indirect list")
-	case !l.Covers(c.IsCA, c.CRLDistributionPoints):
-		return errors.New("it is not for this certificate")
-	}
-	return l.faultBy(p)
-}
-
-// fault returns why the list cannot say that a certificate is good, or nil.
-func (l *CRL) fault(now time.Time) error {
-	switch {
-	case now.Before(l.ThisUpdate):
-		return fmt.Errorf("it is not valid before %s", l.ThisUpdate.UTC().Format(time.RFC3339))
-	case !l.NextUpdate.IsZero() && now.After(l.NextUpdate):
-		return fmt.Errorf("it expired on %s", l.NextUpdate.UTC().Format(time.RFC3339))
 	}
 	return nil
 }

@@ -160,6 +160,15 @@ func (v *verifier) signed(n *node, s *signer) (bool, error) {
 	return ok, nil
 }
 
+// issued reports whether a CA has issued n, which is not another certificate of that CA: it
+// has the name of n's issuer, and has signed n.
+func (v *verifier) issued(n, by *node) (bool, error) {
+	if by.signer.subject != n.issuer || n.signer != nil && n.signer.keyHash == by.signer.keyHash {
+		return false, nil
+	}
+	return v.signed(n, by.signer)
+}
+
 // selfSigned reports whether the certificate of n is a root's.
 func (v *verifier) selfSigned(n *node) (bool, error) {
 	if n.signer == nil || n.issuer != n.signer.subject {
@@ -218,10 +227,7 @@ func (v *verifier) descend(issuers, children []*node) ([]*node, error) {
 	for _, n := range children {
 		first := len(n.issuers) == 0
 		for _, issuer := range issuers {
-			if issuer.signer.subject != n.issuer || n.signer != nil && n.signer.keyHash == issuer.signer.keyHash {
-				continue
-			}
-			ok, err := v.signed(n, issuer.signer)
+			ok, err := v.issued(n, issuer)
 			if err != nil {
 				return nil, err
 			}

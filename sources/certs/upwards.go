@@ -211,10 +211,7 @@ func (s *search) adopt(child, n *node) (bool, error) {
 	if slices.Contains(child.parents, n) {
 		return true, nil
 	}
-	if n.signer.subject != child.issuer || child.signer != nil && child.signer.keyHash == n.signer.keyHash {
-		return false, nil
-	}
-	ok, err := s.v.signed(child, n.signer)
+	ok, err := s.v.issued(child, n)
 	if ok {
 		child.parents = append(child.parents, n)
 	}

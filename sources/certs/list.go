@@ -1,0 +1,113 @@
+package certs
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/crl"
+)
+
+// How long a CRL is kept.
+const (
+	// maxCRLAge is how long at most.
+	maxCRLAge = 7 * 24 * time.Hour
+	// openCRLAge is how long if it does not say when the next one is due.
+	openCRLAge = 24 * time.Hour
+)
+
+// A CRL is what a Want for a CRL reads.
+type CRL struct {
+	*crl.List
+	issuer string // the canonical form of its name
+	read   time.Time
+}
+
+// readCRL reads a CRL in DER, or in PEM. Nothing about it is verified.
+func readCRL(body []byte) (*CRL, error) {
+	if bytes.HasPrefix(body, []byte(pemBegin)) {
+		block, rest := pem.Decode(body)
+		if block == nil || block.Type != "X509 CRL" || len(bytes.TrimSpace(rest)) > 0 {
+			return nil, errors.New("it is not a single CRL in PEM")
+		}
+		body = block.Bytes
+	}
+	list, err := crl.Parse(body, canonical)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // it says what it is
+	}
+	return &CRL{List: list, issuer: canonical(list.RawIssuer)}, nil
+}
+
+// until is when the next one is due, within limits.
+func (l *CRL) until(now time.Time) time.Time {
+	switch {
+	case l.NextUpdate.IsZero():
+		return now.Add(openCRLAge)
+	case l.NextUpdate.Before(now), now.Before(l.ThisUpdate):
+		return now.Add(overdueAge)
+	case l.NextUpdate.Sub(now) > maxCRLAge:
+		return now.Add(maxCRLAge)
+	}
+	return l.NextUpdate
+}
+
+// Current reports whether the list can say at a time that a certificate is good. A list
+// that does not say when the next one is due is asked for anew each day, and is not
+// current beyond that.
+func (l *CRL) Current(now time.Time) bool {
+	return !l.NextUpdate.IsZero() && l.fault(now) == nil
+}
+
+// Succeed returns why the list must not take the place of the one that is held, or nil:
+// an older list, which somebody on the way
+// may have kept, does not take the place of a newer one. The exception is a list from
+// the future: the clock of its CA was ahead, or this server's was set back. A list that
+// has all of its entries may follow it.
+func (l *CRL) Succeed(held any) error {
+	before, ok := held.(*CRL)
+	if !ok || !l.Before(before.List) || before.ThisUpdate.After(l.read) && l.ListsAll(before.List) {
+		return nil
+	}
+	return fmt.Errorf("a CRL from %s, older than the cached one from %s", l.issued(), before.issued())
+}
+
+func (l *CRL) issued() string { return l.ThisUpdate.UTC().Format(time.RFC3339) }
+
+// faultBy returns why the list is not one by the CA of a point, or nil (RFC 5280, 6.3.3
+// (b) (1) and (g)).
+func (l *CRL) faultBy(p crlPoint) error {
+	switch {
+	case l.issuer != p.issuer.subject:
+		return errors.New("it is from another issuer")
+	case !l.SignedBy(p.issuer.certs[0].cert, p.issuer.keyHash):
+		return errors.New("it is not signed by its issuer")
+	}
+	return nil
+}
+
+// faultFor returns why the list is not one for a certificate by the CA of a point, or
+// nil (RFC 5280, 6.3.3 (b)).
+func (l *CRL) faultFor(c *x509.Certificate, p crlPoint) error {
+	switch {
+	case p.indirect && !l.Indirect():
+		return errors.New("it is for certificates of its issuer only: it is not an indirect list")
+	case !l.Covers(c.IsCA, c.CRLDistributionPoints):
+		return errors.New("it is not for this certificate")
+	}
+	return l.faultBy(p)
+}
+
+// fault returns why the list cannot say that a certificate is good, or nil.
+func (l *CRL) fault(now time.Time) error {
+	switch {
+	case now.Before(l.ThisUpdate):
+		return fmt.Errorf("it is not valid before %s", l.ThisUpdate.UTC().Format(time.RFC3339))
+	case !l.NextUpdate.IsZero() && now.After(l.NextUpdate):
+		return fmt.Errorf("it expired on %s", l.NextUpdate.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
