@@ -1,14 +1,10 @@
 package certs
 
 import (
-	"bytes"
 	"crypto/x509"
-	"encoding/pem"
-	"errors"
 	"fmt"
+	"strings"
 	"time"
-
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/pkcs7"
 )
 
 // maxIssuers is the number of certificates that one URL may have.
@@ -25,22 +21,29 @@ type issuers []*node
 // out, and is an error if nothing else is there. No signature is verified.
 func ReadIssuers(body []byte, p Profile) ([]*x509.Certificate, error) {
 	nodes, err := readIssuers(body, p)
-	certs := make([]*x509.Certificate, len(nodes))
-	for i, n := range nodes {
+	return nodes.certificates(), err
+}
+
+func (all issuers) certificates() []*x509.Certificate {
+	certs := make([]*x509.Certificate, len(all))
+	for i, n := range all {
 		certs[i] = n.cert
 	}
-	return certs, err
+	return certs
 }
 
 func readIssuers(body []byte, p Profile) (issuers, error) {
-	all, err := rawCertificates(body)
-	if err != nil {
-		return nil, err
+	all, notes, err := readCertificates(body, maxIssuers)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("it %s", strings.Join(append([]string{err.Error()}, notes...), "; "))
+	case len(all) > maxIssuers:
+		return nil, fmt.Errorf("it holds more than %d certificates", maxIssuers)
 	}
 	var fit issuers
 	var fault error
-	for _, der := range all {
-		n, err := fetchedIssuer(der, p)
+	for _, e := range all {
+		n, err := fetchedIssuer(e.Certificate, p)
 		if err != nil {
 			fault = err
 			continue
@@ -62,11 +65,7 @@ func (s *search) wantIssuers(url string) Want {
 		if err != nil {
 			return nil, time.Time{}, err
 		}
-		certs := make([]*x509.Certificate, len(fit))
-		for i, n := range fit {
-			certs[i] = n.cert
-		}
-		return fit, KeptUntil(s.r.Now, certs...), nil
+		return fit, keptUntil(s.r.Now, fit.certificates()...), nil
 	}}
 }
 
@@ -77,9 +76,9 @@ const overdueAge = time.Hour
 // maxAge is how long a certificate need not be asked for again.
 const maxAge = 30 * 24 * time.Hour
 
-// KeptUntil is when the first of those certificates expires that has not. A vendor
+// keptUntil is when the first of those certificates expires that has not. A vendor
 // has renewed it by then, at the same URL. It is zero if that is more than 30 days away.
-func KeptUntil(now time.Time, certs ...*x509.Certificate) time.Time {
+func keptUntil(now time.Time, certs ...*x509.Certificate) time.Time {
 	var until time.Time
 	for _, c := range certs {
 		if now.Before(c.NotAfter) && (until.IsZero() || c.NotAfter.Before(until)) {
@@ -96,11 +95,7 @@ func KeptUntil(now time.Time, certs ...*x509.Certificate) time.Time {
 }
 
 // fetchedIssuer returns a CA certificate that has been fetched.
-func fetchedIssuer(der []byte, p Profile) (*node, error) {
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, fmt.Errorf("read the certificate: %w", err)
-	}
+func fetchedIssuer(cert *x509.Certificate, p Profile) (*node, error) {
 	why := p.faultOfCA(cert)
 	if why == "" {
 		why = p.faultOfJoiner(cert)
@@ -114,47 +109,4 @@ func fetchedIssuer(der []byte, p Profile) (*node, error) {
 	}
 	n.signer.lasting = true
 	return n, nil
-}
-
-// rawCertificates returns the certificates in DER that a body holds.
-func rawCertificates(body []byte) ([][]byte, error) {
-	if bytes.Contains(body, []byte(pemBegin)) {
-		return pemCertificates(body)
-	}
-	if len(body) == 0 || body[0] != derSequence {
-		return nil, errors.New("it is neither a certificate nor a PKCS #7 bundle")
-	}
-	certs, _, err := certificatesInDER(body, maxIssuers)
-	if err != nil {
-		return nil, fmt.Errorf("it is neither a certificate nor a PKCS #7 bundle: %w", err)
-	}
-	return certs, nil
-}
-
-// pemCertificates returns the certificates in PEM.
-func pemCertificates(body []byte) ([][]byte, error) {
-	var out [][]byte
-	for {
-		var block *pem.Block
-		if block, body = pem.Decode(body); block == nil {
-			break
-		}
-		switch {
-		case block.Type == "CERTIFICATE" || block.Type == "X509 CERTIFICATE":
-			out = append(out, block.Bytes)
-		case isBundle(block):
-			certs, err := pkcs7.Certificates(block.Bytes, maxIssuers)
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, certs...)
-		}
-		if len(out) > maxIssuers {
-			return nil, fmt.Errorf("it holds more than %d certificates", maxIssuers)
-		}
-	}
-	if len(out) == 0 {
-		return nil, errors.New("it holds no certificate in PEM")
-	}
-	return out, nil
 }

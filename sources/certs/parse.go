@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/asn1"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"strings"
@@ -33,7 +32,12 @@ var ErrNoCertificate = errors.New("contains no usable certificate")
 // notes on what it has left out. The error says why the file cannot be used at all: it
 // holds no certificate, or it is damaged, and then nothing in it is used.
 func ParseFile(data []byte) (entries []Entry, notes []string, err error) {
-	var p parsed
+	return readCertificates(data, MaxCertificates)
+}
+
+// readCertificates is ParseFile with bundles of so many certificates at most.
+func readCertificates(data []byte, most int) (entries []Entry, notes []string, err error) {
+	p := parsed{most: most}
 	if bytes.Contains(data, []byte(pemBegin)) {
 		err = p.readPEM(data)
 	} else {
@@ -53,6 +57,7 @@ type parsed struct {
 	entries []Entry
 	notes   []string
 	count   int // of certificates, those that cannot be parsed among them
+	most    int // in a bundle
 }
 
 func (p *parsed) note(format string, args ...any) {
@@ -76,7 +81,7 @@ func (p *parsed) readDER(data []byte) error {
 	if len(data) == 0 || data[0] != derSequence {
 		return errors.New("contains no certificate in PEM or DER")
 	}
-	certs, rest, err := certificatesInDER(data, MaxCertificates)
+	certs, rest, err := certificatesInDER(data, p.most)
 	if err != nil {
 		return fmt.Errorf("contains no certificate in DER: %w", err)
 	}
@@ -99,8 +104,8 @@ func (p *parsed) readPEM(data []byte) error {
 		switch {
 		case block.Type == "CERTIFICATE" || block.Type == "X509 CERTIFICATE":
 			p.add(block.Bytes)
-		case isBundle(block):
-			certs, err := pkcs7.Certificates(block.Bytes, MaxCertificates)
+		case block.Type == "PKCS7" || block.Type == "CMS": // RFC 7468, 8 and 9
+			certs, err := pkcs7.Certificates(block.Bytes, p.most)
 			if err != nil {
 				p.note("contains a PKCS #7 bundle that cannot be read: %v", err)
 			}
@@ -113,9 +118,6 @@ func (p *parsed) readPEM(data []byte) error {
 	}
 	return nil
 }
-
-// isBundle reports whether a PEM block is a PKCS #7 bundle (RFC 7468, 8 and 9).
-func isBundle(block *pem.Block) bool { return block.Type == "PKCS7" || block.Type == "CMS" }
 
 // derSequence is the first byte of a certificate and of a PKCS #7 bundle.
 const derSequence = 0x30

@@ -63,7 +63,7 @@ func WantEK(service, base string, ek crypto.PublicKey, now time.Time) (Want, boo
 		if err != nil {
 			return nil, time.Time{}, err
 		}
-		return cert, KeptUntil(now, cert), nil
+		return cert, keptUntil(now, cert), nil
 	}}, ok
 }
 
