@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -29,12 +30,16 @@ type folder struct {
 	root *os.Root
 
 	mu sync.Mutex
-	// names are all files and folders, by their name in lower case: a mirror
+	// places are all files and folders, by their name in lower case: a mirror
 	// that is copied to a file system which does not tell them apart must not
 	// lose one.
-	names map[string]string
-	// types say which of them are regular files (0) and which are folders.
-	types map[string]fs.FileMode
+	places map[string]place
+}
+
+// A place is a file or a folder.
+type place struct {
+	name string
+	mode fs.FileMode // only what says which of both it is
 }
 
 // errOccupied is a name that cannot be a file's beside what the folder has already.
@@ -51,7 +56,7 @@ func openFolder(name string) (*folder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the mirror's folder: %w", err)
 	}
-	f := &folder{root: root, names: map[string]string{}, types: map[string]fs.FileMode{}}
+	f := &folder{root: root, places: map[string]place{}}
 	if err := fs.WalkDir(root.FS(), ".", f.found); err != nil {
 		_ = root.Close() // err comes first
 		return nil, fmt.Errorf("read the mirror's folder: %w", err)
@@ -70,15 +75,12 @@ func (f *folder) found(name string, d fs.DirEntry, err error) error {
 		return nil
 	case strings.HasPrefix(path.Base(name), temporary):
 		return f.root.Remove(name)
-	case len(f.names) >= maxNames:
+	case len(f.places) >= maxNames:
 		return fmt.Errorf("it has more than %d files: is it a mirror's folder?", maxNames)
 	}
-	f.names[fold(name)] = name
-	f.types[name] = d.Type()
+	f.places[strings.ToLower(name)] = place{name, d.Type()}
 	return nil
 }
-
-func fold(name string) string { return strings.ToLower(name) }
 
 // claim reserves the name of a file that is about to be written. Which certificate
 // comes first must not matter, so nothing is claimed before it has been fetched and
@@ -90,9 +92,8 @@ func (f *folder) claim(name string) error {
 		return err
 	}
 	for part, mode := name, fs.FileMode(0); part != "."; part, mode = path.Dir(part), fs.ModeDir {
-		f.names[fold(part)] = part
-		if _, there := f.types[part]; !there {
-			f.types[part] = mode
+		if _, there := f.places[strings.ToLower(part)]; !there {
+			f.places[strings.ToLower(part)] = place{part, mode}
 		}
 	}
 	return nil
@@ -107,22 +108,25 @@ func (f *folder) free(name string) error {
 
 func (f *folder) freeLocked(name string) error {
 	for part := name; part != "."; part = path.Dir(part) {
-		switch other, there := f.names[fold(part)]; {
-		case there && other != part:
+		switch other, there := f.places[strings.ToLower(part)]; {
+		case !there:
+		case other.name != part:
 			return fmt.Errorf("%w: its file %q differs from %q only in upper and lower case, "+
-				"which some file systems cannot tell apart", errOccupied, part, other)
-		case there && part == name && f.types[part].IsDir():
+				"which some file systems cannot tell apart", errOccupied, part, other.name)
+		case part == name && other.mode.IsDir():
 			return fmt.Errorf("%w: %q is a folder", errOccupied, part)
 		// A file in the place of a host's own folder is nothing that a certificate has led to.
-		case there && part != name && f.types[part].IsRegular() && path.Dir(part) != ".":
+		case part != name && other.mode.IsRegular() && path.Dir(part) != ".":
 			return fmt.Errorf("%w: %q is a file and no folder", errOccupied, part)
 		}
 	}
 	return nil
 }
 
-// read returns a file and when it was written; fs.ErrNotExist where there is none.
-func (f *folder) read(name string) ([]byte, time.Time, error) {
+// read returns a file and when it was written; fs.ErrNotExist if there is none, and
+// errOccupied if there cannot be one.
+func (f *folder) read(name string) (content []byte, written time.Time, err error) {
+	defer func() { err = cmp.Or(f.free(name), err) }()
 	file, err := f.root.Open(name)
 	if err != nil {
 		return nil, time.Time{}, err
@@ -135,16 +139,19 @@ func (f *folder) read(name string) ([]byte, time.Time, error) {
 	if !info.Mode().IsRegular() {
 		return nil, time.Time{}, fmt.Errorf("%q is not a regular file", name)
 	}
-	content, err := io.ReadAll(io.LimitReader(file, maxFile+1))
+	content, err = io.ReadAll(io.LimitReader(file, maxFile+1))
 	if err == nil && len(content) > maxFile {
 		err = fmt.Errorf("%q is larger than %d bytes", name, maxFile)
 	}
 	return content, info.ModTime(), err
 }
 
-// write replaces a file at one moment.
+// write replaces a file at one moment; errOccupied if there cannot be one.
 func (f *folder) write(name string, content []byte) error {
 	const everybody, readable = 0o755, 0o644
+	if err := f.claim(name); err != nil {
+		return err
+	}
 	dir := path.Dir(name)
 	if err := f.root.MkdirAll(dir, everybody); err != nil {
 		return err

@@ -115,6 +115,14 @@ func Fill(ctx context.Context, cfg Config, m *Machines) (Summary, error) {
 		objects: map[string]*object{}, begun: map[string]bool{},
 	}
 	f.run(ctx)
+	for _, o := range f.objects {
+		switch {
+		case o.fetched:
+			f.summary.Fetched++
+		case o.had:
+			f.summary.Kept++
+		}
+	}
 	return f.summary, errors.Join(context.Cause(ctx), store.Close(), dir.close())
 }
 
@@ -142,8 +150,8 @@ type object struct {
 	// answer is for what was wanted last, by its ID: machines of one CA want the same.
 	wanted string
 	answer certs.Answer
-	// counted is whether it is in the summary, and fetched as what.
-	counted, fetched bool
+	// had is whether it is in the folder, and fetched whether it came there in this run.
+	had, fetched bool
 }
 
 // run looks after all machines.
@@ -161,28 +169,22 @@ func (f *filler) run(ctx context.Context) {
 	for _, w := range warnings {
 		f.note("%s", w)
 	}
-	work := make(chan *ek)
 	var wg sync.WaitGroup
-	for range min(workers, f.machines.Len()) {
+	defer wg.Wait()
+	slots := make(chan struct{}, workers)
+	for _, e := range f.machines.eks {
+		slots <- struct{}{}
+		if ctx.Err() != nil {
+			return
+		}
 		wg.Go(func() {
-			for e := range work {
-				f.machine(ctx, e)
-				f.mu.Lock()
-				f.done++
-				f.mu.Unlock()
-			}
+			f.machine(ctx, e)
+			f.mu.Lock()
+			f.done++
+			f.mu.Unlock()
+			<-slots
 		})
 	}
-	for _, e := range f.machines.eks {
-		select {
-		case work <- e:
-			continue
-		case <-ctx.Done():
-		}
-		break
-	}
-	close(work)
-	wg.Wait()
 }
 
 // begin reports whether a kind of work for a certificate is done for the first time.
@@ -222,9 +224,6 @@ func (f *filler) get(ctx context.Context, w certs.Want) certs.Answer {
 // do, and stays as it is.
 func (f *filler) obtain(ctx context.Context, o *object, w certs.Want) (any, error) {
 	name, err := Path(w.URL)
-	if err == nil {
-		err = f.dir.free(name)
-	}
 	if err != nil {
 		return nil, err
 	}
@@ -232,7 +231,7 @@ func (f *filler) obtain(ctx context.Context, o *object, w certs.Want) (any, erro
 	if err != nil {
 		return nil, err
 	}
-	if kept != nil && (o.counted || !f.cfg.Force && f.fresh(kept, written)) {
+	if kept != nil && (o.had || !f.cfg.Force && f.fresh(kept, written)) {
 		f.count(o, false, "kept     %s", name)
 		return kept, nil
 	}
@@ -250,13 +249,8 @@ func (f *filler) obtain(ctx context.Context, o *object, w certs.Want) (any, erro
 	case err != nil:
 		return nil, err
 	}
-	if err := f.dir.claim(name); err != nil {
-		return nil, err
-	}
 	if err := f.dir.write(name, body); err != nil {
-		err = fmt.Errorf("write %q: %w", name, err)
-		f.abort(err)
-		return nil, err
+		return nil, f.broken("write", name, err)
 	}
 	f.count(o, true, "fetched  %s, %d bytes", name, len(body))
 	return value, nil
@@ -281,18 +275,24 @@ func (f *filler) usable(name string, w certs.Want) (any, time.Time, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, time.Time{}, nil
-	case err != nil && f.dir.free(name) != nil: // another certificate's file has come there meanwhile
-		return nil, time.Time{}, f.dir.free(name)
 	case err != nil:
-		err = fmt.Errorf("read %q: %w", name, err)
-		f.abort(err)
-		return nil, time.Time{}, err
+		return nil, time.Time{}, f.broken("read", name, err)
 	}
 	value, _, err := w.Read(content)
 	if err != nil {
 		return nil, time.Time{}, nil //nolint:nilerr // it is replaced
 	}
 	return value, written, nil
+}
+
+// broken ends the run because the folder cannot be used, unless it is only that another
+// certificate's file has the place.
+func (f *filler) broken(doing, name string, err error) error {
+	if !errors.Is(err, errOccupied) {
+		err = fmt.Errorf("%s %q: %w", doing, name, err)
+		f.abort(err)
+	}
+	return err
 }
 
 // fresh reports whether a file need not be asked for again.
@@ -309,24 +309,15 @@ func (f *filler) fresh(value any, written time.Time) bool {
 	}
 }
 
-// count takes down an object that is in the folder, once: as fetched where it was
-// kept at first.
+// count takes down that an object is in the folder: once, and once more if it is fetched
+// after it was kept.
 func (f *filler) count(o *object, fetched bool, format string, args ...any) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	switch {
-	case o.counted && (o.fetched || !fetched):
-		return
-	case fetched:
-		f.summary.Fetched++
-		if o.counted {
-			f.summary.Kept--
-		}
-	default:
-		f.summary.Kept++
+	if !o.had || fetched && !o.fetched {
+		o.had, o.fetched = true, fetched
+		f.print(format, args...)
 	}
-	o.counted, o.fetched = true, o.fetched || fetched
-	f.print(format, args...)
 }
 
 // missing takes down what a server will not find.
