@@ -74,14 +74,13 @@ type node struct {
 	sum    [sha256.Size]byte // the hash of its DER
 	issuer string            // the canonical form of its issuer's name
 	signer *signer           // nil for a leaf
-	// bundles are the bundles that it is in: of the certificates that a
-	// machine has sent none, and one with an empty name if CAs are
-	// configured without bundles.
+	// bundles are the bundles that it is in. A certificate that a machine has sent is in
+	// none. If CAs are configured without bundles, they are in a bundle without a name.
 	bundles []string
-	// issuers are the CA certificates that are known to have signed it, each
-	// with an authority above it or one itself.
+	// issuers are the CA certificates that are known to have signed it, and that are
+	// configured or have a configured CA above them.
 	issuers []*node
-	// parents are those that one search knows to have signed it, whatever is
+	// parents are the certificates that a search knows to have signed it, whatever is
 	// above them.
 	parents []*node
 }
@@ -204,8 +203,8 @@ func (b *builder) warn(f File, e Entry, what string) {
 		f.Path, e.Number, what, describe(e.Certificate.Subject)))
 }
 
-// add takes one certificate in. One that is not valid now is kept, since it is
-// verified again at each Check: the clock may have been wrong.
+// add takes a certificate in, even if it is not valid now: the clock may be wrong, and each
+// Check verifies it again.
 func (b *builder) add(f File, e Entry) {
 	if n := b.known[string(e.Certificate.Raw)]; n != nil {
 		if slices.Contains(n.bundles, f.Bundle) {

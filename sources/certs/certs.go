@@ -2,14 +2,15 @@
 // goroutine: [Find] answers from what it is given, and says what else it wants. The
 // caller looks that up, by whatever means and for as long as it likes, and asks again.
 //
-// Every configured CA certificate is an anchor, an intermediate one too. Certificates
-// that a machine has sent, or that were fetched, may join a leaf to an anchor and are
-// never anchors.
+// Every configured CA certificate is an anchor, also that of an intermediate CA.
+// Certificates that a machine has sent, or that were fetched, may join a leaf to an anchor
+// and are never anchors.
 //
 // To read the package, in this order: certs.go has the contract; anchors.go the
-// configured CAs; search.go the chains of what is configured and was sent; upwards.go
-// those of what was fetched; revocation.go what CRLs say of them; rules.go which
-// certificates may be in a chain at all; refusal.go why there is none.
+// configured CAs; search.go the chains through certificates that are configured or were
+// sent; upwards.go the chains through certificates that were fetched; list.go has a CRL,
+// and revocation.go what CRLs say of a chain; rules.go which certificates may be in a chain
+// at all; refusal.go why there is none; everything.go all that a mirror has to hold.
 package certs
 
 import (
@@ -24,8 +25,8 @@ import (
 const (
 	// MaxChain is the number of CA certificates in a chain.
 	MaxChain = 8
-	// MaxURLs is the number of URLs of one kind in a certificate that are used, of
-	// those that are allowed.
+	// MaxURLs is the number of URLs for issuers, and of those for CRLs, that are used in a
+	// certificate, counted without those that are not allowed.
 	MaxURLs = 4
 	// maxSent is the number of a machine's certificates that are used.
 	maxSent = 16
@@ -52,7 +53,7 @@ const (
 // A Request is a leaf with all that decides about it.
 type Request struct {
 	Leaf *x509.Certificate
-	// Sent are certificates that the machine has sent along, in DER. Those that
+	// Sent are certificates that the machine has sent along, in DER. Certificates that
 	// cannot be read or used are passed over.
 	Sent    [][]byte
 	Anchors *Anchors
@@ -64,11 +65,11 @@ type Request struct {
 	Hand Hand
 	// Verified remembers signatures between calls; nil if nothing does.
 	Verified *Memo
-	// Everything is for a caller that stores what servers will look up. Find then wants all
-	// issuers and CRLs that the leaf and those above it name, whoever vouches, and says in
-	// Result.Named what has become of them. Sent is not looked at. Find decides nothing then
-	// and needs no anchor: it never returns a Chain, and ends with ErrUndecided. Who sets this
-	// by mistake admits nobody by it, and clears nobody either.
+	// Everything is for a caller that stores what servers will look up, and decides nothing.
+	// Find wants all issuers and CRLs that the leaf and the certificates above it name, with
+	// or without an anchor, and then says in Result.Named what has become of them. It does
+	// not look at Sent. It never returns a Chain, and ends with the error ErrUndecided: a
+	// caller that sets this by mistake can neither admit a machine nor clear it.
 	Everything bool
 }
 
@@ -100,9 +101,9 @@ const (
 type Want struct {
 	Kind Kind
 	URL  string
-	// CA is the CA that must have issued a CRL, and Scope the certificates that the CRL
-	// must cover; both are digests. A CRL that serves one certificate must not be taken
-	// for one that serves another.
+	// CA is the CA that must have issued a CRL. Scope is which certificates the answer must
+	// be for. Both are digests: an answer that serves one certificate must not be taken for
+	// an answer that serves another.
 	CA, Scope string
 
 	read func(body []byte) (any, time.Time, error)
@@ -141,9 +142,9 @@ type Result struct {
 	Why string
 	// Wants is what has to be looked up before anything can be told. Chain is nil then.
 	Wants []Want
-	// Proven are URLs whose certificates have signed something in a chain to a
-	// configured CA. Doubted are URLs whose certificates should have signed what names
-	// them and have not, or have expired: something else may be there soon.
+	// Proven are URLs with a certificate that has signed something in a chain to a
+	// configured CA. Doubted are URLs with no certificate that has signed what names the
+	// URL, or with one that has expired: something else may be there soon.
 	Proven, Doubted []string
 	// Named is what the certificates name, if Request.Everything is set.
 	Named []Named
@@ -166,13 +167,14 @@ type Chain struct {
 //
 // A CA vouches if the leaf is what the profile asks for, is valid, and is joined to a
 // certificate of that CA by a chain of at most MaxChain CA certificates, the configured
-// one among them, in which each is named by the one below as its issuer (RFC 5280, 7.1),
-// has signed it with SHA-256 or stronger, is valid, may sign certificates, and allows a
-// chain of that length, and in which no certificate is revoked as far as CRLMode asks.
+// certificate among them. Each of these is named as the issuer by the certificate below it
+// (RFC 5280, 7.1), has signed that with SHA-256 or stronger, is valid, may sign
+// certificates, and allows a chain of that length. No certificate of the chain is revoked,
+// as far as CRLMode asks.
 //
-// Configured certificates and those that were sent are searched first. Only if these give
-// no chain, certificates join it that are at the URLs of the caIssuers (RFC 5280,
-// 4.2.2.1) of those below. If several bundles are configured, all URLs count, so that the
+// Configured certificates and those that were sent are searched first. Only if they give
+// no chain, certificates count that are at the caIssuers URLs (RFC 5280, 4.2.2.1) of the
+// certificates below them. If several bundles are configured, all URLs count, so that the
 // bundles that are named do not depend on what was at hand first. CRLs are wanted once
 // there is a chain.
 //

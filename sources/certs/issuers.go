@@ -69,8 +69,8 @@ func (s *search) wantIssuers(url string) Want {
 	}}
 }
 
-// overdueAge is how long something is kept that has expired: the one that follows
-// it may be there at any time.
+// overdueAge is how long something is kept that has expired: its successor may be there at
+// any time.
 const overdueAge = time.Hour
 
 // maxAge is how long a certificate need not be asked for again.

@@ -15,7 +15,7 @@ import (
 const (
 	// maxCRLAge is how long at most.
 	maxCRLAge = 7 * 24 * time.Hour
-	// openCRLAge is how long if it does not say when the next one is due.
+	// openCRLAge is how long if the CRL does not say when the next is due.
 	openCRLAge = 24 * time.Hour
 )
 
@@ -42,7 +42,7 @@ func readCRL(body []byte) (*CRL, error) {
 	return &CRL{List: list, issuer: canonical(list.RawIssuer)}, nil
 }
 
-// until is when the next one is due, within limits.
+// until is when the next list is due, within limits.
 func (l *CRL) until(now time.Time) time.Time {
 	switch {
 	case l.NextUpdate.IsZero():
@@ -56,17 +56,15 @@ func (l *CRL) until(now time.Time) time.Time {
 }
 
 // Current reports whether the list can say at a time that a certificate is good. A list
-// that does not say when the next one is due is asked for anew each day, and is not
-// current beyond that.
+// that does not say when the next is due is never current: it is asked for anew each day.
 func (l *CRL) Current(now time.Time) bool {
 	return !l.NextUpdate.IsZero() && l.fault(now) == nil
 }
 
-// Succeed returns why the list must not take the place of the one that is held, or nil:
-// an older list, which somebody on the way
-// may have kept, does not take the place of a newer one. The exception is a list from
-// the future: the clock of its CA was ahead, or this server's was set back. A list that
-// has all of its entries may follow it.
+// Succeed returns why the list must not take the place of held, or nil. Somebody on the way
+// may have kept an older list, which does not take the place of a newer one. There is an
+// exception if held is from the future, because the clock of its CA was ahead or this
+// server's was set back: a list that has all of its entries may follow.
 func (l *CRL) Succeed(held any) error {
 	before, ok := held.(*CRL)
 	if !ok || !l.Before(before.List) || before.ThisUpdate.After(l.read) && l.ListsAll(before.List) {
@@ -77,7 +75,7 @@ func (l *CRL) Succeed(held any) error {
 
 func (l *CRL) issued() string { return l.ThisUpdate.UTC().Format(time.RFC3339) }
 
-// faultBy returns why the list is not one by the CA of a point, or nil (RFC 5280, 6.3.3
+// faultBy returns why the CA of a point has not issued the list, or nil (RFC 5280, 6.3.3
 // (b) (1) and (g)).
 func (l *CRL) faultBy(p crlPoint) error {
 	switch {
@@ -89,7 +87,7 @@ func (l *CRL) faultBy(p crlPoint) error {
 	return nil
 }
 
-// faultFor returns why the list is not one for a certificate by the CA of a point, or
+// faultFor returns why the list is not for a certificate, or not by the CA of a point, or
 // nil (RFC 5280, 6.3.3 (b)).
 func (l *CRL) faultFor(c *x509.Certificate, p crlPoint) error {
 	switch {

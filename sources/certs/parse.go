@@ -126,10 +126,10 @@ const derSequence = 0x30
 // and how memories are filled.
 const padding = " \t\r\n\x00\xff"
 
-// certificatesInDER returns the certificates in DER at the beginning of data, one behind
-// the other or in PKCS #7 bundles, most of them at most, and what follows the last,
-// without padding: DER says where it ends (ITU-T X.690, 8.1.3). They have not been
-// parsed. One that is cut off is an error.
+// certificatesInDER returns the certificates at the beginning of data, in DER one behind
+// the other or in PKCS #7 bundles, and what follows the last, without padding: DER says
+// where it ends (ITU-T X.690, 8.1.3). It does not parse them. A certificate that is cut off
+// is an error, and so are more than most.
 func certificatesInDER(data []byte, most int) (certs [][]byte, rest []byte, err error) {
 	for rest = data; len(rest) > 0 && rest[0] == derSequence; rest = bytes.TrimLeft(rest, padding) {
 		var whole asn1.RawValue

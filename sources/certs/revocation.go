@@ -22,12 +22,12 @@ type revocation struct {
 	known map[issuance]state
 	// revoked says which certificate has been revoked, the first that was met.
 	revoked string
-	// unchecked says of which certificates that count nobody knows whether they have
-	// been revoked, and why.
+	// unchecked says which certificates count although nobody knows whether they have been
+	// revoked, and why nobody knows.
 	unchecked []string
 }
 
-// An issuance is a certificate and one of those who have signed it.
+// An issuance is a certificate with a CA that has signed it.
 type issuance struct {
 	cert   *node
 	issuer *signer
@@ -83,12 +83,12 @@ func (r *revocation) ask(n *node, issuer *signer) state {
 	for _, p := range points {
 		want := r.wantCRL(p, n.cert)
 		answer, ok := r.look(want)
-		if !ok { // whatever a later point says: the first that can be had answers
+		if !ok { // a later point has no say before it is known what this one has
 			r.wants = append(r.wants, want)
 			return pending
 		}
 		list, err := r.list(answer, p, n)
-		if list == nil && answer.NotAsked { // whether there is one, nobody knows
+		if list == nil && answer.NotAsked { // nobody knows whether there is a CRL
 			r.failures = append(r.failures, fmt.Errorf("the CRL at %q: %w", p.url, err))
 			return broken
 		}
@@ -184,7 +184,7 @@ func weigh(lists []heldList, issuer string, serial *big.Int) (by *heldList, olde
 
 var errSomeReasons = errors.New("its distribution point is for some reasons only")
 
-// A crlPoint is where a CRL for a certificate is, and whose it is.
+// A crlPoint is a place where a CRL for a certificate is, and the CA that issues it.
 type crlPoint struct {
 	url    string
 	issuer *signer
@@ -194,8 +194,8 @@ type crlPoint struct {
 	some bool
 }
 
-// points returns where the CRLs for a certificate of issuer are that may be asked for
-// and can be used, with why others cannot.
+// points returns the places of CRLs for a certificate of issuer that may be asked for and
+// can be used, and why other CRLs cannot be had.
 func (r *revocation) points(n *node, issuer *signer) (points []crlPoint, faults []error) {
 	all, err := crl.PointsOf(n.cert)
 	if err != nil {
@@ -271,8 +271,8 @@ func (r *revocation) kept(n *node, issuer *signer, points []crlPoint) []heldList
 	return lists
 }
 
-// list returns the CRL for a certificate that is at a point. An error beside a CRL is
-// why that cannot say that the certificate is good.
+// list returns the CRL for a certificate that is at a point. An error beside a CRL says why
+// the CRL cannot clear the certificate.
 func (r *revocation) list(a Answer, p crlPoint, n *node) (*CRL, error) {
 	list, ok := a.Value.(*CRL)
 	if !ok {
@@ -300,9 +300,9 @@ func (r *revocation) list(a Answer, p crlPoint, n *node) (*CRL, error) {
 }
 
 // wantCRL returns the Want for the CRL at a point. If c is not nil, the CRL has to be for
-// that certificate, and the scope says everything of it that faultFor looks at: what else
-// the same key has signed, for other certificates or under another name, cannot take its
-// place.
+// that certificate, and the scope has everything about it that faultFor looks at. So nothing
+// else that the same key has signed, for other certificates or under another name, can take
+// the place of the CRL.
 func (r *revocation) wantCRL(p crlPoint, c *x509.Certificate) Want {
 	w := Want{Kind: List, URL: p.url, CA: digest(p.issuer.keyHash, p.issuer.subject)}
 	if c != nil {
@@ -330,7 +330,7 @@ func (r *revocation) wantCRL(p crlPoint, c *x509.Certificate) Want {
 	return w
 }
 
-// digest returns a text that is another one for other parts.
+// digest returns a text that differs if the parts do.
 func digest(parts ...string) string {
 	h := sha256.New()
 	for _, part := range parts {

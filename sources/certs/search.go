@@ -60,11 +60,10 @@ func (s *search) configured() (*Chain, error) {
 	return s.climb(nil), nil
 }
 
-// climb follows chains upwards from the leaf, breadth first, so that
-// each CA certificate is met at the end of its shortest chain, which is the one
-// that the least can be said against. With permits, it goes only from those
-// certificates to those issuers that permits allows; if no bundles are configured it
-// then asks no more than it has to.
+// climb follows chains upwards from the leaf, breadth first, so that it comes to each CA
+// certificate by the shortest chain, against which the least can be said. If permits is not
+// nil, it goes from a certificate to an issuer only if permits allows that. If no bundles are
+// configured, it stops at the first anchor.
 func (s *search) climb(permits func(n, issuer *node) bool) *Chain {
 	if len(s.leaf.issuers) == 0 {
 		return nil

@@ -11,14 +11,14 @@ import (
 // the issuer of another. Their keys may be made to be slow.
 const maxTried = 4
 
-// upwards looks for chains through certificates that the leaf, and those above it, say
-// where to find (RFC 5280, 4.2.2.1), after configured has found none.
+// upwards looks for chains through certificates at the URLs that the leaf and the
+// certificates above it name (RFC 5280, 4.2.2.1), after configured has found none.
 //
 // It follows the URLs of a certificate if no configured CA that is valid has signed it, and
 // if the certificate has itself signed the one below. With bundles it looks up all URLs,
-// whatever it finds, since each bundle that vouches is named: which are named then depends
-// on what can be had, and not on what was had first. There may be a chain beside wants and
-// failures, less what these might have added.
+// whatever it finds: which bundles are named must depend on what can be had, and not on
+// what was had first. If there are wants or failures beside a chain, they might have added
+// to its bundles.
 func (s *search) upwards() (*Chain, error) {
 	level := []*node{s.leaf}
 	var found *Chain
@@ -162,15 +162,15 @@ func (s *search) allowed(raw []string) (urls []string, refused []error) {
 // errNotFetched is the reason if there is no Hand.
 var errNotFetched = errors.New("aia_hosts is empty: nothing is requested")
 
-// An adoption is a certificate that has signed one below it, and the URL in that
-// one at which it was found.
+// An adoption is a certificate with the URL at which it was found, in a certificate that
+// it has signed.
 type adoption struct {
 	node *node
 	url  string
 }
 
-// adoptAll makes those of fetched that have signed child its parents, and returns
-// them. Configured ones are known already.
+// adoptAll makes those of fetched that have signed child its parents, and returns them.
+// Configured certificates are its issuers already.
 func (s *search) adoptAll(child *node, fetched issuers) ([]*node, error) {
 	var signers []*node
 	for _, n := range fetched {

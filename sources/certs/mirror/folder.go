@@ -30,23 +30,22 @@ type folder struct {
 	root *os.Root
 
 	mu sync.Mutex
-	// places are all files and folders, by their name in lower case: a mirror
-	// that is copied to a file system which does not tell them apart must not
-	// lose one.
+	// places are all files and folders, by their name in lower case: a mirror must not
+	// lose a file if it is copied to a file system that ignores case.
 	places map[string]place
 }
 
 // A place is a file or a folder.
 type place struct {
 	name string
-	mode fs.FileMode // only what says which of both it is
+	mode fs.FileMode // its type bits
 }
 
-// errOccupied is a name that cannot be a file's beside what the folder has already.
+// errOccupied is the error for a file that cannot be beside what the folder has already.
 var errOccupied = errors.New("another certificate's file has that place")
 
-// openFolder makes the folder where there is none, and removes what an earlier
-// run has left half-written.
+// openFolder makes the folder if there is none, and removes files that an earlier run
+// has left half-written.
 func openFolder(name string) (*folder, error) {
 	const everybody = 0o755 // what is in it is public, and a web server reads it
 	if err := os.MkdirAll(name, everybody); err != nil {
@@ -82,9 +81,9 @@ func (f *folder) found(name string, d fs.DirEntry, err error) error {
 	return nil
 }
 
-// claim reserves the name of a file that is about to be written. Which certificate
-// comes first must not matter, so nothing is claimed before it has been fetched and
-// found good: a forged certificate, which can name any URL, keeps no place from others.
+// claim reserves the name of a file that is about to be written. A name is claimed only
+// once the content was fetched and accepted: a forged certificate can name any URL, and
+// must not keep a place from others because it comes first.
 func (f *folder) claim(name string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -115,7 +114,7 @@ func (f *folder) freeLocked(name string) error {
 				"which some file systems cannot tell apart", errOccupied, part, other.name)
 		case part == name && other.mode.IsDir():
 			return fmt.Errorf("%w: %q is a folder", errOccupied, part)
-		// A file in the place of a host's own folder is nothing that a certificate has led to.
+		// No certificate leads to a file in the place of a host's own folder.
 		case part != name && other.mode.IsRegular() && path.Dir(part) != ".":
 			return fmt.Errorf("%w: %q is a file and no folder", errOccupied, part)
 		}
@@ -123,8 +122,8 @@ func (f *folder) freeLocked(name string) error {
 	return nil
 }
 
-// read returns a file and when it was written; fs.ErrNotExist if there is none, and
-// errOccupied if there cannot be one.
+// read returns the content of a file and when it was written. The error is fs.ErrNotExist
+// if there is no such file, and errOccupied if there cannot be.
 func (f *folder) read(name string) (content []byte, written time.Time, err error) {
 	defer func() { err = cmp.Or(f.free(name), err) }()
 	file, err := f.root.Open(name)
@@ -146,7 +145,8 @@ func (f *folder) read(name string) (content []byte, written time.Time, err error
 	return content, info.ModTime(), err
 }
 
-// write replaces a file at one moment; errOccupied if there cannot be one.
+// write replaces a file at one moment. The error is errOccupied if there cannot be such
+// a file.
 func (f *folder) write(name string, content []byte) error {
 	const everybody, readable = 0o755, 0o644
 	if err := f.claim(name); err != nil {

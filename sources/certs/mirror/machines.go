@@ -27,7 +27,7 @@ type Machines struct {
 	cas []*x509.Certificate
 }
 
-// ek is an EK with its certificates; without any, the services are asked.
+// ek is an EK with its certificates. If it has none, the services are asked.
 type ek struct {
 	hash         sources.EKHash
 	key          crypto.PublicKey
@@ -37,13 +37,12 @@ type ek struct {
 // Len is how many EKs there are.
 func (m *Machines) Len() int { return len(m.eks) }
 
-// Read adds the EKs in a file: PEM (RFC 7468) with any number of CERTIFICATE and
-// PUBLIC KEY blocks, as `tpm-attestor-agent -pem` prints them, several machines'
-// one behind the other, or one EK certificate in DER, as it is read from a TPM. A
-// CA's certificate is no EK's: it is taken for one that machines send themselves or
-// servers have, alone in a file too.
-// Other blocks, and text between them, are passed over. Where something cannot be
-// read, nothing of the file is taken.
+// Read adds the EKs in a file: PEM (RFC 7468) with the CERTIFICATE and PUBLIC KEY blocks
+// of any number of machines, as `tpm-attestor-agent -pem` prints them, or a single EK
+// certificate in DER, as it is read from a TPM. The certificate of a CA counts as known:
+// machines send it, or servers have it. A file may hold nothing else. Other blocks, and
+// text between blocks, are passed over. If something cannot be read, nothing of the file
+// is taken.
 func (m *Machines) Read(content []byte) error {
 	var add Machines
 	if content = smallfile.TrimMark(content); !bytes.Contains(content, []byte("-----BEGIN")) {
@@ -100,7 +99,7 @@ func (m *Machines) certificate(der []byte) error {
 	return err
 }
 
-// key returns the entry of an EK, a new one where there is none.
+// key returns the entry of an EK, and makes it if there is none.
 func (m *Machines) key(key crypto.PublicKey) (*ek, error) {
 	hash, err := attestor.HashEK(key)
 	if err != nil {

@@ -1,11 +1,14 @@
 // Package mirror fills a folder with what servers without the Internet need to
 // verify EK certificates: the certificates that TPMs do not carry, their issuers
-// up to the roots, and revocation lists. A web server that has the folder as its
-// root is what Config.MirrorURL of package ekca expects, and
-// <mirror>/<host>/<path> are the base URLs of its EKCertificateURLs.
+// up to the roots, and revocation lists. Config.MirrorURL of package ekca names a web
+// server that has the folder as its root, and <mirror>/<host>/<path> are the base URLs of
+// its EKCertificateURLs.
 //
-// Nothing in a mirror has to be trusted: whoever uses it verifies signatures up to
-// a CA that is configured there.
+// Nobody has to trust a mirror: a server that uses it verifies signatures up to a CA that
+// is configured on that server.
+//
+// What is needed is said by certs.Find, which chain.go asks for each EK certificate.
+// mirror.go takes it from the folder or fetches it.
 package mirror
 
 import (
@@ -25,9 +28,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
-// Config says what is mirrored, and where to.
+// Config says what is mirrored, and into which folder.
 type Config struct {
-	// Folder is made where there is none.
+	// Folder is made if there is none.
 	Folder string
 	// Hosts may be asked for issuers and CRLs, as ekca.Config.AIAHosts.
 	Hosts []string
@@ -35,12 +38,11 @@ type Config struct {
 	Services []Service
 	// CRLs is whether CRLs are wanted.
 	CRLs bool
-	// Force has all fetched anew, what is fresh as well.
+	// Force fetches everything anew, even what is fresh.
 	Force bool
-	// Progress gets a line for each object, and for each thing that is
-	// missing.
+	// Progress gets a line for each object, and for each object that is missing.
 	Progress io.Writer
-	// Now is the clock; time.Now where it is nil.
+	// Now is the clock; time.Now if it is nil.
 	Now func() time.Time
 }
 
@@ -49,26 +51,25 @@ type Service struct{ Name, Base string }
 
 // A Summary counts what has been done.
 type Summary struct {
-	// Fetched and Kept are objects that are in the folder: new ones, and those
-	// that were there.
+	// Fetched and Kept count the objects in the folder: those that this run has fetched,
+	// and those that were there.
 	Fetched, Kept int
 	// Missing is how many things a server will not find.
 	Missing int
 }
 
-// For how long a file is not asked for again. EK certificates do not change until
-// they expire.
+// How long a file is fresh. EK certificates do not change until they expire.
 const (
 	issuerAge = 30 * 24 * time.Hour
 	crlAge    = time.Hour
 )
 
-// workers is how many EKs are looked after at a time.
+// workers is the number of EKs that are looked after at the same time.
 const workers = 4
 
-// Upstream returns where a service's certificates come from, by the base URL that
-// a server has for it: https://<host>/<path> for one on the mirror,
-// <mirror>/<host>/<path>, and what it says for others.
+// Upstream returns the vendor's base URL of a service, by the base URL that a server is
+// configured with: https://<host>/<path> if that is <mirror>/<host>/<path>, and the same
+// URL otherwise.
 func Upstream(base, mirror string) string {
 	if mirror == "" {
 		return base
@@ -80,15 +81,15 @@ func Upstream(base, mirror string) string {
 	return "https://" + rest
 }
 
-// Fill gets what the machines need into the folder. What is there and fresh is
-// kept, so that a run that was interrupted goes on where it was. A file is written
-// only with what a server would accept (an issuer that has signed what names it and
-// has not expired, a CRL by one of the known issuers), and replaced only by what is
-// not older, at one moment. A file that is not so counts as one that is not there.
+// Fill gets what the machines need into the folder. A file that is fresh is kept, so that
+// a run goes on where an interrupted run has stopped. A file is written only if a server
+// would accept it: a certificate that has signed the one that names it and has not expired,
+// a CRL that its CA has signed for what names it. A file is replaced at one moment, and no
+// CRL by an older one. A file that no server would accept counts as none.
 //
 // An error means that not everything was tried: a mistake in the configuration, a
-// folder that cannot be written, ctx has ended. What cannot be had is no error; it
-// is in the summary, and Progress says why.
+// folder that cannot be written, ctx has ended. An object that cannot be had is no error:
+// the summary counts it, and Progress says why.
 func Fill(ctx context.Context, cfg Config, m *Machines) (Summary, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -126,7 +127,7 @@ func Fill(ctx context.Context, cfg Config, m *Machines) (Summary, error) {
 	return f.summary, errors.Join(context.Cause(ctx), store.Close(), dir.close())
 }
 
-// filler is one run of Fill.
+// filler is a run of Fill.
 type filler struct {
 	cfg      Config
 	machines *Machines
@@ -144,13 +145,13 @@ type filler struct {
 	summary Summary
 }
 
-// object is what one URL has.
+// object is the state of a URL in a run.
 type object struct {
 	mu sync.Mutex
-	// answer is for what was wanted last, by its ID: machines of one CA want the same.
+	// answer is the one to what was wanted last, by its ID: machines of a CA want the same.
 	wanted string
 	answer certs.Answer
-	// had is whether it is in the folder, and fetched whether it came there in this run.
+	// had is whether there is a file, and fetched whether this run has fetched it.
 	had, fetched bool
 }
 
@@ -187,7 +188,7 @@ func (f *filler) run(ctx context.Context) {
 	}
 }
 
-// begin reports whether a kind of work for a certificate is done for the first time.
+// begin reports whether this run comes to a certificate, for a purpose, for the first time.
 func (f *filler) begin(kind certs.Kind, c *x509.Certificate) bool {
 	key := string(kind) + " " + string(c.Raw)
 	f.mu.Lock()
@@ -197,8 +198,8 @@ func (f *filler) begin(kind certs.Kind, c *x509.Certificate) bool {
 	return !begun
 }
 
-// get returns what a URL has, and sees to it that it is in the folder. In a run, a URL is
-// asked for anew only if what is there is of no use for another certificate that names it.
+// get returns what a URL has, and sees to it that it is in the folder. A run asks for a URL
+// again only if the file is of no use for another certificate that names the URL.
 func (f *filler) get(ctx context.Context, w certs.Want) certs.Answer {
 	f.mu.Lock()
 	o := f.objects[w.URL]
@@ -220,8 +221,8 @@ func (f *filler) get(ctx context.Context, w certs.Want) certs.Answer {
 }
 
 // obtain takes what is wanted from the folder if it is fresh there, and fetches it otherwise.
-// If that fails, or gives something that is refused or older, a file that is still of use will
-// do, and stays as it is.
+// If that fails, or brings something that is refused or older, an old file that is still
+// accepted stays and counts.
 func (f *filler) obtain(ctx context.Context, o *object, w certs.Want) (any, error) {
 	name, err := Path(w.URL)
 	if err != nil {
@@ -256,7 +257,8 @@ func (f *filler) obtain(ctx context.Context, o *object, w certs.Want) (any, erro
 	return value, nil
 }
 
-// fetch asks for what is wanted. A server is asked once, whatever for.
+// fetch asks the server. The answer is kept by its URL alone, so that one request serves
+// all certificates that name the URL.
 func (f *filler) fetch(ctx context.Context, w certs.Want) (body []byte, value any, err error) {
 	got, err := f.store.Get(ctx, fetch.Kind(w.Kind), w.URL, func([]byte) (any, time.Time, error) {
 		return nil, time.Time{}, nil
@@ -268,8 +270,8 @@ func (f *filler) fetch(ctx context.Context, w certs.Want) (body []byte, value an
 	return got.Body, value, err
 }
 
-// usable returns what a file holds, and when it was written; nil if there is none, or none
-// that a server would accept.
+// usable returns what a file holds, and when it was written. The value is nil if there is
+// no file, or no server would accept it.
 func (f *filler) usable(name string, w certs.Want) (any, time.Time, error) {
 	content, written, err := f.dir.read(name)
 	switch {
@@ -285,8 +287,8 @@ func (f *filler) usable(name string, w certs.Want) (any, time.Time, error) {
 	return value, written, nil
 }
 
-// broken ends the run because the folder cannot be used, unless it is only that another
-// certificate's file has the place.
+// broken ends the run, since the folder cannot be used. If only the place of this file is
+// taken by another certificate's, the run goes on.
 func (f *filler) broken(doing, name string, err error) error {
 	if !errors.Is(err, errOccupied) {
 		err = fmt.Errorf("%s %q: %w", doing, name, err)
@@ -309,8 +311,8 @@ func (f *filler) fresh(value any, written time.Time) bool {
 	}
 }
 
-// count takes down that an object is in the folder: once, and once more if it is fetched
-// after it was kept.
+// count takes down that an object is in the folder, and tells of it: once, and once more if
+// it was kept first and then fetched.
 func (f *filler) count(o *object, fetched bool, format string, args ...any) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -320,7 +322,7 @@ func (f *filler) count(o *object, fetched bool, format string, args ...any) {
 	}
 }
 
-// missing takes down what a server will not find.
+// missing counts something that a server will not find, and says why.
 func (f *filler) missing(what string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -328,7 +330,7 @@ func (f *filler) missing(what string, err error) {
 	f.print("MISSING  %s: %v", what, err)
 }
 
-// note tells what is no failure.
+// note tells something that is no failure.
 func (f *filler) note(format string, args ...any) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -352,8 +354,8 @@ func name(n pkix.Name) string {
 	return strconv.Quote(n.String())
 }
 
-// printable returns s for a terminal, with what a certificate may use to play
-// tricks on one escaped.
+// printable returns s for a terminal: characters of a certificate by which it could play
+// tricks on a terminal are escaped.
 func printable(s string) string {
 	q := strconv.QuoteToASCII(s)
 	return strings.ReplaceAll(q[1:len(q)-1], `\"`, `"`)

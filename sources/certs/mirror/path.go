@@ -17,15 +17,15 @@ const (
 	maxDepth   = 32   // folders
 )
 
-// Path returns where below the folder of a mirror the object of a URL is:
-// <host>/<path>, the host with its port where that is not the scheme's, the path
-// as a web server decodes it. That is where a web server with the folder as its
-// root looks for <mirror_url>/<host>/<path>.
+// Path returns the file of a URL, by its path below the folder of a mirror:
+// <host>/<path>, the host with its port if that is not the scheme's, the path as a web
+// server decodes it. A web server with the folder as its root finds the file there for
+// <mirror_url>/<host>/<path>.
 //
-// The URL may be an attacker's. It is an error where the path could lead out of
-// the host's folder, be taken for another one by some web server or file system,
-// or cannot be the name of a file: an empty segment or one that begins with a dot,
-// an encoded slash, a backslash, a control character, a query.
+// The URL may be an attacker's. It is an error if the path could lead out of the host's
+// folder, if some web server or file system could take it for another path, or if it
+// cannot be the name of a file: it has an empty segment, a segment that begins with a
+// dot, an encoded slash, a backslash, a control character or a query.
 func Path(raw string) (string, error) {
 	u, err := url.Parse(raw)
 	switch {
