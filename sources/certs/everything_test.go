@@ -5,6 +5,7 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -38,14 +39,14 @@ func everything(tb testing.TB, r certs.Request, have map[string][]byte) (urls []
 // told says in a line for each certificate what has become of what it names.
 func told(all []certs.Named) (lines []string) {
 	for _, n := range all {
-		line := string(n.Kind) + " of " + n.By.Subject.CommonName
+		words := []string{string(n.Kind) + " of " + n.By.Subject.CommonName}
 		if !n.Had {
-			line += " missing"
+			words[0] += " missing"
 		}
 		for _, f := range n.Faults {
-			line += ": " + f.Error()
+			words = append(words, f.Error())
 		}
-		lines = append(lines, line)
+		lines = append(lines, strings.Join(words, ": "))
 	}
 	return lines
 }
