@@ -22,14 +22,9 @@ type directory interface {
 // the directory has changed ("close-to-open", RFC 7530, 10.3.1), instead of answering from
 // memory for up to a minute.
 func openDirectory(path string) (directory, error) {
-	// If path is a FIFO, OpenRoot would wait for a writer.
-	switch info, err := os.Stat(path); {
-	case err != nil:
-		return nil, err
-	case !info.IsDir():
-		return nil, syscall.ENOTDIR
-	}
-	root, err := os.OpenRoot(path)
+	// The slash makes the kernel refuse all but a directory. If path is a FIFO, OpenRoot would
+	// otherwise wait for a writer.
+	root, err := os.OpenRoot(path + "/")
 	if err != nil {
 		return nil, err
 	}

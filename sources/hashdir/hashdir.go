@@ -199,13 +199,22 @@ func (s *Source) lookFor(dir directory, names [2]string) (sources.Verdict, error
 // linked reports whether there is a link where an entry or its shard would be.
 func linked(dir directory, names [2]string) bool {
 	upper, _ := upperNames(names[1])
-	for _, name := range []string{names[1][:2], names[0], names[1], upper[1][:2], upper[0], upper[1]} {
-		if info, err := dir.Lstat(name); err == nil && info.Mode()&fs.ModeSymlink != 0 {
+	for _, names := range [][2]string{names, upper} {
+		sharded, flat := names[0], names[1]
+		shard, err := dir.Lstat(flat[:2])
+		if isLinkAt(dir, flat) || err == nil && (isLink(shard) || isLinkAt(dir, sharded)) {
 			return true
 		}
 	}
 	return false
 }
+
+func isLinkAt(dir directory, name string) bool {
+	info, err := dir.Lstat(name)
+	return err == nil && isLink(info)
+}
+
+func isLink(info fs.FileInfo) bool { return info.Mode()&fs.ModeSymlink != 0 }
 
 // checkMarked returns an error if a marker is configured and is not in the directory.
 func (s *Source) checkMarked(dir directory) error {

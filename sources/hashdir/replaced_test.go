@@ -126,26 +126,38 @@ func TestReplacedAtOnce(t *testing.T) {
 // TestLinkReplaced stops a link in the directory that is replaced during the check, like
 // the link of a ConfigMap, from hiding an entry.
 func TestLinkReplaced(t *testing.T) {
-	dir, s := emptyDirectory(t)
-	write(t, dir, "..new/"+hash(1), "")
-	link(t, "..data/"+hash(1), dir, hash(1))
-	link(t, "..old", dir, "..data")
-	backend, looks := s.open, 0
-	s.open = func(path string) (directory, error) {
-		d, err := backend(path)
-		return &hooked{directory: d, statErr: func(name string) (fs.FileInfo, error) {
-			if looks++; looks == 5 { // each look is at four names
-				if err := os.Remove(filepath.Join(dir, "..data")); err != nil {
-					t.Error(err)
-				}
-				link(t, "..new", dir, "..data")
+	h := hash(1)
+	for _, test := range []struct {
+		name, at, target string
+		looks            int
+	}{
+		{"a flat entry", h, "..data/" + h, 6},
+		{"a shard", h[:2], "..data", 5},
+		{"an entry in a shard", h[:2] + "/" + h, "../..data/" + h, 5},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dir, s := emptyDirectory(t)
+			write(t, dir, "..new/"+h, "")
+			link(t, test.target, dir, test.at)
+			link(t, "..old", dir, "..data")
+			backend, looks := s.open, 0
+			s.open = func(path string) (directory, error) {
+				d, err := backend(path)
+				return &hooked{directory: d, statErr: func(name string) (fs.FileInfo, error) {
+					if looks++; looks == 5 { // each look is at four names
+						if err := os.Remove(filepath.Join(dir, "..data")); err != nil {
+							t.Error(err)
+						}
+						link(t, "..new", dir, "..data")
+					}
+					return d.Stat(name)
+				}}, err
 			}
-			return d.Stat(name)
-		}}, err
-	}
-	expect(t, s, hash(1), listed)
-	if looks != 6 {
-		t.Errorf("%d names were looked at, want 6", looks)
+			expect(t, s, h, listed)
+			if looks != test.looks {
+				t.Errorf("%d names were looked at, want %d", looks, test.looks)
+			}
+		})
 	}
 }
 
