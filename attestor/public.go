@@ -170,11 +170,11 @@ func checkKey(pub crypto.PublicKey) error {
 			return errors.New("the modulus is even")
 		}
 	case *ecdsa.PublicKey:
-		//nolint:staticcheck // SA1019: a key that a caller has put together may have no point, and ECDH needs one.
+		//nolint:staticcheck // SA1019: a key that a caller has put together may have no point, and Bytes needs one.
 		if pub.X == nil || pub.Y == nil {
 			return errors.New("the ECC key has no point")
 		}
-		if _, err := pub.ECDH(); err != nil {
+		if _, err := pub.Bytes(); err != nil {
 			return errOffCurve
 		}
 	}
