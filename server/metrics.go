@@ -77,7 +77,7 @@ const (
 	// flushTimeout bounds telling the rest at the end, since a shutdown waits for that.
 	flushTimeout = time.Second
 	// maxSamples is how many attestations of one outcome are timed in an interval.
-	maxSamples = 8
+	maxSamples = 4
 	// maxCounters is how many counters wait to be told: twice as many as the largest
 	// configuration has.
 	maxCounters = 8192
