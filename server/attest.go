@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
@@ -27,6 +28,9 @@ type attestation struct {
 	begun       time.Time
 
 	ekHash   sources.EKHash  // zero until the payload is checked
+	asked    *config.Quote   // what the challenge asked of the machine's boot; nil if nothing
+	boot     *sources.Boot   // what the machine has proved of its boot; nil if nothing
+	logged   int64           // its event log's share of budgets.logs
 	decision policy.Decision // the last one
 }
 
@@ -66,7 +70,7 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 	if a.plugin.open.Add(1) > maxOpen {
 		return nil, tooMany("too many attestations are open")
 	}
-	first, failed := a.receive(ctx, attestor.MaxPayloadSize)
+	first, failed := receive(ctx, attestor.MaxPayloadSize, &a.plugin.held.payloads)
 	if failed != nil {
 		return nil, failed
 	}
@@ -82,6 +86,9 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 	}
 	ek := session.EK()
 	a.ekHash = ek.Hash
+	if failed := a.chooseQuote(session); failed != nil {
+		return nil, failed
+	}
 	held := hold(&sources.Evidence{
 		EKHash: ek.Hash, EK: ek.Public, Certificate: ek.Certificate, Chain: session.Chain(),
 	}, &a.plugin.held.asked)
@@ -101,12 +108,13 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 		}
 		defer a.plugin.strangers.Leave()
 	}
+	defer a.releaseLog()
 	if failed := a.challenge(ctx, session); failed != nil {
 		return nil, failed
 	}
 	proven := *held.evidence // a copy: a check that is stuck may still read the other
-	proven.Proof = &sources.Proof{AK: session.AK()}
-	if failed := a.decide(ctx, &proven); failed != nil {
+	proven.Proof = &sources.Proof{AK: session.AK(), Boot: a.boot}
+	if failed := a.decide(ctx, session, &proven); failed != nil {
 		return nil, failed
 	}
 	return a.admit(ctx)
@@ -114,9 +122,12 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 
 // decide decides about a machine that has answered its challenge. If the configuration changes
 // while the sources are asked, which may take long, the new configuration decides.
-func (a *attestation) decide(ctx context.Context, proven *sources.Evidence) *failure {
+func (a *attestation) decide(ctx context.Context, session *attestor.Session, proven *sources.Evidence) *failure {
 	for decided := false; !decided; decided = a.plugin.current.Load() == a.generation {
 		if failed := a.renew(proven.EK); failed != nil {
+			return failed
+		}
+		if failed := a.checkBoot(session); failed != nil {
 			return failed
 		}
 		a.decision = a.set.AfterChallenge(ctx, proven)
@@ -160,9 +171,10 @@ func (a *attestation) begin(first *incoming) (*attestor.Session, *failure) {
 	return session, nil
 }
 
-// challenge has the machine prove that the AK is in the same TPM as the EK.
+// challenge has the machine prove that the AK is in the same TPM as the EK, and whatever else
+// the configuration asks for.
 func (a *attestation) challenge(ctx context.Context, session *attestor.Session) *failure {
-	challenge, err := session.Challenge(attestor.Ask{})
+	challenge, err := session.Challenge(a.ask())
 	if err != nil {
 		return &failure{
 			outcome: outcomeInternal, code: codes.Internal,
@@ -175,7 +187,7 @@ func (a *attestation) challenge(ctx context.Context, session *attestor.Session) 
 	if err != nil {
 		return left(ctx, err)
 	}
-	second, failed := a.receive(ctx, session.MaxResponse())
+	second, failed := receive(ctx, session.MaxResponse(), &a.plugin.held.responses)
 	if failed != nil {
 		return failed
 	}
@@ -184,16 +196,23 @@ func (a *attestation) challenge(ctx context.Context, session *attestor.Session) 
 	if !ok {
 		return malformed("the second message is not a response to the challenge")
 	}
-	switch _, err := session.Finish(message.ChallengeResponse); {
+	a.plugin.checking <- struct{}{}
+	defer func() { <-a.plugin.checking }()
+	answer, err := session.Finish(message.ChallengeResponse)
+	switch {
 	case errors.Is(err, attestor.ErrChallengeFailed):
-		return &failure{
-			outcome: outcomeChallengeFailed, code: codes.PermissionDenied,
-			told: "the answer to the challenge is wrong", why: err.Error(),
-		}
+		return challengeFailed("the answer to the challenge is wrong", err)
+	case errors.Is(err, attestor.ErrQuoteFailed):
+		return challengeFailed("the quote in the answer to the challenge is missing or wrong", err)
 	case err != nil:
 		return malformed(err.Error())
 	}
-	return nil
+	return a.judge(answer)
+}
+
+// challengeFailed is the failure if the answer to the challenge proves nothing.
+func challengeFailed(told string, err error) *failure {
+	return &failure{outcome: outcomeChallengeFailed, code: codes.PermissionDenied, told: told, why: err.Error()}
 }
 
 // admit returns what SPIRE is told about an admitted machine.
@@ -218,7 +237,7 @@ func (a *attestation) admit(ctx context.Context) (*nodeattestorv1.AgentAttribute
 	}
 	return &nodeattestorv1.AgentAttributes{
 		SpiffeId:       id.String(),
-		SelectorValues: selectors(a.ekHash, &a.decision),
+		SelectorValues: selectors(a.ekHash, &a.decision, bootSelectors(a.boot, a.asked)),
 		CanReattest:    a.Reattest,
 	}, nil
 }

@@ -32,7 +32,9 @@ func (p *Plugin) Use(tb testing.TB, text string, policy policy.Policy, members .
 }
 
 // Arriving is how many bytes of messages are arriving, or wait to be checked.
-func (p *Plugin) Arriving() int64 { return p.arriving.Load() }
+func (p *Plugin) Arriving() int64 {
+	return p.held.payloads.bytes.Load() + p.held.responses.bytes.Load()
+}
 
 // UnderWay is how many attestations are under way.
 func (p *Plugin) UnderWay() int64 { return p.underWay.Load() }

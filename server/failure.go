@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/spire-tpm/spire-tpm-attestor/server/boot"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
@@ -146,6 +147,9 @@ func (a *attestation) log(ctx context.Context, level hclog.Level, message string
 	args = append(args, "peer", peer(ctx))
 	if a.ekHash != (sources.EKHash{}) {
 		args = append(args, "ek_hash", a.ekHash.String())
+	}
+	if a.boot != nil {
+		args = append(args, "boot", clean(boot.Summary(a.boot), maxLogged))
 	}
 	d := &a.decision
 	if names := machineNames(d); names != "" {

@@ -27,11 +27,15 @@ const (
 	// maxChecking is how many payloads are checked at once. Each keeps a processor busy, so
 	// more would gain nothing and take memory, several times a payload's size each.
 	maxChecking = 16
+	// maxLogs is how many bytes of event logs are held at once of machines about which the
+	// sources are being asked. What a log says refers to its bytes, and takes at most a few
+	// times as much.
+	maxLogs = 16 << 20
 	// maxSaid is how many bytes are kept of what all sources together said about a machine.
 	maxSaid = 512
 )
 
-// A budget counts the bytes of certificates that are held, up to a limit.
+// A budget counts bytes that are held, up to a limit.
 type budget struct {
 	bytes atomic.Int64
 	most  int64
@@ -39,14 +43,21 @@ type budget struct {
 
 // budgets are separate, so that strangers cannot use up what listed machines need.
 type budgets struct {
+	payloads, responses budget // whole messages, see maxArriving
+
+	// Certificates:
 	asked     budget // of machines about which the sources are being asked
 	strangers budget // of machines that wait, or answer a challenge, and that no source lists so far
 	listed    budget // of such machines that a source lists
+
+	logs budget // event logs, of machines that have answered their challenge
 }
 
 func newBudgets() budgets {
 	return budgets{
+		payloads: budget{most: maxArriving}, responses: budget{most: maxAnswering},
 		asked: budget{most: maxAsked}, strangers: budget{most: maxStrangers}, listed: budget{most: maxListed},
+		logs: budget{most: maxLogs},
 	}
 }
 
@@ -70,6 +81,9 @@ func (b *budget) take(n int64) bool {
 		}
 	}
 }
+
+// give gives back n bytes that were taken.
+func (b *budget) give(n int64) { b.bytes.Add(-n) }
 
 // held is the evidence of a machine that has proved nothing, with its share of a budget.
 type held struct {
@@ -117,10 +131,10 @@ func (p *Plugin) wait(ev *sources.Evidence, known bool) (leave func(), ok bool) 
 		p.strangers.Leave()
 		return nil, false
 	}
-	p.held.asked.bytes.Add(-n)
+	p.held.asked.give(n)
 	return func() {
 		p.held.asked.bytes.Add(n) // the caller moves or releases it next
-		to.bytes.Add(-n)
+		to.give(n)
 		if !known {
 			p.strangers.Leave()
 		}
@@ -130,7 +144,7 @@ func (p *Plugin) wait(ev *sources.Evidence, known bool) (leave func(), ok bool) 
 // move moves the evidence's share to another budget, on the terms of hold.
 func (h *held) move(to *budget) {
 	if h.of != nil {
-		h.of.bytes.Add(-h.bytes)
+		h.of.give(h.bytes)
 		h.account(to)
 	}
 }
@@ -148,7 +162,7 @@ func (h *held) account(of *budget) {
 // release gives back the share. The evidence must not be used any more.
 func (h *held) release() {
 	if h.of != nil {
-		h.of.bytes.Add(-h.bytes)
+		h.of.give(h.bytes)
 		h.bytes, h.of = 0, nil
 	}
 }

@@ -67,7 +67,6 @@ type Plugin struct {
 	configuring sync.Mutex
 	closed      bool
 	current     atomic.Pointer[generation]
-	arriving    atomic.Int64      // bytes of messages, see maxArriving
 	open        atomic.Int64      // streams of attestations
 	underWay    atomic.Int64      // attestations whose payload has arrived
 	strangers   *admission.Places // for those whose TPM no source lists so far

@@ -21,9 +21,11 @@ const (
 	// envelope is how many bytes protobuf adds to a payload or a response: a tag and a
 	// length.
 	envelope = 16
-	// maxArriving is how many bytes of messages may be arriving, or have arrived and wait
-	// for the verifier, at once. An honest payload has 2 to 10 KiB and takes a millisecond.
-	maxArriving = 2 << 20
+	// maxArriving is how many bytes of payloads may be arriving, or have arrived and wait for
+	// the verifier, at once. An honest payload has 2 to 10 KiB and takes a millisecond.
+	// maxAnswering is the same of responses, which no stranger's payload shall keep out; a
+	// response with an event log has some 70 KiB.
+	maxArriving, maxAnswering = 2 << 20, 8 << 20
 	// arrivalTimeout is how long a message may take from its first bytes to its last:
 	// SPIRE sends nothing before it has the whole message.
 	arrivalTimeout = 5 * time.Second
@@ -39,21 +41,21 @@ type transport interface {
 
 // incoming is a message that is arriving, or has arrived.
 type incoming struct {
-	plugin *Plugin
-	held   int64                         // its share of maxArriving
-	req    *nodeattestorv1.AttestRequest // nil until it has arrived, and after release
+	of   *budget
+	held int64                         // its share of the budget
+	req  *nodeattestorv1.AttestRequest // nil until it has arrived, and after release
 }
 
-// release gives back the message and its share of maxArriving. It may be called more than once.
+// release gives back the message and its share of the budget. It may be called more than once.
 func (m *incoming) release() {
-	m.plugin.arriving.Add(-m.held)
+	m.of.give(m.held)
 	m.req, m.held = nil, 0
 }
 
-// receive receives the next message, which may have at most limit bytes in it. It waits
-// answerTimeout for the message to begin, and arrivalTimeout for the rest. The caller releases
-// the message as soon as it has read it.
-func (a *attestation) receive(ctx context.Context, limit int) (*incoming, *failure) {
+// receive receives the next message, which may have at most limit bytes in it, and counts them
+// against a budget. It waits answerTimeout for the message to begin, and arrivalTimeout for the
+// rest. The caller releases the message as soon as it has read it.
+func receive(ctx context.Context, limit int, of *budget) (*incoming, *failure) {
 	t, ok := grpc.ServerTransportStreamFromContext(ctx).(transport)
 	if !ok {
 		return nil, &failure{
@@ -61,7 +63,7 @@ func (a *attestation) receive(ctx context.Context, limit int) (*incoming, *failu
 			told: "the server cannot receive messages", why: "the stream is not one of gRPC's own transport",
 		}
 	}
-	m := &incoming{plugin: a.plugin}
+	m := &incoming{of: of}
 	if failed := m.read(ctx, t, limit); failed != nil {
 		m.release()
 		return nil, failed
@@ -85,10 +87,10 @@ func (m *incoming) read(ctx context.Context, t transport, limit int) *failure {
 	case header[0] != 0:
 		return left(ctx, errors.New("the message is compressed, which SPIRE does not do"))
 	}
-	m.held = size
-	if m.plugin.arriving.Add(size) > maxArriving {
+	if !m.of.take(size) {
 		return tooMany("too many messages are arriving at once")
 	}
+	m.held = size
 	slow := "the message did not arrive within " + arrivalTimeout.String() + " of its beginning"
 	return within(ctx, t, arrivalTimeout, slow, func() error { return m.readBody(t, int(size)) })
 }

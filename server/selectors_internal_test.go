@@ -53,7 +53,7 @@ func TestSelectors(t *testing.T) {
 			[]string{pubHash},
 		},
 	} {
-		if d := cmp.Diff(tt.want, selectors(hash, &tt.d)); d != "" {
+		if d := cmp.Diff(tt.want, selectors(hash, &tt.d, nil)); d != "" {
 			t.Errorf("%s (-want +got):\n%s", tt.name, d)
 		}
 	}
@@ -78,7 +78,7 @@ func TestSelectorsFitIntoTheDatabase(t *testing.T) {
 	}
 	all := selectors(sources.EKHash{}, &policy.Decision{
 		Rules: []string{x[:64]}, Listed: []string{x[:64]}, Attributes: []sources.Attributes{a},
-	})
+	}, nil)
 	if len(all) != 11 {
 		t.Errorf("%d selectors", len(all))
 	}

@@ -12,14 +12,21 @@ type Quote struct {
 	PCRs []int
 	// Bank is the bank of these PCRs: "sha256" or "sha384".
 	Bank string
-	// EventLog says whether the server asks for the event log: "off", "optional" or
-	// "required".
+	// EventLog says whether the server asks for the event log: EventLogOff,
+	// EventLogOptional or EventLogRequired.
 	EventLog string
 	// Selectors are those of PCRs whose values become selectors, sorted, none twice.
 	Selectors []int
 	// Required is true if a machine that does not quote is refused.
 	Required bool
 }
+
+// The values of Quote.EventLog.
+const (
+	EventLogOff      = "off"
+	EventLogOptional = "optional"
+	EventLogRequired = "required"
+)
 
 const (
 	quoteKey     = "quote"
@@ -46,7 +53,7 @@ func decodeQuote(ps *problems, values []*node) *Quote {
 	q := &Quote{
 		PCRs:      b.pcrs("pcrs"),
 		Bank:      b.bank("bank"),
-		EventLog:  b.choice("event_log", "off", "optional", "required"),
+		EventLog:  b.choice("event_log", EventLogOff, EventLogOptional, EventLogRequired),
 		Selectors: b.pcrs("selectors"),
 		Required:  b.boolean("required", false),
 	}

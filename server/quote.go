@@ -1,0 +1,104 @@
+package server
+
+import (
+	"encoding/hex"
+	"fmt"
+	"reflect"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/server/boot"
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// chooseQuote sets what the machine is asked about its boot, by the current configuration and by
+// what the agent can answer.
+func (a *attestation) chooseQuote(session *attestor.Session) *failure {
+	switch a.asked = a.Quote; {
+	case a.asked == nil || session.Can(attestor.CanPCRs):
+	case a.asked.Required:
+		return &failure{
+			outcome: outcomeRefused, code: codes.PermissionDenied,
+			told: "the server admits only machines that quote their PCRs, and this agent cannot",
+			why:  "quote: required is true, and the agent does not offer to quote PCRs",
+		}
+	default:
+		a.asked = nil
+	}
+	return nil
+}
+
+// ask returns what the challenge asks for.
+func (a *attestation) ask() attestor.Ask {
+	q := a.asked
+	if q == nil {
+		return attestor.Ask{}
+	}
+	return attestor.Ask{
+		Quote:    &attestor.QuoteRequest{Bank: q.Bank, PCRs: q.PCRs},
+		EventLog: q.EventLog != config.EventLogOff,
+	}
+}
+
+// judge sets what the machine has proved of its boot.
+func (a *attestation) judge(answer *attestor.Answer) *failure {
+	if answer.Quote == nil {
+		return nil
+	}
+	size := int64(len(answer.EventLog))
+	if !a.plugin.held.logs.take(size) {
+		return tooMany("too many event logs are held")
+	}
+	a.logged = size
+	a.boot = boot.Of(answer.Quote, answer.EventLog, a.ask().EventLog)
+	return nil
+}
+
+// releaseLog gives back the event log's share of its budget.
+func (a *attestation) releaseLog() { a.plugin.held.logs.give(a.logged) }
+
+// checkBoot checks what the machine has proved of its boot against the configuration that is
+// current now.
+func (a *attestation) checkBoot(session *attestor.Session) *failure {
+	asked := a.asked
+	if failed := a.chooseQuote(session); failed != nil {
+		return failed
+	}
+	switch {
+	case a.asked == nil:
+		return nil
+	case !reflect.DeepEqual(asked, a.asked):
+		return unavailable("the configuration asks for another quote than the challenge did")
+	case a.asked.EventLog != config.EventLogRequired:
+		return nil
+	}
+	why := boot.NoReplay(a.boot)
+	if why == "" {
+		return nil
+	}
+	return &failure{
+		outcome: outcomeRefused, code: codes.PermissionDenied,
+		told: "the server admits only machines whose event log accounts for their PCRs",
+		why:  `quote: event_log is "required": ` + why,
+	}
+}
+
+// bootSelectors returns the selectors of what a machine has proved of its boot; q is what was
+// asked of it.
+func bootSelectors(b *sources.Boot, q *config.Quote) []string {
+	if b == nil || q == nil {
+		return nil
+	}
+	var s []string
+	for _, pcr := range q.Selectors {
+		if value, ok := b.PCRs[pcr]; ok {
+			s = append(s, fmt.Sprintf("%s%d:%s:%s", sources.PrefixPCR, pcr, b.Bank, hex.EncodeToString(value)))
+		}
+	}
+	if b.Log != nil {
+		s = appendValue(s, sources.PrefixSecureBoot, b.Log.SecureBoot)
+	}
+	return s
+}
