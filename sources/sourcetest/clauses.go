@@ -81,7 +81,7 @@ func testNeedsChallenge(tb run) {
 	case !tb.h.NeedsProof && (err != nil || !v.Listed):
 		tb.Errorf("before the challenge: %+v, %v, want listed", v, err)
 	}
-	if v, err := s.resolve(tb.Context(), tb, Proven(ev)); err != nil || !v.Listed {
+	if v, err := s.resolve(tb.Context(), tb, s.proven(ev)); err != nil || !v.Listed {
 		tb.Errorf("after the challenge: %+v, %v, want listed", v, err)
 	}
 }
@@ -92,7 +92,7 @@ func testNeedsChallenge(tb run) {
 func testAskedAgain(tb run) {
 	s := newSubject(tb, tb.h)
 	ev := s.evidence(tb)
-	after := Proven(ev)
+	after := s.proven(ev)
 	before := func() {
 		_, _ = s.checkOnce(tb.Context(), tb, ev) // for the filter alone
 	}
@@ -178,7 +178,7 @@ func testHostile(tb run) {
 	listed, stranger := s.evidence(tb), s.evidence(tb)
 	s.list(tb, listed)
 	for _, x := range hostileEvidence(listed, stranger) {
-		for _, ev := range []*sources.Evidence{x.ev, Proven(x.ev)} {
+		for _, ev := range []*sources.Evidence{x.ev, s.proven(x.ev)} {
 			if ev.Proof == nil && tb.h.NeedsProof {
 				continue
 			}
@@ -197,6 +197,27 @@ func testHostile(tb run) {
 	s.wantListed(tb, stranger, false, "after hostile evidence")
 }
 
+// testHostileBoot: a source that lists a TPM by its boot looks at all of it. A boot that only
+// resembles the boot of a listed TPM is never listed, and does not make the source panic or
+// give wrong answers later.
+func testHostileBoot(tb run) {
+	if tb.h.Boot == nil {
+		return
+	}
+	s := newSubject(tb, tb.h)
+	listed := s.evidence(tb)
+	s.list(tb, listed)
+	s.wantListed(tb, listed, true, "before hostile boots")
+	for _, x := range hostileBoots(func() *sources.Boot { return tb.h.Boot(listed) }) {
+		ev := s.proven(listed)
+		ev.Proof.Boot = x.boot
+		if v, _ := s.resolve(tb.Context(), tb, ev); v.Listed {
+			tb.Errorf("%s: listed: %s", x.name, v.Reason)
+		}
+	}
+	s.wantListed(tb, listed, true, "after hostile boots")
+}
+
 // testContextEnded: a call whose context has ended returns, and its answer is right or an
 // error.
 func testContextEnded(tb run) {
@@ -206,10 +227,10 @@ func testContextEnded(tb run) {
 	ctx, cancel := context.WithCancel(tb.Context())
 	cancel()
 	within(tb, "a Check whose context has ended", func() {
-		if v, err := s.checkOnce(ctx, tb, Proven(listed)); err == nil && !v.Listed {
+		if v, err := s.checkOnce(ctx, tb, s.proven(listed)); err == nil && !v.Listed {
 			tb.Error("a listed TPM is not listed where the context has ended")
 		}
-		if v, err := s.checkOnce(ctx, tb, Proven(stranger)); err == nil && v.Listed {
+		if v, err := s.checkOnce(ctx, tb, s.proven(stranger)); err == nil && v.Listed {
 			tb.Error("a stranger is listed where the context has ended")
 		}
 	})
@@ -260,6 +281,9 @@ func forge(v *sources.Verdict) {
 	for i := range v.Attributes.CAs {
 		v.Attributes.CAs[i] = "forged"
 	}
+	for i := range v.Attributes.Profiles {
+		v.Attributes.Profiles[i] = "forged"
+	}
 	if c := v.Attributes.Certificate; c != nil {
 		*c = sources.EKCertificate{Serial: "f00"}
 	}
@@ -268,7 +292,7 @@ func forge(v *sources.Verdict) {
 // keep returns a deep copy of the attributes.
 func keep(v sources.Verdict) sources.Attributes {
 	a := v.Attributes
-	a.Labels, a.CAs = slices.Clone(a.Labels), slices.Clone(a.CAs)
+	a.Labels, a.CAs, a.Profiles = slices.Clone(a.Labels), slices.Clone(a.CAs), slices.Clone(a.Profiles)
 	if a.Certificate != nil {
 		c := *a.Certificate
 		a.Certificate = &c

@@ -28,7 +28,8 @@ func newFetching(tb run) (s *subject, listed, stranger *sources.Evidence) {
 	}
 	ev := s.evidence(tb)
 	s.list(tb, ev)
-	return s, Proven(ev), Proven(s.evidence(tb))
+	listed, stranger = s.proven(ev), s.proven(s.evidence(tb))
+	return s, listed, stranger
 }
 
 // testNeedsNetwork: Check makes no request, however often it is called, and Fetch knows the
@@ -87,7 +88,7 @@ func testNetworkFails(tb run) {
 	if s == nil {
 		return
 	}
-	known := Proven(s.evidence(tb))
+	known := s.proven(s.evidence(tb))
 	s.list(tb, known)
 	s.wantFetched(tb, known, true, "before the network fails")
 	s.Cut()
@@ -175,7 +176,7 @@ func testFetchesAtOnce(tb run) {
 	for range 4 {
 		ev := s.evidence(tb)
 		s.list(tb, ev)
-		all = append(all, one{Proven(ev), true}, one{Proven(s.evidence(tb)), false})
+		all = append(all, one{s.proven(ev), true}, one{s.proven(s.evidence(tb)), false})
 	}
 	gone, cancel := context.WithCancel(tb.Context())
 	cancel()

@@ -196,7 +196,7 @@ func testInSet(tb run) {
 		if d := set.BeforeChallenge(tb.Context(), ev); d.Outcome != policy.Challenge {
 			return d
 		}
-		return set.AfterChallenge(tb.Context(), Proven(ev))
+		return set.AfterChallenge(tb.Context(), s.proven(ev))
 	}
 	if d := outcome(listed); d.Outcome != policy.Admitted {
 		tb.Errorf("a listed TPM: %v: %s", d.Outcome, d.Explain())

@@ -13,6 +13,8 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
@@ -90,6 +92,51 @@ func hostileEvidence(listed, stranger *sources.Evidence) []hostile {
 		twist("a listed TPM's certificate", func(ev *sources.Evidence) { ev.Certificate = c })
 	}
 	twist("nothing at all", func(ev *sources.Evidence) { *ev = sources.Evidence{} })
+	return all
+}
+
+// A hostileBoot is a boot that resembles the boot of a listed TPM.
+type hostileBoot struct {
+	name string
+	boot *sources.Boot
+}
+
+// hostileBoots returns boots that resemble what boot returns.
+func hostileBoots(boot func() *sources.Boot) []hostileBoot {
+	all := []hostileBoot{{"no boot", nil}}
+	twist := func(name string, f func(b *sources.Boot)) {
+		b := boot()
+		f(b)
+		all = append(all, hostileBoot{name, b})
+	}
+	other := map[string]string{"sha256": "sha384", "sha384": "sha256"}
+	twist("another bank", func(b *sources.Boot) { b.Bank = other[b.Bank] })
+	twist("a SHA-1 bank", func(b *sources.Boot) { b.Bank = "sha1" })
+	twist("no bank", func(b *sources.Boot) { b.Bank = "" })
+	twist("no PCRs", func(b *sources.Boot) { b.PCRs = nil })
+	twist("PCRs beside the point", func(b *sources.Boot) { b.PCRs = map[int][]byte{-1: {1}, 24: nil, 1 << 30: {}} })
+	twist("nothing at all", func(b *sources.Boot) { *b = sources.Boot{} })
+	for pcr := range boot().PCRs {
+		value := func(what string, f func(value []byte) []byte) {
+			twist(fmt.Sprintf("PCR %d %s", pcr, what), func(b *sources.Boot) {
+				b.PCRs[pcr] = f(bytes.Clone(b.PCRs[pcr]))
+			})
+		}
+		value("nil", func([]byte) []byte { return nil })
+		value("without its last byte", func(v []byte) []byte { return v[:len(v)-1] })
+		value("with a byte behind it", func(v []byte) []byte { return append(v, 0) })
+		for _, at := range []int{0, len(boot().PCRs[pcr]) - 1} {
+			value(fmt.Sprintf("with another byte %d", at), func(v []byte) []byte {
+				v[at] ^= 1
+				return v
+			})
+		}
+		twist(fmt.Sprintf("without PCR %d", pcr), func(b *sources.Boot) { delete(b.PCRs, pcr) })
+	}
+	if boot().Log != nil {
+		twist("no log", func(b *sources.Boot) { b.Log, b.NoLog = nil, "the machine sent none" })
+		twist("an empty log", func(b *sources.Boot) { b.Log = &sources.BootLog{} })
+	}
 	return all
 }
 
@@ -185,5 +232,16 @@ func walk(emit func(...any), v reflect.Value, seen map[uintptr]bool) {
 		emit(v.Uint())
 	case reflect.Map:
 		emit(v.Len())
+		for _, key := range sortedKeys(v) {
+			walk(emit, key, seen)
+			walk(emit, v.MapIndex(key), seen)
+		}
 	}
+}
+
+// sortedKeys returns the keys of a map, in an order that is always the same.
+func sortedKeys(m reflect.Value) []reflect.Value {
+	keys := m.MapKeys()
+	slices.SortFunc(keys, func(a, b reflect.Value) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+	return keys
 }

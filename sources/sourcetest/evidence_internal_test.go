@@ -57,10 +57,14 @@ func TestFingerprint(t *testing.T) {
 		"incomplete":          func(ev *sources.Evidence) { ev.Incomplete = true },
 		"chain":               func(ev *sources.Evidence) { ev.Chain = append(ev.Chain, ev.Certificate) },
 		"chain's certificate": func(ev *sources.Evidence) { ev.Chain[0][7]++ },
-		"proof":               func(ev *sources.Evidence) { ev.Proof = NewProof(ev) },
+		"no proof":            func(ev *sources.Evidence) { ev.Proof = nil },
+		"PCR":                 func(ev *sources.Evidence) { ev.Proof.Boot.PCRs[7][31]++ },
+		"no PCR":              func(ev *sources.Evidence) { delete(ev.Proof.Boot.PCRs, 7) },
+		"log":                 func(ev *sources.Evidence) { ev.Proof.Boot.Log.Replays[7] = false },
 	} {
 		ev := certified(t)
 		ev.Chain = [][]byte{certified(t).Certificate}
+		ev.Proof = &sources.Proof{AK: ev.EK, Boot: bootOf(ev)}
 		before := fingerprint(ev)
 		if fingerprint(ev) != before {
 			t.Fatal("two fingerprints of one evidence differ")

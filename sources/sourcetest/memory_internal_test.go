@@ -1,9 +1,12 @@
 package sourcetest
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"maps"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -141,6 +144,38 @@ func (n needsProof) Check(ctx context.Context, ev *sources.Evidence) (sources.Ve
 	return n.lookup.Check(ctx, ev)
 }
 
+// byBoot is a correct source that lists a TPM by its boot, too.
+type byBoot struct {
+	lookup
+	meets func(got, want *sources.Boot) bool
+}
+
+func (b byBoot) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	v, err := needsProof{b.lookup}.Check(ctx, ev)
+	if err == nil && !b.meets(ev.Proof.Boot, bootOf(ev)) {
+		v = sources.Verdict{}
+	}
+	return v, err
+}
+
+// bootOf returns the boot of a TPM.
+func bootOf(ev *sources.Evidence) *sources.Boot {
+	second := sha256.Sum256(ev.EKHash[:])
+	return &sources.Boot{
+		Bank: "sha256", PCRs: map[int][]byte{0: bytes.Clone(ev.EKHash[:]), 7: second[:]},
+		Log: &sources.BootLog{Replays: map[int]bool{7: true}, SecureBoot: "enabled"},
+	}
+}
+
+// meets is what a byBoot has to ask for.
+func meets(got, want *sources.Boot) bool { return reflect.DeepEqual(got, want) }
+
+func byBootHarness(meets func(got, want *sources.Boot) bool) Harness {
+	h := harness(func(d *data) sources.Source { return byBoot{lookup{d}, meets} })
+	h.NeedsProof, h.Boot = true, bootOf
+	return h
+}
+
 // harness returns the Harness of sources that open makes.
 func harness(open func(*data) sources.Source) Harness {
 	return Harness{
@@ -175,6 +210,7 @@ func TestCorrectSourcesPass(t *testing.T) {
 	t.Run("lookup", func(t *testing.T) { Run(t, lookupHarness()) })
 	t.Run("loader", func(t *testing.T) { Run(t, loaderHarness()) })
 	t.Run("needs proof", func(t *testing.T) { Run(t, needsProofHarness()) })
+	t.Run("by boot", func(t *testing.T) { Run(t, byBootHarness(meets)) })
 	t.Run("least", func(t *testing.T) {
 		h := lookupHarness()
 		h.Attributes = false

@@ -53,6 +53,12 @@ type Harness struct {
 	// in full after it.
 	NeedsProof bool
 
+	// Boot returns what a TPM of Evidence has proved of its machine's boot, a new value at
+	// each call and the same for the same EKHash. It is nil if the source does not look at
+	// that. If it is not nil, the source lists a TPM only if all PCRs have these values,
+	// and, if there is a log, only with that.
+	Boot func(ev *sources.Evidence) *sources.Boot
+
 	// Watches is true if the source is a Watcher that tells of changes of its data.
 	Watches bool
 
@@ -135,6 +141,7 @@ func clauses() []clause {
 		{"cannot tell", testCannotTell},
 		{"not loaded yet", testNotLoaded},
 		{"hostile evidence", testHostile},
+		{"a hostile boot", testHostileBoot},
 		{"a context that has ended", testContextEnded},
 		{"evidence is the caller's", testEvidenceIsCallers},
 		{"the verdict is the caller's", testVerdictIsCallers},

@@ -36,6 +36,15 @@ func (s *subject) evidence(tb testing.TB) *sources.Evidence {
 	return s.h.Evidence(tb)
 }
 
+// proven returns a copy of ev as it is after the challenge, with all that the TPM can prove.
+func (s *subject) proven(ev *sources.Evidence) *sources.Evidence {
+	after := Proven(ev)
+	if s.h.Boot != nil {
+		after.Proof.Boot = s.h.Boot(ev)
+	}
+	return after
+}
+
 // list lists ev, with attributes if the source has them.
 func (s *subject) list(tb testing.TB, ev *sources.Evidence) {
 	tb.Helper()
@@ -86,7 +95,7 @@ func (s *subject) tryLoad(ctx context.Context) (err error) {
 func (s *subject) check(tb testing.TB, ev *sources.Evidence) (sources.Verdict, error) {
 	tb.Helper()
 	if s.h.NeedsProof {
-		ev = Proven(ev)
+		ev = s.proven(ev)
 	}
 	return s.resolve(tb.Context(), tb, ev)
 }
@@ -96,7 +105,7 @@ func (s *subject) resolve(ctx context.Context, tb testing.TB, ev *sources.Eviden
 	tb.Helper()
 	v, err := s.checkOnce(ctx, tb, ev)
 	if _, ok := s.source.(sources.Fetcher); ok && errors.Is(err, sources.ErrNeedsNetwork) {
-		return s.fetchOnce(ctx, tb, Proven(ev))
+		return s.fetchOnce(ctx, tb, s.proven(ev))
 	}
 	return v, err
 }

@@ -1,11 +1,13 @@
 package sourcetest
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"errors"
 	"fmt"
 	"os"
+	"reflect"
 	"runtime"
 	"slices"
 	"sync"
@@ -135,7 +137,7 @@ func TestSuiteCatches(t *testing.T) {
 		files.Range(func(f, _ any) bool { return f.(*os.File).Close() == nil })
 	})
 	for _, broken := range slices.Concat(
-		brokenChecks(), brokenByEvidence(), brokenLoaders(),
+		brokenChecks(), brokenByEvidence(), brokenByBoot(), brokenLoaders(),
 		brokenRunners(release, &files), brokenOpenings(release, &files),
 	) {
 		t.Run(broken.name, func(t *testing.T) {
@@ -295,6 +297,30 @@ func brokenByEvidence() []brokenSource {
 			l.data.change(func() { l.data.writes++ })
 			return l.Check(ctx, ev)
 		})
+	return all
+}
+
+// brokenByBoot are sources that look at less than the whole boot.
+func brokenByBoot() []brokenSource {
+	var all []brokenSource
+	add := func(name string, meets func(got, want *sources.Boot) bool) {
+		all = append(all, brokenSource{name, "a hostile boot", byBootHarness(meets)})
+	}
+	samePCRs := func(got, want *sources.Boot) bool { return got != nil && reflect.DeepEqual(got.PCRs, want.PCRs) }
+	add("lists without a boot", func(got, want *sources.Boot) bool { return got == nil || meets(got, want) })
+	add("panics without a boot", func(got, want *sources.Boot) bool { return got.Bank == want.Bank && meets(got, want) })
+	add("takes any bank", func(got, want *sources.Boot) bool {
+		return samePCRs(got, want) && got.Log != nil && got.Log.SecureBoot != ""
+	})
+	add("needs no log", func(got, want *sources.Boot) bool { return samePCRs(got, want) && got.Bank == want.Bank })
+	add("compares what there is", func(got, want *sources.Boot) bool {
+		for pcr := range want.PCRs {
+			if got == nil || !bytes.HasPrefix(want.PCRs[pcr], got.PCRs[pcr]) {
+				return false
+			}
+		}
+		return true
+	})
 	return all
 }
 
