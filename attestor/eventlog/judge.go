@@ -60,7 +60,7 @@ func (l *Log) Judge(bank string, pcrs map[int][]byte) (*Judged, error) {
 	if err != nil {
 		return nil, err
 	}
-	j := &judge{log: l, bank: b, h: b.hash.New(), quoted: pcrs}
+	j := &judge{log: l, bank: b, h: b.hash.New()}
 	j.out.Replays = l.compare(b, pcrs)
 	j.images()
 	j.pcr7()
@@ -88,14 +88,14 @@ func (l *Log) compare(b *bank, quoted map[int][]byte) map[int]bool {
 
 // judge holds one log against one set of PCRs.
 type judge struct {
-	log    *Log
-	bank   *bank
-	h      hash.Hash
-	quoted map[int][]byte
-	out    Judged
+	log     *Log
+	bank    *bank
+	h       hash.Hash
+	scratch []byte
+	out     Judged
 }
 
-func (j *judge) hash(b ...[]byte) []byte { return sum(j.h, nil, b...) }
+func (j *judge) hash(b []byte) []byte { return sum(j.h, nil, b) }
 
 // noReplay says why nothing of a PCR is verified. It is empty if the PCR replays.
 func (j *judge) noReplay(pcr int) string {

@@ -273,8 +273,8 @@ func (e *Event) Digest(bank string) []byte {
 }
 
 // localitySignature begins the event that says at which locality the TPM was started (profile,
-// 10.4.5.3). The locality is its last byte.
-const localitySignature = "StartupLocality\x00"
+// 10.4.5.3). Two bytes follow, zero and the locality.
+const localitySignature = "StartupLocality"
 
 // StartupLocality returns the locality at which the TPM was started, by the word of the log: it is
 // what PCR 0 begins with, and it is 0 if the log does not say. The log must say it once, before any
@@ -302,10 +302,11 @@ func (l *Log) findLocality() (locality uint8, err error) {
 		if extended {
 			return 0, errors.New("the log states the startup locality behind an event of PCR 0")
 		}
-		if len(e.Data) != len(localitySignature)+1 {
-			return 0, fmt.Errorf("the log states the startup locality in %d bytes: want 17", len(e.Data))
+		const size = len(localitySignature) + 2
+		if len(e.Data) != size || e.Data[size-2] != 0 {
+			return 0, errors.New("the log states the startup locality in a form that is not known")
 		}
-		said, locality = true, e.Data[len(localitySignature)]
+		said, locality = true, e.Data[size-1]
 		if locality != 0 && locality != 3 && locality != 4 {
 			return 0, fmt.Errorf("the log states the startup locality %d: want 0, 3 or 4", locality)
 		}

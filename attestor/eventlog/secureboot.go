@@ -23,7 +23,10 @@ type measured struct {
 // and nothing else does, so that they are verified as well.
 func (j *judge) measuredBy(e *Event) measured {
 	m := measured{number: e.Number, digest: e.Digest(j.bank.name)}
-	is := func(data []byte) bool { return bytes.Equal(j.hash(data), m.digest) }
+	is := func(data []byte) bool {
+		j.scratch = sum(j.h, j.scratch[:0], data)
+		return bytes.Equal(j.scratch, m.digest)
+	}
 	switch n := len(e.Data); {
 	case is(e.Data):
 		m.data = e.Data
@@ -185,21 +188,19 @@ func database(before []measured, name string, kind GUID) (out Measured) {
 		return out
 	}
 	m := found[0]
-	entries, err := parseDatabase(m.variable.Data)
-	if err != nil {
-		out.Partial = fmt.Sprintf("the variable %s (event %d): %v", name, m.number, err)
-		return out
-	}
 	others := 0
-	for _, e := range entries {
+	err := readDatabase(m.variable.Data, func(of GUID, data []byte) {
 		switch {
-		case e.kind != kind, kind == x509GUID && !isCertificate(e.data), kind == sha256GUID && len(e.data) != 32:
+		case of != kind, kind == x509GUID && !isCertificate(data), kind == sha256GUID && len(data) != 32:
 			others++
 		case kind == x509GUID:
-			out.add(certificateHash(e.data))
+			out.add(certificateHash(data))
 		default:
-			out.add(e.data)
+			out.add(data)
 		}
+	})
+	if err != nil {
+		return Measured{Partial: fmt.Sprintf("the variable %s (event %d): %v", name, m.number, err)}
 	}
 	if others > 0 {
 		out.partial("the variable %s (event %d) has %d entries of another kind", name, m.number, others)

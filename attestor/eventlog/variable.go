@@ -85,37 +85,31 @@ func (v *Variable) is(guid GUID, name string) bool {
 	return v.GUID == guid && v.Name == name && len(v.Rest) == 0
 }
 
-// signature is an entry of a signature database.
-type signature struct {
-	kind GUID
-	data []byte // without the owner
-}
-
 var errDatabase = errors.New("it is not a list of signatures")
 
-// parseDatabase reads a signature database: any number of EFI_SIGNATURE_LIST (UEFI 2.10, 32.4.1).
-func parseDatabase(b []byte) ([]signature, error) {
-	const header = 16 + 3*4
-	var all []signature
+// readDatabase reads a signature database, any number of EFI_SIGNATURE_LIST (UEFI 2.10, 32.4.1). It calls
+// entry with each signature, without its owner. If it returns an error, nothing of what entry was called
+// with counts.
+func readDatabase(b []byte, entry func(kind GUID, data []byte)) error {
+	const header, owner = 16 + 3*4, 16
 	r := &reader{b: b}
 	for len(r.b) > 0 {
-		kind := r.take(16)
+		var kind GUID
+		copy(kind[:], r.take(16))
 		size, headerSize, each := uint64(r.u32()), uint64(r.u32()), uint64(r.u32())
-		if r.err != nil || size < header+headerSize || each <= 16 {
-			return nil, errDatabase
+		if r.err != nil || size < header+headerSize || each <= owner {
+			return errDatabase
 		}
 		list := &reader{b: r.take(size - header)}
 		list.take(headerSize)
 		if r.err != nil || uint64(len(list.b))%each != 0 {
-			return nil, errDatabase
+			return errDatabase
 		}
 		for len(list.b) > 0 {
-			s := signature{data: list.take(each)[16:]}
-			copy(s.kind[:], kind)
-			all = append(all, s)
+			entry(kind, list.take(each)[owner:])
 		}
 	}
-	return all, nil
+	return nil
 }
 
 // isCertificate reports whether b is one DER sequence, as a certificate is. It is not parsed
