@@ -182,6 +182,7 @@ func (r *configReader) fields() map[string]func(string) error {
 		"device":               keep(&r.config.Device),
 		"ek":                   r.setEK,
 		"endorsement_password": keep(&r.config.EndorsementPassword),
+		"event_log_path":       keep(&r.config.EventLogPath),
 		"owner_password":       keep(&r.config.OwnerPassword),
 	}
 }

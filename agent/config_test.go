@@ -84,7 +84,7 @@ func TestRefusedConfigurations(t *testing.T) {
 		"no JSON":            {`{"device"`, []string{"not valid JSON"}},
 		"more than JSON":     {`{"device": "/dev/tpm0"} device`, []string{"not valid JSON"}},
 		"a JSON list":        {`["device"]`, []string{"not valid HCL"}},
-		"unknown key":        {`devise = "x"`, []string{"devise: unknown key: the keys are ak, device, ek, endorsement_password, owner_password"}},
+		"unknown key":        {`devise = "x"`, []string{"devise: unknown key: the keys are ak, device, ek, endorsement_password, event_log_path, owner_password"}},
 		"quoted unknown key": {`"devise" = "x"`, []string{"devise: unknown key"}},
 		"unknown block":      {`source "x" { path = "/" }`, []string{"source: unknown key"}},
 		"upper case":         {`Device = "/dev/tpm0"`, []string{"Device: unknown key"}},

@@ -30,14 +30,15 @@ type Plugin struct {
 	nodeattestorv1.UnimplementedNodeAttestorServer
 	configv1.UnimplementedConfigServer
 
-	logger hclog.Logger
-	tpm    atomic.Pointer[tpm.TPM]
-	turn   chan struct{} // of size 1; whoever has sent to it may use the TPM
+	logger  hclog.Logger
+	tpm     atomic.Pointer[tpm.TPM]
+	turn    chan struct{} // of size 1; whoever has sent to it may use the TPM
+	reading chan struct{} // of size 1; whoever has sent to it may read the event log
 }
 
 // New returns a plugin that is not configured yet.
 func New() *Plugin {
-	return &Plugin{logger: hclog.NewNullLogger(), turn: make(chan struct{}, 1)}
+	return &Plugin{logger: hclog.NewNullLogger(), turn: make(chan struct{}, 1), reading: make(chan struct{}, 1)}
 }
 
 // SetLogger sets the logger. The plugin framework calls it before anything else.
@@ -110,20 +111,23 @@ func (p *Plugin) AidAttestation(stream nodeattestorv1.NodeAttestor_AidAttestatio
 		return failed("use the TPM", err, codes.Internal)
 	}
 	p.report(a)
-	return prove(stream, attestor.NewProver(a.Claim, &activator{p, ctx, a}))
+	return prove(stream, attestor.NewProver(a.Claim, &activator{p, ctx, device, a}))
 }
 
 // use waits until nothing else uses the TPM and runs f, which uses it. If ctx ends, use
 // returns within a second even if f has not returned. Nothing else uses the TPM before f
 // has returned.
-func (p *Plugin) use(ctx context.Context, f func() error) error {
+func (p *Plugin) use(ctx context.Context, f func() error) error { return p.inTurn(ctx, p.turn, f) }
+
+// inTurn runs f when turn, a channel of size 1, has room. See use.
+func (p *Plugin) inTurn(ctx context.Context, turn chan struct{}, f func() error) error {
 	select {
-	case p.turn <- struct{}{}:
+	case turn <- struct{}{}:
 	case <-ctx.Done():
-		return ctx.Err()
+		return context.Cause(ctx)
 	}
 	return tpm.Do(ctx, func() (err error) {
-		defer func() { <-p.turn }()
+		defer func() { <-turn }()
 		defer p.guard(&err)
 		return f()
 	})
@@ -134,20 +138,47 @@ func (p *Plugin) use(ctx context.Context, f func() error) error {
 type activator struct {
 	plugin      *Plugin
 	ctx         context.Context //nolint:containedctx // attestor.Activator's method takes none
+	tpm         *tpm.TPM
 	attestation *tpm.Attestation
 }
 
 // Activate implements attestor.Activator.
 func (a *activator) Activate(task *attestor.Activation) (*attestor.Activated, error) {
-	done := new(attestor.Activated)
+	var done *attestor.Activated
 	err := a.plugin.use(a.ctx, func() (err error) {
-		done.Secret, err = a.attestation.Activate(a.ctx, task.Credential, task.Secret)
+		done, err = a.attestation.Activate(a.ctx, task)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
+	if task.EventLog {
+		done.EventLog = a.plugin.readEventLog(a.ctx, a.tpm.EventLog)
+	}
 	return done, nil
+}
+
+// eventLogTimeout is how long reading the event log may take. A server waits for an answer longer
+// than that.
+const eventLogTimeout = 10 * time.Second
+
+var errEventLogHangs = fmt.Errorf("it could not be read within %v", eventLogTimeout)
+
+// readEventLog returns the event log, or nil if it cannot be read: the server decides what that
+// means. The TPM is free meanwhile. A read that hangs is not joined by others.
+func (p *Plugin) readEventLog(ctx context.Context, read func() ([]byte, error)) []byte {
+	ctx, cancel := context.WithTimeoutCause(ctx, eventLogTimeout, errEventLogHangs)
+	defer cancel()
+	var log []byte
+	err := p.inTurn(ctx, p.reading, func() (err error) {
+		log, err = read()
+		return err
+	})
+	if err != nil {
+		p.logger.Warn("sending no event log, which the server has asked for", "error", err)
+		return nil
+	}
+	return log
 }
 
 // report logs the EK of this machine, and which certificates in the TPM cannot be used. An

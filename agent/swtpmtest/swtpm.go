@@ -31,6 +31,9 @@ type Options struct {
 	RSA3072 bool
 	// Blank asks for a TPM without persistent keys and certificates, and without a CA.
 	Blank bool
+	// PCRBanks are the banks in which the TPM keeps PCRs, separated by commas. The default is
+	// "sha256". A blank TPM has all that swtpm knows.
+	PCRBanks string
 	// Control adds a control socket, which does not take a TPM's commands.
 	Control bool
 }
@@ -98,6 +101,9 @@ func (t *TPM) manufacture(dir string, o Options) {
 	args := []string{
 		"--tpm2", "--tpmstate", "dir://" + t.StateDir, "--config", t.CA.setupConfig,
 		"--create-ek-cert", "--pcr-banks", "sha256",
+	}
+	if o.PCRBanks != "" {
+		args[len(args)-1] = o.PCRBanks
 	}
 	if o.RSA3072 {
 		args = append(args, "--rsa-keysize", "3072")

@@ -33,9 +33,10 @@ type Attestation struct {
 	// the chain, could not be read.
 	ChainErr error
 
-	tpm *TPM
-	ek  endorsementKey
-	ak  key
+	tpm   *TPM
+	ek    endorsementKey
+	ak    key
+	banks []tpm2.TPMAlgID // of PCRs
 }
 
 // Begin finds the EK and makes an AK. It leaves neither in the TPM, unless the EK is
@@ -114,20 +115,34 @@ func (a *Attestation) describe(inv *inventory, ak *attestor.AKParameters) {
 	if a.ek.persistent {
 		a.Persistent = uint32(a.ek.handle)
 	}
-	a.Claim = attestor.Claim{EK: a.ek.pub, EKPublic: a.ek.public, AK: *ak}
+	a.banks = inv.caps.banks
+	a.Claim = attestor.Claim{EK: a.ek.pub, EKPublic: a.ek.public, AK: *ak, Can: a.tpm.abilities(inv.caps)}
 	if cert := inv.certificateOf(a.ek.pub); cert != nil {
 		a.Claim.Certificate, a.Claim.Chain = cert.Raw, inv.chain
 	}
 }
 
-// Activate runs TPM2_ActivateCredential and returns the secret that the server has
-// encrypted; see attestor.Activation for the parameters. It connects to the TPM again and
-// leaves nothing in it. If ctx ends, Activate waits for the command under way, flushes
-// its keys, and returns the cause of ctx.
-func (a *Attestation) Activate(ctx context.Context, credential, secret []byte) (_ []byte, err error) {
-	if len(credential) > maxChallenge || len(secret) > maxChallenge {
+// abilities returns what the agent offers to answer. It offers an event log if it knows where one
+// would be, and reads it only if a server asks for it: whether it is there is part of the answer.
+func (t *TPM) abilities(caps *capabilities) []string {
+	if !caps.canQuote() {
+		return nil
+	}
+	can := []string{attestor.CanPCRs}
+	if t.config.eventLogPath() != "" {
+		can = append(can, attestor.CanEventLog)
+	}
+	return can
+}
+
+// Activate runs TPM2_ActivateCredential. If that has succeeded, and the activation asks for a
+// quote, it reads the PCRs and has the AK quote them. It does not look at the event log: see
+// TPM.EventLog. It connects to the TPM again and leaves nothing in it. If ctx ends, Activate
+// waits for the command under way, flushes its keys, and returns the cause of ctx.
+func (a *Attestation) Activate(ctx context.Context, task *attestor.Activation) (_ *attestor.Activated, err error) {
+	if len(task.Credential) > maxChallenge || len(task.Secret) > maxChallenge {
 		return nil, fmt.Errorf("the challenge is too large for a TPM: %d and %d bytes, at most %d each",
-			len(credential), len(secret), maxChallenge)
+			len(task.Credential), len(task.Secret), maxChallenge)
 	}
 	c, err := a.tpm.connect(ctx)
 	if err != nil {
@@ -145,6 +160,20 @@ func (a *Attestation) Activate(ctx context.Context, credential, secret []byte) (
 		return nil, explainLoad("load the attestation key", err)
 	}
 	defer ak.flush(c)
+	done := new(attestor.Activated)
+	if done.Secret, err = a.activate(c, ek, ak, task); err != nil {
+		return nil, err
+	}
+	if task.Quote != nil {
+		if done.Quote, err = a.quote(c, ak, task.Quote, task.QualifyingData); err != nil {
+			return nil, err
+		}
+	}
+	return done, nil
+}
+
+// activate runs TPM2_ActivateCredential with the loaded keys.
+func (a *Attestation) activate(c *conn, ek, ak *key, task *attestor.Activation) ([]byte, error) {
 	rsp, err := withRoom(a.tpm, c, func() (*tpm2.ActivateCredentialResponse, error) {
 		// The command is sent even if ctx ends after the session has begun: nothing else
 		// would flush the session.
@@ -152,8 +181,8 @@ func (a *Attestation) Activate(ctx context.Context, credential, secret []byte) (
 		return execute(c, tpm2.ActivateCredential{
 			ActivateHandle: ak.authorized(tpm2.PasswordAuth(nil)),
 			KeyHandle:      ek.authorized(a.tpm.ekSession(&a.ek)),
-			CredentialBlob: tpm2.TPM2BIDObject{Buffer: credential},
-			Secret:         tpm2.TPM2BEncryptedSecret{Buffer: secret},
+			CredentialBlob: tpm2.TPM2BIDObject{Buffer: task.Credential},
+			Secret:         tpm2.TPM2BEncryptedSecret{Buffer: task.Secret},
 		})
 	})
 	if err != nil {

@@ -121,6 +121,7 @@ func TestCommands(t *testing.T) {
 			slices.Concat([]tpm2.TPMCC{
 				tpm2.TPMCCGetCapability,                  // algorithms
 				tpm2.TPMCCGetCapability,                  // curves
+				tpm2.TPMCCGetCapability,                  // PCR banks
 				tpm2.TPMCCGetCapability,                  // NV buffer
 				tpm2.TPMCCGetCapability,                  // NV indices
 				tpm2.TPMCCNVReadPublic, tpm2.TPMCCNVRead, // RSA 2048 certificate
@@ -235,7 +236,7 @@ func TestFaultAtEachCommand(t *testing.T) {
 		whole := new(tap)
 		device := newTPM(t, Config{Device: tpm.Device, EK: ek})
 		whole.listen(device)
-		attest(t, device)
+		quoteOf(t, device, eightPCRs())
 		for n := range whole.commands {
 			t.Run(fmt.Sprintf("%s command %d", tt.name, n), func(t *testing.T) {
 				device := newTPM(t, Config{Device: tpm.Device, EK: ek})
@@ -248,7 +249,8 @@ func TestFaultAtEachCommand(t *testing.T) {
 				faulty.listen(device)
 				a, err := device.Begin(t.Context())
 				if err == nil {
-					_, _ = finish(a) // it may fail; not every attestation has an nth command
+					// It may fail; not every attestation has an nth command.
+					_, _, _ = answer(a, attestor.Ask{Quote: eightPCRs()})
 				}
 				if whole.commands[n] == tpm2.TPMCCFlushContext {
 					tpm.Restart() // the key cannot be flushed
@@ -329,7 +331,7 @@ func TestOversizedChallenge(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, size := range [][2]int{{maxChallenge + 1, 32}, {32, maxChallenge + 1}} {
-		if _, err := a.Activate(t.Context(), make([]byte, size[0]), make([]byte, size[1])); err == nil {
+		if _, err := a.Activate(t.Context(), &attestor.Activation{Credential: make([]byte, size[0]), Secret: make([]byte, size[1])}); err == nil {
 			t.Errorf("a challenge of %d and %d bytes is accepted", size[0], size[1])
 		}
 	}
@@ -337,7 +339,7 @@ func TestOversizedChallenge(t *testing.T) {
 		t.Error("it went to the TPM")
 	}
 	// The TPM itself refuses a challenge of the right size that is wrong.
-	if _, err := a.Activate(t.Context(), make([]byte, 64), make([]byte, 64)); err == nil {
+	if _, err := a.Activate(t.Context(), &attestor.Activation{Credential: make([]byte, 64), Secret: make([]byte, 64)}); err == nil {
 		t.Error("a wrong challenge is answered")
 	}
 	wantNothingLoaded(t, tpm.Device)

@@ -23,7 +23,7 @@ func BenchmarkAttestation(b *testing.B) {
 			b.StopTimer()
 			credential, secret := challenge(b, a.Claim.EKPublic, a.Claim.AK.Public)
 			b.StartTimer()
-			if _, err := a.Activate(b.Context(), credential, secret); err != nil {
+			if _, err := a.Activate(b.Context(), &attestor.Activation{Credential: credential, Secret: secret}); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -26,7 +26,8 @@ const (
 type capabilities struct {
 	algorithms []tpm2.TPMAlgID
 	curves     []tpm2.TPMECCCurve
-	nvBuffer   uint16 // how many bytes TPM2_NV_Read returns at most
+	banks      []tpm2.TPMAlgID // in which it keeps PCRs
+	nvBuffer   uint16          // how many bytes TPM2_NV_Read returns at most
 }
 
 func readCapabilities(c *conn) (*capabilities, error) {
@@ -39,6 +40,9 @@ func readCapabilities(c *conn) (*capabilities, error) {
 		if caps.curves, err = listCurves(c); err != nil {
 			return nil, explain("list the TPM's curves", err)
 		}
+	}
+	if caps.banks, err = listBanks(c); err != nil {
+		return nil, explain("list the TPM's PCR banks", err)
 	}
 	if caps.nvBuffer, err = readNVBuffer(c); err != nil {
 		return nil, explain("read the TPM's properties", err)

@@ -25,6 +25,10 @@ type tap struct {
 	// killed reports whether the agent is killed after the TPM has run the nth
 	// command: the agent then never sees the response.
 	killed func(n int) bool
+	// opened counts the connections.
+	opened int
+	// before is called before a command is sent, and may send others.
+	before func(ch channel, cc tpm2.TPMCC)
 	// after may change the TPM's response.
 	after func(cc tpm2.TPMCC, command, rsp []byte) []byte
 }
@@ -37,6 +41,7 @@ func (tp *tap) listen(t *TPM) {
 		if err != nil {
 			return nil, err
 		}
+		tp.opened++
 		return &tapped{ch, tp}, nil
 	}
 }
@@ -54,6 +59,9 @@ func (c *tapped) roundTrip(ctx context.Context, command []byte) ([]byte, error) 
 		if rsp, err := c.tap.instead(n, cc, command); rsp != nil || err != nil {
 			return rsp, err
 		}
+	}
+	if c.tap.before != nil {
+		c.tap.before(c.channel, cc)
 	}
 	rsp, err := c.channel.roundTrip(ctx, command)
 	if err == nil && c.tap.killed != nil && c.tap.killed(n) {
@@ -108,34 +116,44 @@ func attest(tb testing.TB, t *TPM) *attestor.EK {
 
 // finish runs the rest of an attestation that has begun.
 func finish(a *Attestation) (*attestor.EK, error) {
+	ek, _, err := answer(a, attestor.Ask{})
+	return ek, err
+}
+
+// answer runs the rest of an attestation that has begun, in which the server asks for more than
+// the secret.
+func answer(a *Attestation, ask attestor.Ask) (*attestor.EK, *attestor.Answer, error) {
 	prover := attestor.NewProver(a.Claim, activator{a})
 	payload, err := prover.Payload()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	session, err := new(attestor.Verifier).Begin(payload)
 	if err != nil {
-		return nil, fmt.Errorf("server: %w", err)
+		return nil, nil, fmt.Errorf("server: %w", err)
 	}
 	ek := *session.EK() // with the certificate, which Challenge drops
-	challenge, err := session.Challenge(attestor.Ask{})
+	challenge, err := session.Challenge(ask)
 	if err != nil {
-		return nil, fmt.Errorf("server: %w", err)
+		return nil, nil, fmt.Errorf("server: %w", err)
 	}
 	response, err := prover.Answer(challenge)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	_, err = session.Finish(response)
-	return &ek, err
+	proven, err := session.Finish(response)
+	return &ek, proven, err
 }
 
 // activator is an attestation that nobody cancels.
 type activator struct{ *Attestation }
 
 func (a activator) Activate(task *attestor.Activation) (*attestor.Activated, error) {
-	secret, err := a.Attestation.Activate(context.Background(), task.Credential, task.Secret)
-	return &attestor.Activated{Secret: secret}, err
+	done, err := a.Attestation.Activate(context.Background(), task)
+	if err == nil && task.EventLog {
+		done.EventLog, err = a.tpm.EventLog()
+	}
+	return done, err
 }
 
 // direct runs f with a connection that no tap sees.

@@ -1,7 +1,7 @@
 // Package tpm is the agent's use of a TPM 2.0. It finds or makes the endorsement key
 // (EK) of the TCG's template, reads its certificate, and makes an attestation key (AK).
 // It also activates the credential with which a server verifies that both keys are in
-// the same TPM.
+// the same TPM, has the AK quote PCRs, and reads the firmware's event log.
 //
 // The package writes nothing to the TPM's NV memory and needs no owner authorization.
 // The keys that it makes are in the TPM only while commands need them. If the EK is
@@ -39,6 +39,10 @@ type Config struct {
 	// OwnerPassword authorizes reading those NV indices that only the owner may
 	// read.
 	OwnerPassword string
+	// EventLogPath is the path of the firmware's event log. If it is empty, it is the
+	// kernel's for Device: /sys/kernel/security/tpm0/binary_bios_measurements for the
+	// machine's own TPM and for /dev/tpm0, and none for a socket.
+	EventLogPath string
 }
 
 // auto is the word in a configuration for an empty Config.EK or Config.AK.
@@ -103,8 +107,8 @@ func (p Problem) String() string {
 }
 
 // Problems returns all mistakes in the configuration: a device in an unknown form, an
-// unknown type of EK or AK, a password longer than a TPM accepts. It does not look
-// whether the device exists.
+// unknown type of EK or AK, a password longer than a TPM accepts, a path that is not absolute. It
+// does not look whether the device or the log exists.
 func (c Config) Problems() []Problem {
 	var problems []Problem
 	check := func(key string, err error) {
@@ -118,6 +122,7 @@ func (c Config) Problems() []Problem {
 	_, err = ParseAK(string(c.AK))
 	check("ak", err)
 	check("endorsement_password", checkPassword(c.EndorsementPassword))
+	check("event_log_path", checkEventLogPath(c.EventLogPath))
 	check("owner_password", checkPassword(c.OwnerPassword))
 	return problems
 }

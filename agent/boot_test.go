@@ -1,0 +1,150 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+)
+
+// asking is this project's server, if it asks for more than the secret.
+type asking struct {
+	ask     attestor.Ask
+	session *attestor.Session
+	proven  *attestor.Answer
+}
+
+func (s *asking) challenge(payload []byte) ([]byte, error) {
+	var err error
+	if s.session, err = new(attestor.Verifier).Begin(payload); err != nil {
+		return nil, err
+	}
+	return s.session.Challenge(s.ask)
+}
+
+func (s *asking) finish(response []byte) (err error) {
+	s.proven, err = s.session.Finish(response)
+	return err
+}
+
+func ask(bank string) *asking {
+	return &asking{ask: attestor.Ask{
+		Quote: &attestor.QuoteRequest{Bank: bank, PCRs: []int{0, 2, 4, 7}}, EventLog: true,
+	}}
+}
+
+// A machine proves its PCRs and sends its event log to a server that asks for them. A log that is
+// not there fails nothing: the server is told that there is none, and the agent's log why.
+func TestBoot(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{})
+	dir := t.TempDir()
+	want := []byte("the firmware's log")
+	if err := os.WriteFile(filepath.Join(dir, "log"), want, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "empty"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for file, warned := range map[string]string{"log": "", "empty": "is empty", "missing": "or set event_log_path"} {
+		t.Run(file, func(t *testing.T) {
+			p := serve(t, fmt.Sprintf("%s\nevent_log_path = %q", device(tpm), filepath.Join(dir, file)))
+			s := ask("sha256")
+			for range 2 {
+				if err := p.attest(t.Context(), s); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if s.proven.Quote == nil || len(s.proven.Quote.PCRs) != 4 {
+				t.Errorf("the quote is %v", s.proven.Quote)
+			}
+			if (warned == "") != bytes.Equal(s.proven.EventLog, want) {
+				t.Errorf("the log is %q", s.proven.EventLog)
+			}
+			if got := strings.Contains(p.log.String(), "sending no event log"); got != (warned != "") ||
+				!strings.Contains(p.log.String(), warned) {
+				t.Errorf("want a warning with %q: %s", warned, p.log)
+			}
+			if strings.Contains(p.log.String(), string(want)) {
+				t.Error("the event log is in the agent's log")
+			}
+			// A server that asks for no log gets none, and no warning is in the agent's log.
+			p = serve(t, fmt.Sprintf("%s\nevent_log_path = %q", device(tpm), filepath.Join(dir, file)))
+			s.ask.EventLog = false
+			if err := p.attest(t.Context(), s); err != nil || s.proven.EventLog != nil || s.proven.Quote == nil {
+				t.Errorf("%v, %v", s.proven, err)
+			}
+			if strings.Contains(p.log.String(), "event log") {
+				t.Errorf("it speaks of the log: %s", p.log)
+			}
+		})
+	}
+}
+
+// A server that asks for a bank that the TPM has not is told so by a code that lasts until somebody
+// acts, and the agent's user by what to do.
+func TestMissingBank(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{}) // only SHA-256
+	err := serve(t, device(tpm)).attest(t.Context(), ask("sha384"))
+	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "its banks are sha256") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// An event log on a file system that hangs does not block the attestation, and further attestations
+// do not add to a pile of reads.
+func TestEventLogThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New()
+		release := make(chan struct{})
+		var reads atomic.Int32
+		hang := func() ([]byte, error) {
+			reads.Add(1)
+			<-release
+			return []byte("late"), nil
+		}
+		for i := range 2 {
+			begun := time.Now()
+			if log := p.readEventLog(t.Context(), hang); log != nil {
+				t.Errorf("the log %q", log)
+			}
+			if took := time.Since(begun); took > eventLogTimeout+2*time.Second || reads.Load() != 1 {
+				t.Errorf("attempt %d took %v; %d reads", i, took, reads.Load())
+			}
+			if err := p.use(t.Context(), func() error { return nil }); err != nil {
+				t.Errorf("the TPM is in use: %v", err)
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if log := p.readEventLog(ctx, hang); log != nil || reads.Load() != 1 {
+			t.Errorf("a cancelled attestation reads %q", log)
+		}
+		close(release)
+		synctest.Wait()
+		read := func() ([]byte, error) { return []byte("log"), nil }
+		if log := p.readEventLog(t.Context(), read); string(log) != "log" {
+			t.Errorf("once it does not hang, the log is %q", log)
+		}
+		for _, broken := range []func() ([]byte, error){
+			func() ([]byte, error) { panic("in the reader") },
+			func() ([]byte, error) { return []byte("half"), errors.New("broken") },
+		} {
+			if log := p.readEventLog(t.Context(), broken); log != nil {
+				t.Errorf("the log %q", log)
+			}
+		}
+	})
+}
