@@ -1,12 +1,13 @@
 package server
 
 import (
-	"container/list"
 	"context"
 	"net/netip"
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
@@ -38,9 +39,8 @@ const (
 //
 // Only admitted machines are remembered, so strangers cannot make it forget.
 type addresses struct {
-	mu     sync.Mutex
-	of     map[sightingKey]*list.Element // of *sighting
-	recent *list.List                    // the EK that attested last comes first
+	mu sync.Mutex
+	of *simplelru.LRU[sightingKey, *sighting]
 }
 
 // sightingKey is an EK in one family of addresses: a machine may have an address of each family
@@ -53,7 +53,6 @@ type sightingKey struct {
 // sighting is where one EK was seen: the last address comes first, and no address is there
 // twice.
 type sighting struct {
-	key    sightingKey
 	from   []seen
 	back   bool // the last change of address was to an earlier one
 	logged time.Time
@@ -66,7 +65,8 @@ type seen struct {
 }
 
 func newAddresses() *addresses {
-	return &addresses{of: map[sightingKey]*list.Element{}, recent: list.New()}
+	of, _ := simplelru.NewLRU[sightingKey, *sighting](maxSightings, nil) // fails only for a size below 1
+	return &addresses{of: of}
 }
 
 // note notes that an EK has attested. If this shows that the EK is in several machines, from is
@@ -79,7 +79,11 @@ func (a *addresses) note(ekHash sources.EKHash, addr netip.Addr, now time.Time) 
 	key := sightingKey{hash: ekHash, v6: addr.Is6()}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s := a.sighting(key)
+	s, ok := a.of.Get(key)
+	if !ok {
+		s = &sighting{}
+		a.of.Add(key, s)
+	}
 	var last netip.Addr
 	if len(s.from) > 0 {
 		last = s.from[0].addr
@@ -91,23 +95,6 @@ func (a *addresses) note(ekHash sources.EKHash, addr netip.Addr, now time.Time) 
 		s.logged = now
 	}
 	return last, log
-}
-
-// sighting returns the sighting of an EK. If there are too many, it forgets the EK that was
-// seen least recently.
-func (a *addresses) sighting(key sightingKey) *sighting {
-	if e, ok := a.of[key]; ok {
-		a.recent.MoveToFront(e)
-		return e.Value.(*sighting) //nolint:forcetypeassert,errcheck // recent holds nothing else
-	}
-	if a.recent.Len() >= maxSightings {
-		oldest := a.recent.Back()
-		delete(a.of, oldest.Value.(*sighting).key) //nolint:forcetypeassert,errcheck // as above
-		a.recent.Remove(oldest)
-	}
-	s := &sighting{key: key}
-	a.of[key] = a.recent.PushFront(s)
-	return s
 }
 
 // moveTo makes next the last address, and reports whether this shows that the EK is in several

@@ -134,8 +134,8 @@ func TestAddressesAreBounded(t *testing.T) {
 		a.note(sha256.Sum256([]byte(strconv.Itoa(i))), one, now)
 		a.note(someHash, []netip.Addr{one, two}[i%2], now)
 	}
-	if len(a.of) != maxSightings || a.recent.Len() != maxSightings {
-		t.Errorf("%d are remembered, in a list of %d", len(a.of), a.recent.Len())
+	if n := a.of.Len(); n != maxSightings {
+		t.Errorf("%d are remembered", n)
 	}
 	if other, _ := a.note(someHash, one, now); other != two {
 		t.Errorf("what was seen last is forgotten: %v", other)
@@ -143,10 +143,11 @@ func TestAddressesAreBounded(t *testing.T) {
 	for i := range 1000 {
 		a.note(someHash, netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), now)
 	}
-	if n := len(a.recent.Front().Value.(*sighting).from); n != maxAddresses {
+	s, _ := a.of.Get(sightingKey{hash: someHash})
+	if n := len(s.from); n != maxAddresses {
 		t.Errorf("%d addresses of one EK are remembered", n)
 	}
-	if other, _ := a.note(someHash, netip.Addr{}, now); other.IsValid() || len(a.of) != maxSightings {
+	if other, _ := a.note(someHash, netip.Addr{}, now); other.IsValid() || a.of.Len() != maxSightings {
 		t.Errorf("no address: %v", other)
 	}
 }
