@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/sha256"
+	"maps"
 	"sync"
 	"time"
 
@@ -15,55 +16,47 @@ import (
 const (
 	// agentStoreTimeout bounds one call of SPIRE's AgentStore.
 	agentStoreTimeout = 5 * time.Second
-	// reservedFor is how long an ID stays reserved at least; it is twice as long at most.
-	// SPIRE signs the SVID and stores the agent only after the plugin has returned. If that
-	// fails, the machine is admitted again once the reservation has ended.
-	reservedFor = time.Minute
+	// reservedFor is how long an ID stays reserved. SPIRE signs the SVID and stores the agent
+	// only after the plugin has returned. If that fails, the machine is admitted again once
+	// the reservation has ended.
+	reservedFor = 2 * time.Minute
 	// maxReserved is how many IDs are reserved at most, which is enough for a thousand
-	// admissions a second. An ID takes some 50 bytes.
+	// admissions a second. An ID takes some 100 bytes.
 	maxReserved = 1 << 17
+	// sweepPause is the time from one removal of reservations that have ended to the next.
+	sweepPause = time.Second
 )
 
 // reservations are the IDs of machines that are being admitted, for configurations that admit
 // each machine once. They are in memory, so another SPIRE server does not see them. The zero
 // value is ready to use. It is safe for concurrent use.
 type reservations struct {
-	mu         sync.Mutex
-	young, old map[[sha256.Size]byte]struct{}
-	turned     time.Time // when young began
+	mu    sync.Mutex
+	until map[[sha256.Size]byte]time.Time // by the hash of the ID
+	swept time.Time                       // when those whose time is over were last removed
 }
 
 // reserve reserves an ID. If it is reserved already, both results are false; if there
 // is no room, full is true.
 func (r *reservations) reserve(id spiffeid.ID) (reserved, full bool) {
-	key := sha256.Sum256([]byte(id.String()))
+	key, now := sha256.Sum256([]byte(id.String())), time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.turn()
-	_, young := r.young[key]
-	_, old := r.old[key]
+	if r.until == nil {
+		r.until = map[[sha256.Size]byte]time.Time{}
+	}
+	if now.Sub(r.swept) >= sweepPause {
+		maps.DeleteFunc(r.until, func(_ [sha256.Size]byte, until time.Time) bool { return !now.Before(until) })
+		r.swept = now
+	}
 	switch {
-	case young || old:
+	case now.Before(r.until[key]):
 		return false, false
-	case len(r.young)+len(r.old) >= maxReserved:
+	case len(r.until) >= maxReserved:
 		return false, true
 	}
-	r.young[key] = struct{}{}
+	r.until[key] = now.Add(reservedFor)
 	return true, false
-}
-
-// turn forgets the reservations that are old enough.
-func (r *reservations) turn() {
-	now := time.Now()
-	switch age := now.Sub(r.turned); {
-	case r.young == nil || age >= 2*reservedFor:
-		r.young, r.old = make(map[[sha256.Size]byte]struct{}), nil
-	case age >= reservedFor:
-		r.young, r.old = make(map[[sha256.Size]byte]struct{}), r.young
-	default:
-		return
-	}
-	r.turned = now
 }
 
 // release ends a reservation that is not needed any more.
@@ -71,8 +64,7 @@ func (r *reservations) release(id spiffeid.ID) {
 	key := sha256.Sum256([]byte(id.String()))
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.young, key)
-	delete(r.old, key)
+	delete(r.until, key)
 }
 
 // firstUse checks that no agent with this ID has been attested before, and that none is being
