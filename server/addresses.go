@@ -147,7 +147,7 @@ func (a *attestation) noteAddress(ctx context.Context) {
 	if !from.IsValid() {
 		return
 	}
-	a.plugin.watch.alternating.Add(1)
+	a.plugin.metrics.add(ofAlternating(), 1)
 	if log {
 		a.plugin.log.Warn("An EK attests from several addresses in turn: "+
 			"a virtual TPM may have been copied together with its machine",

@@ -31,11 +31,10 @@ func (p *Plugin) Configure(
 		return nil, status.Error(codes.Unavailable, "the plugin is shutting down")
 	}
 	if err := p.configure(ctx, req); err != nil {
-		p.watch.refused.Add(1)
-		p.watch.changed()
+		p.metrics.add(ofConfig(configRefused), 1)
 		return nil, err
 	}
-	p.watch.accepted.Add(1)
+	p.metrics.add(ofConfig(configAccepted), 1)
 	p.watching.Do(p.startWatch)
 	p.watch.changed()
 	return &configv1.ConfigureResponse{}, nil

@@ -319,40 +319,31 @@ func (m *metrics) attempts(name, source string, n attempts) {
 	m.add(of("failed"), int(n.failed))
 }
 
-// alternated adds to the attestations that show that an EK is in several machines.
-func (m *metrics) alternated(n int64) {
-	m.add(counter{name: [2]string{metricEK, metricAlternating}}, int(n))
-}
+func ofAlternating() counter { return counter{name: [2]string{metricEK, metricAlternating}} }
 
-// configured adds configurations by their result.
-func (m *metrics) configured(accepted, refused int64) {
-	of := func(result string) counter {
-		return counter{[2]string{metricConfig}, [3][2]string{{"result", result}}}
-	}
-	m.add(of("ok"), int(accepted))
-	m.add(of("refused"), int(refused))
+// The results of configurations.
+const (
+	configAccepted = "ok"
+	configRefused  = "refused"
+)
+
+func ofConfig(result string) counter {
+	return counter{[2]string{metricConfig}, [3][2]string{{"result", result}}}
 }
 
 // version tells the plugin's version.
 func (m *metrics) version(ctx context.Context, version string) {
-	if m == nil || version == "" {
-		return
+	if version != "" {
+		m.gauge(ctx, 1, "version", version, metricVersion)
 	}
-	ctx, cancel := context.WithTimeout(ctx, metricsTimeout)
-	defer cancel()
-	_, _ = m.client.SetGauge(ctx, &metricsv1.SetGaugeRequest{
-		Key:    []string{metricRoot, metricVersion},
-		Val:    1,
-		Labels: []*metricsv1.Label{{Name: "version", Value: version}},
-	})
 }
 
 // beat tells that the plugin lives.
 func (m *metrics) beat() { m.add(counter{name: [2]string{metricBeat}}, 1) }
 
-// expected returns the counters of attestations that people write alerts on.
+// expected returns the counters that people write alerts on, besides those of what sources do.
 func expected(rules policy.Policy, sourceNames []string) []counter {
-	var all []counter
+	all := []counter{ofAlternating(), ofConfig(configAccepted), ofConfig(configRefused)}
 	for _, o := range outcomes {
 		all = append(all, ofOutcome(o))
 	}
@@ -381,25 +372,25 @@ func expected(rules policy.Policy, sourceNames []string) []counter {
 // become NaN, which fires no alert.
 func (m *metrics) gauges(ctx context.Context, source string, before, now map[string]float64) {
 	for name, value := range now {
-		m.gauge(ctx, name, source, value)
+		m.gauge(ctx, value, "source", source, metricSource, name)
 	}
 	for name := range before {
 		if _, ok := now[name]; !ok {
-			m.gauge(ctx, name, source, math.NaN())
+			m.gauge(ctx, math.NaN(), "source", source, metricSource, name)
 		}
 	}
 }
 
-// gauge sets one gauge of a source.
-func (m *metrics) gauge(ctx context.Context, name, source string, value float64) {
+// gauge sets a gauge, which has one label.
+func (m *metrics) gauge(ctx context.Context, value float64, label, of string, name ...string) {
 	if m == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, metricsTimeout)
 	defer cancel()
 	_, _ = m.client.SetGauge(ctx, &metricsv1.SetGaugeRequest{
-		Key:    []string{metricRoot, metricSource, name},
+		Key:    append([]string{metricRoot}, name...),
 		Val:    float32(value),
-		Labels: []*metricsv1.Label{{Name: "source", Value: source}},
+		Labels: []*metricsv1.Label{{Name: label, Value: of}},
 	})
 }

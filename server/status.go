@@ -5,7 +5,6 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -35,11 +34,8 @@ type watch struct {
 	status  func() []admission.SourceStatus
 	policy  func() policy.Policy
 
-	changes     chan struct{}
-	version     string
-	alternating atomic.Int64 // attestations that are not told yet
-	accepted    atomic.Int64 // configurations that are not told yet
-	refused     atomic.Int64
+	changes chan struct{}
+	version string
 
 	stop context.CancelFunc
 	done sync.WaitGroup
@@ -131,8 +127,6 @@ func (w *watch) tell(ctx context.Context, before map[string]told) map[string]tol
 		}
 	}
 	w.announce(slices.Collect(maps.Keys(now)))
-	w.metrics.alternated(w.alternating.Swap(0))
-	w.metrics.configured(w.accepted.Swap(0), w.refused.Swap(0))
 	w.metrics.version(within, w.version)
 	w.metrics.beat()
 	return now
@@ -159,7 +153,7 @@ func (w *watch) tellSource(ctx context.Context, s *admission.SourceStatus, was t
 	return is
 }
 
-// announce sets the counters of a configuration to zero, each once, before their first event.
+// announce sets counters to zero, each once for a configuration, before their first event.
 func (w *watch) announce(names []string) {
 	all := map[counter]bool{}
 	for _, c := range expected(w.policy(), names) {
