@@ -1,9 +1,11 @@
 package list
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,6 +24,8 @@ type FormatError struct {
 	Place string
 	// Problem is what is wrong there.
 	Problem string
+	// Line is the line in which Place is, from 1 on; 0 if it is not known.
+	Line int
 }
 
 // Error returns the place and the problem.
@@ -55,7 +59,8 @@ func (e FormatErrors) Unwrap() []error {
 	return all
 }
 
-// Err returns the mistakes as an error of as many as there are.
+// Err returns the first mistakes, in the order of their lines, as an error of as many as there
+// are.
 func (e FormatErrors) Err() error {
 	switch len(e) {
 	case 0:
@@ -63,7 +68,8 @@ func (e FormatErrors) Err() error {
 	case 1:
 		return e[0]
 	}
-	return e
+	slices.SortStableFunc(e, func(a, b *FormatError) int { return cmp.Compare(a.Line, b.Line) })
+	return e[:min(len(e), MaxMistakes)]
 }
 
 // MaxQuoted is how much of a list an error quotes, in bytes.

@@ -2,6 +2,7 @@ package ekhashes
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -19,16 +20,72 @@ func New(header list.Header, entries iter.Seq[Entry]) (*Document, error) {
 	if err := header.Check(); err != nil {
 		return nil, err
 	}
-	b := newBuilder(func(at uint32) string { return fmt.Sprintf("entry %d", at) }, 0)
+	b := NewBuilder(func(at uint32, _ sources.EKHash) string { return fmt.Sprintf("entry %d", at) }, false)
 	n := uint32(0)
 	for e := range entries {
-		if problem := b.takeAll(n, e); problem != "" {
-			return nil, fmt.Errorf("%s: %s", b.place(n), problem)
+		if err := b.Add(n, e); err != nil {
+			return nil, err
 		}
 		n++
 	}
-	return b.build(header)
+	return b.Build(header)
 }
+
+// A Builder makes a list of entries that come from several places.
+type Builder struct {
+	builder
+	place func(at uint32, hash sources.EKHash) string
+	added int
+}
+
+// NewBuilder returns a Builder. place says in words where an entry is from, by the number
+// that Add was given; earlier entries have lower numbers. If merge is true, entries that say
+// exactly the same of the same TPM count as one.
+func NewBuilder(place func(at uint32, hash sources.EKHash) string, merge bool) *Builder {
+	b := &Builder{builder: newBuilder(nil, 0), place: place}
+	b.merge = merge
+	return b
+}
+
+// Add adds an entry. It returns a *list.FormatError if the entry breaks the rules of a list; the
+// entry is then left out.
+func (b *Builder) Add(at uint32, e Entry) error {
+	if len(b.entries) == math.MaxUint32 {
+		return errTooMany
+	}
+	if problem := b.takeAll(at, e); problem != "" {
+		return &list.FormatError{Place: b.place(at, e.Hash), Problem: problem}
+	}
+	b.added++
+	return nil
+}
+
+// Build returns the list. It returns a *list.FormatError or list.FormatErrors if a hash or a name is
+// there twice. The Builder must not be used after that.
+func (b *Builder) Build(header list.Header) (*Document, error) {
+	if err := header.Check(); err != nil {
+		return nil, err
+	}
+	if len(b.records) > math.MaxUint32 {
+		return nil, errTooMany
+	}
+	d, twice := b.build(header)
+	var mistakes list.FormatErrors
+	for _, r := range twice {
+		mistakes = append(mistakes, &list.FormatError{
+			Place: b.place(r.at, r.hash), Problem: r.problem(b.place(r.first, r.firstHash)),
+		})
+	}
+	if err := mistakes.Err(); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// Added returns how many entries have been added.
+func (b *Builder) Added() int { return b.added }
+
+var errTooMany = errors.New("a list with more than four billion entries or bytes of names and labels")
 
 // A builder takes entries and makes a Document of them.
 type builder struct {
@@ -41,13 +98,27 @@ type builder struct {
 	// choose names that collide.
 	names map[uint64]uint32
 	seed  maphash.Seed
-	again *again // the first name that is there twice
+	again []repeat // the first names that are there twice
 
+	// merge takes entries that say the same of the same hash for one.
+	merge bool
 	place func(at uint32) string
 }
 
-// again is an entry whose name another one before it has.
-type again struct{ first, second uint32 }
+// A repeat is an entry with a hash or a name that an entry before it has.
+type repeat struct {
+	at, first       uint32
+	hash, firstHash sources.EKHash
+	name            string // that both have; empty if it is the hash
+}
+
+// problem returns what is wrong, in words. first is where the first entry is.
+func (r *repeat) problem(first string) string {
+	if r.name != "" {
+		return fmt.Sprintf("the name %q again, after %s", r.name, first)
+	}
+	return fmt.Sprintf("the hash %v again, after %s", r.hash, first)
+}
 
 // newBuilder returns a builder with room for some entries. place says where an entry is.
 func newBuilder(place func(at uint32) string, room int) builder {
@@ -73,7 +144,7 @@ func (b *builder) takeAll(at uint32, e Entry) string {
 func (b *builder) take(at uint32, hash sources.EKHash) {
 	record := b.records.add(&b.says)
 	b.entries = append(b.entries, entry{hash, record, at})
-	if len(b.says.name) == 0 || b.again != nil {
+	if len(b.says.name) == 0 || len(b.again) == list.MaxMistakes {
 		return
 	}
 	if b.names == nil {
@@ -87,7 +158,9 @@ func (b *builder) take(at uint32, hash sources.EKHash) {
 			return
 		}
 		if bytes.Equal(b.nameOf(other), b.says.name) {
-			b.again = &again{other, this}
+			if first := b.entries[other]; first.hash != hash { // else the hash is there twice
+				b.again = append(b.again, repeat{at, first.at, hash, first.hash, string(b.says.name)})
+			}
 			return
 		}
 	}
@@ -99,53 +172,50 @@ func (b *builder) nameOf(index uint32) []byte {
 	return record[2 : 2+int(record[1])]
 }
 
-// build returns the list of all entries.
-func (b *builder) build(header list.Header) (*Document, error) {
-	if len(b.entries) > math.MaxUint32 || len(b.records) > math.MaxUint32 {
-		return nil, errors.New("a list with more than four billion entries or bytes of names and labels")
-	}
-	if b.again != nil {
-		first, second := b.entries[b.again.first].at, b.entries[b.again.second].at
-		return nil, b.twice(first, second, fmt.Sprintf("the name %q", b.nameOf(b.again.first)))
-	}
+// build returns the list of all entries, or the first entries that are there twice.
+func (b *builder) build(header list.Header) (*Document, []repeat) {
 	b.names = nil
 	entries := b.entries
 	if cap(entries)-len(entries) > len(entries)/16 { // room for as many as the list might have had
 		entries = slices.Clone(entries)
 	}
-	slices.SortFunc(entries, func(a, b entry) int { return bytes.Compare(a.hash[:], b.hash[:]) })
-	if err := b.hashTwice(entries); err != nil {
-		return nil, err
+	b.entries = nil
+	slices.SortFunc(entries, func(a, b entry) int {
+		if c := bytes.Compare(a.hash[:], b.hash[:]); c != 0 {
+			return c
+		}
+		return cmp.Compare(a.at, b.at)
+	})
+	if b.merge {
+		entries = slices.CompactFunc(entries, func(a, c entry) bool {
+			return a.hash == c.hash && bytes.Equal(b.records.at(a.record), b.records.at(c.record))
+		})
+	}
+	if twice := firstRepeats(append(b.again, hashesTwice(entries)...)); len(twice) > 0 {
+		return nil, twice
 	}
 	return &Document{header: header, entries: entries, records: b.records}, nil
 }
 
-// hashTwice returns an error if a hash is there twice, for the first entry in the order
-// of the list whose hash an earlier one has.
-func (b *builder) hashTwice(sorted []entry) error {
-	var first, second *entry
+// hashesTwice returns the first entries whose hash an earlier entry has.
+func hashesTwice(sorted []entry) (twice []repeat) {
+	first := 0
 	for i := 1; i < len(sorted); i++ {
-		if sorted[i].hash != sorted[i-1].hash {
+		if sorted[i].hash != sorted[first].hash {
+			first = i
 			continue
 		}
-		from := i - 1
-		for i+1 < len(sorted) && sorted[i+1].hash == sorted[from].hash {
-			i++
-		}
-		same := sorted[from : i+1]
-		slices.SortFunc(same, func(a, b entry) int { return int(int64(a.at) - int64(b.at)) })
-		if second == nil || same[1].at < second.at {
-			first, second = &same[0], &same[1]
+		e := &sorted[i]
+		twice = append(twice, repeat{at: e.at, first: sorted[first].at, hash: e.hash, firstHash: e.hash})
+		if len(twice) >= 100*list.MaxMistakes {
+			twice = firstRepeats(twice)
 		}
 	}
-	if second == nil {
-		return nil
-	}
-	return b.twice(first.at, second.at, fmt.Sprintf("the hash %v", second.hash))
+	return twice
 }
 
-func (b *builder) twice(first, second uint32, what string) error {
-	return &list.FormatError{
-		Place: b.place(second), Problem: fmt.Sprintf("%s for the second time, after %s", what, b.place(first)),
-	}
+// firstRepeats returns the first list.MaxMistakes in the order of the list.
+func firstRepeats(all []repeat) []repeat {
+	slices.SortStableFunc(all, func(a, b repeat) int { return cmp.Compare(a.at, b.at) })
+	return all[:min(len(all), list.MaxMistakes)]
 }

@@ -24,7 +24,7 @@
 // [Parse] takes the whole of a list or nothing of it: a hash or a name that is there
 // twice, a value beyond the limits of package sources, a control character, a list that
 // is cut off or has something behind it are errors that name the place. [New] makes a
-// list of entries, and [Document.JSON] and [Document.Text] write one.
+// list of entries, and [Document.WriteJSON] and [Document.WriteText] write one.
 package ekhashes
 
 import (

@@ -1,9 +1,11 @@
 package ekhashes
 
 import (
-	"bytes"
+	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
 
@@ -12,9 +14,10 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
-// JSON returns the JSON form, with an entry on each line, sorted by hash. Parse makes
+// WriteJSON writes the JSON form, with an entry on each line, sorted by hash. Parse makes
 // the same list of it.
-func (d *Document) JSON() []byte {
+func (d *Document) WriteJSON(w io.Writer) error {
+	out := bufio.NewWriterSize(w, writeBuffer)
 	b := []byte(`{"version": 1,`)
 	if d.header.HasSerial {
 		b = strconv.AppendUint(append(b, ` "serial": `...), d.header.Serial, 10)
@@ -30,11 +33,16 @@ func (d *Document) JSON() []byte {
 	b = append(b, "\n \"keys\": ["...)
 	between := "\n  "
 	for e := range d.All() {
-		b = e.appendJSON(append(b, between...))
+		_, _ = out.Write(b) // Flush returns the error
+		b = e.appendJSON(append(b[:0], between...))
 		between = ",\n  "
 	}
-	return append(b, "]}\n"...)
+	_, _ = out.Write(append(b, "]}\n"...))
+	return out.Flush()
 }
+
+// writeBuffer is how many bytes are written at once.
+const writeBuffer = 64 << 10
 
 func (e Entry) appendJSON(b []byte) []byte {
 	if e.Name == "" && len(e.Labels) == 0 {
@@ -61,35 +69,53 @@ func quoted(b []byte, text string) []byte {
 	return b
 }
 
-// Text returns the text form, sorted by hash. Parse makes the same list of it, if
-// Options.AllowEmpty is set or there is an entry. The error says what the form cannot
-// express: a serial, an expiry and the list's name, and blanks or a # in a name or a
-// label.
-func (d *Document) Text() ([]byte, error) {
+// WriteText writes the text form, sorted by hash. Parse makes the same list of it, if
+// Options.AllowEmpty is set or there is an entry. Nothing is written if the form cannot
+// express the list, and the error says what: a serial, an expiry and the list's name, and
+// blanks or a # in a name or a label.
+func (d *Document) WriteText(w io.Writer) error {
 	if d.header != (list.Header{}) {
-		return nil, errors.New("a text list has no serial, no expiry and no name of its own: write it as JSON")
+		return errors.New("a text list has no serial, no expiry and no name of its own: write it as JSON")
 	}
-	var b bytes.Buffer
 	for e := range d.All() {
-		b.WriteString(e.Hash.String())
-		if e.Name == "-" {
-			return nil, fmt.Errorf("%v: a text list cannot have the name %q: write it as JSON", e.Hash, e.Name)
+		if err := e.fitsText(); err != nil {
+			return err
 		}
-		words := append([]string{e.Name}, e.Labels...)
-		if e.Name == "" {
-			words[0] = "-"
-		}
-		if e.Name == "" && len(e.Labels) == 0 {
-			words = nil
-		}
-		for _, word := range words {
-			if strings.ContainsAny(word, " #") {
-				return nil, fmt.Errorf("%v: a text list cannot have %q, with a blank or a #: write it as JSON",
-					e.Hash, word)
-			}
-			b.WriteString(" " + word)
-		}
-		b.WriteByte('\n')
 	}
-	return b.Bytes(), nil
+	out := bufio.NewWriterSize(w, writeBuffer)
+	var b []byte
+	for e := range d.All() {
+		b = e.appendText(b[:0])
+		_, _ = out.Write(b) // Flush returns the error
+	}
+	return out.Flush()
+}
+
+// fitsText returns what of an entry the text form cannot express, or nil.
+func (e Entry) fitsText() error {
+	if e.Name == "-" {
+		return fmt.Errorf("%v: a text list cannot have the name %q: write it as JSON", e.Hash, e.Name)
+	}
+	for i := range len(e.Labels) + 1 {
+		word := e.Name
+		if i > 0 {
+			word = e.Labels[i-1]
+		}
+		if strings.ContainsAny(word, " #") {
+			return fmt.Errorf("%v: a text list cannot have %q, with a blank or a #: write it as JSON", e.Hash, word)
+		}
+	}
+	return nil
+}
+
+// appendText appends the line of an entry.
+func (e Entry) appendText(b []byte) []byte {
+	b = append(b, e.Hash.String()...)
+	if e.Name != "" || len(e.Labels) > 0 {
+		b = append(append(b, ' '), cmp.Or(e.Name, "-")...)
+	}
+	for _, label := range e.Labels {
+		b = append(append(b, ' '), label...)
+	}
+	return append(b, '\n')
 }

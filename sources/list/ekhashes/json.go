@@ -16,12 +16,7 @@ import (
 // means something. What an unknown field holds is only passed over, up to 10,000 levels
 // deep (RFC 8259, 9).
 func parseJSON(data []byte) (*Document, error) {
-	p := jsonParser{
-		builder: newBuilder(func(index uint32) string { return fmt.Sprintf("keys[%d]", index) }, most(data)),
-		// The decoder reads the bytes of a Buffer where they are.
-		dec:   jsontext.NewDecoder(bytes.NewBuffer(data), jsontext.AllowDuplicateNames(true)),
-		index: -1,
-	}
+	p := newJSONParser(data, most(data))
 	if err := p.object(p.field); err != nil {
 		return nil, p.withMistakes(err)
 	}
@@ -34,11 +29,9 @@ func parseJSON(data []byte) (*Document, error) {
 	if !p.hasKeys {
 		return nil, p.fail(`no field "keys": a list without entries has "keys": []` + p.doubts.hint())
 	}
+	d, twice := p.build(p.header)
+	p.mistakes = append(p.mistakes, p.located(twice)...)
 	if err := p.mistakes.Err(); err != nil {
-		return nil, err
-	}
-	d, err := p.build(p.header)
-	if err != nil {
 		return nil, err
 	}
 	d.warnings = p.doubts.warnings()
@@ -58,9 +51,32 @@ func (p *jsonParser) withMistakes(err error) error {
 	return p.mistakes
 }
 
+// located returns the mistakes for entries that are there twice. The list is read once more,
+// to find the bytes at which these entries are.
+func (p *jsonParser) located(twice []repeat) list.FormatErrors {
+	if len(twice) == 0 {
+		return nil
+	}
+	again := newJSONParser(p.data, 0)
+	again.offsets = map[uint32]int64{}
+	for _, r := range twice {
+		again.offsets[r.at], again.offsets[r.first] = -1, -1
+	}
+	_ = again.object(again.field) // what p has read without an error
+	var mistakes list.FormatErrors
+	for _, r := range twice {
+		p.index = int(r.first)
+		first := p.placeAt(again.offsets[r.first])
+		p.index = int(r.at)
+		mistakes = append(mistakes, p.mistakeAt(again.offsets[r.at], r.problem(first)))
+	}
+	return mistakes
+}
+
 // jsonParser reads one JSON list.
 type jsonParser struct {
 	builder
+	data    []byte
 	dec     *jsontext.Decoder
 	header  list.Header
 	hasKeys bool
@@ -76,8 +92,22 @@ type jsonParser struct {
 	mistakes list.FormatErrors
 	broken   bool // the decoder has failed, and nothing more can be read
 
+	// offsets, if it is not nil, gets the offset of the hash of each entry whose index it
+	// has, and no entry is taken.
+	offsets map[uint32]int64
+
 	fields  []uint64 // hashes of the names of unknown fields, of all objects that are open
 	scratch []byte
+}
+
+func newJSONParser(data []byte, room int) *jsonParser {
+	return &jsonParser{
+		builder: newBuilder(func(index uint32) string { return fmt.Sprintf("keys[%d]", index) }, room),
+		data:    data,
+		// The decoder reads the bytes of a Buffer where they are.
+		dec:   jsontext.NewDecoder(bytes.NewBuffer(data), jsontext.AllowDuplicateNames(true)),
+		index: -1,
+	}
 }
 
 // field reads a field of the list.
@@ -168,7 +198,9 @@ func (p *jsonParser) key() error {
 	} else if err := p.readHash(); err != nil {
 		return err
 	}
-	p.take(uint32(p.index), p.hash)
+	if p.offsets == nil {
+		p.take(uint32(p.index), p.hash)
+	}
 	return nil
 }
 
@@ -182,6 +214,9 @@ func (p *jsonParser) readHash() error {
 		return p.fail(problem)
 	}
 	p.hasHash = true
+	if _, wanted := p.offsets[uint32(p.index)]; wanted {
+		p.offsets[uint32(p.index)] = p.at
+	}
 	return nil
 }
 

@@ -23,8 +23,13 @@ func (p *jsonParser) fail(problem string) error { return p.failAt(p.at, problem)
 // read notes that a value of so many bytes was read.
 func (p *jsonParser) read(n int) { p.at = p.dec.InputOffset() - int64(n) }
 
-func (p *jsonParser) failAt(offset int64, problem string) error {
-	return &list.FormatError{Place: p.placeAt(offset), Problem: problem}
+func (p *jsonParser) failAt(offset int64, problem string) error { return p.mistakeAt(offset, problem) }
+
+func (p *jsonParser) mistakeAt(offset int64, problem string) *list.FormatError {
+	return &list.FormatError{
+		Place: p.placeAt(offset), Problem: problem,
+		Line: 1 + bytes.Count(p.data[:min(offset, int64(len(p.data)))], []byte{'\n'}),
+	}
 }
 
 func (p *jsonParser) placeAt(offset int64) string {

@@ -21,7 +21,7 @@ func notHash(text []byte) (problem string, whole bool) {
 	s := text[:min(len(text), maxRecognised)]
 	switch {
 	case bytes.HasPrefix(s, []byte("-----BEGIN")):
-		return "PEM, not a list of EK hashes: write the hash that tpm-attestor-agent -ek prints", true
+		return "PEM, not a list of EK hashes: write the hash that tpm-attestor ek shows for it", true
 	case bytes.HasPrefix(s, []byte("<")):
 		return "HTML or XML, not a list of EK hashes: it begins with " + list.Quoted(s), true
 	case bytes.HasPrefix(s, []byte("[")):
@@ -64,7 +64,7 @@ func notJSON(begin []byte) error {
 	case !whole:
 		problem = "it begins with " + list.Quoted(begin)
 	}
-	return &list.FormatError{Place: "byte 0", Problem: "not a JSON list, which begins with {: " + problem}
+	return &list.FormatError{Place: "byte 0", Problem: "not a JSON list, which begins with {: " + problem, Line: 1}
 }
 
 // around finds a hash in a text, and returns what stands around it.
@@ -87,6 +87,8 @@ func around(s []byte) (before, after []byte, ok bool) {
 func withoutThese(before, after []byte) string {
 	const write = ": write the 64 hex digits alone"
 	switch {
+	case string(before) == mark:
+		return "the hash has a byte order mark in front of it, as if lists had been joined: remove it"
 	case len(after) == 0:
 		return "the hash has " + list.Quoted(before) + " in front of it" + write
 	case len(before) == 0:

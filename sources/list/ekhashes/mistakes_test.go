@@ -40,7 +40,7 @@ func TestMistakesAreRecognised(t *testing.T) {
 		"SHA-512":       {hash + hash, `has 128 hex digits, as many as a SHA-512`},
 		"too short":     {hash[1:], `63 characters instead of a hash's 64 hex digits: "b5bbe2e96054f7bc34ebe7ba9a4a9eac5611c687"…`},
 		"letter":        {"l" + hash[1:], `64 characters that are not all hex digits: "lb5bbe2e`},
-		"PEM":           {"-----BEGIN PUBLIC KEY-----", "PEM, not a list of EK hashes: write the hash that tpm-attestor-agent -ek prints"},
+		"PEM":           {"-----BEGIN PUBLIC KEY-----", "PEM, not a list of EK hashes: write the hash that tpm-attestor ek shows for it"},
 		"endless":       {strings.Repeat("x", 100_000), "100000 characters instead of a hash's 64 hex digits: \"xxxx"},
 		"colons, twice": {strings.Join(append(pairs, pairs...), ":"), "characters instead of"},
 	} {

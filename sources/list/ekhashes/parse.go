@@ -4,6 +4,7 @@ import (
 	"bytes"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
 // Options are what a reader of a list may choose.
@@ -25,6 +26,10 @@ const mark = "\ufeff"
 // the list, whatever its writer chose; a list serves from 40 bytes an entry without a
 // name.
 func Parse(data []byte, opts Options) (*Document, error) {
+	if isUTF16(data) {
+		return nil, &list.FormatError{Place: "line 1", Line: 1, Problem: "UTF-16, as PowerShell and some programs on " +
+			"Windows write it: save the list as UTF-8"}
+	}
 	data = bytes.TrimPrefix(data, []byte(mark))
 	switch begin := bytes.TrimLeft(data, " \t\r\n"); {
 	case bytes.HasPrefix(begin, []byte("{")):
@@ -37,3 +42,9 @@ func Parse(data []byte, opts Options) (*Document, error) {
 
 // most returns how many entries a list may have at most.
 func most(data []byte) int { return len(data)/(2*len(sources.EKHash{})+1) + 1 }
+
+// isUTF16 reports whether a list begins like a text in UTF-16. No list has a zero byte.
+func isUTF16(data []byte) bool {
+	return bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")) ||
+		len(data) > 1 && (data[0] == 0) != (data[1] == 0)
+}

@@ -2,6 +2,7 @@ package ekhashes
 
 import (
 	"bytes"
+	"encoding/hex"
 	"fmt"
 	"unicode"
 	"unicode/utf8"
@@ -21,25 +22,35 @@ func parseText(data []byte, allowEmpty bool) (*Document, error) {
 		if problem == "" {
 			continue
 		}
-		mistakes = append(mistakes, &list.FormatError{Place: b.place(number), Problem: problem})
-		if whole || len(mistakes) == list.MaxMistakes {
+		mistakes = append(mistakes, &list.FormatError{Place: b.place(number), Problem: problem, Line: int(number)})
+		if whole {
+			return nil, mistakes.Err()
+		}
+		if len(mistakes) == list.MaxMistakes {
 			break
 		}
+	}
+	d, twice := b.build(list.Header{})
+	for _, r := range twice {
+		mistakes = append(mistakes, &list.FormatError{
+			Place: b.place(r.at), Problem: r.problem(b.place(r.first)), Line: int(r.at),
+		})
 	}
 	if err := mistakes.Err(); err != nil {
 		return nil, err
 	}
-	if len(b.entries) == 0 && !allowEmpty {
-		return nil, &list.FormatError{Place: "line 1", Problem: "no entry, as in a truncated file: " +
+	if d.Len() == 0 && !allowEmpty {
+		return nil, &list.FormatError{Place: "line 1", Line: 1, Problem: "no entry, as in a truncated file: " +
 			"if it is meant to be empty, allow that in the configuration or write the JSON list {\"keys\": []}"}
 	}
-	return b.build(list.Header{})
+	return d, nil
 }
 
 // line reads a line. It returns what is wrong with it, or nothing; whole is true if the
 // data is no list at all.
 func (b *builder) line(number uint32, line []byte) (problem string, whole bool) {
-	line = bytes.TrimSuffix(bytes.TrimSuffix(line, []byte{'\n'}), []byte{'\r'})
+	rest, ended := bytes.CutSuffix(line, []byte{'\n'})
+	line = bytes.TrimSuffix(rest, []byte{'\r'})
 	b.says.reset()
 	var hash sources.EKHash
 	if hash.UnmarshalText(line) == nil { // most lines of most long lists
@@ -57,7 +68,11 @@ func (b *builder) line(number uint32, line []byte) (problem string, whole bool) 
 	for word := range bytes.FieldsFuncSeq(line, func(r rune) bool { return r == ' ' || r == '\t' }) {
 		switch n++; {
 		case n == 1 && hash.UnmarshalText(word) != nil:
-			return notHashLine(bytes.TrimSpace(line), word)
+			problem, whole = notHashLine(bytes.TrimSpace(line), word)
+			if !ended && len(word) < hex.EncodedLen(len(hash)) && allHex(word) {
+				problem += "; the list ends here, and may be cut off"
+			}
+			return problem, whole
 		case n == 2 && string(word) != "-":
 			problem = b.says.setName(word)
 		case n > 2:
