@@ -1,0 +1,108 @@
+package atomicfile_test
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/atomicfile"
+)
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func content(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	must(t, err)
+	return string(data)
+}
+
+func text(s string) func(io.Writer) error {
+	return func(w io.Writer) error {
+		_, err := io.WriteString(w, s)
+		return err
+	}
+}
+
+var errTorn = errors.New("torn")
+
+// A list is replaced as a whole, with the permissions that let its server read it; a link to
+// it stays a link.
+func TestWrite(t *testing.T) {
+	dir := t.TempDir()
+	path, link := filepath.Join(dir, "list"), filepath.Join(dir, "link")
+	must(t, atomicfile.Write(path, text("one")))
+	must(t, os.Chmod(path, 0o640))
+	must(t, os.Symlink("list", link))
+	must(t, atomicfile.Write(link, text("two")))
+	info, err := os.Lstat(path)
+	must(t, err)
+	if info.Mode() != 0o640 || content(t, path) != "two" {
+		t.Errorf("%v, %q", info.Mode(), content(t, path))
+	}
+	if target, err := os.Readlink(link); err != nil || target != "list" {
+		t.Errorf("the link is %q: %v", target, err)
+	}
+	onlyThese(t, dir, "link", "list")
+}
+
+// If a list cannot be written, the old one stays, and nothing is left beside it.
+func TestWriteFails(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "list")
+	must(t, atomicfile.Write(path, text("one")))
+	err := atomicfile.Write(path, func(w io.Writer) error {
+		must(t, text("half")(w))
+		return errTorn
+	})
+	if !errors.Is(err, errTorn) || content(t, path) != "one" {
+		t.Errorf("%v, %q", err, content(t, path))
+	}
+	must(t, os.Symlink("nothing", filepath.Join(dir, "dangling")))
+	for name, want := range map[string]string{
+		dir: "not a regular file", filepath.Join(dir, "dangling"): "a link to nothing", filepath.Join(dir, "no", "list"): "no such file",
+	} {
+		if err := atomicfile.Write(name, text("x")); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	onlyThese(t, dir, "dangling", "list")
+}
+
+// A folder of hashes is there as a whole or not at all: one that lacks some admits some.
+func TestWriteFolder(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "hashes")
+	half := func(folder *os.Root) error { return folder.WriteFile("a", nil, 0o644) }
+	if err := atomicfile.WriteFolder(path, func(folder *os.Root) error { return errors.Join(half(folder), errTorn) }); !errors.Is(err, errTorn) {
+		t.Error(err)
+	}
+	onlyThese(t, dir)
+	must(t, atomicfile.WriteFolder(path+"/", half))
+	onlyThese(t, path, "a")
+	if err := atomicfile.WriteFolder(path, half); err == nil || !strings.Contains(err.Error(), "is there already") {
+		t.Error(err)
+	}
+	onlyThese(t, dir, "hashes")
+}
+
+func onlyThese(t *testing.T, dir string, want ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	must(t, err)
+	var got []string
+	for _, e := range entries {
+		got = append(got, e.Name())
+	}
+	if strings.Join(got, " ") != strings.Join(want, " ") {
+		t.Errorf("%s holds %q, want %q", dir, got, want)
+	}
+}

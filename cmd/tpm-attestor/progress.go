@@ -1,0 +1,106 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// How often progress is shown: never in the first second, then all the time on a terminal,
+// and now and then in a file.
+const (
+	quietFor        = time.Second
+	everyOnTerminal = 200 * time.Millisecond
+	everyInFile     = 10 * time.Second
+)
+
+// A progress tells somebody who waits for more than a second what a command is doing, and how
+// much of it is done. It writes to standard error. On a terminal it is one line that is gone
+// in the end.
+type progress struct {
+	out      io.Writer
+	terminal bool
+	begun    time.Time
+	what     atomic.Pointer[string]
+	unit     string
+	done     atomic.Int64
+	shown    bool
+	quit     chan struct{}
+	wait     sync.WaitGroup
+}
+
+// startProgress begins to tell what is being done. unit is what is counted, in the plural, or
+// empty. The caller must call end.
+func startProgress(out io.Writer, what, unit string) *progress {
+	return startProgressOn(out, isTerminal(out), what, unit)
+}
+
+func startProgressOn(out io.Writer, terminal bool, what, unit string) *progress {
+	p := &progress{out: out, terminal: terminal, begun: time.Now(), unit: unit, quit: make(chan struct{})}
+	p.now(what)
+	p.wait.Go(p.run)
+	return p
+}
+
+// now says what is done from now on.
+func (p *progress) now(what string) { p.what.Store(&what) }
+
+// add counts.
+func (p *progress) add(n int) { p.done.Add(int64(n)) }
+
+// end stops it. Nothing is written after that.
+func (p *progress) end() {
+	close(p.quit)
+	p.wait.Wait()
+}
+
+func (p *progress) run() {
+	every := everyInFile
+	if p.terminal {
+		every = everyOnTerminal
+	}
+	timer := time.NewTimer(quietFor)
+	defer timer.Stop()
+	for {
+		select {
+		case <-p.quit:
+			if p.shown && p.terminal {
+				p.print("\r\x1b[K") // clears the line
+			}
+			return
+		case <-timer.C:
+			p.show()
+			timer.Reset(every)
+		}
+	}
+}
+
+func (p *progress) show() {
+	text := *p.what.Load()
+	if n := p.done.Load(); n > 0 {
+		text += fmt.Sprintf(": %d %s", n, p.unit)
+	}
+	text += fmt.Sprintf(" (%v)", time.Since(p.begun).Truncate(time.Second))
+	p.shown = true
+	if p.terminal {
+		p.print("\r\x1b[K" + text)
+		return
+	}
+	p.print(text + "\n")
+}
+
+// print ignores errors: progress matters to somebody who watches, and to nobody else.
+func (p *progress) print(text string) { _, _ = io.WriteString(p.out, text) }
+
+// isTerminal reports whether somebody may be watching.
+func isTerminal(out io.Writer) bool {
+	file, ok := out.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := file.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
