@@ -16,12 +16,12 @@ import (
 // version is set by -ldflags "-X main.version=…".
 var version string
 
-// The exit codes. 0 means done, valid or admitted.
+// The exit codes of all commands. 0 means done, valid, equal or admitted.
 const (
 	exitFailed     = 1 // it could not be done
 	exitUsage      = 2 // the command line or its input is wrong
-	exitRefused    = 3 // refused or invalid
-	exitCannotTell = 4 // a source, a server or a TPM did not answer
+	exitRefused    = 3 // refused, invalid or different
+	exitCannotTell = 4 // what was asked did not answer, or could not be read
 )
 
 // streams are a command's standard streams. Data goes to out, everything else to err.
@@ -78,10 +78,12 @@ func newRoot(std streams) *cobra.Command {
 		Use:   "tpm-attestor",
 		Short: "Everything that is done by hand for the SPIRE node attestor \"tpm\"",
 		Long: `tpm-attestor is for the operators of the SPIRE node attestor "tpm": it shows by what a machine
-is enrolled, checks configurations, and prepares the certificates that servers need.
+is enrolled, checks configurations, makes and checks lists of machines, and prepares the certificates that
+servers need.
 
-Data goes to standard output, everything else to standard error. Exit codes: 0 done or valid,
-1 failed, 2 the command line or its input was not understood, 3 refused or invalid, 4 cannot tell.`,
+Data goes to standard output, everything else to standard error. Exit codes: 0 done, valid or equal,
+1 failed, 2 the command line or its input was not understood, 3 refused, invalid or different,
+4 cannot tell.`,
 		Version:       buildinfo.Version(version),
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -100,7 +102,7 @@ Data goes to standard output, everything else to standard error. Exit codes: 0 d
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError("%w", err) })
 	output := outputTable
 	root.PersistentFlags().VarP(&output, "output", "o", "how data is printed: table, for people, or json")
-	root.AddCommand(newEK(&output), newValidate(&output), newCertificates(&output))
+	root.AddCommand(newEK(&output), newValidate(&output), newList(&output), newCertificates(&output))
 	return root
 }
 

@@ -90,7 +90,9 @@ func ekOfTPM(cmd *cobra.Command, f ekFlags, output format) error {
 	if err != nil {
 		return &exitError{exitUsage, err}
 	}
+	p := startProgress(cmd.ErrOrStderr(), "asking the TPM", "")
 	report, err := ekreport.Inspect(cmd.Context(), t)
+	p.end()
 	if err != nil {
 		return err
 	}

@@ -31,10 +31,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("GORACE", os.Getenv("GORACE")) // how long a command waits when it has ended
 			env.Setenv("TPM", device)
 			env.Setenv("VENDOR", vendor.host)
-			if err := writePublicAreas(env.WorkDir); err != nil {
-				return err
-			}
-			return vendor.write(env.WorkDir)
+			return errors.Join(writePublicAreas(env.WorkDir), writeKeys(env.WorkDir), vendor.write(env.WorkDir))
 		},
 	})
 }
@@ -89,6 +86,27 @@ func TestUsageErrors(t *testing.T) {
 		{"ek", "--key", "rsa1024"},
 		{"validate"},
 		{"validate", "a", "b"},
+		{"list", "bogus"},
+		{"list", "lint"},
+		{"list", "build"},
+		{"list", "build", "a", "--from", "xml"},
+		{"list", "build", "a", "--form", "xml"},
+		{"list", "build", "a", "--to", "b", "--to-dir", "c"},
+		{"list", "build", "a", "--to-dir", "c", "--form", "text"},
+		{"list", "build", "a", "--to-dir", "c", "--serial", "5"},
+		{"list", "build", "a", "--form", "text", "--serial", "5"},
+		{"list", "build", "a", "--sharded"},
+		{"list", "build", "a", "--expires", "tomorrow"},
+		{"list", "build", "a", "--expires", "2020-01-01T00:00:00Z"},
+		{"list", "build", "a", "-o", "json"},
+		{"list", "convert"},
+		{"list", "convert", "a"},
+		{"list", "diff", "a"},
+		{"list", "diff", "-", "-"},
+		{"list", "sign", "a"},
+		{"list", "sign", "-", "--key", "k"},
+		{"list", "sign", "a", "--key", "k", "--signature", "-"},
+		{"list", "verify", "a"},
 		{"certificates", "fill"},
 		{"certificates", "fill", "folder"},
 		{"certificates", "fill", "folder", "file"},
@@ -105,7 +123,17 @@ func TestUsageErrors(t *testing.T) {
 // Every command has a help with an example, and prints it to standard output.
 func TestHelp(t *testing.T) {
 	t.Parallel()
-	for _, args := range [][]string{{"ek"}, {"validate"}, {"certificates", "fill"}} {
+	for _, args := range [][]string{
+		{"ek"},
+		{"validate"},
+		{"certificates", "fill"},
+		{"list", "lint"},
+		{"list", "build"},
+		{"list", "convert"},
+		{"list", "diff"},
+		{"list", "sign"},
+		{"list", "verify"},
+	} {
 		var stdout strings.Builder
 		code := run(t.Context(), append(args, "--help"), streams{strings.NewReader(""), &stdout, io.Discard})
 		if code != 0 || !strings.Contains(stdout.String(), "Examples:\n  tpm-attestor "+strings.Join(args, " ")) {

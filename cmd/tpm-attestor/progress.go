@@ -29,6 +29,7 @@ type progress struct {
 	done     atomic.Int64
 	shown    bool
 	quit     chan struct{}
+	once     sync.Once
 	wait     sync.WaitGroup
 }
 
@@ -51,9 +52,9 @@ func (p *progress) now(what string) { p.what.Store(&what) }
 // add counts.
 func (p *progress) add(n int) { p.done.Add(int64(n)) }
 
-// end stops it. Nothing is written after that.
+// end stops it. Nothing is written after that. It may be called again.
 func (p *progress) end() {
-	close(p.quit)
+	p.once.Do(func() { close(p.quit) })
 	p.wait.Wait()
 }
 

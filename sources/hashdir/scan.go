@@ -52,7 +52,13 @@ type scan struct {
 	named  map[string]string
 	shared map[string][]string
 
-	scanned, opened int
+	scanned, opened       int
+	maxScanned, maxOpened int
+	others                int // names that look like nothing
+
+	// each, if it is not nil, gets every entry, or why it cannot be used. Names that
+	// several entries give are then left to it.
+	each func(path string, attrs sources.Attributes, err error)
 }
 
 // Watch implements sources.Watcher: it scans the directory again and again until ctx ends.
@@ -99,14 +105,10 @@ func (s *Source) scanNow(ctx context.Context) (*scan, error) {
 		return nil, err
 	}
 	defer func() { _ = dir.Close() }()
-	found := &scan{named: map[string]string{}, shared: map[string][]string{}}
-	shards, err := found.folder(ctx, dir, "", s.marker)
-	for _, shard := range shards {
-		if err == nil {
-			_, err = found.folder(ctx, dir, shard, "")
-		}
+	found := &scan{
+		named: map[string]string{}, shared: map[string][]string{}, maxScanned: maxScanned, maxOpened: maxOpened,
 	}
-	if err != nil && ctx.Err() == nil {
+	if err := found.folders(ctx, dir, s.marker); err != nil && ctx.Err() == nil {
 		return nil, err
 	}
 	for _, name := range slices.Sorted(maps.Keys(found.shared)) {
@@ -115,7 +117,7 @@ func (s *Source) scanNow(ctx context.Context) (*scan, error) {
 		found.warn("the name %q is given by several entries, %q and %q among them: "+
 			"the source cannot tell about them until each has its own", name, entries[0], entries[1])
 	}
-	if ctx.Err() != nil || found.scanned >= maxScanned || found.opened >= maxOpened {
+	if ctx.Err() != nil || found.scanned >= found.maxScanned || found.opened >= found.maxOpened {
 		found.warn("the directory is too large to be looked through: not all of its names were checked")
 	}
 	slices.Sort(found.warnings)
@@ -131,19 +133,27 @@ func (f *scan) warn(format string, args ...any) {
 	f.warnings = append(f.warnings, fmt.Sprintf(format, args...))
 }
 
+// folders looks at the names in the directory and in its shards.
+func (f *scan) folders(ctx context.Context, dir directory, marker string) error {
+	shards, err := f.folder(ctx, dir, "", marker)
+	for _, shard := range shards {
+		if err == nil {
+			_, err = f.folder(ctx, dir, shard, "")
+		}
+	}
+	return err
+}
+
 // folder looks at the names in the directory, or in a shard, and returns the names of
 // shards.
 func (f *scan) folder(ctx context.Context, dir directory, shard, marker string) ([]string, error) {
 	opened, err := dir.OpenFile(cmp.Or(shard, "."), os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		if shard != "" { // it has gone, or is no folder: there are no entries in it
-			err = nil
-		}
-		return nil, err
+		return nil, f.unlessEmpty(shard, err)
 	}
 	defer opened.Close()
 	var shards []string
-	for f.scanned < maxScanned {
+	for f.scanned < f.maxScanned {
 		const batch = 1024
 		names, err := opened.ReadDir(batch)
 		for _, entry := range names {
@@ -159,13 +169,24 @@ func (f *scan) folder(ctx context.Context, dir directory, shard, marker string) 
 			}
 		}
 		if err != nil {
-			if errors.Is(err, io.EOF) || shard != "" {
+			if errors.Is(err, io.EOF) {
 				err = nil
 			}
-			return shards, err
+			return shards, f.unlessEmpty(shard, err)
 		}
 	}
 	return shards, nil
+}
+
+// unlessEmpty returns why a folder cannot be read, or nil if that does not matter: there are no
+// entries in a shard that has gone or is no folder. A scan passes over a shard that it may not
+// read, which a check says when it needs it; Entries must not.
+func (f *scan) unlessEmpty(shard string, err error) error {
+	gone := errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)
+	if shard != "" && (gone || f.each == nil) {
+		return nil
+	}
+	return err
 }
 
 // name looks at one name and reports whether it is a shard's.
@@ -196,10 +217,12 @@ func (f *scan) entry(dir directory, shard string, entry fs.DirEntry) {
 	if len(name) != hashLen || !isEntryCase(name) || shard != "" && shard != name[:2] {
 		if why := doubt(shard, name); why != "" {
 			f.warn("%.100q is no entry: it %s", path, why)
+		} else {
+			f.others++
 		}
 		return
 	}
-	if f.opened >= maxOpened {
+	if f.opened >= f.maxOpened {
 		return
 	}
 	f.opened++
@@ -207,6 +230,9 @@ func (f *scan) entry(dir directory, shard string, entry fs.DirEntry) {
 	var attrs sources.Attributes
 	if err == nil {
 		attrs, err = parseEntry(content)
+	}
+	if f.each != nil && (listed || err != nil) {
+		f.each(path, attrs, err)
 	}
 	switch {
 	case err != nil:
@@ -219,7 +245,7 @@ func (f *scan) entry(dir directory, shard string, entry fs.DirEntry) {
 	for _, why := range doubtfulFields(content) {
 		f.warn("the entry %q: %s", path, why)
 	}
-	if attrs.Name != "" {
+	if attrs.Name != "" && f.each == nil {
 		f.claim(attrs.Name, path)
 	}
 }

@@ -55,14 +55,19 @@ func (l *List[T]) verify(data, sig []byte) (signature.ID, error) {
 	return id, nil
 }
 
-// signedHeader returns why a list that is signed may not serve, or nil: a list without
-// serial, expiry and name could be replayed, frozen, or swapped for another one that the
-// same key has signed.
+// signedHeader returns why a list that is signed may not serve, or nil.
 func (l *List[T]) signedHeader(h Header) error {
-	s := l.cfg.Signing
-	switch {
-	case s == nil:
+	if l.cfg.Signing == nil {
 		return nil
+	}
+	return l.cfg.Signing.Check(h)
+}
+
+// Check returns why a list that is signed may not serve, by its header, or nil: a list without
+// serial, expiry and name could be replayed, frozen, or swapped for another list that the same
+// key has signed.
+func (s *Signing) Check(h Header) error {
+	switch {
 	case !h.HasSerial || h.Expires.IsZero():
 		return errors.New("a signed list needs serial and expires, to prevent replays: publish it with both")
 	case h.Name != s.Name:

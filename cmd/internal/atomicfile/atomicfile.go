@@ -23,7 +23,8 @@ func Write(path string, fill func(io.Writer) error) error {
 	}
 	const readable = 0o666 // less the umask
 	temp := besides(target)
-	file, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, readable) //nolint:gosec // G302, G304: as the shell's >
+	//nolint:gosec // G302, G304: as the shell's >
+	file, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, readable)
 	if err != nil {
 		return err
 	}
@@ -73,7 +74,7 @@ func WriteFolder(path string, fill func(folder *os.Root) error) error {
 	}
 	const searchable = 0o777 // less the umask
 	temp := besides(path)
-	if err := os.Mkdir(temp, searchable); err != nil { //nolint:gosec // G301: as mkdir(1)
+	if err := os.Mkdir(temp, searchable); err != nil {
 		return err
 	}
 	err := fillFolder(temp, fill)

@@ -110,12 +110,16 @@ type repeat struct {
 	at, first       uint32
 	hash, firstHash sources.EKHash
 	name            string // that both have; empty if it is the hash
+	differ          bool   // says that the hash is there twice because it is described differently
 }
 
 // problem returns what is wrong, in words. first is where the first entry is.
 func (r *repeat) problem(first string) string {
 	if r.name != "" {
 		return fmt.Sprintf("the name %q again, after %s", r.name, first)
+	}
+	if r.differ {
+		return fmt.Sprintf("the hash %v with another name or other labels than in %s", r.hash, first)
 	}
 	return fmt.Sprintf("the hash %v again, after %s", r.hash, first)
 }
@@ -159,7 +163,7 @@ func (b *builder) take(at uint32, hash sources.EKHash) {
 		}
 		if bytes.Equal(b.nameOf(other), b.says.name) {
 			if first := b.entries[other]; first.hash != hash { // else the hash is there twice
-				b.again = append(b.again, repeat{at, first.at, hash, first.hash, string(b.says.name)})
+				b.again = append(b.again, repeat{at, first.at, hash, first.hash, string(b.says.name), false})
 			}
 			return
 		}
@@ -186,19 +190,18 @@ func (b *builder) build(header list.Header) (*Document, []repeat) {
 		}
 		return cmp.Compare(a.at, b.at)
 	})
-	if b.merge {
-		entries = slices.CompactFunc(entries, func(a, c entry) bool {
-			return a.hash == c.hash && bytes.Equal(b.records.at(a.record), b.records.at(c.record))
-		})
-	}
-	if twice := firstRepeats(append(b.again, hashesTwice(entries)...)); len(twice) > 0 {
+	if twice := firstRepeats(append(b.again, b.hashesTwice(entries)...)); len(twice) > 0 {
 		return nil, twice
+	}
+	if b.merge {
+		entries = slices.CompactFunc(entries, func(a, b entry) bool { return a.hash == b.hash })
 	}
 	return &Document{header: header, entries: entries, records: b.records}, nil
 }
 
-// hashesTwice returns the first entries whose hash an earlier entry has.
-func hashesTwice(sorted []entry) (twice []repeat) {
+// hashesTwice returns the first entries whose hash an earlier entry has, less those that may be
+// merged.
+func (b *builder) hashesTwice(sorted []entry) (twice []repeat) {
 	first := 0
 	for i := 1; i < len(sorted); i++ {
 		if sorted[i].hash != sorted[first].hash {
@@ -206,7 +209,10 @@ func hashesTwice(sorted []entry) (twice []repeat) {
 			continue
 		}
 		e := &sorted[i]
-		twice = append(twice, repeat{at: e.at, first: sorted[first].at, hash: e.hash, firstHash: e.hash})
+		if b.merge && bytes.Equal(b.records.at(e.record), b.records.at(sorted[first].record)) {
+			continue
+		}
+		twice = append(twice, repeat{e.at, sorted[first].at, e.hash, e.hash, "", b.merge})
 		if len(twice) >= 100*list.MaxMistakes {
 			twice = firstRepeats(twice)
 		}

@@ -58,6 +58,17 @@ var _ list.Content[*Document] = (*Document)(nil)
 // Header implements list.Content.
 func (d *Document) Header() list.Header { return d.header }
 
+// WithHeader returns a list of the same entries with another header. The error says why no
+// list can have that header.
+func (d *Document) WithHeader(h list.Header) (*Document, error) {
+	if err := h.Check(); err != nil {
+		return nil, err
+	}
+	other := *d
+	other.header = h
+	return &other, nil
+}
+
 // Len implements list.Content.
 func (d *Document) Len() int { return len(d.entries) }
 

@@ -3,6 +3,7 @@ package ekhashes
 import (
 	"bytes"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"strings"
 	"unicode/utf8"
@@ -10,6 +11,17 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
+
+// ParseHash reads a hash as Parse does. The error says what the text looks like, if it is
+// something else.
+func ParseHash(text []byte) (sources.EKHash, error) {
+	var hash sources.EKHash
+	if hash.UnmarshalText(text) != nil {
+		problem, _ := notHash(text)
+		return sources.EKHash{}, errors.New(problem)
+	}
+	return hash, nil
+}
 
 // maxRecognised is how much of a text is looked at to recognise what it is.
 const maxRecognised = 512

@@ -67,12 +67,7 @@ func TestManyRepeats(t *testing.T) {
 
 // A list that was cut off, saved by another program or joined from others says so.
 func TestWhatBefellTheFile(t *testing.T) {
-	utf16 := func(s string) (text string) {
-		for _, c := range s {
-			text += string([]byte{byte(c), 0})
-		}
-		return text
-	}
+	utf16 := func(s string) string { return strings.Join(strings.Split(s, ""), "\x00") + "\x00" }
 	for name, test := range map[string]struct{ text, want string }{
 		"cut off":       {hashA + "\n" + hashB[:31], `31 characters instead of a hash's 64 hex digits: "` + hashB[:31] + `"; the list ends here, and may be cut off`},
 		"not cut off":   {hashA + "\n" + hashB[:31] + "\n", `31 characters instead of a hash's 64 hex digits: "` + hashB[:31] + `"`},
@@ -116,7 +111,7 @@ func TestBuilder(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := build(true, a, b, named); err != `file 2 of bb: the name "n" again, after file 0 of aa; `+
-		"file 2 of bb: the hash "+hashB+" again, after file 1 of bb" {
+		"file 2 of bb: the hash "+hashB+" with another name or other labels than in file 1 of bb" {
 		t.Error(err)
 	}
 	builder := ekhashes.NewBuilder(place, true)

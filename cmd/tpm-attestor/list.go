@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
+)
+
+func newList(output *format) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "Make, check, compare and sign lists of EK hashes",
+		Args:  cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError("%q is not a command", args[0])
+			}
+			return cmd.Help()
+		},
+	}
+	cmd.AddCommand(newLint(output), newBuild(output), newConvert(output), newDiff(output), newSign(output),
+		newVerify(output))
+	return cmd
+}
+
+// maxList is the size of the largest list that is read, in bytes: what a server reads unless
+// max_bytes says otherwise.
+const maxList = list.DefaultMaxBytes
+
+// A mistake is something in a file that keeps it from being used. Line and Place are empty if
+// the mistake is in the whole.
+type mistake struct {
+	File    string `json:"file"`
+	Line    int    `json:"line,omitempty"`
+	Place   string `json:"place,omitempty"`
+	Problem string `json:"problem"`
+}
+
+// String returns the mistake as compilers print theirs, so that editors find the line.
+func (m mistake) String() string {
+	text := m.File + ": "
+	if m.Line > 0 {
+		text = fmt.Sprintf("%s:%d: ", m.File, m.Line)
+	}
+	if m.Place != "" {
+		text += m.Place + ": "
+	}
+	return text + m.Problem
+}
+
+// mistakesIn returns the mistakes in an error of a parser of lists.
+func mistakesIn(file string, err error) []mistake {
+	several, ok := errors.AsType[list.FormatErrors](err)
+	if !ok {
+		one, ok := errors.AsType[*list.FormatError](err)
+		if !ok {
+			return []mistake{{File: file, Problem: err.Error()}}
+		}
+		several = list.FormatErrors{one}
+	}
+	all := make([]mistake, len(several))
+	for i, one := range several {
+		all[i] = mistake{File: file, Line: one.Line, Problem: one.Problem}
+		if one.Place != fmt.Sprintf("line %d", one.Line) {
+			all[i].Place = one.Place
+		}
+	}
+	return all
+}
+
+// mistakesError tells that there are mistakes, after the mistakes themselves.
+type mistakesError []mistake
+
+func (e mistakesError) Error() string {
+	lines := make([]string, len(e))
+	for i, m := range e {
+		lines[i] = m.String()
+	}
+	text := strings.Join(lines, "\n")
+	if len(e) >= list.MaxMistakes {
+		text += fmt.Sprintf("\nthere may be more than these %d mistakes", len(e))
+	}
+	return text
+}
+
+// asServer reads a list as a server does: with the server's own parser, and with all that it
+// asks of a list besides. The error is a mistakesError.
+func asServer(ctx context.Context, file string, data []byte, opts ekhashes.Options) (*ekhashes.Document, error) {
+	return served(ctx, file, list.Copy{Data: data, At: time.Now()}, opts, nil)
+}
+
+// served reads a list as asServer does, and verifies its signature if signing is not nil.
+func served(
+	ctx context.Context, file string, c list.Copy, opts ekhashes.Options, signing *list.Signing,
+) (*ekhashes.Document, error) {
+	parse := func(data []byte) (*ekhashes.Document, error) { return ekhashes.Parse(data, opts) }
+	l, err := list.New(parse, inHand(c), list.Config{Signing: signing})
+	if err != nil {
+		return nil, err
+	}
+	if err := l.Load(ctx); err != nil {
+		return nil, mistakesError(mistakesIn(file, err))
+	}
+	return l.Current()
+}
+
+// inHand is an origin that has one list.
+type inHand list.Copy
+
+// Read implements list.Origin.
+func (o inHand) Read(context.Context, string) (list.Copy, error) { return list.Copy(o), nil }
+
+// Warnings implements list.Origin.
+func (inHand) Warnings() []string { return nil }
+
+// An entryJSON is the JSON form of an entry of a list.
+type entryJSON struct {
+	Hash   string   `json:"hash"`
+	Name   string   `json:"name,omitempty"`
+	Labels []string `json:"labels,omitempty"`
+}
+
+func toJSON(e ekhashes.Entry) entryJSON { return entryJSON{e.Hash.String(), e.Name, e.Labels} }
+
+// headerJSON is the JSON form of what a list says about itself.
+type headerJSON struct {
+	Serial  *uint64 `json:"serial,omitempty"`
+	Expires string  `json:"expires,omitempty"`
+	List    string  `json:"list,omitempty"`
+}
+
+func headerToJSON(h list.Header) headerJSON {
+	j := headerJSON{List: h.Name}
+	if h.HasSerial {
+		j.Serial = &h.Serial
+	}
+	if !h.Expires.IsZero() {
+		j.Expires = h.Expires.UTC().Format(time.RFC3339)
+	}
+	return j
+}
+
+// words returns a header in words, or nothing.
+func words(h list.Header) string {
+	var parts []string
+	if h.HasSerial {
+		parts = append(parts, fmt.Sprintf("serial %d", h.Serial))
+	}
+	if !h.Expires.IsZero() {
+		parts = append(parts, "expires "+h.Expires.UTC().Format(time.RFC3339))
+	}
+	if h.Name != "" {
+		parts = append(parts, fmt.Sprintf("list %q", h.Name))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// printMessages prints a line each on standard error.
+func printMessages[T any](cmd *cobra.Command, before string, messages []T) error {
+	var text strings.Builder
+	for _, m := range messages {
+		fmt.Fprintf(&text, "%s%v\n", before, m)
+	}
+	_, err := cmd.ErrOrStderr().Write([]byte(text.String()))
+	return err
+}

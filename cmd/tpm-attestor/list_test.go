@@ -1,0 +1,158 @@
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/hashfile"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
+)
+
+const (
+	hashA = "1b5bbe2e96054f7bc34ebe7ba9a4a9eac5611c6879285ceff6094fa556af485c"
+	hashB = "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752"
+)
+
+func writeFile(tb testing.TB, path, content string) string {
+	tb.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		tb.Fatal(err)
+	}
+	return path
+}
+
+// A pipeline decides by the exit code: what is wrong with a list (3) is not what could not be
+// read (4) or done (1).
+func TestListExitCodes(t *testing.T) {
+	dir := t.TempDir()
+	if err := writeKeys(dir); err != nil {
+		t.Fatal(err)
+	}
+	in := func(name, content string) string { return writeFile(t, filepath.Join(dir, name), content) }
+	good, bad, other := in("good.txt", hashA+"\n"), in("bad.txt", "x\n"), in("other.txt", hashB+"\n")
+	list := in("list.json", `{"serial": 1, "expires": "2930-01-01T00:00:00Z", "list": "l", "keys": []}`)
+	bare, none := in("bare.json", `{"keys": []}`), filepath.Join(dir, "none")
+	key, public, wrong := filepath.Join(dir, "list.key"), filepath.Join(dir, "list.pub"), filepath.Join(dir, "other.pub")
+	for _, test := range []struct {
+		want int
+		args []string
+	}{
+		{0, []string{"lint", good}},
+		{exitRefused, []string{"lint", good, bad}},
+		{exitRefused, []string{"lint", bad, "-o", "json"}},
+		{exitCannotTell, []string{"lint", good, none}},
+		{0, []string{"build", good, other, "--to", filepath.Join(dir, "built.txt")}},
+		{exitRefused, []string{"build", bad}},
+		{exitFailed, []string{"build", none}},
+		{exitFailed, []string{"build", good, "--to", filepath.Join(none, "x")}},
+		{exitUsage, []string{"build", good, "--from", "hashes"}},
+		{0, []string{"convert", good, "--form", "json"}},
+		{exitRefused, []string{"convert", bad, "--form", "json"}},
+		{exitFailed, []string{"convert", none, "--form", "json"}},
+		{0, []string{"diff", good, good}},
+		{exitRefused, []string{"diff", good, other}},
+		{exitCannotTell, []string{"diff", good, bad}},
+		{exitCannotTell, []string{"diff", none, good}},
+		{0, []string{"sign", list, "--key", key}},
+		{exitRefused, []string{"sign", bare, "--key", key}},
+		{exitFailed, []string{"sign", list, "--key", public}},
+		{exitFailed, []string{"sign", none, "--key", key}},
+		{0, []string{"verify", list, "--public-key", public, "--list-id", "l"}},
+		{exitRefused, []string{"verify", list, "--public-key", wrong}},
+		{exitRefused, []string{"verify", list, "--public-key", wrong, "-o", "json"}},
+		{exitRefused, []string{"verify", list, "--public-key", public, "--list-id", "m"}},
+		{exitRefused, []string{"verify", bare, "--public-key", public, "--signature", list + ".sig"}},
+		{exitCannotTell, []string{"verify", bare, "--public-key", public}},
+		{exitCannotTell, []string{"verify", list, "--public-key", none}},
+		{exitCannotTell, []string{"verify", list, "--public-key", key}},
+		{exitCannotTell, []string{"verify", none, "--public-key", public, "--signature", list + ".sig"}},
+	} {
+		var stderr strings.Builder
+		args := append([]string{"list"}, test.args...)
+		if code := run(t.Context(), args, streams{strings.NewReader(""), io.Discard, &stderr}); code != test.want {
+			t.Errorf("%q: exit code %d, want %d: %s", args, code, test.want, &stderr)
+		}
+		if (stderr.Len() == 0) != (test.want == 0 || strings.Contains(strings.Join(args, " "), "-o json") || test.want == exitRefused && args[1] == "diff") &&
+			args[1] != "convert" {
+			t.Errorf("%q says %q", args, &stderr)
+		}
+	}
+}
+
+// If the output cannot be written, the command fails: a pipe that broke has half a list in it.
+func TestUnwritableListFails(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	good := writeFile(t, filepath.Join(dir, "good.txt"), hashA+"\n")
+	for _, args := range [][]string{
+		{"list", "build", good},
+		{"list", "build", good, "--to", filepath.Join(dir, "to")},
+		{"list", "convert", good, "--form", "json"},
+		{"list", "lint", good},
+		{"list", "diff", good, good},
+	} {
+		var stderr strings.Builder
+		if code := run(t.Context(), args, streams{strings.NewReader(""), fullDisk{}, &stderr}); code != exitFailed {
+			t.Errorf("%q: exit code %d: %s", args, code, &stderr)
+		}
+	}
+}
+
+// A command that is interrupted leaves the old list, and nothing half made beside it.
+func TestInterruptedBuild(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	old := writeFile(t, filepath.Join(dir, "machines.txt"), hashA+"\n")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	code := run(ctx, []string{"list", "build", "-", "--to", old},
+		streams{strings.NewReader(hashB + "\n"), io.Discard, io.Discard})
+	content, err := os.ReadFile(old)
+	if code != exitFailed || err != nil || string(content) != hashA+"\n" {
+		t.Errorf("exit code %d, %q, %v", code, content, err)
+	}
+	if files, err := os.ReadDir(dir); err != nil || len(files) != 1 {
+		t.Errorf("%v, %v", files, err)
+	}
+}
+
+// FuzzLint fails if lint finds no mistake in a list that a server refuses, or the other way
+// round: an operator would publish a list that admits nobody.
+func FuzzLint(f *testing.F) {
+	for _, seed := range []string{
+		"", hashA, hashA + " name label # comment\r\n" + hashB + "\n", hashA + "\n" + hashA + "\n", hashA + "\n" + hashB[:31],
+		"\ufeff" + hashA, "\ufeff\ufeff" + hashA, "\xff\xfe1\x00", "# nobody\n", "-----BEGIN PUBLIC KEY-----\n", "x\n",
+		`{"keys": []}`, `{"keys": ["` + hashA + `"]}`, `{"keys": ["` + hashA + `", {"hash": "` + hashA + `"}]}`,
+		`{"keys": [], "expires": "2020-01-01T00:00:00Z"}`, `{"keys": [], "expires": "2930-01-01T00:00:00Z", "serial": 5}`,
+		`{"keys": [], "Serial": 5, "version": 2}`, `{"keys": ["` + hashA, `{"keys": [{"hash": "` + hashA + `", "label": []}]} x`,
+		`{"key": []}`, " \t\r\n{\"keys\": [\"x\", \"y\"]}", hashA + " n\n" + hashB + " n\n",
+	} {
+		f.Add([]byte(seed), true)
+		f.Add([]byte(seed), false)
+	}
+	path := filepath.Join(f.TempDir(), "list")
+	long := time.Now().Add(-time.Hour)
+	f.Fuzz(func(t *testing.T, data []byte, allowEmpty bool) {
+		writeFile(t, path, string(data))
+		if err := os.Chtimes(path, long, long); err != nil { // else the server waits until it has been left alone
+			t.Fatal(err)
+		}
+		server, err := hashfile.New(hashfile.Config{Path: path, AllowEmpty: allowEmpty})
+		if err != nil {
+			t.Fatal(err)
+		}
+		refused := server.Load(t.Context())
+		d, mistakes := asServer(t.Context(), path, data, ekhashes.Options{AllowEmpty: allowEmpty})
+		if (refused == nil) != (mistakes == nil) || (d == nil) != (mistakes != nil) {
+			t.Fatalf("the server says %v, lint says %v", refused, mistakes)
+		}
+		if d != nil && d.Len() != server.Status().Entries {
+			t.Errorf("the server has %d entries, lint %d", server.Status().Entries, d.Len())
+		}
+	})
+}

@@ -1,0 +1,178 @@
+package main
+
+import (
+	"bufio"
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
+)
+
+// columns says which column of a CSV file holds what; -1 if no column does. doubtful are the
+// columns that mean nothing, by number.
+type columns struct {
+	hash, name, labels int
+	doubtful           map[int]string
+}
+
+// columnsOf reads a header row. Case, blanks, "_" and "-" do not matter.
+func columnsOf(header []string) (columns, error) {
+	c := columns{hash: -1, name: -1, labels: -1, doubtful: map[int]string{}}
+	for i, title := range header {
+		var known *int
+		switch strings.NewReplacer("_", "", "-", "", " ", "").Replace(strings.ToLower(title)) {
+		case "hash", "ekhash":
+			known = &c.hash
+		case "name":
+			known = &c.name
+		case "labels":
+			known = &c.labels
+		default:
+			c.doubtful[i] = title
+			continue
+		}
+		if *known >= 0 {
+			return c, fmt.Errorf("the columns %d and %d are both the %q", *known+1, i+1, title)
+		}
+		*known = i
+	}
+	if c.hash < 0 {
+		return c, errors.New(`no column "hash" or "ek_hash" in the header row, which must be the first row`)
+	}
+	return c, nil
+}
+
+// separators are what may stand between the columns. Spreadsheets write the one that their
+// country's numbers leave free.
+const separators = ",;\t"
+
+// separatorOf returns what separates the columns of a header row.
+func separatorOf(header string) rune {
+	if i := strings.IndexAny(header, separators); i >= 0 {
+		return rune(header[i])
+	}
+	return ','
+}
+
+func splitHeader(header string) []string {
+	titles := strings.Split(strings.TrimRight(header, "\r"), string(separatorOf(header)))
+	for i, t := range titles {
+		titles[i] = strings.Trim(strings.TrimSpace(t), `"`)
+	}
+	return titles
+}
+
+// csv reads an entry in each row.
+func (g *gather) csv(name string, in *bufio.Reader) error {
+	g.begin(name, true)
+	begin, err := in.Peek(sniffed)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	if strings.HasPrefix(string(begin[:min(len(begin), 3)]), "\ufeff") { // as Excel writes it
+		_, _ = in.Discard(len("\ufeff")) // they are there
+		begin = begin[len("\ufeff"):]
+	}
+	first, _, _ := strings.Cut(string(begin), "\n")
+	budget := &rowBudget{in: io.LimitReader(in, maxRows)}
+	rows := csv.NewReader(budget)
+	rows.Comma, rows.ReuseRecord = separatorOf(first), true
+	rows.TrimLeadingSpace = rows.Comma != '\t'
+	budget.reset()
+	header, err := rows.Read()
+	if err != nil {
+		return g.csvError(name, 1, err)
+	}
+	c, err := columnsOf(header)
+	if err != nil {
+		return g.wrong(mistake{name, 1, "", err.Error()})
+	}
+	for line := 1; ; {
+		budget.reset()
+		row, err := rows.Read()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			if stop := g.csvError(name, line+1, err); stop != nil || !errors.Is(err, csv.ErrFieldCount) {
+				return stop
+			}
+			continue
+		}
+		line, _ = rows.FieldPos(0)
+		if err := g.csvRow(name, line, c, row); err != nil {
+			return err
+		}
+	}
+}
+
+// csvError notes what is wrong with a row that begins in a line or before.
+func (g *gather) csvError(name string, line int, err error) error {
+	m := mistake{File: name, Line: line, Problem: err.Error()}
+	if errors.Is(err, io.EOF) {
+		m.Problem = "the file is empty: it needs a header row"
+	}
+	if syntax, ok := errors.AsType[*csv.ParseError](err); ok {
+		m.Line, m.Problem = syntax.StartLine, syntax.Err.Error()
+		if errors.Is(err, csv.ErrFieldCount) {
+			m.Problem = "another number of columns than the header row has"
+		}
+	}
+	return g.wrong(m)
+}
+
+// csvRow reads a row.
+func (g *gather) csvRow(name string, line int, c columns, row []string) error {
+	if strings.TrimSpace(strings.Join(row, "")) == "" { // as spreadsheets leave them at the end
+		return nil
+	}
+	hash, err := ekhashes.ParseHash([]byte(strings.TrimSpace(row[c.hash])))
+	if err != nil {
+		return g.wrong(mistake{name, line, "", err.Error()})
+	}
+	for i, title := range c.doubtful {
+		if text := ekhashes.DoubtfulField(title, jsonValue(row[i])); text != "" {
+			g.warnings.add(fmt.Sprintf("%s:%d", name, line), text)
+		}
+	}
+	e := ekhashes.Entry{Hash: hash}
+	if c.name >= 0 {
+		e.Name = strings.TrimSpace(row[c.name])
+	}
+	if c.labels >= 0 {
+		e.Labels = strings.Fields(row[c.labels])
+	}
+	return g.add(line, e)
+}
+
+// jsonValue returns a field as the JSON value that it most likely means.
+func jsonValue(field string) []byte {
+	switch field = strings.ToLower(strings.TrimSpace(field)); field {
+	case "true", "false", "null", "0", "1":
+		return []byte(field)
+	}
+	return strconv.AppendQuote(nil, field)
+}
+
+// A rowBudget is a reader that fails if a row is too long: a quote that is never closed would
+// otherwise take the whole file for one field.
+type rowBudget struct {
+	in   io.Reader
+	left int
+}
+
+func (b *rowBudget) reset() { b.left = maxRow }
+
+// Read implements io.Reader.
+func (b *rowBudget) Read(p []byte) (int, error) {
+	if b.left < 0 {
+		return 0, fmt.Errorf("a row of more than %d bytes: is a quote not closed?", maxRow)
+	}
+	n, err := b.in.Read(p)
+	b.left -= n
+	return n, err
+}

@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
+)
+
+// A gather reads entries from any kind of input into one list, row by row: it never holds a
+// file and the list at once, except for a file that is a list itself.
+type gather struct {
+	ctx        context.Context //nolint:containedctx // of one command
+	cmd        *cobra.Command
+	from       inputKind
+	allowEmpty bool
+	progress   *progress
+
+	builder  *ekhashes.Builder
+	inputs   []numbered
+	next     uint32 // the number that the next entry gets at least
+	mistakes []mistake
+	warnings warnings
+}
+
+// numbered says which numbers the entries of an input have: from first on, the line of each
+// added if lines is true.
+type numbered struct {
+	name  string
+	first uint32
+	lines bool
+}
+
+// newGather begins to read. The caller must call done on its progress.
+func newGather(cmd *cobra.Command, from inputKind, allowEmpty, merge bool) *gather {
+	g := &gather{ctx: cmd.Context(), cmd: cmd, from: from, allowEmpty: allowEmpty}
+	g.builder = ekhashes.NewBuilder(g.place, merge)
+	g.progress = startProgress(cmd.ErrOrStderr(), "reading", "entries")
+	return g
+}
+
+// place says where an entry is from.
+func (g *gather) place(at uint32, hash sources.EKHash) string {
+	i, found := slices.BinarySearchFunc(g.inputs, at, func(n numbered, at uint32) int {
+		if n.first < at {
+			return -1
+		}
+		return int(min(n.first-at, 1))
+	})
+	if !found {
+		i--
+	}
+	if n := g.inputs[i]; n.lines {
+		return fmt.Sprintf("%s:%d", n.name, at-n.first)
+	}
+	return fmt.Sprintf("%s (hash %.8s…)", g.inputs[i].name, hash)
+}
+
+// begin notes that the entries that follow are from an input.
+func (g *gather) begin(name string, lines bool) {
+	g.progress.now("reading " + name)
+	g.inputs = append(g.inputs, numbered{name, g.next, lines})
+	g.next++
+}
+
+// errEnough ends the reading: there are as many mistakes as are told.
+var errEnough = errors.New("enough mistakes")
+
+// add adds an entry of the input that was begun last. line is 0 if it has none.
+func (g *gather) add(line int, e ekhashes.Entry) error {
+	const often = 1 << 12
+	if g.builder.Added()%often == 0 {
+		g.progress.add(often)
+		if err := g.ctx.Err(); err != nil {
+			return err
+		}
+	}
+	in := g.inputs[len(g.inputs)-1]
+	at := in.first + uint32(line) // of a file of at most maxRows bytes
+	g.next = at + 1
+	err := g.builder.Add(at, e)
+	if problem, ok := errors.AsType[*list.FormatError](err); ok {
+		return g.wrong(mistake{File: in.name, Line: line, Problem: problem.Problem})
+	}
+	return err
+}
+
+// wrong notes a mistake, and returns errEnough if it is the last to be told.
+func (g *gather) wrong(more ...mistake) error {
+	g.mistakes = append(g.mistakes, more...)
+	if len(g.mistakes) >= list.MaxMistakes {
+		g.mistakes = g.mistakes[:list.MaxMistakes]
+		return errEnough
+	}
+	return nil
+}
+
+// all reads all inputs and returns the list of their entries. The error is a mistakesError if
+// something is wrong with what was read.
+func (g *gather) all(names []string, header list.Header) (*ekhashes.Document, error) {
+	for _, name := range names {
+		if err := g.read(name); errors.Is(err, errEnough) {
+			break
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	if len(g.mistakes) > 0 {
+		return nil, mistakesError(g.mistakes)
+	}
+	g.progress.now("sorting")
+	d, err := g.builder.Build(header)
+	if several, ok := errors.AsType[list.FormatErrors](err); ok {
+		for _, one := range several {
+			_ = g.wrong(mistake{File: one.Place, Problem: one.Problem}) // there are not more
+		}
+		return nil, mistakesError(g.mistakes)
+	}
+	if one, ok := errors.AsType[*list.FormatError](err); ok {
+		return nil, mistakesError{{File: one.Place, Problem: one.Problem}}
+	}
+	return d, err
+}
+
+// warnings are told once each, with the first place.
+type warnings struct {
+	order []*warning
+	known map[string]*warning
+	more  bool
+}
+
+type warning struct {
+	place, text string
+	count       int
+}
+
+func (w *warnings) add(place, text string) {
+	if known, ok := w.known[text]; ok {
+		known.count++
+		return
+	}
+	if len(w.order) == list.MaxMistakes {
+		w.more = true
+		return
+	}
+	if w.known == nil {
+		w.known = map[string]*warning{}
+	}
+	one := &warning{place, text, 1}
+	w.known[text] = one
+	w.order = append(w.order, one)
+}
+
+func (w *warnings) texts() []string {
+	all := []string{}
+	for _, one := range w.order {
+		text := one.place + ": " + one.text
+		if one.count > 1 {
+			text += fmt.Sprintf(" (and in %d more places)", one.count-1)
+		}
+		all = append(all, text)
+	}
+	if w.more {
+		all = append(all, "there are more warnings than these")
+	}
+	return all
+}

@@ -1,0 +1,348 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
+)
+
+// An inputKind is the value of --from.
+type inputKind string
+
+// The kinds of inputs.
+const (
+	fromAuto   inputKind = "auto"
+	fromList   inputKind = "list"
+	fromHashes inputKind = "hashes"
+	fromKeys   inputKind = "keys"
+	fromCSV    inputKind = "csv"
+	fromNDJSON inputKind = "ndjson"
+)
+
+func (k *inputKind) String() string { return string(*k) }
+
+// Set implements pflag.Value.
+func (k *inputKind) Set(s string) error {
+	switch kind := inputKind(s); kind {
+	case fromAuto, fromList, fromHashes, fromKeys, fromCSV, fromNDJSON:
+		*k = kind
+		return nil
+	}
+	return errors.New("choose auto, list, hashes, keys, csv or ndjson")
+}
+
+// Type implements pflag.Value.
+func (*inputKind) Type() string { return "kind" }
+
+const (
+	// maxRows is the size of the largest CSV or NDJSON file that is read, in bytes. Only a
+	// row of it is held at a time.
+	maxRows = 2 << 30
+	// maxRow is the size of the largest row, in bytes: an entry with all the labels that are
+	// allowed, each character escaped.
+	maxRow = 256 << 10
+	// maxKeyFiles is how many files with keys are read from a folder.
+	maxKeyFiles = 1 << 20
+)
+
+// read reads one input.
+func (g *gather) read(name string) error {
+	if name != "-" {
+		info, err := os.Stat(name)
+		if err != nil {
+			return err
+		}
+		if info.IsDir() {
+			return g.folder(name)
+		}
+	}
+	file, err := input.Open(name, g.cmd.InOrStdin())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }() // it was only read
+	in := bufio.NewReaderSize(file, sniffed)
+	begin, err := in.Peek(sniffed)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	kind := g.from
+	if kind == fromAuto {
+		kind = kindOf(name, begin)
+	}
+	switch kind {
+	case fromHashes:
+		return usageError("%s: --from hashes is for a folder whose files are named by hashes", name)
+	case fromCSV:
+		return g.csv(name, in)
+	case fromNDJSON:
+		return g.ndjson(name, in)
+	case fromKeys:
+		return g.keys(name, in)
+	}
+	return g.list(name, in)
+}
+
+// sniffed is how much of a file is looked at to tell what it is.
+const sniffed = 64 << 10
+
+// kindOf returns the kind of a file, by its name or its beginning.
+func kindOf(name string, begin []byte) inputKind {
+	switch strings.ToLower(filepath.Ext(name)) {
+	case ".csv":
+		return fromCSV
+	case ".ndjson", ".jsonl":
+		return fromNDJSON
+	}
+	utf16 := bytes.HasPrefix(begin, []byte("\xff\xfe")) || bytes.HasPrefix(begin, []byte("\xfe\xff"))
+	head := begin[:min(len(begin), 64)] // text that is cut within a character is no binary
+	if !utf16 && (bytes.IndexByte(head, 0) >= 0 || !utf8.Valid(head[:max(0, len(head)-utf8.UTFMax)])) {
+		return fromKeys
+	}
+	begin = bytes.TrimLeft(smallfile.TrimMark(begin), " \t\r\n")
+	// A list in which somebody has pasted PEM is a list: its hashes must not be passed over.
+	word := begin[:min(len(begin), 2*len(sources.EKHash{}))]
+	if _, err := ekhashes.ParseHash(word); err != nil && bytes.Contains(begin, []byte("-----BEGIN")) {
+		return fromKeys
+	}
+	if bytes.HasPrefix(begin, []byte("{")) {
+		var first struct {
+			Hash json.RawMessage `json:"hash"`
+			Keys json.RawMessage `json:"keys"`
+		}
+		if json.NewDecoder(bytes.NewReader(begin)).Decode(&first) == nil && first.Hash != nil && first.Keys == nil {
+			return fromNDJSON
+		}
+		return fromList
+	}
+	header, _, _ := bytes.Cut(begin, []byte("\n"))
+	if _, err := columnsOf(splitHeader(string(header))); err == nil {
+		return fromCSV
+	}
+	return fromList
+}
+
+// list reads a list in one of its forms.
+func (g *gather) list(name string, in io.Reader) error {
+	d, err := g.document(name, in)
+	if err != nil || d == nil {
+		return err
+	}
+	g.begin(name, false)
+	for e := range d.All() {
+		if err := g.add(0, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// document reads a list whole. If there are mistakes in it, it notes them and returns nil.
+func (g *gather) document(name string, in io.Reader) (*ekhashes.Document, error) {
+	content, err := limited(name, in, maxList)
+	if err != nil {
+		return nil, err
+	}
+	d, err := ekhashes.Parse(content, ekhashes.Options{AllowEmpty: g.allowEmpty})
+	if err != nil {
+		return nil, g.wrong(mistakesIn(name, err)...)
+	}
+	for _, w := range d.Warnings() {
+		g.warnings.add(name, w)
+	}
+	return d, nil
+}
+
+// limited reads a stream whole, or returns an error if it is longer than most bytes.
+func limited(name string, in io.Reader, most int64) ([]byte, error) {
+	content, err := io.ReadAll(io.LimitReader(in, most+1))
+	if err == nil && int64(len(content)) > most {
+		err = fmt.Errorf("%s is longer than %d bytes, more than a list may have", name, most)
+	}
+	return content, err
+}
+
+// keys reads a file of public keys or EK certificates.
+func (g *gather) keys(name string, in io.Reader) error {
+	content, err := limited(name, in, maxEKFile)
+	if err != nil {
+		return err
+	}
+	eks, err := eksIn(name, content)
+	if err != nil {
+		return g.wrong(mistake{File: name, Problem: err.Error()})
+	}
+	g.begin(name, false)
+	for _, ek := range eks {
+		hash, err := sources.ParseEKHash(ek.Hash)
+		if err != nil {
+			return err
+		}
+		if err := g.add(0, ekhashes.Entry{Hash: hash}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// folder reads a folder: of files that are named by hashes, or of keys if no file is.
+func (g *gather) folder(name string) error {
+	if g.from != fromAuto && g.from != fromHashes && g.from != fromKeys {
+		return usageError("%s is a folder: --from %s is for files", name, g.from)
+	}
+	if g.from == fromKeys {
+		return g.keyFolder(name)
+	}
+	g.begin(name, false)
+	var stop error
+	entries := 0
+	found, others, err := hashdir.Entries(g.ctx, name, func(
+		path string, hash sources.EKHash, attrs sources.Attributes, err error,
+	) {
+		entries++
+		switch {
+		case stop != nil:
+		case err != nil:
+			stop = g.wrong(mistake{File: filepath.Join(name, path), Problem: err.Error()})
+		default:
+			stop = g.add(0, ekhashes.Entry{Hash: hash, Name: attrs.Name, Labels: attrs.Labels})
+		}
+	})
+	switch {
+	case err != nil:
+		return fmt.Errorf("folder %q: %w", name, err)
+	case stop != nil:
+		return stop
+	case entries == 0 && g.from == fromAuto && len(found) == 0:
+		return g.keyFolder(name)
+	}
+	for _, w := range found {
+		g.warnings.add(name, w)
+	}
+	if others > 0 {
+		g.warnings.add(name, fmt.Sprintf("%d files are not named by a hash and were left out", others))
+	}
+	return nil
+}
+
+// keyFolder reads the files of keys and certificates in a folder. Names that begin with a dot
+// and folders are passed over.
+func (g *gather) keyFolder(name string) error {
+	folder, err := os.Open(name) //nolint:gosec // G304: the operator names it
+	if err != nil {
+		return err
+	}
+	defer func() { _ = folder.Close() }() // it was only read
+	files, err := folder.ReadDir(maxKeyFiles)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	read := 0
+	for _, entry := range files {
+		path := filepath.Join(name, entry.Name())
+		info, err := os.Stat(path) // which follows links
+		if strings.HasPrefix(entry.Name(), ".") || err == nil && info.IsDir() {
+			continue
+		}
+		if err == nil && !info.Mode().IsRegular() {
+			err = fmt.Errorf("%q is not a regular file", path)
+		}
+		if err != nil {
+			return err
+		}
+		read++
+		if err := g.keyFile(path); err != nil {
+			return err
+		}
+	}
+	if read == 0 || len(files) == maxKeyFiles {
+		return g.wrong(mistake{File: name, Problem: fmt.Sprintf(
+			"the folder has no file with an EK, or more than %d files: name the folder of the hashes, keys or "+
+				"certificates itself", maxKeyFiles-1)})
+	}
+	return nil
+}
+
+func (g *gather) keyFile(path string) error {
+	file, err := os.Open(path) //nolint:gosec // G304: in a folder that the operator names
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }() // it was only read
+	return g.keys(path, file)
+}
+
+// ndjson reads an entry on each line.
+func (g *gather) ndjson(name string, in io.Reader) error {
+	g.begin(name, true)
+	rows := bufio.NewScanner(io.LimitReader(in, maxRows))
+	rows.Buffer(make([]byte, sniffed), maxRow)
+	line := 0
+	for rows.Scan() {
+		line++
+		row := rows.Bytes()
+		if line == 1 {
+			row = smallfile.TrimMark(row)
+		}
+		if len(bytes.TrimSpace(row)) == 0 {
+			continue
+		}
+		if err := g.row(name, line, row); err != nil {
+			return err
+		}
+	}
+	if errors.Is(rows.Err(), bufio.ErrTooLong) {
+		return g.wrong(mistake{name, line + 1, "", fmt.Sprintf("a line of more than %d bytes", maxRow)})
+	}
+	return rows.Err()
+}
+
+// row reads one line of NDJSON.
+func (g *gather) row(name string, line int, row []byte) error {
+	e, doubts, err := ekhashes.ParseEntry(row)
+	if err != nil {
+		all := mistakesIn(name, err)
+		all[0].Line = line
+		return g.wrong(all...)
+	}
+	for _, d := range doubts {
+		g.warnings.add(fmt.Sprintf("%s:%d", name, line), d)
+	}
+	return g.add(line, e)
+}
+
+// readDocument reads one list, in any of its forms or as a folder of hashes, with its header.
+func (g *gather) readDocument(name string) (*ekhashes.Document, error) {
+	info, err := os.Stat(name)
+	if name != "-" && err != nil {
+		return nil, err
+	}
+	if name != "-" && info.IsDir() {
+		g.from = fromHashes
+		return g.all([]string{name}, list.Header{})
+	}
+	file, err := input.Open(name, g.cmd.InOrStdin())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }() // it was only read
+	d, err := g.document(name, file)
+	if len(g.mistakes) > 0 {
+		return nil, mistakesError(g.mistakes)
+	}
+	return d, err
+}

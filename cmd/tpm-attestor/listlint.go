@@ -1,0 +1,156 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
+)
+
+func newLint(output *format) *cobra.Command {
+	var opts ekhashes.Options
+	cmd := &cobra.Command{
+		Use:   "lint LIST...",
+		Short: "Find the mistakes in lists",
+		Long: `lint reads each LIST as a server does, and tells up to twenty mistakes in it, with their lines and
+what they look like. It finds no mistake exactly if a server takes the list. LIST is a list as text or JSON,
+or a folder whose files are named by EK hashes; "-" is the standard input. Fields that a server ignores
+although they look as if they were meant, and files that look like entries and are none, are warnings.
+
+Exit code 3 says that there are mistakes, 4 that a LIST could not be read.`,
+		Example: examples(
+			"tpm-attestor list lint /etc/tpm/machines.txt",
+			"tpm-attestor list lint --http tpm.json",
+			"tpm-attestor list lint --output json lists/*",
+		),
+		Args: atLeastOne("the lists"),
+		RunE: func(cmd *cobra.Command, args []string) error { return runLint(cmd, opts, *output, args) },
+	}
+	cmd.Flags().BoolVar(&opts.AllowEmpty, "allow-empty", false, "a text list without an entry is meant to be empty, "+
+		"as the key allow_empty of hash_file says")
+	cmd.Flags().BoolVar(&opts.JSON, "http", false, "the lists are for a source http, which reads JSON alone")
+	return cmd
+}
+
+// linted is the JSON output of list lint.
+type linted struct {
+	Version int          `json:"version"`
+	Valid   bool         `json:"valid"`
+	Lists   []lintedList `json:"lists"`
+}
+
+type lintedList struct {
+	File  string `json:"file"`
+	Valid bool   `json:"valid"`
+	headerJSON
+	Entries  int       `json:"entries"`
+	Mistakes []mistake `json:"mistakes"`
+	Warnings []string  `json:"warnings"`
+
+	words string // the header
+}
+
+func runLint(cmd *cobra.Command, opts ekhashes.Options, output format, names []string) error {
+	result := linted{Version: 1, Valid: true}
+	for _, name := range names {
+		l, err := lint(cmd, opts, name)
+		if err != nil {
+			return &exitError{exitCannotTell, fmt.Errorf("read the list: %w", err)}
+		}
+		result.Lists = append(result.Lists, l)
+		result.Valid = result.Valid && l.Valid
+	}
+	if err := printLinted(cmd, output, &result); err != nil {
+		return err
+	}
+	if !result.Valid {
+		return &exitError{code: exitRefused}
+	}
+	return nil
+}
+
+// lint reads one list. The error says why it cannot be read.
+func lint(cmd *cobra.Command, opts ekhashes.Options, name string) (lintedList, error) {
+	result := lintedList{File: name, Mistakes: []mistake{}, Warnings: []string{}}
+	d, warnings, err := lintDocument(cmd, opts, name)
+	if mistakes, ok := errors.AsType[mistakesError](err); ok {
+		result.Mistakes = mistakes
+	} else if err != nil {
+		return result, err
+	}
+	result.Warnings = append(result.Warnings, warnings...)
+	if d != nil {
+		result.Valid, result.Entries = true, d.Len()
+		result.headerJSON, result.words = headerToJSON(d.Header()), words(d.Header())
+	}
+	return result, nil
+}
+
+func lintDocument(cmd *cobra.Command, opts ekhashes.Options, name string) (*ekhashes.Document, []string, error) {
+	if info, err := os.Stat(name); name != "-" && err == nil && info.IsDir() {
+		g := newGather(cmd, fromHashes, true, false)
+		defer g.progress.end()
+		d, err := g.all([]string{name}, list.Header{})
+		return d, g.warnings.texts(), err
+	}
+	p := startProgress(cmd.ErrOrStderr(), "reading "+name, "")
+	defer p.end()
+	in, err := input.Open(name, cmd.InOrStdin())
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { _ = in.Close() }() // it was only read
+	data, err := io.ReadAll(io.LimitReader(in, maxList+1))
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(data) > maxList {
+		return nil, nil, mistakesError{{File: name, Problem: fmt.Sprintf(
+			"longer than %d bytes: raise max_bytes in the servers' configuration, or split the list", maxList)}}
+	}
+	d, err := asServer(cmd.Context(), name, data, opts)
+	if err != nil {
+		return nil, nil, err
+	}
+	return d, placed(name, d.Warnings()), nil
+}
+
+// placed returns warnings with the name of the file that they are about.
+func placed(name string, warnings []string) []string {
+	for i, w := range warnings {
+		warnings[i] = name + ": " + w
+	}
+	return warnings
+}
+
+func printLinted(cmd *cobra.Command, output format, r *linted) error {
+	if output == outputJSON {
+		return printJSON(cmd, r)
+	}
+	for i := range r.Lists {
+		l := &r.Lists[i]
+		if err := printMessages(cmd, "warning: ", l.Warnings); err != nil {
+			return err
+		}
+		if !l.Valid {
+			if err := printMessages(cmd, "", []mistakesError{l.Mistakes}); err != nil {
+				return err
+			}
+			continue
+		}
+		text := fmt.Sprintf("%s: %d entries", l.File, l.Entries)
+		if l.words != "" {
+			text += ", " + l.words
+		}
+		if err := printText(cmd, text+"\n"); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,267 @@
+package main
+
+import (
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/atomicfile"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/signature"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
+)
+
+// signFlags are the flags of list sign and list verify.
+type signFlags struct {
+	key       string
+	signature string // default: the list's path with .sig
+	listID    string
+}
+
+// signatureOf returns where the signature of a list is.
+func (f *signFlags) signatureOf(name string) (string, error) {
+	switch {
+	case f.signature == "-":
+		return "", usageError("a signature is in a file: it cannot be the standard input or output")
+	case f.signature != "":
+		return f.signature, nil
+	case name == "-":
+		return "", usageError("the list is from the standard input: say where its signature is, with --signature")
+	}
+	return name + ".sig", nil
+}
+
+func newSign(output *format) *cobra.Command {
+	var f signFlags
+	cmd := &cobra.Command{
+		Use:   "sign LIST",
+		Short: "Sign a list for the source http",
+		Long: `sign signs a LIST with a private key, and writes the signature to LIST.sig, or where --signature
+says. "-" is the standard input. It prints the ID of the key, which is the SHA-256 of the public key in DER.
+
+LIST is in JSON, and has serial, expires and list: a server takes no signed list without them. sign writes
+no signature that a server would refuse. Publish the list and its signature together, unchanged: the
+signature is over every byte of the list.
+
+The key is an Ed25519 key, or an ECDSA key on the curve P-256, as these commands write it:
+
+  openssl genpkey -algorithm ed25519 -out list.key
+  openssl pkey -in list.key -pubout -out list.pub
+
+Exit code 3 says that a server would refuse the list.`,
+		Example: examples(
+			"tpm-attestor list sign tpm.json --key list.key",
+			"tpm-attestor list sign - --key list.key --signature tpm.json.sig < tpm.json",
+		),
+		Args: oneArgument("the list"),
+		RunE: func(cmd *cobra.Command, args []string) error { return runSign(cmd, &f, *output, args[0]) },
+	}
+	cmd.Flags().StringVar(&f.key, "key", "", "the private key, a PEM file (required)")
+	cmd.Flags().StringVar(&f.signature, "signature", "", "the file to write (default LIST.sig)")
+	return cmd
+}
+
+// signed is the JSON output of list sign and list verify.
+type signed struct {
+	Version int    `json:"version"`
+	File    string `json:"file"`
+	headerJSON
+	Entries   int       `json:"entries"`
+	Signature string    `json:"signature"`
+	Valid     bool      `json:"valid"`
+	KeyID     string    `json:"key_id,omitempty"`
+	Mistakes  []mistake `json:"mistakes"`
+}
+
+func runSign(cmd *cobra.Command, f *signFlags, output format, name string) error {
+	to, err := f.signatureOf(name)
+	if err == nil && f.key == "" {
+		err = usageError("name the private key, with --key")
+	}
+	if err != nil {
+		return err
+	}
+	text, err := smallfile.Read(f.key, signature.MaxPrivateKey)
+	if err != nil {
+		return fmt.Errorf("read the private key: %w", err)
+	}
+	key, err := signature.ParsePrivateKey(text)
+	if err != nil {
+		return fmt.Errorf("the private key %q: %w", f.key, err)
+	}
+	id, err := keyID(key.Public())
+	if err != nil {
+		return err
+	}
+	data, err := input.Read(name, cmd.InOrStdin(), maxList)
+	if err != nil {
+		return fmt.Errorf("read the list: %w", err)
+	}
+	result := signed{Version: 1, File: name, Signature: to, Mistakes: []mistake{}}
+	d, err := signable(cmd, name, data)
+	if err != nil {
+		return result.refuse(cmd, output, err)
+	}
+	sig, err := signature.Sign(key, data)
+	if err != nil {
+		return err
+	}
+	if err := atomicfile.Write(to, func(w io.Writer) error {
+		_, err := w.Write(sig)
+		return err
+	}); err != nil {
+		return fmt.Errorf("write the signature: %w", err)
+	}
+	return result.print(cmd, output, d, id)
+}
+
+// signable reads a list that is to be signed. The error is a mistakesError if no server would
+// take it with a signature.
+func signable(cmd *cobra.Command, name string, data []byte) (*ekhashes.Document, error) {
+	d, err := asServer(cmd.Context(), name, data, ekhashes.Options{JSON: true})
+	if err != nil {
+		return nil, err
+	}
+	signing := list.Signing{Name: d.Header().Name}
+	if err := signing.Check(d.Header()); err != nil {
+		return nil, mistakesError{{File: name, Problem: err.Error()}}
+	}
+	if signing.Name == "" {
+		return nil, mistakesError{{
+			File: name,
+			Problem: `a signed list needs the field "list", so that it cannot be swapped for another: ` +
+				"name it as list_id says",
+		}}
+	}
+	return d, nil
+}
+
+// keyID returns the ID of a public key, in hex.
+func keyID(public any) (string, error) {
+	der, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		return "", err
+	}
+	keys, err := signature.ParsePublicKeys(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+	if err != nil {
+		return "", err
+	}
+	id := keys[0].ID()
+	return hex.EncodeToString(id[:]), nil
+}
+
+// refuse tells why a list is refused.
+func (r *signed) refuse(cmd *cobra.Command, output format, err error) error {
+	mistakes, ok := errors.AsType[mistakesError](err)
+	if !ok {
+		return err
+	}
+	if output == outputJSON {
+		r.Mistakes = mistakes
+		if err := printJSON(cmd, r); err != nil {
+			return err
+		}
+		return &exitError{code: exitRefused}
+	}
+	if err := printMessages(cmd, "", []mistakesError{mistakes}); err != nil {
+		return err
+	}
+	return &exitError{exitRefused, errors.New("no server would take this list with this signature")}
+}
+
+// print says what was signed, or verified.
+func (r *signed) print(cmd *cobra.Command, output format, d *ekhashes.Document, id string) error {
+	r.headerJSON, r.Entries, r.Valid, r.KeyID = headerToJSON(d.Header()), d.Len(), true, id
+	if output == outputJSON {
+		return printJSON(cmd, r)
+	}
+	return printText(cmd, fmt.Sprintf("%s: %d entries, %s\nsignature: %s\nkey ID: %s\n",
+		r.File, r.Entries, words(d.Header()), r.Signature, r.KeyID))
+}
+
+func newVerify(output *format) *cobra.Command {
+	var f signFlags
+	cmd := &cobra.Command{
+		Use:   "verify LIST",
+		Short: "Verify the signature of a list",
+		Long: `verify checks a LIST and its signature as the source http does: the signature in LIST.sig, or where
+--signature says, by one of the public keys in --public-key, the serial, the expiry and the name of the
+list. "-" is the standard input. It prints the ID of the key that has signed.
+
+Without --list-id, any name of the list will do. A server has a list_id: give it here, too.
+
+Exit code 3 says that a server would refuse the list, 4 that the list, its signature or the public keys
+could not be read.`,
+		Example: examples(
+			"tpm-attestor list verify tpm.json --public-key list.pub --list-id fleet",
+			"tpm-attestor list verify tpm.json --public-key list.pub --signature tpm.json.sig.b64",
+		),
+		Args: oneArgument("the list"),
+		RunE: func(cmd *cobra.Command, args []string) error { return runVerify(cmd, &f, *output, args[0]) },
+	}
+	cmd.Flags().StringVar(&f.key, "public-key", "", "a PEM file of one or more public keys, as "+
+		"public_key_path (required)")
+	cmd.Flags().StringVar(&f.signature, "signature", "", "the signature (default LIST.sig)")
+	cmd.Flags().StringVar(&f.listID, "list-id", "", "the name that the list must give itself, as list_id")
+	return cmd
+}
+
+func runVerify(cmd *cobra.Command, f *signFlags, output format, name string) error {
+	at, err := f.signatureOf(name)
+	if err == nil && f.key == "" {
+		err = usageError("name the public keys, with --public-key")
+	}
+	if err != nil {
+		return err
+	}
+	c, keys, err := f.readSigned(cmd, name, at)
+	if err != nil {
+		return &exitError{exitCannotTell, err}
+	}
+	result := signed{Version: 1, File: name, Signature: at, Mistakes: []mistake{}}
+	id, err := keys.Verify(c.Data, c.Signature)
+	if err != nil {
+		return result.refuse(cmd, output, mistakesError{{File: at, Problem: err.Error()}})
+	}
+	signing := &list.Signing{KeyPath: f.key, Name: f.listID}
+	if f.listID == "" {
+		d, err := asServer(cmd.Context(), name, c.Data, ekhashes.Options{JSON: true})
+		if err != nil {
+			return result.refuse(cmd, output, err)
+		}
+		signing.Name = d.Header().Name
+	}
+	d, err := served(cmd.Context(), name, c, ekhashes.Options{JSON: true}, signing)
+	if err != nil {
+		return result.refuse(cmd, output, err)
+	}
+	return result.print(cmd, output, d, hex.EncodeToString(id[:]))
+}
+
+// readSigned reads a list, its signature and the public keys.
+func (f *signFlags) readSigned(cmd *cobra.Command, name, at string) (list.Copy, signature.PublicKeys, error) {
+	c := list.Copy{At: time.Now()}
+	text, err := smallfile.Read(f.key, signature.MaxPublicKeys)
+	if err != nil {
+		return c, nil, fmt.Errorf("read the public keys: %w", err)
+	}
+	keys, err := signature.ParsePublicKeys(text)
+	if err != nil {
+		return c, nil, fmt.Errorf("the public keys in %q: %w", f.key, err)
+	}
+	if c.Signature, err = input.Read(at, nil, signature.MaxSignature); err != nil {
+		return c, nil, fmt.Errorf("read the signature: %w", err)
+	}
+	if c.Data, err = input.Read(name, cmd.InOrStdin(), maxList); err != nil {
+		return c, nil, fmt.Errorf("read the list: %w", err)
+	}
+	return c, keys, nil
+}
