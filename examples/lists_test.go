@@ -22,6 +22,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/server"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashfile"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/bootprofiles"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
@@ -32,9 +33,9 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// Lists, as the documentation and the examples show them, are lists.
+// Lists and boot profiles, as the documentation and the examples show them, are such.
 func TestListsAreRead(t *testing.T) {
-	lists := map[string]string{}
+	lists, profiles := map[string]string{}, 0
 	for _, file := range repoFiles(t, ".txt", ".json") {
 		if strings.HasPrefix(file, "examples/") {
 			lists[file] = read(t, file)
@@ -42,13 +43,20 @@ func TestListsAreRead(t *testing.T) {
 	}
 	for _, p := range pages(t) {
 		for _, b := range p.blocks {
-			isJSON := b.lang() == "json" && strings.Contains(b.text, `"keys": [`)
+			isJSON := b.lang() == "json" && (strings.Contains(b.text, `"keys": [`) || strings.Contains(b.text, `"profiles": [`))
 			if isJSON || b.lang() == "text" && strings.HasPrefix(b.text, "# hash ") {
 				lists[fmt.Sprintf("%s:%d", b.file, b.line)] = b.text
 			}
 		}
 	}
 	for place, text := range lists {
+		if strings.Contains(text, `"profiles"`) {
+			profiles++
+			if _, err := bootprofiles.Parse([]byte(text), bootprofiles.Options{}); err != nil {
+				t.Errorf("%s: %v", place, err)
+			}
+			continue
+		}
 		path := filepath.Join(t.TempDir(), "list")
 		must(t, os.WriteFile(path, []byte(text), 0o600))
 		source, err := hashfile.New(hashfile.Config{Path: path})
@@ -57,8 +65,9 @@ func TestListsAreRead(t *testing.T) {
 			t.Errorf("%s: %v", place, err)
 		}
 	}
-	if len(lists) < 4 {
-		t.Errorf("found only %d lists: is the test looking in the right place?", len(lists))
+	if len(lists)-profiles < 4 || profiles < 1 {
+		t.Errorf("found only %d lists, and boot profiles %d times: is the test looking in the right place?",
+			len(lists)-profiles, profiles)
 	}
 }
 

@@ -100,7 +100,7 @@ func (in *input) parse(identity web.IdentityProvider) *Config {
 	c.decodeAgentPath(b)
 	c.dropEmpty(b)
 	c.Quote = decodeQuote(ps, b.all(quoteKey))
-	all, allow, deny := in.decodeRoot(b, spire{in.trustDomain, identity})
+	all, allow, deny := in.decodeRoot(b, spire{in.trustDomain, identity, c.Quote})
 	b.finish()
 	c.checkAgentPath(ps, all, allow)
 	c.assemble(ps, all, allow, deny)

@@ -27,6 +27,17 @@ func (k key) like(example string) key {
 	return k
 }
 
+// beside returns a key that has its default only if the block has another key.
+func beside(other string, k key) key {
+	read := k.read
+	k.read = func(b *body, name string) {
+		if b.has(name) || b.has(other) {
+			read(b, name)
+		}
+	}
+	return k
+}
+
 // unread is set instead of a value that could not be read, so that the constructor does not
 // take the key for missing.
 const unread = "?"

@@ -11,11 +11,13 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/server/agentpath"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/bootpolicy"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashfile"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
 	lists "github.com/spire-tpm/spire-tpm-attestor/sources/list"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/bootprofiles"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/web"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sqltable"
 )
@@ -31,8 +33,12 @@ type kind struct {
 	gives []given
 	// byVendor is true if the source knows vendors of TPMs, and not each TPM.
 	byVendor bool
+	// byBoot is true if the source knows what machines boot, and not each TPM.
+	byBoot bool
 	// denies is the key that a source needs if a deny rule names it.
 	denies need
+	// neverDenies is why no deny rule may name a source; empty if it may.
+	neverDenies string
 }
 
 // given is a field of an agent's ID that a source can give. If key is not empty, the source
@@ -45,15 +51,16 @@ type given struct {
 // need is a key that must be set, and why. The zero value means that no key must.
 type need struct{ key, because string }
 
-// spire is what sources need of SPIRE.
+// spire is what sources need besides their blocks: of SPIRE, and of what machines are asked.
 type spire struct {
 	trustDomain spiffeid.TrustDomain // zero if it is not known
 	identity    web.IdentityProvider
+	quote       *Quote // nil if machines are not asked to quote
 }
 
 // kinds returns all kinds of sources. To add a kind, add it here.
 func kinds() []kind {
-	return []kind{ekCA(), hashDir(), hashFile(), httpList(), sqlTable()}
+	return []kind{ekCA(), hashDir(), hashFile(), httpList(), sqlTable(), bootPolicy()}
 }
 
 // reader returns a function that reads the keys of a block into a Config and passes it to
@@ -148,32 +155,37 @@ func httpList() kind {
 		name:    "http",
 		example: `source "http" "inventory" { url = "https://allowlist.example.org/tpm.json" }`,
 		read: reader(httplist.New, func(c *httplist.Config, of spire) []key {
-			return []key{
-				plain("url", &c.URL).like(`"https://allowlist.example.org/tpm.json"`),
-				regularFile("ca_path", &c.CAPath),
-				regularFile("client_cert_path", &c.ClientCertPath),
-				secretFile("client_key_path", &c.ClientKeyPath),
-				secretFile("bearer_token_path", &c.BearerTokenPath),
-				plain("auth", &c.Auth),
-				serverID("server_id", c, of).like(`"spiffe://example.org/allowlist"`),
-				duration("timeout", &c.Timeout, web.DefaultTimeout, leastRequest, mostRequest),
-				duration("poll_interval", &c.PollInterval, lists.DefaultEvery, leastPoll, mostPoll),
-				duration("max_staleness", &c.MaxStaleness, lists.DefaultMaxStaleness, leastStale, mostStale),
-				integer("max_bytes", &c.MaxBytes, lists.DefaultMaxBytes, 1, lists.MostMaxBytes),
-				cacheFile("cache_path", &c.CachePath),
-				plain("signature_url", &c.SignatureURL),
-				regularFile("public_key_path", &c.PublicKeyPath),
-				plain("list_id", &c.ListID),
-			}
+			return append(onWebServer(c, of, lists.DefaultMaxBytes, lists.MostMaxBytes),
+				plain("url", &c.URL).like(`"https://allowlist.example.org/tpm.json"`))
 		}),
 		gives: nameOfMachine(),
+	}
+}
+
+// onWebServer are the keys of a list on a web server, but for its url.
+func onWebServer(c *web.ListConfig, of spire, maxBytes, mostBytes int64) []key {
+	return []key{
+		regularFile("ca_path", &c.CAPath),
+		regularFile("client_cert_path", &c.ClientCertPath),
+		secretFile("client_key_path", &c.ClientKeyPath),
+		secretFile("bearer_token_path", &c.BearerTokenPath),
+		plain("auth", &c.Auth),
+		serverID("server_id", c, of).like(`"spiffe://example.org/allowlist"`),
+		beside("url", duration("timeout", &c.Timeout, web.DefaultTimeout, leastRequest, mostRequest)),
+		duration("poll_interval", &c.PollInterval, lists.DefaultEvery, leastPoll, mostPoll),
+		duration("max_staleness", &c.MaxStaleness, lists.DefaultMaxStaleness, leastStale, mostStale),
+		integer("max_bytes", &c.MaxBytes, maxBytes, 1, mostBytes),
+		cacheFile("cache_path", &c.CachePath),
+		plain("signature_url", &c.SignatureURL),
+		regularFile("public_key_path", &c.PublicKeyPath),
+		plain("list_id", &c.ListID),
 	}
 }
 
 // serverID is the key whose value is the SPIFFE ID of a web server, in SPIRE's own trust
 // domain. A source with that key needs SPIRE's identity. Every Config gets the same provider
 // of it, so that two equal configurations have equal Configs.
-func serverID(name string, c *httplist.Config, of spire) key {
+func serverID(name string, c *web.ListConfig, of spire) key {
 	return key{name: name, read: func(b *body, name string) {
 		plain(name, &c.ServerID).read(b, name)
 		if c.ServerID == "" {
@@ -209,6 +221,23 @@ func sqlTable() kind {
 			}
 		}),
 		gives: nameOfMachine(),
+	}
+}
+
+func bootPolicy() kind {
+	return kind{
+		name:    "boot_policy",
+		example: `source "boot_policy" "golden" { path = "/etc/tpm/boot.json" }`,
+		read: reader(bootpolicy.New, func(c *bootpolicy.Config, of spire) []key {
+			if q := of.quote; q != nil {
+				c.Quote = &bootprofiles.Quote{Bank: q.Bank, PCRs: q.PCRs, EventLog: q.EventLog != EventLogOff}
+			}
+			return append(onWebServer(&c.ListConfig, of, bootprofiles.MaxBytes, bootprofiles.MaxBytes),
+				regularFile("path", &c.Path), plain("url", &c.URL))
+		}),
+		byBoot: true,
+		neverDenies: "a machine that withholds its quote would not be listed by it, and so not be denied: " +
+			"name it in the all of an allow rule instead",
 	}
 }
 

@@ -81,6 +81,11 @@ func checkPolicy(ps *problems, all []definition, known declared, allow, deny []r
 		}
 	}
 	for _, d := range all {
+		for _, r := range deny {
+			if d.kind.neverDenies != "" && named(d.name, []rule{r}) {
+				ps.add(r.path, "names %s, a %s, which cannot deny: %s", d.name, d.kind.name, d.kind.neverDenies)
+			}
+		}
 		if d.unmet.key != "" && named(d.name, deny) {
 			ps.add(under(d.path, d.unmet.key), "%s", d.unmet.because)
 		}
@@ -107,9 +112,12 @@ func quoted(names []string) string {
 func policyWarnings(all []definition, allow, deny []rule) []string {
 	var warnings []string
 	warn := func(path, message string) { warnings = append(warnings, Problem{path, message}.String()) }
-	byVendor := func(source string) bool {
-		return slices.ContainsFunc(all, func(d definition) bool { return d.name == source && d.kind.byVendor })
+	is := func(source string, of func(kind) bool) bool {
+		return slices.ContainsFunc(all, func(d definition) bool { return d.name == source && of(d.kind) })
 	}
+	byVendor := func(source string) bool { return is(source, func(k kind) bool { return k.byVendor }) }
+	byBoot := func(source string) bool { return is(source, func(k kind) bool { return k.byBoot }) }
+	byNobody := func(source string) bool { return byVendor(source) || byBoot(source) }
 	enforced, vendors, certified := false, false, true
 	for _, r := range allow {
 		if r.Trial {
@@ -117,10 +125,18 @@ func policyWarnings(all []definition, allow, deny []rule) []string {
 		}
 		enforced = true
 		certified = certified && slices.ContainsFunc(r.All, byVendor)
-		if vendorsAlone(r.Rule, byVendor) {
+		switch {
+		case enough(r.Rule, byBoot):
+			warn(r.path, "this rule admits by the boot alone: anybody with a TPM in software can have it quote "+
+				"any PCR values; name a source in its all that knows the TPM, such as a list or an ek_ca")
+		case enough(r.Rule, byVendor):
 			vendors = true
 			warn(r.path, "this rule admits by the CAs of TPM vendors alone: "+
 				"any TPM of these vendors is admitted, whoever owns it")
+		case enough(r.Rule, byNobody):
+			vendors = true
+			warn(r.path, "this rule admits by the CAs of TPM vendors and the boot alone: "+
+				"any TPM of these vendors is admitted, whoever owns it, if its machine boots what a profile knows")
 		}
 	}
 	if !enforced {
@@ -141,12 +157,12 @@ func policyWarnings(all []definition, allow, deny []rule) []string {
 	return warnings
 }
 
-// vendorsAlone reports whether sources that know only vendors are enough for a rule to hold.
-func vendorsAlone(r policy.Rule, byVendor func(string) bool) bool {
+// enough reports whether sources of some kinds are enough for a rule to hold.
+func enough(r policy.Rule, kinds func(source string) bool) bool {
 	for _, s := range r.All {
-		if !byVendor(s) {
+		if !kinds(s) {
 			return false
 		}
 	}
-	return len(r.Any) == 0 || slices.ContainsFunc(r.Any, byVendor)
+	return len(r.Any) == 0 || slices.ContainsFunc(r.Any, kinds)
 }

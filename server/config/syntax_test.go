@@ -384,7 +384,7 @@ func reprint(text string) (string, bool) {
 // errors and documentation print.
 func TestExamplesOfKinds(t *testing.T) {
 	for kind, example := range config.KindExamples() {
-		c := mustParse(t, example)
+		c := mustParse(t, "quote { pcrs = [7] }\n"+example)
 		if len(c.Members) != 1 || c.Members[0].Kind != kind {
 			t.Errorf("the example of %s configures %v", kind, c.Members)
 		}
