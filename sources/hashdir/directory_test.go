@@ -79,7 +79,7 @@ func TestNoDescriptorLeft(t *testing.T) {
 	before := descriptors(t)
 	for range 8 {
 		wg.Go(func() {
-			for i := range 1000 {
+			for i := range 200 {
 				ev := evidence(hash(i % 9))
 				for _, s := range []*Source{s, gone, unmarked} {
 					_, _ = s.Check(t.Context(), ev)

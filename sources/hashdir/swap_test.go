@@ -96,7 +96,7 @@ func (s *swapped) checkWhileSwapping(t *testing.T, listed, stranger *sources.Evi
 	must(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
-	for range 4 {
+	for range 2 {
 		wg.Go(func() {
 			for ctx.Err() == nil && !t.Failed() {
 				if v, err := source.Check(t.Context(), listed); err != nil || !v.Listed {

@@ -322,7 +322,7 @@ func TestThousandInASet(t *testing.T) {
 func TestLockedTable(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		ev := sourcetest.NewEvidence(t)
-		s := d.open(func(c *sqltable.Config) { c.Timeout = 150 * time.Millisecond })
+		s := d.open(func(c *sqltable.Config) { c.Timeout = 50 * time.Millisecond })
 		s.SetRetryPause(0)
 		run(t, s)
 		until(t, "it is connected", func() bool { _, err := s.Check(t.Context(), ev); return err == nil })

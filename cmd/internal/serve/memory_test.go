@@ -273,7 +273,7 @@ func (v *victim) holdChallenges(t *testing.T, payload []byte) {
 }
 
 // patience is how long a hostile agent tries to get a challenge.
-const patience = 2 * time.Second
+const patience = 1 * time.Second
 
 // respond answers challenges with responses of size bytes, all at once.
 func (v *victim) respond(t *testing.T, size int) {
