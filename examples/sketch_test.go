@@ -14,6 +14,9 @@ import (
 // passes the conformance suite: whoever begins with it begins with what works. With its
 // entry in the table of kinds, everything that is tested of configurations holds.
 func TestSketchIsASource(t *testing.T) {
+	if testing.Short() {
+		t.Skip("what it runs is another process, in which the race detector is not")
+	}
 	var sketch []string
 	for _, b := range pageOf(t, "CONTRIBUTING.md").blocks {
 		if b.lang() == "go" {

@@ -40,6 +40,7 @@ func TestRevokedWhateverTheClockSays(t *testing.T) {
 	} {
 		for _, mode := range crlModes {
 			t.Run(name+" "+string(mode), func(t *testing.T) {
+				t.Parallel() // each waits until requests have been made again
 				web, now := newSite(t), newClock()
 				cfg := crlConfig(t, mode, root, web)
 				cfg.Now, cfg.CachePath = now.read, filepath.Join(t.TempDir(), "cache.db")

@@ -83,7 +83,7 @@ func TestPeakMemory(t *testing.T) {
 		t.Skip("the race detector has memory of its own: the bar holds without it")
 	}
 	const bar = 8
-	const n = 1_000_000
+	const n = 500_000
 	text, json := hashes(n)
 	for name, data := range map[string][]byte{"text": text, "JSON": json} {
 		path := filepath.Join(t.TempDir(), "list")
