@@ -11,7 +11,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 # The simulator of a TPM needs cgo: it is in tests only, behind this tag.
 TESTFLAGS ?= -tags simulator
 FUZZTIME  ?= 10s
-# Tests wait for servers and for a software TPM, so more packages are tested at once than there are processors.
+# Tests wait for servers and TPMs, so more packages are tested at once than there are processors.
 ATONCE    ?= $(shell echo $$(($$(nproc) * 2)))
 COUNT     ?= 6
 BENCH     ?= .
