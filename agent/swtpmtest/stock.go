@@ -11,8 +11,14 @@ import (
 // about a second, so the tests of a process use again what those before them have made. What a
 // running test has is not in here, so no two TPMs or CAs of a test have the same keys.
 type vendor struct {
-	files folder            // of the CA; nil if it is new
-	tpms  map[bool][]folder // the states of TPMs as they were made, by Options.RSA3072
+	files folder             // of the CA; nil if it is new
+	tpms  map[model][]folder // the states of TPMs as they were made
+}
+
+// A model is what tells TPMs of one vendor apart, from Options.
+type model struct {
+	rsa3072  bool
+	pcrBanks string
 }
 
 // A stock holds the vendors that no test uses.
@@ -29,7 +35,7 @@ func (s *stock) take() *vendor {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.free) == 0 {
-		return &vendor{tpms: map[bool][]folder{}}
+		return &vendor{tpms: map[model][]folder{}}
 	}
 	v := s.free[len(s.free)-1]
 	s.free = s.free[:len(s.free)-1]
@@ -43,21 +49,21 @@ func (s *stock) giveBack(v *vendor) {
 }
 
 // takeTPM returns the state of a TPM that no test uses, or nil.
-func (s *stock) takeTPM(v *vendor, rsa3072 bool) folder {
+func (s *stock) takeTPM(v *vendor, m model) folder {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	all := v.tpms[rsa3072]
+	all := v.tpms[m]
 	if len(all) == 0 {
 		return nil
 	}
-	v.tpms[rsa3072] = all[:len(all)-1]
+	v.tpms[m] = all[:len(all)-1]
 	return all[len(all)-1]
 }
 
-func (s *stock) giveBackTPM(v *vendor, rsa3072 bool, state folder) {
+func (s *stock) giveBackTPM(v *vendor, m model, state folder) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v.tpms[rsa3072] = append(v.tpms[rsa3072], state)
+	v.tpms[m] = append(v.tpms[m], state)
 }
 
 // A folder is the content of a folder that has no folders in it, by name.

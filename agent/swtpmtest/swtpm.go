@@ -81,14 +81,15 @@ func Start(tb testing.TB, o Options) *TPM {
 		if t.CA == nil {
 			t.CA = NewCA(tb)
 		}
-		state := vendors.takeTPM(t.CA.vendor, o.RSA3072)
+		m := model{o.RSA3072, o.PCRBanks}
+		state := vendors.takeTPM(t.CA.vendor, m)
 		if state != nil {
 			state.write(tb, t.StateDir)
 		} else {
 			t.manufacture(dir, o)
 			state = readFolder(tb, t.StateDir)
 		}
-		tb.Cleanup(func() { vendors.giveBackTPM(t.CA.vendor, o.RSA3072, state) })
+		tb.Cleanup(func() { vendors.giveBackTPM(t.CA.vendor, m, state) })
 	}
 	tb.Cleanup(t.Stop)
 	t.Restart()
