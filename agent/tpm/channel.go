@@ -8,6 +8,8 @@ import (
 	"io"
 	"net"
 	"time"
+
+	"github.com/google/go-tpm/tpm2"
 )
 
 const (
@@ -22,8 +24,9 @@ const (
 
 // A channel carries one command at a time to a TPM.
 type channel interface {
-	// roundTrip sends a command and returns the response. If ctx ends first,
-	// roundTrip returns an error, and the channel can only be closed.
+	// roundTrip sends a command and returns the whole response, with a header
+	// like a TPM 2.0's. If ctx ends first, roundTrip returns an error. After an
+	// error, the channel can only be closed.
 	roundTrip(ctx context.Context, command []byte) ([]byte, error)
 	Close() error
 }
@@ -94,13 +97,45 @@ func exchange(tpm io.ReadWriter, command []byte) ([]byte, error) {
 	}
 	size := binary.BigEndian.Uint32(rsp[2:])
 	if size < headerSize || size > maxResponse {
-		return nil, fmt.Errorf("%w: its response is %d bytes long", errNoTPM, size)
+		return nil, noTPM("its response is %d bytes long", size)
 	}
 	n, err = readUpTo(tpm, rsp, n, int(size))
 	if err == nil && n != int(size) {
-		err = fmt.Errorf("%w: its response has %d bytes instead of %d", errNoTPM, n, size)
+		err = noTPM("its response has %d bytes instead of %d", n, size)
 	}
 	return rsp[:n], err
+}
+
+// errControl means that the response is that of swtpm's control channel.
+var errControl = errors.New("not a TPM 2.0: the answer of a control channel")
+
+// controlTag is how a response of swtpm's control channel begins. Its first four bytes
+// are a result in big endian, and all results are small numbers (swtpm_ioctls(3)).
+const controlTag tpm2.TPMST = 0x0000
+
+// checkTag checks the first two bytes of a response, its tag (part 2, 6.9).
+func checkTag(rsp []byte) error {
+	switch tag := tpm2.TPMST(binary.BigEndian.Uint16(rsp)); tag {
+	case tpm2.TPMSTNoSessions, tpm2.TPMSTSessions:
+		return nil
+	case tpm2.TPMSTRspCommand:
+		return &Error{
+			Class: ErrSetup, Err: errors.New("the answer comes from a TPM 1.2"),
+			Hint: "a TPM 2.0 is needed: some machines can switch theirs in the firmware's setup",
+		}
+	case controlTag:
+		return errControl
+	default:
+		return noTPM("the answer has the tag %#04x", uint16(tag))
+	}
+}
+
+// noTPM returns the error for a response that is not a TPM's.
+func noTPM(format string, args ...any) error {
+	return &Error{
+		Class: ErrSetup, Err: fmt.Errorf("not a TPM 2.0: "+format, args...),
+		Hint: "check that device names a TPM 2.0",
+	}
 }
 
 // readUpTo reads into b, which holds n bytes already, until it holds at least want

@@ -27,14 +27,8 @@ const (
 	firstPause = 20 * time.Millisecond
 )
 
-var (
-	// errTimeout means that a command has exceeded its time limit.
-	errTimeout = errors.New("the TPM does not answer")
-	// errNoTPM means that the response is not a TPM's.
-	errNoTPM = errors.New("not a TPM 2.0")
-	// errControl means that the response is that of swtpm's control channel.
-	errControl = errors.New("the answer of a control channel")
-)
+// errTimeout means that a command has exceeded its time limit.
+var errTimeout = errors.New("the TPM does not answer")
 
 // Do runs f, which uses a TPM, in a goroutine, and returns its error. If ctx ends, Do
 // returns within a second even if f has not returned: a TPM's command cannot be
@@ -123,9 +117,6 @@ func (c *conn) sendOnce(command []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(c.ctx), timeLimit(command), errTimeout)
 	defer cancel()
 	rsp, err := c.channel.roundTrip(ctx, command)
-	if err == nil {
-		err = checkResponse(rsp)
-	}
 	if err != nil {
 		c.err = err
 		return nil, err
@@ -139,43 +130,6 @@ func timeLimit(command []byte) time.Duration {
 		return makeTimeout
 	}
 	return commandTimeout
-}
-
-// checkResponse checks a response's header (part 1, 18.2). A response whose header
-// is wrong does not come from a TPM 2.0, or belongs to another command.
-func checkResponse(rsp []byte) error {
-	if len(rsp) < headerSize || len(rsp) > maxResponse ||
-		int(binary.BigEndian.Uint32(rsp[2:])) != len(rsp) {
-		return &Error{
-			Class: ErrSetup, Err: errors.New("the answer does not come from a TPM"),
-			Hint: "check that device names a TPM 2.0",
-		}
-	}
-	return checkTag(rsp)
-}
-
-// controlTag is how a response of swtpm's control channel begins. Its first four bytes
-// are a result in big endian, and all results are small numbers (swtpm_ioctls(3)).
-const controlTag tpm2.TPMST = 0x0000
-
-// checkTag checks the first two bytes of a response, its tag (part 2, 6.9).
-func checkTag(rsp []byte) error {
-	switch tag := tpm2.TPMST(binary.BigEndian.Uint16(rsp)); tag {
-	case tpm2.TPMSTNoSessions, tpm2.TPMSTSessions:
-		return nil
-	case tpm2.TPMSTRspCommand:
-		return &Error{
-			Class: ErrSetup, Err: errors.New("the answer comes from a TPM 1.2"),
-			Hint: "a TPM 2.0 is needed: some machines can switch theirs in the firmware's setup",
-		}
-	case controlTag:
-		return fmt.Errorf("%w: %w", errNoTPM, errControl)
-	default:
-		return &Error{
-			Class: ErrSetup, Err: fmt.Errorf("%w: the answer has the tag %#04x", errNoTPM, uint16(tag)),
-			Hint: "check that device names a TPM 2.0",
-		}
-	}
 }
 
 // notYet reports whether the TPM was not ready for the command.

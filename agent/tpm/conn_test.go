@@ -3,7 +3,6 @@ package tpm
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"net"
 	"path/filepath"
@@ -217,52 +216,23 @@ func TestResend(t *testing.T) {
 	})
 }
 
-// A response that does not come from a TPM 2.0 is an error that says so; its body is
-// never parsed.
-func TestResponseNotFromATPM(t *testing.T) {
-	size := func(tag uint16, size, length int) []byte {
-		b := binary.BigEndian.AppendUint16(nil, tag)
-		b = binary.BigEndian.AppendUint32(b, uint32(size))
-		return append(b, make([]byte, max(0, length-6))...)
-	}
-	for name, tt := range map[string]struct {
-		rsp  []byte
-		want string
-	}{
-		"nothing":        {nil, "not come from a TPM"},
-		"a few bytes":    {[]byte{0x80, 1, 0, 0}, "not come from a TPM"},
-		"a short size":   {size(0x8001, 9, 10), "not come from a TPM"},
-		"a long size":    {size(0x8001, 11, 10), "not come from a TPM"},
-		"a huge one":     {size(0x8001, maxResponse+1, maxResponse+1), "not come from a TPM"},
-		"a TPM 1.2":      {size(0x00C4, 10, 10), "TPM 2.0 is needed"},
-		"another tag":    {size(0x4854, 10, 10), "not a TPM 2.0"},
-		"a web server's": {[]byte("HTTP/1.1 400 Bad Request\r\n\r\n"), "not come from a TPM"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			c := newConn(t.Context(), fakeChannel(func(context.Context, []byte) ([]byte, error) {
-				return tt.rsp, nil
-			}))
-			_, err := readCapabilities(c)
-			if !errors.Is(err, ErrSetup) || !strings.Contains(err.Error(), tt.want) {
-				t.Errorf("error %v, want %q", err, tt.want)
-			}
-		})
-	}
-}
-
-// A response whose size is wrong, too large or not reached is an error: a faulty software
-// TPM can make the agent neither allocate memory nor mix up responses.
+// A response that does not come from a TPM 2.0, or whose size is wrong, too large or not
+// reached, is an error that says so: a faulty software TPM can make the agent neither allocate
+// memory nor mix up responses.
 func TestMalformedSocketResponses(t *testing.T) {
 	for name, tt := range map[string]struct {
 		send string
 		want string
 	}{
 		"larger than a response": {"\x80\x01\xFF\xFF\xFF\xFF\x00\x00\x00\x00", "4294967295 bytes"},
+		"larger by one":          {"\x80\x01\x00\x00\x10\x01\x00\x00\x00\x00", "4097 bytes"},
 		"smaller than a header":  {"\x80\x01\x00\x00\x00\x01\x00\x00\x00\x00", "1 bytes long"},
 		"cut in the header":      {"\x80\x01\x00", "unexpected EOF"},
 		"cut in the body":        {"\x80\x01\x00\x00\x00\x10\x00\x00\x00\x00\x00", "unexpected EOF"},
 		"nothing":                {"", "EOF"},
 		"more than it says":      {"\x80\x01\x00\x00\x00\x0A\x00\x00\x00\x00more", "14 bytes instead of 10"},
+		"a TPM 1.2":              {"\x00\xC4\x00\x00\x00\x0A\x00\x00\x00\x00", "TPM 2.0 is needed"},
+		"a web server's":         {"HTTP/1.1 400 Bad Request\r\n\r\n", "not a TPM 2.0"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			client, server := net.Pipe()
@@ -274,8 +244,9 @@ func TestMalformedSocketResponses(t *testing.T) {
 				server.Close()
 			}()
 			ch := &socketChannel{client, "/nowhere"}
-			if _, err := ch.roundTrip(t.Context(), []byte("command")); err == nil ||
-				!strings.Contains(err.Error(), tt.want) {
+			_, err := ch.roundTrip(t.Context(), []byte("command"))
+			if err == nil || !strings.Contains(err.Error(), tt.want) ||
+				errors.Is(err, ErrSetup) == strings.Contains(tt.want, "EOF") {
 				t.Errorf("error %v, want %q", err, tt.want)
 			}
 			ch.Close()

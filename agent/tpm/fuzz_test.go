@@ -26,10 +26,11 @@ func (s *script) roundTrip(context.Context, []byte) ([]byte, error) {
 	s.rest = s.rest[2:]
 	rsp := append([]byte(nil), s.rest[:min(size, len(s.rest))]...)
 	s.rest = s.rest[len(rsp):]
-	if len(rsp) >= headerSize {
-		binary.BigEndian.PutUint32(rsp[2:], uint32(len(rsp)))
+	if len(rsp) < headerSize {
+		return nil, io.ErrUnexpectedEOF
 	}
-	return rsp, nil
+	binary.BigEndian.PutUint32(rsp[2:], uint32(len(rsp)))
+	return rsp, checkTag(rsp)
 }
 
 func (*script) Close() error { return nil }
