@@ -42,7 +42,7 @@ func TestBootPolicy(t *testing.T) {
 	}
 	off.Quote = &bootprofiles.Quote{Bank: "sha384", PCRs: []int{7}}
 	for text, want := range map[string]bootpolicy.Config{
-		quoted + golden:     file,
+		quoted + golden:      file,
 		quoted + site + ` }`: plain,
 		quoted + site + ` ca_path = "/ca" client_cert_path = "/cert" client_key_path = "/key"
 			bearer_token_path = "/token" timeout = "1s" poll_interval = "1m" max_staleness = "1h" max_bytes = 1000
