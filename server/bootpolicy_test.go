@@ -1,0 +1,148 @@
+package server_test
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/eventlog/eventlogtest"
+)
+
+// kernel returns the log of a boot by a boot loader and a kernel.
+func kernel(name string) *eventlogtest.Log {
+	return eventlogtest.Boot{
+		Banks: []string{"sha256", "sha384"}, Images: [][]byte{[]byte("boot loader"), []byte(name)},
+	}.Log()
+}
+
+func hexSum(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:])
+}
+
+// policyOf writes boot profiles into a file and returns the sources of a configuration: the
+// list of some machines, and the profiles.
+func policyOf(t *testing.T, profiles string, tpms ...*attestortest.TPM) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "boot.json")
+	if err := os.WriteFile(path, []byte(`{"profiles": [`+profiles+`]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return oneHashDir(hashDir(t, tpms...)) +
+		fmt.Sprintf("source \"boot_policy\" \"golden\" { path = %q }\n", path) +
+		`quote { pcrs = [0, 4, 7] event_log = "optional" }` + "\n"
+}
+
+const production = `allow "production" { all = ["factory", "golden"] }`
+
+// While a kernel rolls out, a machine with the old one and a machine with the new one are both
+// admitted by one profile. A third is refused, and the log says by which event.
+func TestBootPolicyOfTwoKernels(t *testing.T) {
+	old, fresh, third := kernel("kernel 1"), kernel("kernel 2"), kernel("kernel 3")
+	values := hex.EncodeToString(old.PCRs("sha256")[4]) + `", "` + hex.EncodeToString(fresh.PCRs("sha256")[4])
+	images := strings.Join([]string{hexSum("boot loader"), hexSum("kernel 1"), hexSum("kernel 2")}, `", "`)
+	certificate := hexSum(string(eventlogtest.Certificate("db")))
+	event := 1 + slices.IndexFunc(third.Events, func(e eventlogtest.Event) bool {
+		return e.PCR == 4 && string(e.Measured) == "kernel 3" || string(e.Data) == "kernel 3"
+	})
+	for name, profile := range map[string]string{
+		"by PCR 4":  `"pcrs": {"sha256": {"4": ["` + values + `"]}}`,
+		"by images": `"secureboot": {"enabled": true, "db": {"only": ["` + certificate + `"]}, "authorities": {"only": ["` + certificate + `"]}}, "images": {"only": ["` + images + `"]}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			one, two, three := quoting(t, old, old.Bytes()), quoting(t, fresh, fresh.Bytes()), quoting(t, third, third.Bytes())
+			p := serve(t)
+			p.configure(t, policyOf(t, `{"name": "web", "labels": ["boot:ok"], `+profile+`}`, one, two, three)+production)
+			for _, tpm := range []*attestortest.TPM{one, two} {
+				got, err := p.attestTPM(t, tpm)
+				if err != nil {
+					t.Fatalf("%v: %v", err, p.log.find(t, "Attestation"))
+				}
+				want := []string{
+					"boot:web", "label:boot:ok", "pub_hash:" + tpm.EKHash(), "rule:production",
+					"secureboot:enabled", "source:factory", "source:golden",
+				}
+				if !slices.Equal(got.SelectorValues, want) {
+					t.Errorf("selectors %q, want %q", got.SelectorValues, want)
+				}
+			}
+			_, err := p.attestTPM(t, three)
+			wantStatus(t, err, codes.PermissionDenied, "")
+			said, _ := p.log.find(t, "Attestation failed")["sources"].(string)
+			for _, want := range []string{"golden: not listed (meets no profile; web: ", hexSum("kernel 3"), fmt.Sprintf("event %d", event)} {
+				if !strings.Contains(said, want) {
+					t.Errorf("sources are %q, want %q in it", said, want)
+				}
+			}
+		})
+	}
+}
+
+// A rule on trial refuses nobody, and the line about the admission says what it would have done,
+// and why: an operator rolls a profile out by these lines.
+func TestBootPolicyOnTrial(t *testing.T) {
+	log := kernel("kernel 2")
+	tpm := quoting(t, log, log.Bytes())
+	p := serve(t)
+	p.configure(t, policyOf(t, `{"name": "next", "images": {"only": ["`+hexSum("boot loader")+`"]}}`, tpm)+
+		`allow "today" { any = ["factory"] } allow "next" { all = ["factory", "golden"] enforce = false }`)
+	got, err := p.attestTPM(t, tpm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if slices.Contains(got.SelectorValues, "boot:next") {
+		t.Errorf("selectors %q", got.SelectorValues)
+	}
+	p.log.await(t, "Machine admitted")
+	line := p.log.find(t, "Machine admitted")
+	said, _ := line["sources"].(string)
+	if line["@level"] != "info" || fmt.Sprint(line["trials"]) != "allow next: would not hold" ||
+		!strings.Contains(said, "golden: not listed (meets no profile; next: the image "+hexSum("kernel 2")+" is new") {
+		t.Errorf("%v", line)
+	}
+}
+
+// A machine that cannot prove its boot, or withholds the proof, is refused for good, and the
+// log says what is missing. With attributes = false, boot: stays and labels go.
+func TestBootPolicyRefusals(t *testing.T) {
+	log := kernel("kernel")
+	off := eventlogtest.Boot{Banks: []string{"sha256", "sha384"}, SecureBoot: []byte{0}}.Log()
+	const enabled = `{"name": "web", "labels": ["boot:ok"], "secureboot": {"enabled": true}}`
+	for _, tt := range []struct {
+		name string
+		tpm  *attestortest.TPM
+		says string
+	}{
+		{"an agent that does not quote", attestortest.New(t, attestortest.Options{EK: attestor.P256}), "golden: not listed (the machine has not quoted its PCRs"},
+		{"no log", quoting(t, log, nil), "golden: not listed (meets no profile; web: there is no event log, which it needs: the machine sent no event log)"},
+		{"a torn log", quoting(t, log, log.Bytes()[:300]), "web: there is no event log, which it needs: the event log cannot be read"},
+		{"a log of another boot", quoting(t, off, log.Bytes()), "web: the event log does not lead to the quoted PCR 7"},
+		{"Secure Boot is off", quoting(t, off, off.Bytes()), "web: Secure Boot is disabled"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := serve(t)
+			p.configure(t, policyOf(t, enabled, tt.tpm)+production)
+			_, err := p.attestTPM(t, tt.tpm)
+			wantStatus(t, err, codes.PermissionDenied, "")
+			if said, _ := p.log.find(t, "Attestation failed")["sources"].(string); !strings.Contains(said, tt.says) {
+				t.Errorf("sources are %q, want %q in it", said, tt.says)
+			}
+		})
+	}
+	tpm, p := quoting(t, log, log.Bytes()), serve(t)
+	silent := strings.Replace(policyOf(t, enabled, tpm), `boot.json" }`, `boot.json" attributes = false }`, 1)
+	p.configure(t, silent+production)
+	got, err := p.attestTPM(t, tpm)
+	if err != nil || !slices.Contains(got.SelectorValues, "boot:web") || slices.Contains(got.SelectorValues, "label:boot:ok") {
+		t.Errorf("%v, %v", got, err)
+	}
+}
