@@ -331,6 +331,18 @@ func TestRootInAFile(t *testing.T) {
 	}
 }
 
+// Stops a machine whose file is full of CA certificates that it has made up, under the name of a
+// vendor's CA, from keeping other machines' certificates and CRLs out of the mirror.
+func TestForgedCAsInAFile(t *testing.T) {
+	v := newVendor(t)
+	forged := inPEM(t, true, v.tpm(1))
+	for range 300 {
+		forged = append(forged, attestortest.NewCA(t, "root").PEM()...)
+	}
+	s, out := fill(t, v.config(t.TempDir()), machines(t, forged, inPEM(t, true, v.tpm(2))))
+	want(t, s, out, mirror.Summary{Fetched: 4})
+}
+
 // A URL has the issuers of two machines' certificates, and the file in the folder that
 // of the first alone: it is fetched again for the second, and counts once.
 func TestFileForOneOfTwo(t *testing.T) {
