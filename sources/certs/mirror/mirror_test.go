@@ -335,12 +335,15 @@ func TestRootInAFile(t *testing.T) {
 // vendor's CA, from keeping other machines' certificates and CRLs out of the mirror.
 func TestForgedCAsInAFile(t *testing.T) {
 	v := newVendor(t)
-	forged := inPEM(t, true, v.tpm(1))
+	v.remove("/root.crt")
+	forged, forger := inPEM(t, true, v.tpm(1)), attestortest.NewCA(t, "forger")
 	for range 300 {
-		forged = append(forged, attestortest.NewCA(t, "root").PEM()...)
+		forged = append(forged, forger.NewCAWith(t, "root", func(c *x509.Certificate) {
+			c.SubjectKeyId = v.root.Certificate.SubjectKeyId
+		}).PEM()...)
 	}
-	s, out := fill(t, v.config(t.TempDir()), machines(t, forged, inPEM(t, true, v.tpm(2))))
-	want(t, s, out, mirror.Summary{Fetched: 4})
+	s, out := fill(t, v.config(t.TempDir()), machines(t, forged, inPEM(t, true, v.tpm(2)), v.root.PEM()))
+	want(t, s, out, mirror.Summary{Fetched: 3})
 }
 
 // A URL has the issuers of two machines' certificates, and the file in the folder that
