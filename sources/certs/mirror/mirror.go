@@ -13,12 +13,14 @@ package mirror
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -113,7 +115,7 @@ func Fill(ctx context.Context, cfg Config, m *Machines) (Summary, error) {
 	defer cancel(nil)
 	f := &filler{
 		cfg: cfg, machines: m, store: store, dir: dir, abort: cancel, verified: certs.NewMemo(),
-		objects: map[string]*object{}, begun: map[string]bool{},
+		objects: map[string]*object{}, begun: map[[sha256.Size]byte]bool{},
 	}
 	f.run(ctx)
 	for _, o := range f.objects {
@@ -140,8 +142,8 @@ type filler struct {
 
 	mu      sync.Mutex // for all below
 	objects map[string]*object
-	begun   map[string]bool // see begin
-	done    int             // EKs
+	begun   map[[sha256.Size]byte]bool // see begin
+	done    int                        // EKs
 	summary Summary
 }
 
@@ -190,7 +192,7 @@ func (f *filler) run(ctx context.Context) {
 
 // begin reports whether this run comes to a certificate, for a purpose, for the first time.
 func (f *filler) begin(kind certs.Kind, c *x509.Certificate) bool {
-	key := string(kind) + " " + string(c.Raw)
+	key := sha256.Sum256(slices.Concat([]byte(kind), c.Raw))
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	begun := f.begun[key]
