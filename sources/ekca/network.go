@@ -133,15 +133,14 @@ func (q *inquiry) CRLs(w certs.Want) (all []certs.HeldCRL) {
 
 // kindOf returns the name by which the store keeps what is wanted.
 func kindOf(w certs.Want) fetch.Kind {
-	switch {
-	case w.Kind == certs.EKCertificate:
-		return fetch.EKCertificate
-	case w.Kind == certs.Issuer:
-		return fetch.Issuer
-	case w.Scope == "":
-		return fetch.CRL.Of(w.CA)
+	kind := fetch.Kind(w.Kind) // both packages call them the same
+	if w.CA != "" {
+		kind = kind.Of(w.CA)
 	}
-	return fetch.CRL.Of(w.CA).Of(w.Scope)
+	if w.Scope != "" {
+		kind = kind.Of(w.Scope)
+	}
+	return kind
 }
 
 // staleness returns why there is nothing newer than an object; nil if there is none.
