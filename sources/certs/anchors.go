@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"iter"
 	"slices"
@@ -268,23 +267,14 @@ func (b *builder) link(ctx context.Context) error {
 		if b.p.faultOfJoiner(n.cert) != "" {
 			continue // it vouches itself, but for no authority above it
 		}
-		switch err := b.linkOne(n); {
-		case errors.Is(err, errTangled):
+		v := verifier{left: maxSignatures}
+		if !v.selfSigned(n) { // a root has no issuer but itself
+			v.link(b.all, n)
+		}
+		if v.tangled {
 			b.warnings = append(b.warnings, describe(n.cert.Subject)+
 				": its issuer could not be determined: too many CAs have that name")
-		case err != nil:
-			return err
 		}
 	}
 	return nil
-}
-
-// linkOne finds the configured issuers of n, which has none but itself if it
-// is a root's.
-func (b *builder) linkOne(n *node) error {
-	v := verifier{left: maxSignatures}
-	if own, err := v.selfSigned(n); own || err != nil {
-		return err
-	}
-	return v.link(b.all, n)
 }

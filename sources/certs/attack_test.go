@@ -1,14 +1,19 @@
 package certs_test
 
 import (
+	"crypto/ed25519"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"math/big"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 )
@@ -37,6 +42,36 @@ func TestRevokedByAKeyThatAnotherCertificateDoesNotLetSignCRLs(t *testing.T) {
 			if err != nil || result.Chain != nil {
 				t.Errorf("by the certificate %s, with the CRL %s: %+v, %v", name, where, result.Chain, err)
 			}
+		}
+	}
+}
+
+// Whoever has a URL of his answer with more certificates under the name of his issuer than are
+// verified learns nothing by it: nothing can be told, although the right one is among them or is
+// at the next URL, and no URL counts as doubted that may have the right one.
+func TestTangledURLs(t *testing.T) {
+	root := newCA(t, "Root", nil)
+	low := newCA(t, "Low", root)
+	tangle := func() (body []byte) {
+		for range 20 {
+			public, _, err := ed25519.GenerateKey(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			other := root.issue(t, &x509.Certificate{
+				Subject: pkix.Name{CommonName: "Low"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+			}, public, nil)
+			body = append(body, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: other.Raw})...)
+		}
+		return body
+	}
+	hand := &shelf{bodies: map[string][]byte{"/a": tangle(), "/b": tangle(), "/low": low.cert.Raw}}
+	for name, configured := range map[string]map[string]*ca{"CAs": {"": root}, "bundles": {"a": root, "b": newCA(t, "B", nil)}} {
+		result, err := certs.Find(certs.Request{
+			Leaf: low.ek(t, "/a", "/b", "/low", "/crl"), Anchors: anchors(t, configured), Profile: certs.EK(), Now: now(), Hand: hand,
+		})
+		if err == nil || !strings.Contains(err.Error(), "signature checks") || !cmp.Equal(result, certs.Result{}) {
+			t.Errorf("%s: %+v, %v", name, result, err)
 		}
 	}
 }

@@ -208,12 +208,13 @@ func Find(r Request) (Result, error) {
 
 // find finds chains, and then asks about revocation.
 func (s *search) find() (Result, error) {
-	chain, err := s.configured()
-	if err == nil && chain == nil && s.r.Hand != nil {
-		chain, err = s.upwards()
+	chain := s.configured()
+	if chain == nil && s.r.Hand != nil {
+		chain = s.upwards()
 	}
-	if err != nil {
-		return Result{}, err
+	if s.v.tangled {
+		s.proven, s.doubted = nil, nil
+		return Result{}, errTangled
 	}
 	if !s.complete(chain) {
 		// What is not known yet may add a bundle: selectors depend on what can be had,

@@ -38,7 +38,7 @@ func (s *search) everything() (Result, error) {
 	nodes := []*node{s.leaf}
 	for i := 0; i < len(nodes); i++ {
 		n := nodes[i]
-		if root, _ := s.v.selfSigned(n); root { // without a limit there is no error
+		if s.v.selfSigned(n) {
 			continue
 		}
 		named := s.namedIssuers(n)
@@ -76,7 +76,7 @@ func (s *search) namedIssuers(n *node) Named {
 		found = append(found, fetched...)
 	}
 	for _, issuer := range found {
-		_, _ = s.adopt(n, s.add(issuer))
+		s.adopt(n, s.add(issuer))
 	}
 	n.issuers = n.parents
 	if named.Had = len(n.issuers) > 0; named.Had && len(urls) == 0 {
@@ -112,9 +112,8 @@ func (s *search) wantIssuersOf(n *node, url string) Want {
 		err = errors.New("it exists, but did not sign the certificate that names it")
 		v := verifier{left: len(fetched), memo: s.r.Verified}
 		for _, by := range fetched {
-			signed, _ := v.issued(n, by) // there is no more than one signature for each
 			switch {
-			case !signed:
+			case !v.issued(n, by):
 			case s.now.After(by.cert.NotAfter):
 				err = fmt.Errorf("it exists, but expired on %s: its CA has to publish a new one",
 					by.cert.NotAfter.UTC().Format(time.DateOnly))

@@ -43,11 +43,11 @@ func chains(t *testing.T, cert, root *x509.Certificate) bool {
 	if err != nil || len(warnings) > 0 {
 		t.Fatal(err, warnings)
 	}
-	found, err := newSearch(Request{Leaf: cert, Anchors: all, Profile: EK(), Now: now}, now).configured()
+	found, err := newSearch(Request{Leaf: cert, Anchors: all, Profile: EK(), Now: now}, now).find()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return found != nil
+	return found.Chain != nil
 }
 
 // readCA reads the certificate in the file that a pattern matches.

@@ -45,19 +45,15 @@ func (s *search) complete(found *Chain) bool {
 // configured returns who vouches for the leaf by the configured certificates and those that
 // the machine has sent, or nil if nobody does. It looks for every bundle that vouches; if no
 // bundles are configured, the first anchor will do.
-func (s *search) configured() (*Chain, error) {
-	if err := s.v.link(s.all, s.leaf); err != nil {
-		return nil, err
-	}
+func (s *search) configured() *Chain {
+	s.v.link(s.all, s.leaf)
 	found := s.climb(nil)
 	if len(s.r.Sent) == 0 || found != nil && len(found.Bundles) == s.all.bundles {
-		return found, nil
+		return found
 	}
 	s.joiners = s.usable(s.r.Sent)
-	if err := s.v.join(s.all, s.leaf, named(s.leaf, s.joiners)); err != nil {
-		return nil, err
-	}
-	return s.climb(nil), nil
+	s.v.join(s.all, s.leaf, named(s.leaf, s.joiners))
+	return s.climb(nil)
 }
 
 // climb follows chains upwards from the leaf, breadth first, so that it comes to each CA
@@ -140,15 +136,18 @@ func contains(nodes []*node, n *node) bool {
 type verifier struct {
 	left int
 	memo *Memo
+	// tangled is whether there would have been more: nothing can be told then.
+	tangled bool
 }
 
 // signed reports whether s has signed the certificate of n.
-func (v *verifier) signed(n *node, s *signer) (bool, error) {
+func (v *verifier) signed(n *node, s *signer) bool {
 	if v.memo.has(n, s) {
-		return true, nil
+		return true
 	}
 	if v.left == 0 {
-		return false, errTangled
+		v.tangled = true
+		return false
 	}
 	v.left--
 	c := n.cert
@@ -156,81 +155,56 @@ func (v *verifier) signed(n *node, s *signer) (bool, error) {
 	if ok {
 		v.memo.add(n, s)
 	}
-	return ok, nil
+	return ok
 }
 
 // issued reports whether a CA has issued n, which is not another certificate of that CA: it
 // has the name of n's issuer, and has signed n.
-func (v *verifier) issued(n, by *node) (bool, error) {
-	if by.signer.subject != n.issuer || n.signer != nil && n.signer.keyHash == by.signer.keyHash {
-		return false, nil
-	}
-	return v.signed(n, by.signer)
+func (v *verifier) issued(n, by *node) bool {
+	return by.signer.subject == n.issuer && (n.signer == nil || n.signer.keyHash != by.signer.keyHash) &&
+		v.signed(n, by.signer)
 }
 
 // selfSigned reports whether the certificate of n is a root's.
-func (v *verifier) selfSigned(n *node) (bool, error) {
-	if n.signer == nil || n.issuer != n.signer.subject {
-		return false, nil
-	}
-	return v.signed(n, n.signer)
+func (v *verifier) selfSigned(n *node) bool {
+	return n.signer != nil && n.signer.subject == n.issuer && v.signed(n, n.signer)
 }
 
 // link finds the configured authority that has signed n.
-func (v *verifier) link(a *Anchors, n *node) error {
+func (v *verifier) link(a *Anchors, n *node) {
 	for s := range a.candidates(n) {
-		if s == n.signer {
-			continue
-		}
-		ok, err := v.signed(n, s)
-		if err != nil {
-			return err
-		}
-		if ok {
+		if s != n.signer && v.signed(n, s) {
 			n.issuers = append(n.issuers, s.certs...)
-			return nil
+			return
 		}
 	}
-	return nil
 }
 
 // join finds which joiners have been signed by an anchor, or by a joiner that has, and which
 // of them have signed the leaf. It goes from the anchors downwards, so that the key in a
 // certificate that somebody made up is never used.
-func (v *verifier) join(a *Anchors, leaf *node, joiners []*node) error {
+func (v *verifier) join(a *Anchors, leaf *node, joiners []*node) {
 	var trusted, fresh []*node
 	for _, n := range joiners {
-		if err := v.link(a, n); err != nil {
-			return err
-		}
-		if len(n.issuers) > 0 {
+		if v.link(a, n); len(n.issuers) > 0 {
 			fresh = append(fresh, n)
 		}
 	}
 	for len(fresh) > 0 {
 		trusted = append(trusted, fresh...)
-		next, err := v.descend(fresh, joiners)
-		if err != nil {
-			return err
-		}
-		fresh = next
+		fresh = v.descend(fresh, joiners)
 	}
-	_, err := v.descend(trusted, []*node{leaf})
-	return err
+	v.descend(trusted, []*node{leaf})
 }
 
 // descend finds which of children the issuers have signed, and returns those
 // that had no known issuer before.
-func (v *verifier) descend(issuers, children []*node) ([]*node, error) {
+func (v *verifier) descend(issuers, children []*node) []*node {
 	var fresh []*node
 	for _, n := range children {
 		first := len(n.issuers) == 0
 		for _, issuer := range issuers {
-			ok, err := v.issued(n, issuer)
-			if err != nil {
-				return nil, err
-			}
-			if ok {
+			if v.issued(n, issuer) {
 				n.issuers = append(n.issuers, issuer)
 			}
 		}
@@ -238,5 +212,5 @@ func (v *verifier) descend(issuers, children []*node) ([]*node, error) {
 			fresh = append(fresh, n)
 		}
 	}
-	return fresh, nil
+	return fresh
 }

@@ -19,20 +19,14 @@ const maxTried = 4
 // whatever it finds: which bundles are named must depend on what can be had, and not on
 // what was had first. If there are wants or failures beside a chain, they might have added
 // to its bundles.
-func (s *search) upwards() (*Chain, error) {
+func (s *search) upwards() *Chain {
 	level := []*node{s.leaf}
 	var found *Chain
 	for depth := 1; depth < MaxChain && len(level) > 0; depth++ {
 		var next []*node
 		for _, child := range level {
-			if err := s.lookAbove(child); err != nil {
-				return nil, err
-			}
-			fresh, err := s.ascend(child)
-			if err != nil {
-				return nil, err
-			}
-			next = append(next, fresh...)
+			s.lookAbove(child)
+			next = append(next, s.ascend(child)...)
 		}
 		s.settle()
 		if found = s.climb(nil); s.complete(found) {
@@ -45,12 +39,12 @@ func (s *search) upwards() (*Chain, error) {
 			s.proven = append(s.proven, a.url)
 		}
 	}
-	return found, nil
+	return found
 }
 
 // ascend finds the configured issuers of child's parents, and returns those
 // parents that have none and have not been come to before: a loop ends there.
-func (s *search) ascend(child *node) ([]*node, error) {
+func (s *search) ascend(child *node) []*node {
 	var fresh []*node
 	for _, n := range child.parents {
 		if slices.Contains(s.above, n) {
@@ -58,20 +52,18 @@ func (s *search) ascend(child *node) ([]*node, error) {
 		}
 		s.above = append(s.above, n)
 		if len(n.issuers) == 0 {
-			if err := s.v.link(s.all, n); err != nil {
-				return nil, err
-			}
+			s.v.link(s.all, n)
 		}
 		if !n.anchored(s.now) {
 			fresh = append(fresh, n)
 		}
 	}
-	return fresh, nil
+	return fresh
 }
 
 // lookAbove finds certificates that have signed child among those that the machine has sent
 // and those at child's URLs.
-func (s *search) lookAbove(child *node) error {
+func (s *search) lookAbove(child *node) {
 	tried := 0
 	for _, n := range s.joiners {
 		if !n.signer.lasting && n.signer.subject == child.issuer {
@@ -79,9 +71,7 @@ func (s *search) lookAbove(child *node) error {
 				continue
 			}
 		}
-		if _, err := s.adopt(child, n); err != nil {
-			return err
-		}
+		s.adopt(child, n)
 	}
 	wanted := false
 	urls, _ := s.allowed(child.cert.IssuingCertificateURL)
@@ -96,26 +86,21 @@ func (s *search) lookAbove(child *node) error {
 			wanted = true
 			continue
 		}
-		enough, err := s.take(child, url, answer)
-		if err != nil || enough {
-			return err
+		if s.take(child, url, answer) {
+			return
 		}
 	}
-	return nil
 }
 
 // take looks at what the URL of an issuer has. It reports whether no other URL of child
 // matters.
-func (s *search) take(child *node, url string, a Answer) (enough bool, err error) {
+func (s *search) take(child *node, url string, a Answer) (enough bool) {
 	fetched, ok := a.Value.(issuers)
 	if !ok {
 		s.failures = append(s.failures, fmt.Errorf("the issuer's certificate: %w", orNothing(a.Err)))
-		return false, nil
+		return false
 	}
-	signers, err := s.adoptAll(child, fetched)
-	if err != nil {
-		return false, err
-	}
+	signers := s.adoptAll(child, fetched)
 	for _, n := range signers {
 		s.adopted = append(s.adopted, adoption{n, url})
 	}
@@ -127,9 +112,9 @@ func (s *search) take(child *node, url string, a Answer) (enough bool, err error
 	case !slices.ContainsFunc(signers, func(n *node) bool { return faultOfDates(n.cert, s.now) == "" }):
 		s.doubted = append(s.doubted, url) // a renewed one may be there
 	default:
-		return s.all.bundles < 2, nil
+		return s.all.bundles < 2
 	}
-	return false, nil
+	return false
 }
 
 // orNothing returns err, or an error if there is none.
@@ -171,7 +156,7 @@ type adoption struct {
 
 // adoptAll makes those of fetched that have signed child its parents, and returns them.
 // Configured certificates are its issuers already.
-func (s *search) adoptAll(child *node, fetched issuers) ([]*node, error) {
+func (s *search) adoptAll(child *node, fetched issuers) []*node {
 	var signers []*node
 	for _, n := range fetched {
 		if s.all.holds(n) {
@@ -181,16 +166,11 @@ func (s *search) adoptAll(child *node, fetched issuers) ([]*node, error) {
 			}
 			continue
 		}
-		own := s.add(n)
-		signed, err := s.adopt(child, own)
-		if err != nil {
-			return nil, err
-		}
-		if signed {
+		if own := s.add(n); s.adopt(child, own) {
 			signers = append(signers, own)
 		}
 	}
-	return signers, nil
+	return signers
 }
 
 // add returns this search's own copy of a fetched certificate.
@@ -207,15 +187,15 @@ func (s *search) add(n *node) *node {
 }
 
 // adopt reports whether n has signed child, and makes it one of its parents then.
-func (s *search) adopt(child, n *node) (bool, error) {
+func (s *search) adopt(child, n *node) bool {
 	if slices.Contains(child.parents, n) {
-		return true, nil
+		return true
 	}
-	ok, err := s.v.issued(child, n)
+	ok := s.v.issued(child, n)
 	if ok {
 		child.parents = append(child.parents, n)
 	}
-	return ok, err
+	return ok
 }
 
 // anchored reports whether a configured CA that is valid has signed n.
