@@ -331,6 +331,19 @@ func TestRootInAFile(t *testing.T) {
 	}
 }
 
+// A CA certificate that no server would use to verify a CRL is not used here either, and a line
+// says so beside the CRL that is missing.
+func TestUselessCAInAFile(t *testing.T) {
+	v := newVendor(t)
+	v.remove("/root.crt")
+	useless := v.root.NewCAWith(t, "root", func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageCRLSign })
+	s, out := fill(t, v.config(t.TempDir()), machines(t, inPEM(t, true, v.tpm(1)), useless.PEM()))
+	want(t, s, out, mirror.Summary{Fetched: 2, Missing: 1})
+	if !strings.Contains(out, `note     "the machines' files": certificate 1 belongs to a CA that may not sign certificates`) {
+		t.Error(out)
+	}
+}
+
 // Stops a machine whose file is full of CA certificates that it has made up, under the name of a
 // vendor's CA, from keeping other machines' certificates and CRLs out of the mirror.
 func TestForgedCAsInAFile(t *testing.T) {
