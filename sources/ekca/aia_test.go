@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -486,6 +487,7 @@ func TestManyURLsAtOnce(t *testing.T) {
 		at.Add(-1)
 	}
 	key := newKey(t)
+	begun := time.Now()
 	var all sync.WaitGroup
 	for i := range machines {
 		url := slow.handle(fmt.Sprint("/", i), stall)
@@ -502,8 +504,9 @@ func TestManyURLsAtOnce(t *testing.T) {
 	}
 	other := low.ek(t, issuersAt(web.put("/low2", low.cert.Raw)))
 	wantOutcome(t, listed, "", src, other) // and another host is asked beside it
-	// Later the server would count those as well whose end it has not seen yet.
-	if n := most.Load(); n > 4 {
+	// Once the host counts as silent, requests are ended, and the server also counts those whose
+	// end it has not seen yet: a machine that is busy gets here too late to count.
+	if n := most.Load(); n > 4 && time.Since(begun) < fetch.Patience {
 		t.Errorf("%d requests at a time", n)
 	}
 	cancel()
