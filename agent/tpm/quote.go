@@ -2,6 +2,7 @@ package tpm
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -192,4 +193,28 @@ func countPCRs(selected []byte) int {
 		n += bits.OnesCount8(b)
 	}
 	return n
+}
+
+// PCRs reads the PCRs of a valid request. Nothing proves these values: a quote does. If ctx ends,
+// PCRs waits for the command under way and returns the cause of ctx.
+func (t *TPM) PCRs(ctx context.Context, req *attestor.QuoteRequest) (_ map[int][]byte, err error) {
+	c, err := t.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	defer unreadable(&err)
+	banks, err := listBanks(c)
+	if err != nil {
+		return nil, explain("list the TPM's PCR banks", err)
+	}
+	values, err := (&Attestation{banks: banks}).readPCRs(c, req)
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[int][]byte, len(values))
+	for _, pcr := range values {
+		all[pcr.Index] = pcr.Digest
+	}
+	return all, nil
 }

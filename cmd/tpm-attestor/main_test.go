@@ -24,6 +24,7 @@ func TestMain(m *testing.M) {
 // Operators' scripts call the command and parse its output, so neither may change.
 func TestScripts(t *testing.T) {
 	device := swtpmtest.Start(t, swtpmtest.Options{}).Device
+	booted := bootedTPM(t)
 	vendor := newVendor(t)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata", RequireExplicitExec: true,
@@ -31,7 +32,9 @@ func TestScripts(t *testing.T) {
 			env.Setenv("GORACE", os.Getenv("GORACE")) // how long a command waits when it has ended
 			env.Setenv("TPM", device)
 			env.Setenv("VENDOR", vendor.host)
-			return errors.Join(writePublicAreas(env.WorkDir), writeKeys(env.WorkDir), vendor.write(env.WorkDir))
+			env.Setenv("BOOTED", booted.Device)
+			return errors.Join(writePublicAreas(env.WorkDir), writeKeys(env.WorkDir), writeLogs(env.WorkDir),
+				vendor.write(env.WorkDir))
 		},
 	})
 }

@@ -1,0 +1,174 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/eventlog"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/server/boot"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+func newBoot(output *format) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "boot",
+		Short: "Show how this machine has booted, and make boot profiles",
+		Long: `boot reads the event log that firmware and boot loaders have written and the PCRs of the TPM, as a
+user with access to both. The log of the kernel is readable by root alone unless a site has changed that.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError("%q is not a command: choose show or profile", args[0])
+			}
+			return cmd.Help()
+		},
+		Args: cobra.ArbitraryArgs,
+	}
+	cmd.AddCommand(newBootShow(output), newBootProfile(output))
+	return cmd
+}
+
+// bootFlags say which machine's boot is meant.
+type bootFlags struct{ log, device, bank string }
+
+func (f *bootFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.log, "log", "", `a file with an event log, "-" for the standard input; `+
+		"the TPM is not asked then, unless --device names it (default: this machine's log)")
+	flags.StringVar(&f.device, "device", "", "the TPM: a path such as /dev/tpmrm0, or unix:/path for the socket of "+
+		"a software TPM (default /dev/tpmrm0, else /dev/tpm0)")
+	flags.StringVar(&f.bank, "bank", "", "the bank of PCRs: sha256 or sha384 (default sha256, or sha384 if the log "+
+		"has no sha256)")
+}
+
+// bootState is what is known of a boot.
+type bootState struct {
+	log   *eventlog.Log // nil if there is none
+	noLog error         // why log is nil
+	tpm   bool          // whether the PCRs are the TPM's
+	noTPM error         // why they are not, if the TPM was asked
+	*sources.Boot
+}
+
+// read reads the log and the PCRs. If there is no TPM to ask, the PCRs are those to which the log
+// replays. It is an error if neither is there.
+func (f *bootFlags) read(cmd *cobra.Command, pcrs []int) (*bootState, error) {
+	if f.bank != "" && f.bank != "sha256" && f.bank != "sha384" {
+		return nil, usageError("--bank %s: choose sha256 or sha384", f.bank)
+	}
+	t, err := ekreport.Open(f.device, "auto", os.Getenv)
+	if err != nil {
+		return nil, &exitError{exitUsage, err}
+	}
+	s := &bootState{}
+	raw, err := f.readLog(cmd, t)
+	if err == nil {
+		s.log, err = eventlog.Parse(raw)
+	}
+	s.noLog = err
+	bank := f.chooseBank(s.log)
+	quote := &attestor.Quote{Bank: bank}
+	if f.log == "" || f.device != "" {
+		quote.PCRs, s.noTPM = readPCRs(cmd, t, &attestor.QuoteRequest{Bank: bank, PCRs: pcrs})
+		s.tpm = s.noTPM == nil
+	}
+	switch {
+	case s.log == nil && !s.tpm:
+		return nil, errors.Join(s.noLog, s.noTPM)
+	case s.log != nil && !s.tpm:
+		quote.PCRs = s.log.Replay(bank)
+		for pcr := range quote.PCRs {
+			if !slices.Contains(pcrs, pcr) {
+				delete(quote.PCRs, pcr)
+			}
+		}
+	}
+	s.Boot = boot.Of(quote, raw, true)
+	return s, nil
+}
+
+func (f *bootFlags) readLog(cmd *cobra.Command, t *tpm.TPM) ([]byte, error) {
+	if f.log == "" {
+		return t.EventLog()
+	}
+	raw, err := input.Read(f.log, cmd.InOrStdin(), eventlog.MaxSize)
+	if err != nil {
+		return nil, fmt.Errorf("read the event log: %w", err)
+	}
+	return raw, nil
+}
+
+func (f *bootFlags) chooseBank(log *eventlog.Log) string {
+	switch {
+	case f.bank != "":
+		return f.bank
+	case log != nil && !slices.Contains(log.Banks, "sha256") && slices.Contains(log.Banks, "sha384"):
+		return "sha384"
+	}
+	return "sha256"
+}
+
+func readPCRs(cmd *cobra.Command, t *tpm.TPM, req *attestor.QuoteRequest) (map[int][]byte, error) {
+	var values map[int][]byte
+	err := tpm.Do(cmd.Context(), func() (err error) {
+		values, err = t.PCRs(cmd.Context(), req)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return values, nil
+}
+
+// note prints what a person should know besides the data.
+func note(cmd *cobra.Command, format string, args ...any) {
+	cmd.PrintErrf("note: "+format+"\n", args...)
+}
+
+// pcrMeaning says what each PCR is extended with and when that changes (TCG PC Client Platform
+// Firmware Profile 1.06, 3.3.4, and the Linux userspace's registry of PCRs).
+func pcrMeaning(pcr int) string {
+	return [...]string{
+		0:  "the firmware's own code: changes with a firmware update",
+		1:  "the firmware's settings and the machine's tables: differs from machine to machine, even of one model",
+		2:  "drivers on expansion cards: changes with another card, or with a card's firmware",
+		3:  "settings of expansion cards",
+		4:  "what the firmware starts: changes with the boot loader, and with the kernel if it is an EFI program",
+		5:  "the partition table and the boot loader's settings: differs from machine to machine",
+		6:  "events of the machine's manufacturer: may hold serial numbers",
+		7:  "Secure Boot: its state, its keys, and who has vouched: changes with an update of db or dbx",
+		8:  "the boot loader's commands and the kernel's command line: often holds UUIDs",
+		9:  "what the boot loader reads: changes with each kernel and initrd",
+		10: "IMA: grows while the system runs",
+		11: "the unified kernel image and the phases of its boot: grows while the system starts",
+		12: "the kernel's command line and credentials, of unified kernel images",
+		13: "extensions of the initrd",
+		14: "shim's keys of the machine's owner (MOK)",
+		15: "identity of the system: differs from machine to machine",
+		16: "for debugging",
+		23: "for applications",
+	}[pcr]
+}
+
+// perMachine reports whether a PCR usually differs between machines that have booted alike, or
+// changes after the boot.
+func perMachine(pcr int) bool {
+	return slices.Contains([]int{1, 3, 5, 6, 8, 9, 10, 11, 12, 13, 15, 16, 23}, pcr)
+}
+
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return '.'
+		}
+		return r
+	}, strings.ToValidUTF8(s, "."))
+}

@@ -1,0 +1,369 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/atomicfile"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/server/boot"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/bootpolicy"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/bootprofiles"
+)
+
+// profileFlags are the flags of the command boot profile.
+type profileFlags struct {
+	bootFlags
+	name         string
+	labels       []string
+	pcrs         []int
+	pinPCR7, dbx bool
+	merge, write string
+}
+
+func newBootProfile(output *format) *cobra.Command {
+	var f profileFlags
+	cmd := &cobra.Command{
+		Use:   "profile",
+		Short: "Make a boot profile from this machine, or add this machine to one",
+		Long: `profile writes a boot profile that this machine meets, for a source "boot_policy". Run it on a machine
+that has booted as it should. Its comments say what changes with which update.
+
+It pins the values of the PCRs, except of PCR 7 if the event log proves the Secure Boot state: then the
+profile names the state, the certificates in db and those that have vouched, so that an update of dbx
+changes nothing. It also names the images in PCR 4, so that a server can tell which one is new.
+
+--merge adds this machine to the profile of that name in a file: a second model, or a new kernel before
+it is rolled out. What the profile does not ask about stays so. The serial, if there is one, goes up by one.`,
+		Example: examples(
+			"sudo tpm-attestor boot profile --name web > boot.json",
+			"sudo tpm-attestor boot profile --name web --merge boot.json --write boot.json",
+			"sudo tpm-attestor boot profile --name web --pcrs 0,4,7 --label env:prod",
+		),
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if *output == outputJSON {
+				note(cmd, "a profile is always JSON: --output changes nothing")
+			}
+			return f.run(cmd)
+		},
+	}
+	f.add(cmd)
+	flags := cmd.Flags()
+	flags.StringVar(&f.name, "name", "golden", "the profile's name, which becomes the selector boot:<name>")
+	flags.StringArrayVar(&f.labels, "label", nil, "a label of machines that meet the profile; may be repeated")
+	flags.IntSliceVar(&f.pcrs, "pcrs", []int{0, 2, 4, 7}, "the PCRs that the server asks for, as in its quote block; "+
+		"with --merge, by default those of the profile")
+	flags.BoolVar(&f.pinPCR7, "pin-pcr7", false, "pin the value of PCR 7, too: an update of dbx then needs a new value")
+	flags.BoolVar(&f.dbx, "dbx", false, "require what is in dbx: machines with an older dbx do not meet the profile")
+	flags.StringVar(&f.merge, "merge", "", "a file with profiles to which this machine is added")
+	flags.StringVar(&f.write, "write", "", "a file to write, as a whole or not at all (default: standard output)")
+	return cmd
+}
+
+func (f *profileFlags) run(cmd *cobra.Command) error {
+	var header list.Header
+	var comment []string
+	var profiles []bootprofiles.Profile
+	if f.merge != "" {
+		old, err := readProfiles(cmd, f.merge)
+		if err != nil {
+			return err
+		}
+		header, comment, profiles = old.Header(), old.Comment(), slices.Clone(old.Profiles())
+		if header.HasSerial {
+			header.Serial++
+		}
+	}
+	at := slices.IndexFunc(profiles, func(p bootprofiles.Profile) bool { return p.Name == f.name })
+	if at >= 0 && !cmd.Flags().Changed("pcrs") {
+		f.pcrs = asksFor(&profiles[at])
+	}
+	if err := checkPCRs(f.pcrs); err != nil {
+		return err
+	}
+	s, err := f.read(cmd, f.pcrs)
+	if err != nil {
+		return err
+	}
+	p, err := f.profile(cmd, s)
+	if err != nil {
+		return err
+	}
+	if at < 0 {
+		profiles = append(profiles, *p)
+	} else if p, err = mergeProfile(profiles[at], s); err != nil {
+		return &exitError{exitRefused, fmt.Errorf("%s: profile %q: %w", f.merge, f.name, err)}
+	} else {
+		profiles[at] = *p
+	}
+	doc, err := bootprofiles.New(header, comment, profiles)
+	if err != nil {
+		return &exitError{exitUsage, err}
+	}
+	if err := met(cmd, p, s); err != nil {
+		return err
+	}
+	return f.print(cmd, doc)
+}
+
+func readProfiles(cmd *cobra.Command, name string) (*bootprofiles.Document, error) {
+	data, err := input.Read(name, cmd.InOrStdin(), bootprofiles.MaxBytes)
+	if err != nil {
+		return nil, fmt.Errorf("read the profiles: %w", err)
+	}
+	doc, err := bootprofiles.Parse(data, bootprofiles.Options{})
+	if err != nil {
+		return nil, &exitError{exitRefused, fmt.Errorf("%s: %w", name, err)}
+	}
+	return doc, nil
+}
+
+func checkPCRs(pcrs []int) error {
+	slices.Sort(pcrs)
+	for i, pcr := range pcrs {
+		if pcr < 0 || pcr > bootprofiles.MaxPCR || i > 0 && pcrs[i-1] == pcr {
+			return usageError("--pcrs: name PCRs from 0 to %d, each once", bootprofiles.MaxPCR)
+		}
+	}
+	if len(pcrs) == 0 {
+		return usageError("--pcrs: name at least one PCR")
+	}
+	return nil
+}
+
+// asksFor returns the PCRs that a profile needs.
+func asksFor(p *bootprofiles.Profile) []int {
+	need := maps.Clone(p.PCRs)
+	if need == nil {
+		need = map[int][][]byte{}
+	}
+	if p.SecureBoot != nil {
+		need[bootprofiles.PCRSecureBoot] = nil
+	}
+	if len(p.Images) > 0 {
+		need[bootprofiles.PCRImages] = nil
+	}
+	return slices.Sorted(maps.Keys(need))
+}
+
+// profile returns the profile of a machine.
+func (f *profileFlags) profile(cmd *cobra.Command, s *bootState) (*bootprofiles.Profile, error) {
+	p := &bootprofiles.Profile{
+		Name: f.name, Labels: f.labels, Bank: s.Bank, PCRs: map[int][][]byte{}, Comments: map[string][]string{},
+	}
+	f.takeLog(cmd, s, p)
+	var said []string
+	for _, pcr := range f.pcrs {
+		value, ok := s.PCRs[pcr]
+		if !ok {
+			return nil, fmt.Errorf("the event log has no events of PCR %d: leave it out of --pcrs", pcr)
+		}
+		if pcr == bootprofiles.PCRSecureBoot && p.SecureBoot != nil && !f.pinPCR7 {
+			continue
+		}
+		if perMachine(pcr) {
+			note(cmd, "PCR %d is %s: few machines will meet a profile that pins it", pcr, pcrMeaning(pcr))
+		}
+		p.PCRs[pcr] = [][]byte{value}
+		said = append(said, fmt.Sprintf("PCR %d: %s.", pcr, pcrMeaning(pcr)))
+	}
+	if p.Comments["pcrs"] = said; len(p.PCRs) == 0 {
+		p.PCRs = nil
+		delete(p.Comments, "pcrs")
+	}
+	return p, nil
+}
+
+// takeLog takes into the profile what the event log proves.
+func (f *profileFlags) takeLog(cmd *cobra.Command, s *bootState, p *bootprofiles.Profile) {
+	if s.Log == nil {
+		note(cmd, "the profile pins the values of PCRs alone: %s", s.why())
+		return
+	}
+	if why := boot.NoReplay(s.Boot); why != "" {
+		note(cmd, "%s: nothing of these PCRs is taken from it", why)
+	}
+	if s.Log.SecureBoot != "" {
+		enabled := s.Log.SecureBoot == "enabled"
+		p.SecureBoot = &bootprofiles.SecureBoot{Enabled: &enabled}
+		p.Comments["secureboot"] = []string{"Judged by the event log and PCR 7. An update of dbx changes nothing here."}
+		if enabled && whole(s.Log.DB) {
+			p.SecureBoot.DB = s.Log.DB.Digests
+			p.Comments["secureboot.db"] = []string{"Changes when the vendor or the owner adds a certificate to db."}
+		}
+		if enabled && whole(s.Log.Authorities) {
+			p.SecureBoot.Authorities = s.Log.Authorities.Digests
+			p.Comments["secureboot.authorities"] = []string{"Changes when the boot loader is signed by another."}
+		}
+		if f.dbx && whole(s.Log.DBX) {
+			p.SecureBoot.DBX = s.Log.DBX.Digests
+			p.Comments["secureboot.dbx"] = []string{"Machines with an older dbx do not meet the profile."}
+		}
+	} else if slices.Contains(f.pcrs, bootprofiles.PCRSecureBoot) {
+		note(cmd, "the value of PCR 7 is pinned, since the Secure Boot state is not proved: %s", s.Log.NoSecureBoot)
+	}
+	if slices.Contains(f.pcrs, bootprofiles.PCRImages) && whole(s.Log.Images) {
+		p.Images = s.Log.Images.Digests
+		p.Comments["images"] = []string{"What firmware has started. By these a server tells which image is new."}
+	}
+}
+
+// whole reports whether a set can be the only one that machines may have.
+func whole(m sources.Measured) bool { return m.Partial == "" && len(m.Digests) > 0 }
+
+// why says why nothing is known by the event log.
+func (s *bootState) why() string {
+	if s.noLog != nil {
+		return s.noLog.Error()
+	}
+	return s.NoLog
+}
+
+// mergeProfile returns the profile that this machine meets as well.
+func mergeProfile(p bootprofiles.Profile, s *bootState) (*bootprofiles.Profile, error) {
+	if p.Bank != "" && p.Bank != s.Bank {
+		return nil, fmt.Errorf("it is of another bank than the PCRs, which are of %s: choose --bank %s", s.Bank, p.Bank)
+	}
+	p.PCRs = maps.Clone(p.PCRs)
+	for pcr, values := range p.PCRs {
+		value, ok := s.PCRs[pcr]
+		if !ok {
+			return nil, fmt.Errorf("there is no value of PCR %d, which the profile pins", pcr)
+		}
+		p.PCRs[pcr] = union(values, [][]byte{value})
+	}
+	if !p.NeedsLog() {
+		return &p, nil
+	}
+	if s.Log == nil {
+		return nil, fmt.Errorf("it needs an event log: %s", s.why())
+	}
+	if len(p.Images) > 0 {
+		if !whole(s.Log.Images) {
+			return nil, fmt.Errorf("it names images, and this machine's are not known: %s", s.Log.Images.Partial)
+		}
+		p.Images = union(p.Images, s.Log.Images.Digests)
+	}
+	if p.SecureBoot == nil {
+		return &p, nil
+	}
+	secure, err := mergeSecureBoot(*p.SecureBoot, s.Log)
+	p.SecureBoot = secure
+	return &p, err
+}
+
+func mergeSecureBoot(b bootprofiles.SecureBoot, log *sources.BootLog) (*bootprofiles.SecureBoot, error) {
+	if b.Enabled != nil {
+		want := map[bool]string{true: "enabled", false: "disabled"}[*b.Enabled]
+		switch {
+		case log.SecureBoot == "":
+			return nil, fmt.Errorf("it needs Secure Boot %s, and here it is not known: %s", want, log.NoSecureBoot)
+		case log.SecureBoot != want:
+			return nil, fmt.Errorf("it needs Secure Boot %s, here it is %s: use another --name", want, log.SecureBoot)
+		}
+	}
+	for _, set := range []struct {
+		name string
+		of   *[][]byte
+		sources.Measured
+	}{{"db", &b.DB, log.DB}, {"authorities", &b.Authorities, log.Authorities}} {
+		if len(*set.of) == 0 {
+			continue
+		}
+		if set.Partial != "" {
+			return nil, fmt.Errorf("it names %s, and this machine's are not known: %s", set.name, set.Partial)
+		}
+		*set.of = union(*set.of, set.Digests)
+	}
+	if len(b.DBX) > 0 {
+		b.DBX = slices.DeleteFunc(slices.Clone(b.DBX), func(d []byte) bool { return !has(log.DBX.Digests, d) })
+		if len(b.DBX) == 0 {
+			return nil, errors.New("it needs digests in dbx, and this machine has none of them")
+		}
+	}
+	return &b, nil
+}
+
+func union(a, b [][]byte) [][]byte {
+	all := slices.Clone(a)
+	for _, d := range b {
+		if !has(all, d) {
+			all = append(all, d)
+		}
+	}
+	return all
+}
+
+func has(all [][]byte, d []byte) bool {
+	return slices.ContainsFunc(all, func(o []byte) bool { return bytes.Equal(o, d) })
+}
+
+// met makes sure that this machine meets its profile, by the source that a server asks, and says what
+// the server has to ask for.
+func met(cmd *cobra.Command, p *bootprofiles.Profile, s *bootState) error {
+	alone, err := bootprofiles.New(list.Header{}, nil, []bootprofiles.Profile{*p})
+	if err != nil {
+		return err
+	}
+	folder, err := os.MkdirTemp("", "tpm-attestor-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(folder) }() // in the system's own temporary folder
+	path := filepath.Join(folder, "boot.json")
+	if err := os.WriteFile(path, bootprofiles.Encode(alone), 0o600); err != nil {
+		return err
+	}
+	quote := &bootprofiles.Quote{Bank: s.Bank, PCRs: asksFor(p), EventLog: p.NeedsLog()}
+	source, err := bootpolicy.New(bootpolicy.Config{Path: path, Quote: quote})
+	if err != nil {
+		return err
+	}
+	if err := source.Load(cmd.Context()); err != nil {
+		return err
+	}
+	v, err := source.Check(cmd.Context(), &sources.Evidence{Proof: &sources.Proof{Boot: s.Boot}})
+	if err != nil {
+		return err
+	}
+	if !v.Listed {
+		return &exitError{exitRefused, fmt.Errorf("this machine does not meet the profile: %s", v.Reason)}
+	}
+	note(cmd, "the server needs at least: %s", quoteBlock(quote))
+	return nil
+}
+
+// quoteBlock returns the block of a server's configuration that asks for what a profile needs.
+func quoteBlock(q *bootprofiles.Quote) string {
+	s := "quote { pcrs = [" + strings.Trim(strings.ReplaceAll(fmt.Sprint(q.PCRs), " ", ", "), "[]") + "]"
+	if q.Bank != "sha256" {
+		s += fmt.Sprintf(" bank = %q", q.Bank)
+	}
+	if q.EventLog {
+		s += ` event_log = "optional"`
+	}
+	return s + " }"
+}
+
+func (f *profileFlags) print(cmd *cobra.Command, doc *bootprofiles.Document) error {
+	text := bootprofiles.Encode(doc)
+	if f.write == "" {
+		return printText(cmd, string(text))
+	}
+	return atomicfile.Write(f.write, func(w io.Writer) error {
+		_, err := w.Write(text)
+		return err
+	})
+}
