@@ -233,8 +233,17 @@ func TestReason(t *testing.T) {
 				{"name": "far", "secureboot": {"enabled": false}, "pcrs": {"sha256": {"0": ["` + hexOf("x") + `"], "4": ["` + hexOf("y") + `"]}}},
 				{"name": "near", "pcrs": {"sha256": {"0": ["` + value(kernel, 0) + `"], "4": ["` + hexOf("z") + `"]}}}]}`,
 			kernel,
-			[]string{"meets no profile; near: PCR 4 has the value", "far: PCR 0 has the value", "that value of PCR 0 is known to near", "PCR 4 likewise; Secure Boot is enabled"},
+			[]string{"meets no profile; near: PCR 4 has the value", "far: PCR 0 has the value " + value(kernel, 0) + "; PCR 4 likewise; Secure Boot is enabled; that value of PCR 0 is known to near"},
 			"far: PCR 4",
+		},
+		{
+			"several PCRs", profile(`"pcrs": {"sha256": {"0": ["` + hexOf("x") + `"], "4": ["` + value(kernel, 4) + `"], "7": ["` + hexOf("y") + `"]}}`),
+			booted(append(append([]event(nil), usual("kernel")...), slices.Repeat([]event{{0, "more firmware"}}, 30)...)),
+			[]string{
+				"web: PCR 0 has the value ", "; PCR 7 has the value " + value(kernel, 7) + "; PCR 0 has 31 events, the last first; event 38 ",
+				"event 35 (EV_OF_PCR_0) " + hexOf("more firmware") + "; PCR 7 has 3 events, the last first; event 6 ",
+			},
+			"event 34",
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -66,8 +66,8 @@ func newUnmet(p *bootprofiles.Profile, misses []miss) unmet {
 	return unmet{p.Name, slices.Clip(misses[:min(len(misses), maxMisses)]), len(misses)}
 }
 
-// explain says why no profile is met, that which comes nearest first. What the event log says
-// of a PCR comes where the PCR is named first.
+// explain says why no profile is met, that which comes nearest first: what of it is not met,
+// and then where the values come from that PCRs have.
 func (j *judgement) explain(r *reason, all []unmet) {
 	if len(all) == 0 {
 		r.add("there are no profiles")
@@ -75,27 +75,38 @@ func (j *judgement) explain(r *reason, all []unmet) {
 	}
 	slices.SortStableFunc(all, func(a, b unmet) int { return cmp.Compare(a.count, b.count) })
 	r.add("meets no profile")
-	told := map[string]bool{}
+	told := map[int]bool{}
 	for _, u := range all {
+		var fresh []int
 		for i, m := range u.misses {
 			text := m.text
-			if m.pcr >= 0 && told[m.text] {
+			switch {
+			case m.pcr < 0:
+			case told[m.pcr]:
 				text = fmt.Sprintf("PCR %d likewise", m.pcr)
+			default:
+				told[m.pcr], fresh = true, append(fresh, m.pcr)
 			}
 			if i == 0 {
 				text = fmt.Sprintf("%s: %s", u.name, text)
 			}
 			r.add("%s", text)
-			if m.pcr >= 0 && !told[m.text] {
-				told[m.text] = true
-				j.explainPCR(r, m.pcr)
-			}
+		}
+		for _, pcr := range fresh {
 			if r.full {
 				return
 			}
+			j.explainPCR(r, pcr)
+		}
+		if r.full {
+			return
 		}
 	}
 }
+
+// maxNamed is how many profiles are named that know a value, and how many events if none of
+// them is known to be new.
+const maxNamed = 4
 
 // explainPCR says where the value of a PCR comes from that a profile does not know: which
 // other profiles know it, or else which events are new.
@@ -107,7 +118,7 @@ func (j *judgement) explainPCR(r *reason, pcr int) {
 		for _, v := range p.PCRs[pcr] {
 			known[string(v)] = true
 		}
-		if contains(p.PCRs[pcr], value) {
+		if len(knownTo) < maxNamed && contains(p.PCRs[pcr], value) {
 			knownTo = append(knownTo, p.Name)
 		}
 	}
@@ -135,7 +146,7 @@ func (j *judgement) explainEvents(r *reason, pcr int, known map[string]bool) {
 	switch len(fresh) {
 	case 0:
 		r.add("PCR %d has %d events, the last first", pcr, len(events))
-		fresh = slices.Clone(events)
+		fresh = slices.Clone(events[max(0, len(events)-maxNamed):])
 		slices.Reverse(fresh)
 	case 1:
 		r.add("without this event PCR %d would have a known value, so it is new", pcr)
