@@ -43,4 +43,7 @@ type Proof struct {
 	// Boot is what the TPM has proved of the machine's boot; nil if it was not asked, or
 	// could not answer.
 	Boot *Boot
+	// DevID is the device identity that the TPM has proved to hold; nil if it was not asked, or
+	// has none.
+	DevID *DevID
 }
