@@ -259,13 +259,6 @@ var endorsementRemedies = [...]remedy{
 
 // isUnsupported reports whether a TPM has refused a template for its algorithms.
 func isUnsupported(err error) bool {
-	for _, code := range []tpm2.TPMRC{
-		tpm2.TPMRCCurve, tpm2.TPMRCKeySize, tpm2.TPMRCValue, tpm2.TPMRCAsymmetric,
-		tpm2.TPMRCSymmetric, tpm2.TPMRCHash, tpm2.TPMRCType, tpm2.TPMRCMode,
-	} {
-		if errors.Is(err, code) {
-			return true
-		}
-	}
-	return false
+	return isCode(err, tpm2.TPMRCCurve, tpm2.TPMRCKeySize, tpm2.TPMRCValue, tpm2.TPMRCAsymmetric,
+		tpm2.TPMRCSymmetric, tpm2.TPMRCHash, tpm2.TPMRCType, tpm2.TPMRCMode)
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -142,11 +143,6 @@ var remedies = [...]remedy{
 		"if that does not help, the TPM is broken"},
 	{tpm2.TPMRCLockout, ErrNotReady, "the TPM is locked out after too many wrong passwords: " +
 		"wait until it recovers, or reset it with tpm2_dictionarylockout --clear-lockout"},
-	{tpm2.TPMRCObjectMemory, ErrNotReady, exhausted},
-	{tpm2.TPMRCObjectHandles, ErrNotReady, exhausted},
-	{tpm2.TPMRCSessionMemory, ErrNotReady, exhausted},
-	{tpm2.TPMRCSessionHandles, ErrNotReady, exhausted},
-	{tpm2.TPMRCMemory, ErrNotReady, exhausted},
 	{tpm2.TPMRCNVRate, ErrNotReady, "the TPM is limiting writes to its memory: wait"},
 	{tpm2.TPMRCRetry, ErrNotReady, "the TPM is busy: check what else is using it"},
 	{tpm2.TPMRCTesting, ErrNotReady, "the TPM is still testing itself: wait"},
@@ -155,8 +151,14 @@ var remedies = [...]remedy{
 	{tpm2.TPMRCUpgrade, ErrSetup, "the TPM is waiting for a firmware upgrade to complete"},
 }
 
+// exhausted says what to do about a TPM for which isFull is true.
 const exhausted = "other programs have filled the TPM with their keys or sessions: use /dev/tpmrm0, " +
 	"whose resource manager gives each program its own space, or flush them (tpm2_flushcontext -t -l -s)"
+
+// isCode reports whether err is one of the response codes.
+func isCode(err error, codes ...tpm2.TPMRC) bool {
+	return slices.ContainsFunc(codes, func(code tpm2.TPMRC) bool { return errors.Is(err, code) })
+}
 
 // explain returns an error that says what the agent was doing when err occurred, and
 // what to do about it. The further remedies are for codes whose meaning depends on the
@@ -170,6 +172,9 @@ func explain(doing string, err error, further ...remedy) error {
 		if errors.Is(err, r.code) {
 			return &Error{Class: r.class, Err: err, Hint: r.hint}
 		}
+	}
+	if isFull(err) {
+		return &Error{Class: ErrNotReady, Err: err, Hint: exhausted}
 	}
 	if errors.Is(err, errTimeout) && !errors.Is(err, ErrNotReady) {
 		return &Error{Class: ErrNotReady, Err: err, Hint: "check that the TPM, or the software TPM, is running"}

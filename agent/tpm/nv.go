@@ -41,7 +41,7 @@ func (t *TPM) readNV(c *conn, index tpm2.TPMHandle, bufferSize uint16) ([]byte, 
 		if err == nil {
 			return content, nil
 		}
-		if !isAuthFailure(err) {
+		if !isCode(err, tpm2.TPMRCBadAuth, tpm2.TPMRCAuthFail) {
 			break
 		}
 	}
@@ -68,10 +68,6 @@ func (t *TPM) nvAuths(index tpm2.TPMHandle, name tpm2.TPM2BName, attr tpm2.TPMAN
 		auths = append(auths, own)
 	}
 	return auths
-}
-
-func isAuthFailure(err error) bool {
-	return errors.Is(err, tpm2.TPMRCBadAuth) || errors.Is(err, tpm2.TPMRCAuthFail)
 }
 
 func readNVWith(c *conn, auth tpm2.AuthHandle, index tpm2.NamedHandle, size, bufferSize int) ([]byte, error) {

@@ -3,7 +3,6 @@ package tpm
 import (
 	"bytes"
 	"crypto/sha256"
-	"errors"
 	"slices"
 
 	"github.com/google/go-tpm/tpm2"
@@ -35,15 +34,8 @@ func akMark() []byte {
 // isFull reports whether a TPM has refused a command because it has no room for another
 // key or session.
 func isFull(err error) bool {
-	for _, code := range []tpm2.TPMRC{
-		tpm2.TPMRCObjectMemory, tpm2.TPMRCObjectHandles, tpm2.TPMRCSessionMemory,
-		tpm2.TPMRCSessionHandles, tpm2.TPMRCMemory,
-	} {
-		if errors.Is(err, code) {
-			return true
-		}
-	}
-	return false
+	return isCode(err, tpm2.TPMRCObjectMemory, tpm2.TPMRCObjectHandles, tpm2.TPMRCSessionMemory,
+		tpm2.TPMRCSessionHandles, tpm2.TPMRCMemory)
 }
 
 // withRoom runs a command. If the TPM is full and withRoom can flush something that this
