@@ -156,14 +156,10 @@ func New(cfg Config) (*Source, error) {
 // answer or its time is over: drivers close the connection of a query whose context ends, and
 // machines that come and go would have new connections made all the time.
 func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
-	return s.check(ctx, ev.EKHash.String())
-}
-
-func (s *Source) check(ctx context.Context, hash string) (sources.Verdict, error) {
 	if err := ctx.Err(); err != nil {
 		return sources.Verdict{}, err
 	}
-	begun := time.Now()
+	begun, hash := time.Now(), ev.EKHash.String() // ev is the caller's when Check has returned
 	if err := s.breaker.enter(begun); err != nil {
 		return sources.Verdict{}, err
 	}
