@@ -13,14 +13,15 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// akName is the TPM name of a key (part 1, 16): the identifier of its name
+// tpmName is the TPM name of a key (part 1, 16): the identifier of its name
 // algorithm and the digest of its public area.
-type akName []byte
+type tpmName []byte
 
-// attestationKey is an attestation key whose parameters are checked.
-type attestationKey struct {
+// signer is a key of a TPM that signs, an attestation key or a DevID's, whose public area is
+// checked.
+type signer struct {
 	public crypto.PublicKey
-	name   akName
+	name   tpmName
 
 	scheme     tpm2.TPMAlgID
 	schemeHash tpm2.TPMAlgID
@@ -33,18 +34,18 @@ type attestationKey struct {
 //
 // This proves nothing until the key is activated: anybody can sign such structures with
 // a key in software.
-func parseAK(p *AKParameters) (*attestationKey, error) {
+func parseAK(p *AKParameters) (*signer, error) {
 	area, err := readPublic(p.Public)
 	if err != nil {
 		return nil, fmt.Errorf("AK.Public: %w", err)
 	}
-	pub, err := area.signingKey()
+	ak, err := area.attestationKey(p.Public)
 	if err != nil {
 		return nil, fmt.Errorf("AK.Public: %w", err)
 	}
 	nameHash, err := hashFor(area.nameAlg)
 	if err != nil {
-		return nil, fmt.Errorf("AK.Public: name algorithm: %w", err)
+		return nil, err
 	}
 	if err := checkCreationData(p.CreateData); err != nil {
 		return nil, fmt.Errorf("AK.CreateData: %w", err)
@@ -53,23 +54,36 @@ func parseAK(p *AKParameters) (*attestationKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("AK.CreateAttestation: %w", err)
 	}
-	name := nameOf(area.nameAlg, nameHash, p.Public)
-	if !bytes.Equal(creation.name, name) {
+	if !bytes.Equal(creation.name, ak.name) {
 		return nil, errors.New("AK.CreateAttestation: it names a key other than AK.Public")
 	}
 	if !bytes.Equal(creation.hash, digest(nameHash, p.CreateData)) {
 		return nil, errors.New("AK.CreateAttestation: it is about creation data other than AK.CreateData")
 	}
-	ak := &attestationKey{public: pub, name: name, scheme: area.scheme, schemeHash: area.schemeHash}
 	if err := ak.verify(p.CreateAttestation, p.CreateSignature); err != nil {
 		return nil, fmt.Errorf("AK.CreateSignature: %w", err)
 	}
 	return ak, nil
 }
 
-// signingKey returns the key in p. It is an error if p is not an attestation key's.
-func (p *publicArea) signingKey() (crypto.PublicKey, error) {
-	for _, want := range []struct {
+// attestationKey returns the key in p, which was read from public. It is an error if p is not an
+// attestation key's.
+func (p *publicArea) attestationKey(public []byte) (*signer, error) {
+	err := p.checkAttributes("an attestation key",
+		attrFixedTPM|attrFixedParent|attrSensitiveDataOrigin|attrRestricted|attrSign, attrDecrypt)
+	if err != nil {
+		return nil, err
+	}
+	if p.scheme == tpm2.TPMAlgNull {
+		return nil, errors.New("no signing scheme in a restricted key")
+	}
+	return p.signer(public)
+}
+
+// checkAttributes checks that the attributes in set are set, and those in unset are clear, in a
+// key that should be what of says.
+func (p *publicArea) checkAttributes(of string, set, unset uint32) error {
+	for _, a := range []struct {
 		bit  uint32
 		name string
 	}{
@@ -77,28 +91,46 @@ func (p *publicArea) signingKey() (crypto.PublicKey, error) {
 		{attrFixedParent, "fixedParent"},
 		{attrSensitiveDataOrigin, "sensitiveDataOrigin"},
 		{attrRestricted, "restricted"},
+		{attrDecrypt, "decrypt"},
 		{attrSign, "sign"},
 	} {
-		if p.attributes&want.bit == 0 {
-			return nil, fmt.Errorf("the attribute %s is clear in an attestation key", want.name)
+		switch {
+		case set&a.bit != 0 && p.attributes&a.bit == 0:
+			return fmt.Errorf("the attribute %s is clear in %s", a.name, of)
+		case unset&a.bit != 0 && p.attributes&a.bit != 0:
+			return fmt.Errorf("the attribute %s is set in %s", a.name, of)
 		}
 	}
-	if p.attributes&attrDecrypt != 0 {
-		return nil, errors.New("the attribute decrypt is set in an attestation key")
-	}
+	return nil
+}
+
+// signer returns the key in p, which was read from public and whose attributes are checked. A key
+// without a scheme signs by RSASSA or ECDSA with SHA-256. SHA-1 is refused, in the key's name and
+// in its scheme.
+func (p *publicArea) signer(public []byte) (*signer, error) {
 	if p.symmetric != tpm2.TPMAlgNull {
 		return nil, errors.New("a symmetric algorithm in a key that does not decrypt")
 	}
-	if p.scheme == tpm2.TPMAlgNull {
-		return nil, errors.New("no signing scheme in a restricted key")
+	k := &signer{scheme: p.scheme, schemeHash: p.schemeHash}
+	if k.scheme == tpm2.TPMAlgNull {
+		if k.scheme = tpm2.TPMAlgRSASSA; p.typ == tpm2.TPMAlgECC {
+			k.scheme = tpm2.TPMAlgECDSA
+		}
+		k.schemeHash = tpm2.TPMAlgSHA256
 	}
-	if (p.typ == tpm2.TPMAlgECC) != (p.scheme == tpm2.TPMAlgECDSA) {
+	if (p.typ == tpm2.TPMAlgECC) != (k.scheme == tpm2.TPMAlgECDSA) {
 		return nil, errors.New("the signing scheme does not fit the key's type")
 	}
-	if _, err := hashFor(p.schemeHash); err != nil {
+	if _, err := hashFor(k.schemeHash); err != nil {
 		return nil, fmt.Errorf("signing scheme: %w", err)
 	}
-	return p.key()
+	nameHash, err := hashFor(p.nameAlg)
+	if err != nil {
+		return nil, fmt.Errorf("name algorithm: %w", err)
+	}
+	k.name = nameOf(p.nameAlg, nameHash, public)
+	k.public, err = p.key()
+	return k, err
 }
 
 // checkCreationData checks that b is a TPMS_CREATION_DATA (part 2, 15.1).
@@ -170,13 +202,13 @@ func (r *reader) attest(want tpm2.TPMST, of string) (extraData []byte) {
 	return extraData
 }
 
-// errNotSigned means that a signature is well formed and is not the AK's signature of the
+// errNotSigned means that a signature is well formed and is not the key's signature of the
 // message.
 var errNotSigned = errors.New("it is not the key's signature of this structure")
 
 // verify checks the TPMT_SIGNATURE (part 2, 11.3.4) sig over msg. The signature must have the
 // key's scheme and hash. The error wraps errNotSigned if the signature is well formed.
-func (k *attestationKey) verify(msg, sig []byte) error {
+func (k *signer) verify(msg, sig []byte) error {
 	r := &reader{b: sig}
 	scheme, alg := r.alg(), r.alg()
 	if r.err == nil && (scheme != k.scheme || alg != k.schemeHash) {
@@ -216,7 +248,7 @@ func verifyRSA(pub *rsa.PublicKey, scheme tpm2.TPMAlgID, hash crypto.Hash, sum, 
 }
 
 // nameOf returns the name of the object with the given TPMT_PUBLIC.
-func nameOf(alg tpm2.TPMAlgID, hash crypto.Hash, public []byte) akName {
+func nameOf(alg tpm2.TPMAlgID, hash crypto.Hash, public []byte) tpmName {
 	return append(binary.BigEndian.AppendUint16(nil, uint16(alg)), digest(hash, public)...)
 }
 

@@ -8,7 +8,7 @@
 //	        Prover.Answer   ◀─challenge──   Session.Challenge
 //	                         ──response─▶   Session.Finish
 //
-// A challenge may also ask for a quote of PCRs by the AK, and for the event log.
+// A challenge may also ask for a quote of PCRs by the AK, for the event log, and for a DevID.
 //
 // It knows nothing about SPIRE's gRPC, about configuration, or about which TPMs are
 // admitted.
@@ -28,10 +28,11 @@ const (
 	MaxResponseSize  = 8 << 10
 )
 
-// How much longer a response may be for a quote, and for an event log, in bytes.
+// How much longer a response may be for a quote, an event log, and a DevID, in bytes.
 const (
 	responseQuoteSize    = 8 << 10
 	responseEventLogSize = 400 << 10
+	responseDevIDSize    = 64 << 10
 )
 
 // ErrChallengeFailed is returned by Session.Finish if the response is well formed but

@@ -16,7 +16,7 @@ import (
 // makeCredential is TPM2_MakeCredential (part 3, 12.6; part 1, 24): it encrypts secret
 // to the endorsement key pub, made from t, so that its TPM gives the secret out only if
 // it holds the key named name too.
-func makeCredential(t *template, pub crypto.PublicKey, name akName, secret []byte) (*encryptedCredential, error) {
+func makeCredential(t *template, pub crypto.PublicKey, name tpmName, secret []byte) (*encryptedCredential, error) {
 	public, err := t.publicOf(pub)
 	if err != nil {
 		return nil, fmt.Errorf("encrypt to the endorsement key: %w", err)

@@ -90,3 +90,12 @@ func (s *Session) Copy() *Session {
 	c := *s
 	return &c
 }
+
+// CertifyData is certifyData.
+func CertifyData(server, agent []byte) []byte { return certifyData(server, agent) }
+
+// DevIDMessage is devIDMessage.
+func DevIDMessage(server, agent, ak []byte) []byte { return devIDMessage(server, agent, ak) }
+
+// ReadCertify is readCertify.
+func ReadCertify(b []byte) (extraData, name []byte, err error) { return readCertify(b) }

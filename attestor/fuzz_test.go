@@ -2,6 +2,8 @@ package attestor_test
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"testing"
@@ -251,9 +253,16 @@ func FuzzChallenge(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(msg)
+	msg, err = begin(f, withDevID(f, attestortest.DevID{})).Challenge(attestor.Ask{DevID: true})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(msg)
+	claim := quoting.Claim()
+	claim.Can = append(claim.Can, attestor.CanDevID)
 	f.Fuzz(func(t *testing.T, msg []byte) {
 		var tpm recorder
-		answer, err := attestor.NewProver(attestor.Claim{Can: everything}, &tpm).Answer(msg)
+		answer, err := attestor.NewProver(claim, &tpm).Answer(msg)
 		if err != nil {
 			return
 		}
@@ -267,8 +276,12 @@ func FuzzChallenge(f *testing.F) {
 		if a.Quote != nil && (a.Quote.Validate() != nil || len(a.QualifyingData) != 32) {
 			t.Fatalf("the TPM is to quote %v over %d bytes", a.Quote, len(a.QualifyingData))
 		}
-		secret, nonce, _, _, err := attestor.DecodeResponse(answer, attestor.Ask{Quote: a.Quote, EventLog: a.EventLog})
-		if err != nil || string(secret) != "secret" || (nonce != nil) != (a.Quote != nil) {
+		if d := a.DevID; d != nil && (len(d.QualifyingData) != 32 || len(d.Message) != 32+32+32+34) {
+			t.Fatalf("the TPM is to certify over %d bytes and to sign %d", len(d.QualifyingData), len(d.Message))
+		}
+		asked := attestor.Ask{Quote: a.Quote, EventLog: a.EventLog, DevID: a.DevID != nil}
+		secret, nonce, _, _, err := attestor.DecodeResponse(answer, asked)
+		if err != nil || string(secret) != "secret" || (nonce != nil) != (a.Quote != nil || a.DevID != nil) {
 			t.Fatalf("the answer is %s, %v", answer, err)
 		}
 	})
@@ -293,7 +306,7 @@ func FuzzResponse(f *testing.F) {
 	f.Add([]byte(`{"Secret":"\u0041AAA","EventLog":[{"a":null}]}`))
 	f.Add([]byte(`{"Secret":"AAAA","EventLog":"AAAA","Quote":null}`))
 	f.Fuzz(func(t *testing.T, msg []byte) {
-		for _, ask := range []attestor.Ask{{}, {Quote: someAsk().Quote}, someAsk()} {
+		for _, ask := range []attestor.Ask{{}, {Quote: someAsk().Quote}, someAsk(), {DevID: true}} {
 			secret, nonce, log, quote, err := attestor.DecodeResponse(msg, ask)
 			if err != nil {
 				continue
@@ -301,7 +314,7 @@ func FuzzResponse(f *testing.F) {
 			if len(secret) == 0 || len(secret) > 64 {
 				t.Fatalf("a secret of %d bytes", len(secret))
 			}
-			if ask.Quote == nil && (nonce != nil || quote != nil) || !ask.EventLog && log != nil {
+			if ask.Quote == nil && (quote != nil || nonce != nil && !ask.DevID) || !ask.EventLog && log != nil {
 				t.Fatal("it holds what was not asked for")
 			}
 			if len(log) > 300<<10 || quote != nil && len(nonce) != 32 {
@@ -366,5 +379,62 @@ func checkQuote(t *testing.T, b []byte, req *attestor.QuoteRequest) {
 	}
 	if got := q.PCRSelect.PCRSelections[0]; got.Hash != tpm2.TPMAlgSHA256 || !bytes.Equal(got.PCRSelect, req.Selection().PCRSelect) {
 		t.Fatalf("attestation %x: a quote of %v", b, got)
+	}
+}
+
+// Any bytes are refused as a certification, or are the TPMS_ATTEST that go-tpm reads. Any bytes
+// are refused as a response with a DevID, or hold the key that the AK has certified, with a
+// certificate for it within the limits.
+func FuzzDevID(f *testing.F) {
+	tpm := withDevID(f, attestortest.DevID{})
+	secret, server, agent := [32]byte{1}, [32]byte{2}, [32]byte{3}
+	waiting, err := attestor.Challenged(new(attestor.Verifier), tpm.Payload(f), attestor.Ask{DevID: true}, secret, server)
+	if err != nil {
+		f.Fatal(err)
+	}
+	name := sha256.Sum256(tpm.Claim().AK.Public)
+	d, err := tpm.DevID(&attestor.DevIDRequest{
+		QualifyingData: attestor.CertifyData(server[:], agent[:]),
+		Message:        attestor.DevIDMessage(server[:], agent[:], append([]byte{0, 0x0B}, name[:]...)),
+	})
+	if err != nil {
+		f.Fatal(err)
+	}
+	msg := members{"Secret": secret[:], "Nonce": agent[:], "DevID": d}.encode(f)
+	f.Add(msg, d.Attest, d.Public)
+	f.Add(bytes.ReplaceAll(msg, []byte(`"Chain":[`), []byte(`"Chain":["",`)), d.Attest[:len(d.Attest)-1], tpm.Claim().AK.Public)
+	f.Fuzz(func(t *testing.T, msg, attest, public []byte) {
+		checkCertify(t, attest)
+		if key, err := attestor.ReadDevIDKey(public); err == nil && (key.Public == nil || key.Scheme == 0 || key.Hash == 0) {
+			t.Fatalf("public area %x: %v", public, key)
+		}
+		answer, err := waiting.Copy().Finish(msg)
+		switch {
+		case err != nil && answer != nil:
+			t.Fatal("an answer with an error")
+		case err != nil || answer.DevID == nil:
+			return
+		}
+		key, err := attestor.ReadDevIDChain(answer.DevID.Chain)
+		want, ok := tpm.DevIDKey().Public().(*ecdsa.PublicKey)
+		if err != nil || !ok || !want.Equal(key) || !want.Equal(answer.DevID.Key) {
+			t.Fatalf("a DevID of %v with a certificate for %v, %v", answer.DevID.Key, key, err)
+		}
+	})
+}
+
+func checkCertify(t *testing.T, b []byte) {
+	t.Helper()
+	extraData, name, err := attestor.ReadCertify(b)
+	if err != nil {
+		return
+	}
+	a, err := tpm2.Unmarshal[tpm2.TPMSAttest](b)
+	if err != nil || !bytes.Equal(tpm2.Marshal(a), b) || !bytes.Equal(a.ExtraData.Buffer, extraData) {
+		t.Fatalf("attestation %x: go-tpm reads another one, %v", b, err)
+	}
+	c, err := a.Attested.Certify()
+	if err != nil || !bytes.Equal(c.Name.Buffer, name) {
+		t.Fatalf("attestation %x: go-tpm reads another name, %v", b, err)
 	}
 }

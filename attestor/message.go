@@ -11,12 +11,12 @@ import (
 
 // The limits of the fields of a payload, in bytes, and of its lists.
 const (
-	maxEKSize       = 24 << 10 // PEM
-	maxAKFieldSize  = 4 << 10
-	maxEKPublicSize = 1 << 10
-	maxChain        = 16
-	maxAbilities    = 16
-	maxAbilitySize  = 64
+	maxEKSize      = 24 << 10 // PEM
+	maxAKFieldSize = 4 << 10
+	maxPublicSize  = 1 << 10 // TPMT_PUBLIC of an EK or a DevID
+	maxChain       = 16
+	maxAbilities   = 16
+	maxAbilitySize = 64
 
 	// The largest TPM2B_ID_OBJECT, TPM2B_ENCRYPTED_SECRET and TPM2B_DIGEST are smaller
 	// (part 2, 12.4.3, 11.4.3 and 10.4.2).
@@ -24,7 +24,7 @@ const (
 	maxSeedSize       = 1 << 10
 	maxSecretSize     = 64
 
-	maxAttestSize    = 1 << 10 // the largest TPMS_ATTEST of a quote and TPMT_SIGNATURE are smaller
+	maxAttestSize    = 1 << 10 // the largest TPMS_ATTEST of a quote or of a key, and TPMT_SIGNATURE, are smaller
 	maxSignatureSize = 1 << 10
 	maxBankSize      = 16
 
@@ -58,6 +58,7 @@ type challenge struct {
 	Nonce    []byte        `json:",omitempty"` // the server's
 	Quote    *QuoteRequest `json:",omitzero"`
 	EventLog bool          `json:",omitzero"`
+	DevID    bool          `json:",omitzero"`
 }
 
 // response is the agent's second message. Everything but Secret is there only if the challenge
@@ -67,6 +68,7 @@ type response struct {
 	Nonce    []byte         `json:",omitempty"` // the agent's own
 	Quote    *SignedQuote   `json:",omitzero"`
 	EventLog jsontext.Value `json:",omitzero"` // base64, or null if there is no log
+	DevID    *SignedDevID   `json:",omitzero"` // not there if the machine has none
 }
 
 func encode(name string, msg any, limit int) ([]byte, error) {
@@ -91,7 +93,7 @@ func decodePayload(msg []byte) (*payload, error) {
 		case "EKChain":
 			p.EKChain, err = d.chain(name)
 		case "EKPublic":
-			p.EKPublic, err = d.blob(name, maxEKPublicSize)
+			p.EKPublic, err = d.blob(name, maxPublicSize)
 		case "Can":
 			p.Can, err = d.abilities(name)
 		default:
@@ -161,17 +163,20 @@ func decodeChallenge(msg []byte, can []string) (*challenge, error) {
 	c := &challenge{EC: new(encryptedCredential)}
 	pcrs := slices.Contains(can, CanPCRs)
 	eventLog := pcrs && slices.Contains(can, CanEventLog)
+	devID := slices.Contains(can, CanDevID)
 	err := decode(msg, MaxChallengeSize, func(d *decoder, name string) (err error) {
 		switch {
 		case name == "EC":
 			return d.object(c.EC.decode)
-		case name == "Nonce" && pcrs:
+		case name == "Nonce" && (pcrs || devID):
 			c.Nonce, err = d.exactly(name, nonceSize)
 		case name == "Quote" && pcrs:
 			c.Quote = new(QuoteRequest)
 			err = d.object(c.Quote.decode)
 		case name == "EventLog" && eventLog:
 			c.EventLog, err = d.boolean(name)
+		case name == "DevID" && devID:
+			c.DevID, err = d.boolean(name)
 		default:
 			return d.skip()
 		}
@@ -195,6 +200,8 @@ func (c *challenge) check() error {
 		return errors.New("no EC.Secret in it")
 	case c.Quote == nil && c.EventLog:
 		return errors.New("it asks for the event log and for no quote")
+	case c.DevID && c.Nonce == nil:
+		return errors.New("it asks for a DevID without a Nonce")
 	case c.Quote == nil:
 		return nil
 	case c.Nonce == nil:
@@ -240,6 +247,7 @@ type reply struct {
 	nonce    []byte       // nil if it was not asked for
 	quote    *SignedQuote // nil if it was not asked for, and if there is none
 	eventLog []byte       // nil if it was not asked for, and if there is none
+	devID    *SignedDevID // nil if it was not asked for, and if there is none
 }
 
 // decodeResponse reads the response to a challenge that asks for asked. Members that were not
@@ -250,13 +258,16 @@ func decodeResponse(msg []byte, asked *Ask) (*reply, error) {
 		switch {
 		case name == "Secret":
 			p.secret, err = d.blob(name, maxSecretSize)
-		case name == "Nonce" && asked.Quote != nil:
+		case name == "Nonce" && asked.nonces():
 			p.nonce, err = d.exactly(name, nonceSize)
 		case name == "Quote" && asked.Quote != nil && !d.null():
 			p.quote = new(SignedQuote)
 			err = d.object(p.quote.decode)
 		case name == "EventLog" && asked.EventLog && !d.null():
 			p.eventLog, err = d.maybeBlob(name, maxEventLogField)
+		case name == "DevID" && asked.DevID && !d.null():
+			p.devID = new(SignedDevID)
+			err = d.object(p.devID.decode)
 		default:
 			err = d.skip()
 		}
@@ -276,16 +287,28 @@ func (p *reply) check() error {
 	if p.secret == nil {
 		return errors.New("no Secret in it")
 	}
-	if p.quote == nil {
-		return nil
+	if p.nonce == nil && (p.quote != nil || p.devID != nil) {
+		return errors.New("a Quote or a DevID without a Nonce")
 	}
-	switch {
-	case p.nonce == nil:
-		return errors.New("a Quote without a Nonce")
-	case p.quote.Attest == nil:
+	switch q := p.quote; {
+	case q == nil:
+	case q.Attest == nil:
 		return errors.New("no Quote.Attest in it")
-	case p.quote.Signature == nil:
+	case q.Signature == nil:
 		return errors.New("no Quote.Signature in it")
+	}
+	switch d := p.devID; {
+	case d == nil:
+	case d.Chain == nil:
+		return errors.New("no DevID.Chain in it")
+	case d.Public == nil:
+		return errors.New("no DevID.Public in it")
+	case d.Attest == nil:
+		return errors.New("no DevID.Attest in it")
+	case d.AttestSignature == nil:
+		return errors.New("no DevID.AttestSignature in it")
+	case d.Signature == nil:
+		return errors.New("no DevID.Signature in it")
 	}
 	return nil
 }
@@ -318,6 +341,24 @@ func (p *PCR) decode(d *decoder, name string) (err error) {
 		p.Index, err = d.number("Quote.PCRs")
 	case "Digest":
 		p.Digest, err = d.blob("Quote.PCRs", maxDigest)
+	default:
+		err = d.skip()
+	}
+	return err
+}
+
+func (s *SignedDevID) decode(d *decoder, name string) (err error) {
+	switch name {
+	case "Chain":
+		s.Chain, err = d.chain("DevID.Chain")
+	case "Public":
+		s.Public, err = d.blob("DevID.Public", maxPublicSize)
+	case "Attest":
+		s.Attest, err = d.blob("DevID.Attest", maxAttestSize)
+	case "AttestSignature":
+		s.AttestSignature, err = d.blob("DevID.AttestSignature", maxSignatureSize)
+	case "Signature":
+		s.Signature, err = d.blob("DevID.Signature", maxSignatureSize)
 	default:
 		err = d.skip()
 	}

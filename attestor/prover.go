@@ -39,7 +39,7 @@ type Claim struct {
 	// AK are the attestation key's parameters.
 	AK AKParameters
 	// Can are the words for what the agent can answer besides the secret: CanPCRs, and
-	// with it CanEventLog.
+	// with it CanEventLog; CanDevID.
 	Can []string
 }
 
@@ -62,6 +62,8 @@ type Activation struct {
 	QualifyingData []byte
 	// EventLog asks for the event log.
 	EventLog bool
+	// DevID asks for the DevID and its proof, unless it is nil.
+	DevID *DevIDRequest
 }
 
 // Activated is the answer to an Activation.
@@ -69,6 +71,7 @@ type Activated struct {
 	Secret   []byte
 	Quote    *SignedQuote // must be there if it was asked for
 	EventLog []byte       // nil if the machine has none, or none that can be read
+	DevID    *SignedDevID // nil if the machine has none
 }
 
 // Prover is the agent's half. It is used by one goroutine.
@@ -155,13 +158,21 @@ func (p *Prover) Answer(challenge []byte) ([]byte, error) {
 	if task.Secret, err = withoutSize(c.EC.Secret); err != nil {
 		return nil, fmt.Errorf("challenge: EC.Secret: %w", err)
 	}
+	asked := Ask{Quote: c.Quote, EventLog: c.EventLog, DevID: c.DevID}
 	msg := new(response)
-	if c.Quote != nil {
+	if asked.nonces() {
 		msg.Nonce = make([]byte, nonceSize)
 		if _, err := rand.Read(msg.Nonce); err != nil {
 			return nil, fmt.Errorf("make a nonce: %w", err)
 		}
+	}
+	if c.Quote != nil {
 		task.QualifyingData = qualifyingData(c.Nonce, msg.Nonce)
+	}
+	if c.DevID {
+		if task.DevID, err = p.devIDRequest(c.Nonce, msg.Nonce); err != nil {
+			return nil, fmt.Errorf("attestation key: %w", err)
+		}
 	}
 	done, err := p.tpm.Activate(task)
 	if err != nil {
@@ -173,8 +184,22 @@ func (p *Prover) Answer(challenge []byte) ([]byte, error) {
 	if err := msg.take(task, done); err != nil {
 		return nil, err
 	}
-	asked := Ask{Quote: c.Quote, EventLog: c.EventLog}
 	return encode("response", msg, asked.maxResponse())
+}
+
+// devIDRequest returns what to make with a DevID's key in the session with these nonces.
+func (p *Prover) devIDRequest(server, agent []byte) (*DevIDRequest, error) {
+	area, err := readPublic(p.claim.AK.Public)
+	if err != nil {
+		return nil, err
+	}
+	ak, err := area.attestationKey(p.claim.AK.Public)
+	if err != nil {
+		return nil, err
+	}
+	return &DevIDRequest{
+		QualifyingData: certifyData(server, agent), Message: devIDMessage(server, agent, ak.name),
+	}, nil
 }
 
 // take takes into a response what the machine has answered to a.
@@ -187,6 +212,9 @@ func (r *response) take(a *Activation, done *Activated) error {
 		if r.Quote = done.Quote; r.Quote == nil {
 			return errors.New("quote the PCRs: no quote")
 		}
+	}
+	if a.DevID != nil {
+		r.DevID = done.DevID
 	}
 	if !a.EventLog {
 		return nil

@@ -14,6 +14,7 @@ import (
 const (
 	CanPCRs     = "pcrs"      // it can quote PCRs
 	CanEventLog = "event_log" // it can send the firmware's event log
+	CanDevID    = "devid"     // it has a DevID
 )
 
 // MaxEventLogSize is the size of the largest event log, in bytes. An agent does not send a
@@ -120,7 +121,7 @@ func quoteFailed(format string, args ...any) error {
 
 // checkQuote returns what the AK has quoted. The quote has to be for req and over data, and the
 // values have to hash to its digest, by the hash of the AK's scheme (part 3, 18.4).
-func (k *attestationKey) checkQuote(q *SignedQuote, req *QuoteRequest, data []byte) (*Quote, error) {
+func (k *signer) checkQuote(q *SignedQuote, req *QuoteRequest, data []byte) (*Quote, error) {
 	if q == nil {
 		return nil, quoteFailed("the agent sent none")
 	}

@@ -45,12 +45,14 @@ type (
 		Nonce    []byte
 		Quote    *attestor.QuoteRequest
 		EventLog bool
+		DevID    bool
 	}
 	fullResponse struct {
 		Secret   []byte
 		Nonce    []byte                `json:",omitempty"`
 		Quote    *attestor.SignedQuote `json:",omitempty"`
 		EventLog []byte
+		DevID    *attestor.SignedDevID `json:",omitempty"`
 	}
 )
 
@@ -572,6 +574,7 @@ func TestEventLogs(t *testing.T) {
 // A response may be as long as what was asked for needs, and no longer.
 func TestMaxResponse(t *testing.T) {
 	t.Parallel()
+	devID := &attestortest.DevID{CA: attestortest.NewCA(t, "devices")}
 	for _, test := range []struct {
 		options attestortest.Options
 		ask     attestor.Ask
@@ -581,6 +584,9 @@ func TestMaxResponse(t *testing.T) {
 		{attestortest.Options{PCRs: somePCRs(), EventLog: []byte("log")}, attestor.Ask{}, 8 << 10},
 		{attestortest.Options{PCRs: somePCRs()}, someAsk(), 16 << 10},
 		{attestortest.Options{PCRs: somePCRs(), EventLog: []byte("log")}, someAsk(), 416 << 10},
+		{attestortest.Options{}, attestor.Ask{DevID: true}, 8 << 10},
+		{attestortest.Options{DevID: devID}, attestor.Ask{DevID: true}, 72 << 10},
+		{attestortest.Options{PCRs: somePCRs(), DevID: devID}, attestor.Ask{Quote: someAsk().Quote, DevID: true}, 80 << 10},
 	} {
 		test.options.EK = attestor.P256
 		tpm := attestortest.New(t, test.options)

@@ -47,7 +47,9 @@ func (v *Verifier) Begin(payload []byte) (*Session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("payload: %w", err)
 	}
-	can := slices.DeleteFunc(p.Can, func(what string) bool { return what != CanPCRs && what != CanEventLog })
+	can := slices.DeleteFunc(p.Can, func(what string) bool {
+		return what != CanPCRs && what != CanEventLog && what != CanDevID
+	})
 	return &Session{ek: ek, template: tmpl, chain: p.EKChain, ak: ak, can: slices.Clip(can)}, nil
 }
 
@@ -76,8 +78,8 @@ type Session struct {
 	ek       *EK
 	template *template
 	chain    [][]byte
-	ak       *attestationKey
-	can      []string // CanPCRs, CanEventLog
+	ak       *signer
+	can      []string // CanPCRs, CanEventLog, CanDevID
 
 	state  sessionState
 	secret [32]byte
@@ -89,7 +91,12 @@ type Session struct {
 type Ask struct {
 	Quote    *QuoteRequest // nil: no quote
 	EventLog bool          // the event log, which is only asked for together with a quote
+	DevID    bool
 }
+
+// nonces reports whether both sides send a nonce. A quote and a DevID share them: what is made
+// over them differs by the text in front.
+func (a *Ask) nonces() bool { return a.Quote != nil || a.DevID }
 
 // maxResponse returns the size of the largest response, in bytes.
 func (a *Ask) maxResponse() int {
@@ -99,6 +106,9 @@ func (a *Ask) maxResponse() int {
 	}
 	if a.EventLog {
 		size += responseEventLogSize
+	}
+	if a.DevID {
+		size += responseDevIDSize
 	}
 	return size
 }
@@ -112,6 +122,10 @@ type Answer struct {
 	// log was asked for, or the agent has none. It may be somewhat longer than
 	// MaxEventLogSize, and then it must not be read.
 	EventLog []byte
+	// DevID is proved: in this session, its key has signed and the AK has certified it. It is
+	// nil if none was asked for. It is nil too if the agent offers a DevID and sends none: who
+	// has no DevID that works is a machine with only an EK, and rules say if that is enough.
+	DevID *DevID
 }
 
 type sessionState int
@@ -142,7 +156,7 @@ func (s *Session) AK() crypto.PublicKey {
 	return s.ak.public
 }
 
-// Can reports whether the agent says that it can answer what: CanPCRs or CanEventLog.
+// Can reports whether the agent says that it can answer what: CanPCRs, CanEventLog or CanDevID.
 func (s *Session) Can(what string) bool { return slices.Contains(s.can, what) }
 
 // Challenge returns the challenge message. It must be called once. It asks for what ask says,
@@ -168,21 +182,23 @@ func (s *Session) Challenge(ask Ask) ([]byte, error) {
 
 func (s *Session) newChallenge(ask Ask) (*challenge, error) {
 	msg := new(challenge)
+	s.asked.DevID = ask.DevID && s.Can(CanDevID)
 	if q := ask.Quote; q != nil {
 		if err := q.Validate(); err != nil {
 			return nil, fmt.Errorf("ask for a quote: %w", err)
 		}
 		if s.Can(CanPCRs) {
-			s.asked = Ask{
-				Quote:    &QuoteRequest{Bank: q.Bank, PCRs: slices.Clone(q.PCRs)},
-				EventLog: ask.EventLog && s.Can(CanEventLog),
-			}
-			if _, err := rand.Read(s.nonce[:]); err != nil {
-				return nil, fmt.Errorf("make a nonce: %w", err)
-			}
-			msg.Nonce, msg.Quote, msg.EventLog = s.nonce[:], s.asked.Quote, s.asked.EventLog
+			s.asked.Quote = &QuoteRequest{Bank: q.Bank, PCRs: slices.Clone(q.PCRs)}
+			s.asked.EventLog = ask.EventLog && s.Can(CanEventLog)
 		}
 	}
+	if s.asked.nonces() {
+		if _, err := rand.Read(s.nonce[:]); err != nil {
+			return nil, fmt.Errorf("make a nonce: %w", err)
+		}
+		msg.Nonce = s.nonce[:]
+	}
+	msg.Quote, msg.EventLog, msg.DevID = s.asked.Quote, s.asked.EventLog, s.asked.DevID
 	if _, err := rand.Read(s.secret[:]); err != nil {
 		return nil, fmt.Errorf("make a secret: %w", err)
 	}
@@ -193,8 +209,8 @@ func (s *Session) newChallenge(ask Ask) (*challenge, error) {
 
 // Finish checks the response to the challenge, and returns what else it holds. It must be
 // called once and ends the session. The error is, or wraps, ErrChallengeFailed if the response
-// is well formed and its secret is wrong, and ErrQuoteFailed if the secret is right and the
-// quote is missing or wrong.
+// is well formed and its secret is wrong; ErrQuoteFailed if the secret is right and the quote is
+// missing or wrong; and ErrDevIDFailed if those are right and the DevID is wrong.
 func (s *Session) Finish(response []byte) (*Answer, error) {
 	if s.state != challenged {
 		return nil, errors.New("the session is not waiting for a response")
@@ -214,12 +230,17 @@ func (s *Session) Finish(response []byte) (*Answer, error) {
 			return nil, fmt.Errorf("response: %w", err)
 		}
 	}
+	if reply.devID != nil {
+		if answer.DevID, err = s.ak.checkDevID(reply.devID, s.nonce[:], reply.nonce); err != nil {
+			return nil, fmt.Errorf("response: %w", err)
+		}
+	}
 	return answer, nil
 }
 
 // MaxResponse returns the size of the largest response that Finish reads, in bytes: 8 KiB, and
-// as much more as the challenge has asked for, which is 8 KiB for a quote and 400 KiB for an
-// event log.
+// as much more as the challenge has asked for, which is 8 KiB for a quote, 400 KiB for an event
+// log and 64 KiB for a DevID.
 func (s *Session) MaxResponse() int { return s.asked.maxResponse() }
 
 // end makes the secret unusable.

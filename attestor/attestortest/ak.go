@@ -95,17 +95,21 @@ func akPublic(key crypto.Signer, pss bool) tpm2.TPMTPublic {
 }
 
 func rsaScheme(pss bool) tpm2.TPMTRSAScheme {
+	scheme := tpm2.TPMAlgRSASSA
 	if pss {
-		return tpm2.TPMTRSAScheme{
-			Scheme: tpm2.TPMAlgRSAPSS,
-			Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgRSAPSS,
-				&tpm2.TPMSSigSchemeRSAPSS{HashAlg: tpm2.TPMAlgSHA256}),
-		}
+		scheme = tpm2.TPMAlgRSAPSS
 	}
-	return tpm2.TPMTRSAScheme{
-		Scheme: tpm2.TPMAlgRSASSA,
-		Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgRSASSA,
-			&tpm2.TPMSSigSchemeRSASSA{HashAlg: tpm2.TPMAlgSHA256}),
+	return tpm2.TPMTRSAScheme{Scheme: scheme, Details: asymScheme(scheme, tpm2.TPMAlgSHA256)}
+}
+
+func asymScheme(scheme, hash tpm2.TPMAlgID) tpm2.TPMUAsymScheme {
+	switch scheme {
+	case tpm2.TPMAlgRSAPSS:
+		return tpm2.NewTPMUAsymScheme(scheme, &tpm2.TPMSSigSchemeRSAPSS{HashAlg: hash})
+	case tpm2.TPMAlgECDSA:
+		return tpm2.NewTPMUAsymScheme(scheme, &tpm2.TPMSSigSchemeECDSA{HashAlg: hash})
+	default:
+		return tpm2.NewTPMUAsymScheme(scheme, &tpm2.TPMSSigSchemeRSASSA{HashAlg: hash})
 	}
 }
 
@@ -168,21 +172,34 @@ func creationAttest(name, hash []byte) tpm2.TPMSAttest {
 
 // sign returns a TPMT_SIGNATURE with SHA-256.
 func sign(key crypto.Signer, pss bool, msg []byte) ([]byte, error) {
-	sum := digest(crypto.SHA256, msg)
+	scheme := tpm2.TPMAlgRSASSA
+	if pss {
+		scheme = tpm2.TPMAlgRSAPSS
+	}
+	return signWith(key, scheme, tpm2.TPMAlgSHA256, msg)
+}
+
+// signWith returns a TPMT_SIGNATURE. The scheme matters for RSA keys alone.
+func signWith(key crypto.Signer, scheme, hashAlg tpm2.TPMAlgID, msg []byte) ([]byte, error) {
+	hash, err := hashAlg.Hash()
+	if err != nil {
+		return nil, err
+	}
+	sum := digest(hash, msg)
 	sig := tpm2.TPMTSignature{}
 	switch key := key.(type) {
 	case *rsa.PrivateKey:
-		alg, opts := tpm2.TPMAlgRSASSA, crypto.SignerOpts(crypto.SHA256)
-		if pss {
-			alg, opts = tpm2.TPMAlgRSAPSS, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthAuto, Hash: crypto.SHA256}
+		opts := crypto.SignerOpts(hash)
+		if scheme == tpm2.TPMAlgRSAPSS {
+			opts = &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthAuto, Hash: hash}
 		}
 		b, err := key.Sign(rand.Reader, sum, opts)
 		if err != nil {
 			return nil, err
 		}
-		sig.SigAlg = alg
-		sig.Signature = tpm2.NewTPMUSignature(alg, &tpm2.TPMSSignatureRSA{
-			Hash: tpm2.TPMAlgSHA256,
+		sig.SigAlg = scheme
+		sig.Signature = tpm2.NewTPMUSignature(scheme, &tpm2.TPMSSignatureRSA{
+			Hash: hashAlg,
 			Sig:  tpm2.TPM2BPublicKeyRSA{Buffer: b},
 		})
 	case *ecdsa.PrivateKey:
@@ -192,12 +209,12 @@ func sign(key crypto.Signer, pss bool, msg []byte) ([]byte, error) {
 		}
 		sig.SigAlg = tpm2.TPMAlgECDSA
 		sig.Signature = tpm2.NewTPMUSignature(tpm2.TPMAlgECDSA, &tpm2.TPMSSignatureECC{
-			Hash:       tpm2.TPMAlgSHA256,
+			Hash:       hashAlg,
 			SignatureR: tpm2.TPM2BECCParameter{Buffer: r.Bytes()},
 			SignatureS: tpm2.TPM2BECCParameter{Buffer: s.Bytes()},
 		})
 	default:
-		return nil, fmt.Errorf("an AK of the type %T", key)
+		return nil, fmt.Errorf("a key of the type %T", key)
 	}
 	return tpm2.Marshal(&sig), nil
 }

@@ -46,6 +46,8 @@ type Options struct {
 	// EventLog makes the agent offer the event log, unless it is nil. If it is empty, the
 	// machine has none.
 	EventLog []byte
+	// DevID gives the TPM a DevID, which the agent offers, unless it is nil.
+	DevID *DevID
 
 	// The lies of the TPM. Each function changes a structure of the AK before it is
 	// named, digested and signed, so that everything else stays consistent.
@@ -63,6 +65,7 @@ type TPM struct {
 	ekPublic tpm2.TPMTPublic
 	ak       privateKey
 	akName   []byte
+	devID    *devID // or nil
 	claim    attestor.Claim
 	options  Options
 }
@@ -79,6 +82,11 @@ func New(tb TB, o Options) *TPM {
 	}
 	if o.CA != nil {
 		t.claim.Certificate = o.CA.Issue(tb, t.claim.EK, o.Certificate)
+	}
+	if o.DevID != nil {
+		if err := t.createDevID(tb, o.DevID); err != nil {
+			tb.Fatalf("attestortest: %v", err)
+		}
 	}
 	return t
 }
@@ -170,6 +178,11 @@ func (t *TPM) Activate(a *attestor.Activation) (*attestor.Activated, error) {
 	done := &attestor.Activated{Secret: secret}
 	if a.Quote != nil {
 		if done.Quote, err = t.Quote(a.Quote, a.QualifyingData); err != nil {
+			return nil, err
+		}
+	}
+	if a.DevID != nil {
+		if done.DevID, err = t.DevID(a.DevID); err != nil {
 			return nil, err
 		}
 	}

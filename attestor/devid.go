@@ -1,0 +1,193 @@
+package attestor
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+// ErrDevIDFailed is wrapped by an error of Session.Finish if the DevID in the response is well
+// formed and its proof does not hold: its key is not the key in the certificate, is not one that
+// stays in its TPM, or was not certified or has not signed in this session.
+var ErrDevIDFailed = errors.New("the proof of the DevID does not hold")
+
+// maxDevIDChainSize is the size of all certificates of a DevID together, in bytes. As base64, and
+// with the other members of the DevID, they fit into what a response may be longer for them.
+const maxDevIDChainSize = 44 << 10
+
+// DevID is a device identity (IEEE 802.1AR) that a machine has proved: its key is in the TPM of
+// the attestation key, which made it and does not give it out, and the machine can use it.
+// Whether that TPM is a real one, and who has issued the certificate, is not proved by it.
+type DevID struct {
+	// Chain is the certificate and those above it, in DER, as the machine sent them: 1 to 16,
+	// each of at most 8 KiB, 512 values, and a key of at most 8192 bits; all together at most
+	// 44 KiB. The key in the first equals Key. Nothing else about them is verified, and
+	// ParseCertificate may refuse them.
+	Chain [][]byte
+	// Key is an *rsa.PublicKey of 2048, 3072 or 4096 bits, or an *ecdsa.PublicKey on P-256 or
+	// P-384.
+	Key crypto.PublicKey
+}
+
+// DevIDRequest says what to make with a DevID's key.
+type DevIDRequest struct {
+	// QualifyingData is what the AK certifies the key over (TPM2_Certify).
+	QualifyingData []byte
+	// Message is what the key signs, by its own scheme or by that of ReadDevIDKey. It is hashed
+	// once.
+	Message []byte
+}
+
+// SignedDevID is a DevID with its proof.
+type SignedDevID struct {
+	Chain           [][]byte // DER, the DevID's certificate first
+	Public          []byte   // TPMT_PUBLIC of its key
+	Attest          []byte   // TPMS_ATTEST of TPM2_Certify
+	AttestSignature []byte   // TPMT_SIGNATURE of Attest by the AK
+	Signature       []byte   // TPMT_SIGNATURE of the message by the DevID's key
+}
+
+// DevIDKey is the key of a DevID.
+type DevIDKey struct {
+	Public crypto.PublicKey // see DevID.Key
+	Scheme tpm2.TPMAlgID    // the key's own; if it has none, RSASSA or ECDSA
+	Hash   tpm2.TPMAlgID    // that of the key's scheme; if it has none, SHA-256
+}
+
+// ReadDevIDKey returns the key in a TPMT_PUBLIC. It is an error if a Verifier would not accept the
+// key: it can leave its TPM or was not made in one, cannot sign, signs only what the TPM has made,
+// decrypts, is named or signs with SHA-1, or is of an unknown type.
+func ReadDevIDKey(public []byte) (*DevIDKey, error) {
+	area, err := readPublic(public)
+	if err != nil {
+		return nil, err
+	}
+	key, err := area.devIDKey(public)
+	if err != nil {
+		return nil, err
+	}
+	return &DevIDKey{Public: key.public, Scheme: key.scheme, Hash: key.schemeHash}, nil
+}
+
+// ReadDevIDChain returns the key in the first certificate of a chain. It is an error if the chain
+// is over a limit of DevID.Chain, or that key cannot be read. It reads nothing else.
+func ReadDevIDChain(chain [][]byte) (crypto.PublicKey, error) {
+	switch {
+	case len(chain) == 0:
+		return nil, errors.New("no certificate")
+	case len(chain) > maxChain:
+		return nil, fmt.Errorf("%d certificates, at most %d are allowed", len(chain), maxChain)
+	}
+	size := 0
+	for _, der := range chain {
+		size += len(der)
+	}
+	if size > maxDevIDChainSize {
+		return nil, fmt.Errorf("certificates of %d bytes, at most %d are allowed", size, maxDevIDChainSize)
+	}
+	if err := checkChain(chain); err != nil {
+		return nil, err
+	}
+	return certificateKey(chain[0])
+}
+
+// devIDKey returns the key in p, which was read from public. It is an error if the key cannot be
+// a DevID's. A restricted key is refused: it is an AK, which proves nothing that the AK of the
+// session does not prove.
+func (p *publicArea) devIDKey(public []byte) (*signer, error) {
+	err := p.checkAttributes("a DevID's key",
+		attrFixedTPM|attrFixedParent|attrSensitiveDataOrigin|attrSign, attrRestricted|attrDecrypt)
+	if err != nil {
+		return nil, err
+	}
+	key, err := p.signer(public)
+	if err != nil {
+		return nil, err
+	}
+	if t, err := KeyTypeOf(key.public); err != nil || t == P521 {
+		return nil, errors.New("a DevID's key is of RSA 2048, 3072 or 4096, P-256 or P-384")
+	}
+	return key, nil
+}
+
+// certifyData returns what the AK certifies a DevID's key over, for the same reasons as
+// qualifyingData.
+func certifyData(server, agent []byte) []byte {
+	sum := sha256.Sum256(slices.Concat([]byte("spire-tpm-attestor devid certify 1\x00"), server, agent))
+	return sum[:]
+}
+
+// devIDMessage returns what a DevID's key signs. The key signs anything, so the text in front and
+// the agent's nonce are what keeps a server from having it sign something of the server's choice.
+// With the AK's name, the signature is of no use in a session of another AK.
+func devIDMessage(server, agent []byte, ak tpmName) []byte {
+	return slices.Concat([]byte("spire-tpm-attestor devid sign 1\x00"), server, agent, ak)
+}
+
+func devIDFailed(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrDevIDFailed, fmt.Sprintf(format, args...))
+}
+
+// checkDevID returns the DevID in d if its proof holds: k, the AK, certifies its key, and that key
+// has signed, over both nonces.
+func (k *signer) checkDevID(d *SignedDevID, server, agent []byte) (*DevID, error) {
+	leaf, err := ReadDevIDChain(d.Chain)
+	if err != nil {
+		return nil, fmt.Errorf("DevID.Chain: %w", err)
+	}
+	area, err := readPublic(d.Public)
+	if err != nil {
+		return nil, fmt.Errorf("DevID.Public: %w", err)
+	}
+	extraData, name, err := readCertify(d.Attest)
+	if err != nil {
+		return nil, fmt.Errorf("DevID.Attest: %w", err)
+	}
+	key, err := area.devIDKey(d.Public)
+	switch {
+	case err != nil:
+		return nil, devIDFailed("DevID.Public: %v", err)
+	case !sameKey(leaf, key.public):
+		return nil, devIDFailed("the key in its certificate is not the key in DevID.Public")
+	case !bytes.Equal(name, key.name):
+		return nil, devIDFailed("DevID.Attest names a key other than DevID.Public")
+	case !bytes.Equal(extraData, certifyData(server, agent)):
+		return nil, devIDFailed("DevID.Attest is not over this session's nonces")
+	}
+	if err := k.verifyDevID("DevID.AttestSignature", d.Attest, d.AttestSignature); err != nil {
+		return nil, err
+	}
+	if err := key.verifyDevID("DevID.Signature", devIDMessage(server, agent, k.name), d.Signature); err != nil {
+		return nil, err
+	}
+	return &DevID{Chain: d.Chain, Key: key.public}, nil
+}
+
+// verifyDevID checks a signature by k in a DevID's proof.
+func (k *signer) verifyDevID(what string, msg, sig []byte) error {
+	switch err := k.verify(msg, sig); {
+	case errors.Is(err, errNotSigned):
+		return devIDFailed("%s: %v", what, err)
+	case err != nil:
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// readCertify reads the TPMS_ATTEST (part 2, 10.12.12) of a certified key, and returns the key's
+// name.
+func readCertify(b []byte) (extraData, name []byte, err error) {
+	r := &reader{b: b}
+	extraData = r.attest(tpm2.TPMSTAttestCertify, "a certified key")
+	name = r.sized(maxName)
+	r.sized(maxName) // qualifiedName
+	if err := r.end(); err != nil {
+		return nil, nil, err
+	}
+	return extraData, name, nil
+}
