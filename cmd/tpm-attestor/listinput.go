@@ -94,7 +94,17 @@ func (g *gather) read(name string) error {
 	case fromKeys:
 		return g.keys(name, in)
 	}
-	return g.list(name, in)
+	return g.list(name, rewound(file, in))
+}
+
+// rewound returns a file from its beginning, or what was buffered of it if it cannot be rewound.
+func rewound(file io.Reader, in *bufio.Reader) io.Reader {
+	if seeker, ok := file.(io.Seeker); ok {
+		if _, err := seeker.Seek(0, io.SeekStart); err == nil {
+			return file
+		}
+	}
+	return in
 }
 
 // sniffed is how much of a file is looked at to tell what it is.
@@ -169,8 +179,8 @@ func (g *gather) document(name string, in io.Reader) (*ekhashes.Document, error)
 
 // limited reads a stream whole, or returns an error if it is longer than most bytes.
 func limited(name string, in io.Reader, most int64) ([]byte, error) {
-	content, err := io.ReadAll(io.LimitReader(in, most+1))
-	if err == nil && int64(len(content)) > most {
+	content, err := input.ReadAll(in, most)
+	if errors.Is(err, input.ErrTooLong) {
 		err = fmt.Errorf("%s is longer than %d bytes, more than a list may have", name, most)
 	}
 	return content, err

@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -106,13 +105,13 @@ func lintDocument(cmd *cobra.Command, opts ekhashes.Options, name string) (*ekha
 		return nil, nil, err
 	}
 	defer func() { _ = in.Close() }() // it was only read
-	data, err := io.ReadAll(io.LimitReader(in, maxList+1))
-	if err != nil {
-		return nil, nil, err
-	}
-	if len(data) > maxList {
+	data, err := input.ReadAll(in, maxList)
+	if errors.Is(err, input.ErrTooLong) {
 		return nil, nil, mistakesError{{File: name, Problem: fmt.Sprintf(
 			"longer than %d bytes: raise max_bytes in the servers' configuration, or split the list", maxList)}}
+	}
+	if err != nil {
+		return nil, nil, err
 	}
 	d, err := asServer(cmd.Context(), name, data, opts)
 	if err != nil {

@@ -2,6 +2,8 @@
 package input
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -23,9 +25,31 @@ func Read(name string, stdin io.Reader, most int64) ([]byte, error) {
 		return nil, err
 	}
 	defer func() { _ = from.Close() }() // it was only read
-	content, err := io.ReadAll(io.LimitReader(from, most+1))
-	if err == nil && int64(len(content)) > most {
+	content, err := ReadAll(from, most)
+	if errors.Is(err, ErrTooLong) {
 		return nil, fmt.Errorf("%s is longer than %d bytes", name, most)
 	}
 	return content, err
+}
+
+// ErrTooLong is the error of ReadAll if there is more.
+var ErrTooLong = errors.New("too long")
+
+// ReadAll reads all that there is, at most most bytes. Of a file, it allocates no more than the
+// file's length.
+func ReadAll(from io.Reader, most int64) ([]byte, error) {
+	var b bytes.Buffer
+	if file, ok := from.(*os.File); ok {
+		if info, err := file.Stat(); err == nil && info.Mode().IsRegular() {
+			b.Grow(int(min(info.Size(), most)) + bytes.MinRead)
+		}
+	}
+	_, err := b.ReadFrom(io.LimitReader(from, most+1))
+	if err == nil && int64(b.Len()) > most {
+		err = ErrTooLong
+	}
+	if err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
 }

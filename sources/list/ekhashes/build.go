@@ -176,13 +176,18 @@ func (b *builder) nameOf(index uint32) []byte {
 	return record[2 : 2+int(record[1])]
 }
 
+// trim gives back the room for entries that a list might have had. A list may serve for long.
+func (b *builder) trim() {
+	if cap(b.entries)-len(b.entries) > len(b.entries)/16 {
+		b.names = nil // no entry follows
+		b.entries = slices.Clone(b.entries)
+	}
+}
+
 // build returns the list of all entries, or the first entries that are there twice.
 func (b *builder) build(header list.Header) (*Document, []repeat) {
 	b.names = nil
 	entries := b.entries
-	if cap(entries)-len(entries) > len(entries)/16 { // room for as many as the list might have had
-		entries = slices.Clone(entries)
-	}
 	b.entries = nil
 	slices.SortFunc(entries, func(a, b entry) int {
 		if c := bytes.Compare(a.hash[:], b.hash[:]); c != 0 {

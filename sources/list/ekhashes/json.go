@@ -29,6 +29,7 @@ func parseJSON(data []byte) (*Document, error) {
 	if !p.hasKeys {
 		return nil, p.fail(`no field "keys": a list without entries has "keys": []` + p.doubts.hint())
 	}
+	p.trim()
 	d, twice := p.build(p.header)
 	p.mistakes = append(p.mistakes, p.located(twice)...)
 	if err := p.mistakes.Err(); err != nil {

@@ -30,6 +30,7 @@ func parseText(data []byte, allowEmpty bool) (*Document, error) {
 			break
 		}
 	}
+	b.trim()
 	d, twice := b.build(list.Header{})
 	for _, r := range twice {
 		mistakes = append(mistakes, &list.FormatError{
