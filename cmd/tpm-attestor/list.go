@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/bootprofiles"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 )
 
@@ -90,17 +92,38 @@ func (e mistakesError) Error() string {
 	return text
 }
 
+// A document is what a list says: EK hashes, or boot profiles.
+type document interface {
+	Header() list.Header
+	Len() int
+	Warnings() []string
+}
+
 // asServer reads a list as a server does: with the server's own parser, and with all that it
 // asks of a list besides. The error is a mistakesError.
-func asServer(ctx context.Context, file string, data []byte, opts ekhashes.Options) (*ekhashes.Document, error) {
+func asServer(ctx context.Context, file string, data []byte, opts ekhashes.Options) (document, error) {
 	return served(ctx, file, list.Copy{Data: data, At: time.Now()}, opts, nil)
 }
 
 // served reads a list as asServer does, and verifies its signature if signing is not nil.
 func served(
 	ctx context.Context, file string, c list.Copy, opts ekhashes.Options, signing *list.Signing,
-) (*ekhashes.Document, error) {
+) (document, error) {
 	parse := func(data []byte) (*ekhashes.Document, error) { return ekhashes.Parse(data, opts) }
+	d, err := load(ctx, file, c, parse, signing)
+	if err != nil && hasProfiles(c.Data) {
+		profiles := func(data []byte) (*bootprofiles.Document, error) {
+			return bootprofiles.Parse(data, bootprofiles.Options{})
+		}
+		return load(ctx, file, c, profiles, signing)
+	}
+	return d, err
+}
+
+// load reads a list of one kind.
+func load[T list.Content[T]](
+	ctx context.Context, file string, c list.Copy, parse list.Parse[T], signing *list.Signing,
+) (document, error) {
 	l, err := list.New(parse, inHand(c), list.Config{Signing: signing})
 	if err != nil {
 		return nil, err
@@ -108,7 +131,20 @@ func served(
 	if err := l.Load(ctx); err != nil {
 		return nil, mistakesError(mistakesIn(file, err))
 	}
-	return l.Current()
+	d, err := l.Current()
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// hasProfiles reports whether a list is one of boot profiles.
+func hasProfiles(data []byte) bool {
+	var fields struct {
+		Keys     json.RawMessage `json:"keys"`
+		Profiles json.RawMessage `json:"profiles"`
+	}
+	return json.Unmarshal(data, &fields) == nil && fields.Keys == nil && fields.Profiles != nil
 }
 
 // inHand is an origin that has one list.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"os"
@@ -153,6 +154,41 @@ func FuzzLint(f *testing.F) {
 		}
 		if d != nil && d.Len() != server.Status().Entries {
 			t.Errorf("the server has %d entries, lint %d", server.Status().Entries, d.Len())
+		}
+	})
+}
+
+// FuzzBuild fails if list build makes a list that lint would refuse, of whatever an operator was
+// sent, or panics.
+func FuzzBuild(f *testing.F) {
+	for _, seed := range []string{
+		"hash,name,labels\n" + hashA + ",n,a b\n", "\ufeffName;EK-Hash\r\n\"n\n\";" + hashA + "\r\n", "hash\n" + hashA + "\n\"", "hash\thash\n",
+		`"` + hashA + `"` + "\n\n" + `{"hash": "` + hashB + `", "name": "n", "labels": ["l"], "revoked": true}`, `{"hash": "` + hashA + `"} {}`,
+		hashA + " - l # c\n" + hashB, `{"keys": ["` + hashA + `"], "serial": 3}`, "-----BEGIN PUBLIC KEY-----\nAA==\n-----END PUBLIC KEY-----\n",
+		"\x30\x82\x00", "\xff\xfeh\x00", "", "hash,name\n" + hashA + ",-\n" + hashB + ",#\n",
+	} {
+		for _, kind := range []string{"auto", "csv", "ndjson", "keys", "list"} {
+			f.Add([]byte(seed), kind)
+		}
+	}
+	f.Fuzz(func(t *testing.T, data []byte, kind string) {
+		if kind != "auto" && kind != "csv" && kind != "ndjson" && kind != "keys" && kind != "list" {
+			t.Skip()
+		}
+		for _, form := range []string{"text", "json"} {
+			var out, messages strings.Builder
+			args := []string{"list", "build", "-", "--from", kind, "--form", form, "--allow-empty"}
+			code := run(t.Context(), args, streams{bytes.NewReader(data), &out, &messages})
+			if (code == 0) != (out.Len() > 0 || form == "text" && strings.HasPrefix(messages.String(), "0 entries")) && code == 0 ||
+				code != 0 && (out.Len() > 0 || messages.Len() == 0) {
+				t.Fatalf("%q: exit code %d, %q, %q", args, code, &out, &messages)
+			}
+			if code != 0 {
+				continue
+			}
+			if _, err := asServer(t.Context(), "built", []byte(out.String()), ekhashes.Options{AllowEmpty: true}); err != nil {
+				t.Fatalf("%q makes a list that is none: %v\n%s", args, err, &out)
+			}
 		}
 	})
 }

@@ -19,8 +19,9 @@ func newLint(output *format) *cobra.Command {
 		Short: "Find the mistakes in lists",
 		Long: `lint reads each LIST as a server does, and tells up to twenty mistakes in it, with their lines and
 what they look like. It finds no mistake exactly if a server takes the list. LIST is a list as text or JSON,
-or a folder whose files are named by EK hashes; "-" is the standard input. Fields that a server ignores
-although they look as if they were meant, and files that look like entries and are none, are warnings.
+or a folder whose files are named by EK hashes, or a JSON list of boot profiles; "-" is the standard input.
+Fields that a server ignores although they look as if they were meant, and files that look like entries and
+are none, are warnings.
 
 Exit code 3 says that there are mistakes, 4 that a LIST could not be read.`,
 		Example: examples(
@@ -91,12 +92,15 @@ func lint(cmd *cobra.Command, opts ekhashes.Options, name string) (lintedList, e
 	return result, nil
 }
 
-func lintDocument(cmd *cobra.Command, opts ekhashes.Options, name string) (*ekhashes.Document, []string, error) {
+func lintDocument(cmd *cobra.Command, opts ekhashes.Options, name string) (document, []string, error) {
 	if info, err := os.Stat(name); name != "-" && err == nil && info.IsDir() {
 		g := newGather(cmd, fromHashes, true, false)
 		defer g.progress.end()
 		d, err := g.all([]string{name}, list.Header{})
-		return d, g.warnings.texts(), err
+		if err != nil {
+			return nil, g.warnings.texts(), err
+		}
+		return d, g.warnings.texts(), nil
 	}
 	p := startProgress(cmd.ErrOrStderr(), "reading "+name, "")
 	defer p.end()

@@ -125,7 +125,7 @@ func runSign(cmd *cobra.Command, f *signFlags, output format, name string) error
 
 // signable reads a list that is to be signed. The error is a mistakesError if no server would
 // take it with a signature.
-func signable(cmd *cobra.Command, name string, data []byte) (*ekhashes.Document, error) {
+func signable(cmd *cobra.Command, name string, data []byte) (document, error) {
 	d, err := asServer(cmd.Context(), name, data, ekhashes.Options{JSON: true})
 	if err != nil {
 		return nil, err
@@ -178,7 +178,7 @@ func (r *signed) refuse(cmd *cobra.Command, output format, err error) error {
 }
 
 // print says what was signed, or verified.
-func (r *signed) print(cmd *cobra.Command, output format, d *ekhashes.Document, id string) error {
+func (r *signed) print(cmd *cobra.Command, output format, d document, id string) error {
 	r.headerJSON, r.Entries, r.Valid, r.KeyID = headerToJSON(d.Header()), d.Len(), true, id
 	if output == outputJSON {
 		return printJSON(cmd, r)
