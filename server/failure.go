@@ -127,24 +127,22 @@ func (a *attestation) fail(ctx context.Context, f *failure) error {
 	return status.Error(f.code, f.told)
 }
 
-// logAdmission logs that a machine is admitted, if something was in doubt, unchecked or on
-// trial. SPIRE logs every admission itself.
+// logAdmission logs that a machine is admitted. SPIRE's own line about it has no reason.
 func (a *attestation) logAdmission(ctx context.Context, id string) {
-	level, enabled := hclog.Debug, a.plugin.log.IsDebug
-	unchecked := func(answer policy.Answer) bool { return answer.Verdict.Unchecked != "" }
-	if len(a.decision.Trials) > 0 || len(a.decision.Unsure) > 0 || len(a.decision.MaybeDenied) > 0 ||
-		slices.ContainsFunc(a.decision.Answers, unchecked) {
-		level, enabled = hclog.Info, a.plugin.log.IsInfo
-	}
-	if enabled() {
-		a.log(ctx, level, "Machine admitted", "spiffe_id", id, "rules", strings.Join(a.decision.Rules, ","))
+	if a.plugin.log.IsInfo() {
+		a.log(ctx, hclog.Info, "Machine admitted", "outcome", string(outcomeAdmitted),
+			"spiffe_id", id, "rules", strings.Join(a.decision.Rules, ","))
 	}
 }
 
-// log logs a line about the attestation, with what was decided and why. The EK hash in it lets
-// an operator enrol a machine from the log.
+// mostFields is more than the number of keys and values of a line.
+const mostFields = 32
+
+// log logs the line about the attestation, with what was decided and why. The EK hash in it lets
+// an operator enrol a machine from the log. The names of its fields are documented, and programs
+// read them.
 func (a *attestation) log(ctx context.Context, level hclog.Level, message string, args ...any) {
-	args = append(args, "peer", peer(ctx))
+	args = append(append(make([]any, 0, mostFields), args...), "peer", peer(ctx))
 	if a.ekHash != (sources.EKHash{}) {
 		args = append(args, "ek_hash", a.ekHash.String())
 	}

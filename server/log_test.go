@@ -1,8 +1,10 @@
 package server_test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -59,45 +61,86 @@ func TestRefusalsAreLogged(t *testing.T) {
 	}
 }
 
-// An admission is logged if something was in doubt or on trial: that is how an operator learns
-// what a rule on trial would do.
-func TestAdmissionsAreLogged(t *testing.T) {
+// Every decision is one line, admissions too: whoever asks later who was admitted, by which rule
+// and from where, has nothing else. Programs read these lines, so the names of the fields stay,
+// and are documented. A change of the golden file is a change for them.
+func TestAuditLines(t *testing.T) {
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
-	listed := sourcetest.Lists(sources.Attributes{})
+	listed := sourcetest.Lists(sources.Attributes{Name: "us-east-17", Labels: []string{"rack:12"}})
+	down := sourcetest.Fails(errors.New("down"))
 	rule := func(name string, trial bool, names ...string) policy.Rule {
 		return policy.Rule{Name: name, Any: names, Trial: trial}
 	}
+	trials := policy.Policy{
+		Allow: []policy.Rule{rule("a", false, "x"), rule("t", true, "y")}, Deny: []policy.Rule{rule("d", true, "y")},
+	}
+	denies := policy.Policy{Allow: []policy.Rule{rule("a", false, "x")}, Deny: []policy.Rule{rule("d", false, "y")}}
+	var got strings.Builder
 	for _, tt := range []struct {
+		what   string
 		policy policy.Policy
-		y      sourcetest.Answer
-		level  string
-		trials any
+		x, y   sourcetest.Answer
 	}{
-		{policy.AnyOf("x", "y"), listed, "debug", nil},
-		{policy.AnyOf("x", "y"), sourcetest.Fails(errors.New("down")), "info", nil},
-		{
-			policy.Policy{Allow: []policy.Rule{rule("a", false, "x"), rule("t", true, "y")}},
-			listed, "info",
-			"allow t: would hold",
-		},
-		{
-			policy.Policy{Allow: []policy.Rule{rule("a", false, "x")}, Deny: []policy.Rule{rule("t", true, "y")}},
-			sourcetest.ListsNot(), "info", "deny t: would not hold",
-		},
-		{
-			policy.Policy{Allow: []policy.Rule{rule("a", false, "x")}, Deny: []policy.Rule{rule("t", true, "y")}},
-			sourcetest.Fails(errors.New("down")), "info", "deny t: might hold",
-		},
+		{"admitted", policy.AnyOf("x", "y"), listed, listed},
+		{"admitted, a source cannot tell", policy.AnyOf("x", "y"), listed, down},
+		{"admitted, rules on trial hold", trials, listed, listed},
+		{"admitted, rules on trial do not hold", trials, listed, sourcetest.ListsNot()},
+		{"admitted, rules on trial might hold", trials, listed, down},
+		{"refused", denies, sourcetest.ListsNot(), sourcetest.ListsNot()},
+		{"denied", denies, listed, listed},
+		{"perhaps denied", denies, listed, down},
+		{"cannot tell", policy.AnyOf("x", "y"), sourcetest.ListsNot(), down},
 	} {
 		p, log := server.New(), &logBuffer{}
 		p.SetLogger(log.logger())
-		p.Use(t, `hash_path = "/x"`, tt.policy, member("x", listed), member("y", tt.y))
-		if err := p.Attest(honest(t.Context(), t, tpm)); err != nil {
+		p.Use(t, `hash_path = "/x"`, tt.policy, member("x", tt.x), member("y", tt.y))
+		_ = p.Attest(honest(t.Context(), t, tpm))
+		fmt.Fprintf(&got, "# %s\n%s\n", tt.what, strings.ReplaceAll(log.decision(t), tpm.EKHash(), "<ek hash>"))
+	}
+	golden(t, "testdata/audit.golden", got.String())
+}
+
+// decision returns the only line about an attestation, without its time.
+func (b *logBuffer) decision(t *testing.T) string {
+	t.Helper()
+	documented, err := os.ReadFile("../docs/plugin_server_nodeattestor_tpm.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for line := range strings.Lines(b.buf.String()) {
+		var entry map[string]any
+		if err := json.Unmarshal([]byte(line), &entry); err != nil {
+			t.Fatalf("%v: %s", err, line)
+		}
+		delete(entry, "@timestamp")
+		if entry["peer"] == nil { // it is about a source
+			continue
+		}
+		for field := range entry {
+			if !strings.HasPrefix(field, "@") && !strings.Contains(string(documented), "`"+field+"`") {
+				t.Errorf("the field %q is not documented", field)
+			}
+		}
+		sorted, _ := json.Marshal(entry)
+		found = append(found, string(sorted))
+	}
+	if len(found) != 1 {
+		t.Fatalf("%d lines about one attestation: %q", len(found), found)
+	}
+	return found[0]
+}
+
+// golden compares a text with a file. With UPDATE_GOLDEN=1, it writes the file.
+func golden(t *testing.T, path, got string) {
+	t.Helper()
+	if os.Getenv("UPDATE_GOLDEN") != "" {
+		if err := os.WriteFile(path, []byte(got), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		line := log.find(t, "Machine admitted")
-		if line["@level"] != tt.level || line["trials"] != tt.trials || line["ek_hash"] != tpm.EKHash() {
-			t.Errorf("the log says %v, want the level %s and the trials %v", line, tt.level, tt.trials)
-		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil || got != string(want) {
+		t.Errorf("%v: got\n%s\nwant, as in %s,\n%s", err, got, path, want)
 	}
 }
