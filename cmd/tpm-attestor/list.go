@@ -198,6 +198,14 @@ func words(h list.Header) string {
 	return strings.Join(parts, ", ")
 }
 
+// entries says how many entries there are.
+func entries(n int) string {
+	if n == 1 {
+		return "1 entry"
+	}
+	return fmt.Sprintf("%d entries", n)
+}
+
 // printMessages prints a line each on standard error.
 func printMessages[T any](cmd *cobra.Command, before string, messages []T) error {
 	var text strings.Builder

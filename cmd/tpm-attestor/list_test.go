@@ -158,6 +158,23 @@ func FuzzLint(f *testing.F) {
 	})
 }
 
+// Rows beyond the limit are an error: a list without them would lack machines, and nobody would
+// know.
+func TestBoundedRows(t *testing.T) {
+	t.Parallel()
+	for left, want := range map[int64]bool{5: true, 4: false, 0: false} {
+		text, err := io.ReadAll(&bounded{strings.NewReader("12345"), left})
+		if (err == nil) != want || want && string(text) != "12345" {
+			t.Errorf("%d: %q, %v", left, text, err)
+		}
+	}
+	budget := &rowBudget{in: strings.NewReader("hash\n\"" + strings.Repeat("x", 2*maxRow))}
+	budget.reset()
+	if _, err := io.ReadAll(budget); err == nil || !strings.Contains(err.Error(), "is a quote not closed?") {
+		t.Error(err)
+	}
+}
+
 // FuzzBuild fails if list build makes a list that lint would refuse, of whatever an operator was
 // sent, or panics.
 func FuzzBuild(f *testing.F) {

@@ -183,7 +183,7 @@ func (f *buildFlags) print(cmd *cobra.Command, output format, r built) error {
 	if err := printMessages(cmd, "warning: ", r.Warnings); err != nil {
 		return err
 	}
-	text := fmt.Sprintf("%d entries", r.Entries)
+	text := entries(r.Entries)
 	if r.Merged > 0 {
 		text += fmt.Sprintf(", of which %d were there more than once", r.Merged)
 	}

@@ -78,7 +78,7 @@ func (g *gather) csv(name string, in *bufio.Reader) error {
 		begin = begin[len("\ufeff"):]
 	}
 	first, _, _ := strings.Cut(string(begin), "\n")
-	budget := &rowBudget{in: io.LimitReader(in, maxRows)}
+	budget := &rowBudget{in: &bounded{in, maxRows}}
 	rows := csv.NewReader(budget)
 	rows.Comma, rows.ReuseRecord = separatorOf(first), true
 	rows.TrimLeadingSpace = rows.Comma != '\t'

@@ -75,12 +75,10 @@ var errEnough = errors.New("enough mistakes")
 // add adds an entry of the input that was begun last. line is 0 if it has none.
 func (g *gather) add(line int, e ekhashes.Entry) error {
 	const often = 1 << 12
-	if g.builder.Added()%often == 0 {
-		g.progress.add(often)
-		if err := g.ctx.Err(); err != nil {
-			return err
-		}
+	if g.builder.Added()%often == 0 && g.ctx.Err() != nil {
+		return g.ctx.Err()
 	}
+	g.progress.add(1)
 	in := g.inputs[len(g.inputs)-1]
 	at := in.first + uint32(line) // of a file of at most maxRows bytes
 	g.next = at + 1

@@ -219,11 +219,11 @@ func (g *gather) folder(name string) error {
 	}
 	g.begin(name, false)
 	var stop error
-	entries := 0
+	listed := 0
 	found, others, err := hashdir.Entries(g.ctx, name, func(
 		path string, hash sources.EKHash, attrs sources.Attributes, err error,
 	) {
-		entries++
+		listed++
 		switch {
 		case stop != nil:
 		case err != nil:
@@ -237,7 +237,7 @@ func (g *gather) folder(name string) error {
 		return fmt.Errorf("folder %q: %w", name, err)
 	case stop != nil:
 		return stop
-	case entries == 0 && g.from == fromAuto && len(found) == 0:
+	case listed == 0 && g.from == fromAuto && len(found) == 0:
 		return g.keyFolder(name)
 	}
 	for _, w := range found {
@@ -296,10 +296,26 @@ func (g *gather) keyFile(path string) error {
 	return g.keys(path, file)
 }
 
+// A bounded reader fails at the end of what it may read, if there is more: rows that are left
+// out would be machines that are left out.
+type bounded struct {
+	in   io.Reader
+	left int64
+}
+
+// Read implements io.Reader.
+func (b *bounded) Read(p []byte) (int, error) {
+	n, err := b.in.Read(p)
+	if b.left -= int64(n); b.left < 0 {
+		return 0, fmt.Errorf("more than %d bytes: split the file, and name all its parts", int64(maxRows))
+	}
+	return n, err
+}
+
 // ndjson reads an entry on each line.
 func (g *gather) ndjson(name string, in io.Reader) error {
 	g.begin(name, true)
-	rows := bufio.NewScanner(io.LimitReader(in, maxRows))
+	rows := bufio.NewScanner(&bounded{in, maxRows})
 	rows.Buffer(make([]byte, sniffed), maxRow)
 	line := 0
 	for rows.Scan() {
@@ -318,7 +334,10 @@ func (g *gather) ndjson(name string, in io.Reader) error {
 	if errors.Is(rows.Err(), bufio.ErrTooLong) {
 		return g.wrong(mistake{name, line + 1, "", fmt.Sprintf("a line of more than %d bytes", maxRow)})
 	}
-	return rows.Err()
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
 }
 
 // row reads one line of NDJSON.

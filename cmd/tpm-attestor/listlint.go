@@ -147,7 +147,7 @@ func printLinted(cmd *cobra.Command, output format, r *linted) error {
 			}
 			continue
 		}
-		text := fmt.Sprintf("%s: %d entries", l.File, l.Entries)
+		text := l.File + ": " + entries(l.Entries)
 		if l.words != "" {
 			text += ", " + l.words
 		}

@@ -183,8 +183,8 @@ func (r *signed) print(cmd *cobra.Command, output format, d document, id string)
 	if output == outputJSON {
 		return printJSON(cmd, r)
 	}
-	return printText(cmd, fmt.Sprintf("%s: %d entries, %s\nsignature: %s\nkey ID: %s\n",
-		r.File, r.Entries, words(d.Header()), r.Signature, r.KeyID))
+	return printText(cmd, fmt.Sprintf("%s: %s, %s\nsignature: %s\nkey ID: %s\n",
+		r.File, entries(r.Entries), words(d.Header()), r.Signature, r.KeyID))
 }
 
 func newVerify(output *format) *cobra.Command {
