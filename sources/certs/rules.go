@@ -68,6 +68,9 @@ func EK() Profile {
 	}
 }
 
+// String returns what a leaf is called.
+func (p Profile) String() string { return p.name }
+
 // faultOfLeaf returns why a leaf cannot vouch for its key at a time, whoever issued it, or
 // nothing.
 func (p Profile) faultOfLeaf(c *x509.Certificate, now time.Time) string {

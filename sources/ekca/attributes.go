@@ -9,14 +9,14 @@ import (
 
 // attributes returns what a verified EK certificate says, as far as it is fit for
 // selectors.
-func attributes(c *x509.Certificate, chain *certs.Chain) *sources.EKCertificate {
+func attributes(c *x509.Certificate, chain *certs.Chain) sources.Attributes {
 	tpm := certs.TPMOf(c)
-	return &sources.EKCertificate{
+	return sources.Attributes{Certificate: &sources.EKCertificate{
 		IssuerCN:      certs.Presentable(sources.PrefixIssuerCN, c.Issuer.CommonName),
 		IssuerKeyHash: chain.IssuerKeyHash,
 		Serial:        certs.Serial(c),
 		Manufacturer:  certs.Presentable(sources.PrefixManufacturer, tpm.Manufacturer),
 		Model:         certs.Presentable(sources.PrefixModel, tpm.Model),
 		Version:       certs.Presentable(sources.PrefixVersion, tpm.Version),
-	}
+	}}
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -12,19 +11,15 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 )
 
-// Limits on what is read. Exceeding the first refuses the file, exceeding one
-// of the others refuses the whole set.
+// Limits on what is read: those of package truststore.
 const (
-	// MaxFileSize is the size of one file, in bytes.
-	MaxFileSize = 16 << 20
-	// MaxTotalSize is the size of all files together, in bytes.
-	MaxTotalSize = 64 << 20
-	// MaxFiles is the number of names in one folder.
-	MaxFiles = 10_000
-	// MaxCertificates is the number of CA certificates.
-	MaxCertificates = certs.MaxCertificates
+	MaxFileSize     = truststore.MaxFileSize
+	MaxTotalSize    = truststore.MaxTotalSize
+	MaxFiles        = truststore.MaxFiles
+	MaxCertificates = truststore.MaxCertificates
 )
 
 // The keys of Config.EKCertificateURLs.
@@ -34,7 +29,7 @@ const (
 )
 
 // DefaultPollInterval is how often files are looked at for changes.
-const DefaultPollInterval = 30 * time.Second
+const DefaultPollInterval = truststore.DefaultPollInterval
 
 // CRLMode says what the certificate revocation lists (CRLs) of a chain's CAs mean.
 type CRLMode = certs.CRLMode
@@ -46,110 +41,37 @@ const (
 	CRLRequired    = certs.CRLRequired
 )
 
-// Config is where the authorities are. Either CAPath or Bundles is set.
-//
-// A path is a regular file, or a folder of them, by links or not. A file is PEM
-// with any number of CERTIFICATE blocks, or the DER of one or more
-// certificates. Of a folder, names that begin with a dot are skipped (a mounted
-// ConfigMap's "..data", ".git", what NFS leaves of a deleted file), and folders
-// within it are not read.
-//
-// What cannot be used is left out and named in Status.Warnings, and the rest
-// serves: a file without a certificate; a certificate that cannot be parsed, has
-// expired, is given twice or is not a CA's; a private key, which does not belong
-// there. A file that is cut off in a certificate, damaged, empty or unreadable is left
-// out as a whole; if it was whole at an earlier Load, what it held then goes on
-// serving.
-//
-// If a path is missing, is a folder without files, as that of a mount that is not
-// there, or is itself a file that cannot be read, Load fails, and what was loaded
-// before from that path stays; changes at other paths take effect. If there was
-// nothing before, or if nothing usable is left at all, nothing changes.
-//
-// To withdraw a CA, delete its file or write the file without it; to withdraw
-// the last one of a path, take the path out of the configuration.
+// Config is where the authorities are, and who may be asked for what is not there. All
+// fields but EKCertificateURLs are those of truststore.Config.
 type Config struct {
-	// CAPath is a file or a folder of certificates or PKCS #7 bundles, PEM or DER.
-	CAPath string
-	// Bundles are such files or folders by the name that their selectors
-	// carry, 1 to 64 of a-z, 0-9, _ and -. A CA may be in several.
-	Bundles map[string]string
-	// PollInterval is how often the files are looked at for changes; 30
-	// seconds if it is zero.
+	CAPath       string
+	Bundles      map[string]string
 	PollInterval time.Duration
 
-	// AIAHosts are the hosts that may be asked for issuers and CRLs, each a
-	// host or host:port, by default ports 80 and 443; one that is at a private
-	// address only if it is that IP address itself. None: nothing that a
-	// certificate names is fetched.
 	AIAHosts []string
 	// EKCertificateURLs are the base URLs of the vendors' services for EK
 	// certificates that a TPM does not carry, by EKServiceIntel and
 	// EKServiceAMD. All of them are asked about a TPM that has sent none. None:
 	// only certificates that the machine sends count.
 	EKCertificateURLs map[string]string
-	// MirrorURL is a web server of the operator's own, at whatever address, that
-	// is asked for <MirrorURL>/<host>/<path> instead of the AIAHosts.
-	MirrorURL string
-	// CRL is what CRLs mean for each certificate of a chain below the configured
-	// CA: those at its HTTP distribution points on AIAHosts, in their order,
-	// until one can be used. That is a full CRL, signed with SHA-256 or stronger, of
-	// the certificate's issuer or of the cRLIssuer at the distribution point (RFC
-	// 5280, 6.3.3), which is above the certificate or configured; it is current, for
-	// this certificate, of 4 MiB at most, and not issued before another one that is
-	// kept of that CA. The next one is asked for when it is due, after 7 days at the
-	// latest, and after a day if the list does not say. What a CRL lists is revoked
-	// at any age and by any clock, until a newer CRL that is current does not list it.
-	// Any mode but CRLOff needs AIAHosts.
-	CRL CRLMode
-	// CachePath is a bbolt file that keeps what has been fetched, for after a
-	// restart; if it is empty, memory alone keeps it.
-	CachePath string
+	MirrorURL         string
+	CRL               CRLMode
+	CachePath         string
 
-	// Now is the clock that certificates are verified against; time.Now
-	// if it is nil.
 	Now func() time.Time
 }
 
-// locations returns the configured paths in the order of their bundles' names.
-func locations(cfg Config) []location {
-	if cfg.CAPath != "" {
-		return []location{{path: cfg.CAPath}}
+// store returns what the trust store needs.
+func (c Config) store() truststore.Config {
+	return truststore.Config{
+		CAPath: c.CAPath, Bundles: c.Bundles, PollInterval: c.PollInterval,
+		AIAHosts: c.AIAHosts, MirrorURL: c.MirrorURL, CRL: c.CRL, CachePath: c.CachePath,
+		Now: c.Now, Bases: slices.Sorted(maps.Values(c.EKCertificateURLs)),
 	}
-	paths := make([]location, 0, len(cfg.Bundles))
-	for _, name := range slices.Sorted(maps.Keys(cfg.Bundles)) {
-		paths = append(paths, location{bundle: name, path: cfg.Bundles[name]})
-	}
-	return paths
 }
 
-// check returns all that is wrong with a configuration.
-func (c Config) check() error {
-	var errs []error
-	bad := func(field, format string, args ...any) {
-		errs = append(errs, sources.BadField(field, format, args...))
-	}
-	if (c.CAPath != "") == (len(c.Bundles) > 0) {
-		bad("ca_path", `write either ca_path = "/etc/tpm/cas" or bundles = { <name> = "<file or folder>" }`)
-	}
-	for _, name := range slices.Sorted(maps.Keys(c.Bundles)) {
-		switch {
-		case !bundleName.MatchString(name):
-			bad("bundles", "%.80q is not a valid name: use 1 to 64 of a-z, 0-9, _ and -", name)
-		case c.Bundles[name] == "":
-			bad("bundles", "%s: is empty: name a file or a folder", name)
-		}
-	}
-	if c.PollInterval < 0 {
-		bad("poll_interval", "is %v, but must be positive", c.PollInterval)
-	}
-	return errors.Join(append(errs, c.checkOrigins(), c.checkFetching())...)
-}
-
-var bundleName = regexp.MustCompile(`^[a-z0-9_-]{1,64}$`)
-
-// checkOrigins checks what may be asked for what is fetched.
-func (c Config) checkOrigins() error {
+// checkServices returns what is wrong with EKCertificateURLs.
+func (c Config) checkServices() error {
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(c.EKCertificateURLs)) {
 		if name != EKServiceIntel && name != EKServiceAMD {
@@ -157,55 +79,13 @@ func (c Config) checkOrigins() error {
 				"%.80q is not a known EK certificate service: choose from %s, %s", name, EKServiceAMD, EKServiceIntel))
 		}
 	}
-	for _, of := range []struct {
-		field string
-		part  fetch.Config
-	}{
-		{"aia_hosts", fetch.Config{Hosts: c.AIAHosts}},
-		{"ek_certificate_urls", fetch.Config{Bases: slices.Sorted(maps.Values(c.EKCertificateURLs))}},
-		{"mirror_url", fetch.Config{Mirror: c.MirrorURL}},
-	} {
-		if _, err := fetch.New(of.part); err != nil {
-			errs = append(errs, sources.BadField(of.field, "%s", strings.ReplaceAll(err.Error(), "\n", "; ")))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// checkFetching refuses what would have no effect, since whoever has written it meant it
-// to have one.
-func (c Config) checkFetching() error {
-	const write = `write aia_hosts = ["pki.infineon.com"]`
-	var errs []error
-	bad := func(field, format string, args ...any) {
-		errs = append(errs, sources.BadField(field, format, args...))
-	}
-	none := len(c.AIAHosts) == 0
-	switch c.CRL {
-	case "", CRLOff:
-	case CRLIfAvailable, CRLRequired:
-		if none {
-			bad("crl", "is %q, but there are no hosts that CRLs may be fetched from: %s", c.CRL, write)
-		}
-	default:
-		bad("crl", "must be one of %q, %q, %q", CRLOff, CRLIfAvailable, CRLRequired)
-	}
-	if c.MirrorURL != "" && none {
-		bad("mirror_url", "replaces the hosts in aia_hosts, but there are none: %s", write)
-	}
-	if c.CachePath != "" && none && len(c.EKCertificateURLs) == 0 {
-		bad("cache_path", "nothing is fetched, so there is nothing to cache: %s, or leave the key out", write)
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs,
+		truststore.CheckOrigins("ek_certificate_urls", fetch.Config{Bases: c.store().Bases}))...)
 }
 
 // Warnings says what a person should know of a configuration that is right.
 func (c Config) Warnings() []sources.FieldError {
-	var all []sources.FieldError
-	if (len(c.AIAHosts) > 0 || len(c.EKCertificateURLs) > 0) && c.CachePath == "" {
-		all = append(all, sources.FieldError{Field: "cache_path", Problem: "is missing: what has been fetched " +
-			"is lost at a restart, and until it can be fetched again, machines that need it are told to retry"})
-	}
+	all := c.store().Warnings()
 	for _, name := range slices.Sorted(maps.Keys(c.EKCertificateURLs)) {
 		base := c.EKCertificateURLs[name]
 		if c.MirrorURL != "" && !strings.HasPrefix(base, c.MirrorURL) {

@@ -5,7 +5,8 @@ import (
 	"net"
 	"testing"
 
-	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 )
 
 // NewOver returns a source that asks over a network of a test's.
@@ -17,13 +18,13 @@ func NewOver(
 	if err != nil {
 		tb.Fatal(err)
 	}
-	over := storeConfig(s.cfg)
+	over := cfg.store()
 	over.Dial = dial
-	if s.store, err = fetch.New(over); err != nil {
+	if s.Store, err = truststore.New(over, certs.EK()); err != nil {
 		tb.Fatal(err)
 	}
 	return s
 }
 
 // CloseStore has the source ask nobody any more.
-func (s *Source) CloseStore() error { return s.store.Close() }
+func (s *Source) CloseStore() error { return s.Close() }

@@ -34,7 +34,7 @@ import (
 type Config struct {
 	// Folder is made if there is none.
 	Folder string
-	// Hosts may be asked for issuers and CRLs, as ekca.Config.AIAHosts.
+	// Hosts may be asked for issuers and CRLs, as truststore.Config.AIAHosts.
 	Hosts []string
 	// Services are asked in turn for EK certificates that are not given.
 	Services []Service

@@ -1,4 +1,4 @@
-package ekca
+package truststore
 
 import (
 	"context"
@@ -21,7 +21,7 @@ const (
 )
 
 // Load implements sources.Loader: unless the files are those that are served, it reads
-// all of them and replaces what the source serves. It fails, and all of the last good
+// all of them and replaces what the store serves. It fails, and all of the last good
 // data stays, if the files exceed a limit and if no certificate that is valid now is
 // left. It fails, too, if a configured path is missing or cannot be read: what was loaded
 // from that path stays, and what the others hold now is served; if nothing was loaded
@@ -29,9 +29,9 @@ const (
 //
 // The first one loads what was fetched earlier from Config.CachePath. If that cannot be
 // read, Status has a warning, and it is fetched again.
-func (s *Source) Load(ctx context.Context) error {
+func (s *Store) Load(ctx context.Context) error {
 	begun := time.Now()
-	s.loadStore(ctx)
+	s.loadFetched(ctx)
 	previous := s.state.Load()
 	if previous != nil && previous.failed == nil {
 		if current, err := previous.current(ctx, s.paths); err == nil && current {
@@ -53,7 +53,7 @@ func (s *Source) Load(ctx context.Context) error {
 }
 
 // Schedule implements sources.Loader.
-func (s *Source) Schedule() sources.Schedule { return sources.Schedule{Every: s.cfg.PollInterval} }
+func (s *Store) Schedule() sources.Schedule { return sources.Schedule{Every: s.cfg.PollInterval} }
 
 // current reports whether the files are still those that have been read. Their
 // content is compared as well: a file may be written in place, with one of the
@@ -85,7 +85,7 @@ func (s *state) current(ctx context.Context, paths []location) (bool, error) {
 }
 
 // load reads all files and returns what they hold.
-func (s *Source) load(ctx context.Context, previous *state) (*state, error) {
+func (s *Store) load(ctx context.Context, previous *state) (*state, error) {
 	for n := 1; ; n++ {
 		seen, err := look(ctx, s.paths)
 		if err != nil {
@@ -110,12 +110,12 @@ func (s *Source) load(ctx context.Context, previous *state) (*state, error) {
 }
 
 // assemble makes what has been read into what is served.
-func (s *Source) assemble(ctx context.Context, seen fileSet, r *reading) (*state, error) {
+func (s *Store) assemble(ctx context.Context, seen fileSet, r *reading) (*state, error) {
 	files := make([]certs.File, len(r.files))
 	for i, f := range r.files {
 		files[i] = f.File
 	}
-	all, warnings, err := certs.NewAnchors(ctx, files, certs.EK(), s.cfg.Now())
+	all, warnings, err := certs.NewAnchors(ctx, files, s.profile, s.cfg.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +133,7 @@ func (s *Source) assemble(ctx context.Context, seen fileSet, r *reading) (*state
 	}, nil
 }
 
-func (s *Source) describePaths() string {
+func (s *Store) describePaths() string {
 	quoted := make([]string, len(s.paths))
 	for i, l := range s.paths {
 		quoted[i] = fmt.Sprintf("%q", l.path)

@@ -1,13 +1,10 @@
-package ekca
+package truststore
 
 import (
 	"cmp"
 	"context"
-	"crypto"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -39,44 +36,43 @@ var (
 	errDeadHost = errors.New("its host has just left another request unanswered")
 )
 
-// Fetch implements sources.Fetcher: it answers as Check does, and asks for what is
-// missing. It makes at most 8 requests, besides one to each service for EK
-// certificates if the machine has sent none; attestations that wait for the
-// same URL share one request. If ctx has a deadline, each may take half of what is left
+// Fetch answers as Check does, and asks for what is missing: see sources.Fetcher. It makes
+// at most 8 requests, besides one for each of Config.Bases if Question.Leaf wants it;
+// attestations that wait for the same URL share one request. If ctx has a deadline, each may take half of what is left
 // until then, and 5 seconds at least. Nothing is asked for a certificate that could
 // not vouch whoever has issued it.
-func (s *Source) Fetch(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+func (s *Store) Fetch(ctx context.Context, q Question) (sources.Verdict, error) {
 	asking, leave := context.WithCancel(ctx)
-	q := &inquiry{
-		store: s.store, now: s.cfg.Now, answers: map[string]certs.Answer{}, waited: map[string]time.Duration{},
-		arrived: make(chan arrival, maxRequests+len(s.services)),
+	hand := &inquiry{
+		store: s.fetched, now: s.cfg.Now, answers: map[string]certs.Answer{}, waited: map[string]time.Duration{},
+		arrived: make(chan arrival, maxRequests+len(s.cfg.Bases)),
 	}
-	defer q.asked.Wait()
+	defer hand.asked.Wait()
 	defer leave() // what is still under way matters to nobody here
 	for {
-		v, wants, err := s.attempt(ctx, ev, q)
+		v, wants, err := s.attempt(ctx, q, hand)
 		if err != nil || len(wants) == 0 {
 			return v, err
 		}
-		if q.ask(asking, wants) {
+		if hand.ask(asking, wants) {
 			continue
 		}
 		select {
-		case a := <-q.arrived:
-			q.answers[a.id] = a.answer
+		case a := <-hand.arrived:
+			hand.answers[a.id] = a.answer
 		case <-ctx.Done():
-			return sources.Verdict{}, fmt.Errorf("find the issuers of the EK certificate: %w", ctx.Err())
+			return sources.Verdict{}, fmt.Errorf("find the issuers of the %v: %w", s.profile, ctx.Err())
 		}
 	}
 }
 
-// learn tells the store what was of use and what was not.
-func (s *Source) learn(found certs.Result) {
+// learn tells the fetcher what was of use and what was not.
+func (s *Store) learn(found certs.Result) {
 	for _, url := range found.Proven {
-		s.store.Prove(url)
+		s.fetched.Prove(url)
 	}
 	for _, url := range found.Doubted {
-		s.store.Doubt(fetch.Issuer, url)
+		s.fetched.Doubt(fetch.Issuer, url)
 	}
 }
 
@@ -253,93 +249,41 @@ func (q *inquiry) patience(ctx context.Context, w certs.Want) (context.Context, 
 	return context.WithTimeout(ctx, max(leastWait, time.Until(deadline)/2))
 }
 
-// A service has the EK certificates that a vendor's TPMs do not carry.
-type service struct {
-	name string // a key of Config.EKCertificateURLs
-	base string
-}
-
-// services returns the configured services in the order of their names.
-func services(urls map[string]string) []service {
-	all := make([]service, 0, len(urls))
-	for _, name := range slices.Sorted(maps.Keys(urls)) {
-		all = append(all, service{name, urls[name]})
-	}
-	return all
-}
-
-// fromServices returns the certificate for an EK that a service has, or why there is none.
-// All are asked at once, and who has it first is believed: the certificate is one for this
-// key, and who has signed it decides.
-func (s *Source) fromServices(
-	ek crypto.PublicKey, hand *inquiry,
-) (cert *x509.Certificate, why string, wants []certs.Want, err error) {
-	var failures []error
-	for _, service := range s.services {
-		w, ok := certs.WantEK(service.name, service.base, ek, s.cfg.Now())
-		if !ok {
-			continue
-		}
-		a, ok := hand.Look(w)
-		cert, isCert := a.Value.(*x509.Certificate)
-		switch {
-		case !ok:
-			wants = append(wants, w)
-		case isCert && certs.SameKey(cert.PublicKey, ek):
-			return cert, "", nil, nil
-		case isCert:
-			failures = append(failures, fmt.Errorf("the service %q: the certificate is for another key", service.name))
-		case !errors.Is(a.Err, fetch.ErrNotFound):
-			failures = append(failures, fmt.Errorf("the service %q: %w", service.name, a.Err))
-		}
-	}
-	if err := errors.Join(failures...); err != nil && len(wants) == 0 {
-		return nil, "", nil, fmt.Errorf("find the EK certificate: %w", err)
-	}
-	if len(s.services) == 0 {
-		return nil, "there is no EK certificate", nil, nil
-	}
-	return nil, "there is no EK certificate, and no service has one for the EK", wants, nil
-}
-
-// newStore returns what fetches and keeps certificates and CRLs, or nil if
+// newFetcher returns what fetches and keeps certificates and CRLs, or nil if
 // nothing is to be fetched.
-func newStore(cfg Config) (*fetch.Fetcher, error) {
-	if len(cfg.AIAHosts) == 0 && len(cfg.EKCertificateURLs) == 0 {
+func newFetcher(cfg Config) (*fetch.Fetcher, error) {
+	if !cfg.fetches() {
 		return nil, nil //nolint:nilnil // nothing is to be fetched
 	}
-	store, err := fetch.New(storeConfig(cfg))
-	if err != nil {
-		return nil, fmt.Errorf("what is fetched: %w", err)
-	}
-	return store, nil
-}
-
-func storeConfig(cfg Config) fetch.Config {
-	return fetch.Config{
+	f, err := fetch.New(fetch.Config{
 		Hosts:     slices.Clone(cfg.AIAHosts),
-		Bases:     slices.Sorted(maps.Values(cfg.EKCertificateURLs)),
+		Bases:     slices.Clone(cfg.Bases),
 		Mirror:    cfg.MirrorURL,
 		CachePath: cfg.CachePath,
 		Now:       cfg.Now,
+		Dial:      cfg.Dial,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("what is fetched: %w", err)
 	}
+	return f, nil
 }
 
-// loadStore loads what was fetched before, once. The store itself keeps why it
+// loadFetched loads what was fetched before, once. The fetcher itself keeps why it
 // could not.
-func (s *Source) loadStore(ctx context.Context) {
-	if s.store == nil || s.storeLoaded.Load() {
+func (s *Store) loadFetched(ctx context.Context) {
+	if s.fetched == nil || s.fetchedLoaded.Load() {
 		return
 	}
-	if err := s.store.Load(ctx); err == nil || ctx.Err() == nil {
-		s.storeLoaded.Store(true)
+	if err := s.fetched.Load(ctx); err == nil || ctx.Err() == nil {
+		s.fetchedLoaded.Store(true)
 	}
 }
 
 // Watch implements sources.Watcher: it writes what is fetched to Config.CachePath until
 // ctx ends.
-func (s *Source) Watch(ctx context.Context, _ func()) (err error) {
-	if s.store == nil {
+func (s *Store) Watch(ctx context.Context, _ func()) (err error) {
+	if s.fetched == nil {
 		<-ctx.Done()
 		return nil
 	}
@@ -348,18 +292,26 @@ func (s *Source) Watch(ctx context.Context, _ func()) (err error) {
 			err = fmt.Errorf("keep what is fetched: panic: %v", p)
 		}
 	}()
-	if err := s.store.Run(ctx); err != nil {
+	if err := s.fetched.Run(ctx); err != nil {
 		return fmt.Errorf("keep what is fetched: %w", err)
 	}
 	return nil
 }
 
-// storeWarnings says what is wrong with the cache.
-func (s *Source) storeWarnings() []string {
-	if s.store == nil {
+// Close has the store ask nobody any more. Who calls Watch to its end need not call it.
+func (s *Store) Close() error {
+	if s.fetched == nil {
 		return nil
 	}
-	if err := s.store.CacheError(); err != nil {
+	return s.fetched.Close() //nolint:wrapcheck // it says what it is
+}
+
+// cacheWarnings says what is wrong with the cache.
+func (s *Store) cacheWarnings() []string {
+	if s.fetched == nil {
+		return nil
+	}
+	if err := s.fetched.CacheError(); err != nil {
 		return []string{err.Error()}
 	}
 	return nil

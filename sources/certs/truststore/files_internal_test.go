@@ -1,4 +1,4 @@
-package ekca
+package truststore
 
 import (
 	"os"

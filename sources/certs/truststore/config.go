@@ -1,0 +1,191 @@
+package truststore
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
+)
+
+// Limits on what is read. Exceeding the first refuses the file, exceeding one
+// of the others refuses the whole set.
+const (
+	// MaxFileSize is the size of one file, in bytes.
+	MaxFileSize = 16 << 20
+	// MaxTotalSize is the size of all files together, in bytes.
+	MaxTotalSize = 64 << 20
+	// MaxFiles is the number of names in one folder.
+	MaxFiles = 10_000
+	// MaxCertificates is the number of CA certificates.
+	MaxCertificates = certs.MaxCertificates
+)
+
+// DefaultPollInterval is how often files are looked at for changes.
+const DefaultPollInterval = 30 * time.Second
+
+// Config is where the authorities are. Either CAPath or Bundles is set.
+//
+// A path is a regular file, or a folder of them, by links or not. A file is PEM
+// with any number of CERTIFICATE blocks, or the DER of one or more
+// certificates. Of a folder, names that begin with a dot are skipped (a mounted
+// ConfigMap's "..data", ".git", what NFS leaves of a deleted file), and folders
+// within it are not read.
+//
+// What cannot be used is left out and named in Status.Warnings, and the rest
+// serves: a file without a certificate; a certificate that cannot be parsed, has
+// expired, is given twice or is not a CA's; a private key, which does not belong
+// there. A file that is cut off in a certificate, damaged, empty or unreadable is left
+// out as a whole; if it was whole at an earlier Load, what it held then goes on
+// serving.
+//
+// If a path is missing, is a folder without files, as that of a mount that is not
+// there, or is itself a file that cannot be read, Load fails, and what was loaded
+// before from that path stays; changes at other paths take effect. If there was
+// nothing before, or if nothing usable is left at all, nothing changes.
+//
+// To withdraw a CA, delete its file or write the file without it; to withdraw
+// the last one of a path, take the path out of the configuration.
+type Config struct {
+	// CAPath is a file or a folder of certificates or PKCS #7 bundles, PEM or DER.
+	CAPath string
+	// Bundles are such files or folders by the name that their selectors
+	// carry, 1 to 64 of a-z, 0-9, _ and -. A CA may be in several.
+	Bundles map[string]string
+	// PollInterval is how often the files are looked at for changes; 30
+	// seconds if it is zero.
+	PollInterval time.Duration
+
+	// AIAHosts are the hosts that may be asked for issuers and CRLs, each a
+	// host or host:port, by default ports 80 and 443; one that is at a private
+	// address only if it is that IP address itself. None: nothing that a
+	// certificate names is fetched.
+	AIAHosts []string
+	// MirrorURL is a web server of the operator's own, at whatever address, that
+	// is asked for <MirrorURL>/<host>/<path> instead of the AIAHosts.
+	MirrorURL string
+	// CRL is what CRLs mean for each certificate of a chain below the configured
+	// CA: those at its HTTP distribution points on AIAHosts, in their order,
+	// until one can be used. That is a full CRL, signed with SHA-256 or stronger, of
+	// the certificate's issuer or of the cRLIssuer at the distribution point (RFC
+	// 5280, 6.3.3), which is above the certificate or configured; it is current, for
+	// this certificate, of 4 MiB at most, and not issued before another one that is
+	// kept of that CA. The next one is asked for when it is due, after 7 days at the
+	// latest, and after a day if the list does not say. What a CRL lists is revoked
+	// at any age and by any clock, until a newer CRL that is current does not list it.
+	// Any mode but certs.CRLOff needs AIAHosts.
+	CRL certs.CRLMode
+	// CachePath is a bbolt file that keeps what has been fetched, for after a
+	// restart; if it is empty, memory alone keeps it.
+	CachePath string
+
+	// Now is the clock that certificates are verified against; time.Now
+	// if it is nil.
+	Now func() time.Time
+
+	// Bases are the URLs below which a Question wants leafs: see fetch.Config.Bases.
+	// Whoever sets them has checked them. No key of a configuration is for them alone.
+	Bases []string
+	// Dial makes the connections of a test: see fetch.Config.Dial.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// locations returns the configured paths in the order of their bundles' names.
+func locations(cfg Config) []location {
+	if cfg.CAPath != "" {
+		return []location{{path: cfg.CAPath}}
+	}
+	paths := make([]location, 0, len(cfg.Bundles))
+	for _, name := range slices.Sorted(maps.Keys(cfg.Bundles)) {
+		paths = append(paths, location{bundle: name, path: cfg.Bundles[name]})
+	}
+	return paths
+}
+
+// fetches reports whether anything may be fetched.
+func (c *Config) fetches() bool { return len(c.AIAHosts) > 0 || len(c.Bases) > 0 }
+
+// Check returns all that is wrong with a configuration, a sources.FieldError for each
+// mistake. New returns the same.
+func (c *Config) Check() error {
+	var errs []error
+	bad := func(field, format string, args ...any) {
+		errs = append(errs, sources.BadField(field, format, args...))
+	}
+	if (c.CAPath != "") == (len(c.Bundles) > 0) {
+		bad("ca_path", `write either ca_path = "/etc/tpm/cas" or bundles = { <name> = "<file or folder>" }`)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Bundles)) {
+		switch {
+		case !bundleName.MatchString(name):
+			bad("bundles", "%.80q is not a valid name: use 1 to 64 of a-z, 0-9, _ and -", name)
+		case c.Bundles[name] == "":
+			bad("bundles", "%s: is empty: name a file or a folder", name)
+		}
+	}
+	if c.PollInterval < 0 {
+		bad("poll_interval", "is %v, but must be positive", c.PollInterval)
+	}
+	return errors.Join(append(errs, c.checkOrigins(), c.checkFetching())...)
+}
+
+var bundleName = regexp.MustCompile(`^[a-z0-9_-]{1,64}$`)
+
+// checkOrigins checks what may be asked for what is fetched.
+func (c *Config) checkOrigins() error {
+	return errors.Join(
+		CheckOrigins("aia_hosts", fetch.Config{Hosts: c.AIAHosts}),
+		CheckOrigins("mirror_url", fetch.Config{Mirror: c.MirrorURL}),
+	)
+}
+
+// CheckOrigins returns what is wrong with the part of a fetch.Config that a field is for.
+func CheckOrigins(field string, part fetch.Config) error {
+	if _, err := fetch.New(part); err != nil {
+		return sources.BadField(field, "%s", strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	return nil
+}
+
+// checkFetching refuses what would have no effect, since whoever has written it meant it
+// to have one.
+func (c *Config) checkFetching() error {
+	const write = `write aia_hosts = ["pki.infineon.com"]`
+	var errs []error
+	bad := func(field, format string, args ...any) {
+		errs = append(errs, sources.BadField(field, format, args...))
+	}
+	none := len(c.AIAHosts) == 0
+	switch c.CRL {
+	case "", certs.CRLOff:
+	case certs.CRLIfAvailable, certs.CRLRequired:
+		if none {
+			bad("crl", "is %q, but there are no hosts that CRLs may be fetched from: %s", c.CRL, write)
+		}
+	default:
+		bad("crl", "must be one of %q, %q, %q", certs.CRLOff, certs.CRLIfAvailable, certs.CRLRequired)
+	}
+	if c.MirrorURL != "" && none {
+		bad("mirror_url", "replaces the hosts in aia_hosts, but there are none: %s", write)
+	}
+	if c.CachePath != "" && !c.fetches() {
+		bad("cache_path", "nothing is fetched, so there is nothing to cache: %s, or leave the key out", write)
+	}
+	return errors.Join(errs...)
+}
+
+// Warnings says what a person should know of a configuration that is right.
+func (c Config) Warnings() []sources.FieldError {
+	if !c.fetches() || c.CachePath != "" {
+		return nil
+	}
+	return []sources.FieldError{{Field: "cache_path", Problem: "is missing: what has been fetched " +
+		"is lost at a restart, and until it can be fetched again, machines that need it are told to retry"}}
+}
