@@ -158,6 +158,19 @@ func FuzzLint(f *testing.F) {
 	})
 }
 
+// What a spreadsheet saves as "Unicode text" is told for what it is, whatever it is taken for.
+func TestUTF16Input(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"auto", "csv", "ndjson", "keys"} {
+		var stderr strings.Builder
+		code := run(t.Context(), []string{"list", "build", "-", "--from", kind},
+			streams{strings.NewReader("\xff\xfeh\x00a\x00s\x00h\x00\n\x00"), io.Discard, &stderr})
+		if code != exitRefused || !strings.Contains(stderr.String(), "UTF-16, as PowerShell") {
+			t.Errorf("%s: exit code %d, %s", kind, code, &stderr)
+		}
+	}
+}
+
 // Rows beyond the limit are an error: a list without them would lack machines, and nobody would
 // know.
 func TestBoundedRows(t *testing.T) {

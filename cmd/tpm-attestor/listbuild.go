@@ -102,7 +102,7 @@ func runBuild(cmd *cobra.Command, f *buildFlags, output format, names []string) 
 	// used, on a small server.
 	const garbage = 25 // as a share of what is in use, in percent
 	defer debug.SetGCPercent(debug.SetGCPercent(garbage))
-	g := newGather(cmd, f.from, f.allowEmpty, true)
+	g := newGather(cmd, f.from, f.allowEmpty)
 	defer g.progress.end()
 	d, err := g.all(names, header)
 	return f.finish(cmd, g, output, d, err)
@@ -230,7 +230,7 @@ func runConvert(cmd *cobra.Command, f *buildFlags, output format, name string) e
 	if err != nil {
 		return err
 	}
-	g := newGather(cmd, fromAuto, f.allowEmpty, true)
+	g := newGather(cmd, fromAuto, f.allowEmpty)
 	defer g.progress.end()
 	d, err := g.readDocument(name)
 	if err == nil {

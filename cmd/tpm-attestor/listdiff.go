@@ -37,7 +37,7 @@ Exit code 0 says that both have the same entries, 3 that they differ, 4 that a l
 		},
 		RunE: func(cmd *cobra.Command, args []string) error { return runDiff(cmd, *output, allowEmpty, args) },
 	}
-	cmd.Flags().BoolVar(&allowEmpty, "allow-empty", false, "a text list without an entry is meant to be empty")
+	cmd.Flags().BoolVar(&allowEmpty, "allow-empty", false, "a text list or a folder without an entry is meant to be empty")
 	return cmd
 }
 
@@ -83,9 +83,13 @@ func runDiff(cmd *cobra.Command, output format, allowEmpty bool, names []string)
 }
 
 func readForDiff(cmd *cobra.Command, allowEmpty bool, name string) (*ekhashes.Document, error) {
-	g := newGather(cmd, fromAuto, allowEmpty, true)
+	g := newGather(cmd, fromAuto, allowEmpty)
 	defer g.progress.end()
 	d, err := g.readDocument(name)
+	g.progress.end()
+	if err := printMessages(cmd, "warning: ", g.warnings.texts()); err != nil {
+		return nil, err
+	}
 	if mistakes, ok := errors.AsType[mistakesError](err); ok {
 		return nil, fmt.Errorf("the list %s has mistakes, and no server would take it:\n%w", name, mistakes)
 	}

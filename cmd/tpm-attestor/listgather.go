@@ -37,10 +37,11 @@ type numbered struct {
 	lines bool
 }
 
-// newGather begins to read. The caller must call done on its progress.
-func newGather(cmd *cobra.Command, from inputKind, allowEmpty, merge bool) *gather {
+// newGather begins to read. Entries that say the same of a machine count once. The caller
+// must call end on its progress.
+func newGather(cmd *cobra.Command, from inputKind, allowEmpty bool) *gather {
 	g := &gather{ctx: cmd.Context(), cmd: cmd, from: from, allowEmpty: allowEmpty}
-	g.builder = ekhashes.NewBuilder(g.place, merge)
+	g.builder = ekhashes.NewBuilder(g.place, true)
 	g.progress = startProgress(cmd.ErrOrStderr(), "reading", "entries")
 	return g
 }

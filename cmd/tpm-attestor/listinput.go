@@ -81,7 +81,9 @@ func (g *gather) read(name string) error {
 		return err
 	}
 	kind := g.from
-	if kind == fromAuto {
+	if isUTF16 := bytes.HasPrefix(begin, []byte("\xff\xfe")) || bytes.HasPrefix(begin, []byte("\xfe\xff")); isUTF16 {
+		kind = fromList // whose parser says what to do
+	} else if kind == fromAuto {
 		kind = kindOf(name, begin)
 	}
 	switch kind {
@@ -118,9 +120,8 @@ func kindOf(name string, begin []byte) inputKind {
 	case ".ndjson", ".jsonl":
 		return fromNDJSON
 	}
-	utf16 := bytes.HasPrefix(begin, []byte("\xff\xfe")) || bytes.HasPrefix(begin, []byte("\xfe\xff"))
 	head := begin[:min(len(begin), 64)] // text that is cut within a character is no binary
-	if !utf16 && (bytes.IndexByte(head, 0) >= 0 || !utf8.Valid(head[:max(0, len(head)-utf8.UTFMax)])) {
+	if bytes.IndexByte(head, 0) >= 0 || !utf8.Valid(head[:max(0, len(head)-utf8.UTFMax)]) {
 		return fromKeys
 	}
 	begin = bytes.TrimLeft(smallfile.TrimMark(begin), " \t\r\n")
@@ -181,7 +182,7 @@ func (g *gather) document(name string, in io.Reader) (*ekhashes.Document, error)
 func limited(name string, in io.Reader, most int64) ([]byte, error) {
 	content, err := input.ReadAll(in, most)
 	if errors.Is(err, input.ErrTooLong) {
-		err = fmt.Errorf("%s is longer than %d bytes, more than a list may have", name, most)
+		err = fmt.Errorf("%s is longer than %d bytes, more than such a file may have", name, most)
 	}
 	return content, err
 }
@@ -354,6 +355,17 @@ func (g *gather) row(name string, line int, row []byte) error {
 	return g.add(line, e)
 }
 
+// readFolder reads a folder of hashes as a list.
+func (g *gather) readFolder(name string) (*ekhashes.Document, error) {
+	g.from = fromHashes
+	d, err := g.all([]string{name}, list.Header{})
+	if err == nil && d.Len() == 0 && !g.allowEmpty {
+		return nil, mistakesError{{File: name, Problem: "no file in the folder is named by an EK hash: " +
+			"if it is meant to be empty, add --allow-empty"}}
+	}
+	return d, err
+}
+
 // readDocument reads one list, in any of its forms or as a folder of hashes, with its header.
 func (g *gather) readDocument(name string) (*ekhashes.Document, error) {
 	info, err := os.Stat(name)
@@ -361,8 +373,7 @@ func (g *gather) readDocument(name string) (*ekhashes.Document, error) {
 		return nil, err
 	}
 	if name != "-" && info.IsDir() {
-		g.from = fromHashes
-		return g.all([]string{name}, list.Header{})
+		return g.readFolder(name)
 	}
 	file, err := input.Open(name, g.cmd.InOrStdin())
 	if err != nil {

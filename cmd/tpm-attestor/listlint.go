@@ -8,7 +8,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
-	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 )
 
@@ -94,11 +93,15 @@ func lint(cmd *cobra.Command, opts ekhashes.Options, name string) (lintedList, e
 
 func lintDocument(cmd *cobra.Command, opts ekhashes.Options, name string) (document, []string, error) {
 	if info, err := os.Stat(name); name != "-" && err == nil && info.IsDir() {
-		g := newGather(cmd, fromHashes, true, false)
+		g := newGather(cmd, fromHashes, true)
 		defer g.progress.end()
-		d, err := g.all([]string{name}, list.Header{})
+		d, err := g.readFolder(name)
 		if err != nil {
 			return nil, g.warnings.texts(), err
+		}
+		if twice := g.builder.Added() - d.Len(); twice > 0 {
+			g.warnings.add(name, fmt.Sprintf("%s there twice, in two places or in both cases: "+
+				"who removes such a machine must remove both files", entries(twice)))
 		}
 		return d, g.warnings.texts(), nil
 	}

@@ -51,7 +51,7 @@ func lookAt(path string) (target string, old fs.FileInfo, err error) {
 	target, err = filepath.EvalSymlinks(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Lstat(path); err == nil {
-			return "", nil, fmt.Errorf("%q is a link to nothing: remove it, or name the file itself", path)
+			return "", nil, fmt.Errorf("%q is a link to nothing: name the file itself", path)
 		}
 		return path, nil, nil
 	}
