@@ -105,6 +105,7 @@ type machine struct {
 	tpm  *swtpmtest.TPM
 	ek   string // the type, as in the agent's configuration
 	hash string
+	log  string // the file with its event log; empty if it has none
 }
 
 // machine makes a machine with an EK certificate from ca. If ca is nil, the machine has its own
@@ -137,10 +138,11 @@ func (w *world) agent(s *spiretest.Server, m machine) *spiretest.Agent {
 // agentIn starts an agent on m in the folder dir, like a restart.
 func (w *world) agentIn(dir string, s *spiretest.Server, m machine) *spiretest.Agent {
 	w.t.Helper()
-	a, err := w.programs.StartAgent(spiretest.AgentConfig{
-		Dir: dir, Server: s,
-		PluginData: fmt.Sprintf("device = %q\nek = %q", m.tpm.Device, m.ek),
-	})
+	data := fmt.Sprintf("device = %q\nek = %q", m.tpm.Device, m.ek)
+	if m.log != "" {
+		data += fmt.Sprintf("\nevent_log_path = %q", m.log)
+	}
+	a, err := w.programs.StartAgent(spiretest.AgentConfig{Dir: dir, Server: s, PluginData: data})
 	if err != nil {
 		w.t.Fatal(err)
 	}
