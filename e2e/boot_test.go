@@ -212,3 +212,44 @@ func (w *world) signable(file string, serial int) string {
 	}
 	return string(text)
 }
+
+// layMeasuredBoot has three machines with a kernel each. The first two are in the profile, and the next
+// profile leaves out the first kernel.
+func (s *site) layMeasuredBoot() {
+	ca := swtpmtest.NewCA(s.t)
+	s.mkdir("/etc/tpm")
+	for _, kernel := range []string{"kernel 1", "kernel 2", "kernel 3"} {
+		m := s.booted(ca, kernel)
+		s.put("/srv/tpm/hashes/"+m.hash, "")
+		s.kernels = append(s.kernels, m)
+	}
+	golden, next := s.root+"/etc/tpm/boot.json", s.root+"/etc/tpm/boot-next.json"
+	s.profile(s.kernels[0], golden, "--label", "boot:ok")
+	s.profile(s.kernels[1], golden, "--merge", golden)
+	s.profile(s.kernels[1], next, "--label", "boot:ok")
+}
+
+// On trial, the rule refuses nobody, and the log says whom it would refuse.
+func (s *site) measuredTrial(server *spiretest.Server) {
+	for i, would := range []string{"would hold", "would hold", "would not hold"} {
+		m := s.kernels[i]
+		_, known := s.admitted(server, m)
+		s.wantSelectors(known, "pub_hash:"+m.hash, "rule:listed", "source:inventory", "secureboot:enabled")
+		s.waitLog(server.Process, 0, "Machine admitted", m.hash, "allow measured: "+would)
+	}
+}
+
+// One profile admits both kernels, and the log says which machine the next one would refuse.
+func (s *site) measured(server *spiretest.Server) {
+	for i, would := range []string{"would not hold", "would hold"} {
+		m := s.kernels[i]
+		a, known := s.admitted(server, m)
+		s.wantSelectors(known, "pub_hash:"+m.hash, "rule:measured", "source:inventory", "source:golden",
+			"boot:web", "label:boot:ok", "secureboot:enabled")
+		s.waitLog(server.Process, 0, "Machine admitted", m.hash, "allow next: "+would)
+		if i == 1 {
+			s.wantSVIDByProfile(server, a)
+		}
+	}
+	s.refused(server, s.kernels[2])
+}

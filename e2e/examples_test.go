@@ -34,24 +34,28 @@ type site struct {
 	vendor *attestortest.CA
 	// The first three have a certificate from the vendor.
 	one, two, three, uncertified, stranger *attestortest.TPM
+
+	kernels []machine // that have booted the kernels 1, 2 and 3, of the example measured-boot
 }
 
 // examples are the server configurations in the folders of examples/. Each function checks what
 // the README promises.
 var examples = map[string]func(*site, *spiretest.Server){
-	"quickstart/server.conf":            (*site).quickstart,
-	"migration/server-1-unchanged.conf": (*site).migration,
-	"migration/server-2-rules.conf":     (*site).migration,
-	"migration/server-3-strict.conf":    (*site).migrationStrict,
-	"nginx-json/server.conf":            (*site).nginxJSON,
-	"git/server.conf":                   (*site).twoLists,
-	"nfs/server.conf":                   (*site).nfs,
-	"combined/server.conf":              (*site).combined,
-	"kubernetes/values.yaml":            (*site).kubernetes,
-	"vendor-certificates/server.conf":   (*site).vendorCertificates,
-	"air-gapped/server.conf":            (*site).vendorCertificates,
-	"postgres/server.conf":              (*site).postgres,
-	"postgres/server-mysql.conf":        (*site).mariadb,
+	"quickstart/server.conf":               (*site).quickstart,
+	"migration/server-1-unchanged.conf":    (*site).migration,
+	"migration/server-2-rules.conf":        (*site).migration,
+	"migration/server-3-strict.conf":       (*site).migrationStrict,
+	"nginx-json/server.conf":               (*site).nginxJSON,
+	"git/server.conf":                      (*site).twoLists,
+	"nfs/server.conf":                      (*site).nfs,
+	"combined/server.conf":                 (*site).combined,
+	"kubernetes/values.yaml":               (*site).kubernetes,
+	"vendor-certificates/server.conf":      (*site).vendorCertificates,
+	"air-gapped/server.conf":               (*site).vendorCertificates,
+	"measured-boot/server-1-trial.conf":    (*site).measuredTrial,
+	"measured-boot/server-2-enforced.conf": (*site).measured,
+	"postgres/server.conf":                 (*site).postgres,
+	"postgres/server-mysql.conf":           (*site).mariadb,
 }
 
 // layouts put the files of an example where its configuration expects them.
@@ -72,6 +76,7 @@ var layouts = map[string]func(*site){
 	"combined":            (*site).layCombined,
 	"vendor-certificates": (*site).layVendorCertificates,
 	"air-gapped":          (*site).layAirGapped,
+	"measured-boot":       (*site).layMeasuredBoot,
 	"postgres":            (*site).layTable,
 	"kubernetes": func(s *site) {
 		s.mkdir("/etc/tpm/lists")
