@@ -37,7 +37,8 @@ Exit code 0 says that both have the same entries, 3 that they differ, 4 that a l
 		},
 		RunE: func(cmd *cobra.Command, args []string) error { return runDiff(cmd, *output, allowEmpty, args) },
 	}
-	cmd.Flags().BoolVar(&allowEmpty, "allow-empty", false, "a text list or a folder without an entry is meant to be empty")
+	cmd.Flags().BoolVar(&allowEmpty, "allow-empty", false, "a text list or a folder without an entry is "+
+		"meant to be empty")
 	return cmd
 }
 
