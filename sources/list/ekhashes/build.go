@@ -201,7 +201,7 @@ func (b *builder) build(header list.Header) (*Document, []repeat) {
 	if b.merge {
 		entries = slices.CompactFunc(entries, func(a, b entry) bool { return a.hash == b.hash })
 	}
-	return &Document{header: header, entries: entries, records: b.records}, nil
+	return &Document{header: header, entries: entries, records: b.records, place: b.place}, nil
 }
 
 // hashesTwice returns the first entries whose hash an earlier entry has, less those that may be

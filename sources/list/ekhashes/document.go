@@ -32,6 +32,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strings"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
@@ -44,6 +45,7 @@ type Document struct {
 	entries  []entry // sorted by hash
 	records  records
 	warnings []string
+	place    func(at uint32) string // says where an entry was; nil if the list was made of entries
 }
 
 // An entry is one TPM.
@@ -99,25 +101,41 @@ func (d *Document) All() iter.Seq[Entry] {
 
 // Lookup returns the entry of a TPM, and whether there is one.
 func (d *Document) Lookup(hash sources.EKHash) (Entry, bool) {
+	e := d.find(hash)
+	if e == nil {
+		return Entry{}, false
+	}
+	name, labels := d.records.of(e.record)
+	return Entry{hash, name, labels}, true
+}
+
+// find returns the entry of a TPM, or nil.
+func (d *Document) find(hash sources.EKHash) *entry {
 	i, ok := slices.BinarySearchFunc(d.entries, &hash, func(e entry, hash *sources.EKHash) int {
 		return bytes.Compare(e.hash[:], hash[:])
 	})
 	if !ok {
-		return Entry{}, false
+		return nil
 	}
-	name, labels := d.records.of(d.entries[i].record)
-	return Entry{hash, name, labels}, true
+	return &d.entries[i]
 }
 
-// Verdict returns what the list says of a TPM, for a source to return from Check. It
-// does not look whether the list has expired.
+// Verdict returns what the list says of a TPM, for a source to return from Check. The reason
+// says where in the list the TPM is: "serial 42, keys[17]" or "line 17". It does not look
+// whether the list has expired.
 func (d *Document) Verdict(hash sources.EKHash) sources.Verdict {
 	v := sources.Verdict{}
 	if d.header.HasSerial {
 		v.Reason = fmt.Sprintf("serial %d", d.header.Serial)
 	}
-	if e, ok := d.Lookup(hash); ok {
-		v.Listed, v.Attributes = true, sources.Attributes{Name: e.Name, Labels: e.Labels}
+	e := d.find(hash)
+	if e == nil {
+		return v
+	}
+	v.Listed = true
+	v.Attributes.Name, v.Attributes.Labels = d.records.of(e.record)
+	if d.place != nil {
+		v.Reason = strings.TrimPrefix(v.Reason+", "+d.place(e.at), ", ")
 	}
 	return v
 }

@@ -124,12 +124,15 @@ func TestLookup(t *testing.T) {
 func TestVerdict(t *testing.T) {
 	d := mustParse(t, `{"serial": 42, "keys": [{"hash": "`+hashA+`", "name": "n", "labels": ["l"]}]}`)
 	for hash, want := range map[string]sources.Verdict{
-		hashA: {Listed: true, Reason: "serial 42", Attributes: named("n", "l")},
+		hashA: {Listed: true, Reason: "serial 42, keys[0]", Attributes: named("n", "l")},
 		hashB: {Reason: "serial 42"},
 	} {
 		if diff := cmp.Diff(want, d.Verdict(hashOf(t, hash))); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
+	}
+	if v := mustParse(t, "# machines\n\n"+hashB+"\n"+hashA+"\n").Verdict(hashOf(t, hashA)); v.Reason != "line 4" {
+		t.Errorf("nobody can find the entry of a text: %q", v.Reason)
 	}
 }
 
