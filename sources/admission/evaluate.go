@@ -74,6 +74,7 @@ type evaluation struct {
 	done            func()
 	waits, stranger bool
 	crowded         bool // Options.Wait has refused
+	patient         bool // waits for each source, before the challenge too
 }
 
 var (
@@ -173,7 +174,7 @@ func (e *evaluation) ask(
 // whatever the missing sources say, or if it may not be waited for.
 func (e *evaluation) wait(ctx, within context.Context, q *question) bool {
 	var late <-chan time.Time
-	if e.ev.Proof == nil {
+	if e.ev.Proof == nil && !e.patient {
 		timer := time.NewTimer(time.Until(q.begun.Add(slow)))
 		defer timer.Stop()
 		late = timer.C

@@ -68,14 +68,17 @@ func newPoll(s sources.Source) *poll {
 }
 
 // keepCurrent makes the first attempt, and further attempts until ctx ends: within every
-// interval, sooner after a failure, after a change, and when an attestation wants one. Nothing
-// else calls Load.
+// interval, sooner after a failure, after a change, and when an attestation wants one. With
+// Options.Once, it makes the first attempt only. Nothing else calls Load.
 func (r *runner) keepCurrent(ctx context.Context) {
 	r.poll.start()
 	defer r.poll.stop()
 	began := time.Now()
 	err := r.attempt(ctx)
 	close(r.first)
+	if r.once {
+		return
+	}
 	if w, ok := r.source.(sources.Watcher); ok {
 		r.work.Go(func() { r.watch(ctx, w) })
 	}

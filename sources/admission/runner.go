@@ -35,6 +35,7 @@ type runner struct {
 	checks, fetches, loads, reports *Lane
 
 	loadTimeout time.Duration
+	once        bool // Options.Once
 	poll        *poll
 	health      health
 
@@ -50,7 +51,7 @@ func newRunner(m Member, opts Options) *runner {
 	r := &runner{
 		name: m.Name, kind: m.Kind, source: m.Source,
 		log:     opts.Log.With("source", m.Name, "kind", m.Kind),
-		changed: opts.Changed, loadTimeout: opts.LoadTimeout, first: make(chan struct{}),
+		changed: opts.Changed, loadTimeout: opts.LoadTimeout, once: opts.Once, first: make(chan struct{}),
 	}
 	r.fetcher, _ = m.Source.(sources.Fetcher)
 	r.checks = NewLane("checks", opts.Slots, func(stuck bool) { r.noteStuck(stuck, false) })

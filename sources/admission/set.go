@@ -5,6 +5,7 @@
 //
 //   - set.go: the Set, its members and its life;
 //   - evaluate.go: one evaluation, from top to bottom;
+//   - preview.go: an evaluation without the machine;
 //   - wait.go: how to wait for a call that may hang;
 //   - poll.go: when a source is loaded;
 //   - handover.go: what a reconfiguration takes over;
@@ -63,6 +64,9 @@ type Options struct {
 	// Slots is how many checks of one source may be in progress at once, stuck ones
 	// included; 64 by default. Further checks wait for a slot until their deadline.
 	Slots int
+	// Once makes Start load each source once and then leave it alone: nothing is loaded again,
+	// and no change is followed. It is for whoever examines what a server has.
+	Once bool
 	// Wait is called before BeforeChallenge waits for a slow source or for an early load.
 	// known is true if another source lists the machine so far. If Wait returns false, the
 	// machine is not waited for. If it returns true, leave is called once, when the wait is
