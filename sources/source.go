@@ -157,6 +157,9 @@ type Status struct {
 	// fails. It is zero if there is no data, and for a source that reads its data afresh
 	// for each check.
 	Confirmed time.Time
+	// Stale is when the data stops serving if it is not confirmed again; zero if there is no
+	// such time.
+	Stale time.Time
 	// Entries is the number of entries being served: TPMs in a list,
 	// certificates in a set of authorities.
 	Entries int

@@ -33,6 +33,8 @@ type kind struct {
 	gives []given
 	// byVendor is true if the source knows vendors of TPMs, and not each TPM.
 	byVendor bool
+	// online is true if each check needs the network.
+	online bool
 	// byBoot is true if the source knows what machines boot, and not each TPM.
 	byBoot bool
 	// denies is the key that a source needs if a deny rule names it.
@@ -220,7 +222,8 @@ func sqlTable() kind {
 				flag("allow_unverified", &c.AllowUnverified),
 			}
 		}),
-		gives: nameOfMachine(),
+		online: true,
+		gives:  nameOfMachine(),
 	}
 }
 

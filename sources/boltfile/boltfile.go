@@ -46,6 +46,9 @@ type File struct {
 	// cache from another program's file, which must not be replaced because of a mistyped
 	// path.
 	Bucket string
+	// AnyOwner lets the file count for Read if it belongs to another user than the user of
+	// this process: for whoever examines the cache of another process.
+	AnyOwner bool
 }
 
 // Names returns the files that a cache at a path uses.

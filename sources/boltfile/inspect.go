@@ -41,7 +41,7 @@ func (f File) verify(ctx context.Context, file *os.File, to io.Writer) error {
 	switch user := os.Geteuid(); {
 	case info.Size == 0:
 		return Unusable("is empty")
-	case int64(info.Uid) != int64(user):
+	case int64(info.Uid) != int64(user) && !f.AnyOwner:
 		return Unusable("belongs to user %d, and this server runs as user %d: what it holds is not used, "+
 			"since another user may have written it", info.Uid, user)
 	case info.Mode&othersWrite != 0:

@@ -96,8 +96,8 @@ func (s *Source) question(ev *sources.Evidence) truststore.Question {
 	}
 }
 
-// errIncomplete is the error for evidence whose certificates were not kept.
-var errIncomplete = errors.New("the machine's certificates were not kept while it answered its challenge: " +
+// ErrIncomplete is the error of Check for evidence that is Incomplete.
+var ErrIncomplete = errors.New("the machine's certificates were not kept while it answered its challenge: " +
 	"too many machines with many certificates are attesting at the same time")
 
 // certificate returns the EK certificate that the machine has sent, or that a service has,
@@ -107,7 +107,7 @@ func (s *Source) certificate(
 ) (cert *x509.Certificate, why string, wants []certs.Want, err error) {
 	switch {
 	case ev.Incomplete:
-		return nil, "", nil, errIncomplete
+		return nil, "", nil, ErrIncomplete
 	case ev.Certificate == nil:
 		return s.fromServices(ev.EK, hand)
 	}

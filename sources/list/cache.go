@@ -21,8 +21,9 @@ import (
 // signature, as the origin has sent them: what is read from it is parsed and verified
 // like what comes from the origin.
 type Cache struct {
-	file boltfile.File
-	of   [sha256.Size]byte
+	file     boltfile.File
+	of       [sha256.Size]byte
+	readOnly bool // the file is another process's
 }
 
 // What the file holds: a record in JSON, and the list in blocks of blockSize.
@@ -139,6 +140,9 @@ func (c *Cache) touch(ctx context.Context, digest [sha256.Size]byte, confirmed t
 }
 
 func (c *Cache) replace(ctx context.Context, check func(*bbolt.Tx) error, fill func(*bbolt.DB) error) error {
+	if c.readOnly {
+		return nil
+	}
 	if err := c.file.Write(ctx, check, fill); err != nil {
 		return c.in(err)
 	}

@@ -112,6 +112,8 @@ type Config struct {
 	Cache *Cache
 	// Signing says whose signature the list needs; nil if it needs none.
 	Signing *Signing
+	// Remote is true if the origin needs the network.
+	Remote bool
 	// Now is the clock; time.Now if it is nil.
 	Now func() time.Time
 }
@@ -267,7 +269,7 @@ func (l *List[T]) Status() sources.Status {
 		return status
 	}
 	h := st.content.Header()
-	status.Loaded, status.Confirmed = st.loaded, st.confirmed
+	status.Loaded, status.Confirmed, status.Stale = st.loaded, st.confirmed, st.confirmed.Add(l.cfg.MaxStaleness)
 	status.Entries, status.Serial, status.Expires = st.content.Len(), h.Serial, h.Expires
 	status.Warnings = append(status.Warnings, st.content.Warnings()...)
 	return status

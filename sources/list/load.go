@@ -40,6 +40,9 @@ func (l *List[T]) load(ctx context.Context) error {
 	}
 	before := l.state.Load()
 	c, err := l.ask(ctx, before)
+	if errors.Is(err, errOffline) && before != nil {
+		return nil // the cache serves, as long as it may
+	}
 	if err != nil {
 		return err
 	}

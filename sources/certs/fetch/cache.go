@@ -29,6 +29,10 @@ func cacheFile(path string) boltfile.File {
 	return boltfile.File{Path: path, Limit: maxFile, Format: format, Bucket: recordsBucket}
 }
 
+// Examine makes f read a cache that belongs to a server, whoever owns the file. It must be called
+// before Load. Run, which would write the file, must not be called then.
+func (f *Fetcher) Examine() { f.anyOwner = true }
+
 // errUnread is why nobody is asked while it is not known what the cache holds.
 var errUnread = fmt.Errorf("another process has the cache locked, and what was fetched before, such as "+
 	"a later CRL, is not known until it can be read: %w", ErrNotAsked)
@@ -82,7 +86,9 @@ func (f *Fetcher) remember(r record) {
 // read returns what the file holds. With records, the error is why others were left out.
 func (f *Fetcher) read(ctx context.Context) (records []record, err error) {
 	var skipped error
-	err = cacheFile(f.path).Read(ctx, func(tx *bbolt.Tx) error {
+	file := cacheFile(f.path)
+	file.AnyOwner = f.anyOwner
+	err = file.Read(ctx, func(tx *bbolt.Tx) error {
 		bucket := tx.Bucket([]byte(recordsBucket))
 		if bucket == nil {
 			return boltfile.Unusable("has no bucket %q", recordsBucket)

@@ -148,7 +148,9 @@ const Patience = 2 * time.Second
 type Fetcher struct {
 	policy policy
 	path   string // of the cache; empty if there is none
-	now    func() time.Time
+	// anyOwner lets the cache count whoever owns it.
+	anyOwner bool
+	now      func() time.Time
 
 	dial                    dialFunc
 	transport, ownTransport *http.Transport

@@ -269,6 +269,15 @@ func newFetcher(cfg Config) (*fetch.Fetcher, error) {
 	return f, nil
 }
 
+// Examine makes s a store that examines what a server has beside the server: it reads the
+// server's cache, whoever owns the file, and never writes it. It must be called before the first
+// Load, and Watch must not be called.
+func (s *Store) Examine(bool) {
+	if s.fetched != nil {
+		s.fetched.Examine()
+	}
+}
+
 // loadFetched loads what was fetched before, once. The fetcher itself keeps why it
 // could not.
 func (s *Store) loadFetched(ctx context.Context) {

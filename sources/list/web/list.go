@@ -46,7 +46,7 @@ func NewList[T list.Content[T]](parse list.Parse[T], cfg ListConfig) (*list.List
 		ServerID: cfg.ServerID, Auth: cfg.Auth, Identity: cfg.Identity,
 		Timeout: cfg.Timeout, MaxBytes: cfg.MaxBytes, Now: cfg.Now,
 	})
-	keep := list.Config{Every: cfg.PollInterval, MaxStaleness: cfg.MaxStaleness, Now: cfg.Now}
+	keep := list.Config{Remote: true, Every: cfg.PollInterval, MaxStaleness: cfg.MaxStaleness, Now: cfg.Now}
 	signing, badSigning := cfg.signing()
 	keep.Signing = signing
 	if cfg.CachePath != "" {
