@@ -310,3 +310,26 @@ func FuzzFind(f *testing.F) {
 		}
 	})
 }
+
+// A profile decides which leafs count: an EK's certificate is no DevID's, and the reverse.
+func TestProfiles(t *testing.T) {
+	root := newCA(t, "Root", nil)
+	signs := root.issue(t, &x509.Certificate{KeyUsage: x509.KeyUsageDigitalSignature}, root.key.Public(), nil)
+	for _, c := range []struct {
+		profile certs.Profile
+		leaf    *x509.Certificate
+		why     string
+	}{
+		{certs.EK(), root.ek(t), ""},
+		{certs.EK(), signs, "the EK certificate has a key usage that allows neither key encipherment nor key agreement"},
+		{certs.DevID(), signs, ""},
+		{certs.DevID(), root.ek(t), "the DevID certificate has a key usage that does not allow digital signatures"},
+	} {
+		found, err := certs.Find(certs.Request{
+			Leaf: c.leaf, Anchors: anchors(t, map[string]*ca{"": root}), Profile: c.profile, Now: now(),
+		})
+		if err != nil || found.Why != c.why || (found.Chain == nil) != (c.why != "") {
+			t.Errorf("%v: %+v, %v, want %q", c.profile, found, err, c.why)
+		}
+	}
+}

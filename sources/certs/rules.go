@@ -43,7 +43,7 @@ type Profile struct {
 	usages  x509.KeyUsage
 	noUsage string // says that it has none of them
 	// purpose is an extended key usage that a leaf, and a CA that is not configured, has
-	// if it has any; anyExtendedKeyUsage will do.
+	// if it has any; anyExtendedKeyUsage will do. If it is nil, every purpose will do.
 	purpose asn1.ObjectIdentifier
 	what    string // what the purpose is for
 	plural  string
@@ -65,6 +65,18 @@ func EK() Profile {
 		what:     "an EK",
 		plural:   "EKs",
 		other:    asn1.ObjectIdentifier{2, 23, 133, 8, 3},
+	}
+}
+
+// DevID is the profile of DevID certificates (IEEE 802.1AR-2018, 8): a leaf with a key usage
+// has digitalSignature. It may have any extended key usage, and so may the CAs above it: what
+// a DevID is for is the business of whoever issues it.
+func DevID() Profile {
+	return Profile{
+		name:     "DevID certificate",
+		orphaned: "no configured CA has issued the DevID certificate",
+		usages:   x509.KeyUsageDigitalSignature,
+		noUsage:  "has a key usage that does not allow digital signatures",
 	}
 }
 
@@ -196,7 +208,7 @@ func faultOfKey(c *x509.Certificate) string {
 // permits reports whether the extended key usage of a certificate, if it has one, permits
 // the purpose.
 func (p Profile) permits(c *x509.Certificate) bool {
-	return !has(c, extKeyUsage) ||
+	return p.purpose == nil || !has(c, extKeyUsage) ||
 		slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny) ||
 		slices.ContainsFunc(c.UnknownExtKeyUsage, p.purpose.Equal)
 }
