@@ -33,6 +33,16 @@ const (
 	PrefixPCR          = "pcr:"
 	PrefixSecureBoot   = "secureboot:"
 	PrefixBoot         = "boot:"
+
+	PrefixDevIDSubjectCN           = "devid:subject:cn:"
+	PrefixDevIDSubjectO            = "devid:subject:o:"
+	PrefixDevIDSubjectOU           = "devid:subject:ou:"
+	PrefixDevIDSubjectSerialNumber = "devid:subject:serialnumber:"
+	PrefixDevIDIssuerCN            = "devid:issuer:cn:"
+	PrefixDevIDIssuerO             = "devid:issuer:o:"
+	PrefixDevIDIssuerOU            = "devid:issuer:ou:"
+	PrefixDevIDSerial              = "devid:serial:"
+	PrefixDevIDFingerprint         = "devid:fingerprint:"
 )
 
 // The longest texts that fit into a selector behind its prefix, in bytes.
@@ -109,18 +119,22 @@ func (a Attributes) Validate() error {
 			return err
 		}
 	}
-	if a.Certificate == nil {
-		return nil
+	if a.Certificate != nil {
+		if err := a.Certificate.validate(); err != nil {
+			return err
+		}
 	}
-	return a.Certificate.validate()
+	if a.DevID != nil {
+		return a.DevID.validate()
+	}
+	return nil
 }
 
 func (c *EKCertificate) validate() error {
-	if h, err := ParseEKHash(c.IssuerKeyHash); err != nil || h.String() != c.IssuerKeyHash {
+	if !isHash(c.IssuerKeyHash) {
 		return errors.New("the issuer's key hash is not 64 lower-case hex digits")
 	}
-	if c.Serial == "" || strings.Trim(c.Serial, "0123456789abcdef") != "" || c.Serial[0] == '0' && c.Serial != "0" ||
-		len(PrefixSerial)+len(c.Serial) > MaxSelector {
+	if !isSerial(PrefixSerial, c.Serial) {
 		return errors.New("the serial is not lower-case hex without leading zeros, or is too long")
 	}
 	return cmp.Or(
@@ -129,6 +143,36 @@ func (c *EKCertificate) validate() error {
 		CheckText(PrefixModel, "model", c.Model),
 		CheckText(PrefixVersion, "version", c.Version),
 	)
+}
+
+func (c *DevIDCertificate) validate() error {
+	if !isHash(c.Fingerprint) {
+		return errors.New("the DevID's fingerprint is not 64 lower-case hex digits")
+	}
+	if c.Serial != "" && !isSerial(PrefixDevIDSerial, c.Serial) {
+		return errors.New("the DevID's serial is not lower-case hex without leading zeros, or is too long")
+	}
+	for prefix, value := range c.Values() {
+		if value == "" && prefix != PrefixDevIDSerial {
+			return errors.New("an empty name of a DevID")
+		}
+		if err := CheckText(prefix, "value of "+strings.TrimSuffix(prefix, ":"), value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// isHash reports whether s is a SHA-256 in lower-case hex.
+func isHash(s string) bool {
+	h, err := ParseEKHash(s)
+	return err == nil && h.String() == s
+}
+
+// isSerial reports whether s is a serial number that fits into a selector behind a prefix.
+func isSerial(prefix, s string) bool {
+	return s != "" && strings.Trim(s, "0123456789abcdef") == "" && (s[0] != '0' || s == "0") &&
+		len(prefix)+len(s) <= MaxSelector
 }
 
 // checkTrimmed is CheckText for a text that Tidy trims.

@@ -1,5 +1,10 @@
 package sources
 
+import (
+	"iter"
+	"slices"
+)
+
 // Verdict is what one source says of one Evidence. The zero Verdict says that the TPM is not
 // listed.
 type Verdict struct {
@@ -34,17 +39,39 @@ type Attributes struct {
 	// Blanks around a label are not part of it.
 	Labels []string
 
-	// CAs are the names of the bundles whose authorities vouch for the EK certificate:
-	// none of them empty, sorted, without duplicates.
+	// CAs are the names of the bundles whose authorities vouch for the EK certificate, or
+	// for the DevID's: none of them empty, sorted, without duplicates.
 	CAs []string
 
 	// Certificate is what a verified EK certificate says, or nil.
 	Certificate *EKCertificate
 
+	// DevID is what a verified DevID certificate says, or nil.
+	DevID *DevIDCertificate
+
 	// Profiles are the names of the boot profiles that the machine's boot meets, none of
 	// them empty. They become selectors even if the source is configured to contribute no
 	// attributes: they are what it has checked, and nothing that a list says.
 	Profiles []string
+}
+
+// Clone returns a copy that shares no memory with a.
+func (a Attributes) Clone() Attributes {
+	a.Labels, a.CAs, a.Profiles = slices.Clone(a.Labels), slices.Clone(a.CAs), slices.Clone(a.Profiles)
+	if a.Certificate != nil {
+		c := *a.Certificate
+		a.Certificate = &c
+	}
+	if a.DevID != nil {
+		d := *a.DevID
+		for _, values := range []*[]string{
+			&d.SubjectCN, &d.SubjectO, &d.SubjectOU, &d.SubjectSerialNumber, &d.IssuerCN, &d.IssuerO, &d.IssuerOU,
+		} {
+			*values = slices.Clone(*values)
+		}
+		a.DevID = &d
+	}
+	return a
 }
 
 // EKCertificate is what an EK certificate says, once its chain is verified. A text that breaks
@@ -61,4 +88,47 @@ type EKCertificate struct {
 	// and .3 in the subject alternative name (TCG EK Credential Profile 2.5, 3.2.9), as
 	// written there: "id:49465800" for example. Each may be empty.
 	Manufacturer, Model, Version string
+}
+
+// DevIDCertificate is what the certificate of a DevID (IEEE 802.1AR) says, once its chain is
+// verified. A name may have several values of one kind. A text that breaks the limits of
+// Attributes in the certificate is not here.
+type DevIDCertificate struct {
+	// SubjectCN, SubjectO, SubjectOU and SubjectSerialNumber are the common names,
+	// organizations, organizational units and serial numbers in the subject. The last are of
+	// the device, by IEEE 802.1AR-2018, 8.6. None of them is empty.
+	SubjectCN, SubjectO, SubjectOU, SubjectSerialNumber []string
+	// IssuerCN, IssuerO and IssuerOU are those in the issuer.
+	IssuerCN, IssuerO, IssuerOU []string
+	// Serial is the certificate's serial number, in lower-case hex without leading zeros, or
+	// empty.
+	Serial string
+	// Fingerprint is the SHA-256 of the certificate in DER, in 64 lower-case hex digits.
+	Fingerprint string
+}
+
+// Values yields each value with the prefix of its selector.
+func (c *DevIDCertificate) Values() iter.Seq2[string, string] {
+	return func(yield func(prefix, value string) bool) {
+		for _, of := range []struct {
+			prefix string
+			values []string
+		}{
+			{PrefixDevIDSubjectCN, c.SubjectCN},
+			{PrefixDevIDSubjectO, c.SubjectO},
+			{PrefixDevIDSubjectOU, c.SubjectOU},
+			{PrefixDevIDSubjectSerialNumber, c.SubjectSerialNumber},
+			{PrefixDevIDIssuerCN, c.IssuerCN},
+			{PrefixDevIDIssuerO, c.IssuerO},
+			{PrefixDevIDIssuerOU, c.IssuerOU},
+			{PrefixDevIDSerial, []string{c.Serial}},
+			{PrefixDevIDFingerprint, []string{c.Fingerprint}},
+		} {
+			for _, value := range of.values {
+				if !yield(of.prefix, value) {
+					return
+				}
+			}
+		}
+	}
 }

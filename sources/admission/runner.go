@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -150,13 +149,7 @@ func settle(v sources.Verdict, err error, proven, fetches bool) (sources.Verdict
 	if err != nil {
 		return sources.Verdict{}, fmt.Errorf("lists the TPM with attributes that are not allowed: %w", err)
 	}
-	v.Attributes = tidy
-	a := &v.Attributes
-	a.CAs, a.Profiles = slices.Clone(a.CAs), slices.Clone(a.Profiles)
-	if a.Certificate != nil {
-		c := *a.Certificate
-		a.Certificate = &c
-	}
+	v.Attributes = tidy.Clone()
 	return v, nil
 }
 

@@ -2,6 +2,7 @@ package sourcetest
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -137,6 +138,33 @@ func hostileBoots(boot func() *sources.Boot) []hostileBoot {
 		twist("no log", func(b *sources.Boot) { b.Log, b.NoLog = nil, "the machine sent none" })
 		twist("an empty log", func(b *sources.Boot) { b.Log = &sources.BootLog{} })
 	}
+	return all
+}
+
+// A hostileDevID is a DevID that resembles the DevID of a listed TPM.
+type hostileDevID struct {
+	name  string
+	devID *sources.DevID
+}
+
+// hostileDevIDs returns DevIDs of a stranger that resemble listed. Package attestor lets few of
+// them through.
+func hostileDevIDs(listed, stranger *sources.DevID) []hostileDevID {
+	all := []hostileDevID{{"no DevID", nil}, {"an empty DevID", &sources.DevID{}}}
+	twist := func(name string, key crypto.PublicKey, chain ...[]byte) {
+		all = append(all, hostileDevID{name, &sources.DevID{Chain: chain, Key: key}})
+	}
+	leaf, own := listed.Chain[0], stranger.Chain[0]
+	twist("no certificate", listed.Key)
+	twist("certificates of nil", listed.Key, make([][]byte, 16)...)
+	twist("a certificate cut off", listed.Key, leaf[:len(leaf)-1])
+	twist("the listed certificate for another key", stranger.Key, listed.Chain...)
+	twist("the listed certificate for no key", nil, listed.Chain...)
+	twist("the listed certificate for a typed nil", (*ecdsa.PublicKey)(nil), listed.Chain...)
+	twist("the listed certificate for an empty key", &ecdsa.PublicKey{}, listed.Chain...)
+	twist("the listed certificate behind another", stranger.Key, own, leaf)
+	twist("another certificate before the listed chain", stranger.Key, append([][]byte{own}, listed.Chain...)...)
+	twist("another certificate for the listed key", listed.Key, own)
 	return all
 }
 

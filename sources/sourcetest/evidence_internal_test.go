@@ -61,10 +61,12 @@ func TestFingerprint(t *testing.T) {
 		"PCR":                 func(ev *sources.Evidence) { ev.Proof.Boot.PCRs[7][31]++ },
 		"no PCR":              func(ev *sources.Evidence) { delete(ev.Proof.Boot.PCRs, 7) },
 		"log":                 func(ev *sources.Evidence) { ev.Proof.Boot.Log.Replays[7] = false },
+		"DevID":               func(ev *sources.Evidence) { ev.Proof.DevID.Chain[0][7]++ },
+		"no DevID":            func(ev *sources.Evidence) { ev.Proof.DevID = nil },
 	} {
 		ev := certified(t)
 		ev.Chain = [][]byte{certified(t).Certificate}
-		ev.Proof = &sources.Proof{AK: ev.EK, Boot: bootOf(ev)}
+		ev.Proof = &sources.Proof{AK: ev.EK, Boot: bootOf(ev), DevID: devIDOf(certify(t))}
 		before := fingerprint(ev)
 		if fingerprint(ev) != before {
 			t.Fatal("two fingerprints of one evidence differ")

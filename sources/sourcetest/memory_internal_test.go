@@ -176,6 +176,61 @@ func byBootHarness(meets func(got, want *sources.Boot) bool) Harness {
 	return h
 }
 
+// byDevID is a correct source that lists a TPM by its DevID.
+type byDevID struct {
+	lookup
+	same func(got, want *sources.DevID) bool
+}
+
+func (b byDevID) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
+	if ev.Proof == nil {
+		return sources.Verdict{}, sources.ErrNeedsChallenge
+	}
+	entries, err := b.data.read()
+	if err != nil {
+		return sources.Verdict{}, err
+	}
+	for hash, a := range entries {
+		if b.same(ev.Proof.DevID, devIDOf(&sources.Evidence{EKHash: hash})) {
+			return sources.Verdict{Listed: true, Attributes: a.Clone()}, nil
+		}
+	}
+	return sources.Verdict{}, nil
+}
+
+// devIDKeys are the keys of the DevIDs that certify has made, by the TPM's EK hash.
+var devIDKeys sync.Map //nolint:gochecknoglobals // a function of the harness has no other place for them
+
+// certify returns the evidence of a TPM with a DevID.
+func certify(tb testing.TB) *sources.Evidence {
+	tb.Helper()
+	ev := NewEvidence(tb)
+	devIDKeys.Store(ev.EKHash, NewEvidence(tb).EK)
+	return ev
+}
+
+// devIDOf returns the DevID of a TPM. Its certificate is a hash, which nobody parses here.
+func devIDOf(ev *sources.Evidence) *sources.DevID {
+	key, ok := devIDKeys.Load(ev.EKHash)
+	if !ok {
+		return nil
+	}
+	leaf := sha256.Sum256(ev.EKHash[:])
+	return &sources.DevID{Chain: [][]byte{leaf[:]}, Key: key}
+}
+
+// sameDevID is what a byDevID has to ask for.
+func sameDevID(got, want *sources.DevID) bool {
+	return got != nil && len(got.Chain) > 0 && bytes.Equal(got.Chain[0], want.Chain[0]) &&
+		reflect.DeepEqual(got.Key, want.Key)
+}
+
+func byDevIDHarness(same func(got, want *sources.DevID) bool) Harness {
+	h := harness(func(d *data) sources.Source { return byDevID{lookup{d}, same} })
+	h.NeedsProof, h.DevID, h.Evidence = true, devIDOf, certify
+	return h
+}
+
 // harness returns the Harness of sources that open makes.
 func harness(open func(*data) sources.Source) Harness {
 	return Harness{
@@ -211,6 +266,7 @@ func TestCorrectSourcesPass(t *testing.T) {
 	t.Run("loader", func(t *testing.T) { Run(t, loaderHarness()) })
 	t.Run("needs proof", func(t *testing.T) { Run(t, needsProofHarness()) })
 	t.Run("by boot", func(t *testing.T) { Run(t, byBootHarness(meets)) })
+	t.Run("by DevID", func(t *testing.T) { Run(t, byDevIDHarness(sameDevID)) })
 	t.Run("least", func(t *testing.T) {
 		h := lookupHarness()
 		h.Attributes = false

@@ -59,6 +59,12 @@ type Harness struct {
 	// and, if there is a log, only with that.
 	Boot func(ev *sources.Evidence) *sources.Boot
 
+	// DevID returns the DevID that a TPM of Evidence has proved, a new value at each call and
+	// the same for the same EKHash; nil for evidence that is not of Harness.Evidence. The
+	// function is nil if the source does not look at that. If it is not nil, the source lists
+	// a TPM only by its DevID.
+	DevID func(ev *sources.Evidence) *sources.DevID
+
 	// Watches is true if the source is a Watcher that tells of changes of its data.
 	Watches bool
 
@@ -142,6 +148,7 @@ func clauses() []clause {
 		{"not loaded yet", testNotLoaded},
 		{"hostile evidence", testHostile},
 		{"a hostile boot", testHostileBoot},
+		{"a hostile DevID", testHostileDevID},
 		{"a context that has ended", testContextEnded},
 		{"evidence is the caller's", testEvidenceIsCallers},
 		{"the verdict is the caller's", testVerdictIsCallers},

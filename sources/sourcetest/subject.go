@@ -42,6 +42,9 @@ func (s *subject) proven(ev *sources.Evidence) *sources.Evidence {
 	if s.h.Boot != nil {
 		after.Proof.Boot = s.h.Boot(ev)
 	}
+	if s.h.DevID != nil {
+		after.Proof.DevID = s.h.DevID(ev)
+	}
 	return after
 }
 

@@ -137,7 +137,7 @@ func TestSuiteCatches(t *testing.T) {
 		files.Range(func(f, _ any) bool { return f.(*os.File).Close() == nil })
 	})
 	for _, broken := range slices.Concat(
-		brokenChecks(), brokenByEvidence(), brokenByBoot(), brokenLoaders(),
+		brokenChecks(), brokenByEvidence(), brokenByBoot(), brokenByDevID(), brokenLoaders(),
 		brokenRunners(release, &files), brokenOpenings(release, &files),
 	) {
 		t.Run(broken.name, func(t *testing.T) {
@@ -297,6 +297,31 @@ func brokenByEvidence() []brokenSource {
 			l.data.change(func() { l.data.writes++ })
 			return l.Check(ctx, ev)
 		})
+	return all
+}
+
+// brokenByDevID are sources that look at less than the key and the first certificate.
+func brokenByDevID() []brokenSource {
+	var all []brokenSource
+	add := func(name string, same func(got, want *sources.DevID) bool) {
+		all = append(all, brokenSource{name, "a hostile DevID", byDevIDHarness(same)})
+	}
+	add("lists without a DevID", func(got, want *sources.DevID) bool { return got == nil || sameDevID(got, want) })
+	add("panics without a DevID", func(got, want *sources.DevID) bool {
+		return len(got.Chain) > 0 && sameDevID(got, want)
+	})
+	add("panics without a certificate", func(got, want *sources.DevID) bool {
+		return got != nil && bytes.Equal(got.Chain[0], want.Chain[0]) && reflect.DeepEqual(got.Key, want.Key)
+	})
+	add("looks at the certificate alone", func(got, want *sources.DevID) bool {
+		return got != nil && len(got.Chain) > 0 && bytes.Equal(got.Chain[0], want.Chain[0])
+	})
+	add("looks at the key alone", func(got, want *sources.DevID) bool {
+		return got != nil && reflect.DeepEqual(got.Key, want.Key)
+	})
+	add("looks at all certificates", func(got, want *sources.DevID) bool {
+		return got != nil && slices.ContainsFunc(got.Chain, func(c []byte) bool { return bytes.Equal(c, want.Chain[0]) })
+	})
 	return all
 }
 
