@@ -27,7 +27,8 @@ type DevID struct {
 	// Chain is the certificate and those above it, in DER, as the machine sent them: 1 to 16,
 	// each of at most 8 KiB, 512 values, and a key of at most 8192 bits; all together at most
 	// 44 KiB. The key in the first equals Key. Nothing else about them is verified, and
-	// ParseCertificate may refuse them.
+	// ParseCertificate may refuse them. It is nil if a certificate is to be issued: see
+	// Ask.Uncertified.
 	Chain [][]byte
 	// Key is an *rsa.PublicKey of 2048, 3072 or 4096 bits, or an *ecdsa.PublicKey on P-256 or
 	// P-384.
@@ -45,7 +46,7 @@ type DevIDRequest struct {
 
 // SignedDevID is a DevID with its proof.
 type SignedDevID struct {
-	Chain           [][]byte // DER, the DevID's certificate first
+	Chain           [][]byte // DER, the DevID's certificate first; empty if it is to be issued
 	Public          []byte   // TPMT_PUBLIC of its key
 	Attest          []byte   // TPMS_ATTEST of TPM2_Certify
 	AttestSignature []byte   // TPMT_SIGNATURE of Attest by the AK
@@ -133,13 +134,29 @@ func devIDFailed(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrDevIDFailed, fmt.Sprintf(format, args...))
 }
 
-// checkDevID returns the DevID in d if its proof holds: k, the AK, certifies its key, and that key
-// has signed, over both nonces.
-func (k *signer) checkDevID(d *SignedDevID, server, agent []byte) (*DevID, error) {
+// checkDevID returns the DevID in a response if its proof holds.
+func (s *Session) checkDevID(reply *reply) (*DevID, error) {
+	d := reply.devID
+	if s.asked.Uncertified {
+		if len(d.Chain) > 0 {
+			return nil, devIDFailed("it has a certificate already")
+		}
+		return s.ak.proveDevID(d, s.nonce[:], reply.nonce)
+	}
 	leaf, err := ReadDevIDChain(d.Chain)
 	if err != nil {
 		return nil, fmt.Errorf("DevID.Chain: %w", err)
 	}
+	proved, err := s.ak.proveDevID(d, s.nonce[:], reply.nonce)
+	if err == nil && !sameKey(leaf, proved.Key) {
+		return nil, devIDFailed("the key in its certificate is not the key in DevID.Public")
+	}
+	return proved, err
+}
+
+// proveDevID returns the DevID in d if its proof holds, whatever its certificate: k, the AK,
+// certifies its key, and that key has signed, over both nonces.
+func (k *signer) proveDevID(d *SignedDevID, server, agent []byte) (*DevID, error) {
 	area, err := readPublic(d.Public)
 	if err != nil {
 		return nil, fmt.Errorf("DevID.Public: %w", err)
@@ -152,8 +169,6 @@ func (k *signer) checkDevID(d *SignedDevID, server, agent []byte) (*DevID, error
 	switch {
 	case err != nil:
 		return nil, devIDFailed("DevID.Public: %v", err)
-	case !sameKey(leaf, key.public):
-		return nil, devIDFailed("the key in its certificate is not the key in DevID.Public")
 	case !bytes.Equal(name, key.name):
 		return nil, devIDFailed("DevID.Attest names a key other than DevID.Public")
 	case !bytes.Equal(extraData, certifyData(server, agent)):

@@ -274,7 +274,7 @@ func decodeResponse(msg []byte, asked *Ask) (*reply, error) {
 		return err
 	})
 	if err == nil {
-		err = p.check()
+		err = p.check(asked)
 	}
 	if err != nil {
 		return nil, err
@@ -282,8 +282,8 @@ func decodeResponse(msg []byte, asked *Ask) (*reply, error) {
 	return p, nil
 }
 
-// check checks that a response is whole.
-func (p *reply) check() error {
+// check checks that a response to a challenge that asks for asked is whole.
+func (p *reply) check(asked *Ask) error {
 	if p.secret == nil {
 		return errors.New("no Secret in it")
 	}
@@ -299,7 +299,7 @@ func (p *reply) check() error {
 	}
 	switch d := p.devID; {
 	case d == nil:
-	case d.Chain == nil:
+	case d.Chain == nil && !asked.Uncertified:
 		return errors.New("no DevID.Chain in it")
 	case d.Public == nil:
 		return errors.New("no DevID.Public in it")

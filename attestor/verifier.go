@@ -92,6 +92,9 @@ type Ask struct {
 	Quote    *QuoteRequest // nil: no quote
 	EventLog bool          // the event log, which is only asked for together with a quote
 	DevID    bool
+	// Uncertified says that the DevID has no certificate yet: it is to be issued if the proof
+	// holds. The challenge does not tell it. A DevID with a certificate is refused then.
+	Uncertified bool
 }
 
 // nonces reports whether both sides send a nonce. A quote and a DevID share them: what is made
@@ -183,6 +186,7 @@ func (s *Session) Challenge(ask Ask) ([]byte, error) {
 func (s *Session) newChallenge(ask Ask) (*challenge, error) {
 	msg := new(challenge)
 	s.asked.DevID = ask.DevID && s.Can(CanDevID)
+	s.asked.Uncertified = ask.Uncertified
 	if q := ask.Quote; q != nil {
 		if err := q.Validate(); err != nil {
 			return nil, fmt.Errorf("ask for a quote: %w", err)
@@ -231,7 +235,7 @@ func (s *Session) Finish(response []byte) (*Answer, error) {
 		}
 	}
 	if reply.devID != nil {
-		if answer.DevID, err = s.ak.checkDevID(reply.devID, s.nonce[:], reply.nonce); err != nil {
+		if answer.DevID, err = s.checkDevID(reply); err != nil {
 			return nil, fmt.Errorf("response: %w", err)
 		}
 	}

@@ -1,0 +1,127 @@
+package attestor_test
+
+import (
+	"bytes"
+	"crypto"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+)
+
+// uncertified is the claim of a machine whose DevID has no certificate yet.
+type uncertified struct{ *attestortest.TPM }
+
+func (u uncertified) Activate(a *attestor.Activation) (*attestor.Activated, error) {
+	done, err := u.TPM.Activate(a)
+	if err == nil && done.DevID != nil {
+		done.DevID.Chain = nil
+	}
+	return done, err
+}
+
+func answerUncertified(t *testing.T, tpm *attestortest.TPM, challenge []byte) []byte {
+	t.Helper()
+	answer, err := attestor.NewProver(tpm.Claim(), uncertified{tpm}).Answer(challenge)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer
+}
+
+// A DevID's certificate is issued upon the same proof as an attestation, over files that go to and
+// fro: the session waits in a file.
+func TestSuspendedEnrolment(t *testing.T) {
+	t.Parallel()
+	tpm := withDevID(t, attestortest.DevID{})
+	payload := tpm.Payload(t)
+	s := begin(t, tpm)
+	challenge := ask(t, s, attestor.Ask{Quote: someAsk().Quote, DevID: true, Uncertified: true})
+	if strings.Contains(string(challenge), "Uncertified") {
+		t.Errorf("the challenge is another than an attestation's: %s", challenge)
+	}
+	state, err := s.Suspend()
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer := answerUncertified(t, tpm, challenge)
+	if _, err := s.Finish(answer); err == nil {
+		t.Error("a suspended session still takes an answer")
+	}
+	s, err = new(attestor.Verifier).Resume(payload, state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Finish(answer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, ok := got.DevID.Key.(interface{ Equal(crypto.PublicKey) bool })
+	if !ok || !key.Equal(tpm.DevIDKey().Public()) || got.DevID.Chain != nil || got.Quote == nil {
+		t.Errorf("proved: %+v", got)
+	}
+}
+
+// A machine without a certificate is admitted by no server: who asks for a DevID in an attestation
+// asks for a certificate. And an enrolment takes no machine that has one, which it would not look at.
+func TestUncertifiedIsAskedFor(t *testing.T) {
+	t.Parallel()
+	tpm := withDevID(t, attestortest.DevID{})
+	s := begin(t, tpm)
+	if _, err := s.Finish(answerUncertified(t, tpm, ask(t, s, attestor.Ask{DevID: true}))); err == nil {
+		t.Error("a DevID without a certificate has passed an attestation")
+	}
+	s = begin(t, tpm)
+	_, err := s.Finish(tpm.Answer(t, ask(t, s, attestor.Ask{DevID: true, Uncertified: true})))
+	if !errors.Is(err, attestor.ErrDevIDFailed) {
+		t.Errorf("a DevID with a certificate has passed an enrolment: %v", err)
+	}
+}
+
+// What waits in a file continues only the session that it was made of: not another machine's, and
+// not one cut off or altered in a way that would leave a check out.
+func TestResumeRefuses(t *testing.T) {
+	t.Parallel()
+	tpm, other := withDevID(t, attestortest.DevID{}), attestortest.New(t, attestortest.Options{Number: 1})
+	s := begin(t, tpm)
+	if _, err := s.Suspend(); err == nil {
+		t.Error("a session without a challenge was suspended")
+	}
+	ask(t, s, attestor.Ask{Quote: someAsk().Quote, EventLog: true, DevID: true})
+	state, err := s.Suspend()
+	if err != nil {
+		t.Fatal(err)
+	}
+	resume := func(payload, state []byte) error {
+		_, err := new(attestor.Verifier).Resume(payload, state)
+		return err
+	}
+	if err := resume(tpm.Payload(t), state); err != nil {
+		t.Fatal(err)
+	}
+	replace := func(old, with string) []byte {
+		if !bytes.Contains(state, []byte(old)) {
+			t.Fatalf("no %s in %s", old, state)
+		}
+		return bytes.Replace(state, []byte(old), []byte(with), 1)
+	}
+	for name, c := range map[string]struct{ payload, state []byte }{
+		"another machine":   {other.Payload(t), state},
+		"no payload":        {nil, state},
+		"no state":          {tpm.Payload(t), nil},
+		"cut off":           {tpm.Payload(t), state[:len(state)/2]},
+		"no secret":         {tpm.Payload(t), replace(`"Secret"`, `"secret"`)},
+		"no nonce":          {tpm.Payload(t), replace(`"Nonce"`, `"nonce"`)},
+		"a secret twice":    {tpm.Payload(t), replace(`"Nonce"`, `"Secret"`)},
+		"a bad quote":       {tpm.Payload(t), replace(`"Bank":"sha256"`, `"Bank":"sha1"`)},
+		"a log alone":       {tpm.Payload(t), replace(`"Quote":`, `"EventLog":true,"quote":`)},
+		"no boolean":        {tpm.Payload(t), replace(`"DevID":true`, `"DevID":1`)},
+		"a session's start": {tpm.Payload(t), tpm.Payload(t)},
+	} {
+		if err := resume(c.payload, c.state); err == nil {
+			t.Errorf("%s: resumed", name)
+		}
+	}
+}
