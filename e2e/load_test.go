@@ -29,13 +29,14 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/eventlog/eventlogtest"
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
 var (
 	stormAgents = flag.Int("storm.agents", 100, "agents that attest in each load of TestStormOfAgents")
 	stormAtOnce = flag.Int("storm.at-once", 16, "how many of them at the same time")
-	stormOnly   = flag.String("storm.only", "", "run only the load of that name, and x509pop")
+	stormOnly   = flag.String("storm.only", "", "run only the loads of these names, separated by commas, and x509pop")
 )
 
 // A load is a server configuration, and agents that all attest once to that server.
@@ -72,13 +73,14 @@ func TestStormOfAgents(t *testing.T) {
 	const each = 500 * time.Millisecond
 	w := newWorldFor(t, 3*time.Minute+time.Duration(n)*each)
 	loads := []load{
-		w.x509pop(n), w.listed(n), w.strangers(n), w.certified(n), w.rewritten(n),
+		w.x509pop(n), w.listed(n), w.quoting(n, false), w.quoting(n, true), w.strangers(n), w.certified(n), w.rewritten(n),
 	}
 	var table strings.Builder
 	tab := tabwriter.NewWriter(&table, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(tab, "load\tagents\ta second\tp50 ms\tp99 ms\tserver µs\tplugin µs\tplugin's share\t")
 	for _, l := range loads {
-		if *stormOnly != "" && l.name != *stormOnly && l.name != "x509pop" {
+		only := strings.Split(*stormOnly, ",")
+		if *stormOnly != "" && l.name != "x509pop" && !slices.Contains(only, l.name) {
 			continue
 		}
 		t.Run(l.name, func(t *testing.T) {
@@ -244,6 +246,41 @@ func (w *world) listed(n int) load {
 		w.write(filepath.Join(dir, tpm.EKHash()), "")
 	}
 	return load{name: "listed", agents: agents, server: inventory("hash_dir", dir)}
+}
+
+// quoting is a load of machines in a hash_dir that quote eight PCRs and, if withLog is true, send an event
+// log of 50 KB.
+func (w *world) quoting(n int, withLog bool) load {
+	w.t.Helper()
+	boot := eventlogtest.Boot{DBX: make([][]byte, 600)}
+	for i := range boot.DBX {
+		sum := sha256.Sum256(fmt.Append(nil, i))
+		boot.DBX[i] = sum[:]
+	}
+	log := boot.Log()
+	l := load{name: "8 PCRs"}
+	block, o := "quote { pcrs = [0, 1, 2, 3, 4, 5, 6, 7] }", attestortest.Options{EK: attestor.P256}
+	o.PCRs = map[string]map[int][]byte{"sha256": log.PCRs("sha256")}
+	if withLog {
+		l.name, block, o.EventLog = "50 KB log", strings.Replace(block, "}", `event_log = "required" }`, 1), log.Bytes()
+	}
+	dir := w.folder("hashes")
+	for i := range n {
+		o.Number = i
+		tpm := attestortest.New(w.t, o)
+		w.write(filepath.Join(dir, tpm.EKHash()), "")
+		l.agents = append(l.agents, agent{"tpm", tpm.Payload(w.t), ownAnswer(tpm)})
+	}
+	l.server = inventory("hash_dir", dir)
+	l.server.PluginData += "\n" + block
+	return l
+}
+
+// ownAnswer returns a function that answers a challenge like this project's agent.
+func ownAnswer(tpm *attestortest.TPM) func([]byte) ([]byte, error) {
+	return func(challenge []byte) ([]byte, error) {
+		return attestor.NewProver(tpm.Claim(), tpm).Answer(challenge)
+	}
 }
 
 // strangers is a load of machines that are not listed, which are all refused.
