@@ -50,8 +50,7 @@ func enforced(rules []planRule) []planRule {
 func idleIn(rules []planRule, deny bool, sources int) []IdleRule {
 	var idle []IdleRule
 	left := slices.Clone(rules)
-	for i := len(rules) - 1; i >= 0; i-- {
-		r := rules[i]
+	for _, r := range slices.Backward(rules) {
 		others := slices.DeleteFunc(slices.Clone(left), func(o planRule) bool { return o.name == r.name })
 		if by := covering(&r, others, sources); by != nil {
 			idle, left = append(idle, IdleRule{Deny: deny, Name: r.name, By: by}), others

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
@@ -69,7 +70,7 @@ func TestIdle(t *testing.T) {
 func TestIdleRulesDecideNothing(t *testing.T) {
 	t.Parallel()
 	names := []string{"p", "q", "r"}
-	rng := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // a test
+	rng := rand.New(rand.NewPCG(1, 2))
 	for range 500 {
 		p := policy.Policy{Allow: randomRules(rng, names, 1), Deny: randomRules(rng, names, 0)}
 		idle := p.Idle(names)
@@ -119,7 +120,7 @@ func without(rules []policy.Rule, deny bool, idle []policy.IdleRule) []policy.Ru
 // outcomes returns whether a machine is admitted, for everything that the sources may say.
 func outcomes(p policy.Policy, names []string) string {
 	plan := policy.NewPlan(p, names, make([]bool, len(names)))
-	text := ""
+	var text strings.Builder
 	for n := range 27 {
 		answers := make([]policy.Answer, len(names))
 		for i := range answers {
@@ -132,11 +133,7 @@ func outcomes(p policy.Policy, names []string) string {
 			}
 			n /= 3
 		}
-		if plan.After(answers).Outcome == policy.Admitted {
-			text += "1"
-		} else {
-			text += "0"
-		}
+		fmt.Fprint(&text, plan.After(answers).Outcome == policy.Admitted, " ")
 	}
-	return text
+	return text.String()
 }

@@ -41,6 +41,17 @@ func (w Want) String() string {
 	return "search"
 }
 
+// bits returns the letters of chmod.
+func (w Want) bits() string {
+	var bits strings.Builder
+	for i, letter := range []byte("xwr") {
+		if w&(1<<i) != 0 {
+			bits.WriteByte(letter)
+		}
+	}
+	return bits.String()
+}
+
 // A User is somebody who wants to use files.
 type User struct {
 	// Name is as it was given to Lookup.
@@ -64,7 +75,7 @@ func Lookup(who string) (*User, error) {
 		found, err = user.LookupId(who)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("there is no user %q on this machine: write <uid>:<gid> instead if it has one elsewhere", who)
+		return nil, fmt.Errorf("there is no user %q on this machine: write <uid>:<gid> of a user elsewhere", who)
 	}
 	ids, err := found.GroupIds()
 	if err != nil {
@@ -105,8 +116,8 @@ func parse(id string) (uint32, error) {
 	return uint32(n), err
 }
 
-// A Denied error says what keeps a user from a file.
-type Denied struct {
+// A DeniedError says what keeps a user from a file.
+type DeniedError struct {
 	User *User
 	Want Want
 	// Path is what has the wrong permissions: the file itself, or a folder on the way to it.
@@ -114,23 +125,15 @@ type Denied struct {
 	info fs.FileInfo
 }
 
-func (d *Denied) Error() string {
+func (d *DeniedError) Error() string {
 	uid, gid := owner(d.info)
 	return fmt.Sprintf("user %s may not %s %s (%v, owner %s, group %s)",
 		d.User.Name, d.Want, d.Path, d.info.Mode(), userName(uid), groupName(gid))
 }
 
 // Remedy says what would give the user this permission and no other user more than one group has.
-func (d *Denied) Remedy() string {
-	bits := ""
-	for _, b := range []struct {
-		want Want
-		bit  string
-	}{{Read, "r"}, {Write, "w"}, {Search, "x"}} {
-		if d.Want&b.want != 0 {
-			bits += b.bit
-		}
-	}
+func (d *DeniedError) Remedy() string {
+	bits := d.Want.bits()
 	uid, gid := owner(d.info)
 	switch {
 	case uid == d.User.uid:
@@ -166,7 +169,7 @@ func (u *User) Owns(info fs.FileInfo) bool {
 // maxLinks is how many links are followed, as by Linux (path_resolution(7)).
 const maxLinks = 40
 
-// May returns nil if the user may do all that is wanted with what a path leads to, and a *Denied if
+// May returns nil if the user may do all that is wanted with what a path leads to, and a *DeniedError if
 // not. Any other error says that it is not known, since this process cannot look or there is
 // nothing.
 func (u *User) May(path string, want Want) error {
@@ -242,7 +245,7 @@ func (u *User) check(path string, want Want) error {
 		bits >>= 3
 	}
 	if missing := want &^ Want(bits&7); missing != 0 {
-		return &Denied{u, missing, path, info}
+		return &DeniedError{u, missing, path, info}
 	}
 	return nil
 }

@@ -54,7 +54,7 @@ func compare(t *testing.T, u *access.User, path, question string, want access.Wa
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 54321, Gid: 54322}}
 	kernel := cmd.Run() == nil
 	err := u.May(path, want)
-	var denied *access.Denied
+	var denied *access.DeniedError
 	if (err == nil) != kernel || err != nil && !errors.As(err, &denied) {
 		t.Errorf("%s %s: the kernel says %v, May %v", question, path, kernel, err)
 	}
@@ -77,7 +77,7 @@ func TestWay(t *testing.T) {
 			must(t, os.Chmod(folder, info.Mode().Perm()|1))
 		}
 	}
-	var denied *access.Denied
+	var denied *access.DeniedError
 	if err := u.May(filepath.Join(open, "link"), access.Read); !errors.As(err, &denied) || denied.Path != secret ||
 		!strings.Contains(denied.Remedy(), "chgrp 54322 "+secret+" && chmod g+x "+secret) {
 		t.Errorf("%v", err)
