@@ -16,6 +16,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/bootpolicy"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/devid"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashfile"
@@ -126,7 +127,13 @@ func (c *content) look(ctx context.Context, m admission.Member) {
 	case hashdir.Config:
 		c.hashDir(ctx, cfg)
 	case ekca.Config:
-		c.ekCA(ctx, cfg)
+		cfg.CachePath = "" // a cache would be locked, and has nothing that a person wrote
+		s, err := ekca.New(cfg)
+		c.authorities(ctx, s, err)
+	case devid.Config:
+		cfg.CachePath = ""
+		s, err := devid.New(cfg)
+		c.authorities(ctx, s, err)
 	case httplist.Config:
 		c.files(cfg.CheckFiles, cfg.CAPath, cfg.ClientCertPath)
 		if c.network && !c.findings.has(severityError) {
@@ -193,18 +200,20 @@ func (c *content) hashDir(ctx context.Context, cfg hashdir.Config) {
 	}))
 }
 
-func (c *content) ekCA(ctx context.Context, cfg ekca.Config) {
-	cfg.CachePath = "" // a cache would be locked, and has nothing that a person wrote
-	s, err := ekca.New(cfg)
+// authorities reads the CA files of a source.
+func (c *content) authorities(ctx context.Context, source interface {
+	sources.Loader
+	sources.Reporter
+}, err error,
+) {
 	if err == nil {
-		err = s.Load(ctx)
+		err = source.Load(ctx)
 	}
 	if err != nil {
 		c.findings.failed(c.at, err)
+		return
 	}
-	if s != nil {
-		c.warnings(c.at, s.Status().Warnings)
-	}
+	c.warnings(c.at, source.Status().Warnings)
 }
 
 func (c *content) bootPolicy(ctx context.Context, cfg bootpolicy.Config) {
