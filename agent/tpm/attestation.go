@@ -15,9 +15,9 @@ import (
 // sent to the TPM. A command has room for two of this size.
 const maxChallenge = 1024
 
-// An Attestation is an EK and an AK of the TPM. While the agent waits for the
-// server, neither key is in the TPM, and there is no connection to the TPM. An
-// Attestation is not safe for concurrent use.
+// An Attestation is an EK and an AK of the TPM. While the agent waits for the server, neither key
+// is in the TPM, nor is the DevID's unless it is persistent, and there is no connection to the TPM.
+// An Attestation is not safe for concurrent use.
 type Attestation struct {
 	// Claim is what the agent tells the server about the TPM.
 	Claim attestor.Claim
@@ -37,14 +37,20 @@ type Attestation struct {
 	ek    endorsementKey
 	ak    key
 	banks []tpm2.TPMAlgID // of PCRs
+	devID *devID          // nil if none is configured
 }
 
 // Begin finds the EK and makes an AK. It leaves neither in the TPM, unless the EK is
-// persistent. If ctx ends, Begin waits for the command under way, flushes what that
-// command has made, and returns the cause of ctx.
+// persistent. If a DevID is configured and cannot be used, that is an error. If ctx ends,
+// Begin waits for the command under way, flushes what that command has made, and returns
+// the cause of ctx.
 //
 // An error with a remedy wraps ErrSetup or ErrNotReady.
 func (t *TPM) Begin(ctx context.Context) (_ *Attestation, err error) {
+	devID, err := t.readDevID()
+	if err != nil {
+		return nil, err
+	}
 	c, err := t.connect(ctx)
 	if err != nil {
 		return nil, err
@@ -55,11 +61,14 @@ func (t *TPM) Begin(ctx context.Context) (_ *Attestation, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := t.findDevID(c, devID); err != nil {
+		return nil, err
+	}
 	ak, params, err := t.createAK(c, inv.caps)
 	if err != nil {
 		return nil, err
 	}
-	a := &Attestation{tpm: t, ek: *inv.ek, ak: *ak}
+	a := &Attestation{tpm: t, ek: *inv.ek, ak: *ak, devID: devID}
 	a.describe(inv, params)
 	return a, nil
 }
@@ -125,19 +134,22 @@ func (a *Attestation) describe(inv *inventory, ak *attestor.AKParameters) {
 // abilities returns what the agent offers to answer. It offers an event log if it knows where one
 // would be, and reads it only if a server asks for it: whether it is there is part of the answer.
 func (t *TPM) abilities(caps *capabilities) []string {
-	if !caps.canQuote() {
-		return nil
+	var can []string
+	if caps.canQuote() {
+		can = append(can, attestor.CanPCRs)
+		if t.config.eventLogPath() != "" {
+			can = append(can, attestor.CanEventLog)
+		}
 	}
-	can := []string{attestor.CanPCRs}
-	if t.config.eventLogPath() != "" {
-		can = append(can, attestor.CanEventLog)
+	if t.config.DevID != nil {
+		can = append(can, attestor.CanDevID)
 	}
 	return can
 }
 
-// Activate runs TPM2_ActivateCredential. If that has succeeded, and the activation asks for a
-// quote, it reads the PCRs and has the AK quote them. It does not look at the event log: see
-// TPM.EventLog. It connects to the TPM again and leaves nothing in it. If ctx ends, Activate
+// Activate runs TPM2_ActivateCredential. If that has succeeded, it does what else the activation
+// asks for: it reads the PCRs and has the AK quote them, and proves the DevID. It does not look at
+// the event log: see TPM.EventLog. It connects to the TPM again and leaves nothing in it. If ctx ends, Activate
 // waits for the command under way, flushes its keys, and returns the cause of ctx.
 func (a *Attestation) Activate(ctx context.Context, task *attestor.Activation) (_ *attestor.Activated, err error) {
 	if len(task.Credential) > maxChallenge || len(task.Secret) > maxChallenge {
@@ -166,6 +178,12 @@ func (a *Attestation) Activate(ctx context.Context, task *attestor.Activation) (
 	}
 	if task.Quote != nil {
 		if done.Quote, err = a.quote(c, ak, task.Quote, task.QualifyingData); err != nil {
+			return nil, err
+		}
+	}
+	if task.DevID != nil {
+		ek.flush(c) // every TPM has room for three keys: the AK, the DevID's, and its parent
+		if done.DevID, err = a.proveDevID(c, ak, task.DevID); err != nil {
 			return nil, err
 		}
 	}

@@ -133,3 +133,30 @@ type bare struct {
 func (c bare) Send(command []byte) ([]byte, error) {
 	return c.channel.roundTrip(c.tb.Context(), command)
 }
+
+// BenchmarkDevID is the agent's half of one attestation with a DevID from files, and the server's.
+// Compare it with the same without the DevID.
+func BenchmarkDevID(b *testing.B) {
+	tpm := swtpmtest.Start(b, swtpmtest.Options{Blank: true})
+	p := provisionOn(b, tpm.Device)
+	rsa, ecc := srkTemplates(tpm2.TPMAlgRSA)[0], srkTemplates(tpm2.TPMAlgECC)[0]
+	for name, devid := range map[string]*DevIDConfig{
+		"none":    nil,
+		"rsa2048": p.files(rsa, signingKey(attestor.RSA2048, tpm2.TPMAlgRSASSA, tpm2.TPMAlgSHA256), ""),
+		"p256":    p.files(ecc, signingKey(attestor.P256, tpm2.TPMAlgECDSA, tpm2.TPMAlgSHA256), ""),
+		"p384":    p.files(ecc, signingKey(attestor.P384, tpm2.TPMAlgECDSA, tpm2.TPMAlgSHA384), ""),
+	} {
+		b.Run(name, func(b *testing.B) {
+			device := newTPM(b, Config{Device: tpm.Device, EK: attestor.P256, DevID: devid})
+			for b.Loop() {
+				a, err := device.Begin(b.Context())
+				if err != nil {
+					b.Fatal(err)
+				}
+				if _, _, err := answer(a, attestor.Ask{DevID: devid != nil}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

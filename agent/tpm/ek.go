@@ -249,7 +249,15 @@ func (t *TPM) endorsement() tpm2.AuthHandle {
 	}
 }
 
-const wrongEndorsementPassword = "set endorsement_password to the endorsement hierarchy's password"
+// owner authorizes the use of the owner hierarchy, as endorsement does that of the other.
+func (t *TPM) owner() tpm2.AuthHandle {
+	return tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth([]byte(t.config.OwnerPassword))}
+}
+
+const (
+	wrongEndorsementPassword = "set endorsement_password to the endorsement hierarchy's password"
+	wrongOwner               = "set owner_password to the owner hierarchy's password"
+)
 
 var endorsementRemedies = [...]remedy{
 	{tpm2.TPMRCBadAuth, ErrSetup, wrongEndorsementPassword},

@@ -6,9 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"regexp"
-	"strings"
 	"syscall"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
@@ -35,14 +33,6 @@ func (c Config) eventLogPath() string {
 	return "/sys/kernel/security/tpm" + number + "/binary_bios_measurements"
 }
 
-// checkEventLogPath checks the form of a path, not whether there is a log.
-func checkEventLogPath(path string) error {
-	if path != "" && (!filepath.IsAbs(path) || strings.ContainsRune(path, 0)) {
-		return fmt.Errorf("%q is not an absolute path", path)
-	}
-	return nil
-}
-
 // EventLog reads the event log that the firmware has written about this boot. It does not use the
 // TPM, and is safe for concurrent use. It is an error if there is no log, or none that a server
 // would read. The file may be on a file system that hangs.
@@ -51,7 +41,8 @@ func (t *TPM) EventLog() ([]byte, error) {
 	if path == "" {
 		return nil, errors.New("no event log is known for this device: set event_log_path if there is one")
 	}
-	log, err := readEventLog(path)
+	// The size of a file of the kernel is not known before it is read.
+	log, err := readRegular(path, attestor.MaxEventLogSize+1)
 	if err != nil {
 		return nil, explainEventLog(path, err)
 	}
@@ -65,21 +56,20 @@ func (t *TPM) EventLog() ([]byte, error) {
 	return log, nil
 }
 
-// readEventLog reads a regular file, and one byte more than a log may have.
-func readEventLog(path string) ([]byte, error) {
+// readRegular reads at most limit bytes of a regular file.
+func readRegular(path string, limit int64) ([]byte, error) {
 	// Opening what is no regular file may block, or have an effect.
 	if info, err := os.Stat(path); err != nil {
 		return nil, err
 	} else if !info.Mode().IsRegular() {
 		return nil, errors.New("not a regular file")
 	}
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) //nolint:gosec // G304: the configured path
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) //nolint:gosec // G304: a configured path
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	// The size of a file of the kernel is not known before it is read.
-	return io.ReadAll(io.LimitReader(f, attestor.MaxEventLogSize+1))
+	return io.ReadAll(io.LimitReader(f, limit))
 }
 
 // explainEventLog says why a log could not be read.

@@ -73,9 +73,16 @@ func (k *key) authorized(auth tpm2.Session) tpm2.AuthHandle {
 
 // createPrimary makes a primary key of the endorsement hierarchy. The caller flushes it.
 func (t *TPM) createPrimary(c *conn, template tpm2.TPMTPublic) (*tpm2.CreatePrimaryResponse, error) {
+	return t.createPrimaryOf(c, t.endorsement(), template)
+}
+
+// createPrimaryOf makes a primary key of a hierarchy. The caller flushes it.
+func (t *TPM) createPrimaryOf(c *conn, hierarchy tpm2.AuthHandle, template tpm2.TPMTPublic) (
+	*tpm2.CreatePrimaryResponse, error,
+) {
 	rsp, err := withRoom(t, c, func() (*tpm2.CreatePrimaryResponse, error) {
 		return execute(c, tpm2.CreatePrimary{
-			PrimaryHandle: t.endorsement(),
+			PrimaryHandle: hierarchy,
 			InPublic:      tpm2.New2B(template),
 		})
 	})

@@ -46,7 +46,7 @@ func (t *TPM) readNV(c *conn, index tpm2.TPMHandle, bufferSize uint16) ([]byte, 
 		}
 	}
 	return nil, explain("read it", err,
-		remedy{tpm2.TPMRCBadAuth, ErrSetup, "set owner_password to the owner hierarchy's password"},
+		remedy{tpm2.TPMRCBadAuth, ErrSetup, wrongOwner},
 		remedy{tpm2.TPMRCAuthFail, ErrSetup, "its password is not empty, contrary to the profile"})
 }
 
@@ -56,13 +56,12 @@ func (t *TPM) readNV(c *conn, index tpm2.TPMHandle, bufferSize uint16) ([]byte, 
 // the index's own password comes last.
 func (t *TPM) nvAuths(index tpm2.TPMHandle, name tpm2.TPM2BName, attr tpm2.TPMANV) []tpm2.AuthHandle {
 	own := tpm2.AuthHandle{Handle: index, Name: name, Auth: tpm2.PasswordAuth(nil)}
-	owner := tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth([]byte(t.config.OwnerPassword))}
 	var auths []tpm2.AuthHandle
 	if attr.AuthRead && attr.NoDA {
 		auths = append(auths, own)
 	}
 	if attr.OwnerRead {
-		auths = append(auths, owner)
+		auths = append(auths, t.owner())
 	}
 	if attr.AuthRead && !attr.NoDA {
 		auths = append(auths, own)

@@ -66,7 +66,7 @@ func (t *TPM) flushOwnKeys(c *conn) bool {
 			continue
 		}
 		rsp, err := execute(c, tpm2.ReadPublic{ObjectHandle: handle})
-		if err == nil && (isMarked(rsp) || t.isEK(rsp)) && flush(c, handle) {
+		if err == nil && (isMarked(rsp) || t.isEK(rsp) || t.devID.owns(rsp)) && flush(c, handle) {
 			flushed = true
 		}
 	}
@@ -85,7 +85,7 @@ func (t *TPM) isEK(rsp *tpm2.ReadPublicResponse) bool {
 	return t.known != nil && bytes.Equal(rsp.Name.Buffer, t.known.ek.name.Buffer)
 }
 
-// flushOwnSessions flushes the policy sessions that have authorized the EK. A session that
+// flushOwnSessions flushes the policy sessions that have authorized the EK or an IDevID. A session that
 // has only begun may belong to any program, so it stays.
 func (t *TPM) flushOwnSessions(c *conn) bool {
 	if t.known == nil {
@@ -105,7 +105,9 @@ func (t *TPM) flushOwnSessions(c *conn) bool {
 			continue
 		}
 		rsp, err := execute(c, tpm2.PolicyGetDigest{PolicySession: handle})
-		if err == nil && isOwnPolicy(&t.known.ek.template.Public, rsp.PolicyDigest.Buffer) && flush(c, handle) {
+		own := err == nil && (isOwnPolicy(&t.known.ek.template.Public, rsp.PolicyDigest.Buffer) ||
+			t.isIDevIDPolicy(rsp.PolicyDigest.Buffer))
+		if own && flush(c, handle) {
 			flushed = true
 		}
 	}
@@ -120,6 +122,30 @@ func isOwnPolicy(ek *tpm2.TPMTPublic, digest []byte) bool {
 	}
 	either, err := policyDigests(ek.NameAlg)
 	return err == nil && bytes.Equal(digest, either.Digests[0].Buffer)
+}
+
+// isIDevIDPolicy reports whether a session's digest is that of an IDevID's policy, or one before
+// TPM2_PolicyOR.
+func (t *TPM) isIDevIDPolicy(digest []byte) bool {
+	if t.config.DevID == nil {
+		return false
+	}
+	for _, hash := range []tpm2.TPMAlgID{tpm2.TPMAlgSHA256, tpm2.TPMAlgSHA384} {
+		branches, err := idevidPolicy(hash)
+		if err != nil {
+			continue
+		}
+		policy, err := policyDigest(hash, tpm2.PolicyOr{PHashList: branches})
+		if err == nil && bytes.Equal(digest, policy.Buffer) {
+			return true
+		}
+		if slices.ContainsFunc(branches.Digests[:2], func(d tpm2.TPM2BDigest) bool {
+			return bytes.Equal(d.Buffer, digest)
+		}) {
+			return true
+		}
+	}
+	return false
 }
 
 // createInPlace makes the EK in a TPM that is full; the error full says so. An agent that

@@ -21,13 +21,14 @@ const (
 // (part 3, 11.1).
 const nonceSize = 16
 
-// ekSession returns the policy session that authorizes the use of the EK. It begins
-// with the command that uses it, and that command ends it. A high-range EK could be
-// used with a password instead, but not while the TPM is locked out.
-func (t *TPM) ekSession(ek *endorsementKey) tpm2.Session {
-	return tpm2.Policy(ek.template.Public.NameAlg, nonceSize,
+// newPolicySession returns a policy session that satisfy prepares. It begins with the command that
+// uses it, and that command ends it.
+func newPolicySession(hash tpm2.TPMAlgID,
+	satisfy func(c transport.TPM, session tpm2.TPMISHPolicy, nonce tpm2.TPM2BNonce) error,
+) tpm2.Session {
+	return tpm2.Policy(hash, nonceSize,
 		func(c transport.TPM, session tpm2.TPMISHPolicy, nonce tpm2.TPM2BNonce) error {
-			err := t.satisfyPolicy(c, ek, session, nonce)
+			err := satisfy(c, session, nonce)
 			if err != nil {
 				_, _ = execute(c, tpm2.FlushContext{FlushHandle: session}) // err matters more
 			}
@@ -35,15 +36,30 @@ func (t *TPM) ekSession(ek *endorsementKey) tpm2.Session {
 		})
 }
 
-// satisfyPolicy runs the commands that the EK's policy asks for.
-func (t *TPM) satisfyPolicy(c transport.TPM, ek *endorsementKey, session tpm2.TPMISHPolicy,
-	nonce tpm2.TPM2BNonce,
-) error {
+// ekSession returns the policy session that authorizes the use of the EK. A high-range EK could be
+// used with a password instead, but not while the TPM is locked out.
+func (t *TPM) ekSession(ek *endorsementKey) tpm2.Session {
+	return newPolicySession(ek.template.Public.NameAlg,
+		func(c transport.TPM, session tpm2.TPMISHPolicy, nonce tpm2.TPM2BNonce) error {
+			return t.satisfyPolicy(c, ek, session, nonce)
+		})
+}
+
+// policySecret authorizes a session by the endorsement hierarchy's password.
+func (t *TPM) policySecret(c transport.TPM, session tpm2.TPMISHPolicy, nonce tpm2.TPM2BNonce) error {
 	_, err := execute(c, tpm2.PolicySecret{
 		AuthHandle:    t.endorsement(),
 		PolicySession: session,
 		NonceTPM:      nonce,
 	})
+	return err
+}
+
+// satisfyPolicy runs the commands that the EK's policy asks for.
+func (t *TPM) satisfyPolicy(c transport.TPM, ek *endorsementKey, session tpm2.TPMISHPolicy,
+	nonce tpm2.TPM2BNonce,
+) error {
+	err := t.policySecret(c, session, nonce)
 	if err != nil {
 		return explain("authorize the endorsement key", err, endorsementRemedies[:]...)
 	}

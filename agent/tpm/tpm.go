@@ -1,9 +1,10 @@
 // Package tpm is the agent's use of a TPM 2.0. It finds or makes the endorsement key
 // (EK) of the TCG's template, reads its certificate, and makes an attestation key (AK).
 // It also activates the credential with which a server verifies that both keys are in
-// the same TPM, has the AK quote PCRs, and reads the firmware's event log.
+// the same TPM, has the AK quote PCRs, reads the firmware's event log, and proves a DevID.
 //
-// The package writes nothing to the TPM's NV memory and needs no owner authorization.
+// The package writes nothing to the TPM's NV memory. It needs owner authorization only for a
+// DevID whose key's parent is not in the TPM.
 // The keys that it makes are in the TPM only while commands need them. If the EK is
 // persistent already, that key is used.
 //
@@ -37,12 +38,14 @@ type Config struct {
 	// EndorsementPassword authorizes the use of the endorsement hierarchy.
 	EndorsementPassword string
 	// OwnerPassword authorizes reading those NV indices that only the owner may
-	// read.
+	// read, and making the parent of a DevID's key.
 	OwnerPassword string
 	// EventLogPath is the path of the firmware's event log. If it is empty, it is the
 	// kernel's for Device: /sys/kernel/security/tpm0/binary_bios_measurements for the
 	// machine's own TPM and for /dev/tpm0, and none for a socket.
 	EventLogPath string
+	// DevID is the machine's DevID, or nil if it has none.
+	DevID *DevIDConfig
 }
 
 // auto is the word in a configuration for an empty Config.EK or Config.AK.
@@ -88,6 +91,7 @@ type TPM struct {
 	config Config
 	open   func(ctx context.Context, device string) (channel, error)
 	known  *inventory // nil before the first attestation
+	devID  devIDState
 }
 
 // A Problem is a mistake in a configuration.
@@ -107,8 +111,8 @@ func (p Problem) String() string {
 }
 
 // Problems returns all mistakes in the configuration: a device in an unknown form, an
-// unknown type of EK or AK, a password longer than a TPM accepts, a path that is not absolute. It
-// does not look whether the device or the log exists.
+// unknown type of EK or AK, a password longer than a TPM accepts, a path that is not absolute, a
+// DevID without a key. It does not look whether the device or a file exists.
 func (c Config) Problems() []Problem {
 	var problems []Problem
 	check := func(key string, err error) {
@@ -122,8 +126,11 @@ func (c Config) Problems() []Problem {
 	_, err = ParseAK(string(c.AK))
 	check("ak", err)
 	check("endorsement_password", checkPassword(c.EndorsementPassword))
-	check("event_log_path", checkEventLogPath(c.EventLogPath))
+	check("event_log_path", checkPath(c.EventLogPath))
 	check("owner_password", checkPassword(c.OwnerPassword))
+	if c.DevID != nil {
+		c.DevID.problems(check)
+	}
 	return problems
 }
 
