@@ -3,6 +3,8 @@ package agent
 import (
 	"bytes"
 	"context"
+	"crypto"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
@@ -13,11 +15,14 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 )
 
 // asking is this project's server, if it asks for more than the secret.
@@ -147,4 +152,77 @@ func TestEventLogThatHangs(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A machine proves its DevID to a server that asks for it. A DevID that cannot be used fails the
+// attestation with the code that makes an operator look, and before anything is sent: an operator
+// who has configured a DevID shall not find the machine admitted without it.
+func TestDevID(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{})
+	ca := attestortest.NewCA(t, "devices")
+	path := filepath.Join(t.TempDir(), "devid.pem")
+	config := fmt.Sprintf("%s\ndevid {\n  cert_path = %q\n  handle = \"0x81000010\"\n}", device(tpm), path)
+	p := serve(t, config)
+	s := &asking{ask: attestor.Ask{DevID: true}}
+	if err := p.attest(t.Context(), s); status.Code(err) != codes.FailedPrecondition ||
+		!strings.Contains(err.Error(), path) || s.session != nil {
+		t.Errorf("without a certificate: %v", err)
+	}
+	der := ca.IssueDevID(t, persistentDevID(t, tpm), attestortest.Certificate{})
+	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	if err := os.WriteFile(path, cert, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := p.attest(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+		if s.proven.DevID == nil || !bytes.Equal(s.proven.DevID.Chain[0], der) {
+			t.Errorf("the server has %v", s.proven)
+		}
+	}
+	if err := p.attest(t.Context(), new(ours)); err != nil {
+		t.Errorf("a server that does not ask: %v", err)
+	}
+	if err := p.attest(t.Context(), new(incumbent)); err != nil {
+		t.Errorf("a server that knows no DevIDs: %v", err)
+	}
+}
+
+// persistentDevID makes a signing key persistent at 0x81000010, and returns its public half.
+func persistentDevID(t *testing.T, tpm *swtpmtest.TPM) crypto.PublicKey {
+	t.Helper()
+	c, err := linuxudstpm.Open(tpm.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	owner := tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}
+	made, err := tpm2.CreatePrimary{PrimaryHandle: owner, InPublic: tpm2.New2B(tpm2.TPMTPublic{
+		Type: tpm2.TPMAlgECC, NameAlg: tpm2.TPMAlgSHA256,
+		ObjectAttributes: tpm2.TPMAObject{
+			FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true, UserWithAuth: true, NoDA: true, SignEncrypt: true,
+		},
+		Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{CurveID: tpm2.TPMECCNistP256}),
+	})}.Execute(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (tpm2.EvictControl{
+		Auth: owner, ObjectHandle: tpm2.NamedHandle{Handle: made.ObjectHandle, Name: made.Name}, PersistentHandle: 0x81000010,
+	}).Execute(c); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (tpm2.FlushContext{FlushHandle: made.ObjectHandle}).Execute(c); err != nil {
+		t.Fatal(err)
+	}
+	area, err := made.OutPublic.Contents()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pub, err := tpm2.Pub(*area)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pub
 }

@@ -26,10 +26,8 @@ func ParseConfig(src string) (tpm.Config, []tpm.Problem) {
 	if err != nil {
 		return tpm.Config{}, []tpm.Problem{{Message: err.Error()}}
 	}
-	r := &configReader{seen: make(map[string]bool)}
-	for _, s := range settings {
-		r.read(s)
-	}
+	r := new(configReader)
+	r.readAll("", settings, r.fields())
 	r.problems = append(r.problems, r.config.Problems()...)
 	if len(r.problems) > 0 {
 		return tpm.Config{}, r.problems
@@ -42,15 +40,28 @@ func ParseConfig(src string) (tpm.Config, []tpm.Problem) {
 func HasKeys(src string) bool {
 	settings, err := parseSettings(src)
 	fields := new(configReader).fields()
-	return err == nil && slices.ContainsFunc(settings, func(s setting) bool { return fields[s.key] != nil })
+	return err == nil && slices.ContainsFunc(settings, func(s setting) bool {
+		_, ok := fields[s.key]
+		return ok
+	})
 }
 
-// setting is a key at the top level of a configuration, and its value.
+// setting is a key of a configuration or of a block in it, and its value.
 type setting struct {
-	key      string
-	value    string // if isString
-	isString bool
+	key   string
+	kind  kind
+	value string    // of a text
+	block []setting // of a block
 }
+
+// kind is what a value is.
+type kind int
+
+const (
+	other kind = iota // neither of the following
+	text
+	block
+)
 
 // parseSettings parses a configuration. It keeps duplicate keys, so that they are
 // reported like any other problem. It ignores a byte order mark and the carriage returns
@@ -73,7 +84,7 @@ func parseSettings(src string) (_ []setting, err error) {
 		return settings, nil
 	}
 	if strings.Count(src, "[")+strings.Count(src, "{") > maxBrackets {
-		return nil, fmt.Errorf("the configuration has more than %d brackets: no key takes a list or a block",
+		return nil, fmt.Errorf("the configuration has more than %d brackets: no key but devid takes a block",
 			maxBrackets)
 	}
 	return parseHCL(src)
@@ -83,9 +94,24 @@ func parseSettings(src string) (_ []setting, err error) {
 // comments and strings. The parser's time grows with the square of their depth.
 const maxBrackets = 256
 
-// parseJSON reads a JSON object.
+// parseJSON reads a JSON object and nothing else.
 func parseJSON(src string) ([]setting, error) {
 	d := jsontext.NewDecoder(strings.NewReader(src), jsontext.AllowDuplicateNames(true))
+	all, err := readObject(d)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := d.ReadToken(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("there is something after the object")
+	}
+	return all, nil
+}
+
+// maxBlocks is how deep blocks are read. Deeper than that, there is no key.
+const maxBlocks = 2
+
+// readObject reads a JSON object.
+func readObject(d *jsontext.Decoder) ([]setting, error) {
 	if _, err := d.ReadToken(); err != nil { // the brace
 		return nil, err
 	}
@@ -95,26 +121,56 @@ func parseJSON(src string) ([]setting, error) {
 		if err != nil {
 			return nil, err
 		}
-		s := setting{key: key.String(), isString: d.PeekKind() == jsontext.KindString}
-		if !s.isString {
-			err = d.SkipValue()
-		} else if value, e := d.ReadToken(); e == nil {
-			s.value = value.String()
-		} else {
-			err = e
-		}
-		if err != nil {
+		s := setting{key: key.String()}
+		if err := s.readJSON(d); err != nil {
 			return nil, err
 		}
 		all = append(all, s)
 	}
-	if _, err := d.ReadToken(); err != nil {
-		return nil, err
+	_, err := d.ReadToken()
+	return all, err
+}
+
+// readJSON reads the value of a key. A list of one object is a block too, as HCL has it.
+func (s *setting) readJSON(d *jsontext.Decoder) (err error) {
+	switch kind := d.PeekKind(); {
+	case kind == jsontext.KindString:
+		value, err := d.ReadToken()
+		if err == nil {
+			s.kind, s.value = text, value.String()
+		}
+		return err
+	case kind == jsontext.KindBeginObject && d.StackDepth() < maxBlocks:
+		s.kind = block
+		s.block, err = readObject(d)
+		return err
+	case kind == jsontext.KindBeginArray && d.StackDepth() < maxBlocks:
+		return s.readList(d)
 	}
-	if _, err := d.ReadToken(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("there is something after the object")
+	return d.SkipValue()
+}
+
+func (s *setting) readList(d *jsontext.Decoder) error {
+	if _, err := d.ReadToken(); err != nil { // the bracket
+		return err
 	}
-	return all, nil
+	n := 0
+	for ; d.PeekKind() != jsontext.KindEndArray; n++ {
+		if n > 0 || d.PeekKind() != jsontext.KindBeginObject {
+			if err := d.SkipValue(); err != nil {
+				return err
+			}
+			s.kind, s.block = other, nil
+			continue
+		}
+		var err error
+		if s.block, err = readObject(d); err != nil {
+			return err
+		}
+		s.kind = block
+	}
+	_, err := d.ReadToken()
+	return err
 }
 
 // parseHCL reads HCL whose lines end with a line feed. It may panic, since the HCL parser
@@ -134,18 +190,48 @@ func parseHCL(src string) ([]setting, error) {
 	if last < 0 || list.Items[last].Pos().Offset != len(src)+1 {
 		return nil, errors.New("the configuration is not valid HCL: it ends too early")
 	}
+	return readItems(list.Items[:last], 1)
+}
+
+// readItems reads the keys of a block that is depth deep, 1 for the whole configuration.
+func readItems(items []*ast.ObjectItem, depth int) ([]setting, error) {
 	var all []setting
-	for _, item := range list.Items[:last] {
-		var s setting
-		if s.key, ok = stringOf(item.Keys[0].Token); !ok {
+	for _, item := range items {
+		key, ok := stringOf(item.Keys[0].Token)
+		if !ok {
 			return nil, fmt.Errorf("%s is not a key", item.Keys[0].Token.Text)
 		}
-		if literal, ok := item.Val.(*ast.LiteralType); ok && len(item.Keys) == 1 {
-			s.value, s.isString = stringOf(literal.Token)
+		s := setting{key: key}
+		if len(item.Keys) == 1 {
+			if err := s.readHCL(item.Val, depth); err != nil {
+				return nil, err
+			}
 		}
 		all = append(all, s)
 	}
 	return all, nil
+}
+
+// readHCL reads the value of a key. SPIRE may print a block as a list of one.
+func (s *setting) readHCL(value ast.Node, depth int) (err error) {
+	if list, ok := value.(*ast.ListType); ok && len(list.List) == 1 {
+		value = list.List[0]
+		if _, ok := value.(*ast.ObjectType); !ok {
+			return nil // a list of something else
+		}
+	}
+	switch value := value.(type) {
+	case *ast.LiteralType:
+		if v, ok := stringOf(value.Token); ok {
+			s.kind, s.value = text, v
+		}
+	case *ast.ObjectType:
+		if depth < maxBlocks {
+			s.kind = block
+			s.block, err = readItems(value.List.Items, depth+1)
+		}
+	}
+	return err
 }
 
 // place returns where the error of a parser is, but not its text, which may quote a
@@ -161,7 +247,6 @@ func place(err error) string {
 // configReader collects the configuration and its problems.
 type configReader struct {
 	config   tpm.Config
-	seen     map[string]bool
 	problems []tpm.Problem
 }
 
@@ -169,43 +254,77 @@ func (r *configReader) problem(key, format string, args ...any) {
 	r.problems = append(r.problems, tpm.Problem{Key: key, Message: fmt.Sprintf(format, args...)})
 }
 
-// fields returns a function for each key, which sets the key's value.
-func (r *configReader) fields() map[string]func(string) error {
-	keep := func(target *string) func(string) error {
-		return func(value string) error {
-			*target = value
-			return nil
-		}
-	}
-	return map[string]func(string) error{
-		"ak":                   r.setAK,
+// field takes the value of a key. It is one of the two.
+type field struct {
+	text  func(string) error
+	block func([]setting)
+}
+
+// keep returns a field that keeps a text.
+func keep(target *string) field {
+	return field{text: func(value string) error {
+		*target = value
+		return nil
+	}}
+}
+
+// fields returns the fields of the configuration by their keys.
+func (r *configReader) fields() map[string]field {
+	return map[string]field{
+		"ak":                   {text: r.setAK},
 		"device":               keep(&r.config.Device),
-		"ek":                   r.setEK,
+		"devid":                {block: r.readDevID},
+		"ek":                   {text: r.setEK},
 		"endorsement_password": keep(&r.config.EndorsementPassword),
 		"event_log_path":       keep(&r.config.EventLogPath),
 		"owner_password":       keep(&r.config.OwnerPassword),
 	}
 }
 
-// read reads one key with its value.
-func (r *configReader) read(s setting) {
-	fields := r.fields()
-	set, ok := fields[s.key]
-	if !ok {
-		r.problem(s.key, "unknown key: the keys are %s", strings.Join(slices.Sorted(maps.Keys(fields)), ", "))
-		return
+// readDevID reads the block devid.
+func (r *configReader) readDevID(settings []setting) {
+	d := new(tpm.DevIDConfig)
+	r.config.DevID = d
+	r.readAll("devid: ", settings, map[string]field{
+		"cert_path": keep(&d.CertPath),
+		"handle":    keep(&d.Handle),
+		"idevid":    keep(&d.IDevID),
+		"password":  keep(&d.Password),
+		"priv_path": keep(&d.PrivPath),
+		"pub_path":  keep(&d.PubPath),
+	})
+}
+
+// readAll reads the keys of a block. The path of the block stands in front of its keys in problems.
+func (r *configReader) readAll(path string, settings []setting, fields map[string]field) {
+	seen := make(map[string]bool)
+	for _, s := range settings {
+		f, ok := fields[s.key]
+		switch {
+		case !ok:
+			r.problem(path+s.key, "unknown key: the keys are %s", strings.Join(slices.Sorted(maps.Keys(fields)), ", "))
+		case seen[s.key]:
+			r.problem(path+s.key, "set twice: keep one")
+		default:
+			seen[s.key] = true
+			r.read(path+s.key, s, f)
+		}
 	}
-	if r.seen[s.key] {
-		r.problem(s.key, "set twice: keep one")
-		return
-	}
-	r.seen[s.key] = true
-	if !s.isString {
-		r.problem(s.key, `not a string: write %s = "…"`, s.key)
-		return
-	}
-	if err := set(s.value); err != nil {
-		r.problem(s.key, "%v", err)
+}
+
+// read reads one key with its value; name is the key with its path.
+func (r *configReader) read(name string, s setting, f field) {
+	switch {
+	case f.block != nil && s.kind == block:
+		f.block(s.block)
+	case f.block != nil:
+		r.problem(name, "not a block: write %s { … }", s.key)
+	case s.kind != text:
+		r.problem(name, `not a string: write %s = "…"`, s.key)
+	default:
+		if err := f.text(s.value); err != nil {
+			r.problem(name, "%v", err)
+		}
 	}
 }
 

@@ -21,6 +21,7 @@ func TestValidConfigurations(t *testing.T) {
 		Device: "unix:/run/s", EK: attestor.P384, AK: attestor.RSA2048,
 		EndorsementPassword: "e $x \"quoted\"", OwnerPassword: "o",
 	}
+	files := &tpm.DevIDConfig{CertPath: "/c", PrivPath: "/p", PubPath: "/q", Password: "w"}
 	for name, tt := range map[string]struct {
 		config string
 		want   tpm.Config
@@ -29,9 +30,30 @@ func TestValidConfigurations(t *testing.T) {
 		"a comment":    {"# the machine's own TPM\n", tpm.Config{}},
 		"empty JSON":   {"{}", tpm.Config{}},
 		"empty values": {`device = "" ek = "" ak = ""`, tpm.Config{}},
-		"auto":         {"ek = \"auto\"\nak = \"auto\"", tpm.Config{}},
-		"an AK":        {`ak = "p256"`, tpm.Config{AK: attestor.P256}},
-		"device":       {`device = "/dev/tpm0"`, tpm.Config{Device: "/dev/tpm0"}},
+		"a DevID":      {"devid {\n  cert_path = \"/c\"\n  priv_path = \"/p\"\n  pub_path = \"/q\"\n  password = \"w\"\n}", tpm.Config{DevID: files}},
+		"a DevID, quoted": {
+			`"devid" = { "cert_path" = "/c" "priv_path" = "/p" "pub_path" = "/q" "password" = "w" }`, tpm.Config{DevID: files},
+		},
+		"a DevID, listed": {
+			`"devid" = [{ "cert_path" = "/c", "priv_path" = "/p", "pub_path" = "/q", "password" = "w" }]`, tpm.Config{DevID: files},
+		},
+		"a DevID in JSON": {
+			`{"devid": {"cert_path": "/c", "priv_path": "/p", "pub_path": "/q", "password": "w"}, "ek": "p384"}`,
+			tpm.Config{DevID: files, EK: attestor.P384},
+		},
+		"a DevID in a JSON list": {
+			`{"devid": [{"cert_path": "/c", "priv_path": "/p", "pub_path": "/q", "password": "w"}]}`, tpm.Config{DevID: files},
+		},
+		"a handle": {
+			`devid { cert_path = "/c" handle = "0x81000010" }`,
+			tpm.Config{DevID: &tpm.DevIDConfig{CertPath: "/c", Handle: "0x81000010"}},
+		},
+		"an IDevID": {
+			`devid { cert_path = "/c" idevid = "H-3" }`, tpm.Config{DevID: &tpm.DevIDConfig{CertPath: "/c", IDevID: "H-3"}},
+		},
+		"auto":   {"ek = \"auto\"\nak = \"auto\"", tpm.Config{}},
+		"an AK":  {`ak = "p256"`, tpm.Config{AK: attestor.P256}},
+		"device": {`device = "/dev/tpm0"`, tpm.Config{Device: "/dev/tpm0"}},
 		"HCL": {
 			"device = \"unix:/run/s\"\nek = \"p384\"\nak = \"rsa2048\"\nendorsement_password = \"e $x \\\"quoted\\\"\"\nowner_password = \"o\"",
 			full,
@@ -84,7 +106,7 @@ func TestRefusedConfigurations(t *testing.T) {
 		"no JSON":            {`{"device"`, []string{"not valid JSON"}},
 		"more than JSON":     {`{"device": "/dev/tpm0"} device`, []string{"not valid JSON"}},
 		"a JSON list":        {`["device"]`, []string{"not valid HCL"}},
-		"unknown key":        {`devise = "x"`, []string{"devise: unknown key: the keys are ak, device, ek, endorsement_password, event_log_path, owner_password"}},
+		"unknown key":        {`devise = "x"`, []string{"devise: unknown key: the keys are ak, device, devid, ek, endorsement_password, event_log_path, owner_password"}},
 		"quoted unknown key": {`"devise" = "x"`, []string{"devise: unknown key"}},
 		"unknown block":      {`source "x" { path = "/" }`, []string{"source: unknown key"}},
 		"upper case":         {`Device = "/dev/tpm0"`, []string{"Device: unknown key"}},
@@ -110,6 +132,43 @@ func TestRefusedConfigurations(t *testing.T) {
 		"AK twice":           {"ak = \"p256\"\nak = \"p256\"", []string{"ak: set twice"}},
 		"AK of another kind": {`ak = ["p256"]`, []string{"ak: not a string"}},
 		"a long password":    {`owner_password = "` + strings.Repeat("x", 65) + `"`, []string{"owner_password: a TPM takes at most 64 bytes"}},
+		"an empty DevID":     {`devid {}`, []string{"devid: cert_path: it is missing", "devid: it names 0 keys: set priv_path and pub_path"}},
+		"a DevID as a text":  {`devid = "/etc/tpm"`, []string{"devid: not a block: write devid { … }"}},
+		"a labelled DevID":   {`devid "laptop" { cert_path = "/c" }`, []string{"devid: not a block"}},
+		"two DevIDs":         {`devid { cert_path = "/c" handle = "0x81000010" } devid {}`, []string{"devid: set twice"}},
+		"two DevIDs, listed": {`{"devid": [{}, {}]}`, []string{"devid: not a block"}},
+		"a list of texts":    {`{"devid": ["x"]}`, []string{"devid: not a block"}},
+		"a DevID, unknown key": {
+			`devid { devid_cert_path = "/c" cert_path = "/c" handle = "0x81000010" }`,
+			[]string{"devid: devid_cert_path: unknown key: the keys are cert_path, handle, idevid, password, priv_path, pub_path"},
+		},
+		"a DevID, key twice": {
+			`devid { cert_path = "/c" "cert_path" = "/d" handle = "0x81000010" }`, []string{"devid: cert_path: set twice"},
+		},
+		"a DevID, not a string": {
+			`{"devid": {"cert_path": "/c", "handle": 2164260880}}`,
+			[]string{"devid: handle: not a string", "devid: it names 0 keys"},
+		},
+		"a block in a DevID": {
+			`devid { cert_path { x = 1 } handle = "0x81000010" }`,
+			[]string{"devid: cert_path: not a string", "devid: cert_path: it is missing"},
+		},
+		"half a key": {`devid { cert_path = "/c" priv_path = "/p" }`, []string{"devid: pub_path: it is missing beside priv_path"}},
+		"two keys": {
+			`devid { cert_path = "/c" idevid = "H-1" handle = "0x81000010" }`, []string{"devid: it names 2 keys"},
+		},
+		"all mistakes of a DevID": {
+			`devid { cert_path = "c" handle = "0x80000001" idevid = "H-4" password = "` + strings.Repeat("x", 65) + `" priv_path = "p" }`,
+			[]string{
+				`devid: cert_path: "c" is not an absolute path`,
+				`devid: handle: "0x80000001" is not the handle of a persistent key: write it as "0x81000010"`,
+				`devid: idevid: "H-4" is not a template for IDevIDs: use one of H-1, H-2, H-3`,
+				`devid: password: an IDevID that is made again has none`,
+				`devid: priv_path: "p" is not an absolute path`,
+				`devid: pub_path: it is missing beside priv_path`,
+				`devid: it names 3 keys`,
+			},
+		},
 		// The parser would take half a minute for these.
 		"deep lists":  {"device = " + strings.Repeat("[", 16_000), []string{"more than 256 brackets"}},
 		"deep blocks": {strings.Repeat("device {", 5000), []string{"more than 256 brackets"}},
@@ -164,6 +223,12 @@ func TestProblemsShowNoPassword(t *testing.T) {
 		`endorsement_password = ["` + secret + `"]`,
 		`endorsement_password = "` + strings.Repeat(secret, 10) + `"`,
 		"owner_password = \"" + secret + "\"\nowner_password = \"" + secret + "\"",
+		`devid { password "` + secret + `" {} }`,
+		`devid { password = ["` + secret + `"] }`,
+		`devid { password = "` + strings.Repeat(secret, 10) + `" }`,
+		`devid = "` + secret + `"`,
+		`{"devid": {"password": "` + secret + `}}`,
+		`{"devid": [{"password": "` + secret + `"}, {"password": "` + secret + `"}]}`,
 	} {
 		_, problems := ParseConfig(config)
 		if text := fmt.Sprint(problems); len(problems) == 0 || strings.Contains(text, secret) {
@@ -179,6 +244,7 @@ func TestHasKeys(t *testing.T) {
 		``:                                false,
 		`device = "/dev/tpm0"`:            true,
 		`{"ek": "p384"}`:                  true,
+		`devid { }`:                       true,
 		"devise = \"x\"\nak = 5":          true,
 		`source "hash_dir" "machines" {}`: false,
 		`{"hash_path": "/srv/hashes"}`:    false,
@@ -198,6 +264,8 @@ func FuzzConfig(f *testing.F) {
 	f.Add(`{"ek": "p384", "owner_password": "x"}`)
 	f.Add("\"device\" = <<EOF\n/dev/tpm0\nEOF\n")
 	f.Add(`device "x" { y = [1, 2.5, true] }`)
+	f.Add(`devid { cert_path = "/c" handle = "0x81000010" }`)
+	f.Add(`{"devid": [{"cert_path": "/c", "idevid": "H-1"}]}`)
 	f.Fuzz(func(t *testing.T, text string) {
 		config, problems := ParseConfig(text)
 		if len(problems) > 0 {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -185,7 +186,8 @@ func (p *Plugin) readEventLog(ctx context.Context, read func() ([]byte, error)) 
 // operator enrols the machine by the hash.
 func (p *Plugin) report(a *tpm.Attestation) {
 	p.logger.Info("attesting with the TPM", "ek_hash", hex.EncodeToString(a.EKHash[:]), "ek", string(a.KeyType),
-		"ek_certificate", a.Claim.Certificate != nil, "ek_persistent", a.Persistent != 0)
+		"ek_certificate", a.Claim.Certificate != nil, "ek_persistent", a.Persistent != 0,
+		"devid", slices.Contains(a.Claim.Can, attestor.CanDevID))
 	if types := otherTypes(a); len(types) > 0 {
 		p.logger.Info("the EK certificates in the TPM are for other keys: to attest with one of them, set ek",
 			"ek", strings.Join(types, " or "))

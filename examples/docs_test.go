@@ -144,6 +144,7 @@ func keyTables(t *testing.T) []keyTable {
 		{serverPage, "keys: rule", "server", `allow "a" { unknown_key = 1 }`},
 		{serverPage, "keys: quote", "server", `quote { unknown_key = 1 }`},
 		{"docs/plugin_agent_nodeattestor_tpm.md", "keys: agent", "agent", `unknown_key = 1`},
+		{"docs/plugin_agent_nodeattestor_tpm.md", "keys: devid", "agent", `devid { unknown_key = 1 }`},
 	}
 	for _, kind := range namedIn(t, validate(t, "server", `source "unknown_kind" "a" {}`)) {
 		probe := `source "` + kind + `" "a" { unknown_key = 1 }`

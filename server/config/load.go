@@ -80,10 +80,8 @@ func (l *Loader) look(ctx context.Context, ps *problems, c *Config) {
 		var exposed exposedError
 		switch err := errs[i]; {
 		case err == nil:
-		case errors.As(err, &unsure):
-			c.add(Warning{Problem{f.at, err.Error()}, true})
-		case errors.As(err, &exposed):
-			c.warn(f.at, err.Error())
+		case errors.As(err, &unsure), errors.As(err, &exposed):
+			c.Warnings = append(c.Warnings, Problem{f.at, err.Error()}.String())
 		default:
 			ps.add(f.at, "%v", err)
 		}

@@ -108,8 +108,10 @@ func quoted(names []string) string {
 	return strings.Join(q, ", ")
 }
 
-// warnOfPolicy warns of what a person should know about an accepted policy.
-func (c *Config) warnOfPolicy(all []definition, allow, deny []rule) {
+// policyWarnings returns what a person should know about an accepted policy.
+func policyWarnings(all []definition, allow, deny []rule) []string {
+	var warnings []string
+	warn := func(path, message string) { warnings = append(warnings, Problem{path, message}.String()) }
 	is := func(source string, of func(kind) bool) bool {
 		return slices.ContainsFunc(all, func(d definition) bool { return d.name == source && of(d.kind) })
 	}
@@ -125,33 +127,34 @@ func (c *Config) warnOfPolicy(all []definition, allow, deny []rule) {
 		certified = certified && slices.ContainsFunc(r.All, byVendor)
 		switch {
 		case enough(r.Rule, byBoot):
-			c.warn(r.path, "this rule admits by the boot alone: anybody with a TPM in software can have it quote "+
+			warn(r.path, "this rule admits by the boot alone: anybody with a TPM in software can have it quote "+
 				"any PCR values; name a source in its all that knows the TPM, such as a list or an ek_ca")
 		case enough(r.Rule, byVendor):
 			vendors = true
-			c.warn(r.path, "this rule admits by the CAs of TPM vendors alone: "+
+			warn(r.path, "this rule admits by the CAs of TPM vendors alone: "+
 				"any TPM of these vendors is admitted, whoever owns it")
 		case enough(r.Rule, byNobody):
 			vendors = true
-			c.warn(r.path, "this rule admits by the CAs of TPM vendors and the boot alone: "+
+			warn(r.path, "this rule admits by the CAs of TPM vendors and the boot alone: "+
 				"any TPM of these vendors is admitted, whoever owns it, if its machine boots what a profile knows")
 		}
 	}
 	if !enforced {
-		c.warn("allow", "no allow rule is enforced: no machine is admitted")
+		warn("allow", "no allow rule is enforced: no machine is admitted")
 	}
 	for _, r := range deny {
 		byCertificate := slices.ContainsFunc(slices.Concat(r.All, r.Any), byVendor)
 		switch {
 		case r.Trial:
 		case byCertificate && !certified:
-			c.warn(r.path, "an ek_ca cannot deny a machine that leaves out its EK certificate: "+
+			warn(r.path, "an ek_ca cannot deny a machine that leaves out its EK certificate: "+
 				"name an ek_ca in the all of every allow rule")
 		case !byCertificate && vendors:
-			c.warn(r.path, "a TPM has several EKs, and its vendor may vouch for each: a machine that is denied "+
+			warn(r.path, "a TPM has several EKs, and its vendor may vouch for each: a machine that is denied "+
 				"by the hash of one can attest with another; deny the hashes of all, or require a list to admit")
 		}
 	}
+	return warnings
 }
 
 // enough reports whether sources of some kinds are enough for a rule to hold.
