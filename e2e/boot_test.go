@@ -75,7 +75,7 @@ func (w *world) wantSVIDByProfile(s *spiretest.Server, a *spiretest.Agent) {
 }
 
 // An operator begins with a trial, whose lines in the log say what it would refuse and by which event.
-// He adds the new kernel to the profile, which takes effect without a restart, and enforces the rule.
+// The new kernel is then added to the profile, which takes effect without a restart, and the rule is enforced.
 // From then on the old and the new kernel are admitted by one profile, and a third is refused.
 func TestBootPolicyFromTrialToRule(t *testing.T) {
 	w := newWorldFor(t, bootLimit)
