@@ -86,6 +86,10 @@ func (w *watch) run(ctx context.Context) {
 				return
 			case <-timer.C:
 			}
+			select { // what has changed meanwhile is told with it
+			case <-w.changes:
+			default:
+			}
 		}
 		before = w.tell(ctx, before)
 	}
