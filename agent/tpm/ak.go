@@ -19,12 +19,15 @@ import (
 // and EK take two of the three slots for keys that every TPM has. And a key of
 // any other hierarchy would obfuscate the TPM's clock and firmware version in
 // what it signs (part 2, TPMS_ATTEST).
-func (t *TPM) createAK(c *conn, caps *capabilities) (*key, *attestor.AKParameters, error) {
+//
+// The TPM derives a primary key from its template, so unique, of 32 bytes, makes each AK a
+// different key.
+func (t *TPM) createAK(c *conn, caps *capabilities, unique []byte) (*key, *attestor.AKParameters, error) {
 	keyType, err := chooseAK(t.config.AK, caps)
 	if err != nil {
 		return nil, nil, err
 	}
-	template, err := akTemplate(keyType)
+	template, err := akTemplate(keyType, unique)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -76,17 +79,20 @@ func chooseAK(configured attestor.KeyType, caps *capabilities) (attestor.KeyType
 	}
 }
 
-// akTemplate returns the template of a new AK. The TPM derives a primary key from
-// its template, so a random unique field makes each AK a different key. All AKs
-// have the mark of akMark.
+// newUnique returns a value for an AK that is like no other.
+func newUnique() ([]byte, error) {
+	unique := make([]byte, 32)
+	if _, err := rand.Read(unique); err != nil {
+		return nil, fmt.Errorf("read random bytes: %w", err)
+	}
+	return unique, nil
+}
+
+// akTemplate returns the template of a new AK. All AKs have the mark of akMark.
 //
 // With noDA, a locked-out TPM still accepts the key, and using the key does not
 // make the TPM write to NV memory (part 1, 19.8).
-func akTemplate(keyType attestor.KeyType) (tpm2.TPMTPublic, error) {
-	unique := make([]byte, 32)
-	if _, err := rand.Read(unique); err != nil {
-		return tpm2.TPMTPublic{}, fmt.Errorf("read random bytes: %w", err)
-	}
+func akTemplate(keyType attestor.KeyType, unique []byte) (tpm2.TPMTPublic, error) {
 	template := tpm2.TPMTPublic{
 		NameAlg: tpm2.TPMAlgSHA256,
 		ObjectAttributes: tpm2.TPMAObject{

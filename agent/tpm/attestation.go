@@ -64,7 +64,11 @@ func (t *TPM) Begin(ctx context.Context) (_ *Attestation, err error) {
 	if err := t.findDevID(c, devID); err != nil {
 		return nil, err
 	}
-	ak, params, err := t.createAK(c, inv.caps)
+	unique, err := newUnique()
+	if err != nil {
+		return nil, err
+	}
+	ak, params, err := t.createAK(c, inv.caps, unique)
 	if err != nil {
 		return nil, err
 	}

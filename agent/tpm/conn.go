@@ -126,8 +126,11 @@ func (c *conn) sendOnce(command []byte) ([]byte, error) {
 
 // timeLimit returns how long a command may take.
 func timeLimit(command []byte) time.Duration {
-	if len(command) >= headerSize && tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) == tpm2.TPMCCCreatePrimary {
-		return makeTimeout
+	if len(command) >= headerSize {
+		switch tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) {
+		case tpm2.TPMCCCreatePrimary, tpm2.TPMCCCreate:
+			return makeTimeout
+		}
 	}
 	return commandTimeout
 }

@@ -95,15 +95,25 @@ func (t *TPM) readDevID() (*devID, error) {
 	if config.PubPath == "" {
 		return d, nil
 	}
-	if d.private, err = readDevIDFile("private area", "priv_path", config.PrivPath, maxDevIDKeyFile); err != nil {
-		return nil, err
-	}
-	public, err := readDevIDFile("public area", "pub_path", config.PubPath, maxDevIDKeyFile)
+	public, err := d.readKeyFiles()
 	if err != nil {
 		return nil, err
 	}
-	d.private = withoutSize(d.private)
-	return d, t.takeDevIDKey(d, withoutSize(public), "the key in "+config.PubPath)
+	return d, t.takeDevIDKey(d, public, "the key in "+config.PubPath)
+}
+
+// readKeyFiles reads the key that the TPM has wrapped, and returns its TPMT_PUBLIC.
+func (d *devID) readKeyFiles() ([]byte, error) {
+	private, err := readDevIDFile("private area", "priv_path", d.config.PrivPath, maxDevIDKeyFile)
+	if err != nil {
+		return nil, err
+	}
+	public, err := readDevIDFile("public area", "pub_path", d.config.PubPath, maxDevIDKeyFile)
+	if err != nil {
+		return nil, err
+	}
+	d.private = withoutSize(private)
+	return withoutSize(public), nil
 }
 
 // readDevIDFile reads a file of the DevID.
@@ -313,7 +323,7 @@ func (t *TPM) certifyDevID(c *conn, ak, k *key, d *devID, data []byte) (*tpm2.Ce
 
 func (d *devID) password() tpm2.Session { return tpm2.PasswordAuth([]byte(d.config.Password)) }
 
-// sign runs TPM2_Sign with the loaded key, and returns a TPMT_SIGNATURE. The TPM signs digests, so
+// sign has the loaded key sign a message, and returns a TPMT_SIGNATURE. The TPM signs digests, so
 // the message is hashed here.
 func (d *devID) sign(c *conn, k *key, message []byte) ([]byte, error) {
 	hash, err := d.scheme.Hash.Hash()
@@ -322,16 +332,25 @@ func (d *devID) sign(c *conn, k *key, message []byte) ([]byte, error) {
 	}
 	h := hash.New()
 	h.Write(message)
+	sig, err := d.signDigest(c, k, h.Sum(nil))
+	if err != nil {
+		return nil, err
+	}
+	return tpm2.Marshal(sig), nil
+}
+
+// signDigest runs TPM2_Sign with the loaded key, over a digest by the hash of its scheme.
+func (d *devID) signDigest(c *conn, k *key, digest []byte) (*tpm2.TPMTSignature, error) {
 	rsp, err := execute(c, tpm2.Sign{
 		KeyHandle:  k.authorized(d.password()),
-		Digest:     tpm2.TPM2BDigest{Buffer: h.Sum(nil)},
+		Digest:     tpm2.TPM2BDigest{Buffer: digest},
 		InScheme:   signScheme(d.scheme.Scheme, d.scheme.Hash),
 		Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck, Hierarchy: tpm2.TPMRHNull},
 	})
 	if err != nil {
 		return nil, err
 	}
-	return tpm2.Marshal(rsp.Signature), nil
+	return &rsp.Signature, nil
 }
 
 func signScheme(scheme, hash tpm2.TPMAlgID) tpm2.TPMTSigScheme {

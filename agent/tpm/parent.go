@@ -102,15 +102,10 @@ func (t *TPM) loadUnder(c *conn, parent *key, d *devID) (*key, error) {
 // loadUnderNew makes an SRK and loads the key under it. The SRK does not stay in the TPM, and the
 // key's context is saved, so that the SRK need not be made again.
 func (t *TPM) loadUnderNew(c *conn, template tpm2.TPMTPublic, d *devID) (*key, error) {
-	rsp, err := t.createPrimaryOf(c, t.owner(), template)
+	srk, err := t.createSRK(c, template)
 	if err != nil {
-		return nil, explain("make the parent of the DevID's key", err,
-			remedy{tpm2.TPMRCBadAuth, ErrSetup, wrongOwner},
-			remedy{tpm2.TPMRCAuthFail, ErrSetup, wrongOwner},
-			remedy{tpm2.TPMRCHierarchy, ErrSetup, "the owner hierarchy is disabled: enable it in the firmware's setup"})
+		return nil, err
 	}
-	t.devID.parents = append(t.devID.parents, rsp.Name) // at most as often as the TPM was reset
-	srk := &key{handle: rsp.ObjectHandle, name: rsp.Name}
 	defer srk.flush(c)
 	k, err := t.loadUnder(c, srk, d)
 	if err != nil {
@@ -128,4 +123,17 @@ func (t *TPM) loadUnderNew(c *conn, template tpm2.TPMTPublic, d *devID) (*key, e
 	made.context = &saved.Context
 	t.devID.made = &made
 	return k, nil
+}
+
+// createSRK makes an SRK again. The caller flushes it.
+func (t *TPM) createSRK(c *conn, template tpm2.TPMTPublic) (*key, error) {
+	rsp, err := t.createPrimaryOf(c, t.owner(), template)
+	if err != nil {
+		return nil, explain("make the parent of the DevID's key", err,
+			remedy{tpm2.TPMRCBadAuth, ErrSetup, wrongOwner},
+			remedy{tpm2.TPMRCAuthFail, ErrSetup, wrongOwner},
+			remedy{tpm2.TPMRCHierarchy, ErrSetup, "the owner hierarchy is disabled: enable it in the firmware's setup"})
+	}
+	t.devID.parents = append(t.devID.parents, rsp.Name) // at most as often as the TPM was reset
+	return &key{handle: rsp.ObjectHandle, name: rsp.Name}, nil
 }
