@@ -36,7 +36,7 @@ func newDevIDFiles(t *testing.T, tpm *TPM, keyType attestor.KeyType, password st
 
 // answering is an enrolment as an attestor.Activator.
 type answering struct {
-	ctx context.Context //nolint:containedctx // as in the plugin
+	ctx context.Context
 	*Attestation
 }
 

@@ -104,3 +104,27 @@ func fillFolder(path string, fill func(folder *os.Root) error) error {
 func besides(path string) string {
 	return filepath.Join(filepath.Dir(path), ".tpm-attestor-"+rand.Text())
 }
+
+// Create makes the file at path, with these permissions less the umask and what fill writes. If
+// something is at path already, the error wraps fs.ErrExist, and nothing changes. The file is there
+// as a whole or not at all; nobody else could read its content before.
+func Create(path string, perm fs.FileMode, fill func(io.Writer) error) error {
+	temp := besides(path)
+	file, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm) //nolint:gosec // G304: the operator's path
+	if err != nil {
+		return err
+	}
+	err = fill(file)
+	if err == nil {
+		err = file.Sync()
+	}
+	err = errors.Join(err, file.Close())
+	if err == nil {
+		err = os.Link(temp, path) // unlike a rename, it replaces nothing
+	}
+	err = errors.Join(err, os.Remove(temp))
+	if err != nil {
+		return err
+	}
+	return syncFolder(filepath.Dir(path))
+}

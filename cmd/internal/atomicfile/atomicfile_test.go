@@ -3,6 +3,7 @@ package atomicfile_test
 import (
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -104,5 +105,42 @@ func onlyThese(t *testing.T, dir string, want ...string) {
 	}
 	if strings.Join(got, " ") != strings.Join(want, " ") {
 		t.Errorf("%s holds %q, want %q", dir, got, want)
+	}
+}
+
+// A key that exists is never replaced, and one that could not be written is not there: not even the
+// beginning of it, and not for others to read.
+func TestCreate(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "key")
+	fill := func(s string, err error) func(io.Writer) error {
+		return func(w io.Writer) error {
+			_, wrote := io.WriteString(w, s)
+			return errors.Join(wrote, err)
+		}
+	}
+	if err := atomicfile.Create(path, 0o600, fill("torn", errors.New("the disk is full"))); err == nil {
+		t.Error("an error was lost")
+	}
+	if err := atomicfile.Create(path, 0o600, fill("first", nil)); err != nil {
+		t.Fatal(err)
+	}
+	if err := atomicfile.Create(path, 0o600, fill("second", nil)); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("a file that exists: %v", err)
+	}
+	got, err := os.ReadFile(path)
+	if err != nil || string(got) != "first" {
+		t.Errorf("%q, %v", got, err)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("%v, %v", left, err)
+	}
+	if err := atomicfile.Create(filepath.Join(dir, "none", "key"), 0o600, fill("", nil)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no folder: %v", err)
 	}
 }
