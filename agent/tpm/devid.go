@@ -45,6 +45,7 @@ type devIDState struct {
 	// has made: what may be left in the TPM if this agent is killed.
 	leaf    crypto.PublicKey
 	parents []tpm2.TPM2BName
+	learned bool // whether learnParents has looked for parents that are loaded
 	// made is the key with its saved context, if the TPM had to make the key or its parent, which
 	// takes some TPMs seconds. The context is good until the TPM is reset.
 	made *key
@@ -166,26 +167,26 @@ func withoutSize(b []byte) []byte {
 // takeDevIDKey takes the public area of the DevID's key. The key has to be one that servers accept,
 // that can be certified, and that the certificate is for. From says in errors where it is.
 func (t *TPM) takeDevIDKey(d *devID, public []byte, from string) error {
-	const provision = "provision a signing key that was made in the TPM and cannot leave it"
-	area, err := tpm2.Unmarshal[tpm2.TPMTPublic](public)
-	if err != nil {
-		return setup(fmt.Errorf("read the DevID's key: %s is no TPM2B_PUBLIC: %w", from, err),
-			"name the public area as the TPM has returned it")
-	}
+	const provision = "a DevID needs a signing key that was made in the TPM and cannot leave it, " +
+		"and its TPM2B_PUBLIC as the TPM has returned it"
 	scheme, err := attestor.ReadDevIDKey(public)
 	if err != nil {
 		return setup(fmt.Errorf("read the DevID's key: %s: %w", from, err), provision)
+	}
+	area, err := tpm2.Unmarshal[tpm2.TPMTPublic](public)
+	if err != nil {
+		return fmt.Errorf("read the DevID's key: %s: %w", from, err)
 	}
 	d.public, d.scheme = public, *scheme
 	d.policy = area.ObjectAttributes.AdminWithPolicy
 	switch {
 	case !area.ObjectAttributes.UserWithAuth:
 		return setup(fmt.Errorf("read the DevID's key: %s: it signs only by a policy (userWithAuth is clear)", from),
-			provision+", with userWithAuth set")
+			"provision a key with userWithAuth set")
 	case d.policy && !hasIDevIDPolicy(area):
 		return setup(fmt.Errorf("read the DevID's key: %s: it can be certified only by a policy "+
 			"that this plugin does not know (adminWithPolicy is set)", from),
-			provision+", with adminWithPolicy clear or with the TCG's policy of IDevIDs")
+			"provision a key with adminWithPolicy clear, or with the TCG's policy of IDevIDs")
 	case !sameKey(scheme.Public, d.leaf):
 		return setup(fmt.Errorf("the DevID's certificate %s is not for %s", d.config.CertPath, from),
 			"the DevID's own certificate has to be the first in its file; if it is, "+
@@ -231,9 +232,11 @@ func (t *TPM) readDevIDHandle(c *conn, d *devID) error {
 // seed. The key does not stay in the TPM.
 func (t *TPM) createIDevID(c *conn, d *devID) error {
 	from := "the IDevID that the TPM makes from the template " + d.config.IDevID
-	if t.devID.made != nil {
-		d.key = *t.devID.made
-		return t.takeDevIDKey(d, d.key.public, from)
+	if made := t.devID.made; made != nil {
+		if k, err := attestor.ReadDevIDKey(made.public); err == nil && sameKey(k.Public, d.leaf) {
+			d.key = *made
+			return t.takeDevIDKey(d, d.key.public, from)
+		}
 	}
 	templates, err := idevidTemplates(d.config.IDevID)
 	if err != nil {

@@ -523,7 +523,7 @@ func TestUnusableDevIDs(t *testing.T) {
 		"another key":              {func(d *DevIDConfig) { d.PubPath, d.PrivPath = other.PubPath, other.PrivPath }, "is not for the key in"},
 		"no private area":          {func(d *DevIDConfig) { d.PrivPath += "x" }, "correct priv_path"},
 		"no public area":           {func(d *DevIDConfig) { d.PubPath += "x" }, "correct pub_path"},
-		"a certificate as area":    {func(d *DevIDConfig) { d.PubPath = d.CertPath }, "is no TPM2B_PUBLIC"},
+		"a certificate as area":    {func(d *DevIDConfig) { d.PubPath = d.CertPath }, "its TPM2B_PUBLIC as the TPM has returned it"},
 		"a huge public area":       {func(d *DevIDConfig) { d.PubPath = p.write("devid.pub", make([]byte, 5000)) }, "longer than 4096 bytes"},
 		"an exportable key":        {key(func(a *tpm2.TPMAObject) { a.FixedTPM, a.FixedParent = false, false }), "fixedTPM is clear"},
 		"a restricted key":         {key(func(a *tpm2.TPMAObject) { a.Restricted = true }), "restricted is set"},
@@ -619,7 +619,7 @@ func TestKilledWithADevID(t *testing.T) {
 		nth   int        // which of these commands, from 1
 		times int        // how often it is killed
 	}{
-		{"making the parent", files, tpm2.TPMCCCreatePrimary, 3, 1},
+		{"making the parent", files, tpm2.TPMCCCreatePrimary, 3, 4},
 		{"loading", files, tpm2.TPMCCLoad, 1, 4},
 		{"certifying", files, tpm2.TPMCCCertify, 1, 4},
 		{"signing", files, tpm2.TPMCCSign, 1, 4},
@@ -656,5 +656,58 @@ func TestKilledWithADevID(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// A key of another program that has the form of the DevID's parent stays loaded, under its handle, if
+// an agent makes room in a TPM that is full.
+func TestForeignParentStays(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
+	p := provisionOn(t, tpm.Device)
+	ecc := srkTemplates(tpm2.TPMAlgECC)[0]
+	devid := p.files(ecc, signingKey(attestor.P256, tpm2.TPMAlgECDSA, tpm2.TPMAlgSHA256), "")
+	foreign := make(map[tpm2.TPMHandle]string)
+	direct(t, tpm.Device, func(c transport.TPM) {
+		for range 3 {
+			rsp := must(t, c, tpm2.CreatePrimary{PrimaryHandle: p.ownerAuth(), InPublic: tpm2.New2B(zeroUnique(ecc))})
+			foreign[rsp.ObjectHandle] = string(rsp.Name.Buffer)
+		}
+	})
+	device := newTPM(t, Config{Device: tpm.Device, EK: attestor.P256, DevID: devid})
+	for range 2 {
+		if _, err := device.Begin(t.Context()); !errors.Is(err, ErrNotReady) {
+			t.Errorf("a TPM that is full: %v", err)
+		}
+	}
+	direct(t, tpm.Device, func(c transport.TPM) {
+		for handle, name := range foreign {
+			if rsp := must(t, c, tpm2.ReadPublic{ObjectHandle: handle}); string(rsp.Name.Buffer) != name {
+				t.Errorf("another key is at %#x", uint32(handle))
+			}
+		}
+	})
+}
+
+// A certificate for the IDevID's other form, with a scheme of its own or without, is noticed while
+// the agent runs.
+func TestIDevIDOfTheOtherForm(t *testing.T) {
+	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
+	p := provisionOn(t, tpm.Device)
+	endorsement := tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)}
+	templates, err := idevidTemplates(idevidP384)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := p.certify(p.primary(endorsement, templates[0], 0))
+	second := p.certify(p.primary(endorsement, templates[1], 0))
+	device := newTPM(t, Config{Device: tpm.Device, EK: attestor.P256, DevID: &DevIDConfig{CertPath: first, IDevID: idevidP384}})
+	if _, err := proved(device, t); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(second, first); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := proved(device, t); err != nil {
+		t.Error(err)
 	}
 }

@@ -157,9 +157,14 @@ func fromTemplate(public *tpm2.TPM2BPublic, template tpm2.TPMTPublic) bool {
 }
 
 // inEndorsementHierarchy reports whether a key is a primary key of the endorsement
-// hierarchy: the qualified name of such a key is the digest of the hierarchy's
-// handle and the key's name (part 1, 16).
+// hierarchy.
 func inEndorsementHierarchy(rsp *tpm2.ReadPublicResponse) bool {
+	return inHierarchy(rsp, tpm2.TPMRHEndorsement)
+}
+
+// inHierarchy reports whether a key is a primary key of a hierarchy: the qualified name of
+// such a key is the digest of the hierarchy's handle and the key's name (part 1, 16).
+func inHierarchy(rsp *tpm2.ReadPublicResponse, hierarchy tpm2.TPMHandle) bool {
 	name := rsp.Name.Buffer
 	if len(name) < 2 {
 		return false
@@ -169,7 +174,7 @@ func inEndorsementHierarchy(rsp *tpm2.ReadPublicResponse) bool {
 		return false
 	}
 	h := hash.New()
-	h.Write(tpm2.PrimaryHandleName(tpm2.TPMRHEndorsement))
+	h.Write(tpm2.PrimaryHandleName(hierarchy))
 	h.Write(name)
 	return bytes.Equal(rsp.QualifiedName.Buffer, h.Sum(name[:2:2]))
 }

@@ -42,15 +42,18 @@ func isFull(err error) bool {
 // plugin has left, it runs the command again.
 func withRoom[R any](t *TPM, c *conn, command func() (*R, error)) (*R, error) {
 	rsp, err := command()
-	if isFull(err) && t.flushOwn(c) {
+	if isFull(err) && t.flushOwn(c, err) {
 		return command()
 	}
 	return rsp, err
 }
 
 // flushOwn flushes what earlier agents have left in the TPM, and reports whether it has
-// flushed anything.
-func (t *TPM) flushOwn(c *conn) bool {
+// flushed anything. The error full says of what the TPM is full.
+func (t *TPM) flushOwn(c *conn, full error) bool {
+	if isCode(full, tpm2.TPMRCObjectMemory, tpm2.TPMRCObjectHandles) && t.learnParents(c) {
+		return true
+	}
 	keys, sessions := t.flushOwnKeys(c), t.flushOwnSessions(c)
 	return keys || sessions
 }
@@ -154,7 +157,7 @@ func (t *TPM) isIDevIDPolicy(digest []byte) bool {
 // makes the EK. If the two are different keys, it loads the saved key again: under the
 // same handle, since no other is free.
 func (t *TPM) createInPlace(c *conn, template tpm2.TPMTPublic, full error) (*tpm2.CreatePrimaryResponse, error) {
-	for _, k := range findEKForm(c, template) {
+	for _, k := range findForm(c, tpm2.TPMRHEndorsement, template) {
 		saved, err := execute(c, tpm2.ContextSave{SaveHandle: k.handle})
 		if err != nil || !flush(c, k.handle) {
 			continue
@@ -171,9 +174,50 @@ func (t *TPM) createInPlace(c *conn, template tpm2.TPMTPublic, full error) (*tpm
 	return nil, full
 }
 
-// findEKForm returns the loaded keys that have the form of the EK. Keys that are loaded
-// more than once come first: several agents have left the same EK.
-func findEKForm(c *conn, template tpm2.TPMTPublic) []key {
+// learnParents makes the parents of the DevID's key in a TPM that is full of keys, if keys of
+// their form are loaded, and so learns their names: agents that were killed may have left
+// them there. It makes room as createInPlace does, and only once. It reports whether a key
+// that was loaded was such a parent, and is flushed.
+func (t *TPM) learnParents(c *conn) bool {
+	if d := t.config.DevID; d == nil || d.PubPath == "" || t.devID.learned {
+		return false
+	}
+	t.devID.learned = true
+	flushed := false
+	for _, template := range srkTemplates(tpm2.TPMAlgRSA) {
+		for _, k := range findForm(c, tpm2.TPMRHOwner, template) {
+			if slices.Contains(c.loaded, k.handle) || !t.learnParent(c, template, k) {
+				continue
+			}
+			flushed = true
+			break // its copies are known by its name now
+		}
+	}
+	return flushed
+}
+
+// learnParent makes a parent in place of the loaded key k. It reports whether k was the same
+// key; otherwise k is loaded again.
+func (t *TPM) learnParent(c *conn, template tpm2.TPMTPublic, k key) bool {
+	saved, err := execute(c, tpm2.ContextSave{SaveHandle: k.handle})
+	if err != nil || !flush(c, k.handle) {
+		return false
+	}
+	rsp, err := execute(c, tpm2.CreatePrimary{PrimaryHandle: t.owner(), InPublic: tpm2.New2B(template)})
+	if err == nil {
+		t.devID.parents = append(t.devID.parents, rsp.Name)
+		flush(c, rsp.ObjectHandle)
+		if bytes.Equal(rsp.Name.Buffer, k.name.Buffer) {
+			return true
+		}
+	}
+	restore(c, saved.Context)
+	return false
+}
+
+// findForm returns the loaded primary keys of a hierarchy that have the form of a template.
+// Keys that are loaded more than once come first: several agents have left the same key.
+func findForm(c *conn, hierarchy tpm2.TPMHandle, template tpm2.TPMTPublic) []key {
 	handles, err := listHandles(c, firstTransient, lastTransient)
 	if err != nil {
 		return nil
@@ -182,7 +226,7 @@ func findEKForm(c *conn, template tpm2.TPMTPublic) []key {
 	count := make(map[string]int)
 	for _, handle := range handles {
 		rsp, err := execute(c, tpm2.ReadPublic{ObjectHandle: handle})
-		if err == nil && fromTemplate(&rsp.OutPublic, template) && inEndorsementHierarchy(rsp) {
+		if err == nil && fromTemplate(&rsp.OutPublic, template) && inHierarchy(rsp, hierarchy) {
 			found = append(found, key{handle: handle, name: rsp.Name})
 			count[string(rsp.Name.Buffer)]++
 		}
