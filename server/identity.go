@@ -27,13 +27,13 @@ func agentID(c *config.Config, ekHash sources.EKHash, d *policy.Decision) (spiff
 		if f == agentpath.PubHash || !t.Uses(f) {
 			continue
 		}
-		value, err := oneValue(f, d.Attributes)
+		value, err := oneValue(t, f, d.Attributes)
 		if err != nil {
 			return spiffeid.ID{}, err
 		}
 		knows := slices.IndexFunc(d.Missing, func(source string) bool { return c.MayGive(source, f) })
-		// Every source that knows a certificate's serial number and issuer knows the
-		// same ones. Names and bundles may differ.
+		// Every source that knows the serial number, issuer or fingerprint of a machine's
+		// certificate knows the same ones. Names and bundles may differ.
 		if knows >= 0 && (value == "" || f == agentpath.Name || f == agentpath.CA) {
 			return spiffeid.ID{}, fmt.Errorf("the template %q needs %s, which the source %s may know: %w",
 				t, f, d.Missing[knows], errUnsure)
@@ -45,9 +45,12 @@ func agentID(c *config.Config, ekHash sources.EKHash, d *policy.Decision) (spiff
 
 // oneValue returns the value of a field if the sources agree about it, or nothing if they know
 // none.
-func oneValue(f agentpath.Field, all []sources.Attributes) (string, error) {
+func oneValue(t *agentpath.Template, f agentpath.Field, all []sources.Attributes) (string, error) {
 	value := ""
 	for i := range all {
+		if t.OfEKCertificate(f) && all[i].Certificate == nil {
+			continue
+		}
 		for _, v := range fieldValues(f, &all[i]) {
 			if v != "" && value != "" && v != value {
 				return "", fmt.Errorf("%s is ambiguous: both %.80q and %.80q", f, value, v)
@@ -60,17 +63,20 @@ func oneValue(f agentpath.Field, all []sources.Attributes) (string, error) {
 	return value, nil
 }
 
-// fieldValues returns the values of a field that one source knows.
+// fieldValues returns the values of a field that one source knows. If the field is one of the
+// EK certificate, there is one.
 func fieldValues(f agentpath.Field, a *sources.Attributes) []string {
 	switch {
 	case f == agentpath.Name:
 		return []string{a.Name}
 	case f == agentpath.CA:
 		return a.CAs
-	case f == agentpath.Issuer && a.Certificate != nil:
+	case f == agentpath.Issuer:
 		return []string{a.Certificate.IssuerKeyHash}
-	case f == agentpath.Serial && a.Certificate != nil:
+	case f == agentpath.Serial:
 		return []string{a.Certificate.Serial}
+	case f == agentpath.DevIDFingerprint && a.DevID != nil:
+		return []string{a.DevID.Fingerprint}
 	default:
 		return nil
 	}

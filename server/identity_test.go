@@ -33,7 +33,11 @@ func TestIDFromSources(t *testing.T) {
 		byName   = "/tpm/{{ .Name }}"
 		byCA     = "/tpm/{{ .CA }}/{{ .Serial }}"
 		byIssuer = "/tpm/{{ .Issuer }}/{{ .Serial }}"
+		byDevID  = "/tpm/{{ .DevIDFingerprint }}"
 	)
+	devID := func(of string, bundles ...string) sources.Attributes {
+		return sources.Attributes{CAs: bundles, DevID: &sources.DevIDCertificate{Fingerprint: strings.Repeat(of, 64)}}
+	}
 	for _, tt := range []struct {
 		name, template string
 		x, y           sourcetest.Answer
@@ -88,6 +92,23 @@ func TestIDFromSources(t *testing.T) {
 		{
 			"two issuers", byIssuer, lists(sources.Attributes{Certificate: cert("a", "1f")}),
 			lists(sources.Attributes{Certificate: cert("b", "1f")}), codes.PermissionDenied, ".Issuer is ambiguous",
+		},
+		{
+			"a DevID while one is down", byDevID, lists(devID("a")), down, codes.OK, "/tpm/" + strings.Repeat("a", 64),
+		},
+		{"no DevID", byDevID, lists(sources.Attributes{}), lists(sources.Attributes{}), codes.PermissionDenied, ".DevIDFingerprint has no value"},
+		{"no DevID while one is down", byDevID, lists(sources.Attributes{}), down, codes.Unavailable, "could not tell"},
+		{
+			"a DevID's bundle", "/tpm/{{ .CA }}/{{ .PubHash }}", lists(devID("a", "corp")), sourcetest.ListsNot(),
+			codes.OK, "/tpm/corp/",
+		},
+		{ // two vendors may give one serial number, which no bundle of DevIDs tells apart
+			"a DevID's bundle beside a serial number", byCA, lists(devID("a", "corp")),
+			lists(sources.Attributes{Certificate: cert("a", "1f")}), codes.PermissionDenied, ".CA has no value",
+		},
+		{
+			"the bundles of a DevID and an EK certificate", byCA, lists(devID("a", "corp")),
+			lists(sources.Attributes{CAs: []string{"stm"}, Certificate: cert("a", "1f")}), codes.OK, "/tpm/stm/1f",
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -203,7 +224,8 @@ func wantID(t *testing.T, p *server.Plugin, log *logBuffer, code codes.Code, wan
 func withTemplate(template string) string {
 	return fmt.Sprintf(`source "hash_dir" "list" { path = "/x" }
 		source "ek_ca" "vendors" { bundles = { stm = "/y" } }
-		allow "all" { all = ["list", "vendors"] }
+		source "devid" "laptops" { bundles = { corp = "/z" } }
+		allow "all" { all = ["list", "vendors", "laptops"] }
 		agent_path_template = %q`, template)
 }
 

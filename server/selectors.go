@@ -39,6 +39,11 @@ func selectors(ekHash sources.EKHash, d *policy.Decision, boot []string) []strin
 			s = appendValue(s, sources.PrefixModel, c.Model)
 			s = appendValue(s, sources.PrefixVersion, c.Version)
 		}
+		if c := a.DevID; c != nil {
+			for prefix, value := range c.Values() {
+				s = appendValue(s, prefix, value)
+			}
+		}
 	}
 	s = append(s, boot...)
 	slices.Sort(s)

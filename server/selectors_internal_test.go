@@ -42,6 +42,19 @@ func TestSelectors(t *testing.T) {
 			},
 		},
 		{
+			"a DevID",
+			policy.Decision{Attributes: []sources.Attributes{{DevID: &sources.DevIDCertificate{
+				SubjectCN: []string{"laptop", "17"}, SubjectO: []string{"Ltd"}, SubjectOU: []string{"IT"},
+				SubjectSerialNumber: []string{"0815"}, IssuerCN: []string{"CA"}, IssuerO: []string{"Ltd"},
+				IssuerOU: []string{"PKI"}, Serial: "1f", Fingerprint: "ab",
+			}}}},
+			[]string{
+				"devid:fingerprint:ab", "devid:issuer:cn:CA", "devid:issuer:o:Ltd", "devid:issuer:ou:PKI", "devid:serial:1f",
+				"devid:subject:cn:17", "devid:subject:cn:laptop", "devid:subject:o:Ltd", "devid:subject:ou:IT",
+				"devid:subject:serialnumber:0815", pubHash,
+			},
+		},
+		{
 			// Labels of a list that somebody else writes must stay labels.
 			"forged labels",
 			policy.Decision{Attributes: []sources.Attributes{{Labels: []string{"rule:admin", "pub_hash:1", "ca:x"}}}},
@@ -72,6 +85,13 @@ func TestSelectorsFitIntoTheDatabase(t *testing.T) {
 			Serial:       strings.Repeat("1", len(fit("ek:serial:"))),
 			Manufacturer: fit("manufacturer:"), Model: fit("model:"), Version: fit("version:"),
 		},
+		DevID: &sources.DevIDCertificate{
+			SubjectCN: []string{fit("devid:subject:cn:")}, SubjectO: []string{fit("devid:subject:o:")},
+			SubjectOU: []string{fit("devid:subject:ou:")}, SubjectSerialNumber: []string{fit("devid:subject:serialnumber:")},
+			IssuerCN: []string{fit("devid:issuer:cn:")}, IssuerO: []string{fit("devid:issuer:o:")},
+			IssuerOU: []string{fit("devid:issuer:ou:")}, Serial: strings.Repeat("1", len(fit("devid:serial:"))),
+			Fingerprint: strings.Repeat("0", 64),
+		},
 	}
 	if err := a.Validate(); err != nil {
 		t.Fatal(err)
@@ -79,7 +99,7 @@ func TestSelectorsFitIntoTheDatabase(t *testing.T) {
 	all := selectors(sources.EKHash{}, &policy.Decision{
 		Rules: []string{x[:64]}, Listed: []string{x[:64]}, Attributes: []sources.Attributes{a},
 	}, nil)
-	if len(all) != 11 {
+	if len(all) != 20 {
 		t.Errorf("%d selectors", len(all))
 	}
 	for _, s := range all {

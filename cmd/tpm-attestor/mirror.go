@@ -6,6 +6,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/mirror"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/devid"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -16,6 +17,9 @@ func mirrored(c *config.Config) mirror.Config {
 	var m mirror.Config
 	for _, member := range c.Members {
 		cfg, ok := member.Config.(ekca.Config)
+		if d, is := member.Config.(devid.Config); is {
+			cfg, ok = ekca.Config{AIAHosts: d.AIAHosts, CRL: d.CRL}, true
+		}
 		if !ok {
 			continue
 		}

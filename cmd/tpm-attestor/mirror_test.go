@@ -37,9 +37,10 @@ func TestMirrored(t *testing.T) {
 			}
 		}
 		source "hash_dir" "c" { path = "/x" }
-		allow "x" { any = ["a", "b", "c"] }`)
+		source "devid" "d" { ca_path = "/cas" aia_hosts = ["pki.example.org"] }
+		allow "x" { any = ["a", "b", "c", "d"] }`)
 	want := mirror.Config{
-		Hosts: []string{"a", "b", "c:8080"}, CRLs: true,
+		Hosts: []string{"a", "b", "c:8080", "pki.example.org"}, CRLs: true,
 		Services: []mirror.Service{
 			{Name: "intel", Base: "https://ekop.intel.com/ekcertservice/"},
 			{Name: "amd", Base: "https://ftpm.amd.com/pki/aia/"},

@@ -10,8 +10,8 @@ import (
 )
 
 // Parse reads a template. It is an error if two machines could get one ID: a template must use
-// .PubHash, or .Name, or .Serial with .Issuer or .CA, and if one segment of the path has two
-// values of variable length, the text between them must tell them apart.
+// .PubHash, or .Name, or .DevIDFingerprint, or .Serial with .Issuer or .CA, and if one segment
+// of the path has two values of variable length, the text between them must tell them apart.
 func Parse(text string) (*Template, error) {
 	if len(text) > maxTemplate {
 		return nil, fmt.Errorf("is %d bytes long; at most %d are allowed", len(text), maxTemplate)
@@ -92,13 +92,14 @@ func (t *Template) check() error {
 	if !strings.HasPrefix(t.text, "/") {
 		return errors.New("must begin with a slash: it is the path below /spire/agent")
 	}
-	sample := Values{PubHash: "0", Name: "0", CA: "0", Issuer: "0", Serial: "0"}
+	sample := Values{PubHash: "0", Name: "0", CA: "0", Issuer: "0", Serial: "0", DevIDFingerprint: "0"}
 	if err := spiffeid.ValidatePath(t.path(&sample)); err != nil {
 		return fmt.Errorf("does not form a valid SPIFFE ID path: %w", err)
 	}
-	if !t.uses[PubHash] && !t.uses[Name] && (!t.uses[Serial] || !t.uses[Issuer] && !t.uses[CA]) {
+	if !t.uses[PubHash] && !t.uses[Name] && !t.uses[DevIDFingerprint] &&
+		(!t.uses[Serial] || !t.uses[Issuer] && !t.uses[CA]) {
 		return errors.New("would give several machines the same ID: it must use {{ .PubHash }}, or {{ .Name }}, " +
-			"or {{ .Serial }} together with {{ .Issuer }} or {{ .CA }}")
+			"or {{ .DevIDFingerprint }}, or {{ .Serial }} together with {{ .Issuer }} or {{ .CA }}")
 	}
 	return t.checkSegments()
 }

@@ -43,13 +43,16 @@ const (
 	PubHash Field = iota
 	// Name is the machine's name in a list.
 	Name
-	// CA is the name of the bundle that vouches for the EK certificate.
+	// CA is the name of the bundle that vouches for the EK certificate or, in a template
+	// without Serial, for the DevID certificate.
 	CA
 	// Issuer is the hash of the key that issued the EK certificate: 64 hex
 	// digits.
 	Issuer
 	// Serial is the EK certificate's serial number in hex.
 	Serial
+	// DevIDFingerprint is the hash of the DevID certificate: 64 hex digits.
+	DevIDFingerprint
 	// numFields is how many fields there are.
 	numFields
 )
@@ -62,7 +65,7 @@ const (
 )
 
 // fieldNames are the names of the other fields in templates.
-var fieldNames = [numFields]string{"PubHash", "Name", "CA", "Issuer", "Serial"}
+var fieldNames = [numFields]string{"PubHash", "Name", "CA", "Issuer", "Serial", "DevIDFingerprint"}
 
 // String returns the field as it is written in a template, ".Name".
 func (f Field) String() string {
@@ -94,6 +97,13 @@ func (t *Template) String() string { return t.text }
 
 // Uses says whether the IDs depend on a field.
 func (t *Template) Uses(f Field) bool { return t.uses[f] }
+
+// OfEKCertificate says whether the value of a field must come from the EK certificate. A serial
+// number is unique only among the certificates of one issuer, so .CA beside .Serial must be of
+// the same certificate.
+func (t *Template) OfEKCertificate(f Field) bool {
+	return f == Issuer || f == Serial || f == CA && t.uses[Serial]
+}
 
 // FollowsConvention says whether all IDs are below /spire/agent/tpm, where SPIRE expects the
 // IDs of a plugin called "tpm".
@@ -145,7 +155,7 @@ const (
 )
 
 // fixedLength says whether all values of a field have one length.
-func (f Field) fixedLength() bool { return f == PubHash || f == Issuer }
+func (f Field) fixedLength() bool { return f == PubHash || f == Issuer || f == DevIDFingerprint }
 
 // alphabet returns the bytes that the values of a field may have.
 func (f Field) alphabet() string {

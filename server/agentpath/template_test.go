@@ -12,13 +12,14 @@ import (
 
 const (
 	hashA = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+	hashC = "cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc"
 	hashB = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"
 )
 
 func full() *agentpath.Values {
 	return &agentpath.Values{
 		agentpath.PubHash: hashA, agentpath.Name: "web-1", agentpath.CA: "infineon",
-		agentpath.Issuer: hashB, agentpath.Serial: "1f",
+		agentpath.Issuer: hashB, agentpath.Serial: "1f", agentpath.DevIDFingerprint: hashC,
 	}
 }
 
@@ -38,6 +39,8 @@ func TestID(t *testing.T) {
 		{"/tpm/{{ .Serial }}-{{ .CA }}", "/tpm/1f-infineon"},
 		{"/tpm/{{ .Name }}/{{ .PubHash }}", "/tpm/web-1/" + hashA},
 		{"/fleet/{{ .CA }}.{{ .Name }}", "/fleet/infineon.web-1"},
+		{"/tpm/{{ .DevIDFingerprint }}", "/tpm/" + hashC},
+		{"/tpm/{{ .CA }}{{ .DevIDFingerprint }}", "/tpm/infineon" + hashC},
 	} {
 		tmpl, err := agentpath.Parse(tt.template)
 		if err != nil {
@@ -121,6 +124,8 @@ func TestIDRefuses(t *testing.T) {
 		{"/x/{{ .Serial }}/{{ .CA }}", agentpath.CA, "a.b"},
 		{"/x/{{ .Serial }}{{ .Issuer }}", agentpath.Issuer, "ab"},
 		{"/x/{{ .PubHash }}", agentpath.PubHash, strings.ToUpper(hashA)},
+		{"/x/{{ .DevIDFingerprint }}", agentpath.DevIDFingerprint, ""},
+		{"/x/{{ .CA }}{{ .DevIDFingerprint }}", agentpath.DevIDFingerprint, hashA[1:]},
 	} {
 		tmpl, err := agentpath.Parse(tt.template)
 		if err != nil {
@@ -169,8 +174,8 @@ func FuzzIDsDiffer(f *testing.F) {
 		if err != nil {
 			return
 		}
-		a := &agentpath.Values{hashA, n1, c1, hashB, s1}
-		b := &agentpath.Values{hashA, n2, c2, hashB, s2}
+		a := &agentpath.Values{hashA, n1, c1, hashB, s1, hashC}
+		b := &agentpath.Values{hashA, n2, c2, hashB, s2, hashC}
 		idA, errA := tmpl.ID(td, a)
 		idB, errB := tmpl.ID(td, b)
 		if errA != nil || errB != nil || idA != idB {
@@ -183,4 +188,22 @@ func FuzzIDsDiffer(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Two CAs may give one serial number: beside it, the bundle of a DevID must not stand for that
+// of the EK certificate.
+func TestOfEKCertificate(t *testing.T) {
+	for template, want := range map[string]bool{
+		"/tpm/{{ .CA }}/{{ .Serial }}":           true,
+		"/tpm/{{ .CA }}/{{ .PubHash }}":          false,
+		"/tpm/{{ .CA }}/{{ .DevIDFingerprint }}": false,
+	} {
+		tmpl, err := agentpath.Parse(template)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := tmpl.OfEKCertificate(agentpath.CA); got != want {
+			t.Errorf("%q: %v, want %v", template, got, want)
+		}
+	}
 }

@@ -32,20 +32,27 @@ func (c *Config) MayGive(source string, f agentpath.Field) bool {
 // what a person should know about an accepted template.
 func (c *Config) checkAgentPath(ps *problems, all []definition, allow []rule) {
 	c.gives = map[string][]agentpath.Field{}
-	for _, d := range all {
-		c.gives[d.name] = append(c.gives[d.name], d.fields...)
-	}
 	if c.AgentPath == nil {
 		return
+	}
+	for _, d := range all {
+		c.gives[d.name] = slices.DeleteFunc(slices.Clone(d.fields), func(f agentpath.Field) bool {
+			return d.kind.byDevID && c.AgentPath.OfEKCertificate(f)
+		})
+	}
+	fromBundles := "an ek_ca or a devid with bundles"
+	if c.AgentPath.OfEKCertificate(agentpath.CA) {
+		fromBundles = "an ek_ca with bundles"
 	}
 	for _, f := range []struct {
 		field agentpath.Field
 		from  string
 	}{
 		{agentpath.Name, "a list, such as a hash_dir or a hash_file"},
-		{agentpath.CA, "an ek_ca with bundles"},
+		{agentpath.CA, fromBundles},
 		{agentpath.Issuer, "an ek_ca"},
 		{agentpath.Serial, "an ek_ca"},
+		{agentpath.DevIDFingerprint, "a devid"},
 	} {
 		if c.AgentPath.Uses(f.field) {
 			c.checkField(ps, f.field, f.from, allow)
@@ -87,7 +94,7 @@ func (c *Config) warnOfAgentPath() {
 	}
 	uses := c.AgentPath.Uses
 	switch {
-	case uses(agentpath.PubHash):
+	case uses(agentpath.PubHash), uses(agentpath.DevIDFingerprint):
 	case uses(agentpath.Name):
 		c.warn(agentPathKey, "two machines with the same name get the same ID: keep names unique across all lists")
 	case !uses(agentpath.Issuer):

@@ -35,6 +35,8 @@ type Config struct {
 	Reattest bool
 	// Quote is what the server asks of a machine's boot; nil if it asks nothing.
 	Quote *Quote
+	// DevID is whether the server asks machines for their DevID, since a source needs it.
+	DevID bool
 	// AllowWeakEK admits RSA endorsement keys with the ROCA weakness
 	// (CVE-2017-15361).
 	AllowWeakEK bool
@@ -190,6 +192,7 @@ func (in *input) refuseBeside(b *body, blocks map[string]bool) {
 func (c *Config) assemble(ps *problems, all []definition, allow, deny []rule) {
 	for _, d := range all {
 		c.files = append(c.files, d.files...)
+		c.DevID = c.DevID || d.kind.byDevID
 		if d.broken {
 			continue
 		}

@@ -12,6 +12,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/server/agentpath"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/bootpolicy"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/devid"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashfile"
@@ -37,6 +40,9 @@ type kind struct {
 	online bool
 	// byBoot is true if the source knows what machines boot, and not each TPM.
 	byBoot bool
+	// byDevID is true if the source knows DevIDs, and not the TPMs that their keys are in.
+	// Machines are then asked for their DevID.
+	byDevID bool
 	// denies is the key that a source needs if a deny rule names it.
 	denies need
 	// neverDenies is why no deny rule may name a source; empty if it may.
@@ -62,7 +68,7 @@ type spire struct {
 
 // kinds returns all kinds of sources. To add a kind, add it here.
 func kinds() []kind {
-	return []kind{ekCA(), hashDir(), hashFile(), httpList(), sqlTable(), bootPolicy()}
+	return []kind{ekCA(), hashDir(), hashFile(), httpList(), sqlTable(), bootPolicy(), devID()}
 }
 
 // reader returns a function that reads the keys of a block into a Config and passes it to
@@ -241,6 +247,30 @@ func bootPolicy() kind {
 		byBoot: true,
 		neverDenies: "a machine that withholds its quote would not be listed by it, and so not be denied: " +
 			"name it in the all of an allow rule instead",
+	}
+}
+
+func devID() kind {
+	const bundles = `bundles = { laptops = "/etc/tpm/laptops.pem" }`
+	return kind{
+		name:    "devid",
+		example: `source "devid" "laptops" { ca_path = "/etc/tpm/devid-ca.pem" }`,
+		read: reader(devid.New, func(c *devid.Config, _ spire) []key {
+			c.CRL = certs.CRLOff
+			return []key{
+				fileOrFolder("ca_path", &c.CAPath),
+				pathMap("bundles", bundles, &c.Bundles),
+				duration("poll_interval", &c.PollInterval, truststore.DefaultPollInterval, leastPoll, mostPoll),
+				texts("aia_hosts", &c.AIAHosts),
+				plain("mirror_url", &c.MirrorURL),
+				plain("crl", &c.CRL),
+				cacheFile("cache_path", &c.CachePath),
+			}
+		}),
+		gives:   []given{{agentpath.CA, "bundles"}, {field: agentpath.DevIDFingerprint}},
+		byDevID: true,
+		neverDenies: "a machine that leaves out its DevID would not be listed by it, and so not be denied: " +
+			"revoke the DevID's certificate instead, and name the source in the all of an allow rule",
 	}
 }
 

@@ -110,51 +110,86 @@ func quoted(names []string) string {
 
 // policyWarnings returns what a person should know about an accepted policy.
 func policyWarnings(all []definition, allow, deny []rule) []string {
-	var warnings []string
-	warn := func(path, message string) { warnings = append(warnings, Problem{path, message}.String()) }
-	is := func(source string, of func(kind) bool) bool {
-		return slices.ContainsFunc(all, func(d definition) bool { return d.name == source && of(d.kind) })
-	}
-	byVendor := func(source string) bool { return is(source, func(k kind) bool { return k.byVendor }) }
-	byBoot := func(source string) bool { return is(source, func(k kind) bool { return k.byBoot }) }
-	byNobody := func(source string) bool { return byVendor(source) || byBoot(source) }
-	enforced, vendors, certified := false, false, true
+	w := adviser{all: all, certified: true}
 	for _, r := range allow {
-		if r.Trial {
-			continue
-		}
-		enforced = true
-		certified = certified && slices.ContainsFunc(r.All, byVendor)
-		switch {
-		case enough(r.Rule, byBoot):
-			warn(r.path, "this rule admits by the boot alone: anybody with a TPM in software can have it quote "+
-				"any PCR values; name a source in its all that knows the TPM, such as a list or an ek_ca")
-		case enough(r.Rule, byVendor):
-			vendors = true
-			warn(r.path, "this rule admits by the CAs of TPM vendors alone: "+
-				"any TPM of these vendors is admitted, whoever owns it")
-		case enough(r.Rule, byNobody):
-			vendors = true
-			warn(r.path, "this rule admits by the CAs of TPM vendors and the boot alone: "+
-				"any TPM of these vendors is admitted, whoever owns it, if its machine boots what a profile knows")
+		if !r.Trial {
+			w.allow(r)
 		}
 	}
-	if !enforced {
-		warn("allow", "no allow rule is enforced: no machine is admitted")
+	if !w.enforced {
+		w.warn("allow", "no allow rule is enforced: no machine is admitted")
 	}
 	for _, r := range deny {
-		byCertificate := slices.ContainsFunc(slices.Concat(r.All, r.Any), byVendor)
-		switch {
-		case r.Trial:
-		case byCertificate && !certified:
-			warn(r.path, "an ek_ca cannot deny a machine that leaves out its EK certificate: "+
-				"name an ek_ca in the all of every allow rule")
-		case !byCertificate && vendors:
-			warn(r.path, "a TPM has several EKs, and its vendor may vouch for each: a machine that is denied "+
-				"by the hash of one can attest with another; deny the hashes of all, or require a list to admit")
+		if !r.Trial {
+			w.deny(r)
 		}
 	}
-	return warnings
+	return w.warnings
+}
+
+// An adviser warns of what rules mean. It looks at the allow rules first.
+type adviser struct {
+	all      []definition
+	warnings []string
+
+	enforced bool
+	// anyEK is whether a rule may admit a machine by each of the EKs in its TPM.
+	anyEK bool
+	// certified is whether each rule needs an EK certificate.
+	certified bool
+}
+
+func (w *adviser) warn(path, message string) {
+	w.warnings = append(w.warnings, Problem{path, message}.String())
+}
+
+// of returns a function that reports whether a source is of some kinds.
+func (w *adviser) of(kinds func(kind) bool) func(source string) bool {
+	return func(source string) bool {
+		return slices.ContainsFunc(w.all, func(d definition) bool { return d.name == source && kinds(d.kind) })
+	}
+}
+
+// allow warns of an allow rule that is enforced.
+func (w *adviser) allow(r rule) {
+	byVendor, byDevID := w.of(func(k kind) bool { return k.byVendor }), w.of(func(k kind) bool { return k.byDevID })
+	byBoot := enough(r.Rule, w.of(func(k kind) bool { return k.byBoot }))
+	byNothing := enough(r.Rule, w.of(func(k kind) bool { return k.byBoot || k.byDevID }))
+	w.enforced = true
+	w.certified = w.certified && slices.ContainsFunc(r.All, byVendor)
+	if !byBoot && enough(r.Rule, w.of(func(k kind) bool { return k.byVendor || k.byBoot || k.byDevID })) {
+		w.anyEK = true
+	}
+	switch {
+	case byBoot:
+		w.warn(r.path, "this rule admits by the boot alone: anybody with a TPM in software can have it quote "+
+			"any PCR values; name a source in its all that knows the TPM, such as a list or an ek_ca")
+	case enough(r.Rule, byVendor):
+		w.warn(r.path, "this rule admits by the CAs of TPM vendors alone: "+
+			"any TPM of these vendors is admitted, whoever owns it")
+	case enough(r.Rule, w.of(func(k kind) bool { return k.byVendor || k.byBoot })):
+		w.warn(r.path, "this rule admits by the CAs of TPM vendors and the boot alone: "+
+			"any TPM of these vendors is admitted, whoever owns it, if its machine boots what a profile knows")
+	}
+	if byNothing && slices.ContainsFunc(slices.Concat(r.All, r.Any), byDevID) {
+		w.warn(r.path, "this rule admits by the DevID alone, on the word of its CA that the key is in a real TPM: "+
+			"a TPM in software proves a DevID just as well; name a source in its all that knows the TPM, "+
+			"such as an ek_ca or a list")
+	}
+}
+
+// deny warns of a deny rule that is enforced.
+func (w *adviser) deny(r rule) {
+	byVendor := w.of(func(k kind) bool { return k.byVendor })
+	byCertificate := slices.ContainsFunc(slices.Concat(r.All, r.Any), byVendor)
+	switch {
+	case byCertificate && !w.certified:
+		w.warn(r.path, "an ek_ca cannot deny a machine that leaves out its EK certificate: "+
+			"name an ek_ca in the all of every allow rule")
+	case !byCertificate && w.anyEK:
+		w.warn(r.path, "a TPM has several EKs, and its vendor may vouch for each: a machine that is denied "+
+			"by the hash of one can attest with another; deny the hashes of all, or require a list to admit")
+	}
 }
 
 // enough reports whether sources of some kinds are enough for a rule to hold.
