@@ -27,11 +27,14 @@ type attestation struct {
 	stream      nodeattestorv1.NodeAttestor_AttestServer
 	begun       time.Time
 
-	ekHash   sources.EKHash  // zero until the payload is checked
-	asked    *config.Quote   // what the challenge asked of the machine's boot; nil if nothing
-	boot     *sources.Boot   // what the machine has proved of its boot; nil if nothing
-	logged   int64           // its event log's share of budgets.logs
-	decision policy.Decision // the last one
+	ekHash sources.EKHash // zero until the payload is checked
+	asked  *config.Quote  // what the challenge asked of the machine's boot; nil if nothing
+	// askedDevID is whether the challenge asked for the machine's DevID.
+	askedDevID bool
+	boot       *sources.Boot   // what the machine has proved of its boot; nil if nothing
+	devID      *sources.DevID  // the DevID that the machine has proved; nil if none
+	answered   int64           // its event log's and its DevID's share of budgets.answers
+	decision   policy.Decision // the last one
 }
 
 // Attest implements the NodeAttestor service: a payload, one challenge, and the answer to it.
@@ -89,6 +92,7 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 	if failed := a.chooseQuote(session); failed != nil {
 		return nil, failed
 	}
+	a.askedDevID = a.asksDevID(session)
 	held := hold(&sources.Evidence{
 		EKHash: ek.Hash, EK: ek.Public, Certificate: ek.Certificate, Chain: session.Chain(),
 	}, &a.plugin.held.asked)
@@ -108,12 +112,12 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 		}
 		defer a.plugin.strangers.Leave()
 	}
-	defer a.releaseLog()
+	defer a.releaseAnswer()
 	if failed := a.challenge(ctx, session); failed != nil {
 		return nil, failed
 	}
 	proven := *held.evidence // a copy: a check that is stuck may still read the other
-	proven.Proof = &sources.Proof{AK: session.AK(), Boot: a.boot}
+	proven.Proof = &sources.Proof{AK: session.AK(), Boot: a.boot, DevID: a.devID}
 	if failed := a.decide(ctx, session, &proven); failed != nil {
 		return nil, failed
 	}
@@ -128,6 +132,9 @@ func (a *attestation) decide(ctx context.Context, session *attestor.Session, pro
 			return failed
 		}
 		if failed := a.checkBoot(session); failed != nil {
+			return failed
+		}
+		if failed := a.checkDevID(session); failed != nil {
 			return failed
 		}
 		a.decision = a.set.AfterChallenge(ctx, proven)
@@ -204,6 +211,8 @@ func (a *attestation) challenge(ctx context.Context, session *attestor.Session) 
 		return challengeFailed("the answer to the challenge is wrong", err)
 	case errors.Is(err, attestor.ErrQuoteFailed):
 		return challengeFailed("the quote in the answer to the challenge is missing or wrong", err)
+	case errors.Is(err, attestor.ErrDevIDFailed):
+		return challengeFailed("the DevID in the answer to the challenge is wrong", err)
 	case err != nil:
 		return malformed(err.Error())
 	}

@@ -58,3 +58,6 @@ func (p *Plugin) Asked() int64 { return p.held.asked.bytes.Load() }
 func (p *Plugin) Held() int64 {
 	return p.held.asked.bytes.Load() + p.held.strangers.bytes.Load() + p.held.listed.bytes.Load()
 }
+
+// Answers is how many bytes of event logs and DevIDs are held.
+func (p *Plugin) Answers() int64 { return p.held.answers.bytes.Load() }

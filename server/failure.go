@@ -149,6 +149,9 @@ func (a *attestation) log(ctx context.Context, level hclog.Level, message string
 	if a.boot != nil {
 		args = append(args, "boot", clean(boot.Summary(a.boot), maxLogged))
 	}
+	if a.devID != nil {
+		args = append(args, "devid", fingerprint(a.devID))
+	}
 	d := &a.decision
 	if names := machineNames(d); names != "" {
 		args = append(args, "name", clean(names, maxLogged))

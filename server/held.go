@@ -27,10 +27,10 @@ const (
 	// maxChecking is how many payloads are checked at once. Each keeps a processor busy, so
 	// more would gain nothing and take memory, several times a payload's size each.
 	maxChecking = 16
-	// maxLogs is how many bytes of event logs are held at once of machines about which the
-	// sources are being asked. What a log says refers to its bytes, and takes at most a few
-	// times as much.
-	maxLogs = 16 << 20
+	// maxAnswers is how many bytes of event logs and of DevIDs' certificates are held at once
+	// of machines about which the sources are being asked. What a log says refers to its
+	// bytes, and what a source parses takes at most a few times as much.
+	maxAnswers = 16 << 20
 	// maxSaid is how many bytes are kept of what all sources together said about a machine.
 	maxSaid = 512
 )
@@ -50,14 +50,14 @@ type budgets struct {
 	strangers budget // of machines that wait, or answer a challenge, and that no source lists so far
 	listed    budget // of such machines that a source lists
 
-	logs budget // event logs, of machines that have answered their challenge
+	answers budget // event logs and DevIDs, of machines that have answered their challenge
 }
 
 func newBudgets() budgets {
 	return budgets{
 		payloads: budget{most: maxArriving}, responses: budget{most: maxAnswering},
 		asked: budget{most: maxAsked}, strangers: budget{most: maxStrangers}, listed: budget{most: maxListed},
-		logs: budget{most: maxLogs},
+		answers: budget{most: maxAnswers},
 	}
 }
 

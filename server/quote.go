@@ -32,32 +32,29 @@ func (a *attestation) chooseQuote(session *attestor.Session) *failure {
 
 // ask returns what the challenge asks for.
 func (a *attestation) ask() attestor.Ask {
-	q := a.asked
-	if q == nil {
-		return attestor.Ask{}
+	ask := attestor.Ask{DevID: a.askedDevID}
+	if q := a.asked; q != nil {
+		ask.Quote, ask.EventLog = &attestor.QuoteRequest{Bank: q.Bank, PCRs: q.PCRs}, q.EventLog != config.EventLogOff
 	}
-	return attestor.Ask{
-		Quote:    &attestor.QuoteRequest{Bank: q.Bank, PCRs: q.PCRs},
-		EventLog: q.EventLog != config.EventLogOff,
-	}
+	return ask
 }
 
-// judge sets what the machine has proved of its boot.
+// judge sets what the machine has proved besides its EK: its boot and its DevID.
 func (a *attestation) judge(answer *attestor.Answer) *failure {
-	if answer.Quote == nil {
-		return nil
+	devID, size := devIDOf(answer)
+	size += int64(len(answer.EventLog))
+	if !a.plugin.held.answers.take(size) {
+		return tooMany("too many event logs and DevIDs are held")
 	}
-	size := int64(len(answer.EventLog))
-	if !a.plugin.held.logs.take(size) {
-		return tooMany("too many event logs are held")
+	a.answered, a.devID = size, devID
+	if answer.Quote != nil {
+		a.boot = boot.Of(answer.Quote, answer.EventLog, a.ask().EventLog)
 	}
-	a.logged = size
-	a.boot = boot.Of(answer.Quote, answer.EventLog, a.ask().EventLog)
 	return nil
 }
 
-// releaseLog gives back the event log's share of its budget.
-func (a *attestation) releaseLog() { a.plugin.held.logs.give(a.logged) }
+// releaseAnswer gives back the share of the event log and the DevID of their budget.
+func (a *attestation) releaseAnswer() { a.plugin.held.answers.give(a.answered) }
 
 // checkBoot checks what the machine has proved of its boot against the configuration that is
 // current now.
