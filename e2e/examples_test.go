@@ -143,7 +143,7 @@ func TestEveryExampleIsRun(t *testing.T) {
 
 func newSite(t *testing.T, example string) *site {
 	t.Helper()
-	w := newWorld(t)
+	w := newWorldFor(t, bootLimit)
 	vendor := attestortest.NewCA(t, "Example vendor")
 	tpm := func(number int, ca *attestortest.CA) *attestortest.TPM {
 		return attestortest.New(t, attestortest.Options{EK: attestor.P256, Number: number, CA: ca})
