@@ -9,14 +9,18 @@ import (
 	"testing"
 )
 
-// What the page says of `tpm-attestor list` can be pasted, and prints what the page shows: its
-// commands are run one after another, beside the files that it shows.
+// What the page says of `tpm-attestor list` and `validate` can be pasted, and prints what the page
+// shows: its commands are run one after another, beside the files that it shows.
 func TestListCommands(t *testing.T) {
 	const file = "docs/tpm-attestor.md"
-	_, section, found := strings.Cut(read(t, file), "\n## Lists\n")
-	section, _, ended := strings.Cut(section, "\n## ")
-	if !found || !ended {
-		t.Fatal("the page has no section Lists")
+	var blocks []block
+	for _, name := range []string{"Lists", "Validate"} { // the second uses a file of the first
+		_, section, found := strings.Cut(read(t, file), "\n## "+name+"\n")
+		section, _, ended := strings.Cut(section, "\n## ")
+		if !found || !ended {
+			t.Fatalf("the page has no section %s", name)
+		}
+		blocks = append(blocks, takeApart(t, file, []byte(section)).blocks...)
 	}
 	dir, bin := t.TempDir(), t.TempDir()
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "./cmd/tpm-attestor")
@@ -26,8 +30,10 @@ func TestListCommands(t *testing.T) {
 	}
 	t.Setenv("PATH", bin+string(os.PathListSeparator)+os.Getenv("PATH"))
 	commands := 0
-	for _, b := range takeApart(t, file, []byte(section)).blocks {
+	for _, b := range blocks {
 		switch {
+		case b.has("server.hcl"):
+			must(t, os.WriteFile(filepath.Join(dir, "server.hcl"), []byte(b.text), 0o600))
 		case b.lang() == "csv":
 			must(t, os.WriteFile(filepath.Join(dir, "delivery.csv"), []byte(b.text), 0o600))
 		case b.has("list"):

@@ -1,7 +1,9 @@
 package server_test
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"fmt"
 	"os"
@@ -144,5 +146,74 @@ func TestBootPolicyRefusals(t *testing.T) {
 	got, err := p.attestTPM(t, tpm)
 	if err != nil || !slices.Contains(got.SelectorValues, "boot:web") || slices.Contains(got.SelectorValues, "label:boot:ok") {
 		t.Errorf("%v, %v", got, err)
+	}
+}
+
+// A machine that may be challenged sends the largest logs that it can, while the server is configured anew
+// again and again. It is refused, the line about it is short, nothing stays held, and an honest machine is
+// admitted beside it.
+func TestHostileLogs(t *testing.T) {
+	events := func(n int) *eventlogtest.Log {
+		l := eventlogtest.New("sha256")
+		for range n {
+			l.Add(4, eventlogtest.Application, nil)
+		}
+		return l
+	}
+	most := events(4096)
+	for i := range most.Events {
+		most.Events[i].PCR, most.Events[i].Measured = uint32(4+3*(i%2)), []byte{byte(i), byte(i >> 8)}
+	}
+	honest := kernel("kernel 1")
+	good := quoting(t, honest, honest.Bytes())
+	for _, tt := range []struct {
+		name string
+		log  *eventlogtest.Log
+		sent []byte
+		says string
+	}{
+		{"300 KiB", honest, bytes.Repeat([]byte{0xff}, 300<<10), "the event log has 307200 bytes, at most 262144 are allowed"},
+		{"as many events as there may be", most, most.Bytes(), "PCR 7 has no separator; the image "},
+		{"one event more", honest, events(4097).Bytes(), "the event log has more than 4096 events"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tpm, p := quoting(t, tt.log, []byte{}), serve(t)
+			sent := []byte(`"EventLog":"` + base64.StdEncoding.EncodeToString(tt.sent) + `"`)
+			images := hexSum("boot loader") + `", "` + hexSum("kernel 1")
+			text := policyOf(t, `{"name": "web", "secureboot": {"enabled": true}, "images": {"only": ["`+images+`"]}}`, tpm, good) + production
+			p.configure(t, text)
+			done, again := make(chan struct{}), make(chan struct{})
+			go func() {
+				defer close(again)
+				for {
+					select {
+					case <-done:
+						return
+					default:
+						if err := p.tryConfigure(text); err != nil {
+							t.Error(err)
+						}
+					}
+				}
+			}()
+			for range 4 {
+				_, err := p.attest(t, tpm.Payload(t), func(c []byte) []byte {
+					return bytes.Replace(tpm.Answer(t, c), []byte(`"EventLog":null`), sent, 1) // as our agent never would
+				})
+				wantStatus(t, err, codes.PermissionDenied, "this TPM is not admitted")
+				said, _ := p.log.find(t, "Attestation failed")["sources"].(string)
+				if !strings.Contains(said, tt.says) || len(said) > 4<<10 {
+					t.Errorf("sources are %q, want %q in it", said, tt.says)
+				}
+				if _, err := p.attestTPM(t, good); err != nil {
+					t.Error(err)
+				}
+			}
+			close(done)
+			<-again
+			if n := p.Arriving(); n != 0 {
+				t.Errorf("%d bytes are still held", n)
+			}
+		})
 	}
 }

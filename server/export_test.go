@@ -31,9 +31,9 @@ func (p *Plugin) Use(tb testing.TB, text string, policy policy.Policy, members .
 	p.current.Store(g)
 }
 
-// Arriving is how many bytes of messages are arriving, or wait to be checked.
+// Arriving is how many bytes of messages are arriving, or wait to be checked, and of what machines have answered are held.
 func (p *Plugin) Arriving() int64 {
-	return p.held.payloads.bytes.Load() + p.held.responses.bytes.Load()
+	return p.held.payloads.bytes.Load() + p.held.responses.bytes.Load() + p.held.answers.bytes.Load()
 }
 
 // UnderWay is how many attestations are under way.

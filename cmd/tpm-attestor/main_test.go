@@ -34,7 +34,8 @@ func TestScripts(t *testing.T) {
 			env.Setenv("VENDOR", vendor.host)
 			env.Setenv("BOOTED", booted.Device)
 			return errors.Join(writePublicAreas(env.WorkDir), writeKeys(env.WorkDir), writeLogs(env.WorkDir),
-				vendor.write(env.WorkDir))
+				writeCertificates(env.WorkDir), vendor.write(env.WorkDir),
+				os.Chmod(filepath.Dir(env.WorkDir), 0o711), os.Chmod(env.WorkDir, 0o711)) // for validate --user
 		},
 	})
 }
@@ -89,6 +90,7 @@ func TestUsageErrors(t *testing.T) {
 		{"ek", "--key", "rsa1024"},
 		{"validate"},
 		{"validate", "a", "b"},
+		{"validate", "a", "--user", "nobody-of-this-name"},
 		{"list", "bogus"},
 		{"list", "lint"},
 		{"list", "build"},

@@ -1,14 +1,13 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/access"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 )
@@ -16,29 +15,48 @@ import (
 // maxConfig is more than the size of the largest configuration that is accepted, in bytes.
 const maxConfig = 2 << 20
 
+// validateFlags are the flags of validate.
+type validateFlags struct {
+	asAgent bool
+	user    string
+	network bool
+}
+
 func newValidate(output *format) *cobra.Command {
-	var asAgent bool
+	var f validateFlags
 	cmd := &cobra.Command{
 		Use:   "validate CONFIG",
-		Short: "Check a configuration of the server plugin or of the agent plugin",
+		Short: "Check a configuration of the server plugin or of the agent plugin, and what it names",
 		Long: `validate checks a configuration of the server plugin or of the agent plugin as SPIRE's call to Validate
-does, and shows the warnings too. CONFIG is the configuration file of SPIRE Server or SPIRE Agent, or just
-the contents of plugin_data, in HCL or JSON; "-" is the standard input. It opens no list and no TPM, takes no
-lock and asks no network.
+does, shows the warnings too, and reads what the configuration names: lists, CA files, boot profiles, keys,
+tokens and certificates. It also finds rules that decide nothing, deny lists that deny nobody, and machines
+that would get the same SPIFFE ID. CONFIG is the configuration file of SPIRE Server or SPIRE Agent, or just
+the contents of plugin_data, in HCL or JSON; "-" is the standard input.
+
+It changes nothing, takes no lock, opens no TPM and reads no cache, and asks no network unless --network
+says so.
+
+With --user, it also says what that user may not read or write, from the modes, owners and groups along each
+path. ACLs, security modules and the rights that a file server gives are not looked at.
 
 validate recognizes the agent's configuration by its block agent, or in plugin_data by its keys. For other
 contents, such as an empty plugin_data, --agent says that they are the agent's.
 
-Exit code 3 says that the configuration is not valid.`,
+Exit codes: 0 valid, perhaps with warnings; 3 not valid; 4 not known, since something could not be looked at.`,
 		Example: examples(
 			"tpm-attestor validate /etc/spire/server/server.conf",
+			"sudo tpm-attestor validate --user spire /etc/spire/server/server.conf",
 			"tpm-attestor validate /etc/spire/agent/agent.conf",
 			"tpm-attestor validate --agent plugin_data.json",
 		),
 		Args: oneArgument("the configuration"),
-		RunE: func(cmd *cobra.Command, args []string) error { return runValidate(cmd, *output, asAgent, args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error { return runValidate(cmd, *output, f, args[0]) },
 	}
-	cmd.Flags().BoolVar(&asAgent, "agent", false, "CONFIG is the agent's, even if its contents do not show that")
+	flags := cmd.Flags()
+	flags.BoolVar(&f.asAgent, "agent", false, "CONFIG is the agent's, even if its contents do not show that")
+	flags.StringVar(&f.user, "user", "", "the user as whom SPIRE runs: a name, a number, or <uid>:<gid> as in "+
+		"a container")
+	flags.BoolVar(&f.network, "network", false, "ask web servers and databases as well")
 	return cmd
 }
 
@@ -55,13 +73,15 @@ func oneArgument(what string) cobra.PositionalArgs {
 	}
 }
 
-// validated is the JSON output of validate.
+// validated is the JSON output of validate. Problems and Warnings are those of the configuration
+// alone; Findings are all, with them.
 type validated struct {
 	Version  int       `json:"version"`
 	Side     string    `json:"side"`
 	Valid    bool      `json:"valid"`
 	Problems []problem `json:"problems"`
 	Warnings []string  `json:"warnings"`
+	Findings findings  `json:"findings"`
 }
 
 // The values of validated.Side.
@@ -74,62 +94,72 @@ const (
 type problem struct {
 	At      string `json:"at"`
 	Message string `json:"message"`
-
-	text string // both, in a line
 }
 
-func runValidate(cmd *cobra.Command, output format, asAgent bool, name string) error {
+// A validation is one run of validate.
+type validation struct {
+	validateFlags
+	cmd  *cobra.Command
+	user *access.User // nil if nobody was named
+	looker
+	result *validated
+}
+
+func runValidate(cmd *cobra.Command, output format, f validateFlags, name string) error {
+	v := &validation{
+		validateFlags: f, cmd: cmd, looker: newLooker(),
+		result: &validated{
+			Version: 1, Side: sideServer, Problems: []problem{}, Warnings: []string{}, Findings: findings{},
+		},
+	}
+	if f.user != "" {
+		var err error
+		if v.user, err = access.Lookup(f.user); err != nil {
+			return usageError("--user: %w", err)
+		}
+	}
 	content, err := input.Read(name, cmd.InOrStdin(), maxConfig)
 	if err != nil {
 		return fmt.Errorf("read the configuration: %w", err)
 	}
-	text := string(content)
-	result := &validated{Version: 1, Side: sideServer, Problems: []problem{}, Warnings: []string{}}
+	if name != "-" {
+		v.may("", name, access.Read)
+	}
+	v.check(name, string(content))
+	if err := printValidated(cmd, output, v.result); err != nil {
+		return err
+	}
+	return v.result.exit()
+}
+
+// check checks the configuration of either side.
+func (v *validation) check(name, text string) {
 	if data, isFile, err := config.AgentData(text); isFile {
-		result.checkAgent(data, err)
-	} else if asAgent || agent.HasKeys(text) {
-		result.checkAgent(text, nil)
-	} else if err := result.checkServer(cmd.Context(), text); err != nil {
-		return err
+		v.checkAgent(name, data, err)
+	} else if v.asAgent || agent.HasKeys(text) {
+		v.checkAgent(name, text, nil)
+	} else {
+		v.checkServer(text)
 	}
-	if err := printValidated(cmd, output, result); err != nil {
-		return err
-	}
-	if !result.Valid {
+	r := v.result
+	r.Valid = !r.Findings.has(severityError) && !r.Findings.has(severityUnknown)
+}
+
+// exit returns the error with the exit code.
+func (r *validated) exit() error {
+	switch {
+	case r.Findings.has(severityError):
 		return &exitError{code: exitRefused}
+	case r.Findings.has(severityUnknown):
+		return &exitError{code: exitCannotTell}
 	}
 	return nil
 }
 
-// checkServer checks the server's configuration.
-func (r *validated) checkServer(ctx context.Context, text string) error {
-	c, err := config.NewLoader().LoadFile(ctx, text)
-	if problems, ok := errors.AsType[config.Problems](err); ok {
-		for _, p := range problems {
-			r.Problems = append(r.Problems, problem{p.Path, p.Message, p.String()})
-		}
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	r.Valid = true
-	r.Warnings = append(r.Warnings, c.Warnings...)
-	return nil
-}
-
-// checkAgent checks the agent's plugin_data. The error says why there is none.
-func (r *validated) checkAgent(data string, err error) {
-	r.Side = sideAgent
-	if err != nil {
-		r.Problems = append(r.Problems, problem{"plugins", err.Error(), "plugins: " + err.Error()})
-		return
-	}
-	_, problems := agent.ParseConfig(data)
-	for _, p := range problems {
-		r.Problems = append(r.Problems, problem{p.Key, p.Message, p.String()})
-	}
-	r.Valid = len(problems) == 0
+// problem adds a mistake in the configuration.
+func (r *validated) problem(at, message string) {
+	r.Problems = append(r.Problems, problem{at, message})
+	r.Findings = append(r.Findings, finding{Severity: severityError, At: at, Message: message})
 }
 
 func printValidated(cmd *cobra.Command, output format, r *validated) error {
@@ -137,11 +167,12 @@ func printValidated(cmd *cobra.Command, output format, r *validated) error {
 		return printJSON(cmd, r)
 	}
 	var text strings.Builder
-	for _, p := range r.Problems {
-		text.WriteString(p.text + "\n")
-	}
-	for _, w := range r.Warnings {
-		text.WriteString("warning: " + w + "\n")
+	for _, s := range []severity{severityError, severityUnknown, severityWarning} {
+		for _, f := range r.Findings {
+			if f.Severity == s {
+				text.WriteString(f.String() + "\n")
+			}
+		}
 	}
 	if _, err := cmd.ErrOrStderr().Write([]byte(text.String())); err != nil {
 		return err

@@ -102,8 +102,3 @@ func (c *Config) warnOfAgentPath() {
 			"use .Issuer unless each bundle has a single CA")
 	}
 }
-
-// warn adds a warning: something that a person should know, but no mistake.
-func (c *Config) warn(path, message string) {
-	c.Warnings = append(c.Warnings, Problem{path, message}.String())
-}

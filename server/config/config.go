@@ -45,7 +45,9 @@ type Config struct {
 	// Warnings are what a person should know, although it is no mistake.
 	Warnings []string
 
-	files []file
+	warned []Warning
+	files  []file
+	places map[string]string // the paths of keys of sources
 	// gives are the fields of AgentPath that each source, by its name, can give.
 	gives map[string][]agentpath.Field
 }
@@ -86,7 +88,7 @@ const (
 
 // parse collects all mistakes and returns everything else that the configuration says.
 func (in *input) parse(identity web.IdentityProvider) *Config {
-	c, ps := &Config{TrustDomain: in.trustDomain}, &in.problems
+	c, ps := &Config{TrustDomain: in.trustDomain, places: map[string]string{}}, &in.problems
 	if in.unread {
 		return c
 	}
@@ -191,7 +193,11 @@ func (in *input) refuseBeside(b *body, blocks map[string]bool) {
 // assemble makes members and policy of what was read.
 func (c *Config) assemble(ps *problems, all []definition, allow, deny []rule) {
 	for _, d := range all {
-		c.files = append(c.files, d.files...)
+		for _, f := range d.files {
+			f.source = d.name
+			c.files = append(c.files, f)
+		}
+		c.places[d.name] = d.path
 		c.DevID = c.DevID || d.kind.byDevID
 		if d.broken {
 			continue
@@ -206,7 +212,7 @@ func (c *Config) assemble(ps *problems, all []definition, allow, deny []rule) {
 	for _, r := range deny {
 		c.Policy.Deny = append(c.Policy.Deny, r.Rule)
 	}
-	c.Warnings = append(c.Warnings, policyWarnings(all, allow, deny)...)
+	c.warnOfPolicy(all, allow, deny)
 	for _, d := range all {
 		for _, w := range d.warnings() {
 			c.warn(under(d.path, w.Field), w.Problem)

@@ -80,8 +80,10 @@ func (l *Loader) look(ctx context.Context, ps *problems, c *Config) {
 		var exposed exposedError
 		switch err := errs[i]; {
 		case err == nil:
-		case errors.As(err, &unsure), errors.As(err, &exposed):
-			c.Warnings = append(c.Warnings, Problem{f.at, err.Error()}.String())
+		case errors.As(err, &unsure):
+			c.add(Warning{Problem{f.at, err.Error()}, true})
+		case errors.As(err, &exposed):
+			c.warn(f.at, err.Error())
 		default:
 			ps.add(f.at, "%v", err)
 		}

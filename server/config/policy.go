@@ -108,9 +108,9 @@ func quoted(names []string) string {
 	return strings.Join(q, ", ")
 }
 
-// policyWarnings returns what a person should know about an accepted policy.
-func policyWarnings(all []definition, allow, deny []rule) []string {
-	w := adviser{all: all, certified: true}
+// warnOfPolicy warns of what a person should know about an accepted policy.
+func (c *Config) warnOfPolicy(all []definition, allow, deny []rule) {
+	w := adviser{all: all, warn: c.warn, certified: true}
 	for _, r := range allow {
 		if !r.Trial {
 			w.allow(r)
@@ -124,23 +124,18 @@ func policyWarnings(all []definition, allow, deny []rule) []string {
 			w.deny(r)
 		}
 	}
-	return w.warnings
 }
 
 // An adviser warns of what rules mean. It looks at the allow rules first.
 type adviser struct {
-	all      []definition
-	warnings []string
+	all  []definition
+	warn func(path, message string)
 
 	enforced bool
 	// anyEK is whether a rule may admit a machine by each of the EKs in its TPM.
 	anyEK bool
 	// certified is whether each rule needs an EK certificate.
 	certified bool
-}
-
-func (w *adviser) warn(path, message string) {
-	w.warnings = append(w.warnings, Problem{path, message}.String())
 }
 
 // of returns a function that reports whether a source is of some kinds.

@@ -25,6 +25,25 @@ func (p Problem) String() string {
 	return p.Path + ": " + p.Message
 }
 
+// A Warning is what a person should know about a configuration, although it is no mistake.
+type Warning struct {
+	Problem
+	// Unsure is true if a file system did not say whether a file exists, so that the
+	// configuration may have a mistake.
+	Unsure bool
+}
+
+// Warned returns the Warnings with their paths of keys.
+func (c *Config) Warned() []Warning { return c.warned }
+
+// warn adds a warning.
+func (c *Config) warn(path, message string) { c.add(Warning{Problem: Problem{path, message}}) }
+
+func (c *Config) add(w Warning) {
+	c.warned = append(c.warned, w)
+	c.Warnings = append(c.Warnings, w.String())
+}
+
 // Problems are all mistakes in a configuration, at least one, sorted. Parse and Loader.Load
 // return them as their error.
 type Problems []Problem //nolint:errname // it is a list, of what each is called

@@ -38,9 +38,10 @@ func (d *definition) warnings() []sources.FieldError {
 
 // file is a path that must exist.
 type file struct {
-	at   string // the path of keys
-	path string
-	dir  bool // must be a folder
+	source string
+	at     string // the path of keys
+	path   string
+	dir    bool // must be a folder
 	// regular is true if it must be a regular file.
 	regular bool
 	// secret is true if other users should not be able to read it.
@@ -48,6 +49,38 @@ type file struct {
 	// cache is the path of a cache, if path is its folder. The cache need not exist.
 	cache string
 }
+
+// A Path is a file or a folder that a configuration names.
+type Path struct {
+	// Source is the name of the source that it belongs to.
+	Source string
+	// At is the path of keys that names it.
+	At string
+	// Path is as it is written. A relative one is relative to the working directory of SPIRE.
+	Path string
+	// Folder is true if it must be a folder. Regular is true if it must be a regular file. If both
+	// are false, it may be either.
+	Folder, Regular bool
+	// Secret is true if other users should not be able to read it.
+	Secret bool
+	// Cache is true if it is a file that the plugin writes, in a folder that must exist.
+	Cache bool
+}
+
+// Paths returns all files and folders that the configuration names, in its order of keys.
+func (c *Config) Paths() []Path {
+	all := make([]Path, len(c.files))
+	for i, f := range c.files {
+		all[i] = Path{f.source, f.at, f.path, f.dir, f.regular, f.secret, false}
+		if f.cache != "" {
+			all[i] = Path{Source: f.source, At: f.at, Path: f.cache, Regular: true, Cache: true}
+		}
+	}
+	return all
+}
+
+// Place returns the path of keys of a source.
+func (c *Config) Place(source string) string { return c.places[source] }
 
 // maxSources is how many sources there may be.
 const maxSources = 256

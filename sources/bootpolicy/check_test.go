@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -307,5 +308,31 @@ func TestReasonIsBounded(t *testing.T) {
 	}
 	if v := wantListed(t, open(t, `{"profiles": [`+strings.Join(profiles, ",")+`]}`), b); len(v.Reason) > sources.MaxReason || v.Attributes.Validate() != nil {
 		t.Errorf("%d bytes: %s", len(v.Reason), v.Reason)
+	}
+}
+
+// A machine chooses what is in its dbx, and a profile of a dbx may have thousands of digests. To hold the
+// one against the other takes less than a second, also if there are many profiles.
+func TestManyDigestsInDBX(t *testing.T) {
+	const conditions, there = 4096, 5461 // as many as a list and a log may have
+	b := booted(usual("kernel"))
+	b.Log.DBX.Digests = nil
+	var dbx []string
+	for i := range there {
+		name := "forbidden " + strconv.Itoa(i)
+		b.Log.DBX.Digests = append(b.Log.DBX.Digests, digest(name))
+		if i >= there-conditions {
+			dbx = append(dbx, hexOf(name))
+		}
+	}
+	var profiles []string
+	for i := range 12 {
+		profiles = append(profiles, `{"name": "`+strconv.Itoa(i)+`", "secureboot": {"dbx": {"contains": ["`+strings.Join(dbx, `", "`)+`"]}}}`)
+	}
+	s := open(t, `{"profiles": [`+strings.Join(profiles, ",")+`]}`)
+	begun := time.Now()
+	wantListed(t, s, b)
+	if took := time.Since(begun); took > time.Second {
+		t.Errorf("it took %v", took)
 	}
 }

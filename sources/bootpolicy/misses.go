@@ -83,8 +83,12 @@ func missSecureBoot(log *sources.BootLog, s *bootprofiles.SecureBoot, note func(
 	if len(s.Authorities) > 0 {
 		missOnly(log.Authorities, s.Authorities, "authority", anywhere, note)
 	}
+	if len(s.DBX) == 0 {
+		return
+	}
+	there := setOf(log.DBX.Digests)
 	for _, digest := range s.DBX {
-		if !contains(log.DBX.Digests, digest) {
+		if !there[string(digest)] {
 			note("dbx does not have %x%s", digest, behind(log.DBX.Partial))
 			break
 		}
@@ -100,10 +104,7 @@ const maxNew = 8
 func missOnly(
 	there sources.Measured, only [][]byte, what string, event func([]byte) string, note func(string, ...any),
 ) {
-	known := map[string]bool{}
-	for _, digest := range only {
-		known[string(digest)] = true
-	}
+	known := setOf(only)
 	told := 0
 	for _, digest := range there.Digests {
 		if known[string(digest)] {
@@ -138,6 +139,16 @@ func behind(remark string) string {
 		return ""
 	}
 	return " (" + remark + ")"
+}
+
+// setOf returns a set of digests. A machine chooses how many there are in its log, so a search of all
+// for each condition could take long.
+func setOf(digests [][]byte) map[string]bool {
+	set := make(map[string]bool, len(digests))
+	for _, digest := range digests {
+		set[string(digest)] = true
+	}
+	return set
 }
 
 func contains(digests [][]byte, digest []byte) bool {

@@ -20,19 +20,19 @@ const (
 	maxRedirects = 3
 )
 
-// token reads the bearer token; it is empty if none is configured.
-func (o *Origin) token() (string, error) {
-	if o.cfg.BearerTokenPath == "" {
+// readToken reads the bearer token in a file; it is empty if there is no path.
+func readToken(path string) (string, error) {
+	if path == "" {
 		return "", nil
 	}
-	data, err := smallfile.Read(o.cfg.BearerTokenPath, maxToken)
+	data, err := smallfile.Read(path, maxToken)
 	if err != nil {
 		return "", fmt.Errorf("read the bearer token: %w", err)
 	}
 	token := strings.TrimSpace(string(data))
 	// RFC 6750, 2.1. The token itself is never part of an error.
 	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return "", fmt.Errorf("there is no bearer token in %q: write one line without blanks", o.cfg.BearerTokenPath)
+		return "", fmt.Errorf("there is no bearer token in %q: write one line without blanks", path)
 	}
 	return token, nil
 }

@@ -31,7 +31,7 @@ type session struct {
 
 // open reads the credentials.
 func (o *Origin) open(ctx context.Context) (*session, error) {
-	token, err := o.token()
+	token, err := readToken(o.cfg.BearerTokenPath)
 	if err != nil {
 		return nil, err
 	}

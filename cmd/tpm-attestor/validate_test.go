@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+)
+
+// A script tells by the exit code what it knows: valid, not valid, or neither, since something could
+// not be looked at.
+func TestValidateExitCodes(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	list := write("list.txt", strings.Repeat("0a", 32)+"\n")
+	torn := write("torn.txt", "0a0a")
+	hashFile := func(path string) string { return fmt.Sprintf("source \"hash_file\" \"a\" {\n path = %q\n}\n", path) }
+	web := "source \"http\" \"a\" {\n url = \"https://127.0.0.1:1/list\"\n cache_path = \"/tmp/x\"\n}\n"
+	for name, tt := range map[string]struct {
+		args []string
+		want int
+	}{
+		"valid":             {[]string{write("good", hashFile(list))}, 0},
+		"not valid":         {[]string{write("torn", hashFile(torn))}, exitRefused},
+		"not there":         {[]string{write("none", hashFile(dir+"/none"))}, exitRefused},
+		"not asked":         {[]string{write("web", web)}, 0},
+		"no answer":         {[]string{write("web", web), "--network"}, exitCannotTell},
+		"no configuration":  {[]string{dir + "/none.conf"}, exitFailed},
+		"no such user":      {[]string{write("good", hashFile(list)), "--user", "x:y"}, exitUsage},
+		"both wrong, known": {[]string{write("both", hashFile(torn)+web+"allow \"x\" { any = [\"a\"] }"), "--network"}, exitRefused},
+	} {
+		var stdout, stderr strings.Builder
+		code := run(t.Context(), append([]string{"validate"}, tt.args...), streams{strings.NewReader(""), &stdout, &stderr})
+		if code != tt.want || (stdout.String() == "valid\n") != (tt.want == 0) {
+			t.Errorf("%s: exit code %d, want %d: %s%s", name, code, tt.want, &stdout, &stderr)
+		}
+	}
+}
+
+// A mount whose server has gone must not hang the command, and says nothing about what is there.
+func TestValidateDoesNotHang(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l, block := newLooker(), make(chan struct{})
+		err := l.within(t.Context(), func(context.Context) error {
+			<-block
+			return nil
+		})
+		var f findings
+		f.failed("path", err)
+		if !errors.Is(err, errHangs) || !f.has(severityUnknown) || f.has(severityError) {
+			t.Errorf("%v: %+v", err, f)
+		}
+		close(block)
+	})
+}
+
+// Whoever may not read a file has not found that it is wrong.
+func TestWhatCouldNotBeLookedAt(t *testing.T) {
+	t.Parallel()
+	for _, err := range []error{
+		&fs.PathError{Op: "open", Path: "x", Err: fs.ErrPermission}, errHangs, context.DeadlineExceeded,
+		&net.OpError{Op: "dial", Err: errors.New("refused")},
+	} {
+		var f findings
+		f.failed("at", fmt.Errorf("read: %w", err))
+		if f[0].Severity != severityUnknown {
+			t.Errorf("%v is an error", err)
+		}
+	}
+	var f findings
+	f.failed("at", errors.New("nonsense"))
+	if f[0].Severity != severityError || f.under("a", severityError) || !f.under("at", severityError) {
+		t.Errorf("%+v", f)
+	}
+}

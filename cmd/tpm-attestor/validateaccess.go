@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/access"
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/boltfile"
+)
+
+// may notes whether the user of --user may do something.
+func (v *validation) may(at, path string, want access.Want) {
+	if v.user == nil {
+		return
+	}
+	var err error
+	if waited := v.within(v.cmd.Context(), func(context.Context) error {
+		err = v.user.May(path, want)
+		return nil
+	}); waited != nil {
+		err = waited
+	}
+	v.denied(at, err)
+}
+
+// denied adds why a user may not use a file. What is missing is found by others.
+func (v *validation) denied(at string, err error) {
+	var denied *access.DeniedError
+	switch {
+	case err == nil, errors.Is(err, fs.ErrNotExist):
+	case errors.As(err, &denied):
+		v.result.Findings = append(v.result.Findings, finding{
+			Severity: severityError, At: at, Message: denied.Error(), Action: denied.Remedy(),
+		})
+	default:
+		v.result.Findings.failed(at, fmt.Errorf("%w: %w", errNotSeen, err))
+	}
+}
+
+// errNotSeen says that the permissions are not known.
+var errNotSeen = errors.New("the permissions could not be looked at")
+
+// mayUse notes whether the user may use what the configuration names, as the plugin does.
+func (v *validation) mayUse(p config.Path) {
+	if v.user == nil {
+		return
+	}
+	var found []error
+	err := v.within(v.cmd.Context(), func(ctx context.Context) error {
+		if p.Cache {
+			found = v.cache(p.Path)
+		} else {
+			found = v.tree(ctx, p.Path)
+		}
+		return nil
+	})
+	if err != nil {
+		v.result.Findings.failed(p.At, err)
+		return
+	}
+	for _, err := range found {
+		v.cacheOrDenied(p.At, err)
+	}
+}
+
+// errOtherOwner is a warning.
+type otherOwnerError struct{ path, user string }
+
+func (e otherOwnerError) Error() string {
+	return fmt.Sprintf("the cache %s belongs to another user than %s, so what it holds is not used", e.path, e.user)
+}
+
+func (v *validation) cacheOrDenied(at string, err error) {
+	if other, ok := errors.AsType[otherOwnerError](err); ok {
+		v.result.Findings.warn(at, "chown it, or delete it", "%v", other)
+		return
+	}
+	v.denied(at, err)
+}
+
+// cache returns what keeps the user from a cache: the plugin makes files in its folder and replaces
+// it, and reads only what belongs to its own user.
+func (v *validation) cache(path string) []error {
+	all := []error{v.user.May(filepath.Dir(path), access.Write|access.Search)}
+	for i, name := range boltfile.Names(path) {
+		info, err := os.Lstat(name)
+		switch {
+		case err != nil:
+		case i == 0 && !v.user.Owns(info):
+			all = append(all, otherOwnerError{name, v.user.Name})
+		case i == 0:
+			all = append(all, v.user.May(name, access.Read))
+		case strings.HasSuffix(name, ".lock"):
+			all = append(all, v.user.May(name, access.Read|access.Write))
+		}
+	}
+	return all
+}
+
+const (
+	// mostDenied is how many files of a folder are told that the user may not read.
+	mostDenied = 20
+	// mostInFolder is how many names in a folder are looked at.
+	mostInFolder = 10_000
+)
+
+// tree returns what keeps the user from a file, or from a folder and what the plugin reads in it.
+func (v *validation) tree(ctx context.Context, path string) []error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return []error{err}
+	}
+	if !info.IsDir() {
+		return []error{v.user.May(path, access.Read)}
+	}
+	if err := v.user.May(path, access.Read|access.Search); err != nil {
+		return []error{err}
+	}
+	folder, err := os.Open(path) //nolint:gosec // G304: the configuration names it
+	if err != nil {
+		return []error{err}
+	}
+	defer folder.Close()
+	names, _ := folder.Readdirnames(mostInFolder) // an error ends the list
+	var all []error
+	for _, name := range names {
+		if strings.HasPrefix(name, ".") {
+			continue
+		}
+		if ctx.Err() != nil || len(all) == mostDenied {
+			break
+		}
+		if err := v.inFolder(filepath.Join(path, name)); err != nil {
+			all = append(all, err)
+		}
+	}
+	return all
+}
+
+// inFolder returns what keeps the user from a file, or from looking into a folder.
+func (v *validation) inFolder(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return nil //nolint:nilerr // a dangling link, or gone: others say what that means
+	case info.IsDir():
+		return v.user.May(path, access.Read|access.Search)
+	}
+	return v.user.May(path, access.Read)
+}

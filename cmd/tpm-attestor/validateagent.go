@@ -1,0 +1,62 @@
+package main
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/spire-tpm/spire-tpm-attestor/agent"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/access"
+)
+
+// checkAgent checks the agent's plugin_data, which is in a file. The error says why there is none.
+func (v *validation) checkAgent(file, data string, err error) {
+	r := v.result
+	r.Side = sideAgent
+	if err != nil {
+		r.problem("plugins", err.Error())
+		return
+	}
+	c, problems := agent.ParseConfig(data)
+	for _, p := range problems {
+		r.problem(p.Key, p.Message)
+	}
+	if len(problems) > 0 {
+		return
+	}
+	if c.EndorsementPassword != "" || c.OwnerPassword != "" {
+		v.secretInside(file)
+	}
+	if v.user == nil {
+		return
+	}
+	if c.Device != "" {
+		path, _ := strings.CutPrefix(c.Device, "unix:")
+		v.exists("device", path)
+		v.may("device", path, access.Read|access.Write)
+	}
+	if c.EventLogPath != "" {
+		v.exists("event_log_path", c.EventLogPath)
+		v.may("event_log_path", c.EventLogPath, access.Read)
+	}
+}
+
+// secretInside warns if others may read a configuration with a password in it.
+func (v *validation) secretInside(file string) {
+	if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o007 != 0 {
+		v.result.Findings.warn("", "chmod o= "+file,
+			"%s has a password of the TPM, and every user on this machine may read it", file)
+	}
+}
+
+// exists notes that something is missing. It is asked only if somebody named a user, who is a user
+// of the machine that the configuration is for.
+func (v *validation) exists(at, path string) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		v.result.Findings = append(v.result.Findings, finding{
+			Severity: severityError, At: at, Message: path + " does not exist",
+			Action: "create or start it, or correct the path",
+		})
+	}
+}

@@ -1,0 +1,335 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/bootpolicy"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/devid"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/hashfile"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/sqltable"
+)
+
+// checkServer checks the server's configuration.
+func (v *validation) checkServer(text string) {
+	r, ctx := v.result, v.cmd.Context()
+	c, err := config.NewLoader().LoadFile(ctx, text)
+	if err != nil {
+		problems, ok := errors.AsType[config.Problems](err)
+		if !ok {
+			r.Findings.failed("", err)
+			return
+		}
+		for _, p := range problems {
+			r.problem(p.Path, p.Message)
+		}
+		// If only files are missing, the rest is looked at all the same.
+		if c, err = config.ParseFile(text); err != nil {
+			return
+		}
+	} else {
+		r.warned(c.Warned())
+	}
+	p := startProgress(v.cmd.ErrOrStderr(), "reading what the configuration names", "")
+	defer p.end()
+	s := &serverContent{validation: v, config: c, documents: map[string]*ekhashes.Document{}}
+	for _, path := range c.Paths() {
+		v.mayUse(path)
+	}
+	for _, m := range c.Members {
+		if !r.Findings.under(c.Place(m.Name), severityError) {
+			p.now("reading what " + c.Place(m.Name) + " names")
+			s.look(m)
+		}
+	}
+	s.idleRules()
+	s.emptyDenyLists()
+	s.sharedNames()
+}
+
+// warned adds the warnings of a configuration.
+func (r *validated) warned(warnings []config.Warning) {
+	for _, w := range warnings {
+		f := finding{Severity: severityWarning, At: w.Path, Message: w.Message}
+		if w.Unsure {
+			f.Severity = severityUnknown
+		}
+		r.Findings = append(r.Findings, f)
+		r.Warnings = append(r.Warnings, w.String())
+	}
+}
+
+// serverContent looks at what the sources of a configuration name.
+type serverContent struct {
+	*validation
+	config *config.Config
+	// documents are the lists that could be read, by the names of their sources.
+	documents map[string]*ekhashes.Document
+}
+
+// look looks at what one source names, if that could not hang this command.
+func (s *serverContent) look(m admission.Member) {
+	at := s.config.Place(m.Name)
+	one := content{at: at, network: s.network, validation: s.validation}
+	err := s.within(s.cmd.Context(), func(ctx context.Context) error {
+		one.look(ctx, m)
+		return nil
+	})
+	if err != nil { // one may still be written to
+		s.result.Findings.failed(at, err)
+		return
+	}
+	s.result.Findings = append(s.result.Findings, one.findings...)
+	if one.document != nil {
+		s.documents[m.Name] = one.document
+	}
+}
+
+// content is what a source names.
+type content struct {
+	*validation
+	at       string // the path of keys of the source
+	network  bool
+	findings findings
+	document *ekhashes.Document // nil if it has none, or none that can be read
+}
+
+// place returns the path of keys of a field of the source.
+func (c *content) place(field string) string {
+	if strings.HasPrefix(c.at, "source ") {
+		return c.at + ": " + field
+	}
+	return c.at // it is the key itself
+}
+
+// look reads what the source names by the code of the server.
+func (c *content) look(ctx context.Context, m admission.Member) {
+	switch cfg := m.Config.(type) {
+	case hashfile.Config:
+		c.hashFile(ctx, cfg)
+	case hashdir.Config:
+		c.hashDir(ctx, cfg)
+	case ekca.Config:
+		cfg.CachePath = "" // a cache would be locked, and has nothing that a person wrote
+		s, err := ekca.New(cfg)
+		c.authorities(ctx, s, err)
+	case devid.Config:
+		cfg.CachePath = ""
+		s, err := devid.New(cfg)
+		c.authorities(ctx, s, err)
+	case httplist.Config:
+		c.files(cfg.CheckFiles, cfg.CAPath, cfg.ClientCertPath)
+		if c.network && !c.findings.has(severityError) {
+			c.fetchList(ctx, cfg)
+		}
+	case bootpolicy.Config:
+		c.bootPolicy(ctx, cfg)
+	case sqltable.Config:
+		c.files(cfg.CheckFiles, cfg.CAPath, cfg.ClientCertPath)
+		if c.network && !c.findings.has(severityError) {
+			c.askTable(ctx, cfg)
+		}
+	}
+}
+
+func (c *content) hashFile(ctx context.Context, cfg hashfile.Config) {
+	s, err := hashfile.New(cfg)
+	if err == nil {
+		err = s.Load(ctx)
+	}
+	if err != nil {
+		c.findings.inFile(c.place("path"), cfg.Path, err)
+		return
+	}
+	c.warnings(c.place("path"), s.Status().Warnings)
+	c.document, _ = s.Current() // it has just been loaded
+}
+
+func (c *content) hashDir(ctx context.Context, cfg hashdir.Config) {
+	if cfg.Marker != "" {
+		if _, err := os.Stat(filepath.Join(cfg.Path, cfg.Marker)); errors.Is(err, fs.ErrNotExist) {
+			c.findings = append(c.findings, finding{
+				Severity: severityError, At: c.place("marker"),
+				Message: fmt.Sprintf("there is no file %q in %s, so the source cannot tell", cfg.Marker, cfg.Path),
+				Action:  "mount the file system, or create the file",
+			})
+			return
+		}
+	}
+	place := func(_ uint32, hash sources.EKHash) string { return filepath.Join(cfg.Path, hash.String()) }
+	var bad []string
+	builder := ekhashes.NewBuilder(place, true) // a machine may have an entry in a shard, too
+	warnings, _, err := hashdir.Entries(ctx, cfg.Path, func(
+		path string, hash sources.EKHash, attrs sources.Attributes, err error,
+	) {
+		if err == nil {
+			err = builder.Add(0, ekhashes.Entry{Hash: hash, Name: attrs.Name, Labels: attrs.Labels})
+		}
+		if err != nil && len(bad) < list.MaxMistakes {
+			bad = append(bad, path)
+			c.findings.failed(c.place("path"), fmt.Errorf("%s: %w", filepath.Join(cfg.Path, path), err))
+		}
+	})
+	if err == nil {
+		c.document, err = builder.Build(list.Header{})
+	}
+	if err != nil {
+		c.findings.failed(c.place("path"), err)
+	}
+	c.warnings(c.place("path"), slices.DeleteFunc(warnings, func(w string) bool {
+		return slices.ContainsFunc(bad, func(path string) bool { // it has been told with its path
+			return strings.HasPrefix(w, fmt.Sprintf("the entry %q cannot be used", path))
+		})
+	}))
+}
+
+// authorities reads the CA files of a source.
+func (c *content) authorities(ctx context.Context, source interface {
+	sources.Loader
+	sources.Reporter
+}, err error,
+) {
+	if err == nil {
+		err = source.Load(ctx)
+	}
+	if err != nil {
+		c.findings.failed(c.at, err)
+		return
+	}
+	c.warnings(c.at, source.Status().Warnings)
+}
+
+func (c *content) bootPolicy(ctx context.Context, cfg bootpolicy.Config) {
+	if cfg.URL != "" {
+		c.files(cfg.CheckFiles, cfg.CAPath, cfg.ClientCertPath)
+		if !c.network || c.findings.has(severityError) {
+			return
+		}
+	}
+	cfg.CachePath = ""
+	s, err := bootpolicy.New(cfg)
+	if err == nil {
+		err = s.Load(ctx)
+	}
+	switch {
+	case err == nil:
+		c.warnings(c.at, s.Status().Warnings)
+	case cfg.URL != "":
+		c.findings.failed(c.place("url"), err)
+	default:
+		c.findings.inFile(c.place("path"), cfg.Path, err)
+	}
+}
+
+// fetchList asks the web server for the list.
+func (c *content) fetchList(ctx context.Context, cfg httplist.Config) {
+	if cfg.ServerID != "" {
+		c.findings = append(c.findings, finding{
+			Severity: severityUnknown, At: c.place("url"),
+			Message: "the list was not fetched: its web server asks for an X.509-SVID, which only SPIRE Server has",
+		})
+		return
+	}
+	cfg.CachePath = ""
+	s, err := httplist.New(cfg)
+	if err == nil {
+		err = s.Load(ctx)
+	}
+	if err != nil {
+		c.findings.failed(c.place("url"), err)
+		return
+	}
+	c.warnings(c.place("url"), s.Status().Warnings)
+	c.document, _ = s.Current() // it has just been loaded
+}
+
+// askTable asks the database for a machine that is not there.
+func (c *content) askTable(ctx context.Context, cfg sqltable.Config) {
+	s, err := sqltable.New(cfg)
+	if err == nil {
+		_, err = s.Check(ctx, &sources.Evidence{})
+	}
+	if err != nil {
+		c.findings.failed(c.at, err)
+	}
+}
+
+// files checks the small files of a source, and when their certificates expire.
+func (c *content) files(check func(func(string, error)), caPath, certPath string) {
+	wrong := map[string]bool{}
+	check(func(field string, err error) {
+		wrong[field] = true
+		c.findings.failed(c.place(field), err)
+	})
+	if caPath != "" && !wrong["ca_path"] {
+		c.certificates(c.place("ca_path"), caPath, true)
+	}
+	if certPath != "" && !wrong["client_cert_path"] {
+		c.certificates(c.place("client_cert_path"), certPath, false)
+	}
+}
+
+// soon is how long before a certificate expires that is a warning.
+const soon = 30 * 24 * time.Hour
+
+// certificates warns of certificates in a PEM file that the server has no use for, or soon none. If
+// they are not CAs', the first is a client's, and the others are its chain.
+func (c *content) certificates(at, path string, cas bool) {
+	data, err := smallfile.Read(path, smallfile.MaxPEM)
+	if err != nil {
+		c.findings.failed(at, err)
+		return
+	}
+	blocks, err := smallfile.Blocks(data)
+	if err != nil {
+		c.findings.failed(at, err)
+		return
+	}
+	for i, b := range blocks {
+		cert, err := x509.ParseCertificate(b.Bytes)
+		if err != nil { // what has to be one has been checked
+			continue
+		}
+		which := fmt.Sprintf("certificate %d in %s", i+1, path)
+		if cas && !cert.IsCA && cert.BasicConstraintsValid {
+			c.findings.warn(at, "name the CA's, unless the server has exactly this one", "%s is not a CA's", which)
+		}
+		switch left := time.Until(cert.NotAfter); {
+		case left <= 0 && !cas && i == 0:
+			c.findings = append(c.findings, finding{
+				Severity: severityError, At: at, Action: "renew it",
+				Message: fmt.Sprintf("%s expired at %s", which, cert.NotAfter.UTC().Format(time.RFC3339)),
+			})
+		case left <= 0:
+			c.findings.warn(at, "replace it", "%s expired at %s", which, cert.NotAfter.UTC().Format(time.RFC3339))
+		case left < soon:
+			c.findings.warn(at, "get the next one", "%s expires at %s", which, cert.NotAfter.UTC().Format(time.RFC3339))
+		case time.Until(cert.NotBefore) > 0:
+			c.findings.warn(at, "set the clock, if that is wrong", "%s is valid only from %s on",
+				which, cert.NotBefore.UTC().Format(time.RFC3339))
+		}
+	}
+}
+
+func (c *content) warnings(at string, warnings []string) {
+	for _, w := range warnings {
+		c.findings.warn(at, "", "%s", w)
+	}
+}
