@@ -92,7 +92,7 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 	if failed := a.chooseQuote(session); failed != nil {
 		return nil, failed
 	}
-	a.askedDevID = a.asksDevID(session)
+	a.askedDevID = a.mayAskDevID(session)
 	held := hold(&sources.Evidence{
 		EKHash: ek.Hash, EK: ek.Public, Certificate: ek.Certificate, Chain: session.Chain(),
 	}, &a.plugin.held.asked)

@@ -8,16 +8,16 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// asksDevID reports whether a machine is asked for its DevID, by the current configuration and
+// mayAskDevID reports whether a machine is asked for its DevID, by the current configuration and
 // by what the agent can answer.
-func (a *attestation) asksDevID(session *attestor.Session) bool {
-	return a.DevID && session.Can(attestor.CanDevID)
+func (a *attestation) mayAskDevID(session *attestor.Session) bool {
+	return a.AsksDevID && session.Can(attestor.CanDevID)
 }
 
 // checkDevID refuses, for now, a machine that was not asked for the DevID that the
 // configuration needs by now: without it, the machine would be refused for good.
 func (a *attestation) checkDevID(session *attestor.Session) *failure {
-	if a.asksDevID(session) && !a.askedDevID {
+	if a.mayAskDevID(session) && !a.askedDevID {
 		return unavailable("the configuration asks for a DevID, and the challenge did not")
 	}
 	return nil

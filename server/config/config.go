@@ -35,8 +35,8 @@ type Config struct {
 	Reattest bool
 	// Quote is what the server asks of a machine's boot; nil if it asks nothing.
 	Quote *Quote
-	// DevID is whether the server asks machines for their DevID, since a source needs it.
-	DevID bool
+	// AsksDevID is whether the server asks machines for their DevID, since a source needs it.
+	AsksDevID bool
 	// AllowWeakEK admits RSA endorsement keys with the ROCA weakness
 	// (CVE-2017-15361).
 	AllowWeakEK bool
@@ -198,7 +198,7 @@ func (c *Config) assemble(ps *problems, all []definition, allow, deny []rule) {
 			c.files = append(c.files, f)
 		}
 		c.places[d.name] = d.path
-		c.DevID = c.DevID || d.kind.byDevID
+		c.AsksDevID = c.AsksDevID || d.kind.byDevID
 		if d.broken {
 			continue
 		}

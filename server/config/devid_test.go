@@ -34,14 +34,14 @@ func TestDevID(t *testing.T) {
 			"mirror_url": "http://10.0.0.5/", "crl": "required", "cache_path": "/var/lib/x.db"}}}}`: all,
 	} {
 		c := mustParse(t, text)
-		if d := cmp.Diff(want, c.Members[0].Config); d != "" || c.Members[0].Kind != "devid" || !c.DevID {
+		if d := cmp.Diff(want, c.Members[0].Config); d != "" || c.Members[0].Kind != "devid" || !c.AsksDevID {
 			t.Errorf("%s (-want +got):\n%s", text, d)
 		}
 	}
-	if mustParse(t, factory).DevID {
+	if mustParse(t, factory).AsksDevID {
 		t.Error("machines are asked for a DevID that no source needs")
 	}
-	if c := mustParse(t, factory+laptops+`allow "a" { any = ["factory"] } allow "b" { all = ["factory", "laptops"] enforce = false }`); !c.DevID {
+	if c := mustParse(t, factory+laptops+`allow "a" { any = ["factory"] } allow "b" { all = ["factory", "laptops"] enforce = false }`); !c.AsksDevID {
 		t.Error("machines are not asked for a DevID that a rule on trial needs")
 	}
 }
