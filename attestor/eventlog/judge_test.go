@@ -324,45 +324,57 @@ func TestSecureBoot(t *testing.T) {
 	}
 	on, off := variable(test.Global, "SecureBoot", 1), variable(test.Global, "SecureBoot", 0)
 	end := test.Event{PCR: 7, Type: test.Separator, Data: make([]byte, 4)}
+	otherEnd := func(b ...byte) test.Event { return test.Event{PCR: 7, Type: test.Separator, Data: b} }
 	oddEnd := test.Event{PCR: 7, Type: 0x8401, Data: []byte("hidden"), Measured: make([]byte, 4)}
 	for name, c := range map[string]struct {
 		events []test.Event
 		state  string
 		why    string
 	}{
-		"1":                          {[]test.Event{on, end}, "enabled", ""},
-		"0":                          {[]test.Event{off, end}, "disabled", ""},
-		"empty":                      {[]test.Event{variable(test.Global, "SecureBoot"), end}, "disabled", ""},
-		"a separator by its digest":  {[]test.Event{on, oddEnd}, "enabled", ""},
-		"other events":               {[]test.Event{text("DMA Protection Disabled"), on, hide(text("something")), end}, "enabled", ""},
-		"a byte too many":            {[]test.Event{padded(on), end}, "", "not the global variable"},
-		"no separator":               {[]test.Event{on}, "", "no separator"},
-		"an error separator":         {[]test.Event{on, {PCR: 7, Data: []byte{0xff, 0xff, 0xff, 0xff}}}, "", "no separator"},
-		"no variable":                {[]test.Event{end}, "", "no variable SecureBoot"},
-		"1 behind the separator":     {[]test.Event{end, on}, "", "no variable SecureBoot"},
-		"1 between two separators":   {[]test.Event{end, on, end}, "", "no variable SecureBoot"},
-		"1 after 0":                  {[]test.Event{off, on, end}, "", "more than one variable SecureBoot before its separator (events 1 and 2)"},
-		"1 twice":                    {[]test.Event{on, on, end}, "", "more than one"},
-		"1 after a 0 that is hidden": {[]test.Event{hide(off), on, end}, "", "more than one"},
-		"0 before, 1 behind":         {[]test.Event{off, end, on}, "disabled", ""},
-		"1 before, 0 behind":         {[]test.Event{on, end, off}, "enabled", ""},
-		"hidden":                     {[]test.Event{hide(on), end}, "", "do not hash to its digest"},
-		"2":                          {[]test.Event{variable(test.Global, "SecureBoot", 2), end}, "", "neither empty nor 0 nor 1"},
-		"two bytes":                  {[]test.Event{variable(test.Global, "SecureBoot", 1, 0), end}, "", "neither empty nor 0 nor 1"},
-		"two bytes, 0":               {[]test.Event{variable(test.Global, "SecureBoot", 0, 1), end}, "", "neither empty nor 0 nor 1"},
-		"another GUID":               {[]test.Event{variable(test.Shim, "SecureBoot", 1), end}, "", "not the global variable"},
-		"another GUID too":           {[]test.Event{off, variable(test.Shim, "SecureBoot", 1), end}, "", "more than one"},
-		"another name":               {[]test.Event{variable(test.Global, "SecureBoot\x00", 1), end}, "", "no variable SecureBoot"},
-		"UEFI Debug Mode":            {[]test.Event{text("UEFI Debug Mode"), on, end}, "", "UEFI Debug Mode (event 1)"},
-		"UEFI Debug Mode, hidden":    {[]test.Event{on, hide(text("UEFI Debug Mode")), end}, "", "UEFI Debug Mode (event 2)"},
-		"UEFI Debug Mode, disabled":  {[]test.Event{off, text("UEFI Debug Mode"), end}, "disabled", ""},
-		"MokSBState 1":               {[]test.Event{on, end, variable(test.Shim, "MokSBState", 1)}, "", "MokSBState is set (event 3)"},
-		"MokSBState 1, before":       {[]test.Event{variable(test.Shim, "MokSBState", 1), on, end}, "", "MokSBState is set (event 1)"},
-		"MokSBState 1, hidden":       {[]test.Event{on, end, hide(variable(test.Shim, "MokSBState", 1))}, "", "MokSBState is set (event 3)"},
-		"MokSBState 1, old shim":     {[]test.Event{on, end, padded(variable(test.Shim, "MokSBState", 1))}, "", "MokSBState is set"},
+		"1":                         {[]test.Event{on, end}, "enabled", ""},
+		"0":                         {[]test.Event{off, end}, "disabled", ""},
+		"empty":                     {[]test.Event{variable(test.Global, "SecureBoot"), end}, "disabled", ""},
+		"a separator by its digest": {[]test.Event{on, oddEnd}, "enabled", ""},
+		"other events":              {[]test.Event{text("DMA Protection Disabled"), on, hide(text("something")), end}, "enabled", ""},
+		"a byte too many":           {[]test.Event{padded(on), end}, "", "not the global variable"},
+		"no separator":              {[]test.Event{on}, "", "no separator"},
+		"an error separator":        {[]test.Event{on, otherEnd(0xff, 0xff, 0xff, 0xff)}, "", "no separator"},
+		// Firmware has ended its measurements without the variable; the system adds what is missing.
+		"all behind the other separator":        {[]test.Event{otherEnd(0xff, 0xff, 0xff, 0xff), on, end}, "", "another separator (event 1)"},
+		"all behind an error separator":         {[]test.Event{otherEnd(1, 0, 0, 0), on, end}, "", "another separator (event 1)"},
+		"all behind one in the other order":     {[]test.Event{otherEnd(0, 0, 0, 1), on, end}, "", "another separator (event 1)"},
+		"all behind an error separator, hidden": {[]test.Event{hide(otherEnd(1, 0, 0, 0)), on, end}, "", "another separator (event 1)"},
+		"an error separator behind":             {[]test.Event{on, end, otherEnd(1, 0, 0, 0)}, "enabled", ""},
+		"no variable":                           {[]test.Event{end}, "", "no variable SecureBoot"},
+		"1 behind the separator":                {[]test.Event{end, on}, "", "no variable SecureBoot"},
+		"1 between two separators":              {[]test.Event{end, on, end}, "", "no variable SecureBoot"},
+		"1 after 0":                             {[]test.Event{off, on, end}, "", "more than one variable SecureBoot before its separator (events 1 and 2)"},
+		"1 twice":                               {[]test.Event{on, on, end}, "", "more than one"},
+		"1 after a 0 that is hidden":            {[]test.Event{hide(off), on, end}, "", "more than one"},
+		"0 before, 1 behind":                    {[]test.Event{off, end, on}, "disabled", ""},
+		"1 before, 0 behind":                    {[]test.Event{on, end, off}, "enabled", ""},
+		"hidden":                                {[]test.Event{hide(on), end}, "", "do not hash to its digest"},
+		"2":                                     {[]test.Event{variable(test.Global, "SecureBoot", 2), end}, "", "neither empty nor 0 nor 1"},
+		"two bytes":                             {[]test.Event{variable(test.Global, "SecureBoot", 1, 0), end}, "", "neither empty nor 0 nor 1"},
+		"two bytes, 0":                          {[]test.Event{variable(test.Global, "SecureBoot", 0, 1), end}, "", "neither empty nor 0 nor 1"},
+		"another GUID":                          {[]test.Event{variable(test.Shim, "SecureBoot", 1), end}, "", "not the global variable"},
+		"another GUID too":                      {[]test.Event{off, variable(test.Shim, "SecureBoot", 1), end}, "", "more than one"},
+		"another name":                          {[]test.Event{variable(test.Global, "SecureBoot\x00", 1), end}, "", "no variable SecureBoot"},
+		"UEFI Debug Mode":                       {[]test.Event{text("UEFI Debug Mode"), on, end}, "", "UEFI Debug Mode (event 1)"},
+		"UEFI Debug Mode, hidden":               {[]test.Event{on, hide(text("UEFI Debug Mode")), end}, "", "UEFI Debug Mode (event 2)"},
+		"UEFI Debug Mode, disabled":             {[]test.Event{off, text("UEFI Debug Mode"), end}, "disabled", ""},
+		"MokSBState 1":                          {[]test.Event{on, end, variable(test.Shim, "MokSBState", 1)}, "", "MokSBState is set (event 3)"},
+		"MokSBState 1, before":                  {[]test.Event{variable(test.Shim, "MokSBState", 1), on, end}, "", "MokSBState is set (event 1)"},
+		"MokSBState 1, hidden":                  {[]test.Event{on, end, hide(variable(test.Shim, "MokSBState", 1))}, "", "MokSBState is set (event 3)"},
+		"MokSBState 1, old shim":                {[]test.Event{on, end, padded(variable(test.Shim, "MokSBState", 1))}, "", "MokSBState is set"},
 		"MokSBState 1, old shim, hidden": {[]test.Event{on, end, func() test.Event {
 			e := padded(variable(test.Shim, "MokSBState", 1))
 			e.Data = nil
+			return e
+		}()}, "", "MokSBState is set"},
+		"MokSBState 1, old shim of 32 bits, hidden": {[]test.Event{on, end, func() test.Event {
+			e := variable(test.Shim, "MokSBState", 1)
+			e.Measured, e.Data = append(e.Data, 0), nil
 			return e
 		}()}, "", "MokSBState is set"},
 		"MokSBState 0":           {[]test.Event{on, end, variable(test.Shim, "MokSBState", 0)}, "enabled", ""},

@@ -9,6 +9,10 @@ import (
 // separator is what firmware measures into PCRs 0 to 7 when it begins to start the system.
 var separator = []byte{0, 0, 0, 0}
 
+// otherSeparators are what firmware may measure in the separator's place: the specification's other value,
+// and the one by which it reports an error, in both byte orders.
+var otherSeparators = [][]byte{{0xff, 0xff, 0xff, 0xff}, {1, 0, 0, 0}, {0, 0, 0, 1}}
+
 // measured is an event of PCR 7, which replays.
 type measured struct {
 	number   int
@@ -64,6 +68,11 @@ func (j *judge) pcr7() {
 		return
 	}
 	before, after := all[:i], all[i+1:]
+	if e := j.find(before, j.isOtherSeparator()); e != 0 {
+		none(fmt.Sprintf("PCR 7 has another separator (event %d) before the one of 0: "+
+			"firmware may have reported an error", e))
+		return
+	}
 	out.SecureBoot, out.NoSecureBoot = j.secureBoot(before, all)
 	out.DB = database(before, "db", x509GUID)
 	out.DBX = database(before, "dbx", sha256GUID)
@@ -136,6 +145,17 @@ func (j *judge) secureBootVariable(before []measured) (*measured, string) {
 	return m, ""
 }
 
+// isOtherSeparator returns a function that recognises a separator of another value than 0, by its digest.
+// Firmware had then ended its measurements already, so a system could have extended what follows:
+// a variable SecureBoot of 1, for example, and the separator of 0.
+func (j *judge) isOtherSeparator() func(*measured) bool {
+	var digests [][]byte
+	for _, value := range otherSeparators {
+		digests = append(digests, j.hash(value))
+	}
+	return func(m *measured) bool { return contains(digests, m.digest) }
+}
+
 // isDebugMode returns a function that recognises the text UEFI Debug Mode, by its digest.
 func (j *judge) isDebugMode() func(*measured) bool {
 	const text = "UEFI Debug Mode"
@@ -145,7 +165,7 @@ func (j *judge) isDebugMode() func(*measured) bool {
 
 // isInsecure returns a function that recognises shim's variable MokSBState with another value than 0:
 // by name if its data are verified, otherwise by digest, with and without the zeros that old versions
-// of shim measure behind a variable.
+// of shim measure behind a variable: five, or one if they are of 32 bits.
 func (j *judge) isInsecure() func(*measured) bool {
 	var hidden map[string]bool
 	return func(m *measured) bool {
@@ -157,9 +177,10 @@ func (j *judge) isInsecure() func(*measured) bool {
 			hidden = make(map[string]bool)
 			for value := 1; value <= 0xff; value++ {
 				v := Variable{GUID: shimGUID, Name: "MokSBState", Data: []byte{byte(value)}}
-				hidden[string(j.hash(v.encode()))] = true
-				v.Rest = make([]byte, 5)
-				hidden[string(j.hash(v.encode()))] = true
+				for _, zeros := range []int{0, 1, 5} {
+					v.Rest = make([]byte, zeros)
+					hidden[string(j.hash(v.encode()))] = true
+				}
 			}
 		}
 		return hidden[string(m.digest)]
