@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -26,6 +27,8 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/eventlog"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/eventlog/eventlogtest"
 )
 
 const (
@@ -55,6 +58,9 @@ func TestMemoryOfHostileAgents(t *testing.T) {
 		{"a listed EK with fat chains", func(t *testing.T, v *victim) { v.holdChallenges(t, v.copy(t, 400, 5)) }},
 		{"responses of 3 MiB", func(t *testing.T, v *victim) { v.respond(t, 3<<20) }},
 		{"responses of the largest size", func(t *testing.T, v *victim) { v.respond(t, attestor.MaxResponseSize) }},
+		// Judged, a log needs several times its size: for its events, or for the digests in a database.
+		{"the most events in logs", func(t *testing.T, v *victim) { v.sendLogs(t, manyEvents()) }},
+		{"the most digests in logs", func(t *testing.T, v *victim) { v.sendLogs(t, manyDigests()) }},
 		{"whole payloads of the largest message", func(t *testing.T, v *victim) { v.send(t, 1<<20) }},
 		{"half-sent payloads of the largest message", func(t *testing.T, v *victim) { v.halfSend(t, 1<<20) }},
 		{"half-sent payloads of the largest size", func(t *testing.T, v *victim) { v.halfSend(t, attestor.MaxPayloadSize) }},
@@ -278,15 +284,25 @@ const patience = 1 * time.Second
 // respond answers challenges with responses of size bytes, all at once.
 func (v *victim) respond(t *testing.T, size int) {
 	t.Helper()
-	payload := v.honest.Payload(t)
-	answer := response(bytes.Repeat([]byte{' '}, size))
+	answer := bytes.Repeat([]byte{' '}, size)
+	v.answer(t, v.honest.Payload(t), func([]byte) []byte { return answer })
+}
+
+// answer attests with the payload, and answers the challenges all at once.
+func (v *victim) answer(t *testing.T, payload []byte, answer func(challenge []byte) []byte) {
+	t.Helper()
 	var ready sync.WaitGroup
 	ready.Add(hostileAgents)
 	var outcomes outcomes
 	all(t, func(ctx context.Context) {
 		stream, err := v.open(ctx, payload)
+		var challenge *nodeattestorv1.AttestResponse
 		if err == nil {
-			_, err = stream.Recv()
+			challenge, err = stream.Recv()
+		}
+		var message *nodeattestorv1.AttestRequest
+		if err == nil {
+			message = response(answer(challenge.GetChallenge()))
 		}
 		ready.Done()
 		if err != nil {
@@ -294,11 +310,63 @@ func (v *victim) respond(t *testing.T, size int) {
 			return
 		}
 		ready.Wait()
-		_ = stream.Send(answer) // Recv has why
+		_ = stream.Send(message) // Recv has why
 		_, err = stream.Recv()
 		outcomes.add(err)
 	})
 	outcomes.report(t)
+}
+
+// manyEvents returns a log of as many events as a log may have, all of one PCR that replays.
+func manyEvents() *eventlogtest.Log {
+	l := eventlogtest.New("sha256")
+	for i := range eventlog.MaxEvents {
+		l.AddEvent(eventlogtest.Event{PCR: 4, Type: eventlogtest.Application, Measured: fmt.Appendf(nil, "image %d", i)})
+	}
+	return l
+}
+
+// manyDigests returns a log whose dbx takes nearly all of the bytes that a log may have.
+func manyDigests() *eventlogtest.Log {
+	var dbx [][]byte
+	for i := range (eventlog.MaxSize - 8<<10) / 48 {
+		dbx = append(dbx, fmt.Appendf(nil, "%032d", i))
+	}
+	return eventlogtest.Boot{DBX: dbx}.Log()
+}
+
+// sendLogs has a listed machine that meets no boot profile quote its PCRs and send its log, all at once.
+func (v *victim) sendLogs(t *testing.T, log *eventlogtest.Log) {
+	t.Helper()
+	tpm := attestortest.New(t, attestortest.Options{
+		EK: attestor.P256, Number: 2, EventLog: log.Bytes(),
+		PCRs: map[string]map[int][]byte{"sha256": log.PCRs("sha256")},
+	})
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	other := strings.Repeat("ab", 32)
+	err := v.configure(fmt.Sprintf(`
+quote {
+  pcrs      = [0, 2, 4, 7]
+  event_log = "optional"
+}
+source "hash_dir" "machines" { path = %q }
+source "hash_file" "measured" { path = %q }
+source "boot_policy" "golden" { path = %q }
+allow "listed" { any = ["machines"] }
+allow "measured" { all = ["measured", "golden"] }`, v.hashes, write("measured.txt", tpm.EKHash()+"\n"), write("boot.json",
+		`{"profiles": [{"name": "web", "images": {"only": ["`+other+`"]}, "secureboot": {"dbx": {"contains": ["`+other+`"]}}}]}`)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload := tpm.Payload(t)
+	v.answer(t, payload, func(challenge []byte) []byte { return tpm.Answer(t, challenge) })
 }
 
 // send sends payloads of size bytes, all at once.
