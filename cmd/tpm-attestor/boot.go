@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -164,9 +165,10 @@ func perMachine(pcr int) bool {
 	return slices.Contains([]int{1, 3, 5, 6, 8, 9, 10, 11, 12, 13, 15, 16, 23}, pcr)
 }
 
+// printable returns a text of a log without what would steer a terminal or turn its writing around.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if !unicode.IsPrint(r) {
 			return '.'
 		}
 		return r

@@ -37,13 +37,19 @@ func bootedTPM(t *testing.T) *swtpmtest.TPM {
 // writeLogs writes the event logs of the machine and of others.
 func writeLogs(folder string) error {
 	insecure := eventlogtest.Boot{SecureBoot: []byte{0}}.Log()
+	hashDB := eventlogtest.Boot{}.Log()
+	hashDB.Events[hashDB.Index(7, 3)].Data = eventlogtest.Variable(eventlogtest.Security, "db",
+		eventlogtest.Database(eventlogtest.SHA256, make([]byte, 32)))
 	var all []error
 	for name, content := range map[string][]byte{
-		"boot.log":     theBoot("6.1.0-49").Bytes(),
-		"newer.log":    theBoot("6.1.0-50").Bytes(),
-		"insecure.log": insecure.Bytes(),
-		"sha1.log":     eventlogtest.Boot{Banks: []string{"sha1"}}.Log().SHA1Form(),
-		"empty.log":    {},
+		"boot.log":        theBoot("6.1.0-49").Bytes(),
+		"newer.log":       theBoot("6.1.0-50").Bytes(),
+		"insecure.log":    insecure.Bytes(),
+		"hashdb.log":      hashDB.Bytes(),
+		"noauthority.log": eventlogtest.Boot{Authorities: [][]byte{}}.Log().Bytes(),
+		"olddbx.log":      eventlogtest.Boot{DBX: [][]byte{}}.Log().Bytes(),
+		"sha1.log":        eventlogtest.Boot{Banks: []string{"sha1"}}.Log().SHA1Form(),
+		"empty.log":       {},
 	} {
 		all = append(all, os.WriteFile(filepath.Join(folder, name), content, 0o600))
 	}
@@ -94,6 +100,46 @@ func TestBootShowOfRealLogs(t *testing.T) {
 			if strings.Contains(out.String(), private) {
 				t.Errorf("%s: %q is shown", name, private)
 			}
+		}
+	}
+}
+
+// A log names what its machine likes. Without --data, show prints only names and texts that firmware of all
+// machines has; with it, nothing that steers a terminal.
+func TestBootShowOfStrangeNames(t *testing.T) {
+	t.Parallel()
+	const secret = "SN4711"
+	l := eventlogtest.Boot{}.Log()
+	for _, name := range []string{secret, "Boot" + secret, "db" + secret, "\x1b]0;" + secret, "\u009b31m" + secret, "\u202e" + secret} {
+		utf16 := eventlogtest.Variable(eventlogtest.Global, "", nil)[:32]
+		for _, r := range name {
+			utf16 = append(utf16, byte(r), byte(r>>8))
+		}
+		utf16[16] = byte((len(utf16) - 32) / 2)
+		for _, typ := range []uint32{eventlogtest.VariableConfig, eventlogtest.VariableAuthority, 0x80000002, 0x8000000c} {
+			l.Add(1, typ, utf16)
+		}
+		l.Text(1, name)
+	}
+	path := filepath.Join(t.TempDir(), "strange.log")
+	if err := os.WriteFile(path, l.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, flags := range [][]string{{"--events"}, {"--events", "--output", "json"}, {"--data"}, {"--data", "--output", "json"}} {
+		var out, stderr strings.Builder
+		args := append([]string{"boot", "show", "--log", path}, flags...)
+		if code := run(t.Context(), args, streams{strings.NewReader(""), &out, &stderr}); code != 0 {
+			t.Fatalf("%q: exit code %d: %s", flags, code, &stderr)
+		}
+		said := out.String() + stderr.String()
+		if got := strings.Contains(said, secret); got != slices.Contains(flags, "--data") {
+			t.Errorf("%q: %q is shown: %v", flags, secret, got)
+		}
+		if strings.ContainsAny(said, "\x1b\u009b\u202e") || strings.Contains(said, `\u00`) {
+			t.Errorf("%q: control characters: %q", flags, said)
+		}
+		if !strings.Contains(said, "SecureBoot") || !strings.Contains(said, "Calling EFI Application from Boot Option") {
+			t.Errorf("%q: %s", flags, said)
 		}
 	}
 }

@@ -2,7 +2,7 @@ package main
 
 import (
 	"bytes"
-	"errors"
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -45,7 +45,9 @@ profile names the state, the certificates in db and those that have vouched, so 
 changes nothing. It also names the images in PCR 4, so that a server can tell which one is new.
 
 --merge adds this machine to the profile of that name in a file: a second model, or a new kernel before
-it is rolled out. What the profile does not ask about stays so. The serial, if there is one, goes up by one.`,
+it is rolled out. Each value that is added is told. What the profile does not ask about stays so, and a
+machine without Secure Boot, or with an older dbx than the profile requires, is refused. The serial, if
+there is one, goes up by one.`,
 		Example: examples(
 			"sudo tpm-attestor boot profile --name web > boot.json",
 			"sudo tpm-attestor boot profile --name web --merge boot.json --write boot.json",
@@ -87,25 +89,24 @@ func (f *profileFlags) run(cmd *cobra.Command) error {
 		}
 	}
 	at := slices.IndexFunc(profiles, func(p bootprofiles.Profile) bool { return p.Name == f.name })
-	if at >= 0 && !cmd.Flags().Changed("pcrs") {
-		f.pcrs = asksFor(&profiles[at])
-	}
-	if err := checkPCRs(f.pcrs); err != nil {
+	if err := f.choosePCRs(cmd, profiles, at); err != nil {
 		return err
 	}
 	s, err := f.read(cmd, f.pcrs)
 	if err != nil {
 		return err
 	}
-	p, err := f.profile(cmd, s)
-	if err != nil {
-		return err
-	}
+	var p *bootprofiles.Profile
 	if at < 0 {
+		if p, err = f.profile(cmd, s); err != nil {
+			return err
+		}
 		profiles = append(profiles, *p)
-	} else if p, err = mergeProfile(profiles[at], s); err != nil {
-		return &exitError{exitRefused, fmt.Errorf("%s: profile %q: %w", f.merge, f.name, err)}
 	} else {
+		if p, err = mergeProfile(profiles[at], s); err != nil {
+			return &exitError{exitRefused, fmt.Errorf("%s: profile %q: %w", f.merge, f.name, err)}
+		}
+		noteAdded(cmd, &profiles[at], p)
 		profiles[at] = *p
 	}
 	doc, err := bootprofiles.New(header, comment, profiles)
@@ -116,6 +117,25 @@ func (f *profileFlags) run(cmd *cobra.Command) error {
 		return err
 	}
 	return f.print(cmd, doc)
+}
+
+// choosePCRs checks which PCRs are meant: those of the profile to which the machine is added, if at is its
+// place. It is an error if a flag would change that profile, since merging does not.
+func (f *profileFlags) choosePCRs(cmd *cobra.Command, profiles []bootprofiles.Profile, at int) error {
+	if at < 0 {
+		if f.merge != "" {
+			note(cmd, "%s has no profile %q: it is added as a new one", f.merge, f.name)
+		}
+		return checkPCRs(f.pcrs)
+	}
+	for _, flag := range []string{"label", "pin-pcr7", "dbx", "pcrs"} {
+		if cmd.Flags().Changed(flag) {
+			return usageError("--%s: %s has a profile %q already, and merging does not change what it asks for: "+
+				"leave the flag out, or use another --name", flag, f.merge, f.name)
+		}
+	}
+	f.pcrs = asksFor(&profiles[at])
+	return nil
 }
 
 func readProfiles(cmd *cobra.Command, name string) (*bootprofiles.Document, error) {
@@ -199,6 +219,7 @@ func (f *profileFlags) takeLog(cmd *cobra.Command, s *bootState, p *bootprofiles
 		enabled := s.Log.SecureBoot == "enabled"
 		p.SecureBoot = &bootprofiles.SecureBoot{Enabled: &enabled}
 		p.Comments["secureboot"] = []string{"Judged by the event log and PCR 7. An update of dbx changes nothing here."}
+		f.noteSecureBoot(cmd, s, enabled)
 		if enabled && whole(s.Log.DB) {
 			p.SecureBoot.DB = s.Log.DB.Digests
 			p.Comments["secureboot.db"] = []string{"Changes when the vendor or the owner adds a certificate to db."}
@@ -217,6 +238,27 @@ func (f *profileFlags) takeLog(cmd *cobra.Command, s *bootState, p *bootprofiles
 	if slices.Contains(f.pcrs, bootprofiles.PCRImages) && whole(s.Log.Images) {
 		p.Images = s.Log.Images.Digests
 		p.Comments["images"] = []string{"What firmware has started. By these a server tells which image is new."}
+	}
+}
+
+// noteSecureBoot says if the profile asks for less of Secure Boot than it could. If the certificates that may
+// be there cannot be named, the value of PCR 7 is pinned in their place: the state alone would admit a machine
+// that trusts other certificates.
+func (f *profileFlags) noteSecureBoot(cmd *cobra.Command, s *bootState, enabled bool) {
+	if !enabled {
+		note(cmd, "Secure Boot is disabled on this machine, and the profile asks for that: "+
+			"machines that have it enabled do not meet it")
+		return
+	}
+	for _, set := range []struct {
+		name string
+		sources.Measured
+	}{{"db", s.Log.DB}, {"authorities", s.Log.Authorities}} {
+		if !whole(set.Measured) && !f.pinPCR7 {
+			note(cmd, "the value of PCR 7 is pinned, since the profile cannot name %s: %s",
+				set.name, cmp.Or(set.Partial, "the event log has none"))
+			f.pinPCR7 = true
+		}
 	}
 }
 
@@ -287,13 +329,41 @@ func mergeSecureBoot(b bootprofiles.SecureBoot, log *sources.BootLog) (*bootprof
 		}
 		*set.of = union(*set.of, set.Digests)
 	}
-	if len(b.DBX) > 0 {
-		b.DBX = slices.DeleteFunc(slices.Clone(b.DBX), func(d []byte) bool { return !has(log.DBX.Digests, d) })
-		if len(b.DBX) == 0 {
-			return nil, errors.New("it needs digests in dbx, and this machine has none of them")
+	lacks := 0
+	for _, d := range b.DBX {
+		if !has(log.DBX.Digests, d) {
+			lacks++
 		}
 	}
+	if lacks > 0 {
+		return nil, fmt.Errorf("it needs %d digests in dbx, and this machine's dbx lacks %d of them: "+
+			"update its dbx, or use another --name", len(b.DBX), lacks)
+	}
 	return &b, nil
+}
+
+// noteAdded says what a profile admits now that it did not admit before.
+func noteAdded(cmd *cobra.Command, old, merged *bootprofiles.Profile) {
+	unchanged := true
+	added := func(what string, old, merged [][]byte) {
+		for _, d := range merged {
+			if !has(old, d) {
+				note(cmd, "added to %s: %x", what, d)
+				unchanged = false
+			}
+		}
+	}
+	for _, pcr := range slices.Sorted(maps.Keys(merged.PCRs)) {
+		added(fmt.Sprintf("PCR %d", pcr), old.PCRs[pcr], merged.PCRs[pcr])
+	}
+	if s := merged.SecureBoot; s != nil {
+		added("db", old.SecureBoot.DB, s.DB)
+		added("authorities", old.SecureBoot.Authorities, s.Authorities)
+	}
+	added("images", old.Images, merged.Images)
+	if unchanged {
+		note(cmd, "the profile admits this machine already: nothing was added")
+	}
 }
 
 func union(a, b [][]byte) [][]byte {

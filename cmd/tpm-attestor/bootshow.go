@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -167,7 +168,8 @@ func hexPCRs(pcrs map[int][]byte) map[string]string {
 
 func showEvent(e *eventlog.Event, bank string, data bool) shownEvent {
 	shown := shownEvent{
-		Number: e.Number, PCR: e.PCR, Type: e.What(), Digest: hex.EncodeToString(e.Digest(bank)), Detail: detail(e),
+		Number: e.Number, PCR: e.PCR, Type: e.What(), Digest: hex.EncodeToString(e.Digest(bank)),
+		Detail: detail(e, data),
 	}
 	if data {
 		shown.Detail = strings.TrimPrefix(shown.Detail+": ", ": ") + asText(e.Data)
@@ -176,18 +178,35 @@ func showEvent(e *eventlog.Event, bank string, data bool) shownEvent {
 }
 
 // detail names an event more closely, as far as that identifies no machine: a variable by its name, and
-// the fixed texts of firmware.
-func detail(e *eventlog.Event) string {
-	const action, most = "EV_EFI_ACTION", 64
+// the fixed texts of firmware. With data, a variable of any name has it.
+func detail(e *eventlog.Event, data bool) string {
 	switch what := e.What(); {
 	case strings.HasPrefix(what, "EV_EFI_VARIABLE_"):
-		if v, err := eventlog.ParseVariable(e.Data); err == nil {
+		v, err := eventlog.ParseVariable(e.Data)
+		if err == nil && (data || knownVariable.MatchString(v.Name)) {
 			return printable(v.Name)
 		}
-	case what == action && len(e.Data) <= most:
-		return printable(string(e.Data))
+	case what == "EV_EFI_ACTION" && !data && slices.Contains(knownTexts, string(e.Data)):
+		return string(e.Data)
 	}
 	return ""
+}
+
+// knownVariable matches the names of variables that UEFI 2.10, 3.3, and shim have. Others are a
+// manufacturer's, or whatever the machine likes, and may identify it.
+var knownVariable = regexp.MustCompile(`^(SecureBoot|SetupMode|AuditMode|DeployedMode|PK|KEK|db|dbx|dbt|dbr|` +
+	`(Boot|Driver|SysPrep)(Order|[0-9A-Fa-f]{4})|BootNext|BootCurrent|Timeout|` +
+	`Shim|SbatLevel|Mok(List|ListX|ListTrusted|SBState|DBState|IgnoreDB|Policy))$`)
+
+// knownTexts are what firmware measures as EV_EFI_ACTION (TCG PC Client Platform Firmware Profile 1.06, 10.4.4).
+var knownTexts = []string{
+	"Calling EFI Application from Boot Option",
+	"Returning from EFI Application from Boot Option",
+	"Exit Boot Services Invocation",
+	"Exit Boot Services Returned with Failure",
+	"Exit Boot Services Returned with Success",
+	"UEFI Debug Mode",
+	"DMA Protection Disabled",
 }
 
 // asText shows data for people: what is printable of them, UTF-16 too.
