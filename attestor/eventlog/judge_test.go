@@ -374,7 +374,7 @@ func TestSecureBoot(t *testing.T) {
 		}()}, "", "MokSBState is set"},
 		"MokSBState 1, old shim of 32 bits, hidden": {[]test.Event{on, end, func() test.Event {
 			e := variable(test.Shim, "MokSBState", 1)
-			e.Measured, e.Data = append(e.Data, 0), nil
+			e.Measured, e.Data = slices.Concat(e.Data, []byte{0}), nil
 			return e
 		}()}, "", "MokSBState is set"},
 		"MokSBState 0":           {[]test.Event{on, end, variable(test.Shim, "MokSBState", 0)}, "enabled", ""},
