@@ -73,6 +73,16 @@ func openFirst(paths []string) (channel, error) {
 	}
 }
 
+// firstThere returns the first path that exists, or nothing.
+func firstThere(paths []string) string {
+	for _, path := range paths {
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	return ""
+}
+
 func openDevice(path string) (channel, error) {
 	info, err := os.Stat(path)
 	if err != nil {
