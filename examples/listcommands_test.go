@@ -9,12 +9,12 @@ import (
 	"testing"
 )
 
-// What the page says of `tpm-attestor list` and `validate` can be pasted, and prints what the page
+// What the page says of `tpm-attestor list`, `validate` and `doctor` can be pasted, and prints what the page
 // shows: its commands are run one after another, beside the files that it shows.
 func TestListCommands(t *testing.T) {
 	const file = "docs/tpm-attestor.md"
 	var blocks []block
-	for _, name := range []string{"Lists", "Validate"} { // the second uses a file of the first
+	for _, name := range []string{"Lists", "Validate", "Doctor"} { // each uses files of the one before
 		_, section, found := strings.Cut(read(t, file), "\n## "+name+"\n")
 		section, _, ended := strings.Cut(section, "\n## ")
 		if !found || !ended {

@@ -91,6 +91,10 @@ func TestUsageErrors(t *testing.T) {
 		{"validate"},
 		{"validate", "a", "b"},
 		{"validate", "a", "--user", "nobody-of-this-name"},
+		{"doctor", "a", "b"},
+		{"doctor", "--server", "a", "b"},
+		{"doctor", "--device", "tpm0"},
+		{"doctor", "--user", "nobody-of-this-name"},
 		{"list", "bogus"},
 		{"list", "lint"},
 		{"list", "build"},
@@ -131,6 +135,7 @@ func TestHelp(t *testing.T) {
 	for _, args := range [][]string{
 		{"ek"},
 		{"validate"},
+		{"doctor"},
 		{"certificates", "fill"},
 		{"list", "lint"},
 		{"list", "build"},

@@ -25,7 +25,7 @@ func (v *validation) checkAgent(file, data string, err error) {
 	if len(problems) > 0 {
 		return
 	}
-	if c.EndorsementPassword != "" || c.OwnerPassword != "" {
+	if c.EndorsementPassword != "" || c.OwnerPassword != "" || c.DevID != nil && c.DevID.Password != "" {
 		v.secretInside(file)
 	}
 	if v.user == nil {
@@ -36,9 +36,19 @@ func (v *validation) checkAgent(file, data string, err error) {
 		v.exists("device", path)
 		v.may("device", path, access.Read|access.Write)
 	}
-	if c.EventLogPath != "" {
-		v.exists("event_log_path", c.EventLogPath)
-		v.may("event_log_path", c.EventLogPath, access.Read)
+	v.readable("event_log_path", c.EventLogPath)
+	if d := c.DevID; d != nil {
+		v.readable("devid: cert_path", d.CertPath)
+		v.readable("devid: priv_path", d.PrivPath)
+		v.readable("devid: pub_path", d.PubPath)
+	}
+}
+
+// readable notes that a file is missing, or that the user may not read it.
+func (v *validation) readable(at, path string) {
+	if path != "" {
+		v.exists(at, path)
+		v.may(at, path, access.Read)
 	}
 }
 

@@ -1,7 +1,10 @@
 // Package buildinfo finds the version of a command.
 package buildinfo
 
-import "runtime/debug"
+import (
+	"runtime/debug"
+	"time"
+)
 
 // Version returns the version that the linker has stamped on a command. If there is none, it
 // returns the version that Go has recorded.
@@ -13,4 +16,20 @@ func Version(stamped string) string {
 		return info.Main.Version
 	}
 	return "unknown"
+}
+
+// Time returns when the source of the command was committed, as Go has recorded it. The zero time
+// means that it is not known.
+func Time() time.Time {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return time.Time{}
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.time" {
+			t, _ := time.Parse(time.RFC3339, s.Value) // the zero time if it is not one
+			return t
+		}
+	}
+	return time.Time{}
 }

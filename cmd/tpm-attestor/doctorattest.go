@@ -1,0 +1,177 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/server/boot"
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
+)
+
+// A trial is an attestation whose two sides are in this process.
+type trial struct {
+	ctx    context.Context //nolint:containedctx // attestor.Activator's method takes none
+	tpm    *tpm.TPM
+	server *config.Config // nil if only the TPM is tried
+
+	attestation *tpm.Attestation
+	session     *attestor.Session
+	asked       attestor.Ask
+	evidence    sources.Evidence
+}
+
+// attest makes a whole attestation, which the server's configuration decides if there is one.
+func (d *doctor) attest(t *tpm.TPM, server *config.Config) {
+	d.progress.now("attesting")
+	try := &trial{tpm: t, server: server}
+	err := d.ask(func(ctx context.Context) error {
+		try.ctx = ctx
+		return try.prove()
+	})
+	if err != nil {
+		d.failed("attestation", err)
+		return
+	}
+	d.ok("attestation", "the TPM proves its EK and an attestation key to a verifier")
+	switch {
+	case !try.asked.DevID:
+	case try.evidence.Proof.DevID == nil:
+		d.add("devid", statusFault, "see the agent's log", "the agent's configuration names a DevID, and none is sent")
+	default:
+		d.ok("devid", "the machine proves its DevID")
+	}
+	if server == nil {
+		d.note("decision", "whether a server admits this machine is not known without --server-config")
+		return
+	}
+	d.progress.now("asking the server's sources")
+	d.decide(try)
+}
+
+// prove makes the handshake.
+func (t *trial) prove() (err error) {
+	if t.attestation, err = t.tpm.Begin(t.ctx); err != nil {
+		return err
+	}
+	prover := attestor.NewProver(t.attestation.Claim, t)
+	payload, err := prover.Payload()
+	if err != nil {
+		return err
+	}
+	verifier := &attestor.Verifier{AllowWeakEK: t.server != nil && t.server.AllowWeakEK}
+	if t.session, err = verifier.Begin(payload); err != nil {
+		return err
+	}
+	t.asked = t.ask()
+	challenge, err := t.session.Challenge(t.asked)
+	if err != nil {
+		return err
+	}
+	response, err := prover.Answer(challenge)
+	if err != nil {
+		return err
+	}
+	answer, err := t.session.Finish(response)
+	if err != nil {
+		return err
+	}
+	t.take(answer)
+	return nil
+}
+
+// take makes the evidence of what the machine has proved.
+func (t *trial) take(answer *attestor.Answer) {
+	ek := t.session.EK()
+	t.evidence = sources.Evidence{
+		EKHash: ek.Hash, EK: ek.Public, Certificate: ek.Certificate, Chain: t.session.Chain(),
+		Proof: &sources.Proof{AK: t.session.AK()},
+	}
+	if answer.Quote != nil {
+		t.evidence.Proof.Boot = boot.Of(answer.Quote, answer.EventLog, t.asked.EventLog)
+	}
+	if answer.DevID != nil {
+		t.evidence.Proof.DevID = &sources.DevID{Chain: answer.DevID.Chain, Key: answer.DevID.Key}
+	}
+}
+
+// ask returns what the server's configuration asks for, of what the machine can answer. Without one,
+// it is the DevID.
+func (t *trial) ask() attestor.Ask {
+	ask := attestor.Ask{DevID: t.session.Can(attestor.CanDevID) && (t.server == nil || t.server.AsksDevID)}
+	if t.server == nil || t.server.Quote == nil || !t.session.Can(attestor.CanPCRs) {
+		return ask
+	}
+	q := t.server.Quote
+	ask.Quote, ask.EventLog = &attestor.QuoteRequest{Bank: q.Bank, PCRs: q.PCRs}, q.EventLog != config.EventLogOff
+	return ask
+}
+
+// Activate implements attestor.Activator.
+func (t *trial) Activate(task *attestor.Activation) (*attestor.Activated, error) {
+	done, err := t.attestation.Activate(t.ctx, task)
+	if err == nil && task.EventLog {
+		done.EventLog, _ = t.tpm.EventLog() // what is wrong with it has been said
+	}
+	return done, err
+}
+
+// refusedBefore returns why the server refuses the machine whatever its sources say, or nothing.
+func (t *trial) refusedBefore() string {
+	q := t.server.Quote
+	if q == nil {
+		return ""
+	}
+	b := t.evidence.Proof.Boot
+	switch {
+	case b == nil && q.Required:
+		return "quote: required is true, and this TPM cannot quote its PCRs"
+	case b != nil && q.EventLog == config.EventLogRequired:
+		return boot.NoReplay(b)
+	}
+	return ""
+}
+
+// decide asks the sources of the server, once and without the network.
+func (d *doctor) decide(t *trial) {
+	if why := t.refusedBefore(); why != "" {
+		d.add("decision", statusFault, "mend the event log or the quote block",
+			"the server refuses this machine: %s", why)
+		return
+	}
+	t.server.Examine(config.Examination{})
+	set, err := t.server.NewSet(admission.Options{Once: true})
+	if err != nil {
+		d.failed("decision", err)
+		return
+	}
+	defer set.Close()
+	ctx := d.cmd.Context()
+	set.Start(ctx, nil)
+	before := t.evidence
+	before.Proof = nil
+	decision := set.BeforeChallenge(ctx, &before)
+	if decision.Outcome == policy.Challenge {
+		decision = set.AfterChallenge(ctx, &t.evidence)
+	}
+	const more = "tpm-attestor check says what would admit it"
+	switch decision.Outcome {
+	case policy.Admitted:
+		d.ok("decision", "the server admits this machine by %s", strings.Join(decision.Rules, ", "))
+	case policy.Refused:
+		denied := ""
+		if len(decision.Denied) > 0 {
+			denied = fmt.Sprintf(" by deny %q", decision.Denied)
+		}
+		d.add("decision", statusFault, "list it, or "+more, "the server refuses this machine%s: %s",
+			denied, decision.Explain())
+	default:
+		d.add("decision", statusUnknown, "run doctor --server on the server", "the server could not tell: %s",
+			decision.Explain())
+	}
+}

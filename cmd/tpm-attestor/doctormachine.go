@@ -1,0 +1,291 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/agent"
+	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/eventlog"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/access"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/server/boot"
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+)
+
+// machine looks at this machine. The error is about the command line, or about a configuration.
+func (d *doctor) machine(f doctorFlags, args []string) error {
+	cfg, err := d.agentConfig(f, args)
+	if err != nil {
+		return err
+	}
+	server, err := d.serverConfig(f.serverConfig)
+	if err != nil {
+		return err
+	}
+	t, err := tpm.New(cfg)
+	if err != nil {
+		return &exitError{exitUsage, err}
+	}
+	if f.user != "" {
+		u, err := access.Lookup(f.user)
+		if err != nil {
+			return usageError("--user: %w", err)
+		}
+		d.mayUseTPM(u, t.Device())
+	}
+	d.progress.now("asking the TPM")
+	found := d.health(t)
+	var valid []time.Time
+	if found {
+		valid = d.certificates(t)
+	}
+	d.eventLog(t, server, found)
+	d.lookAtClock(valid)
+	if found {
+		d.attest(t, server)
+	}
+	return nil
+}
+
+// agentConfig returns the agent's configuration, or that of a machine without one.
+func (d *doctor) agentConfig(f doctorFlags, args []string) (cfg tpm.Config, err error) {
+	if len(args) > 0 {
+		content, err := input.Read(args[0], d.cmd.InOrStdin(), maxConfig)
+		if err != nil {
+			return cfg, fmt.Errorf("read the configuration: %w", err)
+		}
+		data := string(content)
+		if inner, isFile, err := config.AgentData(data); err != nil {
+			return cfg, usageError("%s: %w", args[0], err)
+		} else if isFile {
+			data = inner
+		}
+		parsed, problems := agent.ParseConfig(data)
+		if len(problems) > 0 {
+			return cfg, usageError("%s: %v: see tpm-attestor validate", args[0], problems[0])
+		}
+		cfg = parsed
+	}
+	if f.device != "" {
+		cfg.Device = f.device
+	}
+	if cfg.EndorsementPassword == "" {
+		cfg.EndorsementPassword = os.Getenv("TPM_ENDORSEMENT_PASSWORD")
+	}
+	if cfg.OwnerPassword == "" {
+		cfg.OwnerPassword = os.Getenv("TPM_OWNER_PASSWORD")
+	}
+	return cfg, nil
+}
+
+// serverConfig returns the configuration that is to decide; nil if none was named.
+func (d *doctor) serverConfig(name string) (*config.Config, error) {
+	if name == "" {
+		return nil, nil //nolint:nilnil // documented
+	}
+	content, err := input.Read(name, d.cmd.InOrStdin(), maxConfig)
+	if err != nil {
+		return nil, fmt.Errorf("read the server's configuration: %w", err)
+	}
+	c, err := config.NewLoader().LoadFile(d.cmd.Context(), string(content))
+	if err != nil {
+		return nil, usageError("%s: %w: see tpm-attestor validate", name, err)
+	}
+	return c, nil
+}
+
+// mayUseTPM looks whether a user may use the device.
+func (d *doctor) mayUseTPM(u *access.User, device string) {
+	path, _ := strings.CutPrefix(device, "unix:")
+	if path == "" {
+		return // that there is none is said of the device
+	}
+	err := u.May(path, access.Read|access.Write)
+	if denied, ok := errors.AsType[*access.DeniedError](err); ok {
+		d.add("permission", statusFault, denied.Remedy(), "%v", denied)
+		return
+	}
+	if err == nil {
+		d.ok("permission", "user %s may use %s", u.Name, path)
+	}
+}
+
+// ask has f use the TPM, within the time that a slow TPM needs.
+func (d *doctor) ask(f func(context.Context) error) error {
+	const slow = 5 * time.Minute
+	ctx, cancel := context.WithTimeout(d.cmd.Context(), slow)
+	defer cancel()
+	return tpm.Do(ctx, func() error { return f(ctx) })
+}
+
+// health looks at the TPM itself, and reports whether it answers.
+func (d *doctor) health(t *tpm.TPM) bool {
+	var h *tpm.Health
+	err := d.ask(func(ctx context.Context) (err error) {
+		h, err = t.Health(ctx)
+		return err
+	})
+	if err != nil {
+		d.failed("device", err)
+		return false
+	}
+	d.ok("device", "%s answers", t.Device())
+	if h.LockedOut {
+		d.add("lockout", statusFault, "wait, or reset it with tpm2_dictionarylockout --clear-lockout",
+			"the TPM is locked out after %d of %d wrong passwords; it forgets one every %v",
+			h.FailedTries, h.MostTries, h.Recovery)
+	} else {
+		d.ok("lockout", "%d of %d wrong passwords", h.FailedTries, h.MostTries)
+	}
+	if len(h.Keys)+len(h.Sessions) == 0 {
+		d.ok("leftovers", "no key and no session is loaded")
+		return true
+	}
+	d.add("leftovers", statusFault,
+		"flush them, if no program uses them, with tpm2_flushcontext -t -l -s, and use /dev/tpmrm0",
+		"%d keys and %d sessions are loaded (%s), of which an agent left %d; the TPM has room for %d more keys",
+		len(h.Keys), len(h.Sessions), handles(slices.Concat(h.Keys, h.Sessions)), h.Own, h.Room)
+	return true
+}
+
+func handles(all []uint32) string {
+	const most = 8
+	var texts []string
+	for _, h := range all[:min(len(all), most)] {
+		texts = append(texts, fmt.Sprintf("%#08x", h))
+	}
+	if len(all) > most {
+		texts = append(texts, "…")
+	}
+	return strings.Join(texts, ", ")
+}
+
+// certificates looks at the EK certificates, and returns from when on those that could be read
+// are valid.
+func (d *doctor) certificates(t *tpm.TPM) []time.Time {
+	var r *tpm.Report
+	err := d.ask(func(ctx context.Context) (err error) {
+		r, err = t.Inspect(ctx)
+		return err
+	})
+	if err != nil {
+		d.failed("ek", err)
+		return nil
+	}
+	e := ekreport.FromTPM(r)
+	d.ok("ek", "%s (%s)", e.Hash, e.KeyType)
+	if r.EK.Certificate == nil {
+		d.note("certificate", "the TPM has none for this EK: list the machine by its EK hash")
+	}
+	var valid []time.Time
+	for i := range r.Certificates {
+		c := &r.Certificates[i]
+		if c.Err != nil {
+			d.add("certificate", statusFault, "list the machine by its EK hash, or make the index readable",
+				"it cannot be read: %v", c.Err)
+			continue
+		}
+		valid = append(valid, c.Certificate.NotBefore)
+		d.certificate(c, r)
+	}
+	if r.ChainErr != nil {
+		d.add("certificate", statusFault, "add the CA's certificates to the server's CA files", "%v", r.ChainErr)
+	}
+	return valid
+}
+
+// certificate looks at one EK certificate.
+func (d *doctor) certificate(c *tpm.Certificate, r *tpm.Report) {
+	at := fmt.Sprintf("that at NV index %#08x", c.Index)
+	cert := c.Certificate
+	if time.Now().After(cert.NotAfter) {
+		d.add("certificate", statusFault, "list the machine by its EK hash: no ek_ca admits it by this certificate",
+			"%s expired at %s", at, stamp(cert.NotAfter))
+		return
+	}
+	for _, der := range r.Chain {
+		issuer, err := x509.ParseCertificate(der)
+		if err == nil && cert.CheckSignatureFrom(issuer) == nil {
+			d.ok("certificate", "%s is valid until %s, and the TPM has its issuer", at, stamp(cert.NotAfter))
+			return
+		}
+	}
+	where := "it names no URL for it"
+	if len(cert.IssuingCertificateURL) > 0 {
+		where = "it is at " + strconv.Quote(cert.IssuingCertificateURL[0])
+	}
+	d.note("certificate", "%s is valid until %s; an ek_ca needs its issuer %s among its CAs or by aia_hosts: %s",
+		at, stamp(cert.NotAfter), strconv.Quote(cert.Issuer.String()), where)
+}
+
+// eventLog looks at the event log. Only a server that asks for one needs one.
+func (d *doctor) eventLog(t *tpm.TPM, server *config.Config, hasTPM bool) {
+	var raw []byte
+	err := d.within(d.cmd.Context(), func(context.Context) (err error) {
+		raw, err = t.EventLog()
+		return err
+	})
+	switch {
+	case err == nil:
+	case errors.Is(err, errHangs), server != nil && server.Quote != nil && server.Quote.EventLog != config.EventLogOff:
+		d.failed("event log", err)
+		return
+	default:
+		d.note("event log", "%v", err)
+		return
+	}
+	log, err := eventlog.Parse(raw)
+	if err != nil {
+		d.add("event log", statusFault, "reboot; if that does not help, update the machine's firmware",
+			"it cannot be used: %v", err)
+		return
+	}
+	if !hasTPM {
+		d.ok("event log", "%d events; without the TPM it is not known whether they are true", len(log.Events))
+		return
+	}
+	d.replay(t, log, raw)
+}
+
+// replay compares the event log with the PCRs.
+func (d *doctor) replay(t *tpm.TPM, log *eventlog.Log, raw []byte) {
+	const judged = 8 // PCRs 0 to 7 are the firmware's
+	bank := (&bootFlags{}).chooseBank(log)
+	quote := &attestor.Quote{Bank: bank}
+	err := d.ask(func(ctx context.Context) (err error) {
+		quote.PCRs, err = t.PCRs(ctx, &attestor.QuoteRequest{Bank: bank, PCRs: allPCRs()[:judged]})
+		return err
+	})
+	if err != nil {
+		d.failed("event log", err)
+		return
+	}
+	b := boot.Of(quote, raw, true)
+	if b.Log == nil {
+		d.add("event log", statusFault, "reboot", "%s", b.NoLog)
+		return
+	}
+	var differ []string
+	for _, pcr := range slices.Sorted(maps.Keys(b.Log.Replays)) {
+		if !b.Log.Replays[pcr] {
+			differ = append(differ, strconv.Itoa(pcr))
+		}
+	}
+	if len(differ) > 0 {
+		d.add("event log", statusFault, "look at both with tpm-attestor boot show",
+			"it does not account for PCR %s of bank %s", strings.Join(differ, ", "), bank)
+		return
+	}
+	d.ok("event log", "%d events account for PCRs 0 to %d of bank %s", len(log.Events), judged-1, bank)
+}
