@@ -103,7 +103,7 @@ Data goes to standard output, everything else to standard error. Exit codes: 0 d
 	output := outputTable
 	root.PersistentFlags().VarP(&output, "output", "o", "how data is printed: table, for people, or json")
 	root.AddCommand(newEK(&output), newValidate(&output), newList(&output), newCertificates(&output), newBoot(&output),
-		newDoctor(&output))
+		newDoctor(&output), newDevID(&output))
 	return root
 }
 

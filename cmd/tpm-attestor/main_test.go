@@ -24,6 +24,7 @@ func TestMain(m *testing.M) {
 // Operators' scripts call the command and parse its output, so neither may change.
 func TestScripts(t *testing.T) {
 	device := swtpmtest.Start(t, swtpmtest.Options{}).Device
+	report := inspect(t, device)
 	booted := bootedTPM(t)
 	vendor := newVendor(t)
 	testscript.Run(t, testscript.Params{
@@ -35,6 +36,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("BOOTED", booted.Device)
 			return errors.Join(writePublicAreas(env.WorkDir), writeKeys(env.WorkDir), writeLogs(env.WorkDir),
 				writeCertificates(env.WorkDir), vendor.write(env.WorkDir),
+				writeAuthorities(filepath.Join(env.WorkDir, "device")), writeNames(env.WorkDir, report),
 				os.Chmod(filepath.Dir(env.WorkDir), 0o711), os.Chmod(env.WorkDir, 0o711)) // for validate --user
 		},
 	})
@@ -116,6 +118,24 @@ func TestUsageErrors(t *testing.T) {
 		{"list", "sign", "-", "--key", "k"},
 		{"list", "sign", "a", "--key", "k", "--signature", "-"},
 		{"list", "verify", "a"},
+		{"devid", "bogus"},
+		{"devid", "request"},
+		{"devid", "request", "a", "--key", "p521"},
+		{"devid", "request", "a", "--handle", "81000010"},
+		{"devid", "request", "a", "--subject", "CN=x"},
+		{"devid", "request", "a", "--csr", "--subject", "x"},
+		{"devid", "request", "a", "--challenge", "c", "--csr"},
+		{"devid", "issue", "bogus"},
+		{"devid", "issue", "challenge"},
+		{"devid", "issue", "challenge", "a", "--state", "s"},
+		{"devid", "issue", "challenge", "a", "--config", "c"},
+		{"devid", "issue", "certificate", "a", "--config", "c", "--state", "s"},
+		{"devid", "issue", "certificate", "a", "--config", "c", "--state", "s", "--ca-cert", "x"},
+		{"devid", "issue", "certificate", "a", "--config", "c", "--state", "s", "--csr", "--days", "1"},
+		{
+			"devid", "issue", "certificate", "a", "--config", "c", "--state", "s",
+			"--ca-cert", "x", "--ca-key", "y", "--crl-url", "ldap://x",
+		},
 		{"certificates", "fill"},
 		{"certificates", "fill", "folder"},
 		{"certificates", "fill", "folder", "file"},
@@ -137,6 +157,9 @@ func TestHelp(t *testing.T) {
 		{"validate"},
 		{"doctor"},
 		{"certificates", "fill"},
+		{"devid", "request"},
+		{"devid", "issue", "challenge"},
+		{"devid", "issue", "certificate"},
 		{"list", "lint"},
 		{"list", "build"},
 		{"list", "convert"},

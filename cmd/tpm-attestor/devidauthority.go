@@ -1,0 +1,168 @@
+package main
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
+)
+
+// equalKey is what every public key of the standard library can do.
+type equalKey interface{ Equal(crypto.PublicKey) bool }
+
+// An authority is the CA that signs DevIDs.
+type authority struct {
+	cert  *x509.Certificate
+	above []*x509.Certificate // as in the file
+	key   crypto.Signer
+}
+
+// readAuthority reads a CA's certificate, those above it, and its key.
+func readAuthority(certPath, keyPath string) (*authority, error) {
+	certs, err := readCertificates(certPath)
+	if err != nil {
+		return nil, fmt.Errorf("the CA's certificate %q: %w", certPath, err)
+	}
+	key, err := readKey(keyPath)
+	if err != nil {
+		return nil, fmt.Errorf("the CA's key %q: %w", keyPath, err)
+	}
+	a := &authority{cert: certs[0], above: certs[1:], key: key}
+	if err := a.check(time.Now()); err != nil {
+		return nil, fmt.Errorf("the CA's certificate %q: %w", certPath, err)
+	}
+	return a, nil
+}
+
+func readCertificates(path string) ([]*x509.Certificate, error) {
+	text, err := smallfile.Read(path, smallfile.MaxPEM)
+	if err != nil {
+		return nil, err
+	}
+	blocks, err := smallfile.Blocks(text)
+	if err != nil {
+		return nil, err
+	}
+	var certs []*x509.Certificate
+	for _, b := range blocks {
+		if b.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("a PEM block of the type %q", b.Type)
+		}
+		cert, err := attestor.ParseCertificate(b.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		certs = append(certs, cert)
+	}
+	if len(certs) == 0 {
+		return nil, errors.New("there is no certificate in it")
+	}
+	return certs, nil
+}
+
+func readKey(path string) (crypto.Signer, error) {
+	text, err := smallfile.Read(path, smallfile.MaxPEM)
+	if err != nil {
+		return nil, err
+	}
+	blocks, err := smallfile.Blocks(text)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range blocks {
+		var key any
+		switch b.Type {
+		case "PRIVATE KEY":
+			key, err = x509.ParsePKCS8PrivateKey(b.Bytes)
+		case "EC PRIVATE KEY":
+			key, err = x509.ParseECPrivateKey(b.Bytes)
+		case "RSA PRIVATE KEY":
+			key, err = x509.ParsePKCS1PrivateKey(b.Bytes)
+		case "EC PARAMETERS": // openssl ecparam writes them in front
+			continue
+		default:
+			return nil, fmt.Errorf("a PEM block of the type %q: want a PRIVATE KEY that is not encrypted", b.Type)
+		}
+		if err != nil {
+			return nil, err
+		}
+		switch key := key.(type) {
+		case *rsa.PrivateKey:
+			return key, nil
+		case *ecdsa.PrivateKey:
+			return key, nil
+		}
+		return nil, fmt.Errorf("a key of the type %T: want RSA or ECDSA", key)
+	}
+	return nil, errors.New("there is no key in it")
+}
+
+// check checks that a can sign DevIDs that a server would take.
+func (a *authority) check(now time.Time) error {
+	c := a.cert
+	if key, ok := c.PublicKey.(equalKey); !ok || !key.Equal(a.key.Public()) {
+		return errors.New("the key is not this certificate's: the CA's own certificate has to be the first")
+	}
+	switch _, err := attestor.KeyTypeOf(c.PublicKey); {
+	case err != nil:
+		return fmt.Errorf("its key: %w", err)
+	case !c.BasicConstraintsValid || !c.IsCA:
+		return errors.New("it is no CA's certificate")
+	case c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCertSign == 0:
+		return errors.New("its key usage does not allow it to sign certificates")
+	case now.After(c.NotAfter):
+		return fmt.Errorf("it has expired on %s", c.NotAfter.UTC().Format(time.RFC3339))
+	case now.Before(c.NotBefore):
+		return fmt.Errorf("it is not valid before %s", c.NotBefore.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// clockSkew is how far the clocks of servers may be behind.
+const clockSkew = 5 * time.Minute
+
+// sign signs a DevID's certificate for key.
+func (a *authority) sign(template *x509.Certificate, key crypto.PublicKey) (*x509.Certificate, error) {
+	spki, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		return nil, err
+	}
+	id := sha256.Sum256(spki)
+	template.SubjectKeyId = id[:20] // RFC 7093, 2: a hash of the key; which one, nobody computes again
+	template.NotBefore = time.Now().Add(-clockSkew)
+	template.KeyUsage = x509.KeyUsageDigitalSignature
+	template.BasicConstraintsValid = true
+	for _, arcs := range [][]uint64{oidVerifiedResidency, oidVerifiedFixed} {
+		oid, err := x509.OIDFromInts(arcs)
+		if err != nil {
+			return nil, err
+		}
+		template.Policies = append(template.Policies, oid)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key, a.key)
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
+}
+
+// behind returns a certificate in DER with those above it that are not self-signed: a server has the
+// root itself.
+func (a *authority) behind(cert *x509.Certificate) [][]byte {
+	chain := [][]byte{cert.Raw}
+	for _, c := range append([]*x509.Certificate{a.cert}, a.above...) {
+		if !bytes.Equal(c.RawSubject, c.RawIssuer) {
+			chain = append(chain, c.Raw)
+		}
+	}
+	return chain
+}

@@ -1,0 +1,323 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/server/boot"
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
+)
+
+func newDevIDIssue(output *format) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "issue",
+		Short: "Issue a DevID to a machine that proves its key",
+		Long: `issue is for whoever issues DevIDs, on any machine that can read the server's lists. challenge takes a
+machine's request and asks it to prove that its keys are in one TPM; certificate checks the answer and signs.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError("%q is not a command: choose challenge or certificate", args[0])
+			}
+			return cmd.Help()
+		},
+		Args: cobra.ArbitraryArgs,
+	}
+	cmd.AddCommand(newDevIDChallenge(output), newDevIDCertificate(output))
+	return cmd
+}
+
+// issueFlags are the flags of both commands.
+type issueFlags struct{ config, state, write string }
+
+func (f *issueFlags) add(cmd *cobra.Command, written string) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.config, "config", "", "the server's configuration, whose sources and rules say who may be "+
+		"given a DevID (required)")
+	flags.StringVar(&f.state, "state", "", "the file that remembers the challenge until the answer comes (required)")
+	flags.StringVar(&f.write, "write", "", "the file for the "+written+" (default: standard output)")
+}
+
+func (f *issueFlags) check() error {
+	switch {
+	case f.config == "":
+		return usageError("name the server's configuration, with --config")
+	case f.state == "":
+		return usageError("name the file that remembers the challenge, with --state")
+	}
+	return nil
+}
+
+func newDevIDChallenge(output *format) *cobra.Command {
+	var f issueFlags
+	cmd := &cobra.Command{
+		Use:   "challenge REQUEST",
+		Short: "Challenge a machine that asks for a DevID",
+		Long: `challenge reads a machine's REQUEST ("-" is the standard input) and prints the challenge for it. A
+machine that the configuration does not know is refused at once. A source "devid" is not asked: a rule that needs one
+besides others needs only the others here, since the machine has no DevID yet.
+
+What the configuration asks of a machine's boot is asked here, too. The sources are read as the server has
+them: its caches are used and not written.
+
+--state names a new file that only its owner can read: whoever has it could answer without a TPM. devid issue
+certificate removes it.
+
+Exit code 3 says that the machine is refused, 4 that a source cannot tell.`,
+		Example: examples(
+			"tpm-attestor devid issue challenge request.json --config server.conf --state laptop-17.state " +
+				"--write challenge.json",
+		),
+		Args: oneArgument("the request"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if *output == outputJSON {
+				note(cmd, "a challenge is always JSON: --output changes nothing")
+			}
+			return runDevIDChallenge(cmd, &f, args[0])
+		},
+	}
+	f.add(cmd, "challenge")
+	return cmd
+}
+
+// A state is a challenge that waits for its answer.
+type state struct {
+	Version int             `json:"version"`
+	Type    string          `json:"type"`
+	Request []byte          `json:"request"` // the file
+	Session json.RawMessage `json:"session"` // see attestor.Session.Suspend
+}
+
+// issuer decides who is given a DevID.
+type issuer struct {
+	*config.Config
+	set      *admission.Set
+	verifier attestor.Verifier
+}
+
+// openIssuer reads the configuration and its sources. The caller closes them.
+func openIssuer(cmd *cobra.Command, name string) (*issuer, error) {
+	text, err := input.Read(name, nil, maxConfig)
+	if err != nil {
+		return nil, fmt.Errorf("read the configuration: %w", err)
+	}
+	c, err := config.NewLoader().LoadFile(cmd.Context(), string(text))
+	if err == nil {
+		err = c.ForEnrolment()
+	}
+	if err != nil {
+		return nil, &exitError{exitUsage, fmt.Errorf("%s: %w", name, err)}
+	}
+	c.Examine(config.Examination{Network: true})
+	i := &issuer{Config: c, verifier: attestor.Verifier{AllowWeakEK: c.AllowWeakEK}}
+	if i.set, err = c.NewSet(admission.Options{Once: true, Log: warnLog(cmd.ErrOrStderr())}); err != nil {
+		return nil, err
+	}
+	p := startProgress(cmd.ErrOrStderr(), "reading the sources", "")
+	defer p.end()
+	i.set.Start(cmd.Context(), nil)
+	return i, nil
+}
+
+// warnLog returns a log that tells a person what is wrong with sources.
+func warnLog(w io.Writer) *slog.Logger {
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{
+		Level: slog.LevelWarn,
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		},
+	}))
+}
+
+// ask returns what a challenge asks for, by the configuration and by what the machine can answer.
+func (i *issuer) ask(s *attestor.Session) (attestor.Ask, error) {
+	ask := attestor.Ask{DevID: true, Uncertified: true}
+	switch q := i.Quote; {
+	case !s.Can(attestor.CanDevID):
+		return ask, errors.New("the request offers no DevID: make it with tpm-attestor devid request")
+	case q == nil:
+	case s.Can(attestor.CanPCRs):
+		ask.Quote = &attestor.QuoteRequest{Bank: q.Bank, PCRs: q.PCRs}
+		ask.EventLog = q.EventLog != config.EventLogOff
+	case q.Required:
+		return ask, errors.New("the configuration requires a quote of PCRs, and the machine cannot quote them")
+	}
+	return ask, nil
+}
+
+// evidence returns what the machine has sent.
+func evidence(s *attestor.Session) *sources.Evidence {
+	ek := s.EK()
+	return &sources.Evidence{EKHash: ek.Hash, EK: ek.Public, Certificate: ek.Certificate, Chain: s.Chain()}
+}
+
+// refusal returns the error for a decision that does not admit, or nil.
+func refusal(d *policy.Decision, ek sources.EKHash) error {
+	switch d.Outcome {
+	case policy.Challenge, policy.Admitted:
+		return nil
+	case policy.Unavailable:
+		return &exitError{exitCannotTell, fmt.Errorf("cannot tell whether the machine with the EK hash %s "+
+			"may be given a DevID: %s", ek, d.Explain())}
+	}
+	why := "no allow rule holds"
+	if len(d.Denied) > 0 {
+		why = "the deny rule " + strings.Join(d.Denied, ", ") + " holds"
+	}
+	return &exitError{exitRefused, fmt.Errorf("the machine with the EK hash %s is refused, since %s: %s",
+		ek, why, d.Explain())}
+}
+
+func runDevIDChallenge(cmd *cobra.Command, f *issueFlags, name string) error {
+	if err := f.check(); err != nil {
+		return err
+	}
+	request, err := readExchanged(cmd, typeRequest, name)
+	if err != nil {
+		return err
+	}
+	i, err := openIssuer(cmd, f.config)
+	if err != nil {
+		return err
+	}
+	defer i.set.Close()
+	session, err := i.verifier.Begin(request)
+	if err != nil {
+		return &exitError{exitRefused, fmt.Errorf("%s: %w", name, err)}
+	}
+	ask, err := i.ask(session)
+	if err != nil {
+		return &exitError{exitRefused, fmt.Errorf("%s: %w", name, err)}
+	}
+	ev := evidence(session)
+	d := i.set.BeforeChallenge(cmd.Context(), ev)
+	if err := refusal(&d, ev.EKHash); err != nil {
+		return err
+	}
+	message, err := session.Challenge(ask)
+	if err != nil {
+		return err
+	}
+	challenge, err := exchanged{}.wrap(typeChallenge, message)
+	if err != nil {
+		return err
+	}
+	if err := saveState(f.state, session, request); err != nil {
+		return err
+	}
+	if err := f.print(cmd, "challenge", challenge); err != nil {
+		return errors.Join(err, os.Remove(f.state))
+	}
+	note(cmd, "the EK hash is %s; the challenge is for that TPM alone", ev.EKHash)
+	return nil
+}
+
+// print writes what a command has made.
+func (f *issueFlags) print(cmd *cobra.Command, what string, content []byte) error {
+	if f.write == "" {
+		return printText(cmd, string(content))
+	}
+	const readable = 0o644
+	return create(what, f.write, readable, content)
+}
+
+func saveState(path string, session *attestor.Session, request []byte) error {
+	suspended, err := session.Suspend()
+	if err != nil {
+		return err
+	}
+	content, err := json.Marshal(state{Version: 1, Type: typeState, Request: request, Session: suspended})
+	if err != nil {
+		return err
+	}
+	return create("state", path, 0o600, append(content, '\n'))
+}
+
+// readState reads what waits for an answer, with the request.
+func readState(path string) (*state, *exchanged, error) {
+	content, err := input.Read(path, nil, 2*maxExchanged)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the state of the challenge: %w", err)
+	}
+	if _, err := unwrap(typeState, content); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", path, err)
+	}
+	s := new(state)
+	if err := json.Unmarshal(content, s); err != nil {
+		return nil, nil, fmt.Errorf("%s: it is no %s: %w", path, typeState, err)
+	}
+	request, err := unwrap(typeRequest, s.Request)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return s, request, nil
+}
+
+// proved is a machine that has proved its keys, and that the rules admit.
+type proved struct {
+	evidence *sources.Evidence
+	decision policy.Decision
+	devID    *attestor.DevID
+}
+
+// errNoProof is wrapped if the answer proves nothing. Then the challenge is used up.
+var errNoProof = errors.New("the answer proves nothing")
+
+// prove checks an answer, and asks the sources again: who is not listed any more is refused.
+func (i *issuer) prove(ctx context.Context, s *state, answer []byte) (*proved, error) {
+	session, err := i.verifier.Resume(s.Request, s.Session)
+	if err != nil {
+		return nil, &exitError{exitRefused, err}
+	}
+	got, err := session.Finish(answer)
+	switch {
+	case errors.Is(err, attestor.ErrChallengeFailed), errors.Is(err, attestor.ErrQuoteFailed),
+		errors.Is(err, attestor.ErrDevIDFailed):
+		return nil, &exitError{exitRefused, fmt.Errorf("%w: %w", errNoProof, err)}
+	case err != nil:
+		return nil, &exitError{exitRefused, fmt.Errorf("the answer: %w", err)}
+	case got.DevID == nil:
+		return nil, &exitError{exitRefused, fmt.Errorf("%w: there is no DevID in it", errNoProof)}
+	}
+	p := &proved{evidence: evidence(session), devID: got.DevID}
+	p.evidence.Proof = &sources.Proof{AK: session.AK()}
+	if got.Quote != nil {
+		asked := i.Quote != nil && i.Quote.EventLog != config.EventLogOff
+		p.evidence.Proof.Boot = boot.Of(got.Quote, got.EventLog, asked)
+	}
+	if err := i.checkBoot(p.evidence.Proof.Boot); err != nil {
+		return nil, &exitError{exitRefused, err}
+	}
+	p.decision = i.set.AfterChallenge(ctx, p.evidence)
+	return p, refusal(&p.decision, p.evidence.EKHash)
+}
+
+// checkBoot checks what the machine has proved of its boot, by the configuration as it is now.
+func (i *issuer) checkBoot(b *sources.Boot) error {
+	switch q := i.Quote; {
+	case q == nil:
+	case b == nil && q.Required:
+		return errors.New("the configuration requires a quote of PCRs, and the challenge has not asked for one: " +
+			"make a new challenge")
+	case b != nil && q.EventLog == config.EventLogRequired:
+		if why := boot.NoReplay(b); why != "" {
+			return errors.New(`quote: event_log is "required": ` + why)
+		}
+	}
+	return nil
+}
