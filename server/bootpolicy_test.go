@@ -217,3 +217,83 @@ func TestHostileLogs(t *testing.T) {
 		})
 	}
 }
+
+// Several sources of profiles are told apart: what only a rule on trial needs gives no selector, and neither
+// does a source that does not list the machine.
+func TestSeveralBootPolicies(t *testing.T) {
+	log := kernel("kernel")
+	tpm := quoting(t, log, log.Bytes())
+	profile := func(name string) string {
+		return `{"name": "` + name + `", "labels": ["of:` + name + `"], "secureboot": {"enabled": true}}`
+	}
+	next := policyOf(t, profile("next"), tpm) // whose other lines stand in golden's
+	_, next, _ = strings.Cut(next, "\n")
+	next, _, _ = strings.Cut(strings.Replace(next, `"golden"`, `"golden-next"`, 1), "\n")
+	other := policyOf(t, `{"name": "lab", "labels": ["of:lab"], "secureboot": {"enabled": false}}`, tpm)
+	_, other, _ = strings.Cut(other, "\n")
+	other, _, _ = strings.Cut(strings.Replace(other, `"golden"`, `"lab"`, 1), "\n")
+	p := serve(t)
+	p.configure(t, policyOf(t, profile("web"), tpm)+next+"\n"+other+"\n"+`
+allow "production" { all = ["factory"] any = ["golden", "lab"] }
+allow "next"       { all = ["factory", "golden-next"]  enforce = false }`)
+	got, err := p.attestTPM(t, tpm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"boot:web", "label:of:web", "pub_hash:" + tpm.EKHash(), "rule:production", "secureboot:enabled",
+		"source:factory", "source:golden",
+	}
+	if !slices.Equal(got.SelectorValues, want) {
+		t.Errorf("selectors %q, want %q", got.SelectorValues, want)
+	}
+	p.log.await(t, "Machine admitted")
+	if line := p.log.find(t, "Machine admitted"); fmt.Sprint(line["trials"]) != "allow next: would hold" {
+		t.Errorf("%v", line)
+	}
+}
+
+// A profile that is gone when the answer arrives admits nobody: a machine does not outlast it by holding its
+// challenge open.
+func TestBootPolicyChangesMeanwhile(t *testing.T) {
+	log := kernel("kernel")
+	tpm := quoting(t, log, log.Bytes())
+	web := `{"name": "web", "secureboot": {"enabled": true}}`
+	for name, after := range map[string]string{
+		"another profile": `{"name": "web", "secureboot": {"enabled": false}}`,
+		"no profile":      ``,
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := serve(t)
+			p.configure(t, policyOf(t, web, tpm)+production)
+			got, err := p.attest(t, tpm.Payload(t), func(c []byte) []byte {
+				p.configure(t, policyOf(t, after, tpm)+production)
+				return tpm.Answer(t, c)
+			})
+			wantStatus(t, err, codes.PermissionDenied, "this TPM is not admitted")
+			if got != nil {
+				t.Errorf("%v", got)
+			}
+		})
+	}
+}
+
+// The keys of spire-tpm-plugin may have a quote block beside them: a fleet gets selectors of its boot without
+// rules.
+func TestQuoteBesideHashPath(t *testing.T) {
+	log := booted()
+	tpm := quoting(t, log, log.Bytes())
+	p := serve(t)
+	p.configure(t, fmt.Sprintf(`hash_path = %q quote { pcrs = [4, 7] bank = "sha384" selectors = [4] event_log = "optional" }`,
+		hashDir(t, tpm)))
+	got, err := p.attestTPM(t, tpm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pcr := "pcr:4:sha384:" + hex.EncodeToString(log.PCRs("sha384")[4])
+	for _, want := range []string{pcr, "secureboot:enabled", "source:hash_path", "rule:default"} {
+		if !slices.Contains(got.SelectorValues, want) {
+			t.Errorf("selectors %q, want %s among them", got.SelectorValues, want)
+		}
+	}
+}
