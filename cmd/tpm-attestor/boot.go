@@ -137,6 +137,7 @@ func note(cmd *cobra.Command, format string, args ...any) {
 // pcrMeaning says what each PCR is extended with and when that changes (TCG PC Client Platform
 // Firmware Profile 1.06, 3.3.4, and the Linux userspace's registry of PCRs).
 func pcrMeaning(pcr int) string {
+	const dynamic = "for a launch by the processor (DRTM)"
 	return [...]string{
 		0:  "the firmware's own code: changes with a firmware update",
 		1:  "the firmware's settings and the machine's tables: differs from machine to machine, even of one model",
@@ -155,6 +156,7 @@ func pcrMeaning(pcr int) string {
 		14: "shim's keys of the machine's owner (MOK)",
 		15: "identity of the system: differs from machine to machine",
 		16: "for debugging",
+		17: dynamic, 18: dynamic, 19: dynamic, 20: dynamic, 21: dynamic, 22: dynamic,
 		23: "for applications",
 	}[pcr]
 }
@@ -162,7 +164,7 @@ func pcrMeaning(pcr int) string {
 // perMachine reports whether a PCR usually differs between machines that have booted alike, or
 // changes after the boot.
 func perMachine(pcr int) bool {
-	return slices.Contains([]int{1, 3, 5, 6, 8, 9, 10, 11, 12, 13, 15, 16, 23}, pcr)
+	return slices.Contains([]int{1, 3, 5, 6, 8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 19, 20, 21, 22, 23}, pcr)
 }
 
 // printable returns a text of a log without what would steer a terminal or turn its writing around.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/hex"
 	"fmt"
 	"maps"
@@ -282,6 +283,8 @@ func (s *bootState) replays(pcr int) string {
 		return "as the log says"
 	case judged:
 		return "DIFFERS from the log"
+	case len(bytes.Trim(s.PCRs[pcr], "\x00")) == 0, len(bytes.Trim(s.PCRs[pcr], "\xff")) == 0:
+		return "nothing was measured"
 	}
 	return "not in the log, or extended since"
 }
