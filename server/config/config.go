@@ -104,6 +104,7 @@ func (in *input) parse(identity web.IdentityProvider) *Config {
 	c.decodeAgentPath(b)
 	c.dropEmpty(b)
 	c.Quote = decodeQuote(ps, b.all(quoteKey))
+	c.warnOfQuote()
 	all, allow, deny := in.decodeRoot(b, spire{in.trustDomain, identity, c.Quote})
 	b.finish()
 	c.checkAgentPath(ps, all, allow)

@@ -1,8 +1,11 @@
 package config
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list/bootprofiles"
 )
 
 // A Quote is what the server asks of a machine's boot, in its challenge.
@@ -72,6 +75,20 @@ func decodeQuote(ps *problems, values []*node) *Quote {
 	}
 	b.finish()
 	return q
+}
+
+// warnOfQuote warns of selectors that prove nothing.
+func (c *Config) warnOfQuote() {
+	if c.Quote == nil {
+		return
+	}
+	for _, pcr := range c.Quote.Selectors {
+		if bootprofiles.Resettable(pcr) {
+			c.warn(under(quoteKey, "selectors"), fmt.Sprintf(
+				"contains %d, which any program with access to the TPM can reset and give a value of choice: "+
+					"an entry that selects by it admits whoever wants that", pcr))
+		}
+	}
 }
 
 // pcrs returns a list of PCRs, sorted; nil if the block does not have the key.

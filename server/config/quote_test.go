@@ -113,3 +113,22 @@ func TestQuoteProblems(t *testing.T) {
 		t.Errorf("null: %v", err)
 	}
 }
+
+// A selector of a PCR that any program can reset is the machine's own choice, and whoever writes entries has to know.
+func TestQuoteWarnings(t *testing.T) {
+	for _, tt := range []struct {
+		selectors string
+		want      int
+	}{{`[7, 22]`, 0}, {`[16]`, 1}, {`[7, 16, 23]`, 2}} {
+		c := mustParse(t, factory+`quote { pcrs = [7, 16, 22, 23] selectors = `+tt.selectors+` }`)
+		warned := 0
+		for _, w := range c.Warnings {
+			if strings.HasPrefix(w, "quote: selectors: contains ") && strings.Contains(w, "a value of choice") {
+				warned++
+			}
+		}
+		if warned != tt.want {
+			t.Errorf("%s: %q", tt.selectors, c.Warnings)
+		}
+	}
+}

@@ -45,6 +45,10 @@ const (
 // MaxPCR is the last PCR of a PC Client TPM.
 const MaxPCR = 23
 
+// Resettable reports whether any program with access to the TPM can reset a PCR (TCG PC Client Platform TPM
+// Profile 1.05, 3.6): a profile that pins its value asks for nothing.
+func Resettable(pcr int) bool { return pcr == 16 || pcr == 23 }
+
 // The PCRs from which the event log proves a condition.
 const (
 	PCRImages     = 4
@@ -151,7 +155,18 @@ func (d *Document) Profiles() []Profile { return d.profiles }
 func (d *Document) Len() int { return len(d.profiles) }
 
 // Warnings implements list.Content.
-func (d *Document) Warnings() []string { return nil }
+func (d *Document) Warnings() []string {
+	var all []string
+	for i := range d.profiles {
+		for _, pcr := range slices.Sorted(maps.Keys(d.profiles[i].PCRs)) {
+			if Resettable(pcr) && len(all) < list.MaxMistakes {
+				all = append(all, fmt.Sprintf("profiles[%d].pcrs: PCR %d can be reset and given a value of choice by any "+
+					"program with access to the TPM: its value proves nothing", i, pcr))
+			}
+		}
+	}
+	return all
+}
 
 // Equal implements list.Content: the same profiles, in any order. Comments do not count.
 func (d *Document) Equal(other *Document) bool { return maps.Equal(d.said, other.said) }

@@ -299,6 +299,14 @@ func TestProblems(t *testing.T) {
 	}
 }
 
+// A profile of a PCR that any program can reset asks for nothing, and its author is told.
+func TestWarnings(t *testing.T) {
+	d := mustParse(t, one(`"pcrs": {"sha256": {"7": ["`+a+`"], "22": ["`+a+`"], "23": ["`+a+`"]}}`), bootprofiles.Options{})
+	if w := d.Warnings(); len(w) != 1 || !strings.HasPrefix(w[0], "profiles[0].pcrs: PCR 23 can be reset and given a value of choice") {
+		t.Errorf("%q", w)
+	}
+}
+
 // A person learns of all mistakes at once, up to a limit.
 func TestAllProblemsAtOnce(t *testing.T) {
 	_, err := bootprofiles.Parse([]byte(`{"version": 2, "profiles": [{"name": 5}, {"pcrs": {"sha256": {"0": ["x"]}, "md5": {}}}]}`), bootprofiles.Options{})
