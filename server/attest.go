@@ -6,6 +6,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -226,18 +227,9 @@ func challengeFailed(told string, err error) *failure {
 
 // admit returns what SPIRE is told about an admitted machine.
 func (a *attestation) admit(ctx context.Context) (*nodeattestorv1.AgentAttributes, *failure) {
-	id, err := agentID(a.Config, a.ekHash, &a.decision)
-	switch {
-	case errors.Is(err, errUnsure):
-		return nil, &failure{
-			outcome: outcomeUnavailable, code: codes.Unavailable,
-			told: "the server cannot tell right now which SPIFFE ID this machine gets", why: err.Error(),
-		}
-	case err != nil:
-		return nil, &failure{
-			outcome: outcomeNoID, code: codes.PermissionDenied,
-			told: "no SPIFFE ID can be formed for this machine", why: err.Error(),
-		}
+	id, failed := idOf(a.Config, a.ekHash, &a.decision)
+	if failed != nil {
+		return nil, failed
 	}
 	if !a.Reattest {
 		if failed := a.plugin.firstUse(ctx, id); failed != nil {
@@ -249,4 +241,22 @@ func (a *attestation) admit(ctx context.Context) (*nodeattestorv1.AgentAttribute
 		SelectorValues: selectors(a.ekHash, &a.decision, bootSelectors(a.boot, a.asked)),
 		CanReattest:    a.Reattest,
 	}, nil
+}
+
+// idOf returns the SPIFFE ID of an admitted machine, or how the attestation fails without one.
+func idOf(c *config.Config, ekHash sources.EKHash, d *policy.Decision) (spiffeid.ID, *failure) {
+	id, err := agentID(c, ekHash, d)
+	switch {
+	case errors.Is(err, errUnsure):
+		return spiffeid.ID{}, &failure{
+			outcome: outcomeUnavailable, code: codes.Unavailable,
+			told: "the server cannot tell right now which SPIFFE ID this machine gets", why: err.Error(),
+		}
+	case err != nil:
+		return spiffeid.ID{}, &failure{
+			outcome: outcomeNoID, code: codes.PermissionDenied,
+			told: "no SPIFFE ID can be formed for this machine", why: err.Error(),
+		}
+	}
+	return id, nil
 }

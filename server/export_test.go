@@ -61,3 +61,14 @@ func (p *Plugin) Held() int64 {
 
 // Answers is how many bytes of event logs and DevIDs are held.
 func (p *Plugin) Answers() int64 { return p.held.answers.bytes.Load() }
+
+// UseConfig makes the plugin serve a configuration, until the returned function is called.
+func (p *Plugin) UseConfig(tb testing.TB, c *config.Config) (stop func()) {
+	tb.Helper()
+	g, err := p.start(tb.Context(), c, nil)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	p.current.Store(g)
+	return g.set.Close
+}

@@ -77,10 +77,14 @@ func left(ctx context.Context, err error) *failure {
 
 // notAdmitted is the failure for a decision that does not admit.
 func (a *attestation) notAdmitted(ctx context.Context) *failure {
-	d := &a.decision
-	switch {
-	case ctx.Err() != nil: // the sources may not have had their time
+	if ctx.Err() != nil { // the sources may not have had their time
 		return left(ctx, ctx.Err())
+	}
+	return notAdmitted(&a.decision)
+}
+
+func notAdmitted(d *policy.Decision) *failure {
+	switch {
 	case d.Outcome == policy.Unavailable && len(d.MaybeDenied) > 0:
 		return unavailable("deny rule " + strings.Join(d.MaybeDenied, ", ") + " might hold")
 	case d.Outcome == policy.Unavailable:

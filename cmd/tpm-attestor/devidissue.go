@@ -120,7 +120,7 @@ func openIssuer(cmd *cobra.Command, name string) (*issuer, error) {
 	if err != nil {
 		return nil, &exitError{exitUsage, fmt.Errorf("%s: %w", name, err)}
 	}
-	c.Examine(config.Examination{Network: true})
+	c.Examine(true)
 	i := &issuer{Config: c, verifier: attestor.Verifier{AllowWeakEK: c.AllowWeakEK}}
 	if i.set, err = c.NewSet(admission.Options{Once: true, Log: warnLog(cmd.ErrOrStderr())}); err != nil {
 		return nil, err

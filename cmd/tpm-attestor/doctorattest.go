@@ -144,7 +144,7 @@ func (d *doctor) decide(t *trial) {
 			"the server refuses this machine: %s", why)
 		return
 	}
-	t.server.Examine(config.Examination{})
+	t.server.Examine(false)
 	set, err := t.server.NewSet(admission.Options{Once: true})
 	if err != nil {
 		d.failed("decision", err)

@@ -57,7 +57,7 @@ func (d *doctor) server(name string) error {
 // sources loads each source once, from its files and caches.
 func (d *doctor) sources(c *config.Config) error {
 	d.progress.now("loading the sources")
-	c.Examine(config.Examination{})
+	c.Examine(false)
 	set, err := c.NewSet(admission.Options{Once: true})
 	if err != nil {
 		return err

@@ -9,30 +9,22 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
-// An Examination is a look at what a server would decide, beside that server.
-type Examination struct {
-	// Network says that sources may use the network.
-	Network bool
-	// NoCertificate says that it is not known which EK certificate the machine sends.
-	NoCertificate bool
-}
-
-// Examine makes the sources of c examine what a server has: they read its caches, whoever owns
-// the files, write nothing, and use no network unless they are told to. It must be called before
-// the sources are started, with admission.Options.Once.
-func (c *Config) Examine(x Examination) {
+// Examine makes the sources of c examine what a server has, beside that server: they read its
+// caches, whoever owns the files, write nothing, and use no network unless network is true. Evidence
+// that is Incomplete is then that of a machine whose certificates are not known, which the challenge
+// would show. Examine must be called before the sources are started, with
+// admission.Options.Once.
+func (c *Config) Examine(network bool) {
 	for i := range c.Members {
 		m := &c.Members[i]
 		if s, ok := m.Source.(interface{ Examine(network bool) }); ok {
-			s.Examine(x.Network)
+			s.Examine(network)
 		}
-		switch kind := kindNamed(kinds(), m.Kind); {
-		case kind.online && !x.Network:
+		if kindNamed(kinds(), m.Kind).online && !network {
 			m.Source = notAsked{}
-		case kind.byVendor && x.NoCertificate:
-			if s, ok := m.Source.(*ekca.Source); ok {
-				m.Source = uncertified{s}
-			}
+		}
+		if s, ok := m.Source.(*ekca.Source); ok {
+			m.Source = uncertified{s}
 		}
 	}
 }
@@ -52,8 +44,7 @@ func (n notAsked) Fetch(ctx context.Context, ev *sources.Evidence) (sources.Verd
 	return n.Check(ctx, ev)
 }
 
-// uncertified is a source that would judge the machine by its EK certificate. It takes what the
-// machine has not sent for something that the challenge would show.
+// uncertified is a source that waits for the certificates of a machine that is not there.
 type uncertified struct{ *ekca.Source }
 
 // ErrNeedsCertificate is the error of a source that would judge the machine by its EK certificate.
@@ -61,9 +52,7 @@ var ErrNeedsCertificate = fmt.Errorf("needs the machine's EK certificate: %w", s
 
 // Check implements sources.Source.
 func (s uncertified) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
-	without := *ev
-	without.Certificate, without.Chain, without.Incomplete = nil, nil, true
-	v, err := s.Source.Check(ctx, &without)
+	v, err := s.Source.Check(ctx, ev)
 	if errors.Is(err, ekca.ErrIncomplete) {
 		err = ErrNeedsCertificate
 	}

@@ -1,0 +1,106 @@
+package server
+
+import (
+	"context"
+	"slices"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
+)
+
+// A Preview is what a server would decide about a machine that is not there.
+type Preview struct {
+	// Answers are what the sources say, sorted by source.
+	Answers []policy.Answer
+	// Status is the state of each source, sorted by name.
+	Status []admission.SourceStatus
+	// Rules are what the rules come to.
+	Rules []policy.Held
+	// Possible are the outcomes that the decision can have, the worst first.
+	Possible []policy.Outcome
+	// Ways are what would have to be different for the machine to be admitted.
+	Ways []policy.Way
+	// Decision is the decision, and Result what it comes to, if no answer that is still open
+	// turns out to list the machine or not to list it.
+	Decision policy.Decision
+	Result   Result
+	// Settled is true if the Result is what the machine would get, however the open answers
+	// turn out. Its selectors may be more than these if Incomplete names sources.
+	Settled bool
+	// Incomplete are the sources whose answers are open and may add selectors, sorted.
+	Incomplete []string
+	// NeedsQuote is true if the configuration refuses a machine for what it quotes or does
+	// not quote, whatever the sources say.
+	NeedsQuote bool
+}
+
+// A Previewer says what a server would decide. It is safe for concurrent use.
+type Previewer struct {
+	config *config.Config
+	set    *admission.Set
+}
+
+// NewPreviewer loads the sources of a configuration, each once. Config.Examine says what they may
+// use. The sources belong to the Previewer, which must be closed: c cannot be used again.
+func NewPreviewer(ctx context.Context, c *config.Config) (*Previewer, error) {
+	set, err := c.NewSet(admission.Options{Once: true})
+	if err != nil {
+		return nil, err
+	}
+	set.Start(ctx, nil)
+	return &Previewer{c, set}, nil
+}
+
+// Close ends what the sources do.
+func (p *Previewer) Close() { p.set.Close() }
+
+// Preview asks the sources about a machine of which ev says what is known: ev.EK may be nil, and
+// ev.Incomplete is true if the certificates that it sends are not known. network says whether
+// sources that fetch for each machine may do so.
+func (p *Previewer) Preview(ctx context.Context, ev *sources.Evidence, network bool) (*Preview, error) {
+	answers, err := p.set.Preview(ctx, ev, network)
+	if err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	plan := p.set.Plan()
+	view := &Preview{
+		Answers: answers, Status: p.set.Status(), Rules: plan.Explain(answers),
+		Possible: plan.Possible(answers), Ways: plan.Ways(answers), Decision: plan.After(answers),
+	}
+	view.Result = ResultOf(p.config, ev, &view.Decision)
+	view.settle(p.config)
+	return view, nil
+}
+
+// settle sets whether the Result depends on anything that is open.
+func (p *Preview) settle(c *config.Config) {
+	for _, a := range p.Answers {
+		if r := a.Result(); r != "needs_challenge" && r != "needs_network" {
+			continue
+		}
+		if slices.ContainsFunc(p.Rules, func(h policy.Held) bool {
+			return !h.Deny && !h.Trial && h.Result != "holds_not" &&
+				(slices.Contains(h.All, a.Source) || slices.Contains(h.Any, a.Source))
+		}) {
+			p.Incomplete = append(p.Incomplete, a.Source)
+		}
+	}
+	admitted := p.Result.Code == codes.OK
+	p.NeedsQuote = c.Quote != nil && (c.Quote.Required || c.Quote.EventLog == config.EventLogRequired)
+	switch {
+	case p.Result.Outcome == string(outcomeMalformed):
+		p.Settled = true
+	case len(p.Possible) != 1:
+	case p.Possible[0] == policy.Admitted:
+		p.Settled = admitted && !p.NeedsQuote || !admitted && len(p.Incomplete) == 0
+	default:
+		p.Settled = true
+	}
+}
