@@ -9,42 +9,59 @@ import (
 	"testing"
 )
 
-// What the page says of `tpm-attestor list`, `validate` and `doctor` can be pasted, and prints what the page
-// shows: its commands are run one after another, beside the files that it shows.
+// What the page says of `tpm-attestor list`, `validate`, `doctor`, `check` and `explain` can be pasted, and
+// prints what the page shows: the commands of a section are run one after another, beside the
+// files that it shows.
 func TestListCommands(t *testing.T) {
-	const file = "docs/tpm-attestor.md"
-	var blocks []block
-	for _, name := range []string{"Lists", "Validate", "Doctor"} { // each uses files of the one before
-		_, section, found := strings.Cut(read(t, file), "\n## "+name+"\n")
-		section, _, ended := strings.Cut(section, "\n## ")
-		if !found || !ended {
-			t.Fatalf("the page has no section %s", name)
-		}
-		blocks = append(blocks, takeApart(t, file, []byte(section)).blocks...)
-	}
-	dir, bin := t.TempDir(), t.TempDir()
+	bin := t.TempDir()
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "./cmd/tpm-attestor")
 	build.Dir = root
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	t.Setenv("PATH", bin+string(os.PathListSeparator)+os.Getenv("PATH"))
-	commands := 0
-	for _, b := range blocks {
-		switch {
-		case b.has("server.hcl"):
-			must(t, os.WriteFile(filepath.Join(dir, "server.hcl"), []byte(b.text), 0o600))
-		case b.lang() == "csv":
-			must(t, os.WriteFile(filepath.Join(dir, "delivery.csv"), []byte(b.text), 0o600))
-		case b.has("list"):
-			must(t, os.WriteFile(filepath.Join(dir, "machines.txt"), []byte(b.text), 0o600))
-		case b.lang() == "console":
-			commands += runConsole(t, dir, b)
+	runSections(t, 10, "Lists", "Validate", "Doctor") // each uses files of the one before
+	runSections(t, 5, "Decisions")
+}
+
+// runSections runs the commands of sections of the page, of which there are at least some.
+func runSections(t *testing.T, least int, names ...string) {
+	t.Helper()
+	const file = "docs/tpm-attestor.md"
+	dir, commands := t.TempDir(), 0
+	for _, name := range names {
+		_, section, found := strings.Cut(read(t, file), "\n## "+name+"\n")
+		section, _, ended := strings.Cut(section, "\n## ")
+		if !found || !ended {
+			t.Fatalf("the page has no section %s", name)
+		}
+		for _, b := range takeApart(t, file, []byte(section)).blocks {
+			if b.lang() == "console" {
+				commands += runConsole(t, dir, b)
+			} else if shown := shownFile(b); shown != "" {
+				must(t, os.WriteFile(filepath.Join(dir, shown), []byte(b.text), 0o600))
+			}
 		}
 	}
-	if commands < 10 {
-		t.Errorf("found only %d commands: is the test looking in the right place?", commands)
+	if commands < least {
+		t.Errorf("found only %d commands in %q: is the test looking in the right place?", commands, names)
 	}
+}
+
+// shownFile returns the name of the file that a block shows, or nothing.
+func shownFile(b block) string {
+	for _, name := range []string{"server.hcl", "server.conf", "decisions.json", "refusal.log"} {
+		if b.has(name) {
+			return name
+		}
+	}
+	switch {
+	case b.lang() == "csv":
+		return "delivery.csv"
+	case b.has("list"):
+		return "machines.txt"
+	}
+	return ""
 }
 
 // runConsole runs the commands of a block, and fails the test if they print anything else than

@@ -102,8 +102,8 @@ Data goes to standard output, everything else to standard error. Exit codes: 0 d
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError("%w", err) })
 	output := outputTable
 	root.PersistentFlags().VarP(&output, "output", "o", "how data is printed: table, for people, or json")
-	root.AddCommand(newEK(&output), newValidate(&output), newList(&output), newCertificates(&output), newBoot(&output),
-		newDoctor(&output), newDevID(&output))
+	root.AddCommand(newEK(&output), newValidate(&output), newCheck(&output), newExplain(&output))
+	root.AddCommand(newList(&output), newCertificates(&output), newBoot(&output), newDevID(&output), newDoctor(&output))
 	return root
 }
 

@@ -129,10 +129,19 @@ func printEKs(cmd *cobra.Command, f ekFlags, output format, eks []ekreport.EK) e
 
 // eksIn returns the EKs in a file, each once, in the order of the file.
 func eksIn(name string, content []byte) ([]ekreport.EK, error) {
-	l := ekList{from: name, at: map[sources.EKHash]int{}}
+	l, err := readEKs(name, content)
+	if err != nil {
+		return nil, err
+	}
+	return l.eks, nil
+}
+
+// readEKs reads a file that holds EKs.
+func readEKs(name string, content []byte) (*ekList, error) {
+	l := &ekList{from: name, at: map[sources.EKHash]int{}}
 	if !bytes.Contains(content, []byte("-----BEGIN")) {
 		err := l.binary(content)
-		return l.eks, err
+		return l, err
 	}
 	begun, number := bytes.Count(content, []byte("-----BEGIN")), 0
 	for {
@@ -151,14 +160,18 @@ func eksIn(name string, content []byte) ([]ekreport.EK, error) {
 	case len(l.eks) == 0:
 		return nil, errors.New("there is no EK in it: write PUBLIC KEY or CERTIFICATE blocks")
 	}
-	return l.eks, nil
+	return l, nil
 }
 
 // An ekList collects the EKs of a file.
 type ekList struct {
 	from string
 	eks  []ekreport.EK
-	at   map[sources.EKHash]int // by EK hash, the place in eks
+	// evidence is what an agent with the EK at the same place in eks sends, and chain the
+	// CA certificates that it sends with any of them.
+	evidence []sources.Evidence
+	chain    [][]byte
+	at       map[sources.EKHash]int // by EK hash, the place in eks
 }
 
 // binary reads a file that is not PEM.
@@ -191,8 +204,12 @@ func (l *ekList) block(block *pem.Block) error {
 		return err
 	case "CERTIFICATE", "X509 CERTIFICATE":
 		cert, err := attestor.ParseEKCertificate(block.Bytes)
-		if err != nil || cert.IsCA { // a file may hold CA certificates beside EKs
+		if err != nil {
 			return err
+		}
+		if cert.IsCA { // a file may hold CA certificates beside EKs
+			l.chain = append(l.chain, cert.Raw)
+			return nil
 		}
 		return l.certificate(cert)
 	}
@@ -200,24 +217,28 @@ func (l *ekList) block(block *pem.Block) error {
 }
 
 func (l *ekList) certificate(cert *x509.Certificate) error {
-	ek, err := l.key(cert.PublicKey)
-	if err == nil {
-		ek.Certificates = append(ek.Certificates, ekreport.OfCertificate(cert))
+	i, err := l.key(cert.PublicKey)
+	if err != nil {
+		return err
 	}
-	return err
+	l.eks[i].Certificates = append(l.eks[i].Certificates, ekreport.OfCertificate(cert))
+	if l.evidence[i].Certificate == nil {
+		l.evidence[i].Certificate = cert.Raw
+	}
+	return nil
 }
 
-// key returns the entry for a key, and adds it if there is none.
-func (l *ekList) key(key crypto.PublicKey) (*ekreport.EK, error) {
+// key returns the place of a key, and adds the key if it is not there.
+func (l *ekList) key(key crypto.PublicKey) (int, error) {
 	hash, err := attestor.HashEK(key)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	i, ok := l.at[hash]
 	if !ok {
 		keyType, err := attestor.KeyTypeOf(key)
 		if err != nil {
-			return nil, err
+			return 0, err
 		}
 		i = len(l.eks)
 		l.at[hash] = i
@@ -225,6 +246,7 @@ func (l *ekList) key(key crypto.PublicKey) (*ekreport.EK, error) {
 			From: l.from, Hash: hex.EncodeToString(hash[:]), KeyType: string(keyType),
 			Certificates: []ekreport.Certificate{},
 		})
+		l.evidence = append(l.evidence, sources.Evidence{EKHash: hash, EK: key})
 	}
-	return &l.eks[i], nil
+	return i, nil
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -28,7 +29,8 @@ func TestScripts(t *testing.T) {
 	booted := bootedTPM(t)
 	vendor := newVendor(t)
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata", RequireExplicitExec: true,
+		Dir: "testdata", RequireExplicitExec: true, UpdateScripts: os.Getenv("UPDATE_GOLDEN") != "",
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"timeless": timeless},
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("GORACE", os.Getenv("GORACE")) // how long a command waits when it has ended
 			env.Setenv("TPM", device)
@@ -40,6 +42,13 @@ func TestScripts(t *testing.T) {
 				os.Chmod(filepath.Dir(env.WorkDir), 0o711), os.Chmod(env.WorkDir, 0o711)) // for validate --user
 		},
 	})
+}
+
+// timeless writes the standard output without its times to timeless.json.
+func timeless(ts *testscript.TestScript, _ bool, _ []string) {
+	moments := regexp.MustCompile(`[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z`)
+	text := moments.ReplaceAllString(ts.ReadFile("stdout"), "<time>")
+	ts.Check(os.WriteFile(ts.MkAbs("timeless.json"), []byte(text), 0o600))
 }
 
 // writePublicAreas writes an EK as a TPMT_PUBLIC and as a TPM2B_PUBLIC.
@@ -97,6 +106,13 @@ func TestUsageErrors(t *testing.T) {
 		{"doctor", "--server", "a", "b"},
 		{"doctor", "--device", "tpm0"},
 		{"doctor", "--user", "nobody-of-this-name"},
+		{"check"},
+		{"check", "a", "b", "c"},
+		{"check", "a", "b", "--tests", "c"},
+		{"check", "-", "-"},
+		{"explain"},
+		{"explain", "a", "b"},
+		{"explain", "a", "--log", "b"},
 		{"list", "bogus"},
 		{"list", "lint"},
 		{"list", "build"},
@@ -156,6 +172,8 @@ func TestHelp(t *testing.T) {
 		{"ek"},
 		{"validate"},
 		{"doctor"},
+		{"check"},
+		{"explain"},
 		{"certificates", "fill"},
 		{"devid", "request"},
 		{"devid", "issue", "challenge"},

@@ -58,6 +58,9 @@ func newVendor(t *testing.T) *vendor {
 		"other.pem":   tpm(2, "/gone.crt"),
 		"bare.pem":    pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: key}),
 		"server.conf": []byte(data),
+		"vendor.pem":  ca.PEM(),
+		"network.conf": []byte(strings.Replace(data, `"/nowhere"`, `"vendor.pem"
+			cache_path = "network.db"`, 1)),
 		"spiffe.conf": []byte(data + `
 			source "http" "inventory" {
 				url       = "https://allowlist.example.org/tpm.json"

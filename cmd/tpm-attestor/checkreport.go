@@ -1,0 +1,237 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/spire-tpm/spire-tpm-attestor/server"
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
+)
+
+// The values of checked.Decision.
+const (
+	decisionAdmitted    = "admitted"
+	decisionRefused     = "refused"     // the agent gives up
+	decisionUnavailable = "unavailable" // the agent tries again
+	decisionDepends     = "depends"     // on something that is not known here
+)
+
+// checked is the JSON output of check.
+type checked struct {
+	Version int       `json:"version"`
+	AsOf    time.Time `json:"as_of"`
+	Network bool      `json:"network"` // was asked
+	EK      checkedEK `json:"ek"`
+	// Name is what lists call the machine.
+	Name     string `json:"name,omitempty"`
+	Decision string `json:"decision"`
+	// Outcome is as in the server's log and metrics; empty if it depends.
+	Outcome   string   `json:"outcome,omitempty"`
+	SPIFFEID  string   `json:"spiffe_id,omitempty"`
+	Selectors []string `json:"selectors"`
+	// Agent is what an agent gets that is not admitted; absent if it depends.
+	Agent *agentAnswer `json:"agent,omitempty"`
+	// Cause is the first cause why the machine is not admitted.
+	Cause string `json:"cause,omitempty"`
+	// Changes are the smallest changes that would admit the machine: any of them would.
+	Changes []remedy        `json:"changes"`
+	Sources []checkedSource `json:"sources"`
+	Rules   []checkedRule   `json:"rules"`
+	Notes   []string        `json:"notes"`
+}
+
+type checkedEK struct {
+	Hash        string `json:"hash"`
+	From        string `json:"from,omitempty"`
+	KeyType     string `json:"key_type,omitempty"`
+	Certificate bool   `json:"certificate"`
+}
+
+type agentAnswer struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+	Retries bool   `json:"retries"`
+}
+
+// A remedy is what would admit the machine: all steps, and all conditions.
+type remedy struct {
+	Steps []step `json:"steps"`
+	If    []step `json:"if"`
+}
+
+// A step is another answer of a source. How says what to do.
+type step struct {
+	Source string `json:"source"`
+	Answer string `json:"answer"`
+	How    string `json:"how"`
+}
+
+type checkedSource struct {
+	Name string `json:"name"`
+	Kind string `json:"kind"`
+	// Result is listed, not_listed, cannot_tell, needs_challenge or needs_network.
+	Result  string     `json:"result"`
+	Reason  string     `json:"reason,omitempty"`
+	Place   string     `json:"place,omitempty"`
+	Entries int        `json:"entries,omitempty"`
+	Serial  uint64     `json:"serial,omitempty"`
+	Loaded  *time.Time `json:"loaded,omitempty"`
+	// Confirmed is when the data was last known to be current, Stale until when it serves if
+	// it is not confirmed again, and Expires when the list itself expires.
+	Confirmed *time.Time `json:"confirmed,omitempty"`
+	Stale     *time.Time `json:"stale,omitempty"`
+	Expires   *time.Time `json:"expires,omitempty"`
+	Problem   string     `json:"problem,omitempty"`
+	Warnings  []string   `json:"warnings"`
+}
+
+type checkedRule struct {
+	Name   string       `json:"name"`
+	Effect string       `json:"effect"` // allow or deny
+	Trial  bool         `json:"trial"`
+	Result string       `json:"result"` // holds, holds_not, might_hold or open
+	All    []ruleSource `json:"all,omitempty"`
+	Any    []ruleSource `json:"any,omitempty"`
+}
+
+type ruleSource struct {
+	Source string `json:"source"`
+	Result string `json:"result"`
+}
+
+// newChecked describes a preview.
+func newChecked(c *config.Config, s *subject, p *server.Preview, network bool) *checked {
+	r := &checked{
+		Version: 1, AsOf: time.Now().UTC().Truncate(time.Second), Network: network,
+		EK: checkedEK{
+			Hash: s.evidence.EKHash.String(), From: s.from, KeyType: s.keyType,
+			Certificate: s.evidence.Certificate != nil,
+		},
+		Selectors: []string{}, Changes: []remedy{}, Notes: []string{},
+	}
+	w := wording{config: c, subject: s, preview: p, answers: map[string]policy.Answer{}}
+	for i, a := range p.Answers {
+		w.answers[a.Source] = a
+		r.Sources = append(r.Sources, w.source(a, p.Status[i]))
+		if name := a.Verdict.Attributes.Name; name != "" && !strings.Contains(","+r.Name+",", ","+name+",") {
+			r.Name = strings.Trim(r.Name+","+name, ",")
+		}
+	}
+	for _, h := range p.Rules {
+		r.Rules = append(r.Rules, w.rule(h))
+	}
+	r.decide(&w)
+	r.Notes = append(r.Notes, w.notes(r)...)
+	return r
+}
+
+// decide says what is decided, why, and what would change that.
+func (r *checked) decide(w *wording) {
+	p := w.preview
+	switch result := p.Result; {
+	case !p.Settled:
+		r.Decision = decisionDepends
+	case result.Code == codes.OK:
+		r.Decision, r.Outcome = decisionAdmitted, result.Outcome
+		r.SPIFFEID, r.Selectors = result.SPIFFEID, result.Selectors
+		return
+	default:
+		// SPIRE's agent gives up on PermissionDenied alone.
+		retries := result.Code != codes.PermissionDenied
+		r.Outcome, r.Agent = result.Outcome, &agentAnswer{result.Code.String(), result.Message, retries}
+		r.Decision = decisionRefused
+		if result.Code == codes.Unavailable {
+			r.Decision = decisionUnavailable
+		}
+	}
+	r.Cause = w.cause()
+	if p.Settled && p.Decision.Outcome == policy.Admitted || r.Outcome == "malformed" {
+		return // no source can change that
+	}
+	for _, way := range p.Ways {
+		r.Changes = append(r.Changes, remedy{w.steps(way.Changes), w.steps(way.If)})
+	}
+}
+
+func (w *wording) source(a policy.Answer, s admission.SourceStatus) checkedSource {
+	m := w.member(a.Source)
+	out := checkedSource{
+		Name: a.Source, Kind: m.Kind, Result: a.Result(), Reason: a.Verdict.Reason, Place: placeOf(m.Config),
+		Entries: s.Entries, Serial: s.Serial, Warnings: append([]string{}, s.Warnings...),
+		Loaded: moment(s.Loaded), Confirmed: moment(s.Confirmed), Stale: moment(s.Stale), Expires: moment(s.Expires),
+	}
+	if a.Err != nil {
+		out.Reason = w.why(a)
+	}
+	if s.Err != nil && !strings.Contains(out.Reason, s.Err.Error()) {
+		out.Problem = s.Err.Error()
+	}
+	return out
+}
+
+func (w *wording) rule(h policy.Held) checkedRule {
+	r := checkedRule{Name: h.Name, Effect: "allow", Trial: h.Trial, Result: h.Result}
+	if h.Deny {
+		r.Effect = "deny"
+	}
+	results := func(names []string) (all []ruleSource) {
+		for _, name := range names {
+			all = append(all, ruleSource{name, w.answers[name].Result()})
+		}
+		return all
+	}
+	r.All, r.Any = results(h.All), results(h.Any)
+	return r
+}
+
+func (w *wording) steps(changes []policy.Change) []step {
+	all := []step{}
+	for _, c := range changes {
+		answer := "not_listed"
+		if c.Listed {
+			answer = "listed"
+		}
+		all = append(all, step{c.Source, answer, w.how(c)})
+	}
+	return all
+}
+
+// notes say what limits the answer.
+func (w *wording) notes(r *checked) (all []string) {
+	if w.subject.others > 0 {
+		all = append(all, fmt.Sprintf("%s holds %d EKs: this is about the first", w.subject.from, w.subject.others+1))
+	}
+	if len(w.preview.Incomplete) > 0 && r.Decision == decisionAdmitted {
+		open := strings.Join(w.preview.Incomplete, ", ")
+		all = append(all, "the selectors may be more: those of "+open+" are not known here")
+	}
+	if w.config.Quote != nil && r.Decision == decisionAdmitted && len(w.config.Quote.Selectors) > 0 {
+		all = append(all, "the selectors may be more: those of the machine's PCRs are not known here")
+	}
+	if r.Decision == decisionAdmitted && !w.config.Reattest {
+		all = append(all, "reattest = false: a machine that has attested before is refused, which only SPIRE knows")
+	}
+	if r.Decision == decisionAdmitted && w.subject.evidence.EK == nil && !w.config.AllowWeakEK {
+		all = append(all, "whether the EK is weak (CVE-2017-15361) is seen only in the key, not in its hash")
+	}
+	return all
+}
+
+func (w *wording) member(name string) admission.Member {
+	i := slices.IndexFunc(w.config.Members, func(m admission.Member) bool { return m.Name == name })
+	return w.config.Members[i]
+}
+
+func moment(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC().Truncate(time.Second)
+	return &t
+}

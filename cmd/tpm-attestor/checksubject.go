@@ -1,0 +1,88 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// A subject is a machine about which a server's decision is asked.
+type subject struct {
+	// from is a file's name, "tpm", or empty if only the EK hash is known.
+	from     string
+	keyType  string // empty if only the EK hash is known
+	evidence sources.Evidence
+	// others is how many other EKs are in the file.
+	others int
+}
+
+// subjectNamed returns the machine that is named by its EK hash or by a file, as the command ek
+// reads it.
+func subjectNamed(name string, stdin io.Reader) (*subject, error) {
+	if hash, err := sources.ParseEKHash(name); err == nil {
+		return &subject{evidence: sources.Evidence{EKHash: hash, Incomplete: true}}, nil
+	}
+	content, err := input.Read(name, stdin, maxEKFile)
+	if os.IsNotExist(err) {
+		return nil, &exitError{exitUsage, fmt.Errorf("%q is neither an EK hash, of 64 hex digits, nor a file", name)}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the EK: %w", err)
+	}
+	if hash, err := sources.ParseEKHash(string(bytes.TrimSpace(content))); err == nil {
+		return &subject{from: name, evidence: sources.Evidence{EKHash: hash, Incomplete: true}}, nil
+	}
+	l, err := readEKs(name, content)
+	if err != nil {
+		return nil, &exitError{exitUsage, fmt.Errorf("%s: %w", name, err)}
+	}
+	s := &subject{from: name, keyType: l.eks[0].KeyType, evidence: l.evidence[0], others: len(l.eks) - 1}
+	s.evidence.Chain = l.chain
+	s.evidence.Incomplete = s.evidence.Certificate == nil // the machine may have one
+	return s, nil
+}
+
+// tpmFlags say which TPM is meant, and which EK in it.
+type tpmFlags struct{ device, key string }
+
+func (f *tpmFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.device, "device", "", "this machine's TPM: a path such as /dev/tpmrm0, or unix:/path for "+
+		"the socket of a software TPM (default /dev/tpmrm0, else /dev/tpm0)")
+	cmd.Flags().StringVar(&f.key, "key", "auto", "the type of the endorsement key, as the agent's key ek: "+
+		"auto, rsa2048, p256, p384 or rsa3072")
+}
+
+// subject returns this machine, as its agent would describe it.
+func (f *tpmFlags) subject(ctx context.Context, stderr io.Writer) (*subject, error) {
+	t, err := ekreport.Open(f.device, f.key, os.Getenv)
+	if err != nil {
+		return nil, &exitError{exitUsage, err}
+	}
+	p := startProgress(stderr, "asking the TPM", "")
+	defer p.end()
+	report, err := ekreport.Inspect(ctx, t)
+	if err != nil {
+		return nil, &exitError{exitCannotTell, err}
+	}
+	return subjectOf(report), nil
+}
+
+func subjectOf(r *tpm.Report) *subject {
+	s := &subject{
+		from: "tpm", keyType: string(r.EK.KeyType),
+		evidence: sources.Evidence{EKHash: r.EK.Hash, EK: r.EK.Public},
+	}
+	if c := r.EK.Certificate; c != nil {
+		s.evidence.Certificate, s.evidence.Chain = c.Raw, r.Chain
+	}
+	return s
+}

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+)
+
+func newExplain(output *format) *cobra.Command {
+	var f checkFlags
+	var log string
+	cmd := &cobra.Command{
+		Use:   "explain [CONFIG]",
+		Short: "Explain what a server would decide about this machine, or a line of a log",
+		Long: `explain says what a server with the configuration CONFIG would decide about this machine, and why, as
+"tpm-attestor check CONFIG" does. Nothing is attested.
+
+--log FILE explains lines that spire-server has logged about attestations, and what spire-agent has logged of
+their failure, in plain words: what happened, the first cause, and what to do. FILE may hold anything else
+besides; "-" is the standard input. The lines may be text or JSON, as SPIRE or the plugin writes them.
+
+Exit codes of --log: 0 the last of the lines is of an admission, 3 of a refusal, 4 of anything that the server
+could not tell; 2 if there is no line about an attestation.`,
+		Example: examples(
+			"tpm-attestor explain --log refusal.txt",
+			"journalctl -u spire-server | grep 192.0.2.7 | tpm-attestor explain --log -",
+			"sudo tpm-attestor explain server.conf",
+		),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case log != "" && len(args) > 0:
+				return usageError("name a configuration or --log, not both")
+			case log != "":
+				return explainLog(cmd, *output, log)
+			case len(args) == 0:
+				return usageError("name the configuration, or a log with --log")
+			case len(args) > 1:
+				return usageError("unexpected argument %q: tpm-attestor check asks about other machines", args[1])
+			}
+			return runCheck(cmd, &f, *output, args[0], "")
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().StringVar(&log, "log", "", "explain the lines of a log")
+	return cmd
+}
+
+// explained is the JSON output of explain --log.
+type explained struct {
+	Version int             `json:"version"`
+	Lines   []explainedLine `json:"lines"`
+}
+
+// maxLogLine is the longest line of a log that is read, in bytes. The server keeps its fields
+// below 4 KiB each.
+const maxLogLine = 256 << 10
+
+// explainLog explains the lines of a log.
+func explainLog(cmd *cobra.Command, output format, name string) error {
+	from, err := input.Open(name, cmd.InOrStdin())
+	if err != nil {
+		return fmt.Errorf("read the log: %w", err)
+	}
+	defer func() { _ = from.Close() }() // it was only read
+	all := explained{Version: 1, Lines: []explainedLine{}}
+	lines := bufio.NewScanner(from)
+	lines.Buffer(nil, maxLogLine)
+	for n := 1; lines.Scan(); n++ {
+		if line, ok := explainLine(lines.Text()); ok {
+			line.Line = n
+			all.Lines = append(all.Lines, line)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("read the log: %w", err)
+	}
+	if len(all.Lines) == 0 {
+		return &exitError{exitUsage, errors.New("no line of it is about an attestation by tpm: " +
+			"they have \"Attestation failed\" or \"Machine admitted\" in them")}
+	}
+	if output == outputJSON {
+		err = printJSON(cmd, all)
+	} else {
+		var b strings.Builder
+		for i := range all.Lines {
+			all.Lines[i].write(&b, i > 0)
+		}
+		err = printText(cmd, b.String())
+	}
+	if err != nil {
+		return err
+	}
+	return all.Lines[len(all.Lines)-1].exit()
+}
+
+// exit returns the exit code as an error.
+func (l *explainedLine) exit() error {
+	switch l.Decision {
+	case decisionAdmitted:
+		return nil
+	case decisionRefused:
+		return &exitError{code: exitRefused}
+	}
+	return &exitError{code: exitCannotTell}
+}
+
+func (l *explainedLine) write(b *strings.Builder, another bool) {
+	if another {
+		b.WriteString("\n")
+	}
+	fmt.Fprintf(b, "%s\n", l.What)
+	for _, part := range []struct{ label, text string }{
+		{"cause", l.Cause},
+		{"to do", l.Remedy},
+		{"EK hash", l.EKHash},
+		{"name", l.Name},
+		{"peer", l.Peer},
+		{"SPIFFE ID", l.SPIFFEID},
+		{"rules", l.Rules},
+		{"boot", l.Boot},
+		{"on trial", l.Trials},
+	} {
+		if part.text != "" {
+			fmt.Fprintf(b, "  %-10s %s\n", part.label+":", part.text)
+		}
+	}
+	if len(l.Sources) > 0 {
+		b.WriteString("  sources:\n")
+	}
+	for _, s := range l.Sources {
+		fmt.Fprintf(b, "    %-14s %s", s.Source, answerWords[s.Result])
+		if s.Reason != "" {
+			fmt.Fprintf(b, ": %s", s.Reason)
+		}
+		b.WriteString("\n")
+	}
+}

@@ -1,0 +1,267 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"unicode"
+)
+
+// The messages of the lines that are explained.
+const (
+	admittedMessage = "Machine admitted"
+	failedMessage   = "Attestation failed"
+)
+
+// An explainedLine says in words what a line of a log says.
+type explainedLine struct {
+	Line int `json:"line"`
+	// Decision is admitted, refused or unavailable, and Outcome as the server logs it; it is
+	// empty for a line of an agent.
+	Decision string `json:"decision"`
+	Outcome  string `json:"outcome,omitempty"`
+	What     string `json:"what"`
+	Cause    string `json:"cause,omitempty"`
+	Remedy   string `json:"remedy,omitempty"`
+	EKHash   string `json:"ek_hash,omitempty"`
+	Name     string `json:"name,omitempty"`
+	Peer     string `json:"peer,omitempty"`
+	SPIFFEID string `json:"spiffe_id,omitempty"`
+	Rules    string `json:"rules,omitempty"`
+	Boot     string `json:"boot,omitempty"`
+	Trials   string `json:"trials,omitempty"`
+
+	Sources []explainedSource `json:"sources,omitempty"`
+}
+
+type explainedSource struct {
+	Source string `json:"source"`
+	Result string `json:"result"`
+	Reason string `json:"reason,omitempty"`
+}
+
+// explainLine explains a line, if it is about an attestation.
+func explainLine(line string) (explainedLine, bool) {
+	f := fieldsOf(line)
+	message := f["message"]
+	if message == "" {
+		message = line
+	}
+	switch {
+	case strings.Contains(message, admittedMessage):
+		f["outcome"] = decisionAdmitted
+	case strings.Contains(message, failedMessage) && f["outcome"] != "":
+	default:
+		return explainAgent(line)
+	}
+	l := explainedLine{
+		Outcome: f["outcome"], EKHash: f["ek_hash"], Name: f["name"], Peer: f["peer"], SPIFFEID: f["spiffe_id"],
+		Rules: f["rules"], Boot: f["boot"], Trials: f["trials"], Sources: sourcesOf(f["sources"]),
+	}
+	o, known := outcomesInWords[l.Outcome]
+	if !known {
+		o = inWords{
+			decisionUnavailable, "The attestation ended as " + l.Outcome + ".",
+			"this version of tpm-attestor does not know that outcome: use the plugin's own version",
+		}
+	}
+	l.Decision, l.What, l.Remedy, l.Cause = o.decision, o.what, o.remedy, f["reason"]
+	l.because(f)
+	return l, true
+}
+
+// because fills in the first cause of a decision of the rules, and what to do.
+func (l *explainedLine) because(f map[string]string) {
+	check := "tpm-attestor check CONFIG " + l.EKHash
+	switch {
+	case l.Outcome == decisionAdmitted && f["unsure"] != "":
+		l.Cause = "not everything is known: " + l.say(f["unsure"], "cannot_tell") + "; its selectors are missing"
+		l.Remedy = "repair " + f["unsure"] + "; the machine gets its selectors when it attests again"
+	case l.Outcome == decisionRefused && f["denied_by"] != "":
+		l.Cause = fmt.Sprintf("the deny rule %s holds; of all sources, %s", f["denied_by"], l.say("", "listed"))
+		l.Remedy = "if it should not be denied, take it off that list; " + check + " says which change is the smallest"
+	case l.Outcome == decisionRefused && f["reason"] == "no allow rule holds":
+		l.Cause = "no allow rule holds: " + l.say("", "not_listed")
+		l.Remedy = "if it should be admitted, list it; " + check + " says which change is the smallest"
+	case l.Outcome == decisionUnavailable && strings.Contains(l.Cause+" ", " cannot tell "),
+		l.Outcome == decisionUnavailable && f["maybe_denied_by"] != "":
+		l.Cause += ": " + l.say("", "cannot_tell")
+	}
+}
+
+// say says what sources say, out of a list of names, or out of all, whose answer is result.
+func (l *explainedLine) say(names, result string) string {
+	var all []string
+	for _, s := range l.Sources {
+		if s.Result != result || names != "" && !strings.Contains(","+names+",", ","+s.Source+",") {
+			continue
+		}
+		text := s.Source + " "
+		switch result {
+		case "listed":
+			text += "lists it"
+		case "not_listed":
+			text += "does not list it"
+		default:
+			text += answerWords[result]
+		}
+		if s.Reason != "" {
+			text += " (" + s.Reason + ")"
+		}
+		all = append(all, text)
+	}
+	return strings.Join(all, ", ")
+}
+
+// inWords is what an outcome means.
+type inWords struct{ decision, what, remedy string }
+
+// outcomesInWords has all outcomes of the server's log.
+var outcomesInWords = map[string]inWords{
+	"admitted": {decisionAdmitted, "The server admitted this machine.", ""},
+	"refused": {
+		decisionRefused, "The server's rules refused this machine. Its agent has given up.",
+		"the reason names the setting that refused it",
+	},
+	"unavailable": {
+		decisionUnavailable, "The server could not tell whether to admit this machine. Its agent tries again.",
+		"repair what could not tell; the machine needs nothing",
+	},
+	"malformed": {
+		decisionRefused, "What the agent sent breaks a rule of the protocol. Its agent tries again.",
+		"update the agent's plugin; if the EK is weak, update the TPM's firmware and enrol a new EK",
+	},
+	"challenge_failed": {
+		decisionRefused, "The machine did not prove that it holds the EK, or what it was asked to quote.",
+		"is it one TPM? A cloned virtual machine whose TPM was created anew has a new EK: enrol that. " +
+			"Otherwise update the agent's plugin",
+	},
+	"no_answer": {
+		decisionUnavailable, "The machine did not answer its challenge within a minute. Its agent tries again.",
+		"look whether other programs keep the TPM busy, and at the network between agent and server",
+	},
+	"agent_left": {
+		decisionUnavailable, "The agent, or SPIRE, ended the attestation before it was decided.",
+		"see the log of the agent for why it left",
+	},
+	"no_id": {
+		decisionRefused, "The rules admit this machine, but agent_path_template forms no SPIFFE ID for it.",
+		"give its entry one name, and the same one in all lists, or whatever else the template needs",
+	},
+	"second_use": {
+		decisionRefused, "The machine has been admitted before, and reattest = false admits it once only.",
+		"evict its agent in SPIRE; better, set reattest = true",
+	},
+	"internal": {
+		decisionUnavailable, "The plugin has a defect, or the machine's EK cannot be challenged.",
+		"please report the line",
+	},
+}
+
+// agentMessages are what agents are told, with what it means.
+var agentMessages = []struct {
+	told string
+	inWords
+}{
+	{"this TPM is not admitted", outcomesInWords["refused"]},
+	{"the server cannot tell right now whether to admit this TPM", outcomesInWords["unavailable"]},
+	{"the server cannot tell right now which SPIFFE ID", outcomesInWords["unavailable"]},
+	{"the server is busy", outcomesInWords["unavailable"]},
+	{"the server admits only machines", outcomesInWords["refused"]},
+	{"in the answer to the challenge is", outcomesInWords["challenge_failed"]},
+	{"the answer to the challenge is wrong", outcomesInWords["challenge_failed"]},
+	{"the challenge was not answered within", outcomesInWords["no_answer"]},
+	{"no SPIFFE ID can be formed for this machine", outcomesInWords["no_id"]},
+	{"can only be admitted once", outcomesInWords["second_use"]},
+	{"this machine is being admitted already", outcomesInWords["second_use"]},
+}
+
+// explainAgent explains a line of an agent's log.
+func explainAgent(line string) (explainedLine, bool) {
+	for _, m := range agentMessages {
+		if strings.Contains(line, m.told) {
+			return explainedLine{
+				Decision: m.decision, What: m.what,
+				Cause: "agents are not told why: only the plugin's line in the server's log says it",
+				Remedy: "find the line \"" + failedMessage + "\" of the same time in the server's log, or run " +
+					"tpm-attestor check",
+			}, true
+		}
+	}
+	return explainedLine{}, false
+}
+
+// field matches a field of a line in text: name=word or name="quoted". So both logrus and hclog
+// write them.
+var field = regexp.MustCompile(`([A-Za-z_@][A-Za-z0-9_.@-]*)=("(?:[^"\\]|\\.)*"|[^\s"]*)`)
+
+// fieldsOf returns the fields of a line in JSON or in text. The field "message" is the message,
+// if it is a field.
+func fieldsOf(line string) map[string]string {
+	f := map[string]string{}
+	var object map[string]any
+	if at := strings.IndexByte(line, '{'); at >= 0 && json.Unmarshal([]byte(line[at:]), &object) == nil {
+		for name, value := range object {
+			f[name] = clean(fmt.Sprint(value))
+		}
+	} else {
+		for _, m := range field.FindAllStringSubmatch(line, -1) {
+			value, err := strconv.Unquote(m[2])
+			if err != nil {
+				value = m[2]
+			}
+			f[m[1]] = clean(value)
+		}
+	}
+	for _, name := range []string{"@message", "msg"} {
+		if f["message"] == "" {
+			f["message"] = f[name]
+		}
+	}
+	return f
+}
+
+// clean returns a text without characters that a terminal would obey.
+func clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, s)
+}
+
+// answered matches the beginning of a source's answer in the field sources.
+var answered = regexp.MustCompile(
+	`^([a-z0-9_-]+): (listed|not listed|cannot tell|needs the challenge|.*needs the network)`)
+
+// sourcesOf reads the field sources. A reason may have semicolons, too.
+func sourcesOf(text string) []explainedSource {
+	var all []explainedSource
+	for part := range strings.SplitSeq(text, "; ") {
+		m := answered.FindStringSubmatch(part)
+		if m == nil {
+			if n := len(all); n > 0 {
+				all[n-1].Reason += "; " + part
+			}
+			continue
+		}
+		s := explainedSource{Source: m[1], Result: strings.ReplaceAll(m[2], " ", "_"), Reason: part[len(m[0]):]}
+		switch {
+		case m[2] == "needs the challenge":
+			s.Result = "needs_challenge"
+		case strings.HasSuffix(m[2], "needs the network"):
+			s.Result, s.Reason = "needs_network", part[len(m[1])+2:]
+		}
+		s.Reason = strings.TrimPrefix(s.Reason, ": ")
+		all = append(all, s)
+	}
+	for i := range all {
+		if r, ok := strings.CutPrefix(all[i].Reason, " ("); ok {
+			all[i].Reason = strings.TrimSuffix(r, ")")
+		}
+	}
+	return all
+}
