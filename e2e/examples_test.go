@@ -36,6 +36,7 @@ type site struct {
 	one, two, three, uncertified, stranger *attestortest.TPM
 
 	kernels []machine // that have booted the kernels 1, 2 and 3, of the example measured-boot
+	devIDs  *devIDs   // of the example devid
 }
 
 // examples are the server configurations in the folders of examples/. Each function checks what
@@ -54,6 +55,7 @@ var examples = map[string]func(*site, *spiretest.Server){
 	"air-gapped/server.conf":               (*site).vendorCertificates,
 	"measured-boot/server-1-trial.conf":    (*site).measuredTrial,
 	"measured-boot/server-2-enforced.conf": (*site).measured,
+	"devid/server.conf":                    (*site).devID,
 	"postgres/server.conf":                 (*site).postgres,
 	"postgres/server-mysql.conf":           (*site).mariadb,
 }
@@ -77,6 +79,7 @@ var layouts = map[string]func(*site){
 	"vendor-certificates": (*site).layVendorCertificates,
 	"air-gapped":          (*site).layAirGapped,
 	"measured-boot":       (*site).layMeasuredBoot,
+	"devid":               (*site).layDevID,
 	"postgres":            (*site).layTable,
 	"kubernetes": func(s *site) {
 		s.mkdir("/etc/tpm/lists")

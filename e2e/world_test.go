@@ -106,6 +106,8 @@ type machine struct {
 	ek   string // the type, as in the agent's configuration
 	hash string
 	log  string // the file with its event log; empty if it has none
+	// devID is the folder with its DevID, or empty.
+	devID string
 }
 
 // machine makes a machine with an EK certificate from ca. If ca is nil, the machine has its own
@@ -141,6 +143,10 @@ func (w *world) agentIn(dir string, s *spiretest.Server, m machine) *spiretest.A
 	data := fmt.Sprintf("device = %q\nek = %q", m.tpm.Device, m.ek)
 	if m.log != "" {
 		data += fmt.Sprintf("\nevent_log_path = %q", m.log)
+	}
+	if m.devID != "" {
+		data += fmt.Sprintf("\ndevid {\ncert_path = %q\npriv_path = %q\npub_path = %q\n}",
+			m.devID+"/devid.pem", m.devID+"/devid.priv", m.devID+"/devid.pub")
 	}
 	a, err := w.programs.StartAgent(spiretest.AgentConfig{Dir: dir, Server: s, PluginData: data})
 	if err != nil {
