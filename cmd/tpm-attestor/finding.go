@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/sqltable"
 )
 
 // A severity says what a finding means.
@@ -89,7 +90,7 @@ func (f *findings) inFile(at, file string, err error) {
 // couldNotLook reports whether an error says nothing about what was looked at.
 func couldNotLook(err error) bool {
 	_, network := errors.AsType[net.Error](err)
-	return network || errors.Is(err, fs.ErrPermission) || errors.Is(err, errHangs) ||
+	return network || errors.Is(err, sqltable.ErrDown) || errors.Is(err, fs.ErrPermission) || errors.Is(err, errHangs) ||
 		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 

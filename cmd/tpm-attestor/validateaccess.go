@@ -56,7 +56,7 @@ func (v *validation) mayUse(p config.Path) {
 		if p.Cache {
 			found = v.cache(p.Path)
 		} else {
-			found = v.tree(ctx, p.Path)
+			found = v.tree(ctx, p)
 		}
 		return nil
 	})
@@ -65,24 +65,18 @@ func (v *validation) mayUse(p config.Path) {
 		return
 	}
 	for _, err := range found {
-		v.cacheOrDenied(p.At, err)
+		if doubt, ok := errors.AsType[doubt](err); ok {
+			v.result.Findings.warn(p.At, doubt.action, "%s", doubt.message)
+			continue
+		}
+		v.denied(p.At, err)
 	}
 }
 
-// errOtherOwner is a warning.
-type otherOwnerError struct{ path, user string }
+// A doubt is a warning about permissions.
+type doubt struct{ message, action string }
 
-func (e otherOwnerError) Error() string {
-	return fmt.Sprintf("the cache %s belongs to another user than %s, so what it holds is not used", e.path, e.user)
-}
-
-func (v *validation) cacheOrDenied(at string, err error) {
-	if other, ok := errors.AsType[otherOwnerError](err); ok {
-		v.result.Findings.warn(at, "chown it, or delete it", "%v", other)
-		return
-	}
-	v.denied(at, err)
-}
+func (d doubt) Error() string { return d.message }
 
 // cache returns what keeps the user from a cache: the plugin makes files in its folder and replaces
 // it, and reads only what belongs to its own user.
@@ -93,7 +87,8 @@ func (v *validation) cache(path string) []error {
 		switch {
 		case err != nil:
 		case i == 0 && !v.user.Owns(info):
-			all = append(all, otherOwnerError{name, v.user.Name})
+			all = append(all, doubt{"the cache " + name + " belongs to another user than " + v.user.Name +
+				", so what it holds is not used", "chown it, or delete it"})
 		case i == 0:
 			all = append(all, v.user.May(name, access.Read))
 		case strings.HasSuffix(name, ".lock"):
@@ -111,7 +106,8 @@ const (
 )
 
 // tree returns what keeps the user from a file, or from a folder and what the plugin reads in it.
-func (v *validation) tree(ctx context.Context, path string) []error {
+func (v *validation) tree(ctx context.Context, p config.Path) []error {
+	path := p.Path
 	info, err := os.Stat(path)
 	if err != nil {
 		return []error{err}
@@ -129,6 +125,7 @@ func (v *validation) tree(ctx context.Context, path string) []error {
 	defer folder.Close()
 	names, _ := folder.Readdirnames(mostInFolder) // an error ends the list
 	var all []error
+	unread := 0
 	for _, name := range names {
 		if strings.HasPrefix(name, ".") {
 			continue
@@ -136,21 +133,33 @@ func (v *validation) tree(ctx context.Context, path string) []error {
 		if ctx.Err() != nil || len(all) == mostDenied {
 			break
 		}
-		if err := v.inFolder(filepath.Join(path, name)); err != nil {
+		isFolder, err := v.inFolder(filepath.Join(path, name))
+		switch {
+		case err == nil:
+		case p.Folder && !isFolder: // an entry of a hash_dir lists its machine by its name alone
+			unread++
+		default:
 			all = append(all, err)
 		}
+	}
+	if unread > 0 {
+		all = append(all, doubt{
+			fmt.Sprintf("user %s may not read %d files in %s, so the names and labels in them are ignored",
+				v.user.Name, unread, path), "chmod o+r them, if they have names and labels",
+		})
 	}
 	return all
 }
 
-// inFolder returns what keeps the user from a file, or from looking into a folder.
-func (v *validation) inFolder(path string) error {
+// inFolder returns what keeps the user from a file, or from looking into a folder, and which of them
+// it is.
+func (v *validation) inFolder(path string) (isFolder bool, err error) {
 	info, err := os.Stat(path)
 	switch {
 	case err != nil:
-		return nil //nolint:nilerr // a dangling link, or gone: others say what that means
+		return false, nil //nolint:nilerr // a dangling link, or gone: others say what that means
 	case info.IsDir():
-		return v.user.May(path, access.Read|access.Search)
+		return true, v.user.May(path, access.Read|access.Search)
 	}
-	return v.user.May(path, access.Read)
+	return false, v.user.May(path, access.Read)
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -54,7 +55,7 @@ func (v *validation) checkServer(text string) {
 		v.mayUse(path)
 	}
 	for _, m := range c.Members {
-		if !r.Findings.under(c.Place(m.Name), severityError) {
+		if at := c.Place(m.Name); !r.Findings.under(at, severityError) && !r.Findings.under(at, severityUnknown) {
 			p.now("reading what " + c.Place(m.Name) + " names")
 			s.look(m)
 		}
@@ -260,16 +261,32 @@ func (c *content) fetchList(ctx context.Context, cfg httplist.Config) {
 	c.document, _ = s.Current() // it has just been loaded
 }
 
-// askTable asks the database for a machine that is not there.
+// askTable asks the database for a machine that is not there, and counts rows that no look-up finds.
 func (c *content) askTable(ctx context.Context, cfg sqltable.Config) {
+	cfg.Timeout = max(cfg.Timeout, countTimeout)
 	s, err := sqltable.New(cfg)
 	if err == nil {
 		_, err = s.Check(ctx, &sources.Evidence{})
 	}
 	if err != nil {
 		c.findings.failed(c.at, err)
+		return
+	}
+	n, known, err := s.CountMalformed(ctx)
+	switch {
+	case err != nil:
+		c.findings.failed(c.at, err)
+	case !known:
+		c.findings.warn(c.at, "", "whether every row has an EK hash was not counted: the query does not end in "+
+			"FROM <table> WHERE <column> = ?")
+	case n > 0:
+		c.findings.warn(c.at, "write 64 lower-case hex digits, and give the column the CHECK of the documentation",
+			"%d rows have no EK hash that a look-up finds", n)
 	}
 }
+
+// countTimeout is how long reading a whole table may take.
+const countTimeout = 25 * time.Second
 
 // files checks the small files of a source, and when their certificates expire.
 func (c *content) files(check func(func(string, error)), caPath, certPath string) {
@@ -328,8 +345,16 @@ func (c *content) certificates(at, path string, cas bool) {
 	}
 }
 
+// warnings adds warnings of a source. Those about a file begin with its quoted path.
 func (c *content) warnings(at string, warnings []string) {
 	for _, w := range warnings {
-		c.findings.warn(at, "", "%s", w)
+		f := finding{Severity: severityWarning, At: at, Message: w}
+		if quoted, err := strconv.QuotedPrefix(w); err == nil {
+			plain := strings.Trim(quoted, `"`)
+			if rest, ok := strings.CutPrefix(w[len(quoted):], ": "); ok && strconv.Quote(plain) == quoted {
+				f.File, f.Message = plain, rest
+			}
+		}
+		c.findings = append(c.findings, f)
 	}
 }

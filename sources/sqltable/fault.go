@@ -3,6 +3,7 @@ package sqltable
 import (
 	"context"
 	"errors"
+	"net"
 	"net/url"
 	"slices"
 	"strings"
@@ -45,6 +46,22 @@ func faultOf(err error) fault {
 		return mysqlFault(my.Number)
 	}
 	return stale
+}
+
+// ErrDown is in the errors of a Source whose database could not be reached, or did not answer in
+// time.
+var ErrDown = errors.New("the database is down")
+
+// A downError is an error with ErrDown in it, and with another text.
+type downError struct{ error }
+
+// Is implements the interface that errors.Is looks for.
+func (downError) Is(target error) bool { return target == ErrDown }
+
+// unreachable reports whether err is of the network, or of a time that is over.
+func unreachable(err error) bool {
+	_, network := errors.AsType[net.Error](err)
+	return network || errors.Is(err, context.DeadlineExceeded)
 }
 
 // postgresFault returns what a code of appendix A of PostgreSQL's documentation says.

@@ -161,7 +161,11 @@ func (s *Source) lookUp(ctx context.Context, begun time.Time, hash string) (v so
 // explain returns the error as a log may have it: without the password, and with what a
 // person needs to know. late says that the time of the look-up is over.
 func (s *Source) explain(p *pool, err error, late bool) error {
+	down := late || unreachable(err)
 	err = scrub(err, p.secrets)
+	if down {
+		err = downError{err}
+	}
 	if late {
 		err = fmt.Errorf("the database did not answer within %v: %w", s.cfg.Timeout, err)
 	}
