@@ -33,7 +33,8 @@ type BootLog struct {
 	// the SHA-256 digests in the database of forbidden signatures dbx.
 	DB, DBX Measured
 	// Authorities are the SHA-256 of the certificates (DER) that have vouched for what was
-	// booted: those of the variable events of PCR 7 behind its separator.
+	// booted: those of the variable events of PCR 7 behind its separator, except for what is
+	// built into shim.
 	Authorities Measured
 	// Images are the digests in PCR 4, in Bank, of what firmware has started.
 	Images Measured

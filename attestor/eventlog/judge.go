@@ -23,7 +23,8 @@ type Judged struct {
 	// DB are the SHA-256 of the certificates in the signature database db, DBX the SHA-256
 	// digests in dbx.
 	DB, DBX Measured
-	// Authorities are the SHA-256 of the certificates that have vouched for what was booted.
+	// Authorities are the SHA-256 of the certificates that have vouched for what was booted, except
+	// for those that are built into shim.
 	Authorities Measured
 	// Images are the digests in PCR 4, in the quoted bank, of what firmware has started.
 	Images Measured

@@ -243,6 +243,9 @@ func (b *shownBoot) text(s *bootState) string {
 		fmt.Fprintf(&t, " (%s)", b.SecureBootReason)
 	}
 	fmt.Fprintf(&t, "\n\nPCRs, %s:\n", b.Bank)
+	if len(s.PCRs) == 0 {
+		t.WriteString("  none\n")
+	}
 	for _, pcr := range slices.Sorted(maps.Keys(s.PCRs)) {
 		line := fmt.Sprintf("  %2d  %x  %s", pcr, s.PCRs[pcr], s.replays(pcr))
 		fmt.Fprintf(&t, "%s\n      %s\n", strings.TrimRight(line, " "), pcrMeaning(pcr))
