@@ -626,6 +626,34 @@ func TestNothingIsQuoted(t *testing.T) {
 	}
 }
 
+// Each bank stands for itself: digests of another bank neither prove nor spoil anything, and data count only if
+// they hash to the digest in the quoted bank.
+func TestBanksThatDiffer(t *testing.T) {
+	t.Parallel()
+	did := test.Boot{Banks: []string{"sha256", "sha384"}, SecureBoot: []byte{0}}.Log()
+	on := test.Event{Data: test.Variable(test.Global, "SecureBoot", []byte{1})}
+	says := did.Clone()
+	at := says.Index(7, secureBoot)
+	says.Events[at].Data = on.Data
+	says.Events[at].Digests = map[string][]byte{"sha256": did.Events[at].Digest("sha256"), "sha384": on.Digest("sha384")}
+	l := parse(t, says.Bytes())
+	for _, c := range []struct {
+		bank, why string
+		replays   bool
+	}{
+		{"sha256", "the data of the variable SecureBoot (event 2) do not hash to its digest", true},
+		{"sha384", "the event log does not replay to PCR 7", false},
+	} {
+		j, err := l.Judge(c.bank, did.PCRs(c.bank))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if j.Replays[7] != c.replays || j.SecureBoot != "" || j.NoSecureBoot != c.why {
+			t.Errorf("%s: PCR 7 replays: %v; %q, %q", c.bank, j.Replays[7], j.SecureBoot, j.NoSecureBoot)
+		}
+	}
+}
+
 // What is judged does not keep the log in memory, and is not changed with it.
 func TestSharesNoMemory(t *testing.T) {
 	t.Parallel()

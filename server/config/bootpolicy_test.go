@@ -71,7 +71,15 @@ func TestBootPolicyProblems(t *testing.T) {
 	const at = `source "boot_policy" "golden": `
 	denies := quoted + golden + factory + `allow "a" { all = ["factory"] } `
 	const cannot = `names golden, a boot_policy, which cannot deny: a machine that withholds its quote would not be listed by it`
+	inJSONForm := func(deny string) string {
+		return `{"source": {"hash_dir": {"factory": {"path": "/x"}}, "boot_policy": {"golden": {"path": "/etc/tpm/boot.json"}}},
+			"quote": {"pcrs": [7]}, "allow": {"a": {"any": ["factory"]}}, "deny": ` + deny + `}`
+	}
 	for _, tt := range []struct{ text, want string }{
+		{inJSONForm(`{"d": {"any": ["golden"]}}`), `deny "d": ` + cannot},
+		{inJSONForm(`[{"d": [{"any": ["golden"]}]}]`), `deny "d": ` + cannot},
+		{throughSPIRE(t, inJSON(inJSONForm(`{"d": {"all": ["golden"], "enforce": false}}`))), `deny "d": ` + cannot},
+		{throughSPIRE(t, inJSONLists(inJSONForm(`[{"d": {"all": ["factory", "golden"]}}]`))), `deny "d": ` + cannot},
 		{golden, at + `quote is missing: machines are not asked for their PCRs, so none could meet a profile; write a block such as quote { pcrs = [0, 2, 4, 7] } beside the sources`},
 		{quoted + `source "boot_policy" "golden" {}`, at + `path: write either path = "/etc/tpm/boot.json" or url = "https://allowlist.example.org/boot.json"`},
 		{quoted + site + ` path = "/x" }`, at + `path: write either path = `},
