@@ -1,12 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"fmt"
 	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/server"
 	"github.com/spire-tpm/spire-tpm-attestor/server/boot"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
@@ -27,9 +30,9 @@ type trial struct {
 }
 
 // attest makes a whole attestation, which the server's configuration decides if there is one.
-func (d *doctor) attest(t *tpm.TPM, server *config.Config) {
+func (d *doctor) attest(t *tpm.TPM, c *config.Config) {
 	d.progress.now("attesting")
-	try := &trial{tpm: t, server: server}
+	try := &trial{tpm: t, server: c}
 	err := d.ask(func(ctx context.Context) error {
 		try.ctx = ctx
 		return try.prove()
@@ -46,7 +49,7 @@ func (d *doctor) attest(t *tpm.TPM, server *config.Config) {
 	default:
 		d.ok("devid", "the machine proves its DevID")
 	}
-	if server == nil {
+	if c == nil {
 		d.note("decision", "whether a server admits this machine is not known without --server-config")
 		return
 	}
@@ -144,6 +147,9 @@ func (d *doctor) decide(t *trial) {
 			"the server refuses this machine: %s", why)
 		return
 	}
+	if t.server.TrustDomain.IsZero() {
+		t.server.TrustDomain = spiffeid.RequireTrustDomainFromString(unknownTrustDomain)
+	}
 	t.server.Examine(false)
 	set, err := t.server.NewSet(admission.Options{Once: true})
 	if err != nil {
@@ -159,19 +165,31 @@ func (d *doctor) decide(t *trial) {
 	if decision.Outcome == policy.Challenge {
 		decision = set.AfterChallenge(ctx, &t.evidence)
 	}
-	const more = "tpm-attestor check says what would admit it"
-	switch decision.Outcome {
-	case policy.Admitted:
-		d.ok("decision", "the server admits this machine by %s", strings.Join(decision.Rules, ", "))
-	case policy.Refused:
-		denied := ""
-		if len(decision.Denied) > 0 {
-			denied = fmt.Sprintf(" by deny %q", decision.Denied)
+	plan, answers := set.Plan(), decision.Answers
+	d.decided(newChecked(t.server, &subject{evidence: t.evidence}, &server.Preview{
+		Answers: answers, Status: set.Status(), Rules: plan.Explain(answers), Possible: plan.Possible(answers),
+		Ways: plan.Ways(answers), Decision: decision, Result: server.ResultOf(t.server, &t.evidence, &decision),
+		Settled: true,
+	}, false), &decision)
+}
+
+// decided says what a decision is and, if it is not the wanted one, what would change it.
+func (d *doctor) decided(r *checked, decision *policy.Decision) {
+	action := "tpm-attestor check on the server says more"
+	if len(r.Changes) > 0 && len(r.Changes[0].Steps) > 0 {
+		var steps []string
+		for _, s := range r.Changes[0].Steps {
+			steps = append(steps, s.How)
 		}
-		d.add("decision", statusFault, "list it, or "+more, "the server refuses this machine%s: %s",
-			denied, decision.Explain())
+		action = "to admit it, " + strings.Join(steps, ", and ")
+	}
+	cause := cmp.Or(r.Cause, decision.Explain())
+	switch r.Decision {
+	case decisionAdmitted:
+		d.ok("decision", "the server admits this machine by %s, as %s", strings.Join(decision.Rules, ", "), r.SPIFFEID)
+	case decisionRefused:
+		d.add("decision", statusFault, action, "the server refuses this machine: %s", cause)
 	default:
-		d.add("decision", statusUnknown, "run doctor --server on the server", "the server could not tell: %s",
-			decision.Explain())
+		d.add("decision", statusUnknown, action, "the server could not tell: %s", cause)
 	}
 }

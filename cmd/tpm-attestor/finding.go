@@ -90,7 +90,8 @@ func (f *findings) inFile(at, file string, err error) {
 // couldNotLook reports whether an error says nothing about what was looked at.
 func couldNotLook(err error) bool {
 	_, network := errors.AsType[net.Error](err)
-	return network || errors.Is(err, sqltable.ErrDown) || errors.Is(err, fs.ErrPermission) || errors.Is(err, errHangs) ||
+	return network || errors.Is(err, sqltable.ErrDown) ||
+		errors.Is(err, fs.ErrPermission) || errors.Is(err, errHangs) ||
 		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
