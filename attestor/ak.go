@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -22,6 +23,8 @@ type tpmName []byte
 type signer struct {
 	public crypto.PublicKey
 	name   tpmName
+	// enrolment is true for an AK that is made for enrolments.
+	enrolment bool
 
 	scheme     tpm2.TPMAlgID
 	schemeHash tpm2.TPMAlgID
@@ -77,7 +80,19 @@ func (p *publicArea) attestationKey(public []byte) (*signer, error) {
 	if p.scheme == tpm2.TPMAlgNull {
 		return nil, errors.New("no signing scheme in a restricted key")
 	}
-	return p.signer(public)
+	k, err := p.signer(public)
+	if err != nil {
+		return nil, err
+	}
+	k.enrolment = bytes.Equal(p.policy, EnrolmentPolicy())
+	return k, nil
+}
+
+// EnrolmentPolicy returns the authPolicy of an AK that is made for enrolments: see
+// Verifier.Enrolment. No policy has this digest; the AK is used with its password.
+func EnrolmentPolicy() []byte {
+	mark := sha256.Sum256([]byte("spire-tpm-attestor enrolment key 1"))
+	return mark[:]
 }
 
 // checkAttributes checks that the attributes in set are set, and those in unset are clear, in a

@@ -28,7 +28,7 @@ type DevID struct {
 	// each of at most 8 KiB, 512 values, and a key of at most 8192 bits; all together at most
 	// 44 KiB. The key in the first equals Key. Nothing else about them is verified, and
 	// ParseCertificate may refuse them. It is nil if a certificate is to be issued: see
-	// Ask.Uncertified.
+	// Verifier.Enrolment.
 	Chain [][]byte
 	// Key is an *rsa.PublicKey of 2048, 3072 or 4096 bits, or an *ecdsa.PublicKey on P-256 or
 	// P-384.
@@ -137,7 +137,7 @@ func devIDFailed(format string, args ...any) error {
 // checkDevID returns the DevID in a response if its proof holds.
 func (s *Session) checkDevID(reply *reply) (*DevID, error) {
 	d := reply.devID
-	if s.asked.Uncertified {
+	if s.asked.uncertified {
 		if len(d.Chain) > 0 {
 			return nil, devIDFailed("it has a certificate already")
 		}

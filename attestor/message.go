@@ -299,7 +299,7 @@ func (p *reply) check(asked *Ask) error {
 	}
 	switch d := p.devID; {
 	case d == nil:
-	case d.Chain == nil && !asked.Uncertified:
+	case d.Chain == nil && !asked.uncertified:
 		return errors.New("no DevID.Chain in it")
 	case d.Public == nil:
 		return errors.New("no DevID.Public in it")

@@ -11,13 +11,12 @@ const maxSuspendedSize = 8 << 10
 
 // suspended is a session that waits for its response in another process.
 type suspended struct {
-	EK, AK      []byte // the EK hash, and the AK's name
-	Secret      []byte
-	Nonce       []byte
-	Quote       *QuoteRequest `json:",omitzero"`
-	EventLog    bool          `json:",omitzero"`
-	DevID       bool          `json:",omitzero"`
-	Uncertified bool          `json:",omitzero"`
+	EK, AK   []byte // the EK hash, and the AK's name
+	Secret   []byte
+	Nonce    []byte
+	Quote    *QuoteRequest `json:",omitzero"`
+	EventLog bool          `json:",omitzero"`
+	DevID    bool          `json:",omitzero"`
 }
 
 // Suspend ends a session that has been challenged, and returns what Verifier.Resume needs to
@@ -30,13 +29,14 @@ func (s *Session) Suspend() ([]byte, error) {
 	defer s.end()
 	return encode("suspended session", &suspended{
 		EK: s.ek.Hash[:], AK: s.ak.name, Secret: s.secret[:], Nonce: s.nonce[:],
-		Quote: s.asked.Quote, EventLog: s.asked.EventLog, DevID: s.asked.DevID, Uncertified: s.asked.Uncertified,
+		Quote: s.asked.Quote, EventLog: s.asked.EventLog, DevID: s.asked.DevID,
 	}, maxSuspendedSize)
 }
 
-// Resume continues a session that Suspend has ended: call Finish next. payload is the message with
-// which the session has begun, or another from the same EK and AK. Unlike after Challenge, the
-// session has the certificates that are in it. The secret serves once if the caller resumes once.
+// Resume continues a session that Suspend has ended: call Finish next. v must have the settings of
+// the Verifier that has begun the session, and payload is the message with which it has begun, or
+// another from the same EK and AK. Unlike after Challenge, the session has the certificates that
+// are in it. The secret serves once if the caller resumes once.
 func (v *Verifier) Resume(payload, state []byte) (*Session, error) {
 	w := new(suspended)
 	if err := decode(state, maxSuspendedSize, w.decode); err != nil {
@@ -59,7 +59,7 @@ func (v *Verifier) Resume(payload, state []byte) (*Session, error) {
 			return nil, fmt.Errorf("suspended session: Quote: %w", err)
 		}
 	}
-	s.asked = Ask{Quote: w.Quote, EventLog: w.EventLog, DevID: w.DevID, Uncertified: w.Uncertified}
+	s.asked = Ask{Quote: w.Quote, EventLog: w.EventLog, DevID: w.DevID, uncertified: v.Enrolment}
 	copy(s.secret[:], w.Secret)
 	copy(s.nonce[:], w.Nonce)
 	s.state = challenged
@@ -83,8 +83,6 @@ func (w *suspended) decode(d *decoder, name string) (err error) {
 		w.EventLog, err = d.boolean(name)
 	case "DevID":
 		w.DevID, err = d.boolean(name)
-	case "Uncertified":
-		w.Uncertified, err = d.boolean(name)
 	default:
 		err = d.skip()
 	}

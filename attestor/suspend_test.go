@@ -4,8 +4,9 @@ import (
 	"bytes"
 	"crypto"
 	"errors"
-	"strings"
 	"testing"
+
+	"github.com/google/go-tpm/tpm2"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
@@ -22,6 +23,24 @@ func (u uncertified) Activate(a *attestor.Activation) (*attestor.Activated, erro
 	return done, err
 }
 
+// enrolee returns a TPM with a DevID and with an AK that is made for enrolments.
+func enrolee(t *testing.T) *attestortest.TPM {
+	t.Helper()
+	return attestortest.New(t, attestortest.Options{
+		EK: attestor.P256, PCRs: somePCRs(), DevID: &attestortest.DevID{CA: attestortest.NewCA(t, "devices")},
+		ForgePublic: func(p *tpm2.TPMTPublic) { p.AuthPolicy.Buffer = attestor.EnrolmentPolicy() },
+	})
+}
+
+func enrol(t *testing.T, tpm *attestortest.TPM) *attestor.Session {
+	t.Helper()
+	s, err := (&attestor.Verifier{Enrolment: true}).Begin(tpm.Payload(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 func answerUncertified(t *testing.T, tpm *attestortest.TPM, challenge []byte) []byte {
 	t.Helper()
 	answer, err := attestor.NewProver(tpm.Claim(), uncertified{tpm}).Answer(challenge)
@@ -35,13 +54,10 @@ func answerUncertified(t *testing.T, tpm *attestortest.TPM, challenge []byte) []
 // fro: the session waits in a file.
 func TestSuspendedEnrolment(t *testing.T) {
 	t.Parallel()
-	tpm := withDevID(t, attestortest.DevID{})
+	tpm := enrolee(t)
 	payload := tpm.Payload(t)
-	s := begin(t, tpm)
-	challenge := ask(t, s, attestor.Ask{Quote: someAsk().Quote, DevID: true, Uncertified: true})
-	if strings.Contains(string(challenge), "Uncertified") {
-		t.Errorf("the challenge is another than an attestation's: %s", challenge)
-	}
+	s := enrol(t, tpm)
+	challenge := ask(t, s, attestor.Ask{Quote: someAsk().Quote, DevID: true})
 	state, err := s.Suspend()
 	if err != nil {
 		t.Fatal(err)
@@ -50,7 +66,7 @@ func TestSuspendedEnrolment(t *testing.T) {
 	if _, err := s.Finish(answer); err == nil {
 		t.Error("a suspended session still takes an answer")
 	}
-	s, err = new(attestor.Verifier).Resume(payload, state)
+	s, err = (&attestor.Verifier{Enrolment: true}).Resume(payload, state)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,10 +89,25 @@ func TestUncertifiedIsAskedFor(t *testing.T) {
 	if _, err := s.Finish(answerUncertified(t, tpm, ask(t, s, attestor.Ask{DevID: true}))); err == nil {
 		t.Error("a DevID without a certificate has passed an attestation")
 	}
-	s = begin(t, tpm)
-	_, err := s.Finish(tpm.Answer(t, ask(t, s, attestor.Ask{DevID: true, Uncertified: true})))
+	tpm = enrolee(t)
+	s = enrol(t, tpm)
+	_, err := s.Finish(tpm.Answer(t, ask(t, s, attestor.Ask{DevID: true})))
 	if !errors.Is(err, attestor.ErrDevIDFailed) {
 		t.Errorf("a DevID with a certificate has passed an enrolment: %v", err)
+	}
+}
+
+// Whoever carries the files of an enrolment could relay a server's challenge to the machine, and attest
+// in its place with the answer, less the DevID; a rogue server could have a DevID issued. Neither works:
+// the AK says what it is for, and the secret is for this AK.
+func TestEnrolmentIsNoAttestation(t *testing.T) {
+	t.Parallel()
+	if _, err := new(attestor.Verifier).Begin(enrolee(t).Payload(t)); err == nil {
+		t.Error("the AK of an enrolment may attest")
+	}
+	attesting := withDevID(t, attestortest.DevID{})
+	if _, err := (&attestor.Verifier{Enrolment: true}).Begin(attesting.Payload(t)); err == nil {
+		t.Error("the AK of an attestation may enrol")
 	}
 }
 

@@ -15,6 +15,11 @@ type Verifier struct {
 	// AllowWeakEK admits RSA endorsement keys with the ROCA weakness
 	// (CVE-2017-15361).
 	AllowWeakEK bool
+	// Enrolment says that the DevID has no certificate yet, which is to be issued if its proof
+	// holds: a DevID with a certificate is refused. It takes only an AK that is made for
+	// enrolments (EnrolmentPolicy), and otherwise such an AK is refused: so nobody can use the
+	// answer to a challenge of the one kind for the other.
+	Enrolment bool
 }
 
 // Begin checks a payload and begins a session. Every error is about the
@@ -44,13 +49,30 @@ func (v *Verifier) Begin(payload []byte) (*Session, error) {
 	}
 	ek.takeCertificate(p)
 	ak, err := parseAK(&p.AK)
+	if err == nil {
+		err = v.checkPurpose(ak)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("payload: %w", err)
 	}
 	can := slices.DeleteFunc(p.Can, func(what string) bool {
 		return what != CanPCRs && what != CanEventLog && what != CanDevID
 	})
-	return &Session{ek: ek, template: tmpl, chain: p.EKChain, ak: ak, can: slices.Clip(can)}, nil
+	return &Session{
+		ek: ek, template: tmpl, chain: p.EKChain, ak: ak, can: slices.Clip(can), asked: Ask{uncertified: v.Enrolment},
+	}, nil
+}
+
+// checkPurpose checks that an AK is made for an enrolment if v is for enrolments, and only then.
+func (v *Verifier) checkPurpose(ak *signer) error {
+	switch {
+	case v.Enrolment && !ak.enrolment:
+		return errors.New("AK.Public: it is not made for an enrolment: " +
+			"make the request with tpm-attestor devid request")
+	case !v.Enrolment && ak.enrolment:
+		return errors.New("AK.Public: it is made for the enrolment of a DevID, and not for an attestation")
+	}
+	return nil
 }
 
 // CheckEK reports whether v accepts an endorsement key that another Verifier has
@@ -92,9 +114,8 @@ type Ask struct {
 	Quote    *QuoteRequest // nil: no quote
 	EventLog bool          // the event log, which is only asked for together with a quote
 	DevID    bool
-	// Uncertified says that the DevID has no certificate yet: it is to be issued if the proof
-	// holds. The challenge does not tell it. A DevID with a certificate is refused then.
-	Uncertified bool
+
+	uncertified bool // the DevID has no certificate: Verifier.Enrolment
 }
 
 // nonces reports whether both sides send a nonce. A quote and a DevID share them: what is made
@@ -186,7 +207,6 @@ func (s *Session) Challenge(ask Ask) ([]byte, error) {
 func (s *Session) newChallenge(ask Ask) (*challenge, error) {
 	msg := new(challenge)
 	s.asked.DevID = ask.DevID && s.Can(CanDevID)
-	s.asked.Uncertified = ask.Uncertified
 	if q := ask.Quote; q != nil {
 		if err := q.Validate(); err != nil {
 			return nil, fmt.Errorf("ask for a quote: %w", err)

@@ -20,14 +20,13 @@ import (
 // any other hierarchy would obfuscate the TPM's clock and firmware version in
 // what it signs (part 2, TPMS_ATTEST).
 //
-// The TPM derives a primary key from its template, so unique, of 32 bytes, makes each AK a
-// different key.
-func (t *TPM) createAK(c *conn, caps *capabilities, unique []byte) (*key, *attestor.AKParameters, error) {
+// The TPM derives a primary key from its template, so unique makes each AK a different key.
+func (t *TPM) createAK(c *conn, caps *capabilities, as akForm) (*key, *attestor.AKParameters, error) {
 	keyType, err := chooseAK(t.config.AK, caps)
 	if err != nil {
 		return nil, nil, err
 	}
-	template, err := akTemplate(keyType, unique)
+	template, err := akTemplate(keyType, as)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -79,20 +78,26 @@ func chooseAK(configured attestor.KeyType, caps *capabilities) (attestor.KeyType
 	}
 }
 
-// newUnique returns a value for an AK that is like no other.
-func newUnique() ([]byte, error) {
-	unique := make([]byte, 32)
-	if _, err := rand.Read(unique); err != nil {
-		return nil, fmt.Errorf("read random bytes: %w", err)
-	}
-	return unique, nil
+// akForm is what tells AKs apart.
+type akForm struct {
+	unique []byte // 32 bytes
+	mark   []byte // the authPolicy: akMark or attestor.EnrolmentPolicy
 }
 
-// akTemplate returns the template of a new AK. All AKs have the mark of akMark.
+// newAK returns the form of an AK for one attestation.
+func newAK() (akForm, error) {
+	unique := make([]byte, 32)
+	if _, err := rand.Read(unique); err != nil {
+		return akForm{}, fmt.Errorf("read random bytes: %w", err)
+	}
+	return akForm{unique, akMark()}, nil
+}
+
+// akTemplate returns the template of an AK.
 //
 // With noDA, a locked-out TPM still accepts the key, and using the key does not
 // make the TPM write to NV memory (part 1, 19.8).
-func akTemplate(keyType attestor.KeyType, unique []byte) (tpm2.TPMTPublic, error) {
+func akTemplate(keyType attestor.KeyType, as akForm) (tpm2.TPMTPublic, error) {
 	template := tpm2.TPMTPublic{
 		NameAlg: tpm2.TPMAlgSHA256,
 		ObjectAttributes: tpm2.TPMAObject{
@@ -104,7 +109,7 @@ func akTemplate(keyType attestor.KeyType, unique []byte) (tpm2.TPMTPublic, error
 			Restricted:          true,
 			SignEncrypt:         true,
 		},
-		AuthPolicy: tpm2.TPM2BDigest{Buffer: akMark()},
+		AuthPolicy: tpm2.TPM2BDigest{Buffer: as.mark},
 	}
 	switch keyType {
 	case attestor.P256:
@@ -118,7 +123,7 @@ func akTemplate(keyType attestor.KeyType, unique []byte) (tpm2.TPMTPublic, error
 			CurveID: tpm2.TPMECCNistP256,
 		})
 		template.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
-			X: tpm2.TPM2BECCParameter{Buffer: unique},
+			X: tpm2.TPM2BECCParameter{Buffer: as.unique},
 		})
 	case attestor.RSA2048:
 		template.Type = tpm2.TPMAlgRSA
@@ -130,7 +135,7 @@ func akTemplate(keyType attestor.KeyType, unique []byte) (tpm2.TPMTPublic, error
 			},
 			KeyBits: 2048,
 		})
-		template.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: unique})
+		template.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: as.unique})
 	default:
 		return tpm2.TPMTPublic{}, fmt.Errorf("no template for an attestation key of the type %s", keyType)
 	}

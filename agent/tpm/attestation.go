@@ -64,11 +64,11 @@ func (t *TPM) Begin(ctx context.Context) (_ *Attestation, err error) {
 	if err := t.findDevID(c, devID); err != nil {
 		return nil, err
 	}
-	unique, err := newUnique()
+	form, err := newAK()
 	if err != nil {
 		return nil, err
 	}
-	ak, params, err := t.createAK(c, inv.caps, unique)
+	ak, params, err := t.createAK(c, inv.caps, form)
 	if err != nil {
 		return nil, err
 	}

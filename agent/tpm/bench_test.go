@@ -98,7 +98,7 @@ func bareCommands(b *testing.B, device *TPM) {
 		})
 		ek.handle, ek.name, ek.public = rsp.ObjectHandle, rsp.Name, rsp.OutPublic.Bytes()
 	}
-	template, err := akTemplate(attestor.P256, make([]byte, 32))
+	template, err := akTemplate(attestor.P256, akForm{make([]byte, 32), akMark()})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -128,7 +128,7 @@ func devIDTemplate(keyType attestor.KeyType) (tpm2.TPMTPublic, error) {
 
 // BeginEnrolment is Begin for a DevID in files that has no certificate yet. The AK is the same each
 // time for the same DevID, even after the machine was restarted: so the challenge may come in a
-// file, and nothing about the AK is kept.
+// file, and nothing about the AK is kept. No server takes this AK in an attestation.
 func (t *TPM) BeginEnrolment(ctx context.Context, config DevIDConfig) (_ *Attestation, err error) {
 	d, err := t.readUncertified(&config)
 	if err != nil {
@@ -145,7 +145,7 @@ func (t *TPM) BeginEnrolment(ctx context.Context, config DevIDConfig) (_ *Attest
 		return nil, err
 	}
 	unique := sha256.Sum256(append([]byte("spire-tpm-attestor enrolment 1\x00"), d.public...))
-	ak, params, err := t.createAK(c, inv.caps, unique[:])
+	ak, params, err := t.createAK(c, inv.caps, akForm{unique[:], attestor.EnrolmentPolicy()})
 	if err != nil {
 		return nil, err
 	}

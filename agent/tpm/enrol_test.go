@@ -60,11 +60,11 @@ func TestEnrolment(t *testing.T) {
 		if err != nil {
 			t.Fatal(keyType, err)
 		}
-		s, err := new(attestor.Verifier).Begin(payload)
+		s, err := (&attestor.Verifier{Enrolment: true}).Begin(payload)
 		if err != nil {
 			t.Fatal(keyType, err)
 		}
-		challenge, err := s.Challenge(attestor.Ask{DevID: true, Uncertified: true})
+		challenge, err := s.Challenge(attestor.Ask{DevID: true})
 		if err != nil {
 			t.Fatal(keyType, err)
 		}

@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	"github.com/google/go-tpm/tpm2"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
 // An agent that is killed in the middle of a command leaves keys or a session in a TPM
@@ -24,7 +26,7 @@ const (
 	policySession      tpm2.TPMHandle = 0x03 // the first byte of a policy session's handle
 )
 
-// akMark is the authPolicy of every AK that this plugin makes. No policy has this digest;
+// akMark is the authPolicy of every AK that this plugin makes for attestations. No policy has this digest;
 // an AK is used with its empty password.
 func akMark() []byte {
 	mark := sha256.Sum256([]byte("spire-tpm-attestor attestation key 1"))
@@ -79,7 +81,11 @@ func (t *TPM) flushOwnKeys(c *conn) bool {
 // isMarked reports whether a key is an AK that this plugin has made.
 func isMarked(rsp *tpm2.ReadPublicResponse) bool {
 	public, err := rsp.OutPublic.Contents()
-	return err == nil && bytes.Equal(public.AuthPolicy.Buffer, akMark()) && inEndorsementHierarchy(rsp)
+	if err != nil || !inEndorsementHierarchy(rsp) {
+		return false
+	}
+	mark := public.AuthPolicy.Buffer
+	return bytes.Equal(mark, akMark()) || bytes.Equal(mark, attestor.EnrolmentPolicy())
 }
 
 // isEK reports whether a key is the EK. Before the first attestation, no key is known to

@@ -3,8 +3,8 @@
 // It also activates the credential with which a server verifies that both keys are in
 // the same TPM, has the AK quote PCRs, reads the firmware's event log, and proves a DevID.
 //
-// The package writes nothing to the TPM's NV memory. It needs owner authorization only for a
-// DevID whose key's parent is not in the TPM.
+// The package writes nothing to the TPM's NV memory, unless MakePersistent is called. It needs
+// owner authorization only for that and for a DevID whose key's parent is not in the TPM.
 // The keys that it makes are in the TPM only while commands need them. If the EK is
 // persistent already, that key is used.
 //

@@ -89,6 +89,7 @@ func newEnrolee(t *testing.T, number int, o attestortest.Options) *enrolee {
 		o.DevID = &attestortest.DevID{}
 	}
 	o.DevID.CA = attestortest.NewCA(t, "not looked at")
+	o.ForgePublic = func(p *tpm2.TPMTPublic) { p.AuthPolicy.Buffer = attestor.EnrolmentPolicy() }
 	return &enrolee{TPM: attestortest.New(t, o)}
 }
 
@@ -220,11 +221,11 @@ func TestDevIDIsIssuedToNobodyElse(t *testing.T) {
 			d.Chain = [][]byte{attestortest.NewCA(t, "x").Certificate.Raw}
 		}},
 		"another TPM's answer": {answer: func(t *testing.T, _ *enrolee, challenge []byte) []byte {
-			s, err := new(attestor.Verifier).Begin(other.Payload(t))
+			s, err := (&attestor.Verifier{Enrolment: true}).Begin(other.Payload(t))
 			if err != nil {
 				t.Fatal(err)
 			}
-			own, err := s.Challenge(attestor.Ask{DevID: true, Uncertified: true})
+			own, err := s.Challenge(attestor.Ask{DevID: true})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -121,7 +121,7 @@ func openIssuer(cmd *cobra.Command, name string) (*issuer, error) {
 		return nil, &exitError{exitUsage, fmt.Errorf("%s: %w", name, err)}
 	}
 	c.Examine(true)
-	i := &issuer{Config: c, verifier: attestor.Verifier{AllowWeakEK: c.AllowWeakEK}}
+	i := &issuer{Config: c, verifier: attestor.Verifier{AllowWeakEK: c.AllowWeakEK, Enrolment: true}}
 	if i.set, err = c.NewSet(admission.Options{Once: true, Log: warnLog(cmd.ErrOrStderr())}); err != nil {
 		return nil, err
 	}
@@ -146,7 +146,7 @@ func warnLog(w io.Writer) *slog.Logger {
 
 // ask returns what a challenge asks for, by the configuration and by what the machine can answer.
 func (i *issuer) ask(s *attestor.Session) (attestor.Ask, error) {
-	ask := attestor.Ask{DevID: true, Uncertified: true}
+	ask := attestor.Ask{DevID: true}
 	switch q := i.Quote; {
 	case !s.Can(attestor.CanDevID):
 		return ask, errors.New("the request offers no DevID: make it with tpm-attestor devid request")
