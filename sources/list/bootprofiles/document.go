@@ -160,8 +160,8 @@ func (d *Document) Warnings() []string {
 	for i := range d.profiles {
 		for _, pcr := range slices.Sorted(maps.Keys(d.profiles[i].PCRs)) {
 			if Resettable(pcr) && len(all) < list.MaxMistakes {
-				all = append(all, fmt.Sprintf("profiles[%d].pcrs: PCR %d can be reset and given a value of choice by any "+
-					"program with access to the TPM: its value proves nothing", i, pcr))
+				all = append(all, fmt.Sprintf("profiles[%d].pcrs: PCR %d can be reset and given a value of choice "+
+					"by any program with access to the TPM: its value proves nothing", i, pcr))
 			}
 		}
 	}
