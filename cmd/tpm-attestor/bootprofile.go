@@ -93,8 +93,14 @@ func (f *profileFlags) run(cmd *cobra.Command) error {
 		return err
 	}
 	s, err := f.read(cmd, f.pcrs)
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
+	case s.noTPM != nil:
+		return fmt.Errorf("the log would be believed without the TPM's word: %w "+
+			"(to make a profile of a log alone, name it by --log)", s.noTPM)
+	case !s.tpm:
+		note(cmd, "the PCRs are what the log comes to: no TPM was asked")
 	}
 	var p *bootprofiles.Profile
 	if at < 0 {
