@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -70,7 +72,8 @@ there is one, goes up by one.`,
 	flags.BoolVar(&f.pinPCR7, "pin-pcr7", false, "pin the value of PCR 7, too: an update of dbx then needs a new value")
 	flags.BoolVar(&f.dbx, "dbx", false, "require what is in dbx: machines with an older dbx do not meet the profile")
 	flags.StringVar(&f.merge, "merge", "", "a file with profiles to which this machine is added")
-	flags.StringVar(&f.write, "write", "", "a file to write, as a whole or not at all (default: standard output)")
+	flags.StringVar(&f.write, "write", "", "a file to write, as a whole or not at all; "+
+		"without --merge, it must not be there (default: standard output)")
 	return cmd
 }
 
@@ -438,8 +441,18 @@ func (f *profileFlags) print(cmd *cobra.Command, doc *bootprofiles.Document) err
 	if f.write == "" {
 		return printText(cmd, string(text))
 	}
-	return atomicfile.Write(f.write, func(w io.Writer) error {
+	fill := func(w io.Writer) error {
 		_, err := w.Write(text)
 		return err
-	})
+	}
+	if f.merge != "" {
+		return atomicfile.Write(f.write, fill)
+	}
+	const readable = 0o666 // less the umask
+	err := atomicfile.Create(f.write, readable, fill)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s is there already: --merge %s keeps the profiles in it; "+
+			"to make them anew, write another file and rename it", f.write, f.write)
+	}
+	return err
 }
