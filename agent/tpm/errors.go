@@ -110,16 +110,16 @@ func permissionHint(path string) string {
 	if err != nil {
 		return "allow SPIRE Agent's user to search its folder"
 	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
+	gid, ok := gidOf(info)
 	if !ok {
 		return "allow SPIRE Agent's user to read and write it"
 	}
-	group := strconv.FormatUint(uint64(stat.Gid), 10)
+	group := strconv.FormatUint(uint64(gid), 10)
 	if g, err := user.LookupGroupId(group); err == nil {
 		group = g.Name
 	}
 	const readWrite = 0o060
-	if info.Mode().Perm()&readWrite != readWrite || stat.Gid == 0 {
+	if info.Mode().Perm()&readWrite != readWrite || gid == 0 {
 		return fmt.Sprintf("it belongs to the group %s with mode %#o: assign it to a group "+
 			"for TPM users, such as tss, with a udev rule, and add SPIRE Agent's user to that group",
 			group, info.Mode().Perm())

@@ -28,7 +28,6 @@ import (
 	"path/filepath"
 
 	"go.etcd.io/bbolt"
-	"golang.org/x/sys/unix"
 )
 
 // A File is a cache file. It holds no state: any number of Files, in any number of
@@ -95,7 +94,7 @@ func (f File) Read(ctx context.Context, use func(*bbolt.Tx) error) error {
 		return err
 	}
 	defer file.Close()
-	if err := lock(ctx, file, unix.LOCK_SH); err != nil {
+	if err := lock(ctx, file, false); err != nil {
 		return err
 	}
 	intact, err := newMemory()
@@ -155,11 +154,10 @@ func (f File) Write(ctx context.Context, check func(*bbolt.Tx) error, fill func(
 // writeDraft fills the draft, adds its checksum, syncs it and renames it.
 func (f File) writeDraft(draft *os.File, fill func(*bbolt.DB) error) error {
 	// bbolt closes the file that it is given.
-	fd, err := unix.FcntlInt(draft.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	file, err := duplicate(draft)
 	if err != nil {
 		return fmt.Errorf("duplicate a file descriptor: %w", err)
 	}
-	file := os.NewFile(uintptr(fd), draft.Name())
 	if err := withDatabase(file, bbolt.Options{NoGrowSync: true}, func(db *bbolt.DB) error {
 		// This bucket is on the disk before anything else: if this process is killed,
 		// the next Write recognizes what it left behind.

@@ -7,8 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -20,9 +18,8 @@ const (
 
 // open opens a regular file that is not a link.
 func open(path string, flags int) (*os.File, error) {
-	flags |= unix.O_NOFOLLOW | unix.O_NONBLOCK   // a pipe would block the call
-	file, err := os.OpenFile(path, flags, 0o600) //nolint:gosec // G304: the operator names it
-	if errors.Is(err, unix.ELOOP) {
+	file, err := os.OpenFile(path, flags|openFlags, 0o600) //nolint:gosec // G304: the operator names it
+	if isLink(err) {
 		return nil, errors.New("is a link; name the file itself")
 	}
 	if err != nil {
@@ -39,16 +36,16 @@ func open(path string, flags int) (*os.File, error) {
 	return file, nil
 }
 
-// lock locks a file, by unix.LOCK_SH or unix.LOCK_EX, until it is closed. The error is ErrBusy
-// if others keep it locked too long, or ctx's error.
-func lock(ctx context.Context, file *os.File, how int) error {
+// lock locks a file, for this process alone or together with others that lock it so, until it is
+// closed. The error is ErrBusy if others keep it locked too long, or ctx's error.
+func lock(ctx context.Context, file *os.File, alone bool) error {
 	for deadline := time.Now().Add(lockWait); ; {
-		err := unix.Flock(int(file.Fd()), how|unix.LOCK_NB)
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+		locked, err := tryLock(file, alone)
+		if err != nil {
 			return fmt.Errorf("lock: %w", err)
+		}
+		if locked {
+			return nil
 		}
 		if time.Now().After(deadline) {
 			return ErrBusy
@@ -78,7 +75,7 @@ func (f File) lockWriters(ctx context.Context) (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("the file of its lock, %q: %w", lockPath(f.Path), err)
 	}
-	if err := lock(ctx, file, unix.LOCK_EX); err != nil {
+	if err := lock(ctx, file, true); err != nil {
 		file.Close()
 		return nil, err
 	}

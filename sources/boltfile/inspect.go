@@ -9,8 +9,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-
-	"golang.org/x/sys/unix"
 )
 
 // inspect copies a file and returns nil if the copy is intact. Otherwise it returns an
@@ -33,26 +31,27 @@ func (f File) inspect(ctx context.Context, file *os.File, to io.Writer) error {
 
 // verify returns an *UnusableError if a file does not count.
 func (f File) verify(ctx context.Context, file *os.File, to io.Writer) error {
-	var info unix.Stat_t
-	if err := unix.Fstat(int(file.Fd()), &info); err != nil {
+	info, err := file.Stat()
+	if err != nil {
 		return fmt.Errorf("look at it: %w", err)
 	}
 	const othersWrite = 0o022
+	owner, size := ownerOf(info), info.Size()
 	switch user := os.Geteuid(); {
-	case info.Size == 0:
+	case size == 0:
 		return Unusable("is empty")
-	case int64(info.Uid) != int64(user) && !f.AnyOwner:
+	case owner != int64(user) && !f.AnyOwner:
 		return Unusable("belongs to user %d, and this server runs as user %d: what it holds is not used, "+
-			"since another user may have written it", info.Uid, user)
-	case info.Mode&othersWrite != 0:
+			"since another user may have written it", owner, user)
+	case info.Mode()&othersWrite != 0:
 		return Unusable("may be written by other users (mode %#o): what it holds is not used, "+
-			"since one of them may have written it; chmod go-w it, or have it replaced", info.Mode&0o777)
-	case info.Size > f.Limit:
-		return Unusable("has %d bytes, more than its limit of %d bytes", info.Size, f.Limit)
-	case info.Size < 2*pageSize+sha256.Size:
+			"since one of them may have written it; chmod go-w it, or have it replaced", info.Mode().Perm())
+	case size > f.Limit:
+		return Unusable("has %d bytes, more than its limit of %d bytes", size, f.Limit)
+	case size < 2*pageSize+sha256.Size:
 		return damaged()
 	}
-	return f.verifyChecksum(ctx, file, info.Size-sha256.Size, to)
+	return f.verifyChecksum(ctx, file, size-sha256.Size, to)
 }
 
 func (f File) verifyChecksum(ctx context.Context, file *os.File, size int64, to io.Writer) error {

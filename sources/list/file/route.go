@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 
 	"github.com/fsnotify/fsnotify"
-	"golang.org/x/sys/unix"
 )
 
 // A watch tells that something has changed on the way to a file. A change that it misses
@@ -100,11 +99,10 @@ func parts(path string) []string {
 func (r route) add(name string) error {
 	r.names[name] = true
 	path := filepath.Dir(name)
-	var st unix.Stat_t
-	if _, err := again(func() (int, error) { return 0, unix.Stat(path, &st) }); err != nil {
-		return &fs.PathError{Op: "stat", Path: path, Err: err}
+	id, err := lookAt(path)
+	if err != nil {
+		return err
 	}
-	id := identityOf(&st)
 	r.folders[path] = folder{id.device, id.inode}
 	return nil
 }

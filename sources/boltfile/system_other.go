@@ -1,0 +1,23 @@
+//go:build !unix
+
+package boltfile
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+)
+
+// Servers run on Linux. Elsewhere, the operator's tool goes without caches.
+var errSystem = fmt.Errorf("caches are not used on this system: %w", errors.ErrUnsupported)
+
+const openFlags = 0
+
+func isLink(error) bool { return false }
+
+func tryLock(*os.File, bool) (bool, error) { return false, errSystem }
+
+func duplicate(*os.File) (*os.File, error) { return nil, errSystem }
+
+func ownerOf(fs.FileInfo) int64 { return -1 }
