@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -153,8 +154,13 @@ func (e *enrolment) use(doing string, f func(ctx context.Context) error) error {
 	ctx, cancel := context.WithTimeout(e.cmd.Context(), devIDTimeout)
 	defer cancel()
 	p := startProgress(e.cmd.ErrOrStderr(), doing, "")
-	defer p.end()
-	return tpm.Do(ctx, func() error { return f(ctx) })
+	err := tpm.Do(ctx, func() error { return f(ctx) })
+	p.end()
+	if err != nil && strings.Contains(err.Error(), "password") { // the error names the agent's keys
+		note(e.cmd, "this command reads passwords from TPM_OWNER_PASSWORD, TPM_ENDORSEMENT_PASSWORD and "+
+			"TPM_DEVID_PASSWORD")
+	}
+	return err
 }
 
 // makeKey makes the key and its files, if they are not there.
