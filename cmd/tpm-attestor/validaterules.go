@@ -87,11 +87,14 @@ func (s *serverContent) sharedNames() {
 		source string
 		hash   sources.EKHash
 	}
+	names := slices.DeleteFunc(slices.Sorted(maps.Keys(s.documents)), func(source string) bool {
+		return !s.config.MayGive(source, agentpath.Name) || !s.admits(source)
+	})
+	if len(names) < 2 { // within a list, each name is unique
+		return
+	}
 	first, told := map[string]machine{}, 0
-	for _, source := range slices.Sorted(maps.Keys(s.documents)) {
-		if !s.config.MayGive(source, agentpath.Name) || !s.admits(source) {
-			continue
-		}
+	for _, source := range names {
 		for e := range s.documents[source].All() {
 			if e.Name == "" {
 				continue
