@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os/exec"
 	"strings"
 
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
@@ -56,6 +57,23 @@ func (d *demo) wantRefused(ctx context.Context) error {
 	}
 	d.endAgent()
 	return d.ctl(ctx, "agent", "list")
+}
+
+// explain shows what the operator's tool says of a machine that is refused.
+func (d *demo) explain(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	d.command("tpm-attestor", "explain", d.shown(d.server.DataPath), "--device", d.shown(d.tpm.device))
+	//nolint:gosec // G204: the demo's own program
+	cmd := exec.CommandContext(ctx, d.programs.Tool, "explain", d.server.DataPath, "--device", d.tpm.device)
+	answer, err := cmd.Output()
+	const refused = 3
+	if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != refused {
+		return fmt.Errorf("tpm-attestor explain should have said that the machine is refused: %w\n%s", err, answer)
+	}
+	decision, _, _ := strings.Cut(string(answer), "\nSources")
+	d.quote(strings.ReplaceAll(decision, d.dir.path, d.dir.name))
+	return nil
 }
 
 // wantAdmitted starts an agent, which must be admitted. It shows the server's record of it.

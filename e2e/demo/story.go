@@ -118,6 +118,10 @@ func (d *demo) refuse(ctx context.Context) error {
 	if err := d.wantRefused(ctx); err != nil {
 		return err
 	}
+	d.say("Why, and what would admit it? The server's own code answers, from the same configuration:")
+	if err := d.explain(ctx); err != nil {
+		return err
+	}
 	d.outcome("refused; the server's log has the EK hash, in case it should be listed")
 	return nil
 }
