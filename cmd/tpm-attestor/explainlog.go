@@ -168,14 +168,16 @@ var agentMessages = []struct {
 	{"this TPM is not admitted", outcomesInWords["refused"]},
 	{"the server cannot tell right now whether to admit this TPM", outcomesInWords["unavailable"]},
 	{"the server cannot tell right now which SPIFFE ID", outcomesInWords["unavailable"]},
+	{"whether this machine has been admitted before", outcomesInWords["unavailable"]},
 	{"the server is busy", outcomesInWords["unavailable"]},
+	{"the server cannot challenge this TPM", outcomesInWords["internal"]},
 	{"the server admits only machines", outcomesInWords["refused"]},
 	{"in the answer to the challenge is", outcomesInWords["challenge_failed"]},
 	{"the answer to the challenge is wrong", outcomesInWords["challenge_failed"]},
 	{"the challenge was not answered within", outcomesInWords["no_answer"]},
 	{"no SPIFFE ID can be formed for this machine", outcomesInWords["no_id"]},
 	{"can only be admitted once", outcomesInWords["second_use"]},
-	{"this machine is being admitted already", outcomesInWords["second_use"]},
+	{"this machine is being admitted already", outcomesInWords["unavailable"]},
 }
 
 // explainAgent explains a line of an agent's log.
