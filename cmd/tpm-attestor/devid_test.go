@@ -306,6 +306,11 @@ func TestCertificateRequestIsChecked(t *testing.T) {
 	}
 	ca := pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 19}, Value: []byte{0x30, 3, 1, 1, 0xff}}
 	own, admin := pkix.Name{SerialNumber: e.EKHash()}, pkix.Name{CommonName: "admin"}
+	// szOID_CERT_EXTENSIONS, which some authorities heed as they heed extensionRequest.
+	microsofts := map[string][]pkix.AttributeTypeAndValueSET{"to be a CA, by another's attribute": {{
+		Type:  asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 2, 1, 14},
+		Value: [][]pkix.AttributeTypeAndValue{{{Type: ca.Id, Value: ca.Value}}},
+	}}}
 	for name, c := range map[string]struct {
 		key     crypto.Signer
 		subject pkix.Name
@@ -327,11 +332,17 @@ func TestCertificateRequestIsChecked(t *testing.T) {
 		"another serial": {e.DevIDKey(), own, []pkix.Extension{foreign}, false, "it asks for other extensions"},
 		"nothing":        {e.DevIDKey(), own, nil, false, "it asks for other extensions"},
 		"spoilt":         {e.DevIDKey(), own, []pkix.Extension{san}, true, "the certificate request: "},
+		"to be a CA, by another's attribute": {
+			e.DevIDKey(), own, []pkix.Extension{san}, false, "it asks for other extensions",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			der, err := x509.CreateCertificateRequest(rand.Reader,
-				&x509.CertificateRequest{Subject: c.subject, ExtraExtensions: c.with}, c.key)
+				&x509.CertificateRequest{
+					Subject: c.subject, ExtraExtensions: c.with,
+					Attributes: microsofts[name], //nolint:staticcheck // SA1019: it is what writes other attributes
+				}, c.key)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -273,11 +273,40 @@ func (f *certificateFlags) checkRequest(der []byte, p *proved) (*x509.Certificat
 	if err != nil {
 		return nil, err
 	}
-	x := csr.Extensions
-	if len(x) != 1 || !x[0].Id.Equal(san.Id) || !bytes.Equal(x[0].Value, san.Value) {
+	asked, err := attributesOf(csr)
+	if err != nil {
+		return nil, err
+	}
+	if allowed, err := asn1.Marshal(extensionRequest{oidExtensionRequest, [][]pkix.Extension{{san}}}); err != nil {
+		return nil, err
+	} else if len(asked) != 1 || !bytes.Equal(asked[0].FullBytes, allowed) {
 		return nil, errors.New("it asks for other extensions than the TPM's serial number")
 	}
 	return csr, nil
+}
+
+// oidExtensionRequest is extensionRequest (RFC 2985, 5.4.2).
+var oidExtensionRequest = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 14}
+
+// extensionRequest is the attribute of a certificate request that asks for extensions.
+type extensionRequest struct {
+	Type   asn1.ObjectIdentifier
+	Values [][]pkix.Extension `asn1:"set"`
+}
+
+// attributesOf returns all attributes of a certificate request (RFC 2986, 4.1): an authority may heed
+// others than those that package x509 knows.
+func attributesOf(csr *x509.CertificateRequest) ([]asn1.RawValue, error) {
+	var info struct {
+		Version      int
+		Subject, Key asn1.RawValue
+		Attributes   []asn1.RawValue `asn1:"tag:0"`
+	}
+	rest, err := asn1.Unmarshal(csr.RawTBSCertificateRequest, &info)
+	if err == nil && len(rest) > 0 {
+		err = errors.New("bytes follow it")
+	}
+	return info.Attributes, err
 }
 
 // issued is the JSON output of devid issue certificate. PEM is what was written, or is to be.

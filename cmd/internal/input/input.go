@@ -9,9 +9,12 @@ import (
 	"os"
 )
 
-// Open opens a file, or returns stdin if the name is "-".
+// Open opens a file, or returns stdin if the name is "-". If stdin is nil, that name is refused.
 func Open(name string, stdin io.Reader) (io.ReadCloser, error) {
-	if name == "-" {
+	switch {
+	case name == "-" && stdin == nil:
+		return nil, errors.New("the standard input is not read for this: name a file")
+	case name == "-":
 		return io.NopCloser(stdin), nil
 	}
 	return os.Open(name) //nolint:gosec // G304: the operator names the file
