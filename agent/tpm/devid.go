@@ -51,10 +51,22 @@ type devIDState struct {
 	made *key
 }
 
+// know notes the name of a parent: each once, so that an attestation that fails again and again does
+// not make the list grow.
+func (s *devIDState) know(parent tpm2.TPM2BName) {
+	if !s.knows(parent) {
+		s.parents = append(s.parents, parent)
+	}
+}
+
+func (s *devIDState) knows(parent tpm2.TPM2BName) bool {
+	return slices.ContainsFunc(s.parents, func(n tpm2.TPM2BName) bool { return bytes.Equal(n.Buffer, parent.Buffer) })
+}
+
 // owns reports whether a key is the DevID's or its parent's. No other program has the TPM open, so
 // a key that this connection has not loaded is one that was left there.
 func (s *devIDState) owns(rsp *tpm2.ReadPublicResponse) bool {
-	if slices.ContainsFunc(s.parents, func(n tpm2.TPM2BName) bool { return bytes.Equal(n.Buffer, rsp.Name.Buffer) }) {
+	if s.knows(rsp.Name) {
 		return true
 	}
 	area, err := rsp.OutPublic.Contents()

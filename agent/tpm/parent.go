@@ -134,6 +134,6 @@ func (t *TPM) createSRK(c *conn, template tpm2.TPMTPublic) (*key, error) {
 			remedy{tpm2.TPMRCAuthFail, ErrSetup, wrongOwner},
 			remedy{tpm2.TPMRCHierarchy, ErrSetup, "the owner hierarchy is disabled: enable it in the firmware's setup"})
 	}
-	t.devID.parents = append(t.devID.parents, rsp.Name) // at most as often as the TPM was reset
+	t.devID.know(rsp.Name)
 	return &key{handle: rsp.ObjectHandle, name: rsp.Name}, nil
 }

@@ -211,7 +211,7 @@ func (t *TPM) learnParent(c *conn, template tpm2.TPMTPublic, k key) bool {
 	}
 	rsp, err := execute(c, tpm2.CreatePrimary{PrimaryHandle: t.owner(), InPublic: tpm2.New2B(template)})
 	if err == nil {
-		t.devID.parents = append(t.devID.parents, rsp.Name)
+		t.devID.know(rsp.Name)
 		flush(c, rsp.ObjectHandle)
 		if bytes.Equal(rsp.Name.Buffer, k.name.Buffer) {
 			return true

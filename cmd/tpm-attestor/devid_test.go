@@ -28,6 +28,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
 // writeAuthorities writes a CA, ca.pem with ca.key, and certificates of the same key that are no CA's
@@ -464,5 +466,27 @@ func TestSubject(t *testing.T) {
 	}
 	if _, err := parseSubject([]string{"CN=a", "CN=b"}); err == nil {
 		t.Error("two common names were taken")
+	}
+}
+
+// If the configuration asks for more PCRs by now than the challenge did, a server would ask again: an
+// issuer must not take what was quoted before for it.
+func TestIssuerJudgesTheQuoteOfNow(t *testing.T) {
+	t.Parallel()
+	i := &issuer{Config: &config.Config{Quote: &config.Quote{Bank: "sha256", PCRs: []int{0, 7}, Required: true}}}
+	value := make([]byte, 32)
+	for name, c := range map[string]struct {
+		boot *sources.Boot
+		why  string // empty: it will do
+	}{
+		"all of it":    {&sources.Boot{Bank: "sha256", PCRs: map[int][]byte{0: value, 7: value}}, ""},
+		"a PCR less":   {&sources.Boot{Bank: "sha256", PCRs: map[int][]byte{7: value}}, "make a new challenge"},
+		"another bank": {&sources.Boot{Bank: "sha384", PCRs: map[int][]byte{0: value, 7: value}}, "make a new challenge"},
+		"no quote":     {nil, "make a new challenge"},
+	} {
+		err := i.checkBoot(c.boot)
+		if (err == nil) != (c.why == "") || err != nil && !strings.Contains(err.Error(), c.why) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

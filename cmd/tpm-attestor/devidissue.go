@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -314,10 +315,17 @@ func (i *issuer) checkBoot(b *sources.Boot) error {
 	case b == nil && q.Required:
 		return errors.New("the configuration requires a quote of PCRs, and the challenge has not asked for one: " +
 			"make a new challenge")
+	case b != nil && !quoted(b, q):
+		return errors.New("the configuration asks for other PCRs than the challenge has: make a new challenge")
 	case b != nil && q.EventLog == config.EventLogRequired:
 		if why := boot.NoReplay(b); why != "" {
 			return errors.New(`quote: event_log is "required": ` + why)
 		}
 	}
 	return nil
+}
+
+// quoted reports whether a machine has quoted all that a configuration asks for.
+func quoted(b *sources.Boot, q *config.Quote) bool {
+	return b.Bank == q.Bank && !slices.ContainsFunc(q.PCRs, func(pcr int) bool { return b.PCRs[pcr] == nil })
 }
