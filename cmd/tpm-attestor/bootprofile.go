@@ -88,7 +88,9 @@ func (f *profileFlags) run(cmd *cobra.Command) error {
 		}
 		header, comment, profiles = old.Header(), old.Comment(), slices.Clone(old.Profiles())
 		if header.HasSerial {
-			header.Serial++
+			if header.Serial++; header.Serial == 0 {
+				return &exitError{exitRefused, fmt.Errorf("%s: its serial is the last that there is", f.merge)}
+			}
 		}
 	}
 	at := slices.IndexFunc(profiles, func(p bootprofiles.Profile) bool { return p.Name == f.name })
