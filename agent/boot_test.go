@@ -155,8 +155,8 @@ func TestEventLogThatHangs(t *testing.T) {
 }
 
 // A machine proves its DevID to a server that asks for it. A DevID that cannot be used fails the
-// attestation with the code that makes an operator look, and before anything is sent: an operator
-// who has configured a DevID shall not find the machine admitted without it.
+// attestation with the code that makes an operator look, before the agent sends anything: otherwise a
+// machine could be admitted without the DevID that its operator has configured.
 func TestDevID(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{})
 	ca := attestortest.NewCA(t, "devices")

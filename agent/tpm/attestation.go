@@ -135,8 +135,8 @@ func (a *Attestation) describe(inv *inventory, ak *attestor.AKParameters) {
 	}
 }
 
-// abilities returns what the agent offers to answer. It offers an event log if it knows where one
-// would be, and reads it only if a server asks for it: whether it is there is part of the answer.
+// abilities returns what the agent offers to answer. The agent offers an event log if it knows the log's
+// path. It reads the file only if a server asks, and answers null if there is none.
 func (t *TPM) abilities(caps *capabilities) []string {
 	var can []string
 	if caps.canQuote() {

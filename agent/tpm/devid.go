@@ -63,8 +63,8 @@ func (s *devIDState) knows(parent tpm2.TPM2BName) bool {
 	return slices.ContainsFunc(s.parents, func(n tpm2.TPM2BName) bool { return bytes.Equal(n.Buffer, parent.Buffer) })
 }
 
-// owns reports whether a key is the DevID's or its parent's. No other program has the TPM open, so
-// a key that this connection has not loaded is one that was left there.
+// owns reports whether a key is the DevID's or its parent's. No other program has the TPM open: if this
+// connection has not loaded the key, an agent that was killed has left it.
 func (s *devIDState) owns(rsp *tpm2.ReadPublicResponse) bool {
 	if s.knows(rsp.Name) {
 		return true
@@ -176,8 +176,8 @@ func withoutSize(b []byte) []byte {
 	return b
 }
 
-// takeDevIDKey takes the public area of the DevID's key. The key has to be one that servers accept,
-// that can be certified, and that the certificate is for. From says in errors where it is.
+// takeDevIDKey takes the public area of the DevID's key. It is an error if servers do not accept the key,
+// if the TPM cannot certify it, or if the certificate is for another key. Errors name the key by from.
 func (t *TPM) takeDevIDKey(d *devID, public []byte, from string) error {
 	const provision = "a DevID needs a signing key that was made in the TPM and cannot leave it, " +
 		"and its TPM2B_PUBLIC as the TPM has returned it"

@@ -248,8 +248,8 @@ func addSize(t *testing.T, path string) {
 	}
 }
 
-// A key below the persistent SRK is loaded there, and if that is another SRK than the one that
-// wrapped the key, the TPM makes that one. The owner's password is needed only for that.
+// The agent loads a key below the persistent SRK. If another SRK has wrapped the key, the agent has the
+// TPM make that SRK, which alone needs the owner's password.
 func TestParentsOfADevID(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	p := provisionOn(t, tpm.Device)
@@ -296,7 +296,7 @@ func TestParentsOfADevID(t *testing.T) {
 	}
 }
 
-// A persistent key is used where it is, and stays there.
+// The agent uses a persistent key by its handle, and does not evict it.
 func TestDevIDAtAHandle(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	p := provisionOn(t, tpm.Device)

@@ -254,7 +254,7 @@ func (t *TPM) endorsement() tpm2.AuthHandle {
 	}
 }
 
-// owner authorizes the use of the owner hierarchy, as endorsement does that of the other.
+// owner returns the owner hierarchy with its authorization, by the configured password.
 func (t *TPM) owner() tpm2.AuthHandle {
 	return tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth([]byte(t.config.OwnerPassword))}
 }
