@@ -60,13 +60,13 @@ TPM_ENDORSEMENT_PASSWORD and TPM_OWNER_PASSWORD.
 func main() {
 	if len(os.Args) < 2 {
 		plugin := agent.New()
-		os.Exit(serve.Main(serve.Plugin{
+		os.Exit(serve.Main(os.Stderr, serve.Plugin{
 			Name:    command,
 			Version: buildinfo.Version(version),
 			Server:  nodeattestorv1.NodeAttestorPluginServer(plugin),
 			Config:  configv1.ConfigServiceServer(plugin),
 			Closer:  plugin,
-		}, os.Stderr))
+		}))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr)

@@ -56,13 +56,13 @@ func main() {
 	}
 	p := server.New()
 	p.Version = buildinfo.Version(version)
-	os.Exit(serve.Main(serve.Plugin{
+	os.Exit(serve.Main(os.Stderr, serve.Plugin{
 		Name:    command,
 		Version: p.Version,
 		Server:  nodeattestorv1.NodeAttestorPluginServer(p),
 		Config:  configv1.ConfigServiceServer(p),
 		Closer:  p,
-	}, os.Stderr))
+	}))
 }
 
 // run runs a command line and returns the exit code. If there is none, plugin is true: the

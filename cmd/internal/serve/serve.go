@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -59,16 +60,20 @@ type Plugin struct {
 	Closer io.Closer
 }
 
-// Main serves the plugin to SPIRE, which has started this process. It returns the exit
-// code after SPIRE has asked the plugin to end, SPIRE has ended, or this process has got
-// SIGTERM, which systemd sends to all processes of a service.
-func Main(p Plugin, stderr io.Writer) int {
+// Main serves to SPIRE, which has started this process, the plugin of the type that SPIRE has
+// started it for: SPIRE starts a process for each plugin, though a command may have several. Their
+// Name and Version are the same, and no two are of one type. Main returns the exit code after
+// SPIRE has asked the plugin to end, SPIRE has ended, or this process has got SIGTERM, which
+// systemd sends to all processes of a service.
+func Main(stderr io.Writer, plugins ...Plugin) int {
 	parent := os.Getppid()
-	if os.Getenv(p.Server.Type()) != p.Server.Type() {
-		fmt.Fprintf(stderr, "%s is a SPIRE plugin, the node attestor \"tpm\", and SPIRE starts it. "+
-			"For what it does by hand, run %[1]s -help\n", p.Name)
+	i := slices.IndexFunc(plugins, wanted)
+	if i < 0 {
+		fmt.Fprintf(stderr, "%s is a SPIRE plugin, and SPIRE starts it. "+
+			"For what it does by hand, run %[1]s -help\n", plugins[0].Name)
 		return 2
 	}
+	p := plugins[i]
 	log := hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: stderr, JSONFormat: true})
 	if err := checkFIPS(); err != nil {
 		log.Error(err.Error(), "plugin", p.Name, "version", p.Version)
@@ -90,6 +95,10 @@ func Main(p Plugin, stderr io.Writer) int {
 	watching.Wait()
 	return s.end()
 }
+
+// wanted reports whether SPIRE has started this process for a plugin of the type of p: SPIRE says
+// so in the environment (go-plugin's magic cookie).
+func wanted(p Plugin) bool { return os.Getenv(p.Server.Type()) == p.Server.Type() }
 
 // checkFIPS returns an error if Go's cryptography is restricted to what FIPS 140-3
 // approves. The plugin cannot run then: a TPM's credentials are encrypted with AES in CFB
