@@ -15,11 +15,12 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/eventlog"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/server/boot"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-func newBoot(output *format) *cobra.Command {
+func newBoot(output *cli.Format) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "boot",
 		Short: "Show how this machine has booted, and make boot profiles",
@@ -27,7 +28,7 @@ func newBoot(output *format) *cobra.Command {
 user with access to both. The log of the kernel is readable by root alone unless a site has changed that.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usageError("%q is not a command: choose show or profile", args[0])
+				return cli.UsageError("%q is not a command: choose show or profile", args[0])
 			}
 			return cmd.Help()
 		},
@@ -63,11 +64,11 @@ type bootState struct {
 // replays. It is an error if neither is there.
 func (f *bootFlags) read(cmd *cobra.Command, pcrs []int) (*bootState, error) {
 	if f.bank != "" && f.bank != "sha256" && f.bank != "sha384" {
-		return nil, usageError("--bank %s: choose sha256 or sha384", f.bank)
+		return nil, cli.UsageError("--bank %s: choose sha256 or sha384", f.bank)
 	}
 	t, err := ekreport.Open(f.device, "auto", os.Getenv)
 	if err != nil {
-		return nil, &exitError{exitUsage, err}
+		return nil, cli.Exit(cli.ExitUsage, err)
 	}
 	s := &bootState{}
 	raw, err := f.readLog(cmd, t)
@@ -127,11 +128,6 @@ func readPCRs(cmd *cobra.Command, t *tpm.TPM, req *attestor.QuoteRequest) (map[i
 		return nil, err
 	}
 	return values, nil
-}
-
-// note prints what a person should know besides the data.
-func note(cmd *cobra.Command, format string, args ...any) {
-	cmd.PrintErrf("note: "+format+"\n", args...)
 }
 
 // pcrMeaning says what each PCR is extended with and when that changes (TCG PC Client Platform

@@ -17,6 +17,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/atomicfile"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/server/boot"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/bootpolicy"
@@ -34,7 +35,7 @@ type profileFlags struct {
 	merge, write string
 }
 
-func newBootProfile(output *format) *cobra.Command {
+func newBootProfile(output *cli.Format) *cobra.Command {
 	var f profileFlags
 	cmd := &cobra.Command{
 		Use:   "profile",
@@ -50,15 +51,15 @@ changes nothing. It also names the images in PCR 4, so that a server can tell wh
 it is rolled out. Each value that is added is told. What the profile does not ask about stays so, and a
 machine without Secure Boot, or with an older dbx than the profile requires, is refused. The serial, if
 there is one, goes up by one.`,
-		Example: examples(
+		Example: cli.Examples(
 			"sudo tpm-attestor boot profile --name web > boot.json",
 			"sudo tpm-attestor boot profile --name web --merge boot.json --write boot.json",
 			"sudo tpm-attestor boot profile --name web --pcrs 0,4,7 --label env:prod",
 		),
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if *output == outputJSON {
-				note(cmd, "a profile is always JSON: --output changes nothing")
+			if *output == cli.JSON {
+				cli.Note(cmd, "a profile is always JSON: --output changes nothing")
 			}
 			return f.run(cmd)
 		},
@@ -89,7 +90,7 @@ func (f *profileFlags) run(cmd *cobra.Command) error {
 		header, comment, profiles = old.Header(), old.Comment(), slices.Clone(old.Profiles())
 		if header.HasSerial {
 			if header.Serial++; header.Serial == 0 {
-				return &exitError{exitRefused, fmt.Errorf("%s: its serial is the last that there is", f.merge)}
+				return cli.Exit(cli.ExitRefused, fmt.Errorf("%s: its serial is the last that there is", f.merge))
 			}
 		}
 	}
@@ -105,7 +106,7 @@ func (f *profileFlags) run(cmd *cobra.Command) error {
 		return fmt.Errorf("the log would be believed without the TPM's word: %w "+
 			"(to make a profile of a log alone, name it by --log)", s.noTPM)
 	case !s.tpm:
-		note(cmd, "the PCRs are what the log comes to: no TPM was asked")
+		cli.Note(cmd, "the PCRs are what the log comes to: no TPM was asked")
 	}
 	var p *bootprofiles.Profile
 	if at < 0 {
@@ -115,14 +116,14 @@ func (f *profileFlags) run(cmd *cobra.Command) error {
 		profiles = append(profiles, *p)
 	} else {
 		if p, err = mergeProfile(profiles[at], s); err != nil {
-			return &exitError{exitRefused, fmt.Errorf("%s: profile %q: %w", f.merge, f.name, err)}
+			return cli.Exit(cli.ExitRefused, fmt.Errorf("%s: profile %q: %w", f.merge, f.name, err))
 		}
 		noteAdded(cmd, &profiles[at], p)
 		profiles[at] = *p
 	}
 	doc, err := bootprofiles.New(header, comment, profiles)
 	if err != nil {
-		return &exitError{exitUsage, err}
+		return cli.Exit(cli.ExitUsage, err)
 	}
 	if err := met(cmd, p, s); err != nil {
 		return err
@@ -135,13 +136,13 @@ func (f *profileFlags) run(cmd *cobra.Command) error {
 func (f *profileFlags) choosePCRs(cmd *cobra.Command, profiles []bootprofiles.Profile, at int) error {
 	if at < 0 {
 		if f.merge != "" {
-			note(cmd, "%s has no profile %q: it is added as a new one", f.merge, f.name)
+			cli.Note(cmd, "%s has no profile %q: it is added as a new one", f.merge, f.name)
 		}
 		return checkPCRs(f.pcrs)
 	}
 	for _, flag := range []string{"label", "pin-pcr7", "dbx", "pcrs"} {
 		if cmd.Flags().Changed(flag) {
-			return usageError("--%s: %s has a profile %q already, and merging does not change what it asks for: "+
+			return cli.UsageError("--%s: %s has a profile %q already, and merging does not change what it asks for: "+
 				"leave the flag out, or use another --name", flag, f.merge, f.name)
 		}
 	}
@@ -156,7 +157,7 @@ func readProfiles(cmd *cobra.Command, name string) (*bootprofiles.Document, erro
 	}
 	doc, err := bootprofiles.Parse(data, bootprofiles.Options{})
 	if err != nil {
-		return nil, &exitError{exitRefused, fmt.Errorf("%s: %w", name, err)}
+		return nil, cli.Exit(cli.ExitRefused, fmt.Errorf("%s: %w", name, err))
 	}
 	return doc, nil
 }
@@ -165,11 +166,11 @@ func checkPCRs(pcrs []int) error {
 	slices.Sort(pcrs)
 	for i, pcr := range pcrs {
 		if pcr < 0 || pcr > bootprofiles.MaxPCR || i > 0 && pcrs[i-1] == pcr {
-			return usageError("--pcrs: name PCRs from 0 to %d, each once", bootprofiles.MaxPCR)
+			return cli.UsageError("--pcrs: name PCRs from 0 to %d, each once", bootprofiles.MaxPCR)
 		}
 	}
 	if len(pcrs) == 0 {
-		return usageError("--pcrs: name at least one PCR")
+		return cli.UsageError("--pcrs: name at least one PCR")
 	}
 	return nil
 }
@@ -205,7 +206,7 @@ func (f *profileFlags) profile(cmd *cobra.Command, s *bootState) (*bootprofiles.
 			continue
 		}
 		if perMachine(pcr) {
-			note(cmd, "PCR %d is %s: few machines will meet a profile that pins it", pcr, pcrMeaning(pcr))
+			cli.Note(cmd, "PCR %d is %s: few machines will meet a profile that pins it", pcr, pcrMeaning(pcr))
 		}
 		p.PCRs[pcr] = [][]byte{value}
 		said = append(said, fmt.Sprintf("PCR %d: %s.", pcr, pcrMeaning(pcr)))
@@ -220,11 +221,11 @@ func (f *profileFlags) profile(cmd *cobra.Command, s *bootState) (*bootprofiles.
 // takeLog takes into the profile what the event log proves.
 func (f *profileFlags) takeLog(cmd *cobra.Command, s *bootState, p *bootprofiles.Profile) {
 	if s.Log == nil {
-		note(cmd, "the profile pins the values of PCRs alone: %s", s.why())
+		cli.Note(cmd, "the profile pins the values of PCRs alone: %s", s.why())
 		return
 	}
 	if why := boot.NoReplay(s.Boot); why != "" {
-		note(cmd, "%s: nothing of these PCRs is taken from it", why)
+		cli.Note(cmd, "%s: nothing of these PCRs is taken from it", why)
 	}
 	if s.Log.SecureBoot != "" {
 		enabled := s.Log.SecureBoot == "enabled"
@@ -244,7 +245,7 @@ func (f *profileFlags) takeLog(cmd *cobra.Command, s *bootState, p *bootprofiles
 			p.Comments["secureboot.dbx"] = []string{"Machines with an older dbx do not meet the profile."}
 		}
 	} else if slices.Contains(f.pcrs, bootprofiles.PCRSecureBoot) {
-		note(cmd, "the value of PCR 7 is pinned, since the Secure Boot state is not proved: %s", s.Log.NoSecureBoot)
+		cli.Note(cmd, "the value of PCR 7 is pinned, since the Secure Boot state is not proved: %s", s.Log.NoSecureBoot)
 	}
 	if slices.Contains(f.pcrs, bootprofiles.PCRImages) && whole(s.Log.Images) {
 		p.Images = s.Log.Images.Digests
@@ -257,7 +258,7 @@ func (f *profileFlags) takeLog(cmd *cobra.Command, s *bootState, p *bootprofiles
 // that trusts other certificates.
 func (f *profileFlags) noteSecureBoot(cmd *cobra.Command, s *bootState, enabled bool) {
 	if !enabled {
-		note(cmd, "Secure Boot is disabled on this machine, and the profile asks for that: "+
+		cli.Note(cmd, "Secure Boot is disabled on this machine, and the profile asks for that: "+
 			"machines that have it enabled do not meet it")
 		return
 	}
@@ -266,7 +267,7 @@ func (f *profileFlags) noteSecureBoot(cmd *cobra.Command, s *bootState, enabled 
 		sources.Measured
 	}{{"db", s.Log.DB}, {"authorities", s.Log.Authorities}} {
 		if !whole(set.Measured) && !f.pinPCR7 {
-			note(cmd, "the value of PCR 7 is pinned, since the profile cannot name %s: %s",
+			cli.Note(cmd, "the value of PCR 7 is pinned, since the profile cannot name %s: %s",
 				set.name, cmp.Or(set.Partial, "the event log has none"))
 			f.pinPCR7 = true
 		}
@@ -359,7 +360,7 @@ func noteAdded(cmd *cobra.Command, old, merged *bootprofiles.Profile) {
 	added := func(what string, old, merged [][]byte) {
 		for _, d := range merged {
 			if !has(old, d) {
-				note(cmd, "added to %s: %x", what, d)
+				cli.Note(cmd, "added to %s: %x", what, d)
 				unchanged = false
 			}
 		}
@@ -373,7 +374,7 @@ func noteAdded(cmd *cobra.Command, old, merged *bootprofiles.Profile) {
 	}
 	added("images", old.Images, merged.Images)
 	if unchanged {
-		note(cmd, "the profile admits this machine already: nothing was added")
+		cli.Note(cmd, "the profile admits this machine already: nothing was added")
 	}
 }
 
@@ -420,9 +421,9 @@ func met(cmd *cobra.Command, p *bootprofiles.Profile, s *bootState) error {
 		return err
 	}
 	if !v.Listed {
-		return &exitError{exitRefused, fmt.Errorf("this machine does not meet the profile: %s", v.Reason)}
+		return cli.Exit(cli.ExitRefused, fmt.Errorf("this machine does not meet the profile: %s", v.Reason))
 	}
-	note(cmd, "the server needs at least: %s", quoteBlock(quote))
+	cli.Note(cmd, "the server needs at least: %s", quoteBlock(quote))
 	return nil
 }
 
@@ -441,7 +442,7 @@ func quoteBlock(q *bootprofiles.Quote) string {
 func (f *profileFlags) print(cmd *cobra.Command, doc *bootprofiles.Document) error {
 	text := bootprofiles.Encode(doc)
 	if f.write == "" {
-		return printText(cmd, string(text))
+		return cli.PrintText(cmd, string(text))
 	}
 	fill := func(w io.Writer) error {
 		_, err := w.Write(text)

@@ -13,10 +13,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/eventlog"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-func newBootShow(output *format) *cobra.Command {
+func newBootShow(output *cli.Format) *cobra.Command {
 	var f bootFlags
 	var events, data bool
 	cmd := &cobra.Command{
@@ -27,7 +28,7 @@ that were used, and each event in words. It compares the PCRs with those of this
 
 What is in the events is left out, since logs hold serial numbers, disk UUIDs and command lines: --data
 prints it.`,
-		Example: examples(
+		Example: cli.Examples(
 			"sudo tpm-attestor boot show",
 			"sudo tpm-attestor boot show --events",
 			"tpm-attestor boot show --log binary_bios_measurements --output json",
@@ -39,13 +40,13 @@ prints it.`,
 				return err
 			}
 			if s.noTPM != nil {
-				note(cmd, "the PCRs below are what the log comes to; the TPM was not asked: %v", s.noTPM)
+				cli.Note(cmd, "the PCRs below are what the log comes to; the TPM was not asked: %v", s.noTPM)
 			}
 			shown := s.show(events || data, data)
-			if *output == outputJSON {
-				return printJSON(cmd, shown)
+			if *output == cli.JSON {
+				return cli.PrintJSON(cmd, shown)
 			}
-			return printText(cmd, shown.text(s))
+			return cli.PrintText(cmd, shown.text(s))
 		},
 	}
 	f.add(cmd)

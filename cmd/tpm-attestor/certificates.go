@@ -8,18 +8,19 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/mirror"
 )
 
-func newCertificates(output *format) *cobra.Command {
+func newCertificates(output *cli.Format) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "certificates",
 		Short: "Prepare the certificates that servers without Internet access need",
 		Args:  cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usageError("%q is not a command", args[0])
+				return cli.UsageError("%q is not a command", args[0])
 			}
 			return cmd.Help()
 		},
@@ -35,7 +36,7 @@ type fillFlags struct {
 	noCRLs, force   bool
 }
 
-func newFill(output *format) *cobra.Command {
+func newFill(output *cli.Format) *cobra.Command {
 	var f fillFlags
 	cmd := &cobra.Command{
 		Use:   "fill FOLDER FILE...",
@@ -50,16 +51,16 @@ configuration uses them, or without --config. It can be run again and goes on wh
 fetched again after 30 days, CRLs after an hour.
 
 Exit code 1 says that something is missing; what was fetched is kept.`,
-		Example: examples(
+		Example: cli.Examples(
 			"tpm-attestor certificates fill /srv/mirror --config server.conf machines/*.pem",
 			"tpm-attestor certificates fill /srv/mirror --aia-host pki.infineon.com machine.pem",
 		),
 		Args: func(_ *cobra.Command, args []string) error {
 			switch len(args) {
 			case 0:
-				return usageError("name the folder")
+				return cli.UsageError("name the folder")
 			case 1:
-				return usageError("name the machines' files, as printed by tpm-attestor ek --pem")
+				return cli.UsageError("name the machines' files, as printed by tpm-attestor ek --pem")
 			}
 			return nil
 		},
@@ -84,7 +85,7 @@ type filled struct {
 	Missing int `json:"missing"`
 }
 
-func runFill(cmd *cobra.Command, f fillFlags, output format, folder string, files []string) error {
+func runFill(cmd *cobra.Command, f fillFlags, output cli.Format, folder string, files []string) error {
 	cfg, err := f.mirrorConfig(cmd)
 	if err != nil {
 		return err
@@ -96,20 +97,20 @@ func runFill(cmd *cobra.Command, f fillFlags, output format, folder string, file
 			err = machines.Read(content)
 		}
 		if err != nil {
-			return &exitError{exitUsage, fmt.Errorf("read the machines in %s: %w", name, err)}
+			return cli.Exit(cli.ExitUsage, fmt.Errorf("read the machines in %s: %w", name, err))
 		}
 	}
 	cfg.Folder, cfg.Force, cfg.CRLs = folder, f.force, cfg.CRLs && !f.noCRLs
 	progress := cmd.OutOrStdout()
-	if output == outputJSON {
+	if output == cli.JSON {
 		progress = cmd.ErrOrStderr()
 	}
 	cfg.Progress = progress
 	s, fault := mirror.Fill(cmd.Context(), cfg, &machines)
-	if output == outputJSON {
-		err = printJSON(cmd, filled{1, machines.Len(), s.Fetched, s.Kept, s.Missing})
+	if output == cli.JSON {
+		err = cli.PrintJSON(cmd, filled{1, machines.Len(), s.Fetched, s.Kept, s.Missing})
 	} else {
-		err = printText(cmd, fmt.Sprintf("%d EKs: %d fetched, %d kept, %d missing\n",
+		err = cli.PrintText(cmd, fmt.Sprintf("%d EKs: %d fetched, %d kept, %d missing\n",
 			machines.Len(), s.Fetched, s.Kept, s.Missing))
 	}
 	switch {
@@ -127,14 +128,14 @@ func runFill(cmd *cobra.Command, f fillFlags, output format, folder string, file
 func (f *fillFlags) mirrorConfig(cmd *cobra.Command) (mirror.Config, error) {
 	cfg := mirror.Config{CRLs: true}
 	if f.config != "" {
-		text, err := input.Read(f.config, cmd.InOrStdin(), maxConfig)
+		text, err := input.Read(f.config, cmd.InOrStdin(), cli.MaxConfig)
 		if err != nil {
-			return cfg, &exitError{exitUsage, fmt.Errorf("read the configuration: %w", err)}
+			return cfg, cli.Exit(cli.ExitUsage, fmt.Errorf("read the configuration: %w", err))
 		}
 		// ParseFile does not open the files that it names: they are on the servers.
 		c, err := config.ParseFile(string(text))
 		if err != nil {
-			return cfg, &exitError{exitUsage, fmt.Errorf("read the configuration: %w", err)}
+			return cfg, cli.Exit(cli.ExitUsage, fmt.Errorf("read the configuration: %w", err))
 		}
 		cfg = mirrored(c)
 	}
@@ -142,12 +143,12 @@ func (f *fillFlags) mirrorConfig(cmd *cobra.Command) (mirror.Config, error) {
 	for _, s := range f.services {
 		name, base, found := strings.Cut(s, "=")
 		if !found || name != "intel" && name != "amd" {
-			return cfg, usageError("--ek-certificate-url %q: write intel=https://… or amd=https://…", s)
+			return cfg, cli.UsageError("--ek-certificate-url %q: write intel=https://… or amd=https://…", s)
 		}
 		cfg.Services = append(cfg.Services, mirror.Service{Name: name, Base: base})
 	}
 	if len(cfg.Hosts) == 0 && len(cfg.Services) == 0 {
-		return cfg, usageError("there is nowhere to fetch from: give --config with aia_hosts or " +
+		return cfg, cli.UsageError("there is nowhere to fetch from: give --config with aia_hosts or " +
 			"ek_certificate_urls, --aia-host or --ek-certificate-url")
 	}
 	return cfg, nil

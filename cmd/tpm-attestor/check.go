@@ -10,6 +10,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/server"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 )
@@ -51,13 +52,13 @@ there. Files are relative to FILE.
 Exit codes: 0 admitted, or all tests pass; 3 refused, or a test fails; 4 the server could not tell, or it
 depends on what is not known here.`
 
-func newCheck(output *format) *cobra.Command {
+func newCheck(output *cli.Format) *cobra.Command {
 	var f checkFlags
 	cmd := &cobra.Command{
 		Use:   "check CONFIG [EK]",
 		Short: "Say what a server would decide about a machine, and why",
 		Long:  checkLong,
-		Example: examples(
+		Example: cli.Examples(
 			"tpm-attestor check /etc/spire/server/server.conf machine.pem",
 			"tpm-attestor check server.conf 1b5bbe2e96054f7bc34ebe7ba9a4a9eac5611c6879285ceff6094fa556af485c",
 			"tpm-attestor check server.conf --network --output json machine.pem",
@@ -66,11 +67,11 @@ func newCheck(output *format) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case len(args) == 0:
-				return usageError("name the configuration")
+				return cli.UsageError("name the configuration")
 			case len(args) > 2:
-				return usageError("unexpected argument %q", args[2])
+				return cli.UsageError("unexpected argument %q", args[2])
 			case f.tests != "" && len(args) > 1:
-				return usageError("--tests names the EKs: leave %q out", args[1])
+				return cli.UsageError("--tests names the EKs: leave %q out", args[1])
 			case f.tests != "":
 				return runTests(cmd, &f, *output, args[0])
 			case len(args) == 1:
@@ -92,9 +93,9 @@ func (f *checkFlags) add(cmd *cobra.Command) {
 }
 
 // runCheck checks a machine. ek is empty for this machine's TPM.
-func runCheck(cmd *cobra.Command, f *checkFlags, output format, configName, ek string) error {
+func runCheck(cmd *cobra.Command, f *checkFlags, output cli.Format, configName, ek string) error {
 	if configName == "-" && ek == "-" {
-		return usageError("only one of CONFIG and EK can be the standard input")
+		return cli.UsageError("only one of CONFIG and EK can be the standard input")
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), checkTimeout)
 	defer cancel()
@@ -113,16 +114,16 @@ func runCheck(cmd *cobra.Command, f *checkFlags, output format, configName, ek s
 		return err
 	}
 	defer k.close()
-	p := startProgress(cmd.ErrOrStderr(), "asking the sources", "")
+	p := cli.StartProgress(cmd.ErrOrStderr(), "asking the sources", "")
 	result, err := k.check(ctx, s)
-	p.end()
+	p.End()
 	if err != nil {
 		return err
 	}
-	if output == outputJSON {
-		err = printJSON(cmd, result)
+	if output == cli.JSON {
+		err = cli.PrintJSON(cmd, result)
 	} else {
-		err = printText(cmd, result.text())
+		err = cli.PrintText(cmd, result.text())
 	}
 	if err != nil {
 		return err
@@ -141,7 +142,7 @@ type checker struct {
 // newChecker reads the configuration and loads its sources. A configuration that a server would
 // refuse is an error. The checker must be closed.
 func newChecker(ctx context.Context, cmd *cobra.Command, name string, network bool) (*checker, error) {
-	content, err := input.Read(name, cmd.InOrStdin(), maxConfig)
+	content, err := input.Read(name, cmd.InOrStdin(), cli.MaxConfig)
 	if err != nil {
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
@@ -160,8 +161,8 @@ func newChecker(ctx context.Context, cmd *cobra.Command, name string, network bo
 		c.TrustDomain = spiffeid.RequireTrustDomainFromString(unknownTrustDomain)
 	}
 	c.Examine(network)
-	p := startProgress(cmd.ErrOrStderr(), "loading the sources", "")
-	defer p.end()
+	p := cli.StartProgress(cmd.ErrOrStderr(), "loading the sources", "")
+	defer p.End()
 	k.previewer, err = server.NewPreviewer(ctx, c)
 	return k, err
 }
@@ -172,7 +173,7 @@ func (k *checker) close() { k.previewer.Close() }
 func (k *checker) check(ctx context.Context, s *subject) (*checked, error) {
 	p, err := k.previewer.Preview(ctx, &s.evidence, k.network)
 	if err != nil {
-		return nil, &exitError{exitCannotTell, fmt.Errorf("ask the sources: %w", err)}
+		return nil, cli.Exit(cli.ExitCannotTell, fmt.Errorf("ask the sources: %w", err))
 	}
 	r := newChecked(k.config, s, p, k.network)
 	if r.SPIFFEID != "" && !k.namesTrust {
@@ -191,7 +192,7 @@ func (r *checked) exit() error {
 	case decisionAdmitted:
 		return nil
 	case decisionRefused:
-		return &exitError{code: exitRefused}
+		return cli.Exit(cli.ExitRefused, nil)
 	}
-	return &exitError{code: exitCannotTell}
+	return cli.Exit(cli.ExitCannotTell, nil)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
@@ -33,7 +34,7 @@ func subjectNamed(name string, stdin io.Reader) (*subject, error) {
 	}
 	content, err := input.Read(name, stdin, maxEKFile)
 	if os.IsNotExist(err) {
-		return nil, &exitError{exitUsage, fmt.Errorf("%q is neither an EK hash, of 64 hex digits, nor a file", name)}
+		return nil, cli.Exit(cli.ExitUsage, fmt.Errorf("%q is neither an EK hash, of 64 hex digits, nor a file", name))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the EK: %w", err)
@@ -43,7 +44,7 @@ func subjectNamed(name string, stdin io.Reader) (*subject, error) {
 	}
 	l, err := readEKs(name, content)
 	if err != nil {
-		return nil, &exitError{exitUsage, fmt.Errorf("%s: %w", name, err)}
+		return nil, cli.Exit(cli.ExitUsage, fmt.Errorf("%s: %w", name, err))
 	}
 	s := &subject{from: name, keyType: l.eks[0].KeyType, evidence: l.evidence[0], others: len(l.eks) - 1}
 	s.evidence.Chain = l.chain
@@ -65,13 +66,13 @@ func (f *tpmFlags) add(cmd *cobra.Command) {
 func (f *tpmFlags) subject(ctx context.Context, stderr io.Writer) (*subject, error) {
 	t, err := ekreport.Open(f.device, f.key, os.Getenv)
 	if err != nil {
-		return nil, &exitError{exitUsage, err}
+		return nil, cli.Exit(cli.ExitUsage, err)
 	}
-	p := startProgress(stderr, "asking the TPM", "")
-	defer p.end()
+	p := cli.StartProgress(stderr, "asking the TPM", "")
+	defer p.End()
 	report, err := ekreport.Inspect(ctx, t)
 	if err != nil {
-		return nil, &exitError{exitCannotTell, err}
+		return nil, cli.Exit(cli.ExitCannotTell, err)
 	}
 	return subjectOf(report), nil
 }

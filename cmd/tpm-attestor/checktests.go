@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
@@ -87,10 +88,10 @@ func readExpectations(name string, stdin io.Reader) (*expectations, error) {
 }
 
 // runTests checks a file of expected decisions.
-func runTests(cmd *cobra.Command, f *checkFlags, output format, configName string) error {
+func runTests(cmd *cobra.Command, f *checkFlags, output cli.Format, configName string) error {
 	e, err := readExpectations(f.tests, cmd.InOrStdin())
 	if err != nil {
-		return &exitError{exitUsage, err}
+		return cli.Exit(cli.ExitUsage, err)
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), checkTimeout)
 	defer cancel()
@@ -99,8 +100,8 @@ func runTests(cmd *cobra.Command, f *checkFlags, output format, configName strin
 		return err
 	}
 	defer k.close()
-	p := startProgress(cmd.ErrOrStderr(), "checking decisions", "tests")
-	defer p.end()
+	p := cli.StartProgress(cmd.ErrOrStderr(), "checking decisions", "tests")
+	defer p.End()
 	all := tested{Version: 1, Tests: []testResult{}}
 	for _, want := range e.Tests {
 		ek := want.EK
@@ -122,14 +123,14 @@ func runTests(cmd *cobra.Command, f *checkFlags, output format, configName strin
 		} else {
 			all.Failed++
 		}
-		p.add(1)
+		p.Add(1)
 	}
-	p.end()
+	p.End()
 	if err := all.print(cmd, output); err != nil {
 		return err
 	}
 	if all.Failed > 0 {
-		return &exitError{code: exitRefused}
+		return cli.Exit(cli.ExitRefused, nil)
 	}
 	return nil
 }
@@ -166,9 +167,9 @@ func (e *expectation) compare(got *checked) testResult {
 	return r
 }
 
-func (t *tested) print(cmd *cobra.Command, output format) error {
-	if output == outputJSON {
-		return printJSON(cmd, t)
+func (t *tested) print(cmd *cobra.Command, output cli.Format) error {
+	if output == cli.JSON {
+		return cli.PrintJSON(cmd, t)
 	}
 	var b strings.Builder
 	for _, r := range t.Tests {
@@ -182,5 +183,5 @@ func (t *tested) print(cmd *cobra.Command, output format) error {
 		}
 	}
 	fmt.Fprintf(&b, "%d passed, %d failed\n", t.Passed, t.Failed)
-	return printText(cmd, b.String())
+	return cli.PrintText(cmd, b.String())
 }

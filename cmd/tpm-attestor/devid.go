@@ -12,9 +12,10 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/atomicfile"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 )
 
-func newDevID(output *format) *cobra.Command {
+func newDevID(output *cli.Format) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "devid",
 		Short: "Give a machine a DevID: a certificate for a key in its TPM",
@@ -28,7 +29,7 @@ secret:
   issuer   devid issue certificate answer.json              signs           -> devid.pem`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usageError("%q is not a command: choose request or issue", args[0])
+				return cli.UsageError("%q is not a command: choose request or issue", args[0])
 			}
 			return cmd.Help()
 		},
@@ -77,7 +78,7 @@ func readExchanged(cmd *cobra.Command, typ, name string) ([]byte, error) {
 		return nil, fmt.Errorf("read the %s: %w", typ, err)
 	}
 	if _, err := unwrap(typ, content); err != nil {
-		return nil, &exitError{exitRefused, fmt.Errorf("%s: %w", name, err)}
+		return nil, cli.Exit(cli.ExitRefused, fmt.Errorf("%s: %w", name, err))
 	}
 	return content, nil
 }

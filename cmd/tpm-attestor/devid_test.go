@@ -28,6 +28,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
@@ -171,7 +172,7 @@ func (i *issuing) run(stdin []byte, args ...string) (code int, stdout, stderr st
 	args = append([]string{"devid", "issue"}, args...)
 	args = append(args, "-", "--config", i.at("server.conf"), "--state", i.at("state"))
 	var out, errs strings.Builder
-	code = run(i.t.Context(), args, streams{bytes.NewReader(stdin), &out, &errs})
+	code = run(i.t.Context(), args, cli.Streams{In: bytes.NewReader(stdin), Out: &out, Err: &errs})
 	return code, out.String(), errs.String()
 }
 
@@ -253,7 +254,7 @@ func TestDevIDIsIssuedToNobodyElse(t *testing.T) {
 				c.answer = func(t *testing.T, e *enrolee, challenge []byte) []byte { return e.answer(t, challenge) }
 			}
 			code, stdout, stderr := i.certificate(c.answer(t, e, challenge))
-			want := exitRefused
+			want := cli.ExitRefused
 			if name == "the machine itself" {
 				want = 0
 			}
@@ -276,11 +277,11 @@ func TestDevIDIsIssuedByTheListsOfNow(t *testing.T) {
 	answer := e.answer(t, i.challenge(e, nil))
 	i.write("list.txt", "#\n")
 	code, _, stderr := i.certificate(answer)
-	if code != exitRefused || !strings.Contains(stderr, "no allow rule holds") {
+	if code != cli.ExitRefused || !strings.Contains(stderr, "no allow rule holds") {
 		t.Errorf("not listed any more: exit code %d, %s", code, stderr)
 	}
 	i.write("list.txt", "torn")
-	if code, _, stderr := i.certificate(answer); code != exitCannotTell {
+	if code, _, stderr := i.certificate(answer); code != cli.ExitCannotTell {
 		t.Errorf("a torn list: exit code %d, %s", code, stderr)
 	}
 	i.write("list.txt", e.EKHash()+"\n")
@@ -359,13 +360,13 @@ func TestCertificateRequestIsChecked(t *testing.T) {
 				}
 				return
 			}
-			if code != exitRefused || stdout != "" || !strings.Contains(stderr, c.why) {
+			if code != cli.ExitRefused || stdout != "" || !strings.Contains(stderr, c.why) {
 				t.Errorf("exit code %d, %q, %s", code, stdout, stderr)
 			}
 		})
 	}
 	i := newIssuing(t, onlyListed, e)
-	if code, _, stderr := i.certificate(e.answer(t, i.challenge(e, nil)), "--csr"); code != exitRefused {
+	if code, _, stderr := i.certificate(e.answer(t, i.challenge(e, nil)), "--csr"); code != cli.ExitRefused {
 		t.Errorf("no certificate request: exit code %d, %s", code, stderr)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
@@ -31,7 +32,7 @@ type certificateFlags struct {
 	crlURL        string
 }
 
-func newDevIDCertificate(output *format) *cobra.Command {
+func newDevIDCertificate(output *cli.Format) *cobra.Command {
 	var f certificateFlags
 	cmd := &cobra.Command{
 		Use:   "certificate ANSWER",
@@ -53,13 +54,13 @@ the EK hash as serialNumber. Sign it with the CA that you have.
 When the certificate is written, or if the answer proves nothing, the state is removed.
 
 Exit code 3 says that the answer or the machine is refused, 4 that a source cannot tell.`,
-		Example: examples(
+		Example: cli.Examples(
 			"tpm-attestor devid issue certificate answer.json --config server.conf --state laptop-17.state "+
 				"--ca-cert ca.pem --ca-key ca.key --write devid.pem",
 			"tpm-attestor devid issue certificate answer.json --config server.conf --state laptop-17.state "+
 				"--csr > devid.csr",
 		),
-		Args: oneArgument("the answer"),
+		Args: cli.OneArgument("the answer"),
 		RunE: func(cmd *cobra.Command, args []string) error { return runDevIDCertificate(cmd, &f, *output, args[0]) },
 	}
 	f.add(cmd, "certificate")
@@ -84,20 +85,20 @@ func (f *certificateFlags) check() error {
 	}
 	switch {
 	case f.csr && (f.caCert != "" || f.caKey != "" || f.days != 0 || f.crlURL != ""):
-		return usageError("--csr is for another CA: leave out --ca-cert, --ca-key, --days and --crl-url")
+		return cli.UsageError("--csr is for another CA: leave out --ca-cert, --ca-key, --days and --crl-url")
 	case !f.csr && (f.caCert == "" || f.caKey == ""):
-		return usageError("name the CA's certificate and key, with --ca-cert and --ca-key, or choose --csr")
+		return cli.UsageError("name the CA's certificate and key, with --ca-cert and --ca-key, or choose --csr")
 	case f.days < 0 || f.days > maxDays:
-		return usageError("--days %d: choose 1 to %d, or leave it out for a certificate without an end",
+		return cli.UsageError("--days %d: choose 1 to %d, or leave it out for a certificate without an end",
 			f.days, maxDays)
 	case f.crlURL != "" && !strings.HasPrefix(f.crlURL, "http://") && !strings.HasPrefix(f.crlURL, "https://"):
-		return usageError("--crl-url %q: write it as http://crl.example.org/devid.crl", f.crlURL)
+		return cli.UsageError("--crl-url %q: write it as http://crl.example.org/devid.crl", f.crlURL)
 	}
 	_, err := parseSubject(f.subject)
 	return err
 }
 
-func runDevIDCertificate(cmd *cobra.Command, f *certificateFlags, output format, name string) error {
+func runDevIDCertificate(cmd *cobra.Command, f *certificateFlags, output cli.Format, name string) error {
 	if err := f.check(); err != nil {
 		return err
 	}
@@ -105,7 +106,7 @@ func runDevIDCertificate(cmd *cobra.Command, f *certificateFlags, output format,
 	if !f.csr {
 		var err error
 		if ca, err = readAuthority(f.caCert, f.caKey); err != nil {
-			return &exitError{exitUsage, err}
+			return cli.Exit(cli.ExitUsage, err)
 		}
 	}
 	answer, err := readExchanged(cmd, typeAnswer, name)
@@ -129,7 +130,7 @@ func runDevIDCertificate(cmd *cobra.Command, f *certificateFlags, output format,
 		return err
 	}
 	if !i.KnowsMachine(p.decision.Listed) {
-		note(cmd, "the rules that hold know the vendor of this TPM, and not the machine: "+
+		cli.Note(cmd, "the rules that hold know the vendor of this TPM, and not the machine: "+
 			"that it is yours, and has the EK hash %s, is for you to say", p.evidence.EKHash)
 	}
 	if f.csr {
@@ -139,7 +140,7 @@ func runDevIDCertificate(cmd *cobra.Command, f *certificateFlags, output format,
 }
 
 // issue signs the certificate and prints it.
-func (f *certificateFlags) issue(cmd *cobra.Command, output format, ca *authority, p *proved) error {
+func (f *certificateFlags) issue(cmd *cobra.Command, output cli.Format, ca *authority, p *proved) error {
 	subject, err := f.subjectOf(p)
 	if err != nil {
 		return err
@@ -153,12 +154,12 @@ func (f *certificateFlags) issue(cmd *cobra.Command, output format, ca *authorit
 		CRLDistributionPoints: f.crls(),
 	}, p.devID.Key)
 	if err != nil {
-		return &exitError{exitFailed, fmt.Errorf("sign the certificate: %w", err)}
+		return cli.Exit(cli.ExitFailed, fmt.Errorf("sign the certificate: %w", err))
 	}
 	chain := ca.behind(cert)
 	if _, err := attestor.ReadDevIDChain(chain); err != nil {
-		return &exitError{exitUsage, fmt.Errorf("%s: no server would take the DevID with these certificates: %w",
-			f.caCert, err)}
+		return cli.Exit(cli.ExitUsage, fmt.Errorf("%s: no server would take the DevID with these certificates: %w",
+			f.caCert, err))
 	}
 	var text bytes.Buffer
 	for _, der := range chain {
@@ -199,11 +200,11 @@ func (f *certificateFlags) subjectOf(p *proved) (pkix.Name, error) {
 		switch known := p.decision.Attributes[i].Name; {
 		case known == "", known == name.CommonName:
 		case name.CommonName != "":
-			return name, &exitError{exitRefused, fmt.Errorf("lists name the machine both %q and %q: "+
-				"choose, with --subject", name.CommonName, known)}
+			return name, cli.Exit(cli.ExitRefused, fmt.Errorf("lists name the machine both %q and %q: "+
+				"choose, with --subject", name.CommonName, known))
 		case len([]rune(known)) > maxAttribute:
-			return name, &exitError{exitRefused, fmt.Errorf("the machine's name %q has more than %d characters: "+
-				"choose another, with --subject", known, maxAttribute)}
+			return name, cli.Exit(cli.ExitRefused, fmt.Errorf("the machine's name %q has more than %d characters: "+
+				"choose another, with --subject", known, maxAttribute))
 		default:
 			name.CommonName = known
 		}
@@ -232,13 +233,13 @@ func (p *proved) hardwareSerial() []byte {
 
 // printRequest prints the machine's certificate request if it asks for nothing else than what was
 // proved, and what the operator says.
-func (f *certificateFlags) printRequest(cmd *cobra.Command, output format, der []byte, p *proved) error {
+func (f *certificateFlags) printRequest(cmd *cobra.Command, output cli.Format, der []byte, p *proved) error {
 	if len(der) == 0 {
-		return &exitError{exitRefused, errors.New("the request has no certificate request: make it with --csr")}
+		return cli.Exit(cli.ExitRefused, errors.New("the request has no certificate request: make it with --csr"))
 	}
 	csr, err := f.checkRequest(der, p)
 	if err != nil {
-		return &exitError{exitRefused, fmt.Errorf("the certificate request: %w", err)}
+		return cli.Exit(cli.ExitRefused, fmt.Errorf("the certificate request: %w", err))
 	}
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
 	return f.finish(cmd, output, "certificate request", text, &issued{Subject: csr.Subject.String()}, p)
@@ -326,7 +327,7 @@ type issued struct {
 
 // finish prints what was made, and forgets the challenge.
 func (f *certificateFlags) finish(
-	cmd *cobra.Command, output format, what string, text []byte, r *issued, p *proved,
+	cmd *cobra.Command, output cli.Format, what string, text []byte, r *issued, p *proved,
 ) error {
 	keyType, err := attestor.KeyTypeOf(p.devID.Key)
 	if err != nil {
@@ -334,8 +335,8 @@ func (f *certificateFlags) finish(
 	}
 	r.Version, r.EKHash, r.KeyType, r.PEM = 1, p.evidence.EKHash.String(), string(keyType), string(text)
 	r.Rules, r.Sources, r.Written = p.decision.Rules, p.decision.Listed, f.write
-	if output == outputJSON && f.write == "" {
-		err = printJSON(cmd, r)
+	if output == cli.JSON && f.write == "" {
+		err = cli.PrintJSON(cmd, r)
 	} else {
 		err = f.print(cmd, what, text)
 	}
@@ -348,9 +349,9 @@ func (f *certificateFlags) finish(
 	if f.write == "" {
 		return nil
 	}
-	if output == outputJSON {
-		return printJSON(cmd, r)
+	if output == cli.JSON {
+		return cli.PrintJSON(cmd, r)
 	}
-	note(cmd, "a %s for %s, whose EK hash is %s", what, r.Subject, r.EKHash)
+	cli.Note(cmd, "a %s for %s, whose EK hash is %s", what, r.Subject, r.EKHash)
 	return nil
 }

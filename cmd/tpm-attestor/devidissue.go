@@ -15,6 +15,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/server/boot"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
@@ -22,7 +23,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-func newDevIDIssue(output *format) *cobra.Command {
+func newDevIDIssue(output *cli.Format) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "issue",
 		Short: "Issue a DevID to a machine that proves its key",
@@ -30,7 +31,7 @@ func newDevIDIssue(output *format) *cobra.Command {
 machine's request and asks it to prove that its keys are in one TPM; certificate checks the answer and signs.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usageError("%q is not a command: choose challenge or certificate", args[0])
+				return cli.UsageError("%q is not a command: choose challenge or certificate", args[0])
 			}
 			return cmd.Help()
 		},
@@ -54,14 +55,14 @@ func (f *issueFlags) add(cmd *cobra.Command, written string) {
 func (f *issueFlags) check() error {
 	switch {
 	case f.config == "":
-		return usageError("name the server's configuration, with --config")
+		return cli.UsageError("name the server's configuration, with --config")
 	case f.state == "":
-		return usageError("name the file that remembers the challenge, with --state")
+		return cli.UsageError("name the file that remembers the challenge, with --state")
 	}
 	return nil
 }
 
-func newDevIDChallenge(output *format) *cobra.Command {
+func newDevIDChallenge(output *cli.Format) *cobra.Command {
 	var f issueFlags
 	cmd := &cobra.Command{
 		Use:   "challenge REQUEST",
@@ -77,14 +78,14 @@ them: its caches are used and not written.
 certificate removes it.
 
 Exit code 3 says that the machine is refused, 4 that a source cannot tell.`,
-		Example: examples(
+		Example: cli.Examples(
 			"tpm-attestor devid issue challenge request.json --config server.conf --state laptop-17.state " +
 				"--write challenge.json",
 		),
-		Args: oneArgument("the request"),
+		Args: cli.OneArgument("the request"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if *output == outputJSON {
-				note(cmd, "a challenge is always JSON: --output changes nothing")
+			if *output == cli.JSON {
+				cli.Note(cmd, "a challenge is always JSON: --output changes nothing")
 			}
 			return runDevIDChallenge(cmd, &f, args[0])
 		},
@@ -110,7 +111,7 @@ type issuer struct {
 
 // openIssuer reads the configuration and its sources. The caller closes them.
 func openIssuer(cmd *cobra.Command, name string) (*issuer, error) {
-	text, err := input.Read(name, nil, maxConfig)
+	text, err := input.Read(name, nil, cli.MaxConfig)
 	if err != nil {
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
@@ -119,15 +120,15 @@ func openIssuer(cmd *cobra.Command, name string) (*issuer, error) {
 		err = c.ForEnrolment()
 	}
 	if err != nil {
-		return nil, &exitError{exitUsage, fmt.Errorf("%s: %w", name, err)}
+		return nil, cli.Exit(cli.ExitUsage, fmt.Errorf("%s: %w", name, err))
 	}
 	c.Examine(true)
 	i := &issuer{Config: c, verifier: attestor.Verifier{AllowWeakEK: c.AllowWeakEK, Enrolment: true}}
 	if i.set, err = c.NewSet(admission.Options{Once: true, Log: warnLog(cmd.ErrOrStderr())}); err != nil {
 		return nil, err
 	}
-	p := startProgress(cmd.ErrOrStderr(), "reading the sources", "")
-	defer p.end()
+	p := cli.StartProgress(cmd.ErrOrStderr(), "reading the sources", "")
+	defer p.End()
 	i.set.Start(cmd.Context(), nil)
 	return i, nil
 }
@@ -173,15 +174,15 @@ func refusal(d *policy.Decision, ek sources.EKHash) error {
 	case policy.Challenge, policy.Admitted:
 		return nil
 	case policy.Unavailable:
-		return &exitError{exitCannotTell, fmt.Errorf("cannot tell whether the machine with the EK hash %s "+
-			"may be given a DevID: %s", ek, d.Explain())}
+		return cli.Exit(cli.ExitCannotTell, fmt.Errorf("cannot tell whether the machine with the EK hash %s "+
+			"may be given a DevID: %s", ek, d.Explain()))
 	}
 	why := "no allow rule holds"
 	if len(d.Denied) > 0 {
 		why = "the deny rule " + strings.Join(d.Denied, ", ") + " holds"
 	}
-	return &exitError{exitRefused, fmt.Errorf("the machine with the EK hash %s is refused, since %s: %s",
-		ek, why, d.Explain())}
+	return cli.Exit(cli.ExitRefused, fmt.Errorf("the machine with the EK hash %s is refused, since %s: %s",
+		ek, why, d.Explain()))
 }
 
 func runDevIDChallenge(cmd *cobra.Command, f *issueFlags, name string) error {
@@ -199,11 +200,11 @@ func runDevIDChallenge(cmd *cobra.Command, f *issueFlags, name string) error {
 	defer i.set.Close()
 	session, err := i.verifier.Begin(request)
 	if err != nil {
-		return &exitError{exitRefused, fmt.Errorf("%s: %w", name, err)}
+		return cli.Exit(cli.ExitRefused, fmt.Errorf("%s: %w", name, err))
 	}
 	ask, err := i.ask(session)
 	if err != nil {
-		return &exitError{exitRefused, fmt.Errorf("%s: %w", name, err)}
+		return cli.Exit(cli.ExitRefused, fmt.Errorf("%s: %w", name, err))
 	}
 	ev := evidence(session)
 	d := i.set.BeforeChallenge(cmd.Context(), ev)
@@ -224,14 +225,14 @@ func runDevIDChallenge(cmd *cobra.Command, f *issueFlags, name string) error {
 	if err := f.print(cmd, "challenge", challenge); err != nil {
 		return errors.Join(err, os.Remove(f.state))
 	}
-	note(cmd, "the EK hash is %s; the challenge is for that TPM alone", ev.EKHash)
+	cli.Note(cmd, "the EK hash is %s; the challenge is for that TPM alone", ev.EKHash)
 	return nil
 }
 
 // print writes what a command has made.
 func (f *issueFlags) print(cmd *cobra.Command, what string, content []byte) error {
 	if f.write == "" {
-		return printText(cmd, string(content))
+		return cli.PrintText(cmd, string(content))
 	}
 	const readable = 0o644
 	return create(what, f.write, readable, content)
@@ -283,17 +284,17 @@ var errNoProof = errors.New("the answer proves nothing")
 func (i *issuer) prove(ctx context.Context, s *state, answer []byte) (*proved, error) {
 	session, err := i.verifier.Resume(s.Request, s.Session)
 	if err != nil {
-		return nil, &exitError{exitRefused, err}
+		return nil, cli.Exit(cli.ExitRefused, err)
 	}
 	got, err := session.Finish(answer)
 	switch {
 	case errors.Is(err, attestor.ErrChallengeFailed), errors.Is(err, attestor.ErrQuoteFailed),
 		errors.Is(err, attestor.ErrDevIDFailed):
-		return nil, &exitError{exitRefused, fmt.Errorf("%w: %w", errNoProof, err)}
+		return nil, cli.Exit(cli.ExitRefused, fmt.Errorf("%w: %w", errNoProof, err))
 	case err != nil:
-		return nil, &exitError{exitRefused, fmt.Errorf("the answer: %w", err)}
+		return nil, cli.Exit(cli.ExitRefused, fmt.Errorf("the answer: %w", err))
 	case got.DevID == nil:
-		return nil, &exitError{exitRefused, fmt.Errorf("%w: there is no DevID in it", errNoProof)}
+		return nil, cli.Exit(cli.ExitRefused, fmt.Errorf("%w: there is no DevID in it", errNoProof))
 	}
 	p := &proved{evidence: evidence(session), devID: got.DevID}
 	p.evidence.Proof = &sources.Proof{AK: session.AK()}
@@ -302,7 +303,7 @@ func (i *issuer) prove(ctx context.Context, s *state, answer []byte) (*proved, e
 		p.evidence.Proof.Boot = boot.Of(got.Quote, got.EventLog, asked)
 	}
 	if err := i.checkBoot(p.evidence.Proof.Boot); err != nil {
-		return nil, &exitError{exitRefused, err}
+		return nil, cli.Exit(cli.ExitRefused, err)
 	}
 	p.decision = i.set.AfterChallenge(ctx, p.evidence)
 	return p, refusal(&p.decision, p.evidence.EKHash)

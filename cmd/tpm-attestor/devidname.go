@@ -6,6 +6,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 )
 
 // maxAttribute is the longest attribute of a subject, in characters (RFC 5280, annex A.1).
@@ -22,17 +24,17 @@ func parseSubject(attributes []string) (pkix.Name, error) {
 		name, value, ok := strings.Cut(a, "=")
 		switch {
 		case !ok || value == "":
-			return n, usageError("--subject %q: write it as CN=laptop-17", a)
+			return n, cli.UsageError("--subject %q: write it as CN=laptop-17", a)
 		case !utf8.ValidString(value), strings.ContainsFunc(value, unicode.IsControl):
-			return n, usageError("--subject %q: only printable text is allowed", a)
+			return n, cli.UsageError("--subject %q: only printable text is allowed", a)
 		case utf8.RuneCountInString(value) > maxAttribute:
-			return n, usageError("--subject %s: a value of more than %d characters", name, maxAttribute)
+			return n, cli.UsageError("--subject %s: a value of more than %d characters", name, maxAttribute)
 		case many[name] != nil:
 			*many[name] = append(*many[name], value)
 		case single[name] == nil:
-			return n, usageError("--subject %q: choose CN, O, OU, C, L, ST or serialNumber", a)
+			return n, cli.UsageError("--subject %q: choose CN, O, OU, C, L, ST or serialNumber", a)
 		case *single[name] != "":
-			return n, usageError("--subject %s: it is given twice", name)
+			return n, cli.UsageError("--subject %s: it is given twice", name)
 		default:
 			*single[name] = value
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/atomicfile"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 )
 
 // devIDTimeout is how long a TPM may take for a command: a slow TPM makes an RSA key in minutes.
@@ -32,7 +33,7 @@ type requestFlags struct {
 	challenge       string
 }
 
-func newDevIDRequest(output *format) *cobra.Command {
+func newDevIDRequest(output *cli.Format) *cobra.Command {
 	var f requestFlags
 	cmd := &cobra.Command{
 		Use:   "request FOLDER",
@@ -54,12 +55,12 @@ TPM_DEVID_PASSWORD of the key, if it shall have one.
 
 With --csr, the key also signs a certificate request (PKCS #10) for an existing CA, which devid issue
 certificate --csr verifies and prints. Its subject is --subject, or else the EK hash as serialNumber.`,
-		Example: examples(
+		Example: cli.Examples(
 			"tpm-attestor devid request /etc/tpm",
 			"tpm-attestor devid request /etc/tpm --challenge challenge.json",
 			"tpm-attestor devid request /etc/tpm --key rsa2048 --csr --subject CN=laptop-17",
 		),
-		Args: oneArgument("the folder"),
+		Args: cli.OneArgument("the folder"),
 		RunE: func(cmd *cobra.Command, args []string) error { return runDevIDRequest(cmd, &f, *output, args[0]) },
 	}
 	flags := cmd.Flags()
@@ -88,14 +89,14 @@ type enrolment struct {
 	*tpm.Attestation
 }
 
-func runDevIDRequest(cmd *cobra.Command, f *requestFlags, output format, folder string) error {
+func runDevIDRequest(cmd *cobra.Command, f *requestFlags, output cli.Format, folder string) error {
 	keyType, err := f.check(cmd)
 	if err != nil {
 		return err
 	}
 	device, err := ekreport.Open(f.device, f.ek, os.Getenv)
 	if err != nil {
-		return &exitError{exitUsage, err}
+		return cli.Exit(cli.ExitUsage, err)
 	}
 	folder, err = filepath.Abs(folder)
 	if err != nil {
@@ -128,23 +129,23 @@ func (f *requestFlags) check(cmd *cobra.Command) (attestor.KeyType, error) {
 	if f.challenge != "" {
 		for _, other := range []string{"key", "handle", "csr", "subject"} {
 			if cmd.Flags().Changed(other) {
-				return "", usageError("--%s belongs to the request: leave it out, or --challenge", other)
+				return "", cli.UsageError("--%s belongs to the request: leave it out, or --challenge", other)
 			}
 		}
 	}
 	if len(f.subject) > 0 && !f.csr {
-		return "", usageError("--subject is of the certificate request: add --csr, or give it to " +
+		return "", cli.UsageError("--subject is of the certificate request: add --csr, or give it to " +
 			"devid issue certificate")
 	}
 	if _, err := parseSubject(f.subject); err != nil {
 		return "", err
 	}
 	if _, err := tpm.ParseHandle(f.handle); err != nil {
-		return "", usageError("--handle: %w", err)
+		return "", cli.UsageError("--handle: %w", err)
 	}
 	keyType, err := tpm.ParseDevIDKey(f.key)
 	if err != nil {
-		return "", usageError("--key: %w", err)
+		return "", cli.UsageError("--key: %w", err)
 	}
 	return keyType, nil
 }
@@ -153,11 +154,11 @@ func (f *requestFlags) check(cmd *cobra.Command) (attestor.KeyType, error) {
 func (e *enrolment) use(doing string, f func(ctx context.Context) error) error {
 	ctx, cancel := context.WithTimeout(e.cmd.Context(), devIDTimeout)
 	defer cancel()
-	p := startProgress(e.cmd.ErrOrStderr(), doing, "")
+	p := cli.StartProgress(e.cmd.ErrOrStderr(), doing, "")
 	err := tpm.Do(ctx, func() error { return f(ctx) })
-	p.end()
+	p.End()
 	if err != nil && strings.Contains(err.Error(), "password") { // the error names the agent's keys
-		note(e.cmd, "this command reads passwords from TPM_OWNER_PASSWORD, TPM_ENDORSEMENT_PASSWORD and "+
+		cli.Note(e.cmd, "this command reads passwords from TPM_OWNER_PASSWORD, TPM_ENDORSEMENT_PASSWORD and "+
 			"TPM_DEVID_PASSWORD")
 	}
 	return err
@@ -212,8 +213,8 @@ func (e *enrolment) begin() error {
 // checkType refuses a key that was there and is of another type than asked for.
 func (e *enrolment) checkType(asked bool, want attestor.KeyType) error {
 	if got := e.DevIDKeyType(); asked && got != want {
-		return &exitError{exitRefused, fmt.Errorf("the key in %s is of the type %s, not %s: "+
-			"leave out --key, or name another folder", e.folder, got, want)}
+		return cli.Exit(cli.ExitRefused, fmt.Errorf("the key in %s is of the type %s, not %s: "+
+			"leave out --key, or name another folder", e.folder, got, want))
 	}
 	return nil
 }
@@ -232,7 +233,7 @@ func (e *enrolment) persist(handle string) error {
 }
 
 // request writes the request.
-func (e *enrolment) request(f *requestFlags, output format) error {
+func (e *enrolment) request(f *requestFlags, output cli.Format) error {
 	message, err := attestor.NewProver(e.Claim, nil).Payload()
 	if err != nil {
 		return err
@@ -268,7 +269,7 @@ func (e *enrolment) certificateRequest(subject []string) ([]byte, error) {
 }
 
 // answer answers a challenge.
-func (e *enrolment) answer(name string, output format) error {
+func (e *enrolment) answer(name string, output cli.Format) error {
 	challenge, err := readExchanged(e.cmd, typeChallenge, name)
 	if err != nil {
 		return err
@@ -298,7 +299,7 @@ func (e *enrolment) Activate(task *attestor.Activation) (*attestor.Activated, er
 	}
 	if task.EventLog {
 		if done.EventLog, err = e.tpm.EventLog(); err != nil {
-			note(e.cmd, "sending no event log, which the issuer has asked for: %v", err)
+			cli.Note(e.cmd, "sending no event log, which the issuer has asked for: %v", err)
 		}
 	}
 	return done, nil
@@ -315,7 +316,7 @@ type requested struct {
 }
 
 // write writes a file for the issuer, and says so.
-func (e *enrolment) write(output format, typ, name, handle string, with exchanged, message []byte) error {
+func (e *enrolment) write(output cli.Format, typ, name, handle string, with exchanged, message []byte) error {
 	content, err := with.wrap(typ, message)
 	if err != nil {
 		return err
@@ -331,13 +332,13 @@ func (e *enrolment) write(output format, typ, name, handle string, with exchange
 		Version: 1, EKHash: hex.EncodeToString(e.EKHash[:]), KeyType: string(e.DevIDKeyType()),
 		Made: e.made, Handle: handle, Written: path,
 	}
-	if output == outputJSON {
-		return printJSON(e.cmd, r)
+	if output == cli.JSON {
+		return cli.PrintJSON(e.cmd, r)
 	}
 	key := "there already"
 	if r.Made {
 		key = "made now"
 	}
-	return printText(e.cmd, fmt.Sprintf("EK hash: %s\nDevID key: %s, %s\nwritten: %s\n",
+	return cli.PrintText(e.cmd, fmt.Sprintf("EK hash: %s\nDevID key: %s, %s\nwritten: %s\n",
 		r.EKHash, r.KeyType, key, path))
 }

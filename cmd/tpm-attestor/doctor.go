@@ -10,6 +10,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/buildinfo"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 )
 
 // doctorFlags are the flags of doctor.
@@ -18,7 +19,7 @@ type doctorFlags struct {
 	device, user         string
 }
 
-func newDoctor(output *format) *cobra.Command {
+func newDoctor(output *cli.Format) *cobra.Command {
 	var f doctorFlags
 	cmd := &cobra.Command{
 		Use:   "doctor [CONFIG]",
@@ -38,7 +39,7 @@ Each fault is one sentence and what to do. Passwords of the TPM's hierarchies th
 from the environment: TPM_ENDORSEMENT_PASSWORD and TPM_OWNER_PASSWORD.
 
 Exit codes: 0 all is well; 3 something is wrong; 4 something could not be looked at.`,
-		Example: examples(
+		Example: cli.Examples(
 			"tpm-attestor doctor",
 			"sudo tpm-attestor doctor --user spire /etc/spire/agent/agent.conf",
 			"sudo tpm-attestor doctor --server-config server.conf",
@@ -46,7 +47,7 @@ Exit codes: 0 all is well; 3 something is wrong; 4 something could not be looked
 		),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 1 {
-				return usageError("unexpected argument %q", args[1])
+				return cli.UsageError("unexpected argument %q", args[1])
 			}
 			return nil
 		},
@@ -61,28 +62,28 @@ Exit codes: 0 all is well; 3 something is wrong; 4 something could not be looked
 	return cmd
 }
 
-func runDoctor(cmd *cobra.Command, output format, f doctorFlags, args []string) error {
+func runDoctor(cmd *cobra.Command, output cli.Format, f doctorFlags, args []string) error {
 	d := &doctor{cmd: cmd, looker: newLooker(), report: report{Version: 1, Checks: []diagnosis{}}}
-	d.progress = startProgress(cmd.ErrOrStderr(), "looking", "")
+	d.progress = cli.StartProgress(cmd.ErrOrStderr(), "looking", "")
 	err := d.look(f, args)
-	d.progress.end()
+	d.progress.End()
 	if err != nil {
 		return err
 	}
 	d.report.Healthy = !d.report.has(statusFault) && !d.report.has(statusUnknown)
-	if output == outputJSON {
-		err = printJSON(cmd, &d.report)
+	if output == cli.JSON {
+		err = cli.PrintJSON(cmd, &d.report)
 	} else {
-		err = printText(cmd, d.report.text())
+		err = cli.PrintText(cmd, d.report.text())
 	}
 	if err != nil {
 		return err
 	}
 	switch {
 	case d.report.has(statusFault):
-		return &exitError{code: exitRefused}
+		return cli.Exit(cli.ExitRefused, nil)
 	case d.report.has(statusUnknown):
-		return &exitError{code: exitCannotTell}
+		return cli.Exit(cli.ExitCannotTell, nil)
 	}
 	return nil
 }
@@ -91,7 +92,7 @@ func runDoctor(cmd *cobra.Command, output format, f doctorFlags, args []string) 
 type doctor struct {
 	cmd *cobra.Command
 	looker
-	progress *progress
+	progress *cli.Progress
 	report   report
 }
 
@@ -100,7 +101,7 @@ func (d *doctor) look(f doctorFlags, args []string) error {
 		return d.machine(f, args)
 	}
 	if len(args) > 0 || f.serverConfig != "" || f.device != "" || f.user != "" {
-		return usageError("--server looks at a server: leave out CONFIG, --server-config, --device and --user")
+		return cli.UsageError("--server looks at a server: leave out CONFIG, --server-config, --device and --user")
 	}
 	return d.server(f.server)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
 )
@@ -23,7 +24,7 @@ import (
 func doctorOf(t *testing.T, args ...string) (code int, text string) {
 	t.Helper()
 	var stdout, stderr strings.Builder
-	code = run(t.Context(), append([]string{"doctor"}, args...), streams{strings.NewReader(""), &stdout, &stderr})
+	code = run(t.Context(), append([]string{"doctor"}, args...), cli.Streams{In: strings.NewReader(""), Out: &stdout, Err: &stderr})
 	return code, stdout.String() + stderr.String()
 }
 
@@ -51,7 +52,7 @@ func TestDoctorFindsLeftovers(t *testing.T) {
 		}
 	})
 	code, text := doctorOf(t, "--device", tpm.Device)
-	if code != exitRefused || !strings.Contains(text, "fault    leftovers: 1 keys and 0 sessions are loaded (0x80000000), "+
+	if code != cli.ExitRefused || !strings.Contains(text, "fault    leftovers: 1 keys and 0 sessions are loaded (0x80000000), "+
 		"of which an agent left 0") || !strings.Contains(text, "tpm2_flushcontext") ||
 		!strings.Contains(text, "ok       attestation") {
 		t.Errorf("exit code %d\n%s", code, text)
@@ -88,7 +89,7 @@ func TestDoctorFindsBadCertificates(t *testing.T) {
 			t.Errorf("%q is missing", want)
 		}
 	}
-	if code != exitRefused || t.Failed() {
+	if code != cli.ExitRefused || t.Failed() {
 		t.Errorf("exit code %d\n%s", code, text)
 	}
 }
@@ -131,7 +132,7 @@ func TestDoctorFindsLockout(t *testing.T) {
 		_, _ = tpm2.FlushContext{FlushHandle: key.ObjectHandle}.Execute(c)
 	})
 	code, text := doctorOf(t, "--device", tpm.Device)
-	if code != exitRefused || !strings.Contains(text, "fault    lockout: the TPM is locked out after 1 of 1 wrong passwords; "+
+	if code != cli.ExitRefused || !strings.Contains(text, "fault    lockout: the TPM is locked out after 1 of 1 wrong passwords; "+
 		"it forgets one every 10m0s: wait, or reset it") {
 		t.Errorf("exit code %d\n%s", code, text)
 	}

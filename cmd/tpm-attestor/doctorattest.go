@@ -31,7 +31,7 @@ type trial struct {
 
 // attest makes a whole attestation, which the server's configuration decides if there is one.
 func (d *doctor) attest(t *tpm.TPM, c *config.Config) {
-	d.progress.now("attesting")
+	d.progress.Now("attesting")
 	try := &trial{tpm: t, server: c}
 	err := d.ask(func(ctx context.Context) error {
 		try.ctx = ctx
@@ -53,7 +53,7 @@ func (d *doctor) attest(t *tpm.TPM, c *config.Config) {
 		d.note("decision", "whether a server admits this machine is not known without --server-config")
 		return
 	}
-	d.progress.now("asking the server's sources")
+	d.progress.Now("asking the server's sources")
 	d.decide(try)
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/access"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/server/boot"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 )
@@ -35,16 +36,16 @@ func (d *doctor) machine(f doctorFlags, args []string) error {
 	}
 	t, err := tpm.New(cfg)
 	if err != nil {
-		return &exitError{exitUsage, err}
+		return cli.Exit(cli.ExitUsage, err)
 	}
 	if f.user != "" {
 		u, err := access.Lookup(f.user)
 		if err != nil {
-			return usageError("--user: %w", err)
+			return cli.UsageError("--user: %w", err)
 		}
 		d.mayUseTPM(u, t.Device())
 	}
-	d.progress.now("asking the TPM")
+	d.progress.Now("asking the TPM")
 	found := d.health(t)
 	var valid []time.Time
 	if found {
@@ -61,19 +62,19 @@ func (d *doctor) machine(f doctorFlags, args []string) error {
 // agentConfig returns the agent's configuration, or that of a machine without one.
 func (d *doctor) agentConfig(f doctorFlags, args []string) (cfg tpm.Config, err error) {
 	if len(args) > 0 {
-		content, err := input.Read(args[0], d.cmd.InOrStdin(), maxConfig)
+		content, err := input.Read(args[0], d.cmd.InOrStdin(), cli.MaxConfig)
 		if err != nil {
 			return cfg, fmt.Errorf("read the configuration: %w", err)
 		}
 		data := string(content)
 		if inner, isFile, err := config.AgentData(data); err != nil {
-			return cfg, usageError("%s: %w", args[0], err)
+			return cfg, cli.UsageError("%s: %w", args[0], err)
 		} else if isFile {
 			data = inner
 		}
 		parsed, problems := agent.ParseConfig(data)
 		if len(problems) > 0 {
-			return cfg, usageError("%s: %v: see tpm-attestor validate", args[0], problems[0])
+			return cfg, cli.UsageError("%s: %v: see tpm-attestor validate", args[0], problems[0])
 		}
 		cfg = parsed
 	}
@@ -94,13 +95,13 @@ func (d *doctor) serverConfig(name string) (*config.Config, error) {
 	if name == "" {
 		return nil, nil //nolint:nilnil // documented
 	}
-	content, err := input.Read(name, d.cmd.InOrStdin(), maxConfig)
+	content, err := input.Read(name, d.cmd.InOrStdin(), cli.MaxConfig)
 	if err != nil {
 		return nil, fmt.Errorf("read the server's configuration: %w", err)
 	}
 	c, err := config.NewLoader().LoadFile(d.cmd.Context(), string(content))
 	if err != nil {
-		return nil, usageError("%s: %w: see tpm-attestor validate", name, err)
+		return nil, cli.UsageError("%s: %w: see tpm-attestor validate", name, err)
 	}
 	return c, nil
 }

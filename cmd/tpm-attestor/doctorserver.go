@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
@@ -19,7 +20,7 @@ import (
 
 // server looks at a server. The error is about its configuration.
 func (d *doctor) server(name string) error {
-	content, err := input.Read(name, d.cmd.InOrStdin(), maxConfig)
+	content, err := input.Read(name, d.cmd.InOrStdin(), cli.MaxConfig)
 	if err != nil {
 		return fmt.Errorf("read the configuration: %w", err)
 	}
@@ -56,7 +57,7 @@ func (d *doctor) server(name string) error {
 
 // sources loads each source once, from its files and caches.
 func (d *doctor) sources(c *config.Config) error {
-	d.progress.now("loading the sources")
+	d.progress.Now("loading the sources")
 	c.Examine(false)
 	set, err := c.NewSet(admission.Options{Once: true})
 	if err != nil {
@@ -127,7 +128,7 @@ func (d *doctor) source(at string, s admission.SourceStatus, now time.Time) {
 // served says what a source serves, how old it is, and until when it serves.
 func (d *doctor) served(at string, s sources.Status, now time.Time) {
 	const publish = "publish a new one, and see that the web server answers"
-	text := entries(s.Entries)
+	text := cli.Entries(s.Entries)
 	if s.Serial > 0 {
 		text += fmt.Sprintf(", serial %d", s.Serial)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
@@ -28,7 +29,7 @@ type ekFlags struct {
 	onlyHash, asPEM bool
 }
 
-func newEK(output *format) *cobra.Command {
+func newEK(output *cli.Format) *cobra.Command {
 	var f ekFlags
 	cmd := &cobra.Command{
 		Use:   "ek [FILE...]",
@@ -41,7 +42,7 @@ TPM_ENDORSEMENT_PASSWORD and TPM_OWNER_PASSWORD.
 
 A FILE holds a public key or EK certificates in PEM, an EK certificate in DER as it is read from a TPM,
 or a TPMT_PUBLIC or TPM2B_PUBLIC as other tools write it. "-" is the standard input.`,
-		Example: examples(
+		Example: cli.Examples(
 			"tpm-attestor ek",
 			"tpm-attestor ek --hash >> /srv/lists/machines.txt",
 			"tpm-attestor ek --pem > machine.pem",
@@ -59,12 +60,12 @@ or a TPMT_PUBLIC or TPM2B_PUBLIC as other tools write it. "-" is the standard in
 	return cmd
 }
 
-func runEK(cmd *cobra.Command, f ekFlags, output format, files []string) error {
-	if f.onlyHash && f.asPEM || (f.onlyHash || f.asPEM) && output == outputJSON {
-		return usageError("choose one of --hash, --pem and --output json")
+func runEK(cmd *cobra.Command, f ekFlags, output cli.Format, files []string) error {
+	if f.onlyHash && f.asPEM || (f.onlyHash || f.asPEM) && output == cli.JSON {
+		return cli.UsageError("choose one of --hash, --pem and --output json")
 	}
 	if len(files) > 0 && (f.asPEM || cmd.Flags().Changed("device") || cmd.Flags().Changed("key")) {
-		return usageError("--pem, --device and --key are for the TPM of this machine: leave them out, or the files")
+		return cli.UsageError("--pem, --device and --key are for the TPM of this machine: leave them out, or the files")
 	}
 	if len(files) == 0 {
 		return ekOfTPM(cmd, f, output)
@@ -77,7 +78,7 @@ func runEK(cmd *cobra.Command, f ekFlags, output format, files []string) error {
 		}
 		found, err := eksIn(name, content)
 		if err != nil {
-			return &exitError{exitRefused, fmt.Errorf("%s: %w", name, err)}
+			return cli.Exit(cli.ExitRefused, fmt.Errorf("%s: %w", name, err))
 		}
 		eks = append(eks, found...)
 	}
@@ -85,14 +86,14 @@ func runEK(cmd *cobra.Command, f ekFlags, output format, files []string) error {
 }
 
 // ekOfTPM shows the EK of this machine's TPM.
-func ekOfTPM(cmd *cobra.Command, f ekFlags, output format) error {
+func ekOfTPM(cmd *cobra.Command, f ekFlags, output cli.Format) error {
 	t, err := ekreport.Open(f.device, f.key, os.Getenv)
 	if err != nil {
-		return &exitError{exitUsage, err}
+		return cli.Exit(cli.ExitUsage, err)
 	}
-	p := startProgress(cmd.ErrOrStderr(), "asking the TPM", "")
+	p := cli.StartProgress(cmd.ErrOrStderr(), "asking the TPM", "")
 	report, err := ekreport.Inspect(cmd.Context(), t)
-	p.end()
+	p.End()
 	if err != nil {
 		return err
 	}
@@ -101,14 +102,14 @@ func ekOfTPM(cmd *cobra.Command, f ekFlags, output format) error {
 		if err != nil {
 			return err
 		}
-		return printText(cmd, text)
+		return cli.PrintText(cmd, text)
 	}
 	return printEKs(cmd, f, output, []ekreport.EK{ekreport.FromTPM(report)})
 }
 
-func printEKs(cmd *cobra.Command, f ekFlags, output format, eks []ekreport.EK) error {
-	if output == outputJSON {
-		return printJSON(cmd, struct {
+func printEKs(cmd *cobra.Command, f ekFlags, output cli.Format, eks []ekreport.EK) error {
+	if output == cli.JSON {
+		return cli.PrintJSON(cmd, struct {
 			Version int           `json:"version"`
 			EKs     []ekreport.EK `json:"eks"`
 		}{1, eks})
@@ -124,7 +125,7 @@ func printEKs(cmd *cobra.Command, f ekFlags, output format, eks []ekreport.EK) e
 		}
 		text.WriteString(ekreport.Text(ek))
 	}
-	return printText(cmd, text.String())
+	return cli.PrintText(cmd, text.String())
 }
 
 // eksIn returns the EKs in a file, each once, in the order of the file.

@@ -9,9 +9,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 )
 
-func newExplain(output *format) *cobra.Command {
+func newExplain(output *cli.Format) *cobra.Command {
 	var f checkFlags
 	var log string
 	cmd := &cobra.Command{
@@ -26,7 +27,7 @@ besides; "-" is the standard input. The lines may be text or JSON, as SPIRE or t
 
 Exit codes of --log: 0 the last of the lines is of an admission, 3 of a refusal, 4 of anything that the server
 could not tell; 2 if there is no line about an attestation.`,
-		Example: examples(
+		Example: cli.Examples(
 			"tpm-attestor explain --log refusal.txt",
 			"journalctl -u spire-server | grep 192.0.2.7 | tpm-attestor explain --log -",
 			"sudo tpm-attestor explain server.conf",
@@ -34,13 +35,13 @@ could not tell; 2 if there is no line about an attestation.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case log != "" && len(args) > 0:
-				return usageError("name a configuration or --log, not both")
+				return cli.UsageError("name a configuration or --log, not both")
 			case log != "":
 				return explainLog(cmd, *output, log)
 			case len(args) == 0:
-				return usageError("name the configuration, or a log with --log")
+				return cli.UsageError("name the configuration, or a log with --log")
 			case len(args) > 1:
-				return usageError("unexpected argument %q: tpm-attestor check asks about other machines", args[1])
+				return cli.UsageError("unexpected argument %q: tpm-attestor check asks about other machines", args[1])
 			}
 			return runCheck(cmd, &f, *output, args[0], "")
 		},
@@ -61,7 +62,7 @@ type explained struct {
 const maxLogLine = 256 << 10
 
 // explainLog explains the lines of a log.
-func explainLog(cmd *cobra.Command, output format, name string) error {
+func explainLog(cmd *cobra.Command, output cli.Format, name string) error {
 	from, err := input.Open(name, cmd.InOrStdin())
 	if err != nil {
 		return fmt.Errorf("read the log: %w", err)
@@ -80,17 +81,17 @@ func explainLog(cmd *cobra.Command, output format, name string) error {
 		return fmt.Errorf("read the log: %w", err)
 	}
 	if len(all.Lines) == 0 {
-		return &exitError{exitUsage, errors.New("no line of it is about an attestation by tpm: " +
-			"they have \"Attestation failed\" or \"Machine admitted\" in them")}
+		return cli.Exit(cli.ExitUsage, errors.New("no line of it is about an attestation by tpm: "+
+			"they have \"Attestation failed\" or \"Machine admitted\" in them"))
 	}
-	if output == outputJSON {
-		err = printJSON(cmd, all)
+	if output == cli.JSON {
+		err = cli.PrintJSON(cmd, all)
 	} else {
 		var b strings.Builder
 		for i := range all.Lines {
 			all.Lines[i].write(&b, i > 0)
 		}
-		err = printText(cmd, b.String())
+		err = cli.PrintText(cmd, b.String())
 	}
 	if err != nil {
 		return err
@@ -104,9 +105,9 @@ func (l *explainedLine) exit() error {
 	case decisionAdmitted:
 		return nil
 	case decisionRefused:
-		return &exitError{code: exitRefused}
+		return cli.Exit(cli.ExitRefused, nil)
 	}
-	return &exitError{code: exitCannotTell}
+	return cli.Exit(cli.ExitCannotTell, nil)
 }
 
 func (l *explainedLine) write(b *strings.Builder, another bool) {

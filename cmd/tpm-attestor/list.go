@@ -3,26 +3,26 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/bootprofiles"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 )
 
-func newList(output *format) *cobra.Command {
+func newList(output *cli.Format) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "Make, check, compare and sign lists of EK hashes",
 		Args:  cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usageError("%q is not a command", args[0])
+				return cli.UsageError("%q is not a command", args[0])
 			}
 			return cmd.Help()
 		},
@@ -35,62 +35,6 @@ func newList(output *format) *cobra.Command {
 // maxList is the size of the largest list that is read, in bytes: what a server reads unless
 // max_bytes says otherwise.
 const maxList = list.DefaultMaxBytes
-
-// A mistake is something in a file that keeps it from being used. Line and Place are empty if
-// the mistake is in the whole.
-type mistake struct {
-	File    string `json:"file"`
-	Line    int    `json:"line,omitempty"`
-	Place   string `json:"place,omitempty"`
-	Problem string `json:"problem"`
-}
-
-// String returns the mistake as compilers print theirs, so that editors find the line.
-func (m mistake) String() string {
-	text := m.File + ": "
-	if m.Line > 0 {
-		text = fmt.Sprintf("%s:%d: ", m.File, m.Line)
-	}
-	if m.Place != "" {
-		text += m.Place + ": "
-	}
-	return text + m.Problem
-}
-
-// mistakesIn returns the mistakes in an error of a parser of lists.
-func mistakesIn(file string, err error) []mistake {
-	several, ok := errors.AsType[list.FormatErrors](err)
-	if !ok {
-		one, ok := errors.AsType[*list.FormatError](err)
-		if !ok {
-			return []mistake{{File: file, Problem: err.Error()}}
-		}
-		several = list.FormatErrors{one}
-	}
-	all := make([]mistake, len(several))
-	for i, one := range several {
-		all[i] = mistake{File: file, Line: one.Line, Problem: one.Problem}
-		if one.Place != fmt.Sprintf("line %d", one.Line) {
-			all[i].Place = one.Place
-		}
-	}
-	return all
-}
-
-// mistakesError tells that there are mistakes, after the mistakes themselves.
-type mistakesError []mistake
-
-func (e mistakesError) Error() string {
-	lines := make([]string, len(e))
-	for i, m := range e {
-		lines[i] = m.String()
-	}
-	text := strings.Join(lines, "\n")
-	if len(e) >= list.MaxMistakes {
-		text += fmt.Sprintf("\nthere may be more than these %d mistakes", len(e))
-	}
-	return text
-}
 
 // A document is what a list says: EK hashes, or boot profiles.
 type document interface {
@@ -196,14 +140,6 @@ func words(h list.Header) string {
 		parts = append(parts, fmt.Sprintf("list %q", h.Name))
 	}
 	return strings.Join(parts, ", ")
-}
-
-// entries says how many entries there are.
-func entries(n int) string {
-	if n == 1 {
-		return "1 entry"
-	}
-	return fmt.Sprintf("%d entries", n)
 }
 
 // printMessages prints a line each on standard error.

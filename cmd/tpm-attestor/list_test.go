@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashfile"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 )
@@ -44,41 +45,41 @@ func TestListExitCodes(t *testing.T) {
 		args []string
 	}{
 		{0, []string{"lint", good}},
-		{exitRefused, []string{"lint", good, bad}},
-		{exitRefused, []string{"lint", bad, "-o", "json"}},
-		{exitCannotTell, []string{"lint", good, none}},
+		{cli.ExitRefused, []string{"lint", good, bad}},
+		{cli.ExitRefused, []string{"lint", bad, "-o", "json"}},
+		{cli.ExitCannotTell, []string{"lint", good, none}},
 		{0, []string{"build", good, other, "--to", filepath.Join(dir, "built.txt")}},
-		{exitRefused, []string{"build", bad}},
-		{exitFailed, []string{"build", none}},
-		{exitFailed, []string{"build", good, "--to", filepath.Join(none, "x")}},
-		{exitUsage, []string{"build", good, "--from", "hashes"}},
+		{cli.ExitRefused, []string{"build", bad}},
+		{cli.ExitFailed, []string{"build", none}},
+		{cli.ExitFailed, []string{"build", good, "--to", filepath.Join(none, "x")}},
+		{cli.ExitUsage, []string{"build", good, "--from", "hashes"}},
 		{0, []string{"convert", good, "--form", "json"}},
-		{exitRefused, []string{"convert", bad, "--form", "json"}},
-		{exitFailed, []string{"convert", none, "--form", "json"}},
+		{cli.ExitRefused, []string{"convert", bad, "--form", "json"}},
+		{cli.ExitFailed, []string{"convert", none, "--form", "json"}},
 		{0, []string{"diff", good, good}},
-		{exitRefused, []string{"diff", good, other}},
-		{exitCannotTell, []string{"diff", good, bad}},
-		{exitCannotTell, []string{"diff", none, good}},
+		{cli.ExitRefused, []string{"diff", good, other}},
+		{cli.ExitCannotTell, []string{"diff", good, bad}},
+		{cli.ExitCannotTell, []string{"diff", none, good}},
 		{0, []string{"sign", list, "--key", key}},
-		{exitRefused, []string{"sign", bare, "--key", key}},
-		{exitFailed, []string{"sign", list, "--key", public}},
-		{exitFailed, []string{"sign", none, "--key", key}},
+		{cli.ExitRefused, []string{"sign", bare, "--key", key}},
+		{cli.ExitFailed, []string{"sign", list, "--key", public}},
+		{cli.ExitFailed, []string{"sign", none, "--key", key}},
 		{0, []string{"verify", list, "--public-key", public, "--list-id", "l"}},
-		{exitRefused, []string{"verify", list, "--public-key", wrong}},
-		{exitRefused, []string{"verify", list, "--public-key", wrong, "-o", "json"}},
-		{exitRefused, []string{"verify", list, "--public-key", public, "--list-id", "m"}},
-		{exitRefused, []string{"verify", bare, "--public-key", public, "--signature", list + ".sig"}},
-		{exitCannotTell, []string{"verify", bare, "--public-key", public}},
-		{exitCannotTell, []string{"verify", list, "--public-key", none}},
-		{exitCannotTell, []string{"verify", list, "--public-key", key}},
-		{exitCannotTell, []string{"verify", none, "--public-key", public, "--signature", list + ".sig"}},
+		{cli.ExitRefused, []string{"verify", list, "--public-key", wrong}},
+		{cli.ExitRefused, []string{"verify", list, "--public-key", wrong, "-o", "json"}},
+		{cli.ExitRefused, []string{"verify", list, "--public-key", public, "--list-id", "m"}},
+		{cli.ExitRefused, []string{"verify", bare, "--public-key", public, "--signature", list + ".sig"}},
+		{cli.ExitCannotTell, []string{"verify", bare, "--public-key", public}},
+		{cli.ExitCannotTell, []string{"verify", list, "--public-key", none}},
+		{cli.ExitCannotTell, []string{"verify", list, "--public-key", key}},
+		{cli.ExitCannotTell, []string{"verify", none, "--public-key", public, "--signature", list + ".sig"}},
 	} {
 		var stderr strings.Builder
 		args := append([]string{"list"}, test.args...)
-		if code := run(t.Context(), args, streams{strings.NewReader(""), io.Discard, &stderr}); code != test.want {
+		if code := run(t.Context(), args, cli.Streams{In: strings.NewReader(""), Out: io.Discard, Err: &stderr}); code != test.want {
 			t.Errorf("%q: exit code %d, want %d: %s", args, code, test.want, &stderr)
 		}
-		if (stderr.Len() == 0) != (test.want == 0 || strings.Contains(strings.Join(args, " "), "-o json") || test.want == exitRefused && args[1] == "diff") &&
+		if (stderr.Len() == 0) != (test.want == 0 || strings.Contains(strings.Join(args, " "), "-o json") || test.want == cli.ExitRefused && args[1] == "diff") &&
 			args[1] != "convert" {
 			t.Errorf("%q says %q", args, &stderr)
 		}
@@ -98,7 +99,7 @@ func TestUnwritableListFails(t *testing.T) {
 		{"list", "diff", good, good},
 	} {
 		var stderr strings.Builder
-		if code := run(t.Context(), args, streams{strings.NewReader(""), fullDisk{}, &stderr}); code != exitFailed {
+		if code := run(t.Context(), args, cli.Streams{In: strings.NewReader(""), Out: fullDisk{}, Err: &stderr}); code != cli.ExitFailed {
 			t.Errorf("%q: exit code %d: %s", args, code, &stderr)
 		}
 	}
@@ -112,9 +113,9 @@ func TestInterruptedBuild(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	code := run(ctx, []string{"list", "build", "-", "--to", old},
-		streams{strings.NewReader(hashB + "\n"), io.Discard, io.Discard})
+		cli.Streams{In: strings.NewReader(hashB + "\n"), Out: io.Discard, Err: io.Discard})
 	content, err := os.ReadFile(old)
-	if code != exitFailed || err != nil || string(content) != hashA+"\n" {
+	if code != cli.ExitFailed || err != nil || string(content) != hashA+"\n" {
 		t.Errorf("exit code %d, %q, %v", code, content, err)
 	}
 	if files, err := os.ReadDir(dir); err != nil || len(files) != 1 {
@@ -164,8 +165,8 @@ func TestUTF16Input(t *testing.T) {
 	for _, kind := range []string{"auto", "csv", "ndjson", "keys"} {
 		var stderr strings.Builder
 		code := run(t.Context(), []string{"list", "build", "-", "--from", kind},
-			streams{strings.NewReader("\xff\xfeh\x00a\x00s\x00h\x00\n\x00"), io.Discard, &stderr})
-		if code != exitRefused || !strings.Contains(stderr.String(), "UTF-16, as PowerShell") {
+			cli.Streams{In: strings.NewReader("\xff\xfeh\x00a\x00s\x00h\x00\n\x00"), Out: io.Discard, Err: &stderr})
+		if code != cli.ExitRefused || !strings.Contains(stderr.String(), "UTF-16, as PowerShell") {
 			t.Errorf("%s: exit code %d, %s", kind, code, &stderr)
 		}
 	}
@@ -208,7 +209,7 @@ func FuzzBuild(f *testing.F) {
 		for _, form := range []string{"text", "json"} {
 			var out, messages strings.Builder
 			args := []string{"list", "build", "-", "--from", kind, "--form", form, "--allow-empty"}
-			code := run(t.Context(), args, streams{bytes.NewReader(data), &out, &messages})
+			code := run(t.Context(), args, cli.Streams{In: bytes.NewReader(data), Out: &out, Err: &messages})
 			if (code == 0) != (out.Len() > 0 || form == "text" && strings.HasPrefix(messages.String(), "0 entries")) && code == 0 ||
 				code != 0 && (out.Len() > 0 || messages.Len() == 0) {
 				t.Fatalf("%q: exit code %d, %q, %q", args, code, &out, &messages)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 )
@@ -32,7 +33,7 @@ func (f *buildFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.name, "list", "", "the list's own name, as list_id in the servers' configuration (JSON)")
 }
 
-func newBuild(output *format) *cobra.Command {
+func newBuild(output *cli.Format) *cobra.Command {
 	f := buildFlags{from: fromAuto}
 	cmd := &cobra.Command{
 		Use:   "build INPUT...",
@@ -55,27 +56,17 @@ A file is replaced as a whole. Of a folder, no file system can replace all files
 folder, and swap a link to it.
 
 Exit code 3 says that there are mistakes in an INPUT.`,
-		Example: examples(
+		Example: cli.Examples(
 			"tpm-attestor list build /opt/spire/.data/hashes --to machines.txt",
 			"tpm-attestor list build delivery.csv --to machines.json --serial 42 --expires 720h --list fleet",
 			"tpm-attestor list build certificates/ more.pem --to-dir /srv/tpm/hashes.2 --sharded",
 		),
-		Args: atLeastOne("the folders and files with the machines"),
+		Args: cli.AtLeastOne("the folders and files with the machines"),
 		RunE: func(cmd *cobra.Command, args []string) error { return runBuild(cmd, &f, *output, args) },
 	}
 	f.register(cmd)
 	cmd.Flags().Var(&f.from, "from", "what the inputs are: list, hashes, keys, csv or ndjson, or auto to recognize it")
 	return cmd
-}
-
-// atLeastOne requires arguments.
-func atLeastOne(what string) cobra.PositionalArgs {
-	return func(_ *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return usageError("name %s", what)
-		}
-		return nil
-	}
 }
 
 // built is the JSON output of list build and list convert.
@@ -90,7 +81,7 @@ type built struct {
 	Warnings []string  `json:"warnings"`
 }
 
-func runBuild(cmd *cobra.Command, f *buildFlags, output format, names []string) error {
+func runBuild(cmd *cobra.Command, f *buildFlags, output cli.Format, names []string) error {
 	header, err := f.header(cmd, list.Header{})
 	if err == nil {
 		err = f.check(header, output)
@@ -103,7 +94,7 @@ func runBuild(cmd *cobra.Command, f *buildFlags, output format, names []string) 
 	const garbage = 25 // as a share of what is in use, in percent
 	defer debug.SetGCPercent(debug.SetGCPercent(garbage))
 	g := newGather(cmd, f.from, f.allowEmpty)
-	defer g.progress.end()
+	defer g.progress.End()
 	d, err := g.all(names, header)
 	return f.finish(cmd, g, output, d, err)
 }
@@ -122,17 +113,17 @@ func (f *buildFlags) header(cmd *cobra.Command, h list.Header) (list.Header, err
 	if in, err := time.ParseDuration(f.expires); err == nil {
 		h.Expires = time.Now().Add(in).Truncate(time.Second)
 	} else if h.Expires, err = time.Parse(time.RFC3339, f.expires); err != nil {
-		return h, usageError("--expires %q: write a time such as 2030-01-31T12:00:00Z, or a duration such as 720h",
+		return h, cli.UsageError("--expires %q: write a time such as 2030-01-31T12:00:00Z, or a duration such as 720h",
 			f.expires)
 	}
 	if h.Expired(time.Now()) {
-		return h, usageError("--expires %q is not in the future: servers refuse a list that has expired", f.expires)
+		return h, cli.UsageError("--expires %q is not in the future: servers refuse a list that has expired", f.expires)
 	}
 	return h, nil
 }
 
 // finish writes the list that was made, or tells the mistakes in the inputs.
-func (f *buildFlags) finish(cmd *cobra.Command, g *gather, output format, d *ekhashes.Document, err error) error {
+func (f *buildFlags) finish(cmd *cobra.Command, g *gather, output cli.Format, d *ekhashes.Document, err error) error {
 	if err == nil && d.Len() == 0 && !f.allowEmpty {
 		err = mistakesError{{
 			File: "the list",
@@ -153,18 +144,18 @@ func (f *buildFlags) finish(cmd *cobra.Command, g *gather, output format, d *ekh
 	}
 	result.headerJSON, result.Entries = headerToJSON(d.Header()), d.Len()
 	result.Merged = max(g.builder.Added()-d.Len(), 0)
-	g.progress.end()
+	g.progress.End()
 	return f.print(cmd, output, result)
 }
 
 // refuse tells the mistakes.
-func (f *buildFlags) refuse(cmd *cobra.Command, g *gather, output format, r built, mistakes mistakesError) error {
-	g.progress.end()
-	if output == outputJSON {
-		if err := printJSON(cmd, r); err != nil {
+func (f *buildFlags) refuse(cmd *cobra.Command, g *gather, output cli.Format, r built, mistakes mistakesError) error {
+	g.progress.End()
+	if output == cli.JSON {
+		if err := cli.PrintJSON(cmd, r); err != nil {
 			return err
 		}
-		return &exitError{code: exitRefused}
+		return cli.Exit(cli.ExitRefused, nil)
 	}
 	if err := printMessages(cmd, "warning: ", r.Warnings); err != nil {
 		return err
@@ -172,18 +163,18 @@ func (f *buildFlags) refuse(cmd *cobra.Command, g *gather, output format, r buil
 	if err := printMessages(cmd, "", []mistakesError{mistakes}); err != nil {
 		return err
 	}
-	return &exitError{exitRefused, errors.New("nothing was written: mend the mistakes above")}
+	return cli.Exit(cli.ExitRefused, errors.New("nothing was written: mend the mistakes above"))
 }
 
 // print says what was written. If the list itself is on standard output, that is beside it.
-func (f *buildFlags) print(cmd *cobra.Command, output format, r built) error {
-	if output == outputJSON {
-		return printJSON(cmd, r)
+func (f *buildFlags) print(cmd *cobra.Command, output cli.Format, r built) error {
+	if output == cli.JSON {
+		return cli.PrintJSON(cmd, r)
 	}
 	if err := printMessages(cmd, "warning: ", r.Warnings); err != nil {
 		return err
 	}
-	text := entries(r.Entries)
+	text := cli.Entries(r.Entries)
 	if r.Merged > 0 {
 		text += fmt.Sprintf(", of which %d were there more than once", r.Merged)
 	}
@@ -191,10 +182,10 @@ func (f *buildFlags) print(cmd *cobra.Command, output format, r built) error {
 		_, err := fmt.Fprintln(cmd.ErrOrStderr(), text)
 		return err
 	}
-	return printText(cmd, fmt.Sprintf("%s in %s\n", text, r.To))
+	return cli.PrintText(cmd, fmt.Sprintf("%s in %s\n", text, r.To))
 }
 
-func newConvert(output *format) *cobra.Command {
+func newConvert(output *cli.Format) *cobra.Command {
 	var f buildFlags
 	cmd := &cobra.Command{
 		Use:   "convert LIST",
@@ -207,22 +198,22 @@ The JSON form keeps serial, expires and list of a JSON list, unless a flag gives
 forms have none of them, and a warning says what is left out.
 
 Exit code 3 says that there are mistakes in LIST.`,
-		Example: examples(
+		Example: cli.Examples(
 			"tpm-attestor list convert machines.txt --to machines.json --serial 1",
 			"tpm-attestor list convert machines.json --form text",
 			"tpm-attestor list convert machines.json --to-dir /srv/tpm/hashes.2 --sharded",
 		),
-		Args: oneArgument("the list"),
+		Args: cli.OneArgument("the list"),
 		RunE: func(cmd *cobra.Command, args []string) error { return runConvert(cmd, &f, *output, args[0]) },
 	}
 	f.register(cmd)
 	return cmd
 }
 
-func runConvert(cmd *cobra.Command, f *buildFlags, output format, name string) error {
+func runConvert(cmd *cobra.Command, f *buildFlags, output cli.Format, name string) error {
 	asked, err := f.header(cmd, list.Header{})
 	if err == nil && f.form == "" && f.to == "" && f.toDir == "" && asked == (list.Header{}) {
-		err = usageError("say what to make of it: --form text, --form json, --to FILE or --to-dir FOLDER")
+		err = cli.UsageError("say what to make of it: --form text, --form json, --to FILE or --to-dir FOLDER")
 	}
 	if err == nil {
 		err = f.check(asked, output)
@@ -231,7 +222,7 @@ func runConvert(cmd *cobra.Command, f *buildFlags, output format, name string) e
 		return err
 	}
 	g := newGather(cmd, fromAuto, f.allowEmpty)
-	defer g.progress.end()
+	defer g.progress.End()
 	d, err := g.readDocument(name)
 	if err == nil {
 		d, err = f.rewrite(cmd, g, name, d)
@@ -257,12 +248,12 @@ func (f *buildFlags) rewrite(
 }
 
 // check returns what is wrong with the flags together, and chooses the form.
-func (f *buildFlags) check(h list.Header, output format) error {
+func (f *buildFlags) check(h list.Header, output cli.Format) error {
 	if err := f.target.check(h != (list.Header{}), output); err != nil {
 		return err
 	}
 	if strings.TrimSpace(f.name) != f.name {
-		return usageError("--list %q has blanks around it", f.name)
+		return cli.UsageError("--list %q has blanks around it", f.name)
 	}
 	return nil
 }

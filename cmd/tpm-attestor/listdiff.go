@@ -9,10 +9,11 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 )
 
-func newDiff(output *format) *cobra.Command {
+func newDiff(output *cli.Format) *cobra.Command {
 	var allowEmpty bool
 	cmd := &cobra.Command{
 		Use:   "diff OLD NEW",
@@ -22,16 +23,16 @@ OLD to the list NEW. Each is a list as text or JSON, or a folder whose files are
 be "-", the standard input. Serials, expiries and the order of entries do not count.
 
 Exit code 0 says that both have the same entries, 3 that they differ, 4 that a list could not be read.`,
-		Example: examples(
+		Example: cli.Examples(
 			"tpm-attestor list diff machines.txt machines.new.txt",
 			"tpm-attestor list diff /srv/tpm/hashes machines.json --output json",
 		),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 2 { //nolint:mnd // OLD and NEW
-				return usageError("name two lists, the old one first")
+				return cli.UsageError("name two lists, the old one first")
 			}
 			if args[0] == "-" && args[1] == "-" {
-				return usageError("only one of the lists can be the standard input")
+				return cli.UsageError("only one of the lists can be the standard input")
 			}
 			return nil
 		},
@@ -63,12 +64,12 @@ type described struct {
 	Labels []string `json:"labels,omitempty"`
 }
 
-func runDiff(cmd *cobra.Command, output format, allowEmpty bool, names []string) error {
+func runDiff(cmd *cobra.Command, output cli.Format, allowEmpty bool, names []string) error {
 	var lists [2]*ekhashes.Document
 	for i, name := range names {
 		d, err := readForDiff(cmd, allowEmpty, name)
 		if err != nil {
-			return &exitError{exitCannotTell, err}
+			return cli.Exit(cli.ExitCannotTell, err)
 		}
 		lists[i] = d
 	}
@@ -78,16 +79,16 @@ func runDiff(cmd *cobra.Command, output format, allowEmpty bool, names []string)
 		return err
 	}
 	if !d.Equal {
-		return &exitError{code: exitRefused}
+		return cli.Exit(cli.ExitRefused, nil)
 	}
 	return nil
 }
 
 func readForDiff(cmd *cobra.Command, allowEmpty bool, name string) (*ekhashes.Document, error) {
 	g := newGather(cmd, fromAuto, allowEmpty)
-	defer g.progress.end()
+	defer g.progress.End()
 	d, err := g.readDocument(name)
-	g.progress.end()
+	g.progress.End()
 	if err := printMessages(cmd, "warning: ", g.warnings.texts()); err != nil {
 		return nil, err
 	}
@@ -130,9 +131,9 @@ func compare(older, newer iter.Seq[ekhashes.Entry]) *diffed {
 
 // printDiff prints the differences. Names come from lists, in which control characters are
 // mistakes, so a terminal can take them.
-func printDiff(cmd *cobra.Command, output format, d *diffed) error {
-	if output == outputJSON {
-		return printJSON(cmd, d)
+func printDiff(cmd *cobra.Command, output cli.Format, d *diffed) error {
+	if output == cli.JSON {
+		return cli.PrintJSON(cmd, d)
 	}
 	var text strings.Builder
 	line := func(sign, hash, name string, labels []string) {
@@ -150,5 +151,5 @@ func printDiff(cmd *cobra.Command, output format, d *diffed) error {
 		line("+", e.Hash, e.Name, e.Labels)
 	}
 	fmt.Fprintf(&text, "%d added, %d removed, %d changed\n", len(d.Added), len(d.Removed), len(d.Changed))
-	return printText(cmd, text.String())
+	return cli.PrintText(cmd, text.String())
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
@@ -20,7 +21,7 @@ type gather struct {
 	cmd        *cobra.Command
 	from       inputKind
 	allowEmpty bool
-	progress   *progress
+	progress   *cli.Progress
 
 	builder  *ekhashes.Builder
 	inputs   []numbered
@@ -42,7 +43,7 @@ type numbered struct {
 func newGather(cmd *cobra.Command, from inputKind, allowEmpty bool) *gather {
 	g := &gather{ctx: cmd.Context(), cmd: cmd, from: from, allowEmpty: allowEmpty}
 	g.builder = ekhashes.NewBuilder(g.place, true)
-	g.progress = startProgress(cmd.ErrOrStderr(), "reading", "entries")
+	g.progress = cli.StartProgress(cmd.ErrOrStderr(), "reading", "entries")
 	return g
 }
 
@@ -65,7 +66,7 @@ func (g *gather) place(at uint32, hash sources.EKHash) string {
 
 // begin notes that the entries that follow are from an input.
 func (g *gather) begin(name string, lines bool) {
-	g.progress.now("reading " + name)
+	g.progress.Now("reading " + name)
 	g.inputs = append(g.inputs, numbered{name, g.next, lines})
 	g.next++
 }
@@ -79,7 +80,7 @@ func (g *gather) add(line int, e ekhashes.Entry) error {
 	if g.builder.Added()%often == 0 && g.ctx.Err() != nil {
 		return g.ctx.Err()
 	}
-	g.progress.add(1)
+	g.progress.Add(1)
 	in := g.inputs[len(g.inputs)-1]
 	at := in.first + uint32(line) // of a file of at most maxRows bytes
 	g.next = at + 1
@@ -113,7 +114,7 @@ func (g *gather) all(names []string, header list.Header) (*ekhashes.Document, er
 	if len(g.mistakes) > 0 {
 		return nil, mistakesError(g.mistakes)
 	}
-	g.progress.now("sorting")
+	g.progress.Now("sorting")
 	d, err := g.builder.Build(header)
 	if several, ok := errors.AsType[list.FormatErrors](err); ok {
 		for _, one := range several {

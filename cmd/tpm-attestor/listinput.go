@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
@@ -88,7 +89,7 @@ func (g *gather) read(name string) error {
 	}
 	switch kind {
 	case fromHashes:
-		return usageError("%s: --from hashes is for a folder whose files are named by hashes", name)
+		return cli.UsageError("%s: --from hashes is for a folder whose files are named by hashes", name)
 	case fromCSV:
 		return g.csv(name, in)
 	case fromNDJSON:
@@ -213,7 +214,7 @@ func (g *gather) keys(name string, in io.Reader) error {
 // folder reads a folder: of files that are named by hashes, or of keys if no file is.
 func (g *gather) folder(name string) error {
 	if g.from != fromAuto && g.from != fromHashes && g.from != fromKeys {
-		return usageError("%s is a folder: --from %s is for files", name, g.from)
+		return cli.UsageError("%s is a folder: --from %s is for files", name, g.from)
 	}
 	if g.from == fromKeys {
 		return g.keyFolder(name)

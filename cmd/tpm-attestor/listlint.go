@@ -8,10 +8,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 )
 
-func newLint(output *format) *cobra.Command {
+func newLint(output *cli.Format) *cobra.Command {
 	var opts ekhashes.Options
 	cmd := &cobra.Command{
 		Use:   "lint LIST...",
@@ -23,12 +24,12 @@ Fields that a server ignores although they look as if they were meant, and files
 are none, are warnings.
 
 Exit code 3 says that there are mistakes, 4 that a LIST could not be read.`,
-		Example: examples(
+		Example: cli.Examples(
 			"tpm-attestor list lint /etc/tpm/machines.txt",
 			"tpm-attestor list lint --http tpm.json",
 			"tpm-attestor list lint --output json lists/*",
 		),
-		Args: atLeastOne("the lists"),
+		Args: cli.AtLeastOne("the lists"),
 		RunE: func(cmd *cobra.Command, args []string) error { return runLint(cmd, opts, *output, args) },
 	}
 	cmd.Flags().BoolVar(&opts.AllowEmpty, "allow-empty", false, "a text list without an entry is meant to be empty, "+
@@ -55,12 +56,12 @@ type lintedList struct {
 	words string // the header
 }
 
-func runLint(cmd *cobra.Command, opts ekhashes.Options, output format, names []string) error {
+func runLint(cmd *cobra.Command, opts ekhashes.Options, output cli.Format, names []string) error {
 	result := linted{Version: 1, Valid: true}
 	for _, name := range names {
 		l, err := lint(cmd, opts, name)
 		if err != nil {
-			return &exitError{exitCannotTell, fmt.Errorf("read the list: %w", err)}
+			return cli.Exit(cli.ExitCannotTell, fmt.Errorf("read the list: %w", err))
 		}
 		result.Lists = append(result.Lists, l)
 		result.Valid = result.Valid && l.Valid
@@ -69,7 +70,7 @@ func runLint(cmd *cobra.Command, opts ekhashes.Options, output format, names []s
 		return err
 	}
 	if !result.Valid {
-		return &exitError{code: exitRefused}
+		return cli.Exit(cli.ExitRefused, nil)
 	}
 	return nil
 }
@@ -94,19 +95,19 @@ func lint(cmd *cobra.Command, opts ekhashes.Options, name string) (lintedList, e
 func lintDocument(cmd *cobra.Command, opts ekhashes.Options, name string) (document, []string, error) {
 	if info, err := os.Stat(name); name != "-" && err == nil && info.IsDir() {
 		g := newGather(cmd, fromHashes, true)
-		defer g.progress.end()
+		defer g.progress.End()
 		d, err := g.readFolder(name)
 		if err != nil {
 			return nil, g.warnings.texts(), err
 		}
 		if twice := g.builder.Added() - d.Len(); twice > 0 {
 			g.warnings.add(name, fmt.Sprintf("%s there twice, in two places or in both cases: "+
-				"who removes such a machine must remove both files", entries(twice)))
+				"who removes such a machine must remove both files", cli.Entries(twice)))
 		}
 		return d, g.warnings.texts(), nil
 	}
-	p := startProgress(cmd.ErrOrStderr(), "reading "+name, "")
-	defer p.end()
+	p := cli.StartProgress(cmd.ErrOrStderr(), "reading "+name, "")
+	defer p.End()
 	in, err := input.Open(name, cmd.InOrStdin())
 	if err != nil {
 		return nil, nil, err
@@ -135,9 +136,9 @@ func placed(name string, warnings []string) []string {
 	return warnings
 }
 
-func printLinted(cmd *cobra.Command, output format, r *linted) error {
-	if output == outputJSON {
-		return printJSON(cmd, r)
+func printLinted(cmd *cobra.Command, output cli.Format, r *linted) error {
+	if output == cli.JSON {
+		return cli.PrintJSON(cmd, r)
 	}
 	for i := range r.Lists {
 		l := &r.Lists[i]
@@ -150,11 +151,11 @@ func printLinted(cmd *cobra.Command, output format, r *linted) error {
 			}
 			continue
 		}
-		text := l.File + ": " + entries(l.Entries)
+		text := l.File + ": " + cli.Entries(l.Entries)
 		if l.words != "" {
 			text += ", " + l.words
 		}
-		if err := printText(cmd, text+"\n"); err != nil {
+		if err := cli.PrintText(cmd, text+"\n"); err != nil {
 			return err
 		}
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/atomicfile"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/signature"
@@ -30,16 +31,16 @@ type signFlags struct {
 func (f *signFlags) signatureOf(name string) (string, error) {
 	switch {
 	case f.signature == "-":
-		return "", usageError("a signature is in a file: it cannot be the standard input or output")
+		return "", cli.UsageError("a signature is in a file: it cannot be the standard input or output")
 	case f.signature != "":
 		return f.signature, nil
 	case name == "-":
-		return "", usageError("the list is from the standard input: say where its signature is, with --signature")
+		return "", cli.UsageError("the list is from the standard input: say where its signature is, with --signature")
 	}
 	return name + ".sig", nil
 }
 
-func newSign(output *format) *cobra.Command {
+func newSign(output *cli.Format) *cobra.Command {
 	var f signFlags
 	cmd := &cobra.Command{
 		Use:   "sign LIST",
@@ -57,11 +58,11 @@ The key is an Ed25519 key, or an ECDSA key on the curve P-256, as these commands
   openssl pkey -in list.key -pubout -out list.pub
 
 Exit code 3 says that a server would refuse the list.`,
-		Example: examples(
+		Example: cli.Examples(
 			"tpm-attestor list sign tpm.json --key list.key",
 			"tpm-attestor list sign - --key list.key --signature tpm.json.sig < tpm.json",
 		),
-		Args: oneArgument("the list"),
+		Args: cli.OneArgument("the list"),
 		RunE: func(cmd *cobra.Command, args []string) error { return runSign(cmd, &f, *output, args[0]) },
 	}
 	cmd.Flags().StringVar(&f.key, "key", "", "the private key, a PEM file (required)")
@@ -81,10 +82,10 @@ type signed struct {
 	Mistakes  []mistake `json:"mistakes"`
 }
 
-func runSign(cmd *cobra.Command, f *signFlags, output format, name string) error {
+func runSign(cmd *cobra.Command, f *signFlags, output cli.Format, name string) error {
 	to, err := f.signatureOf(name)
 	if err == nil && f.key == "" {
-		err = usageError("name the private key, with --key")
+		err = cli.UsageError("name the private key, with --key")
 	}
 	if err != nil {
 		return err
@@ -159,35 +160,35 @@ func keyID(public any) (string, error) {
 }
 
 // refuse tells why a list is refused.
-func (r *signed) refuse(cmd *cobra.Command, output format, err error) error {
+func (r *signed) refuse(cmd *cobra.Command, output cli.Format, err error) error {
 	mistakes, ok := errors.AsType[mistakesError](err)
 	if !ok {
 		return err
 	}
-	if output == outputJSON {
+	if output == cli.JSON {
 		r.Mistakes = mistakes
-		if err := printJSON(cmd, r); err != nil {
+		if err := cli.PrintJSON(cmd, r); err != nil {
 			return err
 		}
-		return &exitError{code: exitRefused}
+		return cli.Exit(cli.ExitRefused, nil)
 	}
 	if err := printMessages(cmd, "", []mistakesError{mistakes}); err != nil {
 		return err
 	}
-	return &exitError{exitRefused, errors.New("no server would take this list with this signature")}
+	return cli.Exit(cli.ExitRefused, errors.New("no server would take this list with this signature"))
 }
 
 // print says what was signed, or verified.
-func (r *signed) print(cmd *cobra.Command, output format, d document, id string) error {
+func (r *signed) print(cmd *cobra.Command, output cli.Format, d document, id string) error {
 	r.headerJSON, r.Entries, r.Valid, r.KeyID = headerToJSON(d.Header()), d.Len(), true, id
-	if output == outputJSON {
-		return printJSON(cmd, r)
+	if output == cli.JSON {
+		return cli.PrintJSON(cmd, r)
 	}
-	return printText(cmd, fmt.Sprintf("%s: %s, %s\nsignature: %s\nkey ID: %s\n",
-		r.File, entries(r.Entries), words(d.Header()), r.Signature, r.KeyID))
+	return cli.PrintText(cmd, fmt.Sprintf("%s: %s, %s\nsignature: %s\nkey ID: %s\n",
+		r.File, cli.Entries(r.Entries), words(d.Header()), r.Signature, r.KeyID))
 }
 
-func newVerify(output *format) *cobra.Command {
+func newVerify(output *cli.Format) *cobra.Command {
 	var f signFlags
 	cmd := &cobra.Command{
 		Use:   "verify LIST",
@@ -200,11 +201,11 @@ Without --list-id, any name of the list will do. A server has a list_id: give it
 
 Exit code 3 says that a server would refuse the list, 4 that the list, its signature or the public keys
 could not be read.`,
-		Example: examples(
+		Example: cli.Examples(
 			"tpm-attestor list verify tpm.json --public-key list.pub --list-id fleet",
 			"tpm-attestor list verify tpm.json --public-key list.pub --signature tpm.json.sig.b64",
 		),
-		Args: oneArgument("the list"),
+		Args: cli.OneArgument("the list"),
 		RunE: func(cmd *cobra.Command, args []string) error { return runVerify(cmd, &f, *output, args[0]) },
 	}
 	cmd.Flags().StringVar(&f.key, "public-key", "", "a PEM file of one or more public keys, as "+
@@ -214,17 +215,17 @@ could not be read.`,
 	return cmd
 }
 
-func runVerify(cmd *cobra.Command, f *signFlags, output format, name string) error {
+func runVerify(cmd *cobra.Command, f *signFlags, output cli.Format, name string) error {
 	at, err := f.signatureOf(name)
 	if err == nil && f.key == "" {
-		err = usageError("name the public keys, with --public-key")
+		err = cli.UsageError("name the public keys, with --public-key")
 	}
 	if err != nil {
 		return err
 	}
 	c, keys, err := f.readSigned(cmd, name, at)
 	if err != nil {
-		return &exitError{exitCannotTell, err}
+		return cli.Exit(cli.ExitCannotTell, err)
 	}
 	result := signed{Version: 1, File: name, Signature: at, Mistakes: []mistake{}}
 	id, err := keys.Verify(c.Data, c.Signature)

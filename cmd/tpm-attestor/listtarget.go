@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/atomicfile"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 )
 
@@ -59,21 +60,21 @@ func (t *target) register(cmd *cobra.Command) {
 
 // check returns what is wrong with the flags together, and chooses the form. header says
 // whether the list gets a header.
-func (t *target) check(header bool, output format) error {
+func (t *target) check(header bool, output cli.Format) error {
 	if t.to == "-" {
 		t.to = ""
 	}
 	switch {
 	case t.to != "" && t.toDir != "":
-		return usageError("choose one of --to and --to-dir")
+		return cli.UsageError("choose one of --to and --to-dir")
 	case t.toDir != "" && t.form != "":
-		return usageError("--form is for a list in a file: leave it out with --to-dir")
+		return cli.UsageError("--form is for a list in a file: leave it out with --to-dir")
 	case t.sharded && t.toDir == "":
-		return usageError("--sharded is for a folder: add --to-dir")
+		return cli.UsageError("--sharded is for a folder: add --to-dir")
 	case (t.toDir != "" || t.form == formText) && header:
-		return usageError("--serial, --expires and --list are for a list in JSON")
-	case output == outputJSON && t.place() == "":
-		return usageError("the list itself is on standard output: add --to or --to-dir, or leave --output json out")
+		return cli.UsageError("--serial, --expires and --list are for a list in JSON")
+	case output == cli.JSON && t.place() == "":
+		return cli.UsageError("the list itself is on standard output: add --to or --to-dir, or leave --output json out")
 	}
 	switch {
 	case t.toDir != "":
@@ -95,7 +96,7 @@ func (t *target) place() string {
 }
 
 // write writes a list as a whole or not at all.
-func (t *target) write(cmd *cobra.Command, p *progress, d *ekhashes.Document) error {
+func (t *target) write(cmd *cobra.Command, p *cli.Progress, d *ekhashes.Document) error {
 	writeTo := d.WriteText
 	if t.form == formJSON {
 		writeTo = d.WriteJSON
@@ -103,13 +104,13 @@ func (t *target) write(cmd *cobra.Command, p *progress, d *ekhashes.Document) er
 	var err error
 	switch {
 	case t.toDir != "":
-		p.now("writing " + t.toDir)
+		p.Now("writing " + t.toDir)
 		err = atomicfile.WriteFolder(t.toDir, func(folder *os.Root) error { return t.writeFiles(cmd, folder, d) })
 	case t.to != "":
-		p.now("writing " + t.to)
+		p.Now("writing " + t.to)
 		err = atomicfile.Write(t.to, writeTo)
 	default:
-		p.end() // standard output may be the same terminal
+		p.End() // standard output may be the same terminal
 		err = writeTo(cmd.OutOrStdout())
 	}
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 )
 
 func TestMain(m *testing.M) {
@@ -80,7 +81,7 @@ func TestUnwritableOutputFails(t *testing.T) {
 	}
 	var stderr strings.Builder
 	for _, args := range [][]string{{"validate", config}, {"validate", config, "-o", "json"}} {
-		if code := run(t.Context(), args, streams{strings.NewReader(""), fullDisk{}, &stderr}); code != exitFailed {
+		if code := run(t.Context(), args, cli.Streams{In: strings.NewReader(""), Out: fullDisk{}, Err: &stderr}); code != cli.ExitFailed {
 			t.Errorf("%q: exit code %d: %s", args, code, &stderr)
 		}
 	}
@@ -158,8 +159,8 @@ func TestUsageErrors(t *testing.T) {
 		{"certificates", "fill", "folder", "file", "--ek-certificate-url", "https://x/"},
 	} {
 		var stdout, stderr strings.Builder
-		code := run(t.Context(), args, streams{strings.NewReader(""), &stdout, &stderr})
-		if code != exitUsage || stdout.Len() > 0 || !strings.HasSuffix(stderr.String(), "--help.\n") {
+		code := run(t.Context(), args, cli.Streams{In: strings.NewReader(""), Out: &stdout, Err: &stderr})
+		if code != cli.ExitUsage || stdout.Len() > 0 || !strings.HasSuffix(stderr.String(), "--help.\n") {
 			t.Errorf("%q: exit code %d, %q, %q", args, code, &stdout, &stderr)
 		}
 	}
@@ -186,7 +187,7 @@ func TestHelp(t *testing.T) {
 		{"list", "verify"},
 	} {
 		var stdout strings.Builder
-		code := run(t.Context(), append(args, "--help"), streams{strings.NewReader(""), &stdout, io.Discard})
+		code := run(t.Context(), append(args, "--help"), cli.Streams{In: strings.NewReader(""), Out: &stdout, Err: io.Discard})
 		if code != 0 || !strings.Contains(stdout.String(), "Examples:\n  tpm-attestor "+strings.Join(args, " ")) {
 			t.Errorf("%q: exit code %d\n%s", args, code, &stdout)
 		}

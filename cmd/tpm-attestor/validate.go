@@ -9,11 +9,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/agent"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/access"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 )
-
-// maxConfig is more than the size of the largest configuration that is accepted, in bytes.
-const maxConfig = 2 << 20
 
 // validateFlags are the flags of validate.
 type validateFlags struct {
@@ -22,7 +20,7 @@ type validateFlags struct {
 	network bool
 }
 
-func newValidate(output *format) *cobra.Command {
+func newValidate(output *cli.Format) *cobra.Command {
 	var f validateFlags
 	cmd := &cobra.Command{
 		Use:   "validate CONFIG",
@@ -43,13 +41,13 @@ validate recognizes the agent's configuration by its block agent, or in plugin_d
 contents, such as an empty plugin_data, --agent says that they are the agent's.
 
 Exit codes: 0 valid, perhaps with warnings; 3 not valid; 4 not known, since something could not be looked at.`,
-		Example: examples(
+		Example: cli.Examples(
 			"tpm-attestor validate /etc/spire/server/server.conf",
 			"sudo tpm-attestor validate --user spire /etc/spire/server/server.conf",
 			"tpm-attestor validate /etc/spire/agent/agent.conf",
 			"tpm-attestor validate --agent plugin_data.json",
 		),
-		Args: oneArgument("the configuration"),
+		Args: cli.OneArgument("the configuration"),
 		RunE: func(cmd *cobra.Command, args []string) error { return runValidate(cmd, *output, f, args[0]) },
 	}
 	flags := cmd.Flags()
@@ -58,19 +56,6 @@ Exit codes: 0 valid, perhaps with warnings; 3 not valid; 4 not known, since some
 		"a container")
 	flags.BoolVar(&f.network, "network", false, "ask web servers and databases as well")
 	return cmd
-}
-
-// oneArgument requires exactly one argument.
-func oneArgument(what string) cobra.PositionalArgs {
-	return func(_ *cobra.Command, args []string) error {
-		switch len(args) {
-		case 0:
-			return usageError("name %s", what)
-		case 1:
-			return nil
-		}
-		return usageError("unexpected argument %q", args[1])
-	}
 }
 
 // validated is the JSON output of validate. Problems and Warnings are those of the configuration
@@ -105,7 +90,7 @@ type validation struct {
 	result *validated
 }
 
-func runValidate(cmd *cobra.Command, output format, f validateFlags, name string) error {
+func runValidate(cmd *cobra.Command, output cli.Format, f validateFlags, name string) error {
 	v := &validation{
 		validateFlags: f, cmd: cmd, looker: newLooker(),
 		result: &validated{
@@ -115,10 +100,10 @@ func runValidate(cmd *cobra.Command, output format, f validateFlags, name string
 	if f.user != "" {
 		var err error
 		if v.user, err = access.Lookup(f.user); err != nil {
-			return usageError("--user: %w", err)
+			return cli.UsageError("--user: %w", err)
 		}
 	}
-	content, err := input.Read(name, cmd.InOrStdin(), maxConfig)
+	content, err := input.Read(name, cmd.InOrStdin(), cli.MaxConfig)
 	if err != nil {
 		return fmt.Errorf("read the configuration: %w", err)
 	}
@@ -149,9 +134,9 @@ func (v *validation) check(name, text string) {
 func (r *validated) exit() error {
 	switch {
 	case r.Findings.has(severityError):
-		return &exitError{code: exitRefused}
+		return cli.Exit(cli.ExitRefused, nil)
 	case r.Findings.has(severityUnknown):
-		return &exitError{code: exitCannotTell}
+		return cli.Exit(cli.ExitCannotTell, nil)
 	}
 	return nil
 }
@@ -162,9 +147,9 @@ func (r *validated) problem(at, message string) {
 	r.Findings = append(r.Findings, finding{Severity: severityError, At: at, Message: message})
 }
 
-func printValidated(cmd *cobra.Command, output format, r *validated) error {
-	if output == outputJSON {
-		return printJSON(cmd, r)
+func printValidated(cmd *cobra.Command, output cli.Format, r *validated) error {
+	if output == cli.JSON {
+		return cli.PrintJSON(cmd, r)
 	}
 	var text strings.Builder
 	for _, s := range []severity{severityError, severityUnknown, severityWarning} {
@@ -178,7 +163,7 @@ func printValidated(cmd *cobra.Command, output format, r *validated) error {
 		return err
 	}
 	if r.Valid {
-		return printText(cmd, "valid\n")
+		return cli.PrintText(cmd, "valid\n")
 	}
 	return nil
 }

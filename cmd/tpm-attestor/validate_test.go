@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 )
 
 // A script tells by the exit code what it knows: valid, not valid, or neither, since something could
@@ -35,16 +37,16 @@ func TestValidateExitCodes(t *testing.T) {
 		want int
 	}{
 		"valid":             {[]string{write("good", hashFile(list))}, 0},
-		"not valid":         {[]string{write("torn", hashFile(torn))}, exitRefused},
-		"not there":         {[]string{write("none", hashFile(dir+"/none"))}, exitRefused},
+		"not valid":         {[]string{write("torn", hashFile(torn))}, cli.ExitRefused},
+		"not there":         {[]string{write("none", hashFile(dir+"/none"))}, cli.ExitRefused},
 		"not asked":         {[]string{write("web", web)}, 0},
-		"no answer":         {[]string{write("web", web), "--network"}, exitCannotTell},
-		"no configuration":  {[]string{dir + "/none.conf"}, exitFailed},
-		"no such user":      {[]string{write("good", hashFile(list)), "--user", "x:y"}, exitUsage},
-		"both wrong, known": {[]string{write("both", hashFile(torn)+web+"allow \"x\" { any = [\"a\"] }"), "--network"}, exitRefused},
+		"no answer":         {[]string{write("web", web), "--network"}, cli.ExitCannotTell},
+		"no configuration":  {[]string{dir + "/none.conf"}, cli.ExitFailed},
+		"no such user":      {[]string{write("good", hashFile(list)), "--user", "x:y"}, cli.ExitUsage},
+		"both wrong, known": {[]string{write("both", hashFile(torn)+web+"allow \"x\" { any = [\"a\"] }"), "--network"}, cli.ExitRefused},
 	} {
 		var stdout, stderr strings.Builder
-		code := run(t.Context(), append([]string{"validate"}, tt.args...), streams{strings.NewReader(""), &stdout, &stderr})
+		code := run(t.Context(), append([]string{"validate"}, tt.args...), cli.Streams{In: strings.NewReader(""), Out: &stdout, Err: &stderr})
 		if code != tt.want || (stdout.String() == "valid\n") != (tt.want == 0) {
 			t.Errorf("%s: exit code %d, want %d: %s%s", name, code, tt.want, &stdout, &stderr)
 		}

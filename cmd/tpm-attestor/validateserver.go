@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
@@ -48,15 +49,15 @@ func (v *validation) checkServer(text string) {
 	} else {
 		r.warned(c.Warned())
 	}
-	p := startProgress(v.cmd.ErrOrStderr(), "reading what the configuration names", "")
-	defer p.end()
+	p := cli.StartProgress(v.cmd.ErrOrStderr(), "reading what the configuration names", "")
+	defer p.End()
 	s := &serverContent{validation: v, config: c, documents: map[string]*ekhashes.Document{}}
 	for _, path := range c.Paths() {
 		v.mayUse(path)
 	}
 	for _, m := range c.Members {
 		if at := c.Place(m.Name); !r.Findings.under(at, severityError) && !r.Findings.under(at, severityUnknown) {
-			p.now("reading what " + c.Place(m.Name) + " names")
+			p.Now("reading what " + c.Place(m.Name) + " names")
 			s.look(m)
 		}
 	}

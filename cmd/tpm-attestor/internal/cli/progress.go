@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"fmt"
@@ -17,10 +17,10 @@ const (
 	everyInFile     = 10 * time.Second
 )
 
-// A progress tells somebody who waits for more than a second what a command is doing, and how
+// A Progress tells somebody who waits for more than a second what a command is doing, and how
 // much of it is done. It writes to standard error. On a terminal it is one line that is gone
 // in the end.
-type progress struct {
+type Progress struct {
 	out      io.Writer
 	terminal bool
 	begun    time.Time
@@ -33,32 +33,32 @@ type progress struct {
 	wait     sync.WaitGroup
 }
 
-// startProgress begins to tell what is being done. unit is what is counted, in the plural, or
-// empty. The caller must call end.
-func startProgress(out io.Writer, what, unit string) *progress {
+// StartProgress begins to tell what is being done. unit is what is counted, in the plural, or
+// empty. The caller must call End.
+func StartProgress(out io.Writer, what, unit string) *Progress {
 	return startProgressOn(out, isTerminal(out), what, unit)
 }
 
-func startProgressOn(out io.Writer, terminal bool, what, unit string) *progress {
-	p := &progress{out: out, terminal: terminal, begun: time.Now(), unit: unit, quit: make(chan struct{})}
-	p.now(what)
+func startProgressOn(out io.Writer, terminal bool, what, unit string) *Progress {
+	p := &Progress{out: out, terminal: terminal, begun: time.Now(), unit: unit, quit: make(chan struct{})}
+	p.Now(what)
 	p.wait.Go(p.run)
 	return p
 }
 
-// now says what is done from now on.
-func (p *progress) now(what string) { p.what.Store(&what) }
+// Now says what is done from now on.
+func (p *Progress) Now(what string) { p.what.Store(&what) }
 
-// add counts.
-func (p *progress) add(n int) { p.done.Add(int64(n)) }
+// Add counts.
+func (p *Progress) Add(n int) { p.done.Add(int64(n)) }
 
-// end stops it. Nothing is written after that. It may be called again.
-func (p *progress) end() {
+// End stops it. Nothing is written after that. It may be called again.
+func (p *Progress) End() {
 	p.once.Do(func() { close(p.quit) })
 	p.wait.Wait()
 }
 
-func (p *progress) run() {
+func (p *Progress) run() {
 	every := everyInFile
 	if p.terminal {
 		every = everyOnTerminal
@@ -79,7 +79,7 @@ func (p *progress) run() {
 	}
 }
 
-func (p *progress) show() {
+func (p *Progress) show() {
 	text := *p.what.Load()
 	if n := p.done.Load(); n > 0 {
 		text += fmt.Sprintf(": %d %s", n, p.unit)
@@ -94,7 +94,7 @@ func (p *progress) show() {
 }
 
 // print ignores errors: progress matters to somebody who watches, and to nobody else.
-func (p *progress) print(text string) { _, _ = io.WriteString(p.out, text) }
+func (p *Progress) print(text string) { _, _ = io.WriteString(p.out, text) }
 
 // isTerminal reports whether somebody may be watching.
 func isTerminal(out io.Writer) bool {

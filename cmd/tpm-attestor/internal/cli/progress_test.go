@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"strings"
@@ -25,11 +25,11 @@ func TestProgress(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var out strings.Builder
 				p := startProgressOn(&out, test.terminal, "reading", "rows")
-				p.add(7)
+				p.Add(7)
 				time.Sleep(min(test.takes, 5*time.Second))
-				p.now("writing")
+				p.Now("writing")
 				time.Sleep(max(test.takes-5*time.Second, 0))
-				p.end()
+				p.End()
 				if out.String() != test.want {
 					t.Errorf("%q, want %q", &out, test.want)
 				}

@@ -1,0 +1,122 @@
+// Package cli is what the commands of tpm-attestor share: how they are put together and run, what they print and
+// how, and with which exit codes they end.
+//
+// A command is a package beside this one. It exports one function, New, which is a Maker. Its RunE reads
+// cmd.InOrStdin, prints its data with PrintJSON or PrintText and everything else on cmd.ErrOrStderr, and returns an
+// error: of Exit or UsageError for an exit code of its own, or any other for ExitFailed. Nothing in a command ends
+// the process or uses os.Stdin, os.Stdout or os.Stderr.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+)
+
+// The exit codes of all commands. 0 means done, valid, equal or admitted.
+const (
+	ExitFailed     = 1 // it could not be done
+	ExitUsage      = 2 // the command line or its input is wrong
+	ExitRefused    = 3 // refused, invalid or different
+	ExitCannotTell = 4 // what was asked did not answer, or could not be read
+)
+
+// MaxConfig is more than the size of the largest configuration that is accepted, in bytes.
+const MaxConfig = 2 << 20
+
+// Streams are a program's standard streams. Data goes to Out, everything else to Err.
+type Streams struct {
+	In       io.Reader
+	Out, Err io.Writer
+}
+
+// An exitError ends the program with an exit code. Its text is empty if the command has
+// printed everything already.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return ""
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+// Exit returns an error that ends the program with an exit code. err is what the program prints, or nil if the
+// command has printed everything already.
+func Exit(code int, err error) error { return &exitError{code, err} }
+
+// UsageError returns the error for a wrong command line, for ExitUsage.
+func UsageError(format string, args ...any) error {
+	return Exit(ExitUsage, fmt.Errorf(format, args...))
+}
+
+// A Maker makes a command. When the command runs, *output is what --output says; before, it is not yet set.
+type Maker func(output *Format) *cobra.Command
+
+// Root makes root a program that has these commands and the flag --output, and returns it. It prints no errors
+// itself: Run does.
+func Root(root *cobra.Command, commands ...Maker) *cobra.Command {
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return UsageError("%w", err) })
+	output := Table
+	root.PersistentFlags().VarP(&output, "output", "o", "how data is printed: table, for people, or json")
+	for _, command := range commands {
+		root.AddCommand(command(&output))
+	}
+	return root
+}
+
+// Run runs a command line of a program that Root has made, and returns the exit code: 0, or that of the error,
+// which it prints on the standard error. When the command line was wrong, it names the help as well.
+func Run(ctx context.Context, root *cobra.Command, args []string, std Streams) int {
+	root.SetIn(std.In)
+	root.SetOut(std.Out)
+	root.SetErr(std.Err)
+	root.SetArgs(args)
+	ran, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return 0
+	}
+	code := ExitFailed
+	if e, ok := errors.AsType[*exitError](err); ok {
+		code = e.code
+	}
+	if text := err.Error(); text != "" {
+		fmt.Fprintf(std.Err, "%s: %s\n", ran.CommandPath(), text)
+	}
+	if code == ExitUsage {
+		fmt.Fprintf(std.Err, "See %s --help.\n", ran.CommandPath())
+	}
+	return code
+}
+
+// OneArgument requires exactly one argument. what is the argument in the error, such as "the configuration".
+func OneArgument(what string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		switch len(args) {
+		case 0:
+			return UsageError("name %s", what)
+		case 1:
+			return nil
+		}
+		return UsageError("unexpected argument %q", args[1])
+	}
+}
+
+// AtLeastOne requires arguments. what they are is said in the error.
+func AtLeastOne(what string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return UsageError("name %s", what)
+		}
+		return nil
+	}
+}

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
+)
+
+// A mistake is something in a file that keeps it from being used. Line and Place are empty if
+// the mistake is in the whole.
+type mistake struct {
+	File    string `json:"file"`
+	Line    int    `json:"line,omitempty"`
+	Place   string `json:"place,omitempty"`
+	Problem string `json:"problem"`
+}
+
+// String returns the mistake as compilers print theirs, so that editors find the line.
+func (m mistake) String() string {
+	text := m.File + ": "
+	if m.Line > 0 {
+		text = fmt.Sprintf("%s:%d: ", m.File, m.Line)
+	}
+	if m.Place != "" {
+		text += m.Place + ": "
+	}
+	return text + m.Problem
+}
+
+// mistakesIn returns the mistakes in an error of a parser of lists.
+func mistakesIn(file string, err error) []mistake {
+	several, ok := errors.AsType[list.FormatErrors](err)
+	if !ok {
+		one, ok := errors.AsType[*list.FormatError](err)
+		if !ok {
+			return []mistake{{File: file, Problem: err.Error()}}
+		}
+		several = list.FormatErrors{one}
+	}
+	all := make([]mistake, len(several))
+	for i, one := range several {
+		all[i] = mistake{File: file, Line: one.Line, Problem: one.Problem}
+		if one.Place != fmt.Sprintf("line %d", one.Line) {
+			all[i].Place = one.Place
+		}
+	}
+	return all
+}
+
+// mistakesError tells that there are mistakes, after the mistakes themselves.
+type mistakesError []mistake
+
+func (e mistakesError) Error() string {
+	lines := make([]string, len(e))
+	for i, m := range e {
+		lines[i] = m.String()
+	}
+	text := strings.Join(lines, "\n")
+	if len(e) >= list.MaxMistakes {
+		text += fmt.Sprintf("\nthere may be more than these %d mistakes", len(e))
+	}
+	return text
+}
