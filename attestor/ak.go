@@ -105,6 +105,7 @@ func (p *publicArea) checkAttributes(of string, set, unset uint32) error {
 		{attrFixedTPM, "fixedTPM"},
 		{attrFixedParent, "fixedParent"},
 		{attrSensitiveDataOrigin, "sensitiveDataOrigin"},
+		{attrUserWithAuth, "userWithAuth"},
 		{attrRestricted, "restricted"},
 		{attrDecrypt, "decrypt"},
 		{attrSign, "sign"},

@@ -13,7 +13,7 @@ import (
 const (
 	maxEKSize      = 24 << 10 // PEM
 	maxAKFieldSize = 4 << 10
-	maxPublicSize  = 1 << 10 // TPMT_PUBLIC of an EK or a DevID
+	maxPublicSize  = 1 << 10 // TPMT_PUBLIC of an EK, a DevID or an SVID key
 	maxChain       = 16
 	maxAbilities   = 16
 	maxAbilitySize = 64
@@ -61,14 +61,15 @@ type challenge struct {
 	DevID    bool          `json:",omitzero"`
 }
 
-// response is the agent's second message. Everything but Secret is there only if the challenge
-// asks for it.
+// response is the agent's second message. Everything but Secret and SVIDKey is there only if the
+// challenge asks for it. An agent that has an SVID key in its TPM sends SVIDKey unasked.
 type response struct {
 	Secret   []byte
 	Nonce    []byte         `json:",omitempty"` // the agent's own
 	Quote    *SignedQuote   `json:",omitzero"`
 	EventLog jsontext.Value `json:",omitzero"` // base64, or null if there is no log
 	DevID    *SignedDevID   `json:",omitzero"` // not there if the machine has none
+	SVIDKey  *SignedSVIDKey `json:",omitzero"` // not there if the machine has none
 }
 
 func encode(name string, msg any, limit int) ([]byte, error) {
@@ -244,10 +245,11 @@ func (q *QuoteRequest) decode(d *decoder, name string) (err error) {
 // reply is a response, decoded.
 type reply struct {
 	secret   []byte
-	nonce    []byte       // nil if it was not asked for
-	quote    *SignedQuote // nil if it was not asked for, and if there is none
-	eventLog []byte       // nil if it was not asked for, and if there is none
-	devID    *SignedDevID // nil if it was not asked for, and if there is none
+	nonce    []byte         // nil if it was not asked for
+	quote    *SignedQuote   // nil if it was not asked for, and if there is none
+	eventLog []byte         // nil if it was not asked for, and if there is none
+	devID    *SignedDevID   // nil if it was not asked for, and if there is none
+	svidKey  *SignedSVIDKey // nil if it is not to be read, and if there is none
 }
 
 // decodeResponse reads the response to a challenge that asks for asked. Members that were not
@@ -268,6 +270,9 @@ func decodeResponse(msg []byte, asked *Ask) (*reply, error) {
 		case name == "DevID" && asked.DevID && !d.null():
 			p.devID = new(SignedDevID)
 			err = d.object(p.devID.decode)
+		case name == "SVIDKey" && asked.SVIDKey && !d.null():
+			p.svidKey = new(SignedSVIDKey)
+			err = d.object(p.svidKey.decode)
 		default:
 			err = d.skip()
 		}
@@ -309,6 +314,15 @@ func (p *reply) check(asked *Ask) error {
 		return errors.New("no DevID.AttestSignature in it")
 	case d.Signature == nil:
 		return errors.New("no DevID.Signature in it")
+	}
+	switch s := p.svidKey; {
+	case s == nil:
+	case s.Public == nil:
+		return errors.New("no SVIDKey.Public in it")
+	case s.Attest == nil:
+		return errors.New("no SVIDKey.Attest in it")
+	case s.Signature == nil:
+		return errors.New("no SVIDKey.Signature in it")
 	}
 	return nil
 }
@@ -359,6 +373,20 @@ func (s *SignedDevID) decode(d *decoder, name string) (err error) {
 		s.AttestSignature, err = d.blob("DevID.AttestSignature", maxSignatureSize)
 	case "Signature":
 		s.Signature, err = d.blob("DevID.Signature", maxSignatureSize)
+	default:
+		err = d.skip()
+	}
+	return err
+}
+
+func (s *SignedSVIDKey) decode(d *decoder, name string) (err error) {
+	switch name {
+	case "Public":
+		s.Public, err = d.blob("SVIDKey.Public", maxPublicSize)
+	case "Attest":
+		s.Attest, err = d.blob("SVIDKey.Attest", maxAttestSize)
+	case "Signature":
+		s.Signature, err = d.blob("SVIDKey.Signature", maxSignatureSize)
 	default:
 		err = d.skip()
 	}

@@ -46,7 +46,8 @@ type Claim struct {
 // An Activator is a TPM in which an EK and an AK are loaded, and the machine it is in.
 type Activator interface {
 	// Activate answers TPM2_ActivateCredential (TPM 2.0 library specification, part 3,
-	// 12.5), and if that has succeeded whatever else the activation asks for.
+	// 12.5), and if that has succeeded whatever else the activation asks for, and the SVID
+	// key, which no challenge asks for.
 	Activate(a *Activation) (*Activated, error)
 }
 
@@ -72,6 +73,9 @@ type Activated struct {
 	Quote    *SignedQuote // must be there if it was asked for
 	EventLog []byte       // nil if the machine has none, or none that can be read
 	DevID    *SignedDevID // nil if the machine has none
+	// SVIDKey is certified over SVIDKeyData(Secret). It is nil if the machine has no SVID key in
+	// its TPM.
+	SVIDKey *SignedSVIDKey
 }
 
 // Prover is the agent's half. It is used by one goroutine.
@@ -216,6 +220,7 @@ func (r *response) take(a *Activation, done *Activated) error {
 	if a.DevID != nil {
 		r.DevID = done.DevID
 	}
+	r.SVIDKey = done.SVIDKey
 	if !a.EventLog {
 		return nil
 	}

@@ -52,7 +52,8 @@ type (
 		Nonce    []byte                `json:",omitempty"`
 		Quote    *attestor.SignedQuote `json:",omitempty"`
 		EventLog []byte
-		DevID    *attestor.SignedDevID `json:",omitempty"`
+		DevID    *attestor.SignedDevID   `json:",omitempty"`
+		SVIDKey  *attestor.SignedSVIDKey `json:",omitempty"`
 	}
 )
 

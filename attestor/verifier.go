@@ -109,11 +109,15 @@ type Session struct {
 	asked  Ask
 }
 
-// Ask is what a challenge asks for besides the secret.
+// Ask is what a challenge asks for besides the secret, and what is read of the response.
 type Ask struct {
 	Quote    *QuoteRequest // nil: no quote
 	EventLog bool          // the event log, which is only asked for together with a quote
 	DevID    bool
+	// SVIDKey says that an SVID key in the response is read and its proof checked. The challenge
+	// is the same without it: an agent that has an SVID key sends it unasked, and without SVIDKey
+	// it is skipped, whatever it is.
+	SVIDKey bool
 
 	uncertified bool // the DevID has no certificate: Verifier.Enrolment
 }
@@ -150,6 +154,10 @@ type Answer struct {
 	// nil if none was asked for. It is nil too if the agent offers a DevID and sends none: who
 	// has no DevID that works is a machine with only an EK, and rules say if that is enough.
 	DevID *DevID
+	// SVIDKey is proved: the AK has certified it in this session. It is nil if it was not to be
+	// read (Ask.SVIDKey), and if the agent sends none: whether that is enough is for the caller to
+	// say.
+	SVIDKey *SVIDKey
 }
 
 type sessionState int
@@ -206,7 +214,7 @@ func (s *Session) Challenge(ask Ask) ([]byte, error) {
 
 func (s *Session) newChallenge(ask Ask) (*challenge, error) {
 	msg := new(challenge)
-	s.asked.DevID = ask.DevID && s.Can(CanDevID)
+	s.asked.DevID, s.asked.SVIDKey = ask.DevID && s.Can(CanDevID), ask.SVIDKey
 	if q := ask.Quote; q != nil {
 		if err := q.Validate(); err != nil {
 			return nil, fmt.Errorf("ask for a quote: %w", err)
@@ -234,7 +242,8 @@ func (s *Session) newChallenge(ask Ask) (*challenge, error) {
 // Finish checks the response to the challenge, and returns what else it holds. It must be
 // called once and ends the session. The error is, or wraps, ErrChallengeFailed if the response
 // is well formed and its secret is wrong; ErrQuoteFailed if the secret is right and the quote is
-// missing or wrong; and ErrDevIDFailed if those are right and the DevID is wrong.
+// missing or wrong; ErrDevIDFailed if those are right and the DevID is wrong; and
+// ErrSVIDKeyFailed if those are right and the SVID key is wrong.
 func (s *Session) Finish(response []byte) (*Answer, error) {
 	if s.state != challenged {
 		return nil, errors.New("the session is not waiting for a response")
@@ -259,12 +268,17 @@ func (s *Session) Finish(response []byte) (*Answer, error) {
 			return nil, fmt.Errorf("response: %w", err)
 		}
 	}
+	if reply.svidKey != nil {
+		if answer.SVIDKey, err = s.ak.proveSVIDKey(reply.svidKey, SVIDKeyData(s.secret[:])); err != nil {
+			return nil, fmt.Errorf("response: %w", err)
+		}
+	}
 	return answer, nil
 }
 
 // MaxResponse returns the size of the largest response that Finish reads, in bytes: 8 KiB, and
 // as much more as the challenge has asked for, which is 8 KiB for a quote, 400 KiB for an event
-// log and 64 KiB for a DevID.
+// log and 64 KiB for a DevID. An SVID key fits into the 8 KiB.
 func (s *Session) MaxResponse() int { return s.asked.maxResponse() }
 
 // end makes the secret unusable.

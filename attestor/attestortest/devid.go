@@ -126,22 +126,11 @@ func (t *TPM) DevID(req *attestor.DevIDRequest) (*attestor.SignedDevID, error) {
 	if d == nil {
 		return nil, nil //nolint:nilnil // a machine without a DevID
 	}
-	name, err := tpm2.ObjectName(&d.public)
+	attest, err := t.certify(&d.public, req.QualifyingData, t.options.DevID.ForgeCertify)
 	if err != nil {
 		return nil, err
 	}
-	attest := creationAttest(t.akName, nil) // for its clock and version
-	attest.Type = tpm2.TPMSTAttestCertify
-	attest.ExtraData = tpm2.TPM2BData{Buffer: req.QualifyingData}
-	attest.Attested = tpm2.NewTPMUAttest(tpm2.TPMSTAttestCertify, &tpm2.TPMSCertifyInfo{
-		Name: *name, QualifiedName: *name,
-	})
-	if f := t.options.DevID.ForgeCertify; f != nil {
-		f(&attest)
-	}
-	s := &attestor.SignedDevID{
-		Chain: slices.Clone(d.chain), Public: tpm2.Marshal(&d.public), Attest: tpm2.Marshal(&attest),
-	}
+	s := &attestor.SignedDevID{Chain: slices.Clone(d.chain), Public: tpm2.Marshal(&d.public), Attest: attest}
 	if s.AttestSignature, err = sign(t.ak, t.options.PSS, s.Attest); err != nil {
 		return nil, err
 	}

@@ -48,6 +48,8 @@ type Options struct {
 	EventLog []byte
 	// DevID gives the TPM a DevID, which the agent offers, unless it is nil.
 	DevID *DevID
+	// SVIDKey gives the TPM an SVID key, which the agent sends, unless it is nil.
+	SVIDKey *SVIDKey
 
 	// The lies of the TPM. Each function changes a structure of the AK before it is
 	// named, digested and signed, so that everything else stays consistent.
@@ -65,7 +67,8 @@ type TPM struct {
 	ekPublic tpm2.TPMTPublic
 	ak       privateKey
 	akName   []byte
-	devID    *devID // or nil
+	devID    *devID   // or nil
+	svidKey  *svidKey // or nil
 	claim    attestor.Claim
 	options  Options
 }
@@ -85,6 +88,11 @@ func New(tb TB, o Options) *TPM {
 	}
 	if o.DevID != nil {
 		if err := t.createDevID(tb, o.DevID); err != nil {
+			tb.Fatalf("attestortest: %v", err)
+		}
+	}
+	if o.SVIDKey != nil {
+		if err := t.createSVIDKey(o.SVIDKey); err != nil {
 			tb.Fatalf("attestortest: %v", err)
 		}
 	}
@@ -185,6 +193,9 @@ func (t *TPM) Activate(a *attestor.Activation) (*attestor.Activated, error) {
 		if done.DevID, err = t.DevID(a.DevID); err != nil {
 			return nil, err
 		}
+	}
+	if done.SVIDKey, err = t.CertifySVIDKey(attestor.SVIDKeyData(secret)); err != nil {
+		return nil, err
 	}
 	if a.EventLog {
 		done.EventLog = bytes.Clone(t.options.EventLog)
