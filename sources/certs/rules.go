@@ -12,6 +12,9 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/crypto/cryptobyte"
+	der "golang.org/x/crypto/cryptobyte/asn1"
+
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
@@ -95,6 +98,9 @@ func (p Profile) faultOfLeaf(c *x509.Certificate, now time.Time) string {
 	if Serial(c) == "" {
 		return "has a serial number that is negative or too long"
 	}
+	if why := faultOfEncoding(c); why != "" {
+		return why
+	}
 	if why := faultOfDates(c, now); why != "" {
 		return why
 	}
@@ -129,6 +135,9 @@ func (p Profile) faultOfCA(c *x509.Certificate) string {
 		return "belongs to a CA for attestation keys alone: its extended key usage has tcg-kp-AIKCertificate " +
 			"and not tcg-kp-EKCertificate"
 	}
+	if why := faultOfEncoding(c); why != "" {
+		return why
+	}
 	if why := faultOfExtensions(c); why != "" {
 		return why
 	}
@@ -160,6 +169,26 @@ func faultOfDates(c *x509.Certificate, now time.Time) string {
 		return "is not valid before " + c.NotBefore.UTC().Format(time.RFC3339)
 	case now.After(c.NotAfter):
 		return "has expired on " + c.NotAfter.UTC().Format(time.RFC3339)
+	}
+	return ""
+}
+
+// faultOfEncoding returns why a certificate could be written in another way without its CA, or
+// nothing. Nothing signs the signature itself: package x509 passes over bytes behind it and over
+// bits of it that are said to be unused, so whoever has such a certificate could change its
+// fingerprint. (RFC 5280, 4.1: the signature is the last member. Every signature that is known
+// here is a whole number of bytes.)
+func faultOfEncoding(c *x509.Certificate) string {
+	in := cryptobyte.String(c.Raw)
+	var cert cryptobyte.String
+	var signature []byte
+	switch {
+	case !in.ReadASN1(&cert, der.SEQUENCE), !in.Empty(), !cert.SkipASN1(der.SEQUENCE), !cert.SkipASN1(der.SEQUENCE):
+		return "is not in DER"
+	case !cert.ReadASN1BitStringAsBytes(&signature):
+		return "has unused bits in its signature"
+	case !cert.Empty():
+		return "has bytes behind its signature"
 	}
 	return ""
 }

@@ -168,6 +168,55 @@ func TestWhichLeafs(t *testing.T) {
 	wantNotListed(t, "is a CA certificate", src, proven(t, root.cert))
 }
 
+// The machine can write its certificate anew around what its CA has signed, as far as a parser lets
+// it: with another fingerprint, and so another SPIFFE ID if that is formed from it, after each ban.
+// One certificate has one encoding, except for the two signatures that ECDSA has for each (see the
+// threat model). The certificates above it are no different.
+func TestWrittenAnew(t *testing.T) {
+	root := newRoot(t, "Root")
+	sub := root.sub(t, "Sub")
+	leaf, below := root.devID(t, newKey(t).Public()), sub.devID(t, newKey(t).Public())
+	src := trusting(t, root)
+	wantListed(t, src, proven(t, leaf))
+	wantListed(t, src, proven(t, below, sub.cert))
+	for how, anew := range map[string]func(c *certificate){
+		"unused bits": func(c *certificate) {
+			shifted := new(big.Int).Lsh(new(big.Int).SetBytes(c.Signature.Bytes), 1) // it begins with 30: there is room
+			c.Signature = asn1.BitString{Bytes: shifted.Bytes(), BitLength: c.Signature.BitLength - 1}
+		},
+		"bytes behind its signature": func(c *certificate) { c.Behind.FullBytes = []byte{asn1.TagNull, 0} },
+	} {
+		wantNotListed(t, "has "+how, src, proven(t, rewritten(t, leaf, anew)))
+		wantNotListed(t, "no configured CA", src, proven(t, below, rewritten(t, sub.cert, anew)))
+	}
+}
+
+// certificate is one as far as its signature is concerned, and what may stand behind that.
+type certificate struct {
+	TBS, Algorithm asn1.RawValue
+	Signature      asn1.BitString
+	Behind         asn1.RawValue `asn1:"optional"`
+}
+
+// rewritten returns c in another encoding.
+func rewritten(t *testing.T, c *x509.Certificate, anew func(c *certificate)) *x509.Certificate {
+	t.Helper()
+	var in certificate
+	if _, err := asn1.Unmarshal(c.Raw, &in); err != nil {
+		t.Fatal(err)
+	}
+	anew(&in)
+	got, err := x509.ParseCertificate(marshal(t, in))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Equal(got.Raw, c.Raw) || !bytes.Equal(got.RawTBSCertificate, c.RawTBSCertificate) ||
+		!bytes.Equal(got.Signature, c.Signature) {
+		t.Fatal("not the same certificate in another encoding")
+	}
+	return got
+}
+
 // An EK certificate is no DevID, by whatever CA: its key cannot have signed.
 func TestAnEKCertificate(t *testing.T) {
 	root := newRoot(t, "Root")
