@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
+	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 )
@@ -125,7 +126,7 @@ func TestEventLogThatHangs(t *testing.T) {
 			if log := p.readEventLog(t.Context(), hang); log != nil {
 				t.Errorf("the log %q", log)
 			}
-			if took := time.Since(begun); took > eventLogTimeout+2*time.Second || reads.Load() != 1 {
+			if took := time.Since(begun); took > readTimeout+2*time.Second || reads.Load() != 1 {
 				t.Errorf("attempt %d took %v; %d reads", i, took, reads.Load())
 			}
 			if err := p.use(t.Context(), func() error { return nil }); err != nil {
@@ -152,6 +153,60 @@ func TestEventLogThatHangs(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A DevID on a file system that hangs, such as NFS, does not keep the TPM from others, and further
+// attestations do not add to a pile of reads. It can be read again once it does not hang, and by another
+// configuration at once.
+func TestDevIDThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New()
+		release := make(chan struct{})
+		var reads atomic.Int32
+		hang := func() (*tpm.DevIDFiles, error) {
+			reads.Add(1)
+			<-release
+			return new(tpm.DevIDFiles), nil
+		}
+		turn := make(chan struct{}, 1)
+		for i := range 2 {
+			begun := time.Now()
+			files, err := p.readDevID(t.Context(), turn, hang)
+			if files != nil || !errors.Is(err, tpm.ErrNotReady) || status.Code(failed("", err, codes.Internal)) != codes.Unavailable {
+				t.Errorf("the files %v, %v", files, err)
+			}
+			if took := time.Since(begun); took > readTimeout+2*time.Second || reads.Load() != 1 {
+				t.Errorf("attempt %d took %v; %d reads", i, took, reads.Load())
+			}
+			if err := p.use(t.Context(), func() error { return nil }); err != nil {
+				t.Errorf("the TPM is in use: %v", err)
+			}
+		}
+		read := func() (*tpm.DevIDFiles, error) { return new(tpm.DevIDFiles), nil }
+		if files, err := p.readDevID(t.Context(), make(chan struct{}, 1), read); files == nil || err != nil {
+			t.Errorf("another configuration has %v, %v", files, err)
+		}
+		close(release)
+		synctest.Wait()
+		if files, err := p.readDevID(t.Context(), turn, read); files == nil || err != nil {
+			t.Errorf("once they do not hang: %v, %v", files, err)
+		}
+	})
+}
+
+// The files of a DevID are read before the TPM is taken: what is wrong with them is told while another
+// attestation has the TPM.
+func TestDevIDIsReadBeforeTheTPMIsTaken(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "devid.pem")
+	p := serve(t, fmt.Sprintf("device = \"/dev/none\"\ndevid {\n  cert_path = %q\n  handle = \"0x81000010\"\n}", path))
+	p.turn <- struct{}{}
+	defer func() { <-p.turn }()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // for a test that fails
+	defer cancel()
+	err := p.attest(ctx, new(ours))
+	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), path) {
+		t.Errorf("without a certificate: %v", err)
+	}
 }
 
 // A machine proves its DevID to a server that asks for it. A DevID that cannot be used fails the

@@ -32,9 +32,15 @@ type Plugin struct {
 	configv1.UnimplementedConfigServer
 
 	logger  hclog.Logger
-	tpm     atomic.Pointer[tpm.TPM]
+	tpm     atomic.Pointer[configured]
 	turn    chan struct{} // of size 1; whoever has sent to it may use the TPM
 	reading chan struct{} // of size 1; whoever has sent to it may read the event log
+}
+
+// configured is what a configuration makes.
+type configured struct {
+	*tpm.TPM
+	files chan struct{} // of size 1; whoever has sent to it may read the DevID's files
 }
 
 // New returns a plugin that is not configured yet.
@@ -59,7 +65,7 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	p.tpm.Store(t)
+	p.tpm.Store(&configured{t, make(chan struct{}, 1)})
 	return &configv1.ConfigureResponse{}, nil
 }
 
@@ -103,16 +109,20 @@ func (p *Plugin) AidAttestation(stream nodeattestorv1.NodeAttestor_AidAttestatio
 		return status.Error(codes.FailedPrecondition, "not configured")
 	}
 	ctx := stream.Context()
+	files, err := p.readDevID(ctx, device.files, device.ReadDevID)
+	if err != nil {
+		return failed("use the DevID", err, codes.Internal)
+	}
 	var a *tpm.Attestation
 	err = p.use(ctx, func() (err error) {
-		a, err = device.Begin(ctx)
+		a, err = device.BeginWith(ctx, files)
 		return err
 	})
 	if err != nil {
 		return failed("use the TPM", err, codes.Internal)
 	}
 	p.report(a)
-	return prove(stream, attestor.NewProver(a.Claim, &activator{p, ctx, device, a}))
+	return prove(stream, attestor.NewProver(a.Claim, &activator{p, ctx, device.TPM, a}))
 }
 
 // use waits until nothing else uses the TPM and runs f, which uses it. If ctx ends, use
@@ -132,6 +142,35 @@ func (p *Plugin) inTurn(ctx context.Context, turn chan struct{}, f func() error)
 		defer p.guard(&err)
 		return f()
 	})
+}
+
+// readTimeout is how long reading the DevID's files, or the event log, may take: a file system may hang.
+// A server waits longer than that for an answer.
+const readTimeout = 10 * time.Second
+
+// errFilesHang is the error if the DevID's files cannot be read in time.
+var errFilesHang = &tpm.Error{
+	Class: tpm.ErrNotReady, Err: fmt.Errorf("the DevID's files could not be read within %v", readTimeout),
+	Hint: "mend the file system that they are on, or move them to a disk of this machine (cert_path, priv_path, " +
+		"pub_path in the block devid)",
+}
+
+// readDevID reads the DevID's files. The TPM is free meanwhile. A read that hangs is not joined by others
+// of the same configuration.
+func (p *Plugin) readDevID(
+	ctx context.Context, turn chan struct{}, read func() (*tpm.DevIDFiles, error),
+) (*tpm.DevIDFiles, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, readTimeout, errFilesHang)
+	defer cancel()
+	var files *tpm.DevIDFiles
+	err := p.inTurn(ctx, turn, func() (err error) {
+		files, err = read()
+		return err
+	})
+	if err != nil {
+		return nil, err // files may still be written to
+	}
+	return files, nil
 }
 
 // activator answers a challenge with the TPM. While an attestation waits for the challenge,
@@ -159,16 +198,12 @@ func (a *activator) Activate(task *attestor.Activation) (*attestor.Activated, er
 	return done, nil
 }
 
-// eventLogTimeout is how long reading the event log may take. A server waits for an answer longer
-// than that.
-const eventLogTimeout = 10 * time.Second
-
-var errEventLogHangs = fmt.Errorf("it could not be read within %v", eventLogTimeout)
+var errEventLogHangs = fmt.Errorf("it could not be read within %v", readTimeout)
 
 // readEventLog returns the event log, or nil if it cannot be read: the server decides what that
 // means. The TPM is free meanwhile. A read that hangs is not joined by others.
 func (p *Plugin) readEventLog(ctx context.Context, read func() ([]byte, error)) []byte {
-	ctx, cancel := context.WithTimeoutCause(ctx, eventLogTimeout, errEventLogHangs)
+	ctx, cancel := context.WithTimeoutCause(ctx, readTimeout, errEventLogHangs)
 	defer cancel()
 	var log []byte
 	err := p.inTurn(ctx, p.reading, func() (err error) {

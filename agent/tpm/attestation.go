@@ -46,8 +46,20 @@ type Attestation struct {
 // the cause of ctx.
 //
 // An error with a remedy wraps ErrSetup or ErrNotReady.
-func (t *TPM) Begin(ctx context.Context) (_ *Attestation, err error) {
-	devID, err := t.readDevID()
+//
+// Begin reads the files of a DevID. If others wait for the TPM, ReadDevID and BeginWith are the same in
+// two steps: they need not wait for a file system.
+func (t *TPM) Begin(ctx context.Context) (*Attestation, error) {
+	files, err := t.ReadDevID()
+	if err != nil {
+		return nil, err
+	}
+	return t.BeginWith(ctx, files)
+}
+
+// BeginWith is Begin with what ReadDevID has read.
+func (t *TPM) BeginWith(ctx context.Context, files *DevIDFiles) (_ *Attestation, err error) {
+	devID, err := t.takeDevID(files)
 	if err != nil {
 		return nil, err
 	}

@@ -86,33 +86,51 @@ func sameKey(a, b crypto.PublicKey) bool {
 // setup returns the error of a DevID that somebody has to see to.
 func setup(err error, hint string) error { return &Error{Class: ErrSetup, Err: err, Hint: hint} }
 
-// readDevID reads the files of the configured DevID. It returns nil if none is configured.
-func (t *TPM) readDevID() (*devID, error) {
+// DevIDFiles is what TPM.ReadDevID has read. It does not change.
+type DevIDFiles struct {
+	devID  devID  // without what the TPM knows of it
+	public []byte // TPMT_PUBLIC of the key, if it comes from files
+}
+
+// ReadDevID reads the files of the configured DevID. It returns nil if none is configured. It does not
+// use the TPM, and is safe for concurrent use. The files may be on a file system that hangs.
+func (t *TPM) ReadDevID() (*DevIDFiles, error) {
 	config := t.config.DevID
 	if config == nil {
 		return nil, nil //nolint:nilnil // a machine without a DevID
 	}
-	d := &devID{config: config}
+	f := &DevIDFiles{devID: devID{config: config}}
 	text, err := readDevIDFile("certificate", "cert_path", config.CertPath, maxDevIDChainFile)
 	if err != nil {
 		return nil, err
 	}
-	if d.chain, err = splitChain(text); err == nil {
-		d.leaf, err = attestor.ReadDevIDChain(d.chain)
+	if f.devID.chain, err = splitChain(text); err == nil {
+		f.devID.leaf, err = attestor.ReadDevIDChain(f.devID.chain)
 	}
 	if err != nil {
 		return nil, setup(fmt.Errorf("read the DevID's certificate %s: %w", config.CertPath, err),
 			"the file has to hold the DevID's certificate in PEM, followed by those above it and nothing else")
 	}
-	t.devID.leaf = d.leaf
 	if config.PubPath == "" {
-		return d, nil
+		return f, nil
 	}
-	public, err := d.readKeyFiles()
-	if err != nil {
+	if f.public, err = f.devID.readKeyFiles(); err != nil {
 		return nil, err
 	}
-	return d, t.takeDevIDKey(d, public, "the key in "+config.PubPath)
+	return f, nil
+}
+
+// takeDevID returns the DevID in files for one attestation, or nil if there are no files.
+func (t *TPM) takeDevID(f *DevIDFiles) (*devID, error) {
+	if f == nil {
+		return nil, nil //nolint:nilnil // a machine without a DevID
+	}
+	d := f.devID
+	t.devID.leaf = d.leaf
+	if d.config.PubPath == "" {
+		return &d, nil
+	}
+	return &d, t.takeDevIDKey(&d, f.public, "the key in "+d.config.PubPath)
 }
 
 // readKeyFiles reads the key that the TPM has wrapped, and returns its TPMT_PUBLIC.
