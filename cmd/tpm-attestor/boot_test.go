@@ -13,6 +13,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/eventlog/eventlogtest"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/clitest"
 )
 
 // theBoot is how the machine of these tests has booted.
@@ -75,7 +76,7 @@ func TestBootShowOfRealLogs(t *testing.T) {
 	for name, want := range facts {
 		var out, stderr strings.Builder
 		args := []string{"boot", "show", "--events", "--output", "json", "--log", filepath.Join(dir, name)}
-		if code := run(t.Context(), args, cli.Streams{In: strings.NewReader(""), Out: &out, Err: &stderr}); code != 0 {
+		if code := clitest.Run(t.Context(), newBoot, args, cli.Streams{In: strings.NewReader(""), Out: &out, Err: &stderr}); code != 0 {
 			t.Errorf("%s: exit code %d: %s", name, code, &stderr)
 			continue
 		}
@@ -129,7 +130,7 @@ func TestBootShowOfStrangeNames(t *testing.T) {
 	for _, flags := range [][]string{{"--events"}, {"--events", "--output", "json"}, {"--data"}, {"--data", "--output", "json"}} {
 		var out, stderr strings.Builder
 		args := append([]string{"boot", "show", "--log", path}, flags...)
-		if code := run(t.Context(), args, cli.Streams{In: strings.NewReader(""), Out: &out, Err: &stderr}); code != 0 {
+		if code := clitest.Run(t.Context(), newBoot, args, cli.Streams{In: strings.NewReader(""), Out: &out, Err: &stderr}); code != 0 {
 			t.Fatalf("%q: exit code %d: %s", flags, code, &stderr)
 		}
 		said := out.String() + stderr.String()

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/clitest"
 )
 
 // writeCertificates writes the certificate of a CA (ca.pem), a CA that has expired (oldca.pem), a
@@ -37,6 +39,6 @@ func writeCertificates(folder string) error {
 	return errors.Join(
 		certificate("ca", true, long), certificate("oldca", true, past),
 		certificate("client", false, long), certificate("oldclient", false, past),
-		writePEM(filepath.Join(folder, "client.key"), key, x509.MarshalPKCS8PrivateKey, "PRIVATE KEY"),
+		clitest.WritePEM(filepath.Join(folder, "client.key"), key, x509.MarshalPKCS8PrivateKey, "PRIVATE KEY"),
 	)
 }

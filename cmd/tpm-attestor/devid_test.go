@@ -3,81 +3,29 @@ package main
 import (
 	"bytes"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/hex"
 	"encoding/pem"
-	"errors"
 	"fmt"
-	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-tpm/tpm2"
 
-	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
-	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/clitest"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
-
-// writeAuthorities writes a CA, ca.pem with ca.key, and certificates of the same key that are no CA's
-// or have expired.
-func writeAuthorities(folder string) error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return err
-	}
-	at := func(name string) string { return filepath.Join(folder, name) }
-	errs := []error{os.MkdirAll(folder, 0o700), writePEM(at("ca.key"), key, x509.MarshalPKCS8PrivateKey, "PRIVATE KEY")}
-	for name, change := range map[string]func(*x509.Certificate){
-		"ca.pem":   func(*x509.Certificate) {},
-		"leaf.pem": func(c *x509.Certificate) { c.IsCA, c.KeyUsage = false, x509.KeyUsageDigitalSignature },
-		"old.pem":  func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) },
-	} {
-		template := &x509.Certificate{
-			SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Device CA"},
-			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		}
-		change(template)
-		der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-		errs = append(errs, err,
-			os.WriteFile(at(name), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
-	}
-	return errors.Join(errs...)
-}
-
-func inspect(t *testing.T, device string) *tpm.Report {
-	t.Helper()
-	asked, err := ekreport.Open(device, "auto", os.Getenv)
-	if err != nil {
-		t.Fatal(err)
-	}
-	report, err := ekreport.Inspect(t.Context(), asked)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return report
-}
-
-// writeNames writes a list that has the name of the machine with a TPM.
-func writeNames(folder string, r *tpm.Report) error {
-	line := hex.EncodeToString(r.EK.Hash[:]) + " laptop-17\n"
-	return os.WriteFile(filepath.Join(folder, "names.txt"), []byte(line), 0o600)
-}
 
 // An enrolee is a machine whose TPM is in software, and may lie.
 type enrolee struct {
@@ -139,7 +87,7 @@ type issuing struct {
 func newIssuing(t *testing.T, config string, listed ...*enrolee) *issuing {
 	t.Helper()
 	i := &issuing{t, t.TempDir()}
-	if err := writeAuthorities(i.folder); err != nil {
+	if err := clitest.WriteAuthorities(i.folder); err != nil {
 		t.Fatal(err)
 	}
 	var list strings.Builder
@@ -172,7 +120,7 @@ func (i *issuing) run(stdin []byte, args ...string) (code int, stdout, stderr st
 	args = append([]string{"devid", "issue"}, args...)
 	args = append(args, "-", "--config", i.at("server.conf"), "--state", i.at("state"))
 	var out, errs strings.Builder
-	code = run(i.t.Context(), args, cli.Streams{In: bytes.NewReader(stdin), Out: &out, Err: &errs})
+	code = clitest.Run(i.t.Context(), newDevID, args, cli.Streams{In: bytes.NewReader(stdin), Out: &out, Err: &errs})
 	return code, out.String(), errs.String()
 }
 
@@ -415,7 +363,7 @@ func TestAuthorities(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
 	at := func(name string) string { return filepath.Join(folder, name) }
-	if err := writeAuthorities(folder); err != nil {
+	if err := clitest.WriteAuthorities(folder); err != nil {
 		t.Fatal(err)
 	}
 	for name, content := range map[string]string{
@@ -426,7 +374,7 @@ func TestAuthorities(t *testing.T) {
 		}
 	}
 	ed := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
-	if err := writePEM(at("ed.key"), ed, x509.MarshalPKCS8PrivateKey, "PRIVATE KEY"); err != nil {
+	if err := clitest.WritePEM(at("ed.key"), ed, x509.MarshalPKCS8PrivateKey, "PRIVATE KEY"); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range [][2]string{

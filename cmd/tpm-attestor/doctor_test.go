@@ -16,6 +16,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/clitest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
 )
@@ -24,7 +25,7 @@ import (
 func doctorOf(t *testing.T, args ...string) (code int, text string) {
 	t.Helper()
 	var stdout, stderr strings.Builder
-	code = run(t.Context(), append([]string{"doctor"}, args...), cli.Streams{In: strings.NewReader(""), Out: &stdout, Err: &stderr})
+	code = clitest.Run(t.Context(), newDoctor, append([]string{"doctor"}, args...), cli.Streams{In: strings.NewReader(""), Out: &stdout, Err: &stderr})
 	return code, stdout.String() + stderr.String()
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/hex"
 	"errors"
 	"io"
 	"os"
@@ -13,8 +14,11 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
+	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/clitest"
 )
 
 func TestMain(m *testing.M) {
@@ -37,9 +41,9 @@ func TestScripts(t *testing.T) {
 			env.Setenv("TPM", device)
 			env.Setenv("VENDOR", vendor.host)
 			env.Setenv("BOOTED", booted.Device)
-			return errors.Join(writePublicAreas(env.WorkDir), writeKeys(env.WorkDir), writeLogs(env.WorkDir),
+			return errors.Join(writePublicAreas(env.WorkDir), clitest.WriteKeys(env.WorkDir), writeLogs(env.WorkDir),
 				writeCertificates(env.WorkDir), vendor.write(env.WorkDir),
-				writeAuthorities(filepath.Join(env.WorkDir, "device")), writeNames(env.WorkDir, report),
+				clitest.WriteAuthorities(filepath.Join(env.WorkDir, "device")), writeNames(env.WorkDir, report),
 				os.Chmod(filepath.Dir(env.WorkDir), 0o711), os.Chmod(env.WorkDir, 0o711)) // for validate --user
 		},
 	})
@@ -67,9 +71,24 @@ func writePublicAreas(folder string) error {
 	)
 }
 
-type fullDisk struct{}
+func inspect(t *testing.T, device string) *tpm.Report {
+	t.Helper()
+	asked, err := ekreport.Open(device, "auto", os.Getenv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	report, err := ekreport.Inspect(t.Context(), asked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return report
+}
 
-func (fullDisk) Write([]byte) (int, error) { return 0, errors.New("the disk is full") }
+// writeNames writes a list that has the name of the machine with a TPM.
+func writeNames(folder string, r *tpm.Report) error {
+	line := hex.EncodeToString(r.EK.Hash[:]) + " laptop-17\n"
+	return os.WriteFile(filepath.Join(folder, "names.txt"), []byte(line), 0o600)
+}
 
 // If the output cannot be written, the command fails. Otherwise a script would enrol a machine
 // by an empty hash.
@@ -81,7 +100,7 @@ func TestUnwritableOutputFails(t *testing.T) {
 	}
 	var stderr strings.Builder
 	for _, args := range [][]string{{"validate", config}, {"validate", config, "-o", "json"}} {
-		if code := run(t.Context(), args, cli.Streams{In: strings.NewReader(""), Out: fullDisk{}, Err: &stderr}); code != cli.ExitFailed {
+		if code := run(t.Context(), args, cli.Streams{In: strings.NewReader(""), Out: clitest.FullDisk{}, Err: &stderr}); code != cli.ExitFailed {
 			t.Errorf("%q: exit code %d: %s", args, code, &stderr)
 		}
 	}

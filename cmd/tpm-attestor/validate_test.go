@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/clitest"
 )
 
 // A script tells by the exit code what it knows: valid, not valid, or neither, since something could
@@ -46,7 +47,7 @@ func TestValidateExitCodes(t *testing.T) {
 		"both wrong, known": {[]string{write("both", hashFile(torn)+web+"allow \"x\" { any = [\"a\"] }"), "--network"}, cli.ExitRefused},
 	} {
 		var stdout, stderr strings.Builder
-		code := run(t.Context(), append([]string{"validate"}, tt.args...), cli.Streams{In: strings.NewReader(""), Out: &stdout, Err: &stderr})
+		code := clitest.Run(t.Context(), newValidate, append([]string{"validate"}, tt.args...), cli.Streams{In: strings.NewReader(""), Out: &stdout, Err: &stderr})
 		if code != tt.want || (stdout.String() == "valid\n") != (tt.want == 0) {
 			t.Errorf("%s: exit code %d, want %d: %s%s", name, code, tt.want, &stdout, &stderr)
 		}

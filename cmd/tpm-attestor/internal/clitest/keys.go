@@ -1,4 +1,4 @@
-package main
+package clitest
 
 import (
 	"crypto"
@@ -11,13 +11,13 @@ import (
 	"strings"
 )
 
-// writeKeys writes two keys that sign lists, list.key and other.key, and their public halves.
-func writeKeys(folder string) error {
+// WriteKeys writes two keys that sign lists, list.key and other.key, and their public halves.
+func WriteKeys(folder string) error {
 	for _, name := range []string{"list", "other"} {
 		private := ed25519.NewKeyFromSeed([]byte(strings.Repeat(name[:1], ed25519.SeedSize)))
 		if err := errors.Join(
-			writePEM(filepath.Join(folder, name+".key"), private, x509.MarshalPKCS8PrivateKey, "PRIVATE KEY"),
-			writePEM(filepath.Join(folder, name+".pub"), private.Public(), x509.MarshalPKIXPublicKey, "PUBLIC KEY"),
+			WritePEM(filepath.Join(folder, name+".key"), private, x509.MarshalPKCS8PrivateKey, "PRIVATE KEY"),
+			WritePEM(filepath.Join(folder, name+".pub"), private.Public(), x509.MarshalPKIXPublicKey, "PUBLIC KEY"),
 		); err != nil {
 			return err
 		}
@@ -25,7 +25,7 @@ func writeKeys(folder string) error {
 	return nil
 }
 
-func writePEM[K crypto.PrivateKey](path string, key K, marshal func(any) ([]byte, error), what string) error {
+func WritePEM[K crypto.PrivateKey](path string, key K, marshal func(any) ([]byte, error), what string) error {
 	der, err := marshal(key)
 	if err != nil {
 		return err

@@ -1,0 +1,23 @@
+// Package clitest helps the tests of commands: it runs one, and makes what several of them read.
+package clitest
+
+import (
+	"context"
+	"errors"
+
+	"github.com/spf13/cobra"
+
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+)
+
+// Run runs a command line of a program that has one command, and returns the exit code. The command line begins
+// with the name of the command.
+func Run(ctx context.Context, command cli.Maker, args []string, std cli.Streams) int {
+	return cli.Run(ctx, cli.Root(&cobra.Command{Use: "tpm-attestor"}, command), args, std)
+}
+
+// FullDisk is where nothing can be written.
+type FullDisk struct{}
+
+// Write implements io.Writer.
+func (FullDisk) Write([]byte) (int, error) { return 0, errors.New("the disk is full") }
