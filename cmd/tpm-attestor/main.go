@@ -12,6 +12,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/buildinfo"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/devid"
 )
 
 // version is set by -ldflags "-X main.version=…".
@@ -51,5 +52,5 @@ Data goes to standard output, everything else to standard error. Exit codes: 0 d
 		Args: cobra.ArbitraryArgs,
 	}
 	root.SetVersionTemplate("tpm-attestor {{.Version}}\n")
-	return cli.Root(root, newEK, newValidate, newCheck, newExplain, newList, newCertificates, newBoot, newDevID, newDoctor)
+	return cli.Root(root, newEK, newValidate, newCheck, newExplain, newList, newCertificates, newBoot, devid.New, newDoctor)
 }

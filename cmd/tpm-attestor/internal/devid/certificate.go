@@ -1,4 +1,4 @@
-package main
+package devid
 
 import (
 	"bytes"
@@ -32,7 +32,7 @@ type certificateFlags struct {
 	crlURL        string
 }
 
-func newDevIDCertificate(output *cli.Format) *cobra.Command {
+func newCertificate(output *cli.Format) *cobra.Command {
 	var f certificateFlags
 	cmd := &cobra.Command{
 		Use:   "certificate ANSWER",
@@ -61,7 +61,7 @@ Exit code 3 says that the answer or the machine is refused, 4 that a source cann
 				"--csr > devid.csr",
 		),
 		Args: cli.OneArgument("the answer"),
-		RunE: func(cmd *cobra.Command, args []string) error { return runDevIDCertificate(cmd, &f, *output, args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error { return runCertificate(cmd, &f, *output, args[0]) },
 	}
 	f.add(cmd, "certificate")
 	flags := cmd.Flags()
@@ -98,7 +98,7 @@ func (f *certificateFlags) check() error {
 	return err
 }
 
-func runDevIDCertificate(cmd *cobra.Command, f *certificateFlags, output cli.Format, name string) error {
+func runCertificate(cmd *cobra.Command, f *certificateFlags, output cli.Format, name string) error {
 	if err := f.check(); err != nil {
 		return err
 	}

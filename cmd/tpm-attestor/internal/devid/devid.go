@@ -1,4 +1,5 @@
-package main
+// Package devid is the commands that give a machine a DevID: request runs on the machine, issue at the issuer.
+package devid
 
 import (
 	"encoding/json"
@@ -15,7 +16,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 )
 
-func newDevID(output *cli.Format) *cobra.Command {
+// New returns the command devid.
+func New(output *cli.Format) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "devid",
 		Short: "Give a machine a DevID: a certificate for a key in its TPM",
@@ -35,7 +37,7 @@ secret:
 		},
 		Args: cobra.ArbitraryArgs,
 	}
-	cmd.AddCommand(newDevIDRequest(output), newDevIDIssue(output))
+	cmd.AddCommand(newRequest(output), newIssue(output))
 	return cmd
 }
 

@@ -1,4 +1,4 @@
-package main
+package devid
 
 import (
 	"crypto/x509/pkix"

@@ -1,4 +1,4 @@
-package main
+package devid
 
 import (
 	"bytes"
@@ -120,7 +120,7 @@ func (i *issuing) run(stdin []byte, args ...string) (code int, stdout, stderr st
 	args = append([]string{"devid", "issue"}, args...)
 	args = append(args, "-", "--config", i.at("server.conf"), "--state", i.at("state"))
 	var out, errs strings.Builder
-	code = clitest.Run(i.t.Context(), newDevID, args, cli.Streams{In: bytes.NewReader(stdin), Out: &out, Err: &errs})
+	code = clitest.Run(i.t.Context(), New, args, cli.Streams{In: bytes.NewReader(stdin), Out: &out, Err: &errs})
 	return code, out.String(), errs.String()
 }
 

@@ -1,4 +1,4 @@
-package main
+package devid
 
 import (
 	"context"
@@ -21,8 +21,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 )
 
-// devIDTimeout is how long a TPM may take for a command: a slow TPM makes an RSA key in minutes.
-const devIDTimeout = 15 * time.Minute
+// timeout is how long a TPM may take for a command: a slow TPM makes an RSA key in minutes.
+const timeout = 15 * time.Minute
 
 // requestFlags are the flags of devid request.
 type requestFlags struct {
@@ -33,7 +33,7 @@ type requestFlags struct {
 	challenge       string
 }
 
-func newDevIDRequest(output *cli.Format) *cobra.Command {
+func newRequest(output *cli.Format) *cobra.Command {
 	var f requestFlags
 	cmd := &cobra.Command{
 		Use:   "request FOLDER",
@@ -61,7 +61,7 @@ certificate --csr verifies and prints. Its subject is --subject, or else the EK 
 			"tpm-attestor devid request /etc/tpm --key rsa2048 --csr --subject CN=laptop-17",
 		),
 		Args: cli.OneArgument("the folder"),
-		RunE: func(cmd *cobra.Command, args []string) error { return runDevIDRequest(cmd, &f, *output, args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error { return runRequest(cmd, &f, *output, args[0]) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.device, "device", "", "the TPM: a path such as /dev/tpmrm0, or unix:/path for the socket of "+
@@ -89,7 +89,7 @@ type enrolment struct {
 	*tpm.Attestation
 }
 
-func runDevIDRequest(cmd *cobra.Command, f *requestFlags, output cli.Format, folder string) error {
+func runRequest(cmd *cobra.Command, f *requestFlags, output cli.Format, folder string) error {
 	keyType, err := f.check(cmd)
 	if err != nil {
 		return err
@@ -152,7 +152,7 @@ func (f *requestFlags) check(cmd *cobra.Command) (attestor.KeyType, error) {
 
 // use asks the TPM, and shows that this takes its time.
 func (e *enrolment) use(doing string, f func(ctx context.Context) error) error {
-	ctx, cancel := context.WithTimeout(e.cmd.Context(), devIDTimeout)
+	ctx, cancel := context.WithTimeout(e.cmd.Context(), timeout)
 	defer cancel()
 	p := cli.StartProgress(e.cmd.ErrOrStderr(), doing, "")
 	err := tpm.Do(ctx, func() error { return f(ctx) })

@@ -1,4 +1,4 @@
-package main
+package devid
 
 import (
 	"context"
@@ -23,7 +23,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-func newDevIDIssue(output *cli.Format) *cobra.Command {
+func newIssue(output *cli.Format) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "issue",
 		Short: "Issue a DevID to a machine that proves its key",
@@ -37,7 +37,7 @@ machine's request and asks it to prove that its keys are in one TPM; certificate
 		},
 		Args: cobra.ArbitraryArgs,
 	}
-	cmd.AddCommand(newDevIDChallenge(output), newDevIDCertificate(output))
+	cmd.AddCommand(newChallenge(output), newCertificate(output))
 	return cmd
 }
 
@@ -62,7 +62,7 @@ func (f *issueFlags) check() error {
 	return nil
 }
 
-func newDevIDChallenge(output *cli.Format) *cobra.Command {
+func newChallenge(output *cli.Format) *cobra.Command {
 	var f issueFlags
 	cmd := &cobra.Command{
 		Use:   "challenge REQUEST",
@@ -87,7 +87,7 @@ Exit code 3 says that the machine is refused, 4 that a source cannot tell.`,
 			if *output == cli.JSON {
 				cli.Note(cmd, "a challenge is always JSON: --output changes nothing")
 			}
-			return runDevIDChallenge(cmd, &f, args[0])
+			return runChallenge(cmd, &f, args[0])
 		},
 	}
 	f.add(cmd, "challenge")
@@ -185,7 +185,7 @@ func refusal(d *policy.Decision, ek sources.EKHash) error {
 		ek, why, d.Explain()))
 }
 
-func runDevIDChallenge(cmd *cobra.Command, f *issueFlags, name string) error {
+func runChallenge(cmd *cobra.Command, f *issueFlags, name string) error {
 	if err := f.check(); err != nil {
 		return err
 	}
