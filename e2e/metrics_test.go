@@ -21,7 +21,7 @@ import (
 )
 
 // An alert on a metric or a label that does not exist never fires. So every metric in
-// docs/operations.md is there in what a real SPIRE shows to Prometheus, with that name and type,
+// docs/monitoring.md is there in what a real SPIRE shows to Prometheus, with that name and type,
 // before anything has happened. The metrics of a removed source do not stay.
 func TestMetricsOfTheAlerts(t *testing.T) {
 	w := newWorld(t)
@@ -40,11 +40,11 @@ func TestMetricsOfTheAlerts(t *testing.T) {
 		deny "stolen" { any = ["stolen"] }`, ca.IssuerPath, stolen)
 	s := w.server(spiretest.ServerConfig{PluginData: inventory + others, DataFile: true, Metrics: true})
 
-	operations, err := os.ReadFile("../docs/operations.md")
+	monitoring, err := os.ReadFile("../docs/monitoring.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	used := usedMetrics(string(operations))
+	used := usedMetrics(string(monitoring))
 	if len(used) < 15 {
 		t.Errorf("found only %d metrics: is the test looking in the right place?", len(used))
 	}

@@ -30,7 +30,7 @@ func blockWith(t *testing.T, file, text string) string {
 // Whoever is woken by an alert reads what it means, and whom it may wake is for its
 // severity to say.
 func TestAlertsSayWhatTheyMean(t *testing.T) {
-	rules := strings.Split(blockWith(t, "docs/operations.md", "- alert:"), "- alert: ")[1:]
+	rules := strings.Split(blockWith(t, "docs/monitoring.md", "- alert:"), "- alert: ")[1:]
 	if len(rules) < 12 {
 		t.Errorf("found only %d rules: is the test looking in the right place?", len(rules))
 	}

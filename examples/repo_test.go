@@ -143,6 +143,22 @@ func takeApart(t *testing.T, file string, content []byte) page {
 	return p
 }
 
+// documented returns the rows of the only table in docs that has a mark: what is said in
+// two places is soon said in two ways.
+func documented(t *testing.T, mark string) [][]string {
+	t.Helper()
+	var found []page
+	for _, p := range pages(t) {
+		if strings.HasPrefix(p.file, "docs/") && strings.Contains(p.prose, "<!-- "+mark+" -->") {
+			found = append(found, p)
+		}
+	}
+	if len(found) != 1 || strings.Count(found[0].prose, "<!-- "+mark+" -->") != 1 {
+		t.Fatalf("%d pages in docs have a table that is marked %q, or a page has two; want one", len(found), mark)
+	}
+	return marked(t, found[0], mark)
+}
+
 // marked returns the first table behind a comment such as <!-- keys: agent -->,
 // a slice of cells a row, without its head.
 func marked(t *testing.T, p page, mark string) [][]string {

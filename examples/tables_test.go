@@ -7,8 +7,6 @@ import (
 	"testing"
 )
 
-const serverPage = "docs/plugin_server_nodeattestor_tpm.md"
-
 // literals returns the string literals in Go source that match a pattern, whose
 // first group it is that counts; sorted, without duplicates.
 func literals(source, pattern string) []string {
@@ -23,21 +21,21 @@ func literals(source, pattern string) []string {
 // Registration entries are written from this table: each selector in it is one
 // that the server makes, and each that it makes is in it.
 func TestSelectorsAreDocumented(t *testing.T) {
-	var documented []string
-	for _, row := range marked(t, pageOf(t, serverPage), "selectors") {
+	var selectors []string
+	for _, row := range documented(t, "selectors") {
 		name := spans(row[0])[0]
-		documented = append(documented, strings.TrimPrefix(name, "tpm:"))
+		selectors = append(selectors, strings.TrimPrefix(name, "tpm:"))
 		if example := spans(row[1])[0]; !strings.HasPrefix(example, name+":") {
 			t.Errorf("the example %q is no %s", example, name)
 		}
 	}
-	slices.Sort(documented)
+	slices.Sort(selectors)
 	made := literals(read(t, "sources/limits.go"), `Prefix\w+\s*= "([a-z_:]+):"`)
 	if other := literals(read(t, "server/selectors.go"), `"([a-z_:]+):"`); len(other) != 1 || other[0] != "label" {
 		t.Errorf("the prefixes %q are written out, so that their lengths are not counted", other)
 	}
-	if !slices.Equal(documented, made) {
-		t.Errorf("documented are %q, made are %q", documented, made)
+	if !slices.Equal(selectors, made) {
+		t.Errorf("documented are %q, made are %q", selectors, made)
 	}
 }
 
@@ -45,31 +43,32 @@ func TestSelectorsAreDocumented(t *testing.T) {
 func TestMetricsAreDocumented(t *testing.T) {
 	metrics := read(t, "server/metrics.go")
 	known := literals(metrics, `metric\w+\s*= "([a-z_]+)"`)
-	var documented []string
-	for _, row := range marked(t, pageOf(t, serverPage), "metrics") {
-		documented = append(documented, spans(row[1])...)
+	var keys []string
+	for _, row := range documented(t, "metrics") {
+		keys = append(keys, spans(row[1])...)
 		for _, label := range spans(row[2]) {
 			if !strings.Contains(metrics, `"`+label+`"`) {
 				t.Errorf("%s has no label %q", row[1], label)
 			}
 		}
 	}
-	slices.Sort(documented)
-	if documented = slices.Compact(documented); !slices.Equal(documented, known) {
-		t.Errorf("documented are %q, there are %q", documented, known)
+	slices.Sort(keys)
+	if keys = slices.Compact(keys); !slices.Equal(keys, known) {
+		t.Errorf("documented are %q, there are %q", keys, known)
 	}
-	documented = nil
-	for _, row := range marked(t, pageOf(t, serverPage), "outcomes") {
-		documented = append(documented, spans(row[0])[0])
+	var outcomes []string
+	for _, row := range documented(t, "outcomes") {
+		outcomes = append(outcomes, spans(row[0])[0])
 	}
-	slices.Sort(documented)
+	slices.Sort(outcomes)
 	known = literals(read(t, "server/failure.go"), `outcome\w+\s+outcome = "([a-z_]+)"`)
-	if !slices.Equal(documented, known) {
-		t.Errorf("documented are the outcomes %q, there are %q", documented, known)
+	if !slices.Equal(outcomes, known) {
+		t.Errorf("documented are the outcomes %q, there are %q", outcomes, known)
 	}
 }
 
-var tableMark = regexp.MustCompile(`<!-- messages -->`)
+// tableMark stands above a table of messages. Those of what the server logs are marked so.
+var tableMark = regexp.MustCompile(`<!-- (messages(?:: logged)?) -->`)
 
 // A person searches the documentation for what a log says: each message in its
 // tables is one that the code has, word for word.
@@ -78,7 +77,7 @@ func TestMessagesAreTheCodes(t *testing.T) {
 	code = regexp.MustCompile(`" ?\+\n\s*"`).ReplaceAllString(code, "") // within long literals
 	found := 0
 	for _, p := range pages(t) {
-		for _, message := range messagesIn(t, p) {
+		for _, message := range messagesIn(t, p, "") {
 			found++
 			for part := range strings.SplitSeq(message, "…") {
 				if !strings.Contains(code, strings.TrimSpace(part)) {
@@ -92,13 +91,17 @@ func TestMessagesAreTheCodes(t *testing.T) {
 	}
 }
 
-// messagesIn returns the messages in all tables of a page that are marked so.
-func messagesIn(t *testing.T, p page) (all []string) {
+// messagesIn returns the messages in all tables of a page whose mark ends so.
+func messagesIn(t *testing.T, p page, ending string) (all []string) {
 	t.Helper()
 	rest := p
-	for _, at := range tableMark.FindAllStringIndex(p.prose, -1) {
+	for _, at := range tableMark.FindAllStringSubmatchIndex(p.prose, -1) {
+		mark := p.prose[at[2]:at[3]]
+		if !strings.HasSuffix(mark, ending) {
+			continue
+		}
 		rest.prose = p.prose[at[0]:]
-		for _, row := range marked(t, rest, "messages") {
+		for _, row := range marked(t, rest, mark) {
 			all = append(all, spans(row[0])...)
 		}
 	}
@@ -106,18 +109,21 @@ func messagesIn(t *testing.T, p page) (all []string) {
 }
 
 // A line of the log that the documentation does not have leaves whoever sees it
-// alone: each message that the server or a source logs is in a table of the
-// server's page, or begins with one that is.
+// alone: each message that the server or a source logs is in a table of what is logged, or
+// begins with a message that is.
 func TestLoggedMessagesAreDocumented(t *testing.T) {
-	documented := messagesIn(t, pageOf(t, serverPage))
+	var tables []string
+	for _, p := range pages(t) {
+		tables = append(tables, messagesIn(t, p, ": logged")...)
+	}
 	logged := literals(source(t, "server", "sources"),
 		`\blog\.(?:Debug|Info|Warn|Error|Log)\((?:\w+, )?"([^"]+)"`)
 	logged = append(logged, literals(source(t, "server"), `\ba\.log\(ctx, \w+, "([^"]+)"`)...)
 	for _, message := range logged {
-		if !slices.ContainsFunc(documented, func(d string) bool {
+		if !slices.ContainsFunc(tables, func(d string) bool {
 			return strings.HasPrefix(message, strings.TrimSuffix(d, "…"))
 		}) {
-			t.Errorf("%s has no message %q", serverPage, message)
+			t.Errorf("no table of what is logged has %q", message)
 		}
 	}
 	if len(logged) < 20 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -103,10 +104,7 @@ func TestAuditLines(t *testing.T) {
 // decision returns the only line about an attestation, without its time.
 func (b *logBuffer) decision(t *testing.T) string {
 	t.Helper()
-	documented, err := os.ReadFile("../docs/plugin_server_nodeattestor_tpm.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	documented := documentedFields(t)
 	var found []string
 	for line := range strings.Lines(b.buf.String()) {
 		var entry map[string]any
@@ -118,7 +116,7 @@ func (b *logBuffer) decision(t *testing.T) string {
 			continue
 		}
 		for field := range entry {
-			if !strings.HasPrefix(field, "@") && !strings.Contains(string(documented), "`"+field+"`") {
+			if !strings.HasPrefix(field, "@") && !strings.Contains(documented, "`"+field+"`") {
 				t.Errorf("the field %q is not documented", field)
 			}
 		}
@@ -129,6 +127,28 @@ func (b *logBuffer) decision(t *testing.T) string {
 		t.Fatalf("%d lines about one attestation: %q", len(found), found)
 	}
 	return found[0]
+}
+
+// documentedFields returns the table of the audit line's fields, on whatever page it is.
+func documentedFields(t *testing.T) string {
+	t.Helper()
+	const mark = "<!-- fields -->\n\n"
+	files, err := filepath.Glob("../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, table, found := strings.Cut(string(text), mark); found {
+			table, _, _ = strings.Cut(table, "\n\n")
+			return table
+		}
+	}
+	t.Fatalf("no page in docs has a table below %q", mark)
+	return ""
 }
 
 // golden compares a text with a file. With UPDATE_GOLDEN=1, it writes the file.
