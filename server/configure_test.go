@@ -215,3 +215,37 @@ func TestTornSourceAtStart(t *testing.T) {
 		t.Errorf("the log says %v", line)
 	}
 }
+
+// The hardened chart always sets ca_path beside hash_path, to a folder that it makes. As long as the
+// folder is empty, a machine that nobody has listed must not be told to try again for ever.
+func TestEmptyCAFolderBesideHashes(t *testing.T) {
+	listed := attestortest.New(t, attestortest.Options{})
+	stranger := attestortest.New(t, attestortest.Options{Number: 1, CA: attestortest.NewCA(t, "Example vendor")})
+	cas, hashes := t.TempDir(), hashDir(t, listed)
+	for _, tt := range []struct {
+		text string
+		code codes.Code // of what the stranger is told
+	}{
+		{fmt.Sprintf("ca_path = %q\nhash_path = %q", cas, hashes), codes.PermissionDenied},
+		// In all other configurations, an empty folder is a mount that is not there.
+		{fmt.Sprintf("ca_path = %q", cas), codes.Unavailable},
+		{fmt.Sprintf("ca_path = %q\nhash_path = %q", cas, ""), codes.Unavailable},
+		{fmt.Sprintf(`source "ek_ca" "ca_path" { ca_path = %q }
+			source "hash_dir" "hash_path" { path = %q }
+			allow "default" { any = ["ca_path", "hash_path"] }`, cas, hashes), codes.Unavailable},
+	} {
+		p := serve(t)
+		p.configure(t, tt.text)
+		_, err := p.attestTPM(t, stranger)
+		wantStatus(t, err, tt.code, "")
+		if !strings.Contains(tt.text, hashes) {
+			continue
+		}
+		if _, err := p.attestTPM(t, listed); err != nil {
+			t.Errorf("%s: the listed machine: %v", tt.text, err)
+		}
+		if tt.code == codes.PermissionDenied {
+			p.log.await(t, "is an empty folder")
+		}
+	}
+}

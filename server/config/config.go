@@ -105,7 +105,7 @@ func (in *input) parse(identity web.IdentityProvider) *Config {
 	c.dropEmpty(b)
 	c.Quote = decodeQuote(ps, b.all(quoteKey))
 	c.warnOfQuote()
-	all, allow, deny := in.decodeRoot(b, spire{in.trustDomain, identity, c.Quote})
+	all, allow, deny := in.decodeRoot(b, spire{trustDomain: in.trustDomain, identity: identity, quote: c.Quote})
 	b.finish()
 	c.checkAgentPath(ps, all, allow)
 	c.assemble(ps, all, allow, deny)
@@ -165,6 +165,7 @@ func (c *Config) dropEmpty(b *body) {
 // decodeIncumbent reads the keys of the incumbent's configuration. Each of the sources that
 // it returns admits.
 func (in *input) decodeIncumbent(b *body, of spire) (all []definition) {
+	of.besideHashes = b.has("hash_path")
 	for _, old := range incumbentKeys {
 		if !b.has(old.name) {
 			continue

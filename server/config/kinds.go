@@ -64,6 +64,8 @@ type spire struct {
 	trustDomain spiffeid.TrustDomain // zero if it is not known
 	identity    web.IdentityProvider
 	quote       *Quote // nil if machines are not asked to quote
+	// besideHashes is whether a source is the key ca_path beside hash_path.
+	besideHashes bool
 }
 
 // kinds returns all kinds of sources. To add a kind, add it here.
@@ -107,8 +109,8 @@ func ekCA() kind {
 	return kind{
 		name:    "ek_ca",
 		example: `source "ek_ca" "vendors" { ca_path = "/etc/tpm/cas" }`,
-		read: reader(ekca.New, func(c *ekca.Config, _ spire) []key {
-			c.CRL = ekca.CRLOff
+		read: reader(ekca.New, func(c *ekca.Config, of spire) []key {
+			c.CRL, c.MayBeEmpty = ekca.CRLOff, of.besideHashes
 			return []key{
 				fileOrFolder("ca_path", &c.CAPath),
 				pathMap("bundles", bundles, &c.Bundles),

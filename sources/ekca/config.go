@@ -46,6 +46,7 @@ const (
 type Config struct {
 	CAPath       string
 	Bundles      map[string]string
+	MayBeEmpty   bool
 	PollInterval time.Duration
 
 	AIAHosts []string
@@ -64,7 +65,7 @@ type Config struct {
 // store returns what the trust store needs.
 func (c Config) store() truststore.Config {
 	return truststore.Config{
-		CAPath: c.CAPath, Bundles: c.Bundles, PollInterval: c.PollInterval,
+		CAPath: c.CAPath, Bundles: c.Bundles, MayBeEmpty: c.MayBeEmpty, PollInterval: c.PollInterval,
 		AIAHosts: c.AIAHosts, MirrorURL: c.MirrorURL, CRL: c.CRL, CachePath: c.CachePath,
 		Now: c.Now, Bases: slices.Sorted(maps.Values(c.EKCertificateURLs)),
 	}

@@ -336,6 +336,44 @@ func TestOneBundleNotMounted(t *testing.T) {
 	wantListed(t, src, a.ek(t))
 }
 
+// A chart makes the CA folder of everybody who has no CA: if that may be empty, it lists nobody and
+// says so. A folder whose CAs have gone is still a mount that is not there: it keeps what it held.
+func TestFolderThatMayBeEmpty(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "mount")
+	mkdir(t, dir)
+	a := newRoot(t, "A")
+	src := load(t, ekca.Config{CAPath: dir, MayBeEmpty: true})
+	wantNotListed(t, "no configured CA", src, a.ek(t))
+	wantWarning(t, src.Status().Warnings, dir, "is an empty folder")
+	if st := src.Status(); st.Entries != 0 || st.Confirmed.IsZero() {
+		t.Errorf("the status is %+v", st)
+	}
+
+	ruined := write(t, filepath.Join(dir, "a.pem"), []byte("garbage"))
+	if err := src.Load(t.Context()); err == nil {
+		t.Error("a folder without a usable CA certificate was loaded")
+	}
+	wantNotListed(t, "no configured CA", src, a.ek(t))
+	write(t, ruined, pemOf(a.cert))
+	if err := src.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantListed(t, src, a.ek(t))
+	if warnings := src.Status().Warnings; len(warnings) > 0 {
+		t.Errorf("there are warnings: %q", warnings)
+	}
+
+	if err := os.Remove(ruined); err != nil {
+		t.Fatal(err)
+	}
+	err := src.Load(t.Context())
+	if err == nil {
+		t.Fatal("an emptied folder was loaded")
+	}
+	wantText(t, err.Error(), "is empty: mount it")
+	wantListed(t, src, a.ek(t))
+}
+
 // A vendor whose certificates have all expired may not stop the others.
 func TestOneBundleWithoutUsableCA(t *testing.T) {
 	good := newRoot(t, "Good")

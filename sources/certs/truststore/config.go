@@ -59,6 +59,10 @@ type Config struct {
 	// Bundles are such files or folders by the name that their selectors
 	// carry, 1 to 64 of a-z, 0-9, _ and -. A CA may be in several.
 	Bundles map[string]string
+	// MayBeEmpty is true if CAPath may be a folder that has no file yet: it lists nobody, and
+	// Status has a warning. A folder from which something was loaded, and that is empty now, is
+	// taken for a mount that has gone, as without MayBeEmpty. No key of a configuration is for it.
+	MayBeEmpty bool
 	// PollInterval is how often the files are looked at for changes; 30
 	// seconds if it is zero.
 	PollInterval time.Duration

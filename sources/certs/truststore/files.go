@@ -46,6 +46,14 @@ type seenFile struct {
 // fileSet is what a look at the configured paths shows, in order.
 type fileSet []seenFile
 
+// emptyFolderError is a CA folder, by its path, that has no file.
+type emptyFolderError string
+
+func (e emptyFolderError) Error() string {
+	return fmt.Sprintf("the CA folder %q is empty: "+
+		"mount it, put a CA certificate there, or remove it from the configuration", string(e))
+}
+
 // errChanged is the error of a file that is no more what a look at it showed.
 var errChanged = errors.New("changed while it was read")
 
@@ -106,8 +114,7 @@ func lookAt(ctx context.Context, l location) (fileSet, error) {
 		found = append(found, f)
 	}
 	if len(found) == 0 {
-		return nil, fmt.Errorf("the CA folder %q is empty: "+
-			"mount it, put a CA certificate there, or remove it from the configuration", l.path)
+		return nil, emptyFolderError(l.path)
 	}
 	return found, nil
 }

@@ -91,7 +91,7 @@ func (s *Store) load(ctx context.Context, previous *state) (*state, error) {
 		if err != nil {
 			return nil, err
 		}
-		r := reading{previous: previous, last: n == maxReadings}
+		r := reading{previous: previous, last: n == maxReadings, mayBeEmpty: s.cfg.MayBeEmpty}
 		err = r.readAll(ctx, seen)
 		if errors.Is(err, errChanged) && !r.last {
 			continue
@@ -120,7 +120,7 @@ func (s *Store) assemble(ctx context.Context, seen fileSet, r *reading) (*state,
 		return nil, err
 	}
 	warnings = shorten(append(r.warnings, warnings...))
-	if all.Valid() == 0 {
+	if all.Valid() == 0 && !r.empty {
 		return nil, fmt.Errorf("no usable CA certificate at %s: %s",
 			s.describePaths(), strings.Join(append(warnings, "put a CA certificate there"), "; "))
 	}
@@ -153,11 +153,13 @@ func shorten(warnings []string) []string {
 type reading struct {
 	previous *state // nil at first
 	last     bool   // there is no further one: a file that keeps changing is left as it was
-	files    []caFile
-	warnings []string
-	failed   []error // why configured paths could not be read
-	size     int
-	entries  int
+	// mayBeEmpty is Config.MayBeEmpty. empty is whether that is why nothing was found.
+	mayBeEmpty, empty bool
+	files             []caFile
+	warnings          []string
+	failed            []error // why configured paths could not be read
+	size              int
+	entries           int
 }
 
 func (r *reading) readAll(ctx context.Context, seen fileSet) error {
@@ -184,6 +186,11 @@ func (r *reading) readPath(ctx context.Context, files fileSet) error {
 	for _, f := range files {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("read the CA files: %w", err)
+		}
+		if _, empty := errors.AsType[emptyFolderError](f.err); empty && r.mayBeEmpty && !r.previous.holds() {
+			r.empty = true
+			r.warn(f, "is an empty folder: no machine is listed for its EK certificate until a CA certificate is there")
+			return nil
 		}
 		why, err := f.fault(), error(nil)
 		if why == "" {
@@ -293,6 +300,9 @@ func (s *state) entriesOf(l location) []certs.Entry {
 	}
 	return nil
 }
+
+// holds reports whether anything was read at the last Load. s may be nil.
+func (s *state) holds() bool { return s != nil && len(s.files) > 0 }
 
 // holdsTheSame reports whether two states are made of the same files. previous may be
 // nil.
