@@ -65,6 +65,15 @@ func TestMetricsAreDocumented(t *testing.T) {
 	if !slices.Equal(outcomes, known) {
 		t.Errorf("documented are the outcomes %q, there are %q", outcomes, known)
 	}
+	var reasons []string
+	for _, row := range documented(t, "reasons") {
+		reasons = append(reasons, spans(row[0])...)
+	}
+	slices.Sort(reasons)
+	known = literals(read(t, "server/failure.go"), `reason\w+\s+reason = "([a-z_]+)"`)
+	if !slices.Equal(reasons, known) {
+		t.Errorf("documented are the reasons %q, there are %q", reasons, known)
+	}
 }
 
 // tableMark stands above a table of messages. Those of what the server logs are marked so.

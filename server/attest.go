@@ -48,11 +48,14 @@ func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) (err er
 	}
 	a := &attestation{generation: g, plugin: p, stream: stream, begun: time.Now()}
 	// A panic is counted, too.
-	outcome := outcomeInternal
-	defer func() { p.metrics.attested(outcome, time.Since(a.begun), &a.decision) }()
+	outcome, why := outcomeInternal, reason("")
+	defer func() {
+		p.metrics.attested(outcome, time.Since(a.begun), &a.decision)
+		p.metrics.explain(outcome, why)
+	}()
 	attributes, failed := a.run(stream.Context())
 	if failed != nil {
-		outcome = failed.outcome
+		outcome, why = failed.outcome, failed.reason
 		return a.fail(stream.Context(), failed)
 	}
 	err = stream.Send(&nodeattestorv1.AttestResponse{
@@ -63,6 +66,7 @@ func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) (err er
 		return a.fail(stream.Context(), left(stream.Context(), err))
 	}
 	outcome = outcomeAdmitted
+	p.metrics.proved(a.boot, a.devID)
 	a.logAdmission(stream.Context(), attributes.GetSpiffeId())
 	a.noteAddress(stream.Context())
 	return nil
@@ -72,7 +76,7 @@ func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) (err er
 func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes, *failure) {
 	defer a.plugin.open.Add(-1)
 	if a.plugin.open.Add(1) > maxOpen {
-		return nil, tooMany("too many attestations are open")
+		return nil, tooMany(reasonOpen, "too many attestations are open")
 	}
 	first, failed := receive(ctx, attestor.MaxPayloadSize, &a.plugin.held.payloads)
 	if failed != nil {
@@ -82,7 +86,7 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 	// A stream that sends nothing is not under way.
 	defer a.plugin.underWay.Add(-1)
 	if a.plugin.underWay.Add(1) > maxUnderWay {
-		return nil, tooMany("too many attestations are in progress")
+		return nil, tooMany(reasonUnderWay, "too many attestations are in progress")
 	}
 	session, failed := a.begin(first)
 	if failed != nil {
@@ -106,10 +110,10 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 	held.move(a.plugin.held.of(a.decision.Known))
 	if !a.decision.Known {
 		if held.evidence.Incomplete {
-			return nil, tooMany("the certificates of too many TPMs that no source lists so far are held")
+			return nil, tooMany(reasonCerts, "the certificates of too many TPMs that no source lists so far are held")
 		}
 		if !a.plugin.strangers.Take() {
-			return nil, tooMany("too many attestations of TPMs that no source lists so far are in progress")
+			return nil, tooMany(reasonStrangers, "too many attestations of TPMs that no source lists so far are in progress")
 		}
 		defer a.plugin.strangers.Leave()
 	}
@@ -151,7 +155,7 @@ func (a *attestation) decide(ctx context.Context, session *attestor.Session, pro
 func (a *attestation) renew(ek crypto.PublicKey) *failure {
 	g := a.plugin.current.Load()
 	if g == nil {
-		return unavailable("the plugin is shutting down")
+		return unavailable(reasonChanged, "the plugin is shutting down")
 	}
 	if g == a.generation {
 		return nil
@@ -249,7 +253,7 @@ func idOf(c *config.Config, ekHash sources.EKHash, d *policy.Decision) (spiffeid
 	switch {
 	case errors.Is(err, errUnsure):
 		return spiffeid.ID{}, &failure{
-			outcome: outcomeUnavailable, code: codes.Unavailable,
+			outcome: outcomeUnavailable, reason: reasonUnsureID, code: codes.Unavailable,
 			told: "the server cannot tell right now which SPIFFE ID this machine gets", why: err.Error(),
 		}
 	case err != nil:

@@ -18,7 +18,7 @@ func (a *attestation) mayAskDevID(session *attestor.Session) bool {
 // configuration needs by now: without it, the machine would be refused for good.
 func (a *attestation) checkDevID(session *attestor.Session) *failure {
 	if a.mayAskDevID(session) && !a.askedDevID {
-		return unavailable("the configuration asks for a DevID, and the challenge did not")
+		return unavailable(reasonChanged, "the configuration asks for a DevID, and the challenge did not")
 	}
 	return nil
 }

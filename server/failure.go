@@ -13,6 +13,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/server/boot"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
@@ -38,6 +39,38 @@ var outcomes = [...]outcome{
 	outcomeNoAnswer, outcomeAgentLeft, outcomeNoID, outcomeSecondUse, outcomeInternal,
 }
 
+// reason is why an attestation was refused, or why something could not tell, as the metrics count
+// it. It tells apart what an outcome does not.
+type reason string
+
+// The reasons.
+const (
+	reasonDenied     reason = "deny_rule"     // a deny rule holds, or might hold
+	reasonNoRule     reason = "no_allow_rule" // no allow rule holds, or it is not known whether any does
+	reasonNoQuote    reason = "no_quote"      // the agent cannot quote PCRs, and has to
+	reasonEventLog   reason = "event_log"     // the event log does not account for the PCRs
+	reasonChanged    reason = "configuration" // the configuration has changed meanwhile
+	reasonAgentStore reason = "agent_store"   // it is not known whether the machine was admitted before
+	reasonUnsureID   reason = "id"            // it is not known which ID the machine gets
+	reasonOther      reason = "other"
+	reasonOpen       reason = "too_many_open"         // maxOpen
+	reasonUnderWay   reason = "too_many_under_way"    // maxUnderWay
+	reasonStrangers  reason = "too_many_strangers"    // maxUnknown
+	reasonMessages   reason = "too_many_messages"     // maxArriving, maxAnswering
+	reasonCerts      reason = "too_many_certificates" // maxStrangers
+	reasonAnswers    reason = "too_many_answers"      // maxAnswers
+	reasonAdmissions reason = "too_many_admissions"   // maxReserved
+)
+
+// reasons has the reasons that each outcome may have; the others have none.
+var reasons = map[outcome][]reason{
+	outcomeRefused: {reasonDenied, reasonNoRule, reasonNoQuote, reasonEventLog, reasonOther},
+	outcomeUnavailable: {
+		reasonDenied, reasonNoRule, reasonChanged, reasonAgentStore, reasonUnsureID, reasonOther,
+		reasonOpen, reasonUnderWay, reasonStrangers, reasonMessages, reasonCerts, reasonAnswers, reasonAdmissions,
+	},
+}
+
 // failure is why an attestation has ended without admission.
 //
 // The codes: InvalidArgument if the evidence is malformed; PermissionDenied if the machine is
@@ -46,7 +79,9 @@ var outcomes = [...]outcome{
 // faults.
 type failure struct {
 	outcome outcome
-	code    codes.Code
+	// reason is empty if the outcome has no reasons.
+	reason reason
+	code   codes.Code
 	// told is what the agent learns: nothing about the content of lists.
 	told string
 	// why is for the log.
@@ -86,34 +121,45 @@ func (a *attestation) notAdmitted(ctx context.Context) *failure {
 func notAdmitted(d *policy.Decision) *failure {
 	switch {
 	case d.Outcome == policy.Unavailable && len(d.MaybeDenied) > 0:
-		return unavailable("deny rule " + strings.Join(d.MaybeDenied, ", ") + " might hold")
+		return unavailable(crowdedOr(reasonDenied, d), "deny rule "+strings.Join(d.MaybeDenied, ", ")+" might hold")
 	case d.Outcome == policy.Unavailable:
-		return unavailable("no allow rule holds, and a source cannot tell")
+		return unavailable(crowdedOr(reasonNoRule, d), "no allow rule holds, and a source cannot tell")
 	case len(d.Denied) > 0:
-		return refused("deny rule " + strings.Join(d.Denied, ", ") + " holds")
+		return refused(reasonDenied, "deny rule "+strings.Join(d.Denied, ", ")+" holds")
 	default:
-		return refused("no allow rule holds")
+		return refused(reasonNoRule, "no allow rule holds")
 	}
 }
 
-func unavailable(why string) *failure {
+// crowdedOr returns the reason why a decision could not be made: r, unless a source was not waited
+// for because too many strangers wait.
+func crowdedOr(r reason, d *policy.Decision) reason {
+	for i := range d.Answers {
+		if errors.Is(d.Answers[i].Err, admission.ErrCrowded) {
+			return reasonStrangers
+		}
+	}
+	return r
+}
+
+func unavailable(r reason, why string) *failure {
 	return &failure{
-		outcome: outcomeUnavailable, code: codes.Unavailable,
+		outcome: outcomeUnavailable, reason: r, code: codes.Unavailable,
 		told: "the server cannot tell right now whether to admit this TPM", why: why,
 	}
 }
 
 // tooMany is the failure if too much is under way already.
-func tooMany(why string) *failure {
+func tooMany(limit reason, why string) *failure {
 	return &failure{
-		outcome: outcomeUnavailable, code: codes.Unavailable,
+		outcome: outcomeUnavailable, reason: limit, code: codes.Unavailable,
 		told: "the server is busy", why: why,
 	}
 }
 
-func refused(why string) *failure {
+func refused(r reason, why string) *failure {
 	return &failure{
-		outcome: outcomeRefused, code: codes.PermissionDenied,
+		outcome: outcomeRefused, reason: r, code: codes.PermissionDenied,
 		told: "this TPM is not admitted", why: why,
 	}
 }

@@ -67,6 +67,13 @@ func (r *reservations) release(id spiffeid.ID) {
 	delete(r.until, key)
 }
 
+// count returns how many IDs are reserved, or were until the last sweep.
+func (r *reservations) count() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return int64(len(r.until))
+}
+
 // firstUse checks that no agent with this ID has been attested before, and that none is being
 // attested: for configurations in which SPIRE never asks again whether a machine is still
 // welcome. If it returns nil, the ID stays reserved until SPIRE has stored the agent or has
@@ -83,7 +90,7 @@ func (p *Plugin) firstUse(ctx context.Context, id spiffeid.ID) *failure {
 	// before it.
 	reserved, full := p.reserved.reserve(id)
 	if full {
-		return tooMany("too many machines are being admitted for the first time, and reattest is false")
+		return tooMany(reasonAdmissions, "too many machines are being admitted for the first time, and reattest is false")
 	}
 	stored, admitted := false, false
 	defer func() {
@@ -100,7 +107,7 @@ func (p *Plugin) firstUse(ctx context.Context, id spiffeid.ID) *failure {
 		return nil
 	case code == codes.NotFound:
 		return &failure{
-			outcome: outcomeUnavailable, code: codes.Unavailable,
+			outcome: outcomeUnavailable, reason: reasonAgentStore, code: codes.Unavailable,
 			told: "this machine is being admitted already: if that fails, it can be admitted again in two minutes",
 			why: "reattest is false and the agent " + id.String() + " was admitted less than two minutes ago; " +
 				"SPIRE has not stored it yet, or could not",
@@ -115,7 +122,7 @@ func (p *Plugin) firstUse(ctx context.Context, id spiffeid.ID) *failure {
 		}
 	default:
 		return &failure{
-			outcome: outcomeUnavailable, code: codes.Unavailable,
+			outcome: outcomeUnavailable, reason: reasonAgentStore, code: codes.Unavailable,
 			told: "the server cannot tell right now whether this machine has been admitted before",
 			why:  "ask SPIRE's AgentStore: " + err.Error(),
 		}

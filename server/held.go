@@ -82,6 +82,9 @@ func (b *budget) take(n int64) bool {
 	}
 }
 
+// share returns how much of the budget is held, from 0 to 1.
+func (b *budget) share() float64 { return float64(b.bytes.Load()) / float64(b.most) }
+
 // give gives back n bytes that were taken.
 func (b *budget) give(n int64) { b.bytes.Add(-n) }
 

@@ -1,14 +1,17 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"math"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"time"
 
 	metricsv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/common/metrics/v1"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
@@ -24,10 +27,14 @@ import (
 //     effect, allow or deny.
 //   - tpm.attestation.trial counts them by each rule on trial, with its effect and its
 //     result.
+//   - tpm.attestation.reason counts those that were refused, or for which something could not
+//     tell, by outcome and reason.
+//   - tpm.attestation.evidence counts admitted machines by what they have proved besides
+//     their EK.
 //   - tpm.attestation.elapsed_time is how long they took, in milliseconds, by outcome: for
 //     each outcome, maxSamples in metricsInterval, chosen at random.
 //   - tpm.source counts answers by source and verdict.
-//   - tpm.source.up, .entries, .serial, .serial_low, .age and .stuck are what each source
+//   - tpm.source.up, .entries, .serial, .serial_low, .age, .stale, .expires and .stuck are what each source
 //     serves, tpm.source.refresh counts its attempts to load, and tpm.source.fetch its
 //     attempts to fetch what evidence names; see watch.
 //   - tpm.source.unchecked counts answers by which a source lists a TPM although it could
@@ -37,6 +44,8 @@ import (
 //   - tpm.configuration counts configurations by result; a refused configuration leaves
 //     the previous one in use.
 //   - tpm.version is 1, with the plugin's version.
+//   - tpm.limit.used is how much of each limit of the server is in use, and tpm.memory what
+//     its memory is; see load.
 //   - tpm.heartbeat counts how often the gauges were set: it grows for as long as the
 //     plugin lives.
 //   - tpm.dropped counts events that are missing above, because SPIRE took no metrics and
@@ -46,18 +55,24 @@ const (
 	metricAttest  = "attestation"
 	metricRule    = "rule"
 	metricTrial   = "trial"
+	metricReason  = "reason"
+	metricProved  = "evidence"
 	metricElapsed = "elapsed_time"
 	metricSource  = "source"
 	metricDropped = "dropped"
 	metricBeat    = "heartbeat"
 	metricConfig  = "configuration"
 	metricVersion = "version"
+	metricLimit   = "limit"
+	metricUsed    = "used"
+	metricMemory  = "memory"
 
 	metricUp          = "up"
 	metricEntries     = "entries"
 	metricSerial      = "serial"
 	metricSerialLow   = "serial_low"
 	metricAge         = "age"
+	metricStale       = "stale"
 	metricExpires     = "expires"
 	metricStuck       = "stuck"
 	metricRefresh     = "refresh"
@@ -169,6 +184,34 @@ func (m *metrics) attested(o outcome, elapsed time.Duration, d *policy.Decision)
 		m.times[o] = &times{}
 	}
 	m.times[o].add(elapsed)
+}
+
+// explain counts why an attestation has ended, if its outcome does not say that already.
+func (m *metrics) explain(o outcome, why reason) {
+	if len(reasons[o]) == 0 {
+		return
+	}
+	m.add(ofReason(o, cmp.Or(why, reasonOther)), 1)
+}
+
+// What an admitted machine may have proved besides its EK.
+const (
+	evidenceQuote = "quote"
+	evidenceLog   = "event_log"
+	evidenceDevID = "devid"
+)
+
+// proved counts what an admitted machine has proved besides its EK.
+func (m *metrics) proved(b *sources.Boot, d *sources.DevID) {
+	if b != nil {
+		m.add(ofEvidence(evidenceQuote), 1)
+		if b.Log != nil {
+			m.add(ofEvidence(evidenceLog), 1)
+		}
+	}
+	if d != nil {
+		m.add(ofEvidence(evidenceDevID), 1)
+	}
 }
 
 // deniedBy returns the deny rules that decided.
@@ -287,6 +330,16 @@ func ofOutcome(o outcome) counter {
 	return counter{[2]string{metricAttest}, [3][2]string{{"outcome", string(o)}}}
 }
 
+func ofReason(o outcome, why reason) counter {
+	return counter{
+		[2]string{metricAttest, metricReason}, [3][2]string{{"outcome", string(o)}, {"reason", string(why)}},
+	}
+}
+
+func ofEvidence(what string) counter {
+	return counter{[2]string{metricAttest, metricProved}, [3][2]string{{"evidence", what}}}
+}
+
 func ofRule(o outcome, effect, rule string) counter {
 	return counter{
 		[2]string{metricAttest, metricRule},
@@ -346,6 +399,12 @@ func expected(rules policy.Policy, sourceNames []string) []counter {
 	all := []counter{ofAlternating(), ofConfig(configAccepted), ofConfig(configRefused)}
 	for _, o := range outcomes {
 		all = append(all, ofOutcome(o))
+		for _, why := range reasons[o] {
+			all = append(all, ofReason(o, why))
+		}
+	}
+	for _, what := range []string{evidenceQuote, evidenceLog, evidenceDevID} {
+		all = append(all, ofEvidence(what))
 	}
 	for _, side := range []struct {
 		effect string
@@ -381,16 +440,24 @@ func (m *metrics) gauges(ctx context.Context, source string, before, now map[str
 	}
 }
 
-// gauge sets a gauge, which has one label.
+// load tells how much of each limit is in use, from 0 to 1, and how much memory the process has.
+func (m *metrics) load(ctx context.Context, used map[reason]float64, memory uint64) {
+	for limit, share := range used {
+		m.gauge(ctx, share, "limit", strings.TrimPrefix(string(limit), "too_many_"), metricLimit, metricUsed)
+	}
+	m.gauge(ctx, float64(memory), "", "", metricMemory)
+}
+
+// gauge sets a gauge, which has one label, or none.
 func (m *metrics) gauge(ctx context.Context, value float64, label, of string, name ...string) {
 	if m == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, metricsTimeout)
 	defer cancel()
-	_, _ = m.client.SetGauge(ctx, &metricsv1.SetGaugeRequest{
-		Key:    append([]string{metricRoot}, name...),
-		Val:    float32(value),
-		Labels: []*metricsv1.Label{{Name: label, Value: of}},
-	})
+	req := &metricsv1.SetGaugeRequest{Key: append([]string{metricRoot}, name...), Val: float32(value)}
+	if label != "" {
+		req.Labels = []*metricsv1.Label{{Name: label, Value: of}}
+	}
+	_, _ = m.client.SetGauge(ctx, req)
 }

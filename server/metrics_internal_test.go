@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -16,6 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
@@ -190,4 +193,47 @@ func TestTimesAreChosenAtRandom(t *testing.T) {
 	if share := float64(early) / (rounds * maxSamples); share < 0.45 || share > 0.55 {
 		t.Errorf("%.2f of the chosen are of the first half", share)
 	}
+}
+
+// A machine that nobody waited for, because strangers take all places, must not be counted as if
+// its source were broken: the remedy is another one.
+func TestReasonOfACrowd(t *testing.T) {
+	d := policy.Decision{Outcome: policy.Unavailable, Answers: []policy.Answer{{Source: "slow", Err: errors.New("down")}}}
+	if f := notAdmitted(&d); f.reason != reasonNoRule {
+		t.Errorf("a source that is down is counted as %q", f.reason)
+	}
+	d.Answers[0].Err = fmt.Errorf("slow: %w", admission.ErrCrowded)
+	if f := notAdmitted(&d); f.reason != reasonStrangers {
+		t.Errorf("a crowd is counted as %q", f.reason)
+	}
+}
+
+// Which share of a fleet quotes its boot, sends a log or has a DevID shows whether a rule may
+// require it. Each is counted once, and what nobody has proved is zero before it grows.
+func TestMetricsOfEvidence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &board{values: map[string]float32{}}
+		m := startMetrics(&metricsv1.MetricsServiceClient{MetricsClient: b})
+		for _, c := range expected(policy.Policy{}, nil) {
+			m.add(c, 0)
+		}
+		m.proved(nil, nil)
+		m.proved(&sources.Boot{}, nil)
+		m.proved(&sources.Boot{Log: &sources.BootLog{}}, &sources.DevID{})
+		m.explain(outcomeAdmitted, "")
+		m.explain(outcomeUnavailable, "") // a failure that forgets its reason is counted all the same
+		m.close()
+		for name, want := range map[string]float32{
+			"tpm.attestation.evidence evidence=quote":                     2,
+			"tpm.attestation.evidence evidence=event_log":                 1,
+			"tpm.attestation.evidence evidence=devid":                     1,
+			"tpm.attestation.reason outcome=refused reason=other":         0,
+			"tpm.attestation.reason outcome=unavailable reason=other":     1,
+			"tpm.attestation.reason outcome=refused reason=no_allow_rule": 0,
+		} {
+			if got, told := b.values[name]; got != want || !told {
+				t.Errorf("%s is %v, told: %v, want %v", name, got, told, want)
+			}
+		}
+	})
 }

@@ -14,10 +14,13 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/spiffe/spire-plugin-sdk/pluginsdk"
 	metricsv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/common/metrics/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+	"github.com/spire-tpm/spire-tpm-attestor/server"
 )
 
 // fakeMetrics is SPIRE's Metrics host service.
@@ -119,6 +122,9 @@ func TestMetrics(t *testing.T) {
 		"tpm.attestation outcome=malformed":                                1,
 		"tpm.attestation outcome=challenge_failed":                         1,
 		"tpm.attestation outcome=unavailable":                              1,
+		"tpm.attestation.reason outcome=refused reason=deny_rule":          1,
+		"tpm.attestation.reason outcome=refused reason=no_allow_rule":      1,
+		"tpm.attestation.reason outcome=unavailable reason=deny_rule":      1,
 		"tpm.attestation.rule outcome=admitted effect=allow rule=fleet":    1,
 		"tpm.attestation.rule outcome=refused effect=deny rule=stolen":     1,
 		"tpm.attestation.rule outcome=unavailable effect=deny rule=stolen": 1,
@@ -141,9 +147,32 @@ func TestMetrics(t *testing.T) {
 	got := maps.Clone(fake.counts)
 	delete(got, "tpm.heartbeat")
 	delete(got, "tpm.configuration result=ok")
-	maps.DeleteFunc(got, func(_ string, n float32) bool { return n == 0 }) // told before there is one
+	maps.DeleteFunc(got, func(name string, n float32) bool {
+		return n == 0 || strings.HasPrefix(name, "gauge ") // told before there is one, or at any time
+	})
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("counters (-want +got):\n%s", d)
+	}
+}
+
+// A fleet that is turned away because a limit is reached looks like a source that cannot tell:
+// the reason says which limit. How much of each limit is in use is known before it is reached.
+func TestMetricsOfLimits(t *testing.T) {
+	fake := newFakeMetrics()
+	p := serve(t, fake.server())
+	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
+	p.configure(t, oneHashDir(hashDir(t, tpm)))
+	p.SetUnderWay(server.MaxUnderWay)
+	if _, err := p.attestTPM(t, tpm); status.Code(err) != codes.Unavailable {
+		t.Errorf("while too many are under way, a machine is told %v", err)
+	}
+	fake.await(t, "tpm.attestation.reason outcome=unavailable reason=too_many_under_way", 1)
+	p.configure(t, oneHashDir(hashDir(t, tpm))) // so that gauges are told soon
+	fake.await(t, "gauge tpm.limit.used limit=under_way", 1)
+	fake.await(t, "gauge tpm.memory", 1<<20)
+	p.SetUnderWay(0)
+	if _, err := p.attestTPM(t, tpm); err != nil {
+		t.Error(err)
 	}
 }
 

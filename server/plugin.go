@@ -135,7 +135,22 @@ func (p *Plugin) startWatch() {
 		}
 		return policy.Policy{}
 	}
+	p.watch.used = p.used
 	p.watch.start()
+}
+
+// used returns how much of each limit is in use, from 0 to 1.
+func (p *Plugin) used() map[reason]float64 {
+	share := func(n, most int64) float64 { return float64(n) / float64(most) }
+	return map[reason]float64{
+		reasonOpen:       share(p.open.Load(), maxOpen),
+		reasonUnderWay:   share(p.underWay.Load(), maxUnderWay),
+		reasonStrangers:  share(int64(p.strangers.Taken()), maxUnknown),
+		reasonMessages:   max(p.held.payloads.share(), p.held.responses.share()),
+		reasonCerts:      p.held.strangers.share(),
+		reasonAnswers:    p.held.answers.share(),
+		reasonAdmissions: share(p.reserved.count(), maxReserved),
+	}
 }
 
 // Close stops everything that the plugin has started. SPIRE calls it before it ends the

@@ -20,7 +20,7 @@ func (a *attestation) chooseQuote(session *attestor.Session) *failure {
 	case a.asked == nil || session.Can(attestor.CanPCRs):
 	case a.asked.Required:
 		return &failure{
-			outcome: outcomeRefused, code: codes.PermissionDenied,
+			outcome: outcomeRefused, reason: reasonNoQuote, code: codes.PermissionDenied,
 			told: "the server admits only machines that quote their PCRs, and this agent cannot",
 			why:  "quote: required is true, and the agent does not offer to quote PCRs",
 		}
@@ -44,7 +44,7 @@ func (a *attestation) judge(answer *attestor.Answer) *failure {
 	devID, size := devIDOf(answer)
 	size += int64(len(answer.EventLog))
 	if !a.plugin.held.answers.take(size) {
-		return tooMany("too many event logs and DevIDs are held")
+		return tooMany(reasonAnswers, "too many event logs and DevIDs are held")
 	}
 	a.answered, a.devID = size, devID
 	if answer.Quote != nil {
@@ -67,7 +67,7 @@ func (a *attestation) checkBoot(session *attestor.Session) *failure {
 	case a.asked == nil:
 		return nil
 	case !reflect.DeepEqual(asked, a.asked):
-		return unavailable("the configuration asks for another quote than the challenge did")
+		return unavailable(reasonChanged, "the configuration asks for another quote than the challenge did")
 	case a.asked.EventLog != config.EventLogRequired:
 		return nil
 	}
@@ -76,7 +76,7 @@ func (a *attestation) checkBoot(session *attestor.Session) *failure {
 		return nil
 	}
 	return &failure{
-		outcome: outcomeRefused, code: codes.PermissionDenied,
+		outcome: outcomeRefused, reason: reasonEventLog, code: codes.PermissionDenied,
 		told: "the server admits only machines whose event log accounts for their PCRs",
 		why:  `quote: event_log is "required": ` + why,
 	}

@@ -88,7 +88,7 @@ func (m *incoming) read(ctx context.Context, t transport, limit int) *failure {
 		return left(ctx, errors.New("the message is compressed, which SPIRE does not do"))
 	}
 	if !m.of.take(size) {
-		return tooMany("too many messages are arriving at once")
+		return tooMany(reasonMessages, "too many messages are arriving at once")
 	}
 	m.held = size
 	slow := "the message did not arrive within " + arrivalTimeout.String() + " of its beginning"

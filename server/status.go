@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"maps"
+	runtimemetrics "runtime/metrics"
 	"slices"
 	"sync"
 	"time"
@@ -33,6 +34,7 @@ type watch struct {
 	metrics *metrics // may be nil
 	status  func() []admission.SourceStatus
 	policy  func() policy.Policy
+	used    func() map[reason]float64 // how much of each limit is in use, from 0 to 1; may be nil
 
 	changes chan struct{}
 	version string
@@ -132,6 +134,9 @@ func (w *watch) tell(ctx context.Context, before map[string]told) map[string]tol
 	}
 	w.announce(slices.Collect(maps.Keys(now)))
 	w.metrics.version(within, w.version)
+	if w.used != nil {
+		w.metrics.load(within, w.used(), memory())
+	}
 	w.metrics.beat()
 	return now
 }
@@ -166,6 +171,21 @@ func (w *watch) announce(names []string) {
 		}
 	}
 	w.announced = all
+}
+
+// memory returns how many bytes of memory Go's runtime has from the operating system. The caches of
+// lists, which are files that are mapped, do not count.
+func memory() uint64 {
+	sample := []runtimemetrics.Sample{
+		{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"},
+	}
+	runtimemetrics.Read(sample)
+	for _, s := range sample {
+		if s.Value.Kind() != runtimemetrics.KindUint64 {
+			return 0
+		}
+	}
+	return sample[0].Value.Uint64() - sample[1].Value.Uint64()
 }
 
 func lineOf(s *admission.SourceStatus) line {
@@ -219,6 +239,9 @@ func gaugesOf(s *admission.SourceStatus) map[string]float64 {
 	}
 	if !s.Confirmed.IsZero() {
 		all[metricAge] = max(time.Since(s.Confirmed).Seconds(), 0)
+	}
+	if !s.Stale.IsZero() {
+		all[metricStale] = time.Until(s.Stale).Seconds()
 	}
 	if !s.Expires.IsZero() {
 		all[metricExpires] = time.Until(s.Expires).Seconds()

@@ -152,7 +152,7 @@ func TestStatusIsTold(t *testing.T) {
 			Name: "list", Kind: "http", Started: begun, Loads: true, Next: begun.Add(time.Minute), Refreshed: 1,
 			Status: sources.Status{
 				Loaded: begun, Confirmed: begun, Entries: 3, Serial: 1_700_000_042,
-				Expires: begun.Add(11 * time.Second),
+				Expires: begun.Add(11 * time.Second), Stale: begun.Add(time.Hour),
 			},
 		}
 		w.become(list)
@@ -162,6 +162,7 @@ func TestStatusIsTold(t *testing.T) {
 			"tpm.source.up source=list":                    1,
 			"tpm.source.stuck source=list":                 0,
 			"tpm.source.age source=list":                   1,
+			"tpm.source.stale source=list":                 3599,
 			"tpm.source.expires source=list":               10,
 			"tpm.source.entries source=list":               3,
 			"tpm.source.serial source=list":                1_700_000_042,
@@ -181,6 +182,7 @@ func TestStatusIsTold(t *testing.T) {
 			delete(values, "tpm."+once)
 		}
 		values["tpm.source.age source=list"] = 20
+		values["tpm.source.stale source=list"] = 3580
 		values["tpm.source.expires source=list"] = -9 // a list that nobody signs anew
 		values["tpm.source.refresh source=list result=ok"] = 0
 		wantValues(t, b, values)

@@ -77,9 +77,11 @@ type evaluation struct {
 	patient         bool // waits for each source, before the challenge too
 }
 
+// ErrCrowded is in the answer of a source that was not waited for because Options.Wait has refused.
+var ErrCrowded = errors.New("not waited for: too many machines that no source lists so far are waiting")
+
 var (
 	errSlow     = errors.New("no answer yet, and the machine was challenged without it")
-	errCrowded  = errors.New("not waited for: too many machines that no source lists so far are waiting")
 	errNotAsked = fmt.Errorf("%w, which was not asked: no answer would have changed the decision",
 		sources.ErrNeedsNetwork)
 )
@@ -204,7 +206,7 @@ func (e *evaluation) leave(q *question) {
 		a.call.leave()
 		e.answers[i].Duration = time.Since(q.begun)
 		if e.crowded {
-			e.answers[i].Err = errCrowded
+			e.answers[i].Err = ErrCrowded
 		}
 	}
 }
@@ -268,7 +270,7 @@ func (e *evaluation) askEarly(ctx context.Context, until time.Time) {
 	}
 	if !e.mayWait(false) {
 		for _, i := range missed { // nobody knows what a new load would say
-			e.answers[i].Verdict, e.answers[i].Err = sources.Verdict{}, errCrowded
+			e.answers[i].Verdict, e.answers[i].Err = sources.Verdict{}, ErrCrowded
 		}
 		return
 	}
