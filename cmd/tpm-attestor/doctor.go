@@ -11,6 +11,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/buildinfo"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/finding"
 )
 
 // doctorFlags are the flags of doctor.
@@ -63,7 +64,7 @@ Exit codes: 0 all is well; 3 something is wrong; 4 something could not be looked
 }
 
 func runDoctor(cmd *cobra.Command, output cli.Format, f doctorFlags, args []string) error {
-	d := &doctor{cmd: cmd, looker: newLooker(), report: report{Version: 1, Checks: []diagnosis{}}}
+	d := &doctor{cmd: cmd, Looker: finding.NewLooker(), report: report{Version: 1, Checks: []diagnosis{}}}
 	d.progress = cli.StartProgress(cmd.ErrOrStderr(), "looking", "")
 	err := d.look(f, args)
 	d.progress.End()
@@ -91,7 +92,7 @@ func runDoctor(cmd *cobra.Command, output cli.Format, f doctorFlags, args []stri
 // A doctor looks at a machine or a server.
 type doctor struct {
 	cmd *cobra.Command
-	looker
+	finding.Looker
 	progress *cli.Progress
 	report   report
 }
@@ -149,7 +150,7 @@ func (d *doctor) failed(check string, err error) {
 		d.add(check, statusFault, with.Hint, "%v", with.Err)
 		return
 	}
-	if couldNotLook(err) {
+	if finding.CouldNotLook(err) {
 		d.add(check, statusUnknown, "", "%v", err)
 		return
 	}

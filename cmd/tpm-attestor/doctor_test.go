@@ -17,6 +17,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/clitest"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/finding"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
 )
@@ -187,8 +188,8 @@ func TestDoctorLooksAtSources(t *testing.T) {
 		"future":    {change(func(s *sources.Status) { s.Confirmed = now.Add(time.Hour) }), statusFault, "in the future"},
 		"nothing":   {admission.SourceStatus{Loads: true}, statusFault, "nothing to serve"},
 		"no load":   {admission.SourceStatus{}, statusOK, "asked at each attestation"},
-		"stuck":     {admission.SourceStatus{Loads: true, Stuck: 1, Err: errHangs}, statusUnknown, "no answer"},
-		"not wrong": {admission.SourceStatus{Loads: true, Err: errHangs}, statusUnknown, "no answer"},
+		"stuck":     {admission.SourceStatus{Loads: true, Stuck: 1, Err: finding.ErrHangs}, statusUnknown, "no answer"},
+		"not wrong": {admission.SourceStatus{Loads: true, Err: finding.ErrHangs}, statusUnknown, "no answer"},
 	} {
 		var d doctor
 		d.source("x", tt.status, now)

@@ -20,6 +20,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/finding"
 	"github.com/spire-tpm/spire-tpm-attestor/server/boot"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 )
@@ -233,13 +234,13 @@ func (d *doctor) certificate(c *tpm.Certificate, r *tpm.Report) {
 // eventLog looks at the event log. Only a server that asks for one needs one.
 func (d *doctor) eventLog(t *tpm.TPM, server *config.Config, hasTPM bool) {
 	var raw []byte
-	err := d.within(d.cmd.Context(), func(context.Context) (err error) {
+	err := d.Within(d.cmd.Context(), func(context.Context) (err error) {
 		raw, err = t.EventLog()
 		return err
 	})
 	switch {
 	case err == nil:
-	case errors.Is(err, errHangs), server != nil && server.Quote != nil && server.Quote.EventLog != config.EventLogOff:
+	case errors.Is(err, finding.ErrHangs), server != nil && server.Quote != nil && server.Quote.EventLog != config.EventLogOff:
 		d.failed("event log", err)
 		return
 	default:

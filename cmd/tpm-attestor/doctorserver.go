@@ -11,6 +11,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/finding"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
@@ -82,7 +83,7 @@ func (d *doctor) sources(c *config.Config) error {
 // uncached reports whether a source is a list on a web server that no cache has, and says what that
 // means. No network is asked.
 func (d *doctor) uncached(at string, m admission.Member, s admission.SourceStatus) bool {
-	if !s.Loaded.IsZero() || s.Err != nil && couldNotLook(s.Err) {
+	if !s.Loaded.IsZero() || s.Err != nil && finding.CouldNotLook(s.Err) {
 		return false
 	}
 	var web httplist.Config
@@ -108,7 +109,7 @@ func (d *doctor) uncached(at string, m admission.Member, s admission.SourceStatu
 // network, says nothing of itself.
 func (d *doctor) source(at string, s admission.SourceStatus, now time.Time) {
 	switch {
-	case s.Stuck > 0 || s.Err != nil && couldNotLook(s.Err):
+	case s.Stuck > 0 || s.Err != nil && finding.CouldNotLook(s.Err):
 		d.add(at, statusUnknown, "run this as root, or as the server's user", "%v", s.Err)
 	case s.Err != nil:
 		d.add(at, statusFault, "see tpm-attestor validate", "%v", s.Err)
@@ -164,7 +165,7 @@ func ago(d time.Duration) string {
 func (d *doctor) cache(p config.Path) {
 	var info fs.FileInfo
 	var free space
-	err := d.within(d.cmd.Context(), func(context.Context) (err error) {
+	err := d.Within(d.cmd.Context(), func(context.Context) (err error) {
 		if free, err = spaceIn(filepath.Dir(p.Path)); err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/finding"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/bootprofiles"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
@@ -44,7 +45,7 @@ type document interface {
 }
 
 // asServer reads a list as a server does: with the server's own parser, and with all that it
-// asks of a list besides. The error is a mistakesError.
+// asks of a list besides. The error is a finding.Mistakes.
 func asServer(ctx context.Context, file string, data []byte, opts ekhashes.Options) (document, error) {
 	return served(ctx, file, list.Copy{Data: data, At: time.Now()}, opts, nil)
 }
@@ -73,7 +74,7 @@ func load[T list.Content[T]](
 		return nil, err
 	}
 	if err := l.Load(ctx); err != nil {
-		return nil, mistakesError(mistakesIn(file, err))
+		return nil, finding.Mistakes(finding.MistakesIn(file, err))
 	}
 	d, err := l.Current()
 	if err != nil {

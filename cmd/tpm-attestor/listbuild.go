@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/finding"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 )
@@ -73,12 +74,12 @@ Exit code 3 says that there are mistakes in an INPUT.`,
 type built struct {
 	Version int `json:"version"`
 	headerJSON
-	Entries  int       `json:"entries"`
-	Merged   int       `json:"merged"`
-	To       string    `json:"to,omitempty"`
-	Form     listForm  `json:"form"`
-	Mistakes []mistake `json:"mistakes"`
-	Warnings []string  `json:"warnings"`
+	Entries  int               `json:"entries"`
+	Merged   int               `json:"merged"`
+	To       string            `json:"to,omitempty"`
+	Form     listForm          `json:"form"`
+	Mistakes []finding.Mistake `json:"mistakes"`
+	Warnings []string          `json:"warnings"`
 }
 
 func runBuild(cmd *cobra.Command, f *buildFlags, output cli.Format, names []string) error {
@@ -125,14 +126,14 @@ func (f *buildFlags) header(cmd *cobra.Command, h list.Header) (list.Header, err
 // finish writes the list that was made, or tells the mistakes in the inputs.
 func (f *buildFlags) finish(cmd *cobra.Command, g *gather, output cli.Format, d *ekhashes.Document, err error) error {
 	if err == nil && d.Len() == 0 && !f.allowEmpty {
-		err = mistakesError{{
+		err = finding.Mistakes{{
 			File: "the list",
 			Problem: "no entry: if it is meant to be empty, add --allow-empty, and servers need the JSON form or " +
 				"allow_empty",
 		}}
 	}
-	result := built{Version: 1, To: f.place(), Mistakes: []mistake{}, Warnings: g.warnings.texts(), Form: f.form}
-	if mistakes, ok := errors.AsType[mistakesError](err); ok {
+	result := built{Version: 1, To: f.place(), Mistakes: []finding.Mistake{}, Warnings: g.warnings.texts(), Form: f.form}
+	if mistakes, ok := errors.AsType[finding.Mistakes](err); ok {
 		result.Mistakes = mistakes
 		return f.refuse(cmd, g, output, result, mistakes)
 	}
@@ -149,7 +150,7 @@ func (f *buildFlags) finish(cmd *cobra.Command, g *gather, output cli.Format, d 
 }
 
 // refuse tells the mistakes.
-func (f *buildFlags) refuse(cmd *cobra.Command, g *gather, output cli.Format, r built, mistakes mistakesError) error {
+func (f *buildFlags) refuse(cmd *cobra.Command, g *gather, output cli.Format, r built, mistakes finding.Mistakes) error {
 	g.progress.End()
 	if output == cli.JSON {
 		if err := cli.PrintJSON(cmd, r); err != nil {
@@ -160,7 +161,7 @@ func (f *buildFlags) refuse(cmd *cobra.Command, g *gather, output cli.Format, r 
 	if err := printMessages(cmd, "warning: ", r.Warnings); err != nil {
 		return err
 	}
-	if err := printMessages(cmd, "", []mistakesError{mistakes}); err != nil {
+	if err := printMessages(cmd, "", []finding.Mistakes{mistakes}); err != nil {
 		return err
 	}
 	return cli.Exit(cli.ExitRefused, errors.New("nothing was written: mend the mistakes above"))

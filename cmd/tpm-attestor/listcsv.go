@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/finding"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 )
 
@@ -89,7 +90,7 @@ func (g *gather) csv(name string, in *bufio.Reader) error {
 	}
 	c, err := columnsOf(header)
 	if err != nil {
-		return g.wrong(mistake{name, 1, "", err.Error()})
+		return g.wrong(finding.Mistake{File: name, Line: 1, Problem: err.Error()})
 	}
 	for line := 1; ; {
 		budget.reset()
@@ -112,7 +113,7 @@ func (g *gather) csv(name string, in *bufio.Reader) error {
 
 // csvError notes what is wrong with a row that begins in a line or before.
 func (g *gather) csvError(name string, line int, err error) error {
-	m := mistake{File: name, Line: line, Problem: err.Error()}
+	m := finding.Mistake{File: name, Line: line, Problem: err.Error()}
 	if errors.Is(err, io.EOF) {
 		m.Problem = "the file is empty: it needs a header row"
 	}
@@ -132,7 +133,7 @@ func (g *gather) csvRow(name string, line int, c columns, row []string) error {
 	}
 	hash, err := ekhashes.ParseHash([]byte(strings.TrimSpace(row[c.hash])))
 	if err != nil {
-		return g.wrong(mistake{name, line, "", err.Error()})
+		return g.wrong(finding.Mistake{File: name, Line: line, Problem: err.Error()})
 	}
 	for i, title := range c.doubtful {
 		if text := ekhashes.DoubtfulField(title, jsonValue(row[i])); text != "" {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/finding"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 )
 
@@ -92,7 +93,7 @@ func readForDiff(cmd *cobra.Command, allowEmpty bool, name string) (*ekhashes.Do
 	if err := printMessages(cmd, "warning: ", g.warnings.texts()); err != nil {
 		return nil, err
 	}
-	if mistakes, ok := errors.AsType[mistakesError](err); ok {
+	if mistakes, ok := errors.AsType[finding.Mistakes](err); ok {
 		return nil, fmt.Errorf("the list %s has mistakes, and no server would take it:\n%w", name, mistakes)
 	}
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/finding"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
@@ -26,7 +27,7 @@ type gather struct {
 	builder  *ekhashes.Builder
 	inputs   []numbered
 	next     uint32 // the number that the next entry gets at least
-	mistakes []mistake
+	mistakes []finding.Mistake
 	warnings warnings
 }
 
@@ -86,13 +87,13 @@ func (g *gather) add(line int, e ekhashes.Entry) error {
 	g.next = at + 1
 	err := g.builder.Add(at, e)
 	if problem, ok := errors.AsType[*list.FormatError](err); ok {
-		return g.wrong(mistake{File: in.name, Line: line, Problem: problem.Problem})
+		return g.wrong(finding.Mistake{File: in.name, Line: line, Problem: problem.Problem})
 	}
 	return err
 }
 
 // wrong notes a mistake, and returns errEnough if it is the last to be told.
-func (g *gather) wrong(more ...mistake) error {
+func (g *gather) wrong(more ...finding.Mistake) error {
 	g.mistakes = append(g.mistakes, more...)
 	if len(g.mistakes) >= list.MaxMistakes {
 		g.mistakes = g.mistakes[:list.MaxMistakes]
@@ -101,7 +102,7 @@ func (g *gather) wrong(more ...mistake) error {
 	return nil
 }
 
-// all reads all inputs and returns the list of their entries. The error is a mistakesError if
+// all reads all inputs and returns the list of their entries. The error is a finding.Mistakes if
 // something is wrong with what was read.
 func (g *gather) all(names []string, header list.Header) (*ekhashes.Document, error) {
 	for _, name := range names {
@@ -112,18 +113,18 @@ func (g *gather) all(names []string, header list.Header) (*ekhashes.Document, er
 		}
 	}
 	if len(g.mistakes) > 0 {
-		return nil, mistakesError(g.mistakes)
+		return nil, finding.Mistakes(g.mistakes)
 	}
 	g.progress.Now("sorting")
 	d, err := g.builder.Build(header)
 	if several, ok := errors.AsType[list.FormatErrors](err); ok {
 		for _, one := range several {
-			_ = g.wrong(mistake{File: one.Place, Problem: one.Problem}) // there are not more
+			_ = g.wrong(finding.Mistake{File: one.Place, Problem: one.Problem}) // there are not more
 		}
-		return nil, mistakesError(g.mistakes)
+		return nil, finding.Mistakes(g.mistakes)
 	}
 	if one, ok := errors.AsType[*list.FormatError](err); ok {
-		return nil, mistakesError{{File: one.Place, Problem: one.Problem}}
+		return nil, finding.Mistakes{{File: one.Place, Problem: one.Problem}}
 	}
 	return d, err
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/finding"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
@@ -171,7 +172,7 @@ func (g *gather) document(name string, in io.Reader) (*ekhashes.Document, error)
 	}
 	d, err := ekhashes.Parse(content, ekhashes.Options{AllowEmpty: g.allowEmpty})
 	if err != nil {
-		return nil, g.wrong(mistakesIn(name, err)...)
+		return nil, g.wrong(finding.MistakesIn(name, err)...)
 	}
 	for _, w := range d.Warnings() {
 		g.warnings.add(name, w)
@@ -196,7 +197,7 @@ func (g *gather) keys(name string, in io.Reader) error {
 	}
 	eks, err := eksIn(name, content)
 	if err != nil {
-		return g.wrong(mistake{File: name, Problem: err.Error()})
+		return g.wrong(finding.Mistake{File: name, Problem: err.Error()})
 	}
 	g.begin(name, false)
 	for _, ek := range eks {
@@ -229,7 +230,7 @@ func (g *gather) folder(name string) error {
 		switch {
 		case stop != nil:
 		case err != nil:
-			stop = g.wrong(mistake{File: filepath.Join(name, path), Problem: err.Error()})
+			stop = g.wrong(finding.Mistake{File: filepath.Join(name, path), Problem: err.Error()})
 		default:
 			stop = g.add(0, ekhashes.Entry{Hash: hash, Name: attrs.Name, Labels: attrs.Labels})
 		}
@@ -282,7 +283,7 @@ func (g *gather) keyFolder(name string) error {
 		}
 	}
 	if read == 0 || len(files) == maxKeyFiles {
-		return g.wrong(mistake{File: name, Problem: fmt.Sprintf(
+		return g.wrong(finding.Mistake{File: name, Problem: fmt.Sprintf(
 			"the folder has no file with an EK, or more than %d files: name the folder of the hashes, keys or "+
 				"certificates itself", maxKeyFiles-1)})
 	}
@@ -334,7 +335,7 @@ func (g *gather) ndjson(name string, in io.Reader) error {
 		}
 	}
 	if errors.Is(rows.Err(), bufio.ErrTooLong) {
-		return g.wrong(mistake{name, line + 1, "", fmt.Sprintf("a line of more than %d bytes", maxRow)})
+		return g.wrong(finding.Mistake{File: name, Line: line + 1, Problem: fmt.Sprintf("a line of more than %d bytes", maxRow)})
 	}
 	if err := rows.Err(); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
@@ -346,7 +347,7 @@ func (g *gather) ndjson(name string, in io.Reader) error {
 func (g *gather) row(name string, line int, row []byte) error {
 	e, doubts, err := ekhashes.ParseEntry(row)
 	if err != nil {
-		all := mistakesIn(name, err)
+		all := finding.MistakesIn(name, err)
 		all[0].Line = line
 		return g.wrong(all...)
 	}
@@ -361,7 +362,7 @@ func (g *gather) readFolder(name string) (*ekhashes.Document, error) {
 	g.from = fromHashes
 	d, err := g.all([]string{name}, list.Header{})
 	if err == nil && d.Len() == 0 && !g.allowEmpty {
-		return nil, mistakesError{{File: name, Problem: "no file in the folder is named by an EK hash: " +
+		return nil, finding.Mistakes{{File: name, Problem: "no file in the folder is named by an EK hash: " +
 			"if it is meant to be empty, add --allow-empty"}}
 	}
 	return d, err
@@ -383,7 +384,7 @@ func (g *gather) readDocument(name string) (*ekhashes.Document, error) {
 	defer func() { _ = file.Close() }() // it was only read
 	d, err := g.document(name, file)
 	if len(g.mistakes) > 0 {
-		return nil, mistakesError(g.mistakes)
+		return nil, finding.Mistakes(g.mistakes)
 	}
 	return d, err
 }

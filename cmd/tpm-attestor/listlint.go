@@ -9,6 +9,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/finding"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 )
 
@@ -49,9 +50,9 @@ type lintedList struct {
 	File  string `json:"file"`
 	Valid bool   `json:"valid"`
 	headerJSON
-	Entries  int       `json:"entries"`
-	Mistakes []mistake `json:"mistakes"`
-	Warnings []string  `json:"warnings"`
+	Entries  int               `json:"entries"`
+	Mistakes []finding.Mistake `json:"mistakes"`
+	Warnings []string          `json:"warnings"`
 
 	words string // the header
 }
@@ -77,9 +78,9 @@ func runLint(cmd *cobra.Command, opts ekhashes.Options, output cli.Format, names
 
 // lint reads one list. The error says why it cannot be read.
 func lint(cmd *cobra.Command, opts ekhashes.Options, name string) (lintedList, error) {
-	result := lintedList{File: name, Mistakes: []mistake{}, Warnings: []string{}}
+	result := lintedList{File: name, Mistakes: []finding.Mistake{}, Warnings: []string{}}
 	d, warnings, err := lintDocument(cmd, opts, name)
-	if mistakes, ok := errors.AsType[mistakesError](err); ok {
+	if mistakes, ok := errors.AsType[finding.Mistakes](err); ok {
 		result.Mistakes = mistakes
 	} else if err != nil {
 		return result, err
@@ -115,7 +116,7 @@ func lintDocument(cmd *cobra.Command, opts ekhashes.Options, name string) (docum
 	defer func() { _ = in.Close() }() // it was only read
 	data, err := input.ReadAll(in, maxList)
 	if errors.Is(err, input.ErrTooLong) {
-		return nil, nil, mistakesError{{File: name, Problem: fmt.Sprintf(
+		return nil, nil, finding.Mistakes{{File: name, Problem: fmt.Sprintf(
 			"longer than %d bytes: raise max_bytes in the servers' configuration, or split the list", maxList)}}
 	}
 	if err != nil {
@@ -146,7 +147,7 @@ func printLinted(cmd *cobra.Command, output cli.Format, r *linted) error {
 			return err
 		}
 		if !l.Valid {
-			if err := printMessages(cmd, "", []mistakesError{l.Mistakes}); err != nil {
+			if err := printMessages(cmd, "", []finding.Mistakes{l.Mistakes}); err != nil {
 				return err
 			}
 			continue

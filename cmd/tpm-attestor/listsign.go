@@ -14,6 +14,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/atomicfile"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/finding"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/signature"
@@ -75,11 +76,11 @@ type signed struct {
 	Version int    `json:"version"`
 	File    string `json:"file"`
 	headerJSON
-	Entries   int       `json:"entries"`
-	Signature string    `json:"signature"`
-	Valid     bool      `json:"valid"`
-	KeyID     string    `json:"key_id,omitempty"`
-	Mistakes  []mistake `json:"mistakes"`
+	Entries   int               `json:"entries"`
+	Signature string            `json:"signature"`
+	Valid     bool              `json:"valid"`
+	KeyID     string            `json:"key_id,omitempty"`
+	Mistakes  []finding.Mistake `json:"mistakes"`
 }
 
 func runSign(cmd *cobra.Command, f *signFlags, output cli.Format, name string) error {
@@ -106,7 +107,7 @@ func runSign(cmd *cobra.Command, f *signFlags, output cli.Format, name string) e
 	if err != nil {
 		return fmt.Errorf("read the list: %w", err)
 	}
-	result := signed{Version: 1, File: name, Signature: to, Mistakes: []mistake{}}
+	result := signed{Version: 1, File: name, Signature: to, Mistakes: []finding.Mistake{}}
 	d, err := signable(cmd, name, data)
 	if err != nil {
 		return result.refuse(cmd, output, err)
@@ -124,7 +125,7 @@ func runSign(cmd *cobra.Command, f *signFlags, output cli.Format, name string) e
 	return result.print(cmd, output, d, id)
 }
 
-// signable reads a list that is to be signed. The error is a mistakesError if no server would
+// signable reads a list that is to be signed. The error is a finding.Mistakes if no server would
 // take it with a signature.
 func signable(cmd *cobra.Command, name string, data []byte) (document, error) {
 	d, err := asServer(cmd.Context(), name, data, ekhashes.Options{JSON: true})
@@ -133,10 +134,10 @@ func signable(cmd *cobra.Command, name string, data []byte) (document, error) {
 	}
 	signing := list.Signing{Name: d.Header().Name}
 	if err := signing.Check(d.Header()); err != nil {
-		return nil, mistakesError{{File: name, Problem: err.Error()}}
+		return nil, finding.Mistakes{{File: name, Problem: err.Error()}}
 	}
 	if signing.Name == "" {
-		return nil, mistakesError{{
+		return nil, finding.Mistakes{{
 			File: name,
 			Problem: `a signed list needs the field "list", so that it cannot be swapped for another: ` +
 				"name it as list_id says",
@@ -161,7 +162,7 @@ func keyID(public any) (string, error) {
 
 // refuse tells why a list is refused.
 func (r *signed) refuse(cmd *cobra.Command, output cli.Format, err error) error {
-	mistakes, ok := errors.AsType[mistakesError](err)
+	mistakes, ok := errors.AsType[finding.Mistakes](err)
 	if !ok {
 		return err
 	}
@@ -172,7 +173,7 @@ func (r *signed) refuse(cmd *cobra.Command, output cli.Format, err error) error 
 		}
 		return cli.Exit(cli.ExitRefused, nil)
 	}
-	if err := printMessages(cmd, "", []mistakesError{mistakes}); err != nil {
+	if err := printMessages(cmd, "", []finding.Mistakes{mistakes}); err != nil {
 		return err
 	}
 	return cli.Exit(cli.ExitRefused, errors.New("no server would take this list with this signature"))
@@ -227,10 +228,10 @@ func runVerify(cmd *cobra.Command, f *signFlags, output cli.Format, name string)
 	if err != nil {
 		return cli.Exit(cli.ExitCannotTell, err)
 	}
-	result := signed{Version: 1, File: name, Signature: at, Mistakes: []mistake{}}
+	result := signed{Version: 1, File: name, Signature: at, Mistakes: []finding.Mistake{}}
 	id, err := keys.Verify(c.Data, c.Signature)
 	if err != nil {
-		return result.refuse(cmd, output, mistakesError{{File: at, Problem: err.Error()}})
+		return result.refuse(cmd, output, finding.Mistakes{{File: at, Problem: err.Error()}})
 	}
 	signing := &list.Signing{KeyPath: f.key, Name: f.listID}
 	if f.listID == "" {

@@ -10,6 +10,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/access"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/finding"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 )
 
@@ -61,12 +62,12 @@ Exit codes: 0 valid, perhaps with warnings; 3 not valid; 4 not known, since some
 // validated is the JSON output of validate. Problems and Warnings are those of the configuration
 // alone; Findings are all, with them.
 type validated struct {
-	Version  int       `json:"version"`
-	Side     string    `json:"side"`
-	Valid    bool      `json:"valid"`
-	Problems []problem `json:"problems"`
-	Warnings []string  `json:"warnings"`
-	Findings findings  `json:"findings"`
+	Version  int          `json:"version"`
+	Side     string       `json:"side"`
+	Valid    bool         `json:"valid"`
+	Problems []problem    `json:"problems"`
+	Warnings []string     `json:"warnings"`
+	Findings finding.List `json:"findings"`
 }
 
 // The values of validated.Side.
@@ -86,15 +87,15 @@ type validation struct {
 	validateFlags
 	cmd  *cobra.Command
 	user *access.User // nil if nobody was named
-	looker
+	finding.Looker
 	result *validated
 }
 
 func runValidate(cmd *cobra.Command, output cli.Format, f validateFlags, name string) error {
 	v := &validation{
-		validateFlags: f, cmd: cmd, looker: newLooker(),
+		validateFlags: f, cmd: cmd, Looker: finding.NewLooker(),
 		result: &validated{
-			Version: 1, Side: sideServer, Problems: []problem{}, Warnings: []string{}, Findings: findings{},
+			Version: 1, Side: sideServer, Problems: []problem{}, Warnings: []string{}, Findings: finding.List{},
 		},
 	}
 	if f.user != "" {
@@ -127,15 +128,15 @@ func (v *validation) check(name, text string) {
 		v.checkServer(text)
 	}
 	r := v.result
-	r.Valid = !r.Findings.has(severityError) && !r.Findings.has(severityUnknown)
+	r.Valid = !r.Findings.Has(finding.Error) && !r.Findings.Has(finding.Unknown)
 }
 
 // exit returns the error with the exit code.
 func (r *validated) exit() error {
 	switch {
-	case r.Findings.has(severityError):
+	case r.Findings.Has(finding.Error):
 		return cli.Exit(cli.ExitRefused, nil)
-	case r.Findings.has(severityUnknown):
+	case r.Findings.Has(finding.Unknown):
 		return cli.Exit(cli.ExitCannotTell, nil)
 	}
 	return nil
@@ -144,7 +145,7 @@ func (r *validated) exit() error {
 // problem adds a mistake in the configuration.
 func (r *validated) problem(at, message string) {
 	r.Problems = append(r.Problems, problem{at, message})
-	r.Findings = append(r.Findings, finding{Severity: severityError, At: at, Message: message})
+	r.Findings = append(r.Findings, finding.Finding{Severity: finding.Error, At: at, Message: message})
 }
 
 func printValidated(cmd *cobra.Command, output cli.Format, r *validated) error {
@@ -152,7 +153,7 @@ func printValidated(cmd *cobra.Command, output cli.Format, r *validated) error {
 		return cli.PrintJSON(cmd, r)
 	}
 	var text strings.Builder
-	for _, s := range []severity{severityError, severityUnknown, severityWarning} {
+	for _, s := range []finding.Severity{finding.Error, finding.Unknown, finding.Warning} {
 		for _, f := range r.Findings {
 			if f.Severity == s {
 				text.WriteString(f.String() + "\n")

@@ -1,16 +1,11 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"testing/synctest"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/clitest"
@@ -51,43 +46,5 @@ func TestValidateExitCodes(t *testing.T) {
 		if code != tt.want || (stdout.String() == "valid\n") != (tt.want == 0) {
 			t.Errorf("%s: exit code %d, want %d: %s%s", name, code, tt.want, &stdout, &stderr)
 		}
-	}
-}
-
-// A mount whose server has gone must not hang the command, and says nothing about what is there.
-func TestValidateDoesNotHang(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		l, block := newLooker(), make(chan struct{})
-		err := l.within(t.Context(), func(context.Context) error {
-			<-block
-			return nil
-		})
-		var f findings
-		f.failed("path", err)
-		if !errors.Is(err, errHangs) || !f.has(severityUnknown) || f.has(severityError) {
-			t.Errorf("%v: %+v", err, f)
-		}
-		close(block)
-	})
-}
-
-// Whoever may not read a file has not found that it is wrong.
-func TestWhatCouldNotBeLookedAt(t *testing.T) {
-	t.Parallel()
-	for _, err := range []error{
-		&fs.PathError{Op: "open", Path: "x", Err: fs.ErrPermission}, errHangs, context.DeadlineExceeded,
-		&net.OpError{Op: "dial", Err: errors.New("refused")},
-	} {
-		var f findings
-		f.failed("at", fmt.Errorf("read: %w", err))
-		if f[0].Severity != severityUnknown {
-			t.Errorf("%v is an error", err)
-		}
-	}
-	var f findings
-	f.failed("at", errors.New("nonsense"))
-	if f[0].Severity != severityError || f.under("a", severityError) || !f.under("at", severityError) {
-		t.Errorf("%+v", f)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/access"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/finding"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/boltfile"
 )
@@ -20,7 +21,7 @@ func (v *validation) may(at, path string, want access.Want) {
 		return
 	}
 	var err error
-	if waited := v.within(v.cmd.Context(), func(context.Context) error {
+	if waited := v.Within(v.cmd.Context(), func(context.Context) error {
 		err = v.user.May(path, want)
 		return nil
 	}); waited != nil {
@@ -35,11 +36,11 @@ func (v *validation) denied(at string, err error) {
 	switch {
 	case err == nil, errors.Is(err, fs.ErrNotExist):
 	case errors.As(err, &denied):
-		v.result.Findings = append(v.result.Findings, finding{
-			Severity: severityError, At: at, Message: denied.Error(), Action: denied.Remedy(),
+		v.result.Findings = append(v.result.Findings, finding.Finding{
+			Severity: finding.Error, At: at, Message: denied.Error(), Action: denied.Remedy(),
 		})
 	default:
-		v.result.Findings.failed(at, fmt.Errorf("%w: %w", errNotSeen, err))
+		v.result.Findings.Failed(at, fmt.Errorf("%w: %w", errNotSeen, err))
 	}
 }
 
@@ -52,7 +53,7 @@ func (v *validation) mayUse(p config.Path) {
 		return
 	}
 	var found []error
-	err := v.within(v.cmd.Context(), func(ctx context.Context) error {
+	err := v.Within(v.cmd.Context(), func(ctx context.Context) error {
 		if p.Cache {
 			found = v.cache(p.Path)
 		} else {
@@ -61,12 +62,12 @@ func (v *validation) mayUse(p config.Path) {
 		return nil
 	})
 	if err != nil {
-		v.result.Findings.failed(p.At, err)
+		v.result.Findings.Failed(p.At, err)
 		return
 	}
 	for _, err := range found {
 		if doubt, ok := errors.AsType[doubt](err); ok {
-			v.result.Findings.warn(p.At, doubt.action, "%s", doubt.message)
+			v.result.Findings.Warn(p.At, doubt.action, "%s", doubt.message)
 			continue
 		}
 		v.denied(p.At, err)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/access"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/finding"
 )
 
 // checkAgent checks the agent's plugin_data, which is in a file. The error says why there is none.
@@ -55,7 +56,7 @@ func (v *validation) readable(at, path string) {
 // secretInside warns if others may read a configuration with a password in it.
 func (v *validation) secretInside(file string) {
 	if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o007 != 0 {
-		v.result.Findings.warn("", "chmod o= "+file,
+		v.result.Findings.Warn("", "chmod o= "+file,
 			"%s has a password of the TPM, and every user on this machine may read it", file)
 	}
 }
@@ -64,8 +65,8 @@ func (v *validation) secretInside(file string) {
 // of the machine that the configuration is for.
 func (v *validation) exists(at, path string) {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		v.result.Findings = append(v.result.Findings, finding{
-			Severity: severityError, At: at, Message: path + " does not exist",
+		v.result.Findings = append(v.result.Findings, finding.Finding{
+			Severity: finding.Error, At: at, Message: path + " does not exist",
 			Action: "create or start it, or correct the path",
 		})
 	}

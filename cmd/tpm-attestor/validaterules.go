@@ -26,13 +26,13 @@ func (s *serverContent) idleRules() {
 		at := effect + ` "` + r.Name + `"`
 		switch quoted := `"` + strings.Join(r.By, `", "`) + `"`; {
 		case r.Denied:
-			s.result.Findings.warn(at, "remove it, or have the deny rule name other sources",
+			s.result.Findings.Warn(at, "remove it, or have the deny rule name other sources",
 				"admits nobody: whenever it holds, deny %s holds as well", quoted)
 		case r.Deny:
-			s.result.Findings.warn(at, "remove it, or name other sources",
+			s.result.Findings.Warn(at, "remove it, or name other sources",
 				"decides nothing: whenever it holds, %s %s holds as well", effect, quoted)
 		default:
-			s.result.Findings.warn(at, "remove it if its selectors are not used, or name other sources",
+			s.result.Findings.Warn(at, "remove it if its selectors are not used, or name other sources",
 				"decides nothing: whenever it holds, %s %s holds as well; it only adds selectors", effect, quoted)
 		}
 	}
@@ -56,7 +56,7 @@ func (s *serverContent) denyList(r policy.Rule, name string) {
 	at := `deny "` + r.Name + `"`
 	if d := s.documents[name]; d != nil {
 		if d.Len() == 0 {
-			s.result.Findings.warn(at, "check that it is the right list, and that it is mounted",
+			s.result.Findings.Warn(at, "check that it is the right list, and that it is mounted",
 				"the list of %s is empty, so it denies nobody", s.config.Place(name))
 		}
 		return
@@ -67,7 +67,7 @@ func (s *serverContent) denyList(r policy.Rule, name string) {
 			continue
 		}
 		if _, err := os.Stat(cfg.CachePath); os.IsNotExist(err) {
-			s.result.Findings.warn(at, "check that the web server has it: tpm-attestor validate --network",
+			s.result.Findings.Warn(at, "check that the web server has it: tpm-attestor validate --network",
 				"the list of %s was never loaded here: there is no cache %s; until it is loaded, nobody is admitted",
 				s.config.Place(name), cfg.CachePath)
 		}
@@ -108,7 +108,7 @@ func (s *serverContent) sharedNames() {
 				continue
 			}
 			told++
-			s.result.Findings.warn("agent_path_template", "give each machine a name of its own",
+			s.result.Findings.Warn("agent_path_template", "give each machine a name of its own",
 				"the machines %s of %s and %s of %s have the name %q, and so the same ID", other.hash,
 				s.config.Place(other.source), e.Hash, s.config.Place(source), e.Name)
 		}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/finding"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
@@ -36,7 +37,7 @@ func (v *validation) checkServer(text string) {
 	if err != nil {
 		problems, ok := errors.AsType[config.Problems](err)
 		if !ok {
-			r.Findings.failed("", err)
+			r.Findings.Failed("", err)
 			return
 		}
 		for _, p := range problems {
@@ -56,7 +57,7 @@ func (v *validation) checkServer(text string) {
 		v.mayUse(path)
 	}
 	for _, m := range c.Members {
-		if at := c.Place(m.Name); !r.Findings.under(at, severityError) && !r.Findings.under(at, severityUnknown) {
+		if at := c.Place(m.Name); !r.Findings.Under(at, finding.Error) && !r.Findings.Under(at, finding.Unknown) {
 			p.Now("reading what " + c.Place(m.Name) + " names")
 			s.look(m)
 		}
@@ -69,9 +70,9 @@ func (v *validation) checkServer(text string) {
 // warned adds the warnings of a configuration.
 func (r *validated) warned(warnings []config.Warning) {
 	for _, w := range warnings {
-		f := finding{Severity: severityWarning, At: w.Path, Message: w.Message}
+		f := finding.Finding{Severity: finding.Warning, At: w.Path, Message: w.Message}
 		if w.Unsure {
-			f.Severity = severityUnknown
+			f.Severity = finding.Unknown
 		}
 		r.Findings = append(r.Findings, f)
 		r.Warnings = append(r.Warnings, w.String())
@@ -90,12 +91,12 @@ type serverContent struct {
 func (s *serverContent) look(m admission.Member) {
 	at := s.config.Place(m.Name)
 	one := content{at: at, network: s.network, validation: s.validation}
-	err := s.within(s.cmd.Context(), func(ctx context.Context) error {
+	err := s.Within(s.cmd.Context(), func(ctx context.Context) error {
 		one.look(ctx, m)
 		return nil
 	})
 	if err != nil { // one may still be written to
-		s.result.Findings.failed(at, err)
+		s.result.Findings.Failed(at, err)
 		return
 	}
 	s.result.Findings = append(s.result.Findings, one.findings...)
@@ -109,7 +110,7 @@ type content struct {
 	*validation
 	at       string // the path of keys of the source
 	network  bool
-	findings findings
+	findings finding.List
 	document *ekhashes.Document // nil if it has none, or none that can be read
 }
 
@@ -138,14 +139,14 @@ func (c *content) look(ctx context.Context, m admission.Member) {
 		c.authorities(ctx, s, err)
 	case httplist.Config:
 		c.files(cfg.CheckFiles, cfg.CAPath, cfg.ClientCertPath)
-		if c.network && !c.findings.has(severityError) {
+		if c.network && !c.findings.Has(finding.Error) {
 			c.fetchList(ctx, cfg)
 		}
 	case bootpolicy.Config:
 		c.bootPolicy(ctx, cfg)
 	case sqltable.Config:
 		c.files(cfg.CheckFiles, cfg.CAPath, cfg.ClientCertPath)
-		if c.network && !c.findings.has(severityError) {
+		if c.network && !c.findings.Has(finding.Error) {
 			c.askTable(ctx, cfg)
 		}
 	}
@@ -157,7 +158,7 @@ func (c *content) hashFile(ctx context.Context, cfg hashfile.Config) {
 		err = s.Load(ctx)
 	}
 	if err != nil {
-		c.findings.inFile(c.place("path"), cfg.Path, err)
+		c.findings.InFile(c.place("path"), cfg.Path, err)
 		return
 	}
 	c.warnings(c.place("path"), s.Status().Warnings)
@@ -167,8 +168,8 @@ func (c *content) hashFile(ctx context.Context, cfg hashfile.Config) {
 func (c *content) hashDir(ctx context.Context, cfg hashdir.Config) {
 	if cfg.Marker != "" {
 		if _, err := os.Stat(filepath.Join(cfg.Path, cfg.Marker)); errors.Is(err, fs.ErrNotExist) {
-			c.findings = append(c.findings, finding{
-				Severity: severityError, At: c.place("marker"),
+			c.findings = append(c.findings, finding.Finding{
+				Severity: finding.Error, At: c.place("marker"),
 				Message: fmt.Sprintf("there is no file %q in %s, so the source cannot tell", cfg.Marker, cfg.Path),
 				Action:  "mount the file system, or create the file",
 			})
@@ -186,14 +187,14 @@ func (c *content) hashDir(ctx context.Context, cfg hashdir.Config) {
 		}
 		if err != nil && len(bad) < list.MaxMistakes {
 			bad = append(bad, path)
-			c.findings.failed(c.place("path"), fmt.Errorf("%s: %w", filepath.Join(cfg.Path, path), err))
+			c.findings.Failed(c.place("path"), fmt.Errorf("%s: %w", filepath.Join(cfg.Path, path), err))
 		}
 	})
 	if err == nil {
 		c.document, err = builder.Build(list.Header{})
 	}
 	if err != nil {
-		c.findings.failed(c.place("path"), err)
+		c.findings.Failed(c.place("path"), err)
 	}
 	c.warnings(c.place("path"), slices.DeleteFunc(warnings, func(w string) bool {
 		return slices.ContainsFunc(bad, func(path string) bool { // it has been told with its path
@@ -212,7 +213,7 @@ func (c *content) authorities(ctx context.Context, source interface {
 		err = source.Load(ctx)
 	}
 	if err != nil {
-		c.findings.failed(c.at, err)
+		c.findings.Failed(c.at, err)
 		return
 	}
 	c.warnings(c.at, source.Status().Warnings)
@@ -221,7 +222,7 @@ func (c *content) authorities(ctx context.Context, source interface {
 func (c *content) bootPolicy(ctx context.Context, cfg bootpolicy.Config) {
 	if cfg.URL != "" {
 		c.files(cfg.CheckFiles, cfg.CAPath, cfg.ClientCertPath)
-		if !c.network || c.findings.has(severityError) {
+		if !c.network || c.findings.Has(finding.Error) {
 			return
 		}
 	}
@@ -234,17 +235,17 @@ func (c *content) bootPolicy(ctx context.Context, cfg bootpolicy.Config) {
 	case err == nil:
 		c.warnings(c.at, s.Status().Warnings)
 	case cfg.URL != "":
-		c.findings.failed(c.place("url"), err)
+		c.findings.Failed(c.place("url"), err)
 	default:
-		c.findings.inFile(c.place("path"), cfg.Path, err)
+		c.findings.InFile(c.place("path"), cfg.Path, err)
 	}
 }
 
 // fetchList asks the web server for the list.
 func (c *content) fetchList(ctx context.Context, cfg httplist.Config) {
 	if cfg.ServerID != "" {
-		c.findings = append(c.findings, finding{
-			Severity: severityUnknown, At: c.place("url"),
+		c.findings = append(c.findings, finding.Finding{
+			Severity: finding.Unknown, At: c.place("url"),
 			Message: "the list was not fetched: its web server asks for an X.509-SVID, which only SPIRE Server has",
 		})
 		return
@@ -255,7 +256,7 @@ func (c *content) fetchList(ctx context.Context, cfg httplist.Config) {
 		err = s.Load(ctx)
 	}
 	if err != nil {
-		c.findings.failed(c.place("url"), err)
+		c.findings.Failed(c.place("url"), err)
 		return
 	}
 	c.warnings(c.place("url"), s.Status().Warnings)
@@ -270,18 +271,18 @@ func (c *content) askTable(ctx context.Context, cfg sqltable.Config) {
 		_, err = s.Check(ctx, &sources.Evidence{})
 	}
 	if err != nil {
-		c.findings.failed(c.at, err)
+		c.findings.Failed(c.at, err)
 		return
 	}
 	n, known, err := s.CountMalformed(ctx)
 	switch {
 	case err != nil:
-		c.findings.failed(c.at, err)
+		c.findings.Failed(c.at, err)
 	case !known:
-		c.findings.warn(c.at, "", "whether every row has an EK hash was not counted: the query does not end in "+
+		c.findings.Warn(c.at, "", "whether every row has an EK hash was not counted: the query does not end in "+
 			"FROM <table> WHERE <column> = ?")
 	case n > 0:
-		c.findings.warn(c.at, "write 64 lower-case hex digits, and give the column the CHECK of the documentation",
+		c.findings.Warn(c.at, "write 64 lower-case hex digits, and give the column the CHECK of the documentation",
 			"%d rows have no EK hash that a look-up finds", n)
 	}
 }
@@ -294,7 +295,7 @@ func (c *content) files(check func(func(string, error)), caPath, certPath string
 	wrong := map[string]bool{}
 	check(func(field string, err error) {
 		wrong[field] = true
-		c.findings.failed(c.place(field), err)
+		c.findings.Failed(c.place(field), err)
 	})
 	if caPath != "" && !wrong["ca_path"] {
 		c.certificates(c.place("ca_path"), caPath, true)
@@ -312,12 +313,12 @@ const soon = 30 * 24 * time.Hour
 func (c *content) certificates(at, path string, cas bool) {
 	data, err := smallfile.Read(path, smallfile.MaxPEM)
 	if err != nil {
-		c.findings.failed(at, err)
+		c.findings.Failed(at, err)
 		return
 	}
 	blocks, err := smallfile.Blocks(data)
 	if err != nil {
-		c.findings.failed(at, err)
+		c.findings.Failed(at, err)
 		return
 	}
 	for i, b := range blocks {
@@ -327,20 +328,20 @@ func (c *content) certificates(at, path string, cas bool) {
 		}
 		which := fmt.Sprintf("certificate %d in %s", i+1, path)
 		if cas && !cert.IsCA && cert.BasicConstraintsValid {
-			c.findings.warn(at, "name the CA's, unless the server has exactly this one", "%s is not a CA's", which)
+			c.findings.Warn(at, "name the CA's, unless the server has exactly this one", "%s is not a CA's", which)
 		}
 		switch left := time.Until(cert.NotAfter); {
 		case left <= 0 && !cas && i == 0:
-			c.findings = append(c.findings, finding{
-				Severity: severityError, At: at, Action: "renew it",
+			c.findings = append(c.findings, finding.Finding{
+				Severity: finding.Error, At: at, Action: "renew it",
 				Message: fmt.Sprintf("%s expired at %s", which, cert.NotAfter.UTC().Format(time.RFC3339)),
 			})
 		case left <= 0:
-			c.findings.warn(at, "replace it", "%s expired at %s", which, cert.NotAfter.UTC().Format(time.RFC3339))
+			c.findings.Warn(at, "replace it", "%s expired at %s", which, cert.NotAfter.UTC().Format(time.RFC3339))
 		case left < soon:
-			c.findings.warn(at, "get the next one", "%s expires at %s", which, cert.NotAfter.UTC().Format(time.RFC3339))
+			c.findings.Warn(at, "get the next one", "%s expires at %s", which, cert.NotAfter.UTC().Format(time.RFC3339))
 		case time.Until(cert.NotBefore) > 0:
-			c.findings.warn(at, "set the clock, if that is wrong", "%s is valid only from %s on",
+			c.findings.Warn(at, "set the clock, if that is wrong", "%s is valid only from %s on",
 				which, cert.NotBefore.UTC().Format(time.RFC3339))
 		}
 	}
@@ -349,7 +350,7 @@ func (c *content) certificates(at, path string, cas bool) {
 // warnings adds warnings of a source. Those about a file begin with its quoted path.
 func (c *content) warnings(at string, warnings []string) {
 	for _, w := range warnings {
-		f := finding{Severity: severityWarning, At: at, Message: w}
+		f := finding.Finding{Severity: finding.Warning, At: at, Message: w}
 		if quoted, err := strconv.QuotedPrefix(w); err == nil {
 			plain := strings.Trim(quoted, `"`)
 			if rest, ok := strings.CutPrefix(w[len(quoted):], ": "); ok && strconv.Quote(plain) == quoted {

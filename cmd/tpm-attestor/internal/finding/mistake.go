@@ -1,4 +1,4 @@
-package main
+package finding
 
 import (
 	"errors"
@@ -8,9 +8,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
-// A mistake is something in a file that keeps it from being used. Line and Place are empty if
+// A Mistake is something in a file that keeps it from being used. Line and Place are empty if
 // the mistake is in the whole.
-type mistake struct {
+type Mistake struct {
 	File    string `json:"file"`
 	Line    int    `json:"line,omitempty"`
 	Place   string `json:"place,omitempty"`
@@ -18,7 +18,7 @@ type mistake struct {
 }
 
 // String returns the mistake as compilers print theirs, so that editors find the line.
-func (m mistake) String() string {
+func (m Mistake) String() string {
 	text := m.File + ": "
 	if m.Line > 0 {
 		text = fmt.Sprintf("%s:%d: ", m.File, m.Line)
@@ -29,19 +29,19 @@ func (m mistake) String() string {
 	return text + m.Problem
 }
 
-// mistakesIn returns the mistakes in an error of a parser of lists.
-func mistakesIn(file string, err error) []mistake {
+// MistakesIn returns the mistakes in an error of a parser of lists. Any other error is one mistake in the whole file.
+func MistakesIn(file string, err error) []Mistake {
 	several, ok := errors.AsType[list.FormatErrors](err)
 	if !ok {
 		one, ok := errors.AsType[*list.FormatError](err)
 		if !ok {
-			return []mistake{{File: file, Problem: err.Error()}}
+			return []Mistake{{File: file, Problem: err.Error()}}
 		}
 		several = list.FormatErrors{one}
 	}
-	all := make([]mistake, len(several))
+	all := make([]Mistake, len(several))
 	for i, one := range several {
-		all[i] = mistake{File: file, Line: one.Line, Problem: one.Problem}
+		all[i] = Mistake{File: file, Line: one.Line, Problem: one.Problem}
 		if one.Place != fmt.Sprintf("line %d", one.Line) {
 			all[i].Place = one.Place
 		}
@@ -49,10 +49,11 @@ func mistakesIn(file string, err error) []mistake {
 	return all
 }
 
-// mistakesError tells that there are mistakes, after the mistakes themselves.
-type mistakesError []mistake
+// Mistakes are an error: a line each.
+type Mistakes []Mistake
 
-func (e mistakesError) Error() string {
+// Error implements error.
+func (e Mistakes) Error() string {
 	lines := make([]string, len(e))
 	for i, m := range e {
 		lines[i] = m.String()

@@ -1,0 +1,43 @@
+package finding
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+)
+
+// ErrHangs says that a file system has not answered.
+var ErrHangs = errors.New("no answer: is the file system mounted, and its server up?")
+
+// A Looker waits for files that may be on a file system that hangs, and for the network.
+type Looker struct {
+	lane     *admission.Lane
+	patience time.Duration
+}
+
+// What is looked at may take patienceOfLooker. That is enough for a list of ten million machines.
+const (
+	patienceOfLooker = time.Minute
+	mostHanging      = 64
+)
+
+// NewLooker returns a Looker that waits a minute for each thing.
+func NewLooker() Looker {
+	return Looker{admission.NewLane("files to look at", mostHanging, func(bool) {}), patienceOfLooker}
+}
+
+// Within calls f, in a goroutine of its own, and returns its error. If f takes too long, the error is ErrHangs: f goes on then, and
+// nothing that f writes may be read.
+func (l Looker) Within(ctx context.Context, f func(context.Context) error) error {
+	var err error
+	if waited := l.lane.Do(ctx, l.patience, func(ctx context.Context) error {
+		err = f(ctx)
+		return nil
+	}); waited != nil {
+		return fmt.Errorf("%w (%w)", ErrHangs, waited)
+	}
+	return err
+}
