@@ -13,6 +13,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/ekfile"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
@@ -32,7 +33,7 @@ func subjectNamed(name string, stdin io.Reader) (*subject, error) {
 	if hash, err := sources.ParseEKHash(name); err == nil {
 		return &subject{evidence: sources.Evidence{EKHash: hash, Incomplete: true}}, nil
 	}
-	content, err := input.Read(name, stdin, maxEKFile)
+	content, err := input.Read(name, stdin, ekfile.MaxSize)
 	if os.IsNotExist(err) {
 		return nil, cli.Exit(cli.ExitUsage, fmt.Errorf("%q is neither an EK hash, of 64 hex digits, nor a file", name))
 	}
@@ -42,12 +43,12 @@ func subjectNamed(name string, stdin io.Reader) (*subject, error) {
 	if hash, err := sources.ParseEKHash(string(bytes.TrimSpace(content))); err == nil {
 		return &subject{from: name, evidence: sources.Evidence{EKHash: hash, Incomplete: true}}, nil
 	}
-	l, err := readEKs(name, content)
+	l, err := ekfile.Parse(name, content)
 	if err != nil {
 		return nil, cli.Exit(cli.ExitUsage, fmt.Errorf("%s: %w", name, err))
 	}
-	s := &subject{from: name, keyType: l.eks[0].KeyType, evidence: l.evidence[0], others: len(l.eks) - 1}
-	s.evidence.Chain = l.chain
+	s := &subject{from: name, keyType: l.EKs[0].KeyType, evidence: l.Evidence[0], others: len(l.EKs) - 1}
+	s.evidence.Chain = l.Chain
 	s.evidence.Incomplete = s.evidence.Certificate == nil // the machine may have one
 	return s, nil
 }

@@ -1,27 +1,17 @@
 package main
 
 import (
-	"bytes"
-	"crypto"
-	"crypto/x509"
-	"encoding/hex"
-	"encoding/pem"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
 
-	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
-	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/ekfile"
 )
-
-// maxEKFile is the size of the largest file with EKs that is read, in bytes.
-const maxEKFile = 64 << 20
 
 // ekFlags are the flags of the command ek.
 type ekFlags struct {
@@ -72,15 +62,15 @@ func runEK(cmd *cobra.Command, f ekFlags, output cli.Format, files []string) err
 	}
 	var eks []ekreport.EK
 	for _, name := range files {
-		content, err := input.Read(name, cmd.InOrStdin(), maxEKFile)
+		content, err := input.Read(name, cmd.InOrStdin(), ekfile.MaxSize)
 		if err != nil {
 			return fmt.Errorf("read the EK: %w", err)
 		}
-		found, err := eksIn(name, content)
+		found, err := ekfile.Parse(name, content)
 		if err != nil {
 			return cli.Exit(cli.ExitRefused, fmt.Errorf("%s: %w", name, err))
 		}
-		eks = append(eks, found...)
+		eks = append(eks, found.EKs...)
 	}
 	return printEKs(cmd, f, output, eks)
 }
@@ -126,128 +116,4 @@ func printEKs(cmd *cobra.Command, f ekFlags, output cli.Format, eks []ekreport.E
 		text.WriteString(ekreport.Text(ek))
 	}
 	return cli.PrintText(cmd, text.String())
-}
-
-// eksIn returns the EKs in a file, each once, in the order of the file.
-func eksIn(name string, content []byte) ([]ekreport.EK, error) {
-	l, err := readEKs(name, content)
-	if err != nil {
-		return nil, err
-	}
-	return l.eks, nil
-}
-
-// readEKs reads a file that holds EKs.
-func readEKs(name string, content []byte) (*ekList, error) {
-	l := &ekList{from: name, at: map[sources.EKHash]int{}}
-	if !bytes.Contains(content, []byte("-----BEGIN")) {
-		err := l.binary(content)
-		return l, err
-	}
-	begun, number := bytes.Count(content, []byte("-----BEGIN")), 0
-	for {
-		var block *pem.Block
-		if block, content = pem.Decode(content); block == nil {
-			break
-		}
-		number++
-		if err := l.block(block); err != nil {
-			return nil, fmt.Errorf("PEM block %d: %w", number, err)
-		}
-	}
-	switch {
-	case number != begun:
-		return nil, fmt.Errorf("only %d of %d PEM blocks can be decoded: is the file cut off?", number, begun)
-	case len(l.eks) == 0:
-		return nil, errors.New("there is no EK in it: write PUBLIC KEY or CERTIFICATE blocks")
-	}
-	return l, nil
-}
-
-// An ekList collects the EKs of a file.
-type ekList struct {
-	from string
-	eks  []ekreport.EK
-	// evidence is what an agent with the EK at the same place in eks sends, and chain the
-	// CA certificates that it sends with any of them.
-	evidence []sources.Evidence
-	chain    [][]byte
-	at       map[sources.EKHash]int // by EK hash, the place in eks
-}
-
-// binary reads a file that is not PEM.
-func (l *ekList) binary(content []byte) error {
-	if cert, err := attestor.ParseEKCertificate(content); err == nil {
-		if cert.IsCA {
-			return errors.New("it is the certificate of a CA, and holds no EK")
-		}
-		return l.certificate(cert)
-	}
-	if key, err := x509.ParsePKIXPublicKey(content); err == nil {
-		_, err := l.key(key)
-		return err
-	}
-	key, err := attestor.ParseEKPublic(content)
-	if err != nil {
-		return fmt.Errorf("neither PEM nor an EK certificate or public key in DER nor a TPMT_PUBLIC: %w", err)
-	}
-	_, err = l.key(key)
-	return err
-}
-
-func (l *ekList) block(block *pem.Block) error {
-	switch block.Type {
-	case "PUBLIC KEY":
-		key, err := x509.ParsePKIXPublicKey(block.Bytes)
-		if err == nil {
-			_, err = l.key(key)
-		}
-		return err
-	case "CERTIFICATE", "X509 CERTIFICATE":
-		cert, err := attestor.ParseEKCertificate(block.Bytes)
-		if err != nil {
-			return err
-		}
-		if cert.IsCA { // a file may hold CA certificates beside EKs
-			l.chain = append(l.chain, cert.Raw)
-			return nil
-		}
-		return l.certificate(cert)
-	}
-	return nil
-}
-
-func (l *ekList) certificate(cert *x509.Certificate) error {
-	i, err := l.key(cert.PublicKey)
-	if err != nil {
-		return err
-	}
-	l.eks[i].Certificates = append(l.eks[i].Certificates, ekreport.OfCertificate(cert))
-	if l.evidence[i].Certificate == nil {
-		l.evidence[i].Certificate = cert.Raw
-	}
-	return nil
-}
-
-// key returns the place of a key, and adds the key if it is not there.
-func (l *ekList) key(key crypto.PublicKey) (int, error) {
-	hash, err := attestor.HashEK(key)
-	if err != nil {
-		return 0, err
-	}
-	i, ok := l.at[hash]
-	if !ok {
-		keyType, err := attestor.KeyTypeOf(key)
-		if err != nil {
-			return 0, err
-		}
-		i = len(l.eks)
-		l.at[hash] = i
-		l.eks = append(l.eks, ekreport.EK{
-			From: l.from, Hash: hex.EncodeToString(hash[:]), KeyType: string(keyType),
-			Certificates: []ekreport.Certificate{},
-		})
-		l.evidence = append(l.evidence, sources.Evidence{EKHash: hash, EK: key})
-	}
-	return i, nil
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/ekfile"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/finding"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir"
@@ -191,21 +192,17 @@ func limited(name string, in io.Reader, most int64) ([]byte, error) {
 
 // keys reads a file of public keys or EK certificates.
 func (g *gather) keys(name string, in io.Reader) error {
-	content, err := limited(name, in, maxEKFile)
+	content, err := limited(name, in, ekfile.MaxSize)
 	if err != nil {
 		return err
 	}
-	eks, err := eksIn(name, content)
+	file, err := ekfile.Parse(name, content)
 	if err != nil {
 		return g.wrong(finding.Mistake{File: name, Problem: err.Error()})
 	}
 	g.begin(name, false)
-	for _, ek := range eks {
-		hash, err := sources.ParseEKHash(ek.Hash)
-		if err != nil {
-			return err
-		}
-		if err := g.add(0, ekhashes.Entry{Hash: hash}); err != nil {
+	for i := range file.Evidence {
+		if err := g.add(0, ekhashes.Entry{Hash: file.Evidence[i].EKHash}); err != nil {
 			return err
 		}
 	}
