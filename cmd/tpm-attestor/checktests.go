@@ -15,6 +15,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/preview"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
@@ -77,7 +78,7 @@ func readExpectations(name string, stdin io.Reader) (*expectations, error) {
 	case len(e.Tests) == 0:
 		return nil, fmt.Errorf("%s: there is no test in it", name)
 	}
-	known := []string{decisionAdmitted, decisionRefused, decisionUnavailable, decisionDepends}
+	known := []string{preview.Admitted, preview.Refused, preview.Unavailable, preview.Depends}
 	for i, t := range e.Tests {
 		if t.EK == "" || !slices.Contains(known, t.Decision) {
 			return nil, fmt.Errorf(`%s: tests[%d] (%q): "ek" must be an EK hash or a file, and "decision" one of %s`,
@@ -93,13 +94,13 @@ func runTests(cmd *cobra.Command, f *checkFlags, output cli.Format, configName s
 	if err != nil {
 		return cli.Exit(cli.ExitUsage, err)
 	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), checkTimeout)
+	ctx, cancel := context.WithTimeout(cmd.Context(), preview.Timeout)
 	defer cancel()
-	k, err := newChecker(ctx, cmd, configName, f.network)
+	k, err := preview.Open(ctx, cmd, configName, f.Network)
 	if err != nil {
 		return err
 	}
-	defer k.close()
+	defer k.Close()
 	p := cli.StartProgress(cmd.ErrOrStderr(), "checking decisions", "tests")
 	defer p.End()
 	all := tested{Version: 1, Tests: []testResult{}}
@@ -108,11 +109,11 @@ func runTests(cmd *cobra.Command, f *checkFlags, output cli.Format, configName s
 		if _, err := sources.ParseEKHash(ek); err != nil && !filepath.IsAbs(ek) {
 			ek = filepath.Join(filepath.Dir(f.tests), ek)
 		}
-		s, err := subjectNamed(ek, nil)
+		s, err := preview.Named(ek, nil)
 		if err != nil {
 			return fmt.Errorf("%s: %q: %w", f.tests, want.Name, err)
 		}
-		got, err := k.check(ctx, s)
+		got, err := k.Check(ctx, s)
 		if err != nil {
 			return err
 		}
@@ -136,7 +137,7 @@ func runTests(cmd *cobra.Command, f *checkFlags, output cli.Format, configName s
 }
 
 // compare compares a decision with what is expected.
-func (e *expectation) compare(got *checked) testResult {
+func (e *expectation) compare(got *preview.Report) testResult {
 	r := testResult{Name: e.Name, Problems: []string{}, Decision: got.Decision, Cause: got.Cause}
 	if r.Name == "" {
 		r.Name = e.EK

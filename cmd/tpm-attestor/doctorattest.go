@@ -9,6 +9,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/preview"
 	"github.com/spire-tpm/spire-tpm-attestor/server"
 	"github.com/spire-tpm/spire-tpm-attestor/server/boot"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
@@ -148,7 +149,7 @@ func (d *doctor) decide(t *trial) {
 		return
 	}
 	if t.server.TrustDomain.IsZero() {
-		t.server.TrustDomain = spiffeid.RequireTrustDomainFromString(unknownTrustDomain)
+		t.server.TrustDomain = spiffeid.RequireTrustDomainFromString(preview.UnknownTrustDomain)
 	}
 	t.server.Examine(false)
 	set, err := t.server.NewSet(admission.Options{Once: true})
@@ -166,7 +167,7 @@ func (d *doctor) decide(t *trial) {
 		decision = set.AfterChallenge(ctx, &t.evidence)
 	}
 	plan, answers := set.Plan(), decision.Answers
-	d.decided(newChecked(t.server, &subject{evidence: t.evidence}, &server.Preview{
+	d.decided(preview.NewReport(t.server, &preview.Subject{Evidence: t.evidence}, &server.Preview{
 		Answers: answers, Status: set.Status(), Rules: plan.Explain(answers), Possible: plan.Possible(answers),
 		Ways: plan.Ways(answers), Decision: decision, Result: server.ResultOf(t.server, &t.evidence, &decision),
 		Settled: true,
@@ -174,7 +175,7 @@ func (d *doctor) decide(t *trial) {
 }
 
 // decided says what a decision is and, if it is not the wanted one, what would change it.
-func (d *doctor) decided(r *checked, decision *policy.Decision) {
+func (d *doctor) decided(r *preview.Report, decision *policy.Decision) {
 	action := "tpm-attestor check on the server says more"
 	if len(r.Changes) > 0 && len(r.Changes[0].Steps) > 0 {
 		var steps []string
@@ -185,9 +186,9 @@ func (d *doctor) decided(r *checked, decision *policy.Decision) {
 	}
 	cause := cmp.Or(r.Cause, decision.Explain())
 	switch r.Decision {
-	case decisionAdmitted:
+	case preview.Admitted:
 		d.ok("decision", "the server admits this machine by %s, as %s", strings.Join(decision.Rules, ", "), r.SPIFFEID)
-	case decisionRefused:
+	case preview.Refused:
 		d.add("decision", statusFault, action, "the server refuses this machine: %s", cause)
 	default:
 		d.add("decision", statusUnknown, action, "the server could not tell: %s", cause)

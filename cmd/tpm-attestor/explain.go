@@ -10,10 +10,11 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/preview"
 )
 
 func newExplain(output *cli.Format) *cobra.Command {
-	var f checkFlags
+	var f preview.Flags
 	var log string
 	cmd := &cobra.Command{
 		Use:   "explain [CONFIG]",
@@ -43,10 +44,10 @@ could not tell; 2 if there is no line about an attestation.`,
 			case len(args) > 1:
 				return cli.UsageError("unexpected argument %q: tpm-attestor check asks about other machines", args[1])
 			}
-			return runCheck(cmd, &f, *output, args[0], "")
+			return f.Run(cmd, *output, args[0], "")
 		},
 	}
-	f.add(cmd)
+	f.Add(cmd)
 	cmd.Flags().StringVar(&log, "log", "", "explain the lines of a log")
 	return cmd
 }
@@ -102,9 +103,9 @@ func explainLog(cmd *cobra.Command, output cli.Format, name string) error {
 // exit returns the exit code as an error.
 func (l *explainedLine) exit() error {
 	switch l.Decision {
-	case decisionAdmitted:
+	case preview.Admitted:
 		return nil
-	case decisionRefused:
+	case preview.Refused:
 		return cli.Exit(cli.ExitRefused, nil)
 	}
 	return cli.Exit(cli.ExitCannotTell, nil)
@@ -134,7 +135,7 @@ func (l *explainedLine) write(b *strings.Builder, another bool) {
 		b.WriteString("  sources:\n")
 	}
 	for _, s := range l.Sources {
-		fmt.Fprintf(b, "    %-14s %s", s.Source, answerWords[s.Result])
+		fmt.Fprintf(b, "    %-14s %s", s.Source, preview.AnswerInWords(s.Result))
 		if s.Reason != "" {
 			fmt.Fprintf(b, ": %s", s.Reason)
 		}

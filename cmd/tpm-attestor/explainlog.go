@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
+
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/preview"
 )
 
 // The messages of the lines that are explained.
@@ -51,7 +53,7 @@ func explainLine(line string) (explainedLine, bool) {
 	}
 	switch {
 	case strings.Contains(message, admittedMessage):
-		f["outcome"] = decisionAdmitted
+		f["outcome"] = preview.Admitted
 	case strings.Contains(message, failedMessage) && f["outcome"] != "":
 	default:
 		return explainAgent(line)
@@ -63,7 +65,7 @@ func explainLine(line string) (explainedLine, bool) {
 	o, known := outcomesInWords[l.Outcome]
 	if !known {
 		o = inWords{
-			decisionUnavailable, "The attestation ended as " + l.Outcome + ".",
+			preview.Unavailable, "The attestation ended as " + l.Outcome + ".",
 			"this version of tpm-attestor does not know that outcome: use the plugin's own version",
 		}
 	}
@@ -76,17 +78,17 @@ func explainLine(line string) (explainedLine, bool) {
 func (l *explainedLine) because(f map[string]string) {
 	check := "tpm-attestor check CONFIG " + l.EKHash
 	switch {
-	case l.Outcome == decisionAdmitted && f["unsure"] != "":
+	case l.Outcome == preview.Admitted && f["unsure"] != "":
 		l.Cause = "not everything is known: " + l.say(f["unsure"], "cannot_tell") + "; its selectors are missing"
 		l.Remedy = "repair " + f["unsure"] + "; the machine gets its selectors when it attests again"
-	case l.Outcome == decisionRefused && f["denied_by"] != "":
+	case l.Outcome == preview.Refused && f["denied_by"] != "":
 		l.Cause = fmt.Sprintf("the deny rule %s holds; of all sources, %s", f["denied_by"], l.say("", "listed"))
 		l.Remedy = "if it should not be denied, take it off that list; " + check + " says which change is the smallest"
-	case l.Outcome == decisionRefused && f["reason"] == "no allow rule holds":
+	case l.Outcome == preview.Refused && f["reason"] == "no allow rule holds":
 		l.Cause = "no allow rule holds: " + l.say("", "not_listed")
 		l.Remedy = "if it should be admitted, list it; " + check + " says which change is the smallest"
-	case l.Outcome == decisionUnavailable && strings.Contains(l.Cause+" ", " cannot tell "),
-		l.Outcome == decisionUnavailable && f["maybe_denied_by"] != "":
+	case l.Outcome == preview.Unavailable && strings.Contains(l.Cause+" ", " cannot tell "),
+		l.Outcome == preview.Unavailable && f["maybe_denied_by"] != "":
 		l.Cause += ": " + l.say("", "cannot_tell")
 	}
 }
@@ -105,7 +107,7 @@ func (l *explainedLine) say(names, result string) string {
 		case "not_listed":
 			text += "does not list it"
 		default:
-			text += answerWords[result]
+			text += preview.AnswerInWords(result)
 		}
 		if s.Reason != "" {
 			text += " (" + s.Reason + ")"
@@ -120,42 +122,42 @@ type inWords struct{ decision, what, remedy string }
 
 // outcomesInWords has all outcomes of the server's log.
 var outcomesInWords = map[string]inWords{
-	"admitted": {decisionAdmitted, "The server admitted this machine.", ""},
+	"admitted": {preview.Admitted, "The server admitted this machine.", ""},
 	"refused": {
-		decisionRefused, "The server's rules refused this machine. Its agent has given up.",
+		preview.Refused, "The server's rules refused this machine. Its agent has given up.",
 		"the reason names the setting that refused it",
 	},
 	"unavailable": {
-		decisionUnavailable, "The server could not tell whether to admit this machine. Its agent tries again.",
+		preview.Unavailable, "The server could not tell whether to admit this machine. Its agent tries again.",
 		"repair what could not tell; the machine needs nothing",
 	},
 	"malformed": {
-		decisionRefused, "What the agent sent breaks a rule of the protocol. Its agent tries again.",
+		preview.Refused, "What the agent sent breaks a rule of the protocol. Its agent tries again.",
 		"update the agent's plugin; if the EK is weak, update the TPM's firmware and enrol a new EK",
 	},
 	"challenge_failed": {
-		decisionRefused, "The machine did not prove that it holds the EK, or what it was asked to quote.",
+		preview.Refused, "The machine did not prove that it holds the EK, or what it was asked to quote.",
 		"is it one TPM? A cloned virtual machine whose TPM was created anew has a new EK: enrol that. " +
 			"Otherwise update the agent's plugin",
 	},
 	"no_answer": {
-		decisionUnavailable, "The machine did not answer its challenge within a minute. Its agent tries again.",
+		preview.Unavailable, "The machine did not answer its challenge within a minute. Its agent tries again.",
 		"look whether other programs keep the TPM busy, and at the network between agent and server",
 	},
 	"agent_left": {
-		decisionUnavailable, "The agent, or SPIRE, ended the attestation before it was decided.",
+		preview.Unavailable, "The agent, or SPIRE, ended the attestation before it was decided.",
 		"see the log of the agent for why it left",
 	},
 	"no_id": {
-		decisionRefused, "The rules admit this machine, but agent_path_template forms no SPIFFE ID for it.",
+		preview.Refused, "The rules admit this machine, but agent_path_template forms no SPIFFE ID for it.",
 		"give its entry one name, and the same one in all lists, or whatever else the template needs",
 	},
 	"second_use": {
-		decisionRefused, "The machine has been admitted before, and reattest = false admits it once only.",
+		preview.Refused, "The machine has been admitted before, and reattest = false admits it once only.",
 		"evict its agent in SPIRE; better, set reattest = true",
 	},
 	"internal": {
-		decisionUnavailable, "The plugin has a defect, or the machine's EK cannot be challenged.",
+		preview.Unavailable, "The plugin has a defect, or the machine's EK cannot be challenged.",
 		"please report the line",
 	},
 }

@@ -1,4 +1,4 @@
-package main
+package preview
 
 import (
 	"fmt"
@@ -14,20 +14,20 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// The values of checked.Decision.
+// The values of Report.Decision.
 const (
-	decisionAdmitted    = "admitted"
-	decisionRefused     = "refused"     // the agent gives up
-	decisionUnavailable = "unavailable" // the agent tries again
-	decisionDepends     = "depends"     // on something that is not known here
+	Admitted    = "admitted"
+	Refused     = "refused"     // the agent gives up
+	Unavailable = "unavailable" // the agent tries again
+	Depends     = "depends"     // on something that is not known here
 )
 
-// checked is the JSON output of check.
-type checked struct {
+// A Report is the JSON output of check.
+type Report struct {
 	Version int       `json:"version"`
 	AsOf    time.Time `json:"as_of"`
 	Network bool      `json:"network"` // was asked
-	EK      checkedEK `json:"ek"`
+	EK      ekReport  `json:"ek"`
 	// Name is what lists call the machine.
 	Name     string `json:"name,omitempty"`
 	Decision string `json:"decision"`
@@ -40,13 +40,13 @@ type checked struct {
 	// Cause is the first cause why the machine is not admitted.
 	Cause string `json:"cause,omitempty"`
 	// Changes are the smallest changes that would admit the machine: any of them would.
-	Changes []remedy        `json:"changes"`
-	Sources []checkedSource `json:"sources"`
-	Rules   []checkedRule   `json:"rules"`
-	Notes   []string        `json:"notes"`
+	Changes []remedy       `json:"changes"`
+	Sources []sourceReport `json:"sources"`
+	Rules   []ruleReport   `json:"rules"`
+	Notes   []string       `json:"notes"`
 }
 
-type checkedEK struct {
+type ekReport struct {
 	Hash        string `json:"hash"`
 	From        string `json:"from,omitempty"`
 	KeyType     string `json:"key_type,omitempty"`
@@ -72,7 +72,7 @@ type step struct {
 	How    string `json:"how"`
 }
 
-type checkedSource struct {
+type sourceReport struct {
 	Name string `json:"name"`
 	Kind string `json:"kind"`
 	// Result is listed, not_listed, cannot_tell, needs_challenge or needs_network.
@@ -91,7 +91,7 @@ type checkedSource struct {
 	Warnings  []string   `json:"warnings"`
 }
 
-type checkedRule struct {
+type ruleReport struct {
 	Name   string       `json:"name"`
 	Effect string       `json:"effect"` // allow or deny
 	Trial  bool         `json:"trial"`
@@ -105,13 +105,13 @@ type ruleSource struct {
 	Result string `json:"result"`
 }
 
-// newChecked describes a preview.
-func newChecked(c *config.Config, s *subject, p *server.Preview, network bool) *checked {
-	r := &checked{
+// NewReport describes a preview of a server with the configuration c. network says whether it was asked.
+func NewReport(c *config.Config, s *Subject, p *server.Preview, network bool) *Report {
+	r := &Report{
 		Version: 1, AsOf: time.Now().UTC().Truncate(time.Second), Network: network,
-		EK: checkedEK{
-			Hash: s.evidence.EKHash.String(), From: s.from, KeyType: s.keyType,
-			Certificate: s.evidence.Certificate != nil,
+		EK: ekReport{
+			Hash: s.Evidence.EKHash.String(), From: s.from, KeyType: s.keyType,
+			Certificate: s.Evidence.Certificate != nil,
 		},
 		Selectors: []string{}, Changes: []remedy{}, Notes: []string{},
 	}
@@ -132,22 +132,22 @@ func newChecked(c *config.Config, s *subject, p *server.Preview, network bool) *
 }
 
 // decide says what is decided, why, and what would change that.
-func (r *checked) decide(w *wording) {
+func (r *Report) decide(w *wording) {
 	p := w.preview
 	switch result := p.Result; {
 	case !p.Settled:
-		r.Decision = decisionDepends
+		r.Decision = Depends
 	case result.Code == codes.OK:
-		r.Decision, r.Outcome = decisionAdmitted, result.Outcome
+		r.Decision, r.Outcome = Admitted, result.Outcome
 		r.SPIFFEID, r.Selectors = result.SPIFFEID, result.Selectors
 		return
 	default:
 		// SPIRE's agent gives up on PermissionDenied alone.
 		retries := result.Code != codes.PermissionDenied
 		r.Outcome, r.Agent = result.Outcome, &agentAnswer{result.Code.String(), result.Message, retries}
-		r.Decision = decisionRefused
+		r.Decision = Refused
 		if result.Code == codes.Unavailable {
-			r.Decision = decisionUnavailable
+			r.Decision = Unavailable
 		}
 	}
 	r.Cause = w.cause()
@@ -159,9 +159,9 @@ func (r *checked) decide(w *wording) {
 	}
 }
 
-func (w *wording) source(a policy.Answer, s admission.SourceStatus) checkedSource {
+func (w *wording) source(a policy.Answer, s admission.SourceStatus) sourceReport {
 	m := w.member(a.Source)
-	out := checkedSource{
+	out := sourceReport{
 		Name: a.Source, Kind: m.Kind, Result: a.Result(), Reason: a.Verdict.Reason, Place: placeOf(m.Config),
 		Entries: s.Entries, Serial: s.Serial, Warnings: append([]string{}, s.Warnings...),
 		Loaded: moment(s.Loaded), Confirmed: moment(s.Confirmed), Stale: moment(s.Stale), Expires: moment(s.Expires),
@@ -175,8 +175,8 @@ func (w *wording) source(a policy.Answer, s admission.SourceStatus) checkedSourc
 	return out
 }
 
-func (w *wording) rule(h policy.Held) checkedRule {
-	r := checkedRule{Name: h.Name, Effect: "allow", Trial: h.Trial, Result: h.Result}
+func (w *wording) rule(h policy.Held) ruleReport {
+	r := ruleReport{Name: h.Name, Effect: "allow", Trial: h.Trial, Result: h.Result}
 	if h.Deny {
 		r.Effect = "deny"
 	}
@@ -203,21 +203,21 @@ func (w *wording) steps(changes []policy.Change) []step {
 }
 
 // notes say what limits the answer.
-func (w *wording) notes(r *checked) (all []string) {
+func (w *wording) notes(r *Report) (all []string) {
 	if w.subject.others > 0 {
 		all = append(all, fmt.Sprintf("%s holds %d EKs: this is about the first", w.subject.from, w.subject.others+1))
 	}
-	if len(w.preview.Incomplete) > 0 && r.Decision == decisionAdmitted {
+	if len(w.preview.Incomplete) > 0 && r.Decision == Admitted {
 		open := strings.Join(w.preview.Incomplete, ", ")
 		all = append(all, "the selectors may be more: those of "+open+" are not known here")
 	}
-	if w.config.Quote != nil && r.Decision == decisionAdmitted && len(w.config.Quote.Selectors) > 0 {
+	if w.config.Quote != nil && r.Decision == Admitted && len(w.config.Quote.Selectors) > 0 {
 		all = append(all, "the selectors may be more: those of the machine's PCRs are not known here")
 	}
-	if r.Decision == decisionAdmitted && !w.config.Reattest {
+	if r.Decision == Admitted && !w.config.Reattest {
 		all = append(all, "reattest = false: a machine that has attested before is refused, which only SPIRE knows")
 	}
-	if r.Decision == decisionAdmitted && w.subject.evidence.EK == nil && !w.config.AllowWeakEK {
+	if r.Decision == Admitted && w.subject.Evidence.EK == nil && !w.config.AllowWeakEK {
 		all = append(all, "whether the EK is weak (CVE-2017-15361) is seen only in the key, not in its hash")
 	}
 	return all

@@ -1,4 +1,4 @@
-package main
+package preview
 
 import (
 	"errors"
@@ -23,7 +23,7 @@ import (
 // wording puts a preview into words.
 type wording struct {
 	config  *config.Config
-	subject *subject
+	subject *Subject
 	preview *server.Preview
 	answers map[string]policy.Answer
 }
@@ -126,7 +126,7 @@ func (w *wording) cause() string {
 	case w.denied("holds") != nil:
 		rule := w.denied("holds")
 		return fmt.Sprintf("deny rule %q holds: %s", rule.Name, w.sourcesOf(rule, "listed"))
-	case w.denied("might_hold") != nil && p.Result.Outcome == decisionUnavailable:
+	case w.denied("might_hold") != nil && p.Result.Outcome == Unavailable:
 		rule := w.denied("might_hold")
 		return fmt.Sprintf("deny rule %q might hold: %s", rule.Name, w.sourcesOf(rule, "cannot_tell"))
 	case !slices.ContainsFunc(p.Rules, func(h policy.Held) bool { return !h.Deny && !h.Trial }):
@@ -204,7 +204,7 @@ func (w *wording) how(c policy.Change) string {
 
 // add says how a machine gets onto a source's list.
 func (w *wording) add(source string) string {
-	hash := w.subject.evidence.EKHash.String()
+	hash := w.subject.Evidence.EKHash.String()
 	m := w.member(source)
 	place := placeOf(m.Config)
 	switch m.Kind {
@@ -224,7 +224,7 @@ func (w *wording) add(source string) string {
 
 // remove says how a machine gets off a source's list.
 func (w *wording) remove(source string) string {
-	hash := w.subject.evidence.EKHash.String()
+	hash := w.subject.Evidence.EKHash.String()
 	m := w.member(source)
 	place := placeOf(m.Config)
 	switch m.Kind {

@@ -1,4 +1,4 @@
-package main
+package preview
 
 import (
 	"bytes"
@@ -17,21 +17,21 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// A subject is a machine about which a server's decision is asked.
-type subject struct {
+// A Subject is a machine about which a server's decision is asked.
+type Subject struct {
+	Evidence sources.Evidence
 	// from is a file's name, "tpm", or empty if only the EK hash is known.
-	from     string
-	keyType  string // empty if only the EK hash is known
-	evidence sources.Evidence
+	from    string
+	keyType string // empty if only the EK hash is known
 	// others is how many other EKs are in the file.
 	others int
 }
 
-// subjectNamed returns the machine that is named by its EK hash or by a file, as the command ek
-// reads it.
-func subjectNamed(name string, stdin io.Reader) (*subject, error) {
+// Named returns the machine that is named by its EK hash or by a file, as the command ek
+// reads it. "-" is stdin.
+func Named(name string, stdin io.Reader) (*Subject, error) {
 	if hash, err := sources.ParseEKHash(name); err == nil {
-		return &subject{evidence: sources.Evidence{EKHash: hash, Incomplete: true}}, nil
+		return &Subject{Evidence: sources.Evidence{EKHash: hash, Incomplete: true}}, nil
 	}
 	content, err := input.Read(name, stdin, ekfile.MaxSize)
 	if os.IsNotExist(err) {
@@ -41,15 +41,15 @@ func subjectNamed(name string, stdin io.Reader) (*subject, error) {
 		return nil, fmt.Errorf("read the EK: %w", err)
 	}
 	if hash, err := sources.ParseEKHash(string(bytes.TrimSpace(content))); err == nil {
-		return &subject{from: name, evidence: sources.Evidence{EKHash: hash, Incomplete: true}}, nil
+		return &Subject{from: name, Evidence: sources.Evidence{EKHash: hash, Incomplete: true}}, nil
 	}
 	l, err := ekfile.Parse(name, content)
 	if err != nil {
 		return nil, cli.Exit(cli.ExitUsage, fmt.Errorf("%s: %w", name, err))
 	}
-	s := &subject{from: name, keyType: l.EKs[0].KeyType, evidence: l.Evidence[0], others: len(l.EKs) - 1}
-	s.evidence.Chain = l.Chain
-	s.evidence.Incomplete = s.evidence.Certificate == nil // the machine may have one
+	s := &Subject{from: name, keyType: l.EKs[0].KeyType, Evidence: l.Evidence[0], others: len(l.EKs) - 1}
+	s.Evidence.Chain = l.Chain
+	s.Evidence.Incomplete = s.Evidence.Certificate == nil // the machine may have one
 	return s, nil
 }
 
@@ -64,7 +64,7 @@ func (f *tpmFlags) add(cmd *cobra.Command) {
 }
 
 // subject returns this machine, as its agent would describe it.
-func (f *tpmFlags) subject(ctx context.Context, stderr io.Writer) (*subject, error) {
+func (f *tpmFlags) subject(ctx context.Context, stderr io.Writer) (*Subject, error) {
 	t, err := ekreport.Open(f.device, f.key, os.Getenv)
 	if err != nil {
 		return nil, cli.Exit(cli.ExitUsage, err)
@@ -78,13 +78,13 @@ func (f *tpmFlags) subject(ctx context.Context, stderr io.Writer) (*subject, err
 	return subjectOf(report), nil
 }
 
-func subjectOf(r *tpm.Report) *subject {
-	s := &subject{
+func subjectOf(r *tpm.Report) *Subject {
+	s := &Subject{
 		from: "tpm", keyType: string(r.EK.KeyType),
-		evidence: sources.Evidence{EKHash: r.EK.Hash, EK: r.EK.Public},
+		Evidence: sources.Evidence{EKHash: r.EK.Hash, EK: r.EK.Public},
 	}
 	if c := r.EK.Certificate; c != nil {
-		s.evidence.Certificate, s.evidence.Chain = c.Raw, r.Chain
+		s.Evidence.Certificate, s.Evidence.Chain = c.Raw, r.Chain
 	}
 	return s
 }

@@ -1,4 +1,4 @@
-package main
+package preview
 
 import (
 	"fmt"
@@ -7,7 +7,7 @@ import (
 )
 
 // text is the output for people.
-func (r *checked) text() string {
+func (r *Report) text() string {
 	var b strings.Builder
 	r.writeEK(&b)
 	r.writeDecision(&b)
@@ -19,7 +19,7 @@ func (r *checked) text() string {
 	return b.String()
 }
 
-func (r *checked) writeEK(b *strings.Builder) {
+func (r *Report) writeEK(b *strings.Builder) {
 	fmt.Fprintf(b, "EK hash: %s", r.EK.Hash)
 	var about []string
 	switch {
@@ -45,13 +45,13 @@ func (r *checked) writeEK(b *strings.Builder) {
 	}
 }
 
-// decisions are the words for the values of checked.Decision.
+// decisions are the words for the values of Report.Decision.
 var decisions = map[string]string{
-	decisionAdmitted: "ADMITTED", decisionRefused: "REFUSED",
-	decisionUnavailable: "CANNOT TELL", decisionDepends: "DEPENDS",
+	Admitted: "ADMITTED", Refused: "REFUSED",
+	Unavailable: "CANNOT TELL", Depends: "DEPENDS",
 }
 
-func (r *checked) writeDecision(b *strings.Builder) {
+func (r *Report) writeDecision(b *strings.Builder) {
 	fmt.Fprintf(b, "\n%s", decisions[r.Decision])
 	if r.Cause != "" {
 		fmt.Fprintf(b, ": %s", r.Cause)
@@ -76,7 +76,7 @@ func (r *checked) writeDecision(b *strings.Builder) {
 // mostChanges is how many changes are printed for people.
 const mostChanges = 5
 
-func (r *checked) writeChanges(b *strings.Builder) {
+func (r *Report) writeChanges(b *strings.Builder) {
 	for i, c := range r.Changes {
 		if i == mostChanges {
 			fmt.Fprintf(b, "  Or one of %d other ways; --output json has all.\n", len(r.Changes)-i)
@@ -116,7 +116,10 @@ var answerWords = map[string]string{
 	"needs_challenge": "not known", "needs_network": "not known",
 }
 
-func (r *checked) writeSources(b *strings.Builder) {
+// AnswerInWords says in words what a source says: the value of a source's result in the JSON output.
+func AnswerInWords(result string) string { return answerWords[result] }
+
+func (r *Report) writeSources(b *strings.Builder) {
 	offline := ", without the network"
 	if r.Network {
 		offline = ""
@@ -135,7 +138,7 @@ func (r *checked) writeSources(b *strings.Builder) {
 }
 
 // state says in words how a source's data is.
-func (r *checked) state(s *checkedSource) []string {
+func (r *Report) state(s *sourceReport) []string {
 	all := []string{s.Place}
 	if s.Entries > 0 || s.Loaded != nil {
 		all = append(all, fmt.Sprintf("%d entries", s.Entries))
@@ -170,7 +173,7 @@ var (
 	}
 )
 
-func (r *checked) writeRules(b *strings.Builder) {
+func (r *Report) writeRules(b *strings.Builder) {
 	b.WriteString("\nRules\n")
 	trials := false
 	for _, rule := range r.Rules {
@@ -189,7 +192,7 @@ func (r *checked) writeRules(b *strings.Builder) {
 	}
 }
 
-func (r *checkedRule) write(b *strings.Builder, words map[string]string) {
+func (r *ruleReport) write(b *strings.Builder, words map[string]string) {
 	fmt.Fprintf(b, "  %s %q: %s\n", r.Effect, r.Name, words[r.Result])
 	for _, part := range []struct {
 		name    string
