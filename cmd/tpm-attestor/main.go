@@ -11,8 +11,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/buildinfo"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/check"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/devid"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/ek"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/explain"
 )
 
 // version is set by -ldflags "-X main.version=…".
@@ -52,5 +55,5 @@ Data goes to standard output, everything else to standard error. Exit codes: 0 d
 		Args: cobra.ArbitraryArgs,
 	}
 	root.SetVersionTemplate("tpm-attestor {{.Version}}\n")
-	return cli.Root(root, newEK, newValidate, newCheck, newExplain, newList, newCertificates, newBoot, devid.New, newDoctor)
+	return cli.Root(root, ek.New, newValidate, check.New, explain.New, newList, newCertificates, newBoot, devid.New, newDoctor)
 }

@@ -1,4 +1,4 @@
-package main
+package explain
 
 import (
 	"os"
@@ -37,7 +37,7 @@ func TestExplainKnowsTheServer(t *testing.T) {
 func literals(t *testing.T, pattern string, files ...string) (all []string) {
 	t.Helper()
 	for _, name := range files {
-		source, err := os.ReadFile("../../server/" + name)
+		source, err := os.ReadFile("../../../../server/" + name)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,4 +1,4 @@
-package main
+package explain
 
 import (
 	"encoding/json"
@@ -17,8 +17,8 @@ const (
 	failedMessage   = "Attestation failed"
 )
 
-// An explainedLine says in words what a line of a log says.
-type explainedLine struct {
+// An explanation says in words what a line of a log says.
+type explanation struct {
 	Line int `json:"line"`
 	// Decision is admitted, refused or unavailable, and Outcome as the server logs it; it is
 	// empty for a line of an agent.
@@ -35,17 +35,17 @@ type explainedLine struct {
 	Boot     string `json:"boot,omitempty"`
 	Trials   string `json:"trials,omitempty"`
 
-	Sources []explainedSource `json:"sources,omitempty"`
+	Sources []answer `json:"sources,omitempty"`
 }
 
-type explainedSource struct {
+type answer struct {
 	Source string `json:"source"`
 	Result string `json:"result"`
 	Reason string `json:"reason,omitempty"`
 }
 
 // explainLine explains a line, if it is about an attestation.
-func explainLine(line string) (explainedLine, bool) {
+func explainLine(line string) (explanation, bool) {
 	f := fieldsOf(line)
 	message := f["message"]
 	if message == "" {
@@ -58,7 +58,7 @@ func explainLine(line string) (explainedLine, bool) {
 	default:
 		return explainAgent(line)
 	}
-	l := explainedLine{
+	l := explanation{
 		Outcome: f["outcome"], EKHash: f["ek_hash"], Name: f["name"], Peer: f["peer"], SPIFFEID: f["spiffe_id"],
 		Rules: f["rules"], Boot: f["boot"], Trials: f["trials"], Sources: sourcesOf(f["sources"]),
 	}
@@ -75,7 +75,7 @@ func explainLine(line string) (explainedLine, bool) {
 }
 
 // because fills in the first cause of a decision of the rules, and what to do.
-func (l *explainedLine) because(f map[string]string) {
+func (l *explanation) because(f map[string]string) {
 	check := "tpm-attestor check CONFIG " + l.EKHash
 	switch {
 	case l.Outcome == preview.Admitted && f["unsure"] != "":
@@ -94,7 +94,7 @@ func (l *explainedLine) because(f map[string]string) {
 }
 
 // say says what sources say, out of a list of names, or out of all, whose answer is result.
-func (l *explainedLine) say(names, result string) string {
+func (l *explanation) say(names, result string) string {
 	var all []string
 	for _, s := range l.Sources {
 		if s.Result != result || names != "" && !strings.Contains(","+names+",", ","+s.Source+",") {
@@ -183,10 +183,10 @@ var agentMessages = []struct {
 }
 
 // explainAgent explains a line of an agent's log.
-func explainAgent(line string) (explainedLine, bool) {
+func explainAgent(line string) (explanation, bool) {
 	for _, m := range agentMessages {
 		if strings.Contains(line, m.told) {
-			return explainedLine{
+			return explanation{
 				Decision: m.decision, What: m.what,
 				Cause: "agents are not told why: only the plugin's line in the server's log says it",
 				Remedy: "find the line \"" + failedMessage + "\" of the same time in the server's log, or run " +
@@ -194,7 +194,7 @@ func explainAgent(line string) (explainedLine, bool) {
 			}, true
 		}
 	}
-	return explainedLine{}, false
+	return explanation{}, false
 }
 
 // field matches a field of a line in text: name=word or name="quoted". So both logrus and hclog
@@ -242,8 +242,8 @@ var answered = regexp.MustCompile(
 	`^([a-z0-9_-]+): (listed|not listed|cannot tell|needs the challenge|.*needs the network)`)
 
 // sourcesOf reads the field sources. A reason may have semicolons, too.
-func sourcesOf(text string) []explainedSource {
-	var all []explainedSource
+func sourcesOf(text string) []answer {
+	var all []answer
 	for part := range strings.SplitSeq(text, "; ") {
 		m := answered.FindStringSubmatch(part)
 		if m == nil {
@@ -252,7 +252,7 @@ func sourcesOf(text string) []explainedSource {
 			}
 			continue
 		}
-		s := explainedSource{Source: m[1], Result: strings.ReplaceAll(m[2], " ", "_"), Reason: part[len(m[0]):]}
+		s := answer{Source: m[1], Result: strings.ReplaceAll(m[2], " ", "_"), Reason: part[len(m[0]):]}
 		switch {
 		case m[2] == "needs the challenge":
 			s.Result = "needs_challenge"

@@ -1,4 +1,5 @@
-package main
+// Package explain is the command that explains a decision: about this machine, or in a log.
+package explain
 
 import (
 	"bufio"
@@ -13,7 +14,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/preview"
 )
 
-func newExplain(output *cli.Format) *cobra.Command {
+// New returns the command explain.
+func New(output *cli.Format) *cobra.Command {
 	var f preview.Flags
 	var log string
 	cmd := &cobra.Command{
@@ -54,8 +56,8 @@ could not tell; 2 if there is no line about an attestation.`,
 
 // explained is the JSON output of explain --log.
 type explained struct {
-	Version int             `json:"version"`
-	Lines   []explainedLine `json:"lines"`
+	Version int           `json:"version"`
+	Lines   []explanation `json:"lines"`
 }
 
 // maxLogLine is the longest line of a log that is read, in bytes. The server keeps its fields
@@ -69,7 +71,7 @@ func explainLog(cmd *cobra.Command, output cli.Format, name string) error {
 		return fmt.Errorf("read the log: %w", err)
 	}
 	defer func() { _ = from.Close() }() // it was only read
-	all := explained{Version: 1, Lines: []explainedLine{}}
+	all := explained{Version: 1, Lines: []explanation{}}
 	lines := bufio.NewScanner(from)
 	lines.Buffer(nil, maxLogLine)
 	for n := 1; lines.Scan(); n++ {
@@ -101,7 +103,7 @@ func explainLog(cmd *cobra.Command, output cli.Format, name string) error {
 }
 
 // exit returns the exit code as an error.
-func (l *explainedLine) exit() error {
+func (l *explanation) exit() error {
 	switch l.Decision {
 	case preview.Admitted:
 		return nil
@@ -111,7 +113,7 @@ func (l *explainedLine) exit() error {
 	return cli.Exit(cli.ExitCannotTell, nil)
 }
 
-func (l *explainedLine) write(b *strings.Builder, another bool) {
+func (l *explanation) write(b *strings.Builder, another bool) {
 	if another {
 		b.WriteString("\n")
 	}

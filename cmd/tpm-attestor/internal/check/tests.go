@@ -1,4 +1,4 @@
-package main
+package check
 
 import (
 	"bytes"
@@ -89,7 +89,7 @@ func readExpectations(name string, stdin io.Reader) (*expectations, error) {
 }
 
 // runTests checks a file of expected decisions.
-func runTests(cmd *cobra.Command, f *checkFlags, output cli.Format, configName string) error {
+func runTests(cmd *cobra.Command, f *flags, output cli.Format, configName string) error {
 	e, err := readExpectations(f.tests, cmd.InOrStdin())
 	if err != nil {
 		return cli.Exit(cli.ExitUsage, err)

@@ -1,4 +1,5 @@
-package main
+// Package ek is the command that shows EKs, of this machine or in files.
+package ek
 
 import (
 	"fmt"
@@ -13,14 +14,15 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/ekfile"
 )
 
-// ekFlags are the flags of the command ek.
-type ekFlags struct {
+// flags are the flags of the command ek.
+type flags struct {
 	device, key     string
 	onlyHash, asPEM bool
 }
 
-func newEK(output *cli.Format) *cobra.Command {
-	var f ekFlags
+// New returns the command ek.
+func New(output *cli.Format) *cobra.Command {
+	var f flags
 	cmd := &cobra.Command{
 		Use:   "ek [FILE...]",
 		Short: "Show EK hashes, key types and EK certificates",
@@ -38,7 +40,7 @@ or a TPMT_PUBLIC or TPM2B_PUBLIC as other tools write it. "-" is the standard in
 			"tpm-attestor ek --pem > machine.pem",
 			"tpm-attestor ek --output json machine.pem",
 		),
-		RunE: func(cmd *cobra.Command, args []string) error { return runEK(cmd, f, *output, args) },
+		RunE: func(cmd *cobra.Command, args []string) error { return run(cmd, f, *output, args) },
 	}
 	cmd.Flags().StringVar(&f.device, "device", "", "the TPM: a path such as /dev/tpmrm0, or unix:/path for the "+
 		"socket of a software TPM (default /dev/tpmrm0, else /dev/tpm0)")
@@ -50,7 +52,7 @@ or a TPMT_PUBLIC or TPM2B_PUBLIC as other tools write it. "-" is the standard in
 	return cmd
 }
 
-func runEK(cmd *cobra.Command, f ekFlags, output cli.Format, files []string) error {
+func run(cmd *cobra.Command, f flags, output cli.Format, files []string) error {
 	if f.onlyHash && f.asPEM || (f.onlyHash || f.asPEM) && output == cli.JSON {
 		return cli.UsageError("choose one of --hash, --pem and --output json")
 	}
@@ -58,7 +60,7 @@ func runEK(cmd *cobra.Command, f ekFlags, output cli.Format, files []string) err
 		return cli.UsageError("--pem, --device and --key are for the TPM of this machine: leave them out, or the files")
 	}
 	if len(files) == 0 {
-		return ekOfTPM(cmd, f, output)
+		return runTPM(cmd, f, output)
 	}
 	var eks []ekreport.EK
 	for _, name := range files {
@@ -72,11 +74,11 @@ func runEK(cmd *cobra.Command, f ekFlags, output cli.Format, files []string) err
 		}
 		eks = append(eks, found.EKs...)
 	}
-	return printEKs(cmd, f, output, eks)
+	return print(cmd, f, output, eks)
 }
 
-// ekOfTPM shows the EK of this machine's TPM.
-func ekOfTPM(cmd *cobra.Command, f ekFlags, output cli.Format) error {
+// runTPM shows the EK of this machine's TPM.
+func runTPM(cmd *cobra.Command, f flags, output cli.Format) error {
 	t, err := ekreport.Open(f.device, f.key, os.Getenv)
 	if err != nil {
 		return cli.Exit(cli.ExitUsage, err)
@@ -94,10 +96,10 @@ func ekOfTPM(cmd *cobra.Command, f ekFlags, output cli.Format) error {
 		}
 		return cli.PrintText(cmd, text)
 	}
-	return printEKs(cmd, f, output, []ekreport.EK{ekreport.FromTPM(report)})
+	return print(cmd, f, output, []ekreport.EK{ekreport.FromTPM(report)})
 }
 
-func printEKs(cmd *cobra.Command, f ekFlags, output cli.Format, eks []ekreport.EK) error {
+func print(cmd *cobra.Command, f flags, output cli.Format, eks []ekreport.EK) error {
 	if output == cli.JSON {
 		return cli.PrintJSON(cmd, struct {
 			Version int           `json:"version"`

@@ -1,4 +1,6 @@
-package main
+// Package check is the command that says what a server would decide about a machine, or about the machines of a
+// file of tests.
+package check
 
 import (
 	"github.com/spf13/cobra"
@@ -7,13 +9,13 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/preview"
 )
 
-// checkFlags are the flags of the command check.
-type checkFlags struct {
+// flags are the flags of the command check.
+type flags struct {
 	preview.Flags
 	tests string
 }
 
-const checkLong = `check says what a server with this configuration would decide about a machine, and why: what each
+const long = `check says what a server with this configuration would decide about a machine, and why: what each
 source says, with the place in its list, the list's serial and age, and until when it serves; what each rule
 comes to; the SPIFFE ID and the selectors, or what the agent would be told and whether it would try again; the
 first cause; and the smallest change that would admit the machine. It is the server's own code that decides.
@@ -40,12 +42,13 @@ there. Files are relative to FILE.
 Exit codes: 0 admitted, or all tests pass; 3 refused, or a test fails; 4 the server could not tell, or it
 depends on what is not known here.`
 
-func newCheck(output *cli.Format) *cobra.Command {
-	var f checkFlags
+// New returns the command check.
+func New(output *cli.Format) *cobra.Command {
+	var f flags
 	cmd := &cobra.Command{
 		Use:   "check CONFIG [EK]",
 		Short: "Say what a server would decide about a machine, and why",
-		Long:  checkLong,
+		Long:  long,
 		Example: cli.Examples(
 			"tpm-attestor check /etc/spire/server/server.conf machine.pem",
 			"tpm-attestor check server.conf 1b5bbe2e96054f7bc34ebe7ba9a4a9eac5611c6879285ceff6094fa556af485c",
