@@ -18,6 +18,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/atomicfile"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/pcrs"
 	"github.com/spire-tpm/spire-tpm-attestor/server/boot"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/bootpolicy"
@@ -205,11 +206,11 @@ func (f *profileFlags) profile(cmd *cobra.Command, s *bootState) (*bootprofiles.
 		if pcr == bootprofiles.PCRSecureBoot && p.SecureBoot != nil && !f.pinPCR7 {
 			continue
 		}
-		if perMachine(pcr) {
-			cli.Note(cmd, "PCR %d is %s: few machines will meet a profile that pins it", pcr, pcrMeaning(pcr))
+		if pcrs.PerMachine(pcr) {
+			cli.Note(cmd, "PCR %d is %s: few machines will meet a profile that pins it", pcr, pcrs.Meaning(pcr))
 		}
 		p.PCRs[pcr] = [][]byte{value}
-		said = append(said, fmt.Sprintf("PCR %d: %s.", pcr, pcrMeaning(pcr)))
+		said = append(said, fmt.Sprintf("PCR %d: %s.", pcr, pcrs.Meaning(pcr)))
 	}
 	if p.Comments["pcrs"] = said; len(p.PCRs) == 0 {
 		p.PCRs = nil

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/eventlog"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/pcrs"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
@@ -35,7 +36,7 @@ prints it.`,
 		),
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := f.read(cmd, allPCRs())
+			s, err := f.read(cmd, pcrs.All())
 			if err != nil {
 				return err
 			}
@@ -53,14 +54,6 @@ prints it.`,
 	cmd.Flags().BoolVar(&events, "events", false, "show each event")
 	cmd.Flags().BoolVar(&data, "data", false, "show what is in each event, too: it may identify the machine")
 	return cmd
-}
-
-func allPCRs() []int {
-	all := make([]int, 24)
-	for i := range all {
-		all[i] = i
-	}
-	return all
 }
 
 // A shownBoot is what show prints as JSON.
@@ -249,7 +242,7 @@ func (b *shownBoot) text(s *bootState) string {
 	}
 	for _, pcr := range slices.Sorted(maps.Keys(s.PCRs)) {
 		line := fmt.Sprintf("  %2d  %x  %s", pcr, s.PCRs[pcr], s.replays(pcr))
-		fmt.Fprintf(&t, "%s\n      %s\n", strings.TrimRight(line, " "), pcrMeaning(pcr))
+		fmt.Fprintf(&t, "%s\n      %s\n", strings.TrimRight(line, " "), pcrs.Meaning(pcr))
 	}
 	for _, set := range []struct {
 		name string

@@ -21,6 +21,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/finding"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/pcrs"
 	"github.com/spire-tpm/spire-tpm-attestor/server/boot"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 )
@@ -263,10 +264,10 @@ func (d *doctor) eventLog(t *tpm.TPM, server *config.Config, hasTPM bool) {
 // replay compares the event log with the PCRs.
 func (d *doctor) replay(t *tpm.TPM, log *eventlog.Log, raw []byte) {
 	const judged = 8 // PCRs 0 to 7 are the firmware's
-	bank := (&bootFlags{}).chooseBank(log)
+	bank := pcrs.BankOf(log)
 	quote := &attestor.Quote{Bank: bank}
 	err := d.ask(func(ctx context.Context) (err error) {
-		quote.PCRs, err = t.PCRs(ctx, &attestor.QuoteRequest{Bank: bank, PCRs: allPCRs()[:judged]})
+		quote.PCRs, err = t.PCRs(ctx, &attestor.QuoteRequest{Bank: bank, PCRs: pcrs.All()[:judged]})
 		return err
 	})
 	if err != nil {

@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 func TestScripts(t *testing.T) {
 	device := swtpmtest.Start(t, swtpmtest.Options{}).Device
 	report := inspect(t, device)
-	booted := bootedTPM(t)
+	booted := clitest.BootedTPM(t)
 	vendor := newVendor(t)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata", RequireExplicitExec: true, UpdateScripts: os.Getenv("UPDATE_GOLDEN") != "",
@@ -41,7 +41,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("TPM", device)
 			env.Setenv("VENDOR", vendor.host)
 			env.Setenv("BOOTED", booted.Device)
-			return errors.Join(writePublicAreas(env.WorkDir), clitest.WriteKeys(env.WorkDir), writeLogs(env.WorkDir),
+			return errors.Join(writePublicAreas(env.WorkDir), clitest.WriteKeys(env.WorkDir), clitest.WriteBootLogs(env.WorkDir),
 				writeCertificates(env.WorkDir), vendor.write(env.WorkDir),
 				clitest.WriteAuthorities(filepath.Join(env.WorkDir, "device")), writeNames(env.WorkDir, report),
 				os.Chmod(filepath.Dir(env.WorkDir), 0o711), os.Chmod(env.WorkDir, 0o711)) // for validate --user
