@@ -1,4 +1,4 @@
-package main
+package list
 
 import (
 	"errors"
@@ -77,7 +77,7 @@ type built struct {
 	Entries  int               `json:"entries"`
 	Merged   int               `json:"merged"`
 	To       string            `json:"to,omitempty"`
-	Form     listForm          `json:"form"`
+	Form     form              `json:"form"`
 	Mistakes []finding.Mistake `json:"mistakes"`
 	Warnings []string          `json:"warnings"`
 }

@@ -1,4 +1,4 @@
-package main
+package list
 
 import (
 	"encoding/json"
@@ -16,21 +16,21 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 )
 
-// A listForm is the value of --form: a form of a list in a file. A folder has formFolder.
-type listForm string
+// A form is the value of --form: a form of a list in a file. A folder has formFolder.
+type form string
 
 // The forms.
 const (
-	formText   listForm = "text"
-	formJSON   listForm = "json"
-	formFolder listForm = "folder"
+	formText   form = "text"
+	formJSON   form = "json"
+	formFolder form = "folder"
 )
 
-func (f *listForm) String() string { return string(*f) }
+func (f *form) String() string { return string(*f) }
 
 // Set implements pflag.Value.
-func (f *listForm) Set(s string) error {
-	switch form := listForm(s); form {
+func (f *form) Set(s string) error {
+	switch form := form(s); form {
 	case formText, formJSON:
 		*f = form
 		return nil
@@ -39,12 +39,12 @@ func (f *listForm) Set(s string) error {
 }
 
 // Type implements pflag.Value.
-func (*listForm) Type() string { return "form" }
+func (*form) Type() string { return "form" }
 
 // A target is where a list is written, and in which form.
 type target struct {
 	to, toDir string
-	form      listForm
+	form      form
 	sharded   bool
 }
 

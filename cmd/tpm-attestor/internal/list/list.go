@@ -1,4 +1,5 @@
-package main
+// Package list is the commands that make, check, compare and sign lists.
+package list
 
 import (
 	"context"
@@ -16,7 +17,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 )
 
-func newList(output *cli.Format) *cobra.Command {
+// New returns the command list.
+func New(output *cli.Format) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "Make, check, compare and sign lists of EK hashes",

@@ -1,4 +1,4 @@
-package main
+package list
 
 import (
 	"bytes"
@@ -77,7 +77,7 @@ func TestListExitCodes(t *testing.T) {
 	} {
 		var stderr strings.Builder
 		args := append([]string{"list"}, test.args...)
-		if code := clitest.Run(t.Context(), newList, args, cli.Streams{In: strings.NewReader(""), Out: io.Discard, Err: &stderr}); code != test.want {
+		if code := clitest.Run(t.Context(), New, args, cli.Streams{In: strings.NewReader(""), Out: io.Discard, Err: &stderr}); code != test.want {
 			t.Errorf("%q: exit code %d, want %d: %s", args, code, test.want, &stderr)
 		}
 		if (stderr.Len() == 0) != (test.want == 0 || strings.Contains(strings.Join(args, " "), "-o json") || test.want == cli.ExitRefused && args[1] == "diff") &&
@@ -100,7 +100,7 @@ func TestUnwritableListFails(t *testing.T) {
 		{"list", "diff", good, good},
 	} {
 		var stderr strings.Builder
-		if code := clitest.Run(t.Context(), newList, args, cli.Streams{In: strings.NewReader(""), Out: clitest.FullDisk{}, Err: &stderr}); code != cli.ExitFailed {
+		if code := clitest.Run(t.Context(), New, args, cli.Streams{In: strings.NewReader(""), Out: clitest.FullDisk{}, Err: &stderr}); code != cli.ExitFailed {
 			t.Errorf("%q: exit code %d: %s", args, code, &stderr)
 		}
 	}
@@ -113,7 +113,7 @@ func TestInterruptedBuild(t *testing.T) {
 	old := writeFile(t, filepath.Join(dir, "machines.txt"), hashA+"\n")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	code := clitest.Run(ctx, newList, []string{"list", "build", "-", "--to", old},
+	code := clitest.Run(ctx, New, []string{"list", "build", "-", "--to", old},
 		cli.Streams{In: strings.NewReader(hashB + "\n"), Out: io.Discard, Err: io.Discard})
 	content, err := os.ReadFile(old)
 	if code != cli.ExitFailed || err != nil || string(content) != hashA+"\n" {
@@ -165,7 +165,7 @@ func TestUTF16Input(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"auto", "csv", "ndjson", "keys"} {
 		var stderr strings.Builder
-		code := clitest.Run(t.Context(), newList, []string{"list", "build", "-", "--from", kind},
+		code := clitest.Run(t.Context(), New, []string{"list", "build", "-", "--from", kind},
 			cli.Streams{In: strings.NewReader("\xff\xfeh\x00a\x00s\x00h\x00\n\x00"), Out: io.Discard, Err: &stderr})
 		if code != cli.ExitRefused || !strings.Contains(stderr.String(), "UTF-16, as PowerShell") {
 			t.Errorf("%s: exit code %d, %s", kind, code, &stderr)
@@ -210,7 +210,7 @@ func FuzzBuild(f *testing.F) {
 		for _, form := range []string{"text", "json"} {
 			var out, messages strings.Builder
 			args := []string{"list", "build", "-", "--from", kind, "--form", form, "--allow-empty"}
-			code := clitest.Run(t.Context(), newList, args, cli.Streams{In: bytes.NewReader(data), Out: &out, Err: &messages})
+			code := clitest.Run(t.Context(), New, args, cli.Streams{In: bytes.NewReader(data), Out: &out, Err: &messages})
 			if (code == 0) != (out.Len() > 0 || form == "text" && strings.HasPrefix(messages.String(), "0 entries")) && code == 0 ||
 				code != 0 && (out.Len() > 0 || messages.Len() == 0) {
 				t.Fatalf("%q: exit code %d, %q, %q", args, code, &out, &messages)
