@@ -17,6 +17,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/ek"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/explain"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/list"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/validate"
 )
 
 // version is set by -ldflags "-X main.version=…".
@@ -56,5 +57,5 @@ Data goes to standard output, everything else to standard error. Exit codes: 0 d
 		Args: cobra.ArbitraryArgs,
 	}
 	root.SetVersionTemplate("tpm-attestor {{.Version}}\n")
-	return cli.Root(root, ek.New, newValidate, check.New, explain.New, list.New, newCertificates, newBoot, devid.New, newDoctor)
+	return cli.Root(root, ek.New, validate.New, check.New, explain.New, list.New, newCertificates, newBoot, devid.New, newDoctor)
 }

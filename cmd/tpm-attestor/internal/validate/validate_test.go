@@ -1,4 +1,4 @@
-package main
+package validate
 
 import (
 	"fmt"
@@ -42,7 +42,7 @@ func TestValidateExitCodes(t *testing.T) {
 		"both wrong, known": {[]string{write("both", hashFile(torn)+web+"allow \"x\" { any = [\"a\"] }"), "--network"}, cli.ExitRefused},
 	} {
 		var stdout, stderr strings.Builder
-		code := clitest.Run(t.Context(), newValidate, append([]string{"validate"}, tt.args...), cli.Streams{In: strings.NewReader(""), Out: &stdout, Err: &stderr})
+		code := clitest.Run(t.Context(), New, append([]string{"validate"}, tt.args...), cli.Streams{In: strings.NewReader(""), Out: &stdout, Err: &stderr})
 		if code != tt.want || (stdout.String() == "valid\n") != (tt.want == 0) {
 			t.Errorf("%s: exit code %d, want %d: %s%s", name, code, tt.want, &stdout, &stderr)
 		}

@@ -1,4 +1,5 @@
-package main
+// Package validate is the command that checks a configuration of either plugin, and what it names.
+package validate
 
 import (
 	"fmt"
@@ -14,15 +15,16 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 )
 
-// validateFlags are the flags of validate.
-type validateFlags struct {
+// flags are the flags of validate.
+type flags struct {
 	asAgent bool
 	user    string
 	network bool
 }
 
-func newValidate(output *cli.Format) *cobra.Command {
-	var f validateFlags
+// New returns the command validate.
+func New(output *cli.Format) *cobra.Command {
+	var f flags
 	cmd := &cobra.Command{
 		Use:   "validate CONFIG",
 		Short: "Check a configuration of the server plugin or of the agent plugin, and what it names",
@@ -84,16 +86,16 @@ type problem struct {
 
 // A validation is one run of validate.
 type validation struct {
-	validateFlags
+	flags
 	cmd  *cobra.Command
 	user *access.User // nil if nobody was named
 	finding.Looker
 	result *validated
 }
 
-func runValidate(cmd *cobra.Command, output cli.Format, f validateFlags, name string) error {
+func runValidate(cmd *cobra.Command, output cli.Format, f flags, name string) error {
 	v := &validation{
-		validateFlags: f, cmd: cmd, Looker: finding.NewLooker(),
+		flags: f, cmd: cmd, Looker: finding.NewLooker(),
 		result: &validated{
 			Version: 1, Side: sideServer, Problems: []problem{}, Warnings: []string{}, Findings: finding.List{},
 		},
