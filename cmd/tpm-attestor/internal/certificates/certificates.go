@@ -1,4 +1,5 @@
-package main
+// Package certificates is the commands about what is fetched from the manufacturers of TPMs.
+package certificates
 
 import (
 	"errors"
@@ -13,7 +14,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/mirror"
 )
 
-func newCertificates(output *cli.Format) *cobra.Command {
+// New returns the command certificates.
+func New(output *cli.Format) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "certificates",
 		Short: "Prepare the certificates that servers without Internet access need",
