@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/buildinfo"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/boot"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/certificates"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/check"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
@@ -58,5 +59,5 @@ Data goes to standard output, everything else to standard error. Exit codes: 0 d
 		Args: cobra.ArbitraryArgs,
 	}
 	root.SetVersionTemplate("tpm-attestor {{.Version}}\n")
-	return cli.Root(root, ek.New, validate.New, check.New, explain.New, list.New, certificates.New, newBoot, devid.New, newDoctor)
+	return cli.Root(root, ek.New, validate.New, check.New, explain.New, list.New, certificates.New, boot.New, devid.New, newDoctor)
 }

@@ -1,4 +1,4 @@
-package main
+package boot
 
 import (
 	"bytes"
@@ -28,7 +28,7 @@ import (
 
 // profileFlags are the flags of the command boot profile.
 type profileFlags struct {
-	bootFlags
+	flags
 	name         string
 	labels       []string
 	pcrs         []int
@@ -36,7 +36,7 @@ type profileFlags struct {
 	merge, write string
 }
 
-func newBootProfile(output *cli.Format) *cobra.Command {
+func newProfile(output *cli.Format) *cobra.Command {
 	var f profileFlags
 	cmd := &cobra.Command{
 		Use:   "profile",
@@ -192,7 +192,7 @@ func asksFor(p *bootprofiles.Profile) []int {
 }
 
 // profile returns the profile of a machine.
-func (f *profileFlags) profile(cmd *cobra.Command, s *bootState) (*bootprofiles.Profile, error) {
+func (f *profileFlags) profile(cmd *cobra.Command, s *state) (*bootprofiles.Profile, error) {
 	p := &bootprofiles.Profile{
 		Name: f.name, Labels: f.labels, Bank: s.Bank, PCRs: map[int][][]byte{}, Comments: map[string][]string{},
 	}
@@ -220,7 +220,7 @@ func (f *profileFlags) profile(cmd *cobra.Command, s *bootState) (*bootprofiles.
 }
 
 // takeLog takes into the profile what the event log proves.
-func (f *profileFlags) takeLog(cmd *cobra.Command, s *bootState, p *bootprofiles.Profile) {
+func (f *profileFlags) takeLog(cmd *cobra.Command, s *state, p *bootprofiles.Profile) {
 	if s.Log == nil {
 		cli.Note(cmd, "the profile pins the values of PCRs alone: %s", s.why())
 		return
@@ -257,7 +257,7 @@ func (f *profileFlags) takeLog(cmd *cobra.Command, s *bootState, p *bootprofiles
 // noteSecureBoot says if the profile asks for less of Secure Boot than it could. If the certificates that may
 // be there cannot be named, the value of PCR 7 is pinned in their place: the state alone would admit a machine
 // that trusts other certificates.
-func (f *profileFlags) noteSecureBoot(cmd *cobra.Command, s *bootState, enabled bool) {
+func (f *profileFlags) noteSecureBoot(cmd *cobra.Command, s *state, enabled bool) {
 	if !enabled {
 		cli.Note(cmd, "Secure Boot is disabled on this machine, and the profile asks for that: "+
 			"machines that have it enabled do not meet it")
@@ -279,7 +279,7 @@ func (f *profileFlags) noteSecureBoot(cmd *cobra.Command, s *bootState, enabled 
 func whole(m sources.Measured) bool { return m.Partial == "" && len(m.Digests) > 0 }
 
 // why says why nothing is known by the event log.
-func (s *bootState) why() string {
+func (s *state) why() string {
 	if s.noLog != nil {
 		return s.noLog.Error()
 	}
@@ -287,7 +287,7 @@ func (s *bootState) why() string {
 }
 
 // mergeProfile returns the profile that this machine meets as well.
-func mergeProfile(p bootprofiles.Profile, s *bootState) (*bootprofiles.Profile, error) {
+func mergeProfile(p bootprofiles.Profile, s *state) (*bootprofiles.Profile, error) {
 	if p.Bank != "" && p.Bank != s.Bank {
 		return nil, fmt.Errorf("it is of another bank than the PCRs, which are of %s: choose --bank %s", s.Bank, p.Bank)
 	}
@@ -395,7 +395,7 @@ func has(all [][]byte, d []byte) bool {
 
 // met makes sure that this machine meets its profile, by the source that a server asks, and says what
 // the server has to ask for.
-func met(cmd *cobra.Command, p *bootprofiles.Profile, s *bootState) error {
+func met(cmd *cobra.Command, p *bootprofiles.Profile, s *state) error {
 	alone, err := bootprofiles.New(list.Header{}, nil, []bootprofiles.Profile{*p})
 	if err != nil {
 		return err

@@ -1,4 +1,4 @@
-package main
+package boot
 
 import (
 	"bytes"
@@ -18,8 +18,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-func newBootShow(output *cli.Format) *cobra.Command {
-	var f bootFlags
+func newShow(output *cli.Format) *cobra.Command {
+	var f flags
 	var events, data bool
 	cmd := &cobra.Command{
 		Use:   "show",
@@ -99,7 +99,7 @@ type shownEvent struct {
 const unknown = "unknown"
 
 // show returns what is known of a boot.
-func (s *bootState) show(events, data bool) *shownBoot {
+func (s *state) show(events, data bool) *shownBoot {
 	b := &shownBoot{Version: 1, Bank: s.Bank, SecureBoot: unknown, Replayed: map[string]map[string]string{}}
 	if s.tpm {
 		b.PCRs = hexPCRs(s.PCRs)
@@ -225,7 +225,7 @@ func asText(data []byte) string {
 }
 
 // text describes a boot for people.
-func (b *shownBoot) text(s *bootState) string {
+func (b *shownBoot) text(s *state) string {
 	var t strings.Builder
 	if b.NoLog != "" {
 		fmt.Fprintf(&t, "Event log: none: %s\n", b.NoLog)
@@ -271,7 +271,7 @@ func (b *shownBoot) text(s *bootState) string {
 }
 
 // replays says in a word or two how the log relates to a PCR.
-func (s *bootState) replays(pcr int) string {
+func (s *state) replays(pcr int) string {
 	if !s.tpm || s.Log == nil {
 		return ""
 	}

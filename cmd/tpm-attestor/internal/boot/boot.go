@@ -1,4 +1,5 @@
-package main
+// Package boot is the commands that show how a machine has booted and make boot profiles.
+package boot
 
 import (
 	"errors"
@@ -21,7 +22,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-func newBoot(output *cli.Format) *cobra.Command {
+// New returns the command boot.
+func New(output *cli.Format) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "boot",
 		Short: "Show how this machine has booted, and make boot profiles",
@@ -35,14 +37,14 @@ user with access to both. The log of the kernel is readable by root alone unless
 		},
 		Args: cobra.ArbitraryArgs,
 	}
-	cmd.AddCommand(newBootShow(output), newBootProfile(output))
+	cmd.AddCommand(newShow(output), newProfile(output))
 	return cmd
 }
 
-// bootFlags say which machine's boot is meant.
-type bootFlags struct{ log, device, bank string }
+// flags say which machine's boot is meant.
+type flags struct{ log, device, bank string }
 
-func (f *bootFlags) add(cmd *cobra.Command) {
+func (f *flags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.log, "log", "", `a file with an event log, "-" for the standard input; `+
 		"the TPM is not asked then, unless --device names it (default: this machine's log)")
@@ -52,8 +54,8 @@ func (f *bootFlags) add(cmd *cobra.Command) {
 		"has no sha256)")
 }
 
-// bootState is what is known of a boot.
-type bootState struct {
+// state is what is known of a boot.
+type state struct {
 	log   *eventlog.Log // nil if there is none
 	noLog error         // why log is nil
 	tpm   bool          // whether the PCRs are the TPM's
@@ -63,7 +65,7 @@ type bootState struct {
 
 // read reads the log and the PCRs. If there is no TPM to ask, the PCRs are those to which the log
 // replays. It is an error if neither is there.
-func (f *bootFlags) read(cmd *cobra.Command, pcrs []int) (*bootState, error) {
+func (f *flags) read(cmd *cobra.Command, pcrs []int) (*state, error) {
 	if f.bank != "" && f.bank != "sha256" && f.bank != "sha384" {
 		return nil, cli.UsageError("--bank %s: choose sha256 or sha384", f.bank)
 	}
@@ -71,7 +73,7 @@ func (f *bootFlags) read(cmd *cobra.Command, pcrs []int) (*bootState, error) {
 	if err != nil {
 		return nil, cli.Exit(cli.ExitUsage, err)
 	}
-	s := &bootState{}
+	s := &state{}
 	raw, err := f.readLog(cmd, t)
 	if err == nil {
 		s.log, err = eventlog.Parse(raw)
@@ -98,7 +100,7 @@ func (f *bootFlags) read(cmd *cobra.Command, pcrs []int) (*bootState, error) {
 	return s, nil
 }
 
-func (f *bootFlags) readLog(cmd *cobra.Command, t *tpm.TPM) ([]byte, error) {
+func (f *flags) readLog(cmd *cobra.Command, t *tpm.TPM) ([]byte, error) {
 	if f.log == "" {
 		return t.EventLog()
 	}
@@ -109,7 +111,7 @@ func (f *bootFlags) readLog(cmd *cobra.Command, t *tpm.TPM) ([]byte, error) {
 	return raw, nil
 }
 
-func (f *bootFlags) chooseBank(log *eventlog.Log) string {
+func (f *flags) chooseBank(log *eventlog.Log) string {
 	if f.bank != "" {
 		return f.bank
 	}

@@ -1,4 +1,4 @@
-package main
+package boot
 
 import (
 	"encoding/json"
@@ -32,7 +32,7 @@ func TestBootShowOfRealLogs(t *testing.T) {
 	for name, want := range facts {
 		var out, stderr strings.Builder
 		args := []string{"boot", "show", "--events", "--output", "json", "--log", filepath.Join(dir, name)}
-		if code := clitest.Run(t.Context(), newBoot, args, cli.Streams{In: strings.NewReader(""), Out: &out, Err: &stderr}); code != 0 {
+		if code := clitest.Run(t.Context(), New, args, cli.Streams{In: strings.NewReader(""), Out: &out, Err: &stderr}); code != 0 {
 			t.Errorf("%s: exit code %d: %s", name, code, &stderr)
 			continue
 		}
@@ -86,7 +86,7 @@ func TestBootShowOfStrangeNames(t *testing.T) {
 	for _, flags := range [][]string{{"--events"}, {"--events", "--output", "json"}, {"--data"}, {"--data", "--output", "json"}} {
 		var out, stderr strings.Builder
 		args := append([]string{"boot", "show", "--log", path}, flags...)
-		if code := clitest.Run(t.Context(), newBoot, args, cli.Streams{In: strings.NewReader(""), Out: &out, Err: &stderr}); code != 0 {
+		if code := clitest.Run(t.Context(), New, args, cli.Streams{In: strings.NewReader(""), Out: &out, Err: &stderr}); code != 0 {
 			t.Fatalf("%q: exit code %d: %s", flags, code, &stderr)
 		}
 		said := out.String() + stderr.String()
