@@ -16,6 +16,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/check"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/devid"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/doctor"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/ek"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/explain"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/list"
@@ -59,5 +60,5 @@ Data goes to standard output, everything else to standard error. Exit codes: 0 d
 		Args: cobra.ArbitraryArgs,
 	}
 	root.SetVersionTemplate("tpm-attestor {{.Version}}\n")
-	return cli.Root(root, ek.New, validate.New, check.New, explain.New, list.New, certificates.New, boot.New, devid.New, newDoctor)
+	return cli.Root(root, ek.New, validate.New, check.New, explain.New, list.New, certificates.New, boot.New, devid.New, doctor.New)
 }

@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"context"
@@ -27,7 +27,7 @@ import (
 )
 
 // machine looks at this machine. The error is about the command line, or about a configuration.
-func (d *doctor) machine(f doctorFlags, args []string) error {
+func (d *doctor) machine(f flags, args []string) error {
 	cfg, err := d.agentConfig(f, args)
 	if err != nil {
 		return err
@@ -62,7 +62,7 @@ func (d *doctor) machine(f doctorFlags, args []string) error {
 }
 
 // agentConfig returns the agent's configuration, or that of a machine without one.
-func (d *doctor) agentConfig(f doctorFlags, args []string) (cfg tpm.Config, err error) {
+func (d *doctor) agentConfig(f flags, args []string) (cfg tpm.Config, err error) {
 	if len(args) > 0 {
 		content, err := input.Read(args[0], d.cmd.InOrStdin(), cli.MaxConfig)
 		if err != nil {

@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"crypto/x509"
@@ -26,7 +26,7 @@ import (
 func doctorOf(t *testing.T, args ...string) (code int, text string) {
 	t.Helper()
 	var stdout, stderr strings.Builder
-	code = clitest.Run(t.Context(), newDoctor, append([]string{"doctor"}, args...), cli.Streams{In: strings.NewReader(""), Out: &stdout, Err: &stderr})
+	code = clitest.Run(t.Context(), New, append([]string{"doctor"}, args...), cli.Streams{In: strings.NewReader(""), Out: &stdout, Err: &stderr})
 	return code, stdout.String() + stderr.String()
 }
 

@@ -1,6 +1,6 @@
 //go:build !linux
 
-package main
+package doctor
 
 // spaceIn says that it is not known how much room there is.
 func spaceIn(string) (space, error) { return space{}, nil }

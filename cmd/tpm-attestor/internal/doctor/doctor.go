@@ -1,4 +1,5 @@
-package main
+// Package doctor is the command that looks for what keeps a machine or a server from attesting.
+package doctor
 
 import (
 	"errors"
@@ -14,14 +15,15 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/finding"
 )
 
-// doctorFlags are the flags of doctor.
-type doctorFlags struct {
+// flags are the flags of doctor.
+type flags struct {
 	server, serverConfig string
 	device, user         string
 }
 
-func newDoctor(output *cli.Format) *cobra.Command {
-	var f doctorFlags
+// New returns the command doctor.
+func New(output *cli.Format) *cobra.Command {
+	var f flags
 	cmd := &cobra.Command{
 		Use:   "doctor [CONFIG]",
 		Short: "Find what keeps this machine from attesting, or a server from deciding",
@@ -63,7 +65,7 @@ Exit codes: 0 all is well; 3 something is wrong; 4 something could not be looked
 	return cmd
 }
 
-func runDoctor(cmd *cobra.Command, output cli.Format, f doctorFlags, args []string) error {
+func runDoctor(cmd *cobra.Command, output cli.Format, f flags, args []string) error {
 	d := &doctor{cmd: cmd, Looker: finding.NewLooker(), report: report{Version: 1, Checks: []diagnosis{}}}
 	d.progress = cli.StartProgress(cmd.ErrOrStderr(), "looking", "")
 	err := d.look(f, args)
@@ -97,7 +99,7 @@ type doctor struct {
 	report   report
 }
 
-func (d *doctor) look(f doctorFlags, args []string) error {
+func (d *doctor) look(f flags, args []string) error {
 	if f.server == "" {
 		return d.machine(f, args)
 	}
