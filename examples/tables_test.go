@@ -76,17 +76,16 @@ func TestMetricsAreDocumented(t *testing.T) {
 	}
 }
 
-// tableMark stands above a table of messages. Those of what the server logs are marked so.
-var tableMark = regexp.MustCompile(`<!-- (messages(?:: logged)?) -->`)
+// tableMark stands above a table of messages. Those of what the server logs, and of SPIRE, say so.
+var tableMark = regexp.MustCompile(`<!-- (messages(?:: [a-zA-Z]+)?) -->`)
 
 // A person searches the documentation for what a log says: each message in its
 // tables is one that the code has, word for word.
 func TestMessagesAreTheCodes(t *testing.T) {
-	code := source(t, "server", "agent", "attestor", "sources", "cmd")
-	code = regexp.MustCompile(`" ?\+\n\s*"`).ReplaceAllString(code, "") // within long literals
+	code := texts(t)
 	found := 0
 	for _, p := range pages(t) {
-		for _, message := range messagesIn(t, p, "") {
+		for _, message := range messagesIn(t, p, "messages", "messages: logged") {
 			found++
 			for part := range strings.SplitSeq(message, "…") {
 				if !strings.Contains(code, strings.TrimSpace(part)) {
@@ -100,13 +99,50 @@ func TestMessagesAreTheCodes(t *testing.T) {
 	}
 }
 
-// messagesIn returns the messages in all tables of a page whose mark ends so.
-func messagesIn(t *testing.T, p page, ending string) (all []string) {
+// texts returns the source of all programs, with long literals put together.
+func texts(t *testing.T) string {
+	t.Helper()
+	code := source(t, "server", "agent", "attestor", "sources", "cmd")
+	return regexp.MustCompile(`" ?\+\n\s*"`).ReplaceAllString(code, "")
+}
+
+// notQuoted is a code span that is a command or configuration, and not what a log says.
+var notQuoted = regexp.MustCompile(`=|^(?:tpm-attestor|tpm2_|spire-server|journalctl|usermod|NodeAttestor)|--`)
+
+// Whoever follows the questions of the symptom tree compares what they see with what it quotes.
+// So all that the page quotes of ours is in the code, outside of its tables too. What it
+// quotes of SPIRE is compared with SPIRE's logs by the end-to-end tests.
+func TestSymptomsAreReal(t *testing.T) {
+	code, found := texts(t), 0
+	p := pageOf(t, "docs/troubleshooting.md")
+	_, prose, ok := strings.Cut(p.prose, "<!-- messages: SPIRE -->\n\n")
+	if !ok {
+		t.Fatal("the page has no table of SPIRE's messages")
+	}
+	_, prose, _ = strings.Cut(prose, "\n\n")
+	for _, span := range spans(strings.ReplaceAll(prose, "\n", " ")) {
+		if !strings.Contains(span, " ") || notQuoted.MatchString(span) {
+			continue
+		}
+		found++
+		for part := range strings.SplitSeq(span, "…") {
+			if !strings.Contains(code, strings.TrimSpace(part)) {
+				t.Errorf("nothing says %q", span)
+			}
+		}
+	}
+	if found < 35 {
+		t.Errorf("found only %d quotes: is the test looking in the right place?", found)
+	}
+}
+
+// messagesIn returns the messages in all tables of a page that have one of the marks.
+func messagesIn(t *testing.T, p page, marks ...string) (all []string) {
 	t.Helper()
 	rest := p
 	for _, at := range tableMark.FindAllStringSubmatchIndex(p.prose, -1) {
 		mark := p.prose[at[2]:at[3]]
-		if !strings.HasSuffix(mark, ending) {
+		if !slices.Contains(marks, mark) {
 			continue
 		}
 		rest.prose = p.prose[at[0]:]
@@ -123,7 +159,7 @@ func messagesIn(t *testing.T, p page, ending string) (all []string) {
 func TestLoggedMessagesAreDocumented(t *testing.T) {
 	var tables []string
 	for _, p := range pages(t) {
-		tables = append(tables, messagesIn(t, p, ": logged")...)
+		tables = append(tables, messagesIn(t, p, "messages: logged")...)
 	}
 	logged := literals(source(t, "server", "sources"),
 		`\blog\.(?:Debug|Info|Warn|Error|Log)\((?:\w+, )?"([^"]+)"`)
