@@ -101,7 +101,8 @@ func (s *search) lookNamed(w Want, named *Named) any {
 // certificate in it has signed n, or only such as have expired.
 func (s *search) wantIssuersOf(n *node, url string) Want {
 	want := s.wantIssuers(url)
-	want.Scope = hex.EncodeToString(n.sum[:])
+	// A CA above EKs and DevIDs may be of use for the one kind of leaf alone.
+	want.Scope = hex.EncodeToString(n.sum[:]) + " " + s.r.Profile.name
 	read := want.read
 	want.read = func(body []byte) (any, time.Time, error) {
 		value, until, err := read(body)

@@ -83,6 +83,15 @@ func DevID() Profile {
 	}
 }
 
+// SeemsDevID reports whether a leaf seems to be a DevID's and not an EK's: its key signs, and neither
+// decrypts nor agrees on keys. It is for leafs that a person hands in, and decides nothing: a source
+// asks by its own profile.
+func SeemsDevID(leaf *x509.Certificate) bool {
+	ek := EK()
+	return leaf.KeyUsage&x509.KeyUsageDigitalSignature != 0 && leaf.KeyUsage&ek.usages == 0 &&
+		!slices.ContainsFunc(leaf.UnknownExtKeyUsage, ek.purpose.Equal)
+}
+
 // String returns what a leaf is called.
 func (p Profile) String() string { return p.name }
 

@@ -19,7 +19,7 @@ func (f *filler) machine(ctx context.Context, e *ek) {
 			"one from: set ek_certificate_urls"))
 	}
 	for _, cert := range certificates {
-		f.chain(ctx, cert)
+		f.chain(ctx, f.eks, cert)
 	}
 }
 
@@ -45,13 +45,13 @@ func (f *filler) fromServices(ctx context.Context, e *ek) []*x509.Certificate {
 }
 
 // chain gets all that a certificate and the CAs above it name, and says what cannot be had.
-func (f *filler) chain(ctx context.Context, cert *x509.Certificate) {
-	if !f.begin(certs.EKCertificate, cert) {
+func (f *filler) chain(ctx context.Context, of *leafs, cert *x509.Certificate) {
+	if !f.begin(of, certs.EKCertificate, cert) {
 		return
 	}
 	hand := &hand{f, map[string]certs.Answer{}}
 	r := certs.Request{
-		Leaf: cert, Anchors: f.anchors, Profile: certs.EK(), Now: f.cfg.Now(), Hand: hand, Verified: f.verified,
+		Leaf: cert, Anchors: of.anchors, Profile: of.profile, Now: f.cfg.Now(), Hand: hand, Verified: f.verified,
 		Everything: true,
 	}
 	if f.cfg.CRLs {
@@ -63,7 +63,7 @@ func (f *filler) chain(ctx context.Context, cert *x509.Certificate) {
 			hand.answers[w.ID()] = f.get(ctx, w)
 		}
 		for _, n := range found.Named {
-			if f.begin(n.Kind, n.By) {
+			if f.begin(of, n.Kind, n.By) {
 				f.report(n)
 			}
 		}

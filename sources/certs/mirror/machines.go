@@ -3,6 +3,7 @@ package mirror
 import (
 	"bytes"
 	"crypto"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -11,18 +12,22 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
 // MaxInput is how long a file of Machines.Read may be, in bytes.
 const MaxInput = 256 << 20
 
-// Machines are the EKs whose certificates a mirror is for. The zero value has
+// Machines are the EKs and DevIDs whose certificates a mirror is for. The zero value has
 // none.
 type Machines struct {
 	eks []*ek
 	// byHash are the same, by their EK hash.
 	byHash map[sources.EKHash]*ek
+	// devIDs are certificates of DevIDs, and bySum knows them by their digest.
+	devIDs []*x509.Certificate
+	bySum  map[[sha256.Size]byte]bool
 	// cas are certificates of CAs, which are not looked for.
 	cas []*x509.Certificate
 }
@@ -37,19 +42,23 @@ type ek struct {
 // Len is how many EKs there are.
 func (m *Machines) Len() int { return len(m.eks) }
 
-// Read adds the EKs in a file: PEM (RFC 7468) with the CERTIFICATE and PUBLIC KEY blocks
+// DevIDs is how many certificates of DevIDs there are.
+func (m *Machines) DevIDs() int { return len(m.devIDs) }
+
+// Read adds the EKs and DevIDs in a file: PEM (RFC 7468) with the CERTIFICATE and PUBLIC KEY blocks
 // of any number of machines, as `tpm-attestor-agent -pem` prints them, or a single EK
-// certificate in DER, as it is read from a TPM. The certificate of a CA counts as known:
+// certificate in DER, as it is read from a TPM. A certificate for a key that signs is a DevID's
+// (certs.SeemsDevID). The certificate of a CA counts as known:
 // machines send it, or servers have it. A file may hold nothing else. Other blocks, and
 // text between blocks, are passed over. If something cannot be read, nothing of the file
 // is taken.
 func (m *Machines) Read(content []byte) error {
-	var add Machines
+	var found Machines
 	if content = smallfile.TrimMark(content); !bytes.Contains(content, []byte("-----BEGIN")) {
-		if err := add.certificate(content); err != nil {
+		if err := found.certificate(content); err != nil {
 			return fmt.Errorf("neither PEM nor an EK certificate in DER: %w", err)
 		}
-		m.join(&add)
+		m.join(&found)
 		return nil
 	}
 	blocks, err := smallfile.Blocks(content)
@@ -57,14 +66,14 @@ func (m *Machines) Read(content []byte) error {
 		return err
 	}
 	for i, block := range blocks {
-		if err := add.block(block); err != nil {
+		if err := found.block(block); err != nil {
 			return fmt.Errorf("PEM block %d: %w", i+1, err)
 		}
 	}
-	if len(add.eks) == 0 && len(add.cas) == 0 {
+	if len(found.eks) == 0 && len(found.devIDs) == 0 && len(found.cas) == 0 {
 		return errors.New("there is no EK in it: create it with `tpm-attestor-agent -pem` on the machine")
 	}
-	m.join(&add)
+	m.join(&found)
 	return nil
 }
 
@@ -88,8 +97,12 @@ func (m *Machines) certificate(der []byte) error {
 	if err != nil {
 		return err
 	}
-	if cert.IsCA {
+	switch {
+	case cert.IsCA:
 		m.addCA(cert)
+		return nil
+	case certs.SeemsDevID(cert):
+		m.addDevID(cert)
 		return nil
 	}
 	e, err := m.key(cert.PublicKey)
@@ -124,8 +137,21 @@ func (m *Machines) join(other *Machines) {
 			e.certificates = append(e.certificates, o.certificates...)
 		}
 	}
+	for _, c := range other.devIDs {
+		m.addDevID(c)
+	}
 	for _, ca := range other.cas {
 		m.addCA(ca)
+	}
+}
+
+func (m *Machines) addDevID(c *x509.Certificate) {
+	sum := sha256.Sum256(c.Raw)
+	if m.bySum == nil {
+		m.bySum = map[[sha256.Size]byte]bool{}
+	}
+	if !m.bySum[sum] {
+		m.bySum[sum], m.devIDs = true, append(m.devIDs, c)
 	}
 }
 

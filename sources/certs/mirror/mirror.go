@@ -1,5 +1,5 @@
 // Package mirror fills a folder with what servers without the Internet need to
-// verify EK certificates: the certificates that TPMs do not carry, their issuers
+// verify EK certificates and those of DevIDs: EK certificates that TPMs do not carry, the issuers
 // up to the roots, and revocation lists. Config.MirrorURL of package ekca names a web
 // server that has the folder as its root, and <mirror>/<host>/<path> are the base URLs of
 // its EKCertificateURLs.
@@ -7,7 +7,7 @@
 // Nobody has to trust a mirror: a server that uses it verifies signatures up to a CA that
 // is configured on that server.
 //
-// What is needed is said by certs.Find, which chain.go asks for each EK certificate.
+// What is needed is said by certs.Find, which chain.go asks for each certificate of a machine.
 // mirror.go takes it from the folder or fetches it.
 package mirror
 
@@ -66,7 +66,7 @@ const (
 	crlAge    = time.Hour
 )
 
-// workers is the number of EKs that are looked after at the same time.
+// workers is the number of EKs and DevIDs that are looked after at the same time.
 const workers = 4
 
 // Upstream returns the vendor's base URL of a service, by the base URL that a server is
@@ -135,7 +135,8 @@ type filler struct {
 	machines *Machines
 	store    *fetch.Fetcher
 	dir      *folder
-	anchors  *certs.Anchors // the CAs in the machines' files
+	eks      *leafs
+	devIDs   *leafs
 	verified *certs.Memo
 	// abort ends the run.
 	abort context.CancelCauseFunc
@@ -143,8 +144,14 @@ type filler struct {
 	mu      sync.Mutex // for all below
 	objects map[string]*object
 	begun   map[[sha256.Size]byte]bool // see begin
-	done    int                        // EKs
+	done    int                        // EKs and DevIDs
 	summary Summary
+}
+
+// leafs are certificates of one kind.
+type leafs struct {
+	profile certs.Profile
+	anchors *certs.Anchors // those of the CAs in the machines' files that fit
 }
 
 // object is the state of a URL in a run.
@@ -159,40 +166,55 @@ type object struct {
 
 // run looks after all machines.
 func (f *filler) run(ctx context.Context) {
-	file := certs.File{Path: "the machines' files"}
-	for i, cert := range f.machines.cas {
-		file.Entries = append(file.Entries, certs.Entry{Certificate: cert, Number: i + 1})
-	}
-	anchors, warnings, err := certs.NewAnchors(ctx, []certs.File{file}, certs.EK(), f.cfg.Now())
-	if err != nil {
-		f.abort(err)
-		return
-	}
-	f.anchors = anchors
-	for _, w := range warnings {
-		f.note("%s", w)
-	}
+	f.eks = f.leafs(ctx, certs.EK(), len(f.machines.eks))
+	f.devIDs = f.leafs(ctx, certs.DevID(), len(f.machines.devIDs))
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	slots := make(chan struct{}, workers)
-	for _, e := range f.machines.eks {
+	do := func(one func()) {
 		slots <- struct{}{}
 		if ctx.Err() != nil {
 			return
 		}
 		wg.Go(func() {
-			f.machine(ctx, e)
+			one()
 			f.mu.Lock()
 			f.done++
 			f.mu.Unlock()
 			<-slots
 		})
 	}
+	for _, e := range f.machines.eks {
+		do(func() { f.machine(ctx, e) })
+	}
+	for _, c := range f.machines.devIDs {
+		do(func() { f.chain(ctx, f.devIDs, c) })
+	}
 }
 
-// begin reports whether this run comes to a certificate, for a purpose, for the first time.
-func (f *filler) begin(kind certs.Kind, c *x509.Certificate) bool {
-	key := sha256.Sum256(slices.Concat([]byte(kind), c.Raw))
+// leafs returns what is known of n leafs of a profile, and tells of CAs that are of no use for them.
+func (f *filler) leafs(ctx context.Context, p certs.Profile, n int) *leafs {
+	if n == 0 {
+		return nil
+	}
+	file := certs.File{Path: "the machines' files"}
+	for i, cert := range f.machines.cas {
+		file.Entries = append(file.Entries, certs.Entry{Certificate: cert, Number: i + 1})
+	}
+	anchors, warnings, err := certs.NewAnchors(ctx, []certs.File{file}, p, f.cfg.Now())
+	if err != nil {
+		f.abort(err)
+	}
+	for _, w := range warnings {
+		f.note("%s", w)
+	}
+	return &leafs{p, anchors}
+}
+
+// begin reports whether this run comes to a certificate, for a purpose, for the first time. A CA above
+// EKs and DevIDs may be of use for the one kind of leaf alone.
+func (f *filler) begin(of *leafs, kind certs.Kind, c *x509.Certificate) bool {
+	key := sha256.Sum256(slices.Concat([]byte(of.profile.String()), []byte(kind), c.Raw))
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	begun := f.begun[key]
@@ -339,10 +361,11 @@ func (f *filler) note(format string, args ...any) {
 	f.print("note     "+format, args...)
 }
 
-// print writes a line of progress, with how many EKs are done.
+// print writes a line of progress, with how many EKs and DevIDs are done.
 func (f *filler) print(format string, args ...any) {
 	line := strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; ")
-	_, err := fmt.Fprintf(f.cfg.Progress, "[%d/%d] %s\n", f.done, f.machines.Len(), printable(line))
+	all := f.machines.Len() + f.machines.DevIDs()
+	_, err := fmt.Fprintf(f.cfg.Progress, "[%d/%d] %s\n", f.done, all, printable(line))
 	if err != nil {
 		f.abort(fmt.Errorf("report progress: %w", err))
 	}

@@ -381,6 +381,41 @@ func TestFileForOneOfTwo(t *testing.T) {
 	}
 }
 
+// A devid that fetches from a mirror trusts CAs that an ek_ca would not: those for TLS clients, or for
+// another use than EKs. What they have issued and what they name is mirrored, for machines whose DevIDs
+// are in the files; below an EK such a CA is still of no use, whatever came first.
+func TestDevIDs(t *testing.T) {
+	v, dir := newVendor(t), t.TempDir()
+	v.sub = v.root.NewCAWith(t, "devices", func(c *x509.Certificate) {
+		v.names("/root.crt", "/root.crl")(c)
+		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	})
+	v.put("/sub.crt", v.sub.Certificate.Raw)
+	v.put("/crls/sub.crl", v.sub.CRL(t, nil))
+	tpm := v.tpm(1)
+	devID := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: v.sub.IssueDevID(t, tpm.Claim().EK,
+		attestortest.Certificate{Change: v.names("/sub.crt", "/crls/sub.crl")})})
+	m := machines(t, devID, devID)
+	if m.Len() != 0 || m.DevIDs() != 1 {
+		t.Errorf("%d EKs, %d DevIDs", m.Len(), m.DevIDs())
+	}
+	s, out := fill(t, v.config(dir), m)
+	want(t, s, out, mirror.Summary{Fetched: 4})
+	wantFiles(t, dir, v.all()...)
+	if !strings.Contains(out, "[0/1] fetched") {
+		t.Error(out)
+	}
+	s, out = fill(t, v.config(t.TempDir()), machines(t, inPEM(t, true, tpm)))
+	want(t, s, out, mirror.Summary{Missing: 1})
+	s, out = fill(t, v.config(t.TempDir()), machines(t, devID, inPEM(t, true, tpm)))
+	want(t, s, out, mirror.Summary{Fetched: 4, Missing: 1})
+	own := machines(t, devID, v.root.PEM(), v.sub.PEM()) // a CA that is given need not be fetched
+	v.remove("/root.crt")
+	v.remove("/sub.crt")
+	s, out = fill(t, v.config(t.TempDir()), own)
+	want(t, s, out, mirror.Summary{Fetched: 2})
+}
+
 // What cannot be had is told, with its URL and what to do, and counted, so that
 // the command fails; all else is there.
 func TestMissing(t *testing.T) {

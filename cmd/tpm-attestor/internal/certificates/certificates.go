@@ -42,11 +42,12 @@ func newFill(output *cli.Format) *cobra.Command {
 	var f fillFlags
 	cmd := &cobra.Command{
 		Use:   "fill FOLDER FILE...",
-		Short: "Fetch what verifies the machines' EK certificates into a folder",
+		Short: "Fetch what verifies the machines' EK and DevID certificates into a folder",
 		Long: `fill fetches into FOLDER what servers without Internet access need to verify the EK certificates of the
 machines in each FILE, as printed by tpm-attestor ek --pem ("-" is the standard input): certificates that
-TPMs do not carry, their issuers and CRLs. A FILE may also be the certificate of a CA that cannot be
-fetched. A web server with FOLDER as its root is what mirror_url expects.
+TPMs do not carry, their issuers and CRLs. A FILE may also be the certificate of a DevID, which a source
+devid has to verify, or of a CA that cannot be fetched. A web server with FOLDER as its root is what
+mirror_url expects.
 
 Hosts and services may be given in the configuration, by flags, or both. CRLs are fetched if the
 configuration uses them, or without --config. It can be run again and goes on where it stopped: issuers are
@@ -82,6 +83,7 @@ Exit code 1 says that something is missing; what was fetched is kept.`,
 type filled struct {
 	Version int `json:"version"`
 	EKs     int `json:"eks"`
+	DevIDs  int `json:"devids"`
 	Fetched int `json:"fetched"`
 	Kept    int `json:"kept"`
 	Missing int `json:"missing"`
@@ -110,10 +112,13 @@ func runFill(cmd *cobra.Command, f fillFlags, output cli.Format, folder string, 
 	cfg.Progress = progress
 	s, fault := mirror.Fill(cmd.Context(), cfg, &machines)
 	if output == cli.JSON {
-		err = cli.PrintJSON(cmd, filled{1, machines.Len(), s.Fetched, s.Kept, s.Missing})
+		err = cli.PrintJSON(cmd, filled{1, machines.Len(), machines.DevIDs(), s.Fetched, s.Kept, s.Missing})
 	} else {
-		err = cli.PrintText(cmd, fmt.Sprintf("%d EKs: %d fetched, %d kept, %d missing\n",
-			machines.Len(), s.Fetched, s.Kept, s.Missing))
+		what := fmt.Sprintf("%d EKs", machines.Len())
+		if n := machines.DevIDs(); n > 0 {
+			what += fmt.Sprintf(", %d DevIDs", n)
+		}
+		err = cli.PrintText(cmd, fmt.Sprintf("%s: %d fetched, %d kept, %d missing\n", what, s.Fetched, s.Kept, s.Missing))
 	}
 	switch {
 	case fault != nil:
