@@ -2,10 +2,11 @@ package attestor_test
 
 import (
 	"bytes"
-	"crypto/ecdsa"
+	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
+	"slices"
 	"testing"
 
 	"github.com/google/go-attestation/attest"
@@ -382,13 +383,19 @@ func checkQuote(t *testing.T, b []byte, req *attestor.QuoteRequest) {
 	}
 }
 
-// Any bytes are refused as a certification, or are the TPMS_ATTEST that go-tpm reads. Any bytes
-// are refused as a response with a DevID, or hold the key that the AK has certified, with a
-// certificate for it within the limits.
-func FuzzDevID(f *testing.F) {
-	tpm := withDevID(f, attestortest.DevID{})
+// proving is a session that waits for the DevID of a TPM, with both nonces fixed.
+type proving struct {
+	tpm     *attestortest.TPM
+	waiting *attestor.Session
+	proof   *attestor.SignedDevID
+	answer  []byte
+}
+
+// newProving returns a session of v with a TPM, and the answer to it.
+func newProving(f *testing.F, v *attestor.Verifier, tpm *attestortest.TPM) *proving {
+	f.Helper()
 	secret, server, agent := [32]byte{1}, [32]byte{2}, [32]byte{3}
-	waiting, err := attestor.Challenged(new(attestor.Verifier), tpm.Payload(f), attestor.Ask{DevID: true}, secret, server)
+	waiting, err := attestor.Challenged(v, tpm.Payload(f), attestor.Ask{DevID: true}, secret, server)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -400,27 +407,120 @@ func FuzzDevID(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	msg := members{"Secret": secret[:], "Nonce": agent[:], "DevID": d}.encode(f)
-	f.Add(msg, d.Attest, d.Public)
-	f.Add(bytes.ReplaceAll(msg, []byte(`"Chain":[`), []byte(`"Chain":["",`)), d.Attest[:len(d.Attest)-1], tpm.Claim().AK.Public)
-	f.Fuzz(func(t *testing.T, msg, attest, public []byte) {
+	if v.Enrolment {
+		d.Chain = [][]byte{}
+	}
+	answer := members{"Secret": secret[:], "Nonce": agent[:], "DevID": d}.encode(f)
+	if got, err := waiting.Copy().Finish(answer); err != nil || got.DevID == nil {
+		f.Fatal(got, err)
+	}
+	return &proving{tpm, waiting, d, answer}
+}
+
+// checkProved checks a DevID that was accepted: it is one of those that were proved. All have the same AK.
+func checkProved(t *testing.T, all []*proving, d *attestor.DevID) {
+	t.Helper()
+	if !slices.ContainsFunc(all, func(p *proving) bool { return sameKey(p.tpm.DevIDKey().Public(), d.Key) }) {
+		t.Fatalf("a DevID of %v", d.Key)
+	}
+}
+
+// fuzzedDevIDs are TPMs with DevIDs of each form of key and signature. Their keys are the same in every
+// process: seeds are made in another one than where they are tried.
+func fuzzedDevIDs(f *testing.F, forge func(*tpm2.TPMTPublic)) []*attestortest.TPM {
+	f.Helper()
+	ca := attestortest.NewCA(f, "devices")
+	var all []*attestortest.TPM
+	for _, d := range []attestortest.DevID{
+		{},
+		{Type: attestor.P256, Scheme: tpm2.TPMAlgECDSA, Hash: tpm2.TPMAlgSHA256},
+		{Type: attestor.P384, Scheme: tpm2.TPMAlgECDSA, Hash: tpm2.TPMAlgSHA384},
+		{Type: attestor.RSA2048},
+		{Type: attestor.RSA2048, Scheme: tpm2.TPMAlgRSAPSS, Hash: tpm2.TPMAlgSHA256},
+		{Type: attestor.RSA3072, Scheme: tpm2.TPMAlgRSASSA, Hash: tpm2.TPMAlgSHA256},
+		{Type: attestor.RSA4096, Scheme: tpm2.TPMAlgRSASSA, Hash: tpm2.TPMAlgSHA512},
+	} {
+		d.CA, d.Fixed = ca, true
+		all = append(all, attestortest.New(f, attestortest.Options{
+			EK: attestor.P256, AK: attestor.RSA2048, DevID: &d, ForgePublic: forge,
+		}))
+	}
+	return all
+}
+
+// Any bytes are refused as a certification, or are the TPMS_ATTEST that go-tpm reads. Any bytes are refused
+// as a response with a DevID, or hold the key that the AK has certified, with a certificate for it within
+// the limits.
+func FuzzDevID(f *testing.F) {
+	var all []*proving
+	for i, tpm := range fuzzedDevIDs(f, nil) {
+		p := newProving(f, new(attestor.Verifier), tpm)
+		all = append(all, p)
+		f.Add(byte(i), p.answer, p.proof.Attest, p.proof.Public)
+	}
+	first := all[0]
+	f.Add(byte(0), bytes.ReplaceAll(first.answer, []byte(`"Chain":[`), []byte(`"Chain":["",`)),
+		first.proof.Attest[:len(first.proof.Attest)-1], first.tpm.Claim().AK.Public)
+	f.Fuzz(func(t *testing.T, of byte, msg, attest, public []byte) {
 		checkCertify(t, attest)
 		if key, err := attestor.ReadDevIDKey(public); err == nil && (key.Public == nil || key.Scheme == 0 || key.Hash == 0) {
 			t.Fatalf("public area %x: %v", public, key)
 		}
-		answer, err := waiting.Copy().Finish(msg)
+		p := all[int(of)%len(all)]
+		answer, err := p.waiting.Copy().Finish(msg)
 		switch {
 		case err != nil && answer != nil:
 			t.Fatal("an answer with an error")
 		case err != nil || answer.DevID == nil:
 			return
 		}
-		key, err := attestor.ReadDevIDChain(answer.DevID.Chain)
-		want, ok := tpm.DevIDKey().Public().(*ecdsa.PublicKey)
-		if err != nil || !ok || !want.Equal(key) || !want.Equal(answer.DevID.Key) {
-			t.Fatalf("a DevID of %v with a certificate for %v, %v", answer.DevID.Key, key, err)
+		checkProved(t, all, answer.DevID)
+		if key, err := attestor.ReadDevIDChain(answer.DevID.Chain); err != nil || !sameKey(key, answer.DevID.Key) {
+			t.Fatalf("a certificate for %v, %v", key, err)
 		}
 	})
+}
+
+// Of an enrolment, a request, a state and an answer come from files. Whatever is in them is refused, or
+// proves the DevID of that TPM; whoever writes the state may choose the secret and the nonce.
+func FuzzEnrolment(f *testing.F) {
+	var all []*proving
+	v := &attestor.Verifier{Enrolment: true}
+	mark := func(p *tpm2.TPMTPublic) { p.AuthPolicy.Buffer = attestor.EnrolmentPolicy() }
+	for i, tpm := range fuzzedDevIDs(f, mark) {
+		p := newProving(f, v, tpm)
+		state, err := p.waiting.Copy().Suspend()
+		if err != nil {
+			f.Fatal(err)
+		}
+		all = append(all, p)
+		f.Add(byte(i), p.tpm.Payload(f), state, p.answer)
+	}
+	f.Fuzz(func(t *testing.T, of byte, request, state, msg []byte) {
+		p := all[int(of)%len(all)]
+		s, err := v.Resume(request, state)
+		if (s == nil) != (err != nil) {
+			t.Fatal(s, err)
+		}
+		if err != nil {
+			s = p.waiting.Copy() // to go on with the answer
+		}
+		answer, err := s.Finish(msg)
+		switch {
+		case err != nil && answer != nil:
+			t.Fatal("an answer with an error")
+		case err != nil || answer.DevID == nil:
+			return
+		case answer.DevID.Chain != nil:
+			t.Fatal("a certificate that is there already")
+		}
+		checkProved(t, all, answer.DevID)
+	})
+}
+
+func sameKey(a, b crypto.PublicKey) bool {
+	key, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && key.Equal(b)
 }
 
 func checkCertify(t *testing.T, b []byte) {

@@ -26,6 +26,9 @@ type DevID struct {
 	// Type is the key's. The default is P256. ECC keys are new ones, and all DevIDs with the
 	// same type of RSA key have the same key.
 	Type attestor.KeyType
+	// Fixed is whether an ECC key is the same in every process, too. A fuzzer makes its seeds in one
+	// process and tries them in another.
+	Fixed bool
 	// Scheme and Hash are the key's scheme; by default it has none.
 	Scheme, Hash tpm2.TPMAlgID
 
@@ -60,7 +63,7 @@ func (ca *CA) IssueDevID(tb TB, pub crypto.PublicKey, c Certificate) []byte {
 
 // createDevID makes the DevID of o.
 func (t *TPM) createDevID(tb TB, o *DevID) error {
-	key, err := devIDKey(cmp.Or(o.Type, attestor.P256))
+	key, err := devIDKey(cmp.Or(o.Type, attestor.P256), o.Fixed)
 	if err != nil {
 		return err
 	}
@@ -80,8 +83,11 @@ func (t *TPM) createDevID(tb TB, o *DevID) error {
 	return nil
 }
 
-func devIDKey(t attestor.KeyType) (privateKey, error) {
-	if curveOf(t) != nil {
+func devIDKey(t attestor.KeyType, fixed bool) (privateKey, error) {
+	switch curve := curveOf(t); {
+	case curve != nil && fixed:
+		return eccKey(curve, "DevID", 0)
+	case curve != nil:
 		return akKey(t)
 	}
 	number := map[attestor.KeyType]int{attestor.RSA2048: 10}
