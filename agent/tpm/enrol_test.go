@@ -3,6 +3,7 @@ package tpm
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
@@ -22,6 +23,11 @@ func newDevIDFiles(t *testing.T, tpm *TPM, keyType attestor.KeyType, password st
 	if err != nil {
 		t.Fatal(err)
 	}
+	return writeDevIDFiles(t, private, public, password)
+}
+
+func writeDevIDFiles(t *testing.T, private, public []byte, password string) DevIDConfig {
+	t.Helper()
 	dir := t.TempDir()
 	c := DevIDConfig{
 		PrivPath: filepath.Join(dir, "devid.priv"), PubPath: filepath.Join(dir, "devid.pub"), Password: password,
@@ -51,52 +57,58 @@ func TestEnrolment(t *testing.T) {
 	sw := swtpmtest.Start(t, swtpmtest.Options{})
 	fresh := func() *TPM { return newTPM(t, Config{Device: sw.Device}) }
 	for _, keyType := range []attestor.KeyType{attestor.P256, attestor.P384, attestor.RSA2048, attestor.RSA3072} {
-		config := newDevIDFiles(t, fresh(), keyType, "")
-		a, err := fresh().BeginEnrolment(t.Context(), config)
-		if err != nil {
-			t.Fatal(keyType, err)
-		}
-		payload, err := attestor.NewProver(a.Claim, nil).Payload()
-		if err != nil {
-			t.Fatal(keyType, err)
-		}
-		s, err := (&attestor.Verifier{Enrolment: true}).Begin(payload)
-		if err != nil {
-			t.Fatal(keyType, err)
-		}
-		challenge, err := s.Challenge(attestor.Ask{DevID: true})
-		if err != nil {
-			t.Fatal(keyType, err)
-		}
-		sw.Restart()
-		again, err := fresh().BeginEnrolment(t.Context(), config)
-		if err != nil {
-			t.Fatal(keyType, err)
-		}
-		answer, err := attestor.NewProver(again.Claim, answering{t.Context(), again}).Answer(challenge)
-		if err != nil {
-			t.Fatal(keyType, err)
-		}
-		got, err := s.Finish(answer)
-		if err != nil {
-			t.Fatal(keyType, err)
-		}
-		if made, err := attestor.KeyTypeOf(got.DevID.Key); made != keyType {
+		got := enrolled(t, fresh, newDevIDFiles(t, fresh(), keyType, ""), sw.Restart)
+		if made, err := attestor.KeyTypeOf(got); made != keyType {
 			t.Errorf("%s: a key of the type %s, %v", keyType, made, err)
-		}
-		der, err := again.CertificateRequest(t.Context(), &x509.CertificateRequest{Subject: pkix.Name{CommonName: "x"}})
-		if err != nil {
-			t.Fatal(keyType, err)
-		}
-		csr, err := x509.ParseCertificateRequest(der)
-		if err == nil {
-			err = csr.CheckSignature()
-		}
-		if err != nil || !sameKey(csr.PublicKey, got.DevID.Key) {
-			t.Errorf("%s: the certificate request: %v", keyType, err)
 		}
 		wantNothingLoaded(t, sw.Device)
 	}
+}
+
+// enrolled enrols a key, and returns it. Something comes between the request and the answer.
+func enrolled(t *testing.T, fresh func() *TPM, config DevIDConfig, between func()) crypto.PublicKey {
+	t.Helper()
+	a, err := fresh().BeginEnrolment(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload, err := attestor.NewProver(a.Claim, nil).Payload()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := (&attestor.Verifier{Enrolment: true}).Begin(payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	challenge, err := s.Challenge(attestor.Ask{DevID: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	between()
+	again, err := fresh().BeginEnrolment(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := attestor.NewProver(again.Claim, answering{t.Context(), again}).Answer(challenge)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Finish(answer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := again.CertificateRequest(t.Context(), &x509.CertificateRequest{Subject: pkix.Name{CommonName: "x"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := x509.ParseCertificateRequest(der)
+	if err == nil {
+		err = csr.CheckSignature()
+	}
+	if err != nil || !sameKey(csr.PublicKey, got.DevID.Key) {
+		t.Errorf("the certificate request: %v", err)
+	}
+	return got.DevID.Key
 }
 
 // A key becomes persistent only if that is asked for, once, and never in the place of another.
