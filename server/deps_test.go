@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -52,10 +53,10 @@ var arrows = []arrow{
 	{"server/config is the only package that knows the kinds of sources", func(name, dep string) bool {
 		return strings.HasPrefix(dep, module+"/sources/") && dep != module+"/sources/policy" &&
 			dep != module+"/sources/admission" && name != "server/config" && !under(name, "sources") &&
-			name != "cmd/tpm-attestor"
+			!under(name, "cmd/tpm-attestor")
 	}},
 	{"only the operator's tool fills mirrors", func(name, dep string) bool {
-		return dep == module+"/sources/certs/mirror" && name != "cmd/tpm-attestor"
+		return dep == module+"/sources/certs/mirror" && !under(name, "cmd/tpm-attestor")
 	}},
 	{"the agent knows neither server nor sources", func(name, dep string) bool {
 		return under(name, "agent") && (under(dep, module+"/server") || under(dep, module+"/sources"))
@@ -66,7 +67,19 @@ var arrows = []arrow{
 	{"each plugin calls its own half, and nothing calls a command", func(name, dep string) bool {
 		return name == "cmd/tpm-attestor-server" && under(dep, module+"/agent") ||
 			name == "cmd/tpm-attestor-agent" && under(dep, module+"/server") ||
-			under(dep, module+"/cmd") && (!under(name, "cmd") || !under(dep, module+"/cmd/internal"))
+			under(dep, module+"/cmd") && (!under(name, "cmd") || !under(dep, module+"/cmd/internal")) &&
+				!under(name, "cmd/tpm-attestor")
+	}},
+	{"a command of the operator's tool knows what commands share, and no other command", func(name, dep string) bool {
+		const tool = "cmd/tpm-attestor"
+		command, ok := strings.CutPrefix(dep, module+"/"+tool+"/internal/")
+		return ok && name != tool+"/internal/root" &&
+			!slices.Contains([]string{"cli", "clitest", "ekfile", "finding", "pcrs", "preview", "root"}, command)
+	}},
+	{"one package puts the operator's tool together, and cli knows none of it", func(name, dep string) bool {
+		const tool = "cmd/tpm-attestor"
+		return dep == module+"/"+tool+"/internal/root" && name != tool && name != tool+"/gendocs" ||
+			name == tool+"/internal/cli" && under(dep, module)
 	}},
 	{"the contract of sources knows nobody, and the policy the contract alone", func(name, dep string) bool {
 		return name == "sources" && under(dep, module) ||
@@ -125,7 +138,8 @@ func TestWhatBinariesLink(t *testing.T) {
 		"cmd/tpm-attestor-server": {
 			module + "/agent", module + "/sources/certs/mirror", "github.com/google/go-tpm-tools/simulator",
 		},
-		"cmd/tpm-attestor": {},
+		// What makes its manual pages is linked by cmd/tpm-attestor/gendocs alone.
+		"cmd/tpm-attestor": {"github.com/spf13/cobra/doc", "github.com/cpuguy83/go-md2man"},
 	} {
 		forbidden = append(forbidden, nowhere...)
 		for _, dep := range goList(t, "-deps", module+"/"+binary) {
