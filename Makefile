@@ -28,7 +28,8 @@ help: ## list the targets
 
 .PHONY: build
 build: need-go ## static binaries in bin/: tpm-attestor-server, tpm-attestor-agent and tpm-attestor
-	@CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	@CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ \
+		./cmd/tpm-attestor ./cmd/tpm-attestor-server ./cmd/tpm-attestor-agent
 	@echo "built tpm-attestor-server, tpm-attestor-agent and tpm-attestor in bin/, version $(VERSION)"
 
 .PHONY: demo

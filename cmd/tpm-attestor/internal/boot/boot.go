@@ -24,21 +24,16 @@ import (
 
 // New returns the command boot.
 func New(output *cli.Format) *cobra.Command {
-	cmd := &cobra.Command{
+	return cli.Group(&cobra.Command{
 		Use:   "boot",
 		Short: "Show how this machine has booted, and make boot profiles",
 		Long: `boot reads the event log that firmware and boot loaders have written and the PCRs of the TPM, as a
 user with access to both. The log of the kernel is readable by root alone unless a site has changed that.`,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return cli.UsageError("%q is not a command: choose show or profile", args[0])
-			}
-			return cmd.Help()
-		},
-		Args: cobra.ArbitraryArgs,
-	}
-	cmd.AddCommand(newShow(output), newProfile(output))
-	return cmd
+		Example: cli.Examples(
+			"sudo tpm-attestor boot show",
+			"sudo tpm-attestor boot profile --name web > boot.json",
+		),
+	}, newShow(output), newProfile(output))
 }
 
 // flags say which machine's boot is meant.

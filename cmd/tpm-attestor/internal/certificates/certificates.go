@@ -16,19 +16,15 @@ import (
 
 // New returns the command certificates.
 func New(output *cli.Format) *cobra.Command {
-	cmd := &cobra.Command{
+	return cli.Group(&cobra.Command{
 		Use:   "certificates",
 		Short: "Prepare the certificates that servers without Internet access need",
-		Args:  cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return cli.UsageError("%q is not a command", args[0])
-			}
-			return cmd.Help()
-		},
-	}
-	cmd.AddCommand(newFill(output))
-	return cmd
+		Long: `certificates prepares what verifies EK certificates for servers that do not ask the manufacturers
+themselves.`,
+		Example: cli.Examples(
+			"tpm-attestor certificates fill /srv/mirror --config server.conf machines/*.pem",
+		),
+	}, newFill(output))
 }
 
 // fillFlags are the flags of certificates fill.

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -68,10 +69,36 @@ func Root(root *cobra.Command, commands ...Maker) *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return UsageError("%w", err) })
 	output := Table
 	root.PersistentFlags().VarP(&output, "output", "o", "how data is printed: table, for people, or json")
-	for _, command := range commands {
-		root.AddCommand(command(&output))
+	made := make([]*cobra.Command, len(commands))
+	for i, command := range commands {
+		made[i] = command(&output)
 	}
-	return root
+	return Group(root, made...)
+}
+
+// Group makes cmd a command that does nothing but hold these, and returns it. Without a command behind it, it prints its
+// help.
+func Group(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
+	var choose strings.Builder
+	for i, c := range commands {
+		switch i {
+		case 0:
+		case len(commands) - 1:
+			choose.WriteString(" or ")
+		default:
+			choose.WriteString(", ")
+		}
+		choose.WriteString(c.Name())
+	}
+	cmd.AddCommand(commands...)
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return UsageError("%q is not a command: choose %s", args[0], &choose)
+		}
+		return cmd.Help()
+	}
+	return cmd
 }
 
 // Run runs a command line of a program that Root has made, and returns the exit code: 0, or that of the error,

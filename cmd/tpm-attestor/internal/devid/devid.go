@@ -18,7 +18,7 @@ import (
 
 // New returns the command devid.
 func New(output *cli.Format) *cobra.Command {
-	cmd := &cobra.Command{
+	return cli.Group(&cobra.Command{
 		Use:   "devid",
 		Short: "Give a machine a DevID: a certificate for a key in its TPM",
 		Long: `devid gives a machine an LDevID (IEEE 802.1AR): a certificate of the organization's own CA, whose key is
@@ -29,16 +29,11 @@ secret:
   issuer   devid issue challenge request.json               knows the TPM?  -> challenge.json
   machine  devid request FOLDER --challenge challenge.json  proves the key  -> answer.json
   issuer   devid issue certificate answer.json              signs           -> devid.pem`,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return cli.UsageError("%q is not a command: choose request or issue", args[0])
-			}
-			return cmd.Help()
-		},
-		Args: cobra.ArbitraryArgs,
-	}
-	cmd.AddCommand(newRequest(output), newIssue(output))
-	return cmd
+		Example: cli.Examples(
+			"tpm-attestor devid request /etc/tpm",
+			"tpm-attestor devid issue challenge request.json --config server.conf --state laptop-17.state",
+		),
+	}, newRequest(output), newIssue(output))
 }
 
 // The files that go between a machine and an issuer. Each is a message of an attestation with a few

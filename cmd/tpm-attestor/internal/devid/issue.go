@@ -24,21 +24,16 @@ import (
 )
 
 func newIssue(output *cli.Format) *cobra.Command {
-	cmd := &cobra.Command{
+	return cli.Group(&cobra.Command{
 		Use:   "issue",
 		Short: "Issue a DevID to a machine that proves its key",
 		Long: `issue is for whoever issues DevIDs, on any machine that can read the server's lists. challenge takes a
 machine's request and asks it to prove that its keys are in one TPM; certificate checks the answer and signs.`,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return cli.UsageError("%q is not a command: choose challenge or certificate", args[0])
-			}
-			return cmd.Help()
-		},
-		Args: cobra.ArbitraryArgs,
-	}
-	cmd.AddCommand(newChallenge(output), newCertificate(output))
-	return cmd
+		Example: cli.Examples(
+			"tpm-attestor devid issue challenge request.json --config server.conf --state laptop-17.state",
+			"tpm-attestor devid issue certificate answer.json --config server.conf --state laptop-17.state --csr",
+		),
+	}, newChallenge(output), newCertificate(output))
 }
 
 // issueFlags are the flags of both commands.

@@ -19,20 +19,17 @@ import (
 
 // New returns the command list.
 func New(output *cli.Format) *cobra.Command {
-	cmd := &cobra.Command{
+	return cli.Group(&cobra.Command{
 		Use:   "list",
 		Short: "Make, check, compare and sign lists of EK hashes",
-		Args:  cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return cli.UsageError("%q is not a command", args[0])
-			}
-			return cmd.Help()
-		},
-	}
-	cmd.AddCommand(newLint(output), newBuild(output), newConvert(output), newDiff(output), newSign(output),
+		Long: `list works with lists of EK hashes in the forms that servers read: text, JSON, and folders with a file for
+each machine. It reads them with the servers' own parsers.`,
+		Example: cli.Examples(
+			"tpm-attestor list build machines.csv --to machines.json",
+			"tpm-attestor list lint machines.json",
+		),
+	}, newLint(output), newBuild(output), newConvert(output), newDiff(output), newSign(output),
 		newVerify(output))
-	return cmd
 }
 
 // maxList is the size of the largest list that is read, in bytes: what a server reads unless
