@@ -278,6 +278,7 @@ func (r *configReader) fields() map[string]field {
 		"endorsement_password": keep(&r.config.EndorsementPassword),
 		"event_log_path":       keep(&r.config.EventLogPath),
 		"owner_password":       keep(&r.config.OwnerPassword),
+		"svid_key_directory":   keep(&r.config.SVIDKeyDirectory),
 	}
 }
 

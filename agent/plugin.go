@@ -9,18 +9,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/nodeattestor/v1"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/spire-tpm/spire-tpm-attestor/agent/keydir"
 	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
@@ -31,25 +30,21 @@ type Plugin struct {
 	nodeattestorv1.UnimplementedNodeAttestorServer
 	configv1.UnimplementedConfigServer
 
-	logger  hclog.Logger
+	edge
 	tpm     atomic.Pointer[configured]
-	turn    chan struct{} // of size 1; whoever has sent to it may use the TPM
 	reading chan struct{} // of size 1; whoever has sent to it may read the event log
 }
 
 // configured is what a configuration makes.
 type configured struct {
 	*tpm.TPM
-	files chan struct{} // of size 1; whoever has sent to it may read the DevID's files
+	files chan struct{} // of size 1; whoever has sent to it may read the DevID's files and the SVID key's
 }
 
 // New returns a plugin that is not configured yet.
 func New() *Plugin {
-	return &Plugin{logger: hclog.NewNullLogger(), turn: make(chan struct{}, 1), reading: make(chan struct{}, 1)}
+	return &Plugin{edge: newEdge(), reading: make(chan struct{}, 1)}
 }
-
-// SetLogger sets the logger. The plugin framework calls it before anything else.
-func (p *Plugin) SetLogger(logger hclog.Logger) { p.logger = logger }
 
 // Configure puts a configuration into use. It does not open the device: SPIRE repeats an
 // attestation whose TPM is not ready yet, but it does not repeat Configure.
@@ -85,22 +80,6 @@ func notes(problems []tpm.Problem) []string {
 	return all
 }
 
-// closeTimeout is how long Close waits.
-const closeTimeout = time.Second
-
-// Close waits until no attestation uses the TPM, for a second at most: until then, keys may
-// be in the TPM. SPIRE's SDK calls it when SPIRE is about to end the plugin, and package
-// serve after the last attestation has ended.
-func (p *Plugin) Close() error {
-	select {
-	case p.turn <- struct{}{}:
-		<-p.turn
-		return nil
-	case <-time.After(closeTimeout):
-		return errors.New("the TPM is still in use: a key may be left in it")
-	}
-}
-
 // AidAttestation sends the payload, waits for the challenge, and answers it.
 func (p *Plugin) AidAttestation(stream nodeattestorv1.NodeAttestor_AidAttestationServer) (err error) {
 	defer p.guard(&err)
@@ -113,6 +92,10 @@ func (p *Plugin) AidAttestation(stream nodeattestorv1.NodeAttestor_AidAttestatio
 	if err != nil {
 		return failed("use the DevID", err, codes.Internal)
 	}
+	svidKey, err := p.readSVIDKey(ctx, device.files, device.ReadSVIDKey)
+	if err != nil {
+		return failed("use the SVID key", err, codes.Internal)
+	}
 	var a *tpm.Attestation
 	err = p.use(ctx, func() (err error) {
 		a, err = device.BeginWith(ctx, files)
@@ -121,32 +104,20 @@ func (p *Plugin) AidAttestation(stream nodeattestorv1.NodeAttestor_AidAttestatio
 	if err != nil {
 		return failed("use the TPM", err, codes.Internal)
 	}
+	a.UseSVIDKey(svidKey)
 	p.report(a)
 	return prove(stream, attestor.NewProver(a.Claim, &activator{p, ctx, device.TPM, a}))
-}
-
-// use waits until nothing else uses the TPM and runs f, which uses it. If ctx ends, use
-// returns within a second even if f has not returned. Nothing else uses the TPM before f
-// has returned.
-func (p *Plugin) use(ctx context.Context, f func() error) error { return p.inTurn(ctx, p.turn, f) }
-
-// inTurn runs f when turn, a channel of size 1, has room. See use.
-func (p *Plugin) inTurn(ctx context.Context, turn chan struct{}, f func() error) error {
-	select {
-	case turn <- struct{}{}:
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	return tpm.Do(ctx, func() (err error) {
-		defer func() { <-turn }()
-		defer p.guard(&err)
-		return f()
-	})
 }
 
 // readTimeout is how long reading the DevID's files, or the event log, may take: a file system may hang.
 // A server waits longer than that for an answer.
 const readTimeout = 10 * time.Second
+
+// errKeysHang is the error if the SVID key's directory cannot be read in time.
+var errKeysHang = &tpm.Error{
+	Class: tpm.ErrNotReady, Err: fmt.Errorf("svid_key_directory could not be read within %v", readTimeout),
+	Hint: "mend the file system that it is on, or use a directory on a disk of this machine",
+}
 
 // errFilesHang is the error if the DevID's files cannot be read in time.
 var errFilesHang = &tpm.Error{
@@ -155,22 +126,18 @@ var errFilesHang = &tpm.Error{
 		"pub_path in the block devid)",
 }
 
-// readDevID reads the DevID's files. The TPM is free meanwhile. A read that hangs is not joined by others
-// of the same configuration.
+// readDevID reads the DevID's files, and readSVIDKey which SVID key is the newest. The TPM is free
+// meanwhile. A read that hangs is not joined by others of the same configuration.
 func (p *Plugin) readDevID(
 	ctx context.Context, turn chan struct{}, read func() (*tpm.DevIDFiles, error),
 ) (*tpm.DevIDFiles, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, readTimeout, errFilesHang)
-	defer cancel()
-	var files *tpm.DevIDFiles
-	err := p.inTurn(ctx, turn, func() (err error) {
-		files, err = read()
-		return err
-	})
-	if err != nil {
-		return nil, err // files may still be written to
-	}
-	return files, nil
+	return inTime(ctx, &p.edge, turn, errFilesHang, read)
+}
+
+func (p *Plugin) readSVIDKey(
+	ctx context.Context, turn chan struct{}, read func() (*keydir.Slot, error),
+) (*keydir.Slot, error) {
+	return inTime(ctx, &p.edge, turn, errKeysHang, read)
 }
 
 // activator answers a challenge with the TPM. While an attestation waits for the challenge,
@@ -222,7 +189,7 @@ func (p *Plugin) readEventLog(ctx context.Context, read func() ([]byte, error)) 
 func (p *Plugin) report(a *tpm.Attestation) {
 	p.logger.Info("attesting with the TPM", "ek_hash", hex.EncodeToString(a.EKHash[:]), "ek", string(a.KeyType),
 		"ek_certificate", a.Claim.Certificate != nil, "ek_persistent", a.Persistent != 0,
-		"devid", slices.Contains(a.Claim.Can, attestor.CanDevID))
+		"devid", slices.Contains(a.Claim.Can, attestor.CanDevID), "svid_key", a.SVIDKeyID())
 	if types := otherTypes(a); len(types) > 0 {
 		p.logger.Info("the EK certificates in the TPM are for other keys: to attest with one of them, set ek",
 			"ek", strings.Join(types, " or "))
@@ -284,29 +251,4 @@ func prove(stream nodeattestorv1.NodeAttestor_AidAttestationServer, prover *atte
 	return stream.Send(&nodeattestorv1.PayloadOrChallengeResponse{
 		Data: &nodeattestorv1.PayloadOrChallengeResponse_ChallengeResponse{ChallengeResponse: response},
 	})
-}
-
-// failed returns the status for an error. FailedPrecondition means that somebody has to
-// act, Unavailable that a later attempt may succeed. failed never returns
-// PermissionDenied: SPIRE Agent would give up instead of trying again.
-func failed(doing string, err error, unexpected codes.Code) error {
-	code := unexpected
-	switch {
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		code = status.FromContextError(err).Code()
-	case errors.Is(err, tpm.ErrSetup):
-		code = codes.FailedPrecondition
-	case errors.Is(err, tpm.ErrNotReady):
-		code = codes.Unavailable
-	}
-	return status.Error(code, fmt.Sprintf("%s: %v", doing, err))
-}
-
-// guard is to be deferred. It turns a panic into the error of one call, since SPIRE does
-// not restart a plugin that has died.
-func (p *Plugin) guard(err *error) {
-	if r := recover(); r != nil {
-		p.logger.Error("panic", "value", r, "stack", string(debug.Stack()))
-		*err = status.Errorf(codes.Internal, "panic: %v", r)
-	}
 }

@@ -83,12 +83,49 @@ func (s snippet) data() (pluginData, error) {
 		d.inFile = true
 		return d, nil
 	}
+	d.text, err = printed(p.Data)
+	return d, err
+}
+
+func printed(data ast.Node) (string, error) {
 	var b bytes.Buffer
-	if err := printer.DefaultConfig.Fprint(&b, p.Data); err != nil {
-		return pluginData{}, fmt.Errorf("print the plugin_data: %w", err)
+	if err := printer.DefaultConfig.Fprint(&b, data); err != nil {
+		return "", fmt.Errorf("print the plugin_data: %w", err)
 	}
-	d.text = b.String()
-	return d, nil
+	return b.String(), nil
+}
+
+// otherRoles are the plugins "tpm" beside the node attestor, by SPIRE's type.
+var otherRoles = map[string]string{"KeyManager": "key manager"}
+
+// others returns the plugin_data of the plugins "tpm" that are no node attestors.
+func (s snippet) others() ([]pluginData, error) {
+	config, err := s.parse()
+	if err != nil {
+		return nil, err
+	}
+	var found []pluginData
+	var all []map[string]map[string]plugin
+	if err := hcl.DecodeObject(&all, config.Plugins); err != nil {
+		return nil, err
+	}
+	for _, types := range all {
+		for kind, plugins := range types {
+			p, ok := plugins["tpm"]
+			if !ok || otherRoles[kind] == "" {
+				continue
+			}
+			if p.Data == nil {
+				return nil, fmt.Errorf("no plugin_data of the %s", otherRoles[kind])
+			}
+			text, err := printed(p.Data)
+			if err != nil {
+				return nil, err
+			}
+			found = append(found, pluginData{role: otherRoles[kind], text: text})
+		}
+	}
+	return found, nil
 }
 
 // parse reads a whole configuration, or makes one of a part.

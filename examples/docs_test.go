@@ -23,6 +23,8 @@ func validate(t *testing.T, role, data string) []string {
 	plugins := map[string]interface{ configv1.ConfigServer }{
 		"server": server.New(),
 		"agent":  agent.New(),
+
+		"key manager": agent.NewKeyManager(),
 	}
 	resp, err := plugins[role].Validate(t.Context(), &configv1.ValidateRequest{
 		CoreConfiguration: &configv1.CoreConfiguration{TrustDomain: "example.org"},
@@ -65,6 +67,26 @@ func TestConfigurationsAreValid(t *testing.T) {
 	}
 	if mistakes == 0 {
 		t.Error("no block is marked as a mistake: is the test looking at the info strings?")
+	}
+}
+
+// The same of the plugins beside the node attestor, which SPIRE starts for the same binaries.
+func TestOtherPluginsAreValid(t *testing.T) {
+	found := make(map[string]bool)
+	for _, s := range slices.Concat(hclFiles(t), hclBlocks(t)) {
+		others, err := s.others()
+		if err != nil {
+			t.Errorf("%s: %v", s.place, err)
+		}
+		for _, data := range others {
+			found[data.role] = true
+			if notes := validate(t, data.role, data.text); len(notes) > 0 {
+				t.Errorf("%s: the %s is not valid: %q", s.place, data.role, notes)
+			}
+		}
+	}
+	if len(found) != len(otherRoles) {
+		t.Errorf("found only %v", found)
 	}
 }
 
@@ -144,6 +166,7 @@ func keyTables(t *testing.T) []keyTable {
 		{"keys: rule", "server", `allow "a" { unknown_key = 1 }`},
 		{"keys: quote", "server", `quote { unknown_key = 1 }`},
 		{"keys: agent", "agent", `unknown_key = 1`},
+		{"keys: keymanager", "key manager", `unknown_key = 1`},
 		{"keys: agent's devid", "agent", `devid { unknown_key = 1 }`},
 	}
 	for _, kind := range namedIn(t, validate(t, "server", `source "unknown_kind" "a" {}`)) {

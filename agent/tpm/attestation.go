@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 
+	"github.com/spire-tpm/spire-tpm-attestor/agent/keydir"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
@@ -38,6 +39,8 @@ type Attestation struct {
 	ak    key
 	banks []tpm2.TPMAlgID // of PCRs
 	devID *devID          // nil if none is configured
+
+	svidKey *keydir.Slot // nil if none is to be certified
 }
 
 // Begin finds the EK and makes an AK. It leaves neither in the TPM, unless the EK is
@@ -165,8 +168,9 @@ func (t *TPM) abilities(caps *capabilities) []string {
 
 // Activate runs TPM2_ActivateCredential. If that has succeeded, it does what else the activation
 // asks for: it reads the PCRs and has the AK quote them, and proves the DevID. It does not look at
-// the event log: see TPM.EventLog. It connects to the TPM again and leaves nothing in it. If ctx ends, Activate
-// waits for the command under way, flushes its keys, and returns the cause of ctx.
+// the event log: see TPM.EventLog. Then it has the AK certify the SVID key of UseSVIDKey, if there is one.
+// It connects to the TPM again and leaves nothing in it. If ctx ends, Activate waits for the command under
+// way, flushes its keys, and returns the cause of ctx.
 func (a *Attestation) Activate(ctx context.Context, task *attestor.Activation) (_ *attestor.Activated, err error) {
 	if len(task.Credential) > maxChallenge || len(task.Secret) > maxChallenge {
 		return nil, fmt.Errorf("the challenge is too large for a TPM: %d and %d bytes, at most %d each",
@@ -200,6 +204,12 @@ func (a *Attestation) Activate(ctx context.Context, task *attestor.Activation) (
 	if task.DevID != nil {
 		ek.flush(c) // every TPM has room for three keys: the AK, the DevID's, and its parent
 		if done.DevID, err = a.proveDevID(c, ak, task.DevID); err != nil {
+			return nil, err
+		}
+	}
+	if a.svidKey != nil {
+		ek.flush(c) // as above
+		if done.SVIDKey, err = a.certifySVIDKey(c, ak, done.Secret); err != nil {
 			return nil, err
 		}
 	}

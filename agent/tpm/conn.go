@@ -89,21 +89,21 @@ func (c *conn) Send(command []byte) ([]byte, error) {
 		if err != nil || resends == maxResends || !notYet(rsp) {
 			return rsp, err
 		}
-		if err := c.sleep(pause); err != nil {
+		if err := sleep(c.ctx, pause); err != nil {
 			return nil, err
 		}
 		pause *= 2
 	}
 }
 
-func (c *conn) sleep(d time.Duration) error {
+func sleep(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
 		return nil
-	case <-c.ctx.Done():
-		return context.Cause(c.ctx)
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 

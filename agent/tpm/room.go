@@ -13,7 +13,7 @@ import (
 // An agent that is killed in the middle of a command leaves keys or a session in a TPM
 // without a resource manager. If a later command finds the TPM full, this file flushes
 // what such an agent has left, and nothing of other programs. It needs no record of what
-// was left: AKs have a mark, the EK has the same name every time, and a session that has
+// was left: AKs and SVID keys have a mark, the EK has the same name every time, and a session that has
 // authorized an EK has that EK's policy digest. Only one program at a time can have the
 // device or the socket open, so only keys that this connection has loaded are in use.
 
@@ -78,14 +78,15 @@ func (t *TPM) flushOwnKeys(c *conn) bool {
 	return flushed
 }
 
-// isMarked reports whether a key is an AK that this plugin has made.
+// isMarked reports whether a key is an AK or an SVID key that this plugin has made.
 func isMarked(rsp *tpm2.ReadPublicResponse) bool {
 	public, err := rsp.OutPublic.Contents()
 	if err != nil || !inEndorsementHierarchy(rsp) {
 		return false
 	}
 	mark := public.AuthPolicy.Buffer
-	return bytes.Equal(mark, akMark()) || bytes.Equal(mark, attestor.EnrolmentPolicy())
+	return bytes.Equal(mark, akMark()) || bytes.Equal(mark, attestor.EnrolmentPolicy()) ||
+		bytes.Equal(mark, svidKeyMark())
 }
 
 // isEK reports whether a key is the EK. Before the first attestation, no key is known to

@@ -1,7 +1,8 @@
 // Package tpm is the agent's use of a TPM 2.0. It finds or makes the endorsement key
 // (EK) of the TCG's template, reads its certificate, and makes an attestation key (AK).
 // It also activates the credential with which a server verifies that both keys are in
-// the same TPM, has the AK quote PCRs, reads the firmware's event log, and proves a DevID.
+// the same TPM, has the AK quote PCRs, reads the firmware's event log, and proves a DevID. And
+// it makes the key of the agent's SVID, signs with it, and has the AK certify it.
 //
 // The package writes nothing to the TPM's NV memory, unless MakePersistent is called. It needs
 // owner authorization only for that and for a DevID whose key's parent is not in the TPM.
@@ -18,6 +19,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
@@ -46,6 +48,9 @@ type Config struct {
 	EventLogPath string
 	// DevID is the machine's DevID, or nil if it has none.
 	DevID *DevIDConfig
+	// SVIDKeyDirectory is the directory of the KeyManager that keeps the agent's SVID key in
+	// this TPM, or empty if the key is elsewhere.
+	SVIDKeyDirectory string
 }
 
 // auto is the word in a configuration for an empty Config.EK or Config.AK.
@@ -128,6 +133,7 @@ func (c Config) Problems() []Problem {
 	check("endorsement_password", checkPassword(c.EndorsementPassword))
 	check("event_log_path", checkPath(c.EventLogPath))
 	check("owner_password", checkPassword(c.OwnerPassword))
+	check("svid_key_directory", checkPath(c.SVIDKeyDirectory))
 	if c.DevID != nil {
 		c.DevID.problems(check)
 	}
@@ -157,11 +163,22 @@ func New(config Config) (*TPM, error) {
 // authorization value (part 2, TPM2B_AUTH).
 const maxAuthSize = 64
 
-// connect opens the TPM for the attestation of ctx. The caller closes the connection.
+// connect opens the TPM for the attestation of ctx. The caller closes the connection. If the KeyManager,
+// another process, may have the device open, connect waits for it, for about ten seconds: it has the
+// device open only while it signs or makes a key.
 func (t *TPM) connect(ctx context.Context) (*conn, error) {
-	ch, err := t.open(ctx, t.config.Device)
-	if err != nil {
-		return nil, err
+	pause := firstPause
+	for attempt := 0; ; attempt++ {
+		ch, err := t.open(ctx, t.config.Device)
+		if err == nil {
+			return newConn(ctx, ch), nil
+		}
+		if t.config.SVIDKeyDirectory == "" || attempt == maxResends || !errors.Is(err, syscall.EBUSY) {
+			return nil, err
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return nil, err
+		}
+		pause *= 2
 	}
-	return newConn(ctx, ch), nil
 }

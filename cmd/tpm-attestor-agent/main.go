@@ -1,5 +1,5 @@
-// Tpm-attestor-agent is SPIRE Agent's node attestor plugin "tpm". If a person runs it, it
-// prints the EK hash and the EK certificates of the machine's TPM; see its -help.
+// Tpm-attestor-agent is SPIRE Agent's plugins "tpm", a node attestor and a key manager. If a person
+// runs it, it prints the EK hash and the EK certificates of the machine's TPM; see its -help.
 package main
 
 import (
@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/keymanager/v1"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/nodeattestor/v1"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 
@@ -34,6 +35,9 @@ plugin_cmd of
     plugin_cmd = "/opt/spire/plugins/tpm-attestor-agent"
     plugin_data {}
   }
+
+It is also the KeyManager "tpm", which keeps the key of the agent's SVID in the TPM, with the same
+plugin_cmd; see docs/plugin_agent_keymanager_tpm.md.
 
 To enrol a machine, run it by hand, as a user with access to the TPM:
 
@@ -59,13 +63,19 @@ TPM_ENDORSEMENT_PASSWORD and TPM_OWNER_PASSWORD.
 
 func main() {
 	if len(os.Args) < 2 {
-		plugin := agent.New()
+		attestor, keys := agent.New(), agent.NewKeyManager()
 		os.Exit(serve.Main(os.Stderr, serve.Plugin{
 			Name:    command,
 			Version: buildinfo.Version(version),
-			Server:  nodeattestorv1.NodeAttestorPluginServer(plugin),
-			Config:  configv1.ConfigServiceServer(plugin),
-			Closer:  plugin,
+			Server:  nodeattestorv1.NodeAttestorPluginServer(attestor),
+			Config:  configv1.ConfigServiceServer(attestor),
+			Closer:  attestor,
+		}, serve.Plugin{
+			Name:    command,
+			Version: buildinfo.Version(version),
+			Server:  keymanagerv1.KeyManagerPluginServer(keys),
+			Config:  configv1.ConfigServiceServer(keys),
+			Closer:  keys,
 		}))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

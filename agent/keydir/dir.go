@@ -1,0 +1,270 @@
+package keydir
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+const (
+	dirMode  fs.FileMode = 0o700
+	fileMode fs.FileMode = 0o600
+	// othersWrite are the bits that let others than the owner change what is in a directory.
+	othersWrite fs.FileMode = 0o022
+)
+
+// An Error is an error that lasts until somebody acts. Its text is that of Err, followed by Hint.
+type Error struct {
+	Err  error
+	Hint string
+}
+
+func (e *Error) Error() string { return e.Err.Error() + ": " + e.Hint }
+
+// Unwrap returns the underlying error.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Unreadable is a file of a directory that holds no key, or none that can be read.
+type Unreadable struct {
+	Path string
+	Err  error
+}
+
+// A Listing is what a directory holds.
+type Listing struct {
+	// Slots are the keys, the newest first.
+	Slots []Slot
+	// Unreadable are the files that should hold a key and do not. The key in them is lost: whoever
+	// needs it makes a new one.
+	Unreadable []Unreadable
+}
+
+// Prepare makes the directory at path, if it is not there and the directory above it is. It is an error
+// if others than its owner may write to it, or this process may not.
+func Prepare(path string) error {
+	err := os.Mkdir(path, dirMode)
+	switch {
+	case err == nil:
+		return syncDir(filepath.Dir(path))
+	case errors.Is(err, fs.ErrNotExist):
+		return &Error{
+			Err:  fmt.Errorf("make the directory %s: the directory above it does not exist", path),
+			Hint: "make " + filepath.Dir(path) + ", or correct the path",
+		}
+	case !errors.Is(err, fs.ErrExist):
+		return explain("make the directory", path, err)
+	}
+	root, err := open(path)
+	if err != nil {
+		return err
+	}
+	return root.Close()
+}
+
+// open opens the directory at path, if nobody but its owner may write to it.
+func open(path string) (*os.Root, error) {
+	if info, err := os.Stat(path); err == nil && !info.IsDir() {
+		return nil, &Error{
+			Err:  fmt.Errorf("%s is not a directory", path),
+			Hint: "name a directory, which the plugin makes",
+		}
+	}
+	root, err := os.OpenRoot(path)
+	if err != nil {
+		return nil, explain("open the directory", path, err)
+	}
+	info, err := root.Stat(".")
+	if err == nil && info.Mode().Perm()&othersWrite != 0 {
+		err = &Error{
+			Err: fmt.Errorf("the directory %s has the mode %#o: others may put keys into it",
+				path, info.Mode().Perm()),
+			Hint: "chmod go-w " + path + ", or name a directory in it, which the plugin makes",
+		}
+	}
+	if err != nil {
+		_ = root.Close()
+		return nil, err
+	}
+	return root, nil
+}
+
+// explain returns what could not be done with a file or directory, and what to do about it.
+func explain(doing, path string, err error) error {
+	if number, ok := errors.AsType[syscall.Errno](err); ok {
+		err = number // without the path, which this function names itself
+	}
+	err = fmt.Errorf("%s %s: %w", doing, path, err)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return &Error{
+			Err:  err,
+			Hint: fmt.Sprintf("let SPIRE Agent's user (ID %d) own it, with the mode 0700", os.Geteuid()),
+		}
+	case errors.Is(err, syscall.ENOTDIR):
+		return &Error{Err: err, Hint: "name a directory, which the plugin makes"}
+	case errors.Is(err, fs.ErrNotExist):
+		return &Error{Err: err, Hint: `the KeyManager "tpm" makes it: configure both with the same directory`}
+	case errors.Is(err, syscall.EROFS), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return &Error{Err: err, Hint: "make room on its file system, and let it be written"}
+	}
+	return err
+}
+
+// List reads the directory at path.
+func List(path string) (*Listing, error) {
+	root, err := open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	names, err := slotNames(root, path)
+	if err != nil {
+		return nil, err
+	}
+	l := new(Listing)
+	for _, name := range names {
+		slot, err := read(root, name)
+		if err != nil {
+			l.Unreadable = append(l.Unreadable, Unreadable{filepath.Join(path, name), err})
+			continue
+		}
+		l.Slots = append(l.Slots, *slot)
+	}
+	slices.SortFunc(l.Slots, func(a, b Slot) int {
+		switch {
+		case a.Serial > b.Serial:
+			return -1
+		case a.Serial < b.Serial:
+			return 1
+		}
+		return strings.Compare(a.ID, b.ID)
+	})
+	return l, nil
+}
+
+// slotNames returns the names of the files in a directory that may hold keys.
+func slotNames(root *os.Root, path string) ([]string, error) {
+	dir, err := root.Open(".")
+	if err != nil {
+		return nil, explain("read the directory", path, err)
+	}
+	defer dir.Close()
+	all, err := dir.Readdirnames(maxEntries + 1)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, explain("read the directory", path, err)
+	}
+	names := slices.DeleteFunc(slices.Clone(all), func(name string) bool { return !strings.HasSuffix(name, suffix) })
+	if len(all) > maxEntries || len(names) > MaxSlots {
+		return nil, &Error{
+			Err:  fmt.Errorf("the directory %s has more files than this plugin writes", path),
+			Hint: "name a directory that holds nothing else",
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// read reads a slot's file.
+func read(root *os.Root, name string) (*Slot, error) {
+	// Opening what is no regular file may block.
+	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, errors.New("not a regular file")
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, err
+	}
+	slot, err := Parse(b)
+	if err == nil && fileName(slot.ID) != name {
+		return nil, fmt.Errorf("it holds the key %q, whose file is %s", slot.ID, fileName(slot.ID))
+	}
+	return slot, err
+}
+
+// NextSerial returns the serial for the next key to write.
+func (l *Listing) NextSerial() uint64 {
+	if len(l.Slots) == 0 {
+		return 1
+	}
+	return l.Slots[0].Serial + 1
+}
+
+// Write puts a key into the directory at path, in place of the one with its ID. The directory is as it
+// was if there is an error, or if the process ends while it writes.
+func Write(path string, slot *Slot) error {
+	content, err := slot.format()
+	if err != nil {
+		return err
+	}
+	root, err := open(path)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	name := fileName(slot.ID)
+	names, err := slotNames(root, path)
+	if err != nil {
+		return err
+	}
+	if len(names) == MaxSlots && !slices.Contains(names, name) {
+		return &Error{
+			Err:  fmt.Errorf("the directory %s has %d keys already", path, MaxSlots),
+			Hint: "remove the files of the keys that are not used",
+		}
+	}
+	if err := replace(root, name, content); err != nil {
+		return explain("write", filepath.Join(path, name), err)
+	}
+	return syncDir(path)
+}
+
+// replace replaces a file by content. What it writes first is under a name that no key's file has, and is
+// replaced by the next call if this process ends meanwhile.
+func replace(root *os.Root, name string, content []byte) error {
+	temp := strings.TrimSuffix(name, suffix) + ".new"
+	if err := root.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err == nil {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = root.Rename(temp, name)
+	}
+	if err != nil {
+		_ = root.Remove(temp) // err comes first
+	}
+	return err
+}
+
+// syncDir writes to the disk which names a directory has.
+func syncDir(path string) error {
+	dir, err := os.Open(path) //nolint:gosec // G304: a configured path
+	if err != nil {
+		return explain("open the directory", path, err)
+	}
+	err = dir.Sync()
+	if errors.Is(err, syscall.EINVAL) { // some file systems have no such thing
+		err = nil
+	}
+	return errors.Join(err, dir.Close())
+}

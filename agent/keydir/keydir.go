@@ -1,0 +1,146 @@
+// Package keydir is the directory in which the agent's KeyManager keeps what its keys are made from:
+// for each key a file with random bytes, from which a TPM derives the key, and which it is. No file
+// holds a secret, and another TPM makes other keys from the same bytes.
+//
+// Each key has an ID, chosen by SPIRE's agent, and a file of its own, which is replaced as a whole. The
+// KeyManager writes it, and the node attestor, another process, reads it. A directory belongs to one
+// agent.
+package keydir
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// The limits of what a directory holds.
+const (
+	// MaxSlots is how many keys a directory holds. SPIRE's agent has two.
+	MaxSlots = 16
+	// MaxID is the length of the longest ID, in bytes.
+	MaxID = 64
+	// UniqueSize is the number of random bytes from which a TPM makes a key.
+	UniqueSize = 32
+
+	maxFile    = 4 << 10 // bytes
+	maxEntries = 1024    // of the directory, whatever they are
+	maxSerial  = 1 << 53 // a number that every JSON reader keeps
+	nameSize   = 2 + sha256.Size
+	version    = 1
+)
+
+// nameAlgSHA256 is how the name of a key begins that is named with SHA-256 (TPM 2.0 library, part 1,
+// 16, and part 2, 6.3).
+var nameAlgSHA256 = []byte{0x00, 0x0B}
+
+// A Slot is a key.
+type Slot struct {
+	// ID is SPIRE's name for the key: 1 to MaxID bytes of UTF-8.
+	ID string
+	// Serial says when the key was made: the key with the highest is the newest. No two keys that were
+	// written to one directory have the same.
+	Serial uint64
+	// Unique is what a TPM makes the key from.
+	Unique [UniqueSize]byte
+	// Name is the TPM's name of the key, by SHA-256. A TPM that makes another name from Unique is not
+	// the TPM that the key is in.
+	Name []byte
+}
+
+// CheckID reports whether a key may have this ID.
+func CheckID(id string) error {
+	switch {
+	case id == "":
+		return errors.New("the key ID is empty")
+	case len(id) > MaxID:
+		return fmt.Errorf("the key ID has %d bytes, at most %d are possible", len(id), MaxID)
+	case !utf8.ValidString(id):
+		return errors.New("the key ID is not UTF-8")
+	}
+	return nil
+}
+
+// file is a slot as it is in a file.
+type file struct {
+	Version int    `json:"version"`
+	ID      string `json:"id"`
+	Serial  uint64 `json:"serial"`
+	Unique  string `json:"unique"`
+	Name    string `json:"name"`
+}
+
+// Parse reads a slot's file. It is an error if the file is cut off, or holds anything that this version
+// does not know.
+func Parse(b []byte) (*Slot, error) {
+	if len(b) > maxFile {
+		return nil, fmt.Errorf("%d bytes, at most %d are possible", len(b), maxFile)
+	}
+	var f file
+	if err := json.Unmarshal(b, &f, json.RejectUnknownMembers(true)); err != nil {
+		return nil, fmt.Errorf("not the JSON of a key: %w", err)
+	}
+	if f.Version != version {
+		return nil, fmt.Errorf("the version %d, and this agent knows the version %d", f.Version, version)
+	}
+	return f.slot()
+}
+
+func (f *file) slot() (*Slot, error) {
+	s := &Slot{ID: f.ID, Serial: f.Serial}
+	if err := CheckID(f.ID); err != nil {
+		return nil, err
+	}
+	if f.Serial == 0 || f.Serial > maxSerial {
+		return nil, fmt.Errorf("the serial %d: want 1 to %d", f.Serial, uint64(maxSerial))
+	}
+	unique, err := base64.StdEncoding.Strict().DecodeString(f.Unique)
+	if err != nil || copy(s.Unique[:], unique) != UniqueSize || len(unique) != UniqueSize {
+		return nil, fmt.Errorf("unique is not the base64 of %d bytes", UniqueSize)
+	}
+	s.Name, err = base64.StdEncoding.Strict().DecodeString(f.Name)
+	if err != nil || len(s.Name) != nameSize || !bytes.HasPrefix(s.Name, nameAlgSHA256) {
+		return nil, errors.New("name is not the base64 of a TPM's name by SHA-256")
+	}
+	return s, nil
+}
+
+// format returns the content of a slot's file.
+func (s *Slot) format() ([]byte, error) {
+	b, err := json.Marshal(&file{
+		Version: version, ID: s.ID, Serial: s.Serial,
+		Unique: base64.StdEncoding.EncodeToString(s.Unique[:]),
+		Name:   base64.StdEncoding.EncodeToString(s.Name),
+	}, jsontext.WithIndent("  "))
+	if err != nil {
+		return nil, err
+	}
+	b = append(b, '\n')
+	if _, err := Parse(b); err != nil {
+		return nil, fmt.Errorf("a key that could not be read again: %w", err)
+	}
+	return b, nil
+}
+
+const suffix = ".json"
+
+// fileName returns the name of a key's file. No two IDs have the same, and none leads out of the
+// directory: a byte other than a letter, a digit, "-" and "_" is written as % and two digits.
+func fileName(id string) string {
+	var name strings.Builder
+	for _, b := range []byte(id) {
+		switch {
+		case 'a' <= b && b <= 'z', 'A' <= b && b <= 'Z', '0' <= b && b <= '9', b == '-', b == '_':
+			name.WriteByte(b)
+		default:
+			fmt.Fprintf(&name, "%%%02X", b)
+		}
+	}
+	return name.String() + suffix
+}
