@@ -78,6 +78,9 @@ func shownFile(b block) string {
 	return ""
 }
 
+// progress is what a command says if it takes longer than a second, as on a busy machine.
+var progress = regexp.MustCompile(`(?m)^.+ \(\d+s\)\n`)
+
 // runConsole runs the commands of a block, and fails the test if they print anything else than
 // the block shows, where … stands for anything in a line. It returns how many there are.
 func runConsole(t *testing.T, dir string, b block) int {
@@ -91,6 +94,7 @@ func runConsole(t *testing.T, dir string, b block) int {
 		if _, failed := err.(*exec.ExitError); err != nil && !failed { //nolint:errorlint // bare
 			t.Fatal(err)
 		}
+		out = progress.ReplaceAll(out, nil)
 		pattern := strings.ReplaceAll(regexp.QuoteMeta(want), "…", ".+")
 		if !regexp.MustCompile(`^` + pattern + `$`).Match(out) {
 			t.Errorf("%s: %s prints\n%s\nthe page says\n%s", b.file, command, out, want)
