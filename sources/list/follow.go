@@ -1,0 +1,77 @@
+package list
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources/boltfile"
+)
+
+// followEvery is the longest time from one look to the next of a list that follows a server's.
+const followEvery = 2 * time.Second
+
+// Follow makes l a list that follows what a server serves, beside the server. If the origin needs
+// the network, l reads the server's cache in its place, whoever owns the file, and never writes
+// it: the server writes a list into its cache before it serves it. Otherwise l reads the same
+// origin, often. Follow must be called before the first Load.
+func (l *List[T]) Follow() {
+	l.cfg.Every = min(l.cfg.Every, followEvery)
+	if !l.cfg.Remote {
+		return
+	}
+	l.origin = &followed{Origin: l.origin, cache: l.cfg.Cache}
+	if l.cfg.Cache != nil {
+		l.cfg.What = fmt.Sprintf("cache %q", l.cfg.Cache.file.Path)
+		l.cfg.Cache = nil
+	}
+}
+
+// followed is an origin that is another process's cache. One goroutine uses it.
+type followed struct {
+	Origin             // for its Warnings
+	cache  *Cache      // nil if there is none
+	file   fs.FileInfo // that was read last; nil if none was
+	at     time.Time   // when that file's list was confirmed
+}
+
+var (
+	errNoCache = errors.New("has no cache_path, so nobody but the server knows what it serves: " +
+		"set cache_path, in a folder that this user may read")
+	errNoCacheYet = errors.New("the server has not written it yet, or cannot")
+)
+
+// followedTag is the tag of every copy: whether the file is still the same is not for the tag to say.
+const followedTag = "followed"
+
+// Read implements Origin.
+func (f *followed) Read(ctx context.Context, tag string) (Copy, error) {
+	if f.cache == nil {
+		return Copy{}, errNoCache
+	}
+	now, err := os.Stat(f.cache.file.Path)
+	if err == nil && tag != "" && f.same(now) {
+		return Copy{Tag: followedTag, At: f.at}, nil
+	}
+	examined := *f.cache
+	examined.readOnly, examined.file.AnyOwner = true, true
+	c, err := examined.read(ctx)
+	if errors.Is(err, boltfile.ErrNone) {
+		return Copy{}, f.cache.in(errNoCacheYet)
+	}
+	if err != nil {
+		return Copy{}, err
+	}
+	f.file, f.at, c.Tag = now, c.At, followedTag // now may be older than what was read: it is read again then
+	return c, nil
+}
+
+// same reports whether the file is the file that was read last. A cache is replaced as a whole, so
+// another list is another file.
+func (f *followed) same(now fs.FileInfo) bool {
+	return f.file != nil && os.SameFile(f.file, now) && f.file.ModTime().Equal(now.ModTime()) &&
+		f.file.Size() == now.Size()
+}
