@@ -155,6 +155,10 @@ func (e *evaluation) ask(
 	for _, i := range some {
 		lane, ask, note := how(e.running[i])
 		e.answers[i] = policy.Answer{Source: e.running[i].name, Err: errSlow}
+		if e.running[i].strict && lane.stuck.Load() > 0 {
+			e.answers[i].Err = errStuck
+			continue
+		}
 		var v sources.Verdict
 		q.asked[i] = &asked{note: note, call: lane.start(within, func(ctx context.Context) (err error) {
 			v, err = ask(ctx, e.ev)

@@ -233,6 +233,21 @@ func (p *poll) soon() (a *attempt, underWay bool) {
 	return p.asked, false
 }
 
+// renew returns an attempt that begins after the call, whatever the limits of early loads are. It
+// returns nil if there will be none.
+func (p *poll) renew() *attempt {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.working {
+		return nil
+	}
+	if p.asked == nil {
+		p.asked = &attempt{ended: make(chan struct{})}
+		p.wanted <- struct{}{} // has room, as in soon
+	}
+	return p.asked
+}
+
 // start allows attempts.
 func (p *poll) start() {
 	p.mu.Lock()

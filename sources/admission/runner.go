@@ -35,6 +35,7 @@ type runner struct {
 
 	loadTimeout time.Duration
 	once        bool // Options.Once
+	strict      bool // Options.Strict
 	poll        *poll
 	health      health
 
@@ -50,7 +51,8 @@ func newRunner(m Member, opts Options) *runner {
 	r := &runner{
 		name: m.Name, kind: m.Kind, source: m.Source,
 		log:     opts.Log.With("source", m.Name, "kind", m.Kind),
-		changed: opts.Changed, loadTimeout: opts.LoadTimeout, once: opts.Once, first: make(chan struct{}),
+		changed: opts.Changed, loadTimeout: opts.LoadTimeout, once: opts.Once, strict: opts.Strict,
+		first: make(chan struct{}),
 	}
 	r.fetcher, _ = m.Source.(sources.Fetcher)
 	r.checks = NewLane("checks", opts.Slots, func(stuck bool) { r.noteStuck(stuck, false) })
@@ -116,6 +118,9 @@ func (r *runner) waitStopped() {
 // its contract, that is the error.
 func (r *runner) check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 	v, err := r.source.Check(ctx, ev)
+	if r.strict && err == nil && !v.Listed {
+		err = r.outdated()
+	}
 	return settle(v, err, ev.Proof != nil, r.fetcher != nil)
 }
 

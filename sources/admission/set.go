@@ -6,6 +6,7 @@
 //   - set.go: the Set, its members and its life;
 //   - evaluate.go: one evaluation, from top to bottom;
 //   - preview.go: an evaluation without the machine;
+//   - strict.go: what is different for whoever acts upon a refusal;
 //   - wait.go: how to wait for a call that may hang;
 //   - poll.go: when a source is loaded;
 //   - handover.go: what a reconfiguration takes over;
@@ -67,6 +68,11 @@ type Options struct {
 	// Once makes Start load each source once and then leave it alone: nothing is loaded again,
 	// and no change is followed. It is for whoever examines what a server has.
 	Once bool
+	// Strict is for whoever acts upon a refusal. A source that loads its data then says "not
+	// listed" only if its last Load has succeeded: the machine may be on the list that could
+	// not be loaded. A source with a check that is stuck is not asked until that has returned,
+	// so that many machines can be asked about. In both cases, the source cannot tell.
+	Strict bool
 	// Wait is called before BeforeChallenge waits for a slow source or for an early load.
 	// known is true if another source lists the machine so far. If Wait returns false, the
 	// machine is not waited for. If it returns true, leave is called once, when the wait is

@@ -1,0 +1,63 @@
+package admission
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
+)
+
+var errStuck = errors.New("not asked: an earlier check has not returned")
+
+// outdated returns why the data of the source may be older than its origin's, or nil.
+func (r *runner) outdated() error {
+	if _, loads := r.source.(sources.Loader); !loads {
+		return nil
+	}
+	r.health.mu.Lock()
+	defer r.health.mu.Unlock()
+	if err := r.health.loadErr; err != nil {
+		return fmt.Errorf("does not list it as of the last good data, and has failed to load since: %w", err)
+	}
+	return nil
+}
+
+// Screen asks every source once about a machine that is not there, and decides as before the
+// challenge. It waits for each source. ev.Proof must be nil, otherwise the decision is a refusal.
+// Nothing is loaded early, and nothing asks the network. Screen returns within
+// Options.CheckTimeout.
+func (s *Set) Screen(ctx context.Context, ev *sources.Evidence) policy.Decision {
+	if ev == nil || ev.Proof != nil {
+		return policy.Decision{}
+	}
+	e := s.begin(ev)
+	e.patient = true
+	e.ask(ctx, time.Now().Add(s.opts.CheckTimeout), e.all(), (*runner).checkLane)
+	return s.plan.Before(e.answers)
+}
+
+// Refresh loads every source that loads its data, and returns when these Loads have ended, which
+// have all begun after the call. The error says that ctx has ended first, or that the Set is
+// closed. How a Load has ended is in Status, and with Options.Strict in the answers.
+func (s *Set) Refresh(ctx context.Context) error {
+	attempts := map[string]*attempt{}
+	for _, r := range s.runners() {
+		if _, loads := r.source.(sources.Loader); !loads || r.once {
+			continue
+		}
+		if attempts[r.name] = r.poll.renew(); attempts[r.name] == nil {
+			return errors.New("the sources are not running")
+		}
+	}
+	for name, a := range attempts {
+		select {
+		case <-a.ended:
+		case <-ctx.Done():
+			return fmt.Errorf("source %q is still loading: %w", name, ctx.Err())
+		}
+	}
+	return ctx.Err()
+}
