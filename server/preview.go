@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 
 	"google.golang.org/grpc/codes"
@@ -54,6 +55,35 @@ func NewPreviewer(ctx context.Context, c *config.Config) (*Previewer, error) {
 	set.Start(ctx, nil)
 	return &Previewer{c, set}, nil
 }
+
+// NewFollower returns a Previewer whose sources are kept current, for whoever acts upon a refusal:
+// see Config.Follow and admission.Options.Strict. Sources that previous, which may be nil, follows
+// by the same configuration are taken over. NewFollower waits for the first loads until ctx ends.
+func NewFollower(ctx context.Context, c *config.Config, previous *Previewer, log *slog.Logger) (*Previewer, error) {
+	c.Follow()
+	set, err := c.NewSet(admission.Options{Strict: true, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	var before *admission.Set
+	if previous != nil {
+		before = previous.set
+	}
+	set.Start(ctx, before)
+	return &Previewer{c, set}, nil
+}
+
+// Refresh loads the sources anew: see admission.Set.Refresh.
+func (p *Previewer) Refresh(ctx context.Context) error { return p.set.Refresh(ctx) }
+
+// Screen returns what would be decided about a machine before its challenge, by one question to
+// each source: see admission.Set.Screen.
+func (p *Previewer) Screen(ctx context.Context, ev *sources.Evidence) policy.Decision {
+	return p.set.Screen(ctx, ev)
+}
+
+// Status returns the state of each source, sorted by name.
+func (p *Previewer) Status() []admission.SourceStatus { return p.set.Status() }
 
 // Close ends what the sources do.
 func (p *Previewer) Close() { p.set.Close() }

@@ -52,7 +52,7 @@ func TestPreviewsAgree(t *testing.T) {
 	}
 	t.Logf("%v", counted)
 	for _, kind := range []string{
-		"settled admitted", "settled refused", "settled unavailable", "settled no_id", "open", "a source cannot tell",
+		"settled admitted", "settled refused", "settled unavailable", "settled no_id", "open", "a source cannot tell", "evicted",
 		"hash_dir", "hash_file", "http", "ek_ca", "sql", "boot_policy", "devid",
 	} {
 		if counted[kind] < n/300 {
@@ -324,6 +324,7 @@ func (w *previewWorld) try(t *testing.T, r *rand.Rand, counted map[string]int) {
 			append(args, network, view.Result, view.Decision.Explain(), err, stream.attributes, line, &c.text)...)
 	}
 	count(counted, c, view)
+	w.compareEviction(t, c, tpm, outcomeOf(err), counted, note)
 	if !view.Settled {
 		if !slices.Contains(view.Possible, outcomeOf(err)) {
 			note("%v is not possible: %v", outcomeOf(err), view.Possible)
@@ -353,6 +354,42 @@ func (w *previewWorld) try(t *testing.T, r *rand.Rand, counted map[string]int) {
 	}
 	if !open {
 		w.compareTrials(view, line, note)
+	}
+}
+
+// compareEviction looks at the machine as evict does, by its EK hash alone: a machine that the server
+// admits, or would admit if a source answered, is never taken for refused; and if every source answers
+// by the EK hash, a machine that the server refuses is.
+func (w *previewWorld) compareEviction(t *testing.T, c *previewCase, tpm *attestortest.TPM, outcome policy.Outcome,
+	counted map[string]int, note func(string, ...any),
+) {
+	t.Helper()
+	follower, err := server.NewFollower(t.Context(), c.parse(t, false, false), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer follower.Close()
+	hash, err := sources.ParseEKHash(tpm.EKHash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ev := &sources.Evidence{EKHash: hash, Incomplete: true}
+	view, err := follower.Preview(t.Context(), ev, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := slices.Equal(view.Possible, []policy.Outcome{policy.Refused})
+	if screened := follower.Screen(t.Context(), ev).Outcome; refused != (screened == policy.Refused) {
+		note("screened %v, but %v is possible", screened, view.Possible)
+	}
+	certain := !slices.ContainsFunc(view.Answers, func(a policy.Answer) bool {
+		return a.Result() != "listed" && a.Result() != "not_listed"
+	})
+	switch {
+	case refused && outcome != policy.Refused, !refused && certain && outcome == policy.Refused:
+		note("the server decides %v, and for evict %v is possible: %v", outcome, view.Possible, view.Answers)
+	case refused:
+		counted["evicted"]++
 	}
 }
 

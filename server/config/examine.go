@@ -29,6 +29,33 @@ func (c *Config) Examine(network bool) {
 	}
 }
 
+// Follow makes the sources of c follow what a server serves, beside that server. Lists from web
+// servers are those of the server's caches, which are read, whoever owns the files, and never
+// written; files, folders and databases are read as the server reads them. What a machine would
+// have to show, such as its EK certificate, is not known: the sources that judge it load nothing.
+// Follow must be called before the sources are started.
+func (c *Config) Follow() {
+	for i := range c.Members {
+		m := &c.Members[i]
+		if k := kindNamed(kinds(), m.Kind); k.byVendor || k.byBoot || k.byDevID {
+			m.Source = notShown{}
+		}
+		if s, ok := m.Source.(interface{ Follow() }); ok {
+			s.Follow()
+		}
+	}
+}
+
+// notShown is in the place of a source that needs what the machine would show.
+type notShown struct{}
+
+var errNotShown = fmt.Errorf("needs what the machine would show: %w", sources.ErrNeedsChallenge)
+
+// Check implements sources.Source.
+func (notShown) Check(context.Context, *sources.Evidence) (sources.Verdict, error) {
+	return sources.Verdict{}, errNotShown
+}
+
 // notAsked is in the place of a source that needs the network for each check.
 type notAsked struct{}
 
