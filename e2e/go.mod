@@ -7,7 +7,7 @@ go 1.26.0
 require (
 	github.com/google/go-tpm v0.9.8
 	github.com/spiffe/go-spiffe/v2 v2.8.1
-	github.com/spiffe/spire-api-sdk v1.2.5-0.20260428072036-00f73a61093a
+	github.com/spiffe/spire-api-sdk v1.15.3
 	github.com/spire-tpm/spire-tpm-attestor v0.0.0
 	golang.org/x/sys v0.48.0
 	google.golang.org/grpc v1.85.0

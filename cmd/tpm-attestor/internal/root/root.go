@@ -11,6 +11,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/devid"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/doctor"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/ek"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/evict"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/explain"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/list"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/validate"
@@ -45,6 +46,7 @@ Data goes to standard output, everything else to standard error. Exit codes: 0 d
 		certificates.New,
 		boot.New,
 		devid.New,
+		evict.New,
 		doctor.New,
 	)
 }

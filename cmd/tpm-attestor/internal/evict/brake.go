@@ -1,0 +1,60 @@
+package evict
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// The brake stops a list that collapses, by mistake or by an attack, from emptying a fleet.
+const (
+	// brakeFewest is how many machines may go at once from any fleet, however small, and
+	// brakeShare the share of a fleet, one in so many, that may go at once.
+	brakeFewest, brakeShare = 5, 100
+	// brakeWindow is the time that counts as "at once".
+	brakeWindow = 10 * time.Minute
+)
+
+// A brake remembers who was evicted lately. One goroutine uses it.
+type brake struct {
+	evicted map[sources.EKHash]time.Time
+}
+
+func newBrake() *brake { return &brake{evicted: map[sources.EKHash]time.Time{}} }
+
+// note notes an eviction.
+func (b *brake) note(hash sources.EKHash, now time.Time) { b.evicted[hash] = now }
+
+// holds returns why nobody may be evicted, or nothing. live are all agents, and pending those of
+// them that would go. Who went within the window counts as live and pending: a list that loses its
+// entries one by one has collapsed as well.
+func (b *brake) holds(live []*agent, pending int, isPending func(*agent) bool, now time.Time) string {
+	total := len(live)
+	for hash, at := range b.evicted {
+		if now.Sub(at) >= brakeWindow {
+			delete(b.evicted, hash)
+		}
+	}
+	before := len(b.evicted)
+	for _, a := range live { // who went and came back is counted once
+		if _, ok := b.evicted[a.hash]; !ok {
+			continue
+		}
+		total--
+		if isPending(a) {
+			pending--
+		}
+	}
+	going, total := pending+before, total+before
+	most := max(brakeFewest, total/brakeShare)
+	switch {
+	case pending == 0:
+		return ""
+	case going > most:
+		return fmt.Sprintf("%d of %d agents would go within %v, and at most %d may", going, total, brakeWindow, most)
+	case going >= total && total > 1:
+		return fmt.Sprintf("all %d agents would go within %v", total, brakeWindow)
+	}
+	return ""
+}

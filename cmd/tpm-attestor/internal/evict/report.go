@@ -1,0 +1,144 @@
+package evict
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+)
+
+// The events. Their names are in the JSON output.
+const (
+	eventEvicted    = "evicted"
+	eventWouldEvict = "would_evict"
+	eventGone       = "gone" // another evicter or an operator was faster, or the agent attests anew
+	eventAlarm      = "alarm"
+	eventAlarmOver  = "alarm_over"
+	eventFollows    = "follows"
+	eventPass       = "pass"
+)
+
+// An event is one line of output.
+type event struct {
+	Version  int       `json:"version"`
+	Time     time.Time `json:"time"`
+	Event    string    `json:"event"`
+	SPIFFEID string    `json:"spiffe_id,omitempty"`
+	EKHash   string    `json:"ek_hash,omitempty"`
+	Alarm    string    `json:"alarm,omitempty"`
+	Reason   string    `json:"reason,omitempty"`
+	*counts
+}
+
+// counts are of one look at all agents.
+type counts struct {
+	Agents     int `json:"agents"`      // that have a valid SVID
+	Unknown    int `json:"unknown"`     // whose EK hash SPIRE does not say
+	CannotTell int `json:"cannot_tell"` // about which a source that matters could not tell
+	Refused    int `json:"refused"`     // that the configuration refuses
+	Evicted    int `json:"evicted"`     // since the process was started
+}
+
+// text returns the event as a line for people.
+func (e *event) text() string {
+	switch e.Event {
+	case eventAlarm:
+		return "ALARM " + e.Alarm + ": " + e.Reason
+	case eventAlarmOver:
+		return "alarm " + e.Alarm + " is over"
+	case eventFollows:
+		return e.Reason
+	case eventPass:
+		c := e.counts
+		return fmt.Sprintf("%d agents: %d refused, %d evicted, %d cannot tell, %d of an unknown machine",
+			c.Agents, c.Refused, c.Evicted, c.CannotTell, c.Unknown)
+	}
+	what := map[string]string{eventEvicted: "evicted", eventWouldEvict: "would evict", eventGone: "gone already"}
+	return fmt.Sprintf("%s %s (EK %s): %s", what[e.Event], e.SPIFFEID, e.EKHash, e.Reason)
+}
+
+// maxReason is how many bytes of a reason are printed.
+const maxReason = 1000
+
+// A reporter prints events, and keeps which alarms there are.
+type reporter struct {
+	out    io.Writer
+	format cli.Format
+	now    func() time.Time
+	alarms map[string]alarm
+	err    error // of the output: whoever reads it must not take it for whole
+}
+
+// An alarm is a reason why machines may be left in.
+type alarm struct {
+	reason string
+	said   time.Time
+}
+
+// The alarms.
+const (
+	alarmBrake         = "brake"         // too many would go at once
+	alarmConfiguration = "configuration" // the file has one that a server refuses, or of another server
+	alarmSPIRE         = "spire"         // SPIRE does not answer
+	alarmSources       = "sources"       // a source that matters cannot tell
+	alarmReadmitted    = "readmitted"    // the server admits whom this configuration refuses
+)
+
+// alarmNames returns all alarms.
+func alarmNames() []string {
+	return []string{alarmBrake, alarmConfiguration, alarmReadmitted, alarmSources, alarmSPIRE}
+}
+
+// print prints an event.
+func (r *reporter) print(e *event) {
+	e.Version, e.Time = 1, r.now().UTC().Truncate(time.Millisecond)
+	e.Reason = strings.ToValidUTF8(e.Reason[:min(len(e.Reason), maxReason)], "")
+	line := []byte(e.text())
+	if r.format == cli.JSON {
+		var b strings.Builder
+		enc := json.NewEncoder(&b)
+		enc.SetEscapeHTML(false)
+		if err := enc.Encode(e); err != nil {
+			r.err = err
+			return
+		}
+		line = []byte(strings.TrimSuffix(b.String(), "\n"))
+	} else {
+		line = []byte(strings.Map(printable, string(line)))
+	}
+	if _, err := r.out.Write(append(line, '\n')); err != nil {
+		r.err = err
+	}
+}
+
+// printable keeps a line one line: reasons quote what others have written.
+func printable(c rune) rune {
+	if c < ' ' || c == 0x7f {
+		return ' '
+	}
+	return c
+}
+
+// saidAgain is how often an alarm is repeated.
+const saidAgain = 10 * time.Minute
+
+// raise sets or ends an alarm: reason is why, or empty. It prints when that begins and ends, and
+// now and then meanwhile.
+func (r *reporter) raise(name, reason string) {
+	before, on := r.alarms[name]
+	now := r.now()
+	switch {
+	case reason == "" && on:
+		delete(r.alarms, name)
+		r.print(&event{Event: eventAlarmOver, Alarm: name})
+	case reason == "":
+	case !on || now.Sub(before.said) >= saidAgain:
+		r.alarms[name] = alarm{reason, now}
+		r.print(&event{Event: eventAlarm, Alarm: name, Reason: reason})
+	default:
+		r.alarms[name] = alarm{reason, before.said}
+	}
+}

@@ -1,0 +1,166 @@
+package evict
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/spire-tpm/spire-tpm-attestor/sources"
+)
+
+// attestorName is the name of the node attestor, which is the type of its selectors too.
+const attestorName = "tpm"
+
+const (
+	// callTimeout is how long one call to SPIRE may take.
+	callTimeout = 10 * time.Second
+	// pageSize is how many agents SPIRE is asked for at once, and maxPages how many such answers
+	// are read. An agent has at most some 70 selectors of 255 bytes.
+	pageSize, maxPages = 500, 20_000
+	maxMessage         = 64 << 20
+)
+
+// An agent is SPIRE's record of an agent that was attested by its TPM.
+type agent struct {
+	id   *types.SPIFFEID
+	name string // the ID as a URI
+	// hash is the EK hash. If unknown is true, SPIRE does not say it.
+	hash    sources.EKHash
+	unknown bool
+	// serial is the serial number of its SVID, which is another one after each attestation.
+	serial string
+}
+
+// spire is SPIRE Server's API on its local socket.
+type spire struct {
+	conn *grpc.ClientConn
+	api  agentv1.AgentClient
+	now  func() time.Time
+}
+
+// dial returns the API at a socket. It connects when it is used, and again, within an interval, if
+// the server was restarted.
+func dial(socket string) (*spire, error) {
+	conn, err := grpc.NewClient("passthrough:///spire", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: callTimeout, Backoff: backoff.Config{
+			BaseDelay: interval / 10, Multiplier: 2, Jitter: 0.2, MaxDelay: interval,
+		}}),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		}))
+	if err != nil {
+		return nil, err
+	}
+	return &spire{conn, agentv1.NewAgentClient(conn), time.Now}, nil
+}
+
+func (s *spire) close() { _ = s.conn.Close() }
+
+// mask is what is asked of an agent.
+func mask() *types.AgentMask {
+	return &types.AgentMask{
+		AttestationType: true, X509SvidSerialNumber: true, X509SvidExpiresAt: true, Selectors: true, Banned: true,
+	}
+}
+
+// list returns the agents that were attested by their TPM and whose SVID has not expired: whoever
+// has no valid SVID is out already.
+func (s *spire) list(ctx context.Context) ([]*agent, error) {
+	filter := &agentv1.ListAgentsRequest_Filter{ByAttestationType: attestorName, ByBanned: wrapperspb.Bool(false)}
+	req := &agentv1.ListAgentsRequest{Filter: filter, OutputMask: mask(), PageSize: pageSize}
+	var all []*agent
+	for range maxPages {
+		within, cancel := context.WithTimeout(ctx, callTimeout)
+		rsp, err := s.api.ListAgents(within, req)
+		cancel()
+		if err != nil {
+			return nil, fmt.Errorf("list the agents: %w", err)
+		}
+		for _, a := range rsp.Agents {
+			if s.counts(a) {
+				all = append(all, newAgent(a))
+			}
+		}
+		if rsp.NextPageToken == "" {
+			return all, nil
+		}
+		if rsp.NextPageToken == req.PageToken {
+			return nil, errors.New("list the agents: SPIRE gives the same page again")
+		}
+		req.PageToken = rsp.NextPageToken
+	}
+	return nil, fmt.Errorf("list the agents: there are more than %d", maxPages*pageSize)
+}
+
+// counts reports whether an agent may be evicted at all. To delete an agent that is banned would
+// lift the ban.
+func (s *spire) counts(a *types.Agent) bool {
+	return a.AttestationType == attestorName && !a.Banned && a.Id != nil &&
+		time.Unix(a.X509SvidExpiresAt, 0).After(s.now())
+}
+
+// newAgent reads a record. The EK hash is the one in the selector pub_hash, which the attestor
+// always gives. A record that has none, or several, is of an unknown machine.
+func newAgent(a *types.Agent) *agent {
+	known := &agent{
+		id: a.Id, name: "spiffe://" + a.Id.TrustDomain + a.Id.Path, serial: a.X509SvidSerialNumber, unknown: true,
+	}
+	for _, selector := range a.Selectors {
+		text, ok := strings.CutPrefix(selector.Value, sources.PrefixPubHash)
+		if selector.Type != attestorName || !ok {
+			continue
+		}
+		hash, err := sources.ParseEKHash(text)
+		if err != nil || !known.unknown && hash != known.hash {
+			known.unknown = true
+			return known
+		}
+		known.hash, known.unknown = hash, false
+	}
+	return known
+}
+
+// unchanged reports whether SPIRE still has the agent as it was listed: it has not attested again
+// since, or been banned.
+func (s *spire) unchanged(ctx context.Context, a *agent) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	now, err := s.api.GetAgent(ctx, &agentv1.GetAgentRequest{Id: a.id, OutputMask: mask()})
+	switch {
+	case status.Code(err) == codes.NotFound:
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("look at %s: %w", a.name, err)
+	case !s.counts(now):
+		return false, nil
+	}
+	fresh := newAgent(now)
+	return !fresh.unknown && fresh.hash == a.hash && fresh.serial == a.serial, nil
+}
+
+// evict deletes an agent. It reports false if the agent was gone already.
+func (s *spire) evict(ctx context.Context, a *agent) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, err := s.api.DeleteAgent(ctx, &agentv1.DeleteAgentRequest{Id: a.id})
+	if status.Code(err) == codes.NotFound {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("evict %s: %w", a.name, err)
+	}
+	return true, nil
+}
