@@ -90,7 +90,8 @@ func (p *Plugin) firstUse(ctx context.Context, id spiffeid.ID) *failure {
 	// before it.
 	reserved, full := p.reserved.reserve(id)
 	if full {
-		return tooMany(reasonAdmissions, "too many machines are being admitted for the first time, and reattest is false")
+		return tooMany(reasonAdmissions,
+			"too many machines are being admitted for the first time, and reattest is false")
 	}
 	stored, admitted := false, false
 	defer func() {
