@@ -37,6 +37,8 @@ type site struct {
 
 	kernels []machine // that have booted the kernels 1, 2 and 3, of the example measured-boot
 	devIDs  *devIDs   // of the example devid
+
+	metricsPort string // of the example monitoring
 }
 
 // examples are the server configurations in the folders of examples/. Each function checks what
@@ -58,6 +60,7 @@ var examples = map[string]func(*site, *spiretest.Server){
 	"devid/server.conf":                    (*site).devID,
 	"postgres/server.conf":                 (*site).postgres,
 	"postgres/server-mysql.conf":           (*site).mariadb,
+	"monitoring/server.conf":               (*site).monitoring,
 }
 
 // layouts put the files of an example where its configuration expects them.
@@ -81,6 +84,7 @@ var layouts = map[string]func(*site){
 	"measured-boot":       (*site).layMeasuredBoot,
 	"devid":               (*site).layDevID,
 	"postgres":            (*site).layTable,
+	"monitoring":          (*site).layMonitoring,
 	"kubernetes": func(s *site) {
 		s.mkdir("/etc/tpm/lists")
 		s.publishConfigMap(s.root+"/etc/tpm/lists", 1, map[string]string{

@@ -10,62 +10,58 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/prometheus/prometheus/model/rulefmt"
 	"google.golang.org/grpc/codes"
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+	"github.com/spire-tpm/spire-tpm-attestor/e2e/promtest"
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
-// An alert on a metric or a label that does not exist never fires. So every metric in
-// docs/monitoring.md is there in what a real SPIRE shows to Prometheus, with that name and type,
-// before anything has happened. The metrics of a removed source do not stay.
-func TestMetricsOfTheAlerts(t *testing.T) {
+// An alert on a metric or a label that does not exist never fires, and a panel stays empty. So what
+// the alert rules, the documentation and the dashboard ask for is there in what a real SPIRE shows to
+// Prometheus, for the alerts before anything has happened. They are evaluated by Prometheus' own
+// engine: each panel has a result, and of the alerts those have that are for what has happened. The
+// metrics of a removed source do not stay.
+func TestMonitoring(t *testing.T) {
 	w := newWorld(t)
-	list, stolen := filepath.Join(w.dir, "list.json"), w.folder("stolen")
-	ca, denied := swtpmtest.NewCA(t), stranger(t, 0)
-	w.machine(ca) // writes the CA's certificate
-	w.write(list, strings.Replace(w.jsonList(1_700_000_042, entry{Hash: denied.EKHash()}),
-		"{", `{"expires": "2999-01-01T00:00:00Z", `, 1))
-	w.write(filepath.Join(stolen, ".mounted"), "")
-	w.write(filepath.Join(stolen, denied.EKHash()), "")
-	inventory := fmt.Sprintf("source \"hash_file\" \"inventory\" { path = %q }\n", list)
-	others := fmt.Sprintf(`source "ek_ca" "vendors" { ca_path = %q }
-		source "hash_dir" "stolen" { path = %q marker = ".mounted" }
-		allow "production" { any = ["inventory"] }
-		allow "strict" { all = ["inventory", "vendors"] enforce = false }
-		deny "stolen" { any = ["stolen"] }`, ca.IssuerPath, stolen)
-	s := w.server(spiretest.ServerConfig{PluginData: inventory + others, DataFile: true, Metrics: true})
-
-	monitoring, err := os.ReadFile("../docs/monitoring.md")
+	m := w.monitored()
+	w.write(filepath.Join(m.stolen, m.denied.EKHash()), "")
+	s := w.server(spiretest.ServerConfig{PluginData: m.inventory + m.others, DataFile: true, Metrics: true})
+	rules, err := promtest.ReadRules("../examples/monitoring/alerts.yml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	used := usedMetrics(string(monitoring))
-	if len(used) < 15 {
-		t.Errorf("found only %d metrics: is the test looking in the right place?", len(used))
+	dashboard, err := promtest.ReadDashboard("../examples/monitoring/dashboard.json")
+	if err != nil {
+		t.Fatal(err)
 	}
+	first := w.calm(s, rules)
+
+	w.wantCode(s, m.listed, codes.OK)
+	w.wantCode(s, stranger(t, 9), codes.PermissionDenied)
+	w.wantCode(s, m.denied, codes.PermissionDenied)
+	w.wantMetric(s, metric{name: "spire_server_tpm_attestation", labels: map[string]string{"outcome": "refused"}, value: "2"})
+	second := w.shown(s) // some panels are about the growth of what there is only after an attestation
+	w.wantCode(s, m.listed, codes.OK)
+	w.reconfigure(s, `nonsense = 1`, "unknown key")
+	w.reconfigure(s, m.inventory+m.others+m.absent, "Plugin reconfigured")
+	w.wantCode(s, stranger(t, 9), codes.Unavailable)
 	w.soon(func() error {
-		shown := w.scrape(s)
-		var missing []error
-		for _, m := range used {
-			if !slices.ContainsFunc(shown, m.matches) {
-				missing = append(missing, fmt.Errorf("%v is not there", m))
-			}
-		}
-		return errors.Join(missing...)
+		store := w.store(first, second, w.shown(s))
+		return errors.Join(
+			w.wantAlerts(store, rules, "TPMConfigurationRefused", "TPMDenied", "TPMSourceDown", "TPMUnavailable"),
+			w.wantPanels(store, dashboard),
+		)
 	})
 
-	const refusals = "spire_server_tpm_attestation_rule"
-	labels := map[string]string{"effect": "deny", "outcome": "refused", "rule": "stolen"}
-	w.wantMetric(s, metric{name: refusals, labels: labels, value: "0"})
-	w.wantCode(s, denied, codes.PermissionDenied)
-	w.wantMetric(s, metric{name: refusals, labels: labels, value: "1"})
-
-	w.reconfigure(s, inventory, "Plugin reconfigured")
+	w.reconfigure(s, m.inventory, "Plugin reconfigured")
 	for _, name := range []string{"up", "stuck", "entries"} {
 		gone := map[string]string{"source": "vendors"}
 		w.wantMetric(s, metric{name: "spire_server_tpm_source_" + name, labels: gone, value: "NaN"})
@@ -73,6 +69,125 @@ func TestMetricsOfTheAlerts(t *testing.T) {
 	w.wantMetric(s, metric{
 		name: "spire_server_tpm_source_serial_low", labels: map[string]string{"source": "inventory"}, value: "42",
 	})
+	w.soon(func() error {
+		return w.wantAlerts(w.store(first, second, w.shown(s)), rules, "TPMConfigurationRefused", "TPMDenied", "TPMUnavailable")
+	})
+}
+
+// monitored is a configuration in parts, and machines for it.
+type monitored struct {
+	inventory, others, absent string
+	stolen                    string // a folder
+	listed, denied            *attestortest.TPM
+}
+
+func (w *world) monitored() *monitored {
+	w.t.Helper()
+	list, ca := filepath.Join(w.dir, "list.json"), swtpmtest.NewCA(w.t)
+	m := &monitored{stolen: w.folder("stolen"), listed: stranger(w.t, 1), denied: stranger(w.t, 0)}
+	w.machine(ca) // writes the CA's certificate
+	w.write(list, strings.Replace(w.jsonList(1_700_000_042, entry{Hash: m.denied.EKHash()}, entry{Hash: m.listed.EKHash()}),
+		"{", `{"expires": "2999-01-01T00:00:00Z", `, 1))
+	w.write(filepath.Join(m.stolen, ".mounted"), "")
+	m.inventory = fmt.Sprintf("source \"hash_file\" \"inventory\" { path = %q }\n", list)
+	m.others = fmt.Sprintf(`source "ek_ca" "vendors" { ca_path = %q }
+		source "hash_dir" "stolen" { path = %q marker = ".mounted" }
+		allow "production" { any = ["inventory"] }
+		allow "strict" { all = ["inventory", "vendors"] enforce = false }
+		deny "stolen" { any = ["stolen"] }`, ca.IssuerPath, m.stolen)
+	m.absent = fmt.Sprintf(`
+		source "hash_dir" "absent" { path = %q marker = ".mounted" }
+		allow "more" { any = ["absent"] }`, w.folder("unmounted"))
+	return m
+}
+
+// calm checks that the server shows all that the alert rules and the documentation ask for although
+// nothing has happened yet, and that no alert's query has a result once the plugin lives. It returns
+// what the server has shown.
+func (w *world) calm(s *spiretest.Server, rules []rulefmt.Rule) string {
+	w.t.Helper()
+	queries := documentedQueries(w.t)
+	for _, r := range rules {
+		queries = append(queries, promtest.Query{Of: r.Alert, Expr: r.Expr})
+	}
+	var first string
+	w.soon(func() error {
+		first = w.shown(s)
+		store := w.store(first)
+		var errs []error
+		for _, q := range queries {
+			errs = append(errs, store.Check(q))
+		}
+		return errors.Join(append(errs, w.wantAlerts(store, rules, "TPMPluginGone"))...) // one scrape shows no growth
+	})
+	return first
+}
+
+// documentedQueries returns the queries in the page about monitoring.
+func documentedQueries(t *testing.T) (all []promtest.Query) {
+	t.Helper()
+	const page = "../docs/monitoring.md"
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, found := range documentedQuery.FindAllStringSubmatch(string(text), -1) {
+		all = append(all, promtest.Query{Of: page, Expr: found[1] + found[2]})
+	}
+	if len(all) < 5 {
+		t.Errorf("found only %d queries in %s: is the test looking in the right place?", len(all), page)
+	}
+	return all
+}
+
+// store returns what Prometheus has after a scrape a minute, the last of them at the time last.
+func (w *world) store(scrapes ...string) *promtest.Store {
+	w.t.Helper()
+	store := promtest.NewStore()
+	for i, text := range scrapes {
+		at := lastScrape.Add(time.Duration(i+1-len(scrapes)) * time.Minute)
+		if err := store.Scrape(text, "spire-server", "server", at); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	return store
+}
+
+var lastScrape = time.Unix(1_800_000_000, 0)
+
+// wantAlerts returns an error unless the queries of these alerts have a result, and no others.
+func (w *world) wantAlerts(store *promtest.Store, rules []rulefmt.Rule, want ...string) error {
+	var got []string
+	for _, r := range rules {
+		found, err := store.Eval(w.ctx, r.Expr, lastScrape)
+		if err != nil {
+			return err
+		}
+		if len(found) > 0 {
+			got = append(got, r.Alert)
+		}
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		return fmt.Errorf("there is something to tell for the alerts %q, want %q", got, want)
+	}
+	return nil
+}
+
+// wantPanels returns an error if a query of the dashboard asks for something that is not there, or
+// has no result.
+func (w *world) wantPanels(store *promtest.Store, d *promtest.Dashboard) error {
+	var errs []error
+	for _, q := range d.Queries() {
+		errs = append(errs, store.Check(q))
+		switch found, err := store.Eval(w.ctx, q.Expr, lastScrape); {
+		case err != nil:
+			errs = append(errs, err)
+		case len(found) == 0:
+			errs = append(errs, fmt.Errorf("%s is empty: %s", q.Of, q.Expr))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // A metric is a time series, or a pattern for one.
@@ -92,29 +207,11 @@ func (m metric) matches(shown metric) bool {
 }
 
 var (
-	selector   = regexp.MustCompile(`(increase\()?(spire_server_tpm_[a-z_]+)(?:\{([^}]*)\})?`)
-	labelPair  = regexp.MustCompile(`(\w+)="([^"]*)"`)
-	grouping   = regexp.MustCompile(`by \((\w+)\) \((spire_server_tpm_[a-z_]+)`)
-	typeLine   = regexp.MustCompile(`^# TYPE (\S+) (\S+)$`)
-	sampleLine = regexp.MustCompile(`^(\w+)(?:\{(.*)\})? (\S+)$`)
+	documentedQuery = regexp.MustCompile("(?m)^((?:increase\\()?spire_server_tpm_.*)$|`(spire_server_tpm_[^`]*)`")
+	labelPair       = regexp.MustCompile(`(\w+)="([^"]*)"`)
+	typeLine        = regexp.MustCompile(`^# TYPE (\S+) (\S+)$`)
+	sampleLine      = regexp.MustCompile(`^(\w+)(?:\{(.*)\})? (\S+)$`)
 )
-
-// usedMetrics returns the metrics in the queries of a text. A metric in increase() is a
-// counter.
-func usedMetrics(text string) []metric {
-	var all []metric
-	for _, m := range selector.FindAllStringSubmatch(text, -1) {
-		used := metric{name: m[2], labels: labelsOf(m[3])}
-		if m[1] != "" {
-			used.kind = "counter"
-		}
-		all = append(all, used)
-	}
-	for _, m := range grouping.FindAllStringSubmatch(text, -1) {
-		all = append(all, metric{name: m[2], labels: map[string]string{m[1]: ""}})
-	}
-	return all
-}
 
 func labelsOf(text string) map[string]string {
 	labels := map[string]string{}
@@ -124,8 +221,31 @@ func labelsOf(text string) map[string]string {
 	return labels
 }
 
-// scrape returns the plugin's metrics as the server shows them to Prometheus.
-func (w *world) scrape(s *spiretest.Server) []metric {
+// layMonitoring lists two machines, of which one is stolen, and has the metrics shown at a free port.
+func (s *site) layMonitoring() {
+	s.put("/srv/tpm/list.json", s.jsonList(1, entry{Hash: s.one.EKHash()}, entry{Hash: s.two.EKHash()}))
+	s.put("/srv/tpm/stolen/.mounted", "")
+	s.put("/srv/tpm/stolen/"+s.two.EKHash(), "")
+	port, err := spiretest.FreePort()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.metricsPort = strconv.Itoa(port)
+	s.replacements = append(s.replacements, "port = 9988", "port = "+s.metricsPort)
+}
+
+// The metrics are where the README says.
+func (s *site) monitoring(server *spiretest.Server) {
+	s.admits(server, s.one)
+	s.refuses(server, s.two)
+	server.MetricsURL = "http://127.0.0.1:" + s.metricsPort + "/metrics"
+	s.wantMetric(server, metric{name: "spire_server_tpm_heartbeat", kind: "counter"})
+	denied := map[string]string{"effect": "deny", "outcome": "refused", "rule": "stolen"}
+	s.wantMetric(server, metric{name: "spire_server_tpm_attestation_rule", labels: denied, value: "1"})
+}
+
+// shown returns what the server shows to Prometheus.
+func (w *world) shown(s *spiretest.Server) string {
 	w.t.Helper()
 	req, err := http.NewRequestWithContext(w.ctx, http.MethodGet, s.MetricsURL, nil)
 	if err != nil {
@@ -140,9 +260,15 @@ func (w *world) scrape(s *spiretest.Server) []metric {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	return string(body)
+}
+
+// scrape returns the plugin's metrics as the server shows them to Prometheus.
+func (w *world) scrape(s *spiretest.Server) []metric {
+	w.t.Helper()
 	var all []metric
 	kinds := map[string]string{}
-	for line := range strings.Lines(string(body)) {
+	for line := range strings.Lines(w.shown(s)) {
 		line = strings.TrimSpace(line)
 		if m := typeLine.FindStringSubmatch(line); m != nil {
 			kinds[m[1]] = m[2]

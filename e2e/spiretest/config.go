@@ -74,7 +74,6 @@ type agentConfig struct {
 	Port                     int
 	Bundle                   string
 	PluginCmd, PluginData    string
-	KeyManager               string // plugin_data of the KeyManager "tpm", or empty for another one
 }
 
 var agentTemplate = template.Must(template.New("agent.conf").Parse(`agent {
@@ -89,16 +88,7 @@ var agentTemplate = template.Must(template.New("agent.conf").Parse(`agent {
 }
 
 plugins {
-{{- if .KeyManager}}
-  KeyManager "tpm" {
-    plugin_cmd = "{{.PluginCmd}}"
-    plugin_data {
-{{.KeyManager}}
-    }
-  }
-{{- else}}
   KeyManager "memory" { plugin_data {} }
-{{- end}}
   WorkloadAttestor "unix" { plugin_data {} }
   NodeAttestor "tpm" {
     plugin_cmd = "{{.PluginCmd}}"
