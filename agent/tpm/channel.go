@@ -134,7 +134,7 @@ func checkTag(rsp []byte) error {
 func noTPM(format string, args ...any) error {
 	return &Error{
 		Class: ErrSetup, Err: fmt.Errorf("not a TPM 2.0: "+format, args...),
-		Hint: "check that device names a TPM 2.0",
+		Key: "device", Hint: "check that device names a TPM 2.0",
 	}
 }
 

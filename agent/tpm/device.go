@@ -92,7 +92,7 @@ func openDevice(path string) (channel, error) {
 	case mode&fs.ModeSocket != 0:
 		return nil, &Error{
 			Class: ErrSetup, Err: fmt.Errorf("%s is a socket, not a device", path),
-			Hint: fmt.Sprintf("write device = %q", unixPrefix+path),
+			Key: "device", Hint: fmt.Sprintf("set device to %q", unixPrefix+path),
 		}
 	case mode&fs.ModeCharDevice == 0:
 		return nil, &Error{

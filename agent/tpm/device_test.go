@@ -81,7 +81,7 @@ func TestDeviceIsNotATPM(t *testing.T) {
 	}{
 		{file, ErrSetup, "not a character device"},
 		{dir, ErrSetup, "not a character device"},
-		{socket, ErrSetup, "device = \"unix:" + socket},
+		{socket, ErrSetup, "set device to \"unix:" + socket},
 		{filepath.Join(dir, "none"), ErrNotReady, "no such file"},
 		{"unix:" + filepath.Join(dir, "none"), ErrNotReady, "no such file"},
 		{"unix:" + file, ErrNotReady, "nothing listens"},

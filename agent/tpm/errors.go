@@ -28,6 +28,9 @@ type Error struct {
 	Class error // ErrSetup or ErrNotReady
 	Err   error
 	Hint  string
+	// Key is the key of the agent plugin's configuration that Hint names, if it names one. A program that
+	// has a flag instead says so in its messages.
+	Key string
 }
 
 func (e *Error) Error() string { return e.Err.Error() + ": " + e.Hint }
@@ -71,6 +74,7 @@ func explainSocket(path string, err error) error {
 	case errors.Is(err, errControl):
 		return &Error{
 			Class: ErrSetup, Err: fmt.Errorf("%s is the control socket of a software TPM", path),
+			Key:  "device",
 			Hint: "set device to the socket of its commands (swtpm's --server, not --ctrl)" + otherSocket(path),
 		}
 	case errors.Is(err, errTimeout):

@@ -39,7 +39,10 @@ func (c Config) eventLogPath() string {
 func (t *TPM) EventLog() ([]byte, error) {
 	path := t.config.eventLogPath()
 	if path == "" {
-		return nil, errors.New("no event log is known for this device: set event_log_path if there is one")
+		return nil, &Error{
+			Class: ErrSetup, Err: errors.New("no event log is known for this device"),
+			Key: "event_log_path", Hint: "set event_log_path if there is one",
+		}
 	}
 	// The size of a file of the kernel is not known before it is read.
 	log, err := readRegular(path, attestor.MaxEventLogSize+1)
@@ -87,7 +90,7 @@ func explainEventLog(path string, err error) error {
 		}
 	case errors.Is(err, fs.ErrNotExist):
 		return &Error{
-			Class: ErrSetup, Err: err,
+			Class: ErrSetup, Err: err, Key: "event_log_path",
 			Hint: "check that the machine has booted by UEFI and that securityfs is mounted, " +
 				"in the agent's container too, or set event_log_path",
 		}

@@ -85,6 +85,7 @@ func chooseEK(configured attestor.KeyType, caps *capabilities) (attestor.KeyType
 	return "", &Error{
 		Class: ErrSetup,
 		Err:   errors.New("the TPM supports neither RSA nor P-256 endorsement keys"),
+		Key:   "ek",
 		Hint:  "set ek to a type that it supports, such as p384",
 	}
 }
@@ -93,6 +94,7 @@ func unsupportedEK(t attestor.KeyType) error {
 	return &Error{
 		Class: ErrSetup,
 		Err:   fmt.Errorf("the TPM does not support endorsement keys of type %s", t),
+		Key:   "ek",
 		Hint:  "set ek to another type",
 	}
 }
@@ -137,7 +139,7 @@ func badNonce(index tpm2.TPMHandle, err error) error {
 		return err // it has a remedy
 	}
 	return &Error{
-		Class: ErrSetup, Err: err,
+		Class: ErrSetup, Err: err, Key: "ek",
 		Hint: "make the index readable as the profile requires, or set ek to a type without a nonce, such as p384",
 	}
 }

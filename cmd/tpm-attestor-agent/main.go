@@ -114,7 +114,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 	report, err := ekreport.Inspect(ctx, t)
 	if err != nil {
-		fmt.Fprintln(stderr, err)
+		fmt.Fprintln(stderr, ekreport.ByFlags(err, map[string]string{"device": "-device", "ek": "-key"}))
 		return 1
 	}
 	switch {

@@ -39,6 +39,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("GORACE", os.Getenv("GORACE")) // how long a command waits when it has ended
 			env.Setenv("TPM", device)
+			env.Setenv("TPMSOCKET", strings.TrimPrefix(device, "unix:"))
 			env.Setenv("VENDOR", vendor.host)
 			env.Setenv("BOOTED", booted.Device)
 			return errors.Join(writePublicAreas(env.WorkDir), clitest.WriteKeys(env.WorkDir), clitest.WriteBootLogs(env.WorkDir),

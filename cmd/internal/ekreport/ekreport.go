@@ -8,6 +8,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -48,6 +49,27 @@ func Inspect(ctx context.Context, t *tpm.TPM) (*tpm.Report, error) {
 	}
 	return report, nil
 }
+
+// ByFlags returns an error whose remedy names a flag instead of a key of the agent plugin's configuration, where
+// the caller's users have one: flags are the flags, by key. It returns any other error, or nil, as it is.
+func ByFlags(err error, flags map[string]string) error {
+	e, ok := errors.AsType[*tpm.Error](err)
+	if !ok || flags[e.Key] == "" {
+		return err
+	}
+	hint := strings.ReplaceAll(e.Hint, e.Key, flags[e.Key])
+	return &byFlagsError{err, strings.ReplaceAll(err.Error(), e.Hint, hint)}
+}
+
+// A byFlagsError is an error in other words.
+type byFlagsError struct {
+	error
+	text string
+}
+
+func (e *byFlagsError) Error() string { return e.text }
+
+func (e *byFlagsError) Unwrap() error { return e.error }
 
 // Text describes an EK for people. The form of the first line must not change, since scripts
 // read it.

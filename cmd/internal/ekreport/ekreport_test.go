@@ -3,6 +3,7 @@ package ekreport
 import (
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -118,5 +119,28 @@ func TestPrintable(t *testing.T) {
 		if got := printable(in); got != want {
 			t.Errorf("%q: %s, want %s", in, got, want)
 		}
+	}
+}
+
+// A remedy that names a key of a configuration which the command does not read leads nowhere.
+func TestByFlags(t *testing.T) {
+	t.Parallel()
+	known := &tpm.Error{Class: tpm.ErrSetup, Err: errors.New("no EK"), Key: "ek", Hint: "set ek to another type"}
+	other := &tpm.Error{Class: tpm.ErrSetup, Err: errors.New("no ek"), Hint: "name the ek"}
+	for _, test := range []struct {
+		err  error
+		want string
+	}{
+		{fmt.Errorf("ask the TPM: %w", known), "ask the TPM: no EK: set --key to another type"},
+		{other, "no ek: name the ek"},
+		{errors.New("ek"), "ek"},
+	} {
+		err := ByFlags(test.err, map[string]string{"ek": "--key"})
+		if err.Error() != test.want || !errors.Is(err, test.err) {
+			t.Errorf("%q, want %q", err, test.want)
+		}
+	}
+	if err := ByFlags(nil, nil); err != nil {
+		t.Error(err)
 	}
 }

@@ -97,7 +97,8 @@ func (f *flags) read(cmd *cobra.Command, pcrs []int) (*state, error) {
 
 func (f *flags) readLog(cmd *cobra.Command, t *tpm.TPM) ([]byte, error) {
 	if f.log == "" {
-		return t.EventLog()
+		raw, err := t.EventLog()
+		return raw, byFlags(err)
 	}
 	raw, err := input.Read(f.log, cmd.InOrStdin(), eventlog.MaxSize)
 	if err != nil {
@@ -120,9 +121,14 @@ func readPCRs(cmd *cobra.Command, t *tpm.TPM, req *attestor.QuoteRequest) (map[i
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, byFlags(err)
 	}
 	return values, nil
+}
+
+// byFlags names the flags of these commands in an error.
+func byFlags(err error) error {
+	return ekreport.ByFlags(err, map[string]string{"device": "--device", "event_log_path": "--log"})
 }
 
 // printable returns a text of a log without what would steer a terminal or turn its writing around.

@@ -61,7 +61,10 @@ certificate --csr verifies and prints. Its subject is --subject, or else the EK 
 			"tpm-attestor devid request /etc/tpm --key rsa2048 --csr --subject CN=laptop-17",
 		),
 		Args: cli.OneArgument("the folder"),
-		RunE: func(cmd *cobra.Command, args []string) error { return runRequest(cmd, &f, *output, args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			err := runRequest(cmd, &f, *output, args[0])
+			return ekreport.ByFlags(err, map[string]string{"device": "--device", "ek": "--ek"})
+		},
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.device, "device", "", "the TPM: a path such as /dev/tpmrm0, or unix:/path for the socket of "+

@@ -87,7 +87,7 @@ func runTPM(cmd *cobra.Command, f flags, output cli.Format) error {
 	report, err := ekreport.Inspect(cmd.Context(), t)
 	p.End()
 	if err != nil {
-		return err
+		return ekreport.ByFlags(err, map[string]string{"device": "--device", "ek": "--key"})
 	}
 	if f.asPEM {
 		text, err := ekreport.PEM(report)

@@ -73,6 +73,7 @@ func (f *tpmFlags) subject(ctx context.Context, stderr io.Writer) (*Subject, err
 	defer p.End()
 	report, err := ekreport.Inspect(ctx, t)
 	if err != nil {
+		err = ekreport.ByFlags(err, map[string]string{"device": "--device", "ek": "--key"})
 		return nil, cli.Exit(cli.ExitCannotTell, err)
 	}
 	return subjectOf(report), nil
