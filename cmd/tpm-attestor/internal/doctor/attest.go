@@ -148,7 +148,8 @@ func (d *doctor) decide(t *trial) {
 			"the server refuses this machine: %s", why)
 		return
 	}
-	if t.server.TrustDomain.IsZero() {
+	known := !t.server.TrustDomain.IsZero()
+	if !known {
 		t.server.TrustDomain = spiffeid.RequireTrustDomainFromString(preview.UnknownTrustDomain)
 	}
 	t.server.Examine(false)
@@ -167,11 +168,15 @@ func (d *doctor) decide(t *trial) {
 		decision = set.AfterChallenge(ctx, &t.evidence)
 	}
 	plan, answers := set.Plan(), decision.Answers
-	d.decided(preview.NewReport(t.server, &preview.Subject{Evidence: t.evidence}, &server.Preview{
+	report := preview.NewReport(t.server, &preview.Subject{Evidence: t.evidence}, &server.Preview{
 		Answers: answers, Status: set.Status(), Rules: plan.Explain(answers), Possible: plan.Possible(answers),
 		Ways: plan.Ways(answers), Decision: decision, Result: server.ResultOf(t.server, &t.evidence, &decision),
 		Settled: true,
-	}, false), &decision)
+	}, false)
+	d.decided(report, &decision)
+	if report.SPIFFEID != "" && !known {
+		d.note("decision", "%s", preview.NoTrustDomain)
+	}
 }
 
 // decided says what a decision is and, if it is not the wanted one, what would change it.

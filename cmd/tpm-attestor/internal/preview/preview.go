@@ -121,14 +121,17 @@ func (k *Checker) Check(ctx context.Context, s *Subject) (*Report, error) {
 	}
 	r := NewReport(k.config, s, p, k.network)
 	if r.SPIFFEID != "" && !k.namesTrust {
-		r.Notes = append(r.Notes, "the configuration does not name the trust domain: "+UnknownTrustDomain+
-			" in the SPIFFE ID stands for it")
+		r.Notes = append(r.Notes, NoTrustDomain)
 	}
 	return r, nil
 }
 
 // UnknownTrustDomain stands for a trust domain that the configuration does not name.
 const UnknownTrustDomain = "trust-domain.invalid"
+
+// NoTrustDomain is what a person is told if UnknownTrustDomain is in a SPIFFE ID.
+const NoTrustDomain = "the configuration does not name the trust domain: " + UnknownTrustDomain + " in the SPIFFE ID " +
+	"stands for it: name the whole configuration of SPIRE Server, which has it in its block server"
 
 // exit returns the exit code as an error.
 func (r *Report) exit() error {
