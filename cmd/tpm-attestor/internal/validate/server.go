@@ -62,6 +62,9 @@ func (v *validation) checkServer(text string) {
 			s.look(m)
 		}
 	}
+	if s.network {
+		s.noteUnfetched()
+	}
 	s.idleRules()
 	s.emptyDenyLists()
 	s.sharedNames()
@@ -102,6 +105,28 @@ func (s *serverContent) look(m admission.Member) {
 	s.result.Findings = append(s.result.Findings, one.findings...)
 	if one.document != nil {
 		s.documents[m.Name] = one.document
+	}
+}
+
+// noteUnfetched says of which sources nothing was fetched: what it would be depends on a machine.
+func (s *serverContent) noteUnfetched() {
+	var all []string
+	for _, m := range s.config.Members {
+		fetches := false
+		switch cfg := m.Config.(type) {
+		case ekca.Config:
+			fetches = len(cfg.AIAHosts) > 0 || len(cfg.EKCertificateURLs) > 0
+		case devid.Config:
+			fetches = len(cfg.AIAHosts) > 0
+		}
+		if fetches {
+			all = append(all, s.config.Place(m.Name))
+		}
+	}
+	if len(all) > 0 {
+		cli.Note(s.cmd, "nothing was fetched for %s: which issuers and revocation lists a server fetches depends on a "+
+			"machine's certificate: ask for one with tpm-attestor check --network CONFIG EK, where EK is a file with it",
+			strings.Join(all, ", "))
 	}
 }
 

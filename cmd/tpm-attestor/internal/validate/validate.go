@@ -35,7 +35,8 @@ that would get the same SPIFFE ID. CONFIG is the configuration file of SPIRE Ser
 the contents of plugin_data, in HCL or JSON; "-" is the standard input.
 
 It changes nothing, takes no lock, opens no TPM and reads no cache, and asks no network unless --network
-says so.
+says so. Then it fetches the lists on web servers and asks the databases. What ek_ca and devid fetch depends on a
+machine's certificate: tpm-attestor check --network fetches it for one machine.
 
 With --user, it also says what that user may not read or write, from the modes, owners and groups along each
 path. ACLs, security modules and the rights that a file server gives are not looked at.
@@ -57,7 +58,7 @@ Exit codes: 0 valid, perhaps with warnings; 3 not valid; 4 not known, since some
 	flags.BoolVar(&f.asAgent, "agent", false, "CONFIG is the agent's, even if its contents do not show that")
 	flags.StringVar(&f.user, "user", "", "the user as whom SPIRE runs: a name, a number, or <uid>:<gid> as in "+
 		"a container")
-	flags.BoolVar(&f.network, "network", false, "ask web servers and databases as well")
+	flags.BoolVar(&f.network, "network", false, "fetch the lists on web servers, and ask databases, as well")
 	return cmd
 }
 
