@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"context"
 	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
@@ -8,12 +9,15 @@ import (
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/pem"
-	"fmt"
-	"math/big"
+	"errors"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
@@ -28,8 +32,11 @@ type devIDs struct {
 	site   *site
 	ca     *x509.Certificate
 	key    crypto.Signer
-	folder string // with devid-ca.pem and devid-ca.key
-	crls   *webServer
+	folder string // with devid-ca.pem, devid-ca.key and what openssl ca needs
+	host   string // of the CRL
+
+	mu  sync.Mutex
+	due time.Time // when the last CRL that was fetched ends
 
 	laptop machine // with a DevID by the tool
 	moved  machine // provisioned for SPIRE's tpm_devid
@@ -40,13 +47,13 @@ type devIDs struct {
 // layDevID makes a CA as the README says, publishes its CRL, and gives the machines their DevIDs.
 func (s *site) layDevID() {
 	s.t.Helper()
-	d := &devIDs{site: s, folder: s.folder("issuer"), crls: s.webServer()}
+	d := &devIDs{site: s, folder: s.folder("issuer")}
 	s.devIDs = d
-	d.crls.configure(fmt.Sprintf(plainSite, d.crls.port))
-	d.crls.start()
-	s.replacements = append(s.replacements, "pki.example.org", d.crls.address())
 	d.makeCA()
-	d.revoke()
+	server := httptest.NewServer(http.HandlerFunc(d.serveCRL))
+	s.t.Cleanup(server.Close)
+	d.host = strings.TrimPrefix(server.URL, "http://")
+	s.replacements = append(s.replacements, "pki.example.org", d.host)
 	ca := swtpmtest.NewCA(s.t)
 	for _, m := range []*machine{&d.laptop, &d.moved, &d.bare, &d.rack} {
 		*m = s.machine(ca)
@@ -82,6 +89,9 @@ func (d *devIDs) makeCA() {
 		s.t.Fatalf("a key of the type %T", key)
 	}
 	d.key = signer
+	s.write(d.at("ca.cnf"), s.read("ca.cnf"))
+	s.write(d.at("revoked.txt"), "")
+	s.write(d.at("crlnumber"), "01\n")
 	s.put("/etc/tpm/devid-ca.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: d.ca.Raw})))
 }
 
@@ -98,24 +108,50 @@ func (d *devIDs) block(name string) []byte {
 	return block.Bytes
 }
 
-// revoke publishes a CRL with the DevIDs of machines.
-func (d *devIDs) revoke(machines ...machine) {
-	t := d.site.t
-	t.Helper()
-	now := time.Now()
-	list := &x509.RevocationList{
-		Number: big.NewInt(now.UnixNano()), ThisUpdate: now.Add(-time.Hour), NextUpdate: now.Add(time.Hour),
-	}
-	for _, m := range machines {
-		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{
-			SerialNumber: d.certificate(m).SerialNumber, RevocationTime: now,
-		})
-	}
-	der, err := x509.CreateRevocationList(rand.Reader, list, d.ca, d.key)
+// crlLife is how long a CRL is valid. A server keeps what it has fetched for a minute at least.
+const crlLife = 61 * time.Second
+
+// serveCRL serves a new CRL each time, by the command of the README that runs from a timer.
+func (d *devIDs) serveCRL(w http.ResponseWriter, r *http.Request) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	out, err := d.openssl(r.Context(), "-gencrl", "-crlsec", strconv.Itoa(int(crlLife.Seconds()))).Output()
 	if err != nil {
-		t.Fatal(err)
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
 	}
-	d.site.replace(d.crls.path("www/devid.crl"), string(der))
+	d.due = time.Now().Add(crlLife)
+	_, _ = w.Write(out) // the server may have gone
+}
+
+func (d *devIDs) openssl(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "openssl", append([]string{"ca", "-config", "ca.cnf"}, args...)...)
+	cmd.Dir = d.folder
+	return cmd
+}
+
+// revoke revokes a machine's DevID as the README says.
+func (d *devIDs) revoke(m machine) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if out, err := d.openssl(d.site.ctx, "-revoke", m.devID+"/devid.pem").CombinedOutput(); err != nil {
+		d.site.t.Fatalf("openssl ca -revoke: %v\n%s", err, out)
+	}
+}
+
+// nextUpdate waits until the CRL that the server has fetched has ended.
+func (d *devIDs) nextUpdate() {
+	err := spiretest.Poll(d.site.ctx, func() error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if time.Now().Before(d.due) {
+			return errors.New("the CRL is still valid")
+		}
+		return nil
+	})
+	if err != nil {
+		d.site.t.Fatal(err)
+	}
 }
 
 // certificate returns a machine's DevID.
@@ -134,7 +170,7 @@ func (d *devIDs) certificate(m machine) *x509.Certificate {
 	return cert
 }
 
-func (d *devIDs) crlURL() string { return "http://" + d.crls.address() + "/devid.crl" }
+func (d *devIDs) crlURL() string { return "http://" + d.host + "/devid.crl" }
 
 // tool runs tpm-attestor devid.
 func (d *devIDs) tool(args ...string) {
@@ -230,23 +266,36 @@ func (d *devIDs) wantDevID(server *spiretest.Server, m machine, name string) {
 }
 
 // A DevID that the tool has issued is admitted, and so is one that was provisioned for tpm_devid, beside a
-// machine with only an EK. A laptop without its DevID is refused, and one whose DevID is revoked.
+// machine with only an EK. A laptop without its DevID is refused. The server that runs refuses a laptop that is
+// removed from the inventory at once, and one whose DevID is revoked when the CRL that it has has ended.
 func (s *site) devID(server *spiretest.Server) {
 	d := s.devIDs
 	d.wantDevID(server, d.laptop, "laptop-17")
+	d.revoke(d.laptop)
 	d.wantDevID(server, d.moved, "laptop-4")
 	_, known := s.admitted(server, d.rack)
 	s.wantSelectors(known, "pub_hash:"+d.rack.hash, "rule:racks", "source:racks", "name:rack-12")
 	if line := s.refused(server, d.bare); !strings.Contains(line, "has proved no DevID") {
 		s.t.Errorf("why a machine without a DevID is refused: %s", line)
 	}
-	d.revoke(d.laptop)
-	s.mkdir("/var/lib/spire/second") // a server that has not fetched the CRL yet
-	second := s.server(spiretest.ServerConfig{
-		Whole: strings.ReplaceAll(s.moved(s.read("server.conf")), "/var/lib/spire/server", "/var/lib/spire/second"),
-	})
-	if line := s.refused(second, d.laptop); !strings.Contains(line, "revoked") {
+	if err := os.Remove(s.root + "/srv/tpm/hashes/" + d.moved.hash); err != nil {
+		s.t.Fatal(err)
+	}
+	if line := d.evicted(server, d.moved); !strings.Contains(line, "inventory: not listed") {
+		s.t.Errorf("why a machine that is not listed any more is refused: %s", line)
+	}
+	s.put("/srv/tpm/hashes/"+d.moved.hash, "")
+	d.nextUpdate()
+	if line := d.evicted(server, d.laptop); !strings.Contains(line, "revoked") {
 		s.t.Errorf("why a revoked DevID is refused: %s", line)
 	}
-	d.wantDevID(second, d.moved, "laptop-4")
+	d.wantDevID(server, d.moved, "laptop-4")
+}
+
+// evicted evicts a machine, and returns the line with which it is refused afterwards.
+func (d *devIDs) evicted(server *spiretest.Server, m machine) string {
+	s := d.site
+	s.t.Helper()
+	s.evict(server, s.agents(server)["spiffe://example.org/spire/agent/tpm/"+m.hash])
+	return s.refused(server, m)
 }

@@ -108,6 +108,8 @@ type machine struct {
 	log  string // the file with its event log; empty if it has none
 	// devID is the folder with its DevID, or empty.
 	devID string
+	// keys is the directory with the agent's keys, which are in the TPM; or empty.
+	keys string
 }
 
 // machine makes a machine with an EK certificate from ca. If ca is nil, the machine has its own
@@ -148,7 +150,12 @@ func (w *world) agentIn(dir string, s *spiretest.Server, m machine) *spiretest.A
 		data += fmt.Sprintf("\ndevid {\ncert_path = %q\npriv_path = %q\npub_path = %q\n}",
 			m.devID+"/devid.pem", m.devID+"/devid.priv", m.devID+"/devid.pub")
 	}
-	a, err := w.programs.StartAgent(spiretest.AgentConfig{Dir: dir, Server: s, PluginData: data})
+	c := spiretest.AgentConfig{Dir: dir, Server: s, PluginData: data}
+	if m.keys != "" {
+		c.PluginData += fmt.Sprintf("\nsvid_key_directory = %q", m.keys)
+		c.KeyManager = fmt.Sprintf("device = %q\ndirectory = %q", m.tpm.Device, m.keys)
+	}
+	a, err := w.programs.StartAgent(c)
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ import (
 func commandText(p page) string {
 	var b strings.Builder
 	for _, span := range spans(p.prose) {
-		if strings.HasPrefix(span, "make ") || strings.HasPrefix(span, "tpm-attestor-") {
+		if makeCommand.MatchString(span) || strings.HasPrefix(span, "tpm-attestor-") {
 			b.WriteString(span + "\n")
 		}
 	}
@@ -24,6 +24,9 @@ func commandText(p page) string {
 	}
 	return b.String()
 }
+
+// makeCommand is a code span that runs make. An error may begin with that word, too.
+var makeCommand = regexp.MustCompile(`^make [a-z0-9-]+(?: [A-Z]+=\S+)*$`)
 
 var makeTarget = regexp.MustCompile(`(?m)(?:^|[\s&;$])make ([a-z][a-z0-9-]*)`)
 

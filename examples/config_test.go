@@ -96,7 +96,7 @@ func printed(data ast.Node) (string, error) {
 }
 
 // otherRoles are the plugins "tpm" beside the node attestor, by SPIRE's type.
-var otherRoles = map[string]string{"KeyManager": "key manager"}
+var otherRoles = map[string]string{"KeyManager": "key manager", "CredentialComposer": "composer"}
 
 // others returns the plugin_data of the plugins "tpm" that are no node attestors.
 func (s snippet) others() ([]pluginData, error) {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent"
 	"github.com/spire-tpm/spire-tpm-attestor/server"
+	"github.com/spire-tpm/spire-tpm-attestor/server/composer"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 )
 
@@ -25,6 +26,7 @@ func validate(t *testing.T, role, data string) []string {
 		"agent":  agent.New(),
 
 		"key manager": agent.NewKeyManager(),
+		"composer":    composer.New(),
 	}
 	resp, err := plugins[role].Validate(t.Context(), &configv1.ValidateRequest{
 		CoreConfiguration: &configv1.CoreConfiguration{TrustDomain: "example.org"},
@@ -164,6 +166,7 @@ func keyTables(t *testing.T) []keyTable {
 	tables := []keyTable{
 		{"keys: server", "server", `unknown_key = 1`},
 		{"keys: rule", "server", `allow "a" { unknown_key = 1 }`},
+		{"keys: composer", "composer", `unknown_key = 1`},
 		{"keys: quote", "server", `quote { unknown_key = 1 }`},
 		{"keys: agent", "agent", `unknown_key = 1`},
 		{"keys: keymanager", "key manager", `unknown_key = 1`},

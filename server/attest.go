@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -32,10 +33,15 @@ type attestation struct {
 	asked  *config.Quote  // what the challenge asked of the machine's boot; nil if nothing
 	// askedDevID is whether the challenge asked for the machine's DevID.
 	askedDevID bool
-	boot       *sources.Boot   // what the machine has proved of its boot; nil if nothing
-	devID      *sources.DevID  // the DevID that the machine has proved; nil if none
-	answered   int64           // its event log's and its DevID's share of budgets.answers
-	decision   policy.Decision // the last one
+	boot       *sources.Boot  // what the machine has proved of its boot; nil if nothing
+	devID      *sources.DevID // the DevID that the machine has proved; nil if none
+	// askedSVIDKey is whether an SVID key in the response is looked at. If so, svidKeyIn is
+	// svidKeyInTPM or svidKeyNone once the machine has answered.
+	askedSVIDKey bool
+	svidKeyIn    string
+	svidKey      *attestor.SVIDKey // the SVID key that the machine has proved; nil if none
+	answered     int64             // its event log's and its DevID's share of budgets.answers
+	decision     policy.Decision   // the last one
 }
 
 // Attest implements the NodeAttestor service: a payload, one challenge, and the answer to it.
@@ -67,6 +73,9 @@ func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) (err er
 	}
 	outcome = outcomeAdmitted
 	p.metrics.proved(a.boot, a.devID)
+	if a.svidKeyIn != "" {
+		p.metrics.add(ofSVIDKey(a.svidKeyIn), 1)
+	}
 	a.logAdmission(stream.Context(), attributes.GetSpiffeId())
 	a.noteAddress(stream.Context())
 	return nil
@@ -98,6 +107,7 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 		return nil, failed
 	}
 	a.askedDevID = a.mayAskDevID(session)
+	a.askedSVIDKey = looksAtSVIDKey(a.Config)
 	held := hold(&sources.Evidence{
 		EKHash: ek.Hash, EK: ek.Public, Certificate: ek.Certificate, Chain: session.Chain(),
 	}, &a.plugin.held.asked)
@@ -141,6 +151,9 @@ func (a *attestation) decide(ctx context.Context, session *attestor.Session, pro
 			return failed
 		}
 		if failed := a.checkDevID(session); failed != nil {
+			return failed
+		}
+		if failed := a.checkSVIDKey(); failed != nil {
 			return failed
 		}
 		a.decision = a.set.AfterChallenge(ctx, proven)
@@ -219,9 +232,12 @@ func (a *attestation) challenge(ctx context.Context, session *attestor.Session) 
 		return challengeFailed("the quote in the answer to the challenge is missing or wrong", err)
 	case errors.Is(err, attestor.ErrDevIDFailed):
 		return challengeFailed("the DevID in the answer to the challenge is wrong", err)
+	case errors.Is(err, attestor.ErrSVIDKeyFailed):
+		return challengeFailed("the SVID key in the answer to the challenge is wrong", err)
 	case err != nil:
 		return malformed(err.Error())
 	}
+	a.noteSVIDKey(answer)
 	return a.judge(answer)
 }
 
@@ -241,11 +257,16 @@ func (a *attestation) admit(ctx context.Context) (*nodeattestorv1.AgentAttribute
 			return nil, failed
 		}
 	}
-	return &nodeattestorv1.AgentAttributes{
+	proved := slices.Concat(bootSelectors(a.boot, a.asked), a.svidKeySelectors())
+	attributes := &nodeattestorv1.AgentAttributes{
 		SpiffeId:       id.String(),
-		SelectorValues: selectors(a.ekHash, &a.decision, bootSelectors(a.boot, a.asked)),
+		SelectorValues: selectors(a.ekHash, &a.decision, proved),
 		CanReattest:    a.Reattest,
-	}, nil
+	}
+	if failed := a.handOver(ctx, id); failed != nil {
+		return nil, failed
+	}
+	return attributes, nil
 }
 
 // idOf returns the SPIFFE ID of an admitted machine, or how the attestation fails without one.

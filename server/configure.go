@@ -51,6 +51,10 @@ func (p *Plugin) configure(ctx context.Context, req *configv1.ConfigureRequest) 
 		return err
 	}
 	p.warn(next)
+	if looksAtSVIDKey(c) { // before the first event: see metrics
+		p.metrics.add(ofSVIDKey(svidKeyInTPM), 0)
+		p.metrics.add(ofSVIDKey(svidKeyNone), 0)
+	}
 	if previous := p.current.Swap(next); previous != nil {
 		previous.set.Close()
 	}
@@ -76,7 +80,9 @@ func (p *Plugin) start(ctx context.Context, c *config.Config, previous *generati
 		set.Close()
 		return nil, status.FromContextError(err).Err()
 	}
-	return &generation{Config: c, set: set, verifier: attestor.Verifier{AllowWeakEK: c.AllowWeakEK}}, nil
+	return &generation{
+		Config: c, set: set, verifier: attestor.Verifier{AllowWeakEK: c.AllowWeakEK}, composer: p.composer(c),
+	}, nil
 }
 
 // warn logs what an operator should know about a configuration.

@@ -41,7 +41,7 @@ func TestConfigureAndValidate(t *testing.T) {
 			fmt.Sprintf("hash_path = %q reatest = true\nbogus = 1", dir+"/none"), "example.org",
 			[]string{
 				"bogus: unknown key; choose from agent_path_template, allow, allow_weak_ek, ca_path, check_timeout, " +
-					"deny, hash_path, quote, reattest, source",
+					"deny, hash_path, quote, reattest, source, svid_key, svid_key_socket",
 				fmt.Sprintf("hash_path: %q does not exist (no such file or directory): "+
 					"create it, or correct the path", dir+"/none"),
 				"reatest: unknown key; did you mean reattest?",

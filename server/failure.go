@@ -49,6 +49,8 @@ const (
 	reasonNoRule     reason = "no_allow_rule" // no allow rule holds, or it is not known whether any does
 	reasonNoQuote    reason = "no_quote"      // the agent cannot quote PCRs, and has to
 	reasonEventLog   reason = "event_log"     // the event log does not account for the PCRs
+	reasonSVIDKey    reason = "svid_key"      // the agent has certified no SVID key, and has to
+	reasonComposer   reason = "composer"      // the credential composer has not taken the SVID key
 	reasonChanged    reason = "configuration" // the configuration has changed meanwhile
 	reasonAgentStore reason = "agent_store"   // it is not known whether the machine was admitted before
 	reasonUnsureID   reason = "id"            // it is not known which ID the machine gets
@@ -64,9 +66,9 @@ const (
 
 // reasons has the reasons that each outcome may have; the others have none.
 var reasons = map[outcome][]reason{
-	outcomeRefused: {reasonDenied, reasonNoRule, reasonNoQuote, reasonEventLog, reasonOther},
+	outcomeRefused: {reasonDenied, reasonNoRule, reasonNoQuote, reasonEventLog, reasonSVIDKey, reasonOther},
 	outcomeUnavailable: {
-		reasonDenied, reasonNoRule, reasonChanged, reasonAgentStore, reasonUnsureID, reasonOther,
+		reasonDenied, reasonNoRule, reasonComposer, reasonChanged, reasonAgentStore, reasonUnsureID, reasonOther,
 		reasonOpen, reasonUnderWay, reasonStrangers, reasonMessages, reasonCerts, reasonAnswers, reasonAdmissions,
 	},
 }
@@ -201,6 +203,9 @@ func (a *attestation) log(ctx context.Context, level hclog.Level, message string
 	}
 	if a.devID != nil {
 		args = append(args, "devid", fingerprint(a.devID))
+	}
+	if a.svidKeyIn != "" {
+		args = append(args, "svid_key", a.svidKeyIn)
 	}
 	d := &a.decision
 	if names := machineNames(d); names != "" {

@@ -31,6 +31,8 @@ import (
 //     tell, by outcome and reason.
 //   - tpm.attestation.evidence counts admitted machines by what they have proved besides
 //     their EK.
+//   - tpm.attestation.svid_key counts admitted agents by svid_key, tpm or none, unless the
+//     configuration's svid_key is off.
 //   - tpm.attestation.elapsed_time is how long they took, in milliseconds, by outcome: for
 //     each outcome, maxSamples in metricsInterval, chosen at random.
 //   - tpm.source counts answers by source and verdict.
@@ -57,6 +59,7 @@ const (
 	metricTrial   = "trial"
 	metricReason  = "reason"
 	metricProved  = "evidence"
+	metricSVIDKey = "svid_key"
 	metricElapsed = "elapsed_time"
 	metricSource  = "source"
 	metricDropped = "dropped"
@@ -338,6 +341,10 @@ func ofReason(o outcome, why reason) counter {
 
 func ofEvidence(what string) counter {
 	return counter{[2]string{metricAttest, metricProved}, [3][2]string{{"evidence", what}}}
+}
+
+func ofSVIDKey(in string) counter {
+	return counter{[2]string{metricAttest, metricSVIDKey}, [3][2]string{{"svid_key", in}}}
 }
 
 func ofRule(o outcome, effect, rule string) counter {

@@ -27,6 +27,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/server/handover"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
@@ -71,7 +72,8 @@ type Plugin struct {
 	underWay    atomic.Int64      // attestations whose payload has arrived
 	strangers   *admission.Places // for those whose TPM no source lists so far
 
-	reserved reservations // of IDs, if reattest is false
+	family   handover.Family // whose composer the plugin hands keys over to
+	reserved reservations    // of IDs, if reattest is false
 
 	held     budgets
 	checking chan struct{} // has an element for each payload that is being checked
@@ -92,14 +94,16 @@ type generation struct {
 	*config.Config
 	set      *admission.Set
 	verifier attestor.Verifier
+	composer *handover.Client // nil unless the configuration is about SVID keys
 }
 
-// New returns a plugin that is not configured yet.
+// New returns a plugin that is not configured yet. It is to be called when the process starts: see
+// handover.Own.
 func New() *Plugin {
 	p := &Plugin{
 		log: hclog.NewNullLogger(), loader: config.NewLoader(), identity: &identityProvider{},
 		watch: newWatch(), addresses: newAddresses(), strangers: admission.NewPlaces(maxUnknown),
-		held: newBudgets(), checking: make(chan struct{}, maxChecking),
+		family: handover.Own(), held: newBudgets(), checking: make(chan struct{}, maxChecking),
 	}
 	p.loader.Identity = p.identity
 	return p

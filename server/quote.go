@@ -32,7 +32,7 @@ func (a *attestation) chooseQuote(session *attestor.Session) *failure {
 
 // ask returns what the challenge asks for.
 func (a *attestation) ask() attestor.Ask {
-	ask := attestor.Ask{DevID: a.askedDevID}
+	ask := attestor.Ask{DevID: a.askedDevID, SVIDKey: a.askedSVIDKey}
 	if q := a.asked; q != nil {
 		ask.Quote, ask.EventLog = &attestor.QuoteRequest{Bank: q.Bank, PCRs: q.PCRs}, q.EventLog != config.EventLogOff
 	}

@@ -33,6 +33,7 @@ const (
 	PrefixPCR          = "pcr:"
 	PrefixSecureBoot   = "secureboot:"
 	PrefixBoot         = "boot:"
+	PrefixSVIDKey      = "svid_key:"
 
 	PrefixDevIDSubjectCN           = "devid:subject:cn:"
 	PrefixDevIDSubjectO            = "devid:subject:o:"

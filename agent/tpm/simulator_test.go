@@ -19,6 +19,13 @@ import (
 // simulated starts the simulator, and returns how to open it.
 func simulated(t *testing.T) func(context.Context, string) (channel, error) {
 	t.Helper()
+	open, _ := simulatedWithReset(t)
+	return open
+}
+
+// simulatedWithReset also returns how to switch it off and on again.
+func simulatedWithReset(t *testing.T) (open func(context.Context, string) (channel, error), reset func() error) {
+	t.Helper()
 	sim, err := simulator.Get()
 	if err != nil {
 		t.Fatal(err)
@@ -33,7 +40,7 @@ func simulated(t *testing.T) func(context.Context, string) (channel, error) {
 			n, err := sim.Read(rsp)
 			return rsp[:n], err
 		}), nil
-	}
+	}, sim.Reset
 }
 
 // A DevID's key is made, enrolled and proved with the TCG's reference implementation, too. Like swtpm, it
@@ -91,5 +98,30 @@ func TestAttestWithTheSimulator(t *testing.T) {
 	device.open = open
 	if _, err := device.Begin(t.Context()); !errors.Is(err, ErrSetup) {
 		t.Errorf("RSA 3072: %v", err)
+	}
+}
+
+// An SVID key is the same after a reset of another implementation of a TPM, signs there, and is
+// certified.
+func TestSVIDKeyWithTheSimulator(t *testing.T) {
+	open, reset := simulatedWithReset(t)
+	device := newTPM(t, Config{EK: attestor.P256})
+	device.open = open
+	k := makeSVIDKey(t, device, newUnique())
+	for range 2 {
+		if err := signed(t.Context(), device, k); err != nil {
+			t.Error(err)
+		}
+		answer, err := certified(t, device, slotOf(k), attestor.Ask{})
+		if err != nil || answer.SVIDKey == nil {
+			t.Errorf("%v, %v", answer, err)
+		}
+		if err := reset(); err != nil {
+			t.Fatal(err)
+		}
+		device.known = nil
+	}
+	if again := makeSVIDKey(t, device, k.unique); string(again.Name) != string(k.Name) {
+		t.Error("it is another key after a reset")
 	}
 }

@@ -1,5 +1,6 @@
-// Tpm-attestor-server is SPIRE Server's node attestor plugin "tpm". If a person runs it, it
-// prints its version or checks a configuration; see its -help.
+// Tpm-attestor-server is two plugins of SPIRE Server: the node attestor "tpm" and the credential
+// composer "tpm". If a person runs it, it prints its version or checks a configuration; see its
+// -help.
 package main
 
 import (
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strings"
 
+	composerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/credentialcomposer/v1"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 
@@ -19,6 +21,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/serve"
 	"github.com/spire-tpm/spire-tpm-attestor/server"
+	"github.com/spire-tpm/spire-tpm-attestor/server/composer"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 )
 
@@ -35,6 +38,13 @@ starts it, as the plugin_cmd of
         plugin_data {
             source "hash_dir" "machines" { path = "/srv/tpm/hashes" }
         }
+    }
+
+and, if svid_key is configured there, as the plugin_cmd of
+
+    CredentialComposer "tpm" {
+        plugin_cmd = "/path/to/tpm-attestor-server"
+        plugin_data { socket = "/run/spire/tpm/svid.sock" }
     }
 
 By hand:
@@ -54,7 +64,7 @@ func main() {
 	if !plugin {
 		os.Exit(code)
 	}
-	p := server.New()
+	p, c := server.New(), composer.New()
 	p.Version = buildinfo.Version(version)
 	os.Exit(serve.Main(os.Stderr, serve.Plugin{
 		Name:    command,
@@ -62,6 +72,12 @@ func main() {
 		Server:  nodeattestorv1.NodeAttestorPluginServer(p),
 		Config:  configv1.ConfigServiceServer(p),
 		Closer:  p,
+	}, serve.Plugin{
+		Name:    command,
+		Version: p.Version,
+		Server:  composerv1.CredentialComposerPluginServer(c),
+		Config:  configv1.ConfigServiceServer(c),
+		Closer:  c,
 	}))
 }
 

@@ -23,6 +23,9 @@ type AgentConfig struct {
 	Server *Server
 	// PluginData is the plugin's configuration in HCL.
 	PluginData string
+	// KeyManager is the configuration of the KeyManager "tpm" in HCL. If it is empty, the agent's
+	// keys are in its memory.
+	KeyManager string
 	// Detached lets the agent outlive the caller.
 	Detached bool
 }
@@ -54,6 +57,7 @@ func (p Programs) StartAgent(c AgentConfig) (*Agent, error) {
 	text, err := render(agentTemplate, agentConfig{
 		Dir: c.Dir, TrustDomain: c.Server.TrustDomain, Socket: a.Socket, Port: number,
 		Bundle: c.Server.BundlePath, PluginCmd: p.AgentPlugin, PluginData: c.PluginData,
+		KeyManager: c.KeyManager,
 	})
 	if err != nil {
 		return nil, err

@@ -74,6 +74,7 @@ type agentConfig struct {
 	Port                     int
 	Bundle                   string
 	PluginCmd, PluginData    string
+	KeyManager               string // plugin_data of the KeyManager "tpm", or empty for another one
 }
 
 var agentTemplate = template.Must(template.New("agent.conf").Parse(`agent {
@@ -88,7 +89,16 @@ var agentTemplate = template.Must(template.New("agent.conf").Parse(`agent {
 }
 
 plugins {
+{{- if .KeyManager}}
+  KeyManager "tpm" {
+    plugin_cmd = "{{.PluginCmd}}"
+    plugin_data {
+{{.KeyManager}}
+    }
+  }
+{{- else}}
   KeyManager "memory" { plugin_data {} }
+{{- end}}
   WorkloadAttestor "unix" { plugin_data {} }
   NodeAttestor "tpm" {
     plugin_cmd = "{{.PluginCmd}}"

@@ -37,6 +37,12 @@ type Config struct {
 	Quote *Quote
 	// AsksDevID is whether the server asks machines for their DevID, since a source needs it.
 	AsksDevID bool
+	// SVIDKey says for which keys agents get SVIDs: SVIDKeyOff, SVIDKeyOptional or
+	// SVIDKeyRequired.
+	SVIDKey string
+	// SVIDKeySocket is where CredentialComposer "tpm" listens; empty if SVIDKey is SVIDKeyOff and
+	// no socket is configured.
+	SVIDKeySocket string
 	// AllowWeakEK admits RSA endorsement keys with the ROCA weakness
 	// (CVE-2017-15361).
 	AllowWeakEK bool
@@ -102,6 +108,7 @@ func (in *input) parse(identity web.IdentityProvider) *Config {
 	c.AllowWeakEK = b.boolean("allow_weak_ek", false)
 	c.CheckTimeout = b.duration("check_timeout", defaultCheckTimeout, leastCheckTimeout, mostCheckTimeout)
 	c.decodeAgentPath(b)
+	c.decodeSVIDKey(b)
 	c.dropEmpty(b)
 	c.Quote = decodeQuote(ps, b.all(quoteKey))
 	c.warnOfQuote()

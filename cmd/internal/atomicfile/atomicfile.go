@@ -1,6 +1,6 @@
 // Package atomicfile writes files and folders that are there as a whole or not at all: who
 // reads a list while it is replaced reads the old list or the new one, and a command that is
-// interrupted changes nothing.
+// interrupted changes nothing. Nothing is written through a link that somebody else controls.
 package atomicfile
 
 import (
@@ -13,118 +13,173 @@ import (
 	"path/filepath"
 )
 
-// Write replaces the file at path by what fill writes, or makes it. If path is a link, the
-// file that it leads to is replaced. The new file has the permissions and the owner of the old
-// one. If there is an error, path is as it was.
+// Write replaces the file at path by what fill writes, or makes it. The new file has the
+// permissions and the owner of the old one. If there is an error, path is as it was.
+//
+// If path is a link, the file that it leads to is replaced. But it is an error if somebody else
+// controls the link: whoever has a folder could make root replace any file. Root and the user
+// who runs this are nobody else. The folders of path may be links of anybody: the caller has
+// named them.
 func Write(path string, fill func(io.Writer) error) error {
-	target, old, err := lookAt(path)
+	p, err := locate(path)
 	if err != nil {
 		return err
 	}
+	defer p.close()
 	const readable = 0o666 // less the umask
-	temp := besides(target)
-	//nolint:gosec // G302, G304: as the shell's >
-	file, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, readable)
+	return p.put(readable, fill, p.folder.Rename)
+}
+
+// Create makes the file at path, with these permissions less the umask and what fill writes. If
+// something is at path already, be it a link, the error wraps fs.ErrExist, and nothing changes. The
+// file is there as a whole or not at all; nobody else could read its content before.
+func Create(path string, perm fs.FileMode, fill func(io.Writer) error) error {
+	p, err := open(path)
 	if err != nil {
 		return err
+	}
+	defer p.close()
+	return p.put(perm, fill, func(temp, name string) error {
+		// Unlike a rename, a link replaces nothing.
+		return errors.Join(p.folder.Link(temp, name), p.folder.Remove(temp))
+	})
+}
+
+// A place is a name in a folder. The folder stays the same even if its path leads elsewhere meanwhile.
+type place struct {
+	folder *os.Root
+	path   string // for messages
+	name   string
+	old    fs.FileInfo // nil if nothing is to be replaced
+}
+
+func open(path string) (*place, error) {
+	folder, err := os.OpenRoot(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	return &place{folder: folder, path: path, name: filepath.Base(path)}, nil
+}
+
+func (p *place) close() { _ = p.folder.Close() } // nothing is written to it
+
+// maxLinks is how many links are followed, as in Linux.
+const maxLinks = 40
+
+// locate returns where the file is that path leads to, and what is there.
+func locate(path string) (*place, error) {
+	for at, left := path, maxLinks; left > 0; left-- {
+		p, err := open(at)
+		if err != nil {
+			return nil, err
+		}
+		next, err := p.look()
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && at != path:
+			err = fmt.Errorf("%q is a link to nothing: name the file itself", path)
+		case errors.Is(err, fs.ErrNotExist), err == nil && next == "":
+			return p, nil
+		}
+		p.close()
+		if err != nil {
+			return nil, err
+		}
+		at = next
+	}
+	return nil, fmt.Errorf("%q leads to more than %d links", path, maxLinks)
+}
+
+// look looks at what is at a place. If it is a link, look returns where the link leads to.
+func (p *place) look() (next string, err error) {
+	info, err := p.folder.Lstat(p.name)
+	if err != nil {
+		return "", err
+	}
+	switch info.Mode().Type() {
+	case 0:
+		p.old = info
+		return "", nil
+	case fs.ModeSymlink:
+	default:
+		return "", fmt.Errorf("%q is not a regular file, and only such a file can be replaced", p.path)
+	}
+	folder, err := p.folder.Stat(".")
+	if err != nil {
+		return "", err
+	}
+	if who := controls(folder, info); who != "" {
+		return "", fmt.Errorf("%q is a link, which %s can point elsewhere: name the file itself", p.path, who)
+	}
+	if next, err = p.folder.Readlink(p.name); err != nil || filepath.IsAbs(next) {
+		return next, err
+	}
+	dir, err := filepath.EvalSymlinks(filepath.Dir(p.path)) // else ".." in next is of another folder
+	return filepath.Join(dir, next), err
+}
+
+// put makes a file beside a place, and then moves it there.
+func (p *place) put(perm fs.FileMode, fill func(io.Writer) error, move func(temp, name string) error) error {
+	temp := tempName()
+	file, err := p.folder.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
+	if err != nil {
+		return fmt.Errorf("make a file in %s: %w", filepath.Dir(p.path), err)
 	}
 	err = fill(file)
-	if err == nil && old != nil {
-		err = errors.Join(keepOwner(file, old), file.Chmod(old.Mode().Perm()))
+	if err == nil && p.old != nil {
+		err = errors.Join(keepOwner(file, p.old), file.Chmod(p.old.Mode().Perm()))
 	}
 	if err == nil {
 		err = file.Sync()
 	}
 	err = errors.Join(err, file.Close())
 	if err == nil {
-		err = os.Rename(temp, target)
+		err = move(temp, p.name)
 	}
 	if err != nil {
-		_ = os.Remove(temp) // err comes first
+		_ = p.folder.Remove(temp) // err comes first
 		return err
 	}
-	return syncFolder(filepath.Dir(target))
-}
-
-// lookAt returns where the file is that path leads to, and what is there; nil if nothing is.
-func lookAt(path string) (target string, old fs.FileInfo, err error) {
-	target, err = filepath.EvalSymlinks(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		if _, err := os.Lstat(path); err == nil {
-			return "", nil, fmt.Errorf("%q is a link to nothing: name the file itself", path)
-		}
-		return path, nil, nil
-	}
-	if err == nil {
-		old, err = os.Stat(target)
-	}
-	if err == nil && !old.Mode().IsRegular() {
-		err = fmt.Errorf("%q is not a regular file, and only such a file can be replaced", path)
-	}
-	return target, old, err
+	return syncFolder(p.folder)
 }
 
 // WriteFolder makes the folder at path with what fill writes into it. The folder must not be
 // there yet: no file system that is in use everywhere can replace a folder at one moment. If
 // there is an error, path is still not there.
 func WriteFolder(path string, fill func(folder *os.Root) error) error {
-	path = filepath.Clean(path)
-	if _, err := os.Lstat(path); err == nil {
-		return fmt.Errorf("%q is there already: write a new folder, and then swap a link to it or rename it", path)
-	}
-	const searchable = 0o777 // less the umask
-	temp := besides(path)
-	if err := os.Mkdir(temp, searchable); err != nil {
+	p, err := open(filepath.Clean(path))
+	if err != nil {
 		return err
 	}
-	err := fillFolder(temp, fill)
+	defer p.close()
+	if _, err := p.folder.Lstat(p.name); err == nil {
+		return fmt.Errorf("%q is there already: write a new folder, and then swap a link to it or rename it", p.path)
+	}
+	const searchable = 0o777 // less the umask
+	temp := tempName()
+	if err := p.folder.Mkdir(temp, searchable); err != nil {
+		return fmt.Errorf("make a folder in %s: %w", filepath.Dir(p.path), err)
+	}
+	err = p.fill(temp, fill)
 	if err == nil {
-		err = os.Rename(temp, path)
+		err = p.folder.Rename(temp, p.name)
 	}
 	if err != nil {
-		return errors.Join(err, os.RemoveAll(temp))
+		return errors.Join(err, p.folder.RemoveAll(temp))
 	}
-	return syncFolder(filepath.Dir(path))
+	return syncFolder(p.folder)
 }
 
-func fillFolder(path string, fill func(folder *os.Root) error) error {
-	root, err := os.OpenRoot(path)
+func (p *place) fill(name string, fill func(folder *os.Root) error) error {
+	root, err := p.folder.OpenRoot(name)
 	if err != nil {
 		return err
 	}
 	err = fill(root)
 	if err == nil {
-		err = syncAll(path)
+		err = syncAll(root)
 	}
 	return errors.Join(err, root.Close())
 }
 
-// besides returns a name in the same folder, that every source which reads a folder passes
-// over.
-func besides(path string) string {
-	return filepath.Join(filepath.Dir(path), ".tpm-attestor-"+rand.Text())
-}
-
-// Create makes the file at path, with these permissions less the umask and what fill writes. If
-// something is at path already, the error wraps fs.ErrExist, and nothing changes. The file is there
-// as a whole or not at all; nobody else could read its content before.
-func Create(path string, perm fs.FileMode, fill func(io.Writer) error) error {
-	temp := besides(path)
-	file, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm) //nolint:gosec // G304: the operator's path
-	if err != nil {
-		return err
-	}
-	err = fill(file)
-	if err == nil {
-		err = file.Sync()
-	}
-	err = errors.Join(err, file.Close())
-	if err == nil {
-		err = os.Link(temp, path) // unlike a rename, it replaces nothing
-	}
-	err = errors.Join(err, os.Remove(temp))
-	if err != nil {
-		return err
-	}
-	return syncFolder(filepath.Dir(path))
-}
+// tempName returns a name that every source which reads a folder passes over.
+func tempName() string { return ".tpm-attestor-" + rand.Text() }

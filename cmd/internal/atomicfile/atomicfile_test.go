@@ -144,3 +144,80 @@ func TestCreate(t *testing.T) {
 		t.Errorf("no folder: %v", err)
 	}
 }
+
+// A link leads to where the system takes it, not to where its text seems to lead.
+func TestWriteThroughLinks(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	must(t, os.MkdirAll(at("real/sub"), 0o700))
+	must(t, os.Symlink("real/sub", at("short")))
+	must(t, os.Symlink("../list", at("real/sub/list")))
+	must(t, os.Symlink(at("real/sub/list"), at("absolute")))
+	must(t, os.WriteFile(at("real/list"), nil, 0o600))
+	for _, name := range []string{"short/list", "absolute"} {
+		must(t, atomicfile.Write(at(name), text(name)))
+		if got := content(t, at("real/list")); got != name {
+			t.Errorf("%s: %q was written", name, got)
+		}
+	}
+	onlyThese(t, dir, "absolute", "real", "short")
+	must(t, os.Symlink("two", at("one")))
+	must(t, os.Symlink("one", at("two")))
+	if err := atomicfile.Write(at("one"), text("x")); err == nil || !strings.Contains(err.Error(), "more than 40 links") {
+		t.Error(err)
+	}
+}
+
+// Who has a folder in which root writes a file, such as a machine's request for a DevID, points a link of
+// that name at /etc/shadow.
+func TestWriteFollowsNoStranger(t *testing.T) {
+	t.Parallel()
+	const stranger = 12345
+	for name, test := range map[string]struct {
+		mode                   fs.FileMode
+		folderOwner, linkOwner int // 0 is who runs this
+		asRoot                 bool
+		why                    string // empty: it is followed
+	}{
+		"own":                           {mode: 0o755},
+		"sticky":                        {mode: 0o777 | fs.ModeSticky},
+		"everybody's folder":            {mode: 0o777, why: "every user can point elsewhere"},
+		"a group's folder":              {mode: 0o770, asRoot: true, why: "the group of its folder can point elsewhere"},
+		"a stranger's folder":           {mode: 0o755, folderOwner: stranger, asRoot: true, why: "user 12345 can"},
+		"a stranger's link":             {mode: 0o777 | fs.ModeSticky, linkOwner: stranger, asRoot: true, why: "user 12345 can"},
+		"a stranger's folder, own link": {mode: 0o700, folderOwner: stranger, asRoot: true, why: "user 12345 can"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if test.asRoot && os.Geteuid() != 0 {
+				t.Skip("only root can make what is another user's")
+			}
+			dir := t.TempDir()
+			precious, folder := filepath.Join(dir, "precious"), filepath.Join(dir, "folder")
+			link := filepath.Join(folder, "request.json")
+			must(t, os.WriteFile(precious, []byte("precious"), 0o600))
+			must(t, os.Mkdir(folder, 0o700))
+			must(t, os.Symlink(precious, link))
+			must(t, os.Chmod(folder, test.mode))
+			if test.asRoot {
+				must(t, os.Chown(folder, test.folderOwner, -1))
+				must(t, os.Lchown(link, test.linkOwner, -1))
+			}
+			err := atomicfile.Write(link, text("new"))
+			if test.why == "" {
+				if err != nil || content(t, precious) != "new" {
+					t.Errorf("%v, %q", err, content(t, precious))
+				}
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), test.why) || content(t, precious) != "precious" {
+				t.Errorf("%v, %q", err, content(t, precious))
+			}
+			if err := atomicfile.Create(link, 0o600, text("new")); !errors.Is(err, fs.ErrExist) {
+				t.Errorf("a new file: %v", err)
+			}
+			onlyThese(t, folder, "request.json")
+		})
+	}
+}

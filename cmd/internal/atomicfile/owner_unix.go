@@ -28,9 +28,32 @@ func keepOwner(file *os.File, old fs.FileInfo) error {
 	return nil
 }
 
+// controls says who, other than root and the user who runs this, can point a link in a folder elsewhere; nothing if
+// nobody can. A user who has given a folder to a group trusts the group, but root does not.
+func controls(folder, link fs.FileInfo) string {
+	for _, info := range []fs.FileInfo{link, folder} {
+		s, ok := info.Sys().(*syscall.Stat_t)
+		if !ok {
+			return "somebody else"
+		}
+		if s.Uid != 0 && int(s.Uid) != os.Geteuid() {
+			return fmt.Sprintf("user %d", s.Uid)
+		}
+	}
+	const group, others = 0o020, 0o002
+	switch mode := folder.Mode(); {
+	case mode&fs.ModeSticky != 0: // only their owners can replace what is in it
+	case mode&others != 0:
+		return "every user"
+	case mode&group != 0 && os.Geteuid() == 0:
+		return "the group of its folder"
+	}
+	return ""
+}
+
 // syncFolder writes to the disk which names a folder has.
-func syncFolder(path string) error {
-	folder, err := os.Open(path) //nolint:gosec // G304: the caller's
+func syncFolder(root *os.Root) error {
+	folder, err := root.Open(".")
 	if err != nil {
 		return err
 	}

@@ -5,16 +5,15 @@ package atomicfile
 import (
 	"io/fs"
 	"os"
-	"path/filepath"
 )
 
 // syncAll writes to the disk what a folder holds.
-func syncAll(path string) error {
-	return filepath.WalkDir(path, func(name string, entry fs.DirEntry, err error) error {
+func syncAll(root *os.Root) error {
+	return fs.WalkDir(root.FS(), ".", func(name string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
 			return err
 		}
-		file, err := os.OpenFile(name, os.O_RDWR, 0)
+		file, err := root.OpenFile(name, os.O_RDWR, 0)
 		if err != nil {
 			return err
 		}

@@ -1,0 +1,208 @@
+// Package composer is SPIRE's credential composer "tpm": a plugin by which SPIRE's server gives an
+// agent that the node attestor "tpm" has admitted an SVID only for the key that the attestor has
+// handed over.
+//
+// SPIRE asks a composer about everything that it signs, and does not start one again that has
+// died: without it, nobody gets an SVID. So this one has memory, a mutex and a socket, and
+// nothing else: no list, no file that it reads, no network. A panic ends one call.
+package composer
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"runtime/debug"
+	"sync"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/spire-plugin-sdk/pluginsdk"
+	composerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/credentialcomposer/v1"
+	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/server/handover"
+)
+
+// Plugin is the SPIRE plugin. Use New to make one. It is safe for concurrent use.
+//
+// Of what it does not decide about it answers nothing, upon which SPIRE issues what it would issue
+// without the plugin. It never answers Unimplemented: SPIRE takes that for nothing, too.
+type Plugin struct {
+	composerv1.UnimplementedCredentialComposerServer
+	configv1.UnimplementedConfigServer
+
+	log    hclog.Logger
+	family handover.Family
+	table  handover.Table // lives as long as the plugin, whatever the configuration
+
+	mu       sync.Mutex // held while a configuration is put into service
+	listener *handover.Listener
+	closed   bool
+}
+
+var _ pluginsdk.NeedsLogger = (*Plugin)(nil)
+
+// New returns a plugin that is not configured yet. It is to be called when the process starts: see
+// handover.Own.
+func New() *Plugin { return &Plugin{log: hclog.NewNullLogger(), family: handover.Own()} }
+
+// SetLogger implements pluginsdk.NeedsLogger.
+func (p *Plugin) SetLogger(log hclog.Logger) { p.log = log }
+
+// ComposeServerX509CA implements the CredentialComposer service.
+func (*Plugin) ComposeServerX509CA(
+	context.Context, *composerv1.ComposeServerX509CARequest,
+) (*composerv1.ComposeServerX509CAResponse, error) {
+	return &composerv1.ComposeServerX509CAResponse{}, nil
+}
+
+// ComposeServerX509SVID implements the CredentialComposer service.
+func (*Plugin) ComposeServerX509SVID(
+	context.Context, *composerv1.ComposeServerX509SVIDRequest,
+) (*composerv1.ComposeServerX509SVIDResponse, error) {
+	return &composerv1.ComposeServerX509SVIDResponse{}, nil
+}
+
+// ComposeAgentX509SVID implements the CredentialComposer service. It refuses an SVID for a key
+// that has not been handed over.
+func (p *Plugin) ComposeAgentX509SVID(
+	_ context.Context, req *composerv1.ComposeAgentX509SVIDRequest,
+) (_ *composerv1.ComposeAgentX509SVIDResponse, err error) {
+	defer p.guard("ComposeAgentX509SVID", &err)
+	id, decides, err := p.decides(req.GetSpiffeId())
+	if err != nil {
+		return nil, err
+	}
+	if decides {
+		if err := p.table.Take(id.String(), sha256.Sum256(req.GetPublicKey())); err != nil {
+			p.log.Warn("SVID refused", "spiffe_id", id.String(), "reason", err.Error())
+			return nil, status.Error(codes.PermissionDenied, refusal(err))
+		}
+	}
+	return &composerv1.ComposeAgentX509SVIDResponse{}, nil
+}
+
+// refusal is what an agent is told, and the log of SPIRE's server: it has the agent's ID beside it.
+func refusal(err error) string {
+	if errors.Is(err, handover.ErrOtherKey) {
+		return "no SVID for this agent: its key is not the one that its TPM has certified in its attestation: " +
+			`use KeyManager "tpm", and its directory as svid_key_directory of NodeAttestor "tpm"`
+	}
+	return "no SVID for this agent: " + err.Error()
+}
+
+// ComposeWorkloadX509SVID implements the CredentialComposer service. It refuses an SVID with an
+// agent's ID, since no workload has such an ID.
+func (p *Plugin) ComposeWorkloadX509SVID(
+	_ context.Context, req *composerv1.ComposeWorkloadX509SVIDRequest,
+) (_ *composerv1.ComposeWorkloadX509SVIDResponse, err error) {
+	defer p.guard("ComposeWorkloadX509SVID", &err)
+	if err := p.refuseAgents(req.GetSpiffeId()); err != nil {
+		return nil, err
+	}
+	return &composerv1.ComposeWorkloadX509SVIDResponse{}, nil
+}
+
+// ComposeWorkloadJWTSVID implements the CredentialComposer service, as ComposeWorkloadX509SVID
+// does.
+func (p *Plugin) ComposeWorkloadJWTSVID(
+	_ context.Context, req *composerv1.ComposeWorkloadJWTSVIDRequest,
+) (_ *composerv1.ComposeWorkloadJWTSVIDResponse, err error) {
+	defer p.guard("ComposeWorkloadJWTSVID", &err)
+	if err := p.refuseAgents(req.GetSpiffeId()); err != nil {
+		return nil, err
+	}
+	return &composerv1.ComposeWorkloadJWTSVIDResponse{}, nil
+}
+
+// decides reports whether the plugin decides about an ID. It is an error if it cannot tell.
+func (p *Plugin) decides(text string) (id spiffeid.ID, decides bool, err error) {
+	id, err = spiffeid.FromString(text)
+	if err != nil {
+		p.log.Error("SVID refused", "spiffe_id", text, "reason", err.Error())
+		return spiffeid.ID{}, false, status.Errorf(codes.InvalidArgument, "the SPIFFE ID %.80q: %v", text, err)
+	}
+	return id, handover.Guards(id), nil
+}
+
+func (p *Plugin) refuseAgents(text string) error {
+	id, decides, err := p.decides(text)
+	if err != nil || !decides {
+		return err
+	}
+	p.log.Error("SVID refused", "spiffe_id", id.String(), "reason", "a workload with the ID of an agent")
+	return status.Error(codes.PermissionDenied, "no SVID for a workload with the ID of an agent")
+}
+
+// Configure puts a configuration into service. If the socket is another one, the plugin listens at
+// that before it leaves the previous one, and what has been handed over stays. If the configuration
+// is refused, the previous one stays in service.
+func (p *Plugin) Configure(
+	ctx context.Context, req *configv1.ConfigureRequest,
+) (_ *configv1.ConfigureResponse, err error) {
+	defer p.guard("Configure", &err)
+	c, err := config.ParseComposer(req.GetHclConfiguration())
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "configuration: %v", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.closed:
+		return nil, status.Error(codes.Unavailable, "the plugin is shutting down")
+	case p.listener != nil && p.listener.Path() == c.Socket:
+		return &configv1.ConfigureResponse{}, nil
+	}
+	next, err := handover.Listen(ctx, c.Socket, p.family, &p.table, p.log)
+	if err != nil {
+		return nil, status.Errorf(codes.FailedPrecondition, "configuration: socket: %v", err)
+	}
+	if p.listener != nil {
+		p.listener.Close()
+	}
+	p.listener = next
+	return &configv1.ConfigureResponse{}, nil
+}
+
+// Validate says what is wrong with a configuration, and nothing if it is valid, since SPIRE reads
+// any note as a failure. It opens no file and changes nothing.
+func (p *Plugin) Validate(
+	_ context.Context, req *configv1.ValidateRequest,
+) (_ *configv1.ValidateResponse, err error) {
+	defer p.guard("Validate", &err)
+	_, err = config.ParseComposer(req.GetHclConfiguration())
+	var problems config.Problems
+	switch {
+	case err == nil:
+		return &configv1.ValidateResponse{Valid: true}, nil
+	case !errors.As(err, &problems):
+		return &configv1.ValidateResponse{Notes: []string{err.Error()}}, nil
+	}
+	resp := &configv1.ValidateResponse{}
+	for _, problem := range problems {
+		resp.Notes = append(resp.Notes, problem.String())
+	}
+	return resp, nil
+}
+
+// Close stops listening. SPIRE calls it before it ends the process.
+func (p *Plugin) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.listener != nil && !p.closed {
+		p.listener.Close()
+	}
+	p.closed = true
+	return nil
+}
+
+// guard turns a panic of the calling function into a status.
+func (p *Plugin) guard(what string, err *error) {
+	if r := recover(); r != nil {
+		p.log.Error("Panic", "during", what, "panic", r, "stack", string(debug.Stack()))
+		*err = status.Errorf(codes.Internal, "internal error, see the server's log")
+	}
+}

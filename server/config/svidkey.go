@@ -1,0 +1,90 @@
+package config
+
+import (
+	"github.com/spire-tpm/spire-tpm-attestor/server/handover"
+)
+
+// The values of Config.SVIDKey.
+const (
+	SVIDKeyOff      = "off"
+	SVIDKeyOptional = "optional"
+	SVIDKeyRequired = "required"
+)
+
+const (
+	svidKeyKey       = "svid_key"
+	svidKeySocketKey = "svid_key_socket"
+	composerExample  = `"/run/spire/tpm/svid.sock"`
+)
+
+// decodeSVIDKey reads what the server does about the keys of agents' SVIDs.
+func (c *Config) decodeSVIDKey(b *body) {
+	c.SVIDKey = b.choice(svidKeyKey, SVIDKeyOff, SVIDKeyOptional, SVIDKeyRequired)
+	c.SVIDKeySocket = b.socket(svidKeySocketKey)
+	on := c.SVIDKey != SVIDKeyOff
+	switch {
+	case b.wrong[svidKeyKey] || b.wrong[svidKeySocketKey]:
+	case on && c.SVIDKeySocket == "":
+		b.fail(svidKeySocketKey, `is missing: write %s = %s, and the same as socket of CredentialComposer "tpm"`,
+			svidKeySocketKey, composerExample)
+	case !on && c.SVIDKeySocket != "" && !b.has(svidKeyKey):
+		b.fail(svidKeySocketKey, `is set, but svid_key is not: write svid_key = "optional" or svid_key = "required", `+
+			`or remove svid_key_socket and CredentialComposer "tpm"`)
+	case !on && c.SVIDKeySocket != "":
+		c.warn(svidKeyKey, `is "off": if CredentialComposer "tpm" is configured, it refuses every agent of this `+
+			`plugin, since no key is handed over to it: remove it, or write svid_key = "optional"`)
+	}
+	if !on {
+		return
+	}
+	if !c.Reattest {
+		b.fail(svidKeyKey, `is %q, but reattest is false: SPIRE then renews SVIDs without an attestation, `+
+			`for keys that no TPM has certified; remove reattest = false, or svid_key`, c.SVIDKey)
+	}
+	if c.AgentPath != nil && !c.AgentPath.FollowsConvention() {
+		b.fail(svidKeyKey, `is %q, but agent_path_template does not begin with /tpm/: CredentialComposer "tpm" `+
+			`decides about IDs below /spire/agent/tpm/ and no other; let agent_path_template begin with /tpm/, `+
+			`or remove svid_key`, c.SVIDKey)
+	}
+}
+
+// socket returns the path of a socket, or nothing if the block does not have the key.
+func (b *body) socket(key string) string {
+	path := b.text(key)
+	if path == "" {
+		return ""
+	}
+	if err := handover.CheckPath(path); err != nil {
+		b.fail(key, "%v", err)
+		return ""
+	}
+	return path
+}
+
+// A Composer is what the configuration of CredentialComposer "tpm" says.
+type Composer struct {
+	// Socket is the path at which the composer listens.
+	Socket string
+}
+
+// ParseComposer reads a configuration of CredentialComposer "tpm" as SPIRE hands it to the plugin.
+// It looks at no files. The error is of the type Problems.
+func ParseComposer(text string) (*Composer, error) {
+	var ps problems
+	root, err := parseSyntax(text)
+	if err != nil {
+		ps.add("", "%v", err)
+		return nil, ps.err()
+	}
+	b := newBody("", &ps, root)
+	c := &Composer{Socket: b.socket("socket")}
+	if c.Socket == "" && !b.wrong["socket"] {
+		b.fail("socket", `is missing: write socket = %s, and the same as svid_key_socket of NodeAttestor "tpm"`,
+			composerExample)
+	}
+	b.finish()
+	if err := ps.err(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}

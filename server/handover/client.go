@@ -1,0 +1,86 @@
+package handover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+const (
+	// callTimeout is how long a hand-over may take.
+	callTimeout = 5 * time.Second
+	// maxCalls is how many hand-overs are under way at once. Others wait: a composer that hangs
+	// must not take a file descriptor for each attestation.
+	maxCalls = 16
+)
+
+// A Client hands keys over. It is safe for concurrent use.
+type Client struct {
+	path   string
+	family Family
+	calls  chan struct{} // has an element for each call under way
+}
+
+// NewClient returns a client of the composer that listens on a socket. It opens nothing.
+func NewClient(path string, family Family) *Client {
+	return &Client{path, family, make(chan struct{}, maxCalls)}
+}
+
+// HandOver hands over the key for an ID. When it returns nil, the composer has taken it. It
+// returns an error if the composer does not answer within 5 seconds.
+func (c *Client) HandOver(ctx context.Context, id spiffeid.ID, k Key) error {
+	if !Guards(id) {
+		return fmt.Errorf("the composer does not decide about %q", id)
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	select {
+	case c.calls <- struct{}{}:
+		defer func() { <-c.calls }()
+	case <-ctx.Done():
+		return fmt.Errorf("too many keys are being handed over: %w", ctx.Err())
+	}
+	if err := c.call(ctx, id.String(), k); err != nil {
+		return fmt.Errorf("hand the key over at %q: %w", c.path, err)
+	}
+	return nil
+}
+
+// Missing is how an operator makes the composer answer. It is said of a connection that fails.
+const missing = `add CredentialComposer "tpm" with the same plugin_cmd and with this socket to the ` +
+	`configuration of SPIRE's server, and restart it; if it is there, its process has ended: restart the server`
+
+func (c *Client) call(ctx context.Context, id string, k Key) error {
+	var dialer net.Dialer
+	opened, err := dialer.DialContext(ctx, "unix", c.path)
+	if err != nil {
+		return fmt.Errorf("no composer answers (%w): %s", cause(err), missing)
+	}
+	defer func() { _ = opened.Close() }()
+	conn, ok := opened.(*net.UnixConn)
+	if !ok {
+		return errors.New("it is no Unix socket")
+	}
+	if err := c.family.check(conn); err != nil {
+		return err
+	}
+	// If ctx ends, so does what is being read.
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })()
+	if err := writeRequest(conn, id, k); err != nil {
+		return fmt.Errorf("write the request: %w", cause(err))
+	}
+	return readReply(conn)
+}
+
+// cause returns an error without the path of the socket, which the caller tells.
+func cause(err error) error {
+	if sys, ok := errors.AsType[*os.SyscallError](err); ok {
+		return sys
+	}
+	return err
+}

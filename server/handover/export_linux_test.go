@@ -1,0 +1,11 @@
+package handover
+
+import "io"
+
+// WriteRequest and ReadRequest are for tests of the form of a request.
+func WriteRequest(w io.Writer, id string, k Key) error { return writeRequest(w, id, k) }
+func ReadRequest(r io.Reader) (string, Key, error)     { return readRequest(r) }
+func ReadReply(r io.Reader) error                      { return readReply(r) }
+
+// MaxConns is how many connections are served at once.
+const MaxConns = maxConns

@@ -1,0 +1,38 @@
+package handover
+
+import (
+	"fmt"
+	"net"
+	"os"
+)
+
+// A Family are the processes that run as the same user as this one and that the same process has
+// started: spire-server, which starts each of its plugins itself.
+type Family struct {
+	user   int
+	parent int
+}
+
+// Own returns the family of this process. It is to be called when the process starts, while
+// spire-server is alive: an orphan gets another parent, which others may have too.
+func Own() Family { return Family{os.Geteuid(), os.Getppid()} }
+
+// check returns an error unless the process at the other end of a connection is of the family.
+func (f Family) check(conn *net.UnixConn) error {
+	if now := os.Getppid(); now != f.parent {
+		return fmt.Errorf("spire-server, process %d, has ended", f.parent)
+	}
+	user, process, parent, err := peer(conn)
+	switch {
+	case err != nil:
+		return fmt.Errorf("find out which process is at the other end of the socket: %w", err)
+	case user != f.user:
+		return fmt.Errorf("process %d at the other end of the socket runs as user %d, and this one as user %d: "+
+			"run both plugins as the user of spire-server", process, user, f.user)
+	case parent != f.parent:
+		return fmt.Errorf("process %d at the other end of the socket is not a plugin of the same spire-server: "+
+			"its parent is process %d, and this one's is %d; if plugin_cmd is a script, it must exec the plugin",
+			process, parent, f.parent)
+	}
+	return nil
+}

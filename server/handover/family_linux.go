@@ -1,0 +1,81 @@
+package handover
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// peer returns who is at the other end of a connection: the effective user, the process and its
+// parent, as they were when the process connected or, for the one that listens, began to listen
+// (unix(7), SO_PEERCRED). The parent is that of now.
+//
+// A process may end, and another may get its number before its parent is looked up. Linux 6.5
+// and later hold on to the process (SO_PEERPIDFD), and it is alive after the look-up, or there is
+// an error. Before 6.5, another child of spire-server would have to get the number, and
+// spire-server starts its plugins when it starts.
+func peer(conn *net.UnixConn) (user, process, parent int, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { user, process, parent, failed = peerOf(int(fd)) })
+	return user, process, parent, errors.Join(err, failed)
+}
+
+func peerOf(fd int) (user, process, parent int, err error) {
+	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err != nil {
+		return 0, 0, 0, fmt.Errorf("SO_PEERCRED: %w", err)
+	}
+	user, process = int(cred.Uid), int(cred.Pid)
+	if process <= 0 {
+		return 0, 0, 0, errors.New("it is in another PID namespace: run both plugins in that of spire-server")
+	}
+	held, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+	switch {
+	case err == nil:
+		defer unix.Close(held)
+	case errors.Is(err, unix.ENOPROTOOPT):
+		held = -1
+	default:
+		return 0, 0, 0, fmt.Errorf("SO_PEERPIDFD: %w", err)
+	}
+	if parent, err = parentOf(process); err != nil {
+		return 0, 0, 0, err
+	}
+	if held >= 0 {
+		err := unix.PidfdSendSignal(held, 0, nil, 0)
+		if err != nil && !errors.Is(err, unix.EPERM) { // EPERM: it lives, and is another user's
+			return 0, 0, 0, fmt.Errorf("process %d has ended: %w", process, err)
+		}
+	}
+	return user, process, parent, nil
+}
+
+// parentOf reads the number of a process's parent (proc_pid_stat(5)).
+func parentOf(process int) (int, error) {
+	file, err := os.Open("/proc/" + strconv.Itoa(process) + "/stat")
+	if err != nil {
+		return 0, err
+	}
+	defer file.Close()
+	const most = 4 << 10
+	text, err := io.ReadAll(io.LimitReader(file, most))
+	if err != nil {
+		return 0, err
+	}
+	// The name of the command, in parentheses, may have anything in it.
+	fields := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:])
+	if len(fields) < 2 {
+		return 0, fmt.Errorf("%s is not as expected", file.Name())
+	}
+	return strconv.Atoi(string(fields[1]))
+}

@@ -1,0 +1,144 @@
+// Package handover carries, from SPIRE's node attestor "tpm" to its credential composer "tpm", for
+// which key an agent may get its SVID. Both are plugins of one spire-server, in two processes.
+//
+// The attestor knows which key the agent's TPM has certified, and the composer learns which key
+// SPIRE is about to sign. So a [Client] in the attestor hands a [Key] over, a [Listener] in the
+// composer puts it into a [Table], and the composer takes it out when SPIRE asks. Everything here
+// fails closed: a key that has not arrived is a key for which there is no SVID.
+//
+// A hand-over is one connection to a Unix socket with one request and one reply; frame.go has
+// their form. Each side checks that the other is a process of its own user and a child of the same
+// spire-server.
+package handover
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+const (
+	// Lifetime is how long a key that was handed over may be taken. SPIRE asks for it within
+	// milliseconds of the attestor's answer.
+	Lifetime = time.Minute
+	// maxEntries is how many keys a Table holds: those of a thousand machines a second that have
+	// been admitted, and for which SPIRE then has not asked. An entry takes some 150 bytes.
+	maxEntries = 1 << 16
+	// sweepPause is the time from one removal of entries that have ended to the next.
+	sweepPause = time.Second
+)
+
+// guarded is the path of the IDs about which the composer decides, without the last slash.
+const guarded = "/spire/agent/tpm"
+
+// Guards reports whether the composer decides about an ID: those below /spire/agent/tpm/, in
+// whatever trust domain, and that path itself, which no agent has.
+func Guards(id spiffeid.ID) bool {
+	return id.Path() == guarded || strings.HasPrefix(id.Path(), guarded+"/")
+}
+
+// A Key is for which key an agent may get its SVID. The zero value is for no key.
+type Key struct {
+	any  bool
+	spki [sha256.Size]byte
+}
+
+// Only returns the Key for the public key whose PKIX encoding has the SHA-256 spki.
+func Only(spki [sha256.Size]byte) Key { return Key{spki: spki} }
+
+// Any returns the Key for every key: of an agent that has certified none, if the configuration
+// says that this is optional.
+func Any() Key { return Key{any: true} }
+
+// The reasons for which Table.Take refuses.
+var (
+	ErrNothing = errors.New("no key has been handed over for it in the last minute, " +
+		"or it has been used already")
+	ErrOtherKey = errors.New("the key that was handed over for it is another one")
+)
+
+// A Table is what has been handed over. The zero value is ready to use. It is safe for concurrent
+// use, and its size is bounded.
+type Table struct {
+	mu      sync.Mutex
+	entries map[[sha256.Size]byte]entry // by the hash of the ID
+	swept   time.Time                   // when those whose time is over were last removed
+}
+
+type entry struct {
+	key Key
+	end time.Time // has the monotonic clock, so that a clock that is set changes nothing
+}
+
+// Put puts in the key for an ID, in place of an earlier one for the same ID. It reports false if
+// there is no room: nothing is thrown out for it, since that would be the key of an agent to which
+// SPIRE may be about to give its SVID.
+func (t *Table) Put(id string, k Key) bool {
+	name, now := sha256.Sum256([]byte(id)), time.Now()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.entries == nil {
+		t.entries = map[[sha256.Size]byte]entry{}
+	}
+	if now.Sub(t.swept) >= sweepPause {
+		maps.DeleteFunc(t.entries, func(_ [sha256.Size]byte, e entry) bool { return e.over(now) })
+		t.swept = now
+	}
+	if _, there := t.entries[name]; !there && len(t.entries) >= maxEntries {
+		return false
+	}
+	t.entries[name] = entry{k, now.Add(Lifetime)}
+	return true
+}
+
+// Take takes out the key for an ID, if it is the one whose PKIX encoding has the SHA-256 spki, and
+// returns nil. So a key serves once. Otherwise Take returns ErrNothing or ErrOtherKey. A key that
+// does not fit stays in: if an agent attests twice at once, the later attestation's key serves the
+// later attestation, though SPIRE asks about the earlier one first.
+func (t *Table) Take(id string, spki [sha256.Size]byte) error {
+	name, now := sha256.Sum256([]byte(id)), time.Now()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e, there := t.entries[name]
+	switch {
+	case !there:
+		return ErrNothing
+	case e.over(now):
+		delete(t.entries, name)
+		return ErrNothing
+	case !e.key.any && (e.key == Key{} || e.key.spki != spki):
+		return ErrOtherKey
+	}
+	delete(t.entries, name)
+	return nil
+}
+
+func (e entry) over(now time.Time) bool { return !now.Before(e.end) }
+
+// maxPath is how long the path of a socket may be, in bytes: sockaddr_un has room for 108, of
+// which one is a zero (unix(7)).
+const maxPath = 107
+
+// CheckPath returns what is wrong with the path of a socket, in words that follow the name of a
+// key of the configuration. It looks at no file.
+func CheckPath(path string) error {
+	switch {
+	case !strings.HasPrefix(path, "/"):
+		return errors.New("must be an absolute path")
+	case len(path) > maxPath:
+		return fmt.Errorf("is %d bytes long, and the path of a socket has at most %d: choose a shorter one",
+			len(path), maxPath)
+	case filepath.Clean(path) != path:
+		return fmt.Errorf("is not written plainly: write %q", filepath.Clean(path))
+	case filepath.Dir(path) == "/":
+		return errors.New("must be in a folder of its own, not in /")
+	}
+	return nil
+}

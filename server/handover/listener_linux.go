@@ -1,0 +1,243 @@
+package handover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// requestTimeout is how long a connection may last.
+	requestTimeout = 5 * time.Second
+	// maxConns is how many connections are served at once. Others wait in the kernel. Only
+	// processes of the family are served for longer than it takes to refuse them.
+	maxConns = 64
+	// acceptPause is how long the listener waits if it cannot accept a connection, such as for
+	// lack of file descriptors.
+	acceptPause = 100 * time.Millisecond
+	// lockTimeout is how long a listener waits for the process that has the socket so far. A
+	// plugin of a server that was killed ends within this time.
+	lockTimeout = 3 * time.Second
+	lockPause   = 50 * time.Millisecond
+)
+
+// A Listener puts what is handed over at a socket into a Table. No request can stop it, and it
+// needs a bounded amount of memory.
+type Listener struct {
+	path   string
+	family Family
+	table  *Table
+	log    hclog.Logger
+
+	lock   *os.File
+	socket *net.UnixListener
+	conns  chan struct{}   // has an element for each connection that is served
+	ctx    context.Context //nolint:containedctx // ends with Close
+	cancel context.CancelFunc
+	done   sync.WaitGroup
+}
+
+// Listen makes the socket and listens, until Close. It makes the folder of the socket if there is
+// none, for its own user alone. It is an error if the folder belongs to another user or others may
+// write to it, or if another process still has the socket after 3 seconds: a server that was
+// killed leaves a socket, which Listen replaces.
+func Listen(ctx context.Context, path string, family Family, table *Table, log hclog.Logger) (*Listener, error) {
+	if err := CheckPath(path); err != nil {
+		return nil, fmt.Errorf("the socket %q %w", path, err)
+	}
+	if err := makeFolder(filepath.Dir(path)); err != nil {
+		return nil, fmt.Errorf("make the folder of the socket %q: %w", path, err)
+	}
+	l := &Listener{
+		path: path, family: family, table: table, log: log, conns: make(chan struct{}, maxConns),
+	}
+	var err error
+	if l.lock, err = lock(ctx, path+".lock"); err != nil {
+		return nil, fmt.Errorf("lock the socket %q: %w", path, err)
+	}
+	if l.socket, err = listen(path); err != nil {
+		l.lock.Close()
+		return nil, fmt.Errorf("make the socket %q: %w", path, err)
+	}
+	l.ctx, l.cancel = context.WithCancel(context.Background())
+	l.done.Go(l.run)
+	return l, nil
+}
+
+// Path returns where the socket is.
+func (l *Listener) Path() string { return l.path }
+
+// Close stops listening, removes the socket and ends all connections. What has been handed over
+// stays in the table. Close must be called once.
+func (l *Listener) Close() {
+	l.cancel()
+	_ = l.socket.Close() // removes the socket
+	l.done.Wait()
+	l.lock.Close() // last of all: whoever gets the lock may make a socket
+}
+
+// makeFolder makes a folder for this user alone, or checks the one that is there.
+func makeFolder(path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // G301: those above it hold no secret
+		return err
+	}
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	info, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	const remedy = "name a socket in a folder that does not exist, and the plugin makes it"
+	switch {
+	case !info.IsDir():
+		return fmt.Errorf("%q is no folder: %s", path, remedy)
+	case !ok || int(stat.Uid) != os.Geteuid():
+		return fmt.Errorf("%q does not belong to user %d, as whom the plugin runs: %s", path, os.Geteuid(), remedy)
+	case info.Mode().Perm()&0o022 != 0:
+		return fmt.Errorf("other users may write to %q: chmod go= it, or %s", path, remedy)
+	}
+	return nil
+}
+
+// lock makes a file, if there is none, and locks it. The lock ends with the process at the latest,
+// so no process can leave it behind.
+func lock(ctx context.Context, path string) (*os.File, error) {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600) //nolint:gosec // G304: configured
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	ticker := time.NewTicker(lockPause)
+	defer ticker.Stop()
+	for {
+		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return file, nil
+		case !errors.Is(err, unix.EWOULDBLOCK):
+			file.Close()
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			file.Close()
+			return nil, errors.New("another process has this socket: " +
+				"each SPIRE server on a machine needs a socket of its own")
+		case <-ticker.C:
+		}
+	}
+}
+
+// listen makes the socket, for this user alone, in place of one that an earlier process has left.
+func listen(path string) (*net.UnixListener, error) {
+	switch info, err := os.Lstat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, err
+	case info.Mode().Type() != fs.ModeSocket:
+		return nil, errors.New("there is a file of this name that is no socket: choose another name")
+	default:
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	}
+	socket, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		_ = socket.Close()
+		return nil, err
+	}
+	return socket, nil
+}
+
+// run accepts connections until Close.
+func (l *Listener) run() {
+	for {
+		select {
+		case l.conns <- struct{}{}:
+		case <-l.ctx.Done():
+			return
+		}
+		if !l.accept() {
+			return
+		}
+	}
+}
+
+// accept accepts one connection and has it served. It reports false after Close.
+func (l *Listener) accept() bool {
+	conn, err := l.socket.AcceptUnix()
+	if err != nil {
+		<-l.conns
+		select {
+		case <-l.ctx.Done():
+			return false
+		case <-time.After(acceptPause):
+			return true
+		}
+	}
+	l.done.Go(func() {
+		defer func() { <-l.conns }()
+		l.serve(conn)
+	})
+	return true
+}
+
+// serve serves one connection. A panic ends this connection alone: without the composer, SPIRE
+// issues nothing to anybody.
+func (l *Listener) serve(conn *net.UnixConn) {
+	defer func() { _ = conn.Close() }()
+	defer func() {
+		if r := recover(); r != nil {
+			l.log.Error("Panic", "during", "hand-over", "panic", r, "stack", string(debug.Stack()))
+		}
+	}()
+	if err := conn.SetDeadline(time.Now().Add(requestTimeout)); err != nil {
+		return
+	}
+	defer context.AfterFunc(l.ctx, func() { _ = conn.SetDeadline(time.Now()) })()
+	if err := l.family.check(conn); err != nil {
+		l.log.Warn("Hand-over refused", "reason", err.Error())
+		return
+	}
+	err := l.take(conn)
+	if err != nil {
+		l.log.Warn("Hand-over refused", "reason", err.Error())
+	}
+	_ = writeReply(conn, err) // the attestor may have left, and refuses the agent then
+}
+
+// take reads a request and puts its key into the table.
+func (l *Listener) take(conn *net.UnixConn) error {
+	text, k, err := readRequest(conn)
+	if err != nil {
+		return err
+	}
+	id, err := spiffeid.FromString(text)
+	switch {
+	case err != nil:
+		return fmt.Errorf("the ID %.80q: %w", text, err)
+	case !Guards(id):
+		return fmt.Errorf("the composer does not decide about %q", text)
+	case !l.table.Put(text, k):
+		return errors.New("too many keys have been handed over and not used")
+	}
+	return nil
+}
