@@ -43,8 +43,8 @@ func Parse(name string, content []byte) (*File, error) {
 	case number != begun:
 		return nil, fmt.Errorf("only %d of %d PEM blocks can be decoded: is the file cut off?", number, begun)
 	case len(l.EKs) == 0 && len(l.Chain) > 0:
-		return nil, errors.New("its certificates are of CAs, which hold no EK: write the certificate or the public key " +
-			"of the EK itself")
+		return nil, errors.New("its certificates are of CAs, which hold no EK: " +
+			"write the certificate or the public key of the EK itself")
 	case len(l.EKs) == 0:
 		return nil, errors.New("there is no EK in it: write PUBLIC KEY or CERTIFICATE blocks")
 	}
