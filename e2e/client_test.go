@@ -76,11 +76,22 @@ func (c client) attest(ctx context.Context, payload []byte,
 func (c client) attestBy(ctx context.Context, attestor string, payload []byte,
 	answer func(challenge []byte) ([]byte, error),
 ) (string, error) {
+	svid, err := c.svidBy(ctx, attestor, payload, answer)
+	if err != nil {
+		return "", err
+	}
+	return "spiffe://" + svid.Id.TrustDomain + svid.Id.Path, nil
+}
+
+// svidBy is like attestBy, and returns the SVID.
+func (c client) svidBy(ctx context.Context, attestor string, payload []byte,
+	answer func(challenge []byte) ([]byte, error),
+) (*types.X509SVID, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := c.AttestAgent(ctx)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	rsp, err := exchange(stream, &agentv1.AttestAgentRequest{
 		Step: &agentv1.AttestAgentRequest_Params_{Params: &agentv1.AttestAgentRequest_Params{
@@ -89,25 +100,25 @@ func (c client) attestBy(ctx context.Context, attestor string, payload []byte,
 		}},
 	})
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if challenge := rsp.GetChallenge(); challenge != nil {
 		response, err := answer(challenge)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		rsp, err = exchange(stream, &agentv1.AttestAgentRequest{
 			Step: &agentv1.AttestAgentRequest_ChallengeResponse{ChallengeResponse: response},
 		})
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 	}
-	id := rsp.GetResult().GetSvid().GetId()
-	if id == nil {
-		return "", fmt.Errorf("the server answers neither with an SVID nor with an error: %v", rsp)
+	svid := rsp.GetResult().GetSvid()
+	if svid.GetId() == nil {
+		return nil, fmt.Errorf("the server answers neither with an SVID nor with an error: %v", rsp)
 	}
-	return "spiffe://" + id.TrustDomain + id.Path, nil
+	return svid, nil
 }
 
 func exchange(stream agentv1.Agent_AttestAgentClient, req *agentv1.AttestAgentRequest,

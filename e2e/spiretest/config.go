@@ -18,6 +18,7 @@ type serverConfig struct {
 	PluginData               string // HCL, or empty if DataFile is set
 	DataFile                 string
 	LogLevel, MorePlugins    string
+	Datastore                string
 }
 
 // serverTemplate is the configuration of a server. SPIRE's rate limits are off, since they would
@@ -51,7 +52,7 @@ plugins {
   DataStore "sql" {
     plugin_data {
       database_type     = "sqlite3"
-      connection_string = "{{.Dir}}/datastore.sqlite3"
+      connection_string = "{{.Datastore}}"
     }
   }
   KeyManager "memory" { plugin_data {} }
@@ -139,7 +140,7 @@ func (c serverConfig) renderJSON(pluginData string) (string, error) {
 		"plugins": object{
 			"DataStore": []object{{"sql": plugin(object{
 				"database_type":     "sqlite3",
-				"connection_string": c.Dir + "/datastore.sqlite3",
+				"connection_string": c.Datastore,
 			})}},
 			"KeyManager": []object{{"memory": plugin(object{})}},
 			"NodeAttestor": []object{{"tpm": object{

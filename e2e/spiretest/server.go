@@ -43,6 +43,9 @@ type ServerConfig struct {
 	// LogLevel is the log level; empty means "DEBUG". MorePlugins are blocks of other
 	// plugins. Both are only for generated configurations in HCL.
 	LogLevel, MorePlugins string
+	// DatastorePath is the file with the datastore, which servers may share; empty means one in
+	// Dir. It is only for generated configurations in HCL.
+	DatastorePath string
 	// Detached lets the server outlive the caller.
 	Detached bool
 }
@@ -132,6 +135,7 @@ func (p Programs) WriteServerConfig(c ServerConfig) (*Server, error) {
 		Dir: c.Dir, TrustDomain: c.TrustDomain, Socket: s.Socket, Port: port,
 		AgentTTL: c.AgentTTL, PluginCmd: p.ServerPlugin, PluginData: c.PluginData,
 		LogLevel: c.LogLevel, MorePlugins: c.MorePlugins,
+		Datastore: cmp.Or(c.DatastorePath, filepath.Join(c.Dir, "datastore.sqlite3")),
 	}
 	if c.Metrics {
 		if data.MetricsPort, err = FreePort(); err != nil {

@@ -1,0 +1,401 @@
+package e2e_test
+
+import (
+	"crypto/ecdsa"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
+)
+
+var longRotations = flag.Bool("svidkey.long", false, "rotate with an agent_ttl of a minute, which takes 5 minutes")
+
+// composed returns the configuration of a server in dir that has both plugins.
+func (w *world) composed(dir, mode, hashes string) spiretest.ServerConfig {
+	return spiretest.ServerConfig{
+		Dir:         dir,
+		PluginData:  svidKeyData(mode, hashes, dir+"/tpm/svid.sock"),
+		MorePlugins: w.composerBlock(fmt.Sprintf("plugin_data { socket = %q }", dir+"/tpm/svid.sock")),
+	}
+}
+
+func svidKeyData(mode, hashes, socket string) string {
+	return fmt.Sprintf("source \"hash_dir\" \"fleet\" { path = %q }\nsvid_key = %q\nsvid_key_socket = %q",
+		hashes, mode, socket)
+}
+
+func (w *world) composerBlock(data string) string {
+	return fmt.Sprintf("CredentialComposer \"tpm\" {\nplugin_cmd = %q\n%s\n}", w.programs.ServerPlugin, data)
+}
+
+// keyed returns a machine whose agent has its key in the TPM, and the folder for that agent.
+func (w *world) keyed() (machine, string) {
+	w.t.Helper()
+	m, dir := w.machine(nil), w.folder("agent")
+	m.keys = keysOf(dir)
+	return m, dir
+}
+
+// Under required, an agent whose key is in the TPM rotates ten times without an error, with
+// the slots in turn: SPIRE has signed each SVID for the key that was certified, since the composer
+// lets no other through.
+func TestSVIDKeyTenRotations(t *testing.T) {
+	ttl, limit := shortTTL, 3*time.Minute
+	if *longRotations {
+		ttl, limit = time.Minute, 10*time.Minute
+	}
+	w := newWorldFor(t, limit)
+	hashes := w.folder("hashes")
+	c := w.composed(w.folder("server"), "required", hashes)
+	c.AgentTTL = ttl
+	s := w.server(c)
+	m, dir := w.keyed()
+	w.list(hashes, m)
+	a := w.agentIn(dir, s, m)
+	id, err := a.Attested(w.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slots, serials := []string{w.newestSlot(dir)}, []string{w.agents(s)[id].X509SvidSerialNumber}
+	for mark := a.Mark(); len(slots) <= 10; {
+		if _, err := a.WaitLog(w.ctx, mark, "Successfully reattested node"); err != nil {
+			t.Fatal(err)
+		}
+		mark = a.Mark()
+		slots = append(slots, w.newestSlot(dir))
+		serials = append(serials, w.agents(s)[id].X509SvidSerialNumber)
+		n := len(slots)
+		if slots[n-1] == slots[n-2] || serials[n-1] == serials[n-2] {
+			t.Errorf("the slots are %v, the serials %v", slots, serials)
+		}
+	}
+	for _, p := range []*spiretest.Process{s.Process, a.Process} {
+		if log := p.Log(); strings.Contains(log, "level=error") {
+			t.Errorf("%s has an error in its log:\n%s", p.Name, p.Tail())
+		}
+	}
+	known := w.agents(s)[id]
+	if !hasSVIDKey(known) {
+		t.Errorf("the selectors are %v", known.Selectors)
+	}
+	w.wantWorkloadSVID(s, a, known)
+}
+
+// An agent that is started again, after its TPM was reset, has the same key and goes on
+// with the same SVID: the server sees no attestation.
+func TestSVIDKeySurvivesRestart(t *testing.T) {
+	w := newWorld(t)
+	hashes := w.folder("hashes")
+	s := w.server(w.composed(w.folder("server"), "required", hashes))
+	m, dir := w.keyed()
+	w.list(hashes, m)
+	a := w.agentIn(dir, s, m)
+	id, err := a.Attested(w.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := w.agents(s)[id]
+	a.Stop()
+	m.tpm.Restart()
+	mark := s.Mark()
+	a = w.agentIn(dir, s, m)
+	w.waitLog(a.Process, 0, "SVID loaded")
+	w.wantWorkloadSVID(s, a, before)
+	if after := w.agents(s)[id]; after.X509SvidSerialNumber != before.X509SvidSerialNumber {
+		t.Error("the agent has another SVID")
+	}
+	if log := s.Log()[mark:]; strings.Contains(log, "Machine admitted") {
+		t.Errorf("the agent has attested again:\n%s", s.Tail())
+	}
+}
+
+// Under required, agents whose key is in memory or on disk are refused for good, and so are
+// agents of before, and SPIRE is never asked to sign anything for them.
+func TestSVIDKeyRequiredRefusesOtherAgents(t *testing.T) {
+	w := newWorld(t)
+	hashes := w.folder("hashes")
+	s := w.server(w.composed(w.folder("server"), "required", hashes))
+	m := w.machine(nil)
+	w.list(hashes, m)
+	line := w.refused(s, m)
+	if !strings.Contains(line, "svid_key=none") || !strings.Contains(line, `svid_key is \"required\"`) {
+		t.Errorf("the server's log has %s", line)
+	}
+	before := attestortest.New(t, attestortest.Options{})
+	w.write(filepath.Join(hashes, before.EKHash()), "")
+	_, err := w.client(s).attest(w.ctx, before.Payload(t), incumbentAnswer(before))
+	if status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), `use KeyManager "tpm"`) {
+		t.Errorf("an agent of before: %v", err)
+	}
+	if strings.Contains(s.Log(), "SVID refused") {
+		t.Error("SPIRE was about to sign an SVID")
+	}
+}
+
+// withKey returns a client whose CSR is for a key.
+func (c client) withKey(t *testing.T, key *ecdsa.PrivateKey) client {
+	t.Helper()
+	c.csr = csrOf(t, key)
+	return c
+}
+
+// A man in the middle of an insecure bootstrap passes on what the agent sends, with a CSR of
+// his own; root on the machine has the TPM certify one key and asks for an SVID for another. Both
+// are refused, and the server keeps what it knows of the agent.
+func TestSVIDKeyOfAnotherCSR(t *testing.T) {
+	w := newWorld(t)
+	hashes := w.folder("hashes")
+	for _, mode := range []string{"optional", "required"} {
+		w := w.in(t)
+		s := w.server(w.composed(w.folder("s"), mode, hashes))
+		tpm := attestortest.New(t, attestortest.Options{SVIDKey: &attestortest.SVIDKey{}})
+		w.write(filepath.Join(hashes, tpm.EKHash()), "")
+		answer := func(challenge []byte) ([]byte, error) {
+			return attestor.NewProver(tpm.Claim(), tpm).Answer(challenge)
+		}
+		c := w.client(s)
+		id, err := c.withKey(t, tpm.SVIDKey()).attest(w.ctx, tpm.Payload(t), answer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := w.agents(s)[id]
+		_, err = c.attest(w.ctx, tpm.Payload(t), answer)
+		if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "not the one that its TPM has certified") {
+			t.Errorf("%s: %v", mode, err)
+		}
+		if after := w.agents(s)[id]; after.String() != before.String() {
+			t.Errorf("%s: the server knows %v, and knew %v", mode, after, before)
+		}
+		w.waitLog(s.Process, 0, "SVID refused", id)
+		// The key that was certified still serves.
+		if _, err := c.withKey(t, tpm.SVIDKey()).attest(w.ctx, tpm.Payload(t), answer); err != nil {
+			t.Errorf("%s: %v", mode, err)
+		}
+	}
+}
+
+// composerPID returns the process of a server's composer: the plugin that listens at the socket.
+func (w *world) composerPID(s *spiretest.Server) int {
+	w.t.Helper()
+	children, err := spiretest.Children(s.PID())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, pid := range children {
+		env, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
+		if err == nil && strings.Contains(string(env), "CredentialComposer=CredentialComposer") {
+			return pid
+		}
+	}
+	w.t.Fatal("there is no composer")
+	return 0
+}
+
+// Without a composer, or with one that was killed, no agent of this plugin gets an SVID, under
+// optional too; the agent is told to come again and the log says what to do. A restart mends it,
+// over the socket that the killed one has left.
+func TestSVIDKeyWithoutComposer(t *testing.T) {
+	w := newWorld(t)
+	hashes, dir := w.folder("hashes"), w.folder("server")
+	tpm := attestortest.New(t, attestortest.Options{})
+	w.write(filepath.Join(hashes, tpm.EKHash()), "")
+	unavailable := func(s *spiretest.Server, why string) {
+		t.Helper()
+		_, err := w.client(s).attest(w.ctx, tpm.Payload(t), incumbentAnswer(tpm))
+		if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "credential composer does not answer") {
+			t.Errorf("%v", err)
+		}
+		w.waitLog(s.Process, 0, "outcome=unavailable", why, `add CredentialComposer \"tpm\"`)
+	}
+	c := w.composed(dir, "optional", hashes)
+	without := c
+	without.MorePlugins = ""
+	s := w.server(without)
+	unavailable(s, "no such file or directory")
+	s.Stop()
+
+	c.Dir = w.folder("server")
+	s = w.server(c)
+	if err := syscall.Kill(w.composerPID(s), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	unavailable(s, "connection refused")
+	s.Stop()
+
+	c.Dir = w.folder("server") // the next log is another file; the socket is the same
+	s = w.server(c)
+	if _, err := w.client(s).attest(w.ctx, tpm.Payload(t), incumbentAnswer(tpm)); err != nil {
+		t.Error(err)
+	}
+}
+
+// Two servers have one datastore, each a composer of its own: an agent attests to one, and
+// next time to the other.
+func TestSVIDKeyTwoServers(t *testing.T) {
+	w := newWorld(t)
+	hashes, store := w.folder("hashes"), w.folder("store")
+	config := func() spiretest.ServerConfig {
+		c := w.composed(w.folder("server"), "required", hashes)
+		c.DatastorePath = store + "/datastore.sqlite3"
+		return c
+	}
+	one, two := w.server(config()), w.server(config())
+	bundle, err := os.ReadFile(two.BundlePath) // has the CAs of both
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.write(one.BundlePath, string(bundle))
+	m, dir := w.keyed()
+	w.list(hashes, m)
+	var serials []string
+	for _, s := range []*spiretest.Server{one, two, one} {
+		a := w.agentIn(dir, s, m)
+		id, err := a.Attested(w.ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		serials = append(serials, w.agents(s)[id].X509SvidSerialNumber)
+		a.Stop()
+		for _, name := range []string{"agent-data.json", "agent_svid.der"} {
+			_ = os.Remove(filepath.Join(dir, name)) // so that the next one attests anew
+		}
+	}
+	if slices.Sort(serials); len(slices.Compact(serials)) != 3 {
+		t.Errorf("the serials are %v", serials)
+	}
+}
+
+// Old and new go together while a fleet moves: an agent of before and one with its key in the
+// TPM, at a server with optional and at one without svid_key.
+func TestSVIDKeyOptional(t *testing.T) {
+	w := newWorld(t)
+	hashes := w.folder("hashes")
+	m, dir := w.keyed()
+	w.list(hashes, m)
+	before := attestortest.New(t, attestortest.Options{})
+	w.write(filepath.Join(hashes, before.EKHash()), "")
+	for i, c := range []spiretest.ServerConfig{
+		w.composed(w.folder("server"), "optional", hashes), {PluginData: fmt.Sprintf("hash_path = %q", hashes)},
+	} {
+		c.Metrics = true
+		s := w.server(c)
+		id, err := w.client(s).attest(w.ctx, before.Payload(t), incumbentAnswer(before))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if hasSVIDKey(w.agents(s)[id]) {
+			t.Error("an agent of before has the selector")
+		}
+		a := w.agentIn(fmt.Sprint(dir, i), s, machine{
+			tpm: m.tpm, ek: m.ek, hash: m.hash, keys: fmt.Sprint(dir, i, "/tpm"),
+		})
+		if id, err = a.Attested(w.ctx); err != nil {
+			t.Fatal(err)
+		}
+		a.Stop()
+		if got := hasSVIDKey(w.agents(s)[id]); got != (i == 0) {
+			t.Errorf("server %d: an agent with its key in the TPM has the selector: %t", i, got)
+		}
+		if i == 0 {
+			for _, in := range []string{"tpm", "none"} {
+				w.wantMetric(s, metric{
+					name: "spire_server_tpm_attestation_svid_key", labels: map[string]string{"svid_key": in}, value: "1",
+				})
+			}
+		}
+	}
+}
+
+func hasSVIDKey(a *types.Agent) bool {
+	return slices.ContainsFunc(a.Selectors, func(x *types.Selector) bool { return x.Type == "tpm" && x.Value == "svid_key:tpm" })
+}
+
+// A copy of a machine's data is worth nothing on a machine with another TPM: if that is
+// enrolled, it attests as itself, otherwise it is refused.
+func TestSVIDKeyCopiedData(t *testing.T) {
+	w := newWorld(t)
+	hashes := w.folder("hashes")
+	s := w.server(w.composed(w.folder("server"), "required", hashes))
+	m, dir := w.keyed()
+	w.list(hashes, m)
+	a := w.agentIn(dir, s, m)
+	id, err := a.Attested(w.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := w.agents(s)[id]
+	a.Stop()
+	w.copiedData(s, hashes, dir, m)
+	if after := w.agents(s)[id]; after.X509SvidSerialNumber != before.X509SvidSerialNumber {
+		t.Error("the machine that was copied has another SVID")
+	}
+}
+
+// Beside a running server, validate touches nothing; the socket can be another one by
+// SIGUSR1; a second server with the same socket does not start, and the first serves on.
+func TestSVIDKeyConfigurations(t *testing.T) {
+	w := newWorld(t)
+	hashes, dir := w.folder("hashes"), w.folder("server")
+	composerFile := filepath.Join(dir, "composer.conf")
+	socket := func(name string) string { return dir + "/" + name + "/svid.sock" }
+	w.write(composerFile, fmt.Sprintf("socket = %q", socket("one")))
+	s := w.server(spiretest.ServerConfig{
+		Dir: dir, PluginData: svidKeyData("required", hashes, socket("one")), DataFile: true,
+		MorePlugins: w.composerBlock(fmt.Sprintf("plugin_data_file = %q", composerFile)),
+	})
+	tpm := attestortest.New(t, attestortest.Options{SVIDKey: &attestortest.SVIDKey{}})
+	w.write(filepath.Join(hashes, tpm.EKHash()), "")
+	c := w.client(s).withKey(t, tpm.SVIDKey())
+	attests := func() {
+		t.Helper()
+		_, err := c.attest(w.ctx, tpm.Payload(t), func(challenge []byte) ([]byte, error) {
+			return attestor.NewProver(tpm.Claim(), tpm).Answer(challenge)
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	attests()
+	if out, err := s.Validate(w.ctx); err != nil {
+		t.Errorf("validate: %v\n%s", err, out)
+	}
+	attests()
+
+	second := spiretest.ServerConfig{
+		Dir: w.folder("server"), PluginData: svidKeyData("required", hashes, socket("one")),
+		MorePlugins: w.composerBlock(fmt.Sprintf("plugin_data { socket = %q }", socket("one"))),
+	}
+	if other, err := w.programs.StartServer(w.ctx, second); err == nil {
+		other.Stop()
+		t.Error("a second server starts with the same socket")
+	} else if !strings.Contains(err.Error(), "another process has this socket: each SPIRE server") {
+		t.Error(err)
+	}
+	attests()
+
+	mark := s.Mark()
+	w.write(composerFile, fmt.Sprintf("socket = %q", socket("two")))
+	if err := s.Reconfigure(svidKeyData("required", hashes, socket("two"))); err != nil {
+		t.Fatal(err)
+	}
+	w.waitLog(s.Process, mark, "Plugin reconfigured", "NodeAttestor")
+	w.waitLog(s.Process, mark, "Plugin reconfigured", "CredentialComposer")
+	attests()
+	if _, err := os.Lstat(socket("one")); !os.IsNotExist(err) {
+		t.Errorf("the previous socket: %v", err)
+	}
+}
