@@ -58,6 +58,7 @@ var examples = map[string]func(*site, *spiretest.Server){
 	"measured-boot/server-1-trial.conf":    (*site).measuredTrial,
 	"measured-boot/server-2-enforced.conf": (*site).measured,
 	"devid/server.conf":                    (*site).devID,
+	"tpm-svid-key/server.conf":             (*site).svidKeys,
 	"postgres/server.conf":                 (*site).postgres,
 	"postgres/server-mysql.conf":           (*site).mariadb,
 	"monitoring/server.conf":               (*site).monitoring,
@@ -83,6 +84,7 @@ var layouts = map[string]func(*site){
 	"air-gapped":          (*site).layAirGapped,
 	"measured-boot":       (*site).layMeasuredBoot,
 	"devid":               (*site).layDevID,
+	"tpm-svid-key":        func(s *site) { s.mkdir("/srv/tpm/hashes"); s.mkdir("/run/spire") },
 	"postgres":            (*site).layTable,
 	"monitoring":          (*site).layMonitoring,
 	"kubernetes": func(s *site) {
@@ -167,7 +169,7 @@ func newSite(t *testing.T, example string) *site {
 // moved returns a configuration with all paths moved below the site's root.
 func (s *site) moved(text string) string {
 	pairs := []string{`"/opt/spire/plugins/tpm-attestor-server`, `"` + s.programs.ServerPlugin}
-	for _, dir := range []string{"/etc/", "/opt/", "/srv/", "/var/"} {
+	for _, dir := range []string{"/etc/", "/opt/", "/srv/", "/var/", "/run/"} {
 		pairs = append(pairs, `"`+dir, `"`+s.root+dir)
 	}
 	if s.nginx != nil {

@@ -59,7 +59,7 @@ func TestAgentWithItsKeyInTheTPM(t *testing.T) {
 	slot := w.newestSlot(dir)
 	rotate := func() {
 		t.Helper()
-		w.waitLog(a.Process, a.Process.Mark(), "Successfully reattested node")
+		w.waitLog(a.Process, a.Mark(), "Successfully reattested node")
 		if now := w.newestSlot(dir); now == slot {
 			t.Errorf("the slot is %s again", now)
 		} else {
@@ -118,4 +118,16 @@ func (w *world) copiedData(s *spiretest.Server, hashes, dir string, m machine) {
 			w.t.Errorf("the copy is %s, %v; the machine is %s", id, err, m.hash)
 		}
 	}
+}
+
+// svidKeys checks what the README of the example tpm-svid-key says: a machine with the example's agent.conf is
+// admitted, with a selector that says so; one whose keys are elsewhere is not, though it is listed.
+func (s *site) svidKeys(server *spiretest.Server) {
+	m := s.machine(nil)
+	s.put("/srv/tpm/hashes/"+m.hash, "")
+	s.refused(server, m)
+	m.keys = keysOf(s.folder("data"))
+	a, known := s.admitted(server, m)
+	s.wantSelectors(known, "pub_hash:"+m.hash, "rule:default", "source:inventory", "svid_key:tpm")
+	a.Stop()
 }
