@@ -125,10 +125,10 @@ func writeCompletions(dir string) error {
 
 func write(dir, name string, content []byte) error {
 	const folder, file = 0o755, 0o644
-	if err := os.MkdirAll(dir, folder); err != nil {
+	if err := os.MkdirAll(dir, folder); err != nil { //nolint:gosec // G703: who calls it names the folder
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, name), content, file)
+	return os.WriteFile(filepath.Join(dir, name), content, file) //nolint:gosec // G703: as above
 }
 
 // asMarkdown makes the texts of a command Markdown: indented lines stay as they are, and no character means anything.

@@ -47,6 +47,8 @@ func (f *flags) add(cmd *cobra.Command) {
 		"a software TPM (default /dev/tpmrm0, else /dev/tpm0)")
 	flags.StringVar(&f.bank, "bank", "", "the bank of PCRs: sha256 or sha384 (default sha256, or sha384 if the log "+
 		"has no sha256)")
+	cli.Complete(cmd, cli.Files, "log", "device")
+	cli.Complete(cmd, cli.OneOf("sha256", "sha384"), "bank")
 }
 
 // state is what is known of a boot.

@@ -65,6 +65,7 @@ there is one, goes up by one.`,
 			return f.run(cmd)
 		},
 	}
+	cmd.ValidArgsFunction = cli.Nothing
 	f.add(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&f.name, "name", "golden", "the profile's name, which becomes the selector boot:<name>")
@@ -76,6 +77,8 @@ there is one, goes up by one.`,
 	flags.StringVar(&f.merge, "merge", "", "a file with profiles to which this machine is added")
 	flags.StringVar(&f.write, "write", "", "a file to write, as a whole or not at all; "+
 		"without --merge, it must not be there (default: standard output)")
+	cli.Complete(cmd, cli.Files, "merge", "write")
+	cli.Complete(cmd, cli.Nothing, "name", "label", "pcrs")
 	return cmd
 }
 

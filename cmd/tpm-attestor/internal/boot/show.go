@@ -50,6 +50,7 @@ prints it.`,
 			return cli.PrintText(cmd, shown.text(s))
 		},
 	}
+	cmd.ValidArgsFunction = cli.Nothing
 	f.add(cmd)
 	cmd.Flags().BoolVar(&events, "events", false, "show each event")
 	cmd.Flags().BoolVar(&data, "data", false, "show what is in each event, too: it may identify the machine")

@@ -65,6 +65,14 @@ Exit code 1 says that something is missing; what was fetched is kept.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error { return runFill(cmd, f, *output, args[0], args[1:]) },
 	}
+	cmd.ValidArgsFunction = func(
+		cmd *cobra.Command, args []string, begun string,
+	) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if len(args) == 0 {
+			return cli.Folders(cmd, args, begun)
+		}
+		return cli.Files(cmd, args, begun)
+	}
 	cmd.Flags().StringVar(&f.config, "config", "", "the servers' configuration: SPIRE Server's, or just the "+
 		"contents of plugin_data")
 	cmd.Flags().StringArrayVar(&f.hosts, "aia-host", nil, "an entry of the key aia_hosts; repeatable")
@@ -72,6 +80,9 @@ Exit code 1 says that something is missing; what was fetched is kept.`,
 		"VENDOR=URL, an entry of the key ek_certificate_urls; repeatable")
 	cmd.Flags().BoolVar(&f.noCRLs, "no-crl", false, "do not fetch revocation lists (CRLs)")
 	cmd.Flags().BoolVar(&f.force, "force", false, "fetch everything again, even what is fresh")
+	cli.Complete(cmd, cli.Files, "config")
+	cli.Complete(cmd, cli.Nothing, "aia-host")
+	cli.Complete(cmd, cli.BeginningWith("intel=", "amd="), "ek-certificate-url")
 	return cmd
 }
 
@@ -114,7 +125,8 @@ func runFill(cmd *cobra.Command, f fillFlags, output cli.Format, folder string, 
 		if n := machines.DevIDs(); n > 0 {
 			what += fmt.Sprintf(", %d DevIDs", n)
 		}
-		err = cli.PrintText(cmd, fmt.Sprintf("%s: %d fetched, %d kept, %d missing\n", what, s.Fetched, s.Kept, s.Missing))
+		text := fmt.Sprintf("%s: %d fetched, %d kept, %d missing\n", what, s.Fetched, s.Kept, s.Missing)
+		err = cli.PrintText(cmd, text)
 	}
 	switch {
 	case fault != nil:

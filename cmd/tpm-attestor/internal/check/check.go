@@ -71,7 +71,9 @@ func New(output *cli.Format) *cobra.Command {
 			return f.Run(cmd, *output, args[0], args[1])
 		},
 	}
+	cmd.ValidArgsFunction = cli.Files
 	f.Add(cmd)
 	cmd.Flags().StringVar(&f.tests, "tests", "", "check a file of expected decisions")
+	cli.Complete(cmd, cli.Files, "tests")
 	return cmd
 }

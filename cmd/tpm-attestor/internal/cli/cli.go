@@ -69,6 +69,7 @@ func Root(root *cobra.Command, commands ...Maker) *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return UsageError("%w", err) })
 	output := Table
 	root.PersistentFlags().VarP(&output, "output", "o", "how data is printed: table, for people, or json")
+	Complete(root, OneOf(string(Table), string(JSON)), "output")
 	made := make([]*cobra.Command, len(commands))
 	for i, command := range commands {
 		made[i] = command(&output)
@@ -76,8 +77,8 @@ func Root(root *cobra.Command, commands ...Maker) *cobra.Command {
 	return Group(root, made...)
 }
 
-// Group makes cmd a command that does nothing but hold these, and returns it. Without a command behind it, it prints its
-// help.
+// Group makes cmd a command that does nothing but hold these, and returns it. Without a command behind it, it
+// prints its help.
 func Group(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
 	var choose strings.Builder
 	for i, c := range commands {
@@ -91,7 +92,7 @@ func Group(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
 		choose.WriteString(c.Name())
 	}
 	cmd.AddCommand(commands...)
-	cmd.Args = cobra.ArbitraryArgs
+	cmd.Args, cmd.ValidArgsFunction = cobra.ArbitraryArgs, Nothing
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
 			return UsageError("%q is not a command: choose %s", args[0], &choose)

@@ -25,6 +25,7 @@ func WriteKeys(folder string) error {
 	return nil
 }
 
+// WritePEM writes a key, which marshal encodes, as a PEM block of the type what.
 func WritePEM[K crypto.PrivateKey](path string, key K, marshal func(any) ([]byte, error), what string) error {
 	der, err := marshal(key)
 	if err != nil {

@@ -63,6 +63,7 @@ Exit code 3 says that the answer or the machine is refused, 4 that a source cann
 		Args: cli.OneArgument("the answer"),
 		RunE: func(cmd *cobra.Command, args []string) error { return runCertificate(cmd, &f, *output, args[0]) },
 	}
+	cmd.ValidArgsFunction = cli.Files
 	f.add(cmd, "certificate")
 	flags := cmd.Flags()
 	flags.StringVar(&f.caCert, "ca-cert", "", "the CA's certificate, a PEM file")
@@ -73,6 +74,10 @@ Exit code 3 says that the answer or the machine is refused, 4 that a source cann
 	flags.IntVar(&f.days, "days", 0, "for how many days the certificate is valid (default: it has no end)")
 	flags.StringVar(&f.crlURL, "crl-url", "", "where the CA's certificate revocation list is, to be written into the "+
 		"certificate")
+	cli.Complete(cmd, cli.Files, "ca-cert", "ca-key")
+	cli.Complete(cmd, completeSubject, "subject")
+	cli.Complete(cmd, cli.BeginningWith("http://", "https://"), "crl-url")
+	cli.Complete(cmd, cli.Nothing, "days")
 	return cmd
 }
 

@@ -45,6 +45,7 @@ func (f *issueFlags) add(cmd *cobra.Command, written string) {
 		"given a DevID (required)")
 	flags.StringVar(&f.state, "state", "", "the file that remembers the challenge until the answer comes (required)")
 	flags.StringVar(&f.write, "write", "", "the file for the "+written+" (default: standard output)")
+	cli.Complete(cmd, cli.Files, "config", "state", "write")
 }
 
 func (f *issueFlags) check() error {
@@ -85,6 +86,7 @@ Exit code 3 says that the machine is refused, 4 that a source cannot tell.`,
 			return runChallenge(cmd, &f, args[0])
 		},
 	}
+	cmd.ValidArgsFunction = cli.Files
 	f.add(cmd, "challenge")
 	return cmd
 }

@@ -13,6 +13,9 @@ import (
 // maxAttribute is the longest attribute of a subject, in characters (RFC 5280, annex A.1).
 const maxAttribute = 64
 
+// completeSubject offers the attributes that parseSubject takes.
+var completeSubject = cli.BeginningWith("CN=", "O=", "OU=", "C=", "L=", "ST=", "serialNumber=")
+
 // parseSubject returns the name with attributes such as "CN=laptop-17".
 func parseSubject(attributes []string) (pkix.Name, error) {
 	var n pkix.Name

@@ -66,6 +66,7 @@ certificate --csr verifies and prints. Its subject is --subject, or else the EK 
 			return ekreport.ByFlags(err, map[string]string{"device": "--device", "ek": "--ek"})
 		},
 	}
+	cmd.ValidArgsFunction = cli.Folders
 	flags := cmd.Flags()
 	flags.StringVar(&f.device, "device", "", "the TPM: a path such as /dev/tpmrm0, or unix:/path for the socket of "+
 		"a software TPM (default /dev/tpmrm0, else /dev/tpm0)")
@@ -79,6 +80,11 @@ certificate --csr verifies and prints. Its subject is --subject, or else the EK 
 	flags.StringArrayVar(&f.subject, "subject", nil, "an attribute of the certificate request's subject, such as "+
 		"CN=laptop-17; may be repeated: CN, O, OU, C, L, ST, serialNumber")
 	flags.StringVar(&f.challenge, "challenge", "", `the issuer's challenge, "-" for the standard input`)
+	cli.Complete(cmd, cli.Files, "device", "challenge")
+	cli.Complete(cmd, cli.OneOf("auto", "rsa2048", "p256", "p384", "rsa3072"), "ek")
+	cli.Complete(cmd, cli.OneOf("p256", "p384", "rsa2048", "rsa3072", "rsa4096"), "key")
+	cli.Complete(cmd, completeSubject, "subject")
+	cli.Complete(cmd, cli.BeginningWith("0x810"), "handle")
 	return cmd
 }
 

@@ -56,12 +56,15 @@ Exit codes: 0 all is well; 3 something is wrong; 4 something could not be looked
 		},
 		RunE: func(cmd *cobra.Command, args []string) error { return runDoctor(cmd, *output, f, args) },
 	}
+	cmd.ValidArgsFunction = cli.Files
 	flags := cmd.Flags()
 	flags.StringVar(&f.server, "server", "", "look at the server with this configuration, not at a machine")
 	flags.StringVar(&f.serverConfig, "server-config", "", "the configuration of the server that is to decide")
 	flags.StringVar(&f.device, "device", "", "the TPM: a path such as /dev/tpmrm0, or unix:/path for the socket of "+
 		"a software TPM (default that of CONFIG, else /dev/tpmrm0, else /dev/tpm0)")
 	flags.StringVar(&f.user, "user", "", "the user as whom SPIRE Agent runs, who has to be permitted to use the device")
+	cli.Complete(cmd, cli.Files, "server", "server-config", "device")
+	cli.Complete(cmd, cli.Nothing, "user")
 	return cmd
 }
 

@@ -241,7 +241,8 @@ func (d *doctor) eventLog(t *tpm.TPM, server *config.Config, hasTPM bool) {
 	})
 	switch {
 	case err == nil:
-	case errors.Is(err, finding.ErrHangs), server != nil && server.Quote != nil && server.Quote.EventLog != config.EventLogOff:
+	case errors.Is(err, finding.ErrHangs),
+		server != nil && server.Quote != nil && server.Quote.EventLog != config.EventLogOff:
 		d.failed("event log", err)
 		return
 	default:

@@ -42,6 +42,7 @@ or a TPMT_PUBLIC or TPM2B_PUBLIC as other tools write it. "-" is the standard in
 		),
 		RunE: func(cmd *cobra.Command, args []string) error { return run(cmd, f, *output, args) },
 	}
+	cmd.ValidArgsFunction = cli.Files
 	cmd.Flags().StringVar(&f.device, "device", "", "the TPM: a path such as /dev/tpmrm0, or unix:/path for the "+
 		"socket of a software TPM (default /dev/tpmrm0, else /dev/tpm0)")
 	cmd.Flags().StringVar(&f.key, "key", "auto", "the type of the endorsement key, as the agent's key ek: "+
@@ -49,6 +50,8 @@ or a TPMT_PUBLIC or TPM2B_PUBLIC as other tools write it. "-" is the standard in
 	cmd.Flags().BoolVar(&f.onlyHash, "hash", false, "print just the EK hashes, a line each")
 	cmd.Flags().BoolVar(&f.asPEM, "pem", false, "print this TPM's EK and all its certificates as PEM, "+
 		"for tpm-attestor certificates fill")
+	cli.Complete(cmd, cli.Files, "device")
+	cli.Complete(cmd, cli.OneOf("auto", "rsa2048", "p256", "p384", "rsa3072"), "key")
 	return cmd
 }
 
@@ -74,7 +77,7 @@ func run(cmd *cobra.Command, f flags, output cli.Format, files []string) error {
 		}
 		eks = append(eks, found.EKs...)
 	}
-	return print(cmd, f, output, eks)
+	return printEKs(cmd, f, output, eks)
 }
 
 // runTPM shows the EK of this machine's TPM.
@@ -96,10 +99,10 @@ func runTPM(cmd *cobra.Command, f flags, output cli.Format) error {
 		}
 		return cli.PrintText(cmd, text)
 	}
-	return print(cmd, f, output, []ekreport.EK{ekreport.FromTPM(report)})
+	return printEKs(cmd, f, output, []ekreport.EK{ekreport.FromTPM(report)})
 }
 
-func print(cmd *cobra.Command, f flags, output cli.Format, eks []ekreport.EK) error {
+func printEKs(cmd *cobra.Command, f flags, output cli.Format, eks []ekreport.EK) error {
 	if output == cli.JSON {
 		return cli.PrintJSON(cmd, struct {
 			Version int           `json:"version"`

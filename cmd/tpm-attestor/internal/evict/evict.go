@@ -69,12 +69,14 @@ func New(output *cli.Format) *cobra.Command {
 			return run(cmd, o, *output, args[0])
 		},
 	}
+	cmd.ValidArgsFunction = cli.Files
 	flags := cmd.Flags()
 	flags.StringVar(&o.socket, "socket", defaultSocket, "SPIRE Server's API socket")
 	flags.StringVar(&o.status, "status", "", "write the state to this file after each look, in Prometheus' text format")
 	flags.BoolVar(&o.once, "once", false, "look once, evict, and end")
 	flags.BoolVar(&o.dryRun, "dry-run", false, "evict nobody, say who would be evicted")
 	flags.BoolVar(&o.force, "force", false, "with --once: evict even if too many would go at once")
+	cli.Complete(cmd, cli.Files, "socket", "status")
 	return cmd
 }
 

@@ -49,8 +49,10 @@ could not tell; 2 if there is no line about an attestation.`,
 			return f.Run(cmd, *output, args[0], "")
 		},
 	}
+	cmd.ValidArgsFunction = cli.Files
 	f.Add(cmd)
 	cmd.Flags().StringVar(&log, "log", "", "explain the lines of a log")
+	cli.Complete(cmd, cli.Files, "log")
 	return cmd
 }
 

@@ -29,8 +29,8 @@ func NewLooker() Looker {
 	return Looker{admission.NewLane("files to look at", mostHanging, func(bool) {}), patienceOfLooker}
 }
 
-// Within calls f, in a goroutine of its own, and returns its error. If f takes too long, the error is ErrHangs: f goes on then, and
-// nothing that f writes may be read.
+// Within calls f, in a goroutine of its own, and returns its error. If f takes too long, the error is ErrHangs:
+// f goes on then, and nothing that f writes may be read.
 func (l Looker) Within(ctx context.Context, f func(context.Context) error) error {
 	var err error
 	if waited := l.lane.Do(ctx, l.patience, func(ctx context.Context) error {

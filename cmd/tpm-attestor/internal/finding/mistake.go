@@ -49,11 +49,11 @@ func MistakesIn(file string, err error) []Mistake {
 	return all
 }
 
-// Mistakes are an error: a line each.
-type Mistakes []Mistake
+// MistakesError is what is wrong with a file: a line each.
+type MistakesError []Mistake
 
 // Error implements error.
-func (e Mistakes) Error() string {
+func (e MistakesError) Error() string {
 	lines := make([]string, len(e))
 	for i, m := range e {
 		lines[i] = m.String()

@@ -32,6 +32,7 @@ func (f *buildFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.expires, "expires", "", "until when the list is good: a time such as "+
 		"2030-01-31T12:00:00Z, or a duration from now on such as 720h (JSON)")
 	cmd.Flags().StringVar(&f.name, "list", "", "the list's own name, as list_id in the servers' configuration (JSON)")
+	cli.Complete(cmd, cli.Nothing, "serial", "expires", "list")
 }
 
 func newBuild(output *cli.Format) *cobra.Command {
@@ -65,8 +66,10 @@ Exit code 3 says that there are mistakes in an INPUT.`,
 		Args: cli.AtLeastOne("the folders and files with the machines"),
 		RunE: func(cmd *cobra.Command, args []string) error { return runBuild(cmd, &f, *output, args) },
 	}
+	cmd.ValidArgsFunction = cli.Files
 	f.register(cmd)
 	cmd.Flags().Var(&f.from, "from", "what the inputs are: list, hashes, keys, csv or ndjson, or auto to recognize it")
+	cli.Complete(cmd, cli.OneOf("auto", "list", "hashes", "keys", "csv", "ndjson"), "from")
 	return cmd
 }
 
@@ -126,14 +129,16 @@ func (f *buildFlags) header(cmd *cobra.Command, h list.Header) (list.Header, err
 // finish writes the list that was made, or tells the mistakes in the inputs.
 func (f *buildFlags) finish(cmd *cobra.Command, g *gather, output cli.Format, d *ekhashes.Document, err error) error {
 	if err == nil && d.Len() == 0 && !f.allowEmpty {
-		err = finding.Mistakes{{
+		err = finding.MistakesError{{
 			File: "the list",
 			Problem: "no entry: if it is meant to be empty, add --allow-empty, and servers need the JSON form or " +
 				"allow_empty",
 		}}
 	}
-	result := built{Version: 1, To: f.place(), Mistakes: []finding.Mistake{}, Warnings: g.warnings.texts(), Form: f.form}
-	if mistakes, ok := errors.AsType[finding.Mistakes](err); ok {
+	result := built{
+		Version: 1, To: f.place(), Mistakes: []finding.Mistake{}, Warnings: g.warnings.texts(), Form: f.form,
+	}
+	if mistakes, ok := errors.AsType[finding.MistakesError](err); ok {
 		result.Mistakes = mistakes
 		return f.refuse(cmd, g, output, result, mistakes)
 	}
@@ -150,7 +155,9 @@ func (f *buildFlags) finish(cmd *cobra.Command, g *gather, output cli.Format, d 
 }
 
 // refuse tells the mistakes.
-func (f *buildFlags) refuse(cmd *cobra.Command, g *gather, output cli.Format, r built, mistakes finding.Mistakes) error {
+func (f *buildFlags) refuse(
+	cmd *cobra.Command, g *gather, output cli.Format, r built, mistakes finding.MistakesError,
+) error {
 	g.progress.End()
 	if output == cli.JSON {
 		if err := cli.PrintJSON(cmd, r); err != nil {
@@ -161,7 +168,7 @@ func (f *buildFlags) refuse(cmd *cobra.Command, g *gather, output cli.Format, r 
 	if err := printMessages(cmd, "warning: ", r.Warnings); err != nil {
 		return err
 	}
-	if err := printMessages(cmd, "", []finding.Mistakes{mistakes}); err != nil {
+	if err := printMessages(cmd, "", []finding.MistakesError{mistakes}); err != nil {
 		return err
 	}
 	return cli.Exit(cli.ExitRefused, errors.New("nothing was written: mend the mistakes above"))
@@ -207,6 +214,7 @@ Exit code 3 says that there are mistakes in LIST.`,
 		Args: cli.OneArgument("the list"),
 		RunE: func(cmd *cobra.Command, args []string) error { return runConvert(cmd, &f, *output, args[0]) },
 	}
+	cmd.ValidArgsFunction = cli.Files
 	f.register(cmd)
 	return cmd
 }

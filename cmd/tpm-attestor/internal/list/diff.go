@@ -39,6 +39,7 @@ Exit code 0 says that both have the same entries, 3 that they differ, 4 that a l
 		},
 		RunE: func(cmd *cobra.Command, args []string) error { return runDiff(cmd, *output, allowEmpty, args) },
 	}
+	cmd.ValidArgsFunction = cli.Files
 	cmd.Flags().BoolVar(&allowEmpty, "allow-empty", false, "a text list or a folder without an entry is "+
 		"meant to be empty")
 	return cmd
@@ -93,7 +94,7 @@ func readForDiff(cmd *cobra.Command, allowEmpty bool, name string) (*ekhashes.Do
 	if err := printMessages(cmd, "warning: ", g.warnings.texts()); err != nil {
 		return nil, err
 	}
-	if mistakes, ok := errors.AsType[finding.Mistakes](err); ok {
+	if mistakes, ok := errors.AsType[finding.MistakesError](err); ok {
 		return nil, fmt.Errorf("the list %s has mistakes, and no server would take it:\n%w", name, mistakes)
 	}
 	if err != nil {

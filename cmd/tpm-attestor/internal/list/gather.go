@@ -113,7 +113,7 @@ func (g *gather) all(names []string, header list.Header) (*ekhashes.Document, er
 		}
 	}
 	if len(g.mistakes) > 0 {
-		return nil, finding.Mistakes(g.mistakes)
+		return nil, finding.MistakesError(g.mistakes)
 	}
 	g.progress.Now("sorting")
 	d, err := g.builder.Build(header)
@@ -121,10 +121,10 @@ func (g *gather) all(names []string, header list.Header) (*ekhashes.Document, er
 		for _, one := range several {
 			_ = g.wrong(finding.Mistake{File: one.Place, Problem: one.Problem}) // there are not more
 		}
-		return nil, finding.Mistakes(g.mistakes)
+		return nil, finding.MistakesError(g.mistakes)
 	}
 	if one, ok := errors.AsType[*list.FormatError](err); ok {
-		return nil, finding.Mistakes{{File: one.Place, Problem: one.Problem}}
+		return nil, finding.MistakesError{{File: one.Place, Problem: one.Problem}}
 	}
 	return d, err
 }

@@ -332,7 +332,9 @@ func (g *gather) ndjson(name string, in io.Reader) error {
 		}
 	}
 	if errors.Is(rows.Err(), bufio.ErrTooLong) {
-		return g.wrong(finding.Mistake{File: name, Line: line + 1, Problem: fmt.Sprintf("a line of more than %d bytes", maxRow)})
+		return g.wrong(finding.Mistake{
+			File: name, Line: line + 1, Problem: fmt.Sprintf("a line of more than %d bytes", maxRow),
+		})
 	}
 	if err := rows.Err(); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
@@ -359,7 +361,7 @@ func (g *gather) readFolder(name string) (*ekhashes.Document, error) {
 	g.from = fromHashes
 	d, err := g.all([]string{name}, list.Header{})
 	if err == nil && d.Len() == 0 && !g.allowEmpty {
-		return nil, finding.Mistakes{{File: name, Problem: "no file in the folder is named by an EK hash: " +
+		return nil, finding.MistakesError{{File: name, Problem: "no file in the folder is named by an EK hash: " +
 			"if it is meant to be empty, add --allow-empty"}}
 	}
 	return d, err
@@ -381,7 +383,7 @@ func (g *gather) readDocument(name string) (*ekhashes.Document, error) {
 	defer func() { _ = file.Close() }() // it was only read
 	d, err := g.document(name, file)
 	if len(g.mistakes) > 0 {
-		return nil, finding.Mistakes(g.mistakes)
+		return nil, finding.MistakesError(g.mistakes)
 	}
 	return d, err
 }

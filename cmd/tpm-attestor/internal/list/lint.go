@@ -33,6 +33,7 @@ Exit code 3 says that there are mistakes, 4 that a LIST could not be read.`,
 		Args: cli.AtLeastOne("the lists"),
 		RunE: func(cmd *cobra.Command, args []string) error { return runLint(cmd, opts, *output, args) },
 	}
+	cmd.ValidArgsFunction = cli.Files
 	cmd.Flags().BoolVar(&opts.AllowEmpty, "allow-empty", false, "a text list without an entry is meant to be empty, "+
 		"as the key allow_empty of hash_file says")
 	cmd.Flags().BoolVar(&opts.JSON, "http", false, "the lists are for a source http, which reads JSON alone")
@@ -80,7 +81,7 @@ func runLint(cmd *cobra.Command, opts ekhashes.Options, output cli.Format, names
 func lint(cmd *cobra.Command, opts ekhashes.Options, name string) (lintedList, error) {
 	result := lintedList{File: name, Mistakes: []finding.Mistake{}, Warnings: []string{}}
 	d, warnings, err := lintDocument(cmd, opts, name)
-	if mistakes, ok := errors.AsType[finding.Mistakes](err); ok {
+	if mistakes, ok := errors.AsType[finding.MistakesError](err); ok {
 		result.Mistakes = mistakes
 	} else if err != nil {
 		return result, err
@@ -116,7 +117,7 @@ func lintDocument(cmd *cobra.Command, opts ekhashes.Options, name string) (docum
 	defer func() { _ = in.Close() }() // it was only read
 	data, err := input.ReadAll(in, maxList)
 	if errors.Is(err, input.ErrTooLong) {
-		return nil, nil, finding.Mistakes{{File: name, Problem: fmt.Sprintf(
+		return nil, nil, finding.MistakesError{{File: name, Problem: fmt.Sprintf(
 			"longer than %d bytes: raise max_bytes in the servers' configuration, or split the list", maxList)}}
 	}
 	if err != nil {
@@ -147,7 +148,7 @@ func printLinted(cmd *cobra.Command, output cli.Format, r *linted) error {
 			return err
 		}
 		if !l.Valid {
-			if err := printMessages(cmd, "", []finding.Mistakes{l.Mistakes}); err != nil {
+			if err := printMessages(cmd, "", []finding.MistakesError{l.Mistakes}); err != nil {
 				return err
 			}
 			continue

@@ -22,8 +22,8 @@ func New(output *cli.Format) *cobra.Command {
 	return cli.Group(&cobra.Command{
 		Use:   "list",
 		Short: "Make, check, compare and sign lists of EK hashes",
-		Long: `list works with lists of EK hashes in the forms that servers read: text, JSON, and folders with a file for
-each machine. It reads them with the servers' own parsers.`,
+		Long: `list works with lists of EK hashes in the forms that servers read: text, JSON, and folders with a file
+for each machine. It reads them with the servers' own parsers.`,
 		Example: cli.Examples(
 			"tpm-attestor list build machines.csv --to machines.json",
 			"tpm-attestor list lint machines.json",
@@ -73,7 +73,7 @@ func load[T list.Content[T]](
 		return nil, err
 	}
 	if err := l.Load(ctx); err != nil {
-		return nil, finding.Mistakes(finding.MistakesIn(file, err))
+		return nil, finding.MistakesError(finding.MistakesIn(file, err))
 	}
 	d, err := l.Current()
 	if err != nil {

@@ -66,8 +66,10 @@ Exit code 3 says that a server would refuse the list.`,
 		Args: cli.OneArgument("the list"),
 		RunE: func(cmd *cobra.Command, args []string) error { return runSign(cmd, &f, *output, args[0]) },
 	}
+	cmd.ValidArgsFunction = cli.Files
 	cmd.Flags().StringVar(&f.key, "key", "", "the private key, a PEM file (required)")
 	cmd.Flags().StringVar(&f.signature, "signature", "", "the file to write (default LIST.sig)")
+	cli.Complete(cmd, cli.Files, "key", "signature")
 	return cmd
 }
 
@@ -134,10 +136,10 @@ func signable(cmd *cobra.Command, name string, data []byte) (document, error) {
 	}
 	signing := list.Signing{Name: d.Header().Name}
 	if err := signing.Check(d.Header()); err != nil {
-		return nil, finding.Mistakes{{File: name, Problem: err.Error()}}
+		return nil, finding.MistakesError{{File: name, Problem: err.Error()}}
 	}
 	if signing.Name == "" {
-		return nil, finding.Mistakes{{
+		return nil, finding.MistakesError{{
 			File: name,
 			Problem: `a signed list needs the field "list", so that it cannot be swapped for another: ` +
 				"name it as list_id says",
@@ -162,7 +164,7 @@ func keyID(public any) (string, error) {
 
 // refuse tells why a list is refused.
 func (r *signed) refuse(cmd *cobra.Command, output cli.Format, err error) error {
-	mistakes, ok := errors.AsType[finding.Mistakes](err)
+	mistakes, ok := errors.AsType[finding.MistakesError](err)
 	if !ok {
 		return err
 	}
@@ -173,7 +175,7 @@ func (r *signed) refuse(cmd *cobra.Command, output cli.Format, err error) error 
 		}
 		return cli.Exit(cli.ExitRefused, nil)
 	}
-	if err := printMessages(cmd, "", []finding.Mistakes{mistakes}); err != nil {
+	if err := printMessages(cmd, "", []finding.MistakesError{mistakes}); err != nil {
 		return err
 	}
 	return cli.Exit(cli.ExitRefused, errors.New("no server would take this list with this signature"))
@@ -209,10 +211,13 @@ could not be read.`,
 		Args: cli.OneArgument("the list"),
 		RunE: func(cmd *cobra.Command, args []string) error { return runVerify(cmd, &f, *output, args[0]) },
 	}
+	cmd.ValidArgsFunction = cli.Files
 	cmd.Flags().StringVar(&f.key, "public-key", "", "a PEM file of one or more public keys, as "+
 		"public_key_path (required)")
 	cmd.Flags().StringVar(&f.signature, "signature", "", "the signature (default LIST.sig)")
 	cmd.Flags().StringVar(&f.listID, "list-id", "", "the name that the list must give itself, as list_id")
+	cli.Complete(cmd, cli.Files, "public-key", "signature")
+	cli.Complete(cmd, cli.Nothing, "list-id")
 	return cmd
 }
 
@@ -231,7 +236,7 @@ func runVerify(cmd *cobra.Command, f *signFlags, output cli.Format, name string)
 	result := signed{Version: 1, File: name, Signature: at, Mistakes: []finding.Mistake{}}
 	id, err := keys.Verify(c.Data, c.Signature)
 	if err != nil {
-		return result.refuse(cmd, output, finding.Mistakes{{File: at, Problem: err.Error()}})
+		return result.refuse(cmd, output, finding.MistakesError{{File: at, Problem: err.Error()}})
 	}
 	signing := &list.Signing{KeyPath: f.key, Name: f.listID}
 	if f.listID == "" {

@@ -56,6 +56,9 @@ func (t *target) register(cmd *cobra.Command) {
 		".json or something only JSON has is asked for, otherwise text)")
 	cmd.Flags().BoolVar(&t.sharded, "sharded", false, "with --to-dir: in folders by the first two digits, "+
 		"for more than ten thousand machines")
+	cli.Complete(cmd, cli.Files, "to")
+	cli.Complete(cmd, cli.Folders, "to-dir")
+	cli.Complete(cmd, cli.OneOf("text", "json"), "form")
 }
 
 // check returns what is wrong with the flags together, and chooses the form. header says

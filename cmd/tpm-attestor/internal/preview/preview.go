@@ -28,7 +28,7 @@ type Flags struct {
 
 // Add adds the flags to a command.
 func (f *Flags) Add(cmd *cobra.Command) {
-	f.tpmFlags.add(cmd)
+	f.add(cmd)
 	cmd.Flags().BoolVar(&f.Network, "network", false, "ask web servers, databases and certificate services, too")
 }
 

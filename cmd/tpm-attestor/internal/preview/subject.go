@@ -61,6 +61,8 @@ func (f *tpmFlags) add(cmd *cobra.Command) {
 		"the socket of a software TPM (default /dev/tpmrm0, else /dev/tpm0)")
 	cmd.Flags().StringVar(&f.key, "key", "auto", "the type of the endorsement key, as the agent's key ek: "+
 		"auto, rsa2048, p256, p384 or rsa3072")
+	cli.Complete(cmd, cli.Files, "device")
+	cli.Complete(cmd, cli.OneOf("auto", "rsa2048", "p256", "p384", "rsa3072"), "key")
 }
 
 // subject returns this machine, as its agent would describe it.

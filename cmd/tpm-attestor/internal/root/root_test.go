@@ -46,6 +46,48 @@ func TestEveryCommandIsDescribed(t *testing.T) {
 	}
 }
 
+// A shell offers what fits: the values that a flag has, files where one is meant, and nothing where a file would be
+// wrong. What nobody has thought about would get files.
+func TestEverythingIsCompleted(t *testing.T) {
+	t.Parallel()
+	for _, cmd := range commands(New("test")) {
+		path := cmd.CommandPath()
+		if cmd.ValidArgsFunction == nil {
+			t.Errorf("%s: set ValidArgsFunction, such as to cli.Files", path)
+		}
+		cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
+			if _, ok := cmd.GetFlagCompletionFunc(f.Name); !ok && f.NoOptDefVal == "" {
+				t.Errorf("%s: say by cli.Complete what a shell offers for --%s", path, f.Name)
+			}
+		})
+	}
+}
+
+// What a shell offers for a flag is taken by the flag.
+func TestWhatIsOfferedIsTaken(t *testing.T) {
+	t.Parallel()
+	for _, cmd := range commands(New("test")) {
+		cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
+			offer, ok := cmd.GetFlagCompletionFunc(f.Name)
+			if !ok {
+				return
+			}
+			values, directive := offer(cmd, nil, "")
+			if directive&cobra.ShellCompDirectiveNoSpace != 0 {
+				return // a beginning
+			}
+			for _, value := range values {
+				if err := f.Value.Set(value); err != nil {
+					t.Errorf("%s --%s %s: %v", cmd.CommandPath(), f.Name, value, err)
+				}
+				if !strings.Contains(f.Usage, value) {
+					t.Errorf("%s: the description of --%s lacks %s: %s", cmd.CommandPath(), f.Name, value, f.Usage)
+				}
+			}
+		})
+	}
+}
+
 // Each example is a command line that the command has: a flag that was renamed is not left in one.
 func TestExamplesAreCommandLines(t *testing.T) {
 	t.Parallel()

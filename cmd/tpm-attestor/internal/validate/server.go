@@ -125,7 +125,7 @@ func (s *serverContent) noteUnfetched() {
 	}
 	if len(all) > 0 {
 		cli.Note(s.cmd, "nothing was fetched for %s: which issuers and revocation lists a server fetches depends on a "+
-			"machine's certificate: ask for one with tpm-attestor check --network CONFIG EK, where EK is a file with it",
+			"machine's certificate: ask for one with tpm-attestor check --network CONFIG EK, EK being a file with it",
 			strings.Join(all, ", "))
 	}
 }

@@ -54,11 +54,13 @@ Exit codes: 0 valid, perhaps with warnings; 3 not valid; 4 not known, since some
 		Args: cli.OneArgument("the configuration"),
 		RunE: func(cmd *cobra.Command, args []string) error { return runValidate(cmd, *output, f, args[0]) },
 	}
+	cmd.ValidArgsFunction = cli.Files
 	flags := cmd.Flags()
 	flags.BoolVar(&f.asAgent, "agent", false, "CONFIG is the agent's, even if its contents do not show that")
 	flags.StringVar(&f.user, "user", "", "the user as whom SPIRE runs: a name, a number, or <uid>:<gid> as in "+
 		"a container")
 	flags.BoolVar(&f.network, "network", false, "fetch the lists on web servers, and ask databases, as well")
+	cli.Complete(cmd, cli.Nothing, "user")
 	return cmd
 }
 
