@@ -6,20 +6,22 @@ import (
 	"testing"
 )
 
-// notForASite is what a site that is made of the Markdown takes for its own: an
-// interpolation, or a tag of HTML that is none. GitHub shows both as they are.
-var notForASite = regexp.MustCompile(`\{\{|</?[A-Za-z]`)
+var (
+	interpolation = regexp.MustCompile(`\{\{`)
+	tag           = regexp.MustCompile(`</?[A-Za-z]`)
+)
 
-// The pages can be published as a site, by VitePress for example, which fails at what it
-// takes for an interpolation or a component, and takes neither in code.
+// The pages can be published as a site, by VitePress for example. GitHub shows both as they are,
+// but VitePress fails at a tag outside of code, and at braces that it takes for an interpolation, in
+// the code of a line too.
 func TestPagesAreFitForASite(t *testing.T) {
 	for _, p := range pages(t) {
 		if !strings.HasPrefix(p.file, "docs/") {
 			continue
 		}
-		for i, line := range strings.Split(codeSpan.ReplaceAllString(p.prose, ""), "\n") {
-			if m := notForASite.FindString(line); m != "" {
-				t.Errorf("%s:%d: %q outside of code", p.file, i+1, m)
+		for i, line := range strings.Split(p.prose, "\n") {
+			if interpolation.MatchString(line) || tag.MatchString(codeSpan.ReplaceAllString(line, "")) {
+				t.Errorf("%s:%d: an interpolation, or a tag outside of code: %s", p.file, i+1, line)
 			}
 		}
 	}
