@@ -71,7 +71,7 @@ bench-compare: test-packages ## the benchmarks here against those of another com
 	@.ci/bench compare '$(BENCH)' '$(PKG)' '$(COUNT)' '$(or $(BASE),HEAD)'
 
 .PHONY: storm
-storm: build ## what attestations cost a real SPIRE server under AGENTS (1000) machines, beside x509pop
+storm: build ## attestations a second and their cost in a real SPIRE under AGENTS (1000) machines, beside x509pop
 	@set -e; spire=$$(e2e/spire.sh); cd e2e; \
 	SPIRE_DIR="$$spire" PLUGIN_DIR="$(CURDIR)/bin" go test -count=1 -timeout 30m -v \
 		-run '^TestStormOfAgents$$' . -storm.agents=$(AGENTS)
