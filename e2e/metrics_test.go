@@ -33,7 +33,10 @@ func TestMonitoring(t *testing.T) {
 	w := newWorld(t)
 	m := w.monitored()
 	w.write(filepath.Join(m.stolen, m.denied.EKHash()), "")
-	s := w.server(spiretest.ServerConfig{PluginData: m.inventory + m.others, DataFile: true, Metrics: true})
+	s := w.server(spiretest.ServerConfig{
+		PluginData: m.inventory + m.others, DataFile: true, Metrics: true, MorePlugins: m.composer,
+	})
+	m.evicter = w.evicter(s)
 	rules, err := promtest.ReadRules("../examples/monitoring/alerts.yml")
 	if err != nil {
 		t.Fatal(err)
@@ -42,19 +45,19 @@ func TestMonitoring(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	first := w.calm(s, rules)
+	first := w.calm(s, m, rules)
 
 	w.wantCode(s, m.listed, codes.OK)
 	w.wantCode(s, stranger(t, 9), codes.PermissionDenied)
 	w.wantCode(s, m.denied, codes.PermissionDenied)
 	w.wantMetric(s, metric{name: "spire_server_tpm_attestation", labels: map[string]string{"outcome": "refused"}, value: "2"})
-	second := w.shown(s) // some panels are about the growth of what there is only after an attestation
+	second := w.shown(s, m) // some panels are about the growth of what there is only after an attestation
 	w.wantCode(s, m.listed, codes.OK)
 	w.reconfigure(s, `nonsense = 1`, "unknown key")
 	w.reconfigure(s, m.inventory+m.others+m.absent, "Plugin reconfigured")
 	w.wantCode(s, stranger(t, 9), codes.Unavailable)
 	w.soon(func() error {
-		store := w.store(first, second, w.shown(s))
+		store := w.store(first, second, w.shown(s, m))
 		return errors.Join(
 			w.wantAlerts(store, rules, "TPMConfigurationRefused", "TPMDenied", "TPMSourceDown", "TPMUnavailable"),
 			w.wantPanels(store, dashboard),
@@ -70,7 +73,7 @@ func TestMonitoring(t *testing.T) {
 		name: "spire_server_tpm_source_serial_low", labels: map[string]string{"source": "inventory"}, value: "42",
 	})
 	w.soon(func() error {
-		return w.wantAlerts(w.store(first, second, w.shown(s)), rules, "TPMConfigurationRefused", "TPMDenied", "TPMUnavailable")
+		return w.wantAlerts(w.store(first, second, w.shown(s, m)), rules, "TPMConfigurationRefused", "TPMDenied", "TPMUnavailable")
 	})
 }
 
@@ -78,7 +81,23 @@ func TestMonitoring(t *testing.T) {
 type monitored struct {
 	inventory, others, absent string
 	stolen                    string // a folder
+	composer                  string // a plugin
 	listed, denied            *attestortest.TPM
+	evicter                   *evicter
+}
+
+// shown is what Prometheus scrapes.
+type shown struct{ server, node string }
+
+// shown returns what the server shows to Prometheus, and the status of the evicter, which
+// node_exporter shows.
+func (w *world) shown(s *spiretest.Server, m *monitored) shown {
+	w.t.Helper()
+	status, err := os.ReadFile(m.evicter.status)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return shown{w.page(s), string(status)}
 }
 
 func (w *world) monitored() *monitored {
@@ -89,7 +108,11 @@ func (w *world) monitored() *monitored {
 	w.write(list, strings.Replace(w.jsonList(1_700_000_042, entry{Hash: m.denied.EKHash()}, entry{Hash: m.listed.EKHash()}),
 		"{", `{"expires": "2999-01-01T00:00:00Z", `, 1))
 	w.write(filepath.Join(m.stolen, ".mounted"), "")
-	m.inventory = fmt.Sprintf("source \"hash_file\" \"inventory\" { path = %q }\n", list)
+	socket := filepath.Join(w.folder("composer"), "svid.sock")
+	m.composer = fmt.Sprintf("CredentialComposer \"tpm\" {\nplugin_cmd = %q\nplugin_data { socket = %q }\n}",
+		w.programs.ServerPlugin, socket)
+	m.inventory = fmt.Sprintf("svid_key = \"optional\"\nsvid_key_socket = %q\n", socket) +
+		fmt.Sprintf("source \"hash_file\" \"inventory\" { path = %q }\n", list)
 	m.others = fmt.Sprintf(`source "ek_ca" "vendors" { ca_path = %q }
 		source "hash_dir" "stolen" { path = %q marker = ".mounted" }
 		allow "production" { any = ["inventory"] }
@@ -104,15 +127,15 @@ func (w *world) monitored() *monitored {
 // calm checks that the server shows all that the alert rules and the documentation ask for although
 // nothing has happened yet, and that no alert's query has a result once the plugin lives. It returns
 // what the server has shown.
-func (w *world) calm(s *spiretest.Server, rules []rulefmt.Rule) string {
+func (w *world) calm(s *spiretest.Server, m *monitored, rules []rulefmt.Rule) shown {
 	w.t.Helper()
 	queries := documentedQueries(w.t)
 	for _, r := range rules {
 		queries = append(queries, promtest.Query{Of: r.Alert, Expr: r.Expr})
 	}
-	var first string
+	var first shown
 	w.soon(func() error {
-		first = w.shown(s)
+		first = w.shown(s, m)
 		store := w.store(first)
 		var errs []error
 		for _, q := range queries {
@@ -141,19 +164,22 @@ func documentedQueries(t *testing.T) (all []promtest.Query) {
 }
 
 // store returns what Prometheus has after a scrape a minute, the last of them at the time last.
-func (w *world) store(scrapes ...string) *promtest.Store {
+func (w *world) store(scrapes ...shown) *promtest.Store {
 	w.t.Helper()
 	store := promtest.NewStore()
-	for i, text := range scrapes {
+	for i, scrape := range scrapes {
 		at := lastScrape.Add(time.Duration(i+1-len(scrapes)) * time.Minute)
-		if err := store.Scrape(text, "spire-server", "server", at); err != nil {
+		if err := errors.Join(
+			store.Scrape(scrape.server, "spire-server", "server:9988", at),
+			store.Scrape(scrape.node, "node", "server:9100", at),
+		); err != nil {
 			w.t.Fatal(err)
 		}
 	}
 	return store
 }
 
-var lastScrape = time.Unix(1_800_000_000, 0)
+var lastScrape = time.Now()
 
 // wantAlerts returns an error unless the queries of these alerts have a result, and no others.
 func (w *world) wantAlerts(store *promtest.Store, rules []rulefmt.Rule, want ...string) error {
@@ -244,8 +270,8 @@ func (s *site) monitoring(server *spiretest.Server) {
 	s.wantMetric(server, metric{name: "spire_server_tpm_attestation_rule", labels: denied, value: "1"})
 }
 
-// shown returns what the server shows to Prometheus.
-func (w *world) shown(s *spiretest.Server) string {
+// page returns what the server shows to Prometheus.
+func (w *world) page(s *spiretest.Server) string {
 	w.t.Helper()
 	req, err := http.NewRequestWithContext(w.ctx, http.MethodGet, s.MetricsURL, nil)
 	if err != nil {
@@ -268,7 +294,7 @@ func (w *world) scrape(s *spiretest.Server) []metric {
 	w.t.Helper()
 	var all []metric
 	kinds := map[string]string{}
-	for line := range strings.Lines(w.shown(s)) {
+	for line := range strings.Lines(w.page(s)) {
 		line = strings.TrimSpace(line)
 		if m := typeLine.FindStringSubmatch(line); m != nil {
 			kinds[m[1]] = m[2]

@@ -85,8 +85,11 @@ func TestWhatIsMonitoredIsDocumented(t *testing.T) {
 			known[name+"_sum"], known[name+"_count"] = true, true
 		}
 	}
+	for _, name := range literals(read(t, "cmd/tpm-attestor/internal/evict/status.go"), `gauge\{"([a-z_]+)"`) {
+		known["tpm_attestor_evict_"+name] = true
+	}
 	for _, file := range []string{dashboardFile, alertsFile, "docs/monitoring.md", "examples/monitoring/README.md"} {
-		for _, name := range regexp.MustCompile(`spire_server_tpm_\w+`).FindAllString(read(t, file), -1) {
+		for _, name := range regexp.MustCompile(`\b(?:spire_server_tpm|tpm_attestor_evict)_\w+`).FindAllString(read(t, file), -1) {
 			if !known[name] {
 				t.Errorf("%s: no metric is called %s", file, name)
 			}

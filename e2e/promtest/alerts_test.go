@@ -235,6 +235,13 @@ var situations = []situation{
 		fires: map[string]int{"TPMUnavailable": 41},
 	},
 	{
+		what: "evict has an alarm, and then ends",
+		series: `tpm_attestor_evict_alarm{alarm="brake"} 0x30 1x300
+			tpm_attestor_evict_alarm{alarm="spire"} 0x300
+			tpm_attestor_evict_last_pass_timestamp_seconds 0+60x60 3600x300`,
+		fires: map[string]int{"TPMEvictAlarm": 36, "TPMEvictGone": 66},
+	},
+	{
 		what: "strangers fill their places",
 		series: `spire_server_tpm_attestation{outcome="unavailable"} 0x30 100x300
 			spire_server_tpm_attestation_reason{outcome="unavailable",reason="too_many_strangers"} 0x30 100x300`,
