@@ -20,6 +20,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/agent"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/buildinfo"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/selfinstall"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/serve"
 )
 
@@ -45,6 +46,7 @@ To enrol a machine, run it by hand, as a user with access to the TPM:
   tpm-attestor-agent -hash               print just the EK hash, for scripts
   tpm-attestor-agent -pem                print the EK and all certificates in the TPM as PEM, for
                                          tpm-attestor certificates fill
+  tpm-attestor-agent -install DIR        copy this program into a folder, for an init container
   tpm-attestor-agent -version            print the version
 
 With -ek, -hash and -pem, use the same options as in the plugin's configuration:
@@ -94,6 +96,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	showEK := flags.Bool("ek", false, "")
 	showHash := flags.Bool("hash", false, "")
 	showPEM := flags.Bool("pem", false, "")
+	folder := flags.String("install", "", "")
 	device := flags.String("device", "", "")
 	key := flags.String("key", "auto", "")
 	switch err := flags.Parse(args); {
@@ -105,8 +108,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if *showVersion {
 		return write(stdout, stderr, command+" "+buildinfo.Version(version)+"\n")
 	}
-	if countTrue(*showEK, *showHash, *showPEM) != 1 || flags.NArg() > 0 {
-		return misused(stderr, errors.New("give one of -ek, -hash, -pem and -version"))
+	if countTrue(*showEK, *showHash, *showPEM, *folder != "") != 1 || flags.NArg() > 0 {
+		return misused(stderr, errors.New("give one of -ek, -hash, -pem, -install and -version"))
+	}
+	if *folder != "" {
+		return install(*folder, stdout, stderr)
 	}
 	t, err := ekreport.Open(*device, *key, getenv)
 	if err != nil {
@@ -129,6 +135,16 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return write(stdout, stderr, text)
 	}
 	return write(stdout, stderr, ekreport.Text(ekreport.FromTPM(report)))
+}
+
+// install copies this program into a folder and returns the exit code.
+func install(folder string, stdout, stderr io.Writer) int {
+	path, err := selfinstall.Into(folder, command)
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return 1
+	}
+	return write(stdout, stderr, fmt.Sprintf("installed %s %s as %s\n", command, buildinfo.Version(version), path))
 }
 
 // misused reports what is wrong with the command line, and returns the exit code.

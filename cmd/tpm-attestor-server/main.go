@@ -19,6 +19,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/buildinfo"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/selfinstall"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/serve"
 	"github.com/spire-tpm/spire-tpm-attestor/server"
 	"github.com/spire-tpm/spire-tpm-attestor/server/composer"
@@ -52,6 +53,8 @@ By hand:
     tpm-attestor-server -validate FILE    check a configuration: SPIRE Server's, or
                                           just the contents of plugin_data, in HCL
                                           or JSON ("-" reads standard input)
+    tpm-attestor-server -install DIR      copy this program into a folder, for an init
+                                          container
     tpm-attestor-server -version          print the version
     tpm-attestor-server -help             print this text
 
@@ -89,6 +92,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int, pl
 	flags.Usage = func() {}
 	showVersion := flags.Bool("version", false, "")
 	file := flags.String("validate", "", "")
+	folder := flags.String("install", "", "")
 	switch err := flags.Parse(args); {
 	case slices.ContainsFunc(args, fillsMirror):
 		return misused(stderr, "-fill-mirror has moved: run tpm-attestor certificates fill FOLDER FILE..."), false
@@ -102,10 +106,23 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int, pl
 	case *showVersion:
 		fmt.Fprintln(stdout, command, buildinfo.Version(version))
 		return 0, false
+	case *folder != "":
+		return install(*folder, stdout, stderr), false
 	case *file != "":
 		return validate(*file, stdin, stdout, stderr), false
 	}
 	return 0, true
+}
+
+// install copies this program into a folder and returns the exit code.
+func install(folder string, stdout, stderr io.Writer) int {
+	path, err := selfinstall.Into(folder, command)
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return 1
+	}
+	fmt.Fprintf(stdout, "installed %s %s as %s\n", command, buildinfo.Version(version), path)
+	return 0
 }
 
 // fillsMirror reports whether an argument is the flag -fill-mirror, which earlier releases

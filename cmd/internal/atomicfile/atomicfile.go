@@ -30,6 +30,24 @@ func Write(path string, fill func(io.Writer) error) error {
 	return p.put(readable, fill, p.folder.Rename)
 }
 
+// WriteProgram replaces what is at path, be it a link, by what fill writes, or makes it. The new file
+// belongs to who runs this, and everybody may run it, whatever the umask. If there is an error, path
+// is as it was.
+func WriteProgram(path string, fill func(io.Writer) error) error {
+	p, err := open(path)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	const runnable = 0o755
+	return p.put(runnable, fill, func(temp, name string) error {
+		if err := p.folder.Chmod(temp, runnable); err != nil {
+			return err
+		}
+		return p.folder.Rename(temp, name)
+	})
+}
+
 // Create makes the file at path, with these permissions less the umask and what fill writes. If
 // something is at path already, be it a link, the error wraps fs.ErrExist, and nothing changes. The
 // file is there as a whole or not at all; nobody else could read its content before.

@@ -1,0 +1,44 @@
+// Package selfinstall copies the program that runs to where SPIRE starts it: an image that holds
+// nothing but a plugin has no cp.
+package selfinstall
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/atomicfile"
+)
+
+// Into copies this program into a folder, under a name, and returns the path of the copy. What was
+// there is replaced by the whole copy at one moment, or not at all. Everybody may run the copy.
+func Into(folder, name string) (string, error) {
+	info, err := os.Stat(folder)
+	if err == nil && !info.IsDir() {
+		err = errors.New("it is not a folder: name the one that plugin_cmd names a file in")
+	}
+	if err != nil {
+		return "", fmt.Errorf("install %s into %q: %w", name, folder, err)
+	}
+	path := filepath.Join(folder, name)
+	if err := atomicfile.WriteProgram(path, copySelf); err != nil {
+		return "", fmt.Errorf("install %s: %w", name, err)
+	}
+	return path, nil
+}
+
+func copySelf(w io.Writer) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	program, err := os.Open(self)
+	if err != nil {
+		return err //nolint:wrapcheck // it names the program
+	}
+	defer program.Close()
+	_, err = io.Copy(w, program)
+	return err //nolint:wrapcheck // it names the copy
+}
