@@ -96,7 +96,25 @@ check: ## all that CI runs, save what needs real EK certificates where there are
 
 .PHONY: clean
 clean: ## remove what was built here (the caches outside stay)
-	rm -rf bin .cache coverage.out
+	rm -rf bin dist .cache coverage.out
+
+##@ To release it
+
+.PHONY: packages
+packages: need-go ## deb, rpm, archives, images without a shell and SHA256SUMS, in dist/ (ARCHS="amd64 arm64")
+	@rm -rf dist && packaging/build dist
+
+.PHONY: release
+release: need-go ## the same, and the image with a shell, whose busybox comes from Debian by apt
+	@rm -rf dist && BUSYBOX="$$(packaging/busybox amd64 arm64)" packaging/build dist
+
+.PHONY: try-packages
+try-packages: need-go ## install, use, change over and back, in a new Debian (needs root, mmdebstrap, a mirror)
+	@packaging/try/packages
+
+.PHONY: try-charts
+try-charts: need-go ## the configurations that Helm charts render, with the images (needs root; CHARTS=FOLDER)
+	@packaging/try/charts "$(CHARTS)"
 
 # What is installed, by apt, before a target that needs it.
 .PHONY: test-packages lint-packages
