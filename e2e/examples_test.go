@@ -168,7 +168,7 @@ func newSite(t *testing.T, example string) *site {
 
 // moved returns a configuration with all paths moved below the site's root.
 func (s *site) moved(text string) string {
-	pairs := []string{`"/opt/spire/plugins/tpm-attestor-server`, `"` + s.programs.ServerPlugin}
+	pairs := []string{`"/usr/libexec/spire/plugins/tpm-attestor-server`, `"` + s.programs.ServerPlugin}
 	for _, dir := range []string{"/etc/", "/opt/", "/srv/", "/var/", "/run/"} {
 		pairs = append(pairs, `"`+dir, `"`+s.root+dir)
 	}

@@ -132,7 +132,7 @@ func TestConfigurationsAreValidByHand(t *testing.T) {
 // forms that it reads, is found.
 func TestMistakesAreFound(t *testing.T) {
 	const block = `NodeAttestor "tpm" {
-  plugin_cmd = "/opt/spire/plugins/tpm-attestor-server"
+  plugin_cmd = "/usr/libexec/spire/plugins/tpm-attestor-server"
   plugin_data { source "hash_dir" "a" { pathh = "/srv/a" } }
 }`
 	for name, s := range map[string]snippet{

@@ -33,7 +33,7 @@ const usage = `tpm-attestor-agent is SPIRE Agent's node attestor plugin "tpm". S
 plugin_cmd of
 
   NodeAttestor "tpm" {
-    plugin_cmd = "/opt/spire/plugins/tpm-attestor-agent"
+    plugin_cmd = "/usr/libexec/spire/plugins/tpm-attestor-agent"
     plugin_data {}
   }
 
