@@ -92,6 +92,9 @@ func newCA(tb TB, name string, parent *CA, change func(*x509.Certificate)) *CA {
 	return ca
 }
 
+// Key returns the CA's key.
+func (ca *CA) Key() crypto.Signer { return ca.key }
+
 // PEM returns the CA's certificate in PEM.
 func (ca *CA) PEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Certificate.Raw})

@@ -2,6 +2,7 @@ package devid
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rand"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
@@ -28,7 +30,7 @@ type authority struct {
 
 // readAuthority reads a CA's certificate, those above it, and its key.
 func readAuthority(certPath, keyPath string) (*authority, error) {
-	certs, err := readCertificates(certPath)
+	chain, err := readCertificates(certPath)
 	if err != nil {
 		return nil, fmt.Errorf("the CA's certificate %q: %w", certPath, err)
 	}
@@ -36,7 +38,7 @@ func readAuthority(certPath, keyPath string) (*authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the CA's key %q: %w", keyPath, err)
 	}
-	a := &authority{cert: certs[0], above: certs[1:], key: key}
+	a := &authority{cert: chain[0], above: chain[1:], key: key}
 	if err := a.check(time.Now()); err != nil {
 		return nil, fmt.Errorf("the CA's certificate %q: %w", certPath, err)
 	}
@@ -52,7 +54,7 @@ func readCertificates(path string) ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	var certs []*x509.Certificate
+	var all []*x509.Certificate
 	for _, b := range blocks {
 		if b.Type != "CERTIFICATE" {
 			return nil, fmt.Errorf("a PEM block of the type %q", b.Type)
@@ -61,12 +63,12 @@ func readCertificates(path string) ([]*x509.Certificate, error) {
 		if err != nil {
 			return nil, err
 		}
-		certs = append(certs, cert)
+		all = append(all, cert)
 	}
-	if len(certs) == 0 {
+	if len(all) == 0 {
 		return nil, errors.New("there is no certificate in it")
 	}
-	return certs, nil
+	return all, nil
 }
 
 func readKey(path string) (crypto.Signer, error) {
@@ -106,32 +108,41 @@ func readKey(path string) (crypto.Signer, error) {
 	return nil, errors.New("there is no key in it")
 }
 
-// check checks that a can sign DevIDs that a server would take.
+// check checks that a can sign DevIDs that a server would take: by the profile that a server judges chains by.
 func (a *authority) check(now time.Time) error {
-	c := a.cert
-	if key, ok := c.PublicKey.(equalKey); !ok || !key.Equal(a.key.Public()) {
+	if key, ok := a.cert.PublicKey.(equalKey); !ok || !key.Equal(a.key.Public()) {
 		return errors.New("the key is not this certificate's: the CA's own certificate has to be the first")
 	}
-	switch _, err := attestor.KeyTypeOf(c.PublicKey); {
-	case err != nil:
-		return fmt.Errorf("its key: %w", err)
-	case !c.BasicConstraintsValid || !c.IsCA:
-		return errors.New("it is no CA's certificate")
-	case c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCertSign == 0:
-		return errors.New("its key usage does not allow it to sign certificates")
-	case now.After(c.NotAfter):
-		return fmt.Errorf("it has expired on %s", c.NotAfter.UTC().Format(time.RFC3339))
-	case now.Before(c.NotBefore):
-		return fmt.Errorf("it is not valid before %s", c.NotBefore.UTC().Format(time.RFC3339))
+	if err := certs.CheckAuthority(certs.DevID(), a.chain(), now); err != nil {
+		return fmt.Errorf("%w: no server would take a DevID by it; use another CA, or have that certificate issued anew",
+			err)
 	}
 	return nil
+}
+
+// chain returns the CA's certificate and those above it.
+func (a *authority) chain() []*x509.Certificate {
+	return append([]*x509.Certificate{a.cert}, a.above...)
+}
+
+// end returns when the first of the CA's certificate and those above it ends.
+func (a *authority) end() time.Time {
+	end := a.cert.NotAfter
+	for _, c := range a.above {
+		if c.NotAfter.Before(end) {
+			end = c.NotAfter
+		}
+	}
+	return end
 }
 
 // clockSkew is how far the clocks of servers may be behind.
 const clockSkew = 5 * time.Minute
 
-// sign signs a DevID's certificate for key.
-func (a *authority) sign(template *x509.Certificate, key crypto.PublicKey) (*x509.Certificate, error) {
+// sign signs a DevID's certificate for key. It is an error if a server would not take it.
+func (a *authority) sign(
+	ctx context.Context, template *x509.Certificate, key crypto.PublicKey,
+) (*x509.Certificate, error) {
 	spki, err := x509.MarshalPKIXPublicKey(key)
 	if err != nil {
 		return nil, err
@@ -152,14 +163,18 @@ func (a *authority) sign(template *x509.Certificate, key crypto.PublicKey) (*x50
 	if err != nil {
 		return nil, err
 	}
-	return x509.ParseCertificate(der)
+	cert, err := attestor.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	return cert, certs.CheckIssued(ctx, certs.DevID(), cert, a.chain(), time.Now())
 }
 
 // behind returns a certificate in DER with those above it that are not self-signed: a server has the
 // root itself.
 func (a *authority) behind(cert *x509.Certificate) [][]byte {
 	chain := [][]byte{cert.Raw}
-	for _, c := range append([]*x509.Certificate{a.cert}, a.above...) {
+	for _, c := range a.chain() {
 		if !bytes.Equal(c.RawSubject, c.RawIssuer) {
 			chain = append(chain, c.Raw)
 		}

@@ -154,12 +154,16 @@ func (f *certificateFlags) issue(cmd *cobra.Command, output cli.Format, ca *auth
 	if err != nil {
 		return err
 	}
-	cert, err := ca.sign(&x509.Certificate{
+	cert, err := ca.sign(cmd.Context(), &x509.Certificate{
 		Subject: subject, NotAfter: f.end(time.Now()), ExtraExtensions: []pkix.Extension{san},
 		CRLDistributionPoints: f.crls(),
 	}, p.devID.Key)
 	if err != nil {
 		return cli.Exit(cli.ExitFailed, fmt.Errorf("sign the certificate: %w", err))
+	}
+	if end := ca.end(); end.Before(cert.NotAfter) {
+		cli.Note(cmd, "a certificate of the CA ends on %s: no server takes this DevID after that",
+			end.UTC().Format(time.RFC3339))
 	}
 	chain := ca.behind(cert)
 	if _, err := attestor.ReadDevIDChain(chain); err != nil {

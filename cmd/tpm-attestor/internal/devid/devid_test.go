@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -397,6 +398,37 @@ func TestAuthorities(t *testing.T) {
 	}
 	if _, err := readAuthority(at("ca.pem"), at("ca.key")); err != nil {
 		t.Error(err)
+	}
+}
+
+// An issuer whose CA no server takes is refused, before and not after the answer is used up: the machine
+// would be refused otherwise, and nobody would know why. What is checked is certs.CheckAuthority's.
+func TestAuthorityThatNoServerTakes(t *testing.T) {
+	t.Parallel()
+	e := newEnrolee(t, 0, attestortest.Options{})
+	root := attestortest.NewCA(t, "root")
+	for name, change := range map[string]func(*x509.Certificate){
+		"name constraints": func(c *x509.Certificate) { c.PermittedDNSDomains = []string{"example.org"} },
+		"critical extension": func(c *x509.Certificate) {
+			c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3}, Critical: true, Value: []byte{5, 0}}}
+		},
+		"ECDSA-SHA1": func(c *x509.Certificate) { c.SignatureAlgorithm = x509.ECDSAWithSHA1 },
+		"expired":    func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) },
+	} {
+		ca := root.NewCAWith(t, "devices", change)
+		i := newIssuing(t, onlyListed, e)
+		i.write("ca.pem", string(ca.PEM())+string(root.PEM()))
+		if err := clitest.WritePEM(i.at("ca.key"), ca.Key(), x509.MarshalPKCS8PrivateKey, "PRIVATE KEY"); err != nil {
+			t.Fatal(err)
+		}
+		code, stdout, stderr := i.certificate(e.answer(t, i.challenge(e, nil)))
+		if code != cli.ExitUsage || stdout != "" || !strings.Contains(stderr, name) ||
+			!strings.Contains(stderr, "no server would take a DevID by it; use another CA") {
+			t.Errorf("%s: exit code %d, %q, %s", name, code, stdout, stderr)
+		}
+		if kept, err := exists(i.at("state")); err != nil || !kept {
+			t.Errorf("%s: the challenge is kept: %v, %v", name, kept, err)
+		}
 	}
 }
 

@@ -1,0 +1,75 @@
+package certs
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// CheckAuthority returns why Find would accept no leaf of a profile by a CA, or nil. It is for whoever is
+// about to sign leafs. The CA's own certificate is the first in cas; each further one has issued the
+// certificate before it, and the last is taken for what a server is configured with.
+func CheckAuthority(p Profile, cas []*x509.Certificate, now time.Time) error {
+	if len(cas) == 0 || len(cas) > MaxChain {
+		return fmt.Errorf("%d certificates: a chain has 1 to %d of CAs", len(cas), MaxChain)
+	}
+	var below *node
+	for i, c := range cas {
+		n, err := newNode(c)
+		if err == nil {
+			err = p.checkAuthority(n, i, i == len(cas)-1, now)
+		}
+		if err == nil && below != nil && !(&verifier{left: 1}).issued(below, n) {
+			err = fmt.Errorf("has not issued the certificate before it, of %s: the CA's own has to be the first, "+
+				"followed by that of its issuer, and so on", describe(below.cert.Subject))
+		}
+		if err != nil {
+			return fmt.Errorf("certificate %d, of %s, %w", i+1, describe(c.Subject), err)
+		}
+		below = n
+	}
+	return nil
+}
+
+// checkAuthority returns why a CA certificate cannot be in a chain with so many others below it, or nil.
+func (p Profile) checkAuthority(n *node, below int, anchor bool, now time.Time) error {
+	if why := p.faultOfCA(n.cert); why != "" {
+		return errors.New(why)
+	}
+	if why := faultOfDates(n.cert, now); why != "" {
+		return errors.New(why)
+	}
+	if !n.maySign(below, now) {
+		return fmt.Errorf("allows %d CAs below it in a chain (pathLenConstraint), and there are %d",
+			n.cert.MaxPathLen, below)
+	}
+	if why := p.faultOfJoiner(n.cert); why != "" && !anchor {
+		return errors.New(why)
+	}
+	return nil
+}
+
+// CheckIssued returns why Find would not accept a leaf by the CA of CheckAuthority, or nil.
+func CheckIssued(ctx context.Context, p Profile, leaf *x509.Certificate, cas []*x509.Certificate, now time.Time) error {
+	if err := CheckAuthority(p, cas, now); err != nil {
+		return err
+	}
+	last := len(cas) - 1
+	anchors, _, err := NewAnchors(ctx, []File{{Entries: []Entry{{cas[last], 1}}}}, p, now)
+	if err != nil {
+		return err
+	}
+	r := Request{Leaf: leaf, Anchors: anchors, Profile: p, Now: now}
+	for _, c := range cas[:last] {
+		r.Sent = append(r.Sent, c.Raw)
+	}
+	switch result, err := Find(r); {
+	case err != nil:
+		return err
+	case result.Chain == nil:
+		return errors.New(result.Why)
+	}
+	return nil
+}
