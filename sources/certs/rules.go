@@ -189,10 +189,11 @@ func faultOfDates(c *x509.Certificate, now time.Time) string {
 // here is a whole number of bytes.)
 func faultOfEncoding(c *x509.Certificate) string {
 	in := cryptobyte.String(c.Raw)
-	var cert cryptobyte.String
+	var cert, signed, algorithm cryptobyte.String
 	var signature []byte
 	switch {
-	case !in.ReadASN1(&cert, der.SEQUENCE), !in.Empty(), !cert.SkipASN1(der.SEQUENCE), !cert.SkipASN1(der.SEQUENCE):
+	case !in.ReadASN1(&cert, der.SEQUENCE), !in.Empty(), !cert.ReadASN1(&signed, der.SEQUENCE),
+		!cert.ReadASN1(&algorithm, der.SEQUENCE):
 		return "is not in DER"
 	case !cert.ReadASN1BitStringAsBytes(&signature):
 		return "has unused bits in its signature"

@@ -114,8 +114,8 @@ func (a *authority) check(now time.Time) error {
 		return errors.New("the key is not this certificate's: the CA's own certificate has to be the first")
 	}
 	if err := certs.CheckAuthority(certs.DevID(), a.chain(), now); err != nil {
-		return fmt.Errorf("%w: no server would take a DevID by it; use another CA, or have that certificate issued anew",
-			err)
+		return fmt.Errorf("%w: no server would take a DevID by it; use another CA, "+
+			"or have that certificate issued anew", err)
 	}
 	return nil
 }

@@ -134,10 +134,7 @@ func runCertificate(cmd *cobra.Command, f *certificateFlags, output cli.Format, 
 	if err != nil {
 		return err
 	}
-	if !i.KnowsMachine(p.decision.Listed) {
-		cli.Note(cmd, "the rules that hold know the vendor of this TPM, and not the machine: "+
-			"that it is yours, and has the EK hash %s, is for you to say", p.evidence.EKHash)
-	}
+	p.stranger = i.noteStranger(cmd, p.decision.Listed, p.evidence.EKHash)
 	if f.csr {
 		return f.printRequest(cmd, output, request.CSR, p)
 	}
@@ -326,6 +323,7 @@ type issued struct {
 	KeyType     string   `json:"key_type"`
 	Rules       []string `json:"rules"`
 	Sources     []string `json:"sources"`
+	Known       bool     `json:"machine_known"` // and not only the vendor of its TPM
 	Subject     string   `json:"subject"`
 	Serial      string   `json:"serial,omitempty"`
 	NotAfter    string   `json:"not_after,omitempty"`
@@ -343,7 +341,7 @@ func (f *certificateFlags) finish(
 		return err
 	}
 	r.Version, r.EKHash, r.KeyType, r.PEM = 1, p.evidence.EKHash.String(), string(keyType), string(text)
-	r.Rules, r.Sources, r.Written = p.decision.Rules, p.decision.Listed, f.write
+	r.Rules, r.Sources, r.Written, r.Known = p.decision.Rules, p.decision.Listed, f.write, !p.stranger
 	if output == cli.JSON && f.write == "" {
 		err = cli.PrintJSON(cmd, r)
 	} else {

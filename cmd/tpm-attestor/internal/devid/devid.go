@@ -2,13 +2,13 @@
 package devid
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 
+	"github.com/go-json-experiment/json"
 	"github.com/spf13/cobra"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/atomicfile"
@@ -91,6 +91,19 @@ func unwrap(typ string, content []byte) (*exchanged, error) {
 		return nil, fmt.Errorf("a %s of version %d: this program knows version 1", typ, e.Version)
 	}
 	return e, nil
+}
+
+// writeExchanged writes a file, which may replace an earlier one. Nothing is written through a link that
+// another user controls.
+func writeExchanged(typ, path string, content []byte) error {
+	err := atomicfile.Write(path, func(w io.Writer) error {
+		_, err := w.Write(content)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("write the %s: %w", typ, err)
+	}
+	return nil
 }
 
 // create makes a file that replaces none.

@@ -2,7 +2,6 @@ package devid
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/spf13/cobra"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
@@ -93,10 +94,10 @@ Exit code 3 says that the machine is refused, 4 that a source cannot tell.`,
 
 // A state is a challenge that waits for its answer.
 type state struct {
-	Version int             `json:"version"`
-	Type    string          `json:"type"`
-	Request []byte          `json:"request"` // the file
-	Session json.RawMessage `json:"session"` // see attestor.Session.Suspend
+	Version int            `json:"version"`
+	Type    string         `json:"type"`
+	Request []byte         `json:"request"` // the file
+	Session jsontext.Value `json:"session"` // see attestor.Session.Suspend
 }
 
 // issuer decides who is given a DevID.
@@ -223,7 +224,30 @@ func runChallenge(cmd *cobra.Command, f *issueFlags, name string) error {
 		return errors.Join(err, os.Remove(f.state))
 	}
 	cli.Note(cmd, "the EK hash is %s; the challenge is for that TPM alone", ev.EKHash)
+	i.noteStranger(cmd, listedBy(&d), ev.EKHash)
 	return nil
+}
+
+// listedBy returns the sources that list a machine before its challenge.
+func listedBy(d *policy.Decision) []string {
+	var names []string
+	for _, a := range d.Answers {
+		if a.Verdict.Listed {
+			names = append(names, a.Source)
+		}
+	}
+	return names
+}
+
+// noteStranger tells whoever issues if only the vendor of the TPM or the boot is known: anybody may have
+// such a machine. It reports whether that is so.
+func (i *issuer) noteStranger(cmd *cobra.Command, listed []string, ek sources.EKHash) bool {
+	if i.KnowsMachine(listed) {
+		return false
+	}
+	cli.Note(cmd, "no list knows this machine: the rules go by the vendor of its TPM, or by what it has booted. "+
+		"That it is yours, and has the EK hash %s, is for you to say", ek)
+	return true
 }
 
 // print writes what a command has made.
@@ -247,14 +271,37 @@ func saveState(path string, session *attestor.Session, request []byte) error {
 	return create("state", path, 0o600, append(content, '\n'))
 }
 
-// readState reads what waits for an answer, with the request.
-func readState(path string) (*state, *exchanged, error) {
-	content, err := input.Read(path, nil, 2*maxExchanged)
+// readOwn reads the state, if nobody else could have: who could have written it could have any answer
+// accepted, and who could have read it could answer without a TPM.
+func readOwn(path string) ([]byte, error) {
+	file, err := os.Open(path) //nolint:gosec // G304: the operator names the file
 	if err != nil {
-		return nil, nil, fmt.Errorf("read the state of the challenge: %w", err)
+		return nil, fmt.Errorf("read the state of the challenge: %w", err)
+	}
+	defer func() { _ = file.Close() }() // it was only read
+	info, err := file.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("read the state of the challenge: %w", err)
+	}
+	content, err := input.ReadAll(file, 2*maxExchanged)
+	if err != nil {
+		return nil, fmt.Errorf("read the state of the challenge %s: %w", path, err)
 	}
 	if _, err := unwrap(typeState, content); err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if why := strangers(info); why != "" {
+		return nil, cli.Exit(cli.ExitRefused, fmt.Errorf("%s: another user may know or have made it, since %s: "+
+			"make a new challenge", path, why))
+	}
+	return content, nil
+}
+
+// readState reads what waits for an answer, with the request.
+func readState(path string) (*state, *exchanged, error) {
+	content, err := readOwn(path)
+	if err != nil {
+		return nil, nil, err
 	}
 	s := new(state)
 	if err := json.Unmarshal(content, s); err != nil {
@@ -272,6 +319,7 @@ type proved struct {
 	evidence *sources.Evidence
 	decision policy.Decision
 	devID    *attestor.DevID
+	stranger bool // only the vendor of its TPM is known, or its boot
 }
 
 // errNoProof is wrapped if the answer proves nothing. Then the challenge is used up.

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,7 +15,6 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
-	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/atomicfile"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/ekreport"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 )
@@ -112,7 +110,7 @@ func runRequest(cmd *cobra.Command, f *requestFlags, output cli.Format, folder s
 		return err
 	}
 	e := &enrolment{cmd: cmd, tpm: device, folder: folder, config: tpm.DevIDConfig{
-		PrivPath: filepath.Join(folder, "devid.priv"), PubPath: filepath.Join(folder, "devid.pub"),
+		PrivPath: filepath.Join(folder, privName), PubPath: filepath.Join(folder, pubName),
 		Password: os.Getenv("TPM_DEVID_PASSWORD"),
 	}}
 	if f.challenge != "" {
@@ -175,24 +173,13 @@ func (e *enrolment) use(doing string, f func(ctx context.Context) error) error {
 
 // makeKey makes the key and its files, if they are not there.
 func (e *enrolment) makeKey(keyType attestor.KeyType) error {
-	private, err := exists(e.config.PrivPath)
+	p, err := openPair(e.folder)
 	if err != nil {
-		return fmt.Errorf("look for the DevID's key: %w", err)
+		return err
 	}
-	public, err := exists(e.config.PubPath)
-	if err != nil {
-		return fmt.Errorf("look for the DevID's key: %w", err)
-	}
-	switch {
-	case private && public:
-		return nil
-	case private || public:
-		return fmt.Errorf("%s has one of devid.priv and devid.pub without the other: "+
-			"put both there, or move it away to have a new key made", e.folder)
-	}
-	const onlyOwner = 0o700
-	if err := os.MkdirAll(e.folder, onlyOwner); err != nil {
-		return fmt.Errorf("make the folder: %w", err)
+	defer p.close()
+	if there, err := p.find(); there || err != nil {
+		return err
 	}
 	var priv, pub []byte
 	err = e.use("the TPM makes the key", func(ctx context.Context) (err error) {
@@ -202,14 +189,8 @@ func (e *enrolment) makeKey(keyType attestor.KeyType) error {
 	if err != nil {
 		return err
 	}
-	if err := create("DevID's key", e.config.PrivPath, 0o600, priv); err != nil {
-		return err
-	}
-	if err := create("DevID's key", e.config.PubPath, 0o600, pub); err != nil {
-		return errors.Join(err, os.Remove(e.config.PrivPath)) // of no use without the other
-	}
 	e.made = true
-	return nil
+	return p.put(priv, pub)
 }
 
 func (e *enrolment) begin() error {
@@ -331,11 +312,8 @@ func (e *enrolment) write(output cli.Format, typ, name, handle string, with exch
 		return err
 	}
 	path := filepath.Join(e.folder, name)
-	if err := atomicfile.Write(path, func(w io.Writer) error {
-		_, err := w.Write(content)
+	if err := writeExchanged(typ, path, content); err != nil {
 		return err
-	}); err != nil {
-		return fmt.Errorf("write the %s: %w", typ, err)
 	}
 	r := requested{
 		Version: 1, EKHash: hex.EncodeToString(e.EKHash[:]), KeyType: string(e.DevIDKeyType()),

@@ -1,0 +1,188 @@
+package devid
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"syscall"
+
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/atomicfile"
+)
+
+// The files of a DevID's key, and the folder in which a new key waits until both have their places.
+const (
+	privName = "devid.priv"
+	pubName  = "devid.pub"
+	madeName = ".devid-made"
+)
+
+// A pair is the two files of a DevID's key in a folder. One is of no use without the other, so they are
+// made together: in a folder of their own, which is renamed as a whole. From then on the key is there;
+// whoever finds that folder gives the files their places. So a command that is killed leaves no key, or one
+// that the next run uses.
+type pair struct {
+	folder string
+	root   *os.Root
+	// step is called after each step, with what was done. Tests stop there, as a kill would.
+	step func(done string) error
+}
+
+// openPair makes the folder if there is none. The caller closes the pair.
+func openPair(folder string) (*pair, error) {
+	const onlyOwner = 0o700
+	if err := os.MkdirAll(folder, onlyOwner); err != nil {
+		return nil, fmt.Errorf("make the folder: %w", err)
+	}
+	root, err := os.OpenRoot(folder)
+	if err != nil {
+		return nil, fmt.Errorf("open the folder: %w", err)
+	}
+	p := &pair{folder: folder, root: root, step: func(string) error { return nil }}
+	if err := p.checkFolder(); err != nil {
+		p.close()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *pair) close() { _ = p.root.Close() } // what was written to it is synced
+
+// checkFolder refuses a folder in which every user can put a key of his own.
+func (p *pair) checkFolder() error {
+	info, err := p.root.Stat(".")
+	if err != nil {
+		return fmt.Errorf("look at the folder: %w", err)
+	}
+	const others = 0o002
+	if runtime.GOOS != "windows" && info.Mode()&others != 0 {
+		return fmt.Errorf("every user can write to %s, and so put a key of his own there: "+
+			"name another folder, or run chmod o-w on it", p.folder)
+	}
+	return nil
+}
+
+// find reports whether the key is there. It finishes what an earlier run has begun.
+func (p *pair) find() (bool, error) {
+	if err := p.settle(); err != nil {
+		return false, err
+	}
+	private, err := p.has(privName)
+	if err != nil {
+		return false, err
+	}
+	public, err := p.has(pubName)
+	if err != nil {
+		return false, err
+	}
+	if private != public {
+		return false, fmt.Errorf("%s has one of %s and %s without the other: "+
+			"put both there, or move it away to have a new key made", p.folder, privName, pubName)
+	}
+	return private, nil
+}
+
+// has reports whether there is something of a name.
+func (p *pair) has(name string) (bool, error) {
+	_, err := p.root.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for the DevID's key: %w", err)
+	}
+	return true, nil
+}
+
+// put makes the files of a new key.
+func (p *pair) put(private, public []byte) error {
+	err := atomicfile.WriteFolder(filepath.Join(p.folder, madeName), func(made *os.Root) error {
+		const onlyOwner = 0o600
+		return errors.Join(made.WriteFile(privName, private, onlyOwner), made.WriteFile(pubName, public, onlyOwner))
+	})
+	if err != nil {
+		return fmt.Errorf("write the DevID's key: %w", err)
+	}
+	if err := p.step("the key is there"); err != nil {
+		return err
+	}
+	return p.settle()
+}
+
+// settle gives the files of a key that was made their places, if there is one.
+func (p *pair) settle() error {
+	if made, err := p.has(madeName); err != nil || !made {
+		return err
+	}
+	waiting, err := p.waiting()
+	for _, name := range waiting {
+		if err == nil {
+			err = p.root.Link(filepath.Join(madeName, name), name) // replaces nothing
+		}
+		if err == nil {
+			err = p.step(name + " has its place")
+		}
+	}
+	if err == nil {
+		err = p.sync()
+	}
+	if err != nil {
+		return fmt.Errorf("give the key in %s its place: %w", filepath.Join(p.folder, madeName), err)
+	}
+	return p.remove()
+}
+
+// waiting returns which files of the key that was made have no place yet. If there is a whole key
+// already, another run was faster, and none of them is of use.
+func (p *pair) waiting() (names []string, err error) {
+	others := 0
+	for _, name := range []string{pubName, privName} {
+		made, err := p.root.Lstat(filepath.Join(madeName, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it had its place, and was about to be removed
+		}
+		if err != nil {
+			return nil, err
+		}
+		switch there, err := p.root.Lstat(name); {
+		case errors.Is(err, fs.ErrNotExist):
+			names = append(names, name)
+		case err != nil:
+			return nil, err
+		case !os.SameFile(made, there):
+			others++
+		}
+	}
+	if others == 1 {
+		return nil, errors.New("a file of another key has it: remove the one or the other")
+	}
+	return names, nil
+}
+
+// remove removes the folder with the key that was made.
+func (p *pair) remove() error {
+	for _, name := range []string{filepath.Join(madeName, privName), filepath.Join(madeName, pubName), madeName} {
+		if err := p.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove what is not needed any more: %w", err)
+		}
+		if err := p.step(name + " is removed"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sync writes to the disk which names the folder has.
+func (p *pair) sync() error {
+	folder, err := p.root.Open(".")
+	if err != nil {
+		return err
+	}
+	err = folder.Sync()
+	if runtime.GOOS == "windows" || errors.Is(err, syscall.EINVAL) { // some file systems have no such thing
+		err = nil
+	}
+	return errors.Join(err, folder.Close())
+}
