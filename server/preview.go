@@ -37,6 +37,9 @@ type Preview struct {
 	// NeedsQuote is true if the configuration refuses a machine for what it quotes or does
 	// not quote, whatever the sources say.
 	NeedsQuote bool
+	// NeedsSVIDKey is true if the configuration refuses an agent that has certified no key for
+	// its SVID, whatever the sources say.
+	NeedsSVIDKey bool
 }
 
 // A Previewer says what a server would decide. It is safe for concurrent use.
@@ -124,12 +127,13 @@ func (p *Preview) settle(c *config.Config) {
 	}
 	admitted := p.Result.Code == codes.OK
 	p.NeedsQuote = c.Quote != nil && (c.Quote.Required || c.Quote.EventLog == config.EventLogRequired)
+	p.NeedsSVIDKey = c.SVIDKey == config.SVIDKeyRequired
 	switch {
 	case p.Result.Outcome == string(outcomeMalformed):
 		p.Settled = true
 	case len(p.Possible) != 1:
 	case p.Possible[0] == policy.Admitted:
-		p.Settled = admitted && !p.NeedsQuote || !admitted && len(p.Incomplete) == 0
+		p.Settled = admitted && !p.NeedsQuote && !p.NeedsSVIDKey || !admitted && len(p.Incomplete) == 0
 	default:
 		p.Settled = true
 	}

@@ -114,6 +114,7 @@ func (in *input) parse(identity web.IdentityProvider) *Config {
 	c.warnOfQuote()
 	all, allow, deny := in.decodeRoot(b, spire{trustDomain: in.trustDomain, identity: identity, quote: c.Quote})
 	b.finish()
+	c.checkComposer(ps, in.composer)
 	c.checkAgentPath(ps, all, allow)
 	c.assemble(ps, all, allow, deny)
 	return c

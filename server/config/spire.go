@@ -23,6 +23,9 @@ type input struct {
 	unread   bool
 	// kinds are the kinds of sources that there are.
 	kinds []kind
+	// composer is CredentialComposer "tpm" beside the plugin; nil if it is not known whether
+	// there is one.
+	composer *composerBlock
 }
 
 // fromSPIRE returns a configuration that SPIRE hands to the plugin.
@@ -53,7 +56,7 @@ func fromFile(text string) *input {
 		in.problems.add("plugins", "%v", err)
 		in.unread = true
 	}
-	in.data = data
+	in.data, in.composer = data, composerIn(whole.Plugins)
 	if in.trustDomain, err = trustDomainOf(whole.Server); err != nil {
 		in.problems.add("server: trust_domain", "%v", err)
 	}
@@ -95,29 +98,50 @@ func trustDomainOf(server ast.Node) (spiffeid.TrustDomain, error) {
 
 // pluginData returns the plugin_data of NodeAttestor "tpm" as SPIRE prints it.
 func pluginData(plugins ast.Node) (string, error) {
-	var all []map[string]map[string]struct {
-		Data     ast.Node `hcl:"plugin_data"`
-		DataFile string   `hcl:"plugin_data_file"`
-	}
-	if err := hcl.DecodeObject(&all, plugins); err != nil {
+	p, err := pluginOf(plugins, "NodeAttestor")
+	switch {
+	case err != nil:
 		return "", err
+	case p == nil:
+		return "", errors.New(`there is no NodeAttestor "tpm"`)
+	case p.DataFile != "":
+		return "", fmt.Errorf(`NodeAttestor "tpm": its plugin_data is in a separate file: name that one, %q`,
+			shorten(p.DataFile))
+	}
+	data, err := p.print()
+	if err != nil {
+		return "", fmt.Errorf(`NodeAttestor "tpm": %w`, err)
+	}
+	return data, nil
+}
+
+// pluginBlock is a plugin in a configuration of SPIRE.
+type pluginBlock struct {
+	Data     ast.Node `hcl:"plugin_data"`
+	DataFile string   `hcl:"plugin_data_file"`
+	Enabled  *bool    `hcl:"enabled"`
+}
+
+// pluginOf returns the plugin "tpm" of a type, or nil if there is none.
+func pluginOf(plugins ast.Node, kind string) (*pluginBlock, error) {
+	var all []map[string]map[string]pluginBlock
+	if err := hcl.DecodeObject(&all, plugins); err != nil {
+		return nil, err
 	}
 	for _, types := range all {
-		p, ok := types["NodeAttestor"]["tpm"]
-		switch {
-		case !ok:
-			continue
-		case p.DataFile != "":
-			return "", fmt.Errorf(`NodeAttestor "tpm": its plugin_data is in a separate file: name that one, %q`,
-				shorten(p.DataFile))
-		case p.Data == nil:
-			return "", nil
+		if p, ok := types[kind]["tpm"]; ok {
+			return &p, nil
 		}
-		var out bytes.Buffer
-		if err := printer.DefaultConfig.Fprint(&out, p.Data); err != nil {
-			return "", fmt.Errorf(`NodeAttestor "tpm": %w`, err)
-		}
-		return out.String(), nil
 	}
-	return "", errors.New(`there is no NodeAttestor "tpm"`)
+	return nil, nil //nolint:nilnil // there is none
+}
+
+// print returns the plugin_data as SPIRE prints it.
+func (p *pluginBlock) print() (string, error) {
+	if p.Data == nil {
+		return "", nil
+	}
+	var out bytes.Buffer
+	err := printer.DefaultConfig.Fprint(&out, p.Data)
+	return out.String(), err
 }

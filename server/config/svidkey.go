@@ -1,6 +1,8 @@
 package config
 
 import (
+	"github.com/hashicorp/hcl/hcl/ast"
+
 	"github.com/spire-tpm/spire-tpm-attestor/server/handover"
 )
 
@@ -87,4 +89,63 @@ func ParseComposer(text string) (*Composer, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// composerPath is how a person finds the configuration of the composer.
+const composerPath = `CredentialComposer "tpm"`
+
+// composerBlock is whether a configuration of SPIRE's server has a CredentialComposer "tpm", and
+// what it says.
+type composerBlock struct {
+	there  bool
+	inFile bool // what it says is in a file of its own
+	data   string
+}
+
+// composerIn finds the composer. It returns nil if that fails, which whoever reads the rest of the
+// configuration reports.
+func composerIn(plugins ast.Node) *composerBlock {
+	p, err := pluginOf(plugins, "CredentialComposer")
+	switch {
+	case err != nil:
+		return nil
+	case p == nil || p.Enabled != nil && !*p.Enabled:
+		return &composerBlock{}
+	}
+	data, err := p.print()
+	if err != nil {
+		return nil
+	}
+	return &composerBlock{there: true, inFile: p.DataFile != "", data: data}
+}
+
+// checkComposer compares the configuration with that of the composer beside it, which neither
+// plugin sees when it runs. While the two do not fit together, no agent gets an SVID.
+func (c *Config) checkComposer(ps *problems, block *composerBlock) {
+	if block == nil {
+		return
+	}
+	on := c.SVIDKey == SVIDKeyOptional || c.SVIDKey == SVIDKeyRequired
+	switch {
+	case on && !block.there:
+		ps.add(svidKeyKey, `is %q, but there is no %s, so no agent of this plugin would get an SVID: add it with the `+
+			`same plugin_cmd and plugin_data { socket = %q }`, c.SVIDKey, composerPath, c.SVIDKeySocket)
+	case block.there && !on && c.SVIDKey != "":
+		ps.add(composerPath, `is there, but svid_key of NodeAttestor "tpm" is %q: it would refuse every agent of that `+
+			`plugin; remove it, or write svid_key = "optional"`, c.SVIDKey)
+	}
+	if !block.there || block.inFile {
+		return
+	}
+	composer, err := ParseComposer(block.data)
+	if problems, ok := err.(Problems); ok { //nolint:errorlint // ParseComposer returns nothing else
+		for _, p := range problems {
+			ps.add(under(composerPath, p.Path), "%s", p.Message)
+		}
+		return
+	}
+	if on && c.SVIDKeySocket != "" && composer.Socket != c.SVIDKeySocket {
+		ps.add(under(composerPath, "socket"), `is %q, but svid_key_socket of NodeAttestor "tpm" is %q: write the same in both`,
+			composer.Socket, c.SVIDKeySocket)
+	}
 }

@@ -172,6 +172,9 @@ func (w *wording) dependsOn() string {
 		if p.NeedsQuote {
 			return "needs the machine's quote, without which the block quote of the configuration refuses it"
 		}
+		if p.NeedsSVIDKey {
+			return `needs the agent's SVID key to be in the TPM, without which svid_key = "required" refuses it`
+		}
 		return "the SPIFFE ID depends on " + w.allSay(p.Incomplete)
 	}
 	var open []string
