@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -20,14 +21,19 @@ const (
 // What is written reaches the source in every syntax, and what is not has the
 // value that the documentation says: nothing is fetched, nothing is revoked.
 func TestEKCA(t *testing.T) {
-	defaults := ekca.Config{CAPath: "/cas", PollInterval: 30 * time.Second, CRL: ekca.CRLOff}
+	defaults := ekca.Config{Config: truststore.Config{CAPath: "/cas", PollInterval: 30 * time.Second, CRL: ekca.CRLOff}}
 	all := ekca.Config{
-		CAPath: "/cas", PollInterval: time.Minute,
-		AIAHosts: []string{"10.0.0.7:8080", "pki.infineon.com"},
+		Config: truststore.Config{
+			CAPath:       "/cas",
+			PollInterval: time.Minute,
+			AIAHosts:     []string{"10.0.0.7:8080", "pki.infineon.com"},
+			MirrorURL:    "http://10.0.0.5/",
+			CRL:          ekca.CRLRequired,
+			CachePath:    "/var/lib/x.db",
+		},
 		EKCertificateURLs: map[string]string{
 			"amd": "https://ftpm.amd.com/pki/aia/", "intel": "https://ekop.intel.com/ekcertservice/",
 		},
-		MirrorURL: "http://10.0.0.5/", CRL: ekca.CRLRequired, CachePath: "/var/lib/x.db",
 	}
 	const allHCL = `source "ek_ca" "vendors" {
 		ca_path       = "/cas"

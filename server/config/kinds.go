@@ -101,6 +101,20 @@ const (
 // nameOfMachine is the field that a list of machines gives.
 func nameOfMachine() []given { return []given{{field: agentpath.Name}} }
 
+// authorities returns the keys of a source that knows certificate authorities. bundles is an example of that key.
+func authorities(c *truststore.Config, bundles string) []key {
+	c.CRL = certs.CRLOff
+	return []key{
+		fileOrFolder("ca_path", &c.CAPath),
+		pathMap("bundles", bundles, &c.Bundles),
+		duration("poll_interval", &c.PollInterval, truststore.DefaultPollInterval, leastPoll, mostPoll),
+		texts("aia_hosts", &c.AIAHosts),
+		plain("mirror_url", &c.MirrorURL),
+		plain("crl", &c.CRL),
+		cacheFile("cache_path", &c.CachePath),
+	}
+}
+
 func ekCA() kind {
 	const (
 		bundles  = `bundles = { infineon = "/etc/tpm/infineon.pem" }`
@@ -110,17 +124,8 @@ func ekCA() kind {
 		name:    "ek_ca",
 		example: `source "ek_ca" "vendors" { ca_path = "/etc/tpm/cas" }`,
 		read: reader(ekca.New, func(c *ekca.Config, of spire) []key {
-			c.CRL, c.MayBeEmpty = ekca.CRLOff, of.besideHashes
-			return []key{
-				fileOrFolder("ca_path", &c.CAPath),
-				pathMap("bundles", bundles, &c.Bundles),
-				duration("poll_interval", &c.PollInterval, ekca.DefaultPollInterval, leastPoll, mostPoll),
-				texts("aia_hosts", &c.AIAHosts),
-				textMap("ek_certificate_urls", services, &c.EKCertificateURLs),
-				plain("mirror_url", &c.MirrorURL),
-				plain("crl", &c.CRL),
-				cacheFile("cache_path", &c.CachePath),
-			}
+			c.MayBeEmpty = of.besideHashes
+			return append(authorities(&c.Config, bundles), textMap("ek_certificate_urls", services, &c.EKCertificateURLs))
 		}),
 		gives:    []given{{agentpath.CA, "bundles"}, {field: agentpath.Issuer}, {field: agentpath.Serial}},
 		byVendor: true,
@@ -258,16 +263,7 @@ func devID() kind {
 		name:    "devid",
 		example: `source "devid" "laptops" { ca_path = "/etc/tpm/devid-ca.pem" }`,
 		read: reader(devid.New, func(c *devid.Config, _ spire) []key {
-			c.CRL = certs.CRLOff
-			return []key{
-				fileOrFolder("ca_path", &c.CAPath),
-				pathMap("bundles", bundles, &c.Bundles),
-				duration("poll_interval", &c.PollInterval, truststore.DefaultPollInterval, leastPoll, mostPoll),
-				texts("aia_hosts", &c.AIAHosts),
-				plain("mirror_url", &c.MirrorURL),
-				plain("crl", &c.CRL),
-				cacheFile("cache_path", &c.CachePath),
-			}
+			return authorities(c, bundles)
 		}),
 		gives:   []given{{agentpath.CA, "bundles"}, {field: agentpath.DevIDFingerprint}},
 		byDevID: true,

@@ -17,6 +17,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/hashdir"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
@@ -157,7 +158,11 @@ func richConfig(tb testing.TB) *config.Config {
 	c.Members = []admission.Member{
 		{Name: "factory", Kind: "hash_dir", Config: hashdir.Config{Path: "/srv/tpm/hashes"}},
 		{Name: "lab", Kind: "ek_ca", Config: ekca.Config{
-			CAPath: "/etc/tpm/lab", PollInterval: time.Minute, CRL: ekca.CRLOff,
+			Config: truststore.Config{
+				CAPath:       "/etc/tpm/lab",
+				PollInterval: time.Minute,
+				CRL:          ekca.CRLOff,
+			},
 		}},
 		{
 			Name: "stolen", Kind: "hash_dir", NoAttributes: true,
@@ -166,9 +171,11 @@ func richConfig(tb testing.TB) *config.Config {
 		{
 			Name: "vendors", Kind: "ek_ca",
 			Config: ekca.Config{
-				Bundles:      map[string]string{"infineon": "/etc/tpm/infineon.pem", "stm": "/etc/tpm/stm.pem"},
-				PollInterval: 30 * time.Second,
-				CRL:          ekca.CRLOff,
+				Config: truststore.Config{
+					Bundles:      map[string]string{"infineon": "/etc/tpm/infineon.pem", "stm": "/etc/tpm/stm.pem"},
+					PollInterval: 30 * time.Second,
+					CRL:          ekca.CRLOff,
+				},
 			},
 		},
 	}

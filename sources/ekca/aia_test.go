@@ -20,6 +20,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -436,7 +437,7 @@ func TestBundlesOfFetchedChains(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			web := newSite(t)
 			first, second := web.put("/1", c.first), web.put("/2", c.second)
-			src := load(t, ekca.Config{Bundles: bundles, AIAHosts: []string{web.host()}})
+			src := load(t, ekca.Config{Config: truststore.Config{Bundles: bundles, AIAHosts: []string{web.host()}}})
 			// Another machine has the first one fetched: that alone is no answer.
 			alone := low.ek(t, issuersAt(first))
 			_, _ = asked(t, src, evidence(alone))
@@ -454,7 +455,7 @@ func TestBundlesOfFetchedChains(t *testing.T) {
 	}
 	// What is configured or sent is enough: nothing is asked for more.
 	web := newSite(t)
-	src := load(t, ekca.Config{Bundles: bundles, AIAHosts: []string{web.host()}})
+	src := load(t, ekca.Config{Config: truststore.Config{Bundles: bundles, AIAHosts: []string{web.host()}}})
 	ek := low.ek(t, issuersAt(web.put("/2", byB.Raw)))
 	if got := wantListed(t, src, ek, byA); !cmp.Equal(got.CAs, []string{"a"}) {
 		t.Errorf("CAs %q", got.CAs)

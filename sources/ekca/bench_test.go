@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -78,7 +79,7 @@ func BenchmarkCheck300Bundles(b *testing.B) {
 		for i, ca := range crowd(b, root) {
 			bundles[fmt.Sprint("bundle-", i)] = caFile(b, ca.cert)
 		}
-		benchmarkCheck(b, load(b, ekca.Config{Bundles: bundles}), ek)
+		benchmarkCheck(b, load(b, ekca.Config{Config: truststore.Config{Bundles: bundles}}), ek)
 	})
 }
 
@@ -98,7 +99,7 @@ func BenchmarkLoad300(b *testing.B) {
 	for i, ca := range crowd(b, newRoot(b, "Root")) {
 		bundles[fmt.Sprint("bundle-", i)] = caFile(b, ca.cert)
 	}
-	src := newSource(b, ekca.Config{Bundles: bundles})
+	src := newSource(b, ekca.Config{Config: truststore.Config{Bundles: bundles}})
 	for b.Loop() {
 		if err := src.Load(b.Context()); err != nil {
 			b.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -159,7 +160,7 @@ func TestConfiguredCAThatMayNotVouch(t *testing.T) {
 func TestConfiguredEKCertificate(t *testing.T) {
 	root := newRoot(t, "Root")
 	ek := root.ek(t)
-	src := load(t, ekca.Config{CAPath: caFile(t, newRoot(t, "Other").cert, ek)})
+	src := load(t, ekca.Config{Config: truststore.Config{CAPath: caFile(t, newRoot(t, "Other").cert, ek)}})
 	wantText(t, strings.Join(src.Status().Warnings, "\n"), "is not a CA certificate")
 	wantNotListed(t, "no configured CA", src, ek)
 }
@@ -246,9 +247,13 @@ func TestLoopOfGenuineCAs(t *testing.T) {
 	aByB := b.subWithKey(t, "A", a.key)
 	bByItself := b.subWithKey(t, "B", b.key)
 	wantListed(t, trusting(t, root), b.ek(t), aByB.cert, bByItself.cert, b.cert, a.cert)
-	src := load(t, ekca.Config{Bundles: map[string]string{
-		"root": caFile(t, root.cert), "loop": caFile(t, a.cert, b.cert, aByB.cert, bByItself.cert),
-	}})
+	src := load(t, ekca.Config{
+		Config: truststore.Config{
+			Bundles: map[string]string{
+				"root": caFile(t, root.cert), "loop": caFile(t, a.cert, b.cert, aByB.cert, bByItself.cert),
+			},
+		},
+	})
 	if got := wantListed(t, src, b.ek(t)).CAs; !slices.Equal(got, []string{"loop", "root"}) {
 		t.Errorf("CAs = %q", got)
 	}
@@ -277,7 +282,7 @@ func TestCAsOfOneName(t *testing.T) {
 	stranger := newRoot(t, "Same")
 	noID := func(c *x509.Certificate) { c.SubjectKeyId = nil }
 	wrongID := func(c *x509.Certificate) { c.SubjectKeyId = a.cert.SubjectKeyId }
-	src := load(t, ekca.Config{Bundles: map[string]string{"a": caFile(t, a.cert), "b": caFile(t, b.cert)}})
+	src := load(t, ekca.Config{Config: truststore.Config{Bundles: map[string]string{"a": caFile(t, a.cert), "b": caFile(t, b.cert)}}})
 	for _, c := range []struct {
 		by   *authority
 		want string
@@ -387,7 +392,7 @@ func TestEveryBundleThatVouches(t *testing.T) {
 			for bundle, cas := range c.bundles {
 				paths[bundle] = caFile(t, certsOf(cas...)...)
 			}
-			got := wantListed(t, load(t, ekca.Config{Bundles: paths}), ek, certsOf(c.sent...)...)
+			got := wantListed(t, load(t, ekca.Config{Config: truststore.Config{Bundles: paths}}), ek, certsOf(c.sent...)...)
 			if diff := cmp.Diff(c.want, got.CAs); diff != "" {
 				t.Error(diff)
 			}
@@ -403,7 +408,7 @@ func TestEveryBundleThatVouches(t *testing.T) {
 func TestBundleAboveAnUnfitCA(t *testing.T) {
 	root := newRoot(t, "Root")
 	low := root.sub(t, "Low", forTLS)
-	src := load(t, ekca.Config{Bundles: map[string]string{"low": caFile(t, low.cert), "up": caFile(t, root.cert)}})
+	src := load(t, ekca.Config{Config: truststore.Config{Bundles: map[string]string{"low": caFile(t, low.cert), "up": caFile(t, root.cert)}}})
 	if got := wantListed(t, src, low.ek(t)).CAs; !slices.Equal(got, []string{"low"}) {
 		t.Errorf("CAs = %q", got)
 	}
@@ -411,8 +416,10 @@ func TestBundleAboveAnUnfitCA(t *testing.T) {
 	now := today()
 	old := root.sub(t, "Old", func(c *x509.Certificate) { c.NotAfter = today().AddDate(1, 0, 0) })
 	src = load(t, ekca.Config{
-		Bundles: map[string]string{"old": caFile(t, old.cert), "up": caFile(t, root.cert)},
-		Now:     func() time.Time { return now },
+		Config: truststore.Config{
+			Bundles: map[string]string{"old": caFile(t, old.cert), "up": caFile(t, root.cert)},
+			Now:     func() time.Time { return now },
+		},
 	})
 	if got := wantListed(t, src, old.ek(t)).CAs; !slices.Equal(got, []string{"old", "up"}) {
 		t.Errorf("CAs = %q", got)
@@ -424,7 +431,7 @@ func TestBundleAboveAnUnfitCA(t *testing.T) {
 // An attacker's verdict must not change what another Check returns.
 func TestVerdictsAreNotShared(t *testing.T) {
 	root := newRoot(t, "Root")
-	src := load(t, ekca.Config{Bundles: map[string]string{"a": caFile(t, root.cert)}})
+	src := load(t, ekca.Config{Config: truststore.Config{Bundles: map[string]string{"a": caFile(t, root.cert)}}})
 	ek := root.ek(t)
 	first := check(t, src, ek)
 	first.Attributes.CAs[0], first.Attributes.Certificate.IssuerCN = "forged", "forged"

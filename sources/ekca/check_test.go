@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -40,13 +41,13 @@ func TestNewRefuses(t *testing.T) {
 		want string
 	}{
 		"nothing":          {ekca.Config{}, "write either ca_path"},
-		"no bundle":        {ekca.Config{Bundles: map[string]string{}}, "write either ca_path"},
-		"both":             {ekca.Config{CAPath: "/a", Bundles: map[string]string{"b": "/b"}}, "write either ca_path"},
-		"upper case":       {ekca.Config{Bundles: map[string]string{"STM": "/b"}}, `bundles "STM"`},
-		"empty name":       {ekca.Config{Bundles: map[string]string{"": "/b"}}, `bundles ""`},
-		"line behind name": {ekca.Config{Bundles: map[string]string{"a\n": "/b"}}, `bundles "a\n"`},
-		"empty path":       {ekca.Config{Bundles: map[string]string{"a": ""}}, "a: is empty"},
-		"negative":         {ekca.Config{CAPath: "/a", PollInterval: -1}, "poll_interval is -1ns"},
+		"no bundle":        {ekca.Config{Config: truststore.Config{Bundles: map[string]string{}}}, "write either ca_path"},
+		"both":             {ekca.Config{Config: truststore.Config{CAPath: "/a", Bundles: map[string]string{"b": "/b"}}}, "write either ca_path"},
+		"upper case":       {ekca.Config{Config: truststore.Config{Bundles: map[string]string{"STM": "/b"}}}, `bundles "STM"`},
+		"empty name":       {ekca.Config{Config: truststore.Config{Bundles: map[string]string{"": "/b"}}}, `bundles ""`},
+		"line behind name": {ekca.Config{Config: truststore.Config{Bundles: map[string]string{"a\n": "/b"}}}, `bundles "a\n"`},
+		"empty path":       {ekca.Config{Config: truststore.Config{Bundles: map[string]string{"a": ""}}}, "a: is empty"},
+		"negative":         {ekca.Config{Config: truststore.Config{CAPath: "/a", PollInterval: -1}}, "poll_interval is -1ns"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			src, err := ekca.New(c.cfg)
@@ -63,7 +64,7 @@ func TestNewRefuses(t *testing.T) {
 func TestNewOnlyValidates(t *testing.T) {
 	root := newRoot(t, "Root")
 	bundles := map[string]string{"a": caFile(t, root.cert)}
-	src := newSource(t, ekca.Config{Bundles: bundles})
+	src := newSource(t, ekca.Config{Config: truststore.Config{Bundles: bundles}})
 	if got := src.Status(); got.Entries != 0 || !got.Loaded.IsZero() || got.Warnings != nil {
 		t.Errorf("Status before Load: %+v", got)
 	}
@@ -71,7 +72,7 @@ func TestNewOnlyValidates(t *testing.T) {
 	if err := src.Load(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if _, err := ekca.New(ekca.Config{CAPath: "/does/not/exist"}); err != nil {
+	if _, err := ekca.New(ekca.Config{Config: truststore.Config{CAPath: "/does/not/exist"}}); err != nil {
 		t.Errorf("New looked at the path: %v", err)
 	}
 }
@@ -80,7 +81,7 @@ func TestNewOnlyValidates(t *testing.T) {
 func TestCheckCannotTellBeforeLoad(t *testing.T) {
 	root := newRoot(t, "Root")
 	ek := root.ek(t)
-	src := newSource(t, ekca.Config{CAPath: "/does/not/exist"})
+	src := newSource(t, ekca.Config{Config: truststore.Config{CAPath: "/does/not/exist"}})
 	for range 2 {
 		if v, err := src.Check(t.Context(), evidence(ek)); err == nil || v.Listed || v.Reason != "" {
 			t.Fatalf("Check = %+v, %v", v, err)
@@ -275,7 +276,7 @@ func TestCheckFollowsTheClock(t *testing.T) {
 	now := today()
 	root := newRoot(t, "Root")
 	path := caFile(t, root.cert)
-	src := load(t, ekca.Config{CAPath: path, Now: func() time.Time { return now }})
+	src := load(t, ekca.Config{Config: truststore.Config{CAPath: path, Now: func() time.Time { return now }}})
 	ek := root.ek(t)
 	wantListed(t, src, ek)
 	now = today().AddDate(20, 0, 0)
@@ -292,7 +293,7 @@ func TestCAsLoadedWithAWrongClock(t *testing.T) {
 	now := today().AddDate(5, 0, 0)
 	long := newRoot(t, "Long", func(c *x509.Certificate) { c.NotAfter = today().AddDate(50, 0, 0) })
 	short := newRoot(t, "Short", func(c *x509.Certificate) { c.NotAfter = today().AddDate(1, 0, 0) })
-	src := load(t, ekca.Config{CAPath: caFile(t, long.cert, short.cert), Now: func() time.Time { return now }})
+	src := load(t, ekca.Config{Config: truststore.Config{CAPath: caFile(t, long.cert, short.cert), Now: func() time.Time { return now }}})
 	if got := src.Status(); got.Entries != 1 || len(got.Warnings) != 1 {
 		t.Errorf("Status = %+v", got)
 	}
@@ -416,4 +417,14 @@ func TestCheckOfIncompleteEvidence(t *testing.T) {
 		t.Fatalf("%+v, %v", v, err)
 	}
 	wantText(t, err.Error(), "were not kept")
+}
+
+// Check is of the whole configuration, and not only of the part that it shares with other sources: otherwise
+// validate would call a configuration good that no server takes.
+func TestCheckIsOfTheWhole(t *testing.T) {
+	t.Parallel()
+	cfg := ekca.Config{Config: truststore.Config{CAPath: "/a"}, EKCertificateURLs: map[string]string{"acme": "https://acme/"}}
+	if err := cfg.Check(); err == nil || !strings.Contains(err.Error(), "not a known EK certificate service") {
+		t.Error(err)
+	}
 }

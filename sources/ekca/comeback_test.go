@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
@@ -325,8 +326,13 @@ func TestIntelsIndirectCRL(t *testing.T) {
 				web := newSite(t)
 				web.put(path, c.body)
 				src := load(t, ekca.Config{
-					CAPath: caFile(t, c.cas...), AIAHosts: []string{"tsci.intel.com"}, MirrorURL: web.url("/"), CRL: mode,
-					Now: func() time.Time { return parsed.ThisUpdate.Add(day) },
+					Config: truststore.Config{
+						CAPath:    caFile(t, c.cas...),
+						AIAHosts:  []string{"tsci.intel.com"},
+						MirrorURL: web.url("/"),
+						CRL:       mode,
+						Now:       func() time.Time { return parsed.ThisUpdate.Add(day) },
+					},
 				})
 				why := c.why
 				if want == notListed {

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
@@ -28,9 +27,6 @@ const (
 	EKServiceAMD   = certs.EKServiceAMD
 )
 
-// DefaultPollInterval is how often files are looked at for changes.
-const DefaultPollInterval = truststore.DefaultPollInterval
-
 // CRLMode says what the certificate revocation lists (CRLs) of a chain's CAs mean.
 type CRLMode = certs.CRLMode
 
@@ -41,34 +37,27 @@ const (
 	CRLRequired    = certs.CRLRequired
 )
 
-// Config is where the authorities are, and who may be asked for what is not there. All
-// fields but EKCertificateURLs are those of truststore.Config.
+// Config is where the authorities are, and who may be asked for what is not there.
 type Config struct {
-	CAPath       string
-	Bundles      map[string]string
-	MayBeEmpty   bool
-	PollInterval time.Duration
-
-	AIAHosts []string
+	// Config is of the authorities. Bases must be left empty: EKCertificateURLs are the bases.
+	truststore.Config
 	// EKCertificateURLs are the base URLs of the vendors' services for EK
 	// certificates that a TPM does not carry, by EKServiceIntel and
 	// EKServiceAMD. All of them are asked about a TPM that has sent none. None:
 	// only certificates that the machine sends count.
 	EKCertificateURLs map[string]string
-	MirrorURL         string
-	CRL               CRLMode
-	CachePath         string
-
-	Now func() time.Time
 }
 
 // store returns what the trust store needs.
 func (c Config) store() truststore.Config {
-	return truststore.Config{
-		CAPath: c.CAPath, Bundles: c.Bundles, MayBeEmpty: c.MayBeEmpty, PollInterval: c.PollInterval,
-		AIAHosts: c.AIAHosts, MirrorURL: c.MirrorURL, CRL: c.CRL, CachePath: c.CachePath,
-		Now: c.Now, Bases: slices.Sorted(maps.Values(c.EKCertificateURLs)),
-	}
+	c.Bases = slices.Sorted(maps.Values(c.EKCertificateURLs))
+	return c.Config
+}
+
+// Check returns all that is wrong with a configuration, a sources.FieldError for each mistake. New returns the same.
+func (c Config) Check() error {
+	store := c.store()
+	return errors.Join(store.Check(), c.checkServices())
 }
 
 // checkServices returns what is wrong with EKCertificateURLs.

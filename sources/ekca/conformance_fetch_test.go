@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
@@ -89,11 +90,13 @@ func TestConformanceFetching(t *testing.T) {
 			return sourcetest.Backend{
 				Open: func() sources.Source {
 					return newSource(tb, ekca.Config{
-						Bundles:      map[string]string{"all": dir},
-						PollInterval: 5 * time.Millisecond,
-						AIAHosts:     []string{web.host()},
-						CachePath:    cache,
-						Now:          now.read,
+						Config: truststore.Config{
+							Bundles:      map[string]string{"all": dir},
+							PollInterval: 5 * time.Millisecond,
+							AIAHosts:     []string{web.host()},
+							CachePath:    cache,
+							Now:          now.read,
+						},
 					})
 				},
 				List: func(ev *sources.Evidence, _ sources.Attributes) {

@@ -9,6 +9,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
@@ -45,8 +46,10 @@ func TestConformance(t *testing.T) {
 			return sourcetest.Backend{
 				Open: func() sources.Source {
 					return newSource(tb, ekca.Config{
-						Bundles:      map[string]string{"all": dir},
-						PollInterval: 5 * time.Millisecond,
+						Config: truststore.Config{
+							Bundles:      map[string]string{"all": dir},
+							PollInterval: 5 * time.Millisecond,
+						},
 					})
 				},
 				List: func(ev *sources.Evidence, _ sources.Attributes) {

@@ -43,11 +43,10 @@ type Source struct {
 // New checks the configuration and returns the source. It opens nothing: the
 // first Load does.
 func New(cfg Config) (*Source, error) {
-	of := cfg.store()
-	if err := errors.Join(of.Check(), cfg.checkServices()); err != nil {
+	if err := cfg.Check(); err != nil {
 		return nil, err
 	}
-	store, err := truststore.New(of, certs.EK())
+	store, err := truststore.New(cfg.store(), certs.EK())
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it says what it is
 	}

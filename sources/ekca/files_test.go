@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -80,7 +81,7 @@ func TestFolderWithAllSortsOfThings(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	src := load(t, ekca.Config{CAPath: dir})
+	src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir}})
 	status := src.Status()
 	if status.Entries != 3 || len(status.Warnings) != 9 {
 		t.Errorf("%d entries, %d warnings: %q", status.Entries, len(status.Warnings), status.Warnings)
@@ -130,7 +131,7 @@ func TestNothingUsable(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			src := newSource(t, ekca.Config{CAPath: c.path})
+			src := newSource(t, ekca.Config{Config: truststore.Config{CAPath: c.path}})
 			err := src.Load(t.Context())
 			if err == nil {
 				t.Fatal("Load succeeded")
@@ -185,7 +186,7 @@ func TestUnreadableFile(t *testing.T) {
 		path := write(t, filepath.Join(dir, "ca.pem"), pemOf(held.cert))
 		withdrawn := write(t, filepath.Join(dir, "gone.pem"), pemOf(gone.cert))
 		synctest.Test(t, func(t *testing.T) {
-			src := load(t, ekca.Config{CAPath: dir})
+			src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir}})
 			refreshes, stop := run(t, src)
 			defer stop()
 			for _, p := range []string{path, withdrawn} {
@@ -234,10 +235,10 @@ func TestUnreadableFileFromTheStart(t *testing.T) {
 		dir := t.TempDir()
 		put(t, filepath.Join(dir, "ca.pem"))
 		for _, cfg := range []ekca.Config{
-			{CAPath: dir},
-			{CAPath: filepath.Join(dir, "ca.pem")},
-			{Bundles: map[string]string{"a": dir, "b": caFile(t, root.cert)}},
-			{Bundles: map[string]string{"a": filepath.Join(dir, "ca.pem"), "b": caFile(t, root.cert)}},
+			{Config: truststore.Config{CAPath: dir}},
+			{Config: truststore.Config{CAPath: filepath.Join(dir, "ca.pem")}},
+			{Config: truststore.Config{Bundles: map[string]string{"a": dir, "b": caFile(t, root.cert)}}},
+			{Config: truststore.Config{Bundles: map[string]string{"a": filepath.Join(dir, "ca.pem"), "b": caFile(t, root.cert)}}},
 		} {
 			src := newSource(t, cfg)
 			err := src.Load(t.Context())
@@ -250,7 +251,7 @@ func TestUnreadableFileFromTheStart(t *testing.T) {
 			}
 		}
 		write(t, filepath.Join(dir, "root.pem"), pemOf(root.cert))
-		src := load(t, ekca.Config{CAPath: dir})
+		src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir}})
 		wantListed(t, src, root.ek(t))
 		wantNotListed(t, "no configured CA", src, other.ek(t))
 		wantWarning(t, src.Status().Warnings, `/ca.pem": `, why, "it is left out")
@@ -291,7 +292,7 @@ func TestUnreadablePathConcernsNoOther(t *testing.T) {
 		gone := write(t, filepath.Join(last, "c.pem"), pemOf(c.cert))
 		write(t, filepath.Join(last, "d.pem"), pemOf(d.cert))
 		synctest.Test(t, func(t *testing.T) {
-			src := load(t, ekca.Config{Bundles: map[string]string{"a": first, "b": file, "c": last}})
+			src := load(t, ekca.Config{Config: truststore.Config{Bundles: map[string]string{"a": first, "b": file, "c": last}}})
 			begun := src.Status().Confirmed
 			_, stop := run(t, src)
 			defer stop()
@@ -323,7 +324,7 @@ func TestOneBundleNotMounted(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "mount")
 	a, b := newRoot(t, "A"), newRoot(t, "B")
 	write(t, filepath.Join(mkdir(t, dir), "a.pem"), pemOf(a.cert))
-	src := load(t, ekca.Config{Bundles: map[string]string{"a": dir, "b": caFile(t, b.cert)}})
+	src := load(t, ekca.Config{Config: truststore.Config{Bundles: map[string]string{"a": dir, "b": caFile(t, b.cert)}}})
 	if err := os.Rename(dir, dir+".away"); err != nil {
 		t.Fatal(err)
 	}
@@ -342,7 +343,7 @@ func TestFolderThatMayBeEmpty(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "mount")
 	mkdir(t, dir)
 	a := newRoot(t, "A")
-	src := load(t, ekca.Config{CAPath: dir, MayBeEmpty: true})
+	src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir, MayBeEmpty: true}})
 	wantNotListed(t, "no configured CA", src, a.ek(t))
 	wantWarning(t, src.Status().Warnings, dir, "is an empty folder")
 	if st := src.Status(); st.Entries != 0 || st.Confirmed.IsZero() {
@@ -378,17 +379,25 @@ func TestFolderThatMayBeEmpty(t *testing.T) {
 func TestOneBundleWithoutUsableCA(t *testing.T) {
 	good := newRoot(t, "Good")
 	old := newRoot(t, "Old", func(c *x509.Certificate) { c.NotAfter = today().AddDate(0, 0, -1) })
-	src := load(t, ekca.Config{Bundles: map[string]string{
-		"good": caFile(t, good.cert), "old": caFile(t, old.cert),
-	}})
+	src := load(t, ekca.Config{
+		Config: truststore.Config{
+			Bundles: map[string]string{
+				"good": caFile(t, good.cert), "old": caFile(t, old.cert),
+			},
+		},
+	})
 	if got := wantListed(t, src, good.ek(t)).CAs; !slices.Equal(got, []string{"good"}) {
 		t.Errorf("CAs = %q", got)
 	}
 	wantWarning(t, src.Status().Warnings, "has expired on")
 
-	src = newSource(t, ekca.Config{Bundles: map[string]string{
-		"good": caFile(t, good.cert), "gone": "/does/not/exist",
-	}})
+	src = newSource(t, ekca.Config{
+		Config: truststore.Config{
+			Bundles: map[string]string{
+				"good": caFile(t, good.cert), "gone": "/does/not/exist",
+			},
+		},
+	})
 	if err := src.Load(t.Context()); err == nil {
 		t.Error("a bundle whose path does not exist was taken for an empty one")
 	}
@@ -397,9 +406,13 @@ func TestOneBundleWithoutUsableCA(t *testing.T) {
 // The same certificate in two bundles is no duplicate; twice in one it is.
 func TestDuplicatesAcrossBundles(t *testing.T) {
 	root := newRoot(t, "Root")
-	src := load(t, ekca.Config{Bundles: map[string]string{
-		"a": caFile(t, root.cert), "b": caFile(t, root.cert, root.cert),
-	}})
+	src := load(t, ekca.Config{
+		Config: truststore.Config{
+			Bundles: map[string]string{
+				"a": caFile(t, root.cert), "b": caFile(t, root.cert, root.cert),
+			},
+		},
+	})
 	if got := src.Status(); got.Entries != 1 || len(got.Warnings) != 1 {
 		t.Errorf("Status = %+v", got)
 	}
@@ -466,7 +479,7 @@ func TestCAFileVariants(t *testing.T) {
 			dir, always := t.TempDir(), newRoot(t, "Always")
 			write(t, filepath.Join(dir, "always"), pemOf(always.cert))
 			write(t, filepath.Join(dir, "file"), c.data)
-			src := load(t, ekca.Config{CAPath: dir})
+			src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir}})
 			status := src.Status()
 			if status.Entries != c.entries+1 {
 				t.Errorf("%d entries, want %d and 1", status.Entries, c.entries)
@@ -489,7 +502,7 @@ func TestLimitOnTheSizeOfAllFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	err := newSource(t, ekca.Config{CAPath: dir}).Load(t.Context())
+	err := newSource(t, ekca.Config{Config: truststore.Config{CAPath: dir}}).Load(t.Context())
 	if err == nil {
 		t.Fatal("Load succeeded")
 	}
@@ -500,14 +513,14 @@ func TestLimitOnTheSizeOfAllFiles(t *testing.T) {
 func TestLimitOnCertificates(t *testing.T) {
 	one := pemOf(newRoot(t, "A").cert)
 	path := write(t, filepath.Join(t.TempDir(), "many.pem"), bytes.Repeat(one, ekca.MaxCertificates+1))
-	err := newSource(t, ekca.Config{CAPath: path}).Load(t.Context())
+	err := newSource(t, ekca.Config{Config: truststore.Config{CAPath: path}}).Load(t.Context())
 	if err == nil {
 		t.Fatal("Load succeeded")
 	}
 	wantText(t, err.Error(), "more than 10000 certificates")
 
 	write(t, path, bytes.Repeat(one, 500))
-	src := load(t, ekca.Config{CAPath: path})
+	src := load(t, ekca.Config{Config: truststore.Config{CAPath: path}})
 	if w := src.Status().Warnings; len(w) != 101 || w[100] != "and 399 more" {
 		t.Errorf("%d warnings, the last %q", len(w), w[len(w)-1])
 	}
@@ -521,7 +534,7 @@ func TestPathIsALink(t *testing.T) {
 	link(t, "real", filepath.Join(dir, "folder"))
 	link(t, "real/ca.pem", filepath.Join(dir, "file"))
 	for _, path := range []string{"folder", "file"} {
-		wantListed(t, load(t, ekca.Config{CAPath: filepath.Join(dir, path)}), root.ek(t))
+		wantListed(t, load(t, ekca.Config{Config: truststore.Config{CAPath: filepath.Join(dir, path)}}), root.ek(t))
 	}
 }
 
@@ -574,7 +587,7 @@ func TestCAForAttestationKeysAlone(t *testing.T) {
 			dir, ca := t.TempDir(), newRoot(t, "CA", c.usage)
 			write(t, filepath.Join(dir, "always.pem"), pemOf(newRoot(t, "Always").cert))
 			write(t, filepath.Join(dir, "ca.pem"), pemOf(ca.cert))
-			src := load(t, ekca.Config{CAPath: dir})
+			src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir}})
 			if c.in {
 				wantListed(t, src, ca.ek(t))
 				return
@@ -599,7 +612,7 @@ func clientAuth(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.E
 // read; STM's, with a serial number that X.690 forbids, is named as one that cannot be.
 func TestOddRealCAFiles(t *testing.T) {
 	dir := filepath.Join(attestortest.MoreFieldCertificates(t), "odd")
-	src := load(t, ekca.Config{CAPath: dir})
+	src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir}})
 	status := src.Status()
 	if status.Entries != 1 || len(status.Warnings) != 1 {
 		t.Errorf("%d entries, warnings %q", status.Entries, status.Warnings)

@@ -9,6 +9,7 @@ import (
 	"math/big"
 	"testing"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -47,7 +48,7 @@ func FuzzCertificate(f *testing.F) {
 	f.Add(bySub.Raw, sub.cert.Raw)
 	f.Add(sub.cert.Raw, root.cert.Raw)
 	f.Add([]byte{0x30, 0}, []byte{0x30, 0})
-	src := load(f, ekca.Config{CAPath: caFile(f, root.cert)})
+	src := load(f, ekca.Config{Config: truststore.Config{CAPath: caFile(f, root.cert)}})
 	signed := func(c *x509.Certificate, by *x509.Certificate) bool {
 		return by.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature) == nil
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
@@ -192,7 +193,7 @@ func TestHangingHostAfterAMonth(t *testing.T) {
 			if mode == ekca.CRLOff {
 				revoked = listed
 			}
-			src := n.over(t, ekca.Config{CRL: mode, Now: now.read}, root)
+			src := n.over(t, ekca.Config{Config: truststore.Config{CRL: mode, Now: now.read}}, root)
 			wantWithin(t, listed, time.Second, src, good)
 			wantWithin(t, revoked, time.Second, src, bad)
 			now.pass(31 * 24 * time.Hour)
@@ -245,10 +246,10 @@ func TestHangingHostsOfCRLs(t *testing.T) {
 					middle := root.sub(t, "Middle", at(0, "/root.crl"))
 					low := middle.sub(t, "Low", at(1, "/middle.crl"))
 					ek := low.ek(t, at(2, "/low.crl"))
-					src := n.over(t, ekca.Config{CRL: mode, Now: today}, root)
+					src := n.over(t, ekca.Config{Config: truststore.Config{CRL: mode, Now: today}}, root)
 					wantWithin(t, want, fetchTimeout, src, ek, middle.cert, low.cert)
 					n.kill(mirrorHost) // by another source: all of them are at one mirror
-					src = n.over(t, ekca.Config{CRL: mode, Now: today, MirrorURL: "http://" + mirrorHost}, root)
+					src = n.over(t, ekca.Config{Config: truststore.Config{CRL: mode, Now: today, MirrorURL: "http://" + mirrorHost}}, root)
 					wantWithin(t, want, fetchTimeout/2, src, ek, middle.cert, low.cert)
 				})
 			}
@@ -286,7 +287,7 @@ func timeUsedUpBeforeTheCRL(t *testing.T, wasted int, bundles bool) {
 	}
 	forger := newRoot(t, "Forger")
 	own := sign(t, caTemplate(t, "Low", issuersAt(urls...)), forger.cert, low.key.Public(), forger.key)
-	cfg := ekca.Config{CRL: ekca.CRLIfAvailable, Now: today}
+	cfg := ekca.Config{Config: truststore.Config{CRL: ekca.CRLIfAvailable, Now: today}}
 	if bundles {
 		cfg.Bundles = map[string]string{"root": caFile(t, root.cert), "other": caFile(t, newRoot(t, "Other").cert)}
 	}
@@ -307,7 +308,7 @@ func TestStrangersAtAHangingHost(t *testing.T) {
 		n.kill(secondHost)
 		root, forger, key := newRoot(t, "Root"), newRoot(t, "Forger"), newKey(t)
 		low := root.sub(t, "Low")
-		src := n.over(t, ekca.Config{Now: today}, root)
+		src := n.over(t, ekca.Config{Config: truststore.Config{Now: today}}, root)
 		set, err := admission.NewSet([]admission.Member{{Name: "vendors", Kind: "ek_ca", Source: src}},
 			policy.AnyOf("vendors"), admission.Options{})
 		if err != nil {
@@ -361,7 +362,7 @@ func TestCRLBehindStrangers(t *testing.T) {
 		root, forger, key := newRoot(t, "Root"), newRoot(t, "Forger"), newKey(t)
 		bad := root.ek(t, crlsAt("http://"+firstHost+"/crl"))
 		n.put(firstHost, "/crl", root.crl(t, revoking(bad)))
-		src := n.over(t, ekca.Config{CRL: ekca.CRLIfAvailable, Now: today}, root)
+		src := n.over(t, ekca.Config{Config: truststore.Config{CRL: ekca.CRLIfAvailable, Now: today}}, root)
 		var all sync.WaitGroup
 		for i := range 40 {
 			ev := evidence(strangersEK(t, forger, key, n.handle(firstHost, fmt.Sprint("/", i), stall)))

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -35,7 +36,7 @@ func TestCRLBehindOneThatIsGone(t *testing.T) {
 			n, root := newPipes(), newRoot(t, "Root")
 			bad := root.ek(t, crlsAt("http://"+firstHost+"/gone.crl", "http://"+firstHost+"/crl"))
 			n.put(firstHost, "/crl", root.crl(t, revoking(bad)))
-			src := n.over(t, ekca.Config{CRL: ekca.CRLIfAvailable, Now: today}, root)
+			src := n.over(t, ekca.Config{Config: truststore.Config{CRL: ekca.CRLIfAvailable, Now: today}}, root)
 			if strangers {
 				defer besideStrangers(t, n, src)()
 				time.Sleep(3 * time.Second)
@@ -66,7 +67,7 @@ func TestCRLThatWasJustAskedFor(t *testing.T) {
 			time.Sleep(200 * time.Millisecond)
 			_, _ = w.Write(list)
 		})
-		src := n.over(t, ekca.Config{CRL: ekca.CRLIfAvailable, Now: today}, root)
+		src := n.over(t, ekca.Config{Config: truststore.Config{CRL: ekca.CRLIfAvailable, Now: today}}, root)
 		defer besideStrangers(t, n, src)()
 		time.Sleep(600 * time.Millisecond)
 		if v, took, err := attested(t, src, evidence(bad)); v.Listed {
@@ -89,7 +90,7 @@ func TestCRLThatHasRunOut(t *testing.T) {
 			at := crlsAt("http://" + firstHost + "/crl")
 			bad, before := root.ek(t, at), root.ek(t, at, func(c *x509.Certificate) { c.SerialNumber = newSerial(t) })
 			n.put(firstHost, "/crl", root.crl(t, revoking(before)))
-			src := n.over(t, ekca.Config{CRL: ekca.CRLIfAvailable, Now: now.read}, root)
+			src := n.over(t, ekca.Config{Config: truststore.Config{CRL: ekca.CRLIfAvailable, Now: now.read}}, root)
 			wantWithin(t, listed, time.Second, src, bad)
 			now.pass(48 * time.Hour)
 			list := root.crl(t, dated(2, now.read().Add(-time.Hour), now.read().Add(24*time.Hour)), revoking(bad, before))

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -228,7 +229,7 @@ func load(tb testing.TB, cfg ekca.Config) *ekca.Source {
 // trusting returns a source with these authorities in one file.
 func trusting(tb testing.TB, cas ...*authority) *ekca.Source {
 	tb.Helper()
-	return load(tb, ekca.Config{CAPath: caFile(tb, certsOf(cas...)...)})
+	return load(tb, ekca.Config{Config: truststore.Config{CAPath: caFile(tb, certsOf(cas...)...)}})
 }
 
 // evidence is what a machine with this certificate has sent.

@@ -14,6 +14,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -147,7 +148,7 @@ func TestRealEKCertificatesWithEachCA(t *testing.T) {
 				own[i] = caNamed(t, dir, name)
 			}
 			for _, path := range paths {
-				src := load(t, ekca.Config{CAPath: path})
+				src := load(t, ekca.Config{Config: truststore.Config{CAPath: path}})
 				if w := src.Status().Warnings; len(w) > 0 {
 					t.Errorf("warnings: %q", w)
 				}
@@ -167,7 +168,7 @@ func TestRealEKCertificatesWithEachCA(t *testing.T) {
 // all above it and say what the certificate says.
 func TestRealEKCertificatesWithAllCAs(t *testing.T) {
 	dir := attestortest.FieldCertificates(t)
-	folder := load(t, ekca.Config{CAPath: filepath.Join(dir, "ca")})
+	folder := load(t, ekca.Config{Config: truststore.Config{CAPath: filepath.Join(dir, "ca")}})
 	if got := folder.Status(); got.Entries != 15 || len(got.Warnings) != 0 {
 		t.Errorf("Status = %+v", got)
 	}
@@ -177,7 +178,7 @@ func TestRealEKCertificatesWithAllCAs(t *testing.T) {
 			bundles[bundleOf(name)] = caNamed(t, dir, name)
 		}
 	}
-	src := load(t, ekca.Config{Bundles: bundles})
+	src := load(t, ekca.Config{Config: truststore.Config{Bundles: bundles}})
 	for _, ek := range realEKs() {
 		t.Run(ek.file, func(t *testing.T) {
 			cert := readEK(t, filepath.Join(dir, ek.file))

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -58,7 +59,7 @@ func TestRunReadsWhatHasChanged(t *testing.T) {
 	ekA, ekB := a.ek(t), b.ek(t)
 	write(t, filepath.Join(dir, "a.pem"), pemOf(a.cert))
 	synctest.Test(t, func(t *testing.T) {
-		src := load(t, ekca.Config{CAPath: dir})
+		src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir}})
 		refreshes, stop := run(t, src)
 		defer stop()
 		after(10 * time.Minute)
@@ -94,7 +95,7 @@ func TestRunFollowsAConfigMap(t *testing.T) {
 	link(t, "..1", filepath.Join(dir, "..data"))
 	link(t, "..data/ca.pem", filepath.Join(dir, "ca.pem"))
 	synctest.Test(t, func(t *testing.T) {
-		src := load(t, ekca.Config{CAPath: dir, PollInterval: time.Second})
+		src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir, PollInterval: time.Second}})
 		_, stop := run(t, src)
 		defer stop()
 		if w := src.Status().Warnings; len(w) != 0 {
@@ -119,7 +120,7 @@ func TestRunKeepsTheLastGoodSet(t *testing.T) {
 	ekA, ekB := a.ek(t), b.ek(t)
 	write(t, filepath.Join(mkdir(t, dir), "ca.pem"), pemOf(a.cert))
 	synctest.Test(t, func(t *testing.T) {
-		src := load(t, ekca.Config{CAPath: dir})
+		src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir}})
 		loaded := src.Status().Loaded
 		refreshes, stop := run(t, src)
 		defer stop()
@@ -152,7 +153,7 @@ func TestRunUntilTheFirstSet(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ca.pem")
 	root := newRoot(t, "Root")
 	synctest.Test(t, func(t *testing.T) {
-		src := newSource(t, ekca.Config{CAPath: path})
+		src := newSource(t, ekca.Config{Config: truststore.Config{CAPath: path}})
 		_, stop := run(t, src)
 		defer stop()
 		after(time.Minute)
@@ -170,7 +171,7 @@ func TestTornFileKeepsWhatItHeld(t *testing.T) {
 	torn, other := filepath.Join(dir, "torn.pem"), filepath.Join(dir, "other.pem")
 	write(t, torn, pemOf(a.cert, b.cert))
 	write(t, other, pemOf(c.cert))
-	src := load(t, ekca.Config{CAPath: dir})
+	src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir}})
 	whole := pemOf(b.cert, c.cert)
 	for _, part := range [][]byte{nil, whole[:100], whole[:len(whole)-60]} {
 		write(t, torn, part)
@@ -214,7 +215,7 @@ func TestTornFileFromTheStart(t *testing.T) {
 	a, b := newRoot(t, "A"), newRoot(t, "B")
 	write(t, filepath.Join(dir, "a.pem"), pemOf(a.cert))
 	write(t, filepath.Join(dir, "b.pem"), pemOf(b.cert, a.cert)[:len(pemOf(b.cert))+20])
-	src := load(t, ekca.Config{CAPath: dir})
+	src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir}})
 	wantListed(t, src, a.ek(t))
 	wantNotListed(t, "no configured CA", src, b.ek(t))
 	wantWarning(t, src.Status().Warnings, `/b.pem": is damaged`)
@@ -223,7 +224,7 @@ func TestTornFileFromTheStart(t *testing.T) {
 // A Load that has been told to stop changes nothing.
 func TestLoadStopsWithItsContext(t *testing.T) {
 	root := newRoot(t, "Root")
-	src := newSource(t, ekca.Config{CAPath: caFile(t, root.cert)})
+	src := newSource(t, ekca.Config{Config: truststore.Config{CAPath: caFile(t, root.cert)}})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := src.Load(ctx); !errors.Is(err, context.Canceled) {
@@ -239,7 +240,7 @@ func TestStatusIsNotShared(t *testing.T) {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "a.pem"), pemOf(newRoot(t, "A").cert))
 	write(t, filepath.Join(dir, "README"), nil)
-	src := load(t, ekca.Config{CAPath: dir})
+	src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir}})
 	src.Status().Warnings[0] = "forged"
 	if w := src.Status().Warnings; len(w) != 1 || strings.Contains(w[0], "forged") {
 		t.Errorf("warnings: %q", w)
@@ -258,7 +259,7 @@ func TestStatusSaysHowOldItIs(t *testing.T) {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "ca.pem"), pemOf(newRoot(t, "A").cert))
 	synctest.Test(t, func(t *testing.T) {
-		src := load(t, ekca.Config{CAPath: dir, PollInterval: time.Minute})
+		src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir, PollInterval: time.Minute}})
 		_, stop := run(t, src)
 		defer stop()
 		begun := time.Now()

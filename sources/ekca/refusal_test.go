@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -48,7 +49,7 @@ func TestRefusalNamesWhatIsMissing(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			src := load(t, ekca.Config{CAPath: caFile(t, c.cas...), AIAHosts: []string{web.host()}})
+			src := load(t, ekca.Config{Config: truststore.Config{CAPath: caFile(t, c.cas...), AIAHosts: []string{web.host()}}})
 			v := wantOutcome(t, notListed, "no configured CA has issued the ", src, c.ek, c.sent...)
 			for _, want := range c.want {
 				wantText(t, v.Reason, want)
@@ -79,35 +80,35 @@ func TestRemediesOfRefusals(t *testing.T) {
 		mended ekca.Config
 	}{
 		"nothing is fetched": {
-			ekca.Config{CAPath: cas},
+			ekca.Config{Config: truststore.Config{CAPath: cas}},
 			ek, notListed, "aia_hosts is empty",
-			ekca.Config{CAPath: cas, AIAHosts: []string{web.host()}},
+			ekca.Config{Config: truststore.Config{CAPath: cas, AIAHosts: []string{web.host()}}},
 		},
 		"another host": {
-			ekca.Config{CAPath: cas, AIAHosts: []string{"pki.example.org"}},
+			ekca.Config{Config: truststore.Config{CAPath: cas, AIAHosts: []string{"pki.example.org"}}},
 			ek, notListed, "it is not on an allowed host",
-			ekca.Config{CAPath: cas, AIAHosts: []string{"pki.example.org", web.host()}},
+			ekca.Config{Config: truststore.Config{CAPath: cas, AIAHosts: []string{"pki.example.org", web.host()}}},
 		},
 		"by the CA file": {
-			ekca.Config{CAPath: cas, AIAHosts: []string{"pki.example.org"}},
+			ekca.Config{Config: truststore.Config{CAPath: cas, AIAHosts: []string{"pki.example.org"}}},
 			ek, notListed, "no configured CA has issued",
-			ekca.Config{CAPath: caFile(t, root.cert, low.cert)},
+			ekca.Config{Config: truststore.Config{CAPath: caFile(t, root.cert, low.cert)}},
 		},
 		"a mirror": {
-			ekca.Config{CAPath: cas},
+			ekca.Config{Config: truststore.Config{CAPath: cas}},
 			named, notListed, "aia_hosts is empty",
-			ekca.Config{CAPath: cas, AIAHosts: []string{private}, MirrorURL: mirror.server.URL},
+			ekca.Config{Config: truststore.Config{CAPath: cas, AIAHosts: []string{private}, MirrorURL: mirror.server.URL}},
 		},
 		"a mirror that has it not": {
-			ekca.Config{CAPath: cas, AIAHosts: []string{private}, MirrorURL: web.server.URL},
+			ekca.Config{Config: truststore.Config{CAPath: cas, AIAHosts: []string{private}, MirrorURL: web.server.URL}},
 			named, cannotTell, "404",
-			ekca.Config{CAPath: cas, AIAHosts: []string{private}, MirrorURL: mirror.server.URL + "/"},
+			ekca.Config{Config: truststore.Config{CAPath: cas, AIAHosts: []string{private}, MirrorURL: mirror.server.URL + "/"}},
 		},
 		"the root": {
-			ekca.Config{CAPath: caFile(t, newRoot(t, "Other").cert), AIAHosts: []string{web.host()}},
+			ekca.Config{Config: truststore.Config{CAPath: caFile(t, newRoot(t, "Other").cert), AIAHosts: []string{web.host()}}},
 			ek, notListed,
 			`its issuer is "CN=Root,O=Test"`,
-			ekca.Config{CAPath: cas, AIAHosts: []string{web.host()}},
+			ekca.Config{Config: truststore.Config{CAPath: cas, AIAHosts: []string{web.host()}}},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -139,7 +140,7 @@ func TestExpiryIsSaidBefore(t *testing.T) {
 	ca := newRoot(t, "Root", until(100*day))
 	now := newClock()
 	synctest.Test(t, func(t *testing.T) {
-		src := load(t, ekca.Config{CAPath: caFile(t, ca.cert, newRoot(t, "Lasting").cert), Now: now.read})
+		src := load(t, ekca.Config{Config: truststore.Config{CAPath: caFile(t, ca.cert, newRoot(t, "Lasting").cert), Now: now.read}})
 		ek := ca.ek(t, until(90*day))
 		if w := src.Status().Warnings; len(w) != 0 {
 			t.Errorf("warnings: %q", w)

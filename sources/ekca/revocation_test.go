@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -229,8 +230,11 @@ func TestRevokedIntermediateOfOneChain(t *testing.T) {
 			web.put("/b.crl", c.b(byB, b))
 			ek := low.ek(t, crlsAt(web.put("/low.crl", low.crl(t))))
 			src := load(t, ekca.Config{
-				Bundles:  map[string]string{"a": caFile(t, a.cert), "b": caFile(t, b.cert)},
-				AIAHosts: []string{web.host()}, CRL: ekca.CRLRequired,
+				Config: truststore.Config{
+					Bundles:  map[string]string{"a": caFile(t, a.cert), "b": caFile(t, b.cert)},
+					AIAHosts: []string{web.host()},
+					CRL:      ekca.CRLRequired,
+				},
 			})
 			if c.want == nil {
 				wantOutcome(t, notListed, "revoked", src, ek, byA, byB)

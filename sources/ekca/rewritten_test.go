@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -21,9 +22,13 @@ func TestRunReadsWhatLooksTheSame(t *testing.T) {
 	}
 	ekA, ekB := a.ek(t), b.ek(t)
 	for name, config := range map[string]func(file string) ekca.Config{
-		"file":   func(file string) ekca.Config { return ekca.Config{CAPath: file} },
-		"folder": func(file string) ekca.Config { return ekca.Config{CAPath: filepath.Dir(file)} },
-		"bundle": func(file string) ekca.Config { return ekca.Config{Bundles: map[string]string{"b": file}} },
+		"file": func(file string) ekca.Config { return ekca.Config{Config: truststore.Config{CAPath: file}} },
+		"folder": func(file string) ekca.Config {
+			return ekca.Config{Config: truststore.Config{CAPath: filepath.Dir(file)}}
+		},
+		"bundle": func(file string) ekca.Config {
+			return ekca.Config{Config: truststore.Config{Bundles: map[string]string{"b": file}}}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

@@ -25,6 +25,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -75,9 +76,11 @@ func TestRealIntelReply(t *testing.T) {
 	web.put("/mirror/upgrades.intel.com/content/CRL/ekcert/SPTHEPIDPROD_EK_Platform_Public_Key.cer",
 		readCA(t, caNamed(t, dir, "intel-TPM-EK-intermediate")).Raw)
 	src := load(t, ekca.Config{
-		CAPath:            caNamed(t, dir, "intel-TPM-EK-root"),
-		AIAHosts:          []string{"upgrades.intel.com"},
-		MirrorURL:         web.url("/mirror"),
+		Config: truststore.Config{
+			CAPath:    caNamed(t, dir, "intel-TPM-EK-root"),
+			AIAHosts:  []string{"upgrades.intel.com"},
+			MirrorURL: web.url("/mirror"),
+		},
 		EKCertificateURLs: map[string]string{"intel": web.url("/ekcertservice/")},
 	})
 	v, err := asked(t, src, bare(ek))
@@ -111,7 +114,9 @@ func TestRealAMDReply(t *testing.T) {
 	}
 	web := newSite(t)
 	src := load(t, ekca.Config{
-		CAPath:            caNamed(t, attestortest.FieldCertificates(t), "amd-AMDTPM"),
+		Config: truststore.Config{
+			CAPath: caNamed(t, attestortest.FieldCertificates(t), "amd-AMDTPM"),
+		},
 		EKCertificateURLs: map[string]string{"amd": web.url("/pki/aia/")},
 	})
 	for name, key := range map[string]crypto.PublicKey{"another's": newRSAKey(t).Public(), "its own": cert.PublicKey} {
@@ -173,7 +178,9 @@ func TestServices(t *testing.T) {
 				path := pathOf(t, service, "/ek/", key.Public())
 				web.put(path, reply)
 				src := load(t, ekca.Config{
-					CAPath: caFile(t, root.cert),
+					Config: truststore.Config{
+						CAPath: caFile(t, root.cert),
+					},
 					EKCertificateURLs: map[string]string{
 						"intel": web.url("/ek"), "amd": web.url("/ek/"),
 					},
@@ -245,7 +252,9 @@ func TestServiceReplies(t *testing.T) {
 			web := newSite(t)
 			web.put(pathOf(t, "intel", "/intel/", key.Public()), c.intel)
 			src := load(t, ekca.Config{
-				CAPath:            caFile(t, root.cert),
+				Config: truststore.Config{
+					CAPath: caFile(t, root.cert),
+				},
 				EKCertificateURLs: map[string]string{"intel": web.url("/intel/"), "amd": web.url("/amd/")},
 			})
 			for range 2 {
@@ -301,7 +310,9 @@ func TestEitherService(t *testing.T) {
 			at("intel", c.intel)
 			at("amd", c.amd)
 			src := load(t, ekca.Config{
-				CAPath:            caFile(t, root.cert),
+				Config: truststore.Config{
+					CAPath: caFile(t, root.cert),
+				},
 				EKCertificateURLs: map[string]string{"intel": web.url("/intel/"), "amd": web.url("/amd/")},
 			})
 			v, err := asked(t, src, bare(key.Public()))
@@ -322,7 +333,10 @@ func TestEKCertificateIsRenewed(t *testing.T) {
 			root.cert, key.Public(), root.key).Raw
 	}
 	src := load(t, ekca.Config{
-		CAPath: caFile(t, root.cert), Now: now.read,
+		Config: truststore.Config{
+			CAPath: caFile(t, root.cert),
+			Now:    now.read,
+		},
 		EKCertificateURLs: map[string]string{"amd": web.url("/amd/")},
 	})
 	path := pathOf(t, "amd", "/amd/", key.Public())
@@ -358,7 +372,9 @@ func TestNoServiceForOddKeys(t *testing.T) {
 	}
 	web := newSite(t)
 	src := load(t, ekca.Config{
-		CAPath:            caFile(t, newRoot(t, "Root").cert),
+		Config: truststore.Config{
+			CAPath: caFile(t, newRoot(t, "Root").cert),
+		},
 		EKCertificateURLs: map[string]string{"intel": web.url("/intel/")},
 	})
 	if v, err := asked(t, src, bare(&odd)); err != nil || v.Listed {
@@ -373,7 +389,9 @@ func TestServicesAreForMachinesWithoutACertificate(t *testing.T) {
 	web := newSite(t)
 	root, stranger := newRoot(t, "Root"), newRoot(t, "Stranger")
 	src := load(t, ekca.Config{
-		CAPath:            caFile(t, root.cert),
+		Config: truststore.Config{
+			CAPath: caFile(t, root.cert),
+		},
 		EKCertificateURLs: map[string]string{"intel": web.url("/intel/")},
 	})
 	wantOutcome(t, notListed, "no configured CA", src, stranger.ek(t))

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -143,7 +144,7 @@ func fetching(tb testing.TB, root *authority, sites ...*site) *ekca.Source {
 
 func fetchConfig(tb testing.TB, root *authority, sites ...*site) ekca.Config {
 	tb.Helper()
-	cfg := ekca.Config{CAPath: caFile(tb, root.cert)}
+	cfg := ekca.Config{Config: truststore.Config{CAPath: caFile(tb, root.cert)}}
 	for _, s := range sites {
 		cfg.AIAHosts = append(cfg.AIAHosts, s.host())
 	}

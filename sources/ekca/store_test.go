@@ -15,6 +15,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -29,14 +30,14 @@ func TestNewRefusesFetching(t *testing.T) {
 		"unknown service":    {ekca.Config{EKCertificateURLs: map[string]string{"Intel": "https://ek.test/"}}, `"Intel"`},
 		"no URL":             {ekca.Config{EKCertificateURLs: map[string]string{"intel": ""}}, ""},
 		"a file":             {ekca.Config{EKCertificateURLs: map[string]string{"amd": "file:///etc/"}}, ""},
-		"host with a scheme": {ekca.Config{AIAHosts: []string{"http://pki.test"}}, ""},
-		"host with a path":   {ekca.Config{AIAHosts: []string{"pki.test/x"}}, ""},
-		"empty host":         {ekca.Config{AIAHosts: []string{""}}, ""},
-		"unknown mode":       {ekca.Config{AIAHosts: []string{"pki.test"}, CRL: "on"}, `crl must be one of "off"`},
-		"CRLs from nobody":   {ekca.Config{EKCertificateURLs: services, CRL: ekca.CRLRequired}, "crl is \"required\", but there are no hosts"},
-		"mirror of nobody":   {ekca.Config{EKCertificateURLs: services, MirrorURL: "http://mirror.test/"}, "mirror_url replaces the hosts"},
-		"bad mirror":         {ekca.Config{AIAHosts: []string{"pki.test"}, MirrorURL: "mirror"}, ""},
-		"cache of nothing":   {ekca.Config{CachePath: "/x"}, "nothing is fetched"},
+		"host with a scheme": {ekca.Config{Config: truststore.Config{AIAHosts: []string{"http://pki.test"}}}, ""},
+		"host with a path":   {ekca.Config{Config: truststore.Config{AIAHosts: []string{"pki.test/x"}}}, ""},
+		"empty host":         {ekca.Config{Config: truststore.Config{AIAHosts: []string{""}}}, ""},
+		"unknown mode":       {ekca.Config{Config: truststore.Config{AIAHosts: []string{"pki.test"}, CRL: "on"}}, `crl must be one of "off"`},
+		"CRLs from nobody":   {ekca.Config{Config: truststore.Config{CRL: ekca.CRLRequired}, EKCertificateURLs: services}, "crl is \"required\", but there are no hosts"},
+		"mirror of nobody":   {ekca.Config{Config: truststore.Config{MirrorURL: "http://mirror.test/"}, EKCertificateURLs: services}, "mirror_url replaces the hosts"},
+		"bad mirror":         {ekca.Config{Config: truststore.Config{AIAHosts: []string{"pki.test"}, MirrorURL: "mirror"}}, ""},
+		"cache of nothing":   {ekca.Config{Config: truststore.Config{CachePath: "/x"}}, "nothing is fetched"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.cfg.CAPath = "/ca"
@@ -48,9 +49,9 @@ func TestNewRefusesFetching(t *testing.T) {
 		})
 	}
 	for _, cfg := range []ekca.Config{
-		{CRL: ekca.CRLOff},
-		{AIAHosts: []string{"pki.test", "pki.test:8080", "192.0.2.1", "[2001:db8::1]:80"}, CRL: ekca.CRLIfAvailable},
-		{EKCertificateURLs: services, CachePath: filepath.Join(t.TempDir(), "none", "cache.db")},
+		{Config: truststore.Config{CRL: ekca.CRLOff}},
+		{Config: truststore.Config{AIAHosts: []string{"pki.test", "pki.test:8080", "192.0.2.1", "[2001:db8::1]:80"}, CRL: ekca.CRLIfAvailable}},
+		{Config: truststore.Config{CachePath: filepath.Join(t.TempDir(), "none", "cache.db")}, EKCertificateURLs: services},
 	} {
 		cfg.CAPath = "/ca"
 		if _, err := ekca.New(cfg); err != nil {
@@ -159,7 +160,11 @@ func TestRealChainsFromAMirror(t *testing.T) {
 		}
 		t.Run(ek.file, func(t *testing.T) {
 			src := load(t, ekca.Config{
-				CAPath: caNamed(t, dir, ek.cas[min(1, len(ek.cas)-1)]), AIAHosts: hosts, MirrorURL: web.url("/"),
+				Config: truststore.Config{
+					CAPath:    caNamed(t, dir, ek.cas[min(1, len(ek.cas)-1)]),
+					AIAHosts:  hosts,
+					MirrorURL: web.url("/"),
+				},
 			})
 			got := wantOutcome(t, listed, "", src, cert).Attributes.Certificate
 			ek.want.IssuerKeyHash = got.IssuerKeyHash
@@ -168,7 +173,11 @@ func TestRealChainsFromAMirror(t *testing.T) {
 			}
 			if len(ek.cas) > 1 { // the root is no CA of a stranger's
 				stranger := load(t, ekca.Config{
-					CAPath: caNamed(t, dir, "swtpm-localca-rootca"), AIAHosts: hosts, MirrorURL: web.url("/"),
+					Config: truststore.Config{
+						CAPath:    caNamed(t, dir, "swtpm-localca-rootca"),
+						AIAHosts:  hosts,
+						MirrorURL: web.url("/"),
+					},
 				})
 				if v, err := asked(t, stranger, evidence(cert)); v.Listed {
 					t.Errorf("listed by another's CA: %+v, %v", v, err)

@@ -27,6 +27,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/mirror"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -83,7 +84,12 @@ func TestAServerUsesTheMirror(t *testing.T) {
 		t.Fatal(err)
 	}
 	source, err := ekca.New(ekca.Config{
-		CAPath: roots, AIAHosts: []string{v.host}, MirrorURL: served.URL, CRL: ekca.CRLRequired,
+		Config: truststore.Config{
+			CAPath:    roots,
+			AIAHosts:  []string{v.host},
+			MirrorURL: served.URL,
+			CRL:       ekca.CRLRequired,
+		},
 		EKCertificateURLs: map[string]string{certs.EKServiceIntel: served.URL + "/" + v.host + "/ekcertservice/"},
 	})
 	if err != nil {

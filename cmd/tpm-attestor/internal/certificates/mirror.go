@@ -16,11 +16,13 @@ import (
 func mirrored(c *config.Config) mirror.Config {
 	var m mirror.Config
 	for _, member := range c.Members {
-		cfg, ok := member.Config.(ekca.Config)
-		if d, is := member.Config.(devid.Config); is {
-			cfg, ok = ekca.Config{AIAHosts: d.AIAHosts, CRL: d.CRL}, true
-		}
-		if !ok {
+		var cfg ekca.Config
+		switch of := member.Config.(type) {
+		case ekca.Config:
+			cfg = of
+		case devid.Config:
+			cfg.Config = of
+		default:
 			continue
 		}
 		m.Hosts = append(m.Hosts, cfg.AIAHosts...)
