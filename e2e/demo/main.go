@@ -84,7 +84,7 @@ func (d *demo) leaveRunning() int {
 		{d.programs.Server, "entry", "show", "-socketPath", server},
 		{d.programs.Agent, "api", "fetch", "x509", "-socketPath", agent},
 		{d.programs.AgentPlugin, "-ek", "-device", d.shown(d.tpm.device)},
-		{"tail", "-f", d.shown(d.server.LogPath), d.shown(d.agent.LogPath)},
+		{"tail", "-f", d.shown(d.server.LogPath), d.shown(d.evicter.LogPath), d.shown(d.agent.LogPath)},
 		{"ls", d.dir.name},
 	} {
 		d.command(command...)

@@ -10,6 +10,20 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
+// startEvicter starts what evicts agents, and waits until it follows the server's configuration.
+func (d *demo) startEvicter(ctx context.Context) error {
+	args := []string{"evict", d.server.DataPath, "--socket", d.server.Socket}
+	d.command("tpm-attestor", "evict", d.shown(d.server.DataPath), "--socket", d.shown(d.server.Socket))
+	var err error
+	d.evicter, err = spiretest.Start("evict", exec.Command(d.programs.Tool, args...), d.path("evict.log"), d.keep)
+	if err != nil {
+		return err
+	}
+	d.processes = append(d.processes, d.evicter)
+	_, err = d.evicter.WaitLog(ctx, 0, "follows")
+	return err
+}
+
 // startAgent starts an agent on the machine.
 func (d *demo) startAgent() error {
 	d.command("spire-agent", "run")

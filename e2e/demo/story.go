@@ -27,6 +27,7 @@ type demo struct {
 	processes []*spiretest.Process // in the order in which they were started
 	tpm       *tpm
 	server    *spiretest.Server
+	evicter   *spiretest.Process
 	agent     *spiretest.Agent
 	ekHash    string
 	agentID   string
@@ -108,6 +109,10 @@ func (d *demo) prepare(ctx context.Context) error {
 		return err
 	}
 	d.processes = append(d.processes, d.server.Process)
+	d.say("Beside it runs what evicts the agents of machines that are taken off the list:")
+	if err := d.startEvicter(ctx); err != nil {
+		return err
+	}
 	d.outcome("a SPIRE server runs on %s", d.server.Address)
 	return nil
 }
@@ -157,35 +162,36 @@ func (d *demo) serveWorkload(ctx context.Context) error {
 	return nil
 }
 
-// cutOff shows that removal from the list, with eviction, ends the machine's identity.
+// cutOff shows that removal from the list ends the machine's identity.
 func (d *demo) cutOff(ctx context.Context) error {
-	d.title("It is removed from the list and evicted: it is cut off")
+	d.title("It is removed from the list: it is cut off")
 	entry := filepath.Join(d.path("hashes"), d.ekHash)
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	began, mark, evictions := time.Now(), d.agent.Mark(), d.evicter.Mark()
 	d.command("rm", d.shown(entry))
 	if err := os.Remove(entry); err != nil {
 		return fmt.Errorf("remove the machine from the list: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	began, mark := time.Now(), d.agent.Mark()
-	if err := d.ctl(ctx, "agent", "evict", "-spiffeID", d.agentID); err != nil {
+	line, err := d.evicter.WaitLog(ctx, evictions, "evicted", d.agentID)
+	if err != nil {
 		return err
 	}
-	line, err := d.agent.WaitLog(ctx, mark, "shutting down")
-	if err != nil {
+	d.log("evict", line)
+	if line, err = d.agent.WaitLog(ctx, mark, "shutting down"); err != nil {
 		return err
 	}
 	d.log("agent", line)
 	// Only its end matters, not the exit code.
 	_ = d.agent.Wait(ctx)
 	d.endAgent()
-	d.say("The agent lost its identity and exited, %.1f s after the eviction. Starting it again:",
+	d.say("The agent lost its identity and exited, %.1f s after the removal. Starting it again:",
 		time.Since(began).Seconds())
 	if err := d.wantRefused(ctx); err != nil {
 		return err
 	}
-	d.say("(Without eviction it would be refused at its next re-attestation, at half its SVID's life.)")
-	d.outcome("cut off, and its workloads with it")
+	d.say("(Without \"tpm-attestor evict\" it would be refused at its next re-attestation, at half its SVID's life.)")
+	d.outcome("cut off in one step, and its workloads with it")
 	return nil
 }
 
