@@ -3,6 +3,7 @@ package agent
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
@@ -35,6 +36,12 @@ func ParseKeyManagerConfig(src string) (KeyManagerConfig, []tpm.Problem) {
 		return KeyManagerConfig{}, r.problems
 	}
 	return c, nil
+}
+
+// IsKeyManager reports whether src can be parsed and has the key that only a KeyManager's configuration has.
+func IsKeyManager(src string) bool {
+	settings, err := parseSettings(src)
+	return err == nil && slices.ContainsFunc(settings, func(s setting) bool { return s.key == "directory" })
 }
 
 func (c *KeyManagerConfig) problems() []tpm.Problem {

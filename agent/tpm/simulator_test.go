@@ -3,6 +3,7 @@
 package tpm
 
 import (
+	"bytes"
 	"context"
 	"encoding/pem"
 	"errors"
@@ -121,7 +122,7 @@ func TestSVIDKeyWithTheSimulator(t *testing.T) {
 		}
 		device.known = nil
 	}
-	if again := makeSVIDKey(t, device, k.unique); string(again.Name) != string(k.Name) {
+	if again := makeSVIDKey(t, device, k.unique); !bytes.Equal(again.Name, k.Name) {
 		t.Error("it is another key after a reset")
 	}
 }

@@ -200,8 +200,8 @@ func (t *TPM) ReadSVIDKey() (*keydir.Slot, error) {
 		if len(l.Unreadable) > 0 {
 			err = fmt.Errorf("%w, and %s cannot be read: %w", err, l.Unreadable[0].Path, l.Unreadable[0].Err)
 		}
-		return nil, setup(err, `configure the KeyManager "tpm" with this directory in place of the present KeyManager, `+
-			"or remove svid_key_directory")
+		return nil, setup(err, `configure the KeyManager "tpm" with this directory in place of the present `+
+			"KeyManager, or remove svid_key_directory")
 	}
 	return &l.Slots[0], nil
 }

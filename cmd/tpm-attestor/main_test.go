@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -12,7 +13,10 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/rogpeppe/go-internal/testscript"
+	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/keymanager/v1"
+	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 
+	"github.com/spire-tpm/spire-tpm-attestor/agent"
 	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
 	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
@@ -33,6 +37,7 @@ func TestScripts(t *testing.T) {
 	report := inspect(t, device)
 	booted := clitest.BootedTPM(t)
 	vendor := newVendor(t)
+	keys := agentKeys(t, device)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata", RequireExplicitExec: true, UpdateScripts: os.Getenv("UPDATE_GOLDEN") != "",
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"timeless": timeless},
@@ -42,12 +47,31 @@ func TestScripts(t *testing.T) {
 			env.Setenv("TPMSOCKET", strings.TrimPrefix(device, "unix:"))
 			env.Setenv("VENDOR", vendor.host)
 			env.Setenv("BOOTED", booted.Device)
+			env.Setenv("KEYS", keys)
 			return errors.Join(writePublicAreas(env.WorkDir), clitest.WriteKeys(env.WorkDir), clitest.WriteBootLogs(env.WorkDir),
 				writeCertificates(env.WorkDir), vendor.write(env.WorkDir),
 				clitest.WriteAuthorities(filepath.Join(env.WorkDir, "device")), writeNames(env.WorkDir, report),
 				os.Chmod(filepath.Dir(env.WorkDir), 0o711), os.Chmod(env.WorkDir, 0o711)) // for validate --user
 		},
 	})
+}
+
+// agentKeys returns the directory of a KeyManager that has made a key in a TPM.
+func agentKeys(t *testing.T, device string) string {
+	t.Helper()
+	m, directory := agent.NewKeyManager(), filepath.Join(t.TempDir(), "tpm")
+	_, err := m.Configure(t.Context(), &configv1.ConfigureRequest{
+		HclConfiguration: fmt.Sprintf("device = %q\ndirectory = %q", device, directory),
+	})
+	if err == nil {
+		_, err = m.GenerateKey(t.Context(), &keymanagerv1.GenerateKeyRequest{
+			KeyId: "agent-svid-A", KeyType: keymanagerv1.KeyType_EC_P256,
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return directory
 }
 
 // timeless writes the standard output without its times to timeless.json.

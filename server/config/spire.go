@@ -79,6 +79,29 @@ func AgentData(text string) (data string, ok bool, err error) {
 	return data, true, err
 }
 
+// KeyManagerData returns the plugin_data of KeyManager "tpm" in a configuration file of SPIRE Agent. If
+// text is not such a file, or has another key manager, ok is false.
+func KeyManagerData(text string) (data string, ok bool, err error) {
+	var whole struct {
+		Plugins ast.Node `hcl:"plugins"`
+	}
+	if err := hcl.Decode(&whole, text); err != nil || whole.Plugins == nil {
+		return "", false, nil //nolint:nilerr // as above
+	}
+	p, err := pluginOf(whole.Plugins, "KeyManager")
+	switch {
+	case err != nil || p == nil || p.Enabled != nil && !*p.Enabled:
+		return "", false, err
+	case p.DataFile != "":
+		return "", true, fmt.Errorf(`KeyManager "tpm": its plugin_data is in a separate file: name that one, %q`,
+			shorten(p.DataFile))
+	}
+	if data, err = p.print(); err != nil {
+		return "", true, fmt.Errorf(`KeyManager "tpm": %w`, err)
+	}
+	return data, true, nil
+}
+
 // trustDomainOf reads the trust domain from a configuration of SPIRE's server. It is zero
 // if it is set on SPIRE's command line or by its environment.
 func trustDomainOf(server ast.Node) (spiffeid.TrustDomain, error) {

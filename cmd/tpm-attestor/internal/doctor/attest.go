@@ -7,6 +7,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/spire-tpm/spire-tpm-attestor/agent/keydir"
 	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/preview"
@@ -28,13 +29,23 @@ type trial struct {
 	session     *attestor.Session
 	asked       attestor.Ask
 	evidence    sources.Evidence
+	slot        *keydir.Slot      // of the agent's SVID key; nil if it is not in the TPM
+	svidKey     *attestor.SVIDKey // proved
 }
 
 // attest makes a whole attestation, which the server's configuration decides if there is one.
 func (d *doctor) attest(t *tpm.TPM, c *config.Config) {
 	d.progress.Now("attesting")
 	try := &trial{tpm: t, server: c}
-	err := d.ask(func(ctx context.Context) error {
+	err := d.Within(d.cmd.Context(), func(context.Context) (err error) {
+		try.slot, err = t.ReadSVIDKey()
+		return err
+	})
+	if err != nil {
+		d.failed("svid key", err)
+		return
+	}
+	err = d.ask(func(ctx context.Context) error {
 		try.ctx = ctx
 		return try.prove()
 	})
@@ -50,6 +61,9 @@ func (d *doctor) attest(t *tpm.TPM, c *config.Config) {
 	default:
 		d.ok("devid", "the machine proves its DevID")
 	}
+	if try.svidKey != nil {
+		d.ok("svid key", "the TPM has made the newest key of the agent's SVID, and proves it (%s)", try.slot.ID)
+	}
 	if c == nil {
 		d.note("decision", "whether a server admits this machine is not known without --server-config")
 		return
@@ -63,6 +77,7 @@ func (t *trial) prove() (err error) {
 	if t.attestation, err = t.tpm.Begin(t.ctx); err != nil {
 		return err
 	}
+	t.attestation.UseSVIDKey(t.slot)
 	prover := attestor.NewProver(t.attestation.Claim, t)
 	payload, err := prover.Payload()
 	if err != nil {
@@ -92,6 +107,7 @@ func (t *trial) prove() (err error) {
 // take makes the evidence of what the machine has proved.
 func (t *trial) take(answer *attestor.Answer) {
 	ek := t.session.EK()
+	t.svidKey = answer.SVIDKey
 	t.evidence = sources.Evidence{
 		EKHash: ek.Hash, EK: ek.Public, Certificate: ek.Certificate, Chain: t.session.Chain(),
 		Proof: &sources.Proof{AK: t.session.AK()},
@@ -107,7 +123,10 @@ func (t *trial) take(answer *attestor.Answer) {
 // ask returns what the server's configuration asks for, of what the machine can answer. Without one,
 // it is the DevID.
 func (t *trial) ask() attestor.Ask {
-	ask := attestor.Ask{DevID: t.session.Can(attestor.CanDevID) && (t.server == nil || t.server.AsksDevID)}
+	ask := attestor.Ask{
+		DevID:   t.session.Can(attestor.CanDevID) && (t.server == nil || t.server.AsksDevID),
+		SVIDKey: true,
+	}
 	if t.server == nil || t.server.Quote == nil || !t.session.Can(attestor.CanPCRs) {
 		return ask
 	}
@@ -125,27 +144,32 @@ func (t *trial) Activate(task *attestor.Activation) (*attestor.Activated, error)
 	return done, err
 }
 
-// refusedBefore returns why the server refuses the machine whatever its sources say, or nothing.
-func (t *trial) refusedBefore() string {
+// refusedBefore returns why the server refuses the machine whatever its sources say, and what to do; or
+// nothing.
+func (t *trial) refusedBefore() (why, action string) {
+	if t.server.SVIDKey == config.SVIDKeyRequired && t.svidKey == nil {
+		return `svid_key is "required", and this agent's key is not in the TPM`,
+			`configure KeyManager "tpm", and its directory as svid_key_directory of NodeAttestor "tpm"`
+	}
 	q := t.server.Quote
 	if q == nil {
-		return ""
+		return "", ""
 	}
+	const mend = "mend the event log or the quote block"
 	b := t.evidence.Proof.Boot
 	switch {
 	case b == nil && q.Required:
-		return "quote: required is true, and this TPM cannot quote its PCRs"
+		return "quote: required is true, and this TPM cannot quote its PCRs", mend
 	case b != nil && q.EventLog == config.EventLogRequired:
-		return boot.NoReplay(b)
+		return boot.NoReplay(b), mend
 	}
-	return ""
+	return "", ""
 }
 
 // decide asks the sources of the server, once and without the network.
 func (d *doctor) decide(t *trial) {
-	if why := t.refusedBefore(); why != "" {
-		d.add("decision", statusFault, "mend the event log or the quote block",
-			"the server refuses this machine: %s", why)
+	if why, action := t.refusedBefore(); why != "" {
+		d.add("decision", statusFault, action, "the server refuses this machine: %s", why)
 		return
 	}
 	known := !t.server.TrustDomain.IsZero()

@@ -30,7 +30,7 @@ func New(output *cli.Format) *cobra.Command {
 		Long: `doctor looks at this machine as the agent does: the TPM's device and who may use it, whether the TPM is
 locked out, keys and sessions that others have left in it, the EK certificates, the event log, and the clock.
 Then it makes a whole attestation in one process, and leaves nothing in the TPM. CONFIG is the agent's
-configuration, if it names a device, a password or an event log.
+configuration, if it names a device, a password, an event log, a DevID or the SVID key's directory.
 
 With --server-config, the attestation is decided by that server's configuration and what it names, without the
 network. Lists on web servers are read from the server's caches, so that is for the server's own machine.

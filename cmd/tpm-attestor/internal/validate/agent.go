@@ -26,16 +26,16 @@ func (v *validation) checkAgent(file, data string, err error) {
 	if len(problems) > 0 {
 		return
 	}
+	v.attestor = &c
 	if c.EndorsementPassword != "" || c.OwnerPassword != "" || c.DevID != nil && c.DevID.Password != "" {
 		v.secretInside(file)
 	}
 	if v.user == nil {
 		return
 	}
-	if c.Device != "" {
-		path, _ := strings.CutPrefix(c.Device, "unix:")
-		v.exists("device", path)
-		v.may("device", path, access.Read|access.Write)
+	v.mayUseTPM("device", c.Device)
+	if c.SVIDKeyDirectory != "" {
+		v.may("svid_key_directory", c.SVIDKeyDirectory, access.Read|access.Search)
 	}
 	v.readable("event_log_path", c.EventLogPath)
 	if d := c.DevID; d != nil {
@@ -43,6 +43,16 @@ func (v *validation) checkAgent(file, data string, err error) {
 		v.readable("devid: priv_path", d.PrivPath)
 		v.readable("devid: pub_path", d.PubPath)
 	}
+}
+
+// mayUseTPM notes that a TPM's device is missing, or that the user may not use it.
+func (v *validation) mayUseTPM(at, device string) {
+	if device == "" {
+		return
+	}
+	path, _ := strings.CutPrefix(device, "unix:")
+	v.exists(at, path)
+	v.may(at, path, access.Read|access.Write)
 }
 
 // readable notes that a file is missing, or that the user may not read it.

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent"
+	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/access"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
@@ -41,7 +42,8 @@ machine's certificate: tpm-attestor check --network fetches it for one machine.
 With --user, it also says what that user may not read or write, from the modes, owners and groups along each
 path. ACLs, security modules and the rights that a file server gives are not looked at.
 
-validate recognizes the agent's configuration by its block agent, or in plugin_data by its keys. For other
+validate recognizes the agent's configuration by its block agent, or in plugin_data by its keys. In a whole file it
+checks the KeyManager "tpm" too, and whether it fits the node attestor. For other
 contents, such as an empty plugin_data, --agent says that they are the agent's.
 
 Exit codes: 0 valid, perhaps with warnings; 3 not valid; 4 not known, since something could not be looked at.`,
@@ -94,6 +96,8 @@ type validation struct {
 	user *access.User // nil if nobody was named
 	finding.Looker
 	result *validated
+	// attestor is the configuration of the agent's node attestor, or nil if it is not known or not valid.
+	attestor *tpm.Config
 }
 
 func runValidate(cmd *cobra.Command, output cli.Format, f flags, name string) error {
@@ -125,11 +129,17 @@ func runValidate(cmd *cobra.Command, output cli.Format, f flags, name string) er
 
 // check checks the configuration of either side.
 func (v *validation) check(name, text string) {
-	if data, isFile, err := config.AgentData(text); isFile {
+	data, isFile, err := config.AgentData(text)
+	switch {
+	case isFile:
 		v.checkAgent(name, data, err)
-	} else if v.asAgent || agent.HasKeys(text) {
+		v.checkKeyManager(name, text)
+	case agent.IsKeyManager(text):
+		v.result.Side = sideAgent
+		v.checkKeys(name, "", text)
+	case v.asAgent || agent.HasKeys(text):
 		v.checkAgent(name, text, nil)
-	} else {
+	default:
 		v.checkServer(text)
 	}
 	r := v.result
