@@ -7,7 +7,7 @@ go 1.26.0
 require (
 	github.com/google/go-tpm v0.9.8
 	github.com/prometheus/common v0.67.5
-	github.com/prometheus/prometheus v0.310.0
+	github.com/prometheus/prometheus v0.310.0 // evaluates alert rules and the queries of the dashboard; newer ones want Go 1.26.7
 	github.com/spiffe/go-spiffe/v2 v2.8.1
 	github.com/spiffe/spire-api-sdk v1.15.3
 	github.com/spire-tpm/spire-tpm-attestor v0.0.0
