@@ -125,7 +125,8 @@ func ekCA() kind {
 		example: `source "ek_ca" "vendors" { ca_path = "/etc/tpm/cas" }`,
 		read: reader(ekca.New, func(c *ekca.Config, of spire) []key {
 			c.MayBeEmpty = of.besideHashes
-			return append(authorities(&c.Config, bundles), textMap("ek_certificate_urls", services, &c.EKCertificateURLs))
+			return append(authorities(&c.Config, bundles),
+				textMap("ek_certificate_urls", services, &c.EKCertificateURLs))
 		}),
 		gives:    []given{{agentpath.CA, "bundles"}, {field: agentpath.Issuer}, {field: agentpath.Serial}},
 		byVendor: true,
