@@ -13,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -317,6 +320,43 @@ func TestSVIDKeyOptional(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// An agent that was admitted while reattest was false renews its SVID without an attestation, for
+// whatever key it likes. The composer refuses that: nothing is handed over for it.
+func TestSVIDKeyRenewalWithoutAttestation(t *testing.T) {
+	w := newWorld(t)
+	hashes, store := w.folder("hashes"), w.folder("store")
+	tpm, key := attestortest.New(t, attestortest.Options{}), newKey(t)
+	w.write(filepath.Join(hashes, tpm.EKHash()), "")
+	renew := func(s *spiretest.Server, svid *x509svid.SVID) error {
+		_, err := agentv1.NewAgentClient(w.connect(s, svid)).RenewAgent(w.ctx, &agentv1.RenewAgentRequest{
+			Params: &agentv1.AgentX509SVIDParams{Csr: csrOf(t, newKey(t))},
+		})
+		return err
+	}
+	before := w.server(spiretest.ServerConfig{
+		PluginData:    fmt.Sprintf("hash_path = %q\nreattest = false", hashes),
+		DatastorePath: store + "/datastore.sqlite3",
+	})
+	issued, err := w.client(before).withKey(t, key).svidBy(w.ctx, "tpm", tpm.Payload(t), incumbentAnswer(tpm))
+	if err != nil {
+		t.Fatal(err)
+	}
+	svid := &x509svid.SVID{
+		ID:           spiffeid.RequireFromString("spiffe://example.org" + issued.Id.Path),
+		Certificates: w.chain(issued.CertChain), PrivateKey: key,
+	}
+	if err := renew(before, svid); err != nil {
+		t.Fatal(err)
+	}
+	before.Stop()
+	c := w.composed(w.folder("server"), "optional", hashes)
+	c.DatastorePath = store + "/datastore.sqlite3"
+	err = renew(w.server(c), svid)
+	if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "no key has been handed over") {
+		t.Errorf("the renewal: %v", err)
 	}
 }
 

@@ -145,7 +145,8 @@ func (c *Config) checkComposer(ps *problems, block *composerBlock) {
 		return
 	}
 	if on && c.SVIDKeySocket != "" && composer.Socket != c.SVIDKeySocket {
-		ps.add(under(composerPath, "socket"), `is %q, but svid_key_socket of NodeAttestor "tpm" is %q: write the same in both`,
+		ps.add(under(composerPath, "socket"),
+			`is %q, but svid_key_socket of NodeAttestor "tpm" is %q: write the same in both`,
 			composer.Socket, c.SVIDKeySocket)
 	}
 }

@@ -52,9 +52,12 @@ func peerOf(fd int) (user, process, parent int, err error) {
 		return 0, 0, 0, err
 	}
 	if held >= 0 {
-		err := unix.PidfdSendSignal(held, 0, nil, 0)
-		if err != nil && !errors.Is(err, unix.EPERM) { // EPERM: it lives, and is another user's
-			return 0, 0, 0, fmt.Errorf("process %d has ended: %w", process, err)
+		ended, err := unix.Poll([]unix.PollFd{{Fd: int32(held), Events: unix.POLLIN}}, 0) //nolint:gosec // G115: small
+		switch {
+		case err != nil:
+			return 0, 0, 0, fmt.Errorf("poll the pidfd of process %d: %w", process, err)
+		case ended > 0:
+			return 0, 0, 0, fmt.Errorf("process %d has ended", process)
 		}
 	}
 	return user, process, parent, nil

@@ -90,7 +90,7 @@ func (l *Listener) Close() {
 
 // makeFolder makes a folder for this user alone, or checks the one that is there.
 func makeFolder(path string) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // G301: those above it hold no secret
+	if err := makeParents(filepath.Dir(path)); err != nil {
 		return err
 	}
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -111,6 +111,25 @@ func makeFolder(path string) error {
 		return fmt.Errorf("other users may write to %q: chmod go= it, or %s", path, remedy)
 	}
 	return nil
+}
+
+// makeParents makes the folders above it that are not there. Others may go through them, whatever
+// the umask, which SPIRE sets: agents on the same machine may have sockets there.
+func makeParents(path string) error {
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := makeParents(filepath.Dir(path)); err != nil {
+		return err
+	}
+	const mode = 0o755
+	if err := os.Mkdir(path, mode); err != nil {
+		if errors.Is(err, fs.ErrExist) {
+			return nil
+		}
+		return err
+	}
+	return os.Chmod(path, mode)
 }
 
 // lock makes a file, if there is none, and locks it. The lock ends with the process at the latest,

@@ -180,7 +180,7 @@ func TestHandOver(t *testing.T) {
 
 // The socket is for its own user alone, in a folder for its own user alone.
 func TestModes(t *testing.T) {
-	old := syscall.Umask(0)
+	old := syscall.Umask(0o027) // SPIRE's
 	defer syscall.Umask(old)
 	path := filepath.Join(t.TempDir(), "a", "b", "svid.sock")
 	listenHere(t, path)
