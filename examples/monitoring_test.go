@@ -170,6 +170,18 @@ func TestAlertsSayWhatToDo(t *testing.T) {
 	}
 }
 
+// Rules that are pasted from a page go their own way as soon as the file is corrected, and no test
+// fires them.
+func TestAlertsAreInOneFile(t *testing.T) {
+	for _, p := range pages(t) {
+		for _, b := range p.blocks {
+			if strings.Contains(b.text, "- alert: ") {
+				t.Errorf("%s:%d: alert rules belong in %s, and the page links to it", b.file, b.line, alertsFile)
+			}
+		}
+	}
+}
+
 // The rules ask for the job by the name that the example of a configuration gives it.
 func TestPrometheusLoadsTheRules(t *testing.T) {
 	config := read(t, "examples/monitoring/prometheus.yml")
