@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
@@ -26,16 +28,55 @@ func (d *demo) startEvicter(ctx context.Context) error {
 
 // startAgent starts an agent on the machine.
 func (d *demo) startAgent() error {
-	d.command("spire-agent", "run")
 	var err error
-	d.agent, err = d.programs.StartAgent(spiretest.AgentConfig{
-		Dir: d.path("agent"), Server: d.server, Detached: d.keep,
-		PluginData: fmt.Sprintf("      device = %q", d.tpm.device),
-	})
-	if err != nil {
+	if d.agent, err = d.runAgent(d.path("agent"), d.tpm); err != nil {
 		return err
 	}
 	d.processes = append(d.processes, d.agent.Process)
+	return nil
+}
+
+// keysIn returns the folder of an agent's keys.
+func (*demo) keysIn(dir string) string { return filepath.Join(dir, "keys") }
+
+// runAgent starts an agent in a folder, on a machine with a TPM. Its key is in that TPM.
+func (d *demo) runAgent(dir string, on *tpm) (*spiretest.Agent, error) {
+	d.command("spire-agent", "run")
+	return d.programs.StartAgent(spiretest.AgentConfig{
+		Dir: dir, Server: d.server, Detached: d.keep,
+		PluginData: fmt.Sprintf("      device = %q\n      svid_key_directory = %q", on.device, d.keysIn(dir)),
+		KeyManager: fmt.Sprintf("      device = %q\n      directory = %q", on.device, d.keysIn(dir)),
+	})
+}
+
+// copyAgent copies what the agent keeps on its disk.
+func (d *demo) copyAgent(ctx context.Context, to string) error {
+	if err := os.Mkdir(to, 0o700); err != nil {
+		return fmt.Errorf("copy the agent's data: %w", err)
+	}
+	from := d.path("agent")
+	data := filepath.Join(from, "agent-data.json")
+	d.command("cp", "-r", d.shown(data), d.shown(d.keysIn(from)), d.shown(to))
+	//nolint:gosec // G204: the paths are this program's own
+	if out, err := exec.CommandContext(ctx, "cp", "-r", data, d.keysIn(from), to).CombinedOutput(); err != nil {
+		return fmt.Errorf("copy the agent's data: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// quoteFiles prints what is in files.
+func (d *demo) quoteFiles(pattern string) error {
+	names, err := filepath.Glob(pattern)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		b, err := os.ReadFile(name) //nolint:gosec // G304: the demo's own folder
+		if err != nil {
+			return err
+		}
+		d.quote(string(b))
+	}
 	return nil
 }
 

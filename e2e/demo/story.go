@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -42,7 +43,7 @@ func (d *demo) run(ctx context.Context) error {
 	d.line(fmt.Sprintf("A real SPIRE server and agent, and a software TPM. All files are in %s.",
 		d.dir.name))
 	for _, chapter := range []func(context.Context) error{
-		d.prepare, d.refuse, d.admitByHash, d.serveWorkload, d.cutOff, d.admitByCA,
+		d.prepare, d.refuse, d.admitByHash, d.serveWorkload, d.cutOff, d.admitByCA, d.refuseCopy,
 	} {
 		if err := chapter(ctx); err != nil {
 			if cause := context.Cause(ctx); cause != nil {
@@ -71,8 +72,12 @@ func (d *demo) shown(path string) string {
 }
 
 func (d *demo) hashSource() string {
-	return fmt.Sprintf("source \"hash_dir\" \"fleet\" {\n  path = %q\n}\n", d.path("hashes"))
+	return fmt.Sprintf("source \"hash_dir\" \"fleet\" {\n  path = %q\n}\n", d.path("hashes")) +
+		fmt.Sprintf("svid_key        = \"required\"\nsvid_key_socket = %q\n", d.keySocket())
 }
+
+// keySocket returns the path of the socket between the server's two plugins.
+func (d *demo) keySocket() string { return filepath.Join(d.path("server"), "svid.sock") }
 
 // prepare starts the TPM and the server.
 func (d *demo) prepare(ctx context.Context) error {
@@ -83,7 +88,7 @@ func (d *demo) prepare(ctx context.Context) error {
 		return fmt.Errorf("make the list: %w", err)
 	}
 	var err error
-	if d.tpm, err = startTPM(ctx, d.dir.path, d.keep); err != nil {
+	if d.tpm, err = startTPM(ctx, d.path("machine"), d.keep); err != nil {
 		return err
 	}
 	d.processes = append(d.processes, d.tpm.Process)
@@ -99,11 +104,13 @@ func (d *demo) prepare(ctx context.Context) error {
 		return err
 	}
 
-	d.say("The server's plugin is configured with a folder that lists the known TPMs:")
+	d.say("The server's plugin is configured with a folder that lists the known TPMs, and wants agents' keys in them:")
 	d.quote(strings.ReplaceAll(d.hashSource(), d.dir.path, d.dir.name))
 	d.command("spire-server", "run")
 	d.server, err = d.programs.StartServer(ctx, spiretest.ServerConfig{
 		Dir: d.path("server"), PluginData: d.hashSource(), DataFile: true, Detached: d.keep,
+		MorePlugins: fmt.Sprintf("CredentialComposer \"tpm\" {\nplugin_cmd = %q\nplugin_data { socket = %q }\n}\n",
+			d.programs.ServerPlugin, d.keySocket()),
 	})
 	if err != nil {
 		return err
@@ -222,5 +229,50 @@ func (d *demo) admitByCA(ctx context.Context) error {
 		return err
 	}
 	d.outcome("admitted by its vendor's CA; the selectors say by which rule, CA and certificate")
+	return nil
+}
+
+// refuseCopy shows that an agent's data is of no use on a machine with another TPM.
+func (d *demo) refuseCopy(ctx context.Context) error {
+	d.title("Its agent's data is copied to another machine: worth nothing there")
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	d.say("The agent's key is in the TPM. On its disk is only what that TPM makes each of its two keys from:")
+	keys := d.keysIn(d.path("agent"))
+	d.command("cat", d.shown(keys)+"/agent-svid-*.json")
+	if err := d.quoteFiles(filepath.Join(keys, "agent-svid-*.json")); err != nil {
+		return err
+	}
+	other, err := startTPM(ctx, d.path("thief"), d.keep)
+	if err != nil {
+		return err
+	}
+	defer other.Stop()
+	stolen := d.path("stolen")
+	if err := d.copyAgent(ctx, stolen); err != nil {
+		return err
+	}
+	mark := d.server.Mark()
+	a, err := d.runAgent(stolen, other)
+	if err != nil {
+		return err
+	}
+	defer a.Stop()
+	if err := a.Wait(ctx); err == nil || ctx.Err() != nil {
+		return fmt.Errorf("the copy should have been refused, but ended otherwise: %w", errors.Join(err, ctx.Err()))
+	}
+	for _, words := range []string{"leaving out a key of another TPM", "PermissionDenied"} {
+		line, err := a.WaitLog(ctx, 0, words)
+		if err != nil {
+			return err
+		}
+		d.log("agent", line)
+	}
+	line, err := d.server.WaitLog(ctx, mark, "outcome=refused")
+	if err != nil {
+		return err
+	}
+	d.log("server", line)
+	d.outcome("the copy has an SVID and no key for it, and its own TPM is not listed")
 	return nil
 }

@@ -18,10 +18,10 @@ type tpm struct {
 	caPath string // the file with the CA's certificate
 }
 
-// startTPM makes a TPM, with its own CA as its vendor, and switches it on.
+// startTPM makes a TPM in a new folder, with its own CA as its vendor, and switches it on.
 func startTPM(ctx context.Context, dir string, detached bool) (*tpm, error) {
 	state, ca := filepath.Join(dir, "tpm"), filepath.Join(dir, "tpm-vendor")
-	for _, d := range []string{state, ca} {
+	for _, d := range []string{dir, state, ca} {
 		if err := os.Mkdir(d, 0o700); err != nil {
 			return nil, fmt.Errorf("make the TPM: %w", err)
 		}
