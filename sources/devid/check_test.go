@@ -24,6 +24,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/devid"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
@@ -32,7 +33,7 @@ import (
 // not have to end, and the TCG's critical subject alternative name is no obstacle.
 func TestAttributes(t *testing.T) {
 	root := newRoot(t, "Device CA", func(c *x509.Certificate) { c.Subject.OrganizationalUnit = []string{"IT", "PKI"} })
-	leaf := root.devID(t, newKey(t).Public(), func(c *x509.Certificate) {
+	leaf := root.devID(t, certstest.NewKey(t).Public(), func(c *x509.Certificate) {
 		c.SerialNumber = big.NewInt(0x0abc)
 		c.Subject = pkix.Name{
 			CommonName: "laptop-17", SerialNumber: "PF0815",
@@ -40,7 +41,7 @@ func TestAttributes(t *testing.T) {
 		}
 	})
 	src := load(t, devid.Config{Bundles: map[string]string{
-		"laptops": caFile(t, root), "other": caFile(t, newRoot(t, "Other")), "all": caFile(t, root),
+		"laptops": certstest.File(t, certsOf(root)...), "other": certstest.File(t, newRoot(t, "Other").cert), "all": certstest.File(t, certsOf(root)...),
 	}})
 	sum := sha256.Sum256(leaf.Raw)
 	want := sources.Attributes{CAs: []string{"all", "laptops"}, DevID: &sources.DevIDCertificate{
@@ -73,7 +74,7 @@ func TestAwkwardNames(t *testing.T) {
 		{value(12, "a title")},
 		{value(5, "second")},
 	})
-	leaf := root.devID(t, newKey(t).Public(), func(c *x509.Certificate) { c.RawSubject = subject })
+	leaf := root.devID(t, certstest.NewKey(t).Public(), func(c *x509.Certificate) { c.RawSubject = subject })
 	got := wantListed(t, trusting(t, root), proven(t, leaf)).DevID
 	slices.Sort(got.SubjectCN) // DER sorts the values of an RDN
 	for _, c := range []struct{ got, want []string }{
@@ -89,7 +90,7 @@ func TestAwkwardNames(t *testing.T) {
 	if err := (sources.Attributes{DevID: got}).Validate(); err != nil {
 		t.Error(err)
 	}
-	none := root.devID(t, newKey(t).Public(), func(c *x509.Certificate) { c.Subject = pkix.Name{} })
+	none := root.devID(t, certstest.NewKey(t).Public(), func(c *x509.Certificate) { c.Subject = pkix.Name{} })
 	if got := wantListed(t, trusting(t, root), proven(t, none)).DevID; got.SubjectCN != nil || got.Fingerprint == "" {
 		t.Errorf("of an empty subject: %+v", got)
 	}
@@ -132,7 +133,7 @@ func TestWhichLeafs(t *testing.T) {
 	src := trusting(t, root)
 	critical := func(id ...int) edit {
 		return func(c *x509.Certificate) {
-			c.ExtraExtensions = append(c.ExtraExtensions, extension(t, id, []int{1}))
+			c.ExtraExtensions = append(c.ExtraExtensions, certstest.Extension(t, true, id, []int{1}))
 		}
 	}
 	for name, c := range map[string]struct {
@@ -148,14 +149,14 @@ func TestWhichLeafs(t *testing.T) {
 		"for key agreement": {func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement }, "key usage that does not allow digital"},
 		"a CA's":            {func(c *x509.Certificate) { c.IsCA = true }, "is a CA certificate"},
 		"may sign":          {func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageCertSign }, "is a CA certificate"},
-		"expired":           {func(c *x509.Certificate) { c.NotAfter = today().Add(-time.Second) }, "has expired on 2026-06-01"},
-		"of tomorrow":       {func(c *x509.Certificate) { c.NotBefore = today().AddDate(0, 0, 1) }, "is not valid before 2026-06-02"},
+		"expired":           {func(c *x509.Certificate) { c.NotAfter = certstest.Today().Add(-time.Second) }, "has expired on 2026-06-01"},
+		"of tomorrow":       {func(c *x509.Certificate) { c.NotBefore = certstest.Today().AddDate(0, 0, 1) }, "is not valid before 2026-06-02"},
 		"by SHA-1":          {func(c *x509.Certificate) { c.SignatureAlgorithm = x509.SHA1WithRSA }, "is signed with SHA1-RSA"},
 		"an unknown demand": {critical(1, 2, 3), "has the critical extension 1.2.3"},
 		"a long serial":     {func(c *x509.Certificate) { c.SerialNumber = new(big.Int).Lsh(big.NewInt(1), 1000) }, "serial number"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			ev := proven(t, root.devID(t, newKey(t).Public(), c.edit))
+			ev := proven(t, root.devID(t, certstest.NewKey(t).Public(), c.edit))
 			if c.why == "" {
 				wantListed(t, src, ev)
 				return
@@ -175,7 +176,7 @@ func TestWhichLeafs(t *testing.T) {
 func TestWrittenAnew(t *testing.T) {
 	root := newRoot(t, "Root")
 	sub := root.sub(t, "Sub")
-	leaf, below := root.devID(t, newKey(t).Public()), sub.devID(t, newKey(t).Public())
+	leaf, below := root.devID(t, certstest.NewKey(t).Public()), sub.devID(t, certstest.NewKey(t).Public())
 	src := trusting(t, root)
 	wantListed(t, src, proven(t, leaf))
 	wantListed(t, src, proven(t, below, sub.cert))
@@ -220,7 +221,7 @@ func rewritten(t *testing.T, c *x509.Certificate, anew func(c *certificate)) *x5
 // An EK certificate is no DevID, by whatever CA: its key cannot have signed.
 func TestAnEKCertificate(t *testing.T) {
 	root := newRoot(t, "Root")
-	ek := root.devID(t, newKey(t).Public(), func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement })
+	ek := root.devID(t, certstest.NewKey(t).Public(), func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement })
 	wantNotListed(t, "key usage", trusting(t, root), proven(t, ek))
 }
 
@@ -229,9 +230,9 @@ func TestAnEKCertificate(t *testing.T) {
 func TestChains(t *testing.T) {
 	root, other := newRoot(t, "Root"), newRoot(t, "Other")
 	low := root.sub(t, "Low")
-	expired := root.sub(t, "Expired", func(c *x509.Certificate) { c.NotAfter = today().Add(-time.Hour) })
+	expired := root.sub(t, "Expired", func(c *x509.Certificate) { c.NotAfter = certstest.Today().Add(-time.Hour) })
 	narrow := root.sub(t, "Narrow", func(c *x509.Certificate) { c.MaxPathLenZero = true })
-	own := newKey(t)
+	own := certstest.NewKey(t)
 	key := own.Public()
 	leaf := low.devID(t, key)
 	imposter := newRoot(t, "Low", func(c *x509.Certificate) { c.SubjectKeyId = low.cert.SubjectKeyId })
@@ -277,7 +278,7 @@ func TestNamesByMeaning(t *testing.T) {
 		{{Type: asn1.ObjectIdentifier{2, 5, 4, 10}, Value: asn1.RawValue{Tag: asn1.TagUTF8String, Bytes: []byte("test")}}},
 		{{Type: asn1.ObjectIdentifier{2, 5, 4, 3}, Value: asn1.RawValue{Tag: asn1.TagUTF8String, Bytes: []byte("Device  CA")}}},
 	})
-	leaf := (&authority{cert: &named, key: root.key}).devID(t, newKey(t).Public())
+	leaf := (&authority{cert: &named, key: root.key}).devID(t, certstest.NewKey(t).Public())
 	if bytes.Equal(leaf.RawIssuer, root.cert.RawSubject) {
 		t.Fatal("the names are the same")
 	}
@@ -288,8 +289,8 @@ func TestNamesByMeaning(t *testing.T) {
 // package attestor lets none through: it is no fact about the machine either.
 func TestAnotherKey(t *testing.T) {
 	root := newRoot(t, "Root")
-	ev := proven(t, root.devID(t, newKey(t).Public()))
-	ev.Proof.DevID.Key = newKey(t).Public()
+	ev := proven(t, root.devID(t, certstest.NewKey(t).Public()))
+	ev.Proof.DevID.Key = certstest.NewKey(t).Public()
 	if v, err := trusting(t, root).Check(t.Context(), ev); err == nil || !strings.Contains(err.Error(), "is not the DevID's") {
 		t.Errorf("%+v, %v", v, err)
 	}
@@ -299,12 +300,12 @@ func TestAnotherKey(t *testing.T) {
 // a DevID that is there. The certificates are those that cost a server most.
 func TestUnreadable(t *testing.T) {
 	root := newRoot(t, "Root")
-	leaf := root.devID(t, newKey(t).Public())
+	leaf := root.devID(t, certstest.NewKey(t).Public())
 	src := trusting(t, root)
-	fat := root.devID(t, newKey(t).Public(), func(c *x509.Certificate) {
+	fat := root.devID(t, certstest.NewKey(t).Public(), func(c *x509.Certificate) {
 		c.Extensions, c.ExtraExtensions = nil, []pkix.Extension{{Id: []int{1, 2, 3}, Value: make([]byte, 64<<10)}}
 	})
-	lace := root.devID(t, newKey(t).Public(), func(c *x509.Certificate) {
+	lace := root.devID(t, certstest.NewKey(t).Public(), func(c *x509.Certificate) {
 		for range 600 {
 			c.Subject.ExtraNames = append(c.Subject.ExtraNames, pkix.AttributeTypeAndValue{Type: []int{2, 5, 4, 11}, Value: "u"})
 		}
@@ -318,7 +319,7 @@ func TestUnreadable(t *testing.T) {
 			ev.Proof.DevID.Chain[0] = der
 			wantNotListed(t, "the DevID certificate that the machine has sent cannot be read: ", src, ev)
 			low := root.sub(t, "Low")
-			ev = proven(t, low.devID(t, newKey(t).Public()), low.cert) // beside it, nothing goes wrong
+			ev = proven(t, low.devID(t, certstest.NewKey(t).Public()), low.cert) // beside it, nothing goes wrong
 			ev.Proof.DevID.Chain = append(ev.Proof.DevID.Chain, der, der)
 			wantListed(t, src, ev)
 		})
@@ -334,14 +335,14 @@ func TestRevocation(t *testing.T) {
 	}
 	root := newRoot(t, "Root")
 	low, lost := root.sub(t, "Low", at("/root")), root.sub(t, "Lost", at("/root"))
-	good, bad := low.devID(t, newKey(t).Public(), at("/low")), low.devID(t, newKey(t).Public(), at("/low"))
-	orphan := lost.devID(t, newKey(t).Public(), at("/lost"))
-	silent := low.devID(t, newKey(t).Public(), at("/silent"))
+	good, bad := low.devID(t, certstest.NewKey(t).Public(), at("/low")), low.devID(t, certstest.NewKey(t).Public(), at("/low"))
+	orphan := lost.devID(t, certstest.NewKey(t).Public(), at("/lost"))
+	silent := low.devID(t, certstest.NewKey(t).Public(), at("/silent"))
 	web.put("/root", root.crl(t, lost.cert))
 	web.put("/low", low.crl(t, bad))
 	web.put("/lost", lost.crl(t))
 	for _, mode := range []certs.CRLMode{certs.CRLIfAvailable, certs.CRLRequired} {
-		src := load(t, devid.Config{CAPath: caFile(t, root), AIAHosts: []string{web.host()}, CRL: mode})
+		src := load(t, devid.Config{CAPath: certstest.File(t, certsOf(root)...), AIAHosts: []string{web.host()}, CRL: mode})
 		for name, c := range map[string]struct {
 			ev       *sources.Evidence
 			reason   string // empty: cannot tell
@@ -371,8 +372,8 @@ func TestIssuerCannotBeHad(t *testing.T) {
 	at := func(url string) edit {
 		return func(c *x509.Certificate) { c.IssuingCertificateURL = []string{url} }
 	}
-	leaf := low.devID(t, newKey(t).Public(), at(web.server.URL+"/low"))
-	src := load(t, devid.Config{CAPath: caFile(t, root), AIAHosts: []string{web.host()}, Now: web.clock})
+	leaf := low.devID(t, certstest.NewKey(t).Public(), at(web.server.URL+"/low"))
+	src := load(t, devid.Config{CAPath: certstest.File(t, certsOf(root)...), AIAHosts: []string{web.host()}, Now: web.clock})
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	if v, err := src.Fetch(ctx, proven(t, leaf)); err == nil {
@@ -383,7 +384,7 @@ func TestIssuerCannotBeHad(t *testing.T) {
 	if v, err := src.Fetch(ctx, proven(t, leaf)); err != nil || !v.Listed {
 		t.Errorf("once it is there: %+v, %v", v, err)
 	}
-	elsewhere := low.devID(t, newKey(t).Public(), at("http://pki.example.org/low"))
+	elsewhere := low.devID(t, certstest.NewKey(t).Public(), at("http://pki.example.org/low"))
 	wantNotListed(t, "not requested from", src, proven(t, elsewhere))
 	wantNotListed(t, "aia_hosts is empty", trusting(t, root), proven(t, leaf))
 }
@@ -402,13 +403,13 @@ func TestNewRefuses(t *testing.T) {
 // trusting it would let in whom it goes on making.
 func TestCAWithdrawn(t *testing.T) {
 	dir, one, two := t.TempDir(), newRoot(t, "One"), newRoot(t, "Two")
-	write(t, filepath.Join(dir, "one.pem"), pemOf(one))
-	der, _ := pem.Decode(pemOf(two))
-	write(t, filepath.Join(dir, "two.der"), der.Bytes)
+	certstest.Write(t, filepath.Join(dir, "one.pem"), certstest.PEM(certsOf(one)...))
+	der, _ := pem.Decode(certstest.PEM(certsOf(two)...))
+	certstest.Write(t, filepath.Join(dir, "two.der"), der.Bytes)
 	src := load(t, devid.Config{CAPath: dir})
-	ev := proven(t, one.devID(t, newKey(t).Public()))
+	ev := proven(t, one.devID(t, certstest.NewKey(t).Public()))
 	wantListed(t, src, ev)
-	wantListed(t, src, proven(t, two.devID(t, newKey(t).Public())))
+	wantListed(t, src, proven(t, two.devID(t, certstest.NewKey(t).Public())))
 	if err := os.Remove(filepath.Join(dir, "one.pem")); err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/devid"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
@@ -65,13 +66,13 @@ func (f *fleet) backend(tb testing.TB, cfg devid.Config) sourcetest.Backend {
 		}
 	}
 	must(os.Mkdir(dir, 0o700))
-	write(tb, filepath.Join(dir, "always.pem"), pemOf(newRoot(tb, "Always")))
+	certstest.Write(tb, filepath.Join(dir, "always.pem"), certstest.PEM(newRoot(tb, "Always").cert))
 	file := func(ev *sources.Evidence) string { return filepath.Join(dir, ev.EKHash.String()+".pem") }
 	cfg.Bundles, cfg.PollInterval = map[string]string{"all": dir}, 5*time.Millisecond
 	return sourcetest.Backend{
 		Open: func() sources.Source { return newSource(tb, cfg) },
 		List: func(ev *sources.Evidence, _ sources.Attributes) {
-			tmp := write(tb, filepath.Join(dir, ".new"), pemOf(f.cas[ev.EKHash]))
+			tmp := certstest.Write(tb, filepath.Join(dir, ".new"), certstest.PEM(certsOf(f.cas[ev.EKHash])...))
 			must(os.Rename(tmp, file(ev)))
 		},
 		Unlist:  func(ev *sources.Evidence) { must(os.Remove(file(ev))) },
@@ -89,7 +90,7 @@ func TestConformance(t *testing.T) {
 		Evidence: func(tb testing.TB) *sources.Evidence {
 			tb.Helper()
 			ca := newRoot(tb, "CA")
-			return f.add(sourcetest.NewEvidence(tb), ca, ca.devID(tb, newKey(tb).Public()))
+			return f.add(sourcetest.NewEvidence(tb), ca, ca.devID(tb, certstest.NewKey(tb).Public()))
 		},
 		New: func(tb testing.TB) sourcetest.Backend {
 			tb.Helper()
@@ -110,7 +111,7 @@ func TestConformanceFetching(t *testing.T) {
 			root := newRoot(tb, "CA "+ev.EKHash.String())
 			low := root.sub(tb, "Low")
 			url := web.put("/"+ev.EKHash.String(), low.cert.Raw)
-			return f.add(ev, root, low.devID(tb, newKey(tb).Public(),
+			return f.add(ev, root, low.devID(tb, certstest.NewKey(tb).Public(),
 				func(c *x509.Certificate) { c.IssuingCertificateURL = []string{url} }))
 		},
 		New: func(tb testing.TB) sourcetest.Backend {

@@ -2,58 +2,33 @@ package devid_test
 
 import (
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
-	"encoding/pem"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/devid"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
-// today is when certificates of these tests are verified.
-func today() time.Time { return time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC) }
-
 // forever is when an IDevID ends: never (IEEE 802.1AR-2018, 8.7).
 func forever() time.Time { return time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC) }
+
+type edit = certstest.Edit
 
 // authority is a CA that these tests have made.
 type authority struct {
 	cert *x509.Certificate
 	key  crypto.Signer
-}
-
-type edit = func(*x509.Certificate)
-
-func newKey(tb testing.TB) *ecdsa.PrivateKey {
-	tb.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return key
-}
-
-func newSerial(tb testing.TB) *big.Int {
-	tb.Helper()
-	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 100))
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return n.Add(n, big.NewInt(1))
 }
 
 func (a *authority) sign(tb testing.TB, template *x509.Certificate, pub any, edits []edit) *x509.Certificate {
@@ -65,44 +40,27 @@ func (a *authority) sign(tb testing.TB, template *x509.Certificate, pub any, edi
 	if parent == nil {
 		parent = template
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, pub, a.key)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return cert
-}
-
-func caTemplate(tb testing.TB, name string) *x509.Certificate {
-	tb.Helper()
-	return &x509.Certificate{
-		SerialNumber: newSerial(tb), Subject: pkix.Name{CommonName: name, Organization: []string{"Test"}},
-		NotBefore: today().AddDate(-1, 0, 0), NotAfter: today().AddDate(10, 0, 0),
-		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, BasicConstraintsValid: true, IsCA: true,
-	}
+	return certstest.Sign(tb, template, parent, pub, a.key)
 }
 
 // newRoot returns a root CA.
 func newRoot(tb testing.TB, name string, edits ...edit) *authority {
 	tb.Helper()
-	return newRootWithKey(tb, name, newKey(tb), edits...)
+	return newRootWithKey(tb, name, certstest.NewKey(tb), edits...)
 }
 
 func newRootWithKey(tb testing.TB, name string, key crypto.Signer, edits ...edit) *authority {
 	tb.Helper()
 	a := &authority{key: key}
-	a.cert = a.sign(tb, caTemplate(tb, name), a.key.Public(), edits)
+	a.cert = a.sign(tb, certstest.CA(tb, name), a.key.Public(), edits)
 	return a
 }
 
 // sub returns a CA below a.
 func (a *authority) sub(tb testing.TB, name string, edits ...edit) *authority {
 	tb.Helper()
-	key := newKey(tb)
-	return &authority{cert: a.sign(tb, caTemplate(tb, name), key.Public(), edits), key: key}
+	key := certstest.NewKey(tb)
+	return &authority{cert: a.sign(tb, certstest.CA(tb, name), key.Public(), edits), key: key}
 }
 
 // devID returns the certificate of a DevID, by the TCG's profile: the subject alternative name
@@ -110,8 +68,8 @@ func (a *authority) sub(tb testing.TB, name string, edits ...edit) *authority {
 func (a *authority) devID(tb testing.TB, key crypto.PublicKey, edits ...edit) *x509.Certificate {
 	tb.Helper()
 	return a.sign(tb, &x509.Certificate{
-		SerialNumber: newSerial(tb), Subject: pkix.Name{CommonName: "laptop", SerialNumber: "0815"},
-		NotBefore: today().AddDate(-1, 0, 0), NotAfter: forever(),
+		SerialNumber: certstest.NewSerial(tb), Subject: pkix.Name{CommonName: "laptop", SerialNumber: "0815"},
+		NotBefore: certstest.Today().AddDate(-1, 0, 0), NotAfter: forever(),
 		KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true,
 		ExtraExtensions: []pkix.Extension{hardwareModule(tb)},
 	}, key, edits)
@@ -136,27 +94,17 @@ func hardwareModule(tb testing.TB) pkix.Extension {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return extension(tb, asn1.ObjectIdentifier{2, 5, 29, 17}, []asn1.RawValue{{FullBytes: der}})
-}
-
-// extension is a critical extension.
-func extension(tb testing.TB, id asn1.ObjectIdentifier, value any) pkix.Extension {
-	tb.Helper()
-	der, err := asn1.Marshal(value)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return pkix.Extension{Id: id, Critical: true, Value: der}
+	return certstest.Extension(tb, true, asn1.ObjectIdentifier{2, 5, 29, 17}, []asn1.RawValue{{FullBytes: der}})
 }
 
 func (a *authority) crl(tb testing.TB, revoked ...*x509.Certificate) []byte {
 	tb.Helper()
 	list := &x509.RevocationList{
-		Number: big.NewInt(1), ThisUpdate: today().Add(-time.Hour), NextUpdate: today().Add(24 * time.Hour),
+		Number: big.NewInt(1), ThisUpdate: certstest.Today().Add(-time.Hour), NextUpdate: certstest.Today().Add(24 * time.Hour),
 	}
 	for _, c := range revoked {
 		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries,
-			x509.RevocationListEntry{SerialNumber: c.SerialNumber, RevocationTime: today().Add(-2 * time.Hour)})
+			x509.RevocationListEntry{SerialNumber: c.SerialNumber, RevocationTime: certstest.Today().Add(-2 * time.Hour)})
 	}
 	der, err := x509.CreateRevocationList(rand.Reader, list, a.cert, a.key)
 	if err != nil {
@@ -165,31 +113,18 @@ func (a *authority) crl(tb testing.TB, revoked ...*x509.Certificate) []byte {
 	return der
 }
 
-func pemOf(cas ...*authority) []byte {
-	var out []byte
-	for _, a := range cas {
-		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})...)
+func certsOf(cas ...*authority) []*x509.Certificate {
+	out := make([]*x509.Certificate, len(cas))
+	for i, a := range cas {
+		out[i] = a.cert
 	}
 	return out
-}
-
-func write(tb testing.TB, path string, data []byte) string {
-	tb.Helper()
-	if err := os.WriteFile(path, data, 0o600); err != nil {
-		tb.Fatal(err)
-	}
-	return path
-}
-
-func caFile(tb testing.TB, cas ...*authority) string {
-	tb.Helper()
-	return write(tb, filepath.Join(tb.TempDir(), "ca.pem"), pemOf(cas...))
 }
 
 func newSource(tb testing.TB, cfg devid.Config) *devid.Source {
 	tb.Helper()
 	if cfg.Now == nil {
-		cfg.Now = today
+		cfg.Now = certstest.Today
 	}
 	src, err := devid.New(cfg)
 	if err != nil {
@@ -211,7 +146,7 @@ func load(tb testing.TB, cfg devid.Config) *devid.Source {
 // trusting returns a source with these authorities in one file.
 func trusting(tb testing.TB, cas ...*authority) *devid.Source {
 	tb.Helper()
-	return load(tb, devid.Config{CAPath: caFile(tb, cas...)})
+	return load(tb, devid.Config{CAPath: certstest.File(tb, certsOf(cas...)...)})
 }
 
 // proven is the evidence of a machine that has proved a DevID.
@@ -260,7 +195,7 @@ type site struct {
 
 func newSite(tb testing.TB) *site {
 	tb.Helper()
-	s := &site{pages: make(map[string][]byte), now: today()}
+	s := &site{pages: make(map[string][]byte), now: certstest.Today()}
 	s.server = httptest.NewServer(s)
 	tb.Cleanup(s.server.Close)
 	return s

@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
@@ -49,7 +50,7 @@ func TestFetchedIssuers(t *testing.T) {
 	root := newRoot(t, "Root")
 	for name, serve := range map[string]func(*x509.Certificate, ...*x509.Certificate) []byte{
 		"DER": func(c *x509.Certificate, _ ...*x509.Certificate) []byte { return c.Raw },
-		"PEM": func(c *x509.Certificate, _ ...*x509.Certificate) []byte { return pemOf(c) },
+		"PEM": func(c *x509.Certificate, _ ...*x509.Certificate) []byte { return certstest.PEM(c) },
 		"DER and a line end": func(c *x509.Certificate, _ ...*x509.Certificate) []byte {
 			return append(slices.Clone(c.Raw), '\n')
 		},
@@ -148,8 +149,8 @@ func TestNoFetchForWhatCannotVouch(t *testing.T) {
 	url := web.put("/low", low.cert.Raw)
 	src := fetching(t, root, web)
 	for name, e := range map[string]edit{
-		"expired":       func(c *x509.Certificate) { c.NotAfter = today().Add(-time.Hour) },
-		"not yet valid": func(c *x509.Certificate) { c.NotBefore = today().Add(time.Hour) },
+		"expired":       func(c *x509.Certificate) { c.NotAfter = certstest.Today().Add(-time.Hour) },
+		"not yet valid": func(c *x509.Certificate) { c.NotBefore = certstest.Today().Add(time.Hour) },
 		"a CA's":        func(c *x509.Certificate) { c.IsCA = true },
 		"for TLS":       forTLS,
 	} {
@@ -163,7 +164,7 @@ func TestNoFetchForWhatCannotVouch(t *testing.T) {
 		})
 	}
 	ev := evidence(low.ek(t, issuersAt(url)))
-	ev.EK = newKey(t).Public()
+	ev.EK = certstest.NewKey(t).Public()
 	if v, err := asked(t, src, ev); outcomeOf(v, err) != cannotTell {
 		t.Errorf("another key: %v, %v", v, err)
 	}
@@ -297,8 +298,8 @@ func TestLongChainsAndLoops(t *testing.T) {
 	web = newSite(t)
 	a, b := newRoot(t, "A"), newRoot(t, "B")
 	crossed := func(subject, issuer *authority, path string) {
-		template := caTemplate(t, subject.cert.Subject.CommonName, issuersAt(web.url(path)))
-		web.put("/"+subject.cert.Subject.CommonName, sign(t, template, issuer.cert, subject.key.Public(), issuer.key).Raw)
+		template := certstest.CA(t, subject.cert.Subject.CommonName, issuersAt(web.url(path)))
+		web.put("/"+subject.cert.Subject.CommonName, certstest.Sign(t, template, issuer.cert, subject.key.Public(), issuer.key).Raw)
 	}
 	crossed(a, b, "/B")
 	crossed(b, a, "/A")
@@ -422,10 +423,10 @@ func TestBundlesOfFetchedChains(t *testing.T) {
 	a, b := newRoot(t, "A"), newRoot(t, "B")
 	low := newRoot(t, "Low")
 	under := func(by *authority) *x509.Certificate {
-		return sign(t, caTemplate(t, "Low"), by.cert, low.key.Public(), by.key)
+		return certstest.Sign(t, certstest.CA(t, "Low"), by.cert, low.key.Public(), by.key)
 	}
 	byA, byB := under(a), under(b)
-	bundles := map[string]string{"a": caFile(t, a.cert), "b": caFile(t, b.cert)}
+	bundles := map[string]string{"a": certstest.File(t, a.cert), "b": certstest.File(t, b.cert)}
 	for name, c := range map[string]struct {
 		first, second []byte
 		want          []string
@@ -487,12 +488,12 @@ func TestManyURLsAtOnce(t *testing.T) {
 		<-r.Context().Done()
 		at.Add(-1)
 	}
-	key := newKey(t)
+	key := certstest.NewKey(t)
 	begun := time.Now()
 	var all sync.WaitGroup
 	for i := range machines {
 		url := slow.handle(fmt.Sprint("/", i), stall)
-		ev := evidence(sign(t, ekTemplate(t, issuersAt(url)), low.cert, key.Public(), low.key))
+		ev := evidence(certstest.Sign(t, ekTemplate(t, issuersAt(url)), low.cert, key.Public(), low.key))
 		all.Go(func() {
 			if v, err := src.Fetch(ctx, ev); err == nil || v.Listed {
 				t.Errorf("Fetch = %+v, %v", v, err)
@@ -543,10 +544,10 @@ func TestImpostorsBesideAFetchedChain(t *testing.T) {
 // refused for the rest of a month. Until it is there, the verdict says what has
 // expired, and it is asked for every ten minutes.
 func TestIssuerIsRenewed(t *testing.T) {
-	root, key := newRoot(t, "Root"), newKey(t)
+	root, key := newRoot(t, "Root"), certstest.NewKey(t)
 	web, now := newSite(t), newClock()
 	const day = 24 * time.Hour
-	expires := today().Add(5 * day)
+	expires := certstest.Today().Add(5 * day)
 	middle := root.subWithKey(t, "Middle", key, func(c *x509.Certificate) { c.NotAfter = expires })
 	renewed := root.subWithKey(t, "Middle", key)
 	cfg := fetchConfig(t, root, web)

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 )
 
 // Subject alternative names as vendors write them, and as somebody who wants a
@@ -106,7 +107,7 @@ func TestUnreadableAltNames(t *testing.T) {
 						{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Critical: critical, Value: value},
 					}
 				})
-				der, err := x509.CreateCertificate(nil, template, root.cert, newKey(t).Public(), root.key)
+				der, err := x509.CreateCertificate(nil, template, root.cert, certstest.NewKey(t).Public(), root.key)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
@@ -76,5 +77,5 @@ func otherKey(b *testing.B, key crypto.Signer) crypto.Signer {
 	if _, ok := key.(*rsa.PrivateKey); ok {
 		return newRSAKey(b)
 	}
-	return newKey(b)
+	return certstest.NewKey(b)
 }

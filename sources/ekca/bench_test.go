@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
@@ -77,7 +78,7 @@ func BenchmarkCheck300Bundles(b *testing.B) {
 		b.Helper()
 		bundles := make(map[string]string)
 		for i, ca := range crowd(b, root) {
-			bundles[fmt.Sprint("bundle-", i)] = caFile(b, ca.cert)
+			bundles[fmt.Sprint("bundle-", i)] = certstest.File(b, ca.cert)
 		}
 		benchmarkCheck(b, load(b, ekca.Config{Config: truststore.Config{Bundles: bundles}}), ek)
 	})
@@ -97,7 +98,7 @@ func BenchmarkCheckSent(b *testing.B) {
 func BenchmarkLoad300(b *testing.B) {
 	bundles := make(map[string]string)
 	for i, ca := range crowd(b, newRoot(b, "Root")) {
-		bundles[fmt.Sprint("bundle-", i)] = caFile(b, ca.cert)
+		bundles[fmt.Sprint("bundle-", i)] = certstest.File(b, ca.cert)
 	}
 	src := newSource(b, ekca.Config{Config: truststore.Config{Bundles: bundles}})
 	for b.Loop() {
@@ -139,7 +140,7 @@ func eachKind(b *testing.B, f func(b *testing.B, root *authority, ek *x509.Certi
 	if err != nil {
 		b.Fatal(err)
 	}
-	for name, signer := range map[string]crypto.Signer{"RSA": key, "P256": newKey(b)} {
+	for name, signer := range map[string]crypto.Signer{"RSA": key, "P256": certstest.NewKey(b)} {
 		b.Run(name, func(b *testing.B) {
 			root := newRootWithKey(b, "Root", signer)
 			f(b, root, root.ek(b))

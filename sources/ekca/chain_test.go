@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
@@ -80,25 +81,25 @@ func TestWhatMayNotJoin(t *testing.T) {
 		"no CA":                func(c *x509.Certificate) { c.IsCA, c.KeyUsage = false, x509.KeyUsageCertSign },
 		"no basic constraints": func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = false, false },
 		"may not sign":         func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature },
-		"expired":              func(c *x509.Certificate) { c.NotAfter = today().Add(-time.Hour) },
-		"not yet valid":        func(c *x509.Certificate) { c.NotBefore = today().Add(time.Hour) },
+		"expired":              func(c *x509.Certificate) { c.NotAfter = certstest.Today().Add(-time.Hour) },
+		"not yet valid":        func(c *x509.Certificate) { c.NotBefore = certstest.Today().Add(time.Hour) },
 		"for TLS servers":      forTLS,
 		"name constraints":     func(c *x509.Certificate) { c.PermittedDNSDomains = []string{"example.org"} },
 		"critical and unknown": func(c *x509.Certificate) {
-			c.ExtraExtensions = []pkix.Extension{extension(t, true, asn1.ObjectIdentifier{1, 2, 3}, 1)}
+			c.ExtraExtensions = []pkix.Extension{certstest.Extension(t, true, asn1.ObjectIdentifier{1, 2, 3}, 1)}
 		},
 		"demands a policy": func(c *x509.Certificate) {
-			c.ExtraExtensions = []pkix.Extension{extension(t, true, asn1.ObjectIdentifier{2, 5, 29, 36}, struct {
+			c.ExtraExtensions = []pkix.Extension{certstest.Extension(t, true, asn1.ObjectIdentifier{2, 5, 29, 36}, struct {
 				N int `asn1:"tag:0"`
 			}{0})}
 		},
 		"unreadable alternative name": func(c *x509.Certificate) {
-			c.ExtraExtensions = []pkix.Extension{extension(t, true, asn1.ObjectIdentifier{2, 5, 29, 17}, []int{1})}
+			c.ExtraExtensions = []pkix.Extension{certstest.Extension(t, true, asn1.ObjectIdentifier{2, 5, 29, 17}, []int{1})}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			key := newKey(t)
-			der, err := x509.CreateCertificate(nil, caTemplate(t, "Sub", edit), root.cert, key.Public(), root.key)
+			key := certstest.NewKey(t)
+			der, err := x509.CreateCertificate(nil, certstest.CA(t, "Sub", edit), root.cert, key.Public(), root.key)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -131,13 +132,13 @@ func TestConfiguredCAThatMayNotVouch(t *testing.T) {
 			c.IsCA, c.BasicConstraintsValid = false, false
 		}, "is not a CA certificate"},
 		"may not sign":  {func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageCRLSign }, "no keyCertSign"},
-		"expired":       {func(c *x509.Certificate) { c.NotAfter = today().Add(-time.Hour) }, "has expired on"},
-		"not yet valid": {func(c *x509.Certificate) { c.NotBefore = today().Add(time.Hour) }, "is not valid before"},
+		"expired":       {func(c *x509.Certificate) { c.NotAfter = certstest.Today().Add(-time.Hour) }, "has expired on"},
+		"not yet valid": {func(c *x509.Certificate) { c.NotBefore = certstest.Today().Add(time.Hour) }, "is not valid before"},
 		"name constraints": {func(c *x509.Certificate) {
 			c.ExcludedDNSDomains = []string{"org"}
 		}, "name constraints"},
 		"critical and unknown": {func(c *x509.Certificate) {
-			c.ExtraExtensions = []pkix.Extension{extension(t, true, asn1.ObjectIdentifier{1, 2, 3}, 1)}
+			c.ExtraExtensions = []pkix.Extension{certstest.Extension(t, true, asn1.ObjectIdentifier{1, 2, 3}, 1)}
 		}, "extension 1.2.3"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -160,7 +161,7 @@ func TestConfiguredCAThatMayNotVouch(t *testing.T) {
 func TestConfiguredEKCertificate(t *testing.T) {
 	root := newRoot(t, "Root")
 	ek := root.ek(t)
-	src := load(t, ekca.Config{Config: truststore.Config{CAPath: caFile(t, newRoot(t, "Other").cert, ek)}})
+	src := load(t, ekca.Config{Config: truststore.Config{CAPath: certstest.File(t, newRoot(t, "Other").cert, ek)}})
 	wantText(t, strings.Join(src.Status().Warnings, "\n"), "is not a CA certificate")
 	wantNotListed(t, "no configured CA", src, ek)
 }
@@ -181,7 +182,7 @@ func TestPathLength(t *testing.T) {
 	wantListed(t, trusting(t, low), low.ek(t))
 
 	// With the way through Low too long, a shorter one must still be found.
-	key := newKey(t)
+	key := certstest.NewKey(t)
 	long := root.sub(t, "Between").subWithKey(t, "Issuer", key)
 	short := root.subWithKey(t, "Issuer", key)
 	wantNotListed(t, "no configured CA", trusting(t, newRoot(t, "Unrelated")), long.ek(t), long.cert, short.cert)
@@ -223,7 +224,7 @@ func TestTangledChains(t *testing.T) {
 	wantNotListed(t, "no configured CA", src, b.ek(t), a.cert, b.cert, aByB.cert)
 
 	var same []*x509.Certificate
-	key := newKey(t)
+	key := certstest.NewKey(t)
 	for range 50 {
 		same = append(same, newRootWithKey(t, "Same", key).cert)
 	}
@@ -250,7 +251,7 @@ func TestLoopOfGenuineCAs(t *testing.T) {
 	src := load(t, ekca.Config{
 		Config: truststore.Config{
 			Bundles: map[string]string{
-				"root": caFile(t, root.cert), "loop": caFile(t, a.cert, b.cert, aByB.cert, bByItself.cert),
+				"root": certstest.File(t, root.cert), "loop": certstest.File(t, a.cert, b.cert, aByB.cert, bByItself.cert),
 			},
 		},
 	})
@@ -282,7 +283,7 @@ func TestCAsOfOneName(t *testing.T) {
 	stranger := newRoot(t, "Same")
 	noID := func(c *x509.Certificate) { c.SubjectKeyId = nil }
 	wrongID := func(c *x509.Certificate) { c.SubjectKeyId = a.cert.SubjectKeyId }
-	src := load(t, ekca.Config{Config: truststore.Config{Bundles: map[string]string{"a": caFile(t, a.cert), "b": caFile(t, b.cert)}}})
+	src := load(t, ekca.Config{Config: truststore.Config{Bundles: map[string]string{"a": certstest.File(t, a.cert), "b": certstest.File(t, b.cert)}}})
 	for _, c := range []struct {
 		by   *authority
 		want string
@@ -309,9 +310,9 @@ func rawName(tb testing.TB, values ...asn1.RawValue) []byte {
 	}
 	var seq []asn1.RawValue
 	for _, rdn := range rdns {
-		seq = append(seq, asn1.RawValue{Tag: asn1.TagSet, IsCompound: true, Bytes: marshal(tb, rdn[0])})
+		seq = append(seq, asn1.RawValue{Tag: asn1.TagSet, IsCompound: true, Bytes: certstest.Marshal(tb, rdn[0])})
 	}
-	return marshal(tb, seq)
+	return certstest.Marshal(tb, seq)
 }
 
 func text(tag int, s string) asn1.RawValue { return asn1.RawValue{Tag: tag, Bytes: []byte(s)} }
@@ -390,7 +391,7 @@ func TestEveryBundleThatVouches(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			paths := make(map[string]string)
 			for bundle, cas := range c.bundles {
-				paths[bundle] = caFile(t, certsOf(cas...)...)
+				paths[bundle] = certstest.File(t, certsOf(cas...)...)
 			}
 			got := wantListed(t, load(t, ekca.Config{Config: truststore.Config{Bundles: paths}}), ek, certsOf(c.sent...)...)
 			if diff := cmp.Diff(c.want, got.CAs); diff != "" {
@@ -408,30 +409,30 @@ func TestEveryBundleThatVouches(t *testing.T) {
 func TestBundleAboveAnUnfitCA(t *testing.T) {
 	root := newRoot(t, "Root")
 	low := root.sub(t, "Low", forTLS)
-	src := load(t, ekca.Config{Config: truststore.Config{Bundles: map[string]string{"low": caFile(t, low.cert), "up": caFile(t, root.cert)}}})
+	src := load(t, ekca.Config{Config: truststore.Config{Bundles: map[string]string{"low": certstest.File(t, low.cert), "up": certstest.File(t, root.cert)}}})
 	if got := wantListed(t, src, low.ek(t)).CAs; !slices.Equal(got, []string{"low"}) {
 		t.Errorf("CAs = %q", got)
 	}
 
-	now := today()
-	old := root.sub(t, "Old", func(c *x509.Certificate) { c.NotAfter = today().AddDate(1, 0, 0) })
+	now := certstest.Today()
+	old := root.sub(t, "Old", func(c *x509.Certificate) { c.NotAfter = certstest.Today().AddDate(1, 0, 0) })
 	src = load(t, ekca.Config{
 		Config: truststore.Config{
-			Bundles: map[string]string{"old": caFile(t, old.cert), "up": caFile(t, root.cert)},
+			Bundles: map[string]string{"old": certstest.File(t, old.cert), "up": certstest.File(t, root.cert)},
 			Now:     func() time.Time { return now },
 		},
 	})
 	if got := wantListed(t, src, old.ek(t)).CAs; !slices.Equal(got, []string{"old", "up"}) {
 		t.Errorf("CAs = %q", got)
 	}
-	now = today().AddDate(2, 0, 0)
+	now = certstest.Today().AddDate(2, 0, 0)
 	wantNotListed(t, "no configured CA", src, old.ek(t))
 }
 
 // An attacker's verdict must not change what another Check returns.
 func TestVerdictsAreNotShared(t *testing.T) {
 	root := newRoot(t, "Root")
-	src := load(t, ekca.Config{Config: truststore.Config{Bundles: map[string]string{"a": caFile(t, root.cert)}}})
+	src := load(t, ekca.Config{Config: truststore.Config{Bundles: map[string]string{"a": certstest.File(t, root.cert)}}})
 	ek := root.ek(t)
 	first := check(t, src, ek)
 	first.Attributes.CAs[0], first.Attributes.Certificate.IssuerCN = "forged", "forged"

@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
@@ -63,7 +64,7 @@ func TestNewRefuses(t *testing.T) {
 // the caller does to its map later may not change what is trusted.
 func TestNewOnlyValidates(t *testing.T) {
 	root := newRoot(t, "Root")
-	bundles := map[string]string{"a": caFile(t, root.cert)}
+	bundles := map[string]string{"a": certstest.File(t, root.cert)}
 	src := newSource(t, ekca.Config{Config: truststore.Config{Bundles: bundles}})
 	if got := src.Status(); got.Entries != 0 || !got.Loaded.IsZero() || got.Warnings != nil {
 		t.Errorf("Status before Load: %+v", got)
@@ -118,7 +119,7 @@ func TestCheckAttributes(t *testing.T) {
 // other sources it may still be welcome.
 func TestCheckWithoutCertificate(t *testing.T) {
 	src := trusting(t, newRoot(t, "Root"))
-	v, err := src.Check(t.Context(), &sources.Evidence{EK: newKey(t).Public()})
+	v, err := src.Check(t.Context(), &sources.Evidence{EK: certstest.NewKey(t).Public()})
 	if err != nil || v.Listed {
 		t.Errorf("Check = %+v, %v", v, err)
 	}
@@ -129,7 +130,7 @@ func TestCheckRefusesAnotherKey(t *testing.T) {
 	root := newRoot(t, "Root")
 	src := trusting(t, root)
 	ev := evidence(root.ek(t))
-	ev.EK = newKey(t).Public()
+	ev.EK = certstest.NewKey(t).Public()
 	if v, err := src.Check(t.Context(), ev); err == nil || v.Listed {
 		t.Errorf("another EK: %+v, %v", v, err)
 	}
@@ -167,10 +168,10 @@ func TestCheckRulesForEKCertificates(t *testing.T) {
 		want string // in the reason; empty where it vouches
 	}{
 		"expired": {func(c *x509.Certificate) {
-			c.NotAfter = today().Add(-time.Second)
+			c.NotAfter = certstest.Today().Add(-time.Second)
 		}, "has expired on 2026-06-01T11:59:59Z"},
-		"to this second": {func(c *x509.Certificate) { c.NotAfter = today() }, ""},
-		"not yet valid":  {func(c *x509.Certificate) { c.NotBefore = today().Add(6 * time.Minute) }, "is not valid before"},
+		"to this second": {func(c *x509.Certificate) { c.NotAfter = certstest.Today() }, ""},
+		"not yet valid":  {func(c *x509.Certificate) { c.NotBefore = certstest.Today().Add(6 * time.Minute) }, "is not valid before"},
 		"to 9999": {func(c *x509.Certificate) {
 			c.NotAfter = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
 		}, ""},
@@ -191,14 +192,14 @@ func TestCheckRulesForEKCertificates(t *testing.T) {
 		}, ""},
 		"no extended key usage": {func(c *x509.Certificate) { c.UnknownExtKeyUsage = nil }, ""},
 		"unknown critical extension": {func(c *x509.Certificate) {
-			c.ExtraExtensions = append(c.ExtraExtensions, extension(t, true, unknown, 1))
+			c.ExtraExtensions = append(c.ExtraExtensions, certstest.Extension(t, true, unknown, 1))
 		}, "critical extension 1.2.3.4"},
 		"unknown extension": {func(c *x509.Certificate) {
-			c.ExtraExtensions = append(c.ExtraExtensions, extension(t, false, unknown, 1))
+			c.ExtraExtensions = append(c.ExtraExtensions, certstest.Extension(t, false, unknown, 1))
 		}, ""},
 		"critical policies": {func(c *x509.Certificate) {
 			c.ExtraExtensions = append(c.ExtraExtensions,
-				extension(t, true, asn1.ObjectIdentifier{2, 5, 29, 32}, [][]asn1.ObjectIdentifier{{unknown}}))
+				certstest.Extension(t, true, asn1.ObjectIdentifier{2, 5, 29, 32}, [][]asn1.ObjectIdentifier{{unknown}}))
 		}, ""},
 		"no alternative name": {func(c *x509.Certificate) { c.ExtraExtensions = nil }, ""},
 	} {
@@ -238,7 +239,7 @@ func TestCheckRefusesWeakJoiner(t *testing.T) {
 	}
 	root := newRootWithKey(t, "Root", key)
 	src := trusting(t, root)
-	subKey := newKey(t)
+	subKey := certstest.NewKey(t)
 	good := root.subWithKey(t, "Sub", subKey)
 	sha1 := func(c *x509.Certificate) { c.SignatureAlgorithm = x509.SHA1WithRSA }
 	weak := root.subWithKey(t, "Sub", subKey, sha1)
@@ -273,33 +274,33 @@ func TestCheckRefusesAChangedCertificate(t *testing.T) {
 
 // The clock of a server may jump, back and forth: dates are those of the moment.
 func TestCheckFollowsTheClock(t *testing.T) {
-	now := today()
+	now := certstest.Today()
 	root := newRoot(t, "Root")
-	path := caFile(t, root.cert)
+	path := certstest.File(t, root.cert)
 	src := load(t, ekca.Config{Config: truststore.Config{CAPath: path, Now: func() time.Time { return now }}})
 	ek := root.ek(t)
 	wantListed(t, src, ek)
-	now = today().AddDate(20, 0, 0)
+	now = certstest.Today().AddDate(20, 0, 0)
 	wantNotListed(t, "has expired", src, ek)
-	now = today().AddDate(-20, 0, 0)
+	now = certstest.Today().AddDate(-20, 0, 0)
 	wantNotListed(t, "is not valid before", src, ek)
-	now = today()
+	now = certstest.Today()
 	wantListed(t, src, ek)
 }
 
 // A server that booted with a wrong clock loads CAs that have "expired". They
 // must serve once the clock is right, without a change to the files.
 func TestCAsLoadedWithAWrongClock(t *testing.T) {
-	now := today().AddDate(5, 0, 0)
-	long := newRoot(t, "Long", func(c *x509.Certificate) { c.NotAfter = today().AddDate(50, 0, 0) })
-	short := newRoot(t, "Short", func(c *x509.Certificate) { c.NotAfter = today().AddDate(1, 0, 0) })
-	src := load(t, ekca.Config{Config: truststore.Config{CAPath: caFile(t, long.cert, short.cert), Now: func() time.Time { return now }}})
+	now := certstest.Today().AddDate(5, 0, 0)
+	long := newRoot(t, "Long", func(c *x509.Certificate) { c.NotAfter = certstest.Today().AddDate(50, 0, 0) })
+	short := newRoot(t, "Short", func(c *x509.Certificate) { c.NotAfter = certstest.Today().AddDate(1, 0, 0) })
+	src := load(t, ekca.Config{Config: truststore.Config{CAPath: certstest.File(t, long.cert, short.cert), Now: func() time.Time { return now }}})
 	if got := src.Status(); got.Entries != 1 || len(got.Warnings) != 1 {
 		t.Errorf("Status = %+v", got)
 	}
 	ek := short.ek(t)
 	wantNotListed(t, "no configured CA", src, ek)
-	now = today()
+	now = certstest.Today()
 	wantListed(t, src, ek)
 }
 
@@ -339,29 +340,29 @@ func TestReasonIsQuotedAndShort(t *testing.T) {
 // The profile wants X.509 v3: a v1 certificate cannot say that it is no CA's.
 func TestCheckRefusesVersion1(t *testing.T) {
 	root := newRoot(t, "Root")
-	ek := version1(t, root, pkix.Name{CommonName: "TPM"}.ToRDNSequence(), newKey(t))
+	ek := version1(t, root, pkix.Name{CommonName: "TPM"}.ToRDNSequence(), certstest.NewKey(t))
 	wantNotListed(t, "X.509 version 1", trusting(t, root), ek)
 }
 
 // A root CA's certificate of version 1 that an operator configures is an anchor;
 // one that is no root's, or is sent by a machine, is nothing.
 func TestVersion1CAs(t *testing.T) {
-	key := newKey(t)
-	template := &authority{cert: caTemplate(t, "Old"), key: key}
-	template.cert.RawSubject = marshal(t, template.cert.Subject.ToRDNSequence())
+	key := certstest.NewKey(t)
+	template := &authority{cert: certstest.CA(t, "Old"), key: key}
+	template.cert.RawSubject = certstest.Marshal(t, template.cert.Subject.ToRDNSequence())
 	template.cert.PublicKey = key.Public()
 	old := &authority{cert: version1(t, template, template.cert.Subject.ToRDNSequence(), key), key: key}
 	wantListed(t, trusting(t, old), old.ek(t))
 
 	root := newRoot(t, "Root")
-	subKey := newKey(t)
+	subKey := certstest.NewKey(t)
 	sub := &authority{cert: version1(t, root, pkix.Name{CommonName: "Sub"}.ToRDNSequence(), subKey), key: subKey}
 	src := trusting(t, root, sub)
 	wantText(t, strings.Join(src.Status().Warnings, "\n"), "version 1 and is not a root")
 	wantNotListed(t, "no configured CA", src, sub.ek(t), sub.cert)
 
 	// One that looks like a root's, by the configured CA of that name.
-	key = newKey(t)
+	key = certstest.NewKey(t)
 	same := &authority{cert: version1(t, root, root.cert.Subject.ToRDNSequence(), key), key: key}
 	wantNotListed(t, "no configured CA", src, same.ek(t), same.cert)
 }
@@ -376,7 +377,7 @@ func version1(
 		tb.Fatal(err)
 	}
 	alg := pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 2}}
-	tbs := marshal(tb, struct {
+	tbs := certstest.Marshal(tb, struct {
 		Serial    *big.Int
 		Algorithm pkix.AlgorithmIdentifier
 		Issuer    asn1.RawValue
@@ -385,14 +386,14 @@ func version1(
 		Key       asn1.RawValue
 	}{
 		Serial: big.NewInt(7), Algorithm: alg, Issuer: asn1.RawValue{FullBytes: parent.cert.RawSubject},
-		Validity: struct{ From, To time.Time }{today().AddDate(-1, 0, 0), today().AddDate(1, 0, 0)},
+		Validity: struct{ From, To time.Time }{certstest.Today().AddDate(-1, 0, 0), certstest.Today().AddDate(1, 0, 0)},
 		Subject:  subject, Key: asn1.RawValue{FullBytes: spki},
 	})
 	digest := sha256.Sum256(tbs)
 	signature, err := parent.key.Sign(rand.Reader, digest[:], crypto.SHA256)
 	if err == nil {
 		var cert *x509.Certificate
-		cert, err = x509.ParseCertificate(marshal(tb, struct {
+		cert, err = x509.ParseCertificate(certstest.Marshal(tb, struct {
 			TBS       asn1.RawValue
 			Algorithm pkix.AlgorithmIdentifier
 			Signature asn1.BitString

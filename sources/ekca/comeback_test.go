@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
@@ -46,7 +47,7 @@ func TestRevokedWhateverTheClockSays(t *testing.T) {
 				cfg := crlConfig(t, mode, root, web)
 				cfg.Now, cfg.CachePath = now.read, filepath.Join(t.TempDir(), "cache.db")
 				bad := root.ek(t, crlsAt(web.url("/crl")))
-				web.put("/crl", root.crl(t, dated(2, today().Add(-time.Hour), today().Add(day)), revoking(bad)))
+				web.put("/crl", root.crl(t, dated(2, certstest.Today().Add(-time.Hour), certstest.Today().Add(day)), revoking(bad)))
 				src := load(t, cfg)
 				runUntilWritten(t, src, func() { wantOutcome(t, notListed, "revoked", src, bad) })
 				web.down("/crl")
@@ -54,7 +55,7 @@ func TestRevokedWhateverTheClockSays(t *testing.T) {
 				wantOutcome(t, notListed, "revoked", src, bad)
 				wantOutcome(t, notListed, "revoked", load(t, cfg), bad)
 				// Nor does an older list that is valid by that clock.
-				web.put("/crl", root.crl(t, dated(1, today().Add(-250*day), today().Add(800*day))))
+				web.put("/crl", root.crl(t, dated(1, certstest.Today().Add(-250*day), certstest.Today().Add(800*day))))
 				now.pass(20 * time.Minute)
 				wantOutcome(t, notListed, "revoked", src, bad)
 				again := load(t, cfg)
@@ -76,7 +77,7 @@ func TestCRLFromTheFutureIsFollowed(t *testing.T) {
 	src := load(t, cfg)
 	other := &x509.Certificate{SerialNumber: big.NewInt(0x777)}
 	ek := root.ek(t, crlsAt(web.url("/crl")))
-	web.put("/crl", root.crl(t, dated(1, today().Add(365*day), today().Add(366*day)), revoking(other)))
+	web.put("/crl", root.crl(t, dated(1, certstest.Today().Add(365*day), certstest.Today().Add(366*day)), revoking(other)))
 	wantOutcome(t, cannotTell, "it is not valid before", src, ek)
 	now.pass(2 * time.Hour)
 	web.put("/crl", root.crl(t, dated(2, now.read(), now.read().Add(day))))
@@ -101,11 +102,11 @@ func TestOlderCRLAtTheOtherURL(t *testing.T) {
 			onlyB := root.ek(t, crlsAt(web.url("/b")))            // of the same serial number
 			nowhere := root.ek(t, crlsAt("ldap://x.test/cn=crl")) // of the same serial number
 			web.down("/a")
-			web.put("/b", root.crl(t, dated(2, today().Add(-time.Hour), today().Add(30*day)), revoking(bad)))
+			web.put("/b", root.crl(t, dated(2, certstest.Today().Add(-time.Hour), certstest.Today().Add(30*day)), revoking(bad)))
 			src := load(t, cfg)
 			runUntilWritten(t, src, func() { wantOutcome(t, notListed, "/b", src, onlyB) })
 			web.down("/b")
-			web.put("/a", root.crl(t, dated(1, today().Add(-2*time.Hour), today().Add(30*day))))
+			web.put("/a", root.crl(t, dated(1, certstest.Today().Add(-2*time.Hour), certstest.Today().Add(30*day))))
 			now.pass(20 * time.Minute)
 			for _, s := range []*ekca.Source{src, load(t, cfg)} {
 				for _, ek := range []*x509.Certificate{bad, onlyA, nowhere} {
@@ -131,9 +132,9 @@ func TestReleasedByTheNewerCRL(t *testing.T) {
 	src := load(t, cfg)
 	ek := root.ek(t, crlsAt(web.url("/a"), web.url("/b")))
 	onlyB := root.ek(t, crlsAt(web.url("/b")), func(c *x509.Certificate) { c.SerialNumber = big.NewInt(1) })
-	web.put("/a", root.crl(t, dated(1, today().Add(-2*time.Hour), today().Add(6*day)), revoking(ek)))
+	web.put("/a", root.crl(t, dated(1, certstest.Today().Add(-2*time.Hour), certstest.Today().Add(6*day)), revoking(ek)))
 	wantOutcome(t, notListed, "revoked", src, ek)
-	web.put("/b", root.crl(t, dated(2, today().Add(-time.Hour), today().Add(day))))
+	web.put("/b", root.crl(t, dated(2, certstest.Today().Add(-time.Hour), certstest.Today().Add(day))))
 	wantOutcome(t, listed, "", src, onlyB)
 	wantOutcome(t, listed, "", src, ek)
 	web.down("/b")
@@ -145,16 +146,16 @@ func TestReleasedByTheNewerCRL(t *testing.T) {
 func crlBy(tb testing.TB, issuer *x509.Certificate, urls ...string) edit {
 	tb.Helper()
 	context := func(tag int, content []byte) []byte {
-		return marshal(tb, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: tag, IsCompound: true, Bytes: content})
+		return certstest.Marshal(tb, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: tag, IsCompound: true, Bytes: content})
 	}
 	var points []asn1.RawValue
 	for _, url := range urls {
-		name := marshal(tb, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(url)})
+		name := certstest.Marshal(tb, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(url)})
 		point := append(context(0, context(0, name)), context(2, context(4, issuer.RawSubject))...)
 		points = append(points, asn1.RawValue{Tag: asn1.TagSequence, IsCompound: true, Bytes: point})
 	}
 	return func(c *x509.Certificate) {
-		c.ExtraExtensions = append(c.ExtraExtensions, extension(tb, false, asn1.ObjectIdentifier{2, 5, 29, 31}, points))
+		c.ExtraExtensions = append(c.ExtraExtensions, certstest.Extension(tb, false, asn1.ObjectIdentifier{2, 5, 29, 31}, points))
 	}
 }
 
@@ -164,11 +165,11 @@ func indirectly(tb testing.TB, entries ...pair) listEdit {
 	return func(l *x509.RevocationList) {
 		scoped(0x84, 1, 0xff)(l)
 		for _, e := range entries {
-			entry := x509.RevocationListEntry{SerialNumber: big.NewInt(e.serial), RevocationTime: today().Add(-2 * time.Hour)}
+			entry := x509.RevocationListEntry{SerialNumber: big.NewInt(e.serial), RevocationTime: certstest.Today().Add(-2 * time.Hour)}
 			if e.issuer != nil {
 				name := asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 4, IsCompound: true, Bytes: e.issuer.RawSubject}
 				entry.ExtraExtensions = []pkix.Extension{
-					extension(tb, true, asn1.ObjectIdentifier{2, 5, 29, 29}, []asn1.RawValue{name}),
+					certstest.Extension(tb, true, asn1.ObjectIdentifier{2, 5, 29, 29}, []asn1.RawValue{name}),
 				}
 			}
 			l.RevokedCertificateEntries = append(l.RevokedCertificateEntries, entry)
@@ -194,7 +195,7 @@ func TestIndirectCRLs(t *testing.T) {
 		func(c *x509.Certificate) { c.SerialNumber = big.NewInt(lowSerial) })
 	stranger := newRoot(t, "ODCA Intermediate")
 	elsewhere := newRoot(t, "Elsewhere")
-	silent := root.subWithKey(t, "ODCA Intermediate", newKey(t), noCRLs)
+	silent := root.subWithKey(t, "ODCA Intermediate", certstest.NewKey(t), noCRLs)
 	const ekSerial, other = 0xabc, 0xabd
 	for name, c := range map[string]struct {
 		body                  []byte
@@ -218,7 +219,7 @@ func TestIndirectCRLs(t *testing.T) {
 				web.put("/crl", c.body)
 				web.put("/root.crl", root.crl(t))
 				cfg := crlConfig(t, mode, root, web)
-				cfg.CAPath = caFile(t, above.cert)
+				cfg.CAPath = certstest.File(t, above.cert)
 				src := load(t, cfg)
 				ek := low.ek(t, crlBy(t, above.cert, web.url("/crl")))
 				why := ""
@@ -242,7 +243,7 @@ func TestIssuersOfIndirectCRLs(t *testing.T) {
 	above := root.sub(t, "ODCA Intermediate", crlsAt(web.put("/root.crl", root.crl(t))))
 	issuing := above.sub(t, "Issuing CA", crlsAt(web.put("/above.crl", above.crl(t))))
 	beside := newRoot(t, "Beside")
-	expired := newRoot(t, "Expired", func(c *x509.Certificate) { c.NotAfter = today().Add(-time.Hour) })
+	expired := newRoot(t, "Expired", func(c *x509.Certificate) { c.NotAfter = certstest.Today().Add(-time.Hour) })
 	for name, c := range map[string]struct {
 		by   *authority
 		cas  []*x509.Certificate
@@ -257,7 +258,7 @@ func TestIssuersOfIndirectCRLs(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := crlConfig(t, ekca.CRLRequired, root, web)
-			cfg.CAPath = caFile(t, c.cas...)
+			cfg.CAPath = certstest.File(t, c.cas...)
 			url := web.put("/crl", c.by.crl(t, indirectly(t)))
 			ek := issuing.ek(t, crlBy(t, c.by.cert, url))
 			sent := []*x509.Certificate{issuing.cert, above.cert}
@@ -327,7 +328,7 @@ func TestIntelsIndirectCRL(t *testing.T) {
 				web.put(path, c.body)
 				src := load(t, ekca.Config{
 					Config: truststore.Config{
-						CAPath:    caFile(t, c.cas...),
+						CAPath:    certstest.File(t, c.cas...),
 						AIAHosts:  []string{"tsci.intel.com"},
 						MirrorURL: web.url("/"),
 						CRL:       mode,
@@ -355,20 +356,20 @@ func TestUncheckedIsSaid(t *testing.T) {
 	web := newSite(t)
 	web.down("/down")
 	reasons := func(tb testing.TB, url string) edit {
-		name := marshal(tb, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(url)})
-		full := marshal(tb, asn1.RawValue{Class: asn1.ClassContextSpecific, IsCompound: true, Bytes: name})
-		point := marshal(tb, asn1.RawValue{Class: asn1.ClassContextSpecific, IsCompound: true, Bytes: full})
+		name := certstest.Marshal(tb, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(url)})
+		full := certstest.Marshal(tb, asn1.RawValue{Class: asn1.ClassContextSpecific, IsCompound: true, Bytes: name})
+		point := certstest.Marshal(tb, asn1.RawValue{Class: asn1.ClassContextSpecific, IsCompound: true, Bytes: full})
 		point = append(point, 0x81, 2, 1, 2)
 		return func(c *x509.Certificate) {
-			c.ExtraExtensions = append(c.ExtraExtensions, extension(tb, false, asn1.ObjectIdentifier{2, 5, 29, 31},
+			c.ExtraExtensions = append(c.ExtraExtensions, certstest.Extension(tb, false, asn1.ObjectIdentifier{2, 5, 29, 31},
 				[]asn1.RawValue{{Tag: asn1.TagSequence, IsCompound: true, Bytes: point}}))
 		}
 	}
 	delta := func(l *x509.RevocationList) {
-		l.ExtraExtensions = []pkix.Extension{extension(t, true, asn1.ObjectIdentifier{2, 5, 29, 27}, 1)}
+		l.ExtraExtensions = []pkix.Extension{certstest.Extension(t, true, asn1.ObjectIdentifier{2, 5, 29, 27}, 1)}
 	}
 	unknown := func(l *x509.RevocationList) {
-		l.ExtraExtensions = []pkix.Extension{extension(t, true, asn1.ObjectIdentifier{1, 2, 3}, 1)}
+		l.ExtraExtensions = []pkix.Extension{certstest.Extension(t, true, asn1.ObjectIdentifier{1, 2, 3}, 1)}
 	}
 	for name, c := range map[string]struct {
 		names edit

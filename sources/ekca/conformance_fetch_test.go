@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
@@ -72,14 +73,14 @@ func TestConformanceFetching(t *testing.T) {
 			url := web.handle("/"+ev.EKHash.String(), net.through(func(w http.ResponseWriter, _ *http.Request) {
 				_, _ = w.Write(low.cert.Raw)
 			}))
-			ev.Certificate = sign(tb, ekTemplate(tb, issuersAt(url)), low.cert, ev.EK, low.key).Raw
+			ev.Certificate = certstest.Sign(tb, ekTemplate(tb, issuersAt(url)), low.cert, ev.EK, low.key).Raw
 			roots[ev.EKHash] = root
 			return ev
 		},
 		New: func(tb testing.TB) sourcetest.Backend {
 			tb.Helper()
 			dir := mkdir(tb, filepath.Join(tb.TempDir(), "cas"))
-			write(tb, filepath.Join(dir, "always.pem"), pemOf(newRoot(tb, "Always").cert))
+			certstest.Write(tb, filepath.Join(dir, "always.pem"), certstest.PEM(newRoot(tb, "Always").cert))
 			file := func(ev *sources.Evidence) string { return filepath.Join(dir, ev.EKHash.String()+".pem") }
 			must := func(err error) {
 				if err != nil {
@@ -100,7 +101,7 @@ func TestConformanceFetching(t *testing.T) {
 					})
 				},
 				List: func(ev *sources.Evidence, _ sources.Attributes) {
-					tmp := write(tb, filepath.Join(dir, ".new"), pemOf(roots[ev.EKHash].cert))
+					tmp := certstest.Write(tb, filepath.Join(dir, ".new"), certstest.PEM(roots[ev.EKHash].cert))
 					must(os.Rename(tmp, file(ev)))
 				},
 				Unlist: func(ev *sources.Evidence) { must(os.Remove(file(ev))) },

@@ -9,6 +9,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
@@ -26,7 +27,7 @@ func TestConformance(t *testing.T) {
 			tb.Helper()
 			ca := newRoot(tb, "CA")
 			ev := sourcetest.NewEvidence(tb)
-			ev.Certificate = sign(tb, ekTemplate(tb), ca.cert, ev.EK, ca.key).Raw
+			ev.Certificate = certstest.Sign(tb, ekTemplate(tb), ca.cert, ev.EK, ca.key).Raw
 			cas[ev] = ca
 			return ev
 		},
@@ -36,7 +37,7 @@ func TestConformance(t *testing.T) {
 			if err := os.Mkdir(dir, 0o700); err != nil {
 				tb.Fatal(err)
 			}
-			write(tb, filepath.Join(dir, "always.pem"), pemOf(newRoot(tb, "Always").cert))
+			certstest.Write(tb, filepath.Join(dir, "always.pem"), certstest.PEM(newRoot(tb, "Always").cert))
 			file := func(ev *sources.Evidence) string { return filepath.Join(dir, ev.EKHash.String()+".pem") }
 			must := func(err error) {
 				if err != nil {
@@ -53,7 +54,7 @@ func TestConformance(t *testing.T) {
 					})
 				},
 				List: func(ev *sources.Evidence, _ sources.Attributes) {
-					tmp := write(tb, filepath.Join(dir, ".new"), pemOf(cas[ev].cert))
+					tmp := certstest.Write(tb, filepath.Join(dir, ".new"), certstest.PEM(cas[ev].cert))
 					must(os.Rename(tmp, file(ev)))
 				},
 				Unlist:  func(ev *sources.Evidence) { must(os.Remove(file(ev))) },

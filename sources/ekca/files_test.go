@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
@@ -59,23 +60,23 @@ func TestFolderWithAllSortsOfThings(t *testing.T) {
 	dir, elsewhere := t.TempDir(), t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
 	good, der, linked := newRoot(t, "Good"), newRoot(t, "DER"), newRoot(t, "Linked")
-	old := newRoot(t, "Old", func(c *x509.Certificate) { c.NotAfter = today().AddDate(0, 0, -1) })
+	old := newRoot(t, "Old", func(c *x509.Certificate) { c.NotAfter = certstest.Today().AddDate(0, 0, -1) })
 	hidden, below := newRoot(t, "Hidden"), newRoot(t, "Below")
 
-	write(t, in("good.pem"), pemOf(good.cert))
-	write(t, in("der.cer"), der.cert.Raw)
-	link(t, write(t, filepath.Join(elsewhere, "linked"), pemOf(linked.cert)), in("linked.pem"))
-	write(t, in("README"), []byte("CAs of our vendors\n"))
-	write(t, in("empty"), nil)
-	write(t, in("old.pem"), pemOf(old.cert))
-	write(t, in("z-again.pem"), pemOf(good.cert))
-	write(t, in("garbage.pem"), block("CERTIFICATE", []byte("garbage")...))
-	write(t, in("garbage.der"), []byte("0garbage"))
+	certstest.Write(t, in("good.pem"), certstest.PEM(good.cert))
+	certstest.Write(t, in("der.cer"), der.cert.Raw)
+	link(t, certstest.Write(t, filepath.Join(elsewhere, "linked"), certstest.PEM(linked.cert)), in("linked.pem"))
+	certstest.Write(t, in("README"), []byte("CAs of our vendors\n"))
+	certstest.Write(t, in("empty"), nil)
+	certstest.Write(t, in("old.pem"), certstest.PEM(old.cert))
+	certstest.Write(t, in("z-again.pem"), certstest.PEM(good.cert))
+	certstest.Write(t, in("garbage.pem"), block("CERTIFICATE", []byte("garbage")...))
+	certstest.Write(t, in("garbage.der"), []byte("0garbage"))
 	link(t, in("nowhere"), in("dangling"))
-	write(t, filepath.Join(mkdir(t, in("folder")), "below.pem"), pemOf(below.cert))
-	write(t, filepath.Join(mkdir(t, in(".git")), "hidden.pem"), pemOf(hidden.cert))
-	write(t, in(".nfs0001"), pemOf(hidden.cert))
-	write(t, filepath.Join(mkdir(t, in("..2026_06_01")), "hidden.pem"), pemOf(hidden.cert))
+	certstest.Write(t, filepath.Join(mkdir(t, in("folder")), "below.pem"), certstest.PEM(below.cert))
+	certstest.Write(t, filepath.Join(mkdir(t, in(".git")), "hidden.pem"), certstest.PEM(hidden.cert))
+	certstest.Write(t, in(".nfs0001"), certstest.PEM(hidden.cert))
+	certstest.Write(t, filepath.Join(mkdir(t, in("..2026_06_01")), "hidden.pem"), certstest.PEM(hidden.cert))
 	link(t, "..2026_06_01", in("..data"))
 	if err := syscall.Mkfifo(in("fifo"), 0o600); err != nil {
 		t.Fatal(err)
@@ -110,7 +111,7 @@ func TestFolderWithAllSortsOfThings(t *testing.T) {
 // Where nothing can be used, the operator reads why, and nothing is served.
 func TestNothingUsable(t *testing.T) {
 	root := newRoot(t, "Root")
-	old := newRoot(t, "Old", func(c *x509.Certificate) { c.NotAfter = today().AddDate(0, 0, -1) })
+	old := newRoot(t, "Old", func(c *x509.Certificate) { c.NotAfter = certstest.Today().AddDate(0, 0, -1) })
 	fifo := filepath.Join(t.TempDir(), "fifo")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
@@ -118,15 +119,15 @@ func TestNothingUsable(t *testing.T) {
 	for name, c := range map[string]struct{ path, want string }{
 		"missing":       {"/does/not/exist", "no such file"},
 		"empty folder":  {t.TempDir(), "is empty"},
-		"only a README": {write(t, filepath.Join(t.TempDir(), "README"), []byte("hello")), "contains no certificate"},
-		"only expired":  {caFile(t, old.cert), "has expired on"},
-		"only an EK":    {caFile(t, root.ek(t)), "is not a CA certificate"},
-		"only hidden":   {filepath.Dir(write(t, filepath.Join(t.TempDir(), ".ca.pem"), pemOf(root.cert))), "is empty"},
+		"only a README": {certstest.Write(t, filepath.Join(t.TempDir(), "README"), []byte("hello")), "contains no certificate"},
+		"only expired":  {certstest.File(t, old.cert), "has expired on"},
+		"only an EK":    {certstest.File(t, root.ek(t)), "is not a CA certificate"},
+		"only hidden":   {filepath.Dir(certstest.Write(t, filepath.Join(t.TempDir(), ".ca.pem"), certstest.PEM(root.cert))), "is empty"},
 		"a FIFO":        {fifo, "is not a regular file"},
 		"too large":     {huge(t), "is larger than 16777216 bytes"},
-		"cut off":       {write(t, filepath.Join(t.TempDir(), "cut"), pemOf(root.cert)[:300]), "is damaged"},
+		"cut off":       {certstest.Write(t, filepath.Join(t.TempDir(), "cut"), certstest.PEM(root.cert)[:300]), "is damaged"},
 		"only a request": {
-			write(t, filepath.Join(t.TempDir(), "csr"), block("CERTIFICATE REQUEST")),
+			certstest.Write(t, filepath.Join(t.TempDir(), "csr"), block("CERTIFICATE REQUEST")),
 			`type "CERTIFICATE REQUEST"`,
 		},
 	} {
@@ -147,7 +148,7 @@ func TestNothingUsable(t *testing.T) {
 // huge returns the path of a file of 1 GiB, which takes no room.
 func huge(tb testing.TB) string {
 	tb.Helper()
-	path := write(tb, filepath.Join(tb.TempDir(), "huge"), nil)
+	path := certstest.Write(tb, filepath.Join(tb.TempDir(), "huge"), nil)
 	if err := os.Truncate(path, 1<<30); err != nil {
 		tb.Fatal(err)
 	}
@@ -167,7 +168,7 @@ func unreadable() map[string]func(tb testing.TB, path string) {
 	}
 	if os.Getuid() != 0 {
 		all["permission denied"] = func(tb testing.TB, path string) {
-			write(tb, path, []byte("secret"))
+			certstest.Write(tb, path, []byte("secret"))
 			if err := os.Chmod(path, 0); err != nil {
 				tb.Fatal(err)
 			}
@@ -183,8 +184,8 @@ func TestUnreadableFile(t *testing.T) {
 	for why, put := range unreadable() {
 		dir := t.TempDir()
 		held, gone, added := newRoot(t, "Held"), newRoot(t, "Gone"), newRoot(t, "Added")
-		path := write(t, filepath.Join(dir, "ca.pem"), pemOf(held.cert))
-		withdrawn := write(t, filepath.Join(dir, "gone.pem"), pemOf(gone.cert))
+		path := certstest.Write(t, filepath.Join(dir, "ca.pem"), certstest.PEM(held.cert))
+		withdrawn := certstest.Write(t, filepath.Join(dir, "gone.pem"), certstest.PEM(gone.cert))
 		synctest.Test(t, func(t *testing.T) {
 			src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir}})
 			refreshes, stop := run(t, src)
@@ -195,7 +196,7 @@ func TestUnreadableFile(t *testing.T) {
 				}
 			}
 			put(t, path)
-			write(t, filepath.Join(dir, "new.pem"), pemOf(added.cert))
+			certstest.Write(t, filepath.Join(dir, "new.pem"), certstest.PEM(added.cert))
 			after(31 * time.Second)
 			wantNotListed(t, "no configured CA", src, gone.ek(t))
 			wantListed(t, src, held.ek(t))
@@ -217,7 +218,7 @@ func TestUnreadableFile(t *testing.T) {
 			if err := os.Remove(path); err != nil {
 				t.Fatal(err)
 			}
-			write(t, path, pemOf(held.cert))
+			certstest.Write(t, path, certstest.PEM(held.cert))
 			after(31 * time.Second)
 			wantListed(t, src, held.ek(t))
 			if w := src.Status().Warnings; len(w) != 0 {
@@ -237,8 +238,8 @@ func TestUnreadableFileFromTheStart(t *testing.T) {
 		for _, cfg := range []ekca.Config{
 			{Config: truststore.Config{CAPath: dir}},
 			{Config: truststore.Config{CAPath: filepath.Join(dir, "ca.pem")}},
-			{Config: truststore.Config{Bundles: map[string]string{"a": dir, "b": caFile(t, root.cert)}}},
-			{Config: truststore.Config{Bundles: map[string]string{"a": filepath.Join(dir, "ca.pem"), "b": caFile(t, root.cert)}}},
+			{Config: truststore.Config{Bundles: map[string]string{"a": dir, "b": certstest.File(t, root.cert)}}},
+			{Config: truststore.Config{Bundles: map[string]string{"a": filepath.Join(dir, "ca.pem"), "b": certstest.File(t, root.cert)}}},
 		} {
 			src := newSource(t, cfg)
 			err := src.Load(t.Context())
@@ -250,7 +251,7 @@ func TestUnreadableFileFromTheStart(t *testing.T) {
 				t.Errorf("Check = %+v, %v", v, err)
 			}
 		}
-		write(t, filepath.Join(dir, "root.pem"), pemOf(root.cert))
+		certstest.Write(t, filepath.Join(dir, "root.pem"), certstest.PEM(root.cert))
 		src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir}})
 		wantListed(t, src, root.ek(t))
 		wantNotListed(t, "no configured CA", src, other.ek(t))
@@ -287,10 +288,10 @@ func TestUnreadablePathConcernsNoOther(t *testing.T) {
 		base := t.TempDir()
 		a, b, c, d := newRoot(t, "A"), newRoot(t, "B"), newRoot(t, "C"), newRoot(t, "D")
 		first, last := mkdir(t, filepath.Join(base, "first")), mkdir(t, filepath.Join(base, "last"))
-		write(t, filepath.Join(first, "a.pem"), pemOf(a.cert))
-		file := write(t, filepath.Join(base, "b.pem"), pemOf(b.cert))
-		gone := write(t, filepath.Join(last, "c.pem"), pemOf(c.cert))
-		write(t, filepath.Join(last, "d.pem"), pemOf(d.cert))
+		certstest.Write(t, filepath.Join(first, "a.pem"), certstest.PEM(a.cert))
+		file := certstest.Write(t, filepath.Join(base, "b.pem"), certstest.PEM(b.cert))
+		gone := certstest.Write(t, filepath.Join(last, "c.pem"), certstest.PEM(c.cert))
+		certstest.Write(t, filepath.Join(last, "d.pem"), certstest.PEM(d.cert))
 		synctest.Test(t, func(t *testing.T) {
 			src := load(t, ekca.Config{Config: truststore.Config{Bundles: map[string]string{"a": first, "b": file, "c": last}}})
 			begun := src.Status().Confirmed
@@ -323,8 +324,8 @@ func TestUnreadablePathConcernsNoOther(t *testing.T) {
 func TestOneBundleNotMounted(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "mount")
 	a, b := newRoot(t, "A"), newRoot(t, "B")
-	write(t, filepath.Join(mkdir(t, dir), "a.pem"), pemOf(a.cert))
-	src := load(t, ekca.Config{Config: truststore.Config{Bundles: map[string]string{"a": dir, "b": caFile(t, b.cert)}}})
+	certstest.Write(t, filepath.Join(mkdir(t, dir), "a.pem"), certstest.PEM(a.cert))
+	src := load(t, ekca.Config{Config: truststore.Config{Bundles: map[string]string{"a": dir, "b": certstest.File(t, b.cert)}}})
 	if err := os.Rename(dir, dir+".away"); err != nil {
 		t.Fatal(err)
 	}
@@ -350,12 +351,12 @@ func TestFolderThatMayBeEmpty(t *testing.T) {
 		t.Errorf("the status is %+v", st)
 	}
 
-	ruined := write(t, filepath.Join(dir, "a.pem"), []byte("garbage"))
+	ruined := certstest.Write(t, filepath.Join(dir, "a.pem"), []byte("garbage"))
 	if err := src.Load(t.Context()); err == nil {
 		t.Error("a folder without a usable CA certificate was loaded")
 	}
 	wantNotListed(t, "no configured CA", src, a.ek(t))
-	write(t, ruined, pemOf(a.cert))
+	certstest.Write(t, ruined, certstest.PEM(a.cert))
 	if err := src.Load(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -378,11 +379,11 @@ func TestFolderThatMayBeEmpty(t *testing.T) {
 // A vendor whose certificates have all expired may not stop the others.
 func TestOneBundleWithoutUsableCA(t *testing.T) {
 	good := newRoot(t, "Good")
-	old := newRoot(t, "Old", func(c *x509.Certificate) { c.NotAfter = today().AddDate(0, 0, -1) })
+	old := newRoot(t, "Old", func(c *x509.Certificate) { c.NotAfter = certstest.Today().AddDate(0, 0, -1) })
 	src := load(t, ekca.Config{
 		Config: truststore.Config{
 			Bundles: map[string]string{
-				"good": caFile(t, good.cert), "old": caFile(t, old.cert),
+				"good": certstest.File(t, good.cert), "old": certstest.File(t, old.cert),
 			},
 		},
 	})
@@ -394,7 +395,7 @@ func TestOneBundleWithoutUsableCA(t *testing.T) {
 	src = newSource(t, ekca.Config{
 		Config: truststore.Config{
 			Bundles: map[string]string{
-				"good": caFile(t, good.cert), "gone": "/does/not/exist",
+				"good": certstest.File(t, good.cert), "gone": "/does/not/exist",
 			},
 		},
 	})
@@ -409,7 +410,7 @@ func TestDuplicatesAcrossBundles(t *testing.T) {
 	src := load(t, ekca.Config{
 		Config: truststore.Config{
 			Bundles: map[string]string{
-				"a": caFile(t, root.cert), "b": caFile(t, root.cert, root.cert),
+				"a": certstest.File(t, root.cert), "b": certstest.File(t, root.cert, root.cert),
 			},
 		},
 	})
@@ -423,7 +424,7 @@ func TestDuplicatesAcrossBundles(t *testing.T) {
 // forms: what is whole in a file is used, and what is not is said.
 func TestCAFileVariants(t *testing.T) {
 	a, b := newRoot(t, "A"), newRoot(t, "B")
-	both := pemOf(a.cert, b.cert)
+	both := certstest.PEM(a.cert, b.cert)
 	key, err := x509.MarshalPKCS8PrivateKey(a.key)
 	if err != nil {
 		t.Fatal(err)
@@ -437,7 +438,7 @@ func TestCAFileVariants(t *testing.T) {
 		"two":  {both, 2, ""},
 		"CRLF": {bytes.ReplaceAll(both, []byte("\n"), []byte("\r\n")), 2, ""},
 		"text between": {
-			[]byte("# A\nCN=A\n" + string(pemOf(a.cert)) + "\n# B\n" + string(pemOf(b.cert)) + "end"),
+			[]byte("# A\nCN=A\n" + string(certstest.PEM(a.cert)) + "\n# B\n" + string(certstest.PEM(b.cert)) + "end"),
 			2, "",
 		},
 		"byte order mark": {slices.Concat([]byte("\ufeff"), both), 2, ""},
@@ -446,7 +447,7 @@ func TestCAFileVariants(t *testing.T) {
 		"private key":     {slices.Concat(both, private), 2, "contains a private key"},
 		"revocation list": {slices.Concat(both, block("X509 CRL")), 2, `"X509 CRL"`},
 		"one unparsable": {
-			slices.Concat(pemOf(a.cert), block("CERTIFICATE", 0x30, 0), pemOf(b.cert)),
+			slices.Concat(certstest.PEM(a.cert), block("CERTIFICATE", 0x30, 0), certstest.PEM(b.cert)),
 			2, "certificate 2 cannot be parsed",
 		},
 		"several in DER": {slices.Concat(a.cert.Raw, b.cert.Raw), 2, ""},
@@ -460,7 +461,7 @@ func TestCAFileVariants(t *testing.T) {
 		"PKCS #7":             {bundle, 2, ""},
 		"PKCS #7 in BER":      {bundleOfCerts(true, a.cert, b.cert), 2, ""},
 		"PKCS #7 in PEM":      {block("PKCS7", bundle...), 2, ""},
-		"PKCS #7 as CMS":      {slices.Concat(block("CMS", bundleOfCerts(false, a.cert)...), pemOf(b.cert)), 2, ""},
+		"PKCS #7 as CMS":      {slices.Concat(block("CMS", bundleOfCerts(false, a.cert)...), certstest.PEM(b.cert)), 2, ""},
 		"PKCS #7 and DER":     {slices.Concat(bundleOfCerts(false, a.cert), b.cert.Raw), 2, ""},
 		"no bundle in PEM": {
 			slices.Concat(both, block("PKCS7", a.cert.Raw...)),
@@ -468,7 +469,7 @@ func TestCAFileVariants(t *testing.T) {
 		},
 
 		"cut in the middle": {both[:len(both)*3/4], 0, "begins 2 PEM blocks, but only 1 are complete"},
-		"cut in a line":     {slices.Concat(both[:len(both)-40], pemOf(a.cert)), 0, "is damaged"},
+		"cut in a line":     {slices.Concat(both[:len(both)-40], certstest.PEM(a.cert)), 0, "is damaged"},
 		"damaged base64":    {bytes.Replace(both, []byte("MII"), []byte("M!I"), 1), 0, "is damaged"},
 		"end missing":       {bytes.Replace(both, []byte("-----END CERTIFICATE-----\n"), nil, 1), 0, "is damaged"},
 		"DER cut off":       {a.cert.Raw[:len(a.cert.Raw)-1], 0, "no certificate in DER"},
@@ -477,8 +478,8 @@ func TestCAFileVariants(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, always := t.TempDir(), newRoot(t, "Always")
-			write(t, filepath.Join(dir, "always"), pemOf(always.cert))
-			write(t, filepath.Join(dir, "file"), c.data)
+			certstest.Write(t, filepath.Join(dir, "always"), certstest.PEM(always.cert))
+			certstest.Write(t, filepath.Join(dir, "file"), c.data)
 			src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir}})
 			status := src.Status()
 			if status.Entries != c.entries+1 {
@@ -497,7 +498,7 @@ func TestCAFileVariants(t *testing.T) {
 func TestLimitOnTheSizeOfAllFiles(t *testing.T) {
 	dir := t.TempDir()
 	for i := range 5 {
-		path := write(t, filepath.Join(dir, strconv.Itoa(i)), nil)
+		path := certstest.Write(t, filepath.Join(dir, strconv.Itoa(i)), nil)
 		if err := os.Truncate(path, ekca.MaxFileSize); err != nil {
 			t.Fatal(err)
 		}
@@ -511,15 +512,15 @@ func TestLimitOnTheSizeOfAllFiles(t *testing.T) {
 
 // So many certificates are no set of CAs.
 func TestLimitOnCertificates(t *testing.T) {
-	one := pemOf(newRoot(t, "A").cert)
-	path := write(t, filepath.Join(t.TempDir(), "many.pem"), bytes.Repeat(one, ekca.MaxCertificates+1))
+	one := certstest.PEM(newRoot(t, "A").cert)
+	path := certstest.Write(t, filepath.Join(t.TempDir(), "many.pem"), bytes.Repeat(one, ekca.MaxCertificates+1))
 	err := newSource(t, ekca.Config{Config: truststore.Config{CAPath: path}}).Load(t.Context())
 	if err == nil {
 		t.Fatal("Load succeeded")
 	}
 	wantText(t, err.Error(), "more than 10000 certificates")
 
-	write(t, path, bytes.Repeat(one, 500))
+	certstest.Write(t, path, bytes.Repeat(one, 500))
 	src := load(t, ekca.Config{Config: truststore.Config{CAPath: path}})
 	if w := src.Status().Warnings; len(w) != 101 || w[100] != "and 399 more" {
 		t.Errorf("%d warnings, the last %q", len(w), w[len(w)-1])
@@ -530,7 +531,7 @@ func TestLimitOnCertificates(t *testing.T) {
 func TestPathIsALink(t *testing.T) {
 	root := newRoot(t, "Root")
 	dir := t.TempDir()
-	write(t, filepath.Join(mkdir(t, filepath.Join(dir, "real")), "ca.pem"), pemOf(root.cert))
+	certstest.Write(t, filepath.Join(mkdir(t, filepath.Join(dir, "real")), "ca.pem"), certstest.PEM(root.cert))
 	link(t, "real", filepath.Join(dir, "folder"))
 	link(t, "real/ca.pem", filepath.Join(dir, "file"))
 	for _, path := range []string{"folder", "file"} {
@@ -546,11 +547,11 @@ func TestRSA(t *testing.T) {
 	}
 	root := newRootWithKey(t, "Root", key)
 	template := ekTemplate(t, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyEncipherment })
-	ek := sign(t, template, root.cert, key.Public(), key)
+	ek := certstest.Sign(t, template, root.cert, key.Public(), key)
 	src := trusting(t, root)
 	wantListed(t, src, ek)
 	ev := evidence(ek)
-	ev.EK = newKey(t).Public()
+	ev.EK = certstest.NewKey(t).Public()
 	if v, err := src.Check(t.Context(), ev); err == nil || v.Listed {
 		t.Errorf("an elliptic-curve EK with the certificate of an RSA EK: %+v, %v", v, err)
 	}
@@ -585,8 +586,8 @@ func TestCAForAttestationKeysAlone(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, ca := t.TempDir(), newRoot(t, "CA", c.usage)
-			write(t, filepath.Join(dir, "always.pem"), pemOf(newRoot(t, "Always").cert))
-			write(t, filepath.Join(dir, "ca.pem"), pemOf(ca.cert))
+			certstest.Write(t, filepath.Join(dir, "always.pem"), certstest.PEM(newRoot(t, "Always").cert))
+			certstest.Write(t, filepath.Join(dir, "ca.pem"), certstest.PEM(ca.cert))
 			src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir}})
 			if c.in {
 				wantListed(t, src, ca.ek(t))

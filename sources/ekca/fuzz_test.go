@@ -9,6 +9,7 @@ import (
 	"math/big"
 	"testing"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
@@ -20,11 +21,11 @@ func fixedCA(tb testing.TB, name string, parent *authority) *authority {
 	var seed [ed25519.SeedSize]byte
 	copy(seed[:], name)
 	key := ed25519.NewKeyFromSeed(seed[:])
-	template := caTemplate(tb, name, func(c *x509.Certificate) { c.SerialNumber = big.NewInt(int64(len(name))) })
+	template := certstest.CA(tb, name, func(c *x509.Certificate) { c.SerialNumber = big.NewInt(int64(len(name))) })
 	if parent == nil {
-		return &authority{cert: sign(tb, template, template, key.Public(), key), key: key}
+		return &authority{cert: certstest.Sign(tb, template, template, key.Public(), key), key: key}
 	}
-	return &authority{cert: sign(tb, template, parent.cert, key.Public(), parent.key), key: key}
+	return &authority{cert: certstest.Sign(tb, template, parent.cert, key.Public(), parent.key), key: key}
 }
 
 func fixedEK(tb testing.TB) crypto.PublicKey {
@@ -41,14 +42,14 @@ func fixedEK(tb testing.TB) crypto.PublicKey {
 func FuzzCertificate(f *testing.F) {
 	root := fixedCA(f, "Root", nil)
 	sub := fixedCA(f, "Sub", root)
-	byRoot := sign(f, ekTemplate(f), root.cert, fixedEK(f), root.key)
-	bySub := sign(f, ekTemplate(f), sub.cert, fixedEK(f), sub.key)
+	byRoot := certstest.Sign(f, ekTemplate(f), root.cert, fixedEK(f), root.key)
+	bySub := certstest.Sign(f, ekTemplate(f), sub.cert, fixedEK(f), sub.key)
 	f.Add(byRoot.Raw, []byte(nil))
 	f.Add(byRoot.Raw, byRoot.Raw)
 	f.Add(bySub.Raw, sub.cert.Raw)
 	f.Add(sub.cert.Raw, root.cert.Raw)
 	f.Add([]byte{0x30, 0}, []byte{0x30, 0})
-	src := load(f, ekca.Config{Config: truststore.Config{CAPath: caFile(f, root.cert)}})
+	src := load(f, ekca.Config{Config: truststore.Config{CAPath: certstest.File(f, root.cert)}})
 	signed := func(c *x509.Certificate, by *x509.Certificate) bool {
 		return by.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature) == nil
 	}

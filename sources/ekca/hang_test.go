@@ -17,6 +17,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
@@ -124,7 +125,7 @@ func stall(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 func (n *pipes) over(t *testing.T, cfg ekca.Config, root *authority) *ekca.Source {
 	t.Helper()
 	if cfg.Bundles == nil {
-		cfg.CAPath = caFile(t, root.cert)
+		cfg.CAPath = certstest.File(t, root.cert)
 	}
 	cfg.AIAHosts = []string{firstHost, secondHost, thirdHost}
 	src := ekca.NewOver(t, cfg, n.dial)
@@ -186,7 +187,7 @@ func TestHangingHostAfterAMonth(t *testing.T) {
 				issuersAt(n.put(firstHost, "/middle", middle.cert.Raw)))
 			n.put(firstHost, "/middle.crl", middle.crl(t, yearly))
 			issuer, list := issuersAt(n.put(firstHost, "/low", low.cert.Raw)), crlsAt("http://"+firstHost+"/low.crl")
-			good := low.ek(t, issuer, list, func(c *x509.Certificate) { c.SerialNumber = newSerial(t) })
+			good := low.ek(t, issuer, list, func(c *x509.Certificate) { c.SerialNumber = certstest.NewSerial(t) })
 			bad := low.ek(t, issuer, list)
 			n.put(firstHost, "/low.crl", low.crl(t, yearly, revoking(bad)))
 			revoked := notListed
@@ -222,7 +223,7 @@ func TestHangingHostAfterAMonth(t *testing.T) {
 }
 
 // yearly has a CRL be current for a year.
-func yearly(l *x509.RevocationList) { l.NextUpdate = today().Add(365 * 24 * time.Hour) }
+func yearly(l *x509.RevocationList) { l.NextUpdate = certstest.Today().Add(365 * 24 * time.Hour) }
 
 // Nothing is there yet, and the hosts of CRLs drop packets. With "if_available" a
 // machine is admitted in the time that there is for it, whichever hosts these are,
@@ -246,10 +247,10 @@ func TestHangingHostsOfCRLs(t *testing.T) {
 					middle := root.sub(t, "Middle", at(0, "/root.crl"))
 					low := middle.sub(t, "Low", at(1, "/middle.crl"))
 					ek := low.ek(t, at(2, "/low.crl"))
-					src := n.over(t, ekca.Config{Config: truststore.Config{CRL: mode, Now: today}}, root)
+					src := n.over(t, ekca.Config{Config: truststore.Config{CRL: mode, Now: certstest.Today}}, root)
 					wantWithin(t, want, fetchTimeout, src, ek, middle.cert, low.cert)
 					n.kill(mirrorHost) // by another source: all of them are at one mirror
-					src = n.over(t, ekca.Config{Config: truststore.Config{CRL: mode, Now: today, MirrorURL: "http://" + mirrorHost}}, root)
+					src = n.over(t, ekca.Config{Config: truststore.Config{CRL: mode, Now: certstest.Today, MirrorURL: "http://" + mirrorHost}}, root)
 					wantWithin(t, want, fetchTimeout/2, src, ek, middle.cert, low.cert)
 				})
 			}
@@ -286,10 +287,10 @@ func timeUsedUpBeforeTheCRL(t *testing.T, wasted int, bundles bool) {
 		urls = append(urls, n.handle([]string{firstHost, secondHost}[i%2], fmt.Sprint("/", i), stall))
 	}
 	forger := newRoot(t, "Forger")
-	own := sign(t, caTemplate(t, "Low", issuersAt(urls...)), forger.cert, low.key.Public(), forger.key)
-	cfg := ekca.Config{Config: truststore.Config{CRL: ekca.CRLIfAvailable, Now: today}}
+	own := certstest.Sign(t, certstest.CA(t, "Low", issuersAt(urls...)), forger.cert, low.key.Public(), forger.key)
+	cfg := ekca.Config{Config: truststore.Config{CRL: ekca.CRLIfAvailable, Now: certstest.Today}}
 	if bundles {
-		cfg.Bundles = map[string]string{"root": caFile(t, root.cert), "other": caFile(t, newRoot(t, "Other").cert)}
+		cfg.Bundles = map[string]string{"root": certstest.File(t, root.cert), "other": certstest.File(t, newRoot(t, "Other").cert)}
 	}
 	src := n.over(t, cfg, root)
 	for range 3 {
@@ -306,9 +307,9 @@ func TestStrangersAtAHangingHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newPipes()
 		n.kill(secondHost)
-		root, forger, key := newRoot(t, "Root"), newRoot(t, "Forger"), newKey(t)
+		root, forger, key := newRoot(t, "Root"), newRoot(t, "Forger"), certstest.NewKey(t)
 		low := root.sub(t, "Low")
-		src := n.over(t, ekca.Config{Config: truststore.Config{Now: today}}, root)
+		src := n.over(t, ekca.Config{Config: truststore.Config{Now: certstest.Today}}, root)
 		set, err := admission.NewSet([]admission.Member{{Name: "vendors", Kind: "ek_ca", Source: src}},
 			policy.AnyOf("vendors"), admission.Options{})
 		if err != nil {
@@ -351,7 +352,7 @@ func TestStrangersAtAHangingHost(t *testing.T) {
 // strangersEK is what a TPM in software may have: anything.
 func strangersEK(t *testing.T, forger *authority, key crypto.Signer, url string) *x509.Certificate {
 	t.Helper()
-	return sign(t, ekTemplate(t, issuersAt(url)), forger.cert, key.Public(), forger.key)
+	return certstest.Sign(t, ekTemplate(t, issuersAt(url)), forger.cert, key.Public(), forger.key)
 }
 
 // A request that has to wait for others to the same host is not one that its server
@@ -359,10 +360,10 @@ func strangersEK(t *testing.T, forger *authority, key crypto.Signer, url string)
 func TestCRLBehindStrangers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newPipes()
-		root, forger, key := newRoot(t, "Root"), newRoot(t, "Forger"), newKey(t)
+		root, forger, key := newRoot(t, "Root"), newRoot(t, "Forger"), certstest.NewKey(t)
 		bad := root.ek(t, crlsAt("http://"+firstHost+"/crl"))
 		n.put(firstHost, "/crl", root.crl(t, revoking(bad)))
-		src := n.over(t, ekca.Config{Config: truststore.Config{CRL: ekca.CRLIfAvailable, Now: today}}, root)
+		src := n.over(t, ekca.Config{Config: truststore.Config{CRL: ekca.CRLIfAvailable, Now: certstest.Today}}, root)
 		var all sync.WaitGroup
 		for i := range 40 {
 			ev := evidence(strangersEK(t, forger, key, n.handle(firstHost, fmt.Sprint("/", i), stall)))

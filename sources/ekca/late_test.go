@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
@@ -18,7 +19,7 @@ import (
 func besideStrangers(t *testing.T, n *pipes, src *ekca.Source) (wait func()) {
 	t.Helper()
 	const slots = 4
-	forger, key := newRoot(t, "Forger"), newKey(t)
+	forger, key := newRoot(t, "Forger"), certstest.NewKey(t)
 	var all sync.WaitGroup
 	for i := range slots {
 		ev := evidence(strangersEK(t, forger, key, n.handle(firstHost, fmt.Sprint("/", i), stall)))
@@ -36,7 +37,7 @@ func TestCRLBehindOneThatIsGone(t *testing.T) {
 			n, root := newPipes(), newRoot(t, "Root")
 			bad := root.ek(t, crlsAt("http://"+firstHost+"/gone.crl", "http://"+firstHost+"/crl"))
 			n.put(firstHost, "/crl", root.crl(t, revoking(bad)))
-			src := n.over(t, ekca.Config{Config: truststore.Config{CRL: ekca.CRLIfAvailable, Now: today}}, root)
+			src := n.over(t, ekca.Config{Config: truststore.Config{CRL: ekca.CRLIfAvailable, Now: certstest.Today}}, root)
 			if strangers {
 				defer besideStrangers(t, n, src)()
 				time.Sleep(3 * time.Second)
@@ -67,7 +68,7 @@ func TestCRLThatWasJustAskedFor(t *testing.T) {
 			time.Sleep(200 * time.Millisecond)
 			_, _ = w.Write(list)
 		})
-		src := n.over(t, ekca.Config{Config: truststore.Config{CRL: ekca.CRLIfAvailable, Now: today}}, root)
+		src := n.over(t, ekca.Config{Config: truststore.Config{CRL: ekca.CRLIfAvailable, Now: certstest.Today}}, root)
 		defer besideStrangers(t, n, src)()
 		time.Sleep(600 * time.Millisecond)
 		if v, took, err := attested(t, src, evidence(bad)); v.Listed {
@@ -88,7 +89,7 @@ func TestCRLThatHasRunOut(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			n, root, now := newPipes(), newRoot(t, "Root"), newClock()
 			at := crlsAt("http://" + firstHost + "/crl")
-			bad, before := root.ek(t, at), root.ek(t, at, func(c *x509.Certificate) { c.SerialNumber = newSerial(t) })
+			bad, before := root.ek(t, at), root.ek(t, at, func(c *x509.Certificate) { c.SerialNumber = certstest.NewSerial(t) })
 			n.put(firstHost, "/crl", root.crl(t, revoking(before)))
 			src := n.over(t, ekca.Config{Config: truststore.Config{CRL: ekca.CRLIfAvailable, Now: now.read}}, root)
 			wantWithin(t, listed, time.Second, src, bad)
@@ -126,8 +127,8 @@ func TestClockOfACAThatWasAhead(t *testing.T) {
 			cfg := crlConfig(t, mode, root, web)
 			cfg.Now = now.read
 			bad := root.ek(t, crlsAt(web.url("/crl")))
-			good := root.ek(t, crlsAt(web.url("/crl")), func(c *x509.Certificate) { c.SerialNumber = newSerial(t) })
-			web.put("/crl", root.crl(t, dated(1, today().Add(365*day), today().Add(372*day))))
+			good := root.ek(t, crlsAt(web.url("/crl")), func(c *x509.Certificate) { c.SerialNumber = certstest.NewSerial(t) })
+			web.put("/crl", root.crl(t, dated(1, certstest.Today().Add(365*day), certstest.Today().Add(372*day))))
 			src := load(t, cfg)
 			_, _ = src.Fetch(t.Context(), evidence(good))
 			for i := range 12 {
@@ -150,7 +151,7 @@ func TestClockOfACAThatWasAhead(t *testing.T) {
 func TestIssuersAreAskedForEachMonth(t *testing.T) {
 	const day = 24 * time.Hour
 	root := newRoot(t, "Root")
-	low := root.sub(t, "Low", func(c *x509.Certificate) { c.NotAfter = today().Add(20 * 365 * day) })
+	low := root.sub(t, "Low", func(c *x509.Certificate) { c.NotAfter = certstest.Today().Add(20 * 365 * day) })
 	web, now := newSite(t), newClock()
 	cfg := crlConfig(t, ekca.CRLOff, root, web)
 	cfg.Now = now.read

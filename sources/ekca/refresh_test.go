@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
@@ -57,7 +58,7 @@ func TestRunReadsWhatHasChanged(t *testing.T) {
 	dir := t.TempDir()
 	a, b := newRoot(t, "A"), newRoot(t, "B")
 	ekA, ekB := a.ek(t), b.ek(t)
-	write(t, filepath.Join(dir, "a.pem"), pemOf(a.cert))
+	certstest.Write(t, filepath.Join(dir, "a.pem"), certstest.PEM(a.cert))
 	synctest.Test(t, func(t *testing.T) {
 		src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir}})
 		refreshes, stop := run(t, src)
@@ -67,7 +68,7 @@ func TestRunReadsWhatHasChanged(t *testing.T) {
 			t.Errorf("%d loads of what had not changed", n)
 		}
 
-		write(t, filepath.Join(dir, "b.pem"), pemOf(b.cert))
+		certstest.Write(t, filepath.Join(dir, "b.pem"), certstest.PEM(b.cert))
 		wantNotListed(t, "no configured CA", src, ekB)
 		after(31 * time.Second)
 		wantListed(t, src, ekB)
@@ -76,7 +77,7 @@ func TestRunReadsWhatHasChanged(t *testing.T) {
 		}
 		after(31 * time.Second)
 		wantNotListed(t, "no configured CA", src, ekA)
-		write(t, filepath.Join(dir, ".hidden"), pemOf(a.cert))
+		certstest.Write(t, filepath.Join(dir, ".hidden"), certstest.PEM(a.cert))
 		after(10 * time.Minute)
 		if n := refreshes(); n != 2 {
 			t.Errorf("%d refreshes, want 2", n)
@@ -90,8 +91,8 @@ func TestRunFollowsAConfigMap(t *testing.T) {
 	dir := t.TempDir()
 	a, b := newRoot(t, "A"), newRoot(t, "B")
 	ekA, ekB := a.ek(t), b.ek(t)
-	write(t, filepath.Join(mkdir(t, filepath.Join(dir, "..1")), "ca.pem"), pemOf(a.cert))
-	write(t, filepath.Join(mkdir(t, filepath.Join(dir, "..2")), "ca.pem"), pemOf(b.cert))
+	certstest.Write(t, filepath.Join(mkdir(t, filepath.Join(dir, "..1")), "ca.pem"), certstest.PEM(a.cert))
+	certstest.Write(t, filepath.Join(mkdir(t, filepath.Join(dir, "..2")), "ca.pem"), certstest.PEM(b.cert))
 	link(t, "..1", filepath.Join(dir, "..data"))
 	link(t, "..data/ca.pem", filepath.Join(dir, "ca.pem"))
 	synctest.Test(t, func(t *testing.T) {
@@ -118,7 +119,7 @@ func TestRunKeepsTheLastGoodSet(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "cas")
 	a, b := newRoot(t, "A"), newRoot(t, "B")
 	ekA, ekB := a.ek(t), b.ek(t)
-	write(t, filepath.Join(mkdir(t, dir), "ca.pem"), pemOf(a.cert))
+	certstest.Write(t, filepath.Join(mkdir(t, dir), "ca.pem"), certstest.PEM(a.cert))
 	synctest.Test(t, func(t *testing.T) {
 		src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir}})
 		loaded := src.Status().Loaded
@@ -138,7 +139,7 @@ func TestRunKeepsTheLastGoodSet(t *testing.T) {
 		mkdir(t, dir)
 		after(30 * time.Second)
 		wantListed(t, src, ekA) // an empty folder is no set
-		write(t, filepath.Join(dir, "ca.pem"), pemOf(b.cert))
+		certstest.Write(t, filepath.Join(dir, "ca.pem"), certstest.PEM(b.cert))
 		after(30 * time.Second)
 		wantListed(t, src, ekB)
 		wantNotListed(t, "no configured CA", src, ekA)
@@ -157,7 +158,7 @@ func TestRunUntilTheFirstSet(t *testing.T) {
 		_, stop := run(t, src)
 		defer stop()
 		after(time.Minute)
-		write(t, path, pemOf(root.cert))
+		certstest.Write(t, path, certstest.PEM(root.cert))
 		after(30 * time.Second)
 		wantListed(t, src, root.ek(t))
 	})
@@ -169,12 +170,12 @@ func TestTornFileKeepsWhatItHeld(t *testing.T) {
 	dir := t.TempDir()
 	a, b, c := newRoot(t, "A"), newRoot(t, "B"), newRoot(t, "C")
 	torn, other := filepath.Join(dir, "torn.pem"), filepath.Join(dir, "other.pem")
-	write(t, torn, pemOf(a.cert, b.cert))
-	write(t, other, pemOf(c.cert))
+	certstest.Write(t, torn, certstest.PEM(a.cert, b.cert))
+	certstest.Write(t, other, certstest.PEM(c.cert))
 	src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir}})
-	whole := pemOf(b.cert, c.cert)
+	whole := certstest.PEM(b.cert, c.cert)
 	for _, part := range [][]byte{nil, whole[:100], whole[:len(whole)-60]} {
-		write(t, torn, part)
+		certstest.Write(t, torn, part)
 		if err := src.Load(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -189,7 +190,7 @@ func TestTornFileKeepsWhatItHeld(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantNotListed(t, "no configured CA", src, c.ek(t))
-	write(t, torn, whole)
+	certstest.Write(t, torn, whole)
 	if err := src.Load(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -198,8 +199,8 @@ func TestTornFileKeepsWhatItHeld(t *testing.T) {
 	if w := src.Status().Warnings; len(w) != 0 {
 		t.Errorf("warnings: %q", w)
 	}
-	write(t, torn, []byte("-----BEGIN CERT"))
-	write(t, other, pemOf(a.cert))
+	certstest.Write(t, torn, []byte("-----BEGIN CERT"))
+	certstest.Write(t, other, certstest.PEM(a.cert))
 	if err := os.Remove(torn); err != nil {
 		t.Fatal(err)
 	}
@@ -213,8 +214,8 @@ func TestTornFileKeepsWhatItHeld(t *testing.T) {
 func TestTornFileFromTheStart(t *testing.T) {
 	dir := t.TempDir()
 	a, b := newRoot(t, "A"), newRoot(t, "B")
-	write(t, filepath.Join(dir, "a.pem"), pemOf(a.cert))
-	write(t, filepath.Join(dir, "b.pem"), pemOf(b.cert, a.cert)[:len(pemOf(b.cert))+20])
+	certstest.Write(t, filepath.Join(dir, "a.pem"), certstest.PEM(a.cert))
+	certstest.Write(t, filepath.Join(dir, "b.pem"), certstest.PEM(b.cert, a.cert)[:len(certstest.PEM(b.cert))+20])
 	src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir}})
 	wantListed(t, src, a.ek(t))
 	wantNotListed(t, "no configured CA", src, b.ek(t))
@@ -224,7 +225,7 @@ func TestTornFileFromTheStart(t *testing.T) {
 // A Load that has been told to stop changes nothing.
 func TestLoadStopsWithItsContext(t *testing.T) {
 	root := newRoot(t, "Root")
-	src := newSource(t, ekca.Config{Config: truststore.Config{CAPath: caFile(t, root.cert)}})
+	src := newSource(t, ekca.Config{Config: truststore.Config{CAPath: certstest.File(t, root.cert)}})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := src.Load(ctx); !errors.Is(err, context.Canceled) {
@@ -238,8 +239,8 @@ func TestLoadStopsWithItsContext(t *testing.T) {
 // What Status returns is the caller's.
 func TestStatusIsNotShared(t *testing.T) {
 	dir := t.TempDir()
-	write(t, filepath.Join(dir, "a.pem"), pemOf(newRoot(t, "A").cert))
-	write(t, filepath.Join(dir, "README"), nil)
+	certstest.Write(t, filepath.Join(dir, "a.pem"), certstest.PEM(newRoot(t, "A").cert))
+	certstest.Write(t, filepath.Join(dir, "README"), nil)
 	src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir}})
 	src.Status().Warnings[0] = "forged"
 	if w := src.Status().Warnings; len(w) != 1 || strings.Contains(w[0], "forged") {
@@ -257,7 +258,7 @@ func TestStatusIsNotShared(t *testing.T) {
 // and files that are not there are not.
 func TestStatusSaysHowOldItIs(t *testing.T) {
 	dir := t.TempDir()
-	write(t, filepath.Join(dir, "ca.pem"), pemOf(newRoot(t, "A").cert))
+	certstest.Write(t, filepath.Join(dir, "ca.pem"), certstest.PEM(newRoot(t, "A").cert))
 	synctest.Test(t, func(t *testing.T) {
 		src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir, PollInterval: time.Minute}})
 		_, stop := run(t, src)

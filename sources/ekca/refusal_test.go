@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
@@ -49,7 +50,7 @@ func TestRefusalNamesWhatIsMissing(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			src := load(t, ekca.Config{Config: truststore.Config{CAPath: caFile(t, c.cas...), AIAHosts: []string{web.host()}}})
+			src := load(t, ekca.Config{Config: truststore.Config{CAPath: certstest.File(t, c.cas...), AIAHosts: []string{web.host()}}})
 			v := wantOutcome(t, notListed, "no configured CA has issued the ", src, c.ek, c.sent...)
 			for _, want := range c.want {
 				wantText(t, v.Reason, want)
@@ -71,7 +72,7 @@ func TestRemediesOfRefusals(t *testing.T) {
 	mirror.put("/"+web.host()+"/low", low.cert.Raw)
 	named := low.ek(t, issuersAt("http://"+private+"/low"))
 	mirror.put("/"+private+"/low", low.cert.Raw)
-	cas := caFile(t, root.cert)
+	cas := certstest.File(t, root.cert)
 	for name, c := range map[string]struct {
 		broken ekca.Config
 		ek     *x509.Certificate
@@ -92,7 +93,7 @@ func TestRemediesOfRefusals(t *testing.T) {
 		"by the CA file": {
 			ekca.Config{Config: truststore.Config{CAPath: cas, AIAHosts: []string{"pki.example.org"}}},
 			ek, notListed, "no configured CA has issued",
-			ekca.Config{Config: truststore.Config{CAPath: caFile(t, root.cert, low.cert)}},
+			ekca.Config{Config: truststore.Config{CAPath: certstest.File(t, root.cert, low.cert)}},
 		},
 		"a mirror": {
 			ekca.Config{Config: truststore.Config{CAPath: cas}},
@@ -105,7 +106,7 @@ func TestRemediesOfRefusals(t *testing.T) {
 			ekca.Config{Config: truststore.Config{CAPath: cas, AIAHosts: []string{private}, MirrorURL: mirror.server.URL + "/"}},
 		},
 		"the root": {
-			ekca.Config{Config: truststore.Config{CAPath: caFile(t, newRoot(t, "Other").cert), AIAHosts: []string{web.host()}}},
+			ekca.Config{Config: truststore.Config{CAPath: certstest.File(t, newRoot(t, "Other").cert), AIAHosts: []string{web.host()}}},
 			ek, notListed,
 			`its issuer is "CN=Root,O=Test"`,
 			ekca.Config{Config: truststore.Config{CAPath: cas, AIAHosts: []string{web.host()}}},
@@ -122,7 +123,9 @@ func TestRemediesOfRefusals(t *testing.T) {
 // not to give up; one that no CA vouches for is refused all the same.
 func TestValidInAMoment(t *testing.T) {
 	root, other := newRoot(t, "Root"), newRoot(t, "Other")
-	in := func(d time.Duration) edit { return func(c *x509.Certificate) { c.NotBefore = today().Add(d) } }
+	in := func(d time.Duration) edit {
+		return func(c *x509.Certificate) { c.NotBefore = certstest.Today().Add(d) }
+	}
 	late := root.sub(t, "Late", in(time.Minute))
 	src := trusting(t, root)
 	wantOutcome(t, cannotTell, "in 2s", src, root.ek(t, in(2*time.Second)))
@@ -136,11 +139,11 @@ func TestValidInAMoment(t *testing.T) {
 // What expires is said a month before, while nobody has changed a file: for a CA as a
 // warning, for an EK certificate beside its verdict.
 func TestExpiryIsSaidBefore(t *testing.T) {
-	until := func(d time.Duration) edit { return func(c *x509.Certificate) { c.NotAfter = today().Add(d) } }
+	until := func(d time.Duration) edit { return func(c *x509.Certificate) { c.NotAfter = certstest.Today().Add(d) } }
 	ca := newRoot(t, "Root", until(100*day))
 	now := newClock()
 	synctest.Test(t, func(t *testing.T) {
-		src := load(t, ekca.Config{Config: truststore.Config{CAPath: caFile(t, ca.cert, newRoot(t, "Lasting").cert), Now: now.read}})
+		src := load(t, ekca.Config{Config: truststore.Config{CAPath: certstest.File(t, ca.cert, newRoot(t, "Lasting").cert), Now: now.read}})
 		ek := ca.ek(t, until(90*day))
 		if w := src.Status().Warnings; len(w) != 0 {
 			t.Errorf("warnings: %q", w)

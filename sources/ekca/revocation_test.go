@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
@@ -67,18 +68,18 @@ func TestCRLs(t *testing.T) {
 	}
 	until := func(d time.Duration) listEdit {
 		return func(l *x509.RevocationList) {
-			l.ThisUpdate, l.NextUpdate = today().Add(d-48*time.Hour), today().Add(d)
+			l.ThisUpdate, l.NextUpdate = certstest.Today().Add(d-48*time.Hour), certstest.Today().Add(d)
 		}
 	}
 	future := func(l *x509.RevocationList) {
-		l.ThisUpdate, l.NextUpdate = today().Add(time.Hour), today().Add(48*time.Hour)
+		l.ThisUpdate, l.NextUpdate = certstest.Today().Add(time.Hour), certstest.Today().Add(48*time.Hour)
 	}
 	other1 := func(l *x509.RevocationList) { revoking(&x509.Certificate{SerialNumber: big.NewInt(0xabd)})(l) }
 	delta := func(l *x509.RevocationList) {
-		l.ExtraExtensions = []pkix.Extension{extension(t, true, asn1.ObjectIdentifier{2, 5, 29, 27}, 1)}
+		l.ExtraExtensions = []pkix.Extension{certstest.Extension(t, true, asn1.ObjectIdentifier{2, 5, 29, 27}, 1)}
 	}
 	unknown := func(l *x509.RevocationList) {
-		l.ExtraExtensions = []pkix.Extension{extension(t, true, asn1.ObjectIdentifier{1, 2, 3}, 1)}
+		l.ExtraExtensions = []pkix.Extension{certstest.Extension(t, true, asn1.ObjectIdentifier{1, 2, 3}, 1)}
 	}
 	const yes = 0xff
 	for name, c := range map[string]struct {
@@ -91,7 +92,7 @@ func TestCRLs(t *testing.T) {
 		"lists the EK, on hold":   {root.crl(t, reason(6)), notListed, notListed},
 		"removes the EK":          {root.crl(t, reason(8)), listed, listed},
 		"PEM":                     {pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: root.crl(t, ek)}), notListed, notListed},
-		"for a year":              {root.crl(t, until(365*24*time.Hour-49*time.Hour), func(l *x509.RevocationList) { l.ThisUpdate = today().Add(-time.Hour) }), listed, listed},
+		"for a year":              {root.crl(t, until(365*24*time.Hour-49*time.Hour), func(l *x509.RevocationList) { l.ThisUpdate = certstest.Today().Add(-time.Hour) }), listed, listed},
 		"expired":                 {root.crl(t, until(-time.Minute)), listed, cannotTell},
 		"expired, lists the EK":   {root.crl(t, until(-time.Minute), ek), notListed, notListed},
 		"of tomorrow":             {root.crl(t, future), listed, cannotTell},
@@ -110,8 +111,8 @@ func TestCRLs(t *testing.T) {
 		"the issuer, as some put": {root.cert.Raw, listed, cannotTell},
 		"nothing":                 {nil, listed, cannotTell},
 		"50 MB":                   {make([]byte, 50<<20), listed, cannotTell},
-		"PEM and more":            {append(pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: root.crl(t)}), pemOf(root.cert)...), listed, cannotTell},
-		"PEM of something else":   {pemOf(root.cert), listed, cannotTell},
+		"PEM and more":            {append(pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: root.crl(t)}), certstest.PEM(root.cert)...), listed, cannotTell},
+		"PEM of something else":   {certstest.PEM(root.cert), listed, cannotTell},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for mode, want := range map[ekca.CRLMode]outcome{
@@ -223,7 +224,7 @@ func TestRevokedIntermediateOfOneChain(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			web := newSite(t)
 			under := func(by *authority, name string) *x509.Certificate {
-				return sign(t, caTemplate(t, "Low", crlsAt(web.url("/"+name+".crl"))), by.cert, low.key.Public(), by.key)
+				return certstest.Sign(t, certstest.CA(t, "Low", crlsAt(web.url("/"+name+".crl"))), by.cert, low.key.Public(), by.key)
 			}
 			byA, byB := under(a, "a"), under(b, "b")
 			web.put("/a.crl", c.a(byA, a))
@@ -231,7 +232,7 @@ func TestRevokedIntermediateOfOneChain(t *testing.T) {
 			ek := low.ek(t, crlsAt(web.put("/low.crl", low.crl(t))))
 			src := load(t, ekca.Config{
 				Config: truststore.Config{
-					Bundles:  map[string]string{"a": caFile(t, a.cert), "b": caFile(t, b.cert)},
+					Bundles:  map[string]string{"a": certstest.File(t, a.cert), "b": certstest.File(t, b.cert)},
 					AIAHosts: []string{web.host()},
 					CRL:      ekca.CRLRequired,
 				},
@@ -334,7 +335,7 @@ func TestReplayedCRLs(t *testing.T) {
 		c.RawSubject, c.Subject.CommonName = nil, "Renamed"
 	})
 	const day = 24 * time.Hour
-	issued, due := today(), today().Add(2*day)
+	issued, due := certstest.Today(), certstest.Today().Add(2*day)
 	later := issued.Add(3 * day) // when it is replayed
 	for name, replayed := range map[string][]byte{
 		"expired":            root.crl(t, dated(1, issued.Add(-2*day), issued.Add(-day))),
@@ -387,7 +388,7 @@ func TestCRLPublishedAgain(t *testing.T) {
 	src := load(t, cfg)
 	ek := root.ek(t, crlsAt(web.url("/crl")))
 	for until := range 3 {
-		web.put("/crl", root.crl(t, dated(1, today(), today().Add(time.Duration(until+1)*time.Hour))))
+		web.put("/crl", root.crl(t, dated(1, certstest.Today(), certstest.Today().Add(time.Duration(until+1)*time.Hour))))
 		wantOutcome(t, listed, "", src, ek)
 		web.wantRequests(t, until+1)
 		now.pass(time.Hour + time.Minute)
@@ -398,7 +399,7 @@ func TestCRLPublishedAgain(t *testing.T) {
 // had: a thousand URLs that strangers name at a CRL's host, or a reconfiguration at
 // that moment, would admit a revoked TPM.
 func TestCRLNotAskedFor(t *testing.T) {
-	root, key := newRoot(t, "Root"), newKey(t)
+	root, key := newRoot(t, "Root"), certstest.NewKey(t)
 	web := newSite(t)
 	src := load(t, crlConfig(t, ekca.CRLIfAvailable, root, web))
 	bad := root.ek(t, crlsAt(web.url("/crl")))
@@ -412,7 +413,7 @@ func TestCRLNotAskedFor(t *testing.T) {
 			asked <- struct{}{}
 			<-r.Context().Done()
 		})
-		ev := evidence(sign(t, ekTemplate(t, issuersAt(url)), forger.cert, key.Public(), forger.key))
+		ev := evidence(certstest.Sign(t, ekTemplate(t, issuersAt(url)), forger.cert, key.Public(), forger.key))
 		all.Go(func() { _, _ = src.Fetch(ctx, ev) })
 	}
 	for range 4 {

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
@@ -32,12 +33,12 @@ func TestRunReadsWhatLooksTheSame(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			write(t, filepath.Join(dir, ".README"), []byte("not looked at"))
+			certstest.Write(t, filepath.Join(dir, ".README"), []byte("not looked at"))
 			if name == "folder" {
-				write(t, filepath.Join(dir, "a"), []byte("no certificate"))
+				certstest.Write(t, filepath.Join(dir, "a"), []byte("no certificate"))
 				link(t, "nowhere", filepath.Join(dir, "b"))
 			}
-			file := write(t, filepath.Join(dir, "ca.pem"), pemOf(a.cert))
+			file := certstest.Write(t, filepath.Join(dir, "ca.pem"), certstest.PEM(a.cert))
 			synctest.Test(t, func(t *testing.T) {
 				src := load(t, config(file))
 				refreshes, stop := run(t, src)
@@ -63,7 +64,7 @@ func rewrite(t *testing.T, file string, cert *x509.Certificate) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, file, pemOf(cert))
+	certstest.Write(t, file, certstest.PEM(cert))
 	if err := os.Chtimes(file, info.ModTime(), info.ModTime()); err != nil {
 		t.Fatal(err)
 	}

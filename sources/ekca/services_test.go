@@ -25,6 +25,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
@@ -170,8 +171,8 @@ func TestServices(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for kind, key := range map[string]crypto.Signer{"RSA": newRSAKey(t), "P-256": newKey(t), "P-384": p384} {
-		ek := sign(t, ekTemplate(t), root.cert, key.Public(), root.key)
+	for kind, key := range map[string]crypto.Signer{"RSA": newRSAKey(t), "P-256": certstest.NewKey(t), "P-384": p384} {
+		ek := certstest.Sign(t, ekTemplate(t), root.cert, key.Public(), root.key)
 		for service, reply := range map[string][]byte{"intel": intelReply(t, ek.Raw), "amd": ek.Raw} {
 			t.Run(kind+" "+service, func(t *testing.T) {
 				web := newSite(t)
@@ -179,7 +180,7 @@ func TestServices(t *testing.T) {
 				web.put(path, reply)
 				src := load(t, ekca.Config{
 					Config: truststore.Config{
-						CAPath: caFile(t, root.cert),
+						CAPath: certstest.File(t, root.cert),
 					},
 					EKCertificateURLs: map[string]string{
 						"intel": web.url("/ek"), "amd": web.url("/ek/"),
@@ -207,13 +208,13 @@ func TestServices(t *testing.T) {
 // certificate. The other service has none.
 func TestServiceReplies(t *testing.T) {
 	root := newRoot(t, "Root")
-	key := newKey(t)
-	ek := sign(t, ekTemplate(t), root.cert, key.Public(), root.key)
-	expired := sign(t, ekTemplate(t, func(c *x509.Certificate) { c.NotAfter = today().Add(-time.Hour) }),
+	key := certstest.NewKey(t)
+	ek := certstest.Sign(t, ekTemplate(t), root.cert, key.Public(), root.key)
+	expired := certstest.Sign(t, ekTemplate(t, func(c *x509.Certificate) { c.NotAfter = certstest.Today().Add(-time.Hour) }),
 		root.cert, key.Public(), root.key)
-	aCA := sign(t, caTemplate(t, "CA"), root.cert, key.Public(), root.key)
+	aCA := certstest.Sign(t, certstest.CA(t, "CA"), root.cert, key.Public(), root.key)
 	stranger := newRoot(t, "Stranger")
-	unknown := sign(t, ekTemplate(t), stranger.cert, key.Public(), stranger.key)
+	unknown := certstest.Sign(t, ekTemplate(t), stranger.cert, key.Public(), stranger.key)
 	text := base64.URLEncoding.EncodeToString(ek.Raw)
 	unpadded := base64.RawURLEncoding.EncodeToString(ek.Raw)
 	quote := func(s string) []byte { return []byte(`{"certificate":"` + s + `"}`) }
@@ -230,7 +231,7 @@ func TestServiceReplies(t *testing.T) {
 		"by a stranger":         {intelReply(t, unknown.Raw), notListed},
 		"another TPM's":         {intelReply(t, root.ek(t).Raw), cannotTell},
 		"DER":                   {ek.Raw, cannotTell},
-		"PEM inside":            {quote(strings.ReplaceAll(string(pemOf(ek)), "\n", "\\n")), cannotTell},
+		"PEM inside":            {quote(strings.ReplaceAll(string(certstest.PEM(ek)), "\n", "\\n")), cannotTell},
 		"no certificate":        {[]byte(`{}`), cannotTell},
 		"empty certificate":     {quote(""), cannotTell},
 		"null":                  {[]byte(`null`), cannotTell},
@@ -253,7 +254,7 @@ func TestServiceReplies(t *testing.T) {
 			web.put(pathOf(t, "intel", "/intel/", key.Public()), c.intel)
 			src := load(t, ekca.Config{
 				Config: truststore.Config{
-					CAPath: caFile(t, root.cert),
+					CAPath: certstest.File(t, root.cert),
 				},
 				EKCertificateURLs: map[string]string{"intel": web.url("/intel/"), "amd": web.url("/amd/")},
 			})
@@ -274,8 +275,8 @@ func TestServiceReplies(t *testing.T) {
 // only known when both have said so.
 func TestEitherService(t *testing.T) {
 	root := newRoot(t, "Root")
-	key := newKey(t)
-	ek := sign(t, ekTemplate(t), root.cert, key.Public(), root.key)
+	key := certstest.NewKey(t)
+	ek := certstest.Sign(t, ekTemplate(t), root.cert, key.Public(), root.key)
 	page := func(code int, body []byte) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(code)
@@ -311,7 +312,7 @@ func TestEitherService(t *testing.T) {
 			at("amd", c.amd)
 			src := load(t, ekca.Config{
 				Config: truststore.Config{
-					CAPath: caFile(t, root.cert),
+					CAPath: certstest.File(t, root.cert),
 				},
 				EKCertificateURLs: map[string]string{"intel": web.url("/intel/"), "amd": web.url("/amd/")},
 			})
@@ -326,15 +327,15 @@ func TestEitherService(t *testing.T) {
 // The certificate that a service had for an EK expires, and the vendor has renewed
 // it there: that one is asked for then, and not a month later.
 func TestEKCertificateIsRenewed(t *testing.T) {
-	root, key := newRoot(t, "Root"), newKey(t)
+	root, key := newRoot(t, "Root"), certstest.NewKey(t)
 	web, now := newSite(t), newClock()
 	until := func(d time.Duration) []byte {
-		return sign(t, ekTemplate(t, func(c *x509.Certificate) { c.NotAfter = today().Add(d) }),
+		return certstest.Sign(t, ekTemplate(t, func(c *x509.Certificate) { c.NotAfter = certstest.Today().Add(d) }),
 			root.cert, key.Public(), root.key).Raw
 	}
 	src := load(t, ekca.Config{
 		Config: truststore.Config{
-			CAPath: caFile(t, root.cert),
+			CAPath: certstest.File(t, root.cert),
 			Now:    now.read,
 		},
 		EKCertificateURLs: map[string]string{"amd": web.url("/amd/")},
@@ -373,7 +374,7 @@ func TestNoServiceForOddKeys(t *testing.T) {
 	web := newSite(t)
 	src := load(t, ekca.Config{
 		Config: truststore.Config{
-			CAPath: caFile(t, newRoot(t, "Root").cert),
+			CAPath: certstest.File(t, newRoot(t, "Root").cert),
 		},
 		EKCertificateURLs: map[string]string{"intel": web.url("/intel/")},
 	})
@@ -390,7 +391,7 @@ func TestServicesAreForMachinesWithoutACertificate(t *testing.T) {
 	root, stranger := newRoot(t, "Root"), newRoot(t, "Stranger")
 	src := load(t, ekca.Config{
 		Config: truststore.Config{
-			CAPath: caFile(t, root.cert),
+			CAPath: certstest.File(t, root.cert),
 		},
 		EKCertificateURLs: map[string]string{"intel": web.url("/intel/")},
 	})
@@ -401,7 +402,7 @@ func TestServicesAreForMachinesWithoutACertificate(t *testing.T) {
 // No reply is taken for a certificate of another key, and none stops the reader.
 func FuzzEKServiceReply(f *testing.F) {
 	root := fixedCA(f, "Root", nil)
-	ek := sign(f, ekTemplate(f), root.cert, fixedEK(f), root.key)
+	ek := certstest.Sign(f, ekTemplate(f), root.cert, fixedEK(f), root.key)
 	f.Add(intelReply(f, ek.Raw))
 	f.Add(ek.Raw)
 	f.Add([]byte(`{"certificate":"AAAA%3D"}`))

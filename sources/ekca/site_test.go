@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
@@ -122,7 +123,7 @@ type clock struct {
 	now time.Time
 }
 
-func newClock() *clock { return &clock{now: today()} }
+func newClock() *clock { return &clock{now: certstest.Today()} }
 
 func (c *clock) read() time.Time {
 	c.mu.Lock()
@@ -144,7 +145,7 @@ func fetching(tb testing.TB, root *authority, sites ...*site) *ekca.Source {
 
 func fetchConfig(tb testing.TB, root *authority, sites ...*site) ekca.Config {
 	tb.Helper()
-	cfg := ekca.Config{Config: truststore.Config{CAPath: caFile(tb, root.cert)}}
+	cfg := ekca.Config{Config: truststore.Config{CAPath: certstest.File(tb, root.cert)}}
 	for _, s := range sites {
 		cfg.AIAHosts = append(cfg.AIAHosts, s.host())
 	}
@@ -219,7 +220,7 @@ func wantOutcome(
 func (a *authority) crl(tb testing.TB, edits ...func(*x509.RevocationList)) []byte {
 	tb.Helper()
 	template := &x509.RevocationList{
-		Number: big.NewInt(1), ThisUpdate: today().Add(-time.Hour), NextUpdate: today().Add(24 * time.Hour),
+		Number: big.NewInt(1), ThisUpdate: certstest.Today().Add(-time.Hour), NextUpdate: certstest.Today().Add(24 * time.Hour),
 	}
 	for _, e := range edits {
 		e(template)
@@ -241,7 +242,7 @@ func revoking(certs ...*x509.Certificate) func(*x509.RevocationList) {
 	return func(l *x509.RevocationList) {
 		for _, c := range certs {
 			l.RevokedCertificateEntries = append(l.RevokedCertificateEntries, x509.RevocationListEntry{
-				SerialNumber: c.SerialNumber, RevocationTime: today().Add(-2 * time.Hour),
+				SerialNumber: c.SerialNumber, RevocationTime: certstest.Today().Add(-2 * time.Hour),
 			})
 		}
 	}
@@ -262,16 +263,16 @@ func (a *authority) openCRL(tb testing.TB, issued time.Time, revoked *x509.Certi
 	if _, err := asn1.Unmarshal(parsed.RawTBSRevocationList, &whole); err != nil {
 		tb.Fatal(err)
 	}
-	tbs := marshal(tb, asn1.RawValue{
+	tbs := certstest.Marshal(tb, asn1.RawValue{
 		Tag: asn1.TagSequence, IsCompound: true,
-		Bytes: bytes.Replace(whole.Bytes, marshal(tb, parsed.NextUpdate), nil, 1),
+		Bytes: bytes.Replace(whole.Bytes, certstest.Marshal(tb, parsed.NextUpdate), nil, 1),
 	})
 	hash := sha256.Sum256(tbs)
 	signature, err := a.key.Sign(rand.Reader, hash[:], crypto.SHA256)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return marshal(tb, struct {
+	return certstest.Marshal(tb, struct {
 		TBS       asn1.RawValue
 		Algorithm pkix.AlgorithmIdentifier
 		Signature asn1.BitString

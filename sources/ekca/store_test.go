@@ -15,6 +15,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
@@ -81,9 +82,9 @@ func TestRestartWithoutTheNetwork(t *testing.T) {
 	root := newRoot(t, "Root")
 	low := root.sub(t, "Low", crlsAt(web.put("/root.crl", root.crl(t))))
 	issuer := issuersAt(web.put("/low", low.cert.Raw))
-	key := newKey(t)
-	ek := sign(t, ekTemplate(t, issuer, crlsAt(web.url("/low.crl")), func(c *x509.Certificate) {
-		c.SerialNumber = newSerial(t)
+	key := certstest.NewKey(t)
+	ek := certstest.Sign(t, ekTemplate(t, issuer, crlsAt(web.url("/low.crl")), func(c *x509.Certificate) {
+		c.SerialNumber = certstest.NewSerial(t)
 	}), low.cert, key.Public(), low.key)
 	bad := low.ek(t, issuer, crlsAt(web.url("/low.crl")))
 	web.put("/low.crl", low.crl(t, revoking(bad)))
@@ -124,7 +125,7 @@ func TestBrokenCache(t *testing.T) {
 	low := root.sub(t, "Low")
 	ek := low.ek(t, issuersAt(web.put("/low", low.cert.Raw)))
 	cfg := fetchConfig(t, root, web)
-	cfg.CachePath = write(t, filepath.Join(t.TempDir(), "cache.db"), []byte("no database"))
+	cfg.CachePath = certstest.Write(t, filepath.Join(t.TempDir(), "cache.db"), []byte("no database"))
 	src := load(t, cfg)
 	wantWarning(t, src.Status().Warnings, "cache.db")
 	wantOutcome(t, listed, "", src, ek)
@@ -192,8 +193,8 @@ func TestRealChainsFromAMirror(t *testing.T) {
 func TestFetchStopsWithItsContext(t *testing.T) {
 	web := newSite(t)
 	root := newRoot(t, "Root")
-	key := newKey(t)
-	ek := sign(t, ekTemplate(t, crlsAt(web.put("/crl", root.crl(t)))), root.cert, key.Public(), root.key)
+	key := certstest.NewKey(t)
+	ek := certstest.Sign(t, ekTemplate(t, crlsAt(web.put("/crl", root.crl(t)))), root.cert, key.Public(), root.key)
 	web.put(pathOf(t, "amd", "/amd/", key.Public()), ek.Raw)
 	cfg := crlConfig(t, ekca.CRLIfAvailable, root, web)
 	cfg.EKCertificateURLs = map[string]string{"amd": web.url("/amd/")}
@@ -216,10 +217,10 @@ func FuzzFetchedIssuer(f *testing.F) {
 	root := fixedCA(f, "Root", nil)
 	low := fixedCA(f, "Low", root)
 	f.Add(low.cert.Raw)
-	f.Add(pemOf(low.cert, root.cert))
+	f.Add(certstest.PEM(low.cert, root.cert))
 	f.Add(bundleOfCerts(false, low.cert))
 	f.Add(bundleOfCerts(true, root.cert, low.cert))
-	ek := sign(f, ekTemplate(f), low.cert, fixedEK(f), low.key)
+	ek := certstest.Sign(f, ekTemplate(f), low.cert, fixedEK(f), low.key)
 	key, ok := root.cert.PublicKey.(interface{ Equal(x crypto.PublicKey) bool })
 	if !ok {
 		f.Fatal("the test's CA has a key of another kind")
@@ -253,7 +254,7 @@ func TestStrangersPushOutNothing(t *testing.T) {
 	root := newRoot(t, "Root")
 	low := root.sub(t, "Low")
 	issuer, list := issuersAt(web.put("/low", low.cert.Raw)), crlsAt(web.url("/low.crl"))
-	good := low.ek(t, issuer, list, func(c *x509.Certificate) { c.SerialNumber = newSerial(t) })
+	good := low.ek(t, issuer, list, func(c *x509.Certificate) { c.SerialNumber = certstest.NewSerial(t) })
 	bad := low.ek(t, issuer, list)
 	web.put("/low.crl", low.crl(t, revoking(bad)))
 	cfg := crlConfig(t, ekca.CRLIfAvailable, root, web)
@@ -265,13 +266,13 @@ func TestStrangersPushOutNothing(t *testing.T) {
 		wantOutcome(t, notListed, "revoked", src, bad)
 	}
 	flood := func(src *ekca.Source, series string) {
-		forger, key := newRoot(t, "Forger"), newKey(t)
+		forger, key := newRoot(t, "Forger"), certstest.NewKey(t)
 		for i := range 75 { // 300 URLs, more than the room there is for what was of no use
 			var urls []string
 			for k := range 4 {
 				urls = append(urls, web.url(fmt.Sprint("/low?", series, i, ".", k)))
 			}
-			ek := sign(t, ekTemplate(t, issuersAt(urls...)), forger.cert, key.Public(), forger.key)
+			ek := certstest.Sign(t, ekTemplate(t, issuersAt(urls...)), forger.cert, key.Public(), forger.key)
 			if v, err := src.Fetch(t.Context(), evidence(ek)); outcomeOf(v, err) != cannotTell {
 				t.Fatalf("%+v, %v", v, err)
 			}
