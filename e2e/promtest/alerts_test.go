@@ -235,6 +235,12 @@ var situations = []situation{
 		fires: map[string]int{"TPMUnavailable": 41},
 	},
 	{
+		what: "the credential composer dies",
+		series: `spire_server_tpm_attestation{outcome="unavailable"} 0x30 1+1x300
+			spire_server_tpm_attestation_reason{outcome="unavailable",reason="composer"} 0x30 1+1x300`,
+		fires: map[string]int{"TPMComposerGone": 33, "TPMUnavailable": 41},
+	},
+	{
 		what: "evict has an alarm, and then ends",
 		series: `tpm_attestor_evict_alarm{alarm="brake"} 0x30 1x300
 			tpm_attestor_evict_alarm{alarm="spire"} 0x300
