@@ -266,7 +266,12 @@ func FuzzConfig(f *testing.F) {
 	f.Add(`device "x" { y = [1, 2.5, true] }`)
 	f.Add(`devid { cert_path = "/c" handle = "0x81000010" }`)
 	f.Add(`{"devid": [{"cert_path": "/c", "idevid": "H-1"}]}`)
+	f.Add(`directory = "/var/lib/spire/agent/tpm"`)
 	f.Fuzz(func(t *testing.T, text string) {
+		keys, problems := ParseKeyManagerConfig(text)
+		if (len(problems) > 0) != (keys == KeyManagerConfig{}) || keys.Directory != "" && keys.Directory[0] != '/' {
+			t.Errorf("%q with the problems %q", keys, problems)
+		}
 		config, problems := ParseConfig(text)
 		if len(problems) > 0 {
 			if config != (tpm.Config{}) {

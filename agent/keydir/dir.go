@@ -48,6 +48,7 @@ type Listing struct {
 // Prepare makes the directory at path, if it is not there and the directory above it is. It is an error
 // if others than its owner may write to it, or this process may not.
 func Prepare(path string) error {
+	path = filepath.Clean(path)
 	err := os.Mkdir(path, dirMode)
 	switch {
 	case err == nil:

@@ -120,6 +120,7 @@ func TestDirectoriesThatAreRefused(t *testing.T) {
 		refused(t, "chmod go-w "+path, path)
 	}
 	refused(t, "name a directory", file)
+	refused(t, "make "+filepath.Join(base, "none")+", or", filepath.Join(base, "none", "keys")+"/")
 	refused(t, "make "+filepath.Join(base, "none")+", or correct the path", filepath.Join(base, "none", "keys"))
 	if _, err := keydir.List(filepath.Join(base, "none")); err == nil || !strings.Contains(err.Error(), "KeyManager") {
 		t.Errorf("a directory that nobody has made: %v", err)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 
+	"github.com/spire-tpm/spire-tpm-attestor/agent/keydir"
 	"github.com/spire-tpm/spire-tpm-attestor/agent/swtpmtest"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
@@ -37,21 +38,81 @@ func (*script) Close() error { return nil }
 
 // record returns the script of a real attestation.
 func record(tb testing.TB, config Config) []byte {
+	tb.Helper()
+	return recorded(newTPM(tb, config), func(device *TPM) {
+		a, err := device.Begin(tb.Context())
+		if err != nil {
+			tb.Fatal(err)
+		}
+		if _, _, err := answer(a, attestor.Ask{Quote: eightPCRs()}); err != nil {
+			tb.Fatal(err)
+		}
+	})
+}
+
+// recorded returns the script of what f does.
+func recorded(device *TPM, f func(*TPM)) []byte {
 	var script []byte
-	device := newTPM(tb, config)
 	(&tap{after: func(_ tpm2.TPMCC, _, rsp []byte) []byte {
 		script = binary.BigEndian.AppendUint16(script, uint16(len(rsp)))
 		script = append(script, rsp...)
 		return rsp
 	}}).listen(device)
-	a, err := device.Begin(tb.Context())
-	if err != nil {
-		tb.Fatal(err)
-	}
-	if _, _, err := answer(a, attestor.Ask{Quote: eightPCRs()}); err != nil {
-		tb.Fatal(err)
-	}
+	f(device)
 	return script
+}
+
+// recordSVIDKey returns the script of a key that is made, has signed, and is certified, and its name.
+func recordSVIDKey(tb testing.TB, config Config) (name, script []byte) {
+	tb.Helper()
+	script = recorded(newTPM(tb, config), func(device *TPM) {
+		k := makeSVIDKey(tb, device, [keydir.UniqueSize]byte{1})
+		if err := signed(tb.Context(), device, k); err != nil {
+			tb.Fatal(err)
+		}
+		if _, err := certified(tb, device, slotOf(k), attestor.Ask{}); err != nil {
+			tb.Fatal(err)
+		}
+		name = k.Name
+	})
+	return name, script
+}
+
+// Whatever a broken or hostile TPM answers about an SVID key, the agent neither panics nor runs for ever, nor
+// takes a key that servers refuse for its own.
+func FuzzSVIDKeyResponses(f *testing.F) {
+	if worker := flag.Lookup("test.fuzzworker"); worker == nil || worker.Value.String() != "true" {
+		s := swtpmtest.Start(f, swtpmtest.Options{Blank: true})
+		name, script := recordSVIDKey(f, Config{Device: s.Device, EK: attestor.P256})
+		f.Add(name, script)
+		s.Stop()
+	}
+	f.Fuzz(func(t *testing.T, name, responses []byte) {
+		synctest.Test(t, func(t *testing.T) {
+			device := newTPM(t, Config{EK: attestor.P256})
+			opened := &script{responses}
+			device.open = func(context.Context, string) (channel, error) { return opened, nil }
+			k, err := device.MakeSVIDKey(t.Context(), [keydir.UniqueSize]byte{1})
+			if err != nil {
+				return
+			}
+			if _, err := attestor.ReadSVIDKey(k.Public); err != nil {
+				t.Fatalf("a key that servers refuse: %v", err)
+			}
+			if sig, err := device.SignSVID(t.Context(), k, make([]byte, 32)); (err == nil) != (sig != nil) {
+				t.Fatalf("%x, %v", sig, err)
+			}
+			a, err := device.Begin(t.Context())
+			if err != nil {
+				return
+			}
+			a.UseSVIDKey(&keydir.Slot{ID: "agent-svid-A", Serial: 1, Unique: [keydir.UniqueSize]byte{1}, Name: name})
+			done, err := a.Activate(t.Context(), &attestor.Activation{Credential: make([]byte, 64), Secret: make([]byte, 64)})
+			if err == nil && done.SVIDKey == nil {
+				t.Fatal("the key is left out")
+			}
+		})
+	})
 }
 
 // Whatever a broken or hostile TPM answers, the agent neither panics nor runs for ever.
