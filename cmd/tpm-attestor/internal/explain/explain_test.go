@@ -19,7 +19,8 @@ func TestExplainKnowsTheServer(t *testing.T) {
 			t.Errorf("the outcome %q is not explained", o)
 		}
 	}
-	told := literals(t, `told: +"([^"]+)"`, "attest.go", "failure.go", "firstuse.go", "quote.go")
+	told := literals(t, "told: +[\"`]([^\"`]+)[\"`]", "attest.go", "failure.go", "firstuse.go", "quote.go", "svidkey.go")
+	told = append(told, literals(t, `(no SVID for this agent)`, "composer/composer.go")...)
 	if len(told) < 10 {
 		t.Errorf("found only %d sentences: is the test looking in the right place?", len(told))
 	}

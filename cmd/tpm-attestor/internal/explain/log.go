@@ -15,6 +15,7 @@ import (
 const (
 	admittedMessage = "Machine admitted"
 	failedMessage   = "Attestation failed"
+	svidMessage     = "SVID refused" // of the credential composer
 )
 
 // An explanation says in words what a line of a log says.
@@ -55,6 +56,11 @@ func explainLine(line string) (explanation, bool) {
 	case strings.Contains(message, admittedMessage):
 		f["outcome"] = preview.Admitted
 	case strings.Contains(message, failedMessage) && f["outcome"] != "":
+	case strings.Contains(message, svidMessage) && f["spiffe_id"] != "":
+		return explanation{
+			Decision: svidRefused.decision, What: svidRefused.what, Cause: f["reason"], Remedy: svidRefused.remedy,
+			SPIFFEID: f["spiffe_id"],
+		}, true
 	default:
 		return explainAgent(line)
 	}
@@ -87,6 +93,10 @@ func (l *explanation) because(f map[string]string) {
 	case l.Outcome == preview.Refused && f["reason"] == "no allow rule holds":
 		l.Cause = "no allow rule holds: " + l.say("", "not_listed")
 		l.Remedy = "if it should be admitted, list it; " + check + " says which change is the smallest"
+	case l.Outcome == preview.Refused && strings.HasPrefix(f["reason"], "svid_key is "):
+		l.Remedy = `on the machine, use KeyManager "tpm", and its directory as svid_key_directory of NodeAttestor "tpm"`
+	case l.Outcome == preview.Unavailable && strings.HasPrefix(f["reason"], "hand the key over "):
+		l.Remedy = "have the credential composer answer, as the reason says; the machine needs nothing"
 	case l.Outcome == preview.Unavailable && strings.Contains(l.Cause+" ", " cannot tell "),
 		l.Outcome == preview.Unavailable && f["maybe_denied_by"] != "":
 		l.Cause += ": " + l.say("", "cannot_tell")
@@ -162,6 +172,14 @@ var outcomesInWords = map[string]inWords{
 	},
 }
 
+// svidRefused is what it means if the credential composer refuses an SVID.
+var svidRefused = inWords{
+	preview.Refused, "The server admitted this agent, and SPIRE was not allowed to sign the key that it asked for. " +
+		"Its agent tries again.",
+	`if the key is another one, use KeyManager "tpm" on the machine, and its directory as svid_key_directory of ` +
+		`NodeAttestor "tpm"; if there is none, evict an agent that cannot re-attest, or set svid_key`,
+}
+
 // agentMessages are what agents are told, with what it means.
 var agentMessages = []struct {
 	told string
@@ -171,9 +189,12 @@ var agentMessages = []struct {
 	{"the server cannot tell right now whether to admit this TPM", outcomesInWords["unavailable"]},
 	{"the server cannot tell right now which SPIFFE ID", outcomesInWords["unavailable"]},
 	{"whether this machine has been admitted before", outcomesInWords["unavailable"]},
+	{"the server cannot give this agent an SVID right now", outcomesInWords["unavailable"]},
+	{"no SVID for this agent", svidRefused},
 	{"the server is busy", outcomesInWords["unavailable"]},
 	{"the server cannot challenge this TPM", outcomesInWords["internal"]},
 	{"the server admits only machines", outcomesInWords["refused"]},
+	{"the server admits only agents", outcomesInWords["refused"]},
 	{"in the answer to the challenge is", outcomesInWords["challenge_failed"]},
 	{"the answer to the challenge is wrong", outcomesInWords["challenge_failed"]},
 	{"the challenge was not answered within", outcomesInWords["no_answer"]},
