@@ -138,11 +138,13 @@ func runCertificate(cmd *cobra.Command, f *certificateFlags, output cli.Format, 
 	if f.csr {
 		return f.printRequest(cmd, output, request.CSR, p)
 	}
-	return f.issue(cmd, output, ca, p)
+	return f.issue(cmd, output, ca, i, p)
 }
 
 // issue signs the certificate and prints it.
-func (f *certificateFlags) issue(cmd *cobra.Command, output cli.Format, ca *authority, p *proved) error {
+func (f *certificateFlags) issue(
+	cmd *cobra.Command, output cli.Format, ca *authority, i *issuer, p *proved,
+) error {
 	subject, err := f.subjectOf(p)
 	if err != nil {
 		return err
@@ -166,6 +168,9 @@ func (f *certificateFlags) issue(cmd *cobra.Command, output cli.Format, ca *auth
 	if _, err := attestor.ReadDevIDChain(chain); err != nil {
 		return cli.Exit(cli.ExitUsage, fmt.Errorf("%s: no server would take the DevID with these certificates: %w",
 			f.caCert, err))
+	}
+	if err := checkTrusted(cmd.Context(), i.members, &sources.DevID{Chain: chain, Key: p.devID.Key}); err != nil {
+		return cli.Exit(cli.ExitRefused, fmt.Errorf("%s: %w", f.caCert, err))
 	}
 	var text bytes.Buffer
 	for _, der := range chain {

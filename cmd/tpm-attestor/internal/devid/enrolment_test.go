@@ -188,6 +188,44 @@ func TestOnlyTheVendorIsKnown(t *testing.T) {
 	}
 }
 
+// A DevID by a CA that the servers' configuration does not name is not issued: its machine would be refused.
+// If the CA's files cannot be read, or a server may fetch what is between, the servers decide.
+func TestCAThatNoSourceNames(t *testing.T) {
+	t.Parallel()
+	e := newEnrolee(t, 0, attestortest.Options{})
+	other := attestortest.NewCA(t, "other")
+	for _, c := range []struct {
+		name, sources string
+		refused       bool
+	}{
+		{"another CA", `source "devid" "laptops" { ca_path = "DIR/other.pem" }`, true},
+		{"its CA in another source", `source "devid" "laptops" { ca_path = "DIR/other.pem" }
+			source "devid" "more" { bundles = { devices = "DIR/ca.pem" } }`, false},
+		{"a file that cannot be read", `source "devid" "laptops" { ca_path = "DIR/torn.pem" }`, false},
+		{"a server that fetches", `source "devid" "laptops" {
+			ca_path   = "DIR/other.pem"
+			aia_hosts = ["pki.example.org"]
+		}`, false},
+	} {
+		i := newIssuing(t, onlyListed+"\n"+c.sources+"\n"+`allow "any" { any = ["list"] }
+			allow "laptops" { all = ["list", "laptops"] }`+strings.Repeat("\n"+`allow "more" { all = ["list", "more"] }`,
+			strings.Count(c.sources, `"more"`)), e)
+		i.write("other.pem", string(other.PEM()))
+		i.write("torn.pem", "")
+		code, stdout, stderr := i.certificate(e.answer(t, i.challenge(e, nil)))
+		switch {
+		case !c.refused && (code != 0 || stdout == ""):
+			t.Errorf("%s: exit code %d, %s", c.name, code, stderr)
+		case c.refused && (code != cli.ExitRefused || stdout != "" ||
+			!strings.Contains(stderr, `laptops: the DevID certificate`) && !strings.Contains(stderr, "no configured CA has issued")):
+			t.Errorf("%s: exit code %d, %q, %s", c.name, code, stdout, stderr)
+		}
+		if kept, err := exists(i.at("state")); err != nil || kept != c.refused {
+			t.Errorf("%s: the challenge is kept: %v, %v", c.name, kept, err)
+		}
+	}
+}
+
 // Who can write to a folder in which a command runs as root points a link with the name of a file there at
 // one of the system's. Nothing is written through it, neither by the machine nor by the issuer.
 func TestFilesAreNotWrittenThroughLinks(t *testing.T) {

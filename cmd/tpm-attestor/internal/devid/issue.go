@@ -104,6 +104,7 @@ type state struct {
 type issuer struct {
 	*config.Config
 	set      *admission.Set
+	members  []admission.Member // with the sources that know DevIDs
 	verifier attestor.Verifier
 }
 
@@ -113,15 +114,17 @@ func openIssuer(cmd *cobra.Command, name string) (*issuer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
+	var members []admission.Member
 	c, err := config.NewLoader().LoadFile(cmd.Context(), string(text))
 	if err == nil {
+		members = c.Members
 		err = c.ForEnrolment()
 	}
 	if err != nil {
 		return nil, cli.Exit(cli.ExitUsage, fmt.Errorf("%s: %w", name, err))
 	}
 	c.Examine(true)
-	i := &issuer{Config: c, verifier: attestor.Verifier{AllowWeakEK: c.AllowWeakEK, Enrolment: true}}
+	i := &issuer{Config: c, members: members, verifier: attestor.Verifier{AllowWeakEK: c.AllowWeakEK, Enrolment: true}}
 	if i.set, err = c.NewSet(admission.Options{Once: true, Log: warnLog(cmd.ErrOrStderr())}); err != nil {
 		return nil, err
 	}
