@@ -124,9 +124,10 @@ func (e *evicter) run(ctx context.Context) error {
 	e.report.print(&event{Event: eventFollows, Reason: "follows " + e.site.name})
 	for {
 		wait := e.step(ctx)
-		if err := e.written(); err != nil {
-			return err
+		if e.report.err != nil {
+			return fmt.Errorf("print: %w", e.report.err)
 		}
+		e.keepStatus()
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -150,6 +151,19 @@ func (e *evicter) step(ctx context.Context) (wait time.Duration) {
 	}
 	e.unread = err
 	return e.pass(ctx)
+}
+
+// keepStatus writes the status. If that fails, it says so, once: nobody is left in for a disk that is
+// full.
+func (e *evicter) keepStatus() {
+	problem := ""
+	if err := e.written(); err != nil {
+		problem = err.Error()
+	}
+	if problem != "" && problem != e.unwritten {
+		e.site.warn(problem)
+	}
+	e.unwritten = problem
 }
 
 // written returns an error if the output or the status could not be written.

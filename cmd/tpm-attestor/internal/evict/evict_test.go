@@ -58,13 +58,16 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// addAgent adds an agent: agent PATH HASH [expired|banned].
+// addAgent adds an agent: agent PATH HASH [expired|banned|SELECTOR].
 func addAgent(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Value("spire").(*fakeSPIRE).add("/spire/agent/tpm/"+args[0], args[1], func(a *types.Agent) {
 		if slices.Contains(args[2:], "expired") {
 			a.X509SvidExpiresAt = time.Now().Add(-time.Minute).Unix()
 		}
 		a.Banned = slices.Contains(args[2:], "banned")
+		for _, selector := range args[2:] {
+			a.Selectors = append(a.Selectors, &types.Selector{Type: attestorName, Value: selector})
+		}
 	})
 }
 

@@ -20,7 +20,7 @@ import (
 const (
 	// interval is the time from one pass to the next. A pass takes at most one part in
 	// passShare of the time, so that a large fleet leaves SPIRE and databases room.
-	interval, passShare = 2 * time.Second, 4
+	interval, passShare = 2 * time.Second, 3
 	// confirmAfter is how long a machine has to be refused before it is evicted: who writes a
 	// list in place has done so by then.
 	confirmAfter = 1500 * time.Millisecond
@@ -51,6 +51,8 @@ type evicter struct {
 	counts   counts
 	looked   time.Time // when the last whole pass has ended
 	took     time.Duration
+	// unwritten is why the status could not be written the last time, or empty.
+	unwritten string
 }
 
 // A suspect is an agent that the configuration refuses, since when it was seen to.
@@ -272,7 +274,7 @@ func (e *evicter) tell(due ...*suspect) {
 }
 
 func (s *suspect) event(name string) *event {
-	return &event{Event: name, SPIFFEID: s.name, EKHash: s.hash.String(), Reason: s.reason}
+	return &event{Event: name, SPIFFEID: s.name, EKHash: s.hash.String(), Name: s.machine, Reason: s.reason}
 }
 
 // evict asks once more about each machine, from data that was loaded after SPIRE has listed the

@@ -539,6 +539,25 @@ func TestRun(t *testing.T) {
 	b.want("1")
 }
 
+// An evicter whose status cannot be written goes on, and says so once: a disk that is full leaves nobody
+// in.
+func TestStatusCannotBeWritten(t *testing.T) {
+	b, hashes := listed(t, 10, options{status: filepath.Join(t.TempDir(), "none", "tpm.prom")})
+	b.interval, b.confirmAfter = time.Millisecond, time.Millisecond
+	b.now = time.Now
+	var warned []string
+	b.site.warn = func(w string) { warned = append(warned, w) }
+	b.write("list", list(hashes[1:]))
+	ctx, cancel := context.WithCancel(t.Context())
+	b.spire.onDelete = func(string) { cancel() }
+	if err := b.run(ctx); err != nil {
+		t.Error(err)
+	}
+	if len(warned) != 1 || !strings.Contains(warned[0], "write the status") {
+		t.Errorf("%q", warned)
+	}
+}
+
 // Nobody may take for done what could not be printed or written.
 func TestUnwritable(t *testing.T) {
 	b, _ := listed(t, 1, options{status: filepath.Join(t.TempDir(), "none", "tpm.prom")})

@@ -28,6 +28,7 @@ type event struct {
 	Event    string    `json:"event"`
 	SPIFFEID string    `json:"spiffe_id,omitempty"`
 	EKHash   string    `json:"ek_hash,omitempty"`
+	Name     string    `json:"name,omitempty"` // of the machine
 	Alarm    string    `json:"alarm,omitempty"`
 	Reason   string    `json:"reason,omitempty"`
 	*counts
@@ -57,7 +58,11 @@ func (e *event) text() string {
 			c.Agents, c.Refused, c.Evicted, c.CannotTell, c.Unknown)
 	}
 	what := map[string]string{eventEvicted: "evicted", eventWouldEvict: "would evict", eventGone: "gone already"}
-	return fmt.Sprintf("%s %s (EK %s): %s", what[e.Event], e.SPIFFEID, e.EKHash, e.Reason)
+	name := ""
+	if e.Name != "" {
+		name = e.Name + ", "
+	}
+	return fmt.Sprintf("%s %s (%sEK %s): %s", what[e.Event], e.SPIFFEID, name, e.EKHash, e.Reason)
 }
 
 // maxReason is how many bytes of a reason are printed.

@@ -36,6 +36,8 @@ const (
 type agent struct {
 	id   *types.SPIFFEID
 	name string // the ID as a URI
+	// machine is what the list has called it by which it was admitted; it may be empty.
+	machine string
 	// hash is the EK hash. If unknown is true, SPIRE does not say it.
 	hash    sources.EKHash
 	unknown bool
@@ -119,8 +121,14 @@ func newAgent(a *types.Agent) *agent {
 		id: a.Id, name: "spiffe://" + a.Id.TrustDomain + a.Id.Path, serial: a.X509SvidSerialNumber, unknown: true,
 	}
 	for _, selector := range a.Selectors {
+		if selector.Type != attestorName {
+			continue
+		}
+		if name, ok := strings.CutPrefix(selector.Value, sources.PrefixName); ok {
+			known.machine = name
+		}
 		text, ok := strings.CutPrefix(selector.Value, sources.PrefixPubHash)
-		if selector.Type != attestorName || !ok {
+		if !ok {
 			continue
 		}
 		hash, err := sources.ParseEKHash(text)
