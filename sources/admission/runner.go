@@ -118,7 +118,7 @@ func (r *runner) waitStopped() {
 // its contract, that is the error.
 func (r *runner) check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 	v, err := r.source.Check(ctx, ev)
-	if r.strict && err == nil && !v.Listed {
+	if r.strict && err == nil {
 		err = r.outdated()
 	}
 	return settle(v, err, ev.Proof != nil, r.fetcher != nil)

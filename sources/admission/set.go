@@ -68,10 +68,10 @@ type Options struct {
 	// Once makes Start load each source once and then leave it alone: nothing is loaded again,
 	// and no change is followed. It is for whoever examines what a server has.
 	Once bool
-	// Strict is for whoever acts upon a refusal. A source that loads its data then says "not
-	// listed" only if its last Load has succeeded: the machine may be on the list that could
-	// not be loaded. A source with a check that is stuck is not asked until that has returned,
-	// so that many machines can be asked about. In both cases, the source cannot tell.
+	// Strict is for whoever acts upon a refusal. A source that loads its data can then tell
+	// only if its last Load has succeeded: another process may have loaded a later version of
+	// the list than the last good version that is here. A source with a check that is stuck is
+	// not asked until that has returned, so that many machines can be asked about.
 	Strict bool
 	// Wait is called before BeforeChallenge waits for a slow source or for an early load.
 	// known is true if another source lists the machine so far. If Wait returns false, the

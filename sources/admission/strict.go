@@ -20,7 +20,7 @@ func (r *runner) outdated() error {
 	r.health.mu.Lock()
 	defer r.health.mu.Unlock()
 	if err := r.health.loadErr; err != nil {
-		return fmt.Errorf("does not list it as of the last good data, and has failed to load since: %w", err)
+		return fmt.Errorf("the last good data may be outdated, since the last load has failed: %w", err)
 	}
 	return nil
 }

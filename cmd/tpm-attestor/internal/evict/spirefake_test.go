@@ -31,8 +31,10 @@ type fakeSPIRE struct {
 	agents  []*types.Agent
 	deleted []string
 	failing error
-	// onGet and onDelete are called before an agent is looked at or deleted.
+	// onGet and onDelete are called before an agent is looked at or deleted, and onList after the
+	// agents were listed.
 	onGet, onDelete func(id string)
+	onList          func()
 }
 
 // startSPIRE starts a SPIRE without agents.
@@ -108,6 +110,9 @@ func (f *fakeSPIRE) evicted() []string {
 }
 
 func (f *fakeSPIRE) ListAgents(_ context.Context, req *agentv1.ListAgentsRequest) (*agentv1.ListAgentsResponse, error) {
+	if f.onList != nil {
+		defer f.onList()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.failing != nil {
