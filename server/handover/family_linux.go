@@ -52,7 +52,7 @@ func peerOf(fd int) (user, process, parent int, err error) {
 		return 0, 0, 0, err
 	}
 	if held >= 0 {
-		ended, err := unix.Poll([]unix.PollFd{{Fd: int32(held), Events: unix.POLLIN}}, 0) //nolint:gosec // G115: small
+		ended, err := unix.Poll([]unix.PollFd{{Fd: int32(held), Events: unix.POLLIN}}, 0)
 		switch {
 		case err != nil:
 			return 0, 0, 0, fmt.Errorf("poll the pidfd of process %d: %w", process, err)
