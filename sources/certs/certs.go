@@ -10,7 +10,8 @@
 // configured CAs; search.go the chains through certificates that are configured or were
 // sent; upwards.go the chains through certificates that were fetched; list.go has a CRL,
 // and revocation.go what CRLs say of a chain; rules.go which certificates may be in a chain
-// at all; refusal.go why there is none; everything.go all that a mirror has to hold.
+// at all; refusal.go why there is none; everything.go all that a mirror has to hold; authority.go
+// whether an issuer can make leafs that are accepted.
 package certs
 
 import (
