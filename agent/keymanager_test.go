@@ -207,6 +207,12 @@ func TestKeyManager(t *testing.T) {
 			t.Errorf("%s has %v and %d bytes, %v", e.Name(), info.Mode(), info.Size(), err)
 		}
 	}
+	if err := m.configure(t, fmt.Sprintf("device = %q\ndirectory = %q", s.Device, m.directory)); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.sign(t.Context(), b); err != nil {
+		t.Errorf("once it is configured anew: %v", err)
+	}
 	if err := m.sign(t.Context(), &keymanagerv1.PublicKey{Id: "none"}); status.Code(err) != codes.NotFound {
 		t.Errorf("a key that does not exist: %v", err)
 	}

@@ -1,6 +1,7 @@
 // Package keydir is the directory in which the agent's KeyManager keeps what its keys are made from:
-// for each key a file with random bytes, from which a TPM derives the key, and which it is. No file
-// holds a secret, and another TPM makes other keys from the same bytes.
+// for each key a file with random bytes, from which a TPM derives the key, and which it is. Without that
+// TPM the files are of no use, since another TPM makes other keys from the same bytes. With it, whoever
+// may open the TPM needs them to use the keys.
 //
 // Each key has an ID, chosen by SPIRE's agent, and a file of its own, which is replaced as a whole. The
 // KeyManager writes it, and the node attestor, another process, reads it. A directory belongs to one

@@ -164,7 +164,7 @@ func otherTPM(doing string) error {
 		Class: ErrSetup,
 		Err: fmt.Errorf("%s: it is the key of another TPM, or of this one before its endorsement seed was changed",
 			doing),
-		Hint: "restart the agent, which then makes a new one and attests",
+		Hint: "restart the agent, which then makes a new one and attests; each machine needs a directory of its own",
 	}
 }
 
