@@ -174,7 +174,7 @@ func TestRefusedConfigurations(t *testing.T) {
 		text string
 	}{
 		"":                           {codes.InvalidArgument, `socket: is missing: write socket = "/run/spire/tpm/svid.sock"`},
-		`socket = "svid.sock"`:       {codes.InvalidArgument, "socket: must be an absolute path"},
+		`socket = "svid.sock"`:       {codes.InvalidArgument, `socket: "svid.sock" is no absolute path`},
 		`socket = 5`:                 {codes.InvalidArgument, "socket: is the number 5, but must be a string"},
 		`socket = "/dev/null/x/y"`:   {codes.FailedPrecondition, "not a directory"},
 		`sockett = "/run/svid.sock"`: {codes.InvalidArgument, "sockett: unknown key; did you mean socket?"},

@@ -114,6 +114,31 @@ func TestRemediesInWords(t *testing.T) {
 		},
 		{factory + factory, "keep one", factory},
 		{
+			factory + `svid_key = "required"`, `write svid_key_socket = "/run/spire/tpm/svid.sock"`,
+			factory + `svid_key = "required" svid_key_socket = "/run/spire/tpm/svid.sock"`,
+		},
+		{
+			factory + `svid_key_socket = "/x/y"`, `write svid_key = "optional"`,
+			factory + `svid_key_socket = "/x/y" svid_key = "optional"`,
+		},
+		{
+			factory + `svid_key = "required" svid_key_socket = "svid.sock"`, `write one such as "/run/spire/tpm/svid.sock"`,
+			factory + `svid_key = "required" svid_key_socket = "/run/spire/tpm/svid.sock"`,
+		},
+		{
+			factory + `svid_key = "required" svid_key_socket = "/run//svid.sock"`, `write "/run/svid.sock"`,
+			factory + `svid_key = "required" svid_key_socket = "/run/svid.sock"`,
+		},
+		{
+			factory + `svid_key = "required" svid_key_socket = "/x/y" reattest = false`, "remove reattest = false, or svid_key",
+			factory + `svid_key = "required" svid_key_socket = "/x/y"`,
+		},
+		{
+			factory + `svid_key = "required" svid_key_socket = "/x/y" agent_path_template = "/m/{{ .PubHash }}"`,
+			"let agent_path_template begin with /tpm/",
+			factory + `svid_key = "required" svid_key_socket = "/x/y" agent_path_template = "/tpm/m/{{ .PubHash }}"`,
+		},
+		{
 			factory + `source "hash_dir" "x" { path = "/y" } allow "a" { any = ["factory"] }`, "add it to one, or remove it",
 			factory + `source "hash_dir" "x" { path = "/y" } allow "a" { any = ["factory", "x"] }`,
 		},

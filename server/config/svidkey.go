@@ -57,7 +57,7 @@ func (b *body) socket(key string) string {
 		return ""
 	}
 	if err := handover.CheckPath(path); err != nil {
-		b.fail(key, "%v", err)
+		b.fail(key, "%q %v", shorten(path), err)
 		return ""
 	}
 	return path

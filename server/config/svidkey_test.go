@@ -50,11 +50,11 @@ func TestSVIDKeyProblems(t *testing.T) {
 		{socket, `svid_key_socket: is set, but svid_key is not: write svid_key = "optional" or svid_key = "required"`},
 		{`svid_key = "require"` + socket, `svid_key: is "require"; did you mean required?`},
 		{`svid_key = true` + socket, `svid_key: is true, but must be a string`},
-		{`svid_key = "required" svid_key_socket = "svid.sock"`, `svid_key_socket: must be an absolute path`},
+		{`svid_key = "required" svid_key_socket = "svid.sock"`, `svid_key_socket: "svid.sock" is no absolute path`},
 		{`svid_key = "required" svid_key_socket = ""`, `svid_key_socket: is empty: give it a value`},
 		{
 			`svid_key = "required" svid_key_socket = "/` + strings.Repeat("x", 120) + `/s"`,
-			`svid_key_socket: is 123 bytes long, and the path of a socket has at most 107`,
+			`is 123 bytes long, and the path of a socket has at most 107`,
 		},
 		{`svid_key = "required" reattest = false` + socket, `svid_key: is "required", but reattest is false`},
 		{`svid_key = "optional" reattest = false` + socket, `svid_key: is "optional", but reattest is false`},

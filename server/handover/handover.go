@@ -131,14 +131,14 @@ const maxPath = 107
 func CheckPath(path string) error {
 	switch {
 	case !strings.HasPrefix(path, "/"):
-		return errors.New("must be an absolute path")
+		return errors.New("is no absolute path: write one such as \"/run/spire/tpm/svid.sock\"")
 	case len(path) > maxPath:
 		return fmt.Errorf("is %d bytes long, and the path of a socket has at most %d: choose a shorter one",
 			len(path), maxPath)
 	case filepath.Clean(path) != path:
 		return fmt.Errorf("is not written plainly: write %q", filepath.Clean(path))
 	case filepath.Dir(path) == "/":
-		return errors.New("must be in a folder of its own, not in /")
+		return errors.New("is in /: choose a folder of its own, such as that of \"/run/spire/tpm/svid.sock\"")
 	}
 	return nil
 }

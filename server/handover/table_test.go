@@ -184,8 +184,8 @@ func TestCheckPath(t *testing.T) {
 		"":                               "absolute",
 		"/run/../svid.sock":              `write "/svid.sock"`,
 		"/run//svid.sock":                `write "/run/svid.sock"`,
-		"/svid.sock":                     "folder of its own",
-		"/":                              "folder of its own",
+		"/svid.sock":                     "is in /",
+		"/":                              "is in /",
 	} {
 		err := handover.CheckPath(path)
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
