@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"time"
 
 	"google.golang.org/grpc/codes"
 
@@ -46,6 +47,7 @@ type Preview struct {
 type Previewer struct {
 	config *config.Config
 	set    *admission.Set
+	lag    time.Duration
 }
 
 // NewPreviewer loads the sources of a configuration, each once. Config.Examine says what they may
@@ -56,14 +58,14 @@ func NewPreviewer(ctx context.Context, c *config.Config) (*Previewer, error) {
 		return nil, err
 	}
 	set.Start(ctx, nil)
-	return &Previewer{c, set}, nil
+	return &Previewer{config: c, set: set}, nil
 }
 
 // NewFollower returns a Previewer whose sources are kept current, for whoever acts upon a refusal:
 // see Config.Follow and admission.Options.Strict. Sources that previous, which may be nil, follows
 // by the same configuration are taken over. NewFollower waits for the first loads until ctx ends.
 func NewFollower(ctx context.Context, c *config.Config, previous *Previewer, log *slog.Logger) (*Previewer, error) {
-	c.Follow()
+	lag := c.Follow()
 	set, err := c.NewSet(admission.Options{Strict: true, Log: log})
 	if err != nil {
 		return nil, err
@@ -73,8 +75,12 @@ func NewFollower(ctx context.Context, c *config.Config, previous *Previewer, log
 		before = previous.set
 	}
 	set.Start(ctx, before)
-	return &Previewer{c, set}, nil
+	return &Previewer{c, set, lag}, nil
 }
+
+// Lag returns how much later than another server a server with this configuration may see a change:
+// the longest interval at which a list is polled.
+func (p *Previewer) Lag() time.Duration { return p.lag }
 
 // Refresh loads the sources anew: see admission.Set.Refresh.
 func (p *Previewer) Refresh(ctx context.Context) error { return p.set.Refresh(ctx) }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
@@ -33,17 +34,23 @@ func (c *Config) Examine(network bool) {
 // servers are those of the server's caches, which are read, whoever owns the files, and never
 // written; files, folders and databases are read as the server reads them. What a machine would
 // have to show, such as its EK certificate, is not known: the sources that judge it load nothing.
-// Follow must be called before the sources are started.
-func (c *Config) Follow() {
+// Follow must be called before the sources are started. It returns the longest time after which a
+// server with the same configuration sees a change that another server has seen already.
+func (c *Config) Follow() (lag time.Duration) {
 	for i := range c.Members {
 		m := &c.Members[i]
 		if k := kindNamed(kinds(), m.Kind); k.byVendor || k.byBoot || k.byDevID {
 			m.Source = notShown{}
 		}
-		if s, ok := m.Source.(interface{ Follow() }); ok {
+		if s, ok := m.Source.(interface {
+			sources.Loader
+			Follow()
+		}); ok {
+			lag = max(lag, s.Schedule().Every)
 			s.Follow()
 		}
 	}
+	return lag
 }
 
 // notShown is in the place of a source that needs what the machine would show.

@@ -13,7 +13,7 @@ const (
 	// brakeShare the share of a fleet, one in so many, that may go at once.
 	brakeFewest, brakeShare = 5, 100
 	// brakeWindow is the time that counts as "at once".
-	brakeWindow = 10 * time.Minute
+	brakeWindow, inWords = 10 * time.Minute, "10 minutes"
 )
 
 // A brake remembers who was evicted lately. One goroutine uses it.
@@ -52,9 +52,9 @@ func (b *brake) holds(live []*agent, pending int, isPending func(*agent) bool, n
 	case pending == 0:
 		return ""
 	case going > most:
-		return fmt.Sprintf("%d of %d agents would go within %v, and at most %d may", going, total, brakeWindow, most)
+		return fmt.Sprintf("%d of %d agents would go within %s, and at most %d may", going, total, inWords, most)
 	case going >= total && total > 1:
-		return fmt.Sprintf("all %d agents would go within %v", total, brakeWindow)
+		return fmt.Sprintf("all %d agents would go within %s", total, inWords)
 	}
 	return ""
 }

@@ -23,7 +23,7 @@ func TestMountHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := newBench(t, f, dir, fmt.Sprintf(`
-		check_timeout = "100ms"
+		check_timeout = "2s"
 		source "hash_dir" "mount" { path = %q }
 		source "hash_file" "stolen" {
 			path        = "DIR/stolen"

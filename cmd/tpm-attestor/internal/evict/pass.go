@@ -48,9 +48,12 @@ type evicter struct {
 	unread   error               // why the configuration in the file is not followed
 	suspects map[string]*suspect // by SPIFFE ID
 	returns  map[sources.EKHash]*returned
-	counts   counts
-	looked   time.Time // when the last whole pass has ended
-	took     time.Duration
+	// known are the agents by SPIFFE ID, and since when; nil before they are listed first. Those of
+	// the first list have been known for ever.
+	known  map[string]time.Time
+	counts counts
+	looked time.Time // when the last whole pass has ended
+	took   time.Duration
 	// unwritten is why the status could not be written the last time, or empty.
 	unwritten string
 }
@@ -113,6 +116,7 @@ func (e *evicter) look(ctx context.Context) (problems map[string]string, err err
 		problems[alarmConfiguration] = foreign
 		return problems, nil
 	}
+	e.meet(agents)
 	problems[alarmSources] = e.screen(ctx, agents)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
@@ -126,6 +130,31 @@ func (e *evicter) look(ctx context.Context) (problems map[string]string, err err
 	}
 	e.evict(ctx, e.due(), problems)
 	return problems, nil
+}
+
+// meet notes since when agents are known.
+func (e *evicter) meet(agents []*agent) {
+	now, first := e.now(), e.known == nil
+	known := make(map[string]time.Time, len(agents))
+	for _, a := range agents {
+		since, ok := e.known[a.name]
+		if !ok && !first {
+			since = now
+		}
+		known[a.name] = since
+	}
+	e.known = known
+}
+
+// loadTime is more than a list takes to be loaded.
+const loadTime = 5 * time.Second
+
+// isNew reports whether an agent may have been admitted by another server that shares the database, by
+// a list that this server has not polled yet. An agent that has come back after its eviction is not
+// new.
+func (e *evicter) isNew(a *agent) bool {
+	lag := e.site.previewer.Lag()
+	return lag > 0 && e.returns[a.hash] == nil && e.now().Sub(e.known[a.name]) < lag+loadTime
 }
 
 // foreign returns why the configuration is another server's, or nothing: its trust domain is not
@@ -179,7 +208,10 @@ func (e *evicter) screen(ctx context.Context, agents []*agent) (problem string) 
 	for s := range done {
 		switch s.decision.Outcome {
 		case policy.Refused:
-			suspects[s.name] = e.suspect(s)
+			e.counts.Refused++
+			if !e.isNew(s.agent) {
+				suspects[s.name] = e.suspect(s)
+			}
 		case policy.Unavailable:
 			e.counts.CannotTell++
 			problem = s.decision.Explain()
@@ -187,7 +219,6 @@ func (e *evicter) screen(ctx context.Context, agents []*agent) (problem string) 
 			delete(e.returns, s.hash) // nobody disagrees about it any more
 		}
 	}
-	e.counts.Refused = len(suspects)
 	for _, a := range agents {
 		if a.unknown {
 			e.counts.Unknown++

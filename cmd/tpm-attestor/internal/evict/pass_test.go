@@ -292,6 +292,8 @@ func TestListsDown(t *testing.T) {
 	b.write("stolen", "# nobody\n")
 	b.looks()
 	b.spire.add("/spire/agent/tpm/new", strings.Repeat("cd", 32))
+	b.after(interval)
+	b.after(time.Minute) // it is not new any more
 	b.write("list", list(hashes)+"abc")
 	b.looks()
 	b.want("", alarmSources)
@@ -363,6 +365,8 @@ func TestAgentsThatStay(t *testing.T) {
 		a.Selectors[1].Value = "pub_hash:" + other // the same, twice
 	})
 	b.looks()
+	b.after(time.Minute)
+	b.looks()
 	b.want("goes")
 }
 
@@ -399,6 +403,27 @@ func TestLookedAtLastOfAll(t *testing.T) {
 		b.step(t.Context()) // it has not noticed the new list
 		b.want("")
 	})
+}
+
+// A machine that another server has admitted, by a list that this server polls later, is not evicted
+// meanwhile. If it is never listed, it goes after all; and so does, at once, a machine that was there
+// before.
+func TestEnrolledAtAnotherServer(t *testing.T) {
+	b, hashes := listed(t, 10, options{})
+	b.looks()
+	enrolled, never := strings.Repeat("ab", 32), strings.Repeat("cd", 32)
+	b.spire.add("/spire/agent/tpm/enrolled", enrolled)
+	b.spire.add("/spire/agent/tpm/never", never)
+	for range 10 {
+		b.after(interval)
+	}
+	b.want("")
+	b.write("list", list(append(hashes[1:], enrolled)))
+	b.looks()
+	b.want("1")
+	b.after(10 * time.Second)
+	b.looks()
+	b.want("1 never")
 }
 
 // Two evicters beside two servers evict each machine once, and the slower one has not failed.

@@ -54,7 +54,7 @@ func (e *event) text() string {
 		return e.Reason
 	case eventPass:
 		c := e.counts
-		return fmt.Sprintf("%d agents: %d refused, %d evicted, %d cannot tell, %d of an unknown machine",
+		return fmt.Sprintf("agents: %d, refused: %d, evicted: %d, cannot tell: %d, of an unknown machine: %d",
 			c.Agents, c.Refused, c.Evicted, c.CannotTell, c.Unknown)
 	}
 	what := map[string]string{eventEvicted: "evicted", eventWouldEvict: "would evict", eventGone: "gone already"}
