@@ -1,6 +1,9 @@
 package handover
 
-import "io"
+import (
+	"io"
+	"net"
+)
 
 // WriteRequest and ReadRequest are for tests of the form of a request.
 func WriteRequest(w io.Writer, id string, k Key) error { return writeRequest(w, id, k) }
@@ -9,3 +12,6 @@ func ReadReply(r io.Reader) error                      { return readReply(r) }
 
 // MaxConns is how many connections are served at once.
 const MaxConns = maxConns
+
+// Peer returns who is at the other end of a connection.
+func Peer(conn *net.UnixConn) (user, process, parent int, err error) { return peer(conn) }

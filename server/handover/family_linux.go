@@ -52,15 +52,24 @@ func peerOf(fd int) (user, process, parent int, err error) {
 		return 0, 0, 0, err
 	}
 	if held >= 0 {
-		ended, err := unix.Poll([]unix.PollFd{{Fd: int32(held), Events: unix.POLLIN}}, 0)
-		switch {
-		case err != nil:
+		if over, err := ended(held); err != nil {
 			return 0, 0, 0, fmt.Errorf("poll the pidfd of process %d: %w", process, err)
-		case ended > 0:
+		} else if over {
 			return 0, 0, 0, fmt.Errorf("process %d has ended", process)
 		}
 	}
 	return user, process, parent, nil
+}
+
+// ended reports whether a process has ended, of which there is a pidfd. Signals, which Go sends to
+// its own threads, interrupt poll(2) even if it does not wait.
+func ended(pidfd int) (bool, error) {
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
+		if !errors.Is(err, unix.EINTR) {
+			return n > 0, err
+		}
+	}
 }
 
 // parentOf reads the number of a process's parent (proc_pid_stat(5)).
