@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/spire-plugin-sdk/pluginsdk"
 	"github.com/spiffe/spire-plugin-sdk/plugintest"
@@ -130,6 +131,26 @@ func TestFailsClosed(t *testing.T) {
 				t.Errorf("%.80q: %v", id, err)
 			}
 		}
+	}
+}
+
+// panics is a log that has a bug.
+type panics struct{ hclog.Logger }
+
+func (panics) Warn(string, ...any) { panic("a bug") }
+
+// A panic ends one call, and refuses: if the composer ended, SPIRE's server would sign nothing for anybody
+// until it is started again.
+func TestSurvivesPanics(t *testing.T) {
+	s := serve(t)
+	s.SetLogger(panics{hclog.NewNullLogger()})
+	for range 3 {
+		if err := s.agent(machine); status.Code(err) != codes.Internal {
+			t.Errorf("a call with a panic: %v", err)
+		}
+	}
+	if err := s.agent("spiffe://example.org/spire/agent/join_token/x"); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -43,7 +43,7 @@ func (c *Client) HandOver(ctx context.Context, id spiffeid.ID, k Key) error {
 	case c.calls <- struct{}{}:
 		defer func() { <-c.calls }()
 	case <-ctx.Done():
-		return fmt.Errorf("too many keys are being handed over: %w", ctx.Err())
+		return fmt.Errorf("%d others wait for the composer (%w): %s", maxCalls, ctx.Err(), hangs)
 	}
 	if err := c.call(ctx, id.String(), k); err != nil {
 		return fmt.Errorf("hand the key over at %q: %w", c.path, err)
@@ -51,9 +51,12 @@ func (c *Client) HandOver(ctx context.Context, id spiffeid.ID, k Key) error {
 	return nil
 }
 
-// Missing is how an operator makes the composer answer. It is said of a connection that fails.
+// missing is how an operator makes the composer answer. It is said of a connection that fails.
 const missing = `add CredentialComposer "tpm" with the same plugin_cmd and with this socket to the ` +
 	`configuration of SPIRE's server, and restart it; if it is there, its process has ended: restart the server`
+
+// hangs is what an operator does about a composer that takes connections and does not answer.
+const hangs = "if it goes on, restart spire-server"
 
 func (c *Client) call(ctx context.Context, id string, k Key) error {
 	var dialer net.Dialer
@@ -74,7 +77,15 @@ func (c *Client) call(ctx context.Context, id string, k Key) error {
 	if err := writeRequest(conn, id, k); err != nil {
 		return fmt.Errorf("write the request: %w", cause(err))
 	}
-	return readReply(conn)
+	err = readReply(conn)
+	switch {
+	case err == nil, errors.Is(err, errRefused):
+		return err
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("the composer has said nothing (%w): %s", cause(err), hangs)
+	}
+	return fmt.Errorf(`%w: "Hand-over refused" in the server's log says why; if it is not there, restart spire-server`,
+		cause(err))
 }
 
 // cause returns an error without the path of the socket, which the caller tells.

@@ -59,6 +59,8 @@ func beHelper(what string, args []string) {
 	case "hand over":
 		c := handover.NewClient(args[0], family)
 		fmt.Println("handed over:", c.HandOver(context.Background(), spiffeid.RequireFromString(machine), handover.Any()))
+	case "connect":
+		_, _ = net.Dial("unix", args[0]) // and end
 	case "orphan":
 		cmd := exec.Command("/proc/self/exe", args...)
 		cmd.Env = append(os.Environ(), helperEnv+"=hand over")
@@ -385,6 +387,78 @@ func TestComposerHangs(t *testing.T) {
 	}()
 	if err := handover.NewClient(path, handover.Own()).HandOver(ctx, id, handover.Any()); err == nil {
 		t.Error("a composer that says nothing has taken the key")
+	}
+}
+
+// A composer that hangs is given up after 5 seconds, and takes no more than a few file descriptors however
+// many attestations wait for it. The log says what to do.
+func TestManyWaitForAComposerThatHangs(t *testing.T) {
+	t.Parallel()
+	socket, err := net.Listen("unix", filepath.Join(t.TempDir(), "svid.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	c := handover.NewClient(socket.Addr().String(), handover.Own())
+	handOver := func(ctx context.Context, want string) {
+		t.Helper()
+		err := c.HandOver(ctx, id, handover.Any())
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "restart spire-server") {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	begun := time.Now()
+	var all sync.WaitGroup
+	for range handover.MaxCalls {
+		all.Go(func() { handOver(t.Context(), "has said nothing") })
+	}
+	for range handover.MaxCalls {
+		conn, err := socket.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	left, leave := context.WithCancel(t.Context())
+	leave()
+	for range 20 {
+		handOver(left, strconv.Itoa(handover.MaxCalls)+" others wait")
+	}
+	all.Wait()
+	if took := time.Since(begun); took > time.Minute { // it is 5 seconds, on a machine that has nothing else to do
+		t.Errorf("they were given up after %v", took)
+	}
+}
+
+// panics is a log that has a bug.
+type panics struct{ hclog.Logger }
+
+func (panics) Warn(string, ...any) { panic("a bug") }
+
+// A panic ends the connection in which it happens, and no other: if the composer ended, SPIRE's server
+// would sign nothing for anybody.
+func TestListenerSurvivesPanics(t *testing.T) {
+	var log logLines
+	var table handover.Table
+	path := socketPath(t)
+	l, err := handover.Listen(t.Context(), path, handover.Own(), &table,
+		panics{hclog.New(&hclog.LoggerOptions{Output: &log})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &here{path: path}
+	for range 2 * handover.MaxConns { // none keeps its place
+		conn := h.dial(t)
+		_, _ = conn.Write([]byte(strings.Repeat("x", 36)))
+		_, _ = io.ReadAll(conn)
+		conn.Close()
+	}
+	if err := h.client().HandOver(t.Context(), id, handover.Any()); err != nil {
+		t.Error(err)
+	}
+	l.Close()
+	if !strings.Contains(log.String(), "a bug") {
+		t.Errorf("the log does not tell: %s", &log)
 	}
 }
 
