@@ -47,9 +47,10 @@ type agent struct {
 
 // spire is SPIRE Server's API on its local socket.
 type spire struct {
-	conn *grpc.ClientConn
-	api  agentv1.AgentClient
-	now  func() time.Time
+	socket string
+	conn   *grpc.ClientConn
+	api    agentv1.AgentClient
+	now    func() time.Time
 }
 
 // dial returns the API at a socket. It connects when it is used, and again, within an interval, if
@@ -66,10 +67,20 @@ func dial(socket string) (*spire, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &spire{conn, agentv1.NewAgentClient(conn), time.Now}, nil
+	return &spire{socket, conn, agentv1.NewAgentClient(conn), time.Now}, nil
 }
 
 func (s *spire) close() { _ = s.conn.Close() }
+
+// failed returns the error of a call.
+func (s *spire) failed(what string, err error) error {
+	st := status.Convert(err)
+	if st.Code() == codes.Unavailable {
+		return fmt.Errorf("%s: SPIRE Server does not answer: is it running, is %s its socket_path, and may this user "+
+			"use it? (%s)", what, s.socket, st.Message())
+	}
+	return fmt.Errorf("%s: SPIRE Server answers %v: %s", what, st.Code(), st.Message())
+}
 
 // mask is what is asked of an agent.
 func mask() *types.AgentMask {
@@ -89,7 +100,7 @@ func (s *spire) list(ctx context.Context) ([]*agent, error) {
 		rsp, err := s.api.ListAgents(within, req)
 		cancel()
 		if err != nil {
-			return nil, fmt.Errorf("list the agents: %w", err)
+			return nil, s.failed("list the agents", err)
 		}
 		for _, a := range rsp.Agents {
 			if s.counts(a) {
@@ -151,7 +162,7 @@ func (s *spire) unchanged(ctx context.Context, a *agent) (bool, error) {
 	case status.Code(err) == codes.NotFound:
 		return false, nil
 	case err != nil:
-		return false, fmt.Errorf("look at %s: %w", a.name, err)
+		return false, s.failed("look at "+a.name, err)
 	case !s.counts(now):
 		return false, nil
 	}
@@ -168,7 +179,7 @@ func (s *spire) evict(ctx context.Context, a *agent) (bool, error) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("evict %s: %w", a.name, err)
+		return false, s.failed("evict "+a.name, err)
 	}
 	return true, nil
 }
