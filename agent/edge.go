@@ -14,11 +14,11 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
 )
 
-// edge is what the plugins of this package have in common: a log, the TPM that is used by one call at a
-// time, and calls that end whatever happens in them.
+// edge is the part that the plugins of this package share: the logger, the rule that one call at a time uses
+// the TPM, deadlines, and recovery from panics.
 type edge struct {
 	logger hclog.Logger
-	turn   chan struct{} // of size 1; whoever has sent to it may use the TPM
+	turn   chan struct{} // of size 1; the call that has sent to it may use the TPM
 }
 
 func newEdge() edge { return edge{logger: hclog.NewNullLogger(), turn: make(chan struct{}, 1)} }
@@ -31,7 +31,7 @@ const closeTimeout = time.Second
 
 // Close waits until no call uses the TPM, for a second at most: until then, keys may
 // be in the TPM. SPIRE's SDK calls it when SPIRE is about to end the plugin, and package
-// serve after the last attestation has ended.
+// serve calls it after the last attestation has ended.
 func (e *edge) Close() error {
 	select {
 	case e.turn <- struct{}{}:
@@ -61,7 +61,8 @@ func (e *edge) inTurn(ctx context.Context, turn chan struct{}, f func() error) e
 	})
 }
 
-// inTime returns what read returns, or hangs if that takes longer than readTimeout. See inTurn.
+// inTime runs read in turn and returns its result. The error is hangs if that takes longer than
+// readTimeout. See inTurn.
 func inTime[T any](
 	ctx context.Context, e *edge, turn chan struct{}, hangs error, read func() (*T, error),
 ) (*T, error) {

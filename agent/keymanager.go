@@ -26,7 +26,7 @@ import (
 // A KeyManager implements SPIRE's services KeyManager and Config. It keeps the key of the agent's own
 // SVID in the TPM. It is safe for concurrent use; calls use the TPM one after the other.
 //
-// Calls wait for a TPM that is not there or in use, almost as long as SPIRE waits for them.
+// While the TPM is missing or in use, a call waits for it, for 27 seconds at most: SPIRE gives up after 30.
 type KeyManager struct {
 	keymanagerv1.UnimplementedKeyManagerServer
 	configv1.UnimplementedConfigServer
@@ -39,8 +39,8 @@ type KeyManager struct {
 func NewKeyManager() *KeyManager { return &KeyManager{edge: newEdge()} }
 
 const (
-	// callTimeout is how long a call may take. SPIRE waits for 30 seconds, and would then tell nobody
-	// what it has waited for.
+	// callTimeout is how long a call may take. SPIRE gives up after 30 seconds, and its log would not say
+	// what the call was waiting for.
 	callTimeout = 27 * time.Second
 	// The pauses between attempts to use a TPM that is not ready.
 	firstAttemptPause = 50 * time.Millisecond
@@ -92,8 +92,8 @@ func (m *KeyManager) Validate(_ context.Context, req *configv1.ValidateRequest) 
 	return &configv1.ValidateResponse{Valid: len(problems) == 0, Notes: notes(problems)}, nil
 }
 
-// call prepares a call: it returns the keys that are configured, and a context that ends before SPIRE
-// stops to wait.
+// call prepares a call: it returns the keys of the current configuration, and a context that ends before SPIRE
+// stops waiting.
 func (m *KeyManager) call(ctx context.Context) (*keyStore, context.Context, context.CancelFunc, error) {
 	s := m.keys.Load()
 	if s == nil {
@@ -103,7 +103,7 @@ func (m *KeyManager) call(ctx context.Context) (*keyStore, context.Context, cont
 	return s, ctx, cancel, nil
 }
 
-// GenerateKey makes a key, in place of the one with its ID.
+// GenerateKey makes a key, in place of an earlier key with its ID.
 func (m *KeyManager) GenerateKey(ctx context.Context, req *keymanagerv1.GenerateKeyRequest) (
 	_ *keymanagerv1.GenerateKeyResponse, err error,
 ) {
@@ -129,7 +129,7 @@ func (m *KeyManager) GenerateKey(ctx context.Context, req *keymanagerv1.Generate
 	return &keymanagerv1.GenerateKeyResponse{PublicKey: k.public}, nil
 }
 
-// GetPublicKey returns a key.
+// GetPublicKey returns the public key with an ID.
 func (m *KeyManager) GetPublicKey(ctx context.Context, req *keymanagerv1.GetPublicKeyRequest) (
 	_ *keymanagerv1.GetPublicKeyResponse, err error,
 ) {
@@ -146,7 +146,7 @@ func (m *KeyManager) GetPublicKey(ctx context.Context, req *keymanagerv1.GetPubl
 	return &keymanagerv1.GetPublicKeyResponse{PublicKey: k.public}, nil
 }
 
-// GetPublicKeys returns the keys in the directory that the TPM makes again, and leaves out those of
+// GetPublicKeys has the TPM make the keys in the directory again, and returns them. It leaves out the keys of
 // another TPM, so that a copy of a machine's disk starts as a new agent.
 func (m *KeyManager) GetPublicKeys(ctx context.Context, _ *keymanagerv1.GetPublicKeysRequest) (
 	_ *keymanagerv1.GetPublicKeysResponse, err error,
@@ -205,7 +205,7 @@ func (m *KeyManager) SignData(ctx context.Context, req *keymanagerv1.SignDataReq
 	return &keymanagerv1.SignDataResponse{Signature: signature, KeyFingerprint: k.public.GetFingerprint()}, nil
 }
 
-// errNoKey means that there is no key with an ID.
+// errNoKey is the error for an ID without a key.
 var errNoKey = errors.New("there is no such key in this TPM")
 
 // failedKey returns the status for an error of a call.
@@ -219,10 +219,10 @@ func failedKey(doing string, err error) error {
 	return failed(doing, err, codes.Internal)
 }
 
-// managedKey is a key that the TPM makes. It does not change, except for what a TPM remembers of it.
+// managedKey is a key that the TPM has made. It does not change, except for the saved context in key.
 type managedKey struct {
 	slot   keydir.Slot
-	key    *tpm.SVIDKey // used by whoever has the TPM
+	key    *tpm.SVIDKey // used by the call that has the TPM
 	public *keymanagerv1.PublicKey
 }
 

@@ -11,7 +11,7 @@ import (
 
 // KeyManagerConfig is the configuration of a KeyManager.
 type KeyManagerConfig struct {
-	// Directory is where what its keys are made from is kept.
+	// Directory is the absolute path of the key directory; see package keydir.
 	Directory string
 	// Device and EndorsementPassword are those of tpm.Config.
 	Device, EndorsementPassword string
@@ -38,7 +38,8 @@ func ParseKeyManagerConfig(src string) (KeyManagerConfig, []tpm.Problem) {
 	return c, nil
 }
 
-// IsKeyManager reports whether src can be parsed and has the key that only a KeyManager's configuration has.
+// IsKeyManager reports whether src is the configuration of a KeyManager: whether it can be parsed and has the key
+// directory, which a node attestor's does not have.
 func IsKeyManager(src string) bool {
 	settings, err := parseSettings(src)
 	return err == nil && slices.ContainsFunc(settings, func(s setting) bool { return s.key == "directory" })

@@ -12,21 +12,22 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
 )
 
-// keyStore is the keys of one configuration of a KeyManager: what they are made from is in a directory,
-// and they are in the TPM. It is safe for concurrent use.
+// keyStore has the keys of one configuration of a KeyManager, which the TPM makes from the files in a key
+// directory. It is safe for concurrent use.
 type keyStore struct {
 	edge      *edge
 	tpm       *tpm.TPM
 	directory string
-	// turn is of size 1. Whoever has sent to it may use the directory, and wait for the TPM meanwhile;
-	// nobody waits for it who has the TPM. So a file system that hangs keeps nobody from signing.
+	// turn is of size 1; the call that has sent to it may use the directory. That call may then wait for the
+	// TPM. A call that has the TPM never waits for the directory, so a file system that hangs does not keep
+	// other calls from signing.
 	turn chan struct{}
 
 	mu   sync.Mutex
 	keys map[string]*managedKey // by ID; replaced and never changed
 }
 
-// known returns the keys that are known. The caller does not change the map.
+// known returns the keys that were loaded or made so far. The caller must not change the map.
 func (s *keyStore) known() map[string]*managedKey {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -39,8 +40,8 @@ func (s *keyStore) know(keys map[string]*managedKey) {
 	s.keys = keys
 }
 
-// withTPM runs f, which uses the TPM and returns what it has made, when the TPM is ready. It waits for
-// that until ctx ends.
+// withTPM runs f, which uses the TPM, and returns its result. While the TPM is not ready, withTPM tries again
+// until ctx ends.
 func withTPM[T any](ctx context.Context, s *keyStore, f func() (*T, error)) (*T, error) {
 	pause := firstAttemptPause
 	var last error
@@ -54,7 +55,7 @@ func withTPM[T any](ctx context.Context, s *keyStore, f func() (*T, error)) (*T,
 		case err == nil:
 			return got, nil
 		case errors.Is(err, errTPMBusy) && last != nil:
-			return nil, last // it says more
+			return nil, last // it says why the TPM was not ready
 		case ctx.Err() != nil || !errors.Is(err, tpm.ErrNotReady):
 			return nil, err
 		}
@@ -92,8 +93,8 @@ func (s *keyStore) inDirectory(ctx context.Context, f func() error) error {
 	return s.edge.inTurn(ctx, s.turn, f)
 }
 
-// generate makes a key in place of the one with its ID. If it fails, or the process ends meanwhile, that
-// one stays. Once it has succeeded, the key is the newest.
+// generate makes a key in place of an earlier key with its ID. If it fails, or the process ends meanwhile, the
+// earlier key stays. If it succeeds, the key is the newest.
 func (s *keyStore) generate(ctx context.Context, id string) (*managedKey, error) {
 	var made *managedKey
 	err := s.inDirectory(ctx, func() (err error) {
@@ -127,7 +128,7 @@ func (s *keyStore) generateInTurn(ctx context.Context, id string) (*managedKey, 
 	if err != nil {
 		return nil, err
 	}
-	if ctx.Err() != nil { // nobody waits for the key
+	if ctx.Err() != nil { // SPIRE no longer waits for the key
 		return nil, context.Cause(ctx)
 	}
 	if err := keydir.Write(s.directory, slot); err != nil {
@@ -184,7 +185,7 @@ func (s *keyStore) reloadInTurn(ctx context.Context) (map[string]*managedKey, er
 	return keys, nil
 }
 
-// find returns the key with an ID.
+// find returns the key with an ID. If it is not known, find loads the directory again.
 func (s *keyStore) find(ctx context.Context, id string) (*managedKey, error) {
 	if k := s.known()[id]; k != nil {
 		return k, nil

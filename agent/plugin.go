@@ -32,13 +32,13 @@ type Plugin struct {
 
 	edge
 	tpm     atomic.Pointer[configured]
-	reading chan struct{} // of size 1; whoever has sent to it may read the event log
+	reading chan struct{} // of size 1; the attestation that has sent to it may read the event log
 }
 
-// configured is what a configuration makes.
+// configured is the state of one configuration.
 type configured struct {
 	*tpm.TPM
-	files chan struct{} // of size 1; whoever has sent to it may read the DevID's files and the SVID key's
+	files chan struct{} // of size 1; who has sent to it may read the files of the DevID and the SVID key
 }
 
 // New returns a plugin that is not configured yet.
@@ -109,31 +109,32 @@ func (p *Plugin) AidAttestation(stream nodeattestorv1.NodeAttestor_AidAttestatio
 	return prove(stream, attestor.NewProver(a.Claim, &activator{p, ctx, device.TPM, a}))
 }
 
-// readTimeout is how long reading the DevID's files, or the event log, may take: a file system may hang.
-// A server waits longer than that for an answer.
+// readTimeout is how long reading the DevID's files, the SVID key's or the event log may take: a file system may
+// hang. A server waits longer than that for an answer.
 const readTimeout = 10 * time.Second
 
-// errKeysHang is the error if the SVID key's directory cannot be read in time.
+// errKeysHang is the error of a key directory that cannot be read in time.
 var errKeysHang = &tpm.Error{
 	Class: tpm.ErrNotReady, Err: fmt.Errorf("svid_key_directory could not be read within %v", readTimeout),
 	Hint: "mend the file system that it is on, or use a directory on a disk of this machine",
 }
 
-// errFilesHang is the error if the DevID's files cannot be read in time.
+// errFilesHang is the error of DevID files that cannot be read in time.
 var errFilesHang = &tpm.Error{
 	Class: tpm.ErrNotReady, Err: fmt.Errorf("the DevID's files could not be read within %v", readTimeout),
 	Hint: "mend the file system that they are on, or move them to a disk of this machine (cert_path, priv_path, " +
 		"pub_path in the block devid)",
 }
 
-// readDevID reads the DevID's files, and readSVIDKey which SVID key is the newest. The TPM is free
-// meanwhile. A read that hangs is not joined by others of the same configuration.
+// readDevID reads the DevID's files. The TPM is free meanwhile. While a read hangs, the same configuration
+// starts no other: further attestations wait for it and fail.
 func (p *Plugin) readDevID(
 	ctx context.Context, turn chan struct{}, read func() (*tpm.DevIDFiles, error),
 ) (*tpm.DevIDFiles, error) {
 	return inTime(ctx, &p.edge, turn, errFilesHang, read)
 }
 
+// readSVIDKey reads which SVID key is the newest, as readDevID reads the DevID's files.
 func (p *Plugin) readSVIDKey(
 	ctx context.Context, turn chan struct{}, read func() (*keydir.Slot, error),
 ) (*keydir.Slot, error) {
@@ -168,7 +169,7 @@ func (a *activator) Activate(task *attestor.Activation) (*attestor.Activated, er
 var errEventLogHangs = fmt.Errorf("it could not be read within %v", readTimeout)
 
 // readEventLog returns the event log, or nil if it cannot be read: the server decides what that
-// means. The TPM is free meanwhile. A read that hangs is not joined by others.
+// means. The TPM is free meanwhile. While a read hangs, no other is started.
 func (p *Plugin) readEventLog(ctx context.Context, read func() ([]byte, error)) []byte {
 	ctx, cancel := context.WithTimeoutCause(ctx, readTimeout, errEventLogHangs)
 	defer cancel()

@@ -15,11 +15,11 @@ import (
 const (
 	dirMode  fs.FileMode = 0o700
 	fileMode fs.FileMode = 0o600
-	// othersWrite are the bits that let others than the owner change what is in a directory.
+	// othersWrite are the bits that let other users change what is in a directory.
 	othersWrite fs.FileMode = 0o022
 )
 
-// An Error is an error that lasts until somebody acts. Its text is that of Err, followed by Hint.
+// An Error is a failure that somebody has to mend. Its text is that of Err, followed by Hint.
 type Error struct {
 	Err  error
 	Hint string
@@ -30,7 +30,7 @@ func (e *Error) Error() string { return e.Err.Error() + ": " + e.Hint }
 // Unwrap returns the underlying error.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Unreadable is a file of a directory that holds no key, or none that can be read.
+// Unreadable is a file that has the name of a key's file, and from which no key can be read.
 type Unreadable struct {
 	Path string
 	Err  error
@@ -40,13 +40,13 @@ type Unreadable struct {
 type Listing struct {
 	// Slots are the keys, the newest first.
 	Slots []Slot
-	// Unreadable are the files that should hold a key and do not. The key in them is lost: whoever
-	// needs it makes a new one.
+	// Unreadable are the files that should hold a key and do not. Their keys are lost: SPIRE's agent
+	// makes new ones.
 	Unreadable []Unreadable
 }
 
-// Prepare makes the directory at path, if it is not there and the directory above it is. It is an error
-// if others than its owner may write to it, or this process may not.
+// Prepare makes the directory at path if it does not exist. The directory above it must exist. It is an error
+// if this process cannot use the directory at path, or if users other than its owner may write to it.
 func Prepare(path string) error {
 	path = filepath.Clean(path)
 	err := os.Mkdir(path, dirMode)
@@ -68,7 +68,7 @@ func Prepare(path string) error {
 	return root.Close()
 }
 
-// open opens the directory at path, if nobody but its owner may write to it.
+// open opens the directory at path. It is an error if users other than its owner may write to it.
 func open(path string) (*os.Root, error) {
 	if info, err := os.Stat(path); err == nil && !info.IsDir() {
 		return nil, &Error{
@@ -95,7 +95,7 @@ func open(path string) (*os.Root, error) {
 	return root, nil
 }
 
-// explain returns what could not be done with a file or directory, and what to do about it.
+// explain returns an error that says what could not be done with a file or directory, and what to do about it.
 func explain(doing, path string, err error) error {
 	if number, ok := errors.AsType[syscall.Errno](err); ok {
 		err = number // without the path, which this function names itself
@@ -117,7 +117,7 @@ func explain(doing, path string, err error) error {
 	return err
 }
 
-// List reads the directory at path.
+// List reads the keys in the directory at path. A file that cannot be read is no error: it is in Unreadable.
 func List(path string) (*Listing, error) {
 	root, err := open(path)
 	if err != nil {
@@ -173,7 +173,7 @@ func slotNames(root *os.Root, path string) ([]string, error) {
 
 // read reads a slot's file.
 func read(root *os.Root, name string) (*Slot, error) {
-	// Opening what is no regular file may block.
+	// Without O_NONBLOCK, opening a FIFO would block.
 	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -203,8 +203,8 @@ func (l *Listing) NextSerial() uint64 {
 	return l.Slots[0].Serial + 1
 }
 
-// Write puts a key into the directory at path, in place of the one with its ID. The directory is as it
-// was if there is an error, or if the process ends while it writes.
+// Write writes a key into the directory at path, in place of an earlier key with its ID. If there is an error,
+// or if the process ends while it writes, the earlier key is still there.
 func Write(path string, slot *Slot) error {
 	content, err := slot.format()
 	if err != nil {
@@ -232,8 +232,8 @@ func Write(path string, slot *Slot) error {
 	return syncDir(path)
 }
 
-// replace replaces a file by content. What it writes first is under a name that no key's file has, and is
-// replaced by the next call if this process ends meanwhile.
+// replace replaces the content of a file, or makes the file. It writes a temporary file, whose name no key's file
+// has, and renames it. If this process ends in between, the next call removes the temporary file.
 func replace(root *os.Root, name string, content []byte) error {
 	temp := strings.TrimSuffix(name, suffix) + ".new"
 	if err := root.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -257,14 +257,14 @@ func replace(root *os.Root, name string, content []byte) error {
 	return err
 }
 
-// syncDir writes to the disk which names a directory has.
+// syncDir writes the names in a directory to the disk.
 func syncDir(path string) error {
 	dir, err := os.Open(path) //nolint:gosec // G304: a configured path
 	if err != nil {
 		return explain("open the directory", path, err)
 	}
 	err = dir.Sync()
-	if errors.Is(err, syscall.EINVAL) { // some file systems have no such thing
+	if errors.Is(err, syscall.EINVAL) { // this file system cannot sync directories
 		err = nil
 	}
 	return errors.Join(err, dir.Close())

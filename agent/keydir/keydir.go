@@ -1,11 +1,10 @@
-// Package keydir is the directory in which the agent's KeyManager keeps what its keys are made from:
-// for each key a file with random bytes, from which a TPM derives the key, and which it is. Without that
-// TPM the files are of no use, since another TPM makes other keys from the same bytes. With it, whoever
-// may open the TPM needs them to use the keys.
+// Package keydir is the directory in which the agent's KeyManager keeps a file for each key. The file holds
+// random bytes, from which the TPM derives the key, and the TPM's name of the key. Without that TPM, the files
+// are of no use: another TPM derives other keys from the same bytes. A program that may open the TPM still needs
+// the files to use the keys.
 //
-// Each key has an ID, chosen by SPIRE's agent, and a file of its own, which is replaced as a whole. The
-// KeyManager writes it, and the node attestor, another process, reads it. A directory belongs to one
-// agent.
+// Each key has an ID, chosen by SPIRE's agent. Its file is replaced as a whole. The KeyManager writes the files,
+// and the node attestor, another process, reads them. A directory belongs to one agent.
 package keydir
 
 import (
@@ -23,39 +22,39 @@ import (
 
 // The limits of what a directory holds.
 const (
-	// MaxSlots is how many keys a directory holds. SPIRE's agent has two.
+	// MaxSlots is the largest number of keys in a directory. SPIRE's agent has two.
 	MaxSlots = 16
 	// MaxID is the length of the longest ID, in bytes.
 	MaxID = 64
-	// UniqueSize is the number of random bytes from which a TPM makes a key.
+	// UniqueSize is the number of random bytes from which a TPM derives a key.
 	UniqueSize = 32
 
 	maxFile    = 4 << 10 // bytes
-	maxEntries = 1024    // of the directory, whatever they are
-	maxSerial  = 1 << 53 // a number that every JSON reader keeps
+	maxEntries = 1024    // of the directory, keys or not
+	maxSerial  = 1 << 53 // every JSON reader keeps integers up to this
 	nameSize   = 2 + sha256.Size
 	version    = 1
 )
 
-// nameAlgSHA256 is how the name of a key begins that is named with SHA-256 (TPM 2.0 library, part 1,
-// 16, and part 2, 6.3).
+// nameAlgSHA256 is TPM_ALG_SHA256, the first two bytes of a key's name whose nameAlg is SHA-256 (TPM 2.0
+// library, part 1, 16, and part 2, 6.3).
 var nameAlgSHA256 = []byte{0x00, 0x0B}
 
-// A Slot is a key.
+// A Slot is what a file says of a key.
 type Slot struct {
 	// ID is SPIRE's name for the key: 1 to MaxID bytes of UTF-8.
 	ID string
-	// Serial says when the key was made: the key with the highest is the newest. No two keys that were
-	// written to one directory have the same.
+	// Serial is 1 to 2^53 and orders the keys of a directory: the newest key has the highest serial, and
+	// no two keys have the same.
 	Serial uint64
-	// Unique is what a TPM makes the key from.
+	// Unique are the random bytes from which the TPM derives the key.
 	Unique [UniqueSize]byte
-	// Name is the TPM's name of the key, by SHA-256. A TPM that makes another name from Unique is not
-	// the TPM that the key is in.
+	// Name is the TPM's name of the key, with the nameAlg SHA-256. A TPM that derives a key with another name
+	// from Unique is another TPM.
 	Name []byte
 }
 
-// CheckID reports whether a key may have this ID.
+// CheckID returns why a key cannot have this ID, or nil.
 func CheckID(id string) error {
 	switch {
 	case id == "":
@@ -68,7 +67,7 @@ func CheckID(id string) error {
 	return nil
 }
 
-// file is a slot as it is in a file.
+// file is the JSON of a slot.
 type file struct {
 	Version int    `json:"version"`
 	ID      string `json:"id"`
@@ -77,8 +76,8 @@ type file struct {
 	Name    string `json:"name"`
 }
 
-// Parse reads a slot's file. It is an error if the file is cut off, or holds anything that this version
-// does not know.
+// Parse reads the content of a slot's file. It is an error if the content is cut off, or has a member that this
+// version does not know.
 func Parse(b []byte) (*Slot, error) {
 	if len(b) > maxFile {
 		return nil, fmt.Errorf("%d bytes, at most %d are possible", len(b), maxFile)
@@ -131,8 +130,8 @@ func (s *Slot) format() ([]byte, error) {
 
 const suffix = ".json"
 
-// fileName returns the name of a key's file. No two IDs have the same, and none leads out of the
-// directory: a byte other than a letter, a digit, "-" and "_" is written as % and two digits.
+// fileName returns the name of a key's file. No two IDs have the same file name, and no file name leads out of
+// the directory: a byte other than a letter, a digit, "-" and "_" is written as % and two hex digits.
 func fileName(id string) string {
 	var name strings.Builder
 	for _, b := range []byte(id) {

@@ -50,8 +50,8 @@ type Attestation struct {
 //
 // An error with a remedy wraps ErrSetup or ErrNotReady.
 //
-// Begin reads the files of a DevID. If others wait for the TPM, ReadDevID and BeginWith are the same in
-// two steps: they need not wait for a file system.
+// Begin reads the files of a DevID. A caller that shares the TPM with others calls ReadDevID and BeginWith
+// instead, so that the others do not wait for a file system.
 func (t *TPM) Begin(ctx context.Context) (*Attestation, error) {
 	files, err := t.ReadDevID()
 	if err != nil {

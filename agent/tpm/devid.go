@@ -86,7 +86,7 @@ func sameKey(a, b crypto.PublicKey) bool {
 // setup returns the error of a DevID that somebody has to see to.
 func setup(err error, hint string) error { return &Error{Class: ErrSetup, Err: err, Hint: hint} }
 
-// DevIDFiles is what TPM.ReadDevID has read. It does not change.
+// DevIDFiles is what TPM.ReadDevID has read. It does not change, and is safe for concurrent use.
 type DevIDFiles struct {
 	devID  devID  // without what the TPM knows of it
 	public []byte // TPMT_PUBLIC of the key, if it comes from files

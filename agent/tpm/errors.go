@@ -28,8 +28,8 @@ type Error struct {
 	Class error // ErrSetup or ErrNotReady
 	Err   error
 	Hint  string
-	// Key is the key of the agent plugin's configuration that Hint names, if it names one. A program that
-	// has a flag instead says so in its messages.
+	// Key is the key of the agent plugin's configuration that Hint names, or empty. A command that has a flag
+	// instead of the key replaces it in its messages.
 	Key string
 }
 

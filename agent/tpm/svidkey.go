@@ -15,12 +15,12 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// An SVIDKey is a key of the TPM for the agent's SVID. The TPM has made it, does not give it out, and
-// signs with it for whoever may use the TPM. It is in the TPM only while commands need it.
+// An SVIDKey is a key of the TPM for the agent's SVID. The TPM has made it and does not give it out. Any program
+// that may use the TPM and has the key's files can sign with it. The key is in the TPM only while commands need
+// it. An SVIDKey is not safe for concurrent use.
 //
-// It is a primary key of the endorsement hierarchy, for the reasons of createAK, and because such a
-// key needs no memory: the TPM makes the same key from the same bytes after each restart, and other
-// TPMs make other keys from them.
+// It is a primary key of the endorsement hierarchy, for the reasons of createAK. Such a key needs no memory in
+// the TPM: after a restart, the TPM derives the same key from the same bytes. Another TPM derives another key.
 type SVIDKey struct {
 	// Public is its TPMT_PUBLIC, which attestor.ReadSVIDKey accepts.
 	Public []byte
@@ -31,22 +31,22 @@ type SVIDKey struct {
 	key    key
 }
 
-// svidKeyMark is the authPolicy of every SVID key, by which flushOwn finds those that were left in the
+// svidKeyMark is the authPolicy of every SVID key, by which flushOwnKeys finds keys that were left in the
 // TPM. No policy has this digest; the key is used with its empty password.
 func svidKeyMark() []byte {
 	mark := sha256.Sum256([]byte("spire-tpm-attestor agent key 1"))
 	return mark[:]
 }
 
-// svidKeyTemplate returns the template of an SVID key: that of an AK, but for its mark and that it
-// signs any digest.
+// svidKeyTemplate returns the template of an SVID key. It differs from an AK's in its mark, and in that the key
+// signs any digest (it is not restricted).
 func svidKeyTemplate(unique [keydir.UniqueSize]byte) (tpm2.TPMTPublic, error) {
 	template, err := akTemplate(attestor.P256, akForm{unique: unique[:], mark: svidKeyMark()})
 	template.ObjectAttributes.Restricted = false
 	return template, err
 }
 
-// MakeSVIDKey has the TPM make the SVID key that follows from unique. It leaves nothing in the TPM. If
+// MakeSVIDKey has the TPM derive the SVID key from unique. It leaves nothing in the TPM. If
 // ctx ends, it waits for the command under way, flushes what that has made, and returns the cause of
 // ctx. An error with a remedy wraps ErrSetup or ErrNotReady.
 func (t *TPM) MakeSVIDKey(ctx context.Context, unique [keydir.UniqueSize]byte) (_ *SVIDKey, err error) {
@@ -96,8 +96,8 @@ const noP256 = "this TPM does not make keys on P-256, which SPIRE's agent needs:
 // SignSVID has the TPM sign a SHA-256 digest with k, and returns the signature as ASN.1 DER (RFC 3279,
 // 2.2.3). It leaves nothing in the TPM. See MakeSVIDKey for ctx and errors.
 //
-// It loads the key's saved context, which takes a TPM a fraction of the time in which it makes the key.
-// After a restart of the TPM, it makes the key again.
+// It loads the key's saved context, which is much faster than making the key. After a restart of the TPM, it
+// makes the key again.
 func (t *TPM) SignSVID(ctx context.Context, k *SVIDKey, digest []byte) (_ []byte, err error) {
 	if len(digest) != sha256.Size {
 		return nil, fmt.Errorf("a digest of %d bytes: want %d", len(digest), sha256.Size)
@@ -135,7 +135,7 @@ func (t *TPM) loadSVIDKey(c *conn, k *SVIDKey) (*key, error) {
 		if !isResponse(err) || isFull(err) {
 			return nil, explain("load the SVID key", err)
 		}
-		k.key.context = nil // from before a restart of the TPM
+		k.key.context = nil // the TPM was restarted since it was saved
 	}
 	made, err := t.createSVIDKey(c, k.unique)
 	if err != nil {
@@ -145,20 +145,20 @@ func (t *TPM) loadSVIDKey(c *conn, k *SVIDKey) (*key, error) {
 		made.key.flush(c)
 		return nil, otherTPM("sign with the SVID key")
 	}
-	// For the next time. Without it, the key is made again then.
+	// The next call loads this context. If it could not be saved, the next call makes the key again.
 	if rsp, err := execute(c, tpm2.ContextSave{SaveHandle: made.key.handle}); err == nil {
 		k.key.context = &rsp.Context
 	}
 	return &made.key, nil
 }
 
-// isResponse reports whether err is the TPM's answer, and not that there was none.
+// isResponse reports whether err is an error code that the TPM has answered, not a failure to reach it.
 func isResponse(err error) bool {
 	_, ok := errors.AsType[tpm2.TPMRC](err)
 	return ok
 }
 
-// otherTPM is the error of an SVID key that this TPM makes differently.
+// otherTPM is the error if this TPM derives another key than the one in the file.
 func otherTPM(doing string) error {
 	return &Error{
 		Class: ErrSetup,
@@ -179,10 +179,10 @@ func signatureDER(sig *tpm2.TPMTSignature) ([]byte, error) {
 	})
 }
 
-// ReadSVIDKey reads which SVID key is the newest. It returns nil if none is configured, and an error if
-// the directory holds none: an agent that leaves its key out would be refused by a server that requires
-// it, and with another reason. It does not use the TPM, and is safe for concurrent use. The directory may
-// be on a file system that hangs.
+// ReadSVIDKey reads which SVID key is the newest. It returns nil if no directory is configured, and an error if
+// the directory holds no key: a server that requires the key would refuse an agent that leaves it out, and its
+// reason would not name the directory. ReadSVIDKey does not use the TPM, and is safe for concurrent use. It hangs
+// if the directory is on a file system that hangs.
 func (t *TPM) ReadSVIDKey() (*keydir.Slot, error) {
 	path := t.config.SVIDKeyDirectory
 	if path == "" {
@@ -206,11 +206,11 @@ func (t *TPM) ReadSVIDKey() (*keydir.Slot, error) {
 	return &l.Slots[0], nil
 }
 
-// UseSVIDKey makes Activate certify an SVID key, which ReadSVIDKey has found, for the server.
-// Nil stands for none.
+// UseSVIDKey makes Activate certify the SVID key that ReadSVIDKey has returned. If slot is nil, Activate
+// certifies none.
 func (a *Attestation) UseSVIDKey(slot *keydir.Slot) { a.svidKey = slot }
 
-// SVIDKeyID returns the ID of the SVID key that Activate certifies, or nothing.
+// SVIDKeyID returns the ID of the SVID key that Activate certifies, or an empty string if there is none.
 func (a *Attestation) SVIDKeyID() string {
 	if a.svidKey == nil {
 		return ""

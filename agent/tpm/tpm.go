@@ -1,8 +1,8 @@
 // Package tpm is the agent's use of a TPM 2.0. It finds or makes the endorsement key
 // (EK) of the TCG's template, reads its certificate, and makes an attestation key (AK).
 // It also activates the credential with which a server verifies that both keys are in
-// the same TPM, has the AK quote PCRs, reads the firmware's event log, and proves a DevID. And
-// it makes the key of the agent's SVID, signs with it, and has the AK certify it.
+// the same TPM, has the AK quote PCRs, reads the firmware's event log, and proves a DevID.
+// Lastly, it makes the key of the agent's SVID, signs with it, and has the AK certify it.
 //
 // The package writes nothing to the TPM's NV memory, unless MakePersistent is called. It needs
 // owner authorization only for that and for a DevID whose key's parent is not in the TPM.
@@ -163,9 +163,9 @@ func New(config Config) (*TPM, error) {
 // authorization value (part 2, TPM2B_AUTH).
 const maxAuthSize = 64
 
-// connect opens the TPM for the attestation of ctx. The caller closes the connection. If the KeyManager,
-// another process, may have the device open, connect waits for it, for about ten seconds: it has the
-// device open only while it signs or makes a key.
+// connect opens the TPM for the call of ctx. The caller closes the connection. If a KeyManager is configured, which
+// is another process, connect waits for about ten seconds for a device that is in use: the KeyManager has it open
+// only while it signs or makes a key.
 func (t *TPM) connect(ctx context.Context) (*conn, error) {
 	pause := firstPause
 	for attempt := 0; ; attempt++ {
