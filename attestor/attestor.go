@@ -9,7 +9,7 @@
 //	                         ──response─▶   Session.Finish
 //
 // A challenge may also ask for a quote of PCRs by the AK, for the event log, and for a DevID. A
-// response may also hold the key of the agent's SVID, which no challenge asks for.
+// response may also hold the key of the agent's SVID, which the agent sends unasked.
 //
 // It knows nothing about SPIRE's gRPC, about configuration, or about which TPMs are
 // admitted.

@@ -69,7 +69,7 @@ type response struct {
 	Quote    *SignedQuote   `json:",omitzero"`
 	EventLog jsontext.Value `json:",omitzero"` // base64, or null if there is no log
 	DevID    *SignedDevID   `json:",omitzero"` // not there if the machine has none
-	SVIDKey  *SignedSVIDKey `json:",omitzero"` // not there if the machine has none
+	SVIDKey  *SignedSVIDKey `json:",omitzero"` // not there if the machine has none in its TPM
 }
 
 func encode(name string, msg any, limit int) ([]byte, error) {
@@ -249,7 +249,7 @@ type reply struct {
 	quote    *SignedQuote   // nil if it was not asked for, and if there is none
 	eventLog []byte         // nil if it was not asked for, and if there is none
 	devID    *SignedDevID   // nil if it was not asked for, and if there is none
-	svidKey  *SignedSVIDKey // nil if it is not to be read, and if there is none
+	svidKey  *SignedSVIDKey // nil if Ask.SVIDKey is false, and if there is none
 }
 
 // decodeResponse reads the response to a challenge that asks for asked. Members that were not

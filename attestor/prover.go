@@ -46,8 +46,8 @@ type Claim struct {
 // An Activator is a TPM in which an EK and an AK are loaded, and the machine it is in.
 type Activator interface {
 	// Activate answers TPM2_ActivateCredential (TPM 2.0 library specification, part 3,
-	// 12.5), and if that has succeeded whatever else the activation asks for, and the SVID
-	// key, which no challenge asks for.
+	// 12.5). If that has succeeded, it does what else the activation asks for, and has the AK
+	// certify the SVID key, which no challenge asks for.
 	Activate(a *Activation) (*Activated, error)
 }
 

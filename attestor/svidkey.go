@@ -13,17 +13,17 @@ import (
 )
 
 // ErrSVIDKeyFailed is wrapped by an error of Session.Finish if the SVID key in the response is well
-// formed and its proof does not hold: it is not a key that stays in its TPM and that SPIRE can use,
-// or the AK has not certified it in this session.
+// formed and its proof does not hold: the key may leave its TPM, SPIRE cannot use it, or the AK has
+// not certified it in this session.
 var ErrSVIDKeyFailed = errors.New("the proof of the SVID key does not hold")
 
-// SVIDKey is the key of an agent's SVID, which the agent has proved: it is in the TPM of the
-// attestation key, which made it and does not give it out.
+// SVIDKey is the key of an agent's SVID, as the agent has proved it: the TPM that has the
+// attestation key has made the key and does not give it out.
 type SVIDKey struct {
 	// Public is on P-256.
 	Public *ecdsa.PublicKey
-	// SPKIHash is the SHA-256 of Public in PKIX, in DER. Two encodings of the same key in a TPM's
-	// structures have the same SPKIHash. For an SVID, SPIRE's server hands the same DER to a
+	// SPKIHash is the SHA-256 of Public's SubjectPublicKeyInfo in DER (RFC 5280, 4.1.2.7). It does not
+	// depend on how the TPM encodes the key. SPIRE's server hands the same DER to a
 	// CredentialComposer.
 	SPKIHash [sha256.Size]byte
 }
@@ -35,18 +35,19 @@ type SignedSVIDKey struct {
 	Signature []byte // TPMT_SIGNATURE of Attest by the AK
 }
 
-// SVIDKeyData returns what the AK certifies an SVID key over, if secret is the one that the
-// challenge has activated. Only the machine that is challenged can know the secret before the
-// server gets the response, and a server cannot have the AK sign something of its choice.
+// SVIDKeyData returns the qualifyingData with which the AK certifies an SVID key (TPM 2.0 library
+// specification, part 3, 18.2). secret is the activated secret of the challenge: until the server gets
+// the response, only the challenged machine knows it. Since the data is a hash with a fixed prefix, a
+// server cannot have the AK sign data of its choice.
 func SVIDKeyData(secret []byte) []byte {
 	sum := sha256.Sum256(slices.Concat([]byte("spire-tpm-attestor svid key 1\x00"), secret))
 	return sum[:]
 }
 
-// ReadSVIDKey returns the key in a TPMT_PUBLIC. It is an error if a Verifier would not accept the
-// key: SVIDs need a key on P-256 that signs by ECDSA with SHA-256 and with the key's password,
-// that its TPM has made and does not give out, that signs anything, does not decrypt, and is named
-// with SHA-256.
+// ReadSVIDKey returns the key in a TPMT_PUBLIC. It is an error if a Verifier would not accept the key:
+// it must be on P-256 with the scheme ECDSA and SHA-256 and with the nameAlg SHA-256. Of its
+// attributes, fixedTPM, fixedParent, sensitiveDataOrigin, userWithAuth and sign must be set, and
+// restricted and decrypt clear.
 func ReadSVIDKey(public []byte) (*ecdsa.PublicKey, error) {
 	area, err := readPublic(public)
 	if err != nil {
@@ -55,7 +56,7 @@ func ReadSVIDKey(public []byte) (*ecdsa.PublicKey, error) {
 	return area.svidKey()
 }
 
-// svidKey returns the key in p. It is an error if the key cannot be an SVID's.
+// svidKey returns the key in p, with the checks of ReadSVIDKey.
 func (p *publicArea) svidKey() (*ecdsa.PublicKey, error) {
 	err := p.checkAttributes("an SVID key",
 		attrFixedTPM|attrFixedParent|attrSensitiveDataOrigin|attrUserWithAuth|attrSign, attrRestricted|attrDecrypt)
@@ -87,7 +88,7 @@ func svidKeyFailed(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrSVIDKeyFailed, fmt.Sprintf(format, args...))
 }
 
-// proveSVIDKey returns the key in s if k, the AK, has certified it over data.
+// proveSVIDKey returns the key in s if k, the AK, has certified it with data as the qualifyingData.
 func (k *signer) proveSVIDKey(s *SignedSVIDKey, data []byte) (*SVIDKey, error) {
 	area, err := readPublic(s.Public)
 	if err != nil {

@@ -109,14 +109,14 @@ type Session struct {
 	asked  Ask
 }
 
-// Ask is what a challenge asks for besides the secret, and what is read of the response.
+// Ask says what a challenge asks for besides the secret, and what Finish reads in the response.
 type Ask struct {
 	Quote    *QuoteRequest // nil: no quote
 	EventLog bool          // the event log, which is only asked for together with a quote
 	DevID    bool
-	// SVIDKey says that an SVID key in the response is read and its proof checked. The challenge
-	// is the same without it: an agent that has an SVID key sends it unasked, and without SVIDKey
-	// it is skipped, whatever it is.
+	// SVIDKey makes Finish read an SVID key in the response and check its proof. The challenge does
+	// not depend on it: an agent that has an SVID key sends it unasked. If SVIDKey is false, Finish
+	// skips the key, whatever it is.
 	SVIDKey bool
 
 	uncertified bool // the DevID has no certificate: Verifier.Enrolment
@@ -154,9 +154,8 @@ type Answer struct {
 	// nil if none was asked for. It is nil too if the agent offers a DevID and sends none: who
 	// has no DevID that works is a machine with only an EK, and rules say if that is enough.
 	DevID *DevID
-	// SVIDKey is proved: the AK has certified it in this session. It is nil if it was not to be
-	// read (Ask.SVIDKey), and if the agent sends none: whether that is enough is for the caller to
-	// say.
+	// SVIDKey is proved: the AK has certified it in this session. It is nil if Ask.SVIDKey is false,
+	// and if the agent sends none; the caller decides whether that is enough.
 	SVIDKey *SVIDKey
 }
 

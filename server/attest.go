@@ -35,7 +35,7 @@ type attestation struct {
 	askedDevID bool
 	boot       *sources.Boot  // what the machine has proved of its boot; nil if nothing
 	devID      *sources.DevID // the DevID that the machine has proved; nil if none
-	// askedSVIDKey is whether an SVID key in the response is looked at. If so, svidKeyIn is
+	// askedSVIDKey is true if an SVID key in the response is checked. If so, svidKeyIn is
 	// svidKeyInTPM or svidKeyNone once the machine has answered.
 	askedSVIDKey bool
 	svidKeyIn    string

@@ -39,8 +39,8 @@ var outcomes = [...]outcome{
 	outcomeNoAnswer, outcomeAgentLeft, outcomeNoID, outcomeSecondUse, outcomeInternal,
 }
 
-// reason is why an attestation was refused, or why something could not tell, as the metrics count
-// it. It tells apart what an outcome does not.
+// reason is why an attestation was refused, or why the server could not tell, as the metrics count
+// it. It tells apart attestations with the same outcome.
 type reason string
 
 // The reasons.
@@ -64,7 +64,7 @@ const (
 	reasonAdmissions reason = "too_many_admissions"   // maxReserved
 )
 
-// reasons has the reasons that each outcome may have; the others have none.
+// reasons are the reasons that an outcome may have. The outcomes that are not in it have none.
 var reasons = map[outcome][]reason{
 	outcomeRefused: {reasonDenied, reasonNoRule, reasonNoQuote, reasonEventLog, reasonSVIDKey, reasonOther},
 	outcomeUnavailable: {
@@ -133,8 +133,8 @@ func notAdmitted(d *policy.Decision) *failure {
 	}
 }
 
-// crowdedOr returns the reason why a decision could not be made: r, unless a source was not waited
-// for because too many strangers wait.
+// crowdedOr returns r, or reasonStrangers if the decision lacks the answer of a source because too
+// many strangers were waiting already.
 func crowdedOr(r reason, d *policy.Decision) reason {
 	for i := range d.Answers {
 		if errors.Is(d.Answers[i].Err, admission.ErrCrowded) {

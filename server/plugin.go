@@ -72,7 +72,7 @@ type Plugin struct {
 	underWay    atomic.Int64      // attestations whose payload has arrived
 	strangers   *admission.Places // for those whose TPM no source lists so far
 
-	family   handover.Family // whose composer the plugin hands keys over to
+	family   handover.Family // the composer must be of this family
 	reserved reservations    // of IDs, if reattest is false
 
 	held     budgets
@@ -94,10 +94,10 @@ type generation struct {
 	*config.Config
 	set      *admission.Set
 	verifier attestor.Verifier
-	composer *handover.Client // nil unless the configuration is about SVID keys
+	composer *handover.Client // nil if svid_key is "off"
 }
 
-// New returns a plugin that is not configured yet. It is to be called when the process starts: see
+// New returns a plugin that is not configured yet. Call it when the process starts: see
 // handover.Own.
 func New() *Plugin {
 	p := &Plugin{

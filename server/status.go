@@ -174,7 +174,7 @@ func (w *watch) announce(names []string) {
 }
 
 // memory returns how many bytes of memory Go's runtime has from the operating system. The caches of
-// lists, which are files that are mapped, do not count.
+// lists do not count, since they are mapped files.
 func memory() uint64 {
 	sample := []runtimemetrics.Sample{
 		{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"},

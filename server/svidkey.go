@@ -13,18 +13,18 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// In which key an agent's SVID will be, as the log and the metrics say it.
+// The values of svid_key in the log and in the metrics: where the key of the agent's SVID is.
 const (
 	svidKeyInTPM = "tpm"
-	svidKeyNone  = "none" // the agent has certified none
+	svidKeyNone  = "none" // not known: the TPM has certified no key
 )
 
-// looksAtSVIDKey reports whether a configuration is about the keys of SVIDs.
+// looksAtSVIDKey reports whether a configuration has the server check the keys of agents' SVIDs.
 func looksAtSVIDKey(c *config.Config) bool {
 	return c.SVIDKey == config.SVIDKeyOptional || c.SVIDKey == config.SVIDKeyRequired
 }
 
-// composer returns a client of the credential composer, or nil if a configuration needs none.
+// composer returns a client of the credential composer, or nil if the configuration does not use the composer.
 func (p *Plugin) composer(c *config.Config) *handover.Client {
 	if !looksAtSVIDKey(c) {
 		return nil
@@ -32,7 +32,7 @@ func (p *Plugin) composer(c *config.Config) *handover.Client {
 	return handover.NewClient(c.SVIDKeySocket, p.family)
 }
 
-// noteSVIDKey sets which SVID key the machine has proved.
+// noteSVIDKey notes which SVID key the answer proves.
 func (a *attestation) noteSVIDKey(answer *attestor.Answer) {
 	if !a.askedSVIDKey {
 		return
@@ -43,8 +43,8 @@ func (a *attestation) noteSVIDKey(answer *attestor.Answer) {
 	}
 }
 
-// checkSVIDKey checks what the machine has proved of its SVID key against the configuration that
-// is current now.
+// checkSVIDKey returns why the current configuration does not admit the machine with the SVID key that it has
+// proved, or nil. The configuration may have changed since the challenge.
 func (a *attestation) checkSVIDKey() *failure {
 	switch {
 	case !looksAtSVIDKey(a.Config):
@@ -63,7 +63,7 @@ func (a *attestation) checkSVIDKey() *failure {
 	return nil
 }
 
-// svidKeySelectors returns the selectors of what a machine has proved of its SVID key.
+// svidKeySelectors returns the selectors for a proved SVID key.
 func (a *attestation) svidKeySelectors() []string {
 	if !looksAtSVIDKey(a.Config) || a.svidKey == nil {
 		return nil
@@ -71,8 +71,8 @@ func (a *attestation) svidKeySelectors() []string {
 	return []string{sources.PrefixSVIDKey + svidKeyInTPM}
 }
 
-// handOver tells the credential composer for which key SPIRE may sign the agent's SVID. Nothing
-// is left to do after it but to tell SPIRE that the machine is admitted.
+// handOver tells the credential composer for which key SPIRE may sign the agent's SVID. It is the last
+// step before SPIRE is told that the machine is admitted.
 func (a *attestation) handOver(ctx context.Context, id spiffeid.ID) *failure {
 	if !looksAtSVIDKey(a.Config) {
 		return nil

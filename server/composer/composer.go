@@ -1,10 +1,9 @@
-// Package composer is SPIRE's credential composer "tpm": a plugin by which SPIRE's server gives an
-// agent that the node attestor "tpm" has admitted an SVID only for the key that the attestor has
-// handed over.
+// Package composer is SPIRE's credential composer "tpm". With it, SPIRE's server gives an agent of
+// the node attestor "tpm" an SVID only for the key that the attestor has handed over for it.
 //
-// SPIRE asks a composer about everything that it signs, and does not start one again that has
-// died: without it, nobody gets an SVID. So this one has memory, a mutex and a socket, and
-// nothing else: no list, no file that it reads, no network. A panic ends one call.
+// SPIRE asks its composers about everything that it signs, and does not restart a composer that has
+// died: nobody gets an SVID then. So this composer has a table in memory, a mutex and a socket, and
+// nothing else: it reads no lists and no files, and uses no network. A panic ends one call.
 package composer
 
 import (
@@ -28,8 +27,9 @@ import (
 
 // Plugin is the SPIRE plugin. Use New to make one. It is safe for concurrent use.
 //
-// Of what it does not decide about it answers nothing, upon which SPIRE issues what it would issue
-// without the plugin. It never answers Unimplemented: SPIRE takes that for nothing, too.
+// To a request that it does not decide about, it returns an empty response, and SPIRE issues what it
+// would issue without the plugin. It never returns Unimplemented, which SPIRE takes for an empty
+// response.
 type Plugin struct {
 	composerv1.UnimplementedCredentialComposerServer
 	configv1.UnimplementedConfigServer
@@ -45,7 +45,7 @@ type Plugin struct {
 
 var _ pluginsdk.NeedsLogger = (*Plugin)(nil)
 
-// New returns a plugin that is not configured yet. It is to be called when the process starts: see
+// New returns a plugin that is not configured yet. Call it when the process starts: see
 // handover.Own.
 func New() *Plugin { return &Plugin{log: hclog.NewNullLogger(), family: handover.Own()} }
 
@@ -67,7 +67,7 @@ func (*Plugin) ComposeServerX509SVID(
 }
 
 // ComposeAgentX509SVID implements the CredentialComposer service. It refuses an SVID for a key
-// that has not been handed over.
+// that has not been handed over, if the plugin decides about the agent's ID.
 func (p *Plugin) ComposeAgentX509SVID(
 	_ context.Context, req *composerv1.ComposeAgentX509SVIDRequest,
 ) (_ *composerv1.ComposeAgentX509SVIDResponse, err error) {
@@ -85,7 +85,7 @@ func (p *Plugin) ComposeAgentX509SVID(
 	return &composerv1.ComposeAgentX509SVIDResponse{}, nil
 }
 
-// refusal is what an agent is told, and the log of SPIRE's server: it has the agent's ID beside it.
+// refusal returns what the agent is told. SPIRE's server logs it too, beside the agent's ID.
 func refusal(err error) string {
 	if errors.Is(err, handover.ErrOtherKey) {
 		return "no SVID for this agent: its key is not the one that its TPM has certified in its attestation: " +
@@ -137,9 +137,9 @@ func (p *Plugin) refuseAgents(text string) error {
 	return status.Error(codes.PermissionDenied, "no SVID for a workload with the ID of an agent")
 }
 
-// Configure puts a configuration into service. If the socket is another one, the plugin listens at
-// that before it leaves the previous one, and what has been handed over stays. If the configuration
-// is refused, the previous one stays in service.
+// Configure puts a configuration into service. If it names another socket, the plugin first listens
+// there and then closes the previous socket. Keys that have been handed over stay. If the
+// configuration is refused, the previous one stays in service.
 func (p *Plugin) Configure(
 	ctx context.Context, req *configv1.ConfigureRequest,
 ) (_ *configv1.ConfigureResponse, err error) {

@@ -40,8 +40,8 @@ type Config struct {
 	// SVIDKey says for which keys agents get SVIDs: SVIDKeyOff, SVIDKeyOptional or
 	// SVIDKeyRequired.
 	SVIDKey string
-	// SVIDKeySocket is where CredentialComposer "tpm" listens; empty if SVIDKey is SVIDKeyOff and
-	// no socket is configured.
+	// SVIDKeySocket is the path at which CredentialComposer "tpm" listens. It may be empty if SVIDKey
+	// is SVIDKeyOff.
 	SVIDKeySocket string
 	// AllowWeakEK admits RSA endorsement keys with the ROCA weakness
 	// (CVE-2017-15361).

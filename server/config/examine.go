@@ -30,12 +30,12 @@ func (c *Config) Examine(network bool) {
 	}
 }
 
-// Follow makes the sources of c follow what a server serves, beside that server. Lists from web
-// servers are those of the server's caches, which are read, whoever owns the files, and never
-// written; files, folders and databases are read as the server reads them. What a machine would
-// have to show, such as its EK certificate, is not known: the sources that judge it load nothing.
-// Follow must be called before the sources are started. It returns the longest time after which a
-// server with the same configuration sees a change that another server has seen already.
+// Follow makes the sources of c follow what a running server serves. A list from a web server is
+// read in the server's cache, whoever owns the file; Follow never writes caches. Files, folders and
+// databases are read as the server reads them. What a machine would have to show, such as its EK
+// certificate, is not known, so the sources that judge it load nothing. Follow must be called before
+// the sources are started. It returns the longest time by which another server with the same
+// configuration may see a change later than the caller.
 func (c *Config) Follow() (lag time.Duration) {
 	for i := range c.Members {
 		m := &c.Members[i]
@@ -53,7 +53,7 @@ func (c *Config) Follow() (lag time.Duration) {
 	return lag
 }
 
-// notShown is in the place of a source that needs what the machine would show.
+// notShown stands for a source that judges what a machine shows.
 type notShown struct{}
 
 var errNotShown = fmt.Errorf("needs what the machine would show: %w", sources.ErrNeedsChallenge)

@@ -64,7 +64,7 @@ type spire struct {
 	trustDomain spiffeid.TrustDomain // zero if it is not known
 	identity    web.IdentityProvider
 	quote       *Quote // nil if machines are not asked to quote
-	// besideHashes is whether a source is the key ca_path beside hash_path.
+	// besideHashes is true for the source of the key ca_path if the key hash_path is set as well.
 	besideHashes bool
 }
 
@@ -101,7 +101,8 @@ const (
 // nameOfMachine is the field that a list of machines gives.
 func nameOfMachine() []given { return []given{{field: agentpath.Name}} }
 
-// authorities returns the keys of a source that knows certificate authorities. bundles is an example of that key.
+// authorities returns the keys of a source that trusts certificate authorities. bundles is an example of the key
+// bundles.
 func authorities(c *truststore.Config, bundles string) []key {
 	c.CRL = certs.CRLOff
 	return []key{

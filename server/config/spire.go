@@ -23,8 +23,7 @@ type input struct {
 	unread   bool
 	// kinds are the kinds of sources that there are.
 	kinds []kind
-	// composer is CredentialComposer "tpm" beside the plugin; nil if it is not known whether
-	// there is one.
+	// composer says whether the configuration has a CredentialComposer "tpm"; nil if that is not known.
 	composer *composerBlock
 }
 

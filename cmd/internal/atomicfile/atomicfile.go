@@ -16,10 +16,10 @@ import (
 // Write replaces the file at path by what fill writes, or makes it. The new file has the
 // permissions and the owner of the old one. If there is an error, path is as it was.
 //
-// If path is a link, the file that it leads to is replaced. But it is an error if somebody else
-// controls the link: whoever has a folder could make root replace any file. Root and the user
-// who runs this are nobody else. The folders of path may be links of anybody: the caller has
-// named them.
+// If path is a link, the file that it leads to is replaced. But it is an error if a user other than
+// root and the user who runs this command can change the link: the owner of a folder could make
+// root replace any file. The folders on the way to path may be anybody's links, since the caller
+// has named them.
 func Write(path string, fill func(io.Writer) error) error {
 	p, err := locate(path)
 	if err != nil {
@@ -30,9 +30,9 @@ func Write(path string, fill func(io.Writer) error) error {
 	return p.put(readable, fill, p.folder.Rename)
 }
 
-// WriteProgram replaces what is at path, be it a link, by what fill writes, or makes it. The new file
-// belongs to who runs this, and everybody may run it, whatever the umask. If there is an error, path
-// is as it was.
+// WriteProgram replaces what is at path, even a link, by what fill writes, or makes it. The new file
+// belongs to the user who runs this command, and everybody may run it, whatever the umask. If there is
+// an error, path is as it was.
 func WriteProgram(path string, fill func(io.Writer) error) error {
 	p, err := open(path)
 	if err != nil {
@@ -49,8 +49,8 @@ func WriteProgram(path string, fill func(io.Writer) error) error {
 }
 
 // Create makes the file at path, with these permissions less the umask and what fill writes. If
-// something is at path already, be it a link, the error wraps fs.ErrExist, and nothing changes. The
-// file is there as a whole or not at all; nobody else could read its content before.
+// something is at path already, even a link, the error wraps fs.ErrExist, and nothing changes. The
+// file is there as a whole or not at all. While it is written, it has the same permissions.
 func Create(path string, perm fs.FileMode, fill func(io.Writer) error) error {
 	p, err := open(path)
 	if err != nil {
@@ -63,7 +63,7 @@ func Create(path string, perm fs.FileMode, fill func(io.Writer) error) error {
 	})
 }
 
-// A place is a name in a folder. The folder stays the same even if its path leads elsewhere meanwhile.
+// A place is a name in an open folder. If the folder's path leads elsewhere meanwhile, the place stays the same.
 type place struct {
 	folder *os.Root
 	path   string // for messages
@@ -84,7 +84,7 @@ func (p *place) close() { _ = p.folder.Close() } // nothing is written to it
 // maxLinks is how many links are followed, as in Linux.
 const maxLinks = 40
 
-// locate returns where the file is that path leads to, and what is there.
+// locate follows the links at path, and returns the place of the file that they lead to.
 func locate(path string) (*place, error) {
 	for at, left := path, maxLinks; left > 0; left-- {
 		p, err := open(at)
@@ -107,7 +107,8 @@ func locate(path string) (*place, error) {
 	return nil, fmt.Errorf("%q leads to more than %d links", path, maxLinks)
 }
 
-// look looks at what is at a place. If it is a link, look returns where the link leads to.
+// look looks at a place. If there is a link that nobody else controls, look returns where it leads. If there is a
+// regular file, look returns nothing and sets p.old.
 func (p *place) look() (next string, err error) {
 	info, err := p.folder.Lstat(p.name)
 	if err != nil {

@@ -28,8 +28,8 @@ func keepOwner(file *os.File, old fs.FileInfo) error {
 	return nil
 }
 
-// controls says who, other than root and the user who runs this, can point a link in a folder elsewhere; nothing if
-// nobody can. A user who has given a folder to a group trusts the group, but root does not.
+// controls says who, other than root and the user who runs this command, can make a link in a folder lead elsewhere.
+// It returns nothing if nobody can. A user who has given a folder to a group trusts that group; root does not.
 func controls(folder, link fs.FileInfo) string {
 	for _, info := range []fs.FileInfo{link, folder} {
 		s, ok := info.Sys().(*syscall.Stat_t)
@@ -42,7 +42,7 @@ func controls(folder, link fs.FileInfo) string {
 	}
 	const group, others = 0o020, 0o002
 	switch mode := folder.Mode(); {
-	case mode&fs.ModeSticky != 0: // only their owners can replace what is in it
+	case mode&fs.ModeSticky != 0: // only the owner of a link can replace it
 	case mode&others != 0:
 		return "every user"
 	case mode&group != 0 && os.Geteuid() == 0:

@@ -50,8 +50,9 @@ func Inspect(ctx context.Context, t *tpm.TPM) (*tpm.Report, error) {
 	return report, nil
 }
 
-// ByFlags returns an error whose remedy names a flag instead of a key of the agent plugin's configuration, where
-// the caller's users have one: flags are the flags, by key. It returns any other error, or nil, as it is.
+// ByFlags makes the remedy in err name a flag of the caller's command instead of a key of the agent plugin's
+// configuration. flags are the flags, by key. An error whose key has no flag, any other error and nil stay as they
+// are.
 func ByFlags(err error, flags map[string]string) error {
 	e, ok := errors.AsType[*tpm.Error](err)
 	if !ok || flags[e.Key] == "" {
@@ -61,7 +62,7 @@ func ByFlags(err error, flags map[string]string) error {
 	return &byFlagsError{err, strings.ReplaceAll(err.Error(), e.Hint, hint)}
 }
 
-// A byFlagsError is an error in other words.
+// A byFlagsError is an error with another text.
 type byFlagsError struct {
 	error
 	text string

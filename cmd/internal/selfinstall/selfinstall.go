@@ -1,5 +1,5 @@
-// Package selfinstall copies the program that runs to where SPIRE starts it: an image that holds
-// nothing but a plugin has no cp.
+// Package selfinstall copies the running program into the folder from which SPIRE starts it. A container image
+// that holds nothing but a plugin has no cp.
 package selfinstall
 
 import (
@@ -12,8 +12,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/atomicfile"
 )
 
-// Into copies this program into a folder, under a name, and returns the path of the copy. What was
-// there is replaced by the whole copy at one moment, or not at all. Everybody may run the copy.
+// Into copies this program into a folder, under a name, and returns the path of the copy. A file of that name is
+// replaced by the whole copy at one moment, or not at all. Everybody may run the copy.
 func Into(folder, name string) (string, error) {
 	info, err := os.Stat(folder)
 	if err == nil && !info.IsDir() {

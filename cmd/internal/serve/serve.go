@@ -60,11 +60,11 @@ type Plugin struct {
 	Closer io.Closer
 }
 
-// Main serves to SPIRE, which has started this process, the plugin of the type that SPIRE has
-// started it for: SPIRE starts a process for each plugin, though a command may have several. Their
-// Name and Version are the same, and no two are of one type. Main returns the exit code after
-// SPIRE has asked the plugin to end, SPIRE has ended, or this process has got SIGTERM, which
-// systemd sends to all processes of a service.
+// Main serves one of the plugins to SPIRE, which has started this process: the plugin whose type
+// SPIRE names. SPIRE starts a process for each plugin, even if one command has several. The plugins
+// must have the same Name and Version, and different types. Main returns the exit code after SPIRE
+// has asked the plugin to end, SPIRE has ended, or this process has got SIGTERM, which systemd sends
+// to all processes of a service.
 func Main(stderr io.Writer, plugins ...Plugin) int {
 	parent := os.Getppid()
 	i := slices.IndexFunc(plugins, wanted)
@@ -96,8 +96,8 @@ func Main(stderr io.Writer, plugins ...Plugin) int {
 	return s.end()
 }
 
-// wanted reports whether SPIRE has started this process for a plugin of the type of p: SPIRE says
-// so in the environment (go-plugin's magic cookie).
+// wanted reports whether SPIRE has started this process for a plugin of p's type. SPIRE names the
+// type in an environment variable (go-plugin's magic cookie).
 func wanted(p Plugin) bool { return os.Getenv(p.Server.Type()) == p.Server.Type() }
 
 // checkFIPS returns an error if Go's cryptography is restricted to what FIPS 140-3
