@@ -131,8 +131,11 @@ func svidParms(change func(*tpm2.TPMSECCParms)) func(*tpm2.TPMTPublic) {
 func svidScheme(alg, hash tpm2.TPMAlgID) func(*tpm2.TPMTPublic) {
 	return svidParms(func(p *tpm2.TPMSECCParms) {
 		p.Scheme = tpm2.TPMTECCScheme{Scheme: alg}
-		if alg == tpm2.TPMAlgECDSA {
+		switch alg {
+		case tpm2.TPMAlgECDSA:
 			p.Scheme.Details = tpm2.NewTPMUAsymScheme(alg, &tpm2.TPMSSigSchemeECDSA{HashAlg: hash})
+		case tpm2.TPMAlgRSASSA:
+			p.Scheme.Details = tpm2.NewTPMUAsymScheme(alg, &tpm2.TPMSSigSchemeRSASSA{HashAlg: hash})
 		}
 	})
 }
@@ -156,6 +159,7 @@ func TestSVIDKeyOfABadKey(t *testing.T) {
 		"a name by SHA-1":     {ForgePublic: func(p *tpm2.TPMTPublic) { p.NameAlg = tpm2.TPMAlgSHA1 }},
 		"a name by SHA-384":   {ForgePublic: func(p *tpm2.TPMTPublic) { p.NameAlg = tpm2.TPMAlgSHA384 }},
 		"signs with SHA-1":    {ForgePublic: svidScheme(tpm2.TPMAlgECDSA, tpm2.TPMAlgSHA1)},
+		"signs by RSASSA":     {ForgePublic: svidScheme(tpm2.TPMAlgRSASSA, tpm2.TPMAlgSHA256)},
 		"signs with SHA-384":  {ForgePublic: svidScheme(tpm2.TPMAlgECDSA, tpm2.TPMAlgSHA384)},
 		"has no scheme":       {ForgePublic: svidScheme(tpm2.TPMAlgNull, tpm2.TPMAlgNull)},
 		"of P-384":            {Key: softwareKey(t, elliptic.P384())},
