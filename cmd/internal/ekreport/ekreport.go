@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -28,11 +29,25 @@ func Open(device, key string, getenv func(string) string) (*tpm.TPM, error) {
 		return nil, err
 	}
 	return tpm.New(tpm.Config{
-		Device:              device,
+		Device:              Device(device),
 		EK:                  ek,
 		EndorsementPassword: getenv("TPM_ENDORSEMENT_PASSWORD"),
 		OwnerPassword:       getenv("TPM_OWNER_PASSWORD"),
 	})
+}
+
+// Device returns the device that a command line names, with the whole path of a socket whose path is relative
+// to the working directory. In a configuration, such a path is a mistake: nobody knows the working directory there.
+func Device(name string) string {
+	path, ok := strings.CutPrefix(name, "unix:")
+	if !ok || path == "" {
+		return name
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return name // and that it is not a whole path is said when it is opened
+	}
+	return "unix:" + abs
 }
 
 // Inspect reads the report from the TPM, within five minutes.

@@ -81,7 +81,7 @@ func (d *doctor) agentConfig(f flags, args []string) (cfg tpm.Config, err error)
 		cfg = parsed
 	}
 	if f.device != "" {
-		cfg.Device = f.device
+		cfg.Device = ekreport.Device(f.device)
 	}
 	if cfg.EndorsementPassword == "" {
 		cfg.EndorsementPassword = os.Getenv("TPM_ENDORSEMENT_PASSWORD")
