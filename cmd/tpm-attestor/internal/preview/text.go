@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 )
 
 // text is the output for people.
@@ -141,7 +143,7 @@ func (r *Report) writeSources(b *strings.Builder) {
 func (r *Report) state(s *sourceReport) []string {
 	all := []string{s.Place}
 	if s.Entries > 0 || s.Loaded != nil {
-		all = append(all, fmt.Sprintf("%d entries", s.Entries))
+		all = append(all, cli.Entries(s.Entries))
 	}
 	if s.Serial > 0 {
 		all = append(all, fmt.Sprintf("serial %d", s.Serial))

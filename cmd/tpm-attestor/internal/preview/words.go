@@ -185,7 +185,7 @@ func (w *wording) dependsOn() string {
 			}
 		}
 	}
-	return "it depends: " + w.allSay(open)
+	return w.allSay(open)
 }
 
 // how says what to do for a source to answer otherwise.
