@@ -85,6 +85,7 @@ func explainLog(cmd *cobra.Command, output cli.Format, name string) error {
 	if err := lines.Err(); err != nil {
 		return fmt.Errorf("read the log: %w", err)
 	}
+	all.Lines = withoutRepeats(all.Lines)
 	if len(all.Lines) == 0 {
 		return cli.Exit(cli.ExitUsage, errors.New("no line of it is about an attestation by tpm: "+
 			"they have \"Attestation failed\" or \"Machine admitted\" in them"))

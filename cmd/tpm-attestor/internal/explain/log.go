@@ -37,6 +37,29 @@ type explanation struct {
 	Trials   string `json:"trials,omitempty"`
 
 	Sources []answer `json:"sources,omitempty"`
+
+	fromSPIRE bool // it is SPIRE Server's own line
+}
+
+// withoutRepeats leaves out what SPIRE Server logs itself of an attestation, beside the plugin's line, which comes
+// before it or after it and says more. Without a plugin's line, it is all that there is.
+func withoutRepeats(all []explanation) []explanation {
+	next := make([]string, len(all)+1) // the decision of the first line of the plugin from here on
+	for i := len(all) - 1; i >= 0; i-- {
+		if next[i] = next[i+1]; all[i].Outcome != "" {
+			next[i] = all[i].Decision
+		}
+	}
+	kept, last := []explanation{}, ""
+	for i := range all {
+		if all[i].Outcome != "" {
+			last = all[i].Decision
+		}
+		if d := all[i].Decision; !all[i].fromSPIRE || d != last && d != next[i] {
+			kept = append(kept, all[i])
+		}
+	}
+	return kept
 }
 
 type answer struct {
@@ -208,7 +231,8 @@ func explainAgent(line string) (explanation, bool) {
 	for _, m := range agentMessages {
 		if strings.Contains(line, m.told) {
 			return explanation{
-				Decision: m.decision, What: m.what,
+				fromSPIRE: fieldsOf(line)["method"] == "AttestAgent",
+				Decision:  m.decision, What: m.what,
 				Cause: "agents are not told why: only the plugin's line in the server's log says it",
 				Remedy: "find the line \"" + failedMessage + "\" of the same time in the server's log, or run " +
 					"tpm-attestor check",
