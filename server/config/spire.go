@@ -43,12 +43,14 @@ func fromSPIRE(data, trustDomain string) *input {
 // as SPIRE does, and the trust domain. Otherwise the text is plugin_data alone.
 func fromFile(text string) *input {
 	in := &input{data: text, kinds: kinds()}
-	var whole struct {
-		Server  ast.Node `hcl:"server"`
-		Plugins ast.Node `hcl:"plugins"`
-	}
-	if err := hcl.Decode(&whole, text); err != nil || whole.Plugins == nil {
+	whole, err := wholeFile(text)
+	switch {
+	case err != nil || whole.Plugins == nil:
 		return in // parse says what is wrong with it
+	case whole.Agent != nil && whole.Server == nil:
+		in.problems.add("agent", "this is SPIRE Agent's configuration: name SPIRE Server's")
+		in.unread = true
+		return in
 	}
 	data, err := pluginData(whole.Plugins)
 	if err != nil {
@@ -62,15 +64,28 @@ func fromFile(text string) *input {
 	return in
 }
 
+// A spireFile is a configuration of SPIRE Server or SPIRE Agent as a whole.
+type spireFile struct {
+	Agent   ast.Node `hcl:"agent"`
+	Server  ast.Node `hcl:"server"`
+	Plugins ast.Node `hcl:"plugins"`
+}
+
+func wholeFile(text string) (whole spireFile, err error) {
+	err = hcl.Decode(&whole, text)
+	return whole, err
+}
+
+// IsServers tells whether a text is a configuration file of SPIRE Server, whose plugins it has.
+func IsServers(text string) bool {
+	whole, err := wholeFile(text)
+	return err == nil && whole.Server != nil && whole.Agent == nil && whole.Plugins != nil
+}
+
 // AgentData returns the plugin_data of NodeAttestor "tpm" in a configuration file of SPIRE
 // Agent. If text is not such a file, ok is false.
 func AgentData(text string) (data string, ok bool, err error) {
-	var whole struct {
-		Agent   ast.Node `hcl:"agent"`
-		Server  ast.Node `hcl:"server"`
-		Plugins ast.Node `hcl:"plugins"`
-	}
-	err = hcl.Decode(&whole, text)
+	whole, err := wholeFile(text)
 	if err != nil || whole.Agent == nil || whole.Server != nil || whole.Plugins == nil {
 		return "", false, nil //nolint:nilerr // the reader of the server's configuration says what is wrong
 	}

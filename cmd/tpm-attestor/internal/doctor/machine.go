@@ -73,6 +73,9 @@ func (d *doctor) agentConfig(f flags, args []string) (cfg tpm.Config, err error)
 			return cfg, cli.UsageError("%s: %w", args[0], err)
 		} else if isFile {
 			data = inner
+		} else if config.IsServers(data) {
+			return cfg, cli.UsageError("%s: this is SPIRE Server's configuration: name it behind --server, "+
+				"or name SPIRE Agent's", args[0])
 		}
 		parsed, problems := agent.ParseConfig(data)
 		if len(problems) > 0 {
