@@ -66,6 +66,7 @@ func TestSymptomsInSPIREsLog(t *testing.T) {
 		says(w.changedAgent(dir, tt.old, tt.changed), tt.words...)
 	}
 	says(second.Process, "Agent failed re-attestation; removing SVID and shutting down")
+	says(second.Process, "authorization denied for method", "Agent crashed") // its last line
 	says(first.Process, "Agent is banned: removing SVID and shutting down")
 	says(w.agent(s, banned).Process, "failed to attest: agent is banned")
 
