@@ -37,6 +37,35 @@ func TestLinksLeadSomewhere(t *testing.T) {
 	}
 }
 
+// Each folder of pages has one index, and a page that its index does not have is found by nobody who reads.
+func TestIndexesAreWhole(t *testing.T) {
+	for index, pattern := range map[string]string{
+		"README.md":              "docs/*.md",
+		"docs/sources/README.md": "docs/sources/*.md",
+		"docs/design/README.md":  "docs/design/*.md",
+		"examples/README.md":     "examples/*/README.md",
+	} {
+		files, err := filepath.Glob(filepath.Join(root, pattern))
+		if err != nil || len(files) < 5 {
+			t.Fatalf("%s: %d pages, %v", pattern, len(files), err)
+		}
+		linked := map[string]bool{index: true}
+		for _, m := range link.FindAllStringSubmatch(pageOf(t, index).prose, -1) {
+			file, _, _ := strings.Cut(m[1], "#")
+			linked[path.Join(path.Dir(index), file)] = true
+		}
+		for _, file := range files {
+			name, err := filepath.Rel(root, file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !linked[filepath.ToSlash(name)] {
+				t.Errorf("%s: no link to %s", index, name)
+			}
+		}
+	}
+}
+
 // follow returns what is wrong with a link.
 func follow(t *testing.T, from page, target string) string {
 	t.Helper()
