@@ -35,7 +35,7 @@ const usage = `tpm-attestor-server is the server side of the SPIRE node attestor
 starts it, as the plugin_cmd of
 
     NodeAttestor "tpm" {
-        plugin_cmd = "/path/to/tpm-attestor-server"
+        plugin_cmd = "/usr/libexec/spire/plugins/tpm-attestor-server"
         plugin_data {
             source "hash_dir" "machines" { path = "/srv/tpm/hashes" }
         }
@@ -44,7 +44,7 @@ starts it, as the plugin_cmd of
 and, if svid_key is configured there, as the plugin_cmd of
 
     CredentialComposer "tpm" {
-        plugin_cmd = "/path/to/tpm-attestor-server"
+        plugin_cmd = "/usr/libexec/spire/plugins/tpm-attestor-server"
         plugin_data { socket = "/run/spire/tpm/svid.sock" }
     }
 

@@ -50,7 +50,7 @@ func New(output *cli.Format) *cobra.Command {
 		Short: "Say what a server would decide about a machine, and why",
 		Long:  long,
 		Example: cli.Examples(
-			"tpm-attestor check /etc/spire/server/server.conf machine.pem",
+			"tpm-attestor check /etc/spire/server.conf machine.pem",
 			"tpm-attestor check server.conf 1b5bbe2e96054f7bc34ebe7ba9a4a9eac5611c6879285ceff6094fa556af485c",
 			"tpm-attestor check server.conf --network --output json machine.pem",
 			"tpm-attestor check server.conf --tests decisions.json",

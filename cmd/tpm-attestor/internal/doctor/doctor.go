@@ -44,9 +44,9 @@ from the environment: TPM_ENDORSEMENT_PASSWORD and TPM_OWNER_PASSWORD.
 Exit codes: 0 all is well; 3 something is wrong; 4 something could not be looked at.`,
 		Example: cli.Examples(
 			"tpm-attestor doctor",
-			"sudo tpm-attestor doctor --user spire /etc/spire/agent/agent.conf",
+			"sudo tpm-attestor doctor --user spire /etc/spire/agent.conf",
 			"sudo tpm-attestor doctor --server-config server.conf",
-			"sudo tpm-attestor doctor --server /etc/spire/server/server.conf",
+			"sudo tpm-attestor doctor --server /etc/spire/server.conf",
 		),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 1 {

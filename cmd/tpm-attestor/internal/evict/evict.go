@@ -53,7 +53,7 @@ func New(output *cli.Format) *cobra.Command {
 		Short: "Evict agents that the server's configuration refuses by now",
 		Long:  long,
 		Example: cli.Examples(
-			"tpm-attestor evict /etc/spire/server/server.conf",
+			"tpm-attestor evict /etc/spire/server.conf",
 			"tpm-attestor evict plugin.conf --socket /run/spire/api.sock --status /var/lib/node_exporter/tpm.prom",
 			"tpm-attestor evict server.conf --once --dry-run",
 			"tpm-attestor evict server.conf --once --force --output json",

@@ -32,8 +32,8 @@ Data goes to standard output, everything else to standard error. Exit codes: 0 d
 		Version: version,
 		Example: cli.Examples(
 			"tpm-attestor ek",
-			"tpm-attestor validate /etc/spire/server/server.conf",
-			"tpm-attestor check /etc/spire/server/server.conf machine.pem",
+			"tpm-attestor validate /etc/spire/server.conf",
+			"tpm-attestor check /etc/spire/server.conf machine.pem",
 		),
 	}
 	cmd.SetVersionTemplate("tpm-attestor {{.Version}}\n")

@@ -48,9 +48,9 @@ contents, such as an empty plugin_data, --agent says that they are the agent's.
 
 Exit codes: 0 valid, perhaps with warnings; 3 not valid; 4 not known, since something could not be looked at.`,
 		Example: cli.Examples(
-			"tpm-attestor validate /etc/spire/server/server.conf",
-			"sudo tpm-attestor validate --user spire /etc/spire/server/server.conf",
-			"tpm-attestor validate /etc/spire/agent/agent.conf",
+			"tpm-attestor validate /etc/spire/server.conf",
+			"sudo tpm-attestor validate --user spire /etc/spire/server.conf",
+			"tpm-attestor validate /etc/spire/agent.conf",
 			"tpm-attestor validate --agent plugin_data.json",
 		),
 		Args: cli.OneArgument("the configuration"),
