@@ -56,6 +56,7 @@ func TestSymptomsInSPIREsLog(t *testing.T) {
 			[]string{"checksums did not match", "Agent crashed"},
 		},
 		{"tpm-attestor-agent", "tpm-attestor-nobody", []string{"failed to launch plugin", "Agent crashed"}},
+		{"device = ", "devise = ", []string{"failed to configure plugin", "devise: unknown key"}},
 		{stranger.tpm.Device, "/dev/no-tpm", []string{"nodeattestor(tpm): use the TPM"}},
 		{port, "1", []string{"could not open attestation stream to SPIRE server"}},
 		{

@@ -88,7 +88,8 @@ func explainLog(cmd *cobra.Command, output cli.Format, name string) error {
 	all.Lines = withoutRepeats(all.Lines)
 	if len(all.Lines) == 0 {
 		return cli.Exit(cli.ExitUsage, errors.New("no line of it is about an attestation by tpm: "+
-			"they have \"Attestation failed\" or \"Machine admitted\" in them"))
+			"they have \"Attestation failed\" or \"Machine admitted\" in them; if an agent does not get that far, "+
+			"tpm-attestor doctor says why, on its machine"))
 	}
 	if output == cli.JSON {
 		err = cli.PrintJSON(cmd, all)
