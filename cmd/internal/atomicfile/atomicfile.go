@@ -158,7 +158,7 @@ func (p *place) put(perm fs.FileMode, fill func(io.Writer) error, move func(temp
 		_ = p.folder.Remove(temp) // err comes first
 		return err
 	}
-	return syncFolder(p.folder)
+	return SyncFolder(p.folder)
 }
 
 // WriteFolder makes the folder at path with what fill writes into it. The folder must not be
@@ -185,7 +185,7 @@ func WriteFolder(path string, fill func(folder *os.Root) error) error {
 	if err != nil {
 		return errors.Join(err, p.folder.RemoveAll(temp))
 	}
-	return syncFolder(p.folder)
+	return SyncFolder(p.folder)
 }
 
 func (p *place) fill(name string, fill func(folder *os.Root) error) error {

@@ -51,14 +51,14 @@ func controls(folder, link fs.FileInfo) string {
 	return ""
 }
 
-// syncFolder writes to the disk which names a folder has.
-func syncFolder(root *os.Root) error {
+// SyncFolder writes the names in a folder to the disk.
+func SyncFolder(root *os.Root) error {
 	folder, err := root.Open(".")
 	if err != nil {
 		return err
 	}
 	err = folder.Sync()
-	if errors.Is(err, syscall.EINVAL) { // some file systems have no such thing
+	if errors.Is(err, syscall.EINVAL) { // this file system cannot sync folders
 		err = nil
 	}
 	return errors.Join(err, folder.Close())

@@ -11,5 +11,5 @@ func keepOwner(*os.File, fs.FileInfo) error { return nil }
 // controls says nothing: making a link takes a privilege.
 func controls(_, _ fs.FileInfo) string { return "" }
 
-// syncFolder does nothing: a folder cannot be synced.
-func syncFolder(*os.Root) error { return nil }
+// SyncFolder does nothing: Windows cannot sync a folder.
+func SyncFolder(*os.Root) error { return nil }

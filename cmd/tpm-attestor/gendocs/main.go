@@ -1,7 +1,7 @@
-// Gendocs writes, for packages, what tpm-attestor says of itself: gendocs DIR makes DIR/man with manual pages,
-// DIR/markdown with the same in Markdown, and DIR/completions with a file for each shell. The manual pages have the
-// date of the environment variable SOURCE_DATE_EPOCH, in seconds, or else today's. By the same date, the files are the
-// same each time.
+// Gendocs writes the documentation of tpm-attestor that goes into packages. gendocs DIR makes DIR/man with manual
+// pages, DIR/markdown with the same pages in Markdown, and DIR/completions with a file for each shell. The manual pages
+// have the date in the environment variable SOURCE_DATE_EPOCH, in seconds since 1970, or else today's. With the same
+// date, the files are the same each time.
 package main
 
 import (
@@ -48,7 +48,7 @@ func run(args []string, epoch string) error {
 	)
 }
 
-// newRoot returns the program. Each use changes it.
+// newRoot returns the command tpm-attestor. Each writer needs a new one, since it changes the texts.
 func newRoot() *cobra.Command {
 	cmd := root.New("")
 	cmd.DisableAutoGenTag = true
@@ -105,7 +105,7 @@ func writeMarkdown(dir string) error {
 	return nil
 }
 
-// writeCompletions writes a file for each shell, under the name by which the shell looks for it.
+// writeCompletions writes a file for each shell, under the name that the shell looks for.
 func writeCompletions(dir string) error {
 	cmd := newRoot()
 	var bash, zsh, fish, powershell bytes.Buffer
@@ -131,13 +131,13 @@ func write(dir, name string, content []byte) error {
 	return os.WriteFile(filepath.Join(dir, name), content, file) //nolint:gosec // G703: as above
 }
 
-// asMarkdown makes the texts of a command Markdown: indented lines stay as they are, and no character means anything.
+// asMarkdown turns the texts of a command into Markdown: indented lines become code, and all other text is escaped.
 func asMarkdown(cmd *cobra.Command) {
 	cmd.Short = escape(cmd.Short)
 	lines := strings.Split(cmd.Long, "\n")
 	for i, line := range lines {
 		if strings.HasPrefix(line, "  ") {
-			lines[i] = "  " + line // four are code
+			lines[i] = "  " + line // four blanks begin code
 		} else {
 			lines[i] = escape(line)
 		}
@@ -149,5 +149,5 @@ var escaper = strings.NewReplacer(
 	`\`, `\\`, "<", `\<`, ">", `\>`, "*", `\*`, "_", `\_`, "`", "\\`", "[", `\[`, "]", `\]`, "#", `\#`, "|", `\|`,
 )
 
-// escape returns a text as Markdown in which no character means anything.
+// escape returns a text in which Markdown takes no character for markup.
 func escape(text string) string { return escaper.Replace(text) }

@@ -128,7 +128,7 @@ func readPCRs(cmd *cobra.Command, t *tpm.TPM, req *attestor.QuoteRequest) (map[i
 	return values, nil
 }
 
-// byFlags names the flags of these commands in an error.
+// byFlags makes an error name the flags of these commands; see ekreport.ByFlags.
 func byFlags(err error) error {
 	return ekreport.ByFlags(err, map[string]string{"device": "--device", "event_log_path": "--log"})
 }

@@ -1,5 +1,5 @@
-// Package cli is what the commands of tpm-attestor share: how they are put together and run, what they print and
-// how, and with which exit codes they end.
+// Package cli is what the commands of tpm-attestor share: how they are put together and run, how they print, and
+// their exit codes.
 //
 // A command is a package beside this one. It exports one function, New, which is a Maker. Its RunE reads
 // cmd.InOrStdin, prints its data with PrintJSON or PrintText and everything else on cmd.ErrOrStderr, and returns an
@@ -59,11 +59,10 @@ func UsageError(format string, args ...any) error {
 	return Exit(ExitUsage, fmt.Errorf(format, args...))
 }
 
-// A Maker makes a command. When the command runs, *output is what --output says; before, it is not yet set.
+// A Maker makes a command. *output is the value of --output. It is set when the command runs, and not before.
 type Maker func(output *Format) *cobra.Command
 
-// Root makes root a program that has these commands and the flag --output, and returns it. It prints no errors
-// itself: Run does.
+// Root adds these commands and the flag --output to root, and returns root. Run prints its errors.
 func Root(root *cobra.Command, commands ...Maker) *cobra.Command {
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return UsageError("%w", err) })
@@ -77,8 +76,8 @@ func Root(root *cobra.Command, commands ...Maker) *cobra.Command {
 	return Group(root, made...)
 }
 
-// Group makes cmd a command that does nothing but hold these, and returns it. Without a command behind it, it
-// prints its help.
+// Group adds subcommands to cmd, which does nothing else, and returns cmd. Without a subcommand, it prints its
+// help.
 func Group(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
 	var choose strings.Builder
 	for i, c := range commands {
@@ -102,8 +101,8 @@ func Group(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// Run runs a command line of a program that Root has made, and returns the exit code: 0, or that of the error,
-// which it prints on the standard error. When the command line was wrong, it names the help as well.
+// Run runs a command line of a program that Root has made, and returns the exit code. It prints an error on the
+// standard error, and if the command line was wrong, how to get help.
 func Run(ctx context.Context, root *cobra.Command, args []string, std Streams) int {
 	root.SetIn(std.In)
 	root.SetOut(std.Out)
@@ -126,7 +125,7 @@ func Run(ctx context.Context, root *cobra.Command, args []string, std Streams) i
 	return code
 }
 
-// OneArgument requires exactly one argument. what is the argument in the error, such as "the configuration".
+// OneArgument requires exactly one argument. The error calls it what, such as "the configuration".
 func OneArgument(what string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {
 		switch len(args) {
@@ -139,7 +138,7 @@ func OneArgument(what string) cobra.PositionalArgs {
 	}
 }
 
-// AtLeastOne requires arguments. what they are is said in the error.
+// AtLeastOne requires one argument or more. The error calls them what.
 func AtLeastOne(what string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {
 		if len(args) == 0 {

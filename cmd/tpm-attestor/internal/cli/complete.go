@@ -22,16 +22,16 @@ func OneOf(values ...string) cobra.CompletionFunc {
 	return cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)
 }
 
-// BeginningWith offers these beginnings of a value, behind which the user writes on.
+// BeginningWith offers these beginnings of a value, which the user then completes.
 func BeginningWith(values ...string) cobra.CompletionFunc {
 	return cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp|cobra.ShellCompDirectiveNoSpace)
 }
 
-// Complete says what a shell offers for the values of flags that the command has. Each command says it for all its
-// flags but those without a value, and for its arguments by ValidArgsFunction: a test of package root requires that.
+// Complete sets what a shell offers for the values of these flags of the command. A test of package root requires
+// that each command sets it for every flag with a value, and for its arguments by ValidArgsFunction.
 func Complete(cmd *cobra.Command, offer cobra.CompletionFunc, flags ...string) {
 	for _, name := range flags {
-		// The only error is that there is no such flag. The test finds that, since the flag that is meant has no offer.
+		// The only error is that there is no such flag. The test finds that, since the intended flag has no offer.
 		_ = cmd.RegisterFlagCompletionFunc(name, offer)
 	}
 }

@@ -1,4 +1,4 @@
-// Package clitest helps the tests of commands: it runs one, and makes what several of them read.
+// Package clitest helps the tests of commands: it runs a command, and makes files that several commands read.
 package clitest
 
 import (
@@ -16,7 +16,7 @@ func Run(ctx context.Context, command cli.Maker, args []string, std cli.Streams)
 	return cli.Run(ctx, cli.Root(&cobra.Command{Use: "tpm-attestor"}, command), args, std)
 }
 
-// FullDisk is where nothing can be written.
+// FullDisk is a writer that fails.
 type FullDisk struct{}
 
 // Write implements io.Writer.

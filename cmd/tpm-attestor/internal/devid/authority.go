@@ -108,7 +108,7 @@ func readKey(path string) (crypto.Signer, error) {
 	return nil, errors.New("there is no key in it")
 }
 
-// check checks that a can sign DevIDs that a server would take: by the profile that a server judges chains by.
+// check returns why no server would accept a DevID signed by a, or nil. It uses the servers' profile of chains.
 func (a *authority) check(now time.Time) error {
 	if key, ok := a.cert.PublicKey.(equalKey); !ok || !key.Equal(a.key.Public()) {
 		return errors.New("the key is not this certificate's: the CA's own certificate has to be the first")
@@ -125,7 +125,7 @@ func (a *authority) chain() []*x509.Certificate {
 	return append([]*x509.Certificate{a.cert}, a.above...)
 }
 
-// end returns when the first of the CA's certificate and those above it ends.
+// end returns the earliest end of the CA's certificate and the certificates above it.
 func (a *authority) end() time.Time {
 	end := a.cert.NotAfter
 	for _, c := range a.above {
@@ -139,7 +139,7 @@ func (a *authority) end() time.Time {
 // clockSkew is how far the clocks of servers may be behind.
 const clockSkew = 5 * time.Minute
 
-// sign signs a DevID's certificate for key. It is an error if a server would not take it.
+// sign signs a DevID's certificate for key. It is an error if a server would not accept the certificate.
 func (a *authority) sign(
 	ctx context.Context, template *x509.Certificate, key crypto.PublicKey,
 ) (*x509.Certificate, error) {

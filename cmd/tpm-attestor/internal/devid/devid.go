@@ -93,7 +93,7 @@ func unwrap(typ string, content []byte) (*exchanged, error) {
 	return e, nil
 }
 
-// writeExchanged writes a file, which may replace an earlier one. Nothing is written through a link that
+// writeExchanged writes a file, and may replace an earlier one. It does not write through a link that
 // another user controls.
 func writeExchanged(typ, path string, content []byte) error {
 	err := atomicfile.Write(path, func(w io.Writer) error {

@@ -299,7 +299,7 @@ func TestStateOfOthers(t *testing.T) {
 			t.Fatal(err)
 		}
 		code, _, stderr := i.certificate(answer)
-		if code != cli.ExitRefused || !strings.Contains(stderr, "it is of user 12345") {
+		if code != cli.ExitRefused || !strings.Contains(stderr, "it belongs to user 12345") {
 			t.Errorf("another's: exit code %d, %s", code, stderr)
 		}
 		if err := os.Chown(i.at("state"), 0, -1); err != nil {

@@ -242,8 +242,8 @@ func listedBy(d *policy.Decision) []string {
 	return names
 }
 
-// noteStranger tells whoever issues if only the vendor of the TPM or the boot is known: anybody may have
-// such a machine. It reports whether that is so.
+// noteStranger reports whether no list has the machine, so that only its TPM's vendor or its boot is known, and
+// tells the issuer so: anybody may have such a machine.
 func (i *issuer) noteStranger(cmd *cobra.Command, listed []string, ek sources.EKHash) bool {
 	if i.KnowsMachine(listed) {
 		return false
@@ -274,8 +274,8 @@ func saveState(path string, session *attestor.Session, request []byte) error {
 	return create("state", path, 0o600, append(content, '\n'))
 }
 
-// readOwn reads the state, if nobody else could have: who could have written it could have any answer
-// accepted, and who could have read it could answer without a TPM.
+// readOwn reads the state. It is an error if another user could have written or read it: who can write the state
+// can have any answer accepted, and who can read it can answer without a TPM.
 func readOwn(path string) ([]byte, error) {
 	file, err := os.Open(path) //nolint:gosec // G304: the operator names the file
 	if err != nil {
@@ -300,7 +300,7 @@ func readOwn(path string) ([]byte, error) {
 	return content, nil
 }
 
-// readState reads what waits for an answer, with the request.
+// readState reads the state of the challenge that waits for an answer, and the request in it.
 func readState(path string) (*state, *exchanged, error) {
 	content, err := readOwn(path)
 	if err != nil {
@@ -322,7 +322,7 @@ type proved struct {
 	evidence *sources.Evidence
 	decision policy.Decision
 	devID    *attestor.DevID
-	stranger bool // only the vendor of its TPM is known, or its boot
+	stranger bool // see noteStranger
 }
 
 // errNoProof is wrapped if the answer proves nothing. Then the challenge is used up.

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"syscall"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/atomicfile"
 )
@@ -19,10 +18,10 @@ const (
 	madeName = ".devid-made"
 )
 
-// A pair is the two files of a DevID's key in a folder. One is of no use without the other, so they are
-// made together: in a folder of their own, which is renamed as a whole. From then on the key is there;
-// whoever finds that folder gives the files their places. So a command that is killed leaves no key, or one
-// that the next run uses.
+// A pair is the two files of a DevID's key in a folder. One file is of no use without the other, so both are
+// made in a folder of their own, madeName, which is renamed into place as a whole. From then on the key is
+// there: this run, or the next if this run is killed, moves the files to their places. So a command that is
+// killed leaves no key, or a key that the next run uses.
 type pair struct {
 	folder string
 	root   *os.Root
@@ -96,7 +95,7 @@ func (p *pair) has(name string) (bool, error) {
 	return true, nil
 }
 
-// put makes the files of a new key.
+// put writes the files of a new key.
 func (p *pair) put(private, public []byte) error {
 	err := atomicfile.WriteFolder(filepath.Join(p.folder, madeName), func(made *os.Root) error {
 		const onlyOwner = 0o600
@@ -111,7 +110,7 @@ func (p *pair) put(private, public []byte) error {
 	return p.settle()
 }
 
-// settle gives the files of a key that was made their places, if there is one.
+// settle moves the files in the folder madeName, if it exists, to their places.
 func (p *pair) settle() error {
 	if made, err := p.has(madeName); err != nil || !made {
 		return err
@@ -126,7 +125,7 @@ func (p *pair) settle() error {
 		}
 	}
 	if err == nil {
-		err = p.sync()
+		err = atomicfile.SyncFolder(p.root)
 	}
 	if err != nil {
 		return fmt.Errorf("give the key in %s its place: %w", filepath.Join(p.folder, madeName), err)
@@ -134,14 +133,14 @@ func (p *pair) settle() error {
 	return p.remove()
 }
 
-// waiting returns which files of the key that was made have no place yet. If there is a whole key
-// already, another run was faster, and none of them is of use.
+// waiting returns the files in the folder madeName that are not at their places yet. If another run was faster,
+// both places have files of another key, and waiting returns none.
 func (p *pair) waiting() (names []string, err error) {
 	others := 0
 	for _, name := range []string{pubName, privName} {
 		made, err := p.root.Lstat(filepath.Join(madeName, name))
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // it had its place, and was about to be removed
+			continue // an earlier run has linked it to its place and removed it here
 		}
 		if err != nil {
 			return nil, err
@@ -161,7 +160,7 @@ func (p *pair) waiting() (names []string, err error) {
 	return names, nil
 }
 
-// remove removes the folder with the key that was made.
+// remove removes the folder madeName.
 func (p *pair) remove() error {
 	for _, name := range []string{filepath.Join(madeName, privName), filepath.Join(madeName, pubName), madeName} {
 		if err := p.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -172,17 +171,4 @@ func (p *pair) remove() error {
 		}
 	}
 	return nil
-}
-
-// sync writes to the disk which names the folder has.
-func (p *pair) sync() error {
-	folder, err := p.root.Open(".")
-	if err != nil {
-		return err
-	}
-	err = folder.Sync()
-	if runtime.GOOS == "windows" || errors.Is(err, syscall.EINVAL) { // some file systems have no such thing
-		err = nil
-	}
-	return errors.Join(err, folder.Close())
 }

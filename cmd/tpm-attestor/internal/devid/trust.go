@@ -11,8 +11,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/devid"
 )
 
-// checkTrusted returns why no source "devid" of a configuration knows a DevID that was issued, or nil: one
-// does, or there is none, or one of them cannot tell here. Nothing is fetched.
+// checkTrusted returns why none of a configuration's sources "devid" would accept a DevID. It returns nil if a
+// source accepts it, if there are no such sources, and if a source cannot tell here. It fetches nothing.
 func checkTrusted(ctx context.Context, members []admission.Member, d *sources.DevID) error {
 	var whys []string
 	for _, m := range members {
@@ -21,8 +21,8 @@ func checkTrusted(ctx context.Context, members []admission.Member, d *sources.De
 			continue
 		}
 		verdict, err := trusts(ctx, cfg, d)
-		if err != nil || verdict.Listed || len(cfg.AIAHosts) > 0 { // a server may fetch what is between
-			return nil //nolint:nilerr // nobody knows what the server has
+		if err != nil || verdict.Listed || len(cfg.AIAHosts) > 0 { // a server may fetch the issuers in between
+			return nil //nolint:nilerr // the source cannot tell here
 		}
 		whys = append(whys, m.Name+": "+verdict.Reason)
 	}

@@ -144,8 +144,8 @@ func (t *trial) Activate(task *attestor.Activation) (*attestor.Activated, error)
 	return done, err
 }
 
-// refusedBefore returns why the server refuses the machine whatever its sources say, and what to do; or
-// nothing.
+// refusedBefore returns why the server refuses the machine whatever its sources say, and what to do. It returns
+// nothing if the sources decide.
 func (t *trial) refusedBefore() (why, action string) {
 	if t.server.SVIDKey == config.SVIDKeyRequired && t.svidKey == nil {
 		return `svid_key is "required", and this agent's key is not in the TPM`,

@@ -18,8 +18,8 @@ import (
 // MaxSize is the size of the largest file with EKs that is read, in bytes.
 const MaxSize = 64 << 20
 
-// Parse reads the content of a file that holds EKs. name is what the EKs say they are from. Without an error, there
-// is at least one EK.
+// Parse reads the content of a file that holds EKs. name goes into ekreport.EK.From. If there is no error, there is
+// at least one EK.
 func Parse(name string, content []byte) (*File, error) {
 	l := &File{from: name, at: map[sources.EKHash]int{}}
 	if !bytes.Contains(content, []byte("-----BEGIN")) {
@@ -54,9 +54,9 @@ func Parse(name string, content []byte) (*File, error) {
 // A File is what a file holds: EKs, each once, in the order of the file.
 type File struct {
 	EKs []ekreport.EK
-	// Evidence is what an agent with the EK at the same place in EKs sends.
+	// Evidence is as long as EKs: at each index, it is what an agent with that EK sends.
 	Evidence []sources.Evidence
-	// Chain is the CA certificates in the file, which an agent sends with any of the EKs.
+	// Chain are the CA certificates in the file, in DER. An agent sends them with any of the EKs.
 	Chain [][]byte
 	from  string
 	at    map[sources.EKHash]int // by EK hash, the place in EKs

@@ -18,7 +18,7 @@ const (
 	svidMessage     = "SVID refused" // of the credential composer
 )
 
-// An explanation says in words what a line of a log says.
+// An explanation says in plain words what a line of a log means.
 type explanation struct {
 	Line int `json:"line"`
 	// Decision is admitted, refused or unavailable, and Outcome as the server logs it; it is
@@ -195,7 +195,7 @@ var outcomesInWords = map[string]inWords{
 	},
 }
 
-// svidRefused is what it means if the credential composer refuses an SVID.
+// svidRefused explains that the credential composer has refused an SVID.
 var svidRefused = inWords{
 	preview.Refused, "The server admitted this agent, and SPIRE was not allowed to sign the key that it asked for. " +
 		"Its agent tries again.",

@@ -1,5 +1,5 @@
-// Package finding is what commands that look at something have to say of it, in the order of severity: what does
-// not work, what could not be looked at, and what may not be what was meant.
+// Package finding is what commands find when they check something. In the order of severity, a finding is an error,
+// which does not work, something that could not be looked at, or a warning about something that may be a mistake.
 package finding
 
 import (
@@ -88,8 +88,8 @@ func (f *List) InFile(at, file string, err error) {
 	}
 }
 
-// CouldNotLook reports whether an error says nothing about what was looked at: it is of a network, a database, a
-// file system that hangs, or missing permission.
+// CouldNotLook reports whether an error says nothing about what was to be looked at: the network, a database or the
+// file system has failed, or permission is missing.
 func CouldNotLook(err error) bool {
 	_, network := errors.AsType[net.Error](err)
 	return network || errors.Is(err, sqltable.ErrDown) ||

@@ -9,16 +9,16 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
 )
 
-// ErrHangs says that a file system has not answered.
+// ErrHangs says that a file system has not answered in time.
 var ErrHangs = errors.New("no answer: is the file system mounted, and its server up?")
 
-// A Looker waits for files that may be on a file system that hangs, and for the network.
+// A Looker reads files, and asks the network, with a time limit: a file system may hang.
 type Looker struct {
 	lane     *admission.Lane
 	patience time.Duration
 }
 
-// What is looked at may take patienceOfLooker. That is enough for a list of ten million machines.
+// patienceOfLooker is the time limit. It is enough for a list of ten million machines.
 const (
 	patienceOfLooker = time.Minute
 	mostHanging      = 64

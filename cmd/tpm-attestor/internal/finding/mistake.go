@@ -8,8 +8,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
-// A Mistake is something in a file that keeps it from being used. Line and Place are empty if
-// the mistake is in the whole.
+// A Mistake keeps a file from being used. Line and Place are empty if the mistake is in the file as
+// a whole.
 type Mistake struct {
 	File    string `json:"file"`
 	Line    int    `json:"line,omitempty"`
@@ -49,7 +49,7 @@ func MistakesIn(file string, err error) []Mistake {
 	return all
 }
 
-// MistakesError is what is wrong with a file: a line each.
+// MistakesError are the mistakes in a file. Its text has a line for each.
 type MistakesError []Mistake
 
 // Error implements error.

@@ -102,7 +102,7 @@ func (g *gather) wrong(more ...finding.Mistake) error {
 	return nil
 }
 
-// all reads all inputs and returns the list of their entries. The error is a finding.Mistakes if
+// all reads all inputs and returns the list of their entries. The error is a finding.MistakesError if
 // something is wrong with what was read.
 func (g *gather) all(names []string, header list.Header) (*ekhashes.Document, error) {
 	for _, name := range names {

@@ -43,8 +43,8 @@ type document interface {
 	Warnings() []string
 }
 
-// asServer reads a list as a server does: with the server's own parser, and with all that it
-// asks of a list besides. The error is a finding.Mistakes.
+// asServer reads a list as a server does: with the server's own parser, and with all that the server
+// requires of a list besides. The error is a finding.MistakesError.
 func asServer(ctx context.Context, file string, data []byte, opts ekhashes.Options) (document, error) {
 	return served(ctx, file, list.Copy{Data: data, At: time.Now()}, opts, nil)
 }

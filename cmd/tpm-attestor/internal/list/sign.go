@@ -127,7 +127,7 @@ func runSign(cmd *cobra.Command, f *signFlags, output cli.Format, name string) e
 	return result.print(cmd, output, d, id)
 }
 
-// signable reads a list that is to be signed. The error is a finding.Mistakes if no server would
+// signable reads a list that is to be signed. The error is a finding.MistakesError if no server would
 // take it with a signature.
 func signable(cmd *cobra.Command, name string, data []byte) (document, error) {
 	d, err := asServer(cmd.Context(), name, data, ekhashes.Options{JSON: true})

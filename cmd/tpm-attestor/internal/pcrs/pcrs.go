@@ -1,4 +1,4 @@
-// Package pcrs is what commands know about PCRs.
+// Package pcrs knows what each PCR is for.
 package pcrs
 
 import (
@@ -16,7 +16,7 @@ func All() []int {
 	return all
 }
 
-// BankOf returns the bank in which a machine's PCRs are looked at: sha256, or sha384 if its log has no sha256. log may
+// BankOf returns the bank of a machine's PCRs that commands read: sha256, or sha384 if its log has no sha256. log may
 // be nil.
 func BankOf(log *eventlog.Log) string {
 	if log != nil && !slices.Contains(log.Banks, "sha256") && slices.Contains(log.Banks, "sha384") {

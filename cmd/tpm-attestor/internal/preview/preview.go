@@ -23,7 +23,7 @@ const Timeout = 5 * time.Minute
 // Flags are the flags of a command that asks what a server would decide.
 type Flags struct {
 	tpmFlags
-	Network bool // ask it, too
+	Network bool // ask web servers, databases and certificate services, too
 }
 
 // Add adds the flags to a command.

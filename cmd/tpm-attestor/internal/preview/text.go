@@ -118,7 +118,7 @@ var answerWords = map[string]string{
 	"needs_challenge": "not known", "needs_network": "not known",
 }
 
-// AnswerInWords says in words what a source says: the value of a source's result in the JSON output.
+// AnswerInWords returns the words for a source's result, as it is in the JSON output.
 func AnswerInWords(result string) string { return answerWords[result] }
 
 func (r *Report) writeSources(b *strings.Builder) {

@@ -1,4 +1,4 @@
-// Package root puts the commands of tpm-attestor together. The program and what generates its documentation share it.
+// Package root puts the commands of tpm-attestor together, for the program and for gendocs.
 package root
 
 import (

@@ -45,7 +45,7 @@ func (v *validation) checkAgent(file, data string, err error) {
 	}
 }
 
-// mayUseTPM notes that a TPM's device is missing, or that the user may not use it.
+// mayUseTPM notes it if a TPM's device is missing, or if the user may not use it.
 func (v *validation) mayUseTPM(at, device string) {
 	if device == "" {
 		return

@@ -10,11 +10,11 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 )
 
-// keyManagerPath stands in front of the keys of KeyManager "tpm".
+// keyManagerPath comes before the keys of KeyManager "tpm" in findings.
 const keyManagerPath = `KeyManager "tpm": `
 
 // checkKeyManager checks the KeyManager "tpm" in a configuration of SPIRE Agent, and whether it and the
-// node attestor have the same keys in mind.
+// node attestor use the same keys.
 func (v *validation) checkKeyManager(file, text string) {
 	data, ok, err := config.KeyManagerData(text)
 	if err != nil {
@@ -59,7 +59,7 @@ func (v *validation) checkKeys(file, path, data string) *agent.KeyManagerConfig 
 	return &c
 }
 
-// fits checks that the node attestor proves the keys of the key manager, which is nil if there is none.
+// fits checks that the node attestor proves the keys of the key manager. keys is nil if there is no key manager.
 func (v *validation) fits(keys *agent.KeyManagerConfig) {
 	r, a := v.result, v.attestor
 	const at = "svid_key_directory"

@@ -108,7 +108,7 @@ func (s *serverContent) look(m admission.Member) {
 	}
 }
 
-// noteUnfetched says of which sources nothing was fetched: what it would be depends on a machine.
+// noteUnfetched tells for which sources nothing was fetched: what they fetch depends on a machine.
 func (s *serverContent) noteUnfetched() {
 	var all []string
 	for _, m := range s.config.Members {
