@@ -12,7 +12,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
-// startEvicter starts what evicts agents, and waits until it follows the server's configuration.
+// startEvicter starts tpm-attestor evict, and waits until it follows the server's configuration.
 func (d *demo) startEvicter(ctx context.Context) error {
 	args := []string{"evict", d.server.DataPath, "--socket", d.server.Socket}
 	d.command("tpm-attestor", "evict", d.shown(d.server.DataPath), "--socket", d.shown(d.server.Socket))
@@ -39,7 +39,7 @@ func (d *demo) startAgent() error {
 // keysIn returns the folder of an agent's keys.
 func (*demo) keysIn(dir string) string { return filepath.Join(dir, "keys") }
 
-// runAgent starts an agent in a folder, on a machine with a TPM. Its key is in that TPM.
+// runAgent starts an agent in a folder, on a machine with a TPM. The key of its SVID is in that TPM.
 func (d *demo) runAgent(dir string, on *tpm) (*spiretest.Agent, error) {
 	d.command("spire-agent", "run")
 	return d.programs.StartAgent(spiretest.AgentConfig{

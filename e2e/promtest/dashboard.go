@@ -14,7 +14,7 @@ import (
 	"github.com/prometheus/prometheus/promql/parser"
 )
 
-// A Dashboard is what of a Grafana dashboard has to be right.
+// A Dashboard is the part of a Grafana dashboard that tests check.
 type Dashboard struct {
 	UID           string  `json:"uid"`
 	Title         string  `json:"title"`
@@ -44,13 +44,13 @@ type Target struct {
 	Datasource Datasource `json:"datasource"`
 }
 
-// A Datasource says whom a panel asks.
+// A Datasource says which data source a panel queries.
 type Datasource struct {
 	Type string `json:"type"`
 	UID  string `json:"uid"`
 }
 
-// A Variable is something that the reader of a dashboard chooses.
+// A Variable is a value that the reader of a dashboard chooses.
 type Variable struct {
 	Name       string          `json:"name"`
 	Type       string          `json:"type"`
@@ -78,12 +78,12 @@ func ReadDashboard(path string) (*Dashboard, error) {
 // A Query is a query of a panel or of a rule, with the name of the panel or rule.
 type Query struct{ Of, Expr string }
 
-// variables are replaced in queries, as Grafana does if everything is chosen.
+// variables replaces the variables in queries, as Grafana does if the reader has chosen All.
 var variables = strings.NewReplacer(
 	"$__rate_interval", "4m", "$__range", "1h", "$__interval", "1m", "$instance", ".*", "$source", ".*",
 )
 
-// Queries returns the queries of all panels, without variables.
+// Queries returns the queries of all panels, with their variables replaced.
 func (d *Dashboard) Queries() []Query {
 	var all []Query
 	for _, p := range d.Panels {
@@ -95,8 +95,9 @@ func (d *Dashboard) Queries() []Query {
 }
 
 // Check checks that the store has what a query asks for: each metric, each value of a label that it
-// demands, and each label by which it groups or joins; and that growth is asked of counters only. A
-// misspelt name is no error for Prometheus: the query has no result, and an alert never fires.
+// selects, and each label by which it groups or joins. It also checks that rate and increase are used with
+// counters only. Prometheus does not report a misspelt name: the query has no result, and an alert
+// never fires.
 func (s *Store) Check(q Query) error {
 	expr, err := parser.ParseExpr(q.Expr)
 	if err != nil {
@@ -114,7 +115,7 @@ func (s *Store) Check(q Query) error {
 	return errors.Join(errs...)
 }
 
-// lacks returns what the store lacks of a selector below some nodes.
+// lacks returns what the store lacks for a selector. path are the nodes above the selector.
 func (s *Store) lacks(v *parser.VectorSelector, path []parser.Node) (all []string) {
 	i := slices.IndexFunc(v.LabelMatchers, func(m *labels.Matcher) bool { return m.Name == model.MetricNameLabel })
 	if i < 0 || !s.Has(v.LabelMatchers[i:i+1]) {
@@ -143,7 +144,7 @@ func (s *Store) lacks(v *parser.VectorSelector, path []parser.Node) (all []strin
 	return all
 }
 
-// counts reports whether a metric is a counter, or counts the samples of a summary, or adds them up.
+// counts reports whether a metric is a counter, or the _count or _sum of a summary.
 func (s *Store) counts(name string) bool {
 	summary := strings.TrimSuffix(strings.TrimSuffix(name, "_count"), "_sum")
 	return s.kinds[name] == model.MetricTypeCounter || summary != name && s.kinds[summary] == model.MetricTypeSummary

@@ -25,7 +25,7 @@ func ReadRules(path string) ([]rulefmt.Rule, error) {
 	return all, nil
 }
 
-// An Alert is one that fires.
+// An Alert is an alert that fires.
 type Alert struct {
 	Name   string
 	Labels labels.Labels // of the query's result
@@ -57,8 +57,8 @@ func (s *Store) Alerts(
 	return all, nil
 }
 
-// firing returns the times when an alert fires: when its query has had a result at each evaluation
-// for as long as its rule says.
+// firing returns the times when an alert fires: its query must have a result at each evaluation for the
+// time wait.
 func firing(points []promql.FPoint, wait, interval time.Duration) (all []Alert) {
 	for i := 0; i < len(points); {
 		end := i + 1

@@ -1,5 +1,5 @@
-// Package promtest evaluates the queries of dashboards and the rules of alerts by Prometheus' own
-// engine, over what a server has shown or a test has made up. It is for tests.
+// Package promtest evaluates the queries of dashboards and alert rules with Prometheus' own engine. The
+// data is scraped from a server or made up by a test. It is for tests.
 package promtest
 
 import (
@@ -44,8 +44,8 @@ func NewStore() *Store {
 	}
 }
 
-// Scrape adds what a server shows to Prometheus, as Prometheus does: with the labels job and
-// instance, and the series up.
+// Scrape adds metrics in Prometheus' text format, as Prometheus does: with the labels job and instance,
+// and with the series up.
 func (s *Store) Scrape(text, job, instance string, at time.Time) error {
 	p := textparse.NewPromParser([]byte(text), labels.NewSymbolTable(), false)
 	target := func(b *labels.Builder) labels.Labels {

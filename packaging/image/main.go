@@ -40,7 +40,7 @@ func main() {
 	}
 }
 
-// A release is what images are made of.
+// A release has the files that images are made of.
 type release struct {
 	version  string
 	created  time.Time
@@ -124,8 +124,8 @@ func (r *release) plugin(arch, program, name string) ([]file, error) {
 	return []file{{name: name, mode: 0o755, content: content}}, nil
 }
 
-// applets are the commands of busybox that are found by name: what charts run, and what a person needs who
-// looks around.
+// applets are the commands of busybox that the image has links for: those that charts run, and those that a
+// person needs to look around.
 var applets = []string{
 	"cat", "chmod", "cp", "cut", "dd", "echo", "env", "find", "grep", "head", "id", "ln", "ls", "mkdir", "mount",
 	"mv", "printf", "ps", "readlink", "rm", "sed", "sh", "sha256sum", "sleep", "stat", "tail", "tee", "test",

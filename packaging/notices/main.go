@@ -1,11 +1,11 @@
-// Notices writes what has to go with a program: the licences of all that is linked into it, or a bill of
-// materials. What is linked is read from the programs themselves.
+// Notices writes what has to be shipped with a program: the licences of everything that is linked into it, or a
+// bill of materials. It reads from the program itself what is linked into it.
 //
 //	notices licences PROGRAM...           the licences, as text
 //	notices sbom NAME VERSION PROGRAM...  CycloneDX 1.6, as JSON
 //
-// The same programs give the same bytes. It runs in the folder of the module that the programs were built
-// in, whose modules are downloaded.
+// The same programs give the same bytes. Run it in the folder of the module that the programs were built from;
+// it downloads the modules that they need.
 package main
 
 import (
@@ -86,7 +86,7 @@ func linked(programs []string) (modules []module, toolchain string, err error) {
 	return modules, toolchain, nil
 }
 
-// licenceFile is what the files are called whose text has to go with a program.
+// licenceFile matches the names of files whose text has to be shipped with a program.
 var licenceFile = regexp.MustCompile(`(?i)^(licen[cs]e|copying|notice|patents)([.-].*)?$`)
 
 // licences writes the licence texts of Go and of all modules. Modules with the same text share it.
@@ -156,7 +156,7 @@ func texts(folder string) (string, error) {
 	return all.String(), nil
 }
 
-// foldersOf returns where the files of modules are, by their paths.
+// foldersOf returns the folders with the files of modules, by the modules' paths.
 func foldersOf(modules []module) (map[string]string, error) {
 	args := []string{"mod", "download", "-json"}
 	for _, m := range modules {
@@ -208,7 +208,7 @@ type (
 	}
 )
 
-// sbom writes which modules each of the programs consists of.
+// sbom writes a bill of materials: the modules of each program.
 func sbom(name, version string, programs []string, w io.Writer) error {
 	modules, toolchain, err := linked(programs)
 	if err != nil {

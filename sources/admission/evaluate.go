@@ -77,7 +77,8 @@ type evaluation struct {
 	patient         bool // waits for each source, before the challenge too
 }
 
-// ErrCrowded is in the answer of a source that was not waited for because Options.Wait has refused.
+// ErrCrowded is the error in the answer of a source for which the Set did not wait, since Options.Wait has
+// returned false.
 var ErrCrowded = errors.New("not waited for: too many machines that no source lists so far are waiting")
 
 var (

@@ -233,8 +233,8 @@ func (p *poll) soon() (a *attempt, underWay bool) {
 	return p.asked, false
 }
 
-// renew returns an attempt that begins after the call, whatever the limits of early loads are. It
-// returns nil if there will be none.
+// renew returns an attempt that begins after the call. The limits of early loads do not apply to it. It
+// returns nil if the source is not running.
 func (p *poll) renew() *attempt {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -6,7 +6,7 @@
 //   - set.go: the Set, its members and its life;
 //   - evaluate.go: one evaluation, from top to bottom;
 //   - preview.go: an evaluation without the machine;
-//   - strict.go: what is different for whoever acts upon a refusal;
+//   - strict.go: what is different for a caller that acts upon a refusal;
 //   - wait.go: how to wait for a call that may hang;
 //   - poll.go: when a source is loaded;
 //   - handover.go: what a reconfiguration takes over;
@@ -68,10 +68,10 @@ type Options struct {
 	// Once makes Start load each source once and then leave it alone: nothing is loaded again,
 	// and no change is followed. It is for whoever examines what a server has.
 	Once bool
-	// Strict is for whoever acts upon a refusal. A source that loads its data can then tell
-	// only if its last Load has succeeded: another process may have loaded a later version of
-	// the list than the last good version that is here. A source with a check that is stuck is
-	// not asked until that has returned, so that many machines can be asked about.
+	// Strict is for a caller that acts upon a refusal. A source that loads its data can then tell
+	// only if its last Load has succeeded: a server beside this process may have loaded a later
+	// version of the list than the last good version here. While a check of a source hangs, that
+	// source is not asked again, so that a caller can ask about many machines.
 	Strict bool
 	// Wait is called before BeforeChallenge waits for a slow source or for an early load.
 	// known is true if another source lists the machine so far. If Wait returns false, the

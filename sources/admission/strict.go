@@ -12,7 +12,7 @@ import (
 
 var errStuck = errors.New("not asked: an earlier check has not returned")
 
-// outdated returns why the data of the source may be older than its origin's, or nil.
+// outdated returns why the data here may be older than the data at the source's origin, or nil.
 func (r *runner) outdated() error {
 	if _, loads := r.source.(sources.Loader); !loads {
 		return nil
@@ -25,10 +25,9 @@ func (r *runner) outdated() error {
 	return nil
 }
 
-// Screen asks every source once about a machine that is not there, and decides as before the
-// challenge. It waits for each source. ev.Proof must be nil, otherwise the decision is a refusal.
-// Nothing is loaded early, and nothing asks the network. Screen returns within
-// Options.CheckTimeout.
+// Screen asks every source once about a machine that is not connected, and decides as before the
+// challenge. It waits for each source, for Options.CheckTimeout at most. ev.Proof must be nil,
+// otherwise the decision is a refusal. Screen loads nothing early and does not use the network.
 func (s *Set) Screen(ctx context.Context, ev *sources.Evidence) policy.Decision {
 	if ev == nil || ev.Proof != nil {
 		return policy.Decision{}
@@ -39,9 +38,9 @@ func (s *Set) Screen(ctx context.Context, ev *sources.Evidence) policy.Decision 
 	return s.plan.Before(e.answers)
 }
 
-// Refresh loads every source that loads its data, and returns when these Loads have ended, which
-// have all begun after the call. The error says that ctx has ended first, or that the Set is
-// closed. How a Load has ended is in Status, and with Options.Strict in the answers.
+// Refresh starts a new Load of every source that loads its data, and returns when all of these Loads
+// have ended. The error says that ctx has ended first, or that the Set is closed. Whether a Load has
+// succeeded is in Status, and with Options.Strict in the answers too.
 func (s *Set) Refresh(ctx context.Context) error {
 	attempts := map[string]*attempt{}
 	for _, r := range s.runners() {

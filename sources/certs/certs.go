@@ -11,7 +11,7 @@
 // sent; upwards.go the chains through certificates that were fetched; list.go has a CRL,
 // and revocation.go what CRLs say of a chain; rules.go which certificates may be in a chain
 // at all; refusal.go why there is none; everything.go all that a mirror has to hold; authority.go
-// whether an issuer can make leafs that are accepted.
+// whether Find would accept the leafs that a CA signs.
 package certs
 
 import (

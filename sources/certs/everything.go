@@ -101,7 +101,7 @@ func (s *search) lookNamed(w Want, named *Named) any {
 // certificate in it has signed n, or only such as have expired.
 func (s *search) wantIssuersOf(n *node, url string) Want {
 	want := s.wantIssuers(url)
-	// A CA above EKs and DevIDs may be of use for the one kind of leaf alone.
+	// A CA above EKs and DevIDs may be acceptable for only one of the two kinds of leafs.
 	want.Scope = hex.EncodeToString(n.sum[:]) + " " + s.r.Profile.name
 	read := want.read
 	want.read = func(body []byte) (any, time.Time, error) {

@@ -84,8 +84,8 @@ func DevID() Profile {
 }
 
 // SeemsDevID reports whether a leaf seems to be a DevID's and not an EK's: its key signs, and neither
-// decrypts nor agrees on keys. It is for leafs that a person hands in, and decides nothing: a source
-// asks by its own profile.
+// decrypts nor agrees on keys. It sorts the files that a person hands in. No source uses it: a source checks
+// a certificate by its own profile.
 func SeemsDevID(leaf *x509.Certificate) bool {
 	ek := EK()
 	return leaf.KeyUsage&x509.KeyUsageDigitalSignature != 0 && leaf.KeyUsage&ek.usages == 0 &&
@@ -182,11 +182,11 @@ func faultOfDates(c *x509.Certificate, now time.Time) string {
 	return ""
 }
 
-// faultOfEncoding returns why a certificate could be written in another way without its CA, or
-// nothing. Nothing signs the signature itself: package x509 passes over bytes behind it and over
-// bits of it that are said to be unused, so whoever has such a certificate could change its
-// fingerprint. (RFC 5280, 4.1: the signature is the last member. Every signature that is known
-// here is a whole number of bytes.)
+// faultOfEncoding returns what of a certificate's encoding its holder could change without the CA, or
+// nothing. The signature does not cover itself: package x509 ignores bytes after it, and bits of it
+// that are marked as unused, so the holder could give the certificate another fingerprint.
+// (RFC 5280, 4.1: the signature is the last member. The signatures of all algorithms that are accepted
+// here are whole bytes.)
 func faultOfEncoding(c *x509.Certificate) string {
 	in := cryptobyte.String(c.Raw)
 	var cert, signed, algorithm cryptobyte.String

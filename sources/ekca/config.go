@@ -39,7 +39,7 @@ const (
 
 // Config is where the authorities are, and who may be asked for what is not there.
 type Config struct {
-	// Config is of the authorities. Bases must be left empty: EKCertificateURLs are the bases.
+	// Config says where the authorities are. Leave its Bases empty: they are taken from EKCertificateURLs.
 	truststore.Config
 	// EKCertificateURLs are the base URLs of the vendors' services for EK
 	// certificates that a TPM does not carry, by EKServiceIntel and
@@ -54,7 +54,7 @@ func (c Config) store() truststore.Config {
 	return c.Config
 }
 
-// Check returns all that is wrong with a configuration, a sources.FieldError for each mistake. New returns the same.
+// Check returns all mistakes in a configuration, a sources.FieldError for each, as New does.
 func (c Config) Check() error {
 	store := c.store()
 	return errors.Join(store.Check(), c.checkServices())

@@ -11,13 +11,13 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/boltfile"
 )
 
-// followEvery is the longest time from one look to the next of a list that follows a server's.
+// followEvery is the longest interval at which a list that follows a server's is loaded.
 const followEvery = 2 * time.Second
 
-// Follow makes l a list that follows what a server serves, beside the server. If the origin needs
-// the network, l reads the server's cache in its place, whoever owns the file, and never writes
-// it: the server writes a list into its cache before it serves it. Otherwise l reads the same
-// origin, often. Follow must be called before the first Load.
+// Follow makes l follow what a running server serves. If the origin needs the network, l reads the
+// server's cache instead, whoever owns the file, and never writes it: the server writes a list into
+// its cache before it serves it. Otherwise l reads the same origin as the server, every followEvery.
+// Follow must be called before the first Load.
 func (l *List[T]) Follow() {
 	l.cfg.Every = min(l.cfg.Every, followEvery)
 	if !l.cfg.Remote {
@@ -44,7 +44,7 @@ var (
 	errNoCacheYet = errors.New("the server has not written it yet, or cannot")
 )
 
-// followedTag is the tag of every copy: whether the file is still the same is not for the tag to say.
+// followedTag is the tag of every copy. It says only that there is a copy: Read compares the files.
 const followedTag = "followed"
 
 // Read implements Origin.
@@ -65,12 +65,13 @@ func (f *followed) Read(ctx context.Context, tag string) (Copy, error) {
 	if err != nil {
 		return Copy{}, err
 	}
-	f.file, f.at, c.Tag = now, c.At, followedTag // now may be older than what was read: it is read again then
+	// If the file was replaced after Stat, now is the older file, and the next Read reads again.
+	f.file, f.at, c.Tag = now, c.At, followedTag
 	return c, nil
 }
 
-// same reports whether the file is the file that was read last. A cache is replaced as a whole, so
-// another list is another file.
+// same reports whether the cache is still the file that was read last. A server replaces its cache as a
+// whole, so a new list is a new file.
 func (f *followed) same(now fs.FileInfo) bool {
 	return f.file != nil && os.SameFile(f.file, now) && f.file.ModTime().Equal(now.ModTime()) &&
 		f.file.Size() == now.Size()

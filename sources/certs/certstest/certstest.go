@@ -1,5 +1,5 @@
-// Package certstest makes certification authorities and certificates for the tests of sources that know some. What it
-// makes is valid at Today. A mistake of a test ends it.
+// Package certstest makes certification authorities and certificates for tests. They are valid at Today. A function
+// that fails ends the test.
 package certstest
 
 import (
@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// Today is when certificates of tests are verified.
+// Today is the time at which tests verify certificates.
 func Today() time.Time { return time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC) }
 
 // An Edit changes a template before it is signed.
@@ -62,7 +62,7 @@ func CA(tb testing.TB, name string, edits ...Edit) *x509.Certificate {
 	return template
 }
 
-// Sign returns a certificate for a public key, signed by the parent's key. The template is its own parent's for a root.
+// Sign returns a certificate for a public key, signed by key, which is the parent's. For a root, parent is template.
 func Sign(
 	tb testing.TB, template, parent *x509.Certificate, pub crypto.PublicKey, key crypto.Signer,
 ) *x509.Certificate {

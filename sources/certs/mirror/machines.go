@@ -48,10 +48,9 @@ func (m *Machines) DevIDs() int { return len(m.devIDs) }
 // Read adds the EKs and DevIDs in a file: PEM (RFC 7468) with the CERTIFICATE and PUBLIC KEY blocks
 // of any number of machines, as `tpm-attestor-agent -pem` prints them, or a single EK
 // certificate in DER, as it is read from a TPM. A certificate for a key that signs is a DevID's
-// (certs.SeemsDevID). The certificate of a CA counts as known:
-// machines send it, or servers have it. A file may hold nothing else. Other blocks, and
-// text between blocks, are passed over. If something cannot be read, nothing of the file
-// is taken.
+// (certs.SeemsDevID). The certificate of a CA counts as known: machines send it, or servers have it. A
+// file may hold CA certificates only. Other blocks, and text between blocks, are skipped. If
+// something cannot be read, Read adds nothing of the file.
 func (m *Machines) Read(content []byte) error {
 	var found Machines
 	if content = smallfile.TrimMark(content); !bytes.Contains(content, []byte("-----BEGIN")) {

@@ -7,8 +7,8 @@
 // Nobody has to trust a mirror: a server that uses it verifies signatures up to a CA that
 // is configured on that server.
 //
-// What is needed is said by certs.Find, which chain.go asks for each certificate of a machine.
-// mirror.go takes it from the folder or fetches it.
+// chain.go asks certs.Find, for each certificate of a machine, what is needed. mirror.go takes it from
+// the folder or fetches it.
 package mirror
 
 import (
@@ -151,7 +151,7 @@ type filler struct {
 // leafs are certificates of one kind.
 type leafs struct {
 	profile certs.Profile
-	anchors *certs.Anchors // those of the CAs in the machines' files that fit
+	anchors *certs.Anchors // the CAs in the machines' files that may be above such leafs
 }
 
 // object is the state of a URL in a run.
@@ -192,7 +192,8 @@ func (f *filler) run(ctx context.Context) {
 	}
 }
 
-// leafs returns what is known of n leafs of a profile, and tells of CAs that are of no use for them.
+// leafs returns the leafs of a profile, or nil if n, their number, is 0. It notes the CAs that cannot be above
+// such leafs.
 func (f *filler) leafs(ctx context.Context, p certs.Profile, n int) *leafs {
 	if n == 0 {
 		return nil
@@ -211,8 +212,8 @@ func (f *filler) leafs(ctx context.Context, p certs.Profile, n int) *leafs {
 	return &leafs{p, anchors}
 }
 
-// begin reports whether this run comes to a certificate, for a purpose, for the first time. A CA above
-// EKs and DevIDs may be of use for the one kind of leaf alone.
+// begin reports whether this run comes to a certificate, for a kind of leafs and of objects, for the first time.
+// A CA above EKs and DevIDs may be acceptable for only one of the two kinds of leafs.
 func (f *filler) begin(of *leafs, kind certs.Kind, c *x509.Certificate) bool {
 	key := sha256.Sum256(slices.Concat([]byte(of.profile.String()), []byte(kind), c.Raw))
 	f.mu.Lock()

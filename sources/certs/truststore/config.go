@@ -60,8 +60,9 @@ type Config struct {
 	// carry, 1 to 64 of a-z, 0-9, _ and -. A CA may be in several.
 	Bundles map[string]string
 	// MayBeEmpty is true if CAPath may be a folder that has no file yet: it lists nobody, and
-	// Status has a warning. A folder from which something was loaded, and that is empty now, is
-	// taken for a mount that has gone, as without MayBeEmpty. No key of a configuration is for it.
+	// Status has a warning. If files were loaded from the folder before and it is empty now, its
+	// mount has probably gone, and that is an error, as without MayBeEmpty. No configuration key
+	// sets it.
 	MayBeEmpty bool
 	// PollInterval is how often the files are looked at for changes; 30
 	// seconds if it is zero.

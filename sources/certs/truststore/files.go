@@ -46,7 +46,7 @@ type seenFile struct {
 // fileSet is what a look at the configured paths shows, in order.
 type fileSet []seenFile
 
-// emptyFolderError is a CA folder, by its path, that has no file.
+// emptyFolderError is the path of a CA folder that has no files.
 type emptyFolderError string
 
 func (e emptyFolderError) Error() string {

@@ -153,7 +153,7 @@ func shorten(warnings []string) []string {
 type reading struct {
 	previous *state // nil at first
 	last     bool   // there is no further one: a file that keeps changing is left as it was
-	// mayBeEmpty is Config.MayBeEmpty. empty is whether that is why nothing was found.
+	// mayBeEmpty is Config.MayBeEmpty. empty is true if a folder has no files and may be empty.
 	mayBeEmpty, empty bool
 	files             []caFile
 	warnings          []string
@@ -301,7 +301,7 @@ func (s *state) entriesOf(l location) []certs.Entry {
 	return nil
 }
 
-// holds reports whether anything was read at the last Load. s may be nil.
+// holds reports whether the state has any files. s may be nil.
 func (s *state) holds() bool { return s != nil && len(s.files) > 0 }
 
 // holdsTheSame reports whether two states are made of the same files. previous may be
