@@ -58,22 +58,31 @@ func Listen(ctx context.Context, path string, family Family, table *Table, log h
 		return nil, fmt.Errorf("the socket %q %w", path, err)
 	}
 	if err := makeFolder(filepath.Dir(path)); err != nil {
-		return nil, fmt.Errorf("make the folder of the socket %q: %w", path, err)
+		return nil, fmt.Errorf("make the folder of the socket %q: %w", path, explain(err, path))
 	}
 	l := &Listener{
 		path: path, family: family, table: table, log: log, conns: make(chan struct{}, maxConns),
 	}
 	var err error
 	if l.lock, err = lock(ctx, path+".lock"); err != nil {
-		return nil, fmt.Errorf("lock the socket %q: %w", path, err)
+		return nil, fmt.Errorf("lock the socket %q: %w", path, explain(err, path))
 	}
 	if l.socket, err = listen(path); err != nil {
 		l.lock.Close()
-		return nil, fmt.Errorf("make the socket %q: %w", path, err)
+		return nil, fmt.Errorf("make the socket %q: %w", path, explain(err, path))
 	}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.done.Go(l.run)
 	return l, nil
+}
+
+// explain adds what to do about an error of the system. The socket is at path.
+func explain(err error, path string) error {
+	if !errors.Is(err, fs.ErrPermission) && !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.ENOSPC) {
+		return err
+	}
+	return fmt.Errorf("%w: let user %d write there: under systemd, by RuntimeDirectory= in the unit of spire-server, "+
+		"otherwise by making %q for that user, with the mode 0700, where there is room", err, os.Geteuid(), filepath.Dir(path))
 }
 
 // Path returns where the socket is.

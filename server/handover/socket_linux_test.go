@@ -41,6 +41,12 @@ func TestMain(m *testing.M) {
 func beHelper(what string, args []string) {
 	family := handover.Own()
 	switch what {
+	case "listen as another user":
+		if err := syscall.Setuid(65534); err != nil {
+			fmt.Println(err)
+			return
+		}
+		fallthrough
 	case "listen":
 		var table handover.Table
 		l, err := handover.Listen(context.Background(), args[0], family, &table, hclog.NewNullLogger())
@@ -220,6 +226,26 @@ func TestFolderOfOthers(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "the plugin makes it") {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// SPIRE's user may not make folders in /run: whoever starts SPIRE for the first time is told how it gets
+// one.
+func TestFolderThatCannotBeMade(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("another user can only be tried by root")
+	}
+	folder := t.TempDir()
+	for name := folder; name != os.TempDir() && name != "/"; name = filepath.Dir(name) {
+		if err := os.Chmod(name, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := filepath.Join(folder, "spire", "tpm", "svid.sock")
+	if got := helper(t, "listen as another user", path); !strings.Contains(got, "permission denied: let user 65534 write there") ||
+		!strings.Contains(got, `by making "`+filepath.Dir(path)+`" for that user`) {
+		t.Error(got)
 	}
 }
 
