@@ -6,7 +6,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/hashicorp/go-hclog"
@@ -181,6 +185,55 @@ func TestHandedOver(t *testing.T) {
 	}
 	s.configure(t, second) // changes nothing
 	if err := s.agent(machine); err != nil {
+		t.Error(err)
+	}
+}
+
+// While keys are handed over, the socket is another one, again and again, as by signals in a storm of
+// attestations. A hand-over may fail, and its agent comes again; one that has succeeded serves, and the
+// last socket answers.
+func TestAnotherSocketMeanwhile(t *testing.T) {
+	s, dir := serve(t), t.TempDir()
+	var current atomic.Pointer[string]
+	use := func(i int) {
+		socket := filepath.Join(dir, strconv.Itoa(i%2), "svid.sock")
+		s.configure(t, socket)
+		current.Store(&socket)
+	}
+	use(0)
+	stop := make(chan struct{})
+	var all sync.WaitGroup
+	var served atomic.Int64
+	for worker := range 4 {
+		id := fmt.Sprint(machine, worker)
+		all.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				c := handover.NewClient(*current.Load(), handover.Own())
+				if c.HandOver(t.Context(), spiffeid.RequireFromString(id), handover.Any()) != nil {
+					continue
+				}
+				served.Add(1)
+				if err := s.agent(id); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for i := range 50 {
+		for before := served.Load(); served.Load() < before+4; {
+			runtime.Gosched()
+		}
+		use(i)
+	}
+	close(stop)
+	all.Wait()
+	c := handover.NewClient(*current.Load(), handover.Own())
+	if err := c.HandOver(t.Context(), spiffeid.RequireFromString(machine), handover.Any()); err != nil {
 		t.Error(err)
 	}
 }

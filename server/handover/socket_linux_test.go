@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -528,14 +527,6 @@ func TestHostileClients(t *testing.T) {
 	if grown := heap() - before; grown > 4<<20 {
 		t.Errorf("%d bytes more after it", grown)
 	}
-}
-
-// heap returns how many bytes the program uses.
-func heap() int64 {
-	runtime.GC()
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
 }
 
 // As many clients as are served at once say nothing, and a hand-over waits no longer than they may

@@ -36,6 +36,14 @@ func wantTake(tb testing.TB, table *handover.Table, id, key string, want error) 
 	}
 }
 
+// heap returns how many bytes the program uses.
+func heap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
 // A key serves once, for its ID alone, and no other key serves: otherwise one certified key would
 // get SVIDs for others, or for another machine.
 func TestKeyServesOnce(t *testing.T) {
@@ -89,11 +97,11 @@ func TestKeyEnds(t *testing.T) {
 
 // However many keys nobody takes, their number is bounded: a key for which there is no room is not
 // taken in, none that waits is thrown out, a waiting one is still replaced by its own machine's
-// next, and after a minute there is room again.
+// next, and after a minute there is room again. All of them need less than 16 MB.
 func TestTableIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var table handover.Table
-		full := 0
+		before, full := heap(), 0
 		for ; table.Put(fmt.Sprintf("%s%d", machine, full), handover.Only(hash("a"))); full++ {
 			if full > 1<<20 {
 				t.Fatal("the table has no bound")
@@ -101,6 +109,9 @@ func TestTableIsBounded(t *testing.T) {
 		}
 		if full != 1<<16 {
 			t.Errorf("%d keys", full)
+		}
+		if grown := heap() - before; grown > 16<<20 {
+			t.Errorf("%d bytes", grown)
 		}
 		mustPut(t, &table, machine+"0", handover.Only(hash("b")))
 		wantTake(t, &table, machine+"0", "b", nil)
