@@ -29,7 +29,7 @@ const (
 	// milliseconds of the attestor's answer.
 	Lifetime = time.Minute
 	// maxEntries is how many keys a Table holds: those of a thousand machines a second that have
-	// been admitted, and for which SPIRE then has not asked. An entry takes some 150 bytes.
+	// been admitted, and for which SPIRE then has not asked. An entry takes some 210 bytes.
 	maxEntries = 1 << 16
 	// sweepPause is the time from one removal of entries that have ended to the next.
 	sweepPause = time.Second
