@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"time"
 )
 
 // Servers run on Linux. Elsewhere, the operator's tool goes without caches.
@@ -19,5 +20,7 @@ func isLink(error) bool { return false }
 func tryLock(*os.File, bool) (bool, error) { return false, errSystem }
 
 func duplicate(*os.File) (*os.File, error) { return nil, errSystem }
+
+func stamp(string, time.Time) error { return errSystem }
 
 func ownerOf(fs.FileInfo) int64 { return -1 }

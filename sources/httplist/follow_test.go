@@ -87,3 +87,66 @@ func TestFollowNoCache(t *testing.T) {
 	webtest.WantError(t, s.Load(t.Context()), "cache")
 	webtest.WantListed(t, s, "one")
 }
+
+// A server that cannot write its cache, because the disk is full, serves a newer list than the cache has.
+// Whoever follows it must not take a machine on the newer list for a machine that is not listed.
+func TestFollowWhileTheCacheCannotBeWritten(t *testing.T) {
+	cfg, o, c := cached(t, `"serial": 7, `)
+	server, s := loaded(t, cfg), newSource(t, cfg)
+	s.Follow()
+	refresh(t, s)
+	draft := cfg.CachePath + ".new"
+	if err := os.MkdirAll(filepath.Join(draft, "full"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c.move(time.Minute)
+	o.Answer(http.StatusOK, webtest.List(`"serial": 8, `, "two"))
+	refresh(t, server)
+	webtest.WantListed(t, server, "two")
+	webtest.WantError(t, s.Load(t.Context()), "could not write the list that it serves")
+	started := newSource(t, cfg)
+	started.Follow()
+	webtest.WantError(t, started.Load(t.Context()), "could not write the list that it serves")
+	if err := os.RemoveAll(draft); err != nil {
+		t.Fatal(err)
+	}
+	c.move(time.Minute)
+	refresh(t, server)
+	refresh(t, s)
+	webtest.WantListed(t, s, "two")
+}
+
+// Whoever follows a server learns when the web server was last seen to have the list, without a list being
+// written for that.
+func TestFollowTheConfirmation(t *testing.T) {
+	cfg, o, c := cached(t, `"serial": 7, `)
+	server, s := loaded(t, cfg), newSource(t, cfg)
+	s.Follow()
+	before, err := os.ReadFile(cfg.CachePath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		c.move(time.Minute)
+		refresh(t, server)
+		at := c.now
+		c.move(time.Minute)
+		refresh(t, s)
+		if got := s.Status().Confirmed; !got.Equal(at) {
+			t.Errorf("confirmed at %v, want %v", got, at)
+		}
+	}
+	if after, err := os.ReadFile(cfg.CachePath); err != nil || !slices.Equal(before, after) {
+		t.Errorf("the cache was written: %v", err)
+	}
+	fails(o)
+	at := s.Status().Confirmed
+	c.move(time.Minute)
+	if err := server.Load(t.Context()); err == nil {
+		t.Error("the web server has answered")
+	}
+	refresh(t, s)
+	if got := s.Status().Confirmed; !got.Equal(at) {
+		t.Errorf("confirmed at %v, though the web server was down since %v", got, at)
+	}
+}

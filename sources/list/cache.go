@@ -139,6 +139,18 @@ func (c *Cache) touch(ctx context.Context, digest [sha256.Size]byte, confirmed t
 	})
 }
 
+// disowned is the time of a file that does not hold the list which its process serves.
+var disowned = time.Unix(0, 0)
+
+// stamp sets the file's time, for whoever follows its process, to when the list in it was confirmed, or to
+// disowned. If that fails, a follower takes the list for older than it is, or learns nothing: the file may
+// be gone, or on a file system that has become read-only.
+func (c *Cache) stamp(at time.Time) {
+	if !c.readOnly {
+		_ = c.file.Stamp(at)
+	}
+}
+
 func (c *Cache) replace(ctx context.Context, check func(*bbolt.Tx) error, fill func(*bbolt.DB) error) error {
 	if c.readOnly {
 		return nil

@@ -77,6 +77,7 @@ func (l *List[T]) touch(ctx context.Context, st *state[T]) error {
 		return l.save(ctx, st, c)
 	}
 	if age := st.confirmed.Sub(l.saved); age >= 0 && age < l.cfg.MaxStaleness/touchShare {
+		l.cfg.Cache.stamp(st.confirmed)
 		return nil
 	}
 	return l.saw(ctx, st, l.cfg.Cache.touch(ctx, st.digest, st.confirmed, st.tag))
@@ -87,12 +88,14 @@ func (l *List[T]) saw(ctx context.Context, st *state[T], err error) error {
 	l.saveFault = ""
 	if err == nil {
 		l.saved = st.confirmed
+		l.cfg.Cache.stamp(st.confirmed)
 		return nil
 	}
 	if ahead := (*aheadError)(nil); errors.As(err, &ahead) {
 		l.state.Store(nil)
 		return errors.Join(replay("%w", err), l.restore(ctx))
 	}
+	l.cfg.Cache.stamp(disowned)
 	l.saveFault = fmt.Sprintf("the cache was not written, so this list is lost at a restart: %v", err)
 	return nil
 }

@@ -41,6 +41,7 @@ type followed struct {
 var (
 	errNoCache = errors.New("has no cache_path, so nobody but the server knows what it serves: " +
 		"set cache_path, in a folder that this user may read")
+	errNotWritten = errors.New("the server could not write the list that it serves: its log says why; is the disk full?")
 	errNoCacheYet = errors.New("the server has not written it yet, or cannot")
 )
 
@@ -53,6 +54,9 @@ func (f *followed) Read(ctx context.Context, tag string) (Copy, error) {
 		return Copy{}, errNoCache
 	}
 	now, err := os.Stat(f.cache.file.Path)
+	if err == nil && now.ModTime().Equal(disowned) {
+		return Copy{}, f.cache.in(errNotWritten)
+	}
 	if err == nil && tag != "" && f.same(now) {
 		return Copy{Tag: followedTag, At: f.at}, nil
 	}
@@ -64,6 +68,9 @@ func (f *followed) Read(ctx context.Context, tag string) (Copy, error) {
 	}
 	if err != nil {
 		return Copy{}, err
+	}
+	if now != nil && now.ModTime().After(c.At) { // see Cache.stamp
+		c.At = now.ModTime()
 	}
 	// If the file was replaced after Stat, now is the older file, and the next Read reads again.
 	f.file, f.at, c.Tag = now, c.At, followedTag
