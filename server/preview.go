@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"time"
@@ -90,6 +91,25 @@ func (p *Previewer) Refresh(ctx context.Context) error { return p.set.Refresh(ct
 func (p *Previewer) Screen(ctx context.Context, ev *sources.Evidence) policy.Decision {
 	return p.set.Screen(ctx, ev)
 }
+
+// RefusedSince reports whether a machine is refused by these answers, although every source may be wrong
+// whose data were last known to be current before a time: it was admitted since then, perhaps by a server
+// with later data. The time is zero if nobody knows of that. Status is that of the sources when they
+// answered, or before.
+func (p *Previewer) RefusedSince(answers []policy.Answer, status []admission.SourceStatus, since time.Time) bool {
+	answers = slices.Clone(answers)
+	for i, a := range answers {
+		if slices.ContainsFunc(status, func(s admission.SourceStatus) bool {
+			return s.Name == a.Source && !s.Confirmed.IsZero() && s.Confirmed.Before(since)
+		}) {
+			answers[i] = policy.Answer{Source: a.Source, Err: errOlder}
+		}
+	}
+	possible := p.set.Plan().Possible(answers)
+	return len(possible) == 1 && possible[0] == policy.Refused
+}
+
+var errOlder = errors.New("its data may be older than the attestation")
 
 // Status returns the state of each source, sorted by name.
 func (p *Previewer) Status() []admission.SourceStatus { return p.set.Status() }

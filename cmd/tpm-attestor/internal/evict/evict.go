@@ -106,7 +106,8 @@ func newEvicter(o options, api *spire, s *site, out io.Writer, format cli.Format
 	return &evicter{
 		options: o, spire: api, site: s, brake: newBrake(), now: time.Now,
 		report:   &reporter{out: out, format: format, now: time.Now, alarms: map[string]alarm{}},
-		interval: interval, confirmAfter: confirmAfter, returns: map[sources.EKHash]*returned{},
+		interval: interval, confirmAfter: confirmAfter, unconfirmedFor: unconfirmedFor,
+		returns: map[sources.EKHash]*returned{},
 	}
 }
 

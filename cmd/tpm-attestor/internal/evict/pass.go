@@ -12,6 +12,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/server"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
@@ -27,6 +28,8 @@ const (
 	// screenTimeout is how long a pass may ask the sources, and refreshTimeout how long they
 	// may take to load anew.
 	screenTimeout, refreshTimeout = 30 * time.Second, 40 * time.Second
+	// unconfirmedFor is how long a server may take to confirm a list before that is said.
+	unconfirmedFor = 2 * time.Minute
 	// workers is how many machines are asked about at once.
 	workers = 16
 	// A machine that the server admits again after its eviction is evicted again only after
@@ -42,10 +45,11 @@ type evicter struct {
 	report *reporter
 	brake  *brake
 	now    func() time.Time
-	// interval and confirmAfter are the constants; tests have others.
-	interval, confirmAfter time.Duration
+	// interval, confirmAfter and unconfirmedFor are the constants; tests have others.
+	interval, confirmAfter, unconfirmedFor time.Duration
 
 	unread   error               // why the configuration in the file is not followed
+	seen     map[string]*agent   // at the last look, by SPIFFE ID; nil before the first look
 	suspects map[string]*suspect // by SPIFFE ID
 	returns  map[sources.EKHash]*returned
 	// known are the agents by SPIFFE ID, and since when; nil before they are listed first. Those of
@@ -108,6 +112,7 @@ func (e *evicter) look(ctx context.Context) (problems map[string]string, err err
 	if err != nil {
 		return nil, err
 	}
+	e.sight(agents)
 	problems = map[string]string{}
 	if e.unread != nil {
 		problems[alarmConfiguration] = e.unread.Error()
@@ -157,6 +162,21 @@ func (e *evicter) isNew(a *agent) bool {
 	return lag > 0 && e.returns[a.hash] == nil && e.now().Sub(e.known[a.name]) < lag+loadTime
 }
 
+// sight notes which agents have attested since the last look.
+func (e *evicter) sight(agents []*agent) {
+	seen := make(map[string]*agent, len(agents))
+	for _, a := range agents {
+		switch old := e.seen[a.name]; {
+		case old != nil && old.serial == a.serial:
+			a.attested = old.attested
+		case e.seen != nil:
+			a.attested = time.Now() // by the clock of the sources
+		}
+		seen[a.name] = a
+	}
+	e.seen = seen
+}
+
 // foreign returns why the configuration is another server's, or nothing: its trust domain is not
 // that of the agents.
 func (e *evicter) foreign(agents []*agent) string {
@@ -184,6 +204,7 @@ type screened struct {
 func (e *evicter) screen(ctx context.Context, agents []*agent) (problem string) {
 	within, cancel := context.WithTimeout(ctx, screenTimeout)
 	defer cancel()
+	status := e.site.previewer.Status()
 	todo, done := make(chan *agent), make(chan screened)
 	var asking sync.WaitGroup
 	for range workers {
@@ -204,13 +225,13 @@ func (e *evicter) screen(ctx context.Context, agents []*agent) (problem string) 
 		close(done)
 	}()
 	e.counts = counts{Agents: len(agents), Evicted: e.counts.Evicted}
-	suspects := map[string]*suspect{}
+	var refused []screened
 	for s := range done {
 		switch s.decision.Outcome {
 		case policy.Refused:
 			e.counts.Refused++
 			if !e.isNew(s.agent) {
-				suspects[s.name] = e.suspect(s)
+				refused = append(refused, s)
 			}
 		case policy.Unavailable:
 			e.counts.CannotTell++
@@ -224,7 +245,9 @@ func (e *evicter) screen(ctx context.Context, agents []*agent) (problem string) 
 			e.counts.Unknown++
 		}
 	}
-	e.suspects = suspects
+	if waiting := e.suspectAll(within, refused, status); waiting != "" {
+		problem = waiting
+	}
 	if e.counts.CannotTell == 0 {
 		return ""
 	}
@@ -236,6 +259,38 @@ func (e *evicter) screen(ctx context.Context, agents []*agent) (problem string) 
 		}
 	}
 	return strings.Join(why, "; ")
+}
+
+// suspectAll notes the suspects among those that are refused. An agent that has attested later than the
+// server has confirmed a list is none: another server, with a later list, may have admitted it. If that
+// lasts, suspectAll returns why it is not known of one, or nothing.
+func (e *evicter) suspectAll(ctx context.Context, refused []screened, status []admission.SourceStatus) (problem string) {
+	suspects := map[string]*suspect{}
+	later := slices.DeleteFunc(refused, func(s screened) bool {
+		if !e.site.previewer.RefusedSince(s.decision.Answers, status, s.attested) {
+			return false
+		}
+		suspects[s.name] = e.suspect(s)
+		return true
+	})
+	if len(later) > 0 && e.site.previewer.Refresh(ctx) == nil {
+		status = e.site.previewer.Status()
+	}
+	for _, s := range later {
+		s.decision = e.site.previewer.Screen(ctx, s.evidence())
+		switch {
+		case s.decision.Outcome != policy.Refused:
+			e.counts.Refused--
+		case e.site.previewer.RefusedSince(s.decision.Answers, status, s.attested):
+			suspects[s.name] = e.suspect(s)
+		case time.Since(s.attested) > e.unconfirmedFor:
+			e.counts.CannotTell++
+			e.counts.Refused--
+			problem = "a list was not confirmed since it has attested: " + s.decision.Explain()
+		}
+	}
+	e.suspects = suspects
+	return problem
 }
 
 // evidence is what SPIRE keeps of a machine.
@@ -260,7 +315,7 @@ func (e *evicter) readmitted() string {
 		if r := e.returns[s.hash]; r != nil && r.times > 1 {
 			return fmt.Sprintf("the server has admitted %s again after each of its %d evictions, so it does not "+
 				"follow this configuration or these lists: was it told to read its configuration again (SIGUSR1), and "+
-				"can it write its caches?", s.name, r.times)
+				"do all servers of its database have the same rules and lists?", s.name, r.times)
 		}
 	}
 	return ""
@@ -349,8 +404,9 @@ func (e *evicter) evictOne(ctx context.Context, s *suspect) error {
 // confirm reports whether a suspect is refused however what is not known of the machine may turn
 // out, and whether it is still the agent that was listed.
 func (e *evicter) confirm(ctx context.Context, s *suspect) (bool, error) {
+	status := e.site.previewer.Status()
 	view, err := e.site.previewer.Preview(ctx, s.evidence(), false)
-	if err != nil || !certain(view) {
+	if err != nil || !certain(view) || !e.site.previewer.RefusedSince(view.Answers, status, s.attested) {
 		return false, nil //nolint:nilerr // it was interrupted, and nothing is certain then
 	}
 	s.reason = view.Result.Reason + "; " + view.Decision.Explain()

@@ -43,6 +43,8 @@ type agent struct {
 	unknown bool
 	// serial is the serial number of its SVID, which is another one after each attestation.
 	serial string
+	// attested is a time by which it had attested; zero if that was before the first look.
+	attested time.Time
 }
 
 // spire is SPIRE Server's API on its local socket.
