@@ -41,7 +41,7 @@ type followed struct {
 var (
 	errNoCache = errors.New("has no cache_path, so nobody but the server knows what it serves: " +
 		"set cache_path, in a folder that this user may read")
-	errNotWritten = errors.New("the server could not write the list that it serves: its log says why; is the disk full?")
+	errNotWritten = errors.New("the server could not write the list that it serves: its log says why (a full disk?)")
 	errNoCacheYet = errors.New("the server has not written it yet, or cannot")
 )
 

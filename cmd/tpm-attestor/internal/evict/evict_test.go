@@ -118,3 +118,15 @@ func TestHelp(t *testing.T) {
 		t.Errorf("exit code %d\n%s", code, &stdout)
 	}
 }
+
+// What others have written stays on its line, and tells a terminal nothing: neither by the controls of ASCII
+// nor by those of Unicode, nor by turning the direction of the text.
+func TestHostileReason(t *testing.T) {
+	t.Parallel()
+	var out strings.Builder
+	r := &reporter{out: &out, format: cli.Table, now: time.Now, alarms: map[string]alarm{}}
+	r.print(&event{Event: eventAlarm, Alarm: alarmSources, Reason: "a\x1b[2Jb\nc\u009b2Jd\u202ee\u2028f"})
+	if got, want := out.String(), "ALARM sources: a [2Jb c 2Jd e f\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}

@@ -264,7 +264,9 @@ func (e *evicter) screen(ctx context.Context, agents []*agent) (problem string) 
 // suspectAll notes the suspects among those that are refused. An agent that has attested later than the
 // server has confirmed a list is none: another server, with a later list, may have admitted it. If that
 // lasts, suspectAll returns why it is not known of one, or nothing.
-func (e *evicter) suspectAll(ctx context.Context, refused []screened, status []admission.SourceStatus) (problem string) {
+func (e *evicter) suspectAll(
+	ctx context.Context, refused []screened, status []admission.SourceStatus,
+) (problem string) {
 	suspects := map[string]*suspect{}
 	later := slices.DeleteFunc(refused, func(s screened) bool {
 		if !e.site.previewer.RefusedSince(s.decision.Answers, status, s.attested) {

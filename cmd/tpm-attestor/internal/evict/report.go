@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 )
@@ -119,9 +120,9 @@ func (r *reporter) print(e *event) {
 	}
 }
 
-// printable keeps a line one line: reasons quote what others have written.
+// printable keeps a line one line, and a terminal as it is: reasons quote what others have written.
 func printable(c rune) rune {
-	if c < ' ' || c == 0x7f {
+	if !unicode.IsPrint(c) {
 		return ' '
 	}
 	return c
