@@ -275,7 +275,7 @@ func (c *checker) runIn(image string, p pod, k container, volumes folders) (stri
 	if err := c.unpack(image, root); err != nil {
 		return "", err
 	}
-	if script := filepath.Join(root, "app/get_tpm_pubhash"); c.pubhash != "" && strings.HasSuffix(image, "-shell") {
+	if script := filepath.Join(root, "app", "get_tpm_pubhash"); c.pubhash != "" && strings.HasSuffix(image, "-shell") {
 		err := os.WriteFile(script, []byte("#!/bin/sh\necho "+c.pubhash+"\n"), 0o755) //nolint:gosec // G306: a program
 		if err != nil {
 			return "", err
@@ -298,7 +298,7 @@ func who(all, own user) *syscall.Credential {
 	pick := func(values ...*int) uint32 {
 		for _, v := range values {
 			if v != nil {
-				return uint32(*v) //nolint:gosec // G115: of a chart
+				return uint32(*v)
 			}
 		}
 		return 0
@@ -343,7 +343,8 @@ func bind(root string, mounts []mount, volumes folders) (unmount func(), err err
 	for _, m := range mounts {
 		at := filepath.Join(root, m.MountPath)
 		if strings.HasPrefix(m.MountPath, "/dev/") { // a device of the machine; here, a file
-			if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.WriteFile(at, nil, 0o666)); err != nil { //nolint:gosec // G301, G306
+			//nolint:gosec // G301, G306: as in a container
+			if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.WriteFile(at, nil, 0o666)); err != nil {
 				return nil, err
 			}
 			continue
@@ -567,7 +568,8 @@ func eachFile(r io.Reader, do func(*tar.Header, io.Reader) error) error {
 }
 
 func writeFile(path string, content io.Reader, mode os.FileMode) error {
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode) //nolint:gosec // G304: below a folder of ours
+	//nolint:gosec // G304: below a folder of ours
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
 		return err
 	}

@@ -117,7 +117,7 @@ type file struct {
 
 // plugin returns a plugin under a name in an image.
 func (r *release) plugin(arch, program, name string) ([]file, error) {
-	content, err := os.ReadFile(filepath.Join(r.programs[arch], program))
+	content, err := os.ReadFile(filepath.Join(r.programs[arch], program)) //nolint:gosec // G304: an argument
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +162,9 @@ func (r *release) withShell(arch string) ([]file, error) {
 }
 
 // write writes one image for all architectures.
-func (r *release) write(folder, name, what string, entrypoint []string, content func(arch string) ([]file, error)) error {
+func (r *release) write(
+	folder, name, what string, entrypoint []string, content func(arch string) ([]file, error),
+) error {
 	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
 	for _, arch := range slices.Sorted(maps.Keys(r.programs)) {
 		files, err := content(arch)
@@ -182,7 +184,7 @@ func (r *release) write(folder, name, what string, entrypoint []string, content 
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(temp)
+	defer func() { _ = os.RemoveAll(temp) }() // temporary all the same
 	// The index of the layout has one entry: the image, whatever the architecture.
 	tagged := mutate.AppendManifests(mutate.IndexMediaType(empty.Index, types.OCIImageIndex), mutate.IndexAddendum{
 		Add:        index,
