@@ -34,7 +34,7 @@ func copySelf(w io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("find this program: %w", err)
 	}
-	program, err := os.Open(self)
+	program, err := os.Open(self) //nolint:gosec // G304: this program
 	if err != nil {
 		return err //nolint:wrapcheck // it names the program
 	}
