@@ -402,34 +402,37 @@ func TestKeyManagerWaitsForTheTPM(t *testing.T) {
 	s := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	m := serveKeys(t, s.Device, keyDirectory(t))
 	a := m.generate(t, slotA)
-	for name, call := range map[string]func() error{
-		"at the start": func() error {
+	for _, tt := range []struct {
+		name string
+		call func() error
+	}{
+		{"at the start", func() error {
 			resp, err := serveKeys(t, s.Device, m.directory).keys.GetPublicKeys(t.Context(), new(keymanagerv1.GetPublicKeysRequest))
 			if err == nil && len(resp.GetPublicKeys()) != 1 {
 				err = fmt.Errorf("the keys %v", resp.GetPublicKeys())
 			}
 			return err
-		},
-		"at a rotation": func() error {
+		}},
+		{"at a rotation", func() error {
 			_, err := m.keys.GenerateKey(t.Context(), &keymanagerv1.GenerateKeyRequest{
 				KeyId: slotB, KeyType: keymanagerv1.KeyType_EC_P256,
 			})
 			return err
-		},
-		"at a handshake": func() error { return m.sign(t.Context(), a) },
+		}},
+		{"at a handshake", func() error { return m.sign(t.Context(), a) }},
 	} {
 		s.Stop()
 		done := make(chan error, 1)
-		go func() { done <- call() }()
+		go func() { done <- tt.call() }()
 		select {
 		case err := <-done:
-			t.Errorf("%s: it does not wait: %v", name, err)
+			t.Errorf("%s: it does not wait: %v", tt.name, err)
 			done <- err
 		case <-time.After(300 * time.Millisecond): // a wrong implementation has failed by then
 		}
 		s.Restart()
 		if err := <-done; err != nil {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("%s: %v", tt.name, err)
 		}
 	}
 }
