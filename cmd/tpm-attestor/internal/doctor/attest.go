@@ -168,6 +168,11 @@ func (t *trial) refusedBefore() (why, action string) {
 
 // decide asks the sources of the server, once and without the network.
 func (d *doctor) decide(t *trial) {
+	if t.server.SVIDKey == config.SVIDKeyRequired && !d.configured {
+		d.add("decision", statusUnknown, "name the agent's configuration, too, whose svid_key_directory says that",
+			"the server wants the key of the agent's SVID to be in the TPM, and where the agent has it is not known")
+		return
+	}
 	if why, action := t.refusedBefore(); why != "" {
 		d.add("decision", statusFault, action, "the server refuses this machine: %s", why)
 		return

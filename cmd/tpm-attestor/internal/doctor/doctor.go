@@ -100,6 +100,8 @@ type doctor struct {
 	finding.Looker
 	progress *cli.Progress
 	report   report
+
+	configured bool // the agent's configuration was named
 }
 
 func (d *doctor) look(f flags, args []string) error {

@@ -32,6 +32,7 @@ func (d *doctor) machine(f flags, args []string) error {
 	if err != nil {
 		return err
 	}
+	d.configured = len(args) > 0
 	server, err := d.serverConfig(f.serverConfig)
 	if err != nil {
 		return err
