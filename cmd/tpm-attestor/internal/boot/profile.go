@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -132,7 +133,23 @@ func (f *profileFlags) run(cmd *cobra.Command) error {
 	if err := met(cmd, p, s); err != nil {
 		return err
 	}
+	noteUnmeasured(cmd, p, s)
 	return f.print(cmd, doc)
+}
+
+// noteUnmeasured says of which pinned PCRs the value is that of the TPM's start. Firmware that measures leaves
+// none of 0 to 7 so; a profile with such a value is met by whatever has booted without being measured.
+func noteUnmeasured(cmd *cobra.Command, p *bootprofiles.Profile, s *state) {
+	var all []string
+	for _, pcr := range slices.Sorted(maps.Keys(p.PCRs)) {
+		if value := s.PCRs[pcr]; pcr <= bootprofiles.PCRSecureBoot && len(bytes.Trim(value, "\x00")) == 0 {
+			all = append(all, strconv.Itoa(pcr))
+		}
+	}
+	if len(all) > 0 {
+		cli.Note(cmd, "zeros are in PCR %s: nothing was measured there, by a firmware that does not measure or not into "+
+			"this bank, and whatever has booted unmeasured meets the profile: do not use it", strings.Join(all, ", "))
+	}
 }
 
 // choosePCRs checks which PCRs are meant: those of the profile to which the machine is added, if at is its
