@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -203,4 +204,21 @@ func spans(text string) []string {
 		all = append(all, m[1])
 	}
 	return all
+}
+
+// A program that a build has left was committed once: 35 MB, which every clone then carries for ever.
+func TestNothingBuiltIsCommitted(t *testing.T) {
+	cmd := exec.CommandContext(t.Context(), "git", "ls-files", "-z")
+	cmd.Dir = root
+	list, err := cmd.Output()
+	if err != nil {
+		t.Skip("no git checkout:", err)
+	}
+	const most = 1 << 20 // bytes; no source and no list of tests is nearly as long
+	for name := range strings.SplitSeq(strings.TrimSuffix(string(list), "\x00"), "\x00") {
+		info, err := os.Lstat(filepath.Join(root, name))
+		if err == nil && info.Size() > most {
+			t.Errorf("%s has %d bytes: is it built?", name, info.Size())
+		}
+	}
 }
