@@ -79,7 +79,7 @@ func (m *KeyManager) Configure(ctx context.Context, req *configv1.ConfigureReque
 }
 
 var errDirectoryHangs = &tpm.Error{
-	Class: tpm.ErrNotReady, Err: fmt.Errorf("it could not be read within %v", readTimeout),
+	Class: tpm.ErrNotReady, Err: errors.New("the directory has not answered in time"),
 	Hint: "mend the file system that it is on, or use a directory on a disk of this machine",
 }
 

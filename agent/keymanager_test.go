@@ -408,7 +408,7 @@ func TestKeyManagerWaitsForTheTPM(t *testing.T) {
 	}{
 		{"at the start", func() error {
 			resp, err := serveKeys(t, s.Device, m.directory).keys.GetPublicKeys(t.Context(), new(keymanagerv1.GetPublicKeysRequest))
-			if err == nil && len(resp.GetPublicKeys()) != 1 {
+			if err == nil && len(resp.GetPublicKeys()) == 0 {
 				err = fmt.Errorf("the keys %v", resp.GetPublicKeys())
 			}
 			return err
@@ -519,6 +519,55 @@ func TestAttemptsEnd(t *testing.T) {
 					t.Error("PermissionDenied makes SPIRE's agent give up")
 				}
 				time.Sleep(2 * test.takes) // until the call that nobody waits for has ended
+			})
+		})
+	}
+}
+
+// A file system that hangs is not the TPM's fault, and the error says so: to the call that hangs, and to those
+// that wait for it. A TPM that hangs is not the file system's.
+func TestWhatHangs(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		hang func(s *keyStore, ctx context.Context, block func()) error
+		want string
+	}{
+		"the directory": {func(_ *keyStore, _ context.Context, block func()) error {
+			block()
+			return nil
+		}, "the directory has not answered in time: mend the file system"},
+		"the TPM": {func(s *keyStore, ctx context.Context, block func()) error {
+			_, err := inTurnAtTPM(ctx, s, func() (*struct{}, error) {
+				block()
+				return new(struct{}), nil
+			})
+			return err
+		}, "the TPM was not free within"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				m := NewKeyManager()
+				m.keys.Store(&keyStore{edge: &m.edge, turn: make(chan struct{}, 1)})
+				var calls sync.WaitGroup
+				mended := make(chan struct{})
+				for range 2 {
+					time.Sleep(5 * time.Second) // the second waits for the first
+					calls.Go(func() {
+						s, ctx, cancel, err := m.call(t.Context())
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						defer cancel()
+						err = s.inDirectory(ctx, func() error { return test.hang(s, ctx, func() { <-mended }) })
+						if err == nil || !strings.Contains(err.Error(), test.want) {
+							t.Errorf("%v, want %q", err, test.want)
+						}
+					})
+				}
+				calls.Wait()
+				close(mended)
 			})
 		})
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent/keydir"
@@ -22,6 +23,8 @@ type keyStore struct {
 	// TPM. A call that has the TPM never waits for the directory, so a file system that hangs does not keep
 	// other calls from signing.
 	turn chan struct{}
+	// atTPM is whether whoever has the turn, or had it last, waits for the TPM, and not for a file.
+	atTPM atomic.Bool
 
 	mu   sync.Mutex
 	keys map[string]*managedKey // by ID; replaced and never changed
@@ -71,9 +74,19 @@ func withTPM[T any](ctx context.Context, s *keyStore, f func() (*T, error)) (*T,
 	}
 }
 
-// make has the TPM make a key.
+// make has the TPM make a key. The caller has the turn.
 func (s *keyStore) make(ctx context.Context, unique [keydir.UniqueSize]byte) (*tpm.SVIDKey, error) {
-	return withTPM(ctx, s, func() (*tpm.SVIDKey, error) { return s.tpm.MakeSVIDKey(ctx, unique) })
+	return inTurnAtTPM(ctx, s, func() (*tpm.SVIDKey, error) { return s.tpm.MakeSVIDKey(ctx, unique) })
+}
+
+// inTurnAtTPM is withTPM for whoever has the turn.
+func inTurnAtTPM[T any](ctx context.Context, s *keyStore, f func() (*T, error)) (*T, error) {
+	s.atTPM.Store(true)
+	got, err := withTPM(ctx, s, f)
+	if err == nil {
+		s.atTPM.Store(false)
+	}
+	return got, err
 }
 
 // sign has the TPM sign a digest.
@@ -88,9 +101,17 @@ func (s *keyStore) sign(ctx context.Context, k *managedKey, digest []byte) ([]by
 	return *signature, nil
 }
 
-// inDirectory runs f when nothing else uses the directory.
+// inDirectory runs f when nothing else uses the directory. If that takes too long, the error says whether
+// the directory or the TPM is to blame.
 func (s *keyStore) inDirectory(ctx context.Context, f func() error) error {
-	return s.edge.inTurn(ctx, s.turn, f)
+	err := s.edge.inTurn(ctx, s.turn, func() error {
+		s.atTPM.Store(false)
+		return f()
+	})
+	if errors.Is(err, errTPMBusy) && !s.atTPM.Load() {
+		return errDirectoryHangs
+	}
+	return err
 }
 
 // generate makes a key in place of an earlier key with its ID. If it fails, or the process ends meanwhile, the
