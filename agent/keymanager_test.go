@@ -655,7 +655,7 @@ func TestAttestedSVIDKey(t *testing.T) {
 			t.Errorf("a server that does not look: %v", err)
 		}
 		if err := p.attest(t.Context(), new(incumbent)); err != nil {
-			t.Errorf("a server of before: %v", err)
+			t.Errorf("an older server: %v", err)
 		}
 		if left := loadedIn(t, s); len(left) > 0 {
 			t.Errorf("left in the TPM are %v", left)

@@ -241,7 +241,7 @@ func FuzzEKCertificate(f *testing.F) {
 var everything = []string{attestor.CanPCRs, attestor.CanEventLog}
 
 // Any bytes are refused as a challenge, or the TPM gets structures of a bounded size and, if it
-// is to quote, a valid request. The agent answers a server of before, which knows no quotes, in
+// is to quote, a valid request. The agent answers an older server, which knows no quotes, in
 // the same way whatever it can.
 func FuzzChallenge(f *testing.F) {
 	for _, tpm := range seeds(f) {

@@ -161,7 +161,7 @@ func TestAskedIsWhatIsOffered(t *testing.T) {
 			[]string{"Secret"},
 		},
 		"a log without PCRs":   {attestortest.Options{EventLog: []byte("log")}, someAsk(), []string{"EC"}, []string{"Secret"}},
-		"an agent of before":   {attestortest.Options{}, someAsk(), []string{"EC"}, []string{"Secret"}},
+		"an older agent":       {attestortest.Options{}, someAsk(), []string{"EC"}, []string{"Secret"}},
 		"nothing is asked for": {attestortest.Options{PCRs: pcrs}, attestor.Ask{}, []string{"EC"}, []string{"Secret"}},
 	} {
 		t.Run(name, func(t *testing.T) {

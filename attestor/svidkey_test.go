@@ -49,7 +49,7 @@ func softwareKey(t testing.TB, curve elliptic.Curve) *ecdsa.PrivateKey {
 }
 
 // An SVID key is proved with each type of AK, alone or with whatever else is asked for. It needs no
-// word in the challenge, which a server of before could not send.
+// word in the challenge, which an older server could not send.
 func TestSVIDKey(t *testing.T) {
 	t.Parallel()
 	for _, o := range []attestortest.Options{
@@ -106,7 +106,7 @@ func TestSVIDKeyThatIsNotLookedAt(t *testing.T) {
 			}
 		}
 	}
-	// It is bounded for all that.
+	// Its size is bounded all the same.
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
 	s := begin(t, tpm)
 	response := tpm.Answer(t, challenge(t, s))

@@ -127,7 +127,7 @@ func TestSVIDKeySurvivesRestart(t *testing.T) {
 }
 
 // Under required, agents whose key is in memory or on disk are refused for good, and so are
-// agents of before, and SPIRE is never asked to sign anything for them.
+// older agents, and SPIRE is never asked to sign anything for them.
 func TestSVIDKeyRequiredRefusesOtherAgents(t *testing.T) {
 	w := newWorld(t)
 	hashes := w.folder("hashes")
@@ -142,7 +142,7 @@ func TestSVIDKeyRequiredRefusesOtherAgents(t *testing.T) {
 	w.write(filepath.Join(hashes, before.EKHash()), "")
 	_, err := w.client(s).attest(w.ctx, before.Payload(t), incumbentAnswer(before))
 	if status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), `use KeyManager "tpm"`) {
-		t.Errorf("an agent of before: %v", err)
+		t.Errorf("an older agent: %v", err)
 	}
 	if strings.Contains(s.Log(), "SVID refused") {
 		t.Error("SPIRE was about to sign an SVID")
@@ -295,7 +295,7 @@ func TestSVIDKeyTwoServers(t *testing.T) {
 	}
 }
 
-// Old and new go together while a fleet moves: an agent of before and one with its key in the
+// Old and new go together while a fleet moves: an older agent and one with its key in the
 // TPM, at a server with optional and at one without svid_key.
 func TestSVIDKeyOptional(t *testing.T) {
 	w := newWorld(t)
@@ -314,7 +314,7 @@ func TestSVIDKeyOptional(t *testing.T) {
 			t.Fatal(err)
 		}
 		if hasSVIDKey(w.agents(s)[id]) {
-			t.Error("an agent of before has the selector")
+			t.Error("an older agent has the selector")
 		}
 		a := w.agentIn(fmt.Sprint(dir, i), s, machine{
 			tpm: m.tpm, ek: m.ek, hash: m.hash, keys: fmt.Sprint(dir, i, "/tpm"),

@@ -39,8 +39,8 @@ type Preview struct {
 	// NeedsQuote is true if the configuration refuses a machine for what it quotes or does
 	// not quote, whatever the sources say.
 	NeedsQuote bool
-	// NeedsSVIDKey is true if the configuration refuses an agent that has certified no key for
-	// its SVID, whatever the sources say.
+	// NeedsSVIDKey is true if the configuration refuses every agent whose TPM has not certified the
+	// key of its SVID, whatever the sources say.
 	NeedsSVIDKey bool
 }
 
@@ -62,9 +62,9 @@ func NewPreviewer(ctx context.Context, c *config.Config) (*Previewer, error) {
 	return &Previewer{config: c, set: set}, nil
 }
 
-// NewFollower returns a Previewer whose sources are kept current, for whoever acts upon a refusal:
-// see Config.Follow and admission.Options.Strict. Sources that previous, which may be nil, follows
-// by the same configuration are taken over. NewFollower waits for the first loads until ctx ends.
+// NewFollower returns a Previewer whose sources are kept current, for a caller that acts upon a refusal:
+// see Config.Follow and admission.Options.Strict. It takes over the sources of previous, which may be
+// nil, whose configuration has not changed. It waits for the first loads until ctx ends.
 func NewFollower(ctx context.Context, c *config.Config, previous *Previewer, log *slog.Logger) (*Previewer, error) {
 	lag := c.Follow()
 	set, err := c.NewSet(admission.Options{Strict: true, Log: log})

@@ -117,7 +117,7 @@ func TestSVIDKey(t *testing.T) {
 	}
 }
 
-// Under optional, an agent of before gets an SVID for the key that it has, once for each
+// Under optional, an older agent gets an SVID for the key that it has, once for each
 // attestation; without an attestation nobody does.
 func TestSVIDKeyOptional(t *testing.T) {
 	tpm, other := withSVIDKey(t, 1, nil), withSVIDKey(t, 2, nil)

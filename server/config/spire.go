@@ -96,24 +96,16 @@ func AgentData(text string) (data string, ok bool, err error) {
 // KeyManagerData returns the plugin_data of KeyManager "tpm" in a configuration file of SPIRE Agent. If
 // text is not such a file, or has another key manager, ok is false.
 func KeyManagerData(text string) (data string, ok bool, err error) {
-	var whole struct {
-		Plugins ast.Node `hcl:"plugins"`
-	}
-	if err := hcl.Decode(&whole, text); err != nil || whole.Plugins == nil {
+	whole, err := wholeFile(text)
+	if err != nil || whole.Plugins == nil {
 		return "", false, nil //nolint:nilerr // as above
 	}
 	p, err := pluginOf(whole.Plugins, "KeyManager")
-	switch {
-	case err != nil || p == nil || p.Enabled != nil && !*p.Enabled:
+	if err != nil || p.off() {
 		return "", false, err
-	case p.DataFile != "":
-		return "", true, fmt.Errorf(`KeyManager "tpm": its plugin_data is in a separate file: name that one, %q`,
-			shorten(p.DataFile))
 	}
-	if data, err = p.print(); err != nil {
-		return "", true, fmt.Errorf(`KeyManager "tpm": %w`, err)
-	}
-	return data, true, nil
+	data, err = p.content("KeyManager")
+	return data, true, err
 }
 
 // trustDomainOf reads the trust domain from a configuration of SPIRE's server. It is zero
@@ -141,15 +133,8 @@ func pluginData(plugins ast.Node) (string, error) {
 		return "", err
 	case p == nil:
 		return "", errors.New(`there is no NodeAttestor "tpm"`)
-	case p.DataFile != "":
-		return "", fmt.Errorf(`NodeAttestor "tpm": its plugin_data is in a separate file: name that one, %q`,
-			shorten(p.DataFile))
 	}
-	data, err := p.print()
-	if err != nil {
-		return "", fmt.Errorf(`NodeAttestor "tpm": %w`, err)
-	}
-	return data, nil
+	return p.content("NodeAttestor")
 }
 
 // pluginBlock is a plugin in a configuration of SPIRE.
@@ -171,6 +156,22 @@ func pluginOf(plugins ast.Node, kind string) (*pluginBlock, error) {
 		}
 	}
 	return nil, nil //nolint:nilnil // there is none
+}
+
+// off reports whether SPIRE does not start the plugin. p is nil if there is none.
+func (p *pluginBlock) off() bool { return p == nil || p.Enabled != nil && !*p.Enabled }
+
+// content returns the plugin_data of a plugin of a type. It is an error if that is in a file of its own.
+func (p *pluginBlock) content(kind string) (string, error) {
+	if p.DataFile != "" {
+		return "", fmt.Errorf(`%s "tpm": its plugin_data is in a separate file: name that one, %q`,
+			kind, shorten(p.DataFile))
+	}
+	data, err := p.print()
+	if err != nil {
+		return "", fmt.Errorf(`%s "tpm": %w`, kind, err)
+	}
+	return data, nil
 }
 
 // print returns the plugin_data as SPIRE prints it.

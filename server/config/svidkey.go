@@ -50,7 +50,7 @@ func (c *Config) decodeSVIDKey(b *body) {
 	}
 }
 
-// socket returns the path of a socket, or nothing if the block does not have the key.
+// socket returns the path of a socket. It returns nothing if the key is missing or its value is wrong.
 func (b *body) socket(key string) string {
 	path := b.text(key)
 	if path == "" {
@@ -63,7 +63,7 @@ func (b *body) socket(key string) string {
 	return path
 }
 
-// A Composer is what the configuration of CredentialComposer "tpm" says.
+// A Composer is the configuration of CredentialComposer "tpm".
 type Composer struct {
 	// Socket is the path at which the composer listens.
 	Socket string
@@ -91,25 +91,24 @@ func ParseComposer(text string) (*Composer, error) {
 	return c, nil
 }
 
-// composerPath is how a person finds the configuration of the composer.
+// composerPath comes before the composer's keys in messages.
 const composerPath = `CredentialComposer "tpm"`
 
-// composerBlock is whether a configuration of SPIRE's server has a CredentialComposer "tpm", and
-// what it says.
+// composerBlock is the CredentialComposer "tpm" in a configuration of SPIRE's server.
 type composerBlock struct {
-	there  bool
-	inFile bool // what it says is in a file of its own
-	data   string
+	there  bool   // there is one, and it is enabled
+	inFile bool   // its plugin_data is in a file of its own
+	data   string // its plugin_data
 }
 
-// composerIn finds the composer. It returns nil if that fails, which whoever reads the rest of the
-// configuration reports.
+// composerIn returns the composer's block. It returns nil if plugins cannot be read; pluginData then
+// returns the error.
 func composerIn(plugins ast.Node) *composerBlock {
 	p, err := pluginOf(plugins, "CredentialComposer")
 	switch {
 	case err != nil:
 		return nil
-	case p == nil || p.Enabled != nil && !*p.Enabled:
+	case p.off():
 		return &composerBlock{}
 	}
 	data, err := p.print()
@@ -119,8 +118,8 @@ func composerIn(plugins ast.Node) *composerBlock {
 	return &composerBlock{there: true, inFile: p.DataFile != "", data: data}
 }
 
-// checkComposer compares the configuration with that of the composer beside it, which neither
-// plugin sees when it runs. While the two do not fit together, no agent gets an SVID.
+// checkComposer compares the configuration with the composer's in the same file. If the two do not fit
+// together, no agent gets an SVID, and neither plugin can see why: each sees its own configuration only.
 func (c *Config) checkComposer(ps *problems, block *composerBlock) {
 	if block == nil {
 		return

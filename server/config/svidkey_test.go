@@ -7,7 +7,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 )
 
-// What DESIGN's surface says works as written, and off is what a configuration of before gets.
+// What DESIGN's surface says works as written, and off is what an older configuration gets.
 func TestSVIDKey(t *testing.T) {
 	const socket = "svid_key_socket = \"/run/spire/tpm/svid.sock\"\n"
 	for _, tt := range []struct{ text, mode, socket, warning string }{

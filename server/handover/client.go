@@ -14,8 +14,8 @@ import (
 const (
 	// callTimeout is how long a hand-over may take.
 	callTimeout = 5 * time.Second
-	// maxCalls is how many hand-overs are under way at once. Others wait: a composer that hangs
-	// must not take a file descriptor for each attestation.
+	// maxCalls is how many hand-overs are under way at once. Further hand-overs wait, so that a
+	// composer that hangs does not cost a file descriptor for each attestation.
 	maxCalls = 16
 )
 
@@ -51,7 +51,7 @@ func (c *Client) HandOver(ctx context.Context, id spiffeid.ID, k Key) error {
 	return nil
 }
 
-// missing is how an operator makes the composer answer. It is said of a connection that fails.
+// missing is the remedy if no composer answers.
 const missing = `add CredentialComposer "tpm" with the same plugin_cmd and with this socket to the ` +
 	`configuration of SPIRE's server, and restart it; if it is there, its process has ended: restart the server`
 
@@ -72,7 +72,7 @@ func (c *Client) call(ctx context.Context, id string, k Key) error {
 	if err := c.family.check(conn); err != nil {
 		return err
 	}
-	// If ctx ends, so does what is being read.
+	// When ctx ends, a read or write that is under way ends too.
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })()
 	if err := writeRequest(conn, id, k); err != nil {
 		return fmt.Errorf("write the request: %w", cause(err))
@@ -88,7 +88,7 @@ func (c *Client) call(ctx context.Context, id string, k Key) error {
 		cause(err))
 }
 
-// cause returns an error without the path of the socket, which the caller tells.
+// cause returns an error without the path of the socket, which HandOver adds.
 func cause(err error) error {
 	if sys, ok := errors.AsType[*os.SyscallError](err); ok {
 		return sys

@@ -6,15 +6,15 @@ import (
 	"os"
 )
 
-// A Family are the processes that run as the same user as this one and that the same process has
-// started: spire-server, which starts each of its plugins itself.
+// A Family is the processes that run as this process's user and have the same parent: spire-server,
+// which starts each of its plugins itself.
 type Family struct {
 	user   int
 	parent int
 }
 
-// Own returns the family of this process. It is to be called when the process starts, while
-// spire-server is alive: an orphan gets another parent, which others may have too.
+// Own returns the family of this process. Call it when the process starts, while spire-server is alive:
+// an orphan gets another parent, and so do other orphans.
 func Own() Family { return Family{os.Geteuid(), os.Getppid()} }
 
 // check returns an error unless the process at the other end of a connection is of the family.

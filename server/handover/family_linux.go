@@ -12,14 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// peer returns who is at the other end of a connection: the effective user, the process and its
-// parent, as they were when the process connected or, for the one that listens, began to listen
-// (unix(7), SO_PEERCRED). The parent is that of now.
+// peer returns who is at the other end of a connection. The effective user and the process are those
+// of the moment when the process connected or, at the listening end, began to listen (unix(7),
+// SO_PEERCRED). parent is the process's parent now.
 //
-// A process may end, and another may get its number before its parent is looked up. Linux 6.5
-// and later hold on to the process (SO_PEERPIDFD), and it is alive after the look-up, or there is
-// an error. Before 6.5, another child of spire-server would have to get the number, and
-// spire-server starts its plugins when it starts.
+// The process may have ended, and another process may have got its number before the parent is looked
+// up. From Linux 6.5 on, peer holds the process by a pidfd (SO_PEERPIDFD), and returns an error if the
+// process is not alive after the look-up. Before 6.5, a wrong answer would require that another child
+// of spire-server gets the number, and spire-server starts all its plugins when it starts.
 func peer(conn *net.UnixConn) (user, process, parent int, err error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -84,7 +84,7 @@ func parentOf(process int) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	// The name of the command, in parentheses, may have anything in it.
+	// The command's name, in parentheses, may have blanks and parentheses in it.
 	fields := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:])
 	if len(fields) < 2 {
 		return 0, fmt.Errorf("%s is not as expected", file.Name())

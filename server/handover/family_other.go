@@ -7,7 +7,7 @@ import (
 	"net"
 )
 
-// peer is for SPIRE servers, which run on Linux.
+// peer always fails: the plugins of a SPIRE server run on Linux.
 func peer(*net.UnixConn) (user, process, parent int, err error) {
 	return 0, 0, 0, errors.New("not implemented on this system")
 }

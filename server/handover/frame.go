@@ -8,9 +8,9 @@ import (
 	"io"
 )
 
-// The request: the version, what the key is, its hash (zeros for any), the length of the ID in two
-// bytes, and the ID. The reply: whether the composer has taken the key, the length of a text in
-// one byte, and that text, which says why not.
+// A request is: the version in a byte; kindOnly or kindAny; 32 bytes with the key's hash, zeros for
+// kindAny; the length of the ID in two bytes, big endian; and the ID. A reply is: taken or refused; the
+// length of a text in a byte; and the text, which is empty or says why the composer refuses the key.
 const (
 	version = 1
 
@@ -68,7 +68,7 @@ func readRequest(r io.Reader) (id string, k Key, err error) {
 	return string(text), k, nil
 }
 
-// writeReply writes the reply to a request that was refused for a reason, or taken.
+// writeReply writes the reply to a request that was refused for a reason, or taken if reason is nil.
 func writeReply(w io.Writer, reason error) error {
 	b := []byte{taken, 0}
 	if reason != nil {
@@ -80,7 +80,7 @@ func writeReply(w io.Writer, reason error) error {
 	return err
 }
 
-// errRefused is wrapped if the composer has replied that it does not take a key.
+// errRefused is wrapped by the error of readReply if the composer has refused the key.
 var errRefused = errors.New("the composer refuses it")
 
 // readReply reads a reply. It returns nil if the composer has taken the key.

@@ -1,10 +1,10 @@
-// Package handover carries, from SPIRE's node attestor "tpm" to its credential composer "tpm", for
-// which key an agent may get its SVID. Both are plugins of one spire-server, in two processes.
+// Package handover tells SPIRE's credential composer "tpm" for which key an agent may get its SVID.
+// The node attestor "tpm" knows that key. Both are plugins of one spire-server, in two processes.
 //
 // The attestor knows which key the agent's TPM has certified, and the composer learns which key
 // SPIRE is about to sign. So a [Client] in the attestor hands a [Key] over, a [Listener] in the
 // composer puts it into a [Table], and the composer takes it out when SPIRE asks. Everything here
-// fails closed: a key that has not arrived is a key for which there is no SVID.
+// fails closed: if no key has arrived, there is no SVID.
 //
 // A hand-over is one connection to a Unix socket with one request and one reply; frame.go has
 // their form. Each side checks that the other is a process of its own user and a child of the same
@@ -28,8 +28,8 @@ const (
 	// Lifetime is how long a key that was handed over may be taken. SPIRE asks for it within
 	// milliseconds of the attestor's answer.
 	Lifetime = time.Minute
-	// maxEntries is how many keys a Table holds: those of a thousand machines a second that have
-	// been admitted, and for which SPIRE then has not asked. An entry takes some 210 bytes.
+	// maxEntries is how many keys a Table holds: enough for a thousand admissions a second during
+	// Lifetime, even if SPIRE never asks about any of them. An entry takes some 210 bytes.
 	maxEntries = 1 << 16
 	// sweepPause is the time from one removal of entries that have ended to the next.
 	sweepPause = time.Second
@@ -44,28 +44,28 @@ func Guards(id spiffeid.ID) bool {
 	return id.Path() == guarded || strings.HasPrefix(id.Path(), guarded+"/")
 }
 
-// A Key is for which key an agent may get its SVID. The zero value is for no key.
+// A Key says for which key an agent may get its SVID. The zero value allows none.
 type Key struct {
 	any  bool
 	spki [sha256.Size]byte
 }
 
-// Only returns the Key for the public key whose PKIX encoding has the SHA-256 spki.
+// Only returns the Key that allows one public key: spki is the SHA-256 of its SubjectPublicKeyInfo in DER.
 func Only(spki [sha256.Size]byte) Key { return Key{spki: spki} }
 
-// Any returns the Key for every key: of an agent that has certified none, if the configuration
-// says that this is optional.
+// Any returns the Key that allows every key. It is for an agent that has certified no key, if svid_key
+// is "optional".
 func Any() Key { return Key{any: true} }
 
-// The reasons for which Table.Take refuses.
+// The errors of Table.Take.
 var (
 	ErrNothing = errors.New("no key has been handed over for it in the last minute, " +
 		"or it has been used already")
 	ErrOtherKey = errors.New("the key that was handed over for it is another one")
 )
 
-// A Table is what has been handed over. The zero value is ready to use. It is safe for concurrent
-// use, and its size is bounded.
+// A Table holds the keys that have been handed over. The zero value is ready to use. It is safe for
+// concurrent use, and its size is bounded.
 type Table struct {
 	mu      sync.Mutex
 	entries map[[sha256.Size]byte]entry // by the hash of the ID
@@ -77,9 +77,8 @@ type entry struct {
 	end time.Time // has the monotonic clock, so that a clock that is set changes nothing
 }
 
-// Put puts in the key for an ID, in place of an earlier one for the same ID. It reports false if
-// there is no room: nothing is thrown out for it, since that would be the key of an agent to which
-// SPIRE may be about to give its SVID.
+// Put puts in the key for an ID, in place of an earlier key for the same ID. It reports false if there is
+// no room. It throws out no other key, since SPIRE may be about to ask for it.
 func (t *Table) Put(id string, k Key) bool {
 	name, now := sha256.Sum256([]byte(id)), time.Now()
 	t.mu.Lock()
@@ -126,8 +125,8 @@ func (e entry) over(now time.Time) bool { return !now.Before(e.end) }
 // which one is a zero (unix(7)).
 const maxPath = 107
 
-// CheckPath returns what is wrong with the path of a socket, in words that follow the name of a
-// key of the configuration. It looks at no file.
+// CheckPath returns what is wrong with the path of a socket, or nil. The text of the error follows the
+// name of a configuration key. CheckPath looks at no file.
 func CheckPath(path string) error {
 	switch {
 	case !strings.HasPrefix(path, "/"):

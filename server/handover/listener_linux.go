@@ -21,20 +21,20 @@ import (
 const (
 	// requestTimeout is how long a connection may last.
 	requestTimeout = 5 * time.Second
-	// maxConns is how many connections are served at once. Others wait in the kernel. Only
-	// processes of the family are served for longer than it takes to refuse them.
+	// maxConns is how many connections are served at once. Further connections wait in the kernel. A
+	// connection from outside the family is refused at once.
 	maxConns = 64
 	// acceptPause is how long the listener waits if it cannot accept a connection, such as for
 	// lack of file descriptors.
 	acceptPause = 100 * time.Millisecond
-	// lockTimeout is how long a listener waits for the process that has the socket so far. A
-	// plugin of a server that was killed ends within this time.
+	// lockTimeout is how long a listener waits for another process to give up the socket. The plugin of
+	// a server that was killed ends within this time.
 	lockTimeout = 3 * time.Second
 	lockPause   = 50 * time.Millisecond
 )
 
-// A Listener puts what is handed over at a socket into a Table. No request can stop it, and it
-// needs a bounded amount of memory.
+// A Listener puts the keys that are handed over at a socket into a Table. No request can stop it, and its
+// memory is bounded.
 type Listener struct {
 	path   string
 	family Family
@@ -82,10 +82,11 @@ func explain(err error, path string) error {
 		return err
 	}
 	return fmt.Errorf("%w: let user %d write there: under systemd, by RuntimeDirectory= in the unit of spire-server, "+
-		"otherwise by making %q for that user, with the mode 0700, where there is room", err, os.Geteuid(), filepath.Dir(path))
+		"otherwise by making %q for that user, with the mode 0700, where there is room",
+		err, os.Geteuid(), filepath.Dir(path))
 }
 
-// Path returns where the socket is.
+// Path returns the path of the socket.
 func (l *Listener) Path() string { return l.path }
 
 // Close stops listening, removes the socket and ends all connections. What has been handed over
@@ -122,8 +123,8 @@ func makeFolder(path string) error {
 	return nil
 }
 
-// makeParents makes the folders above it that are not there. Others may go through them, whatever
-// the umask, which SPIRE sets: agents on the same machine may have sockets there.
+// makeParents makes the folder at path and those above it that do not exist. Other users may search
+// them, whatever umask SPIRE has set: an agent on the same machine may have its socket there.
 func makeParents(path string) error {
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return err

@@ -59,7 +59,7 @@ func TestRemediesOfRequests(t *testing.T) {
 			t.Errorf("%s was not asked for", path)
 		}
 	}
-	// The advice of before: an entry for the address does not make the name pass.
+	// The earlier advice: an entry for the address does not make the name pass.
 	f := open(t, fetch.Config{Hosts: []string{name, address}})
 	f.Connect(names(t, &at), nil)
 	wantFail(t, f, "http://"+name+"/a", "not a public address")
