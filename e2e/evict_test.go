@@ -14,7 +14,10 @@ import (
 	"testing"
 	"time"
 
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
+	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
@@ -105,10 +108,15 @@ func (w *world) attested(s *spiretest.Server, tpms ...*attestortest.TPM) {
 // hasAgents returns of how many TPMs the server has agents.
 func (w *world) hasAgents(s *spiretest.Server, tpms ...*attestortest.TPM) (n int) {
 	w.t.Helper()
-	agents := w.agents(s)
+	api := w.agentAPI(s)
 	for _, tpm := range tpms {
-		if agents["spiffe://example.org/spire/agent/tpm/"+tpm.EKHash()] != nil {
+		id := &types.SPIFFEID{TrustDomain: "example.org", Path: "/spire/agent/tpm/" + tpm.EKHash()}
+		switch _, err := api.GetAgent(w.ctx, &agentv1.GetAgentRequest{Id: id}); status.Code(err) {
+		case codes.OK:
 			n++
+		case codes.NotFound:
+		default:
+			w.t.Fatal(err)
 		}
 	}
 	return n
