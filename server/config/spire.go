@@ -144,18 +144,25 @@ type pluginBlock struct {
 	Enabled  *bool    `hcl:"enabled"`
 }
 
-// pluginOf returns the plugin "tpm" of a type, or nil if there is none.
+// pluginOf returns the plugin "tpm" of a type, or nil if there is none. Of two with one name,
+// nobody could say which one SPIRE asks.
 func pluginOf(plugins ast.Node, kind string) (*pluginBlock, error) {
 	var all []map[string]map[string]pluginBlock
 	if err := hcl.DecodeObject(&all, plugins); err != nil {
 		return nil, err
 	}
+	var found *pluginBlock
 	for _, types := range all {
-		if p, ok := types[kind]["tpm"]; ok {
-			return &p, nil
+		p, ok := types[kind]["tpm"]
+		switch {
+		case !ok:
+		case found != nil:
+			return nil, fmt.Errorf("%s \"tpm\" is there twice: remove one of them", kind)
+		default:
+			found = &p
 		}
 	}
-	return nil, nil //nolint:nilnil // there is none
+	return found, nil
 }
 
 // off reports whether SPIRE does not start the plugin. p is nil if there is none.

@@ -26,6 +26,7 @@ func TestParseFile(t *testing.T) {
 	for text, want := range map[string]string{
 		`plugins { KeyManager "memory" {} }`:                                          `plugins: there is no NodeAttestor "tpm"`,
 		`plugins { NodeAttestor "tpm" { plugin_data_file = "/etc/spire/tpm.conf" } }`: `name that one, "/etc/spire/tpm.conf"`,
+		`plugins { NodeAttestor "tpm" {} NodeAttestor "tpm" {} }`:                     `NodeAttestor "tpm" is there twice`,
 		`plugins = 5`:                         `plugins: `,
 		`source "x" {`:                        `the configuration is not valid HCL: `,
 		`plugins { NodeAttestor "tpm" {} }`:   `source: no source is configured`,

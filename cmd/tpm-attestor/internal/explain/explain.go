@@ -5,6 +5,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -62,9 +63,30 @@ type explained struct {
 	Lines   []explanation `json:"lines"`
 }
 
-// maxLogLine is the longest line of a log that is read, in bytes. The server keeps its fields
-// below 4 KiB each.
+// maxLogLine is the longest line of a log that is looked at, in bytes. The server keeps its fields
+// below 4 KiB each; a longer line is another program's.
 const maxLogLine = 256 << 10
+
+// eachLine calls f with the number and text of each line that is not too long. It holds no more than such
+// a line in memory.
+func eachLine(from io.Reader, f func(n int, line string)) error {
+	lines := bufio.NewReaderSize(from, maxLogLine)
+	for n, rest := 1, false; ; {
+		line, more, err := lines.ReadLine()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if !more && !rest {
+			f(n, string(line))
+		}
+		if rest = more; !more {
+			n++
+		}
+	}
+}
 
 // explainLog explains the lines of a log.
 func explainLog(cmd *cobra.Command, output cli.Format, name string) error {
@@ -74,15 +96,12 @@ func explainLog(cmd *cobra.Command, output cli.Format, name string) error {
 	}
 	defer func() { _ = from.Close() }() // it was only read
 	all := explained{Version: 1, Lines: []explanation{}}
-	lines := bufio.NewScanner(from)
-	lines.Buffer(nil, maxLogLine)
-	for n := 1; lines.Scan(); n++ {
-		if line, ok := explainLine(lines.Text()); ok {
+	if err := eachLine(from, func(n int, text string) {
+		if line, ok := explainLine(text); ok {
 			line.Line = n
 			all.Lines = append(all.Lines, line)
 		}
-	}
-	if err := lines.Err(); err != nil {
+	}); err != nil {
 		return fmt.Errorf("read the log: %w", err)
 	}
 	all.Lines = withoutRepeats(all.Lines)

@@ -1,8 +1,10 @@
 package explain
 
 import (
+	"io"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -70,4 +72,29 @@ func FuzzExplainLine(f *testing.F) {
 			t.Errorf("%q is explained by %q", line, b.String())
 		}
 	})
+}
+
+// A line of any length, of another program, hides no other line and takes no memory.
+func TestLongLines(t *testing.T) {
+	const short = "nodeattestor(tpm): x"
+	long := strings.Repeat("A", maxLogLine)
+	var got []int
+	err := eachLine(io.MultiReader(
+		strings.NewReader(short+"\n"+long+"\n"+short+"\r\n\n"),
+		io.LimitReader(endless{}, 64<<20), strings.NewReader("\n"+short),
+	), func(n int, line string) {
+		if got = append(got, n); line != short && line != "" {
+			t.Errorf("line %d has %d bytes", n, len(line))
+		}
+	})
+	if want := []int{1, 3, 4, 6}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("%v, %v, want %v", got, err, want)
+	}
+}
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
 }
