@@ -393,6 +393,17 @@ func TestLookedAtLastOfAll(t *testing.T) {
 			b.want(tt.evicted)
 		})
 	}
+	t.Run("attests between the looks", func(t *testing.T) {
+		b, hashes := listed(t, 10, options{})
+		b.looks()
+		b.write("list", list(hashes[1:]))
+		b.after(interval)
+		b.spire.agents[0].X509SvidSerialNumber = "2"
+		b.after(interval)
+		b.want("") // whoever has admitted it may know better
+		b.after(interval)
+		b.want("1")
+	})
 	t.Run("listed again", func(t *testing.T) {
 		b, hashes := listed(t, 10, options{})
 		b.write("list", list(hashes[1:]))
