@@ -9,14 +9,13 @@ import (
 
 // The brake stops a list that collapses, by mistake or by an attack, from emptying a fleet.
 const (
-	// brakeFewest is how many machines may go at once from any fleet, however small, and
-	// brakeShare the share of a fleet, one in so many, that may go at once.
+	// Of a fleet, brakeFewest machines or one in brakeShare may go at once, whichever is more.
 	brakeFewest, brakeShare = 5, 100
 	// brakeWindow is the time that counts as "at once".
 	brakeWindow, inWords = 10 * time.Minute, "10 minutes"
 )
 
-// A brake remembers who was evicted lately. One goroutine uses it.
+// A brake remembers the machines that were evicted within brakeWindow. One goroutine uses it.
 type brake struct {
 	evicted map[sources.EKHash]time.Time
 }
@@ -26,9 +25,9 @@ func newBrake() *brake { return &brake{evicted: map[sources.EKHash]time.Time{}} 
 // note notes an eviction.
 func (b *brake) note(hash sources.EKHash, now time.Time) { b.evicted[hash] = now }
 
-// holds returns why nobody may be evicted, or nothing. live are all agents, and pending those of
-// them that would go. Who went within the window counts as live and pending: a list that loses its
-// entries one by one has collapsed as well.
+// holds returns why nobody may be evicted, or nothing. live are all agents, and pending is the number of
+// them that would go. Machines that were evicted within the window count as live and pending: a list that
+// loses its entries one by one has collapsed as well.
 func (b *brake) holds(live []*agent, pending int, isPending func(*agent) bool, now time.Time) string {
 	total := len(live)
 	for hash, at := range b.evicted {
@@ -37,7 +36,7 @@ func (b *brake) holds(live []*agent, pending int, isPending func(*agent) bool, n
 		}
 	}
 	before := len(b.evicted)
-	for _, a := range live { // who went and came back is counted once
+	for _, a := range live { // a machine that was evicted and came back is counted once
 		if _, ok := b.evicted[a.hash]; !ok {
 			continue
 		}

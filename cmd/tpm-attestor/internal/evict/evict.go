@@ -16,13 +16,13 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// options are what the flags say.
+// options are the values of the flags.
 type options struct {
 	socket, status      string
 	once, dryRun, force bool
 }
 
-// defaultSocket is where SPIRE Server has its local API if nothing is configured.
+// defaultSocket is the socket of SPIRE Server's local API if its configuration names none.
 const defaultSocket = "/tmp/spire-server/private/api.sock"
 
 const long = `evict runs beside a SPIRE server and evicts the agents whose machines the server's configuration
@@ -111,7 +111,7 @@ func newEvicter(o options, api *spire, s *site, out io.Writer, format cli.Format
 	}
 }
 
-// newLog returns what sources log to.
+// newLog returns the logger of the sources.
 func newLog(err io.Writer, output cli.Format) *slog.Logger {
 	options := &slog.HandlerOptions{Level: slog.LevelWarn}
 	if output == cli.JSON {
@@ -154,8 +154,8 @@ func (e *evicter) step(ctx context.Context) (wait time.Duration) {
 	return e.pass(ctx)
 }
 
-// keepStatus writes the status. If that fails, it says so, once: nobody is left in for a disk that is
-// full.
+// keepStatus writes the status. If that fails, it says so once and goes on: a full disk must not keep
+// removed machines in.
 func (e *evicter) keepStatus() {
 	problem := ""
 	if err := e.written(); err != nil {
@@ -167,7 +167,7 @@ func (e *evicter) keepStatus() {
 	e.unwritten = problem
 }
 
-// written returns an error if the output or the status could not be written.
+// written writes the status, and returns an error if the output or the status could not be written.
 func (e *evicter) written() error {
 	if e.report.err != nil {
 		return fmt.Errorf("print: %w", e.report.err)
@@ -184,7 +184,7 @@ func (e *evicter) written() error {
 // onceTimeout is how long a single look may take, with its confirmation.
 const onceTimeout = 2 * time.Minute
 
-// once looks until each machine that is refused was seen twice, and evicts it then.
+// once looks again until each refused machine was seen twice, and evicts it then.
 func (e *evicter) once(ctx context.Context) error {
 	within, cancel := context.WithTimeout(ctx, onceTimeout)
 	defer cancel()

@@ -16,19 +16,19 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// The times of the evicter. Together they are less than ten seconds, with the five seconds after
-// which an agent notices that it was evicted.
+// The times of the evicter. A removed machine is out within ten seconds: these times, and the five
+// seconds after which an agent notices that it was evicted.
 const (
 	// interval is the time from one pass to the next. A pass takes at most one part in
 	// passShare of the time, so that a large fleet leaves SPIRE and databases room.
 	interval, passShare = 2 * time.Second, 3
-	// confirmAfter is how long a machine has to be refused before it is evicted: who writes a
-	// list in place has done so by then.
+	// confirmAfter is how long a machine has to be refused before it is evicted: by then, a list
+	// that is written in place is whole.
 	confirmAfter = 1500 * time.Millisecond
 	// screenTimeout is how long a pass may ask the sources, and refreshTimeout how long they
 	// may take to load anew.
 	screenTimeout, refreshTimeout = 30 * time.Second, 40 * time.Second
-	// unconfirmedFor is how long a server may take to confirm a list before that is said.
+	// unconfirmedFor is how long a server may take to confirm a list before there is an alarm.
 	unconfirmedFor = 2 * time.Minute
 	// workers is how many machines are asked about at once.
 	workers = 16
@@ -49,11 +49,11 @@ type evicter struct {
 	interval, confirmAfter, unconfirmedFor time.Duration
 
 	unread   error               // why the configuration in the file is not followed
-	seen     map[string]*agent   // at the last look, by SPIFFE ID; nil before the first look
+	seen     map[string]*agent   // the agents at the last look, by SPIFFE ID; nil before the first look
 	suspects map[string]*suspect // by SPIFFE ID
 	returns  map[sources.EKHash]*returned
-	// known are the agents by SPIFFE ID, and since when; nil before they are listed first. Those of
-	// the first list have been known for ever.
+	// known says when each agent was first seen, by SPIFFE ID. It is nil before the first look; for the
+	// agents of the first look, the time is zero.
 	known  map[string]time.Time
 	counts counts
 	looked time.Time // when the last whole pass has ended
@@ -62,19 +62,18 @@ type evicter struct {
 	unwritten string
 }
 
-// A suspect is an agent that the configuration refuses, since when it was seen to.
+// A suspect is an agent that the configuration refuses.
 type suspect struct {
 	*agent
-	since  time.Time
-	told   bool // that it would be evicted
+	since  time.Time // when it was first seen to be refused
+	told   bool      // a dry run has said that it would be evicted
 	reason string
 }
 
-// returned is a machine that was evicted, so many times, and has not been admitted by this
-// configuration since.
+// returned is a machine that was evicted and that this configuration has not admitted since.
 type returned struct {
-	times int
-	last  time.Time
+	times int       // how often it was evicted
+	last  time.Time // when it was last evicted
 }
 
 // quiet is how long after its last eviction the machine is left alone.
@@ -105,8 +104,8 @@ func (e *evicter) pass(ctx context.Context) (wait time.Duration) {
 	return wait
 }
 
-// look is pass. It returns the reason of each alarm that is on. If there is an error, nobody knows
-// which agents there are.
+// look does the work of pass. It returns the reason of each alarm that is on. If there is an error, SPIRE
+// has not said which agents there are.
 func (e *evicter) look(ctx context.Context) (problems map[string]string, err error) {
 	agents, err := e.spire.list(ctx)
 	if err != nil {
@@ -137,7 +136,7 @@ func (e *evicter) look(ctx context.Context) (problems map[string]string, err err
 	return problems, nil
 }
 
-// meet notes since when agents are known.
+// meet notes when agents were first seen.
 func (e *evicter) meet(agents []*agent) {
 	now, first := e.now(), e.known == nil
 	known := make(map[string]time.Time, len(agents))
@@ -151,7 +150,7 @@ func (e *evicter) meet(agents []*agent) {
 	e.known = known
 }
 
-// loadTime is more than a list takes to be loaded.
+// loadTime is more than the time in which a list is loaded.
 const loadTime = 5 * time.Second
 
 // isNew reports whether an agent may have been admitted by another server that shares the database, by
@@ -193,14 +192,14 @@ func (e *evicter) foreign(agents []*agent) string {
 	return ""
 }
 
-// A screened agent is what the first question about it came to.
+// A screened agent is an agent with the decision about it by Previewer.Screen.
 type screened struct {
 	*agent
 	decision policy.Decision
 }
 
 // screen asks the sources about all agents, in any order, and notes which of them are refused. It
-// returns why it does not know that of some, or nothing.
+// returns why the sources cannot tell about some agents, or nothing.
 func (e *evicter) screen(ctx context.Context, agents []*agent) (problem string) {
 	within, cancel := context.WithTimeout(ctx, screenTimeout)
 	defer cancel()
@@ -237,7 +236,7 @@ func (e *evicter) screen(ctx context.Context, agents []*agent) (problem string) 
 			e.counts.CannotTell++
 			problem = s.decision.Explain()
 		default:
-			delete(e.returns, s.hash) // nobody disagrees about it any more
+			delete(e.returns, s.hash) // this configuration admits it, as the server does
 		}
 	}
 	for _, a := range agents {
@@ -261,9 +260,9 @@ func (e *evicter) screen(ctx context.Context, agents []*agent) (problem string) 
 	return strings.Join(why, "; ")
 }
 
-// suspectAll notes the suspects among those that are refused. An agent that has attested later than the
-// server has confirmed a list is none: another server, with a later list, may have admitted it. If that
-// lasts, suspectAll returns why it is not known of one, or nothing.
+// suspectAll notes which of the refused agents are suspects. An agent that has attested after the server
+// last confirmed a list is not a suspect: another server, with a later list, may have admitted it. If
+// the server does not confirm the list within unconfirmedFor, suspectAll returns that as the problem.
 func (e *evicter) suspectAll(
 	ctx context.Context, refused []screened, status []admission.SourceStatus,
 ) (problem string) {
@@ -295,13 +294,13 @@ func (e *evicter) suspectAll(
 	return problem
 }
 
-// evidence is what SPIRE keeps of a machine.
+// evidence returns what SPIRE keeps about a machine: its EK hash.
 func (a *agent) evidence() *sources.Evidence {
 	return &sources.Evidence{EKHash: a.hash, Incomplete: true}
 }
 
-// suspect returns the suspect for an agent that is refused. If it has attested since it was
-// suspected first, it is a new suspect.
+// suspect returns the suspect for an agent that is refused. An agent that has attested again since it
+// became a suspect is a new suspect.
 func (e *evicter) suspect(s screened) *suspect {
 	if old := e.suspects[s.name]; old != nil && old.hash == s.hash && old.serial == s.serial {
 		old.agent = s.agent
@@ -310,8 +309,8 @@ func (e *evicter) suspect(s screened) *suspect {
 	return &suspect{agent: s.agent, since: e.now(), reason: s.decision.Explain()}
 }
 
-// readmitted returns which machine the server admits although the configuration refuses it, or
-// nothing.
+// readmitted returns the problem that the server admits a machine again and again which this
+// configuration refuses, or nothing.
 func (e *evicter) readmitted() string {
 	for _, s := range e.suspects {
 		if r := e.returns[s.hash]; r != nil && r.times > 1 {
@@ -365,8 +364,8 @@ func (s *suspect) event(name string) *event {
 	return &event{Event: name, SPIFFEID: s.name, EKHash: s.hash.String(), Name: s.machine, Reason: s.reason}
 }
 
-// evict asks once more about each machine, from data that was loaded after SPIRE has listed the
-// agent, and evicts those that are still refused. It notes what went wrong.
+// evict loads the sources anew, asks them once more about each machine, and evicts the machines that are
+// still refused. It notes what went wrong in problems.
 func (e *evicter) evict(ctx context.Context, due []*suspect, problems map[string]string) {
 	if len(due) == 0 {
 		return
@@ -403,8 +402,8 @@ func (e *evicter) evictOne(ctx context.Context, s *suspect) error {
 	return e.delete(ctx, s)
 }
 
-// confirm reports whether a suspect is refused however what is not known of the machine may turn
-// out, and whether it is still the agent that was listed.
+// confirm reports whether a suspect is refused whatever the machine could show, and whether SPIRE still
+// has the agent as it was listed.
 func (e *evicter) confirm(ctx context.Context, s *suspect) (bool, error) {
 	status := e.site.previewer.Status()
 	view, err := e.site.previewer.Preview(ctx, s.evidence(), false)

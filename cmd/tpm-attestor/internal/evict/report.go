@@ -75,10 +75,10 @@ type reporter struct {
 	format cli.Format
 	now    func() time.Time
 	alarms map[string]alarm
-	err    error // of the output: whoever reads it must not take it for whole
+	err    error // why a line could not be printed: the command must then fail
 }
 
-// An alarm is a reason why machines may be left in.
+// An alarm says why machines that should be evicted may still be in.
 type alarm struct {
 	reason string
 	said   time.Time
@@ -87,10 +87,10 @@ type alarm struct {
 // The alarms.
 const (
 	alarmBrake         = "brake"         // too many would go at once
-	alarmConfiguration = "configuration" // the file has one that a server refuses, or of another server
+	alarmConfiguration = "configuration" // a server would refuse the file, or it is another server's
 	alarmSPIRE         = "spire"         // SPIRE does not answer
 	alarmSources       = "sources"       // a source that matters cannot tell
-	alarmReadmitted    = "readmitted"    // the server admits whom this configuration refuses
+	alarmReadmitted    = "readmitted"    // the server admits machines that this configuration refuses
 )
 
 // alarmNames returns all alarms.
@@ -131,8 +131,8 @@ func printable(c rune) rune {
 // saidAgain is how often an alarm is repeated.
 const saidAgain = 10 * time.Minute
 
-// raise sets or ends an alarm: reason is why, or empty. It prints when that begins and ends, and
-// now and then meanwhile.
+// raise sets an alarm with a reason, or ends it if reason is empty. It prints when an alarm begins and
+// ends, and every saidAgain in between.
 func (r *reporter) raise(name, reason string) {
 	before, on := r.alarms[name]
 	now := r.now()

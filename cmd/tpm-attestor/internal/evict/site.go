@@ -17,7 +17,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 )
 
-// startTimeout is how long the first loads of the sources are waited for, as in the plugin.
+// startTimeout is how long evict waits for the first loads of the sources, as the plugin does.
 const startTimeout = 10 * time.Second
 
 // A site is the server's configuration and its sources, which follow what the server serves.
@@ -50,7 +50,7 @@ func (s *site) close() {
 	}
 }
 
-// follow follows a configuration from now on. If there is an error, the configuration before stays.
+// follow follows a configuration from now on. If there is an error, the previous configuration stays.
 func (s *site) follow(ctx context.Context, content []byte) error {
 	c, err := s.loader.LoadFile(ctx, string(content))
 	if problems, ok := errors.AsType[config.Problems](err); ok {
@@ -81,13 +81,13 @@ func (s *site) follow(ctx context.Context, content []byte) error {
 	return nil
 }
 
-// errChanging says that the file has another configuration, which is not followed yet.
+// errChanging says that the file has a new configuration, which is not followed yet.
 var errChanging = errors.New("the configuration has just changed: it is followed once it has been left alone")
 
-// reread follows the configuration in the file if it has changed, and has not changed again since
-// reread was called last: an editor may be writing it. It reports whether it follows another one.
-// The error says why it follows the one before. If it is errChanging, nobody knows which of the two
-// the server runs; otherwise the server refuses the new configuration and goes on with the old one.
+// reread follows the configuration in the file if it has changed, but only once two calls have read the
+// same content: an editor may be writing it. It reports whether it follows a new configuration. The error
+// says why it still follows the previous configuration: if it is errChanging, the server may run either;
+// otherwise the server refuses the new configuration and goes on with the previous one.
 func (s *site) reread(ctx context.Context) (changed bool, err error) {
 	if s.name == "-" {
 		return false, nil

@@ -26,7 +26,7 @@ const attestorName = "tpm"
 const (
 	// callTimeout is how long one call to SPIRE may take.
 	callTimeout = 10 * time.Second
-	// pageSize is how many agents SPIRE is asked for at once, and maxPages how many such answers
+	// pageSize is the number of agents in one answer of SPIRE, and maxPages the number of answers that
 	// are read. An agent has at most some 70 selectors of 255 bytes.
 	pageSize, maxPages = 500, 20_000
 	maxMessage         = 64 << 20
@@ -36,14 +36,14 @@ const (
 type agent struct {
 	id   *types.SPIFFEID
 	name string // the ID as a URI
-	// machine is what the list has called it by which it was admitted; it may be empty.
+	// machine is the name of the machine in the list that admitted it; it may be empty.
 	machine string
 	// hash is the EK hash. If unknown is true, SPIRE does not say it.
 	hash    sources.EKHash
 	unknown bool
-	// serial is the serial number of its SVID, which is another one after each attestation.
+	// serial is the serial number of its SVID, which changes with each attestation.
 	serial string
-	// attested is a time by which it had attested; zero if that was before the first look.
+	// attested is when a look first saw its SVID; zero if that was the first look.
 	attested time.Time
 }
 
@@ -55,8 +55,8 @@ type spire struct {
 	now    func() time.Time
 }
 
-// dial returns the API at a socket. It connects when it is used, and again, within an interval, if
-// the server was restarted.
+// dial returns the API at a socket. It connects when it is used. If the server was restarted, it connects
+// again within an interval.
 func dial(socket string) (*spire, error) {
 	conn, err := grpc.NewClient("passthrough:///spire", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
@@ -91,8 +91,8 @@ func mask() *types.AgentMask {
 	}
 }
 
-// list returns the agents that were attested by their TPM and whose SVID has not expired: whoever
-// has no valid SVID is out already.
+// list returns the agents that were attested by their TPM and whose SVID has not expired: an agent without
+// a valid SVID is out already.
 func (s *spire) list(ctx context.Context) ([]*agent, error) {
 	filter := &agentv1.ListAgentsRequest_Filter{ByAttestationType: attestorName, ByBanned: wrapperspb.Bool(false)}
 	req := &agentv1.ListAgentsRequest{Filter: filter, OutputMask: mask(), PageSize: pageSize}
@@ -105,7 +105,7 @@ func (s *spire) list(ctx context.Context) ([]*agent, error) {
 			return nil, s.failed("list the agents", err)
 		}
 		for _, a := range rsp.Agents {
-			if s.counts(a) {
+			if s.evictable(a) {
 				all = append(all, newAgent(a))
 			}
 		}
@@ -120,9 +120,8 @@ func (s *spire) list(ctx context.Context) ([]*agent, error) {
 	return nil, fmt.Errorf("list the agents: there are more than %d", maxPages*pageSize)
 }
 
-// counts reports whether an agent may be evicted at all. To delete an agent that is banned would
-// lift the ban.
-func (s *spire) counts(a *types.Agent) bool {
+// evictable reports whether an agent may be evicted at all. To delete a banned agent would lift the ban.
+func (s *spire) evictable(a *types.Agent) bool {
 	return a.AttestationType == attestorName && !a.Banned && a.Id != nil &&
 		time.Unix(a.X509SvidExpiresAt, 0).After(s.now())
 }
@@ -165,7 +164,7 @@ func (s *spire) unchanged(ctx context.Context, a *agent) (bool, error) {
 		return false, nil
 	case err != nil:
 		return false, s.failed("look at "+a.name, err)
-	case !s.counts(now):
+	case !s.evictable(now):
 		return false, nil
 	}
 	fresh := newAgent(now)

@@ -8,28 +8,28 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/atomicfile"
 )
 
-// A gauge is one metric in the status file.
-type gauge struct{ name, kind, help string }
+// A metric is a metric in the status file, a gauge or a counter.
+type metric struct{ name, kind, help string }
 
-// The metrics. Those of whether an alarm is on and of whether a source can tell have a label.
+// The metrics. alarm and source_up have a label: the alarm's or the source's name.
 var (
-	gaugeAlarm    = gauge{"alarm", "gauge", "1 while the alarm is on, by its name."}
-	gaugeAgents   = gauge{"agents", "gauge", "Agents attested by their TPM that have a valid SVID."}
-	gaugeUnknown  = gauge{"agents_unknown", "gauge", "Agents whose EK hash SPIRE does not say; they are never evicted."}
-	gaugeUnsure   = gauge{"agents_cannot_tell", "gauge", "Agents about which a source that matters cannot tell."}
-	gaugeRefused  = gauge{"agents_refused", "gauge", "Agents that the configuration refuses and that are still in."}
-	gaugeEvicted  = gauge{"evicted_total", "counter", "Agents evicted since the process was started."}
-	gaugeLast     = gauge{"last_pass_timestamp_seconds", "gauge", "When all agents were last looked at, in Unix time."}
-	gaugeDuration = gauge{"pass_seconds", "gauge", "How long it took to look at all agents."}
-	gaugeSource   = gauge{"source_up", "gauge", "1 if the source can tell, by its name."}
+	metricAlarm    = metric{"alarm", "gauge", "1 while the alarm is on, by its name."}
+	metricAgents   = metric{"agents", "gauge", "Agents attested by their TPM that have a valid SVID."}
+	metricUnknown  = metric{"agents_unknown", "gauge", "Agents whose EK hash SPIRE does not say; they are never evicted."}
+	metricUnsure   = metric{"agents_cannot_tell", "gauge", "Agents about which a source that matters cannot tell."}
+	metricRefused  = metric{"agents_refused", "gauge", "Agents that the configuration refuses and that are still in."}
+	metricEvicted  = metric{"evicted_total", "counter", "Agents evicted since the process was started."}
+	metricLast     = metric{"last_pass_timestamp_seconds", "gauge", "When all agents were last looked at, in Unix time."}
+	metricDuration = metric{"pass_seconds", "gauge", "How long it took to look at all agents."}
+	metricSource   = metric{"source_up", "gauge", "1 if the source can tell, by its name."}
 )
 
 const metricPrefix = "tpm_attestor_evict_"
 
-func (g gauge) write(b *strings.Builder, values ...string) {
-	fmt.Fprintf(b, "# HELP %s%s %s\n# TYPE %[1]s%[2]s %[4]s\n", metricPrefix, g.name, g.help, g.kind)
+func (m metric) write(b *strings.Builder, values ...string) {
+	fmt.Fprintf(b, "# HELP %s%s %s\n# TYPE %[1]s%[2]s %[4]s\n", metricPrefix, m.name, m.help, m.kind)
 	for _, v := range values {
-		fmt.Fprintf(b, "%s%s%s\n", metricPrefix, g.name, v)
+		fmt.Fprintf(b, "%s%s%s\n", metricPrefix, m.name, v)
 	}
 }
 
@@ -64,16 +64,16 @@ func (e *evicter) metrics() string {
 	for _, s := range e.site.previewer.Status() {
 		sources = append(sources, labelled("source", s.Name, s.Up()))
 	}
-	gaugeAlarm.write(&b, alarms...)
-	gaugeAgents.write(&b, number(e.counts.Agents))
-	gaugeUnknown.write(&b, number(e.counts.Unknown))
-	gaugeUnsure.write(&b, number(e.counts.CannotTell))
-	gaugeRefused.write(&b, number(e.counts.Refused))
-	gaugeEvicted.write(&b, number(e.counts.Evicted))
+	metricAlarm.write(&b, alarms...)
+	metricAgents.write(&b, number(e.counts.Agents))
+	metricUnknown.write(&b, number(e.counts.Unknown))
+	metricUnsure.write(&b, number(e.counts.CannotTell))
+	metricRefused.write(&b, number(e.counts.Refused))
+	metricEvicted.write(&b, number(e.counts.Evicted))
 	if !e.looked.IsZero() {
-		gaugeLast.write(&b, seconds(float64(e.looked.UnixMilli())/1e3))
-		gaugeDuration.write(&b, seconds(e.took.Seconds()))
+		metricLast.write(&b, seconds(float64(e.looked.UnixMilli())/1e3))
+		metricDuration.write(&b, seconds(e.took.Seconds()))
 	}
-	gaugeSource.write(&b, sources...)
+	metricSource.write(&b, sources...)
 	return b.String()
 }
