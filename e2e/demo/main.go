@@ -83,7 +83,9 @@ func (d *demo) leaveRunning() int {
 		{d.programs.Server, "agent", "list", "-socketPath", server},
 		{d.programs.Server, "entry", "show", "-socketPath", server},
 		{d.programs.Agent, "api", "fetch", "x509", "-socketPath", agent},
-		{d.programs.AgentPlugin, "-ek", "-device", d.shown(d.tpm.device)},
+		{d.programs.Tool, "ek", "--device", d.shown(d.tpm.device)},
+		{d.programs.Tool, "explain", "--log", d.shown(d.server.LogPath)},
+		{d.programs.Tool, "doctor", d.shown(d.path("agent/agent.conf"))},
 		{"tail", "-f", d.shown(d.server.LogPath), d.shown(d.evicter.LogPath), d.shown(d.agent.LogPath)},
 		{"ls", d.dir.name},
 	} {
