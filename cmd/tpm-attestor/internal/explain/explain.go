@@ -142,6 +142,7 @@ func (l *explanation) write(b *strings.Builder, another bool) {
 	}
 	fmt.Fprintf(b, "%s\n", l.What)
 	for _, part := range []struct{ label, text string }{
+		{"time", l.Time},
 		{"cause", l.Cause},
 		{"to do", l.Remedy},
 		{"EK hash", l.EKHash},

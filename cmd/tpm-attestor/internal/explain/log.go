@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"regexp"
@@ -21,6 +22,8 @@ const (
 // An explanation says in plain words what a line of a log means.
 type explanation struct {
 	Line int `json:"line"`
+	// Time is as the line has it.
+	Time string `json:"time,omitempty"`
 	// Decision is admitted, refused or unavailable, and Outcome as the server logs it; it is
 	// empty for a line of an agent.
 	Decision string `json:"decision"`
@@ -88,7 +91,7 @@ func explainLine(line string) (explanation, bool) {
 		return explainAgent(line)
 	}
 	l := explanation{
-		Outcome: f["outcome"], EKHash: f["ek_hash"], Name: f["name"], Peer: f["peer"], SPIFFEID: f["spiffe_id"],
+		Time: timeOf(f), Outcome: f["outcome"], EKHash: f["ek_hash"], Name: f["name"], Peer: f["peer"], SPIFFEID: f["spiffe_id"],
 		Rules: f["rules"], Boot: f["boot"], Trials: f["trials"], Sources: sourcesOf(f["sources"]),
 	}
 	o, known := outcomesInWords[l.Outcome]
@@ -102,6 +105,9 @@ func explainLine(line string) (explanation, bool) {
 	l.because(f)
 	return l, true
 }
+
+// timeOf returns the time of a line: of the plugin, of SPIRE, or of hclog in JSON.
+func timeOf(f map[string]string) string { return cmp.Or(f["timestamp"], f["time"], f["@timestamp"]) }
 
 // because fills in the first cause of a decision of the rules, and what to do.
 func (l *explanation) because(f map[string]string) {
@@ -230,9 +236,10 @@ var agentMessages = []struct {
 func explainAgent(line string) (explanation, bool) {
 	for _, m := range agentMessages {
 		if strings.Contains(line, m.told) {
+			f := fieldsOf(line)
 			return explanation{
-				fromSPIRE: fieldsOf(line)["method"] == "AttestAgent",
-				Decision:  m.decision, What: m.what,
+				fromSPIRE: f["method"] == "AttestAgent", Time: timeOf(f),
+				Decision: m.decision, What: m.what,
 				Cause: "agents are not told why: only the plugin's line in the server's log says it",
 				Remedy: "find the line \"" + failedMessage + "\" of the same time in the server's log, or run " +
 					"tpm-attestor check",
