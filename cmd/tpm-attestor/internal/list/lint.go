@@ -60,19 +60,27 @@ type lintedList struct {
 
 func runLint(cmd *cobra.Command, opts ekhashes.Options, output cli.Format, names []string) error {
 	result := linted{Version: 1, Valid: true}
+	var unread []error // a list that cannot be read hides no mistake in the others
 	for _, name := range names {
 		l, err := lint(cmd, opts, name)
 		if err != nil {
-			return cli.Exit(cli.ExitCannotTell, fmt.Errorf("read the list: %w", err))
+			unread = append(unread, fmt.Errorf("read the list: %w", err))
+			continue
 		}
 		result.Lists = append(result.Lists, l)
 		result.Valid = result.Valid && l.Valid
 	}
-	if err := printLinted(cmd, output, &result); err != nil {
-		return err
+	code := cli.ExitCannotTell
+	if !result.Valid {
+		code = cli.ExitRefused
+	}
+	if result.Valid = result.Valid && len(unread) == 0; len(result.Lists) > 0 {
+		if err := printLinted(cmd, output, &result); err != nil {
+			return err
+		}
 	}
 	if !result.Valid {
-		return cli.Exit(cli.ExitRefused, nil)
+		return cli.Exit(code, errors.Join(unread...))
 	}
 	return nil
 }
