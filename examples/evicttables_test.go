@@ -11,7 +11,7 @@ func TestEvictIsDocumented(t *testing.T) {
 	const folder = "cmd/tpm-attestor/internal/evict/"
 	report := read(t, folder+"report.go")
 	for _, tt := range []struct{ mark, source, pattern string }{
-		{"evict: metrics", read(t, folder+"status.go"), `= gauge\{"([a-z_]+)"`},
+		{"evict: metrics", read(t, folder+"status.go"), `= metric\{"([a-z_]+)"`},
 		{"evict: alarms", report, `alarm[A-Z]\w+\s*= "([a-z_]+)"`},
 		{"evict: events", report, `event[A-Z]\w+\s*= "([a-z_]+)"`},
 		{"evict: flags", read(t, folder+"evict.go"), `flags\.\w+\(&o\.\w+, "([a-z-]+)"`},

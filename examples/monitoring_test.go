@@ -85,7 +85,7 @@ func TestWhatIsMonitoredIsDocumented(t *testing.T) {
 			known[name+"_sum"], known[name+"_count"] = true, true
 		}
 	}
-	for _, name := range literals(read(t, "cmd/tpm-attestor/internal/evict/status.go"), `gauge\{"([a-z_]+)"`) {
+	for _, name := range literals(read(t, "cmd/tpm-attestor/internal/evict/status.go"), `metric\{"([a-z_]+)"`) {
 		known["tpm_attestor_evict_"+name] = true
 	}
 	for _, file := range []string{dashboardFile, alertsFile, "docs/monitoring.md", "examples/monitoring/README.md"} {
