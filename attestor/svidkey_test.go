@@ -518,3 +518,41 @@ func FuzzSVIDKey(f *testing.F) {
 		}
 	})
 }
+
+// A response that says two things of the SVID key is refused, since readers of JSON differ in which they take;
+// under another spelling it says nothing of it. The order of the members does not matter.
+func TestSVIDKeyTwice(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		change func(response string) string
+		ok     bool // the response is taken
+		key    bool // and has an SVID key
+	}{
+		"as it is": {func(r string) string { return r }, true, true},
+		"first": {func(r string) string {
+			secret, key, _ := strings.Cut(strings.Trim(r, "{}"), `,"SVIDKey":`)
+			return `{"SVIDKey":` + key + "}," + secret + "}"
+		}, true, true},
+		"null and itself": {func(r string) string { return strings.Replace(r, `"SVIDKey":`, `"SVIDKey":null,"SVIDKey":`, 1) }, false, false},
+		"itself and null": {func(r string) string { return strings.TrimSuffix(r, "}") + `,"SVIDKey":null}` }, false, false},
+		"by an escape":    {func(r string) string { return strings.TrimSuffix(r, "}") + `,"SVID\u004bey":null}` }, false, false},
+		"a public area twice": {func(r string) string {
+			return strings.Replace(r, `"SVIDKey":{`, `"SVIDKey":{"Public":"AAAA",`, 1)
+		}, false, false},
+		"in small letters": {func(r string) string { return strings.Replace(r, `"SVIDKey":`, `"svidkey":`, 1) }, true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256, SVIDKey: new(attestortest.SVIDKey)})
+			s := begin(t, tpm)
+			response := string(tpm.Answer(t, ask(t, s, attestor.Ask{SVIDKey: true})))
+			if !strings.Contains(response, `,"SVIDKey":{"Public":`) {
+				t.Fatalf("the response is %s", response)
+			}
+			answer, err := s.Finish([]byte(test.change(response)))
+			if (err == nil) != test.ok || err == nil && (answer.SVIDKey != nil) != test.key {
+				t.Errorf("%v, %v", answer, err)
+			}
+		})
+	}
+}
