@@ -377,6 +377,61 @@ func hasSVIDKey(a *types.Agent) bool {
 	return slices.ContainsFunc(a.Selectors, func(x *types.Selector) bool { return x.Type == "tpm" && x.Value == "svid_key:tpm" })
 }
 
+// A fleet gets there and back as the guide says, under the same SPIFFE ID: servers with optional, the agent's
+// KeyManager, servers with required, and out again. An agent of which only one of the two settings is taken
+// out is told what is wrong; with its key on the disk it is refused.
+func TestSVIDKeyThereAndBack(t *testing.T) {
+	w := newWorld(t)
+	hashes, store, dir := w.folder("hashes"), w.folder("store")+"/datastore.sqlite3", w.folder("agent")
+	c := w.composed(w.folder("server"), "optional", hashes)
+	c.DataFile, c.DatastorePath = true, store
+	s := w.server(c)
+	m := w.machine(nil)
+	m.disk = true
+	w.list(hashes, m)
+	want := "spiffe://example.org/spire/agent/tpm/" + m.hash
+	attests := func(inTPM bool) {
+		t.Helper()
+		a := w.agentIn(dir, s, m)
+		defer a.Stop()
+		if id, err := a.Attested(w.ctx); err != nil || id != want || hasSVIDKey(w.agents(s)[id]) != inTPM {
+			t.Fatalf("it is %s, %v: want the selector: %t", id, err, inTPM)
+		}
+	}
+	logs := func(words ...string) {
+		t.Helper()
+		before, err := os.Stat(filepath.Join(dir, "agent.log")) // has the lines of earlier agents
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := w.agentIn(dir, s, m)
+		defer a.Stop()
+		w.waitLog(a.Process, before.Size(), words...)
+	}
+	attests(false)
+	m.keys, m.disk = keysOf(dir), false
+	attests(true)
+
+	mark := s.Mark()
+	if err := s.Reconfigure(svidKeyData("required", hashes, c.Dir+"/tpm/svid.sock")); err != nil {
+		t.Fatal(err)
+	}
+	w.waitLog(s.Process, mark, "Plugin reconfigured", "NodeAttestor")
+	logs("SVID loaded") // which is for the same key
+	m.disk = true       // and svid_key_directory is still there
+	logs("Failed to retrieve attestation result", "not the one that its TPM has certified", "svid_key_directory")
+	m.keys = ""
+	a := w.agentIn(dir, s, m)
+	if err := a.Wait(w.ctx); err == nil || !strings.Contains(a.Log(), "PermissionDenied") {
+		t.Errorf("it ended with %v:\n%s", err, a.Tail())
+	}
+	s.Stop()
+
+	s = w.server(spiretest.ServerConfig{PluginData: fmt.Sprintf("hash_path = %q", hashes), DatastorePath: store})
+	_ = os.Remove(filepath.Join(dir, "agent-data.json")) // has the bundle of before: this server's CA is a new one
+	attests(false)
+}
+
 // A copy of a machine's data is worth nothing on a machine with another TPM: if that is
 // enrolled, it attests as itself, otherwise it is refused.
 func TestSVIDKeyCopiedData(t *testing.T) {

@@ -110,6 +110,8 @@ type machine struct {
 	devID string
 	// keys is the directory with the agent's keys, which are in the TPM; or empty.
 	keys string
+	// disk is whether the agent has the KeyManager "disk", whatever keys says.
+	disk bool
 }
 
 // machine makes a machine with an EK certificate from ca. If ca is nil, the machine has its own
@@ -154,6 +156,9 @@ func (w *world) agentIn(dir string, s *spiretest.Server, m machine) *spiretest.A
 	if m.keys != "" {
 		c.PluginData += fmt.Sprintf("\nsvid_key_directory = %q", m.keys)
 		c.KeyManager = fmt.Sprintf("device = %q\ndirectory = %q", m.tpm.Device, m.keys)
+	}
+	if m.disk {
+		c.KeyManager, c.DiskKeys = "", true
 	}
 	a, err := w.programs.StartAgent(c)
 	if err != nil {

@@ -24,8 +24,9 @@ type AgentConfig struct {
 	// PluginData is the plugin's configuration in HCL.
 	PluginData string
 	// KeyManager is the configuration of the KeyManager "tpm" in HCL. If it is empty, the agent's
-	// keys are in its memory.
+	// keys are in its memory or, with DiskKeys, on the disk.
 	KeyManager string
+	DiskKeys   bool
 	// Detached lets the agent outlive the caller.
 	Detached bool
 }
@@ -57,7 +58,7 @@ func (p Programs) StartAgent(c AgentConfig) (*Agent, error) {
 	text, err := render(agentTemplate, agentConfig{
 		Dir: c.Dir, TrustDomain: c.Server.TrustDomain, Socket: a.Socket, Port: number,
 		Bundle: c.Server.BundlePath, PluginCmd: p.AgentPlugin, PluginData: c.PluginData,
-		KeyManager: c.KeyManager,
+		KeyManager: c.KeyManager, DiskKeys: c.DiskKeys,
 	})
 	if err != nil {
 		return nil, err

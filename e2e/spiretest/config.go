@@ -76,6 +76,7 @@ type agentConfig struct {
 	Bundle                   string
 	PluginCmd, PluginData    string
 	KeyManager               string // plugin_data of the KeyManager "tpm", or empty for another one
+	DiskKeys                 bool   // the KeyManager "disk"
 }
 
 var agentTemplate = template.Must(template.New("agent.conf").Parse(`agent {
@@ -97,6 +98,8 @@ plugins {
 {{.KeyManager}}
     }
   }
+{{- else if .DiskKeys}}
+  KeyManager "disk" { plugin_data { directory = "{{.Dir}}" } }
 {{- else}}
   KeyManager "memory" { plugin_data {} }
 {{- end}}
