@@ -444,7 +444,7 @@ func TestManyWaitForAComposerThatHangs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close()
+		t.Cleanup(func() { conn.Close() })
 	}
 	left, leave := context.WithCancel(t.Context())
 	leave()
