@@ -57,7 +57,8 @@ func (s *search) whyNoIssuer() string {
 			"; its issuer is " + describe(top.cert.Issuer)
 	}
 	if len(s.all.byName[top.issuer]) > 0 {
-		return why + ": a configured CA has that name, but another key: add the CA's certificate for the key that has signed"
+		return why + ": a configured CA has that name, but another key: " +
+			"add the CA's certificate for the key that has signed"
 	}
 	if _, refused := s.allowed(top.cert.IssuingCertificateURL); len(refused) > 0 {
 		why += "; the issuer's certificate was not requested from " +

@@ -147,8 +147,9 @@ func noteUnmeasured(cmd *cobra.Command, p *bootprofiles.Profile, s *state) {
 		}
 	}
 	if len(all) > 0 {
-		cli.Note(cmd, "zeros are in PCR %s: nothing was measured there, by a firmware that does not measure or not into "+
-			"this bank, and whatever has booted unmeasured meets the profile: do not use it", strings.Join(all, ", "))
+		cli.Note(cmd, "zeros are in PCR %s: nothing was measured there, by a firmware that does not measure, "+
+			"or not into this bank, and whatever has booted unmeasured meets the profile: do not use it",
+			strings.Join(all, ", "))
 	}
 }
 

@@ -65,24 +65,9 @@ func (d *doctor) machine(f flags, args []string) error {
 // agentConfig returns the agent's configuration, or that of a machine without one.
 func (d *doctor) agentConfig(f flags, args []string) (cfg tpm.Config, err error) {
 	if len(args) > 0 {
-		content, err := input.Read(args[0], d.cmd.InOrStdin(), cli.MaxConfig)
-		if err != nil {
-			return cfg, fmt.Errorf("read the configuration: %w", err)
+		if cfg, err = d.readAgentConfig(args[0]); err != nil {
+			return tpm.Config{}, err
 		}
-		data := string(content)
-		if inner, isFile, err := config.AgentData(data); err != nil {
-			return cfg, cli.UsageError("%s: %w", args[0], err)
-		} else if isFile {
-			data = inner
-		} else if config.IsServers(data) {
-			return cfg, cli.UsageError("%s: this is SPIRE Server's configuration: name it behind --server, "+
-				"or name SPIRE Agent's", args[0])
-		}
-		parsed, problems := agent.ParseConfig(data)
-		if len(problems) > 0 {
-			return cfg, cli.UsageError("%s: %v: see tpm-attestor validate", args[0], problems[0])
-		}
-		cfg = parsed
 	}
 	if f.device != "" {
 		cfg.Device = ekreport.Device(f.device)
@@ -94,6 +79,29 @@ func (d *doctor) agentConfig(f flags, args []string) (cfg tpm.Config, err error)
 		cfg.OwnerPassword = os.Getenv("TPM_OWNER_PASSWORD")
 	}
 	return cfg, nil
+}
+
+func (d *doctor) readAgentConfig(name string) (cfg tpm.Config, err error) {
+	content, err := input.Read(name, d.cmd.InOrStdin(), cli.MaxConfig)
+	if err != nil {
+		return cfg, fmt.Errorf("read the configuration: %w", err)
+	}
+	data := string(content)
+	inner, isFile, err := config.AgentData(data)
+	switch {
+	case err != nil:
+		return cfg, cli.UsageError("%s: %w", name, err)
+	case isFile:
+		data = inner
+	case config.IsServers(data):
+		return cfg, cli.UsageError("%s: this is SPIRE Server's configuration: name it behind --server, "+
+			"or name SPIRE Agent's", name)
+	}
+	parsed, problems := agent.ParseConfig(data)
+	if len(problems) > 0 {
+		return cfg, cli.UsageError("%s: %v: see tpm-attestor validate", name, problems[0])
+	}
+	return parsed, nil
 }
 
 // serverConfig returns the configuration that is to decide; nil if none was named.

@@ -15,11 +15,11 @@ type metric struct{ name, kind, help string }
 var (
 	metricAlarm    = metric{"alarm", "gauge", "1 while the alarm is on, by its name."}
 	metricAgents   = metric{"agents", "gauge", "Agents attested by their TPM that have a valid SVID."}
-	metricUnknown  = metric{"agents_unknown", "gauge", "Agents whose EK hash SPIRE does not say; they are never evicted."}
+	metricUnknown  = metric{"agents_unknown", "gauge", "Agents whose EK hash SPIRE does not say: never evicted."}
 	metricUnsure   = metric{"agents_cannot_tell", "gauge", "Agents about which a source that matters cannot tell."}
 	metricRefused  = metric{"agents_refused", "gauge", "Agents that the configuration refuses and that are still in."}
 	metricEvicted  = metric{"evicted_total", "counter", "Agents evicted since the process was started."}
-	metricLast     = metric{"last_pass_timestamp_seconds", "gauge", "When all agents were last looked at, in Unix time."}
+	metricLast     = metric{"last_pass_timestamp_seconds", "gauge", "When all agents were last looked at: Unix time."}
 	metricDuration = metric{"pass_seconds", "gauge", "How long it took to look at all agents."}
 	metricSource   = metric{"source_up", "gauge", "1 if the source can tell, by its name."}
 )

@@ -91,7 +91,8 @@ func explainLine(line string) (explanation, bool) {
 		return explainAgent(line)
 	}
 	l := explanation{
-		Time: timeOf(f), Outcome: f["outcome"], EKHash: f["ek_hash"], Name: f["name"], Peer: f["peer"], SPIFFEID: f["spiffe_id"],
+		Time: timeOf(f), Outcome: f["outcome"],
+		EKHash: f["ek_hash"], Name: f["name"], Peer: f["peer"], SPIFFEID: f["spiffe_id"],
 		Rules: f["rules"], Boot: f["boot"], Trials: f["trials"], Sources: sourcesOf(f["sources"]),
 	}
 	o, known := outcomesInWords[l.Outcome]
