@@ -17,6 +17,7 @@ func (d *demo) startEvicter(ctx context.Context) error {
 	args := []string{"evict", d.server.DataPath, "--socket", d.server.Socket}
 	d.command("tpm-attestor", "evict", d.shown(d.server.DataPath), "--socket", d.shown(d.server.Socket))
 	var err error
+	//nolint:gosec,noctx // G204: the demo's own program; it ends with the demo
 	d.evicter, err = spiretest.Start("evict", exec.Command(d.programs.Tool, args...), d.path("evict.log"), d.keep)
 	if err != nil {
 		return err
