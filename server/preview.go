@@ -48,7 +48,6 @@ type Preview struct {
 type Previewer struct {
 	config *config.Config
 	set    *admission.Set
-	lag    time.Duration
 }
 
 // NewPreviewer loads the sources of a configuration, each once. Config.Examine says what they may
@@ -66,7 +65,7 @@ func NewPreviewer(ctx context.Context, c *config.Config) (*Previewer, error) {
 // see Config.Follow and admission.Options.Strict. It takes over the sources of previous, which may be
 // nil, whose configuration has not changed. It waits for the first loads until ctx ends.
 func NewFollower(ctx context.Context, c *config.Config, previous *Previewer, log *slog.Logger) (*Previewer, error) {
-	lag := c.Follow()
+	c.Follow()
 	set, err := c.NewSet(admission.Options{Strict: true, Log: log})
 	if err != nil {
 		return nil, err
@@ -76,12 +75,8 @@ func NewFollower(ctx context.Context, c *config.Config, previous *Previewer, log
 		before = previous.set
 	}
 	set.Start(ctx, before)
-	return &Previewer{c, set, lag}, nil
+	return &Previewer{config: c, set: set}, nil
 }
-
-// Lag returns how much later than another server a server with this configuration may see a change:
-// the longest interval at which a list is polled.
-func (p *Previewer) Lag() time.Duration { return p.lag }
 
 // Refresh loads the sources anew: see admission.Set.Refresh.
 func (p *Previewer) Refresh(ctx context.Context) error { return p.set.Refresh(ctx) }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
@@ -34,23 +33,17 @@ func (c *Config) Examine(network bool) {
 // read in the server's cache, whoever owns the file; Follow never writes caches. Files, folders and
 // databases are read as the server reads them. What a machine would have to show, such as its EK
 // certificate, is not known, so the sources that judge it load nothing. Follow must be called before
-// the sources are started. It returns the longest time by which another server with the same
-// configuration may see a change later than the caller.
-func (c *Config) Follow() (lag time.Duration) {
+// the sources are started.
+func (c *Config) Follow() {
 	for i := range c.Members {
 		m := &c.Members[i]
 		if k := kindNamed(kinds(), m.Kind); k.byVendor || k.byBoot || k.byDevID {
 			m.Source = notShown{}
 		}
-		if s, ok := m.Source.(interface {
-			sources.Loader
-			Follow()
-		}); ok {
-			lag = max(lag, s.Schedule().Every)
+		if s, ok := m.Source.(interface{ Follow() }); ok {
 			s.Follow()
 		}
 	}
-	return lag
 }
 
 // notShown stands for a source that judges what a machine shows.

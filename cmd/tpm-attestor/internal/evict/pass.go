@@ -52,12 +52,9 @@ type evicter struct {
 	seen     map[string]*agent   // the agents at the last look, by SPIFFE ID; nil before the first look
 	suspects map[string]*suspect // by SPIFFE ID
 	returns  map[sources.EKHash]*returned
-	// known says when each agent was first seen, by SPIFFE ID. It is nil before the first look; for the
-	// agents of the first look, the time is zero.
-	known  map[string]time.Time
-	counts counts
-	looked time.Time // when the last whole pass has ended
-	took   time.Duration
+	counts   counts
+	looked   time.Time // when the last whole pass has ended
+	took     time.Duration
 	// unwritten is why the status could not be written the last time, or empty.
 	unwritten string
 }
@@ -120,7 +117,6 @@ func (e *evicter) look(ctx context.Context) (problems map[string]string, err err
 		problems[alarmConfiguration] = foreign
 		return problems, nil
 	}
-	e.meet(agents)
 	problems[alarmSources] = e.screen(ctx, agents)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
@@ -136,39 +132,16 @@ func (e *evicter) look(ctx context.Context) (problems map[string]string, err err
 	return problems, nil
 }
 
-// meet notes when agents were first seen.
-func (e *evicter) meet(agents []*agent) {
-	now, first := e.now(), e.known == nil
-	known := make(map[string]time.Time, len(agents))
-	for _, a := range agents {
-		since, ok := e.known[a.name]
-		if !ok && !first {
-			since = now
-		}
-		known[a.name] = since
-	}
-	e.known = known
-}
-
-// loadTime is more than the time in which a list is loaded.
-const loadTime = 5 * time.Second
-
-// isNew reports whether an agent may have been admitted by another server that shares the database, by
-// a list that this server has not polled yet. An agent that has come back after its eviction is not
-// new.
-func (e *evicter) isNew(a *agent) bool {
-	lag := e.site.previewer.Lag()
-	return lag > 0 && e.returns[a.hash] == nil && e.now().Sub(e.known[a.name]) < lag+loadTime
-}
-
-// sight notes which agents have attested since the last look.
+// sight notes which agents have attested since the last look. Those of the first look may have attested just
+// before, which SPIRE does not say. With --once, they count as having attested long ago: a single look does
+// not wait until the server has polled again.
 func (e *evicter) sight(agents []*agent) {
 	seen := make(map[string]*agent, len(agents))
 	for _, a := range agents {
 		switch old := e.seen[a.name]; {
 		case old != nil && old.serial == a.serial:
 			a.attested = old.attested
-		case e.seen != nil:
+		case e.seen != nil || !e.options.once:
 			a.attested = time.Now() // by the clock of the sources
 		}
 		seen[a.name] = a
@@ -229,9 +202,7 @@ func (e *evicter) screen(ctx context.Context, agents []*agent) (problem string) 
 		switch s.decision.Outcome {
 		case policy.Refused:
 			e.counts.Refused++
-			if !e.isNew(s.agent) {
-				refused = append(refused, s)
-			}
+			refused = append(refused, s)
 		case policy.Unavailable:
 			e.counts.CannotTell++
 			problem = s.decision.Explain()

@@ -114,6 +114,22 @@ func TestAnotherServerIsAhead(t *testing.T) {
 	}
 }
 
+// An evicter that has just started does not know who has attested just before, at the other server.
+func TestStartedBehindAnotherServer(t *testing.T) {
+	p := newPair(t, []string{hashOf(0), hashOf(1)})
+	p.spire.add("/spire/agent/tpm/"+hashOf(2), hashOf(2))
+	p.looks()
+	p.want("")
+	p.publish(hashOf(0), hashOf(1), hashOf(2))
+	p.polls()
+	p.looks()
+	p.want("")
+	p.publish(hashOf(0), hashOf(1))
+	p.polls()
+	p.looks()
+	p.want("3")
+}
+
 // If the server confirms its list no more, that is said of an agent that would be evicted otherwise. What
 // another source says counts: a deny list of its own.
 func TestListIsNotConfirmed(t *testing.T) {
