@@ -245,7 +245,7 @@ func TestCopiedDirectory(t *testing.T) {
 	if same(made, a) || len(thief.list(t)) != 1 {
 		t.Errorf("the thief's own key is %v", made)
 	}
-	// The newest key is the one that its attestor certifies.
+	// The thief's attestor certifies the newest key.
 	if l, err := keydir.List(stolen); err != nil || l.Slots[0].ID != slotB {
 		t.Errorf("the newest is %v, %v", l, err)
 	}
@@ -396,8 +396,8 @@ func (m *keyManager) known(t *testing.T) map[string]*managedKey {
 	return m.KeyManager.keys.Load().known()
 }
 
-// A TPM that is not there yet, at the agent's start or at a rotation, is waited for; one that does not
-// come is an error of which SPIRE's agent tells before it gives up, and which names the TPM.
+// If the TPM is not there yet at the agent's start, at a rotation or at a handshake, the KeyManager waits
+// for it. TestAttemptsEnd is about a TPM that does not come.
 func TestKeyManagerWaitsForTheTPM(t *testing.T) {
 	s := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	m := serveKeys(t, s.Device, keyDirectory(t))
@@ -573,8 +573,8 @@ func TestWhatHangs(t *testing.T) {
 	}
 }
 
-// A configuration with a mistake is refused, and one that is right makes the directory and does not need
-// the TPM. Validate makes nothing.
+// Configure refuses a configuration with a mistake. Otherwise it makes the directory, without the TPM.
+// Validate makes nothing.
 func TestKeyManagerConfig(t *testing.T) {
 	m := serveKeys(t, "", "")
 	_, err := m.keys.GetPublicKeys(t.Context(), new(keymanagerv1.GetPublicKeysRequest))
@@ -667,8 +667,8 @@ func TestAttestedSVIDKey(t *testing.T) {
 	}
 }
 
-// An agent that should have an SVID key in its TPM and has none says why and does not attest: a server
-// that requires the key would refuse it without knowing, and one that does not would not notice.
+// If an agent is configured to certify an SVID key and cannot, it says why and does not attest. Otherwise a
+// server that requires the key would refuse it without the reason, and no other server would notice.
 func TestSVIDKeyThatCannotBeAttested(t *testing.T) {
 	s, other := swtpmtest.Start(t, swtpmtest.Options{Blank: true}), swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	base := t.TempDir()

@@ -13,7 +13,7 @@ import (
 type KeyManagerConfig struct {
 	// Directory is the absolute path of the key directory; see package keydir.
 	Directory string
-	// Device and EndorsementPassword are those of tpm.Config.
+	// Device and EndorsementPassword are passed to tpm.Config, which says what they mean.
 	Device, EndorsementPassword string
 }
 

@@ -426,7 +426,7 @@ func checkProved(t *testing.T, all []*proving, d *attestor.DevID) {
 }
 
 // fuzzedDevIDs are TPMs with DevIDs of each form of key and signature. Their keys are the same in every
-// process: seeds are made in another one than where they are tried.
+// process, since the fuzzer makes the seeds in one process and tries them in others.
 func fuzzedDevIDs(f *testing.F, forge func(*tpm2.TPMTPublic)) []*attestortest.TPM {
 	f.Helper()
 	ca := attestortest.NewCA(f, "devices")

@@ -59,8 +59,8 @@ func ids(l *keydir.Listing) string {
 	return strings.Join(all, " ")
 }
 
-// The newest key is the one that was written last, whatever its ID is and whatever the times of the
-// files say: a backup that is put back has other times.
+// The newest key is the key that was written last. Its ID does not matter, and neither do the times of the
+// files, which are others if somebody restores a backup.
 func TestNewest(t *testing.T) {
 	t.Parallel()
 	path := prepared(t)

@@ -11,26 +11,19 @@
 package main
 
 import (
-	"archive/tar"
-	"bytes"
 	"cmp"
-	"compress/gzip"
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
 	"strings"
-	"syscall"
 
 	"sigs.k8s.io/yaml"
 )
@@ -263,103 +256,6 @@ func publish(dir string, data map[string]string) error {
 	return nil
 }
 
-// runIn runs a container's command in a chroot of an image.
-func (c *checker) runIn(image string, p pod, k container, volumes folders) (string, error) {
-	root, err := os.MkdirTemp(c.work, "image")
-	if err != nil {
-		return "", err
-	}
-	if err := os.Chmod(root, 0o755); err != nil { //nolint:gosec // G302: the container has another user
-		return "", err
-	}
-	if err := c.unpack(image, root); err != nil {
-		return "", err
-	}
-	if script := filepath.Join(root, "app", "get_tpm_pubhash"); c.pubhash != "" && strings.HasSuffix(image, "-shell") {
-		err := os.WriteFile(script, []byte("#!/bin/sh\necho "+c.pubhash+"\n"), 0o755) //nolint:gosec // G306: a program
-		if err != nil {
-			return "", err
-		}
-	}
-	unmount, err := bind(root, k.VolumeMounts, volumes)
-	if err != nil {
-		return "", err
-	}
-	defer unmount()
-	command := slices.Concat(k.Command, k.Args)
-	if len(command) == 0 {
-		return "", errors.New("it has no command")
-	}
-	return inRoot(root, who(p.SecurityContext, k.SecurityContext), command...)
-}
-
-// who returns the user and the group of a container.
-func who(all, own user) *syscall.Credential {
-	pick := func(values ...*int) uint32 {
-		for _, v := range values {
-			if v != nil {
-				return uint32(*v)
-			}
-		}
-		return 0
-	}
-	return &syscall.Credential{Uid: pick(own.RunAsUser, all.RunAsUser), Gid: pick(own.RunAsGroup, all.RunAsGroup)}
-}
-
-// inRoot runs a command with another root.
-func inRoot(root string, as *syscall.Credential, command ...string) (string, error) {
-	path := command[0]
-	if !strings.HasPrefix(path, "/") {
-		path = "/bin/" + path
-	}
-	cmd := exec.CommandContext(context.Background(), path, command[1:]...) //nolint:gosec // G204: what the chart says
-	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root, Credential: as}
-	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
-	out, err := cmd.CombinedOutput()
-	return string(out), err
-}
-
-// bind mounts volumes, and what containers have besides, below a root.
-func bind(root string, mounts []mount, volumes folders) (unmount func(), err error) {
-	var done []string
-	unmount = func() {
-		for _, path := range slices.Backward(done) {
-			_ = syscall.Unmount(path, syscall.MNT_DETACH) // the namespace ends soon
-		}
-	}
-	defer func() {
-		if err != nil {
-			unmount()
-		}
-	}()
-	proc := filepath.Join(root, "proc")
-	if err := os.MkdirAll(proc, 0o755); err != nil { //nolint:gosec // G301: as in a container
-		return nil, err
-	}
-	if err := syscall.Mount("proc", proc, "proc", 0, ""); err != nil {
-		return nil, fmt.Errorf("mount proc: %w", err)
-	}
-	done = append(done, proc)
-	for _, m := range mounts {
-		at := filepath.Join(root, m.MountPath)
-		if strings.HasPrefix(m.MountPath, "/dev/") { // a device of the machine; here, a file
-			//nolint:gosec // G301, G306: as in a container
-			if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.WriteFile(at, nil, 0o666)); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		if err := os.MkdirAll(at, 0o755); err != nil { //nolint:gosec // G301: as in a container
-			return nil, err
-		}
-		if err := syscall.Mount(volumes[m.Name], at, "", syscall.MS_BIND, ""); err != nil {
-			return nil, fmt.Errorf("mount the volume %s: %w", m.Name, err)
-		}
-		done = append(done, at)
-	}
-	return unmount, nil
-}
-
 // inspect looks at what SPIRE's container would see.
 func (c *checker) inspect(name string, p pod, volumes folders, program, config string) error {
 	spire := p.Containers[0]
@@ -454,125 +350,4 @@ func (c *checker) isOurs(path, program, configured string) error {
 		return fmt.Errorf("its mode is %v: SPIRE could not run it", info.Mode())
 	}
 	return nil
-}
-
-// programs takes programs out of the release's archive.
-func (c *checker) programs(to map[string]string) error {
-	found, err := filepath.Glob(filepath.Join(c.dist, "spire-tpm-attestor_*_linux_"+runtime.GOARCH+".tar.gz"))
-	if err != nil || len(found) != 1 {
-		return fmt.Errorf("%d archives for this machine in %s", len(found), c.dist)
-	}
-	file, err := os.Open(found[0])
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	return eachFile(file, func(h *tar.Header, content io.Reader) error {
-		path, ok := to[filepath.Base(h.Name)]
-		if !ok || h.Typeflag != tar.TypeReg || h.Mode&0o100 == 0 {
-			return nil
-		}
-		return writeFile(path, content, 0o755)
-	})
-}
-
-// unpack makes an image's files below a root.
-func (c *checker) unpack(image, root string) error {
-	found, err := filepath.Glob(filepath.Join(c.dist, image+"_*_oci.tar"))
-	if err != nil || len(found) != 1 {
-		return fmt.Errorf("%d images %s in %s", len(found), image, c.dist)
-	}
-	archive, err := os.Open(found[0])
-	if err != nil {
-		return err
-	}
-	defer archive.Close()
-	blobs := map[string][]byte{}
-	for r := tar.NewReader(archive); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return err
-		}
-		if blobs[filepath.Base(h.Name)], err = io.ReadAll(r); err != nil {
-			return err
-		}
-	}
-	layers, err := layersOf(blobs, "index.json")
-	if err != nil {
-		return fmt.Errorf("%s: %w", found[0], err)
-	}
-	for _, layer := range layers {
-		err := eachFile(bytes.NewReader(blobs[layer]), func(h *tar.Header, content io.Reader) error {
-			path := filepath.Join(root, filepath.Clean("/"+h.Name))
-			switch h.Typeflag {
-			case tar.TypeDir:
-				return os.MkdirAll(path, h.FileInfo().Mode().Perm())
-			case tar.TypeSymlink:
-				return os.Symlink(h.Linkname, path)
-			}
-			return writeFile(path, content, h.FileInfo().Mode().Perm())
-		})
-		if err != nil {
-			return fmt.Errorf("%s: %w", found[0], err)
-		}
-	}
-	return nil
-}
-
-// layersOf follows indexes and manifests down to the layers for this machine.
-func layersOf(blobs map[string][]byte, name string) ([]string, error) {
-	type descriptor struct {
-		Digest   string
-		Platform *struct{ Architecture string }
-	}
-	var m struct{ Manifests, Layers []descriptor }
-	if err := json.Unmarshal(blobs[name], &m); err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
-	}
-	var all []string
-	for _, d := range m.Layers {
-		all = append(all, strings.TrimPrefix(d.Digest, "sha256:"))
-	}
-	for _, d := range m.Manifests {
-		if d.Platform == nil || d.Platform.Architecture == runtime.GOARCH {
-			return layersOf(blobs, strings.TrimPrefix(d.Digest, "sha256:"))
-		}
-	}
-	if len(all) == 0 {
-		return nil, errors.New("no layer is for this machine")
-	}
-	return all, nil
-}
-
-// eachFile calls do with each entry of a compressed archive.
-func eachFile(r io.Reader, do func(*tar.Header, io.Reader) error) error {
-	unzipped, err := gzip.NewReader(r)
-	if err != nil {
-		return err
-	}
-	for archive := tar.NewReader(unzipped); ; {
-		h, err := archive.Next()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err == nil {
-			err = do(h, archive)
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
-func writeFile(path string, content io.Reader, mode os.FileMode) error {
-	//nolint:gosec // G304: below a folder of ours
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(file, content)
-	return errors.Join(err, file.Chmod(mode), file.Close())
 }
