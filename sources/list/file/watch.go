@@ -2,12 +2,18 @@ package file
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 )
 
-// maxLooks is how often the way to the file is looked at in a row while it changes.
-const maxLooks = 3
+const (
+	// maxLooks is how often the way to the file is looked at in a row while it changes.
+	maxLooks = 3
+	// lookPause is the pause before the next such row.
+	lookPause = 100 * time.Millisecond
+)
 
 // Watch calls changed when something has changed on the way to the file, as
 // sources.Watcher asks. Every Config.Every it looks whether the way is still the same.
@@ -17,19 +23,16 @@ func (o *Origin) Watch(ctx context.Context, changed func()) error {
 	f := follower{origin: o}
 	defer f.stop()
 	for {
-		// A new watch does not tell of changes before it was in place. So the file is loaded
-		// again, and the way is looked at again, a few times at most.
-		for n := 0; n < maxLooks && f.update(); n++ {
-			changed()
-			if !f.whole { // there are no watches left
-				break
-			}
+		var again <-chan time.Time
+		if !f.settle(changed) {
+			again = time.After(lookPause)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-f.changed():
 			changed()
+		case <-again:
 		case <-ticker.C:
 		}
 	}
@@ -58,9 +61,29 @@ func (f *follower) stop() {
 	}
 }
 
+// settle makes the watch fit the way to the file. It reports false if the way changed at
+// each look: then nobody knows whether the watch tells of the next change.
+func (f *follower) settle(changed func()) bool {
+	for range maxLooks {
+		renewed, err := f.update()
+		if renewed {
+			// A new watch does not tell of changes before it was in place. So the file is
+			// loaded again, and the way is looked at again.
+			changed()
+		}
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // a folder was removed while it was looked at
+		case !renewed, err != nil: // it fits, or there are no watches left
+			return true
+		}
+	}
+	return false
+}
+
 // update makes a new watch if the way to the file has changed, or if the last watch is
-// broken or does not watch all of the way. It reports whether it has made a watch.
-func (f *follower) update() (renewed bool) {
+// broken or does not watch all of the way. It reports whether it has made a watch. The error
+// says why not all of the way is watched.
+func (f *follower) update() (renewed bool, err error) {
 	made := f.origin.follow(f.route, f.watch != nil && f.whole && !f.watch.broken())
 	if made.watch != nil {
 		f.stop()
@@ -73,7 +96,7 @@ func (f *follower) update() (renewed bool) {
 			f.origin.cfg.Path, f.origin.cfg.Every, made.err)
 	}
 	f.origin.unwatched.Store(&why)
-	return renewed
+	return renewed, made.err
 }
 
 // An attempt is an attempt to watch the way to the file.

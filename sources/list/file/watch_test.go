@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -74,6 +75,42 @@ func TestFollows(t *testing.T) {
 			}
 			if w := r.Status().Warnings; len(w) > 0 {
 				t.Errorf("warnings %q", w)
+			}
+		})
+	}
+}
+
+// A folder that is away while its watch is made is watched once it is back: this is what
+// an operator does who renames a new folder to the place of the old one, at a bad moment.
+func TestFolderAwayWhileWatched(t *testing.T) {
+	for name, away := range map[string]int{"once": 1, "at each look of a row": maxLooks, "for two rows": 2 * maxLooks} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "lists", "list")
+			dir := filepath.Dir(path)
+			must(t, os.Mkdir(dir, 0o700))
+			write(t, path, text(0))
+			s := loaded(t, byEvents(path))
+			watched := make(chan struct{})
+			whole := sync.OnceFunc(func() { close(watched) })
+			s.openWatch = func(r route) (watch, error) {
+				if away--; away < 0 {
+					defer whole()
+					return inotify(r)
+				}
+				must(t, os.Rename(dir, dir+".away"))
+				defer func() { must(t, os.Rename(dir+".away", dir)) }()
+				return inotify(r)
+			}
+			r := start(t, s)
+			must(t, r.turn(t))
+			select {
+			case <-watched:
+			case <-time.After(patience):
+				t.Fatalf("the folder is not watched after %v", patience)
+			}
+			for i := 1; i <= 2; i++ {
+				replace(t, path, text(i))
+				r.until(t, i, "listed")
 			}
 		})
 	}
