@@ -4,6 +4,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -88,4 +89,98 @@ func help(t *testing.T, folder string) string {
 	// The flag package exits with 0 or 2 after its help.
 	out, _ := exec.CommandContext(t.Context(), bin, "-help").CombinedOutput()
 	return string(out)
+}
+
+var (
+	toolCommand = regexp.MustCompile(`(?:^|\s)tpm-attestor((?: +[^\s|;&()]+)+)`)
+	toolFlag    = regexp.MustCompile(`^--[a-z][a-z0-9-]*`)
+	commandName = regexp.MustCompile(`^[a-z]+$`) // no placeholder, and no message that the command prints
+	subcommand  = regexp.MustCompile(`(?m)^  ([a-z]+) +\S`)
+)
+
+// So are the commands and the flags of the operators' tool: what a runbook says at night is what the tool
+// understands, and each of its commands is in the overview.
+func TestToolIsDocumented(t *testing.T) {
+	buildTool(t)
+	tool := toolHelp{t: t, texts: map[string]string{}}
+	flags := 0
+	for _, p := range pages(t) {
+		if p.file == "CHANGELOG.md" || strings.HasPrefix(p.file, "docs/design/") {
+			continue // what was decided or called so then
+		}
+		text := commandText(p) + strings.Join(toolSpans(p.prose), "\n")
+		for _, m := range toolCommand.FindAllStringSubmatch(strings.ReplaceAll(text, "\\\n", " "), -1) {
+			flags += tool.check(p.file, strings.Fields(m[1]))
+		}
+	}
+	if flags < 50 {
+		t.Errorf("found only %d flags: is the test looking in the right place?", flags)
+	}
+	overview := strings.Join(spans(pageOf(t, "docs/tpm-attestor/README.md").prose), "\n")
+	for _, name := range tool.subcommands("") {
+		if name != "help" && !regexp.MustCompile(`(?m)^(?:tpm-attestor )?`+name+`\b`).MatchString(overview) {
+			t.Errorf("the overview of the tool has no command %q", name)
+		}
+	}
+}
+
+func toolSpans(prose string) (all []string) {
+	for _, span := range spans(prose) {
+		if strings.HasPrefix(span, "tpm-attestor ") {
+			all = append(all, span)
+		}
+	}
+	return all
+}
+
+// toolHelp has what the tool's commands say with --help.
+type toolHelp struct {
+	t     *testing.T
+	texts map[string]string
+}
+
+func (h toolHelp) of(command string) string {
+	h.t.Helper()
+	if text, ok := h.texts[command]; ok {
+		return text
+	}
+	out, err := exec.CommandContext(h.t.Context(), "tpm-attestor", append(strings.Fields(command), "--help")...).Output()
+	if err != nil {
+		h.t.Fatalf("tpm-attestor %s --help: %v", command, err)
+	}
+	h.texts[command] = string(out)
+	return string(out)
+}
+
+func (h toolHelp) subcommands(command string) (names []string) {
+	h.t.Helper()
+	_, list, _ := strings.Cut(h.of(command), "Available Commands:\n")
+	list, _, _ = strings.Cut(list, "\nFlags:")
+	for _, m := range subcommand.FindAllStringSubmatch(list, -1) {
+		names = append(names, m[1])
+	}
+	return names
+}
+
+// check compares one use of the tool with its help, and returns how many flags it has.
+func (h toolHelp) check(file string, words []string) (flags int) {
+	h.t.Helper()
+	command := ""
+	for len(words) > 0 && slices.Contains(h.subcommands(command), words[0]) {
+		command, words = strings.TrimSpace(command+" "+words[0]), words[1:]
+	}
+	if names := h.subcommands(command); len(names) > 0 && len(words) > 0 && commandName.MatchString(words[0]) {
+		h.t.Errorf("%s: tpm-attestor %s has no command %q, but %q", file, command, words[0], names)
+	}
+	for _, word := range words {
+		flag := toolFlag.FindString(word)
+		if flag == "" {
+			continue
+		}
+		flags++
+		if !regexp.MustCompile(regexp.QuoteMeta(flag) + `\b[^-]`).MatchString(h.of(command)) {
+			h.t.Errorf("%s: tpm-attestor %s has no flag %s", file, command, flag)
+		}
+	}
+	return flags
 }

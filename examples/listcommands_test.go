@@ -9,13 +9,13 @@ import (
 	"testing"
 )
 
-// What the page says of `tpm-attestor list`, `validate`, `doctor`, `check` and `explain` can be pasted, and
-// prints what the page shows: the commands of a section are run one after another, beside the
+// What the pages say of `tpm-attestor list`, `validate`, `doctor`, `check` and `explain` can be pasted, and
+// prints what the page shows: the commands of a page are run one after another, beside the
 // files that it shows.
 func TestListCommands(t *testing.T) {
 	buildTool(t)
-	runSections(t, 10, "Lists", "Validate", "Doctor") // each uses files of the one before
-	runSections(t, 5, "Decisions")
+	runPages(t, 10, "lists.md", "validate.md", "doctor.md") // each uses files of the one before
+	runPages(t, 5, "check.md")
 }
 
 // buildTool puts the command tpm-attestor onto the PATH.
@@ -30,18 +30,12 @@ func buildTool(t *testing.T) {
 	t.Setenv("PATH", bin+string(os.PathListSeparator)+os.Getenv("PATH"))
 }
 
-// runSections runs the commands of sections of the page, of which there are at least some.
-func runSections(t *testing.T, least int, names ...string) {
+// runPages runs the commands of the tool's pages, of which there are at least some, in one folder.
+func runPages(t *testing.T, least int, names ...string) {
 	t.Helper()
-	const file = "docs/tpm-attestor.md"
 	dir, commands := t.TempDir(), 0
 	for _, name := range names {
-		_, section, found := strings.Cut(read(t, file), "\n## "+name+"\n")
-		section, _, ended := strings.Cut(section, "\n## ")
-		if !found || !ended {
-			t.Fatalf("the page has no section %s", name)
-		}
-		commands += runPage(t, dir, takeApart(t, file, []byte(section)))
+		commands += runPage(t, dir, pageOf(t, "docs/tpm-attestor/"+name))
 	}
 	if commands < least {
 		t.Errorf("found only %d commands in %q: is the test looking in the right place?", commands, names)
