@@ -149,11 +149,12 @@ func CheckRecord(value []byte) error {
 			return err
 		}
 		f.remember(r)
-		o, kept, err := f.Cached(r.name.kind, r.name.url, func(body []byte) (any, time.Time, error) {
+		o, known, err := f.Cached(r.name.kind, r.name.url, func(body []byte) (any, time.Time, error) {
 			return len(body), time.Time{}, nil
 		})
-		if (o != nil) != (kept && err == nil) || o != nil && len(o.Body) == 0 {
-			return fmt.Errorf("%+v is %+v, %v, %w", r, o, kept, err)
+		isObject, inTime := prefix == objectKey, r.Until.After(r.Fetched)
+		if (o != nil) != isObject || known != inTime || (err != nil) != (inTime && !isObject) || isObject && len(o.Body) == 0 {
+			return fmt.Errorf("%+v is %+v, %v, %w", r, o, known, err)
 		}
 	}
 	return nil
