@@ -9,24 +9,26 @@ import (
 	"slices"
 )
 
-// Judged is what a log proves, held against quoted PCRs. It shares no memory with the log.
+// Judged is what a log proves when it is compared with quoted PCRs. It shares no memory with the
+// log.
 type Judged struct {
-	// Replays has a member for each PCR of 0 to 7 and 14 that was quoted, and for 8 and 9
-	// if they were quoted and replay: whether the events of that PCR hash to the quoted
-	// value. A PCR without events replays only if it is all zeros.
+	// Replays says for each PCR whether its events hash to the quoted value. It has a member for
+	// each of the PCRs 0 to 7 and 14 that was quoted; PCRs 8 and 9 have one only if they were
+	// quoted and replay. A PCR without events replays only if it is all zeros.
 	Replays map[int]bool
 	// SecureBoot is "enabled", "disabled" or, if neither is proved, empty.
 	SecureBoot string
-	// NoSecureBoot says why SecureBoot is empty, for people; empty if it is not.
+	// NoSecureBoot is a text for people that says why SecureBoot is empty. Otherwise it is empty.
 	NoSecureBoot string
 
-	// DB are the SHA-256 of the certificates in the signature database db, DBX the SHA-256
-	// digests in dbx.
+	// DB are the SHA-256 hashes of the certificates in the signature database db, and DBX the
+	// SHA-256 digests in dbx.
 	DB, DBX Measured
-	// Authorities are the SHA-256 of the certificates that have vouched for what was booted, except
-	// for those that are built into shim.
+	// Authorities are the SHA-256 hashes of the certificates that have verified what was booted,
+	// except for those that are built into shim.
 	Authorities Measured
-	// Images are the digests in PCR 4, in the quoted bank, of what firmware has started.
+	// Images are the digests, in PCR 4 of the quoted bank, of the programs that firmware has
+	// started.
 	Images Measured
 
 	// Events are the events of all PCRs that replay, in the order of the log. Those that extend
@@ -37,8 +39,8 @@ type Judged struct {
 // Measured is a set of digests that a log proves.
 type Measured struct {
 	Digests [][]byte // each once, in ascending order
-	// Partial is empty if there are no others. Otherwise it says, for people, what there is that
-	// is not in Digests or cannot be verified.
+	// Partial is empty if Digests is the whole set. Otherwise it says, for people, what is missing
+	// from Digests or cannot be verified.
 	Partial string
 }
 
@@ -50,9 +52,9 @@ type JudgedEvent struct {
 	What   string // Event.What, which is not verified
 }
 
-// Judge holds the log against PCRs that were quoted in a bank, "sha256" or a stronger one; pcrs are
+// Judge compares the log with PCRs that were quoted in a bank, "sha256" or a stronger one; pcrs are
 // their values by index. It returns an error if the log cannot be read for that bank. Texts for
-// people, errors too, say nothing of what is in the log beyond numbers and types of events.
+// people, including errors, reveal nothing of the log beyond the numbers and types of events.
 func (l *Log) Judge(bank string, pcrs map[int][]byte) (*Judged, error) {
 	if bank == "sha1" {
 		return nil, errors.New("a log is not held against PCRs of the bank sha1: SHA-1 is broken")
@@ -69,8 +71,8 @@ func (l *Log) Judge(bank string, pcrs map[int][]byte) (*Judged, error) {
 	return &j.out, nil
 }
 
-// compare returns which of the quoted PCRs the log replays to, of those that it is judged by. Systems
-// extend 10 to 13 and 15 after the log has ended, and may extend 8 and 9.
+// compare reports, for each quoted PCR by which a log is judged, whether the log replays to it.
+// Systems extend PCRs 10 to 13 and 15 after the log has ended, and may extend 8 and 9.
 func (l *Log) compare(b *bank, quoted map[int][]byte) map[int]bool {
 	replays := make(map[int]bool)
 	chains := l.replay(b)
@@ -87,7 +89,7 @@ func (l *Log) compare(b *bank, quoted map[int][]byte) map[int]bool {
 	return replays
 }
 
-// judge holds one log against one set of PCRs.
+// judge compares one log with one set of PCRs.
 type judge struct {
 	log     *Log
 	bank    *bank
@@ -140,8 +142,8 @@ var notImages = []string{
 	"Returning from EFI Application from Boot Option",
 }
 
-// images are all digests in PCR 4 but those that are known to be of something else. Neither type
-// nor data of an event play a part: a program that is logged as a text is still a program.
+// images collects all digests in PCR 4 except those that are known not to be of programs. Neither
+// the type nor the data of an event matter: a program that is logged as a text is still a program.
 func (j *judge) images() {
 	out := &j.out.Images
 	if out.Partial = j.noReplay(4); out.Partial != "" {
@@ -165,7 +167,7 @@ func (j *judge) images() {
 
 func (m *Measured) add(digest []byte) { m.Digests = append(m.Digests, bytes.Clone(digest)) }
 
-// partial keeps the first reason.
+// partial sets the reason, unless there is one already.
 func (m *Measured) partial(format string, args ...any) {
 	if m.Partial == "" {
 		m.Partial = fmt.Sprintf(format, args...)

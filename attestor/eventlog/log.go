@@ -1,13 +1,13 @@
-// Package eventlog reads the log in which a machine's firmware and boot loaders write down what they
-// extend into PCRs (TCG PC Client Platform Firmware Profile 1.06, 10), and holds it against PCRs
+// Package eventlog reads the log in which a machine's firmware and boot loaders record what they
+// extend into PCRs (TCG PC Client Platform Firmware Profile 1.06, 10), and compares it with PCRs
 // that a TPM has quoted.
 //
-// A log is the word of the machine that sends it: whoever controls the machine writes it anew. What
-// is verified is what hashes to a quoted value. For each PCR that replays, these are its events, in
-// their order, with their digests, and the data of those whose data hash to the digest. The type of
-// an event is never verified, so nothing is decided by it; only events that claim to extend nothing
-// (EV_NO_ACTION) are left out of the hash, and a false claim makes the PCR not replay. The order
-// of events of different PCRs is not verified either.
+// A log is only a claim by the machine that sends it: whoever controls the machine can rewrite it.
+// Only what hashes to a quoted value is verified: for each PCR that replays, its events, their
+// order, their digests, and the data of those events whose data hash to the digest. The type of an
+// event is never verified, so no decision depends on it. Events that claim to extend nothing
+// (EV_NO_ACTION) are left out of the hash; if that claim is false, the PCR does not replay. The
+// order of events in different PCRs is not verified.
 //
 // The package does no I/O, keeps nothing between calls, and its functions may be called concurrently.
 package eventlog
@@ -23,48 +23,49 @@ import (
 	"slices"
 )
 
-// Limits of a log. One over a limit cannot be read.
+// Limits of a log. Parse refuses a log that exceeds one.
 const (
 	MaxSize   = 256 << 10 // bytes
 	MaxEvents = 4096
 )
 
-// maxBanks is more than any TPM has, and maxDigest the size of the largest digest of a TPM, in bytes.
+// maxBanks is more than any TPM has. maxDigest is the size of a TPM's largest digest, in bytes.
 const (
 	maxBanks  = 16
 	maxDigest = 64
 )
 
-// pcrCount is the number of PCRs of a TPM for a PC. Events of others are read and extend nothing.
+// pcrCount is the number of PCRs of a TPM for a PC. Events of other PCRs are read but extend
+// nothing.
 const pcrCount = 24
 
-// Log is a log that was read. Its fields are for reading only.
+// Log is a parsed log. Callers must not change its fields.
 type Log struct {
-	// Banks are the banks whose digests the log says to hold, in its order: "sha1", "sha256",
-	// "sha384", "sha512", "sm3_256", or "0x0027" for a hash that is not known here.
+	// Banks are the banks for which the log claims to have digests, in its order: "sha1", "sha256",
+	// "sha384", "sha512", "sm3_256", or, for an unknown hash, its algorithm: "0x0027".
 	Banks []string
-	// Events are the events in the order of the log. The header is no event.
+	// Events are the events in the order of the log. The header is not among them.
 	Events []Event
 
 	banks    []bank // as Banks
-	sha1Form bool   // digests stand without their algorithm
+	sha1Form bool   // digests have no algorithm before them
 
 	locality    uint8
 	localityErr error
 }
 
-// Event is an event as the log has it. Nothing of it is verified.
+// Event is an event as the log has it. None of it is verified.
 type Event struct {
 	PCR    uint32 // any value: firmware uses 0xFFFFFFFF for events of no PCR
 	Type   uint32
 	Number int    // the place of the event in the log, from 1
-	Data   []byte // a part of what Parse was given
+	Data   []byte // a slice of what Parse was given
 
-	digests []byte // as they stand in the log
+	digests []byte // encoded, as in the log
 	log     *Log
 }
 
-// bank is a bank that a log says to have.
+// bank is a bank for which a log claims to have digests.
 type bank struct {
 	alg  uint16 // TPM_ALG_ID
 	name string
@@ -72,14 +73,15 @@ type bank struct {
 	hash crypto.Hash // 0 if the hash is not known here
 }
 
-// Parse reads a log in the crypto-agile form of TPM 2.0 (TCG_PCR_EVENT2) or the SHA-1 form
-// (TCG_PCR_EVENT). Whatever it is given, it uses memory in proportion to len(data), and at most
-// for MaxEvents events. The Log keeps data, which the caller must not change.
+// Parse reads a log in the crypto-agile form of TPM 2.0 (TCG_PCR_EVENT2) or in the SHA-1 form
+// (TCG_PCR_EVENT). For any input, it uses memory in proportion to len(data), and for at most
+// MaxEvents events. The Log keeps data, which the caller must not change.
 //
-// It is strict about what firmware never writes: a digest of a bank that is not announced, a bank
-// that is announced or a digest that is given twice, a size that does not fit its hash, bytes that are
-// no whole event. Zeros behind the last event are refused too. The kernel's file has none; they are in
-// copies of the memory that firmware keeps the log in. Read as events, they would be events of PCR 0.
+// It refuses what firmware never writes: a digest of a bank that is not announced, a bank that is
+// announced twice, two digests of one bank, a size that does not fit its hash, and bytes that are
+// not a whole event. Zeros after the last event are refused too. The kernel's file has none, but a
+// copy of the memory in which firmware keeps the log does; read as events, they would be events of
+// PCR 0.
 func Parse(data []byte) (*Log, error) {
 	switch {
 	case len(data) == 0:
@@ -109,15 +111,15 @@ func Parse(data []byte) (*Log, error) {
 	return l, nil
 }
 
-// The beginning of the header (TCG_EfiSpecIdEvent): that of the crypto-agile form, and that of all
-// forms. Logs in the SHA-1 form have another one or none.
+// How the header (TCG_EfiSpecIdEvent) begins in the crypto-agile form, and in any form. A log in
+// the SHA-1 form has another header or none.
 const (
 	agileSignature = "Spec ID Event03\x00"
 	anySignature   = "Spec ID Event"
 )
 
-// readHeader reads the header of the crypto-agile form. If there is none, the log has the SHA-1 form, and
-// nothing is read.
+// readHeader reads the header of the crypto-agile form. If there is none, it reads nothing, and the
+// log has the SHA-1 form.
 func (l *Log) readHeader(r *reader) error {
 	l.sha1Form = true
 	first := &reader{b: r.b}
@@ -137,7 +139,7 @@ func (l *Log) readHeader(r *reader) error {
 	return l.readSpecID(&reader{b: e.Data})
 }
 
-// readSpecID reads a TCG_EfiSpecIdEvent (profile, 10.4.5.1): which banks there are.
+// readSpecID reads a TCG_EfiSpecIdEvent (profile, 10.4.5.1): the list of banks.
 func (l *Log) readSpecID(r *reader) error {
 	r.take(uint64(len(agileSignature)))
 	r.u32() // platformClass
@@ -176,7 +178,8 @@ const (
 	algSM3    = 0x0012
 )
 
-// bankOf returns the bank of a hash, whose digests have the given size if the hash is not known here.
+// bankOf returns the bank of a hash. If the hash is not known here, its digests have the given
+// size.
 func bankOf(alg uint16, size int) bank {
 	switch alg {
 	case algSHA1:
@@ -245,7 +248,7 @@ func (l *Log) readSHA1Event(r *reader) Event {
 	return e
 }
 
-// Digest returns the digest of the event in a bank, or nil if there is none. It is a part of what
+// Digest returns the event's digest in a bank, or nil if it has none. The digest is a slice of what
 // Parse was given.
 func (e *Event) Digest(bank string) []byte {
 	if e.log == nil {
@@ -272,14 +275,14 @@ func (e *Event) Digest(bank string) []byte {
 	return nil
 }
 
-// localitySignature begins the event that says at which locality the TPM was started (profile,
-// 10.4.5.3). Two bytes follow, zero and the locality.
+// localitySignature begins the event that states the locality at which the TPM was started
+// (profile, 10.4.5.3). Two bytes follow it: zero and the locality.
 const localitySignature = "StartupLocality"
 
-// StartupLocality returns the locality at which the TPM was started, by the word of the log: it is
-// what PCR 0 begins with, and it is 0 if the log does not say. The log must say it once, before any
-// event that extends PCR 0, and it must be 0, 3 or 4; otherwise StartupLocality returns an error, and
-// PCR 0 does not replay.
+// StartupLocality returns the locality at which the TPM was started, as the log states it, or 0 if
+// the log does not state it. PCR 0 begins with this value. The log must state it at most once,
+// before any event that extends PCR 0, and it must be 0, 3 or 4. Otherwise StartupLocality returns
+// an error, and PCR 0 does not replay.
 func (l *Log) StartupLocality() (uint8, error) { return l.locality, l.localityErr }
 
 func (l *Log) findLocality() (locality uint8, err error) {

@@ -7,9 +7,9 @@ import (
 	"slices"
 )
 
-// Replay returns what each PCR comes to in a bank by the events of the log. It has no member for a PCR
-// without events, and none for PCR 0 if what the log says of the startup locality cannot be (see
-// StartupLocality). It returns nil if the log cannot be read for that bank.
+// Replay returns the value that the log's events give each PCR in a bank. It leaves out PCRs
+// without events, and PCR 0 if StartupLocality returns an error. It returns nil if the log cannot
+// be read for that bank.
 func (l *Log) Replay(bank string) map[int][]byte {
 	b, err := l.bank(bank)
 	if err != nil {
@@ -24,8 +24,8 @@ func (l *Log) Replay(bank string) map[int][]byte {
 	return values
 }
 
-// bank returns a bank in which the log can be replayed: its hash is known here, and each event has a
-// digest of it.
+// bank returns a bank in which the log can be replayed: its hash is known here, and each event has
+// a digest in it.
 func (l *Log) bank(name string) (*bank, error) {
 	i := slices.Index(l.Banks, name)
 	if i < 0 || l.banks[i].hash == 0 {
@@ -39,14 +39,14 @@ func (l *Log) bank(name string) (*bank, error) {
 	return &l.banks[i], nil
 }
 
-// chain is what the events of one PCR come to.
+// chain is the value of one PCR after its events.
 type chain struct {
 	value  []byte
 	events int // how many extended it
 }
 
-// extends reports whether the event says that it extends a PCR. If that is false, the PCR does
-// not replay.
+// extends reports whether the event claims to extend a PCR. If the claim is false, the PCR does not
+// replay.
 func (e *Event) extends() bool { return e.Type != evNoAction && e.PCR < pcrCount }
 
 // replay computes all PCRs (TPM 2.0 library specification, part 1, 17.2).
@@ -78,8 +78,8 @@ func sum(h hash.Hash, dst []byte, parts ...[]byte) []byte {
 	return h.Sum(dst)
 }
 
-// comesTo reports whether the log replays to the value that PCR pcr was quoted with. A PCR
-// without events has to be as it is when the TPM starts, all zeros.
+// comesTo reports whether the log replays to the value with which the PCR was quoted. A PCR without
+// events must still have the value with which a TPM starts, all zeros.
 func (l *Log) comesTo(pcrs *[pcrCount]chain, pcr int, value []byte) bool {
 	c := &pcrs[pcr]
 	if pcr == 0 && l.localityErr != nil {

@@ -6,25 +6,25 @@ import (
 	"slices"
 )
 
-// separator is what firmware measures into PCRs 0 to 7 when it begins to start the system.
+// separator is what firmware measures into PCRs 0 to 7 before it starts the system.
 var separator = []byte{0, 0, 0, 0}
 
-// otherSeparators are what firmware may measure in the separator's place: the specification's other value,
-// and the one by which it reports an error, in both byte orders.
+// otherSeparators are what firmware may measure instead of the separator: the specification's other
+// value, and the value that reports an error, in both byte orders.
 var otherSeparators = [][]byte{{0xff, 0xff, 0xff, 0xff}, {1, 0, 0, 0}, {0, 0, 0, 1}}
 
-// measured is an event of PCR 7, which replays.
+// measured is an event of PCR 7. That PCR replays.
 type measured struct {
 	number   int
 	digest   []byte
 	data     []byte    // nil unless they hash to the digest
-	variable *Variable // nil unless the data are one
+	variable *Variable // nil unless the data are a variable
 }
 
 // measuredBy returns what is verified of an event.
 //
-// Old versions of shim log one byte more than they measure. Without it the data hash to the digest,
-// and nothing else does, so that they are verified as well.
+// Old versions of shim log one byte more than they measure. If the data without the last byte hash
+// to the digest, they are verified as well: no other data have that hash.
 func (j *judge) measuredBy(e *Event) measured {
 	m := measured{number: e.Number, digest: e.Digest(j.bank.name)}
 	is := func(data []byte) bool {
@@ -45,8 +45,8 @@ func (j *judge) measuredBy(e *Event) measured {
 	return m
 }
 
-// pcr7 judges what the log says of Secure Boot. All of it needs PCR 7 and its separator: behind that,
-// systems can extend what they like.
+// pcr7 judges what the log says of Secure Boot. All of that depends on PCR 7 and its separator:
+// after the separator, systems can extend what they like.
 func (j *judge) pcr7() {
 	out := &j.out
 	none := func(why string) {
@@ -79,8 +79,8 @@ func (j *judge) pcr7() {
 	out.Authorities = authorities(after)
 }
 
-// secureBoot returns the state that the variable SecureBoot proves, or why it proves none. before are
-// the events before the separator, all is all of PCR 7.
+// secureBoot returns the state that the variable SecureBoot proves, or why it proves none. before
+// are the events before the separator; all are those of the whole PCR 7.
 func (j *judge) secureBoot(before, all []measured) (state, why string) {
 	m, why := j.secureBootVariable(before)
 	if why != "" {
@@ -102,7 +102,7 @@ func (j *judge) secureBoot(before, all []measured) (state, why string) {
 	return "enabled", ""
 }
 
-// find returns the number of the first event that holds, or 0.
+// find returns the number of the first event for which holds returns true, or 0.
 func (j *judge) find(all []measured, holds func(*measured) bool) int {
 	for i := range all {
 		if holds(&all[i]) {
@@ -112,8 +112,9 @@ func (j *judge) find(all []measured, holds func(*measured) bool) int {
 	return 0
 }
 
-// secureBootVariable returns the only event of the variable SecureBoot. Others count by their name,
-// whatever their GUID, and by the digests of the values that it can have, since their data may be hidden.
+// secureBootVariable returns the event of the variable SecureBoot, of which there must be only one.
+// Others are recognised by their name, with any GUID. Since their data may be hidden, they are
+// recognised by the digests of the possible values as well.
 func (j *judge) secureBootVariable(before []measured) (*measured, string) {
 	var hidden [][]byte
 	for _, value := range []string{"", "\x00", "\x01"} {
@@ -145,9 +146,9 @@ func (j *judge) secureBootVariable(before []measured) (*measured, string) {
 	return m, ""
 }
 
-// isOtherSeparator returns a function that recognises a separator of another value than 0, by its digest.
-// Firmware had then ended its measurements already, so a system could have extended what follows:
-// a variable SecureBoot of 1, for example, and the separator of 0.
+// isOtherSeparator returns a function that recognises, by its digest, a separator with a value
+// other than 0. If there is one, firmware had already ended its measurements, so the system could
+// have extended what follows, such as a variable SecureBoot of 1 and a separator of 0.
 func (j *judge) isOtherSeparator() func(*measured) bool {
 	var digests [][]byte
 	for _, value := range otherSeparators {
@@ -156,16 +157,17 @@ func (j *judge) isOtherSeparator() func(*measured) bool {
 	return func(m *measured) bool { return contains(digests, m.digest) }
 }
 
-// isDebugMode returns a function that recognises the text UEFI Debug Mode, by its digest.
+// isDebugMode returns a function that recognises the text "UEFI Debug Mode" by its digest.
 func (j *judge) isDebugMode() func(*measured) bool {
 	const text = "UEFI Debug Mode"
 	digests := [][]byte{j.hash([]byte(text)), j.hash([]byte(text + "\x00"))}
 	return func(m *measured) bool { return contains(digests, m.digest) }
 }
 
-// isInsecure returns a function that recognises shim's variable MokSBState with another value than 0:
-// by name if its data are verified, otherwise by digest, with and without the zeros that old versions
-// of shim measure behind a variable: five, or one if they are of 32 bits.
+// isInsecure returns a function that recognises shim's variable MokSBState with a value other than
+// 0. It goes by the name if the data are verified, and by the digest otherwise. Old versions of
+// shim measure zeros after a variable, five of them, or one on 32-bit systems, so those digests
+// count too.
 func (j *judge) isInsecure() func(*measured) bool {
 	var hidden map[string]bool
 	return func(m *measured) bool {
@@ -173,7 +175,7 @@ func (j *judge) isInsecure() func(*measured) bool {
 			v := m.variable
 			return v != nil && v.Name == "MokSBState" && len(bytes.Trim(v.Data, "\x00")) > 0
 		}
-		if hidden == nil { // for no log of ordinary machines
+		if hidden == nil { // ordinary machines never need it
 			hidden = make(map[string]bool)
 			for value := 1; value <= 0xff; value++ {
 				v := Variable{GUID: shimGUID, Name: "MokSBState", Data: []byte{byte(value)}}
@@ -191,9 +193,9 @@ func contains(digests [][]byte, d []byte) bool {
 	return slices.ContainsFunc(digests, func(o []byte) bool { return bytes.Equal(o, d) })
 }
 
-// database returns what a signature database holds of one kind: of certificates their SHA-256, of
-// SHA-256 digests these themselves. before are the events before the separator. If the database
-// was measured twice it is not known which of the two was used, and the set is empty.
+// database returns what a signature database holds of one kind: the SHA-256 hashes of certificates,
+// or the SHA-256 digests themselves. before are the events before the separator. If the database
+// was measured twice, it is not known which of the two was used, and the set is empty.
 func database(before []measured, name string, kind GUID) (out Measured) {
 	var found []*measured
 	for i := range before {
@@ -230,8 +232,8 @@ func database(before []measured, name string, kind GUID) (out Measured) {
 	return out
 }
 
-// authorities returns the certificates that have vouched for images. after are the events behind
-// the separator.
+// authorities returns the hashes of the certificates that have verified images. after are the
+// events after the separator.
 func authorities(after []measured) (out Measured) {
 	for _, m := range after {
 		switch {
@@ -255,7 +257,7 @@ func authorities(after []measured) (out Measured) {
 	return out
 }
 
-// isShims reports whether v is a variable that shim measures and that is no authority.
+// isShims reports whether v is a variable that shim measures and that does not name an authority.
 func (v *Variable) isShims() bool {
 	switch v.Name {
 	case "Shim", "SbatLevel", "MokListTrusted", "MokSBState":
@@ -264,8 +266,8 @@ func (v *Variable) isShims() bool {
 	return false
 }
 
-// isText reports whether b is printable ASCII, as the texts are that firmware measures. Neither a
-// variable nor a certificate is.
+// isText reports whether b is printable ASCII, like the texts that firmware measures. Variables and
+// certificates are not.
 func isText(b []byte) bool {
 	for _, c := range b {
 		if c < ' ' || c > '~' {

@@ -7,7 +7,7 @@ import (
 	"unicode/utf16"
 )
 
-// A GUID as it stands in UEFI's structures: the first three fields little endian.
+// A GUID is encoded as in UEFI's structures: the first three fields are little endian.
 type GUID [16]byte
 
 // GUIDs of variables.
@@ -34,12 +34,12 @@ type Variable struct {
 	Name string
 	Data []byte
 
-	// Rest is what follows the variable: nothing in what firmware writes; old versions of shim
-	// write five zeros, and measure them too.
+	// Rest is what follows the variable. Firmware writes nothing there; old versions of shim write
+	// and measure five zeros.
 	Rest []byte
 }
 
-// maxName is the longest name of a variable that is read, in UTF-16 units.
+// maxName limits the length of a variable's name, in UTF-16 units.
 const maxName = 1024
 
 // ParseVariable reads the variable in the data of an event.
@@ -80,16 +80,16 @@ func (v *Variable) encode() []byte {
 	return append(append(b, v.Data...), v.Rest...)
 }
 
-// is reports whether v is the variable of that name and GUID, with nothing behind it.
+// is reports whether v is the variable with this name and GUID, with nothing after it.
 func (v *Variable) is(guid GUID, name string) bool {
 	return v.GUID == guid && v.Name == name && len(v.Rest) == 0
 }
 
 var errDatabase = errors.New("it is not a list of signatures")
 
-// readDatabase reads a signature database, any number of EFI_SIGNATURE_LIST (UEFI 2.10, 32.4.1). It calls
-// entry with each signature, without its owner. If it returns an error, nothing of what entry was called
-// with counts.
+// readDatabase reads a signature database: any number of EFI_SIGNATURE_LIST structures (UEFI 2.10,
+// 32.4.1). It calls entry with each signature, without its owner. If it returns an error, the
+// caller must discard what entry was called with.
 func readDatabase(b []byte, entry func(kind GUID, data []byte)) error {
 	const header, owner = 16 + 3*4, 16
 	r := &reader{b: b}
@@ -112,8 +112,9 @@ func readDatabase(b []byte, entry func(kind GUID, data []byte)) error {
 	return nil
 }
 
-// isCertificate reports whether b is one DER sequence, as a certificate is. It is not parsed
-// further: what counts is its hash, and real ones have serial numbers that crypto/x509 refuses.
+// isCertificate reports whether b is a single DER sequence, as a certificate is. It does not parse
+// further: only the hash matters, and some real certificates have serial numbers that crypto/x509
+// refuses.
 func isCertificate(b []byte) bool {
 	var v asn1.RawValue
 	rest, err := asn1.Unmarshal(b, &v)
@@ -121,11 +122,11 @@ func isCertificate(b []byte) bool {
 		v.Tag == asn1.TagSequence && v.IsCompound && len(v.Bytes) > 0
 }
 
-// authority returns the certificate in the variable that names what has vouched for an image, or nil if
-// it is not a certificate. The variable's data are an EFI_SIGNATURE_DATA; old versions of shim leave out
-// its owner.
+// authority returns the certificate in a variable that names what has verified an image, or nil if
+// it is not a certificate. The variable's data are an EFI_SIGNATURE_DATA; old versions of shim
+// leave out its owner.
 func (v *Variable) authority() []byte {
-	const padding = 7 // what shim's structure is rounded up by, at most
+	const padding = 7 // the most by which the size of shim's structure is rounded up
 	if len(v.Rest) > padding || len(bytes.Trim(v.Rest, "\x00")) > 0 {
 		return nil
 	}

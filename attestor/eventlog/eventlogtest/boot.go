@@ -5,20 +5,20 @@ import "fmt"
 // Boot is a boot of a PC, from the firmware to the kernel. Its zero value has Secure Boot enabled.
 type Boot struct {
 	Banks []string // default "sha256"
-	// SecureBoot is the value of the variable, by default the one byte 1. Firmware without keys
-	// has a value of no bytes: []byte{}.
+	// SecureBoot is the value of the variable, by default the one byte 1. Firmware without keys has
+	// an empty value: []byte{}.
 	SecureBoot []byte
 	// DB are the certificates in db, and DBX the SHA-256 digests in dbx. By default there is one
 	// of each: Certificate("db") and 32 bytes 0xdb.
 	DB, DBX [][]byte
-	// Authorities are the certificates that have vouched for what was started, by default the first
-	// of DB if Secure Boot is enabled.
+	// Authorities are the certificates that have verified what was started, by default the first of
+	// DB if Secure Boot is enabled.
 	Authorities [][]byte
 	// Images are what firmware has started, by default a boot loader and a kernel.
 	Images [][]byte
 }
 
-// Certificate returns the DER of something that is a certificate by its outline, and differs by name.
+// Certificate returns DER with the outline of a certificate. Each name gives another one.
 func Certificate(name string) []byte {
 	body := append([]byte{0x0c, byte(len(name))}, name...) // UTF8String
 	return append([]byte{0x30, byte(len(body))}, body...)  // SEQUENCE

@@ -1,7 +1,7 @@
-// Package eventlogtest builds event logs for tests and says what PCRs a machine has after them. It
-// shares no code with the package that it tests.
+// Package eventlogtest builds event logs for tests and computes the PCRs of a machine that has
+// written them. It shares no code with package eventlog.
 //
-// A test of an attack takes the PCRs of what a machine did, and the bytes of what it says:
+// A test of an attack combines the PCRs of what a machine did with the bytes of what it says:
 //
 //	did := eventlogtest.Boot{SecureBoot: []byte{0}}.Log()
 //	says := did.Clone()
@@ -54,15 +54,15 @@ type Event struct {
 	Data      []byte
 	// Measured is what was hashed, by default Data.
 	Measured []byte
-	// Digests are by bank, for events whose digest is of something that nobody has. By default
-	// they are those of Measured, and zeros if Type is NoAction.
+	// Digests are by bank, for events whose digest is not the hash of any bytes that are known. By
+	// default they are the hashes of Measured, or zeros if Type is NoAction.
 	Digests map[string][]byte
 }
 
 // Extends reports whether the event changes a PCR.
 func (e *Event) Extends() bool { return e.Type != NoAction }
 
-// Digest returns the digest in a bank, which a TPM extends the PCR with.
+// Digest returns the digest in a bank, with which a TPM extends the PCR.
 func (e *Event) Digest(bank string) []byte {
 	if d, ok := e.Digests[bank]; ok {
 		return d
@@ -94,7 +94,8 @@ func New(banks ...string) *Log {
 	return &Log{Banks: banks}
 }
 
-// Clone returns a copy whose events can be changed, but not what they point to.
+// Clone returns a copy. Its list of events can be changed without affecting l; what the events
+// point to is shared.
 func (l *Log) Clone() *Log {
 	c := *l
 	c.Events = slices.Clone(l.Events)
@@ -115,7 +116,7 @@ func (l *Log) AddEvent(e Event) *Log {
 // Text adds an EV_EFI_ACTION.
 func (l *Log) Text(pcr uint32, text string) *Log { return l.Add(pcr, EFIAction, []byte(text)) }
 
-// Locality adds the event that says at which locality the TPM was started.
+// Locality adds the event that states the startup locality.
 func (l *Log) Locality(n byte) *Log {
 	return l.Add(0, NoAction, append([]byte("StartupLocality\x00"), n))
 }
@@ -133,14 +134,15 @@ func (l *Log) Config(guid, name string, value []byte) *Log {
 	return l.Add(7, VariableConfig, Variable(guid, name, value))
 }
 
-// Authority adds a variable to PCR 7 as firmware and shim do behind the separator. Its value is
+// Authority adds a variable to PCR 7 as firmware and shim do after the separator. Its value is
 // usually a Signature with a certificate.
 func (l *Log) Authority(guid, name string, value []byte) *Log {
 	return l.Add(7, VariableAuthority, Variable(guid, name, value))
 }
 
-// Image adds to PCR 4 that firmware has started a program. The digest of a real event is that of the
-// program by Authenticode, and its data say where the program was; here the digest is that of program.
+// Image adds to PCR 4 the event of a program that firmware has started. In a real log the digest is
+// the program's Authenticode hash, and the data say where the program was; here the digest is the
+// hash of program.
 func (l *Log) Image(program []byte) *Log {
 	return l.AddEvent(Event{PCR: 4, Type: Application, Data: []byte("\\EFI\\BOOT"), Measured: program})
 }
@@ -158,7 +160,7 @@ func (l *Log) Index(pcr uint32, n int) int {
 	panic(fmt.Sprintf("PCR %d has fewer events", pcr))
 }
 
-// PCRs returns what the PCRs 0 to 15 of a machine come to in a bank, and those of others that have
+// PCRs returns the values of a machine's PCRs in a bank: of PCRs 0 to 15, and of others that have
 // events.
 func (l *Log) PCRs(bank string) map[int][]byte {
 	h := hashOf(bank)
@@ -182,7 +184,7 @@ func (l *Log) PCRs(bank string) map[int][]byte {
 	return pcrs
 }
 
-// Bytes returns the log in the crypto-agile form of TPM 2.0, as the kernel shows it.
+// Bytes returns the log in the crypto-agile form of TPM 2.0, as the kernel exposes it.
 func (l *Log) Bytes() []byte {
 	header := l.Header
 	if header == nil {
@@ -227,7 +229,7 @@ func sha1Event(pcr, typ uint32, digest, data []byte) []byte {
 // Algorithm is a bank in the header of a log.
 type Algorithm struct{ ID, Size uint16 }
 
-// AlgorithmOf returns that of a bank.
+// AlgorithmOf returns the algorithm of a bank.
 func AlgorithmOf(bank string) Algorithm {
 	return Algorithm{
 		ID:   map[string]uint16{"sha1": 4, "sha256": 0xb, "sha384": 0xc, "sha512": 0xd}[bank],
@@ -235,7 +237,8 @@ func AlgorithmOf(bank string) Algorithm {
 	}
 }
 
-// SpecID returns the data of the header (TCG_EfiSpecIdEvent) with count algorithms, as it says.
+// SpecID returns the data of the header (TCG_EfiSpecIdEvent), which claims to list count
+// algorithms.
 func SpecID(count uint32, algs ...Algorithm) []byte {
 	b := []byte("Spec ID Event03\x00\x00\x00\x00\x00\x00\x02\x00\x02")
 	b = binary.LittleEndian.AppendUint32(b, count)
@@ -258,7 +261,7 @@ func Variable(guid, name string, value []byte) []byte {
 	return append(b, value...)
 }
 
-// GUID returns the bytes of a GUID that is written as people do.
+// GUID parses a GUID in its usual text form and returns its bytes.
 func GUID(s string) []byte {
 	var a uint32
 	var b, c uint16
@@ -272,12 +275,13 @@ func GUID(s string) []byte {
 	return binary.BigEndian.AppendUint64(out, d<<48|e)
 }
 
-// Signature returns an EFI_SIGNATURE_DATA with an owner: the value of an authority.
+// Signature returns an EFI_SIGNATURE_DATA with an owner: the value of an authority variable.
 func Signature(data []byte) []byte {
 	return append(GUID("77fa9abd-0359-4d32-bd60-28f4e78f784b"), data...)
 }
 
-// Database returns the value of a signature database: a list for each entry, as certificates differ in size.
+// Database returns the value of a signature database: one list for each entry, since certificates
+// differ in size.
 func Database(kind string, entries ...[]byte) []byte {
 	var b []byte
 	for _, e := range entries {
