@@ -18,22 +18,20 @@ import (
 // algorithm and the digest of its public area.
 type tpmName []byte
 
-// signer is a key of a TPM that signs, an attestation key or a DevID's, whose public area is
-// checked.
+// signer is a TPM signing key whose public area is checked: an attestation key or a DevID's key.
 type signer struct {
 	public crypto.PublicKey
 	name   tpmName
-	// enrolment is true for an AK that is made for enrolments.
+	// enrolment is true for an AK that was made for enrolments.
 	enrolment bool
 
 	scheme     tpm2.TPMAlgID
 	schemeHash tpm2.TPMAlgID
 }
 
-// parseAK checks the parameters of an attestation key. They have to state, in TPM
-// structures signed by the key itself, that the key was created in a TPM, cannot leave
-// it, and signs only what that TPM has made (TPM 2.0 library specification, part 1, 31.2
-// and 23.2).
+// parseAK checks the parameters of an attestation key. They must state, in TPM structures signed by
+// the key itself, that the key was created in a TPM, cannot leave it, and signs only what that TPM
+// has made (TPM 2.0 library specification, part 1, 31.2 and 23.2).
 //
 // This proves nothing until the key is activated: anybody can sign such structures with
 // a key in software.
@@ -69,8 +67,8 @@ func parseAK(p *AKParameters) (*signer, error) {
 	return ak, nil
 }
 
-// attestationKey returns the key in p, which was read from public. It is an error if p is not an
-// attestation key's.
+// attestationKey returns the key in p, which was read from public. It returns an error if p is not
+// the public area of an attestation key.
 func (p *publicArea) attestationKey(public []byte) (*signer, error) {
 	err := p.checkAttributes("an attestation key",
 		attrFixedTPM|attrFixedParent|attrSensitiveDataOrigin|attrRestricted|attrSign, attrDecrypt)
@@ -88,15 +86,15 @@ func (p *publicArea) attestationKey(public []byte) (*signer, error) {
 	return k, nil
 }
 
-// EnrolmentPolicy returns the authPolicy of an AK that is made for enrolments: see
+// EnrolmentPolicy returns the authPolicy of an AK that was made for enrolments: see
 // Verifier.Enrolment. No policy has this digest; the AK is used with its password.
 func EnrolmentPolicy() []byte {
 	mark := sha256.Sum256([]byte("spire-tpm-attestor enrolment key 1"))
 	return mark[:]
 }
 
-// checkAttributes checks that the attributes in set are set, and those in unset are clear, in a
-// key that should be what of says.
+// checkAttributes checks that the attributes in set are set and those in unset are clear. of names
+// the kind of key in errors: "an attestation key".
 func (p *publicArea) checkAttributes(of string, set, unset uint32) error {
 	for _, a := range []struct {
 		bit  uint32
@@ -120,9 +118,9 @@ func (p *publicArea) checkAttributes(of string, set, unset uint32) error {
 	return nil
 }
 
-// signer returns the key in p, which was read from public and whose attributes are checked. A key
-// without a scheme signs by RSASSA or ECDSA with SHA-256. SHA-1 is refused, in the key's name and
-// in its scheme.
+// signer returns the key in p, which was read from public and whose attributes the caller has
+// checked. For a key without a scheme, it is RSASSA or ECDSA with SHA-256. SHA-1 is refused, both
+// as the name algorithm and in the scheme.
 func (p *publicArea) signer(public []byte) (*signer, error) {
 	if p.symmetric != tpm2.TPMAlgNull {
 		return nil, errors.New("a symmetric algorithm in a key that does not decrypt")
@@ -199,8 +197,8 @@ func readCreation(b []byte) (*creation, error) {
 	return c, nil
 }
 
-// attest reads the part of a TPMS_ATTEST (part 2, 10.12.12) in front of what is attested, and
-// returns its extraData. The attestation must be that of the given type; of names what it attests.
+// attest reads a TPMS_ATTEST (part 2, 10.12.12) up to its attested field, and returns its
+// extraData. The attestation must have the type want; of describes that type in errors.
 func (r *reader) attest(want tpm2.TPMST, of string) (extraData []byte) {
 	if magic := r.u32(); r.err == nil && magic != uint32(tpm2.TPMGeneratedValue) {
 		r.fail(errors.New("it does not begin with TPM_GENERATED_VALUE"))
@@ -218,8 +216,7 @@ func (r *reader) attest(want tpm2.TPMST, of string) (extraData []byte) {
 	return extraData
 }
 
-// errNotSigned means that a signature is well formed and is not the key's signature of the
-// message.
+// errNotSigned means that a signature is well formed but is not the key's signature of the message.
 var errNotSigned = errors.New("it is not the key's signature of this structure")
 
 // verify checks the TPMT_SIGNATURE (part 2, 11.3.4) sig over msg. The signature must have the

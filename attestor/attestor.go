@@ -9,9 +9,9 @@
 //	                         ──response─▶   Session.Finish
 //
 // A challenge may also ask for a quote of PCRs by the AK, for the event log, and for a DevID. A
-// response may also hold the key of the agent's SVID, which the agent sends unasked.
+// response may also hold the key of the agent's SVID, which the agent sends without being asked.
 //
-// It knows nothing about SPIRE's gRPC, about configuration, or about which TPMs are
+// The package knows nothing about SPIRE's gRPC, about configuration, or about which TPMs are
 // admitted.
 //
 // "Part 1", "part 2" and "part 3" in comments refer to the TPM 2.0 library
@@ -20,16 +20,16 @@ package attestor
 
 import "errors"
 
-// Maximum sizes of the messages, in bytes. A longer message is refused before it is
-// read. MaxResponseSize is for a response to a challenge that asks for nothing but
-// the secret; see Session.MaxResponse for the others.
+// Maximum sizes of the messages, in bytes. A longer message is refused before it is parsed.
+// MaxResponseSize is for a response to a challenge that asks for nothing but the secret; see
+// Session.MaxResponse for the others.
 const (
 	MaxPayloadSize   = 64 << 10
 	MaxChallengeSize = 64 << 10
 	MaxResponseSize  = 8 << 10
 )
 
-// How much longer a response may be for a quote, an event log, and a DevID, in bytes.
+// How many more bytes a response may have for a quote, an event log and a DevID.
 const (
 	responseQuoteSize    = 8 << 10
 	responseEventLogSize = 400 << 10

@@ -14,9 +14,9 @@ import (
 	der "golang.org/x/crypto/cryptobyte/asn1"
 )
 
-// The limits of a certificate. A parsed certificate may take many times the memory of its
-// bytes, so its values are counted before it is parsed. Real EK and CA certificates have
-// up to 140 values, nested 12 deep.
+// The limits of a certificate. A parsed certificate may take many times as much memory as its DER,
+// so its values are counted before it is parsed. Real EK and CA certificates have up to 140 values,
+// nested 12 deep.
 const (
 	// maxCertificateSize is the size in bytes, with header and padding.
 	maxCertificateSize = 8 << 10
@@ -32,15 +32,14 @@ const (
 	maxKeySize = 1100
 )
 
-// ParseEKCertificate parses an EK certificate as it is found in NV memory, in
-// files and in messages: DER (RFC 5280, 4.1), at most 8 KiB including what may surround
-// it:
+// ParseEKCertificate parses an EK certificate as it is found in NV memory, in files and in
+// messages: DER (RFC 5280, 4.1), at most 8 KiB including what may surround the DER:
 //
 //   - before it, the header of a stored certificate (TCG PC Client Specific
 //     Implementation Specification 1.21, 7.3.2): 10 01 00 and two bytes of
 //     length, at times followed by 10 02. The header's length is not used: the
 //     certificate has its own.
-//   - behind it, padding of any bytes. It is not read.
+//   - after it, padding of any bytes. It is not read.
 //
 // An EK certificate may name RSAES-OAEP or RSASSA-PSS (RFC 4055, 1.2) as the key's
 // algorithm, to say what the key is for. Its PublicKey is then an *rsa.PublicKey, as for
@@ -63,9 +62,9 @@ func ParseEKCertificate(b []byte) (*x509.Certificate, error) {
 	return cert, nil
 }
 
-// ReadEKCertificate returns an EK certificate in DER, without header and padding, and the
-// public key in it. It has the limits of [ParseEKCertificate] but reads nothing except
-// the key, as a [Verifier] does: ParseEKCertificate may refuse the certificate.
+// ReadEKCertificate returns an EK certificate in DER, without header and padding, and the public
+// key in it. It has the limits of [ParseEKCertificate] but, like a [Verifier], reads nothing except
+// the key, so ParseEKCertificate may still refuse the certificate.
 func ReadEKCertificate(b []byte) (certificate []byte, key crypto.PublicKey, err error) {
 	if certificate, _, err = unwrap(b); err != nil {
 		return nil, nil, err
@@ -89,8 +88,7 @@ func ParseCertificate(b []byte) (*x509.Certificate, error) {
 	return cert, nil
 }
 
-// unwrap returns a certificate in DER, without header and padding, and the bytes behind
-// it.
+// unwrap returns a certificate in DER, without header and padding, and the bytes after it.
 func unwrap(b []byte) (certificate, behind []byte, err error) {
 	if len(b) > maxCertificateSize {
 		return nil, nil, fmt.Errorf("a certificate of %d bytes, at most %d are allowed", len(b), maxCertificateSize)
@@ -106,15 +104,14 @@ func unwrap(b []byte) (certificate, behind []byte, err error) {
 	return outer, rest, nil
 }
 
-// isPadding reports whether b holds only 00 and FF: the padding that an agent may send
-// behind a certificate.
+// isPadding reports whether b holds only 00 and FF, the padding that an agent may send after a
+// certificate.
 func isPadding(b []byte) bool {
 	return len(bytes.Trim(b, "\x00\xFF")) == 0
 }
 
-// keyIn checks that a certificate in DER (RFC 5280, 4.1) is within the limits, and returns
-// its SubjectPublicKeyInfo. It reads nothing else: package x509 may refuse the
-// certificate.
+// keyIn checks that a certificate in DER (RFC 5280, 4.1) is within the limits, and returns its
+// SubjectPublicKeyInfo. It reads nothing else, so package x509 may still refuse the certificate.
 func keyIn(b []byte) ([]byte, error) {
 	if len(b) > maxCertificateSize {
 		return nil, fmt.Errorf("a certificate of %d bytes, at most %d are allowed", len(b), maxCertificateSize)
@@ -141,7 +138,8 @@ func keyIn(b []byte) ([]byte, error) {
 	return key, nil
 }
 
-// count subtracts the number of DER values in b from left. It stops where b is not DER.
+// count subtracts the number of DER values in b from left. It stops at the first byte that is not
+// DER.
 func count(b []byte, left *int, depth int) error {
 	const constructed = 0x20
 	if depth == 0 {
@@ -169,8 +167,8 @@ func count(b []byte, left *int, depth int) error {
 	return nil
 }
 
-// certificateKey returns the key in a certificate. It knows the algorithms that
-// [ParseEKCertificate] knows.
+// certificateKey returns the key in a certificate. It accepts the algorithms that
+// [ParseEKCertificate] accepts.
 func certificateKey(b []byte) (crypto.PublicKey, error) {
 	spki, err := keyIn(b)
 	if err != nil {

@@ -13,9 +13,9 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// makeCredential is TPM2_MakeCredential (part 3, 12.6; part 1, 24): it encrypts secret
-// to the endorsement key pub, made from t, so that its TPM gives the secret out only if
-// it holds the key named name too.
+// makeCredential is TPM2_MakeCredential (part 3, 12.6; part 1, 24). It encrypts secret to the
+// endorsement key pub, which was made from t. The EK's TPM reveals the secret only if it also holds
+// the key with the given name.
 func makeCredential(t *template, pub crypto.PublicKey, name tpmName, secret []byte) (*encryptedCredential, error) {
 	public, err := t.publicOf(pub)
 	if err != nil {
@@ -48,7 +48,7 @@ func (t *template) publicOf(pub crypto.PublicKey) (*tpm2.TPMTPublic, error) {
 		if err != nil {
 			return nil, err
 		}
-		xy := point[1:] // behind 04, for uncompressed (SEC 1, 2.3.3)
+		xy := point[1:] // after 04, for uncompressed (SEC 1, 2.3.3)
 		public.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
 			X: tpm2.TPM2BECCParameter{Buffer: xy[:len(xy)/2]},
 			Y: tpm2.TPM2BECCParameter{Buffer: xy[len(xy)/2:]},

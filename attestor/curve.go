@@ -6,7 +6,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// curveInfo is a curve with its names.
+// curveInfo is a curve with its identifiers.
 type curveInfo struct {
 	keyType KeyType
 	id      tpm2.TPMECCCurve

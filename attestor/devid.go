@@ -12,22 +12,22 @@ import (
 )
 
 // ErrDevIDFailed is wrapped by an error of Session.Finish if the DevID in the response is well
-// formed and its proof does not hold: its key is not the key in the certificate, is not one that
-// stays in its TPM, or was not certified or has not signed in this session.
+// formed but its proof does not hold: its key is not the one in the certificate, could leave its
+// TPM, was not certified in this session, or has not signed in it.
 var ErrDevIDFailed = errors.New("the proof of the DevID does not hold")
 
-// maxDevIDChainSize is the size of all certificates of a DevID together, in bytes. As base64, and
-// with the other members of the DevID, they fit into what a response may be longer for them.
+// maxDevIDChainSize limits the total size of a DevID's certificates, in bytes. As base64, and with
+// the other members of the DevID, they fit into responseDevIDSize.
 const maxDevIDChainSize = 44 << 10
 
-// DevID is a device identity (IEEE 802.1AR) that a machine has proved: its key is in the TPM of
-// the attestation key, which made it and does not give it out, and the machine can use it.
-// Whether that TPM is a real one, and who has issued the certificate, is not proved by it.
+// DevID is a device identity (IEEE 802.1AR) that a machine has proved: its key was made by the TPM
+// of the attestation key, cannot leave that TPM, and can be used by the machine. Neither that the
+// TPM is genuine nor who issued the certificate is proved by it.
 type DevID struct {
-	// Chain is the certificate and those above it, in DER, as the machine sent them: 1 to 16,
-	// each of at most 8 KiB, 512 values, and a key of at most 8192 bits; all together at most
-	// 44 KiB. The key in the first equals Key. Nothing else about them is verified, and
-	// ParseCertificate may refuse them. It is nil if a certificate is to be issued: see
+	// Chain is the DevID's certificate, then those of its issuers, in DER, as the machine sent
+	// them: 1 to 16, each of at most 8 KiB, 512 values, and a key of at most 8192 bits; together at
+	// most 44 KiB. The key in the first equals Key. Nothing else about them is verified, and
+	// ParseCertificate may refuse them. Chain is nil if the certificate is yet to be issued: see
 	// Verifier.Enrolment.
 	Chain [][]byte
 	// Key is an *rsa.PublicKey of 2048, 3072 or 4096 bits, or an *ecdsa.PublicKey on P-256 or
@@ -39,14 +39,13 @@ type DevID struct {
 type DevIDRequest struct {
 	// QualifyingData is what the AK certifies the key over (TPM2_Certify).
 	QualifyingData []byte
-	// Message is what the key signs, by its own scheme or by that of ReadDevIDKey. It is hashed
-	// once.
+	// Message is what the key signs, with the scheme that ReadDevIDKey returns. It is hashed once.
 	Message []byte
 }
 
 // SignedDevID is a DevID with its proof.
 type SignedDevID struct {
-	Chain           [][]byte // DER, the DevID's certificate first; empty if it is to be issued
+	Chain           [][]byte // DER, the DevID's certificate first; empty if it is yet to be issued
 	Public          []byte   // TPMT_PUBLIC of its key
 	Attest          []byte   // TPMS_ATTEST of TPM2_Certify
 	AttestSignature []byte   // TPMT_SIGNATURE of Attest by the AK
@@ -57,12 +56,12 @@ type SignedDevID struct {
 type DevIDKey struct {
 	Public crypto.PublicKey // see DevID.Key
 	Scheme tpm2.TPMAlgID    // the key's own; if it has none, RSASSA or ECDSA
-	Hash   tpm2.TPMAlgID    // that of the key's scheme; if it has none, SHA-256
+	Hash   tpm2.TPMAlgID    // the hash of the key's scheme; if it has none, SHA-256
 }
 
-// ReadDevIDKey returns the key in a TPMT_PUBLIC. It is an error if a Verifier would not accept the
-// key: it can leave its TPM or was not made in one, cannot sign, signs only what the TPM has made,
-// decrypts, is named or signs with SHA-1, or is of an unknown type.
+// ReadDevIDKey returns the key in a TPMT_PUBLIC. It returns an error for a key that a Verifier
+// would not accept: one that can leave its TPM or was not made in one, cannot sign, signs only what
+// the TPM has made, decrypts, is named or signs with SHA-1, or is of an unknown type.
 func ReadDevIDKey(public []byte) (*DevIDKey, error) {
 	area, err := readPublic(public)
 	if err != nil {
@@ -75,8 +74,8 @@ func ReadDevIDKey(public []byte) (*DevIDKey, error) {
 	return &DevIDKey{Public: key.public, Scheme: key.scheme, Hash: key.schemeHash}, nil
 }
 
-// ReadDevIDChain returns the key in the first certificate of a chain. It is an error if the chain
-// is over a limit of DevID.Chain, or that key cannot be read. It reads nothing else.
+// ReadDevIDChain returns the key in the first certificate of a chain. It returns an error if the
+// chain exceeds a limit of DevID.Chain or that key cannot be read. It reads nothing else.
 func ReadDevIDChain(chain [][]byte) (crypto.PublicKey, error) {
 	switch {
 	case len(chain) == 0:
@@ -97,9 +96,9 @@ func ReadDevIDChain(chain [][]byte) (crypto.PublicKey, error) {
 	return certificateKey(chain[0])
 }
 
-// devIDKey returns the key in p, which was read from public. It is an error if the key cannot be
-// a DevID's. A restricted key is refused: it is an AK, which proves nothing that the AK of the
-// session does not prove.
+// devIDKey returns the key in p, which was read from public. It returns an error if the key cannot
+// be a DevID's. A restricted key is refused: it is an AK, and proves nothing beyond what the
+// session's own AK proves.
 func (p *publicArea) devIDKey(public []byte) (*signer, error) {
 	err := p.checkAttributes("a DevID's key",
 		attrFixedTPM|attrFixedParent|attrSensitiveDataOrigin|attrSign, attrRestricted|attrDecrypt)
@@ -123,9 +122,9 @@ func certifyData(server, agent []byte) []byte {
 	return sum[:]
 }
 
-// devIDMessage returns what a DevID's key signs. The key signs anything, so the text in front and
-// the agent's nonce are what keeps a server from having it sign something of the server's choice.
-// With the AK's name, the signature is of no use in a session of another AK.
+// devIDMessage returns what a DevID's key signs. That key would sign anything; the fixed prefix and
+// the agent's nonce keep a server from choosing what it signs. Because of the AK's name, the
+// signature is of no use in a session of another AK.
 func devIDMessage(server, agent []byte, ak tpmName) []byte {
 	return slices.Concat([]byte("spire-tpm-attestor devid sign 1\x00"), server, agent, ak)
 }
@@ -154,8 +153,8 @@ func (s *Session) checkDevID(reply *reply) (*DevID, error) {
 	return proved, err
 }
 
-// proveDevID returns the DevID in d if its proof holds, whatever its certificate: k, the AK,
-// certifies its key, and that key has signed, over both nonces.
+// proveDevID returns the DevID in d if its proof holds, whatever its certificate: over both nonces,
+// k, the AK, has certified the DevID's key, and that key has signed.
 func (k *signer) proveDevID(d *SignedDevID, server, agent []byte) (*DevID, error) {
 	area, err := readPublic(d.Public)
 	if err != nil {

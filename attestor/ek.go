@@ -25,9 +25,8 @@ type EK struct {
 	Certificate []byte
 }
 
-// HashEK returns the EK hash of a public key: the SHA-256 of its DER
-// SubjectPublicKeyInfo (PKIX, as Go marshals it). It is an error if EK.Public may not be
-// such a key.
+// HashEK returns the EK hash of a public key: the SHA-256 of its DER SubjectPublicKeyInfo (PKIX, as
+// Go marshals it). It returns an error for a key that EK.Public would not hold.
 func HashEK(pub crypto.PublicKey) ([sha256.Size]byte, error) {
 	if err := checkKey(pub); err != nil {
 		return [sha256.Size]byte{}, err
@@ -45,9 +44,9 @@ const (
 	pemPublicKey   = "PUBLIC KEY"
 )
 
-// parseEK reads the field EK of a payload: a certificate and a public key in PEM, in
-// either order, or only one of the two. A certificate vouches only for the key in it, so
-// a key that is sent with it has to be the same.
+// parseEK reads the field EK of a payload: a certificate and a public key in PEM, in either order,
+// or only one of them. A certificate vouches only for the key in it, so a key that is sent with it
+// must be the same key.
 func parseEK(text []byte) (*EK, error) {
 	certificate, key, err := splitPEM(text)
 	if err != nil {
@@ -83,9 +82,9 @@ func parseEK(text []byte) (*EK, error) {
 	return ek, nil
 }
 
-// takeCertificate moves the EK certificate from the chain to ek if ek has none: an agent
-// sends the EK certificate in the chain if package x509 cannot parse it. The first
-// certificate for ek's key is the EK certificate.
+// takeCertificate moves the EK certificate from the chain to ek if ek has none: an agent sends an
+// EK certificate that package x509 cannot parse in the chain. The first certificate for ek's key is
+// the EK certificate.
 func (ek *EK) takeCertificate(p *payload) {
 	if ek.Certificate != nil {
 		return
@@ -98,8 +97,8 @@ func (ek *EK) takeCertificate(p *payload) {
 	}
 }
 
-// splitPEM returns the content of the blocks in text: a certificate, a public key, or
-// both. What is missing is nil. Nothing but white space may surround the blocks.
+// splitPEM returns the content of the PEM blocks in text: a certificate, a public key, or both.
+// What is missing is nil. Only white space may surround the blocks.
 func splitPEM(text []byte) (certificate, key []byte, err error) {
 	for rest := bytes.TrimSpace(text); len(rest) > 0; {
 		block, next, err := cutPEM(rest)
@@ -134,9 +133,9 @@ func cutPEM(text []byte) (*pem.Block, []byte, error) {
 	switch {
 	case !bytes.HasPrefix(text, begin):
 		return nil, nil, errors.New("something other than PEM blocks")
-	case bytes.IndexByte(text, ':') >= 0: // only headers have colons, and take long to read
+	case bytes.IndexByte(text, ':') >= 0: // only headers have colons; they are slow to parse
 		return nil, nil, errors.New("a PEM block with headers")
-	case bytes.Count(text, begin) > 2: // and so does looking for the end of each block
+	case bytes.Count(text, begin) > 2: // looking for the end of each block is slow, too
 		return nil, nil, errors.New("more than two PEM blocks")
 	}
 	block, next := pem.Decode(text)
@@ -147,8 +146,8 @@ func cutPEM(text []byte) (*pem.Block, []byte, error) {
 	return block, next, nil
 }
 
-// findTemplate returns the template that an EK was made from. public is the key's
-// TPMT_PUBLIC; if it is empty, the key's type decides.
+// findTemplate returns the template from which an EK was made. public is the key's TPMT_PUBLIC; if
+// it is empty, the key's type decides.
 func findTemplate(pub crypto.PublicKey, public []byte) (*template, error) {
 	keyType, err := KeyTypeOf(pub)
 	if err != nil {

@@ -7,10 +7,9 @@ import (
 	"fmt"
 )
 
-// ParseEKPublic returns the endorsement key that b holds as a TPMT_PUBLIC (part 2,
-// 12.2.4) or, as tools write it to a file, as a TPM2B_PUBLIC (part 2, 12.2.5), which is
-// the same behind a size of two bytes. The key is an *rsa.PublicKey or an
-// *ecdsa.PublicKey, and made from a known template.
+// ParseEKPublic returns the endorsement key in a TPMT_PUBLIC (part 2, 12.2.4) or a TPM2B_PUBLIC
+// (part 2, 12.2.5), the same structure after a size field of two bytes, which tools write to files.
+// The key is an *rsa.PublicKey or an *ecdsa.PublicKey and was made from a known template.
 func ParseEKPublic(b []byte) (crypto.PublicKey, error) {
 	const sizeBytes = 2
 	if len(b) > sizeBytes && int(binary.BigEndian.Uint16(b)) == len(b)-sizeBytes {

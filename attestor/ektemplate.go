@@ -11,8 +11,8 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// A KeyType is the kind of an endorsement key: its algorithm and its size. A
-// template of the TCG EK Credential Profile follows from it and from the range.
+// A KeyType is the algorithm and the size of an endorsement key. Together with the range, it
+// determines a template of the TCG EK Credential Profile.
 type KeyType string
 
 // The key types for which the EK Credential Profile has templates, except SM2.
@@ -25,8 +25,8 @@ const (
 	P521    KeyType = "p521"
 )
 
-// KeyTypeOf returns the type of a public endorsement key. It is an error if the key is
-// neither an RSA key of 2048, 3072 or 4096 bits nor an ECDSA key on P-256, P-384 or P-521.
+// KeyTypeOf returns the type of a public endorsement key. It returns an error if the key is neither
+// an RSA key of 2048, 3072 or 4096 bits nor an ECDSA key on P-256, P-384 or P-521.
 func KeyTypeOf(pub crypto.PublicKey) (KeyType, error) {
 	switch pub := pub.(type) {
 	case *rsa.PublicKey:
@@ -82,12 +82,12 @@ type EKTemplate struct {
 	Name string
 	// KeyType is the type of the keys made from it.
 	KeyType KeyType
-	// CertificateIndex is the NV index of the EK certificate that belongs to
-	// it (section 2.2.1.4 and 2.2.1.5).
+	// CertificateIndex is the NV index of the EK certificate for its keys (sections 2.2.1.4 and
+	// 2.2.1.5).
 	CertificateIndex uint32
-	// Public is the template itself, for TPM2_CreatePrimary: it belongs to
-	// the caller. In the low range its unique field holds zeros of the key's
-	// size; in the high range it is empty.
+	// Public is the template itself, for TPM2_CreatePrimary. It is a copy that belongs to the
+	// caller. In the low range its unique field holds zeros, as many as the key has bytes; in the
+	// high range it is empty.
 	Public tpm2.TPMTPublic
 }
 
@@ -100,8 +100,8 @@ func EKTemplates() []EKTemplate {
 	return all
 }
 
-// TemplateFor returns the template from which TPMs make endorsement keys of type t: L-1
-// for RSA 2048, L-2 for P-256, and the template of the high range for other types.
+// TemplateFor returns the template from which TPMs make endorsement keys of type t: L-1 for RSA
+// 2048, L-2 for P-256, and the high-range template for other types.
 func TemplateFor(t KeyType) (EKTemplate, error) {
 	for i := range templates {
 		if templates[i].keyType == t {
@@ -111,8 +111,8 @@ func TemplateFor(t KeyType) (EKTemplate, error) {
 	return EKTemplate{}, fmt.Errorf("no endorsement key template for the key type %q", string(t))
 }
 
-// template is one template of the profile. All templates have in common: AES in CFB mode,
-// no asymmetric scheme, the default RSA exponent.
+// template is one template of the profile. All templates use AES in CFB mode, no asymmetric scheme,
+// and the default RSA exponent.
 type template struct {
 	name    string
 	keyType KeyType

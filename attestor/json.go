@@ -11,9 +11,9 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// The limits of a message beyond its size. The known members nest four levels deep; a quote
-// of 24 PCRs has 160 values, and no other message has more. Unknown members are skipped. A
-// name costs more than its bytes, since the decoder has to find out whether it is there twice.
+// The limits of a message beyond its size. Known members nest four levels deep. A response with a
+// quote of 24 PCRs has 160 values, and no other message has more. Unknown members are skipped. A
+// name costs more than its bytes, since the decoder must find out whether it is a duplicate.
 const (
 	maxDepth  = 16
 	maxTokens = 512
@@ -21,15 +21,15 @@ const (
 
 var errTokens = fmt.Errorf("more than %d values", maxTokens)
 
-// decoder reads one JSON message. Names match exactly. It is an error if an object has a
-// name twice, if text is not UTF-8, or if bytes follow the message (RFC 7493, 2.1, 2.3).
+// decoder reads one JSON message. Names match exactly. It returns an error if an object has a name
+// twice, if text is not UTF-8, or if bytes follow the message (RFC 7493, 2.1 and 2.3).
 type decoder struct {
 	dec    *jsontext.Decoder
 	tokens int
 }
 
-// decode reads msg, which is one object. member reads the value of a member, or skips it
-// if it does not know the name.
+// decode reads msg, which must be one object of at most limit bytes. member reads the value of a
+// member, or skips it if it does not know the name.
 func decode(msg []byte, limit int, member func(d *decoder, name string) error) error {
 	switch {
 	case len(msg) > limit:
@@ -62,7 +62,7 @@ func (d *decoder) token() (jsontext.Token, error) {
 	return tok, nil
 }
 
-// syntaxError returns err without what the sender chose: a name may have any length.
+// syntaxError returns err without the parts that the sender chose: a name may have any length.
 func syntaxError(err error) error {
 	if syn, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
 		return fmt.Errorf("not JSON at byte %d: %w", syn.ByteOffset, syn.Err)
@@ -151,7 +151,7 @@ func (d *decoder) text(name string, limit int) (string, error) {
 	return string(s), nil
 }
 
-// strictBase64 refuses trailing bits that are not part of the data, so that data has one
+// strictBase64 refuses trailing bits that are not part of the data, so that each value has only one
 // encoding.
 var strictBase64 = base64.StdEncoding.Strict()
 
@@ -164,8 +164,7 @@ func (d *decoder) blob(name string, limit int) ([]byte, error) {
 	return b, err
 }
 
-// maybeBlob reads base64 (RFC 4648, 4) of at most limit bytes. It returns nil if there are
-// none.
+// maybeBlob reads base64 (RFC 4648, 4) of at most limit bytes. It returns nil for an empty string.
 func (d *decoder) maybeBlob(name string, limit int) ([]byte, error) {
 	v, err := d.value(name)
 	if err != nil {
@@ -201,7 +200,7 @@ func (d *decoder) exactly(name string, size int) ([]byte, error) {
 	return b, err
 }
 
-// number reads an integer of 0 to 999, without a fraction or an exponent.
+// number reads an integer from 0 to 999, without a fraction or an exponent.
 func (d *decoder) number(name string) (int, error) {
 	tok, err := d.token()
 	if err != nil {

@@ -28,9 +28,9 @@ const (
 	maxSignatureSize = 1 << 10
 	maxBankSize      = 16
 
-	// A log of this size fills the 400 KiB that a response may be longer for it. Logs
-	// above MaxEventLogSize are handed over: whoever reads logs refuses them, and that is
-	// not the same as a response that is over its limit.
+	// A log of this size fills responseEventLogSize. A log longer than MaxEventLogSize is handed
+	// over all the same: whoever reads logs refuses it, unlike a response that exceeds its limit,
+	// which fails the attestation.
 	maxEventLogField = 300 << 10
 )
 
@@ -41,18 +41,18 @@ type payload struct {
 	AK       AKParameters // its four members under the names of the fields
 	EKChain  [][]byte     `json:",omitempty"` // DER; the EK certificate too if EK has none
 	EKPublic []byte       `json:",omitempty"` // TPMT_PUBLIC
-	Can      []string     `json:",omitempty"` // what the agent can answer besides the secret
+	Can      []string     `json:",omitempty"` // what the agent can send besides the secret
 }
 
-// encryptedCredential is the result of TPM2_MakeCredential (part 3, 12.6). Both fields
-// are TPM2B structures, with their size.
+// encryptedCredential is the result of TPM2_MakeCredential (part 3, 12.6). Both fields are TPM2B
+// structures, including the size.
 type encryptedCredential struct {
 	Credential []byte // TPM2B_ID_OBJECT
 	Secret     []byte // TPM2B_ENCRYPTED_SECRET
 }
 
-// challenge is the server's message. Everything but EC is there only if it asks for more than
-// the secret.
+// challenge is the server's message. All fields but EC are set only if it asks for more than the
+// secret.
 type challenge struct {
 	EC       *encryptedCredential
 	Nonce    []byte        `json:",omitempty"` // the server's
@@ -61,15 +61,15 @@ type challenge struct {
 	DevID    bool          `json:",omitzero"`
 }
 
-// response is the agent's second message. Everything but Secret and SVIDKey is there only if the
-// challenge asks for it. An agent that has an SVID key in its TPM sends SVIDKey unasked.
+// response is the agent's second message. Fields other than Secret and SVIDKey are set only if the
+// challenge asks for them. An agent with an SVID key in its TPM sends SVIDKey without being asked.
 type response struct {
 	Secret   []byte
 	Nonce    []byte         `json:",omitempty"` // the agent's own
 	Quote    *SignedQuote   `json:",omitzero"`
 	EventLog jsontext.Value `json:",omitzero"` // base64, or null if there is no log
-	DevID    *SignedDevID   `json:",omitzero"` // not there if the machine has none
-	SVIDKey  *SignedSVIDKey `json:",omitzero"` // not there if the machine has none in its TPM
+	DevID    *SignedDevID   `json:",omitzero"` // absent if the machine has none
+	SVIDKey  *SignedSVIDKey `json:",omitzero"` // absent if the machine has none in its TPM
 }
 
 func encode(name string, msg any, limit int) ([]byte, error) {
@@ -192,7 +192,7 @@ func decodeChallenge(msg []byte, can []string) (*challenge, error) {
 	return c, nil
 }
 
-// check checks that a challenge is whole.
+// check checks that a challenge is complete.
 func (c *challenge) check() error {
 	switch {
 	case c.EC.Credential == nil:
@@ -242,7 +242,7 @@ func (q *QuoteRequest) decode(d *decoder, name string) (err error) {
 	return err
 }
 
-// reply is a response, decoded.
+// reply is a decoded response.
 type reply struct {
 	secret   []byte
 	nonce    []byte         // nil if it was not asked for
@@ -287,7 +287,7 @@ func decodeResponse(msg []byte, asked *Ask) (*reply, error) {
 	return p, nil
 }
 
-// check checks that a response to a challenge that asks for asked is whole.
+// check checks that the response to a challenge that asks for asked is complete.
 func (p *reply) check(asked *Ask) error {
 	if p.secret == nil {
 		return errors.New("no Secret in it")

@@ -13,10 +13,9 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// AKParameters are the public parts of an attestation key as TPM2_Create or
-// TPM2_CreatePrimary and TPM2_CertifyCreation return them, TPM structures of the
-// TPM 2.0 library specification, part 2, without the size fields of the
-// TPM2B_ forms.
+// AKParameters are the public parts of an attestation key as TPM2_Create or TPM2_CreatePrimary and
+// TPM2_CertifyCreation return them: TPM structures (part 2) without the size fields of their TPM2B_
+// forms.
 type AKParameters struct {
 	Public            []byte // TPMT_PUBLIC
 	CreateData        []byte // TPMS_CREATION_DATA
@@ -38,16 +37,17 @@ type Claim struct {
 	Chain [][]byte
 	// AK are the attestation key's parameters.
 	AK AKParameters
-	// Can are the words for what the agent can answer besides the secret: CanPCRs, and
-	// with it CanEventLog; CanDevID.
+	// Can says what the agent can send besides the secret: CanPCRs, CanEventLog (only together with
+	// CanPCRs), CanDevID.
 	Can []string
 }
 
-// An Activator is a TPM in which an EK and an AK are loaded, and the machine it is in.
+// An Activator is a TPM in which an EK and an AK are loaded, together with the machine that it is
+// in.
 type Activator interface {
-	// Activate answers TPM2_ActivateCredential (TPM 2.0 library specification, part 3,
-	// 12.5). If that has succeeded, it does what else the activation asks for, and has the AK
-	// certify the SVID key, which no challenge asks for.
+	// Activate runs TPM2_ActivateCredential (TPM 2.0 library specification, part 3, 12.5). If that
+	// succeeds, it does what else the activation asks for, and has the AK certify the SVID key,
+	// which no challenge asks for.
 	Activate(a *Activation) (*Activated, error)
 }
 
@@ -70,15 +70,15 @@ type Activation struct {
 // Activated is the answer to an Activation.
 type Activated struct {
 	Secret   []byte
-	Quote    *SignedQuote // must be there if it was asked for
-	EventLog []byte       // nil if the machine has none, or none that can be read
+	Quote    *SignedQuote // must not be nil if it was asked for
+	EventLog []byte       // nil if the machine has none that can be read
 	DevID    *SignedDevID // nil if the machine has none
 	// SVIDKey is certified over SVIDKeyData(Secret). It is nil if the machine has no SVID key in
 	// its TPM.
 	SVIDKey *SignedSVIDKey
 }
 
-// Prover is the agent's half. It is used by one goroutine.
+// Prover is the agent's half of the handshake. It is not safe for concurrent use.
 type Prover struct {
 	claim    Claim
 	tpm      Activator
@@ -90,9 +90,9 @@ func NewProver(claim Claim, tpm Activator) *Prover {
 	return &Prover{claim: claim, tpm: tpm}
 }
 
-// Payload returns the payload message. It is an error if a Verifier would not read the
-// claim: a part of the AK is missing, the key cannot be an EK, the certificate is for
-// another key, or the message is too long.
+// Payload returns the payload message. It returns an error if a Verifier would refuse the claim: a
+// part of the AK is missing, the key cannot be an EK, the certificate is for another key, or the
+// message is too long.
 func (p *Prover) Payload() ([]byte, error) {
 	c := &p.claim
 	if err := checkKey(c.EK); err != nil {
@@ -113,10 +113,10 @@ func (p *Prover) Payload() ([]byte, error) {
 	return encode("payload", msg, MaxPayloadSize)
 }
 
-// writeEK writes the key, and the certificate if there is one, into p. If package x509
-// cannot parse the certificate, it goes into EKChain instead of EK: a server of the
-// protocol's first version would refuse the machine for it, but ignores EKChain. The
-// issuers are left out then, since nobody can check a chain to them.
+// writeEK writes the key, and the certificate if there is one, into p. A certificate that package
+// x509 cannot parse goes into EKChain instead of EK: a server of the protocol's first version would
+// refuse the machine because of it, but ignores EKChain. The issuers are left out in that case,
+// since nobody can verify a chain to them.
 func (c *Claim) writeEK(p *payload) error {
 	if len(c.Certificate) > 0 {
 		der, key, err := ReadEKCertificate(c.Certificate)
@@ -140,9 +140,9 @@ func (c *Claim) writeEK(p *payload) error {
 	return nil
 }
 
-// Answer returns the response to a challenge. The size and form of every part of the
-// challenge are checked before the TPM sees it, since the other end may not be our
-// server. A Prover answers once: an agent must not be an oracle.
+// Answer returns the response to a challenge. It checks the size and form of every part of the
+// challenge before the TPM sees it, since the other end may not be a genuine server. A Prover
+// answers only once: an agent must not be an oracle.
 func (p *Prover) Answer(challenge []byte) ([]byte, error) {
 	if p.tpm == nil {
 		return nil, errors.New("no TPM to answer with")
@@ -191,7 +191,7 @@ func (p *Prover) Answer(challenge []byte) ([]byte, error) {
 	return encode("response", msg, asked.maxResponse())
 }
 
-// devIDRequest returns what to make with a DevID's key in the session with these nonces.
+// devIDRequest returns what a DevID's key is to be used for in the session with these nonces.
 func (p *Prover) devIDRequest(server, agent []byte) (*DevIDRequest, error) {
 	area, err := readPublic(p.claim.AK.Public)
 	if err != nil {
@@ -206,7 +206,7 @@ func (p *Prover) devIDRequest(server, agent []byte) (*DevIDRequest, error) {
 	}, nil
 }
 
-// take takes into a response what the machine has answered to a.
+// take puts the machine's answer to a into a response.
 func (r *response) take(a *Activation, done *Activated) error {
 	if len(done.Secret) == 0 || len(done.Secret) > maxSecretSize {
 		return fmt.Errorf("activate the credential: a secret of %d bytes", len(done.Secret))

@@ -47,8 +47,8 @@ type publicArea struct {
 	x, y  []byte
 }
 
-// readPublic reads a TPMT_PUBLIC. It knows what endorsement keys and attestation keys use
-// of that structure.
+// readPublic reads a TPMT_PUBLIC. It supports only what endorsement, attestation, DevID and SVID
+// keys use.
 func readPublic(b []byte) (*publicArea, error) {
 	r := &reader{b: b}
 	p := &publicArea{
@@ -155,8 +155,7 @@ func (p *publicArea) holds(pub crypto.PublicKey) bool {
 
 var errOffCurve = errors.New("the point is not on the curve")
 
-// checkKey checks that type and size of a key are accepted, for an endorsement key or an
-// attestation key.
+// checkKey checks that the type and size of a key are accepted, whatever the key is for.
 func checkKey(pub crypto.PublicKey) error {
 	if _, err := KeyTypeOf(pub); err != nil {
 		return err

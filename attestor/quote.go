@@ -10,20 +10,20 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// What an agent can answer besides the secret: the words in its payload's Can.
+// What an agent can send besides the secret: the values of its payload's Can.
 const (
 	CanPCRs     = "pcrs"      // it can quote PCRs
 	CanEventLog = "event_log" // it can send the firmware's event log
 	CanDevID    = "devid"     // it has a DevID
 )
 
-// MaxEventLogSize is the size of the largest event log, in bytes. An agent does not send a
-// longer log, and a server does not read it.
+// MaxEventLogSize is the size of the largest event log, in bytes. An agent does not send a longer
+// log, and a server does not parse one.
 const MaxEventLogSize = 256 << 10
 
-// ErrQuoteFailed is wrapped by an error of Session.Finish if the quote in the response is
-// missing, or is well formed but not what was asked for: it is signed by another key, or is
-// about other PCRs, other values, or other nonces.
+// ErrQuoteFailed is wrapped by an error of Session.Finish if the quote in the response is missing,
+// or is well formed but not the one that was asked for: it is signed by another key, or is over
+// other PCRs, other values, or other nonces.
 var ErrQuoteFailed = errors.New("the quote is not the one that the challenge asks for")
 
 // The PCRs of a PC Client TPM are 0 to 23. A selection of them has three bytes.
@@ -38,7 +38,7 @@ const nonceSize = 32
 // QuoteRequest says which PCRs to quote.
 type QuoteRequest struct {
 	Bank string // "sha256" or "sha384"
-	PCRs []int  // at least one; ascending, each of 0 to 23 and once
+	PCRs []int  // at least one, each from 0 to 23, strictly ascending
 }
 
 // Quote is what a TPM has quoted.
@@ -47,7 +47,7 @@ type Quote struct {
 	PCRs map[int][]byte // by index; each has the size of the bank's digests
 }
 
-// SignedQuote is a quote as TPM2_Quote returns it, and the values that it is about.
+// SignedQuote is a quote as TPM2_Quote returns it, with the PCR values that it covers.
 type SignedQuote struct {
 	Attest    []byte // TPMS_ATTEST
 	Signature []byte // TPMT_SIGNATURE
@@ -60,8 +60,8 @@ type PCR struct {
 	Digest []byte
 }
 
-// Validate reports whether the request is one. A SHA-1 bank is refused: two values with the
-// same digest can be made.
+// Validate returns an error if the request is not well formed. SHA-1 banks are refused: two values
+// with the same digest can be made.
 func (q *QuoteRequest) Validate() error {
 	if _, err := q.bank(); err != nil {
 		return err
@@ -93,8 +93,8 @@ func (q *QuoteRequest) bank() (tpm2.TPMAlgID, error) {
 	return 0, errors.New(`an unknown bank: want "sha256" or "sha384"`)
 }
 
-// Selection returns the TPM structure (part 2, 10.6.2) that selects the PCRs of a valid
-// request. It is empty if the request is not valid.
+// Selection returns the TPM structure (part 2, 10.6.2) that selects the PCRs of a valid request. It
+// returns an empty structure if the request is not valid.
 func (q *QuoteRequest) Selection() tpm2.TPMSPCRSelection {
 	bank, err := q.bank()
 	if err != nil || q.Validate() != nil {
@@ -107,9 +107,9 @@ func (q *QuoteRequest) Selection() tpm2.TPMSPCRSelection {
 	return tpm2.TPMSPCRSelection{Hash: bank, PCRSelect: selected}
 }
 
-// qualifyingData returns what a quote is made over. It depends on both nonces, so that
-// neither side alone chooses what the AK signs, and the text in front keeps it apart from
-// what the AK signs for other purposes.
+// qualifyingData returns the qualifying data of a quote. It depends on both nonces, so that neither
+// side alone chooses what the AK signs. The fixed prefix keeps it apart from what the AK signs for
+// other purposes.
 func qualifyingData(server, agent []byte) []byte {
 	sum := sha256.Sum256(slices.Concat([]byte("spire-tpm-attestor quote 1\x00"), server, agent))
 	return sum[:]
@@ -119,8 +119,8 @@ func quoteFailed(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrQuoteFailed, fmt.Sprintf(format, args...))
 }
 
-// checkQuote returns what the AK has quoted. The quote has to be for req and over data, and the
-// values have to hash to its digest, by the hash of the AK's scheme (part 3, 18.4).
+// checkQuote returns what the AK has quoted. The quote must be for req and over data, and the
+// values must hash to its digest with the hash of the AK's scheme (part 3, 18.4).
 func (k *signer) checkQuote(q *SignedQuote, req *QuoteRequest, data []byte) (*Quote, error) {
 	if q == nil {
 		return nil, quoteFailed("the agent sent none")
@@ -154,9 +154,9 @@ func (k *signer) checkQuote(q *SignedQuote, req *QuoteRequest, data []byte) (*Qu
 
 // readQuote reads the TPMS_ATTEST (part 2, 10.12.12) of a quote of one selection.
 //
-// The selection must have exactly the bytes of want. A selection with a fourth byte could
-// only differ from it by PCRs above 23 or by needless zeros. A TPM answers with as many bytes
-// as it was asked with (part 3, 18.4), and three are the least that a PC Client TPM accepts.
+// The selection must have exactly the bytes of want. A selection of four bytes could differ from it
+// only by PCRs above 23 or by needless zeros. A TPM returns as many bytes as it was given (part 3,
+// 18.4), and a PC Client TPM accepts no fewer than three.
 func readQuote(b []byte, want tpm2.TPMSPCRSelection) (extraData, pcrDigest []byte, err error) {
 	r := &reader{b: b}
 	extraData = r.attest(tpm2.TPMSTAttestQuote, "a quote")
@@ -177,9 +177,9 @@ func readQuote(b []byte, want tpm2.TPMSPCRSelection) (extraData, pcrDigest []byt
 	return extraData, pcrDigest, nil
 }
 
-// values returns the values of the quoted PCRs by index, and all of them joined in the order
-// of their indices. It is an error if they are not exactly those of req, in its order: a value
-// given twice must not be hashed here and read there.
+// values returns the values of the quoted PCRs by index, and their concatenation in the order of
+// their indices. It returns an error if they are not exactly those of req, in its order: otherwise
+// one of two values for a PCR could be hashed and the other one returned.
 func (q *SignedQuote) values(req *QuoteRequest) (_ map[int][]byte, joined []byte, _ error) {
 	bank, err := req.bank()
 	if err != nil {

@@ -2,12 +2,11 @@ package attestor
 
 import "math/big"
 
-// hasROCA reports whether the RSA modulus n has the fingerprint of keys that an
-// Infineon library made until 2017 (CVE-2017-15361; Nemec and others, "The
-// Return of Coppersmith's Attack", CCS 2017, 3.3). Their primes have the form
-// k·M + (65537^a mod M), where M is the product of the first primes, so that n
-// is a power of 65537 modulo each of them. Another key has this property by chance, with
-// a probability of about 2^-27.
+// hasROCA reports whether the RSA modulus n has the fingerprint of keys that an Infineon library
+// generated until 2017 (CVE-2017-15361; Nemec et al., "The Return of Coppersmith's Attack", CCS
+// 2017, 3.3). Their primes have the form k·M + (65537^a mod M), where M is the product of the first
+// primes, so n is a power of 65537 modulo each of those primes. The probability that another key
+// has this property by chance is about 2^-27.
 func hasROCA(n *big.Int) bool {
 	residue, modulus := new(big.Int), new(big.Int)
 	for _, p := range rocaPrimes {

@@ -6,7 +6,7 @@ import (
 	"fmt"
 )
 
-// maxSuspendedSize is more than the size of a suspended session, in bytes.
+// maxSuspendedSize limits the size of a suspended session, in bytes. Suspend writes less.
 const maxSuspendedSize = 8 << 10
 
 // suspended is a session that waits for its response in another process.
@@ -33,10 +33,10 @@ func (s *Session) Suspend() ([]byte, error) {
 	}, maxSuspendedSize)
 }
 
-// Resume continues a session that Suspend has ended: call Finish next. v must have the settings of
-// the Verifier that has begun the session, and payload is the message with which it has begun, or
-// another from the same EK and AK. Unlike after Challenge, the session has the certificates that
-// are in it. The secret serves once if the caller resumes once.
+// Resume continues a session that Suspend has ended. Call Finish next. v must have the settings of
+// the Verifier that began the session. payload is the message that began it, or another one from
+// the same EK and AK. The session has the certificates in payload, unlike a session after
+// Challenge. The secret can be used only once if the caller resumes only once.
 func (v *Verifier) Resume(payload, state []byte) (*Session, error) {
 	w := new(suspended)
 	if err := decode(state, maxSuspendedSize, w.decode); err != nil {

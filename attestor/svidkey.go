@@ -13,18 +13,18 @@ import (
 )
 
 // ErrSVIDKeyFailed is wrapped by an error of Session.Finish if the SVID key in the response is well
-// formed and its proof does not hold: the key may leave its TPM, SPIRE cannot use it, or the AK has
-// not certified it in this session.
+// formed but its proof does not hold: the key could leave its TPM, SPIRE cannot use it, or the AK
+// has not certified it in this session.
 var ErrSVIDKeyFailed = errors.New("the proof of the SVID key does not hold")
 
-// SVIDKey is the key of an agent's SVID, as the agent has proved it: the TPM that has the
-// attestation key has made the key and does not give it out.
+// SVIDKey is the key of an agent's SVID, as the agent has proved it: the key was made by the TPM
+// that holds the attestation key, and cannot leave it.
 type SVIDKey struct {
 	// Public is on P-256.
 	Public *ecdsa.PublicKey
-	// SPKIHash is the SHA-256 of Public's SubjectPublicKeyInfo in DER (RFC 5280, 4.1.2.7). It does not
-	// depend on how the TPM encodes the key. SPIRE's server hands the same DER to a
-	// CredentialComposer.
+	// SPKIHash is the SHA-256 of Public's SubjectPublicKeyInfo in DER (RFC 5280, 4.1.2.7), the DER
+	// that SPIRE's server passes to a CredentialComposer. It does not depend on how the TPM encodes
+	// the key.
 	SPKIHash [sha256.Size]byte
 }
 
@@ -35,18 +35,18 @@ type SignedSVIDKey struct {
 	Signature []byte // TPMT_SIGNATURE of Attest by the AK
 }
 
-// SVIDKeyData returns the qualifyingData with which the AK certifies an SVID key (TPM 2.0 library
-// specification, part 3, 18.2). secret is the activated secret of the challenge: until the server gets
-// the response, only the challenged machine knows it. Since the data is a hash with a fixed prefix, a
-// server cannot have the AK sign data of its choice.
+// SVIDKeyData returns the qualifying data with which the AK certifies an SVID key (TPM 2.0 library
+// specification, part 3, 18.2). secret is the activated secret of the challenge: until the server
+// gets the response, only the challenged machine knows it. Since the data is a hash of a fixed
+// prefix and the secret, a server cannot have the AK sign data of its choice.
 func SVIDKeyData(secret []byte) []byte {
 	sum := sha256.Sum256(slices.Concat([]byte("spire-tpm-attestor svid key 1\x00"), secret))
 	return sum[:]
 }
 
-// ReadSVIDKey returns the key in a TPMT_PUBLIC. It is an error if a Verifier would not accept the key:
-// it must be on P-256 with the scheme ECDSA and SHA-256 and with the nameAlg SHA-256. Of its
-// attributes, fixedTPM, fixedParent, sensitiveDataOrigin, userWithAuth and sign must be set, and
+// ReadSVIDKey returns the key in a TPMT_PUBLIC. It returns an error for a key that a Verifier would
+// not accept. The key must be on P-256, with the scheme ECDSA with SHA-256 and the nameAlg SHA-256.
+// The attributes fixedTPM, fixedParent, sensitiveDataOrigin, userWithAuth and sign must be set, and
 // restricted and decrypt clear.
 func ReadSVIDKey(public []byte) (*ecdsa.PublicKey, error) {
 	area, err := readPublic(public)
@@ -56,7 +56,7 @@ func ReadSVIDKey(public []byte) (*ecdsa.PublicKey, error) {
 	return area.svidKey()
 }
 
-// svidKey returns the key in p, with the checks of ReadSVIDKey.
+// svidKey returns the key in p if it passes the checks of ReadSVIDKey.
 func (p *publicArea) svidKey() (*ecdsa.PublicKey, error) {
 	err := p.checkAttributes("an SVID key",
 		attrFixedTPM|attrFixedParent|attrSensitiveDataOrigin|attrUserWithAuth|attrSign, attrRestricted|attrDecrypt)
@@ -88,7 +88,8 @@ func svidKeyFailed(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrSVIDKeyFailed, fmt.Sprintf(format, args...))
 }
 
-// proveSVIDKey returns the key in s if k, the AK, has certified it with data as the qualifyingData.
+// proveSVIDKey returns the key in s if k, the AK, has certified it with data as the qualifying
+// data.
 func (k *signer) proveSVIDKey(s *SignedSVIDKey, data []byte) (*SVIDKey, error) {
 	area, err := readPublic(s.Public)
 	if err != nil {

@@ -100,7 +100,7 @@ func (r *reader) sized(limit int) []byte {
 	return r.take(n)
 }
 
-// end returns the first error. It is an error if bytes are left.
+// end returns the first error, or errTrailing if bytes are left.
 func (r *reader) end() error {
 	if r.err == nil && len(r.b) > 0 {
 		return errTrailing

@@ -12,22 +12,21 @@ import (
 // Verifier is the server's half of the handshake. The zero value is ready to use. It is
 // safe for concurrent use.
 type Verifier struct {
-	// AllowWeakEK admits RSA endorsement keys with the ROCA weakness
-	// (CVE-2017-15361).
+	// AllowWeakEK accepts RSA endorsement keys with the ROCA weakness (CVE-2017-15361).
 	AllowWeakEK bool
-	// Enrolment says that the DevID has no certificate yet, which is to be issued if its proof
-	// holds: a DevID with a certificate is refused. It takes only an AK that is made for
-	// enrolments (EnrolmentPolicy), and otherwise such an AK is refused: so nobody can use the
-	// answer to a challenge of the one kind for the other.
+	// Enrolment is set for sessions upon which a DevID's certificate is to be issued: a DevID that
+	// has a certificate is refused. A Verifier with Enrolment accepts only AKs that were made for
+	// enrolments (EnrolmentPolicy), and one without it refuses them, so that the answer to a
+	// challenge of one kind cannot be used for the other.
 	Enrolment bool
 }
 
 // Begin checks a payload and begins a session. Every error is about the
 // payload.
 //
-// It checks that the endorsement key has an accepted size and template, that its
-// certificate is for exactly that key, and that the attestation key is one according to
-// its own signed creation data. Whether that is true is established by Finish.
+// It checks that the endorsement key has an accepted size and template, that its certificate is for
+// exactly that key, and that the attestation key's own signed creation data describe an attestation
+// key. Whether those data are true is established by Finish.
 func (v *Verifier) Begin(payload []byte) (*Session, error) {
 	p, err := decodePayload(payload)
 	if err != nil {
@@ -63,7 +62,8 @@ func (v *Verifier) Begin(payload []byte) (*Session, error) {
 	}, nil
 }
 
-// checkPurpose checks that an AK is made for an enrolment if v is for enrolments, and only then.
+// checkPurpose checks that an AK was made for enrolments if v is for enrolments, and that it was
+// not if v is not.
 func (v *Verifier) checkPurpose(ak *signer) error {
 	switch {
 	case v.Enrolment && !ak.enrolment:
@@ -75,8 +75,8 @@ func (v *Verifier) checkPurpose(ak *signer) error {
 	return nil
 }
 
-// CheckEK reports whether v accepts an endorsement key that another Verifier has
-// accepted, by what a Verifier's settings decide.
+// CheckEK applies v's settings to an endorsement key that another Verifier has accepted. It returns
+// an error if v does not accept the key.
 func (v *Verifier) CheckEK(ek crypto.PublicKey) error {
 	if v.AllowWeakEK {
 		return nil
@@ -94,8 +94,8 @@ func checkChain(chain [][]byte) error {
 	return nil
 }
 
-// A Session is one attestation at the server: call Challenge once, then Finish once.
-// It must be used by only one goroutine.
+// A Session is the server's side of one attestation: call Challenge once, then Finish once. It is
+// not safe for concurrent use.
 type Session struct {
 	ek       *EK
 	template *template
@@ -112,18 +112,18 @@ type Session struct {
 // Ask says what a challenge asks for besides the secret, and what Finish reads in the response.
 type Ask struct {
 	Quote    *QuoteRequest // nil: no quote
-	EventLog bool          // the event log, which is only asked for together with a quote
+	EventLog bool          // the event log; requires Quote
 	DevID    bool
 	// SVIDKey makes Finish read an SVID key in the response and check its proof. The challenge does
-	// not depend on it: an agent that has an SVID key sends it unasked. If SVIDKey is false, Finish
-	// skips the key, whatever it is.
+	// not depend on it: an agent that has an SVID key sends it without being asked. If SVIDKey is
+	// false, Finish skips the key without looking at it.
 	SVIDKey bool
 
 	uncertified bool // the DevID has no certificate: Verifier.Enrolment
 }
 
-// nonces reports whether both sides send a nonce. A quote and a DevID share them: what is made
-// over them differs by the text in front.
+// nonces reports whether both sides send a nonce. A quote and a DevID share the nonces; the fixed
+// prefixes keep apart what is made over them.
 func (a *Ask) nonces() bool { return a.Quote != nil || a.DevID }
 
 // maxResponse returns the size of the largest response, in bytes.
@@ -146,16 +146,16 @@ type Answer struct {
 	// Quote is verified: the AK has quoted exactly the PCRs that were asked for, in this
 	// session. It is nil if no quote was asked for.
 	Quote *Quote
-	// EventLog is what the agent sent, and nothing about it is verified. It is nil if no
-	// log was asked for, or the agent has none. It may be somewhat longer than
-	// MaxEventLogSize, and then it must not be read.
+	// EventLog is what the agent sent. Nothing about it is verified. It is nil if no log was asked
+	// for or the agent has none. It may be longer than MaxEventLogSize, up to about 300 KiB; such a
+	// log must not be read.
 	EventLog []byte
-	// DevID is proved: in this session, its key has signed and the AK has certified it. It is
-	// nil if none was asked for. It is nil too if the agent offers a DevID and sends none: who
-	// has no DevID that works is a machine with only an EK, and rules say if that is enough.
+	// DevID is proved: in this session, its key has signed and the AK has certified it. It is nil
+	// if none was asked for. It is also nil if the agent offers a DevID but sends none: without a
+	// DevID that works, a machine has only its EK, and the caller decides whether that is enough.
 	DevID *DevID
-	// SVIDKey is proved: the AK has certified it in this session. It is nil if Ask.SVIDKey is false,
-	// and if the agent sends none; the caller decides whether that is enough.
+	// SVIDKey is proved: the AK has certified it in this session. It is nil if Ask.SVIDKey is false
+	// or the agent sends none; the caller decides whether that is enough.
 	SVIDKey *SVIDKey
 }
 
@@ -167,19 +167,17 @@ const (
 	finished
 )
 
-// EK returns the endorsement key that the session challenges. After Challenge, the
-// session has let go of the certificate.
+// EK returns the endorsement key that the session challenges. After Challenge, it has no
+// certificate.
 func (s *Session) EK() *EK { return s.ek }
 
-// Chain returns the additional certificates that the agent sent, in DER: at most 16,
-// each of at most 8 KiB, 512 values, and a key of at most 8192 bits. Nothing else
-// about them is verified, and ParseCertificate may refuse them. After Challenge, the
-// session has let go of them.
+// Chain returns the additional certificates that the agent sent, in DER: at most 16, each of at
+// most 8 KiB, 512 values, and a key of at most 8192 bits. Nothing else about them is verified, and
+// ParseCertificate may refuse them. After Challenge, it returns nil.
 func (s *Session) Chain() [][]byte { return s.chain }
 
-// AK returns the attestation key, an *rsa.PublicKey or an *ecdsa.PublicKey. Its
-// parameters have been checked; that it is in the EK's TPM is proved only once Finish
-// has succeeded.
+// AK returns the attestation key, an *rsa.PublicKey or an *ecdsa.PublicKey. Its parameters have
+// been checked; that it is in the EK's TPM is proved only when Finish succeeds.
 func (s *Session) AK() crypto.PublicKey {
 	if s.ak == nil {
 		return nil
@@ -187,12 +185,12 @@ func (s *Session) AK() crypto.PublicKey {
 	return s.ak.public
 }
 
-// Can reports whether the agent says that it can answer what: CanPCRs, CanEventLog or CanDevID.
+// Can reports whether the agent says that it can send what: CanPCRs, CanEventLog or CanDevID.
 func (s *Session) Can(what string) bool { return slices.Contains(s.can, what) }
 
 // Challenge returns the challenge message. It must be called once. It asks for what ask says,
-// except for what the agent cannot answer. An error is not the payload's fault: whatever Begin
-// accepts can be challenged.
+// except for what the agent does not offer. An error never means that the payload is bad: whatever
+// Begin accepts can be challenged.
 func (s *Session) Challenge(ask Ask) ([]byte, error) {
 	if s.ak == nil {
 		return nil, errors.New("the session has not begun")
@@ -201,7 +199,7 @@ func (s *Session) Challenge(ask Ask) ([]byte, error) {
 		return nil, errors.New("the session has been challenged already")
 	}
 	s.state = challenged
-	// An agent may take its time to answer: nothing is kept that only sources need.
+	// An agent may take its time to answer, so the session drops what only sources need.
 	s.ek, s.chain = &EK{Public: s.ek.Public, Hash: s.ek.Hash}, nil
 	msg, err := s.newChallenge(ask)
 	if err != nil {
@@ -238,11 +236,11 @@ func (s *Session) newChallenge(ask Ask) (*challenge, error) {
 	return msg, err
 }
 
-// Finish checks the response to the challenge, and returns what else it holds. It must be
-// called once and ends the session. The error is, or wraps, ErrChallengeFailed if the response
-// is well formed and its secret is wrong; ErrQuoteFailed if the secret is right and the quote is
-// missing or wrong; ErrDevIDFailed if those are right and the DevID is wrong; and
-// ErrSVIDKeyFailed if those are right and the SVID key is wrong.
+// Finish checks the response to the challenge and returns what it holds besides the secret. It must
+// be called once and ends the session. Of a well-formed response, it checks the secret, the quote,
+// the DevID and the SVID key in this order, and the error is or wraps ErrChallengeFailed,
+// ErrQuoteFailed, ErrDevIDFailed or ErrSVIDKeyFailed for the first of them that is wrong. A quote
+// that was asked for and is missing is wrong, too.
 func (s *Session) Finish(response []byte) (*Answer, error) {
 	if s.state != challenged {
 		return nil, errors.New("the session is not waiting for a response")
@@ -275,12 +273,12 @@ func (s *Session) Finish(response []byte) (*Answer, error) {
 	return answer, nil
 }
 
-// MaxResponse returns the size of the largest response that Finish reads, in bytes: 8 KiB, and
-// as much more as the challenge has asked for, which is 8 KiB for a quote, 400 KiB for an event
-// log and 64 KiB for a DevID. An SVID key fits into the 8 KiB.
+// MaxResponse returns the size of the largest response that Finish reads, in bytes: 8 KiB, plus 8
+// KiB if the challenge asks for a quote, 400 KiB for an event log, and 64 KiB for a DevID. An SVID
+// key fits into the 8 KiB.
 func (s *Session) MaxResponse() int { return s.asked.maxResponse() }
 
-// end makes the secret unusable.
+// end ends the session and erases its secret and nonce.
 func (s *Session) end() {
 	s.state = finished
 	clear(s.secret[:])

@@ -26,12 +26,12 @@ type TB interface {
 	Fatalf(format string, args ...any)
 }
 
-// stock holds RSA keys, which take long to make: PKCS #1, DER.
+// stock holds RSA keys, which take long to generate, as PKCS #1 in DER.
 //
 //go:embed keys
 var stock embed.FS
 
-// rsaKey returns the key of that number, from 0, in the stock.
+// rsaKey returns the key with the given number, from 0, in the stock.
 func rsaKey(t attestor.KeyType, number int) (*rsa.PrivateKey, error) {
 	der, err := stock.ReadFile(fmt.Sprintf("keys/%s-%d.der", t, number))
 	if err != nil {
@@ -40,7 +40,7 @@ func rsaKey(t attestor.KeyType, number int) (*rsa.PrivateKey, error) {
 	return x509.ParsePKCS1PrivateKey(der)
 }
 
-// eccKey returns a key that follows from what it is for and its number.
+// eccKey returns a key derived from the curve, the use and the number: the same in every process.
 func eccKey(curve elliptic.Curve, use string, number int) (*ecdsa.PrivateKey, error) {
 	var seed []byte
 	for i := range 2 {

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// CA is a certificate authority of endorsement keys, with a P-256 key.
+// CA is a certificate authority of endorsement keys, with a P-256 key of its own.
 type CA struct {
 	// Certificate is its own certificate.
 	Certificate *x509.Certificate
@@ -42,7 +42,7 @@ const (
 // forever is the date that means no end (RFC 5280, 4.1.2.5).
 var forever = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
 
-// NewCA returns a root with that common name and a new key.
+// NewCA returns a root with the given common name and a new key.
 func NewCA(tb TB, name string) *CA {
 	tb.Helper()
 	return newCA(tb, name, nil, nil)

@@ -19,14 +19,14 @@ import (
 type DevID struct {
 	// CA issues the certificate.
 	CA *CA
-	// Above are the authorities whose certificates are sent behind it.
+	// Above are the authorities whose certificates follow it in the chain.
 	Above []*CA
 	// Certificate says how the certificate is made. Its OAEP is not used.
 	Certificate Certificate
-	// Type is the key's. The default is P256. ECC keys are new ones, and all DevIDs with the
-	// same type of RSA key have the same key.
+	// Type is the key's type. The default is P256. ECC keys are new ones; all DevIDs with the same
+	// RSA type have the same key.
 	Type attestor.KeyType
-	// Fixed is whether an ECC key is the same in every process, too. A fuzzer makes its seeds in one
+	// Fixed makes an ECC key the same in every process, too: a fuzzer makes its seeds in one
 	// process and tries them in another.
 	Fixed bool
 	// Scheme and Hash are the key's scheme; by default it has none.
@@ -41,7 +41,7 @@ type DevID struct {
 // devID is a DevID that has been made.
 type devID struct {
 	key    privateKey
-	scheme tpm2.TPMAlgID // that it signs by
+	scheme tpm2.TPMAlgID // with which it signs
 	hash   tpm2.TPMAlgID
 	public tpm2.TPMTPublic
 	chain  [][]byte

@@ -22,9 +22,9 @@ func FieldCertificates(tb SkipTB) string {
 	return field(tb, func(dir string) string { return dir })
 }
 
-// MoreFieldCertificates returns the folder of more real certificates, each with something
-// peculiar. Its path is that of the first folder with "-more" appended. If it is not there,
-// the same happens as in FieldCertificates.
+// MoreFieldCertificates returns the folder of more real certificates, each unusual in some way. Its
+// path is that of the first folder with "-more" appended. If it is not there, the same happens as
+// in FieldCertificates.
 func MoreFieldCertificates(tb SkipTB) string {
 	tb.Helper()
 	return field(tb, func(dir string) string { return dir + "-more" })
@@ -85,7 +85,7 @@ func isFolder(dir string) error {
 	return err
 }
 
-// moduleRoot returns the folder of go.mod: the test runs in it or below it.
+// moduleRoot returns the folder of go.mod. The test runs in that folder or below it.
 func moduleRoot() (string, error) {
 	dir, err := filepath.Abs(".")
 	for err == nil {

@@ -11,7 +11,7 @@ import (
 )
 
 // Quote is TPM2_PCR_Read and TPM2_Quote with the AK (TPM 2.0 library specification, part 3, 22.4
-// and 18.4). A real TPM quotes for anybody who may use the AK, and so does this TPM.
+// and 18.4). Like a real TPM, it quotes for anybody who may use the AK.
 func (t *TPM) Quote(req *attestor.QuoteRequest, qualifyingData []byte) (*attestor.SignedQuote, error) {
 	if err := req.Validate(); err != nil {
 		return nil, err

@@ -69,8 +69,8 @@ func (t *TPM) CertifySVIDKey(qualifyingData []byte) (*attestor.SignedSVIDKey, er
 	return s, err
 }
 
-// certify returns the TPMS_ATTEST of TPM2_Certify for the key with the given public area, as forge
-// changes it unless it is nil.
+// certify returns the TPMS_ATTEST of TPM2_Certify for the key with the given public area. If forge
+// is not nil, it changes the structure first.
 func (t *TPM) certify(public *tpm2.TPMTPublic, qualifyingData []byte, forge func(*tpm2.TPMSAttest)) ([]byte, error) {
 	name, err := tpm2.ObjectName(public)
 	if err != nil {

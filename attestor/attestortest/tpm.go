@@ -29,7 +29,7 @@ type Options struct {
 	Number int
 	// EK is the EK's type. The default is RSA2048.
 	EK attestor.KeyType
-	// HighRange makes an RSA 2048 or P-256 EK from the template of the high range.
+	// HighRange makes an RSA 2048 or P-256 EK from the high-range template.
 	HighRange bool
 	// AK is the AK's type. The default is P256.
 	AK attestor.KeyType
@@ -40,8 +40,8 @@ type Options struct {
 	// Certificate says how the EK certificate is made.
 	Certificate Certificate
 
-	// PCRs makes the agent offer quotes, unless it is nil. The banks are "sha256" and
-	// "sha384", and it holds the values of those PCRs that are not zero, by bank and index.
+	// PCRs makes the agent offer quotes, unless it is nil. It holds the PCR values that are not
+	// zero, by bank ("sha256" or "sha384") and index.
 	PCRs map[string]map[int][]byte
 	// EventLog makes the agent offer the event log, unless it is nil. If it is empty, the
 	// machine has none.
@@ -99,7 +99,7 @@ func New(tb TB, o Options) *TPM {
 	return t
 }
 
-// Claim returns what an agent states about the TPM. The caller may change it.
+// Claim returns what an agent states about the TPM. It is a copy, which the caller may change.
 func (t *TPM) Claim() attestor.Claim {
 	c := t.claim
 	for _, b := range []*[]byte{
@@ -287,7 +287,7 @@ func eccSeed(hash crypto.Hash, ek *ecdsa.PrivateKey, secret []byte) ([]byte, err
 	return tpm2.KDFe(hash, z, "IDENTITY", point[1:1+size], own, hash.Size()*8), nil
 }
 
-// cutSized splits b behind a TPM2B structure.
+// cutSized returns the content of the TPM2B structure at the start of b, and what follows it.
 func cutSized(b []byte) (value, rest []byte, err error) {
 	if len(b) < 2 {
 		return nil, nil, errors.New("no size field")
