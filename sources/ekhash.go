@@ -24,8 +24,8 @@ func (h EKHash) String() string { return hex.EncodeToString(h[:]) }
 // MarshalText implements [encoding.TextMarshaler]: the text is that of String.
 func (h EKHash) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, h[:]), nil }
 
-// UnmarshalText implements [encoding.TextUnmarshaler]. It reads what ParseEKHash reads,
-// and leaves h as it is if that is an error.
+// UnmarshalText implements [encoding.TextUnmarshaler]. It accepts what ParseEKHash accepts, and
+// leaves h unchanged if it returns an error.
 func (h *EKHash) UnmarshalText(text []byte) error {
 	if len(text) != hex.EncodedLen(len(h)) {
 		return fmt.Errorf("%d characters instead of a hash's %d hex digits", len(text), hex.EncodedLen(len(h)))

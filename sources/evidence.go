@@ -3,7 +3,7 @@ package sources
 import "crypto"
 
 // Evidence is what one attesting TPM has sent. Before a Source sees it, package attestor has
-// decoded it, limited its size, and checked that it is consistent in itself.
+// decoded it, limited its size, and checked that its parts are consistent.
 type Evidence struct {
 	// EKHash is the hash of EK, by which sources know the TPM.
 	EKHash EKHash
@@ -12,26 +12,24 @@ type Evidence struct {
 	// *ecdsa.PublicKey, never nil.
 	EK crypto.PublicKey
 
-	// Certificate is the EK certificate that came with the key, in DER, or nil. The public
-	// key in it equals EK. Nothing else about it is verified: neither its issuer nor its
-	// dates, nor that it can be parsed. It has at most 8 KiB and 512 DER values, and so has
-	// each of Chain.
+	// Certificate is the EK certificate that came with the key, in DER, or nil. The public key in
+	// it equals EK. Nothing else about it is verified: not its issuer, not its dates, not that it
+	// can be parsed. It has at most 8 KiB and 512 DER values, and so has each certificate in Chain.
 	//
-	// Whoever needs a certificate parses it: as bytes, the certificates of machines that
-	// have proved nothing cost no more memory than was sent.
+	// A source that needs a certificate parses it. Until then, the certificates of machines that
+	// have proved nothing take no more memory than the bytes that they sent.
 	Certificate []byte
 
-	// Chain has further certificates that the machine sent, in DER, at most 16. An attacker
-	// may have made them: they may connect an EK certificate to a configured authority, and
-	// are never an authority themselves.
+	// Chain has further certificates that the machine sent, in DER, at most 16. An attacker may
+	// have made them. They may link an EK certificate to a configured authority, but are never an
+	// authority themselves.
 	Chain [][]byte
 
-	// Incomplete is true if the machine has sent certificates that are not here, because
-	// there was no room to keep them. A source whose answer may depend on a certificate
-	// cannot tell then.
+	// Incomplete is true if the machine has sent certificates that are missing here because there
+	// was no room to keep them. A source whose answer may depend on them cannot tell.
 	Incomplete bool
 
-	// Proof is what the TPM proved by answering its challenge; nil before the challenge.
+	// Proof is what the TPM has proved by answering its challenge; nil before the challenge.
 	Proof *Proof
 }
 
@@ -40,10 +38,10 @@ type Proof struct {
 	// AK is the attestation key that the EK activated, an *rsa.PublicKey or an
 	// *ecdsa.PublicKey.
 	AK crypto.PublicKey
-	// Boot is what the TPM has proved of the machine's boot; nil if it was not asked, or
+	// Boot is what the TPM has proved about the machine's boot; nil if it was not asked to, or
 	// could not answer.
 	Boot *Boot
-	// DevID is the device identity that the TPM has proved to hold; nil if it was not asked, or
+	// DevID is the device identity that the machine has proved; nil if it was not asked for one, or
 	// has none.
 	DevID *DevID
 }

@@ -46,7 +46,7 @@ const (
 	PrefixDevIDFingerprint         = "devid:fingerprint:"
 )
 
-// The longest texts that fit into a selector behind its prefix, in bytes.
+// The longest texts that fit into a selector after its prefix, in bytes.
 const (
 	MaxName  = MaxSelector - len(PrefixName)
 	MaxLabel = MaxSelector - len(PrefixLabel)
@@ -55,9 +55,9 @@ const (
 // MaxReason is how many bytes of Verdict.Reason and of Verdict.Unchecked are kept.
 const MaxReason = 1024
 
-// Tidy returns a without blanks around its name and labels, and with each label once, or the
-// first limit that a breaks. A database pads a char(20) with blanks, of which no SPIFFE ID could
-// be formed. The result shares no labels with a.
+// Tidy returns a without the blanks around its name and labels, and without duplicate labels. It
+// returns an error for the first limit that a exceeds. A database pads a char(20) with blanks, and
+// no SPIFFE ID could be formed from those. The result shares no labels with a.
 func (a Attributes) Tidy() (Attributes, error) {
 	if len(a.Labels) > MaxLabels {
 		return Attributes{}, tooManyLabels(len(a.Labels))
@@ -78,12 +78,12 @@ func (a Attributes) Tidy() (Attributes, error) {
 
 func tooManyLabels(n int) error { return fmt.Errorf("%d labels, more than %d", n, MaxLabels) }
 
-// TrimBlanks returns s without the blanks around it. Control characters are no blanks.
+// TrimBlanks returns s without the blanks around it. Control characters are not blanks.
 func TrimBlanks(s string) string {
 	return strings.TrimFunc(s, func(r rune) bool { return unicode.Is(unicode.Zs, r) })
 }
 
-// Validate returns the first limit that a breaks.
+// Validate returns an error for the first limit that a exceeds.
 func (a Attributes) Validate() error {
 	if len(a.Labels) > MaxLabels {
 		return tooManyLabels(len(a.Labels))
@@ -170,13 +170,13 @@ func isHash(s string) bool {
 	return err == nil && h.String() == s
 }
 
-// isSerial reports whether s is a serial number that fits into a selector behind a prefix.
+// isSerial reports whether s is a serial number that fits into a selector after the prefix.
 func isSerial(prefix, s string) bool {
 	return s != "" && strings.Trim(s, "0123456789abcdef") == "" && (s[0] != '0' || s == "0") &&
 		len(prefix)+len(s) <= MaxSelector
 }
 
-// checkTrimmed is CheckText for a text that Tidy trims.
+// checkTrimmed is CheckText for a text from which Tidy removes the blanks.
 func checkTrimmed(prefix, what, s string) error {
 	if s != TrimBlanks(s) {
 		return fmt.Errorf("a %s with blanks around it", what)
@@ -184,10 +184,10 @@ func checkTrimmed(prefix, what, s string) error {
 	return CheckText(prefix, what, s)
 }
 
-// CheckText returns what is wrong with a text that is to become a selector behind a prefix, and
-// part of a line in a log: the selector is longer than MaxSelector, or the text is not UTF-8 or
-// has a control character. what says what the text is. The error does not quote the text, since
-// it ends in a log.
+// CheckText returns an error if a text cannot become a selector with the given prefix and part of a
+// log line: the selector would be longer than MaxSelector, or the text is not UTF-8 or has a
+// control character. what says what the text is. The error does not quote the text, since the error
+// is logged.
 func CheckText(prefix, what, s string) error {
 	switch {
 	case len(prefix)+len(s) > MaxSelector:

@@ -1,12 +1,12 @@
-// Package sources is the contract between a source and whoever asks it: what a backend imports.
+// Package sources is the contract between a source and its caller. It is what a backend imports.
 //
 // A [Source] is one backend that knows some TPMs: a directory of hashes, a list on a web
 // server, the certificate authorities of a vendor. Package policy says how the verdicts of
 // several sources combine. Package admission runs sources, and provides what they all need: a
 // name, a deadline, a guard against panics, logging, a life cycle and a status.
 //
-// An answer has one of three values: a source lists a TPM, or does not list it, or cannot tell.
-// The last is an error, and an error never admits anybody.
+// An answer has one of three values: a source lists a TPM, does not list it, or cannot tell. The
+// last is an error, and an error never admits anybody.
 //
 // The package uses only the standard library, so that third-party backends can import it
 // without further dependencies. Package sourcetest has the tests that every backend must pass.
@@ -19,14 +19,13 @@ import (
 )
 
 // ErrNeedsChallenge is returned by Check if the answer depends on Evidence.Proof, which is nil
-// before the challenge. It is not a failure: the source is asked again once the TPM has
-// answered its challenge. If a source returns it although Evidence.Proof is set, it cannot
-// tell.
+// before the challenge. It is not a failure: the source is asked again after the TPM has answered
+// its challenge. If a source returns it although Evidence.Proof is set, that means "cannot tell".
 var ErrNeedsChallenge = errors.New("needs the answer to the challenge")
 
-// ErrNeedsNetwork is returned by a Fetcher's Check if the answer depends on something that must
-// be requested over the network. It is not a failure: Fetch is called last of all, if the
-// answer still matters then.
+// ErrNeedsNetwork is returned by a Fetcher's Check if the answer depends on something that must be
+// requested over the network. It is not a failure: Fetch is called later, if the answer still
+// matters then.
 var ErrNeedsNetwork = errors.New("needs the network")
 
 // A Source knows some TPMs.
@@ -35,9 +34,9 @@ var ErrNeedsNetwork = errors.New("needs the network")
 // or socket and starts no goroutine, since configurations are also checked where
 // they will never run. Its error has a [FieldError] for each mistake.
 //
-// A source that loads data is also a [Loader]. If it is told of changes, it is a
-// [Watcher]; if it must fetch over the network what evidence names, a [Fetcher]; and if it
-// can report what it serves, a [Reporter].
+// A source that loads data is also a [Loader]. A source that notices changes is a [Watcher], one
+// that must fetch over the network what evidence names is a [Fetcher], and one that can report what
+// it serves is a [Reporter].
 type Source interface {
 	// Check reports whether the source lists the TPM that ev describes.
 	//
@@ -64,9 +63,9 @@ type Source interface {
 	Check(ctx context.Context, ev *Evidence) (Verdict, error)
 }
 
-// A Fetcher is a Source that has to fetch over the network what some evidence names:
-// the issuer of an EK certificate, or the certificate itself. Its Check answers from
-// what is configured and what was fetched before, and makes no requests.
+// A Fetcher is a Source that may need the network for some evidence: for the issuer of an EK
+// certificate, for example, or for the certificate itself. Its Check answers from what is
+// configured and what was fetched before, and makes no requests.
 type Fetcher interface {
 	Source
 	// Fetch answers like Check, under the same contract, but may use the network. It is
@@ -75,22 +74,22 @@ type Fetcher interface {
 	// while the answer can still change the decision or the selectors. ctx is the only
 	// limit on its time, and its slots are separate from those of Check.
 	//
-	// ErrNeedsNetwork from Fetch means "cannot tell". What several TPMs need is fetched
-	// once: the source keeps it, and remembers failures for a while.
+	// ErrNeedsNetwork from Fetch means "cannot tell". What several TPMs need is fetched only once:
+	// the source keeps it, and remembers failures for a while.
 	Fetch(ctx context.Context, ev *Evidence) (Verdict, error)
 }
 
-// A Loader is a Source that loads what it serves. It cannot tell until a Load has succeeded, or
-// has found good data that an earlier process kept.
+// A Loader is a Source that loads what it serves. It cannot tell until a Load has succeeded, or has
+// found good data left by an earlier process.
 type Loader interface {
 	Source
-	// Load makes one attempt to load the source's data, and returns when that is done or
-	// ctx has ended. On an error, the last good data stays in use, and the next attempt is
-	// made sooner; if the origin has asked to be left alone for a while, the error is one
-	// of Later. Calls never overlap, but Load may be called at any time: it sees every
-	// change that was made before the call.
+	// Load makes one attempt to load the source's data, and returns when that is done or ctx has
+	// ended. After an error, the last good data stays in use, and the next attempt comes sooner
+	// than usual; if the origin has asked to be left alone for a while, Load returns an error made
+	// by Later. Calls never overlap, but Load may be called at any time. It sees every change that
+	// was made before the call.
 	Load(ctx context.Context) error
-	// Schedule says how often to load. It is constant.
+	// Schedule says how often to load. It always returns the same value.
 	Schedule() Schedule
 }
 
@@ -98,14 +97,14 @@ type Loader interface {
 type Schedule struct {
 	// Every is the longest time from one Load to the next, positive.
 	Every time.Duration
-	// Early is true if a change at the origin shows only at the next Load. A TPM that is
-	// not listed may then have been listed a moment ago, so attestations may cause a few
-	// Loads ahead of time within Every.
+	// Early is true if a change at the origin is noticed only by the next Load. A TPM that is not
+	// listed may have been listed in the meantime, so attestations may cause a few Loads ahead of
+	// schedule.
 	Early bool
 }
 
-// Later returns an error of Load that says that the origin has asked to be left alone for a
-// while. Its text is err's; it is nil if err is nil.
+// Later returns an error for Load that says that the origin has asked to be left alone for a while.
+// It has the text of err, and is nil if err is nil.
 func Later(err error, wait time.Duration) error {
 	if err == nil {
 		return nil
@@ -113,8 +112,8 @@ func Later(err error, wait time.Duration) error {
 	return &laterError{err, wait}
 }
 
-// Wait returns how long the origin has asked to be left alone, by an error of Load; zero if it
-// has not asked.
+// Wait returns how long the origin has asked to be left alone, according to an error of Load. It
+// returns zero if the origin has not asked.
 func Wait(err error) time.Duration {
 	if later := (*laterError)(nil); errors.As(err, &later) {
 		return later.wait
@@ -129,15 +128,14 @@ type laterError struct {
 
 func (e *laterError) Unwrap() error { return e.error }
 
-// A Watcher is a Source that is told of changes at its origin, or has work of its own to
-// do while it runs.
+// A Watcher is a Source that notices changes at its origin, or that has work of its own to do while
+// it runs.
 type Watcher interface {
 	Source
-	// Watch calls changed after something has changed, which causes a Load of a Loader soon
-	// after; many calls may cause one Load. It returns when ctx has ended and everything
-	// that it started has ended, too. Calls never overlap. If Watch returns or panics
-	// before ctx has ended, it is called again after a pause; meanwhile only Schedule finds
-	// changes.
+	// Watch calls changed after something has changed. For a Loader, that causes a Load soon after;
+	// several calls may cause only one Load. Watch returns when ctx has ended and everything that
+	// it has started has ended, too. Calls never overlap. If Watch returns or panics before ctx has
+	// ended, it is called again after a pause; until then, only Schedule finds changes.
 	Watch(ctx context.Context, changed func()) error
 }
 
@@ -157,7 +155,7 @@ type Status struct {
 	// fails. It is zero if there is no data, and for a source that reads its data afresh
 	// for each check.
 	Confirmed time.Time
-	// Stale is when the data stops serving if it is not confirmed again; zero if there is no
+	// Stale is when the data stops being served if it is not confirmed again; zero if there is no
 	// such time.
 	Stale time.Time
 	// Entries is the number of entries being served: TPMs in a list,

@@ -5,31 +5,29 @@ import (
 	"slices"
 )
 
-// Verdict is what one source says of one Evidence. The zero Verdict says that the TPM is not
+// Verdict is what one source says about one Evidence. The zero Verdict says that the TPM is not
 // listed.
 type Verdict struct {
 	// Listed is true if the source lists the TPM.
 	Listed bool
 
-	// Reason says why, for the people who read the server's log. It may be empty. It
-	// never holds a secret, and the agent never sees it. Its first MaxReason bytes are
-	// kept.
+	// Reason says why, for the people who read the server's log. It may be empty. It never contains
+	// a secret, and the agent never sees it. Only its first MaxReason bytes are kept.
 	Reason string
 
-	// Unchecked is empty if everything was checked. If the TPM is listed although
-	// something could not be checked that the operator wants checked if possible, such
-	// as an unavailable revocation list, Unchecked says what and why, and Reason says so
-	// too. Its first MaxReason bytes are kept.
+	// Unchecked is empty if everything was checked. Otherwise the TPM is listed although something
+	// could not be checked that the operator wants checked if possible, such as an unavailable
+	// revocation list. Unchecked then says what and why, and Reason says so too. Only its first
+	// MaxReason bytes are kept.
 	Unchecked string
 
-	// Attributes are what the source knows about a TPM that it lists; zero if Listed is
-	// false.
+	// Attributes are what the source knows about the TPM; zero if Listed is false.
 	Attributes Attributes
 }
 
-// Attributes are what a source knows about a TPM that it lists. They become selectors, so an
-// answer that breaks a limit below counts as "cannot tell". All text is UTF-8 without control
-// characters, and has at most MaxSelector bytes with the prefix of its selector.
+// Attributes are what a source knows about a TPM that it lists. They become selectors, so an answer
+// that exceeds a limit below counts as "cannot tell". All text is UTF-8 without control characters,
+// and has at most MaxSelector bytes including the prefix of its selector.
 type Attributes struct {
 	// Name is the machine's name in a list, or empty. Blanks around it are not part of
 	// it: see Tidy.
@@ -39,8 +37,8 @@ type Attributes struct {
 	// Blanks around a label are not part of it.
 	Labels []string
 
-	// CAs are the names of the bundles whose authorities vouch for the EK certificate, or
-	// for the DevID's: none of them empty, sorted, without duplicates.
+	// CAs are the names of the bundles with the authorities to which the EK or DevID certificate
+	// has a verified chain: none of them empty, sorted, without duplicates.
 	CAs []string
 
 	// Certificate is what a verified EK certificate says, or nil.
@@ -49,9 +47,9 @@ type Attributes struct {
 	// DevID is what a verified DevID certificate says, or nil.
 	DevID *DevIDCertificate
 
-	// Profiles are the names of the boot profiles that the machine's boot meets, none of
-	// them empty. They become selectors even if the source is configured to contribute no
-	// attributes: they are what it has checked, and nothing that a list says.
+	// Profiles are the names of the boot profiles that the machine's boot meets, none of them
+	// empty. They become selectors even if the source is configured to contribute no attributes:
+	// the source has verified them, unlike what a list says.
 	Profiles []string
 }
 
@@ -74,8 +72,8 @@ func (a Attributes) Clone() Attributes {
 	return a
 }
 
-// EKCertificate is what an EK certificate says, once its chain is verified. A text that breaks
-// the limits of Attributes in the certificate is empty here.
+// EKCertificate is what an EK certificate says, once its chain is verified. A text in the
+// certificate that exceeds the limits of Attributes is empty here.
 type EKCertificate struct {
 	// IssuerCN is the common name of the certificate's issuer, or empty.
 	IssuerCN string
@@ -84,21 +82,21 @@ type EKCertificate struct {
 	IssuerKeyHash string
 	// Serial is the serial number, in lower-case hex without leading zeros.
 	Serial string
-	// Manufacturer, Model and Version are the values of the attributes 2.23.133.2.1, .2
-	// and .3 in the subject alternative name (TCG EK Credential Profile 2.5, 3.2.9), as
-	// written there: "id:49465800" for example. Each may be empty.
+	// Manufacturer, Model and Version are the values of the attributes 2.23.133.2.1, .2 and .3 in
+	// the subject alternative name (TCG EK Credential Profile 2.5, 3.2.9), as they are written
+	// there, such as "id:49465800". Each may be empty.
 	Manufacturer, Model, Version string
 }
 
 // DevIDCertificate is what the certificate of a DevID (IEEE 802.1AR) says, once its chain is
-// verified. A name may have several values of one kind. A text that breaks the limits of
-// Attributes in the certificate is not here.
+// verified. A name may have several values of one kind. A text in the certificate that exceeds the
+// limits of Attributes is left out.
 type DevIDCertificate struct {
-	// SubjectCN, SubjectO, SubjectOU and SubjectSerialNumber are the common names,
-	// organizations, organizational units and serial numbers in the subject. The last are of
-	// the device, by IEEE 802.1AR-2018, 8.6. None of them is empty.
+	// SubjectCN, SubjectO, SubjectOU and SubjectSerialNumber are the common names, organizations,
+	// organizational units and serial numbers in the subject. The serial numbers are those of the
+	// device (IEEE 802.1AR-2018, 8.6). None of them is empty.
 	SubjectCN, SubjectO, SubjectOU, SubjectSerialNumber []string
-	// IssuerCN, IssuerO and IssuerOU are those in the issuer.
+	// IssuerCN, IssuerO and IssuerOU are the same for the issuer.
 	IssuerCN, IssuerO, IssuerOU []string
 	// Serial is the certificate's serial number, in lower-case hex without leading zeros, or
 	// empty.
