@@ -15,30 +15,29 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/boltfile"
 )
 
-// A Cache is a file that holds the last good list, so that it serves after a restart
-// without its origin. The file belongs to package boltfile: it is replaced as a whole,
-// and used only if its checksum is right. It holds the bytes of the list, and its
-// signature, as the origin has sent them: what is read from it is parsed and verified
-// like what comes from the origin.
+// A Cache is a file that holds the last good list, so that the list can be served after a restart
+// without its origin. The file is managed by package boltfile: it is always replaced as a whole,
+// and used only if its checksum is right. It holds the bytes of the list, and its signature, as the
+// origin sent them. Both are parsed and verified like those from the origin.
 type Cache struct {
 	file     boltfile.File
 	of       [sha256.Size]byte
-	readOnly bool // the file is another process's
+	readOnly bool // the file belongs to another process
 }
 
-// What the file holds: a record in JSON, and the list in blocks of blockSize.
+// The file holds a record in JSON, and the list in blocks of blockSize.
 const (
-	cacheFormat  = "tpm list 3" // that of version 2 held parsed entries
+	cacheFormat  = "tpm list 3" // version 2 held parsed entries
 	cacheBucket  = "tpm list state"
 	blocksBucket = "tpm list blocks"
 	recordKey    = "record"
 	blockSize    = 1 << 20
 )
 
-// NewCache returns the cache in a file, of the list that the strings identify: its URL,
-// say, and its name. A file that holds another list counts as none. A list has at most
-// maxBytes. It opens nothing; the folder of path must exist before the first write, and
-// beside the file are those of boltfile.Names.
+// NewCache returns the cache in the file at path. The strings identify its list, by URL and name,
+// for example; a file with another list is ignored. A list has at most maxBytes bytes. NewCache
+// opens nothing. The folder of path must exist before the first write. Beside the file there are
+// the files of boltfile.Names.
 func NewCache(path string, maxBytes int64, of ...string) *Cache {
 	var all []byte
 	for _, s := range of {
@@ -54,12 +53,12 @@ func NewCache(path string, maxBytes int64, of ...string) *Cache {
 	}
 }
 
-// A record is what belongs to a cached list besides its bytes.
+// A record is what the cache stores besides the bytes of the list.
 type record struct {
 	Of   []byte `json:"of"`
 	Size int    `json:"size"` // of the list
-	// Serial and HasSerial are the list's, so that it need not be parsed to be compared
-	// with the list that follows it.
+	// Serial and HasSerial are the list's. They are stored so that the list need not be parsed to
+	// be compared with the next one.
 	Serial    uint64    `json:"serial"`
 	HasSerial bool      `json:"hasSerial"`
 	Signature []byte    `json:"signature"`
@@ -69,19 +68,19 @@ type record struct {
 
 func (r *record) ahead(of Header) bool { return r.HasSerial && (!of.HasSerial || of.Serial < r.Serial) }
 
-// An aheadError says that the file holds a later list than the list to be written.
+// An aheadError means that the file holds a later list than the one to be written.
 type aheadError struct{ serial uint64 }
 
 func (e *aheadError) Error() string {
 	return fmt.Sprintf("already holds serial %d, which was accepted before; it stays", e.serial)
 }
 
-// errChanged says that the file does not hold the list that it should.
+// errChanged means that the file does not hold the expected list.
 var errChanged = errors.New("holds another list by now")
 
-// read returns what the file holds. The error is boltfile.ErrNone if there is no file
-// yet; boltfile.ErrBusy, or that of ctx, if it is not known what it holds; and otherwise
-// why the file does not count.
+// read returns the list in the file. The error is boltfile.ErrNone if there is no file yet. It is
+// boltfile.ErrBusy or the error of ctx if the content is not known. Any other error means that the
+// file does not count.
 func (c *Cache) read(ctx context.Context) (held Copy, err error) {
 	err = c.file.Read(ctx, func(tx *bbolt.Tx) (err error) {
 		_, held, err = c.readAll(ctx, tx)
@@ -93,12 +92,12 @@ func (c *Cache) read(ctx context.Context) (held Copy, err error) {
 	return held, nil
 }
 
-// in says of which file an error is.
+// in adds the name of the file to an error.
 func (c *Cache) in(err error) error { return fmt.Errorf("cache %q: %w", c.file.Path, err) }
 
-// write replaces the file by a list with a header. If the file holds a later list, it
-// stays, and the error is an *aheadError. header reads what the file holds; its error
-// says that it does not count, so its serial says nothing.
+// write stores a list and its header in the file. If the file holds a later list, write changes
+// nothing and returns an *aheadError. header parses the list that the file holds. If that fails,
+// the list does not count, and neither does its serial.
 func (c *Cache) write(ctx context.Context, h Header, list Copy, header func(Copy) (Header, error)) error {
 	return c.replace(ctx, func(tx *bbolt.Tx) error {
 		r, err := c.readRecord(tx)
@@ -122,8 +121,8 @@ func (c *Cache) write(ctx context.Context, h Header, list Copy, header func(Copy
 	})
 }
 
-// touch replaces the time of confirmation and the tag, if the file holds the list with
-// this digest; errChanged if it does not.
+// touch updates the time of confirmation and the tag if the file holds the list with this digest.
+// Otherwise it returns errChanged.
 func (c *Cache) touch(ctx context.Context, digest [sha256.Size]byte, confirmed time.Time, tag string) error {
 	var r record
 	var held Copy
@@ -139,12 +138,12 @@ func (c *Cache) touch(ctx context.Context, digest [sha256.Size]byte, confirmed t
 	})
 }
 
-// disowned is the time of a file that does not hold the list which its process serves.
+// disowned is the modification time of a file that does not hold the list served by its process.
 var disowned = time.Unix(0, 0)
 
-// stamp sets the file's time, for whoever follows its process, to when the list in it was confirmed, or to
-// disowned. If that fails, a follower takes the list for older than it is, or learns nothing: the file may
-// be gone, or on a file system that has become read-only.
+// stamp sets the file's modification time, which followers of this process read: to when the list
+// in the file was confirmed, or to disowned. If that fails, because the file is gone or the file
+// system is read-only, a follower takes the list to be older than it is, or learns nothing.
 func (c *Cache) stamp(at time.Time) {
 	if !c.readOnly {
 		_ = c.file.Stamp(at)
@@ -161,7 +160,7 @@ func (c *Cache) replace(ctx context.Context, check func(*bbolt.Tx) error, fill f
 	return nil
 }
 
-// readAll reads what is in a file that is whole.
+// readAll reads the content of a file whose checksum is right.
 func (c *Cache) readAll(ctx context.Context, tx *bbolt.Tx) (record, Copy, error) {
 	r, err := c.readRecord(tx)
 	if err != nil {
@@ -174,7 +173,7 @@ func (c *Cache) readAll(ctx context.Context, tx *bbolt.Tx) (record, Copy, error)
 	return r, Copy{Data: data, Signature: r.Signature, Tag: string(r.Tag), At: r.Confirmed}, nil
 }
 
-// readRecord reads the record of a file that is whole.
+// readRecord reads the record of a file whose checksum is right.
 func (c *Cache) readRecord(tx *bbolt.Tx) (r record, err error) {
 	if err := json.Unmarshal(tx.Bucket([]byte(cacheBucket)).Get([]byte(recordKey)), &r); err != nil {
 		return record{}, boltfile.Unusable("its record: %v", err)
@@ -188,7 +187,7 @@ func (c *Cache) readRecord(tx *bbolt.Tx) (r record, err error) {
 	return r, nil
 }
 
-// readBlocks reads the list of so many bytes.
+// readBlocks reads a list of size bytes.
 func readBlocks(ctx context.Context, tx *bbolt.Tx, size int) ([]byte, error) {
 	blocks := tx.Bucket([]byte(blocksBucket))
 	if blocks == nil {

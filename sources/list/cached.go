@@ -8,10 +8,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/boltfile"
 )
 
-// restore serves the list in the cache, if nothing serves. A stale list is kept
-// nevertheless: its serial tells which lists are replays. If there is an error, it is not
-// known what the cache holds, and no list may be accepted: an older list could not be told
-// from a newer list.
+// restore serves the list in the cache if nothing is served yet. It keeps even a stale list, since
+// its serial tells which lists are replays. An error means that the content of the cache is not
+// known. Then no list may be accepted: it might be older than the list in the cache.
 func (l *List[T]) restore(ctx context.Context) error {
 	if l.state.Load() != nil || l.cfg.Cache == nil {
 		return nil
@@ -27,7 +26,7 @@ func (l *List[T]) restore(ctx context.Context) error {
 		}
 	}
 	if err != nil {
-		if l.loadFault == "" { // it may say already that the list was dropped
+		if l.loadFault == "" { // it may already say that the list was dropped
 			l.loadFault = fmt.Sprintf("the cache was not used: %v", err)
 		}
 		if errors.Is(err, boltfile.ErrBusy) || ctx.Err() != nil {
@@ -40,10 +39,10 @@ func (l *List[T]) restore(ctx context.Context) error {
 	return nil
 }
 
-// save writes a new list into the cache. It returns an error if the list may not serve. If
-// the file cannot be written, that is only a warning: the list is good. But if the file
-// holds a later list, the list from the origin is a replay, and the later list serves: the
-// file could not be read before, or another process has written it.
+// save writes a new list into the cache. It returns an error if the list may not be served. A file
+// that cannot be written only causes a warning, since the list is good. But if the file holds a
+// later list, because it could not be read before or another process has written it, the list from
+// the origin is a replay, and the later list is served.
 func (l *List[T]) save(ctx context.Context, st *state[T], c Copy) error {
 	if l.cfg.Cache == nil {
 		return nil
@@ -62,12 +61,12 @@ func (l *List[T]) save(ctx context.Context, st *state[T], c Copy) error {
 	return err
 }
 
-// touchShare is what share of MaxStaleness may pass before the cache is told that the
-// list was confirmed: the file is written as a whole, and a list that counts as older
-// than it is by so little harms nobody after a restart.
+// touchShare is the share of MaxStaleness (1/touchShare) that may pass before a confirmation is
+// written to the cache. Each write replaces the whole file, and it does no harm if, after a
+// restart, a list counts as slightly older than it is.
 const touchShare = 50
 
-// touch notes in the cache, now and then, that the list was confirmed.
+// touch records in the cache, now and then, that the list was confirmed.
 func (l *List[T]) touch(ctx context.Context, st *state[T]) error {
 	if l.cfg.Cache == nil {
 		return nil
@@ -83,7 +82,7 @@ func (l *List[T]) touch(ctx context.Context, st *state[T]) error {
 	return l.saw(ctx, st, l.cfg.Cache.touch(ctx, st.digest, st.confirmed, st.tag))
 }
 
-// saw notes how writing the cache has ended.
+// saw records whether writing the cache has succeeded.
 func (l *List[T]) saw(ctx context.Context, st *state[T], err error) error {
 	l.saveFault = ""
 	if err == nil {

@@ -5,9 +5,9 @@ import (
 	"errors"
 )
 
-// Examine makes l a list that examines what a server has beside the server: it reads the server's
-// cache, whoever owns the file, and never writes it. If the origin needs the network and network
-// is false, only the cache serves. Examine must be called before the first Load.
+// Examine makes l read what a running server has, without disturbing the server: it reads the
+// server's cache, whoever owns the file, and never writes it. If the origin needs the network and
+// network is false, only the cache is used. Examine must be called before the first Load.
 func (l *List[T]) Examine(network bool) {
 	if c := l.cfg.Cache; c != nil {
 		examined := *c

@@ -30,11 +30,11 @@ func (l *List[T]) Follow() {
 	}
 }
 
-// followed is an origin that is another process's cache. One goroutine uses it.
+// followed is an origin that reads the cache of another process. It is not safe for concurrent use.
 type followed struct {
 	Origin             // for its Warnings
 	cache  *Cache      // nil if there is none
-	file   fs.FileInfo // that was read last; nil if none was
+	file   fs.FileInfo // the file that was last read; nil if none was
 	at     time.Time   // when that file's list was confirmed
 }
 
@@ -45,7 +45,7 @@ var (
 	errNoCacheYet = errors.New("the server has not written it yet, or cannot")
 )
 
-// followedTag is the tag of every copy. It says only that there is a copy: Read compares the files.
+// followedTag is the tag of every copy. It only says that there is a copy: Read compares the files.
 const followedTag = "followed"
 
 // Read implements Origin.

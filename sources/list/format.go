@@ -13,25 +13,25 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// What all documents have in common in their forms: how a mistake is told, how a time is
+// What the formats of all documents have in common: how mistakes are reported, how a time is
 // written, and what a label may be.
 
-// A FormatError says that a list is not as its form asks, and where. Its text is made
-// for a log: what it quotes of the list is short and escaped.
+// A FormatError describes a mistake in the format of a list, and its place. It can be logged: what
+// it quotes from the list is short and escaped.
 type FormatError struct {
-	// Place is "line 17" in a text. In JSON it is "byte 4711" or
-	// "keys[123] (byte 4711)". Entries and bytes count from 0, lines from 1.
+	// Place is "line 17" in a text list. In JSON it is "byte 4711" or "keys[123] (byte 4711)".
+	// Entries and bytes count from 0, lines from 1.
 	Place string
 	// Problem is what is wrong there.
 	Problem string
-	// Line is the line in which Place is, from 1 on; 0 if it is not known.
+	// Line is the line of Place, from 1; 0 if it is not known.
 	Line int
 }
 
 // Error returns the place and the problem.
 func (e *FormatError) Error() string { return e.Place + ": " + e.Problem }
 
-// MaxMistakes is how many mistakes of a list an error names.
+// MaxMistakes is the maximum number of mistakes that an error names.
 const MaxMistakes = 20
 
 // FormatErrors are the first mistakes in a list that has several.
@@ -50,7 +50,7 @@ func (e FormatErrors) Error() string {
 	return all
 }
 
-// Unwrap returns each of them.
+// Unwrap returns the mistakes.
 func (e FormatErrors) Unwrap() []error {
 	all := make([]error, len(e))
 	for i, one := range e {
@@ -59,8 +59,8 @@ func (e FormatErrors) Unwrap() []error {
 	return all
 }
 
-// Err returns the first mistakes, in the order of their lines, as an error of as many as there
-// are.
+// Err returns nil if there are no mistakes, a *FormatError if there is one, and otherwise the first
+// mistakes as FormatErrors, in the order of their lines.
 func (e FormatErrors) Err() error {
 	switch len(e) {
 	case 0:
@@ -72,10 +72,10 @@ func (e FormatErrors) Err() error {
 	return e[:min(len(e), MaxMistakes)]
 }
 
-// MaxQuoted is how much of a list an error quotes, in bytes.
+// MaxQuoted is the maximum number of bytes that an error quotes from a list.
 const MaxQuoted = 40
 
-// Quoted returns the beginning of a text in quotes, for a log.
+// Quoted returns the beginning of a text, quoted and escaped for a log.
 func Quoted(text []byte) string {
 	if len(text) > MaxQuoted {
 		return fmt.Sprintf("%q…", strings.ToValidUTF8(string(text[:MaxQuoted]), ""))
@@ -83,12 +83,13 @@ func Quoted(text []byte) string {
 	return fmt.Sprintf("%q", text)
 }
 
-// rfc3339 is RFC 3339, 5.6, in upper case, as the RFC recommends. Go's time.Parse also
-// takes a zone of +24:00, an hour with a single digit and a comma.
+// rfc3339 is the format of RFC 3339, 5.6, in upper case, as the RFC recommends. Go's time.Parse
+// also accepts a zone of +24:00, an hour with a single digit, and a comma.
 var rfc3339 = regexp.MustCompile(
 	`^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}(\.[0-9]{1,40})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$`)
 
-// ParseTime reads a time that is not zero, and that can be written again as it is.
+// ParseTime reads an RFC 3339 time. The time must not be zero, and FormatTime must be able to write
+// it.
 func ParseTime(text string) (time.Time, error) {
 	const wrong = "not an RFC 3339 time, such as 2030-01-31T12:00:00Z"
 	if len(text) > 80 || !rfc3339.MatchString(text) {
@@ -104,7 +105,7 @@ func ParseTime(text string) (time.Time, error) {
 // FormatTime is the inverse of ParseTime.
 func FormatTime(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
-// Check returns why no list can have the header, or nil.
+// Check returns an error if no list can have the header.
 func (h Header) Check() error {
 	if !h.HasSerial && h.Serial != 0 {
 		return errors.New("a serial although the list has none")
@@ -117,8 +118,8 @@ func (h Header) Check() error {
 	return sources.CheckText("", "list name", h.Name)
 }
 
-// Tidy returns a text that is to become a selector behind a prefix without the blanks around
-// it, and what is wrong with it, or nothing. what says what the text is.
+// Tidy returns a text without the blanks around it, and what is wrong with it as a selector with
+// the given prefix, or an empty string. what says what the text is.
 func Tidy(prefix, what string, text []byte) (tidied []byte, problem string) {
 	if isPlain(text) && len(prefix)+len(text) <= sources.MaxSelector { // nearly all are
 		return text, ""
@@ -130,7 +131,7 @@ func Tidy(prefix, what string, text []byte) (tidied []byte, problem string) {
 	return []byte(trimmed), ""
 }
 
-// isPlain reports whether a text is of visible characters of ASCII.
+// isPlain reports whether a text consists of visible ASCII characters.
 func isPlain(text []byte) bool {
 	for _, c := range text {
 		if c <= ' ' || c > '~' {
@@ -140,8 +141,8 @@ func isPlain(text []byte) bool {
 	return true
 }
 
-// TidyLabel does what Tidy does for a label. nth says which label it is of those that one
-// entry gives, from 1.
+// TidyLabel is Tidy for a label. nth is the number of the label among those that one entry gives,
+// from 1.
 func TidyLabel(nth int, label []byte) (tidied []byte, problem string) {
 	if nth > sources.MaxLabels {
 		return nil, fmt.Sprintf("more than %d labels", sources.MaxLabels)
@@ -153,7 +154,7 @@ func TidyLabel(nth int, label []byte) (tidied []byte, problem string) {
 	return tidied, problem
 }
 
-// ParseNumber reads a whole number of up to 64 bits.
+// ParseNumber reads a decimal number that fits into 64 bits.
 func ParseNumber(text []byte) (uint64, error) {
 	n, err := strconv.ParseUint(string(text[:min(len(text), 32)]), 10, 64)
 	if err != nil {

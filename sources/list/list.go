@@ -1,13 +1,13 @@
-// Package list keeps a list that is a document from an origin.
+// Package list keeps the last good version of a list. A list is a document from an origin.
 //
-// A document is what the list says: EK hashes, for example. Its package parses the bytes
-// of the list into a [Content]. An [Origin] is where the bytes come from: a file, a web
-// server. A [List] does everything else, for every document from every origin: it knows
-// when a list goes stale or expires, which list may follow which, and whose signature
-// counts; it keeps the cache that serves after a restart, and reports the status.
+// A document is the content of a list, such as EK hashes. Its package parses the bytes of the list
+// into a [Content]. An [Origin] is where the bytes come from: a file or a web server. A [List] does
+// everything else, for every document from every origin: it decides when a list is stale or
+// expired, which list may replace which, and whose signature counts; it keeps the cache that is
+// served after a restart, and reports the status.
 //
-// A list replaces the list before as a whole or not at all. A list that is torn, too
-// long, unparsable, replayed or expired changes nothing: the last good list serves until
+// A list replaces the previous list as a whole or not at all. A list that is torn, too long,
+// malformed, replayed or expired changes nothing: the last good list is served until
 // [Config.MaxStaleness] has passed.
 package list
 
@@ -29,39 +29,38 @@ type Header struct {
 	// Serial counts the versions of the list, if HasSerial is true.
 	Serial    uint64
 	HasSerial bool
-	// Expires is when the list ceases to be good; zero if the list does not say.
+	// Expires is when the list expires; zero if the list does not say.
 	Expires time.Time
 	// Name is the list's own name, or empty.
 	Name string
 }
 
-// Expired reports whether the list is no longer good at a time.
+// Expired reports whether the list has expired.
 func (h Header) Expired(now time.Time) bool { return !h.Expires.IsZero() && !now.Before(h.Expires) }
 
-// Content is a whole list of the kind T, parsed. It never changes, so any number of
-// goroutines may use it.
+// Content is a whole, parsed list of the type T. It is immutable, and so safe for concurrent use.
 type Content[T any] interface {
 	Header() Header
-	// Len is how many entries it has.
+	// Len returns the number of entries.
 	Len() int
 	// Equal reports whether other has the same entries. The headers do not count.
 	Equal(other T) bool
-	// Without returns how many entries of older are not in this list.
+	// Without returns the number of entries of older that are not in this list.
 	Without(older T) int
-	// Warnings say what an operator should look at, though the list is good.
+	// Warnings say what an operator should look at although the list is good.
 	Warnings() []string
 }
 
-// Parse reads the bytes of a list. It takes the whole of them or returns an error that
-// names the place; it does not retain data.
+// Parse reads a whole list. It returns an error that names the place of the mistake, and does not
+// retain data.
 type Parse[T Content[T]] func(data []byte) (T, error)
 
 // An Origin is where a list is.
 type Origin interface {
-	// Read makes one attempt to read the list. tag is that of the copy that is served,
-	// or empty: if the origin still has that copy, Copy.Data may be nil. Calls never
-	// overlap. An error is in words for an operator, and says by [sources.Later] if
-	// the origin has asked to be left alone.
+	// Read makes one attempt to read the list. tag is that of the copy that is being served, or
+	// empty: if the origin still has that copy, Copy.Data may be nil. Calls never overlap. The
+	// error is worded for an operator; it is one of [sources.Later] if the origin has asked to be
+	// left alone.
 	Read(ctx context.Context, tag string) (Copy, error)
 	// Warnings describe what keeps the origin from working as well as it could, for
 	// [sources.Status]. It is safe to call at any time.
@@ -70,45 +69,44 @@ type Origin interface {
 
 // A Copy is the list as an origin has it at one moment.
 type Copy struct {
-	// Data is the whole list, not nil, and nobody else's; nil if the origin still has
-	// the copy with the tag.
+	// Data is the whole list, which then belongs to the caller, or nil if the origin still has the
+	// copy with the tag.
 	Data []byte
-	// Signature is what stands beside the list as its signature, or nil.
+	// Signature is the detached signature that the origin has for the list, or nil.
 	Signature []byte
-	// Tag tells this content from another at the same origin. It may be empty.
+	// Tag identifies this content at its origin. It may be empty.
 	Tag string
 	// At is when the origin was seen to have this list.
 	At time.Time
 }
 
-// What a Config has if it says nothing.
+// The defaults of a Config.
 const (
 	DefaultEvery        = 30 * time.Second
 	DefaultMaxStaleness = 24 * time.Hour
 )
 
-// The limits of a list in bytes: what an Origin has if nothing is configured, and what
-// may be configured at most.
+// The maximum length of a list in bytes: the default of an Origin, and the most that can be
+// configured.
 const (
 	DefaultMaxBytes = 256 << 20
 	MostMaxBytes    = 4<<30 - 1
 )
 
-// ErrTooLong is in the error of an Origin if the list is longer than is allowed.
+// ErrTooLong is wrapped by the error of an Origin if the list exceeds the limit.
 var ErrTooLong = errors.New("the list is too long")
 
 // Config says how a list is kept.
 type Config struct {
-	// What is the list in the words of an error, such as its path; "the list" if it is
-	// empty.
+	// What names the list in errors, for example by its path; the default is "the list".
 	What string
 	// Every is the longest time from one look at the origin to the next; DefaultEvery
 	// if it is zero.
 	Every time.Duration
-	// MaxStaleness is how long the last good list serves after the origin was last
-	// seen to have it, at least twice Every; DefaultMaxStaleness if it is zero.
+	// MaxStaleness is how long the last good list is served after it was last confirmed at the
+	// origin. It must be at least twice Every; DefaultMaxStaleness if it is zero.
 	MaxStaleness time.Duration
-	// Cache is a file from which the list serves after a restart; nil if there is none.
+	// Cache is a file from which the list is served after a restart; nil if there is none.
 	Cache *Cache
 	// Signing says whose signature the list needs; nil if it needs none.
 	Signing *Signing
@@ -118,29 +116,30 @@ type Config struct {
 	Now func() time.Time
 }
 
-// A List is the last good list from an origin. It is safe for concurrent use.
+// A List serves the last good list from an origin. It is safe for concurrent use, but calls of Load
+// must not overlap.
 type List[T Content[T]] struct {
 	parse  Parse[T]
 	origin Origin
 	cfg    Config
 
-	// state is what serves, nil before there is anything. Load alone replaces it; it
-	// is never changed.
+	// state is what is served; nil if there is nothing yet. Only Load replaces it, and nothing
+	// changes it.
 	state atomic.Pointer[state[T]]
-	// failure is why the last Load has failed, nil if it has not.
+	// failure is the error of the last Load; nil if it succeeded.
 	failure atomic.Pointer[error]
-	// warnings are about the cache and about what the list has lost.
+	// warnings are about the cache and about entries that the list has lost.
 	warnings atomic.Pointer[[]string]
 
-	// Load alone uses what follows, and is never called twice at once.
+	// Only Load uses the following fields.
 	asked     bool                 // whether the origin has been asked before
 	saved     time.Time            // the time of confirmation that the cache holds
-	keys      signature.PublicKeys // whose signature counts; none if the list needs none
-	collapsed string               // what the list has lost at once, in words, or empty
-	// loadFault and saveFault are what went wrong with the cache last, or empty.
+	keys      signature.PublicKeys // the keys whose signatures count; none if the list needs no signature
+	collapsed string               // a text about many entries that the list lost at once, or empty
+	// loadFault and saveFault say what last went wrong with the cache, or are empty.
 	loadFault, saveFault string
-	// unsaved is what serves, if the cache could not be written: it is tried again at each
-	// Load, without another copy from the origin. Data is nil if there is none.
+	// unsaved is the list that is served, if the cache could not be written: each Load tries again,
+	// without another copy from the origin. Data is nil if there is none.
 	unsaved Copy
 }
 
@@ -153,13 +152,14 @@ type state[T any] struct {
 	loaded  time.Time
 	// confirmed is when the origin was last seen to have this list.
 	confirmed time.Time
-	// here is true if this process has seen that, and false if only an earlier process has.
+	// here is true if this process has confirmed the list, and false if only an earlier process
+	// has.
 	here bool
 }
 
-// New checks the configuration and returns the list. It reads nothing. The error is of all
-// that is wrong, a sources.FieldError each: Every is poll_interval, and MaxStaleness is
-// max_staleness.
+// New checks the configuration and returns the list. It reads nothing. If the configuration is
+// invalid, it returns the joined errors, one sources.FieldError for each problem; Every is called
+// poll_interval, and MaxStaleness max_staleness.
 func New[T Content[T]](parse Parse[T], origin Origin, cfg Config) (*List[T], error) {
 	cfg.What = cmp.Or(cfg.What, "the list")
 	if cfg.Now == nil {
@@ -183,8 +183,8 @@ func New[T Content[T]](parse Parse[T], origin Origin, cfg Config) (*List[T], err
 	return &List[T]{parse: parse, origin: origin, cfg: cfg}, errors.Join(errs...)
 }
 
-// LimitOf returns the limit of a list's length that is configured as maxBytes, for an
-// Origin.
+// LimitOf returns the maximum length of a list for an Origin, given the configured max_bytes. Zero
+// means the default.
 func LimitOf(maxBytes int64) (int64, error) {
 	if maxBytes < 0 || maxBytes > MostMaxBytes {
 		return 0, sources.BadField("max_bytes", "is %d, but must be from 1 to %d", maxBytes, int64(MostMaxBytes))
@@ -194,9 +194,9 @@ func LimitOf(maxBytes int64) (int64, error) {
 
 var errNotLoaded = errors.New("no list has been loaded yet")
 
-// Current returns the list that may serve now. It reads memory only and takes no lock.
-// The error says why there is none: nothing has been loaded, the origin was not seen
-// to have the list for longer than MaxStaleness, or the list has expired.
+// Current returns the list that may be used now. It only reads memory and takes no lock. The error
+// says why there is none: nothing has been loaded, the list was last confirmed longer than
+// MaxStaleness ago, or the list has expired.
 func (l *List[T]) Current() (T, error) {
 	var none T
 	st := l.state.Load()
@@ -213,17 +213,17 @@ func (l *List[T]) Current() (T, error) {
 	return none, err
 }
 
-// errStale is in the error of a list that was confirmed too long ago.
+// errStale is wrapped by the error about a list that was confirmed too long ago.
 var errStale = errors.New("the list is stale")
 
-// clockSlack is how far a clock may be set back before a list that an earlier process has
-// confirmed counts as stale. Corrections of a clock are smaller, jumps are larger.
+// clockSlack is how far a clock may be set back before a list that an earlier process has confirmed
+// counts as stale. Ordinary corrections of a clock are smaller, jumps are larger.
 const clockSlack = 5 * time.Second
 
-// usable returns why a list may not serve, or nil. If this process has confirmed the list,
-// its age is measured by the monotonic clock too, so that a wall clock that is set back does
-// not make it stale. If the wall clock says that more time has passed, as after the machine
-// was suspended, it is believed.
+// usable returns an error if a list may not be used. If this process has confirmed the list, its
+// age is measured by the monotonic clock as well, so that setting the wall clock back does not make
+// it stale. If more time has passed by the wall clock, as after the machine was suspended, the wall
+// clock decides.
 func (l *List[T]) usable(st *state[T]) error {
 	now := l.cfg.Now()
 	age := now.Sub(st.confirmed)
@@ -240,7 +240,7 @@ func (l *List[T]) usable(st *state[T]) error {
 	return l.unexpired(st.content.Header())
 }
 
-// unexpired returns an error if a list says that it is too old.
+// unexpired returns an error if a list has expired.
 func (l *List[T]) unexpired(h Header) error {
 	if h.Expired(l.cfg.Now()) {
 		return fmt.Errorf("the list expired at %s: publish one with a later date", stamp(h.Expires))
@@ -250,14 +250,13 @@ func (l *List[T]) unexpired(h Header) error {
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-// Schedule implements sources.Loader. A TPM that the list does not have may have been
-// listed a moment ago.
+// Schedule implements sources.Loader. Early is set, since a TPM that the list does not have may
+// have been listed a moment ago.
 func (l *List[T]) Schedule() sources.Schedule {
 	return sources.Schedule{Every: l.cfg.Every, Early: true}
 }
 
-// Status implements sources.Reporter. Of a list that has expired or gone stale it says
-// what it was.
+// Status implements sources.Reporter. It also describes a list that has expired or gone stale.
 func (l *List[T]) Status() sources.Status {
 	var status sources.Status
 	status.Warnings = append(status.Warnings, l.origin.Warnings()...)

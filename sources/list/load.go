@@ -9,18 +9,16 @@ import (
 	"time"
 )
 
-// warmPatience is how long an origin has to answer when it is asked for the first time, if a
-// list from the cache serves already: a SPIRE server that starts does not wait longer for an
-// origin that is down.
+// warmPatience is how long an origin has to answer the first request if a list from the cache is
+// already served. A SPIRE server that starts does not wait longer for an origin that is down.
 const warmPatience = time.Second
 
-// Load implements sources.Loader: it asks the origin for the list. If there is a new list
-// and it is good, Load writes it into the cache and then serves it. If there is an error,
-// the last good list stays, unless the key that has signed it does not count any more.
+// Load implements sources.Loader. It asks the origin for the list. If there is a new, good list,
+// Load writes it into the cache and then serves it. After an error, the last good list stays,
+// unless the key that signed it no longer counts.
 //
-// As long as there is no list, Load reads the cache before it asks the origin, and the list
-// in the cache serves unless it is stale. Even then, the error says what is wrong with the
-// origin.
+// Until there is a list, Load reads the cache before it asks the origin, and the list in the cache
+// is served unless it is stale. Even then, the error says what is wrong with the origin.
 func (l *List[T]) Load(ctx context.Context) error {
 	err := l.load(ctx)
 	l.failure.Store(&err)
@@ -29,7 +27,7 @@ func (l *List[T]) Load(ctx context.Context) error {
 }
 
 func (l *List[T]) load(ctx context.Context) error {
-	if l.state.Load() != nil { // what was wrong before has been overcome
+	if l.state.Load() != nil { // earlier faults of the cache no longer matter
 		l.loadFault = ""
 	}
 	if err := l.readKeys(); err != nil {
@@ -41,7 +39,7 @@ func (l *List[T]) load(ctx context.Context) error {
 	before := l.state.Load()
 	c, err := l.ask(ctx, before)
 	if errors.Is(err, errOffline) && before != nil {
-		return nil // the cache serves, as long as it may
+		return nil // the list from the cache is served
 	}
 	if err != nil {
 		return err
@@ -64,10 +62,10 @@ func (l *List[T]) ask(ctx context.Context, before *state[T]) (Copy, error) {
 	return l.origin.Read(ctx, l.tag(before))
 }
 
-// tag returns the tag of what serves; it is empty if the list is to be read anew. If lists
-// are signed, a list from the cache is read anew. So is a list that another key than the
-// last key in the file has signed: the last key may have signed the same list since, and
-// the list must not be lost when the other key is taken out.
+// tag returns the tag of the list that is served. It is empty if the list must be read anew. If
+// lists are signed, that applies to a list from the cache, and to a list that was signed by a key
+// other than the last one in the file: the last key may have signed the same list since, and the
+// list must not be lost when the other key is removed.
 func (l *List[T]) tag(st *state[T]) string {
 	switch {
 	case st == nil:
@@ -80,7 +78,7 @@ func (l *List[T]) tag(st *state[T]) string {
 	return st.tag
 }
 
-// confirm notes that the origin still has what serves.
+// confirm records that the origin still has the list that is served.
 func (l *List[T]) confirm(ctx context.Context, before *state[T], c Copy) error {
 	if before == nil {
 		return errors.New("the list has not changed, but none is there")
@@ -94,8 +92,8 @@ func (l *List[T]) confirm(ctx context.Context, before *state[T], c Copy) error {
 	return l.unexpired(next.content.Header()) // it may have expired since
 }
 
-// accept serves a list that the origin has sent, if it may replace the list before. Nothing
-// is parsed or written if it is the same list: not all origins have tags.
+// accept serves a list that the origin has sent, if it may replace the previous list. If it is the
+// same list, it is neither parsed nor written: not all origins have tags.
 func (l *List[T]) accept(ctx context.Context, before *state[T], c Copy) error {
 	if before != nil && (l.saveFault == "" || l.unsaved.Data != nil) && sha256.Sum256(c.Data) == before.digest {
 		if key, err := l.verify(c.Data, c.Signature); err == nil && key == before.key {
@@ -116,13 +114,13 @@ func (l *List[T]) accept(ctx context.Context, before *state[T], c Copy) error {
 	l.noteCollapse(before, next)
 	l.state.Store(next)
 	if len(c.Data) > bigList {
-		runtime.GC() // else the next Load comes on top of the garbage of this one
+		runtime.GC() // otherwise the garbage of this Load adds to the memory of the next
 	}
 	return nil
 }
 
-// bigList is the length of a list in bytes from which on its garbage is worth a
-// collection of its own.
+// bigList is the length of a list, in bytes, from which on Load runs the garbage collector
+// afterwards.
 const bigList = 16 << 20
 
 // read verifies and parses a copy.
@@ -144,10 +142,10 @@ func (l *List[T]) read(c Copy) (*state[T], error) {
 	}, nil
 }
 
-// succeed returns why a list may not replace the list before, or nil. Somebody who has kept
-// a copy of an old list must not be able to serve it again: after a list with a serial,
-// the next list has a higher serial, or the same serial and the same entries.
-// If nothing has changed, the time at which it was loaded stays.
+// succeed returns an error if a list may not replace the previous list. Somebody who has kept an
+// old list must not be able to have it served again: after a list with a serial, the next list must
+// have a higher serial, or the same serial and the same entries. If nothing has changed, the
+// loading time stays as it is.
 func (l *List[T]) succeed(before, next *state[T]) error {
 	h := next.content.Header()
 	if err := l.unexpired(h); err != nil {
@@ -184,12 +182,12 @@ func sameHeader(a, b Header) bool {
 	return same && a == b
 }
 
-// A list collapses if it loses more than collapseCount entries at once, and more than an
-// entry in collapseShare.
+// A list collapses if it loses, at once, more than collapseCount entries and more than one entry in
+// collapseShare.
 const collapseCount, collapseShare = 10, 5
 
-// noteCollapse notes that a list has lost much of what it had. It serves all the same:
-// the list is the operator's word.
+// noteCollapse records that a list has lost many of its entries. The list is served all the same,
+// since the operator has published it.
 func (l *List[T]) noteCollapse(before, next *state[T]) {
 	if before == nil || before.content.Equal(next.content) {
 		return

@@ -8,20 +8,20 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
-// Signing says whose signature a list needs. Whoever holds the origin can then neither
-// make up a list, nor replay, freeze or swap one.
+// Signing says whose signature a list needs. Then whoever controls the origin can neither forge a
+// list, nor replay, freeze or swap one.
 type Signing struct {
-	// KeyPath is a file of one or more public keys (package signature), any of which
-	// may sign. It is read anew at each Load.
+	// KeyPath is a file with one or more public keys (package signature), any of which may sign. It
+	// is read again at each Load.
 	KeyPath string
-	// Name is what the list has to call itself, in its header. A list also needs a
-	// serial and an expiry.
+	// Name is the name that the list must have in its header. A signed list also needs a serial and
+	// an expiry.
 	Name string
 }
 
-// readKeys reads the public keys. A list that none of them has signed is dropped at once,
-// with its serial, and a list in the cache does not count: a key is taken out of the file
-// if it was stolen, and the thief may have signed any list with any serial.
+// readKeys reads the public keys. A list that none of them has signed is dropped at once, together
+// with its serial, and a list in the cache does not count either: a key is removed from the file if
+// it was stolen, and the thief may have signed any list with any serial.
 func (l *List[T]) readKeys() error {
 	s := l.cfg.Signing
 	if s == nil {
@@ -43,7 +43,7 @@ func (l *List[T]) readKeys() error {
 	return nil
 }
 
-// verify returns the key that has signed a list; zero if it needs none.
+// verify returns the ID of the key that has signed a list; zero if no signature is needed.
 func (l *List[T]) verify(data, sig []byte) (signature.ID, error) {
 	if l.cfg.Signing == nil {
 		return signature.ID{}, nil
@@ -55,7 +55,8 @@ func (l *List[T]) verify(data, sig []byte) (signature.ID, error) {
 	return id, nil
 }
 
-// signedHeader returns why a list that is signed may not serve, or nil.
+// signedHeader returns an error if lists must be signed and the header of a signed list does not
+// allow its use.
 func (l *List[T]) signedHeader(h Header) error {
 	if l.cfg.Signing == nil {
 		return nil
@@ -63,9 +64,9 @@ func (l *List[T]) signedHeader(h Header) error {
 	return l.cfg.Signing.Check(h)
 }
 
-// Check returns why a list that is signed may not serve, by its header, or nil: a list without
-// serial, expiry and name could be replayed, frozen, or swapped for another list that the same
-// key has signed.
+// Check returns an error if the header of a signed list does not allow its use. A list without a
+// serial, an expiry and a name could be replayed, frozen, or swapped for another list signed by the
+// same key.
 func (s *Signing) Check(h Header) error {
 	switch {
 	case !h.HasSerial || h.Expires.IsZero():
@@ -77,7 +78,7 @@ func (s *Signing) Check(h Header) error {
 	return nil
 }
 
-// lastKey returns the last key in the file, which is the newest key; zero if lists are not
+// lastKey returns the ID of the last key in the file, which is the newest; zero if lists are not
 // signed.
 func (l *List[T]) lastKey() signature.ID {
 	if len(l.keys) == 0 {

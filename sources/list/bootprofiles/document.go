@@ -1,6 +1,6 @@
-// Package bootprofiles is a document: a list of boot profiles.
+// Package bootprofiles implements a document of package list: a list of boot profiles.
 //
-// A profile describes what a machine that has booted as it should proves of its boot
+// A profile describes what a machine that has booted as intended proves about its boot
 // ([sources.Boot]): the values of PCRs, and what its event log says as far as it replays:
 //
 //	{"version": 1, "serial": 7, "expires": "2030-01-01T00:00:00Z", "list": "fleet", "profiles": [
@@ -13,14 +13,13 @@
 //	     "authorities": {"only": ["<sha256 of a certificate's DER>"]}},
 //	   "images": {"only": ["<digest in PCR 4>"]}}]}
 //
-// Only "profiles" must be there, and in a profile a name and a condition. A profile is met
-// when all its conditions hold.
+// Only "profiles" is required, and in a profile a name and at least one condition. A machine meets
+// a profile if all its conditions hold.
 //
-// The form is strict, since a condition that is misspelt would otherwise vanish: a member
-// that is not known refuses the file, and so does a null. Every object may have a "comment"
-// of any kind. What a comment says is nobody's condition.
+// The format is strict, since a misspelt condition would otherwise be ignored: an unknown member or
+// a null is an error. Every object may have a "comment" of any type. Comments are never conditions.
 //
-// [Parse] takes the whole of a file or nothing of it, and [Encode] writes one.
+// [Parse] accepts a whole file or none of it, and [Encode] writes a file.
 package bootprofiles
 
 import (
@@ -34,19 +33,19 @@ import (
 
 // The limits of a file.
 const (
-	// MaxBytes is how long it may be.
+	// MaxBytes is its maximum size in bytes.
 	MaxBytes = 4 << 20
-	// MaxProfiles is how many profiles it may have.
+	// MaxProfiles is the maximum number of profiles.
 	MaxProfiles = 1024
-	// MaxValues is how many values a list in it may have.
+	// MaxValues is the maximum number of values in any list in it.
 	MaxValues = 4096
 )
 
 // MaxPCR is the last PCR of a PC Client TPM.
 const MaxPCR = 23
 
-// Resettable reports whether any program with access to the TPM can reset a PCR (TCG PC Client Platform TPM
-// Profile 1.05, 3.6): a profile that pins its value asks for nothing.
+// Resettable reports whether any program with access to the TPM can reset a PCR (TCG PC Client
+// Platform TPM Profile 1.05, 3.6). A profile that pins the value of such a PCR requires nothing.
 func Resettable(pcr int) bool { return pcr == 16 || pcr == 23 }
 
 // The PCRs from which the event log proves a condition.
@@ -58,62 +57,63 @@ const (
 // Sizes are the lengths of a digest, in bytes, by the names of banks.
 func Sizes() map[string]int { return map[string]int{"sha256": 32, "sha384": 48} }
 
-// A Profile describes a machine that has booted as it should. What is nil or empty is no
-// condition; a profile has at least one.
+// A Profile describes a machine that has booted as intended. A field that is nil or empty is not a
+// condition. A profile has at least one condition.
 type Profile struct {
-	// Name is not empty, and no other profile of the file has it.
+	// Name is not empty, and is unique in the file.
 	Name string
-	// Labels are what a machine is called that meets the profile, as in a list of machines.
+	// Labels are the labels of a machine that meets the profile, like the labels in a list of
+	// machines.
 	Labels []string
-	// Expires is from when on no machine meets the profile; zero if it stays.
+	// Expires is the time from which on no machine meets the profile; zero if it does not expire.
 	Expires time.Time
-	// Comments are what the file says to people, by the object that says it: "" is the
-	// profile itself; the others are "pcrs", "pcrs.<bank>", "secureboot", "secureboot.db",
-	// "secureboot.dbx", "secureboot.authorities" and "images". A comment is one text or
-	// several, a line each.
+	// Comments are the file's comments, by the object that has them: "" is the profile itself; the
+	// others are "pcrs", "pcrs.<bank>", "secureboot", "secureboot.db", "secureboot.dbx",
+	// "secureboot.authorities" and "images". A comment is one or more lines.
 	Comments map[string][]string
 
 	// Bank is the bank of PCRs and Images: "sha256" or "sha384". It is empty if there are
 	// neither.
 	Bank string
-	// PCRs are the PCRs that have to have one of some values, by index.
+	// PCRs maps the index of a PCR to its allowed values.
 	PCRs map[int][][]byte
-	// SecureBoot is what has to be true of Secure Boot, or nil.
+	// SecureBoot has the conditions for Secure Boot, or is nil.
 	SecureBoot *SecureBoot
 	// Images are the only digests that may be in PCR 4 as images.
 	Images [][]byte
 }
 
-// SecureBoot is what has to be true of Secure Boot.
+// SecureBoot has the conditions for Secure Boot.
 type SecureBoot struct {
-	// Enabled is whether it has to be enabled or disabled; nil if that does not matter.
+	// Enabled says whether Secure Boot must be enabled or disabled; nil if that does not matter.
 	Enabled *bool
-	// DB and Authorities are the SHA-256 of the only certificates (DER) that may be in db,
-	// and that may have vouched for what was booted.
+	// DB and Authorities are the SHA-256 hashes of the only certificates (DER) that may be in db,
+	// and that may have verified what was booted.
 	DB, Authorities [][]byte
-	// DBX are SHA-256 digests, each of which has to be in dbx.
+	// DBX are SHA-256 digests, all of which must be in dbx.
 	DBX [][]byte
 }
 
 // NeedsLog reports whether a machine must have an event log to meet the profile.
 func (p *Profile) NeedsLog() bool { return p.SecureBoot != nil || len(p.Images) > 0 }
 
-// Expired reports whether no machine meets the profile any more.
+// Expired reports whether the profile has expired.
 func (p *Profile) Expired(now time.Time) bool { return !p.Expires.IsZero() && !now.Before(p.Expires) }
 
-// A Document is one whole file. It never changes, so any number of goroutines may use it.
-// Parse and New make one.
+// A Document is one whole file, made by Parse or New. It is immutable, and so safe for concurrent
+// use.
 type Document struct {
 	header   list.Header
 	comment  []string
 	profiles []Profile
-	// said is what each profile says, without comments and the order of its lists, by name.
+	// said is the content of each profile by name, without comments and regardless of the order in
+	// its lists.
 	said map[string]string
 }
 
 var _ list.Content[*Document] = (*Document)(nil)
 
-// New returns the document of some profiles, with a comment for the whole file, which may be
+// New returns a document with the given profiles, and a comment for the whole file, which may be
 // nil. The error says what breaks the rules of a file.
 func New(header list.Header, comment []string, profiles []Profile) (*Document, error) {
 	if err := header.Check(); err != nil {
@@ -127,7 +127,7 @@ func New(header list.Header, comment []string, profiles []Profile) (*Document, e
 	return Parse(Encode(&Document{header: header, comment: comment, profiles: profiles}), Options{})
 }
 
-// check returns an error for what Encode cannot write, so that Parse would not see it.
+// check returns an error for what Encode cannot write, and so for what Parse would not see.
 func (p *Profile) check() error {
 	if !p.Expires.IsZero() {
 		if _, err := list.ParseTime(list.FormatTime(p.Expires)); err != nil {
@@ -145,7 +145,7 @@ func (p *Profile) check() error {
 // Header implements list.Content.
 func (d *Document) Header() list.Header { return d.header }
 
-// Comment returns what the file says to people as a whole, or nil.
+// Comment returns the comment of the whole file, or nil.
 func (d *Document) Comment() []string { return slices.Clone(d.comment) }
 
 // Profiles returns the profiles, in the order of the file. The caller must not change them.
@@ -168,7 +168,7 @@ func (d *Document) Warnings() []string {
 	return all
 }
 
-// Equal implements list.Content: the same profiles, in any order. Comments do not count.
+// Equal implements list.Content. The order of profiles and the comments do not matter.
 func (d *Document) Equal(other *Document) bool { return maps.Equal(d.said, other.said) }
 
 // Without implements list.Content.

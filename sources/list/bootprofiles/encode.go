@@ -13,12 +13,12 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
-// Encode returns the JSON of a document, indented for people, with its comments. Parse makes
-// the same document of it.
+// Encode returns the JSON of a document, indented, with its comments. Parse returns the same
+// document for it.
 func Encode(d *Document) []byte {
 	b := jsontext.Value(d.appendTo(nil))
 	if err := b.Indent(jsontext.WithIndent("  ")); err != nil {
-		// A text that is not UTF-8: Parse says so. Documents that it has made have none.
+		// A text is not UTF-8. Parse reports that. Documents made by Parse have no such text.
 		return b
 	}
 	return append(b, '\n')
@@ -79,7 +79,7 @@ func (o *object) comment(lines []string) {
 	}
 }
 
-// inside writes an object as a member.
+// inside writes a member that is an object.
 func (o *object) inside(name string, write func(*object)) {
 	o.name(name)
 	o.b = appendObject(o.b, write)
@@ -174,7 +174,7 @@ func (p *Profile) rule(o *object, of, name, rule string, values [][]byte) {
 	})
 }
 
-// places are the objects of the profile that may have a comment.
+// places returns the objects of the profile that may have a comment.
 func (p *Profile) places() []string {
 	all := []string{""}
 	if p.PCRs != nil {
@@ -194,7 +194,7 @@ func (p *Profile) places() []string {
 	return all
 }
 
-// said returns what a profile says, without comments and the order of its lists.
+// said returns the content of a profile, without comments and regardless of the order in its lists.
 func (p *Profile) said() string {
 	q := *p
 	q.Comments = nil

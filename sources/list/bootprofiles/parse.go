@@ -13,26 +13,26 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
-// Options are what a reader of a file knows besides it.
+// Options are what the caller of Parse knows about the server that will use the file.
 type Options struct {
-	// Quote is what a server asks of machines; nil if that is not known. With it, a file
-	// is refused if a profile needs what no machine is asked for: no machine could meet
+	// Quote is what a server asks machines to prove; nil if that is not known. If it is set, a
+	// profile that needs something machines are not asked for is an error: no machine could meet
 	// it.
 	Quote *Quote
 }
 
-// A Quote is what a server asks of machines.
+// A Quote is what a server asks machines to prove.
 type Quote struct {
 	// Bank is the bank of the PCRs, "sha256" or "sha384".
 	Bank string
-	// PCRs are the PCRs that machines have to quote.
+	// PCRs are the PCRs that machines must quote.
 	PCRs []int
 	// EventLog is true if machines are asked for their event log.
 	EventLog bool
 }
 
-// Parse reads a whole file. It returns a *list.FormatError if the file is not as its form
-// asks, or list.FormatErrors if there are several mistakes. It does not retain data.
+// Parse reads a whole file. It returns a *list.FormatError for a file that breaks the rules of the
+// format, or list.FormatErrors if there are several mistakes. It does not retain data.
 func Parse(data []byte, opts Options) (*Document, error) {
 	root, err := readJSON(data)
 	if err != nil {
@@ -46,13 +46,13 @@ func Parse(data []byte, opts Options) (*Document, error) {
 	return d, nil
 }
 
-// A reader makes profiles of values, and collects mistakes.
+// A reader converts JSON values into profiles and collects mistakes.
 type reader struct {
 	opts     Options
 	mistakes list.FormatErrors
 }
 
-// fail notes what is wrong with a value.
+// fail records what is wrong with a value.
 func (r *reader) fail(v *value, path, format string, args ...any) {
 	if len(r.mistakes) == list.MaxMistakes {
 		return
@@ -88,7 +88,7 @@ func (r *reader) document(v *value) *Document {
 	return d
 }
 
-// readHeader reads what a file says about itself, by the rules of all lists.
+// readHeader reads what a file says about itself. The rules are those of all lists.
 func (r *reader) readHeader(h *list.Header, m map[string]*value) {
 	if v, ok := m["version"]; ok {
 		if version, ok := r.number(v, "version"); ok && version != 1 {
@@ -159,7 +159,7 @@ func (r *reader) name(profile, v *value, path string) string {
 	return string(name)
 }
 
-// labels reads labels by the rules of all lists: without the blanks around them, each once.
+// labels reads labels. As in all lists, blanks around them and duplicates are removed.
 func (r *reader) labels(v *value, path string) (labels []string) {
 	for i, one := range r.array(v, path, MaxValues) {
 		at := fmt.Sprintf("%s[%d]", path, i)
@@ -180,7 +180,7 @@ func (r *reader) labels(v *value, path string) (labels []string) {
 	return labels
 }
 
-// pcrs reads the values that PCRs may have.
+// pcrs reads the allowed values of PCRs.
 func (r *reader) pcrs(p *Profile, v *value, path string, comments map[string][]string) {
 	banks := r.object(v, path, comments, "pcrs", "sha256", "sha384")
 	switch {
@@ -225,7 +225,7 @@ func pcrNames() []string {
 	return names
 }
 
-// secureBoot reads what has to be true of Secure Boot.
+// secureBoot reads the conditions for Secure Boot.
 func (r *reader) secureBoot(v *value, path string, comments map[string][]string) *SecureBoot {
 	m := r.object(v, path, comments, "secureboot", "enabled", "db", "dbx", "authorities")
 	if len(m) == 0 && v.kind == '{' {
@@ -253,8 +253,8 @@ func (r *reader) secureBoot(v *value, path string, comments map[string][]string)
 	return s
 }
 
-// images reads which images may be in PCR 4. Their digests are of the bank of the profile's
-// PCRs, of the bank that machines quote, or, if neither is known, of either.
+// images reads the images that may be in PCR 4. Their digests are of the bank of the profile's
+// PCRs, or else of the bank that machines quote, or, if neither is known, of any bank.
 func (r *reader) images(p *Profile, v *value, path string, comments map[string][]string) {
 	r.needsLog(v, path, PCRImages)
 	values := r.rule(v, path, comments, "images", "only")
@@ -290,8 +290,8 @@ func (r *reader) needsLog(v *value, path string, pcr int) {
 	}
 }
 
-// rule reads an object whose only member is a list of values. It returns nil if there is no
-// such member.
+// rule reads an object whose only member is a list of values, and returns that list, or nil if it
+// is missing.
 func (r *reader) rule(v *value, path string, comments map[string][]string, of, name string) *value {
 	m := r.object(v, path, comments, of, name)
 	if len(m) == 0 && v.kind == '{' {
@@ -300,7 +300,7 @@ func (r *reader) rule(v *value, path string, comments map[string][]string, of, n
 	return m[name]
 }
 
-// digests reads digests of so many bytes, at least one, none twice.
+// digests reads digests of size bytes: at least one, without duplicates.
 func (r *reader) digests(v *value, path string, size int) [][]byte {
 	all := r.array(v, path, MaxValues)
 	if v.kind == '[' && len(all) == 0 {
@@ -327,8 +327,8 @@ func (r *reader) digests(v *value, path string, size int) [][]byte {
 	return digests
 }
 
-// object returns the members of an object by name, without its comment, which goes into
-// comments. A member that is not known, or null, is a mistake.
+// object returns the members of an object by name, without its comment, which it adds to comments.
+// An unknown member or a null is a mistake.
 func (r *reader) object(
 	v *value, path string, comments map[string][]string, of string, known ...string,
 ) map[string]*value {
@@ -356,7 +356,7 @@ func (r *reader) object(
 	return m
 }
 
-// some names what a member may be.
+// some returns a text that lists the allowed names of a member.
 func some(known []string) string {
 	if len(known) > MaxPCR {
 		return "a PCR from 0 to " + strconv.Itoa(MaxPCR)
@@ -364,7 +364,7 @@ func some(known []string) string {
 	return strings.Join(known, ", ")
 }
 
-// lines returns a comment that is a text or several. Any other is passed over.
+// lines returns a comment that is a string or an array of strings. It ignores any other.
 func lines(v *value) []string {
 	switch v.kind {
 	case '"':
@@ -382,7 +382,7 @@ func lines(v *value) []string {
 	return nil
 }
 
-// array returns the elements of an array, at most so many.
+// array returns the elements of an array, of which there may be at most most.
 func (r *reader) array(v *value, path string, most int) []value {
 	switch {
 	case v.kind != '[':

@@ -17,13 +17,13 @@ const (
 	maxNodes = 1 << 17
 )
 
-// A value is one JSON value, with its place in the file.
+// A value is one JSON value and its place in the file.
 type value struct {
 	kind jsontext.Kind
 	at   int64
-	text string // of a string; of a number, as it is written
-	// names are those of the members of an object, none twice. all are the values of its
-	// members, or of an array.
+	text string // the text of a string; a number as it is written
+	// names are the names of an object's members, without duplicates. all are the values of an
+	// object's members or the elements of an array.
 	names []string
 	all   []value
 }
@@ -38,7 +38,7 @@ func readJSON(data []byte) (*value, error) {
 	if begin := bytes.TrimLeft(data, " \t\r\n"); !bytes.HasPrefix(begin, []byte("{")) {
 		return nil, mistake("byte 0", "not a JSON file, which begins with {: it begins with "+list.Quoted(begin))
 	}
-	t := treeReader{dec: jsontext.NewDecoder(bytes.NewBuffer(data))} // which refuses names that are there twice
+	t := treeReader{dec: jsontext.NewDecoder(bytes.NewBuffer(data))} // it refuses duplicate names
 	v, err := t.read(0)
 	if err != nil {
 		return nil, err
@@ -114,7 +114,7 @@ func (t *treeReader) inside(v *value, depth int) error {
 	}
 }
 
-// failed returns an error for an error of the decoder, without the text that it quotes.
+// failed converts an error of the decoder, without the text that it quotes.
 func (t *treeReader) failed(err error) error {
 	at, problem := t.dec.InputOffset(), "the file is cut off"
 	if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok {

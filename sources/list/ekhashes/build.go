@@ -14,8 +14,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
-// New returns the list of some entries. The error says which entry breaks the rules
-// of a list, by its number from 0 on.
+// New returns a list of the given entries. The error names an entry that breaks the rules of a list
+// by its number, from 0.
 func New(header list.Header, entries iter.Seq[Entry]) (*Document, error) {
 	if err := header.Check(); err != nil {
 		return nil, err
@@ -31,16 +31,16 @@ func New(header list.Header, entries iter.Seq[Entry]) (*Document, error) {
 	return b.Build(header)
 }
 
-// A Builder makes a list of entries that come from several places.
+// A Builder makes a list from entries that come from several places.
 type Builder struct {
 	builder
 	place func(at uint32, hash sources.EKHash) string
 	added int
 }
 
-// NewBuilder returns a Builder. place says in words where an entry is from, by the number
-// that Add was given; earlier entries have lower numbers. If merge is true, entries that say
-// exactly the same of the same TPM count as one.
+// NewBuilder returns a Builder. place describes where an entry is from, given the number that was
+// passed to Add. If a hash or a name is given twice, the entry with the lower number is the first.
+// If merge is true, entries that say exactly the same about the same TPM count as one.
 func NewBuilder(place func(at uint32, hash sources.EKHash) string, merge bool) *Builder {
 	b := &Builder{builder: newBuilder(nil, 0), place: place}
 	b.merge = merge
@@ -60,8 +60,8 @@ func (b *Builder) Add(at uint32, e Entry) error {
 	return nil
 }
 
-// Build returns the list. It returns a *list.FormatError or list.FormatErrors if a hash or a name is
-// there twice. The Builder must not be used after that.
+// Build returns the list. It returns a *list.FormatError or list.FormatErrors if a hash or a name
+// occurs twice. The Builder must not be used after that.
 func (b *Builder) Build(header list.Header) (*Document, error) {
 	if err := header.Check(); err != nil {
 		return nil, err
@@ -87,33 +87,33 @@ func (b *Builder) Added() int { return b.added }
 
 var errTooMany = errors.New("a list with more than four billion entries or bytes of names and labels")
 
-// A builder takes entries and makes a Document of them.
+// A builder collects entries and makes a Document from them.
 type builder struct {
 	entries []entry
 	records records
 	says    says // of the entry that is being read
 
-	// names finds names that are given twice: a hash of each, with the index of its
-	// entry; nil if no entry has a name. The seed is random, so the list's writer cannot
-	// choose names that collide.
+	// names detects duplicate names: it maps the hash of a name to the index of its entry; nil if
+	// no entry has a name. The seed is random, so the author of a list cannot choose names that
+	// collide.
 	names map[uint64]uint32
 	seed  maphash.Seed
-	again []repeat // the first names that are there twice
+	again []repeat // the first duplicate names
 
-	// merge takes entries that say the same of the same hash for one.
+	// merge makes entries that say the same about the same hash count as one.
 	merge bool
 	place func(at uint32) string
 }
 
-// A repeat is an entry with a hash or a name that an entry before it has.
+// A repeat is an entry with the hash or the name of an earlier entry.
 type repeat struct {
 	at, first       uint32
 	hash, firstHash sources.EKHash
-	name            string // that both have; empty if it is the hash
-	differ          bool   // says that the hash is there twice because it is described differently
+	name            string // the name that both have; empty if they have the same hash
+	differ          bool   // the hash is repeated with a different name or labels
 }
 
-// problem returns what is wrong, in words. first is where the first entry is.
+// problem describes the repeat. first is the place of the first entry.
 func (r *repeat) problem(first string) string {
 	if r.name != "" {
 		return fmt.Sprintf("the name %q again, after %s", r.name, first)
@@ -124,12 +124,13 @@ func (r *repeat) problem(first string) string {
 	return fmt.Sprintf("the hash %v again, after %s", r.hash, first)
 }
 
-// newBuilder returns a builder with room for some entries. place says where an entry is.
+// newBuilder returns a builder with room for some entries. place describes where an entry is.
 func newBuilder(place func(at uint32) string, room int) builder {
 	return builder{entries: make([]entry, 0, room), seed: maphash.MakeSeed(), place: place}
 }
 
-// takeAll takes an entry with what it says. It returns what is wrong with it.
+// takeAll adds an entry with its name and labels. It returns what is wrong with it, or an empty
+// string.
 func (b *builder) takeAll(at uint32, e Entry) string {
 	b.says.reset()
 	if problem := b.says.setName([]byte(e.Name)); problem != "" {
@@ -144,7 +145,7 @@ func (b *builder) takeAll(at uint32, e Entry) string {
 	return ""
 }
 
-// take takes the entry that has been read.
+// take adds the entry whose name and labels are in b.says.
 func (b *builder) take(at uint32, hash sources.EKHash) {
 	record := b.records.add(&b.says)
 	b.entries = append(b.entries, entry{hash, record, at})
@@ -162,7 +163,7 @@ func (b *builder) take(at uint32, hash sources.EKHash) {
 			return
 		}
 		if bytes.Equal(b.nameOf(other), b.says.name) {
-			if first := b.entries[other]; first.hash != hash { // else the hash is there twice
+			if first := b.entries[other]; first.hash != hash { // otherwise the hash is a duplicate
 				b.again = append(b.again, repeat{at, first.at, hash, first.hash, string(b.says.name), false})
 			}
 			return
@@ -176,7 +177,7 @@ func (b *builder) nameOf(index uint32) []byte {
 	return record[2 : 2+int(record[1])]
 }
 
-// trim gives back the room for entries that a list might have had. A list may serve for long.
+// trim releases the room for entries that were not needed. A list may be in use for a long time.
 func (b *builder) trim() {
 	if cap(b.entries)-len(b.entries) > len(b.entries)/16 {
 		b.names = nil // no entry follows
@@ -184,7 +185,7 @@ func (b *builder) trim() {
 	}
 }
 
-// build returns the list of all entries, or the first entries that are there twice.
+// build returns the list of all entries, or the first duplicates.
 func (b *builder) build(header list.Header) (*Document, []repeat) {
 	b.names = nil
 	entries := b.entries
@@ -204,7 +205,7 @@ func (b *builder) build(header list.Header) (*Document, []repeat) {
 	return &Document{header: header, entries: entries, records: b.records, place: b.place}, nil
 }
 
-// hashesTwice returns the first entries whose hash an earlier entry has, less those that may be
+// hashesTwice returns the first entries with the hash of an earlier entry, except those that may be
 // merged.
 func (b *builder) hashesTwice(sorted []entry) (twice []repeat) {
 	first := 0
@@ -225,7 +226,7 @@ func (b *builder) hashesTwice(sorted []entry) (twice []repeat) {
 	return twice
 }
 
-// firstRepeats returns the first list.MaxMistakes in the order of the list.
+// firstRepeats returns the first repeats in the order of the list, at most list.MaxMistakes.
 func firstRepeats(all []repeat) []repeat {
 	slices.SortStableFunc(all, func(a, b repeat) int { return cmp.Compare(a.at, b.at) })
 	return all[:min(len(all), list.MaxMistakes)]

@@ -1,30 +1,29 @@
-// Package ekhashes is a document: a list of TPMs by their EK hashes.
+// Package ekhashes implements a document of package list: a list of TPMs by their EK hashes.
 //
-// A list names each TPM by its EK hash ([sources.EKHash]) and may give it a name and
-// labels. It has two forms, told apart by the first byte that is not blank. The JSON
-// form begins with a brace:
+// A list identifies each TPM by its EK hash ([sources.EKHash]) and may give it a name and labels.
+// There are two formats, told apart by the first character that is not blank. The JSON format
+// begins with a brace:
 //
 //	{"version": 1, "serial": 42, "expires": "2030-01-01T00:00:00Z", "list": "fleet",
 //	 "keys": ["<ek hash>", {"hash": "<ek hash>", "name": "us-east-17", "labels": ["rack:12"]}]}
 //
-// Only "keys" must be there, and "hash" in an entry that is an object; null counts as
-// left out. Field names match exactly, none may be there twice, and unknown ones are
-// ignored, with a warning about those that look as if they were meant to mean something.
-// Anything else is the text form, with an entry on each line:
+// Only "keys" is required, and "hash" in an entry that is an object; null counts as absent. Field
+// names match exactly and must not be repeated. Unknown fields are ignored, with a warning about
+// those that look as if they were meant to have an effect. Anything else is the text format, with
+// an entry on each line:
 //
 //	# hash, then a name or -, then labels
 //	<ek hash>
 //	<ek hash> us-east-17 rack:12 env:prod
 //	<ek hash> -          rack:12
 //
-// Words are separated by spaces and tabs, a # begins a comment wherever it is, and lines
-// end in LF or CRLF. Both forms are UTF-8; a byte order mark in front is ignored
-// (RFC 8259, 8.1).
+// Words are separated by spaces and tabs, a # begins a comment anywhere, and lines end in LF or
+// CRLF. Both formats are UTF-8; a byte order mark at the beginning is ignored (RFC 8259, 8.1).
 //
-// [Parse] takes the whole of a list or nothing of it: a hash or a name that is there
-// twice, a value beyond the limits of package sources, a control character, a list that
-// is cut off or has something behind it are errors that name the place. [New] makes a
-// list of entries, and [Document.WriteJSON] and [Document.WriteText] write one.
+// [Parse] accepts a whole list or none of it. Errors that name the place are: a duplicate hash or
+// name, a value that exceeds the limits of package sources, a control character, a list that is cut
+// off, and bytes after the list. [New] makes a list from entries, and [Document.WriteJSON] and
+// [Document.WriteText] write one.
 package ekhashes
 
 import (
@@ -38,20 +37,20 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
-// A Document is one whole list. It never changes, so any number of goroutines may use
-// it. Parse and New make one.
+// A Document is one whole list, made by Parse or New. It is immutable, and so safe for concurrent
+// use.
 type Document struct {
 	header   list.Header
 	entries  []entry // sorted by hash
 	records  records
 	warnings []string
-	place    func(at uint32) string // says where an entry was; nil if the list was made of entries
+	place    func(at uint32) string // describes where an entry was; nil for a list from New
 }
 
 // An entry is one TPM.
 type entry struct {
 	hash   sources.EKHash
-	record uint32 // what the list says of it besides the hash
+	record uint32 // where its name and labels are in records
 	at     uint32 // where it was in the list: the line, or the index in "keys"
 }
 
@@ -60,8 +59,8 @@ var _ list.Content[*Document] = (*Document)(nil)
 // Header implements list.Content.
 func (d *Document) Header() list.Header { return d.header }
 
-// WithHeader returns a list of the same entries with another header. The error says why no
-// list can have that header.
+// WithHeader returns a list of the same entries with another header. The error says why a list
+// cannot have that header.
 func (d *Document) WithHeader(h list.Header) (*Document, error) {
 	if err := h.Check(); err != nil {
 		return nil, err
@@ -74,14 +73,14 @@ func (d *Document) WithHeader(h list.Header) (*Document, error) {
 // Len implements list.Content.
 func (d *Document) Len() int { return len(d.entries) }
 
-// Warnings implements list.Content: fields that mean nothing and look as if they were
+// Warnings implements list.Content. They name fields that have no effect but look as if they were
 // meant to.
 func (d *Document) Warnings() []string { return d.warnings }
 
 // An Entry is one TPM in a list.
 type Entry struct {
 	Hash sources.EKHash
-	// Name is empty if it has none.
+	// Name is empty if the TPM has none.
 	Name   string
 	Labels []string
 }
@@ -120,8 +119,8 @@ func (d *Document) find(hash sources.EKHash) *entry {
 	return &d.entries[i]
 }
 
-// Verdict returns what the list says of a TPM, for a source to return from Check. The reason
-// says where in the list the TPM is: "serial 42, keys[17]" or "line 17". It does not look
+// Verdict returns what the list says about a TPM, for a source to return from Check. The reason
+// says where in the list the TPM is: "serial 42, keys[17]" or "line 17". Verdict does not check
 // whether the list has expired.
 func (d *Document) Verdict(hash sources.EKHash) sources.Verdict {
 	v := sources.Verdict{}

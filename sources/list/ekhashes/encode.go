@@ -14,8 +14,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
-// WriteJSON writes the JSON form, with an entry on each line, sorted by hash. Parse makes
-// the same list of it.
+// WriteJSON writes the JSON format, with an entry on each line, sorted by hash. Parse returns the
+// same list for it.
 func (d *Document) WriteJSON(w io.Writer) error {
 	out := bufio.NewWriterSize(w, writeBuffer)
 	b := []byte(`{"version": 1,`)
@@ -41,7 +41,7 @@ func (d *Document) WriteJSON(w io.Writer) error {
 	return out.Flush()
 }
 
-// writeBuffer is how many bytes are written at once.
+// writeBuffer is the number of bytes that are written at once.
 const writeBuffer = 64 << 10
 
 func (e Entry) appendJSON(b []byte) []byte {
@@ -69,10 +69,10 @@ func quoted(b []byte, text string) []byte {
 	return b
 }
 
-// WriteText writes the text form, sorted by hash. Parse makes the same list of it, if
-// Options.AllowEmpty is set or there is an entry. Nothing is written if the form cannot
-// express the list, and the error says what: a serial, an expiry and the list's name, and
-// blanks or a # in a name or a label.
+// WriteText writes the text format, sorted by hash. Parse returns the same list for it, if
+// Options.AllowEmpty is set or there is an entry. If the text format cannot express the list,
+// nothing is written, and the error says what it cannot express: a serial, an expiry, a name of the
+// list, or a blank or # in a name or label.
 func (d *Document) WriteText(w io.Writer) error {
 	if d.header != (list.Header{}) {
 		return errors.New("a text list has no serial, no expiry and no name of its own: write it as JSON")
@@ -91,7 +91,7 @@ func (d *Document) WriteText(w io.Writer) error {
 	return out.Flush()
 }
 
-// fitsText returns what of an entry the text form cannot express, or nil.
+// fitsText returns an error if the text format cannot express the entry.
 func (e Entry) fitsText() error {
 	if e.Name == "-" {
 		return fmt.Errorf("%v: a text list cannot have the name %q: write it as JSON", e.Hash, e.Name)

@@ -5,8 +5,8 @@ import (
 	"io"
 )
 
-// ParseEntry reads one entry of the JSON form, as it stands in "keys". It returns what is
-// doubtful about its fields, and a *list.FormatError if it is not as the form asks.
+// ParseEntry reads one entry of the JSON format, an element of "keys". It returns warnings about
+// doubtful fields, and a *list.FormatError if the entry breaks the rules of the format.
 func ParseEntry(data []byte) (Entry, []string, error) {
 	p := newJSONParser(data, 1)
 	if err := p.key(); err != nil {

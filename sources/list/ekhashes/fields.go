@@ -8,40 +8,41 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
-// The fields that mean something, of an entry and of the list.
+// The known fields of an entry and of the list.
 var (
 	entryFields = [...]string{"hash", "name", "labels"}
 	listFields  = [...]string{"keys", "version", "serial", "expires", "list"}
 )
 
-// What an inventory may call what this project does not know, without "_" and "-".
+// Names that an inventory may give to fields that this project does not know, without "_" and "-".
 var (
-	// If a field by a name in withdrawn is true, or a field by a name in inUse is false,
-	// somebody means that the machine is not to be admitted.
+	// A field named in withdrawn that is true, or one named in inUse that is false, suggests that
+	// the machine is not to be admitted.
 	withdrawn = [...]string{
 		"revoked", "disabled", "blocked", "banned", "denied", "deny", "stolen", "retired",
 		"decommissioned", "deleted", "removed", "inactive",
 	}
 	inUse = [...]string{"enabled", "active", "allowed", "allow", "admitted", "valid"}
-	// A field by a name in until says for how long.
+	// A field named in until suggests that the machine is to be admitted only up to a time.
 	until = [...]string{
 		"expires", "expiry", "expiration", "expiresat", "expiresafter", "expirationdate", "expirydate",
 		"notafter", "validuntil", "validto", "until", "revokedat", "deletedat",
 	}
 )
 
-// A doubt is what is doubtful about a field that means nothing. An entry with such a field
-// is listed all the same.
+// A doubt is what is doubtful about an unknown field. An entry with such a field is listed all the
+// same.
 type doubt struct {
 	text string
-	// off says that it is doubtful only if the value says no, and on if it does not.
+	// off means that the field is doubtful only if its value means no, and on that it is doubtful
+	// only if its value does not.
 	off, on bool
 }
 
-// DoubtfulField says what is doubtful about a field of an entry, in words for an operator,
-// or nothing. Unknown fields are ignored, so that an inventory can keep its own. But nobody
-// would notice a misspelt field, or a field that is meant to keep a machine out and does
-// not. value is the JSON value.
+// DoubtfulField says, for an operator, what is doubtful about a field of an entry, or returns an
+// empty string. Unknown fields are ignored so that an inventory can have its own. But then nobody
+// would notice a misspelt field, or a field that is meant to keep a machine out but does not. value
+// is the JSON value.
 func DoubtfulField(name string, value []byte) string { return doubtOf(name, true).about(value) }
 
 func (d doubt) about(value []byte) string {
@@ -85,9 +86,9 @@ func doubtOf(name string, entry bool) doubt {
 	return doubt{}
 }
 
-// near reports whether a name may be a misspelt form of a known name: the case differs, or
-// a letter is added, removed, changed or swapped with its neighbour. In longer names there
-// may be two such mistakes.
+// near reports whether a name may be a misspelling of a known name: it differs in case, or a letter
+// is added, removed, changed or swapped with its neighbour. Longer names may have two such
+// mistakes.
 func near(name, known string) bool {
 	const short = 4
 	most := 2
@@ -100,8 +101,8 @@ func near(name, known string) bool {
 	return distance(name, known) <= most
 }
 
-// distance is how many letters have to be added, removed, changed or swapped with
-// their neighbour to make b of a ("optimal string alignment").
+// distance is the number of letters that must be added, removed, changed or swapped with their
+// neighbour to turn a into b ("optimal string alignment").
 func distance(a, b string) int {
 	before, row := make([]int, len(b)+1), make([]int, len(b)+1)
 	for j := range row {
@@ -125,7 +126,7 @@ func distance(a, b string) int {
 	return row[len(b)]
 }
 
-// doubts are what is doubtful about the fields of a list. Each name is told once, with the
+// doubts collects what is doubtful about the fields of a list. Each name is reported once, with its
 // first place and the number of places.
 type doubts struct {
 	known map[doubtKey]*noted
@@ -143,7 +144,7 @@ type noted struct {
 	count int
 }
 
-// The limits of doubts: names that are looked at, and warnings.
+// The maximum number of names that are examined, and of warnings.
 const maxDoubtNames, maxDoubts = 256, 20
 
 // field returns what is doubtful about a field, or nil.
@@ -165,7 +166,7 @@ func (d *doubts) field(name []byte, entry bool) *noted {
 	return n
 }
 
-// add notes a field with its value.
+// add records a field and its value.
 func (d *doubts) add(n *noted, value []byte, place func() string) {
 	if n.about(value) == "" {
 		return
@@ -176,7 +177,7 @@ func (d *doubts) add(n *noted, value []byte, place func() string) {
 	}
 }
 
-// hint returns the first doubt, to stand behind the error of a list that lacks a field.
+// hint returns the first doubt, to be appended to the error of a list that lacks a field.
 func (d *doubts) hint() string {
 	if len(d.order) == 0 {
 		return ""
@@ -184,7 +185,7 @@ func (d *doubts) hint() string {
 	return "; " + d.order[0].text
 }
 
-// warnings returns what is to be told.
+// warnings returns the doubts as texts for operators.
 func (d *doubts) warnings() []string {
 	var all []string
 	for _, n := range d.order[:min(len(d.order), maxDoubts)] {

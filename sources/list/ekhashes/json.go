@@ -12,9 +12,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
-// parseJSON reads the JSON form. Names in an object are told apart here if the object
-// means something. What an unknown field holds is only passed over, up to 10,000 levels
-// deep (RFC 8259, 9).
+// parseJSON reads the JSON format. It detects duplicate names itself, in objects with known fields
+// only. The values of unknown fields are skipped, up to 10,000 levels deep (RFC 8259, 9).
 func parseJSON(data []byte) (*Document, error) {
 	p := newJSONParser(data, most(data))
 	if err := p.object(p.field); err != nil {
@@ -39,8 +38,7 @@ func parseJSON(data []byte) (*Document, error) {
 	return d, nil
 }
 
-// withMistakes returns an error that ends the reading together with the mistakes
-// before it.
+// withMistakes combines an error that ends the parsing with the mistakes before it.
 func (p *jsonParser) withMistakes(err error) error {
 	last, ok := err.(*list.FormatError) //nolint:errorlint // bare, as failAt returns it
 	if !ok || len(p.mistakes) == 0 {
@@ -52,8 +50,8 @@ func (p *jsonParser) withMistakes(err error) error {
 	return p.mistakes
 }
 
-// located returns the mistakes for entries that are there twice. The list is read once more,
-// to find the bytes at which these entries are.
+// located returns the mistakes for duplicate entries. It parses the list once more to find the
+// offsets of these entries.
 func (p *jsonParser) located(twice []repeat) list.FormatErrors {
 	if len(twice) == 0 {
 		return nil
@@ -63,7 +61,7 @@ func (p *jsonParser) located(twice []repeat) list.FormatErrors {
 	for _, r := range twice {
 		again.offsets[r.at], again.offsets[r.first] = -1, -1
 	}
-	_ = again.object(again.field) // what p has read without an error
+	_ = again.object(again.field) // p has read the same without an error
 	var mistakes list.FormatErrors
 	for _, r := range twice {
 		p.index = int(r.first)
@@ -83,21 +81,21 @@ type jsonParser struct {
 	hasKeys bool
 
 	index   int   // of the entry that is being read, or -1
-	at      int64 // where the value begins that was read last
+	at      int64 // where the last value read begins
 	hash    sources.EKHash
 	hasHash bool
 
-	fieldName []byte // that was read last, or its beginning
+	fieldName []byte // the last one read, or its beginning
 
 	doubts   doubts
 	mistakes list.FormatErrors
-	broken   bool // the decoder has failed, and nothing more can be read
+	broken   bool // the decoder has failed and cannot continue
 
-	// offsets, if it is not nil, gets the offset of the hash of each entry whose index it
-	// has, and no entry is taken.
+	// If offsets is not nil, the parser stores the offset of the hash of each entry whose index is
+	// a key in it, and adds no entries.
 	offsets map[uint32]int64
 
-	fields  []uint64 // hashes of the names of unknown fields, of all objects that are open
+	fields  []uint64 // hashes of the names of unknown fields in all open objects
 	scratch []byte
 }
 
@@ -105,7 +103,7 @@ func newJSONParser(data []byte, room int) *jsonParser {
 	return &jsonParser{
 		builder: newBuilder(func(index uint32) string { return fmt.Sprintf("keys[%d]", index) }, room),
 		data:    data,
-		// The decoder reads the bytes of a Buffer where they are.
+		// The decoder reads the bytes of a Buffer in place, without copying them.
 		dec:   jsontext.NewDecoder(bytes.NewBuffer(data), jsontext.AllowDuplicateNames(true)),
 		index: -1,
 	}
@@ -163,8 +161,8 @@ func (p *jsonParser) expires() error {
 	return nil
 }
 
-// element reads an element of keys. A mistake in it is noted, and reading goes on behind
-// the element, so that the mistakes of all elements are told at once.
+// element reads an element of keys. After a mistake, reading goes on with the next element, so that
+// the mistakes in all elements are reported at once.
 func (p *jsonParser) element() error {
 	p.index++
 	depth, open := p.dec.StackDepth(), len(p.fields)
@@ -241,8 +239,7 @@ func (p *jsonParser) entryField(name string) error {
 	return p.unknown(true)
 }
 
-// unknown passes over the value of a field that means nothing, unless that is
-// doubtful.
+// unknown skips the value of an unknown field, unless the field is doubtful.
 func (p *jsonParser) unknown(entry bool) error {
 	n := p.doubts.field(p.fieldName, entry)
 	if n == nil {
@@ -272,7 +269,7 @@ func (p *jsonParser) label() error {
 	return p.problem(p.says.addLabel(text))
 }
 
-// problem returns an error for what is wrong with what was read last, if anything.
+// problem returns an error at the last value read, unless problem is empty.
 func (p *jsonParser) problem(problem string) error {
 	if problem != "" {
 		return p.fail(problem)

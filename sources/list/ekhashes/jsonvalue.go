@@ -13,14 +13,14 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
-// maxFields is how many fields an object that is looked into may have. Each is
-// compared with all that came before it.
+// maxFields limits the number of fields in an object that is examined. Each field is compared with
+// all fields before it.
 const maxFields = 256
 
-// fail returns an error for what was read last.
+// fail returns an error at the last value read.
 func (p *jsonParser) fail(problem string) error { return p.failAt(p.at, problem) }
 
-// read notes that a value of so many bytes was read.
+// read records that a value of n bytes was read.
 func (p *jsonParser) read(n int) { p.at = p.dec.InputOffset() - int64(n) }
 
 func (p *jsonParser) failAt(offset int64, problem string) error { return p.mistakeAt(offset, problem) }
@@ -40,7 +40,7 @@ func (p *jsonParser) placeAt(offset int64) string {
 	return place
 }
 
-// readError returns an error for an error of the decoder, without the text that it quotes.
+// readError converts an error of the decoder, without the text that it quotes.
 func (p *jsonParser) readError(err error) error {
 	p.broken = true
 	if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
@@ -57,7 +57,7 @@ func (p *jsonParser) object(field func(name string) error) error {
 	if err := p.open('{', "an object"); err != nil {
 		return err
 	}
-	var known uint8 // which fields that mean something there were
+	var known uint8 // the known fields that have occurred
 	outer := len(p.fields)
 	for n := 1; p.dec.PeekKind() == '"'; n++ {
 		text, err := p.text()
@@ -86,8 +86,8 @@ func (p *jsonParser) object(field func(name string) error) error {
 	return p.skip() // the brace
 }
 
-// fieldName returns a name without allocating it, and a bit that stands for it,
-// or nothing if the name means nothing.
+// fieldName returns a known name without allocating it, and a bit that represents it. It returns
+// nothing for an unknown name.
 func fieldName(name []byte) (known string, bit uint8) {
 	for i, known := range [...]string{"hash", "name", "labels", "keys", "version", "serial", "expires", "list"} {
 		if string(name) == known {
@@ -126,7 +126,7 @@ func (p *jsonParser) array(element func() error) error {
 	}
 	for {
 		switch p.dec.PeekKind() {
-		case ']', 0: // 0 is an error, which skip finds again
+		case ']', 0: // 0 is an error, which skip returns
 			return p.skip()
 		}
 		if err := element(); err != nil {
@@ -150,7 +150,7 @@ func (p *jsonParser) skip() error {
 	return nil
 }
 
-// null reads a null, if a null comes next.
+// null reads a null if that is the next value.
 func (p *jsonParser) null() (bool, error) {
 	if p.dec.PeekKind() != 'n' {
 		return false, nil

@@ -12,8 +12,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
-// ParseHash reads a hash as Parse does. The error says what the text looks like, if it is
-// something else.
+// ParseHash reads a hash as Parse does. If the text is not a hash, the error says what it looks
+// like.
 func ParseHash(text []byte) (sources.EKHash, error) {
 	var hash sources.EKHash
 	if hash.UnmarshalText(text) != nil {
@@ -23,12 +23,12 @@ func ParseHash(text []byte) (sources.EKHash, error) {
 	return hash, nil
 }
 
-// maxRecognised is how much of a text is looked at to recognise what it is.
+// maxRecognised is the length of the part of a text that is examined to recognise it.
 const maxRecognised = 512
 
-// notHash says what is wrong with a text in the place of a hash: what it looks like,
-// and what to write. whole is set if the list is something else altogether, so that
-// its other lines need no mention.
+// notHash describes a text found instead of a hash: what it looks like, and what to write. whole is
+// true if the whole file is something other than a list, so that its other lines need not be
+// reported.
 func notHash(text []byte) (problem string, whole bool) {
 	s := text[:min(len(text), maxRecognised)]
 	switch {
@@ -67,7 +67,7 @@ func notHash(text []byte) (problem string, whole bool) {
 	return problem + list.Quoted(text), false
 }
 
-// notJSON says what a list is that does not begin with a brace.
+// notJSON describes a list that does not begin with a brace.
 func notJSON(begin []byte) error {
 	problem, whole := notHash(bytes.TrimSpace(begin[:min(len(begin), list.MaxQuoted)]))
 	switch {
@@ -79,7 +79,7 @@ func notJSON(begin []byte) error {
 	return &list.FormatError{Place: "byte 0", Problem: "not a JSON list, which begins with {: " + problem, Line: 1}
 }
 
-// around finds a hash in a text, and returns what stands around it.
+// around finds a hash in a text and returns what is before and after it.
 func around(s []byte) (before, after []byte, ok bool) {
 	const digits = 2 * len(sources.EKHash{})
 	run := 0

@@ -7,24 +7,23 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
-// Options are what a reader of a list may choose.
+// Options change what Parse accepts.
 type Options struct {
-	// AllowEmpty accepts a text without an entry, which may as well be a file that
-	// somebody has truncated. A JSON list says itself that it is empty.
+	// AllowEmpty accepts a text list without entries, which could also be a truncated file. A JSON
+	// list states that it is empty.
 	AllowEmpty bool
-	// JSON refuses a text: the first half of a text list is a text list.
+	// JSON refuses text lists: the first half of a text list is a text list.
 	JSON bool
 }
 
 // mark is a byte order mark.
 const mark = "\ufeff"
 
-// Parse reads a whole list. It returns a *list.FormatError if the list is not as its form
-// asks, or list.FormatErrors if there are several mistakes.
+// Parse reads a whole list. It returns a *list.FormatError for a list that breaks the rules of its
+// format, or list.FormatErrors if there are several mistakes.
 //
-// It does not retain data. Its time and its memory are proportional to the length of
-// the list, whatever its writer chose; a list serves from 40 bytes an entry without a
-// name.
+// It does not retain data. Its time and memory are proportional to the length of the list, whatever
+// its author has chosen. A parsed list takes 40 bytes for each entry without a name and labels.
 func Parse(data []byte, opts Options) (*Document, error) {
 	if isUTF16(data) {
 		return nil, &list.FormatError{Place: "line 1", Line: 1, Problem: "UTF-16, as PowerShell and some programs on " +
@@ -40,10 +39,10 @@ func Parse(data []byte, opts Options) (*Document, error) {
 	return parseText(data, opts.AllowEmpty)
 }
 
-// most returns how many entries a list may have at most.
+// most returns the largest possible number of entries.
 func most(data []byte) int { return len(data)/(2*len(sources.EKHash{})+1) + 1 }
 
-// isUTF16 reports whether a list begins like a text in UTF-16. No list has a zero byte.
+// isUTF16 reports whether a list begins like UTF-16. No list contains a zero byte.
 func isUTF16(data []byte) bool {
 	return bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")) ||
 		len(data) > 1 && (data[0] == 0) != (data[1] == 0)

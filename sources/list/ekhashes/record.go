@@ -7,12 +7,12 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
-// records are what entries say besides their hashes, one behind another. A record is
-// the number of its labels in a byte, then the name and each label, each behind its
-// length in a byte. A record is known by where it begins; there is none at 0.
+// records are the names and labels of all entries, one after another. A record is the number of its
+// labels in one byte, then the name and each label, each preceded by its length in one byte. A
+// record is identified by its offset; no record has the offset 0.
 type records []byte
 
-// at returns the record that begins there; nil if there is none.
+// at returns the record at an offset; nil for offset 0.
 func (r records) at(offset uint32) []byte {
 	if offset == 0 {
 		return nil
@@ -26,7 +26,7 @@ func (r records) at(offset uint32) []byte {
 
 // of returns the name and the labels in a record. They share no memory with r.
 func (r records) of(offset uint32) (name string, labels []string) {
-	record := string(r.at(offset)) // which all of them share
+	record := string(r.at(offset)) // one allocation, shared by all results
 	if record == "" {
 		return "", nil
 	}
@@ -45,7 +45,7 @@ func (r records) of(offset uint32) (name string, labels []string) {
 	return name, labels
 }
 
-// add appends what an entry says, and returns where it begins.
+// add appends the name and labels of an entry, and returns the offset of the record.
 func (r *records) add(says *says) uint32 {
 	if len(says.name) == 0 && says.labels == 0 {
 		return 0
@@ -59,13 +59,13 @@ func (r *records) add(says *says) uint32 {
 	return at
 }
 
-// says is what one entry says, while it is read. Its methods return what is wrong with
-// a value, or nothing.
+// says is the name and the labels of the entry that is being read. Its methods return what is wrong
+// with a value, or an empty string.
 type says struct {
 	name   []byte
 	packed []byte // the labels, as in a record
 	labels int    // how many there are
-	given  int    // those that were there twice included
+	given  int    // including duplicates
 }
 
 func (s *says) reset() { s.name, s.packed, s.labels, s.given = s.name[:0], s.packed[:0], 0, 0 }
@@ -77,8 +77,7 @@ func (s *says) setName(name []byte) string {
 	return problem
 }
 
-// addLabel adds a label, without the blanks around it. A label that is there already
-// stays there once.
+// addLabel adds a label, without the blanks around it, unless the entry already has it.
 func (s *says) addLabel(label []byte) string {
 	s.given++
 	label, problem := list.TidyLabel(s.given, label)

@@ -11,7 +11,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
-// parseText reads the text form.
+// parseText reads the text format.
 func parseText(data []byte, allowEmpty bool) (*Document, error) {
 	b := newBuilder(func(line uint32) string { return fmt.Sprintf("line %d", line) }, most(data))
 	var mistakes list.FormatErrors
@@ -47,14 +47,14 @@ func parseText(data []byte, allowEmpty bool) (*Document, error) {
 	return d, nil
 }
 
-// line reads a line. It returns what is wrong with it, or nothing; whole is true if the
-// data is no list at all.
+// line reads a line. It returns what is wrong with it, or an empty string; whole is true if the
+// data is not a list at all.
 func (b *builder) line(number uint32, line []byte) (problem string, whole bool) {
 	rest, ended := bytes.CutSuffix(line, []byte{'\n'})
 	line = bytes.TrimSuffix(rest, []byte{'\r'})
 	b.says.reset()
 	var hash sources.EKHash
-	if hash.UnmarshalText(line) == nil { // most lines of most long lists
+	if hash.UnmarshalText(line) == nil { // like most lines of most long lists
 		b.take(number, hash)
 		return "", false
 	}
@@ -89,8 +89,8 @@ func (b *builder) line(number uint32, line []byte) (problem string, whole bool) 
 	return "", false
 }
 
-// notHashLine says what is wrong with a line that does not begin with a hash. What is
-// in it elsewhere counts too: the line may be of a log, or what the agent prints.
+// notHashLine describes a line that does not begin with a hash. It also looks for a hash elsewhere
+// in the line, which may be from a log or from the agent's output.
 func notHashLine(line, word []byte) (problem string, whole bool) {
 	if before, _, ok := around(line); ok && bytes.ContainsAny(before, " \t") {
 		return fmt.Sprintf("a hash stands behind %s: write the hash first, then a name or -, then labels",

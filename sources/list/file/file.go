@@ -1,12 +1,12 @@
-// Package file is an origin of lists: a file.
+// Package file implements an origin of package list: a file.
 //
-// A change is found by watching the folders that lead to the file, within a fraction of
-// a second, and by opening the file every Config.Every besides, since a watch sees
-// nothing that another host writes to a network file system.
+// Watching the folders that lead to the file finds a change within a fraction of a second. The file
+// is also opened every Config.Every, since a watch does not notice what another host writes to a
+// network file system.
 //
-// The file may be replaced in any way: by renaming another file over it (the best,
-// since nobody ever sees half of it), by writing it in place, by swapping a link or a
-// folder on the way to it, as the kubelet does with a mounted ConfigMap.
+// The file may be replaced in any way: by renaming another file over it (best, since nobody ever
+// sees half a file), by writing it in place, or by swapping a symbolic link or a folder on the way
+// to it, as the kubelet does with a mounted ConfigMap.
 package file
 
 import (
@@ -23,26 +23,26 @@ import (
 )
 
 const (
-	// attempts is how often a file that changes meanwhile is read again.
+	// attempts is how often a file that changes while it is read is read again.
 	attempts = 3
-	// quietTime is how long a file must have been left alone before its content is
-	// taken. The first half of a text list is a text list.
+	// quietTime is how long a file must have been left alone before its content is used: the first
+	// half of a text list is a text list.
 	quietTime = 100 * time.Millisecond
-	// settleTime is more than the resolution of any file system's clock. A file that
-	// looks as it did when it was read may have been changed right after, and is read
-	// once more when so much time has passed.
+	// settleTime is longer than the resolution of any file system's clock. A file may have been
+	// changed right after it was read without looking any different, so it is read once more when
+	// this time has passed.
 	settleTime = 2 * time.Second
 )
 
 // Config says where the file is.
 type Config struct {
-	// Path is the file. It is resolved anew at each look, links in it included. A
-	// relative path is relative to the working directory of the process.
+	// Path is the file. It is resolved anew at each look, including symbolic links. A relative path
+	// is relative to the working directory of the process.
 	Path string
-	// MaxBytes is how long the file may be; list.DefaultMaxBytes if it is zero.
+	// MaxBytes is the maximum length of the file; list.DefaultMaxBytes if it is zero.
 	MaxBytes int64
-	// Every is how often Watch looks whether the way to the file is still the same;
-	// list.DefaultEvery if it is zero.
+	// Every is how often Watch checks whether the route to the file has changed; list.DefaultEvery
+	// if it is zero.
 	Every time.Duration
 	// Now is the clock; time.Now if it is nil.
 	Now func() time.Time
@@ -51,24 +51,25 @@ type Config struct {
 // An Origin is a file. It implements list.Origin.
 type Origin struct {
 	cfg Config
-	// quiet and openWatch are quietTime and inotify; tests have others.
+	// quiet and openWatch are quietTime and inotify, except in tests.
 	quiet     time.Duration
 	openWatch watchFunc
 
-	// unwatched is why changes are found by looking alone, empty if they are not.
+	// unwatched says why the file is not watched, so that changes are found only by polling; empty
+	// if it is watched.
 	unwatched atomic.Pointer[string]
 
-	// seen is how the file that was read last looks, and since when it looks like that.
-	// Read alone uses both.
+	// seen is how the file looked when it was last read, and since is since when it has looked like
+	// that. Only Read uses them.
 	seen  identity
 	since time.Time
 }
 
-// errChanged is the error of a file that has changed while it was read.
+// errChanged means that the file has changed while it was read.
 var errChanged = errors.New("changed while it was read")
 
-// New checks the configuration and returns the origin. It touches no file. The error is of
-// all that is wrong, a sources.FieldError each.
+// New checks the configuration and returns the origin. It touches no file. If the configuration is
+// invalid, it returns the joined errors, one sources.FieldError for each problem.
 func New(cfg Config) (*Origin, error) {
 	var errs []error
 	switch {
@@ -99,9 +100,9 @@ func (o *Origin) Warnings() []string {
 	return nil
 }
 
-// Read implements list.Origin: it opens the file, and reads it unless it still has the
-// tag. It fails if the file is missing, is not a regular file, cannot be read,
-// is longer than Config.MaxBytes or changes all the time.
+// Read implements list.Origin. It opens the file, and reads it unless it still has the tag. It
+// fails if the file is missing, is not a regular file, cannot be read, is longer than
+// Config.MaxBytes, or keeps changing.
 func (o *Origin) Read(ctx context.Context, tag string) (list.Copy, error) {
 	for range attempts {
 		c, err := o.attempt(ctx, tag)
@@ -148,10 +149,10 @@ func (o *Origin) attempt(ctx context.Context, tag string) (list.Copy, error) {
 	return c, nil
 }
 
-// untouched waits until the file has been left alone for a while, and returns
-// errChanged if it has not been, or is not at its path any more.
+// untouched waits until the file has been left alone for a while. It returns errChanged if the file
+// has changed or is no longer at its path.
 func (o *Origin) untouched(ctx context.Context, file openFile, id identity) error {
-	// A file system whose clock is ahead makes it the longest wait.
+	// If the clock of the file system is ahead, this waits for the whole time.
 	if wait := o.quiet - max(o.cfg.Now().Sub(id.modified()), 0); wait > 0 {
 		timer := time.NewTimer(wait)
 		defer timer.Stop()

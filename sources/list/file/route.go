@@ -14,28 +14,29 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// A watch tells that something has changed on the way to a file. A change that it misses
-// is found later, by looking at the file.
+// A watch reports changes on the route to a file. A change that it misses is found later by polling
+// the file.
 type watch interface {
-	// changed receives after a change; several may count as one.
+	// changed returns a channel that receives a value after a change. Several changes may cause
+	// only one value.
 	changed() <-chan struct{}
-	// broken reports whether one of the folders has been moved or removed, so
-	// that it takes a new watch to see more.
+	// broken reports whether one of the folders has been moved or removed, so that a new watch is
+	// needed to see further changes.
 	broken() bool
-	// close ends it, and returns when nothing of it is left.
+	// close ends the watch. It returns when everything that the watch has started has ended.
 	close()
 }
 
-// A watchFunc watches the folders of a route. If there is an error, the watch that it
-// returns watches as much as can be watched, or is nil.
+// A watchFunc watches the folders of a route. If it returns an error, the watch that it returns
+// covers as much as can be watched, or is nil.
 type watchFunc func(route) (watch, error)
 
-// A route is all that decides which file a path leads to.
+// A route is everything that determines which file a path leads to.
 type route struct {
-	// folders are the folders in which a name on the way is looked up, by path: such a
-	// name may be given to another file.
+	// folders are the folders in which a name on the route is looked up, by path. A name in them
+	// may be given to another file.
 	folders map[string]folder
-	// names are the paths of these names.
+	// names are the full paths of those names.
 	names map[string]bool
 }
 
@@ -46,19 +47,18 @@ func (r route) same(other route) bool {
 	return maps.Equal(r.folders, other.folders) && maps.Equal(r.names, other.names)
 }
 
-// maxLinks is how many links there may be in a path, as for the kernel.
+// maxLinks is the maximum number of symbolic links in a path, the same as the kernel's.
 const maxLinks = 40
 
-// routeTo returns the route to the file at a path: the folder that holds the file, and each
-// folder that holds a link on the way. If something is missing on the way, the route ends
-// there.
+// routeTo returns the route to the file at a path: the folder that holds the file, and each folder
+// that holds a symbolic link on the way. If something on the way is missing, the route ends there.
 func routeTo(path string) (route, error) {
 	if !filepath.IsAbs(path) {
 		here, err := os.Getwd()
 		if err != nil {
 			return route{}, err
 		}
-		path = here + "/" + path // not cleaned: ".." leads out of what a link leads to
+		path = here + "/" + path // not cleaned: ".." is relative to the target of a symbolic link
 	}
 	r := route{folders: map[string]folder{}, names: map[string]bool{}}
 	at, rest := "/", parts(path)
@@ -90,7 +90,7 @@ func routeTo(path string) (route, error) {
 	return r, nil
 }
 
-// parts returns the names that a path is made of.
+// parts returns the elements of a path.
 func parts(path string) []string {
 	return slices.DeleteFunc(strings.Split(path, "/"), func(s string) bool { return s == "" || s == "." })
 }
@@ -107,8 +107,8 @@ func (r route) add(name string) error {
 	return nil
 }
 
-// An inotifyWatch watches folders by the kernel (inotify(7)), and never the file: a file
-// that is renamed over it is another file.
+// An inotifyWatch watches folders with inotify(7). It never watches the file itself: a file that is
+// renamed over it is another file.
 type inotifyWatch struct {
 	watcher *fsnotify.Watcher
 	route   route
@@ -117,7 +117,7 @@ type inotifyWatch struct {
 	reading sync.WaitGroup
 }
 
-// inotify is the watchFunc of the kernel.
+// inotify is the watchFunc that uses inotify(7).
 func inotify(r route) (watch, error) {
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
@@ -134,10 +134,10 @@ func inotify(r route) (watch, error) {
 	return w, failed
 }
 
-// advice is what to do if the kernel has no watches left.
+// advice says which limits to raise if no more watches can be made.
 const advice = " (the limits are sysctl fs.inotify.max_user_instances and fs.inotify.max_user_watches)"
 
-// read passes on what the kernel tells, until the watch is closed.
+// read signals the events that the kernel reports, until the watch is closed.
 func (w *inotifyWatch) read() {
 	events, errs := w.watcher.Events, w.watcher.Errors
 	for events != nil || errs != nil {
@@ -152,7 +152,7 @@ func (w *inotifyWatch) read() {
 			if !ok {
 				errs = nil
 			} else {
-				w.tell() // events were lost: it may be any
+				w.tell() // events were lost, and any of them may have concerned the file
 			}
 		}
 	}
@@ -181,6 +181,6 @@ func (w *inotifyWatch) changed() <-chan struct{} { return w.signal }
 func (w *inotifyWatch) broken() bool             { return w.gone.Load() }
 
 func (w *inotifyWatch) close() {
-	_ = w.watcher.Close() // it has nothing that could be lost
+	_ = w.watcher.Close() // closing cannot lose any data
 	w.reading.Wait()
 }

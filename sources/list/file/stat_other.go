@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// Servers run on Linux. Elsewhere, the operator's tool reads files, and follows none: package os
-// will do.
+// Servers run on Linux. On other systems, the operator's tool reads files but does not watch them,
+// so package os is sufficient.
 
 type identity struct {
 	device, inode uint64 // not known

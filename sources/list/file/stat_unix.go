@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An identity is how a file looks from outside. After somebody has written to the file it
-// looks otherwise, unless the clock of the file system was too coarse.
+// An identity is what stat says about a file. Writing to the file changes its identity, unless the
+// clock of the file system is too coarse.
 type identity struct {
 	device, inode uint64
 	size          int64
@@ -23,23 +23,23 @@ type identity struct {
 
 func identityOf(st *unix.Stat_t) identity {
 	return identity{
-		//nolint:unconvert // of other types on other systems
+		//nolint:unconvert // the types differ between systems
 		device: uint64(st.Dev), inode: uint64(st.Ino), size: st.Size, mode: uint32(st.Mode),
 		mtime: st.Mtim, ctime: st.Ctim,
 	}
 }
 
-// tag tells a file's content from another.
+// tag identifies the content of a file.
 func (id identity) tag() string { return fmt.Sprintf("%+v", id) }
 
-// resembles reports whether two looks at a path may be of one file. Some file
-// systems give it another inode number at each.
+// resembles reports whether id and other may be the same file. Some file systems give a file
+// another inode number at each look.
 func (id identity) resembles(other identity) bool {
 	id.device, id.inode = other.device, other.inode
 	return id == other
 }
 
-// regular reports what keeps the file from being read, or nil.
+// regular returns an error unless the file is a regular file.
 func (id identity) regular() error {
 	switch id.mode & unix.S_IFMT {
 	case unix.S_IFREG:
@@ -50,11 +50,10 @@ func (id identity) regular() error {
 	return errors.New("is not a regular file")
 }
 
-// modified is when the file's content was last changed, by the file system's
-// clock.
+// modified returns when the file's content was last changed, by the file system's clock.
 func (id identity) modified() time.Time { return time.Unix(id.mtime.Unix()) }
 
-// lookAt returns how the file at a path looks.
+// lookAt returns the identity of the file at a path.
 func lookAt(path string) (identity, error) {
 	var st unix.Stat_t
 	if _, err := again(func() (int, error) { return 0, unix.Stat(path, &st) }); err != nil {
@@ -63,14 +62,14 @@ func lookAt(path string) (identity, error) {
 	return identityOf(&st), nil
 }
 
-// An openFile is the descriptor of a file. It is not an [os.File]: that would ask the file
-// system whether the file can be polled, and if the file system hangs, this call would stop
-// a processor of the Go scheduler.
+// An openFile is a file descriptor. It is not an [os.File], which would ask the file system whether
+// the file can be polled: if the file system hangs, that call would block a processor of the Go
+// scheduler.
 type openFile int
 
-// openRegular opens a regular file. If it is another kind of file, openRegular does not
-// block. When a client of NFS opens a file, it asks its server how the file looks (RFC
-// 1813, 4.11, "close-to-open").
+// openRegular opens a regular file. It does not block if the file is of another kind. On NFS,
+// opening a file makes the client ask the server for the file's current attributes (RFC 1813, 4.11,
+// "close-to-open").
 func openRegular(path string) (openFile, identity, error) {
 	id, err := lookAt(path)
 	if err != nil {
@@ -104,8 +103,8 @@ func (f openFile) look() (identity, error) {
 
 func (f openFile) close() { unix.Close(int(f)) }
 
-// readAll reads a file of a size from its beginning, until ctx ends. The error is
-// errChanged if it has another size by now.
+// readAll reads a file of the given size from its beginning, until ctx ends. It returns errChanged
+// if the file has another size.
 func (f openFile) readAll(ctx context.Context, size int64) ([]byte, error) {
 	data := make([]byte, size+1)
 	read := 0
@@ -128,13 +127,13 @@ func (f openFile) readAll(ctx context.Context, size int64) ([]byte, error) {
 	return data[:size], nil
 }
 
-// blockSize is how much is read at a time.
+// blockSize is the number of bytes that are read at a time.
 const blockSize = 1 << 20
 
-// tries is how often a call is made that a signal interrupts.
+// tries is how often a system call that a signal interrupts is made.
 const tries = 64
 
-// again repeats a system call until no signal interrupts it.
+// again repeats a system call while signals interrupt it, at most tries times.
 func again(call func() (int, error)) (n int, err error) {
 	for range tries {
 		n, err = call()

@@ -9,14 +9,14 @@ import (
 )
 
 const (
-	// maxLooks is how often the way to the file is looked at in a row while it changes.
+	// maxLooks is how often in a row the route is looked at while it keeps changing.
 	maxLooks = 3
-	// lookPause is the pause before the next such row.
+	// lookPause is the pause before the next such round.
 	lookPause = 100 * time.Millisecond
 )
 
-// Watch calls changed when something has changed on the way to the file, as
-// sources.Watcher asks. Every Config.Every it looks whether the way is still the same.
+// Watch calls changed when something has changed on the route to the file (see sources.Watcher).
+// Every Config.Every it checks whether the route has changed.
 func (o *Origin) Watch(ctx context.Context, changed func()) error {
 	ticker := time.NewTicker(o.cfg.Every)
 	defer ticker.Stop()
@@ -38,15 +38,15 @@ func (o *Origin) Watch(ctx context.Context, changed func()) error {
 	}
 }
 
-// A follower has the watch that fits the way to the file.
+// A follower keeps the watch in line with the current route to the file.
 type follower struct {
 	origin *Origin
 	watch  watch // nil if there is none
-	route  route // that is watched
-	whole  bool  // all of it
+	route  route // the route that is watched
+	whole  bool  // whether all of the route is watched
 }
 
-// changed is nil if nothing tells of changes.
+// changed returns nil if there is no watch.
 func (f *follower) changed() <-chan struct{} {
 	if f.watch == nil {
 		return nil
@@ -61,28 +61,28 @@ func (f *follower) stop() {
 	}
 }
 
-// settle makes the watch fit the way to the file. It reports false if the way changed at
-// each look: then nobody knows whether the watch tells of the next change.
+// settle makes the watch fit the current route. It returns false if the route changed at each look,
+// so that the watch may miss the next change.
 func (f *follower) settle(changed func()) bool {
 	for range maxLooks {
 		renewed, err := f.update()
 		if renewed {
-			// A new watch does not tell of changes before it was in place. So the file is
-			// loaded again, and the way is looked at again.
+			// A new watch does not report changes made before it was in place. So the file is
+			// loaded again, and the route is looked at again.
 			changed()
 		}
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // a folder was removed while it was looked at
-		case !renewed, err != nil: // it fits, or there are no watches left
+		case !renewed, err != nil: // the watch fits, or no more watches can be made
 			return true
 		}
 	}
 	return false
 }
 
-// update makes a new watch if the way to the file has changed, or if the last watch is
-// broken or does not watch all of the way. It reports whether it has made a watch. The error
-// says why not all of the way is watched.
+// update makes a new watch if the route has changed, or if the watch is broken or does not cover
+// all of the route. It reports whether it has made one. The error says why not all of the route is
+// watched.
 func (f *follower) update() (renewed bool, err error) {
 	made := f.origin.follow(f.route, f.watch != nil && f.whole && !f.watch.broken())
 	if made.watch != nil {
@@ -99,14 +99,14 @@ func (f *follower) update() (renewed bool, err error) {
 	return renewed, made.err
 }
 
-// An attempt is an attempt to watch the way to the file.
+// An attempt is the result of trying to watch the route to the file.
 type attempt struct {
 	route route
-	watch watch // nil if the watch before will do, and if there can be none
-	err   error // why not all can be watched
+	watch watch // nil if the previous watch still fits, or no watch can be made
+	err   error // why not all of the route is watched
 }
 
-// follow watches the way to the file, unless the whole of it is watched already.
+// follow watches the route to the file, unless all of the route is watched already.
 func (o *Origin) follow(watched route, whole bool) attempt {
 	r, err := routeTo(o.cfg.Path)
 	if err != nil {

@@ -1,5 +1,5 @@
-// Package signature makes and verifies detached signatures over lists, so that the
-// server that hands out a list need not be trusted with its content.
+// Package signature makes and verifies detached signatures of lists, so that the server that
+// distributes a list need not be trusted with its content.
 //
 // An Ed25519 key signs the list itself (RFC 8032, 5.1), and an ECDSA key on the curve P-256
 // signs the SHA-256 of the list (FIPS 186-5). With openssl, either of these commands makes a
@@ -12,9 +12,8 @@
 //
 //	openssl pkey -in list.key -pubout -out list.pub
 //
-// The file for the verifier may hold several public keys, one behind another; a list counts
-// if any of the keys has signed it. So a key can be replaced without a moment in which no
-// list counts.
+// The file for the verifier may hold several public keys, one after another. A list counts if any
+// of them has signed it, so a key can be replaced without a moment in which no list counts.
 //
 // The first of these commands signs with an Ed25519 key, the second with an ECDSA key:
 //
@@ -25,16 +24,16 @@
 //
 //	openssl base64 -in list.json.sig -out list.json.sig.b64
 //
-// cosign writes signatures in base64, by the ECDSA key that it makes. Nothing here looks
-// into a transparency log:
+// cosign writes signatures in base64, by the ECDSA key that it makes. No transparency log is
+// consulted:
 //
 //	cosign generate-key-pair
 //	cosign sign-blob --yes --key cosign.key --tlog-upload=false --output-signature list.json.sig list.json
 //
 // cosign 3 also needs --new-bundle-format=false and --use-signing-config=false.
 //
-// A signature says nothing about when it was made: an older list has a good signature too.
-// The serial in the list must stop it from being served again.
+// A signature says nothing about when it was made: an older list has a good signature too. It is
+// the serial in the list that keeps an older list from being served again.
 package signature
 
 import (
@@ -54,42 +53,42 @@ import (
 )
 
 const (
-	// MaxSignature is how long a signature may be in bytes, in any of its forms.
+	// MaxSignature is the maximum length of a signature in bytes, in any of its forms.
 	MaxSignature = 256
-	// MaxPublicKeys is how long the PEM form of public keys may be in bytes.
+	// MaxPublicKeys is the maximum length of the PEM form of public keys in bytes.
 	MaxPublicKeys = 4096
-	// MaxPrivateKey is how long the PEM form of a private key may be in bytes.
+	// MaxPrivateKey is the maximum length of the PEM form of a private key in bytes.
 	MaxPrivateKey = 4096
 )
 
 // A PublicKey verifies signatures. It is safe for concurrent use.
 type PublicKey struct {
-	// verify reports whether sig is a signature over list. It gets any bytes.
+	// verify reports whether sig is a signature over list. sig may be any bytes.
 	verify func(list, sig []byte) bool
 	name   string
 	id     ID
 }
 
-// An ID tells a key from all others: the SHA-256 of its SubjectPublicKeyInfo in DER
-// (RFC 5280, 4.1.2.7). No key has the zero ID.
+// An ID identifies a key: the SHA-256 of its SubjectPublicKeyInfo in DER (RFC 5280, 4.1.2.7). No
+// key has the zero ID.
 type ID [sha256.Size]byte
 
-// ID returns the key's.
+// ID returns the ID of the key.
 func (k *PublicKey) ID() ID { return k.id }
 
-// PublicKeys are keys of which any may sign. With none, nothing is signed.
+// PublicKeys are keys, any of which may have signed a list. An empty PublicKeys verifies nothing.
 type PublicKeys []*PublicKey
 
-// ParsePublicKeys reads one or more keys: Ed25519 keys, and ECDSA keys on the curve P-256.
-// Each stands in a PEM block of the type PUBLIC KEY (RFC 7468, 13), with nothing but blanks
-// around it. Anything else is an error.
+// ParsePublicKeys reads one or more keys: Ed25519 keys, and ECDSA keys on the curve P-256. Each is
+// in a PEM block of the type PUBLIC KEY (RFC 7468, 13), with nothing but white space around it.
+// Anything else is an error.
 func ParsePublicKeys(text []byte) (PublicKeys, error) {
 	if len(text) > MaxPublicKeys {
 		return nil, fmt.Errorf("the public keys are %d bytes long, more than %d", len(text), MaxPublicKeys)
 	}
 	var keys PublicKeys
 	for text = bytes.TrimSpace(text); len(keys) == 0 || len(text) > 0; text = bytes.TrimSpace(text) {
-		if !bytes.HasPrefix(text, []byte("-----BEGIN ")) { // pem.Decode would look for one further on
+		if !bytes.HasPrefix(text, []byte("-----BEGIN ")) { // pem.Decode would skip to the next block
 			return nil, errors.New("something that is not a PEM block; write each key with openssl pkey -pubout")
 		}
 		var block *pem.Block
@@ -143,8 +142,8 @@ func parseBlock(block *pem.Block) (*PublicKey, error) {
 	return key, nil
 }
 
-// Verify returns the ID of the key that has signed the list, by the rules of
-// PublicKey.Verify, and an error if none of the keys has.
+// Verify returns the ID of the key that has signed the list, by the rules of PublicKey.Verify, or
+// an error if none of the keys has.
 func (ks PublicKeys) Verify(list, sig []byte) (ID, error) {
 	err := errNoKey
 	for _, k := range ks {
@@ -158,20 +157,20 @@ func (ks PublicKeys) Verify(list, sig []byte) (ID, error) {
 	return ID{}, err
 }
 
-// Has reports whether one of the keys has an ID.
+// Has reports whether one of the keys has the given ID.
 func (ks PublicKeys) Has(id ID) bool {
 	return slices.ContainsFunc(ks, func(k *PublicKey) bool { return k.id == id })
 }
 
 var errNoKey = errors.New("there is no public key to verify a signature with")
 
-// errSignature does not tell how a signature differs from a good one.
+// errSignature deliberately does not say how a signature differs from a good one.
 var errSignature = errors.New("no signature over this list by the configured public key")
 
-// Verify returns nil if sig is a signature over the list by this key, and an error otherwise,
-// also if k is nil or zero. sig is the 64 bytes of Ed25519, or an ECDSA-Sig-Value in DER (RFC
-// 3279, 2.2.3). Either may be in base64 (RFC 4648, 4), with line ends in it and blanks around
-// it.
+// Verify returns nil if sig is a signature of the list by this key, and an error otherwise,
+// including if k is nil or zero. sig is the 64 bytes of Ed25519, or an ECDSA-Sig-Value in DER (RFC
+// 3279, 2.2.3). Either may be in base64 (RFC 4648, 4), with line breaks in it and white space
+// around it.
 func (k *PublicKey) Verify(list, sig []byte) error {
 	switch {
 	case k == nil || k.verify == nil:
@@ -181,8 +180,8 @@ func (k *PublicKey) Verify(list, sig []byte) error {
 	case len(sig) > MaxSignature:
 		return fmt.Errorf("a signature of %d bytes, more than %d", len(sig), MaxSignature)
 	}
-	// A signature that is not in base64 is not taken for base64: the 64 bytes of Ed25519 are
-	// all digits of base64 with a chance of 2^-128, and the first bytes of DER are not.
+	// A binary signature is not mistaken for base64: the 64 bytes of Ed25519 are all base64
+	// characters with a probability of 2^-128, and DER does not begin with base64 characters.
 	if raw, err := decodeBase64(sig); err == nil {
 		sig = raw
 	}
@@ -192,16 +191,17 @@ func (k *PublicKey) Verify(list, sig []byte) error {
 	return nil
 }
 
-// decodeBase64 decodes a text whose lines may end anywhere, with LF or CRLF.
+// decodeBase64 decodes a text with any line breaks, LF or CRLF.
 func decodeBase64(text []byte) ([]byte, error) {
-	// The unused bits of the last digit must be zero, so that each signature has a single
-	// text.
+	// The unused bits of the last character must be zero, so that each signature has only one
+	// encoding.
 	return base64.StdEncoding.Strict().DecodeString(string(bytes.TrimSpace(text)))
 }
 
-// Sign returns a signature over a list, as PublicKey.Verify takes it. The key is of one
-// of the kinds that ParsePublicKeys reads: an ed25519.PrivateKey, an *ecdsa.PrivateKey
-// on the curve P-256, or whatever keeps such a key to itself.
+// Sign returns a signature of a list in the form that PublicKey.Verify accepts. The public key must
+// be of a type that ParsePublicKeys accepts. The key may be an ed25519.PrivateKey, an
+// *ecdsa.PrivateKey on the curve P-256, or any crypto.Signer that keeps such a key to itself, such
+// as an HSM's.
 func Sign(key crypto.Signer, list []byte) ([]byte, error) {
 	message, opts := list, crypto.SignerOpts(crypto.Hash(0))
 	switch public := key.Public().(type) {
@@ -222,8 +222,8 @@ func Sign(key crypto.Signer, list []byte) ([]byte, error) {
 	return sig, nil
 }
 
-// ParsePrivateKey reads a private key for Sign from a PEM block of the type PRIVATE KEY
-// (RFC 7468, 10), as openssl genpkey writes it, with nothing but blanks around it.
+// ParsePrivateKey reads a private key for Sign from a PEM block of the type PRIVATE KEY (RFC 7468,
+// 10), as openssl genpkey writes it, with nothing but white space around it.
 func ParsePrivateKey(text []byte) (crypto.Signer, error) {
 	if len(text) > MaxPrivateKey {
 		return nil, fmt.Errorf("the private key is %d bytes long, more than %d", len(text), MaxPrivateKey)
@@ -241,7 +241,7 @@ func ParsePrivateKey(text []byte) (crypto.Signer, error) {
 	if !ok {
 		return nil, fmt.Errorf("a private key of the type %T: Ed25519 or ECDSA P-256 is needed", parsed)
 	}
-	if _, err := Sign(key, nil); err != nil { // of the right kind
+	if _, err := Sign(key, nil); err != nil { // checks the key's type
 		return nil, err
 	}
 	return key, nil
