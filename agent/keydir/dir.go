@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/spire-tpm/spire-tpm-attestor/internal/atomicfile"
 )
 
 const (
@@ -52,7 +54,7 @@ func Prepare(path string) error {
 	err := os.Mkdir(path, dirMode)
 	switch {
 	case err == nil:
-		return syncDir(filepath.Dir(path))
+		return syncParent(path)
 	case errors.Is(err, fs.ErrNotExist):
 		return &Error{
 			Err:  fmt.Errorf("make the directory %s: the directory above it does not exist", path),
@@ -66,6 +68,15 @@ func Prepare(path string) error {
 		return err
 	}
 	return root.Close()
+}
+
+// syncParent writes the name of the directory at path to the disk.
+func syncParent(path string) error {
+	parent, err := os.OpenRoot(filepath.Dir(path))
+	if err != nil {
+		return explain("open the directory", filepath.Dir(path), err)
+	}
+	return errors.Join(atomicfile.SyncFolder(parent), parent.Close())
 }
 
 // open opens the directory at path. It is an error if users other than its owner may write to it.
@@ -111,7 +122,8 @@ func explain(doing, path string, err error) error {
 		return &Error{Err: err, Hint: "name a directory, which the plugin makes"}
 	case errors.Is(err, fs.ErrNotExist):
 		return &Error{Err: err, Hint: `the KeyManager "tpm" makes it: configure both with the same directory`}
-	case errors.Is(err, syscall.EROFS), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+	case errors.Is(err, syscall.EROFS), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT),
+		errors.Is(err, syscall.EFBIG):
 		return &Error{Err: err, Hint: "make room on its file system, and let it be written"}
 	}
 	return err
@@ -124,7 +136,7 @@ func List(path string) (*Listing, error) {
 		return nil, err
 	}
 	defer root.Close()
-	names, err := slotNames(root, path)
+	names, _, err := slotNames(root, path)
 	if err != nil {
 		return nil, err
 	}
@@ -149,26 +161,34 @@ func List(path string) (*Listing, error) {
 	return l, nil
 }
 
-// slotNames returns the names of the files in a directory that may hold keys.
-func slotNames(root *os.Root, path string) ([]string, error) {
+// slotNames returns the names of the files in a directory that may hold keys, and of those that a process which was
+// killed may have left.
+func slotNames(root *os.Root, path string) (names, left []string, err error) {
 	dir, err := root.Open(".")
 	if err != nil {
-		return nil, explain("read the directory", path, err)
+		return nil, nil, explain("read the directory", path, err)
 	}
 	defer dir.Close()
 	all, err := dir.Readdirnames(maxEntries + 1)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, explain("read the directory", path, err)
+		return nil, nil, explain("read the directory", path, err)
 	}
-	names := slices.DeleteFunc(slices.Clone(all), func(name string) bool { return !strings.HasSuffix(name, suffix) })
+	for _, name := range all {
+		switch {
+		case strings.HasSuffix(name, suffix):
+			names = append(names, name)
+		case atomicfile.IsTemporary(name):
+			left = append(left, name)
+		}
+	}
 	if len(all) > maxEntries || len(names) > MaxSlots {
-		return nil, &Error{
+		return nil, nil, &Error{
 			Err:  fmt.Errorf("the directory %s has more files than this plugin writes", path),
 			Hint: "name a directory that holds nothing else",
 		}
 	}
 	slices.Sort(names)
-	return names, nil
+	return names, left, nil
 }
 
 // read reads a slot's file.
@@ -216,7 +236,7 @@ func Write(path string, slot *Slot) error {
 	}
 	defer root.Close()
 	name := fileName(slot.ID)
-	names, err := slotNames(root, path)
+	names, left, err := slotNames(root, path)
 	if err != nil {
 		return err
 	}
@@ -226,46 +246,15 @@ func Write(path string, slot *Slot) error {
 			Hint: "remove the files of the keys that are not used",
 		}
 	}
-	if err := replace(root, name, content); err != nil {
+	for _, temp := range left {
+		_ = root.Remove(temp) // else they would fill the directory, or the disk
+	}
+	err = atomicfile.Replace(root, name, fileMode, func(w io.Writer) error {
+		_, err := w.Write(content)
+		return err
+	})
+	if err != nil {
 		return explain("write", filepath.Join(path, name), err)
 	}
-	return syncDir(path)
-}
-
-// replace replaces the content of a file, or makes the file. It writes a temporary file, whose name no key's file
-// has, and renames it. If this process ends in between, the next call removes the temporary file.
-func replace(root *os.Root, name string, content []byte) error {
-	temp := strings.TrimSuffix(name, suffix) + ".new"
-	if err := root.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	f, err := root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = root.Rename(temp, name)
-	}
-	if err != nil {
-		_ = root.Remove(temp) // err comes first
-	}
-	return err
-}
-
-// syncDir writes the names in a directory to the disk.
-func syncDir(path string) error {
-	dir, err := os.Open(path) //nolint:gosec // G304: a configured path
-	if err != nil {
-		return explain("open the directory", path, err)
-	}
-	err = dir.Sync()
-	if errors.Is(err, syscall.EINVAL) { // this file system cannot sync directories
-		err = nil
-	}
-	return errors.Join(err, dir.Close())
+	return nil
 }

@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -160,7 +163,7 @@ func TestFilesThatAreNoKeys(t *testing.T) {
 		os.Symlink("fifo.json", filepath.Join(path, "inside.json")),
 		os.Symlink("nothing", filepath.Join(path, "dangling.json")),
 		os.WriteFile(filepath.Join(path, "notes.txt"), nil, 0o600),
-		os.WriteFile(filepath.Join(path, "agent-svid-B.new"), good[:5], 0o600), // of a process that was killed
+		os.WriteFile(filepath.Join(path, ".tpm-attestor-X"), good[:5], 0o600), // of a process that was killed
 	); err != nil {
 		t.Fatal(err)
 	}
@@ -266,17 +269,118 @@ func TestWriteFails(t *testing.T) {
 			t.Errorf("%s: it is written", name)
 		}
 	}
-	if err := os.Mkdir(filepath.Join(path, "agent-svid-A.new"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(path, "agent-svid-A.new", "x"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := keydir.Write(path, slot("agent-svid-A", 2)); err == nil {
-		t.Error("it is written")
-	}
 	if l := list(t, path); ids(l) != "agent-svid-A" || l.Slots[0].Serial != 1 {
 		t.Errorf("%v", l)
+	}
+}
+
+// The disk is full, as far as this process can tell: it may write no byte to a file. The earlier key stays,
+// nothing is left beside it, and the agent's log says what to do.
+func TestDiskIsFull(t *testing.T) {
+	if dir := os.Getenv(fullEnv); dir != "" {
+		signal.Ignore(syscall.SIGXFSZ)
+		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{}); err != nil {
+			t.Fatal(err)
+		}
+		err := keydir.Write(dir, slot("agent-svid-A", 2))
+		if _, ok := errors.AsType[*keydir.Error](err); !ok || !strings.Contains(err.Error(), "make room") {
+			t.Errorf("%v, want a remedy", err)
+		}
+		return
+	}
+	path := prepared(t)
+	write(t, path, slot("agent-svid-A", 1))
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestDiskIsFull$")
+	cmd.Env = append(os.Environ(), fullEnv+"="+path)
+	if out, err := cmd.Output(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	if l := list(t, path); ids(l) != "agent-svid-A" || l.Slots[0].Serial != 1 || len(l.Unreadable) > 0 {
+		t.Errorf("%v", l)
+	}
+	only(t, path, "agent-svid-A.json")
+}
+
+const fullEnv = "KEYDIR_TEST_FULL"
+
+// Agents that are killed again and again while they write leave no heap of files: the next key takes what they have
+// left away, and nothing that is not of this plugin. A file that somebody has opened to others is closed again.
+func TestLeftovers(t *testing.T) {
+	t.Parallel()
+	path := prepared(t)
+	write(t, path, slot("agent-svid-A", 1))
+	if err := os.Chmod(filepath.Join(path, "agent-svid-A.json"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 50 {
+		name := ".tpm-attestor-" + strconv.Itoa(i)
+		if err := os.WriteFile(filepath.Join(path, name), []byte(`{"version": 1`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(
+		os.WriteFile(filepath.Join(path, "notes.txt"), nil, 0o600),
+		os.Symlink("/etc/passwd", filepath.Join(path, ".tpm-attestor-link")),
+	); err != nil {
+		t.Fatal(err)
+	}
+	write(t, path, slot("agent-svid-A", 2))
+	only(t, path, "agent-svid-A.json", "notes.txt")
+	if info, err := os.Stat(filepath.Join(path, "agent-svid-A.json")); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the file has %v, %v", info.Mode(), err)
+	}
+	if _, err := os.Stat("/etc/passwd"); err != nil {
+		t.Error(err)
+	}
+}
+
+// Two agents that share a directory by mistake replace each other's keys. No reader ever sees half of one.
+func TestTwoWriters(t *testing.T) {
+	t.Parallel()
+	path := prepared(t)
+	write(t, path, slot("agent-svid-A", 1))
+	var both sync.WaitGroup
+	for range 2 {
+		both.Go(func() {
+			for serial := range uint64(50) {
+				// One may take the other's temporary file away. That is an error, and the agent tries again.
+				_ = keydir.Write(path, slot("agent-svid-A", serial+1))
+			}
+		})
+	}
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			l, err := keydir.List(path)
+			if err != nil || len(l.Unreadable) > 0 || len(l.Slots) != 1 {
+				t.Errorf("%v, %v", l, err)
+				return
+			}
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	}()
+	both.Wait()
+	close(stop)
+	<-done
+}
+
+func only(t *testing.T, dir string, want ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, e := range entries {
+		got = append(got, e.Name())
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("the directory holds %q, want %q", got, want)
 	}
 }
 

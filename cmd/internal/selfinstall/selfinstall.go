@@ -9,7 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/atomicfile"
+	"github.com/spire-tpm/spire-tpm-attestor/internal/atomicfile"
 )
 
 // Into copies this program into a folder, under a name, and returns the path of the copy. A file of that name is

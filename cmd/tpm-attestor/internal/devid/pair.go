@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 
-	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/atomicfile"
+	"github.com/spire-tpm/spire-tpm-attestor/internal/atomicfile"
 )
 
 // The files of a DevID's key, and the folder in which a new key waits until both have their places.

@@ -5,7 +5,7 @@ import (
 	"io"
 	"strings"
 
-	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/atomicfile"
+	"github.com/spire-tpm/spire-tpm-attestor/internal/atomicfile"
 )
 
 // A metric is a metric in the status file, a gauge or a counter.

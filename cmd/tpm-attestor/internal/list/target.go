@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/atomicfile"
+	"github.com/spire-tpm/spire-tpm-attestor/internal/atomicfile"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 )

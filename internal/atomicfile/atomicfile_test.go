@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/atomicfile"
+	"github.com/spire-tpm/spire-tpm-attestor/internal/atomicfile"
 )
 
 func must(t *testing.T, err error) {
@@ -76,6 +76,42 @@ func TestWriteFails(t *testing.T) {
 		}
 	}
 	onlyThese(t, dir, "dangling", "list")
+}
+
+// A file in an open folder is replaced as a whole, with the permissions that were asked for and not those of the
+// file that somebody has opened to others. A link is replaced, and what it leads to stays. What a process leaves that
+// is killed can be told from everything else by its name.
+func TestReplace(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	folder, err := os.OpenRoot(dir)
+	must(t, err)
+	defer folder.Close()
+	path := filepath.Join(dir, "key")
+	must(t, os.WriteFile(path, nil, 0o644))
+	must(t, os.Symlink("key", filepath.Join(dir, "link")))
+	must(t, atomicfile.Replace(folder, "key", 0o600, text("one")))
+	must(t, atomicfile.Replace(folder, "link", 0o600, text("two")))
+	for name, want := range map[string]string{"key": "one", "link": "two"} {
+		info, err := os.Lstat(filepath.Join(dir, name))
+		must(t, err)
+		if info.Mode() != 0o600 || content(t, filepath.Join(dir, name)) != want {
+			t.Errorf("%s: %v, %q", name, info.Mode(), content(t, filepath.Join(dir, name)))
+		}
+	}
+	err = atomicfile.Replace(folder, "key", 0o600, func(w io.Writer) error {
+		must(t, text("half")(w))
+		names, err := os.ReadDir(dir)
+		must(t, err)
+		if name := names[0].Name(); !atomicfile.IsTemporary(name) || atomicfile.IsTemporary("key") {
+			t.Errorf("the file that is being written is %s", name)
+		}
+		return errTorn
+	})
+	if !errors.Is(err, errTorn) || content(t, path) != "one" {
+		t.Errorf("%v, %q", err, content(t, path))
+	}
+	onlyThese(t, dir, "key", "link")
 }
 
 // A folder of hashes is there as a whole or not at all: one that lacks some admits some.

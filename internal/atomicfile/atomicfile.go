@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // Write replaces the file at path by what fill writes, or makes it. The new file has the
@@ -61,6 +62,16 @@ func Create(path string, perm fs.FileMode, fill func(io.Writer) error) error {
 		// Unlike a rename, a link replaces nothing.
 		return errors.Join(p.folder.Link(temp, name), p.folder.Remove(temp))
 	})
+}
+
+// Replace replaces the file called name in folder by what fill writes, or makes it, with these permissions less the
+// umask. If name is a link, the link is replaced, and not what it leads to. If there is an error, the file is as it was,
+// unless only the folder could not be written to the disk: then it may be either.
+//
+// A process that is killed may leave a file in folder: see IsTemporary.
+func Replace(folder *os.Root, name string, perm fs.FileMode, fill func(io.Writer) error) error {
+	p := &place{folder: folder, path: filepath.Join(folder.Name(), name), name: name}
+	return p.put(perm, fill, folder.Rename)
 }
 
 // A place is a name in an open folder. If the folder's path leads elsewhere meanwhile, the place stays the same.
@@ -200,5 +211,12 @@ func (p *place) fill(name string, fill func(folder *os.Root) error) error {
 	return errors.Join(err, root.Close())
 }
 
-// tempName returns a name that every source which reads a folder passes over.
-func tempName() string { return ".tpm-attestor-" + rand.Text() }
+// temporary begins the names of files and folders that are not yet in their places. Every source that reads a
+// folder passes over such names.
+const temporary = ".tpm-attestor-"
+
+func tempName() string { return temporary + rand.Text() }
+
+// IsTemporary reports whether a file of this name is one that is being written, or that a process which was killed
+// has left. Whoever is the only writer in a folder removes such files before the next one is written.
+func IsTemporary(name string) bool { return strings.HasPrefix(name, temporary) }
