@@ -16,10 +16,10 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
-// A statusError is an answer that is neither 200 nor a 304 to what was asked.
+// A statusError is an answer that is neither 200 nor the 304 that was asked for.
 type statusError struct {
 	code int
-	url  string // that was asked, without secrets
+	url  string // of the request, without secrets
 	// retryAfter is how long the server asks to be left alone; zero if it does not.
 	retryAfter time.Duration
 }
@@ -56,8 +56,8 @@ func retryAfter(h http.Header, now time.Time) time.Duration {
 	return min(max(date.Sub(now), 0), most)
 }
 
-// read returns the content of an answer: up to limit bytes both as it is sent, or a little
-// more, and decoded. room is how many bytes it probably has.
+// read returns the decoded content of an answer. It has at most limit bytes, and so has the answer
+// as it is sent, apart from what gzip may add. room is its expected length.
 func read(resp *http.Response, limit, room int64) ([]byte, error) {
 	body, err := decoded(resp, limit)
 	if err != nil {
@@ -80,8 +80,8 @@ func read(resp *http.Response, limit, room int64) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// decoded returns the content of an answer, at most a little more than limit of it as
-// it is sent. The reader of the content sets a limit of its own.
+// decoded returns a reader of the decoded content of an answer. It reads at most slightly more than
+// limit bytes from the network. Its caller must limit the decoded length.
 func decoded(resp *http.Response, limit int64) (io.Reader, error) {
 	if resp.ContentLength > limit {
 		return nil, fmt.Errorf("the answer has %d bytes, more than the limit of %d", resp.ContentLength, limit)
@@ -91,13 +91,13 @@ func decoded(resp *http.Response, limit int64) (io.Reader, error) {
 	case "", "identity":
 		return resp.Body, nil
 	case "gzip", "x-gzip": // RFC 9110, 8.4.1.3
-	case "aws-chunked": // how it was uploaded, which a store may keep with an object
+	case "aws-chunked": // an upload encoding that a store may keep with the object
 		return nil, errors.New("the answer is encoded as \"aws-chunked\": the list was uploaded with that in its " +
 			"metadata: upload it again without Content-Encoding")
 	default:
 		return nil, fmt.Errorf("the answer is encoded as %.40q: only gzip was asked for", encoding)
 	}
-	const frame = 1 << 10 // what gzip may add to what it cannot compress
+	const frame = 1 << 10 // what gzip may add to incompressible data
 	unzipped, err := gzip.NewReader(&limited{resp.Body, limit + limit/1000 + frame})
 	if err != nil {
 		return nil, fmt.Errorf("decode the answer: %w", err)
@@ -126,11 +126,10 @@ type validators struct{ etag, lastModified string }
 // entityTag is RFC 9110, 8.8.3.
 var entityTag = regexp.MustCompile(`^(W/)?"[!\x23-\x7e]{0,512}"$`)
 
-// validatorsOf returns the validators of an answer that can be relied on. If the list was
-// changed in the very second in which the server answered, it may change once more in that
-// second and keep its Last-Modified date (RFC 9110, 8.8.2.2), and many servers form the ETag
-// from that date. Then there are no validators, and the next request asks for the whole
-// list.
+// validatorsOf returns the validators of an answer if they can be relied on. If the list was
+// changed in the same second in which the server answered, it may change again in that second and
+// keep its Last-Modified date (RFC 9110, 8.8.2.2), and many servers derive the ETag from that date.
+// Then there are no validators, and the next request asks for the whole list.
 func validatorsOf(h http.Header) validators {
 	v := validators{etag: h.Get("ETag"), lastModified: h.Get("Last-Modified")}
 	if !entityTag.MatchString(v.etag) {
@@ -174,8 +173,8 @@ func (v validators) ask(h http.Header) {
 
 var errOtherVersion = errors.New("the list's server answered 304 Not Modified but named another version of the list")
 
-// confirmedBy returns nil if a 304 with this header confirms the version. Entity tags are
-// compared weakly (RFC 9110, 13.1.2): a server that compresses weakens them.
+// confirmedBy returns nil if a 304 with this header confirms the version. Entity tags are compared
+// weakly (RFC 9110, 13.1.2), since a server that compresses makes them weak.
 func (v validators) confirmedBy(h http.Header) error {
 	weak := func(etag string) string { return strings.TrimPrefix(etag, "W/") }
 	if etag := h.Get("ETag"); v.etag != "" && etag != "" && weak(etag) != weak(v.etag) {

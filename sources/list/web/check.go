@@ -11,10 +11,10 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
-// AuthSPIFFE is the one value of Config.Auth.
+// AuthSPIFFE is the only value of Config.Auth.
 const AuthSPIFFE = "spiffe"
 
-// checkServer checks how the web server and this one know each other.
+// checkServer checks how the web server and this server authenticate each other.
 func (c Config) checkServer() error {
 	errs := []error{smallfile.CheckPair(c.ClientCertPath, c.ClientKeyPath)}
 	if id, err := spiffeid.FromString(c.ServerID); c.ServerID != "" && (err != nil || id.Path() == "") {
@@ -33,7 +33,7 @@ func (c Config) checkServer() error {
 	return errors.Join(errs...)
 }
 
-// checkSPIFFE checks what belongs to Config.Auth, and what does not.
+// checkSPIFFE checks the fields that Config.Auth requires and those that it excludes.
 func (c Config) checkSPIFFE() (errs []error) {
 	switch {
 	case c.ServerID == "":
@@ -55,8 +55,8 @@ func (c Config) checkSPIFFE() (errs []error) {
 	return errs
 }
 
-// parseURL parses the URL in a field; u is nil if it is none. The errors do not show it:
-// it may hold a secret.
+// parseURL parses the URL in a field. u is nil if the text is not a URL. The errors do not show it,
+// since it may hold a secret.
 func parseURL(field, text string) (u *url.URL, err error) {
 	if text == "" {
 		return nil, sources.BadField(field, "is missing")
@@ -78,8 +78,8 @@ func parseURL(field, text string) (u *url.URL, err error) {
 	return u, errors.Join(errs...)
 }
 
-// parseSignatureURL parses the URL of the signature; it is nil if there is none. list is
-// the URL of the list, or nil if it is none.
+// parseSignatureURL parses the URL of the signature, and returns nil if there is none. list is the
+// URL of the list, or nil if that is invalid.
 func parseSignatureURL(text string, list *url.URL) (*url.URL, error) {
 	if text == "" {
 		return nil, nil //nolint:nilnil // there is none

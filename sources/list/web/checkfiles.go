@@ -7,9 +7,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
-// CheckFiles reads each file that the configuration names, but the cache, as the next attempt to
-// load the list would. It calls wrong with the field of each that an attempt would fail over, and
-// why. It opens nothing else.
+// CheckFiles reads the files that the configuration names, except for the cache, as the next
+// attempt to load the list would. For each file over which the attempt would fail, it calls wrong
+// with the name of the field and the reason. It opens nothing else.
 func (c ListConfig) CheckFiles(wrong func(field string, err error)) {
 	check := func(field string, err error) {
 		if err != nil {

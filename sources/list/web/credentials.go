@@ -13,10 +13,10 @@ import (
 )
 
 const (
-	// maxToken is the longest bearer token, maxHeader the longest header of an
+	// maxToken and maxHeader are the maximum lengths of a bearer token and of the header of an
 	// answer, in bytes.
 	maxToken, maxHeader = 8 << 10, 64 << 10
-	// maxRedirects is how many redirects are followed, on the same host.
+	// maxRedirects is the maximum number of redirects, all on the same host.
 	maxRedirects = 3
 )
 
@@ -37,9 +37,9 @@ func readToken(path string) (string, error) {
 	return token, nil
 }
 
-// transport returns a transport with the certificates as they are in the files
-// now. It keeps no connection, so that each attempt verifies the server's
-// certificate, resolves its name and shows the current client certificate.
+// transport returns a transport with the certificates that are now in the files. It does not keep
+// connections, so each attempt verifies the server's certificate, resolves its name and presents
+// the current client certificate.
 func (o *Origin) transport(ctx context.Context) (*http.Transport, error) {
 	config, err := o.tlsConfig(ctx)
 	if err != nil {
@@ -59,7 +59,7 @@ func (o *Origin) transport(ctx context.Context) (*http.Transport, error) {
 	}, nil
 }
 
-// tlsConfig returns whom to trust, and what to show, as both are now.
+// tlsConfig returns the TLS configuration for the certificates as they are now.
 func (o *Origin) tlsConfig(ctx context.Context) (*tls.Config, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS12, Time: o.cfg.Now}
 	if o.cfg.ServerID != "" {
@@ -87,7 +87,8 @@ func (o *Origin) tlsConfig(ctx context.Context) (*tls.Config, error) {
 
 var errRedirect = errors.New("redirected to another host, or too often: configure the final URL")
 
-// checkRedirect keeps credentials and trust with the host that is configured.
+// checkRedirect keeps credentials from being sent to any other host, and trust from being extended
+// to one.
 func (o *Origin) checkRedirect(req *http.Request, via []*http.Request) error {
 	if len(via) > maxRedirects || req.URL.Scheme != "https" || !strings.EqualFold(req.URL.Host, o.url.Host) ||
 		req.URL.User != nil {

@@ -13,14 +13,14 @@ import (
 )
 
 const (
-	// maxRetries is how often a request is made again at most, within the timeout of
+	// maxRetries is the maximum number of times that a request is repeated within the timeout of
 	// the attempt.
 	maxRetries = 2
-	// retryPause is Origin.retryPause.
+	// retryPause is the default of Origin.retryPause.
 	retryPause = 250 * time.Millisecond
 )
 
-// A session is one attempt, with the credentials of this moment.
+// A session is one attempt with the current credentials.
 type session struct {
 	client *retryablehttp.Client
 	token  string
@@ -49,8 +49,8 @@ func (o *Origin) open(ctx context.Context) (*session, error) {
 	}}, nil
 }
 
-// get makes a request, and repeats it a few times if that may help. The caller closes the
-// answer's body.
+// get makes a request, and repeats it a few times if that may help. The caller must close the body
+// of the answer.
 func (s *session) get(ctx context.Context, u *url.URL, held validators) (*http.Response, error) {
 	req, err := retryablehttp.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
@@ -73,9 +73,8 @@ func (s *session) get(ctx context.Context, u *url.URL, held validators) (*http.R
 	return resp, nil
 }
 
-// retryable reports whether a request is made again: if the connection failed, and if a
-// server is overloaded and does not say for how long. If a person must mend something, the
-// request is not made again.
+// retryable reports whether a request is repeated: it is if the connection failed, or if the server
+// is overloaded and does not say for how long. It is not if a person must fix something.
 func retryable(ctx context.Context, resp *http.Response, err error) (bool, error) {
 	if ctx.Err() != nil {
 		return false, cmp.Or(err, ctx.Err())
@@ -98,8 +97,8 @@ func retryable(ctx context.Context, resp *http.Response, err error) (bool, error
 	return false, nil
 }
 
-// backoff waits twice as long each time, whatever the server says: if the server asks to be
-// left alone, the request is not made again.
+// backoff doubles the pause each time. It ignores Retry-After: a request to which the server
+// answered with that is not repeated.
 func backoff(first, _ time.Duration, before int, _ *http.Response) time.Duration {
 	return first << before
 }

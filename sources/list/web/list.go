@@ -8,8 +8,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
-// ListConfig is where a list is, and how it is kept. Only URL is required. What its fields
-// mean is said at those of the same name in Config, unless it is said here.
+// ListConfig says where a list is and how it is kept. Only URL is required. Fields without a
+// comment are described at the fields of the same name in Config.
 type ListConfig struct {
 	URL                           string
 	CAPath                        string
@@ -22,23 +22,24 @@ type ListConfig struct {
 
 	// PollInterval is the longest time from one attempt to the next: list.Config.Every.
 	PollInterval time.Duration
-	// MaxStaleness is how long the list serves after the server has last answered 200
-	// or 304: list.Config.MaxStaleness.
+	// MaxStaleness is how long the list is served after the server has last answered 200 or 304:
+	// list.Config.MaxStaleness.
 	MaxStaleness time.Duration
-	// CachePath is a file from which the list serves after a restart (list.Cache); no
-	// cache if it is empty.
+	// CachePath is a file from which the list is served after a restart (list.Cache). If it is
+	// empty, there is no cache.
 	CachePath string
-	// SignatureURL, PublicKeyPath and ListID are all set, or none is. With them, the
-	// list serves only if a key in PublicKeyPath has signed it, decoded, and if it has a
-	// serial, an expiry and the name ListID (list.Signing).
+	// SignatureURL, PublicKeyPath and ListID are all set or all empty. If they are set, the list is
+	// served only if a key in PublicKeyPath has signed its decoded content, and if it has a serial,
+	// an expiry and the name ListID (list.Signing).
 	SignatureURL, PublicKeyPath, ListID string
-	// Now is the clock for staleness and expiry, and by which the server's certificate
-	// is verified; time.Now if it is nil.
+	// Now is the clock for staleness, for expiry, and for verifying the server's certificate;
+	// time.Now if it is nil.
 	Now func() time.Time
 }
 
-// NewList checks the configuration and returns the list. It reads nothing: the first Load
-// does. The error is of all that is wrong, a sources.FieldError each.
+// NewList checks the configuration and returns the list. It reads nothing: the first Load does. If
+// the configuration is invalid, it returns the joined errors, one sources.FieldError for each
+// problem.
 func NewList[T list.Content[T]](parse list.Parse[T], cfg ListConfig) (*list.List[T], error) {
 	origin, err := New(Config{
 		URL: cfg.URL, SignatureURL: cfg.SignatureURL, CAPath: cfg.CAPath,
@@ -54,7 +55,7 @@ func NewList[T list.Content[T]](parse list.Parse[T], cfg ListConfig) (*list.List
 		if cfg.ListID != "" {
 			of = append(of, cfg.ListID)
 		}
-		limit, _ := list.LimitOf(cfg.MaxBytes) // New has said what is wrong with it
+		limit, _ := list.LimitOf(cfg.MaxBytes) // New has reported an invalid limit
 		keep.Cache = list.NewCache(cfg.CachePath, limit, of...)
 	}
 	l, badTimes := list.New(parse, origin, keep)

@@ -14,18 +14,18 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 )
 
-// An IdentityProvider knows who this server is in its trust domain. It is safe
-// for concurrent use.
+// An IdentityProvider provides the identity of this server in its trust domain. It is safe for
+// concurrent use.
 type IdentityProvider interface {
-	// X509Identity returns the server's X.509-SVID, and the bundle of its trust
-	// domain, both as they are at this moment. It may have none yet while the
-	// server starts: that is an error.
+	// X509Identity returns the server's X.509-SVID, and the bundle of its trust domain, both as
+	// they are at this moment. It returns an error if there is none, as there may be while the
+	// server starts.
 	X509Identity(ctx context.Context) (*x509svid.SVID, *x509bundle.Bundle, error)
 }
 
-// mutualSPIFFE sets up TLS in which both sides are known by their X.509-SVIDs. It
-// asks for the server's own and for the bundle at each attempt: both rotate, and
-// an authority that was withdrawn from the bundle vouches for nobody any more.
+// mutualSPIFFE sets up mutual TLS with X.509-SVIDs. It fetches the server's own SVID and the bundle
+// at each attempt, since both rotate, and an authority that was removed from the bundle must no
+// longer be trusted.
 func (o *Origin) mutualSPIFFE(ctx context.Context, config *tls.Config) error {
 	want, err := spiffeid.FromString(o.cfg.ServerID)
 	if err != nil {
@@ -42,14 +42,14 @@ func (o *Origin) mutualSPIFFE(ctx context.Context, config *tls.Config) error {
 	for _, cert := range own.Certificates {
 		pair.Certificate = append(pair.Certificate, cert.Raw)
 	}
-	// Shown whichever authorities the web server names in its request.
+	// Present the SVID whichever authorities the web server names in its request.
 	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
-	// An X.509-SVID names no host. VerifyConnection is called for each
-	// connection, a resumed one too.
+	// An X.509-SVID names no host. VerifyConnection is called for each connection, including
+	// resumed ones.
 	config.InsecureSkipVerify = true
 	config.VerifyConnection = func(state tls.ConnectionState) error {
 		err := verifySVID(state.PeerCertificates, bundle, want, o.cfg.Now())
-		if err != nil { // of the type that is not tried again within one attempt
+		if err != nil { // this type of error is not retried within an attempt
 			return &tls.CertificateVerificationError{UnverifiedCertificates: state.PeerCertificates, Err: err}
 		}
 		return nil
@@ -57,10 +57,10 @@ func (o *Origin) mutualSPIFFE(ctx context.Context, config *tls.Config) error {
 	return nil
 }
 
-// verifySVID returns why certificates are not the X.509-SVID of an ID, or nil. It makes the
-// checks of the X.509-SVID standard, 5.2: there is a path to the bundle of the ID's own trust
-// domain, the leaf has a single URI, and the leaf signs no certificates. It also makes the
-// checks of RFC 5280, 4.2.1.3 and 4.2.1.12: the leaf is for signing and for servers.
+// verifySVID returns an error unless certs are the X.509-SVID with the ID want. It makes the checks
+// of the X.509-SVID standard, 5.2: the leaf has a path to the bundle of the ID's own trust domain
+// and a single URI, and is not a CA. It also makes the checks of RFC 5280, 4.2.1.3 and 4.2.1.12:
+// the leaf is for digital signatures and for servers.
 func verifySVID(certs []*x509.Certificate, bundle *x509bundle.Bundle, want spiffeid.ID, now time.Time) error {
 	id, _, err := x509svid.Verify(certs, bundle, x509svid.WithTime(now))
 	if err != nil {

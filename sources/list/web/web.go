@@ -1,9 +1,8 @@
-// Package web is an origin of lists: a web server.
+// Package web implements an origin of package list: a web server.
 //
-// The list is asked for over HTTPS with conditional requests (RFC 9110, 13), and its
-// signature, if there is one, beside it. What must be trusted is the web server, as its
-// certificate or its X.509-SVID names it, or, if lists are signed, the holders of the
-// keys instead.
+// The list, and its signature if there is one, are requested over HTTPS with conditional requests
+// (RFC 9110, 13). What must be trusted is the web server, identified by its certificate or its
+// X.509-SVID, or, if lists are signed, the holders of the signing keys instead.
 package web
 
 import (
@@ -23,42 +22,38 @@ import (
 // DefaultTimeout is Config.Timeout if that is zero.
 const DefaultTimeout = 10 * time.Second
 
-// Config says where the list is. Only URL is required. All files are read anew at each
-// attempt, so that replacing one needs no restart; each is a regular file.
+// Config says where the list is. Only URL is required. All files must be regular files. They are
+// read again at each attempt, so that replacing one needs no restart.
 type Config struct {
-	// URL is the list's, of scheme https, without user and fragment. Redirects are
-	// followed on the same host and port only.
+	// URL is the URL of the list, with the scheme https and without user and fragment. Redirects
+	// are followed only on the same host and port.
 	URL string
-	// SignatureURL is the URL of the signature beside the list, on the same host and
-	// port; empty if there is none.
+	// SignatureURL is the URL of the list's detached signature, on the same host and port; empty if
+	// there is none.
 	SignatureURL string
-	// CAPath is a PEM file of the CA certificates that may vouch for the server; the
-	// system's if it is empty.
+	// CAPath is a PEM file of the trusted CA certificates; the system's are used if it is empty.
 	CAPath string
-	// ClientCertPath and ClientKeyPath are PEM files of the certificate, with its
-	// chain, and the key that are shown to a server that asks for one. Both are set,
-	// or neither.
+	// ClientCertPath and ClientKeyPath are PEM files of the client certificate, with its chain, and
+	// of its key, for a server that asks for one. Both are set, or neither.
 	ClientCertPath, ClientKeyPath string
 	// BearerTokenPath is a file whose content, without blanks around it, goes into the
 	// Authorization header (RFC 6750, 2.1).
 	BearerTokenPath string
-	// ServerID is the SPIFFE ID of the web server, if both sides are known by
-	// X.509-SVIDs and not by the files above: the web server must show an SVID with
-	// exactly this ID, of the trust domain of Identity, whatever its host name, and is
-	// shown this server's own. It is empty if they are not.
+	// ServerID is the SPIFFE ID of the web server. If it is set, both sides authenticate with
+	// X.509-SVIDs instead of the files above: the web server must present an SVID with exactly this
+	// ID, in the trust domain of Identity, whatever its host name, and this server presents its
+	// own.
 	ServerID string
 	// Auth is AuthSPIFFE if ServerID is set, and otherwise empty.
 	Auth string
-	// Identity is asked at each attempt if ServerID is set, and needed then.
+	// Identity is required if ServerID is set, and is then used at each attempt.
 	Identity IdentityProvider
-	// Timeout limits one attempt, from the connection to the last byte and with all
-	// retries; DefaultTimeout if it is zero.
+	// Timeout limits one attempt, from the connection to the last byte and including all retries;
+	// DefaultTimeout if it is zero.
 	Timeout time.Duration
-	// MaxBytes limits the list, both as it is sent and decoded; list.DefaultMaxBytes if
-	// it is zero.
+	// MaxBytes limits the list both as it is sent and decoded; list.DefaultMaxBytes if it is zero.
 	MaxBytes int64
-	// Now is the clock, by which the server's certificate is verified as well; time.Now
-	// if it is nil.
+	// Now is the clock, also for verifying the server's certificate; time.Now if it is nil.
 	Now func() time.Time
 }
 
@@ -66,15 +61,15 @@ type Config struct {
 type Origin struct {
 	cfg            Config
 	url, signature *url.URL      // signature is nil if there is none
-	retryPause     time.Duration // between the first two requests of an attempt; tests have a shorter one
+	retryPause     time.Duration // between the first two requests of an attempt; shorter in tests
 
-	// Read alone uses what follows.
-	unconditional bool  // the next request is to be
+	// Only Read uses the following fields.
+	unconditional bool  // the next request must not be conditional
 	length        int64 // of the last list
 }
 
-// New checks the configuration and returns the origin. It reads nothing. The error is of
-// all that is wrong, a sources.FieldError each.
+// New checks the configuration and returns the origin. It reads nothing. If the configuration is
+// invalid, it returns the joined errors, one sources.FieldError for each problem.
 func New(cfg Config) (*Origin, error) {
 	u, err := parseURL("url", cfg.URL)
 	signature, badSignature := parseSignatureURL(cfg.SignatureURL, u)
@@ -97,14 +92,14 @@ func New(cfg Config) (*Origin, error) {
 // Warnings implements list.Origin.
 func (o *Origin) Warnings() []string { return nil }
 
-// Read implements list.Origin: it asks for the list, and for its signature if there is
-// a new list, within Config.Timeout.
+// Read implements list.Origin. Within Config.Timeout, it requests the list, and its signature if
+// the list is new.
 func (o *Origin) Read(ctx context.Context, tag string) (list.Copy, error) {
 	within, cancel := context.WithTimeout(ctx, o.cfg.Timeout)
 	defer cancel()
 	c, err := o.ask(within, tag)
 	if err == nil {
-		err = within.Err() // a body without a length ends where the connection ends
+		err = within.Err() // without a Content-Length, a broken connection looks like the end of the body
 	}
 	if err == nil {
 		o.unconditional = false
@@ -134,7 +129,7 @@ func (o *Origin) ask(ctx context.Context, tag string) (list.Copy, error) {
 	if err != nil {
 		return list.Copy{}, session.withClientFault(err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // it was read to its end, or is of no use
+	defer resp.Body.Close() //nolint:errcheck // it was read to its end, or is not needed
 	at := o.cfg.Now()
 	switch {
 	case resp.StatusCode == http.StatusNotModified && held != validators{}:
@@ -160,7 +155,7 @@ func (o *Origin) readSignature(ctx context.Context, session *session) ([]byte, e
 	if err != nil {
 		return nil, fmt.Errorf("fetch the signature: %w", err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // it was read to its end, or is of no use
+	defer resp.Body.Close() //nolint:errcheck // it was read to its end, or is not needed
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("fetch the signature: %w", statusOf(resp, o.signature))
 	}

@@ -28,7 +28,7 @@ func bare(err error) error {
 	return err
 }
 
-// A proxyError is what a proxy answered, and not the list's server.
+// A proxyError is an answer that came from a proxy and not from the list's server.
 type proxyError struct{ proxy, status string }
 
 func (e *proxyError) Error() string {
@@ -41,7 +41,7 @@ func checkProxy(_ context.Context, proxy *url.URL, _ *http.Request, resp *http.R
 	if resp.StatusCode == http.StatusOK {
 		return nil
 	}
-	const most = 64 // of a text that is the proxy's
+	const most = 64 // the status text is chosen by the proxy
 	return &proxyError{proxy.Host, fmt.Sprintf("%.*q", most, resp.Status)}
 }
 
@@ -50,8 +50,8 @@ func isProxyStatus(err error) bool {
 	return ok
 }
 
-// inWords says whose fault an error is, and when a certificate expired. The error of package
-// x509 has the current time instead, which differs from attempt to attempt.
+// inWords adds whose fault an error is, and when a certificate expired. The error of package x509
+// has the current time instead, which differs from attempt to attempt.
 func (s *session) inWords(err error) error {
 	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok &&
 		invalid.Reason == x509.Expired && invalid.Cert != nil {
@@ -76,7 +76,7 @@ type certificateError struct {
 func (e *certificateError) Error() string { return "a certificate of the list's server " + e.fault }
 func (e *certificateError) Unwrap() error { return e.err }
 
-// validity says why a certificate is not valid at a time, or nothing.
+// validity says why a certificate is not valid at a time, or returns an empty string.
 func validity(c *x509.Certificate, now time.Time) string {
 	switch {
 	case now.Before(c.NotBefore):
@@ -88,7 +88,7 @@ func validity(c *x509.Certificate, now time.Time) string {
 	return ""
 }
 
-// clientFault says that the client certificate is not valid now, or nothing.
+// clientFault says why the client certificate is not valid now, or returns an empty string.
 func (o *Origin) clientFault(transport *http.Transport) string {
 	for _, pair := range transport.TLSClientConfig.Certificates {
 		if pair.Leaf == nil {
@@ -101,8 +101,8 @@ func (o *Origin) clientFault(transport *http.Transport) string {
 	return ""
 }
 
-// withClientFault adds to the error of a request that the client certificate is not
-// valid: servers say so in many ways, and some in none.
+// withClientFault adds to the error of a request that the client certificate is not valid. Servers
+// report that in many ways, or not at all.
 func (s *session) withClientFault(err error) error {
 	if s.clientFault == "" {
 		return err

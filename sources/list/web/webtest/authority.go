@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// Years is how far clocks may jump in tests.
+// Years is the furthest that clocks may jump in tests.
 const Years = 5 * 365 * 24 * time.Hour
 
 // An Authority issues certificates for tests.

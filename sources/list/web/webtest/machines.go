@@ -23,7 +23,7 @@ func Machine(name string) *sources.Evidence {
 	return &sources.Evidence{EKHash: sha256.Sum256([]byte(name))}
 }
 
-// List returns a list of machines in JSON, with further fields in front.
+// List returns a list of machines in JSON. fields are further members, inserted before "keys".
 func List(fields string, machines ...string) string {
 	entries := make([]string, 0, len(machines))
 	for _, m := range machines {
@@ -32,8 +32,8 @@ func List(fields string, machines ...string) string {
 	return fmt.Sprintf(`{%s"keys": [%s]}`, fields, strings.Join(entries, ", "))
 }
 
-// WantListed fails the test unless exactly these of the machines "one", "two", "three" and
-// "stranger" are listed.
+// WantListed fails the test unless the given machines, and no others of "one", "two", "three" and
+// "stranger", are listed.
 func WantListed(tb testing.TB, s sources.Source, machines ...string) {
 	tb.Helper()
 	for _, m := range []string{"one", "two", "three", "stranger"} {
@@ -48,7 +48,8 @@ func WantListed(tb testing.TB, s sources.Source, machines ...string) {
 	}
 }
 
-// WantCannotTell fails the test unless the source cannot tell of any machine, for that reason.
+// WantCannotTell fails the test unless the source cannot tell about any machine, with an error that
+// contains says.
 func WantCannotTell(tb testing.TB, s sources.Source, says string) {
 	tb.Helper()
 	for _, m := range []string{"one", "stranger"} {
@@ -59,7 +60,7 @@ func WantCannotTell(tb testing.TB, s sources.Source, says string) {
 	}
 }
 
-// WantError fails the test unless err says all these.
+// WantError fails the test unless the text of err contains all of says.
 func WantError(tb testing.TB, err error, says ...string) {
 	tb.Helper()
 	if err == nil {
@@ -73,7 +74,7 @@ func WantError(tb testing.TB, err error, says ...string) {
 	}
 }
 
-// Write writes a file in a folder of its own and returns its path.
+// Write writes a file in a new folder and returns its path.
 func Write(tb testing.TB, name string, data []byte) string {
 	tb.Helper()
 	path := filepath.Join(tb.TempDir(), name)

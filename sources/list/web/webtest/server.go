@@ -1,5 +1,5 @@
-// Package webtest has what tests of lists behind a web server need: a real HTTPS server whose
-// answer can be changed, an authority for its certificates, and lists of machines.
+// Package webtest helps to test lists behind a web server. It has a real HTTPS server whose answer
+// can be changed, an authority for its certificates, and lists of machines.
 package webtest
 
 import (
@@ -21,15 +21,15 @@ import (
 // A Server is a real HTTPS server whose answer can be changed at any time.
 type Server struct {
 	*httptest.Server
-	// CAPath is a PEM file of the CA that vouches for the server.
+	// CAPath is a PEM file of the CA that has issued the server's certificate.
 	CAPath string
 
 	handler  atomic.Pointer[http.HandlerFunc]
 	requests atomic.Int64
 }
 
-// NewServer starts a server with an empty list, which runs until the test ends. configure, which
-// may be nil, changes its TLS.
+// NewServer starts a server with an empty list, which runs until the test ends. configure, if it is
+// not nil, changes its TLS configuration.
 func NewServer(tb testing.TB, configure func(*tls.Config)) *Server {
 	tb.Helper()
 	s := &Server{}
@@ -63,7 +63,7 @@ func (s *Server) Requests() int64 { return s.requests.Load() }
 // Serve sets what the server does.
 func (s *Server) Serve(f http.HandlerFunc) { s.handler.Store(&f) }
 
-// Answer makes the server answer with one body. headers are names and values by turns.
+// Answer makes the server answer with one body. headers are alternating names and values.
 func (s *Server) Answer(status int, body string, headers ...string) {
 	s.Serve(func(w http.ResponseWriter, _ *http.Request) {
 		for i := 0; i+1 < len(headers); i += 2 {
@@ -74,7 +74,7 @@ func (s *Server) Answer(status int, body string, headers ...string) {
 	})
 }
 
-// Publish makes the server answer with one body, or that it has not changed.
+// Publish makes the server answer with one body, or with 304 if the client has the ETag.
 func (s *Server) Publish(body, etag string) {
 	s.Serve(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("ETag", etag)
@@ -86,8 +86,8 @@ func (s *Server) Publish(body, etag string) {
 	})
 }
 
-// Raw makes the server send these bytes, and then what more writes, until the client has gone.
-// more may be nil.
+// Raw makes the server send head, and then whatever more writes, until the client has closed the
+// connection. more may be nil.
 func (s *Server) Raw(head string, more func(conn net.Conn, gone <-chan struct{})) {
 	s.Serve(func(w http.ResponseWriter, _ *http.Request) {
 		conn, _, err := http.NewResponseController(w).Hijack()
@@ -109,7 +109,7 @@ func (s *Server) Raw(head string, more func(conn net.Conn, gone <-chan struct{})
 	})
 }
 
-// OK is the beginning of an answer for Raw: more headers may follow.
+// OK is the beginning of an answer for Raw. More headers may follow.
 const OK = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 // IsZipped is the header of an answer that is compressed.
