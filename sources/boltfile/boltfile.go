@@ -1,9 +1,10 @@
 // Package boltfile keeps caches in bbolt files that are replaced as a whole.
 //
-// bbolt maps a file into memory and follows the page numbers in it, so a file that is damaged
-// or crafted can stop the process in a way that nothing catches. This package therefore never
-// maps a file that it finds. It copies the file into memory of its own and maps the copy, if
-// that is intact: what was checked is what is mapped, whoever changes the file meanwhile.
+// bbolt maps a file into memory and follows the page numbers in it, so a damaged or crafted file
+// can crash the process in a way that cannot be recovered. This package therefore never maps a file
+// that it finds. It copies the file into memory that no other process can access and maps the copy,
+// if that is intact. So what was checked is what is mapped, even if somebody changes the file in
+// the meantime.
 //
 //   - A file is written once, beside the file that it replaces, and ends with the SHA-256
 //     of everything before; bbolt ignores what comes after its last page. The file is
@@ -31,23 +32,22 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// A File is a cache file. It holds no state: any number of Files, in any number of
-// processes, may have the same path.
+// A File is a cache file. It holds no state: any number of Files, in any number of processes, may
+// use the same path.
 type File struct {
 	// Path is the file. Beside it are Path + ".new" while it is being written, and Path +
 	// ".lock". Names returns all three.
 	Path string
 	// Limit is the largest size, in bytes, of a file that is read or written.
 	Limit int64
-	// Format is the name and the version of what the file holds. It goes into the checksum,
-	// so a file of another format does not count.
+	// Format is the name and the version of the content's format. It is part of the checksum, so a
+	// file with another format does not count.
 	Format string
-	// Bucket is a bucket that every version of the format has. Its name tells a damaged
-	// cache from another program's file, which must not be replaced because of a mistyped
-	// path.
+	// Bucket is a bucket that every version of the format has. By its name, a damaged cache is told
+	// from a file of another program, which must not be replaced because of a mistyped path.
 	Bucket string
-	// AnyOwner lets the file count for Read if it belongs to another user than the user of
-	// this process: for whoever examines the cache of another process.
+	// AnyOwner makes Read accept a file that belongs to another user, for callers that examine the
+	// cache of another process.
 	AnyOwner bool
 }
 
@@ -60,14 +60,14 @@ func lockPath(path string) string  { return path + ".lock" }
 var (
 	// ErrNone is the error of Read if there is no file yet.
 	ErrNone = errors.New("nothing is cached yet")
-	// ErrBusy says that another process has kept a file locked for longer than a call
-	// waits. What the file holds is then unknown.
+	// ErrBusy means that another process has kept a file locked for longer than a call waits. The
+	// content of the file is then unknown.
 	ErrBusy = errors.New("another process has it open; give each its own cache_path")
-	// ErrForeign is about a file that may be another program's. It is not replaced.
+	// ErrForeign means that a file may belong to another program. Such a file is not replaced.
 	ErrForeign = errors.New("belongs to something else; choose another cache_path, or remove the file")
 )
 
-// An UnusableError says why a file does not count. Write replaces such a file.
+// An UnusableError means that a file does not count, and says why. Write replaces such a file.
 type UnusableError struct{ Problem string }
 
 func (e *UnusableError) Error() string { return e.Problem }
@@ -80,12 +80,12 @@ func Unusable(format string, args ...any) error {
 // pageSize is the size of bbolt's pages, on every machine.
 const pageSize = 4096
 
-// Read calls use with what the file holds, and returns the error of use. The values that use
-// sees are valid until it returns.
+// Read calls use with a transaction on the content of the file, and returns the error of use. The
+// values that use sees are valid until it returns.
 //
-// If use is not called, the error is ErrNone, an *UnusableError or ErrForeign if there is no
-// usable file; ErrBusy or ctx's error if that could not be determined; and any other error if
-// the file cannot be opened.
+// If use is not called, the error is ErrNone, an *UnusableError or ErrForeign if there is no usable
+// file; ErrBusy or ctx's error if that could not be determined; and any other error if the file
+// cannot be opened or copied.
 func (f File) Read(ctx context.Context, use func(*bbolt.Tx) error) error {
 	file, err := open(f.Path, os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -109,8 +109,8 @@ func (f File) Read(ctx context.Context, use func(*bbolt.Tx) error) error {
 	return withDatabase(intact, bbolt.Options{ReadOnly: true}, func(db *bbolt.DB) error { return db.View(use) })
 }
 
-// Stamp sets the time at which the file was changed, for other processes to see: that costs a write of no
-// data, and works on a disk that is full.
+// Stamp sets the modification time of the file, for other processes to see. It writes no data, so
+// it works on a full disk.
 func (f File) Stamp(at time.Time) error { return stamp(f.Path, at) }
 
 // missing returns the error for a missing file, or for a missing folder.
@@ -121,16 +121,17 @@ func (f File) missing() error {
 	return ErrNone
 }
 
-// Write replaces the file with a file that fill has written. If it returns no error, the new
-// file is on the disk; otherwise the old file may still be there, or the new file may be.
+// Write replaces the file with a new file that fill has written. If it returns no error, the new
+// file is on disk; otherwise either the old or the new file may be there.
 //
-// If there is a file that counts, Write first calls check with what it holds, unless check is
-// nil. If check fails, Write returns its error, unless that is an *UnusableError: then the file
-// does not count. Nobody else can replace the file between check and the end of Write.
+// If there is a file that counts, Write first calls check, unless that is nil, with a transaction
+// on its content. If check fails, Write returns its error, unless that is an *UnusableError, which
+// means that the file does not count. Nobody else can replace the file between check and the end of
+// Write.
 //
-// fill may use several transactions; nothing that it writes counts before all of it is on the
-// disk. File.Bucket exists already. If ctx ends, Write stops waiting for others and reading the
-// old file; fill must watch ctx itself.
+// fill may use several transactions. Nothing that it writes counts until all of it is on disk.
+// File.Bucket exists already. If ctx ends, Write stops waiting for other writers and reading the
+// old file; fill must check ctx itself.
 func (f File) Write(ctx context.Context, check func(*bbolt.Tx) error, fill func(*bbolt.DB) error) error {
 	unlock, err := f.lockWriters(ctx)
 	if err != nil {
@@ -164,8 +165,8 @@ func (f File) writeDraft(draft *os.File, fill func(*bbolt.DB) error) error {
 		return fmt.Errorf("duplicate a file descriptor: %w", err)
 	}
 	if err := withDatabase(file, bbolt.Options{NoGrowSync: true}, func(db *bbolt.DB) error {
-		// This bucket is on the disk before anything else: if this process is killed,
-		// the next Write recognizes what it left behind.
+		// This bucket is on disk before anything else. If this process is killed, the next Write
+		// recognizes the leftover by it.
 		if err := db.Update(func(tx *bbolt.Tx) error {
 			_, err := tx.CreateBucket([]byte(f.Bucket))
 			return err
@@ -183,7 +184,7 @@ func (f File) writeDraft(draft *os.File, fill func(*bbolt.DB) error) error {
 	return os.Rename(draft.Name(), f.Path)
 }
 
-// seal adds the checksum to a draft that is complete, and syncs the draft.
+// seal adds the checksum to a complete draft, and syncs it.
 func (f File) seal(draft *os.File) error {
 	info, err := draft.Stat()
 	if err != nil {
@@ -202,12 +203,12 @@ func (f File) seal(draft *os.File) error {
 	return draft.Sync()
 }
 
-// errCopy is in the error of checksum if the bytes could not be copied: that says nothing about
-// the file.
+// errCopy is wrapped by the error of checksum if the bytes could not be copied, which says nothing
+// about the file.
 var errCopy = errors.New("copy it into memory")
 
-// checksum returns the SHA-256 of the format and the first bytes of a file, and copies those
-// bytes.
+// checksum returns the SHA-256 of the format and the first size bytes of a file, and copies those
+// bytes to to.
 func (f File) checksum(
 	ctx context.Context, file io.ReaderAt, size int64, to io.Writer,
 ) (sum [sha256.Size]byte, err error) {

@@ -12,7 +12,7 @@ import (
 const (
 	// lockWait is how long a call waits for others to release a file.
 	lockWait = 2 * time.Second
-	// lockPause is the time between two attempts.
+	// lockPause is the pause between two attempts to lock.
 	lockPause = 20 * time.Millisecond
 )
 
@@ -36,8 +36,8 @@ func open(path string, flags int) (*os.File, error) {
 	return file, nil
 }
 
-// lock locks a file, for this process alone or together with others that lock it so, until it is
-// closed. The error is ErrBusy if others keep it locked too long, or ctx's error.
+// lock locks a file until it is closed, exclusively if alone is true and otherwise together with
+// other shared locks. The error is ErrBusy if others keep it locked too long, or ctx's error.
 func lock(ctx context.Context, file *os.File, alone bool) error {
 	for deadline := time.Now().Add(lockWait); ; {
 		locked, err := tryLock(file, alone)
@@ -68,8 +68,8 @@ func pause(ctx context.Context) error {
 	}
 }
 
-// lockWriters waits until nobody else writes. The lock's file is never read, written or
-// removed, so another program's file by that name loses nothing.
+// lockWriters waits until nobody else writes. The lock file is never read, written or removed, so
+// another program's file with that name would not be harmed.
 func (f File) lockWriters(ctx context.Context) (unlock func(), err error) {
 	file, err := open(lockPath(f.Path), os.O_RDWR|os.O_CREATE)
 	if err != nil {
@@ -82,8 +82,8 @@ func (f File) lockWriters(ctx context.Context) (unlock func(), err error) {
 	return func() { file.Close() }, nil
 }
 
-// openDraft creates the file that will be the cache. Its caller holds the writers' lock, so a
-// draft that exists was left behind by a process that was killed, or is somebody else's file.
+// openDraft creates the file that will become the cache. The caller holds the writers' lock, so a
+// draft that exists was left behind by a process that was killed, or is another program's file.
 func (f File) openDraft(ctx context.Context) (*os.File, error) {
 	const create = os.O_RDWR | os.O_CREATE | os.O_EXCL
 	draft, err := open(draftPath(f.Path), create)

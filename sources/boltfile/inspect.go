@@ -12,8 +12,8 @@ import (
 )
 
 // inspect copies a file and returns nil if the copy is intact. Otherwise it returns an
-// *UnusableError if the file was a cache and may be replaced, and ErrForeign if it never was a
-// cache.
+// *UnusableError if the file is a damaged or outdated cache, which may be replaced, and ErrForeign
+// if it is not known to be a cache.
 func (f File) inspect(ctx context.Context, file *os.File, to io.Writer) error {
 	err := f.verify(ctx, file, to)
 	if unusable := (*UnusableError)(nil); !errors.As(err, &unusable) {
@@ -85,9 +85,9 @@ const (
 	headerSize = 16
 )
 
-// isOurs reports whether nobody would miss a file that does not count: it is a bbolt file with
-// the name of our bucket in it, or a bbolt file with too few pages to hold anything, or it is
-// empty or all zeros. It reads at most Limit bytes, and follows nothing that it reads.
+// isOurs reports whether a file that does not count may be replaced: it is a bbolt file that
+// contains the name of our bucket, or a bbolt file with too few pages to hold anything, or it is
+// empty or all zeros. It reads at most Limit bytes, and interprets none of them as page numbers.
 func (f File) isOurs(ctx context.Context, file *os.File) (bool, error) {
 	info, err := file.Stat()
 	if err != nil {

@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// newMemory returns an empty file in memory that nobody else can open (memfd_create(2)).
+// newMemory returns an empty file in memory that no other process can open (memfd_create(2)).
 func newMemory() (*os.File, error) {
 	fd, err := unix.MemfdCreate("cache", unix.MFD_CLOEXEC)
 	if err != nil {

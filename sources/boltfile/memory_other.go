@@ -4,7 +4,7 @@ package boltfile
 
 import "os"
 
-// newMemory returns an empty file that nobody else can open.
+// newMemory returns an empty file that no other process can open.
 func newMemory() (*os.File, error) {
 	file, err := os.CreateTemp("", "cache-*")
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Servers run on Linux. Elsewhere, the operator's tool goes without caches.
+// Servers run on Linux. On other systems, the operator's tool does without caches.
 var errSystem = fmt.Errorf("caches are not used on this system: %w", errors.ErrUnsupported)
 
 const openFlags = 0

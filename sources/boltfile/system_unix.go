@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openFlags are for opening a file: a link is an error, and a pipe does not block the call.
+// openFlags make opening a symbolic link an error, and keep the call from blocking on a FIFO.
 const openFlags = unix.O_NOFOLLOW | unix.O_NONBLOCK
 
-// isLink reports whether a file could not be opened because it is a link.
+// isLink reports whether a file could not be opened because it is a symbolic link.
 func isLink(err error) bool { return errors.Is(err, unix.ELOOP) }
 
-// tryLock locks a file, and reports whether it is locked. It does not wait.
+// tryLock tries to lock a file without waiting, and reports whether it succeeded.
 func tryLock(file *os.File, alone bool) (locked bool, err error) {
 	how := unix.LOCK_SH
 	if alone {
@@ -40,7 +40,7 @@ func duplicate(file *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), file.Name()), nil
 }
 
-// stamp sets the time at which a file was changed. It follows no link.
+// stamp sets the modification time of a file. It does not follow symbolic links.
 func stamp(path string, at time.Time) error {
 	ts, err := unix.TimeToTimespec(at)
 	if err != nil {
@@ -49,7 +49,7 @@ func stamp(path string, at time.Time) error {
 	return unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
 }
 
-// ownerOf returns the user to whom a file belongs; -1 if that is not known.
+// ownerOf returns the ID of the user who owns a file, or -1 if it is not known.
 func ownerOf(info fs.FileInfo) int64 {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
 		return int64(st.Uid)

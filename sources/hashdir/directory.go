@@ -9,8 +9,8 @@ import (
 	"syscall"
 )
 
-// A directory is an open directory, an [os.Root]: a name or a link that leads out of it
-// is an error. It is an interface so that tests can return errors of a file system.
+// A directory is an open directory, an [os.Root]: a name or a symbolic link that leads out of it is
+// an error. It is an interface so that tests can return errors of a file system.
 type directory interface {
 	Stat(name string) (fs.FileInfo, error)
 	Lstat(name string) (fs.FileInfo, error)
@@ -22,8 +22,8 @@ type directory interface {
 // the directory has changed ("close-to-open", RFC 7530, 10.3.1), instead of answering from
 // memory for up to a minute.
 func openDirectory(path string) (directory, error) {
-	// The slash makes the kernel refuse all but a directory. If path is a FIFO, OpenRoot would
-	// otherwise wait for a writer.
+	// Because of the slash, the kernel refuses anything but a directory. Otherwise OpenRoot would
+	// wait for a writer if path is a FIFO.
 	root, err := os.OpenRoot(path + "/")
 	if err != nil {
 		return nil, err
@@ -41,9 +41,9 @@ func isAt(dir directory, path string) (bool, error) {
 	return err == nil && os.SameFile(opened, named), err
 }
 
-// readEntry reports whether dir has an entry by this name, and returns its content: nil if
-// it is empty, longer than maxContent, or unreadable for the server's user. Nothing but a
-// regular file is opened: to open a FIFO or a device could block or have an effect.
+// readEntry reports whether dir has an entry with this name, and returns its content, which is nil
+// if it is empty, longer than maxContent, or unreadable for the server's user. It opens only
+// regular files: opening a FIFO or a device could block or have an effect.
 func readEntry(dir directory, name string) (content []byte, found bool, err error) {
 	info, err := dir.Stat(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -59,7 +59,7 @@ func readEntry(dir directory, name string) (content []byte, found bool, err erro
 	f, err := dir.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		// Existence is what lists a TPM: content may be readable for root alone.
+		// A TPM is listed because the file exists. Its content may be readable for root only.
 		return nil, true, nil
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENXIO): // removed, or a socket
 		return nil, false, nil
@@ -76,12 +76,12 @@ func readEntry(dir directory, name string) (content []byte, found bool, err erro
 	return content, true, nil
 }
 
-// explain adds what to do to the errors that a person can mend. The caller's message has
-// the path already.
+// explain adds what to do to the errors that a person can fix. The caller's message already has the
+// path.
 func explain(err error) error {
 	var errno syscall.Errno
 	if p, ok := errors.AsType[*fs.PathError](err); ok {
-		// What the kernel did not say, os.Root did.
+		// An error that is not from the kernel is from os.Root.
 		if err = p.Err; !errors.As(err, &errno) {
 			return fmt.Errorf("a link leads out of the directory: make it relative, to something inside: %w", err)
 		}

@@ -10,15 +10,14 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
-// maxContent is how many bytes an entry may have. A longer file is an entry too, but is not
-// read.
+// maxContent is the maximum length of an entry's content, in bytes. A longer file is an entry too,
+// but it is not read.
 const maxContent = 64 << 10
 
-// parseEntry returns what the content of an entry says about its machine. That is nothing,
-// unless the content begins with a JSON object, after blanks and a byte order mark. A field
-// that is given twice, a value that breaks the limits of sources.Attributes, and anything after
-// the object are errors. A label that is given twice counts once, and blanks around a name or a
-// label are not part of it.
+// parseEntry returns what the content of an entry says about its machine. Content says nothing
+// unless it begins with a JSON object, after an optional byte order mark and white space. A
+// duplicate field, a value that exceeds the limits of sources.Attributes, and anything after the
+// object are errors. Duplicate labels count once, and blanks around a name or a label are removed.
 func parseEntry(content []byte) (sources.Attributes, error) {
 	content = objectIn(content)
 	if content == nil {
@@ -38,7 +37,7 @@ func parseEntry(content []byte) (sources.Attributes, error) {
 	return attrs, nil
 }
 
-// objectIn returns the content from the beginning of its JSON object on, or nil if it has none.
+// objectIn returns the content from its JSON object on, or nil if it does not begin with one.
 func objectIn(content []byte) []byte {
 	content = bytes.TrimLeft(smallfile.TrimMark(content), " \t\r\n")
 	if len(content) == 0 || content[0] != '{' || len(content) > maxContent {

@@ -1,7 +1,7 @@
 // Package hashdir is a source that knows a TPM by a file in a directory, named
 // by the hash of its endorsement key.
 //
-// Nothing is held in memory. Each check opens the directory and looks for
+// No entries are kept in memory. Each check opens the directory and looks for
 //
 //	<path>/<first two hex digits of hash>/<hash>
 //	<path>/<hash>
@@ -9,23 +9,23 @@
 // in lower case, and then for both in upper case; the first one found counts. So a
 // machine is added by making a file and revoked by removing it, on any file system.
 //
-// A regular file is an entry, and so is a symbolic link to a regular file if the whole way
-// stays beneath the directory, as it does in a mounted ConfigMap. A folder, a socket, a
-// FIFO, a device and a link to nothing are no entries. Anything that is neither "there" nor
-// "not there" is an error: a directory that has gone or may not be read, an input/output
-// error, a loop of links, a link that leads outside.
+// A regular file is an entry. So is a symbolic link to a regular file if the link's path never
+// leaves the directory, as in a mounted ConfigMap. A folder, a socket, a FIFO, a device and a
+// dangling link are not entries. Anything that is neither "exists" nor "does not exist" is an
+// error: a directory that is gone or may not be read, an input/output error, a loop of links, a
+// link that leads outside.
 //
-// An entry may be empty. If its content is a JSON object of at most 64 KiB, that says more:
+// An entry may be empty. If its content is a JSON object of at most 64 KiB, the object describes
+// the machine:
 //
 //	{"name": "us-east-17", "labels": ["rack:12", "env:prod"]}
 //
-// Both fields are optional, and other fields are ignored. Content that does not begin like a
-// JSON object is ignored, and so is content that the server's user may not read: that the
-// file exists is what counts. Content that begins like a JSON object and is not one, such
-// as half of one, is an error.
+// Both fields are optional, and other fields are ignored. Content that does not begin like a JSON
+// object is ignored, and so is content that the server's user may not read: what counts is that the
+// file exists. Content that begins like a JSON object but is not a complete one is an error.
 //
-// Now and then, and never for an attestation, Watch lists the directory. Status then warns
-// of files that look like entries and are not, and of names that several entries give.
+// Watch lists the directory periodically, and never because of an attestation. Status then warns of
+// files that look like entries but are not, and of names that several entries give.
 package hashdir
 
 import (
@@ -41,22 +41,21 @@ import (
 
 // Config says where the directory is.
 type Config struct {
-	// Path is the directory. Each check resolves it anew, with all its links, so
-	// that the directory may be swapped by a rename or a mount. A relative path is
-	// relative to the working directory of the process.
+	// Path is the directory. Each check resolves it anew, including symbolic links, so that the
+	// directory may be swapped by a rename or a mount. A relative path is relative to the working
+	// directory of the process.
 	Path string
-	// Marker, if it is not empty, is the name of a file in the directory. If that
-	// file is missing, the source cannot tell: a mount point looks like an empty
-	// directory while nothing is mounted there. It is a file name without a path,
-	// and no name that an entry or a shard may have.
+	// Marker, if it is not empty, is the name of a file in the directory. If that file is missing,
+	// the source cannot tell: a mount point looks like an empty directory while nothing is mounted
+	// there. It is a file name without a path, and must not look like an entry or a shard.
 	Marker string
 }
 
-// Source is a directory of EK hashes. Between two checks it holds no file open and keeps
-// nothing of the directory. Its methods may be called from several goroutines.
+// Source is a directory of EK hashes. Between checks it holds no file open and keeps no entries. It
+// is safe for concurrent use.
 type Source struct {
 	path, marker string
-	open         func(path string) (directory, error) // openDirectory, but for tests
+	open         func(path string) (directory, error) // openDirectory, except in tests
 
 	scanner
 }
@@ -98,20 +97,20 @@ func checkMarker(name string) error {
 	return nil
 }
 
-// attempts is how often a check that finds nothing looks again while the directory, or a
-// link in it, may be being replaced.
+// attempts is how often a check that finds nothing looks again while the directory, or a link in
+// it, may have been replaced.
 const attempts = 20
 
-// errReplaced ends an attempt if the path leads to another directory by now, or to none,
-// which can be so for a moment while an operator swaps directories.
+// errReplaced means that the path now leads to another directory or to none. The latter may be the
+// case for a moment while an operator swaps directories.
 var errReplaced = errors.New("is the path correct, and its file system mounted?")
 
 // Check implements [sources.Source]. It makes its system calls in the calling goroutine:
 // while the file system hangs, Check does not return.
 //
-// If a TPM is listed both before and after the directory is replaced, Check never says
-// "not listed" between: the directory that it has opened may have been replaced since and
-// be half removed, so a missing entry proves nothing until that has been ruled out.
+// If a TPM is listed both before and after the directory is replaced, Check never says "not listed"
+// in between. The directory that it has opened may since have been replaced and half removed, so a
+// missing entry proves nothing until that has been ruled out.
 func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (v sources.Verdict, err error) {
 	names := entryNames(ev.EKHash)
 	for range attempts {
@@ -125,10 +124,10 @@ func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (v sources.Ver
 	return v, err
 }
 
-// attempt opens the directory and looks for an entry. If it finds none where a link stands
-// in the way, it looks again: the kernel follows a link step by step, so what the link led to
-// may have been removed when the link had just been replaced. At last it checks that the path
-// still leads to the directory.
+// attempt opens the directory and looks for an entry. If it finds none and there is a link on the
+// way, it looks again: the kernel follows a link step by step, so the old target may have been
+// removed just after the link was replaced. Finally, it checks that the path still leads to the
+// directory that it has opened.
 func (s *Source) attempt(names [2]string) (sources.Verdict, error) {
 	dir, err := s.open(s.path)
 	if err != nil {
@@ -162,7 +161,7 @@ func (s *Source) pathError(op string, err error) error {
 	return fmt.Errorf("%s directory %q: %w", op, s.path, err)
 }
 
-// reasons are the reasons of a verdict: for an entry in a shard, and for a flat one.
+// reasons are the reasons in a verdict, for an entry in a shard and for a flat entry.
 var reasons = [2]string{"has a file named after the hash in its shard", "has a file named after the hash"}
 
 // look looks for an entry: in lower case, then in upper case.
@@ -196,7 +195,7 @@ func (s *Source) lookFor(dir directory, names [2]string) (sources.Verdict, error
 	return sources.Verdict{}, nil
 }
 
-// linked reports whether there is a link where an entry or its shard would be.
+// linked reports whether an entry or its shard would be reached through a link.
 func linked(dir directory, names [2]string) bool {
 	upper, _ := upperNames(names[1])
 	for _, names := range [][2]string{names, upper} {

@@ -53,7 +53,7 @@ func digits(s string) int {
 	return n
 }
 
-// doubt says why a name that looks like an entry is no entry. It returns nothing if the name
+// doubt says why a name that looks like an entry is not one. It returns an empty string if the name
 // does not look like an entry. shard is the folder that the name is in, or empty.
 func doubt(shard, name string) string {
 	const least = 32 // hex digits, and at least half of the name

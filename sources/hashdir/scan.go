@@ -23,32 +23,33 @@ import (
 )
 
 const (
-	// scanInterval is the least time from the end of one scan to the next. It is
-	// scanShare times as long as the scan took, if that is longer.
+	// scanInterval is the shortest time from the end of one scan to the next. If a scan took long,
+	// the next one follows after scanShare times as long.
 	scanInterval, scanShare = time.Minute, 20
-	// scanTimeout is how long a scan may take: what it has not looked at by then is left out.
+	// scanTimeout is the longest time that a scan may take. What it has not looked at by then is
+	// left out.
 	scanTimeout = time.Minute
-	// maxScanned is how many names a scan looks at, and maxOpened how many files it
-	// opens.
+	// maxScanned and maxOpened are the maximum numbers of names that a scan looks at and of files
+	// that it opens.
 	maxScanned, maxOpened = 1 << 20, 1 << 16
-	// maxScanWarnings is how many warnings it keeps.
+	// maxScanWarnings is the maximum number of warnings that a scan keeps.
 	maxScanWarnings = 100
-	// maxShared is how many entries that give the same name it keeps.
+	// maxShared is the maximum number of entries with the same name that a scan keeps.
 	maxShared = 16
 )
 
-// A scanner lists the directory now and then, to find what no check would.
+// A scanner lists the directory periodically, to find what no check would.
 type scanner struct {
 	interval time.Duration
 	last     atomic.Pointer[scan] // nil before the first
 }
 
-// A scan is what was found in the directory at one time. Once done, it never changes.
+// A scan is what was found in the directory at one time. It is immutable when it is complete.
 type scan struct {
 	warnings []string
 	more     int // warnings that were left out
-	// named has the first entry that gives each name; shared has all entries that
-	// give a name that another entry gives too.
+	// named has the first entry that gives each name. shared has, for each name that several
+	// entries give, all of those entries.
 	named  map[string]string
 	shared map[string][]string
 
@@ -56,8 +57,8 @@ type scan struct {
 	maxScanned, maxOpened int
 	others                int // names that look like nothing
 
-	// each, if it is not nil, gets every entry, or why it cannot be used. Names that
-	// several entries give are then left to it.
+	// each, if it is not nil, is called with every entry, or with why it cannot be used. It then
+	// also has to deal with names that several entries give.
 	each func(path string, attrs sources.Attributes, err error)
 }
 
@@ -90,7 +91,8 @@ func (s *Source) Status() sources.Status {
 	return sources.Status{Warnings: warnings}
 }
 
-// scan scans the directory. If that fails, so do checks, which say why.
+// scan scans the directory. It ignores errors, since checks fail for the same reasons and report
+// them.
 func (s *Source) scan(ctx context.Context) {
 	inTime, cancel := context.WithTimeout(ctx, scanTimeout)
 	defer cancel()
@@ -178,9 +180,9 @@ func (f *scan) folder(ctx context.Context, dir directory, shard, marker string) 
 	return shards, nil
 }
 
-// unlessEmpty returns why a folder cannot be read, or nil if that does not matter: there are no
-// entries in a shard that has gone or is no folder. A scan passes over a shard that it may not
-// read, which a check says when it needs it; Entries must not.
+// unlessEmpty returns why a folder cannot be read, or nil if that does not matter: a shard that is
+// gone or is not a folder has no entries. A scan also skips a shard that it may not read, since a
+// check that needs it reports that. Entries must not skip it.
 func (f *scan) unlessEmpty(shard string, err error) error {
 	gone := errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)
 	if shard != "" && (gone || f.each == nil) {
@@ -189,7 +191,7 @@ func (f *scan) unlessEmpty(shard string, err error) error {
 	return err
 }
 
-// name looks at one name and reports whether it is a shard's.
+// name looks at one name and reports whether it is that of a shard.
 func (f *scan) name(dir directory, shard string, entry fs.DirEntry) bool {
 	name := entry.Name()
 	folder := len(name) == 2 && digits(name) == 2 && entry.Type()&(fs.ModeDir|fs.ModeSymlink) != 0
@@ -207,7 +209,7 @@ func (f *scan) name(dir directory, shard string, entry fs.DirEntry) bool {
 	return false
 }
 
-// entry looks at one name that is not a shard's.
+// entry looks at one name that is not that of a shard.
 func (f *scan) entry(dir directory, shard string, entry fs.DirEntry) {
 	name := entry.Name()
 	path := name
@@ -250,7 +252,7 @@ func (f *scan) entry(dir directory, shard string, entry fs.DirEntry) {
 	}
 }
 
-// claim notes that the entry at path gives this name.
+// claim records that the entry at path gives this name.
 func (f *scan) claim(name, path string) {
 	first, taken := f.named[name]
 	switch {
@@ -289,8 +291,8 @@ func doubtfulFields(content []byte) (all []string) {
 	return all
 }
 
-// unique returns an error if another machine's entry gives this name too: the last scan
-// found that entry, and it still gives the name. Two machines with one name would have one
+// unique returns an error if another machine's entry also gives this name: the last scan found that
+// entry, and the entry still gives the name. Two machines with the same name would have the same
 // SPIFFE ID if the ID is made from the name.
 func (s *Source) unique(dir directory, hash, name string) error {
 	found := s.last.Load()

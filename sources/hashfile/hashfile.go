@@ -1,6 +1,6 @@
-// Package hashfile is a source that knows the TPMs in a list, which is a file: the
-// document of package ekhashes, in either form, from the origin of package file. It is
-// served from memory: an attestation reads no file.
+// Package hashfile is a source that knows the TPMs in a list in a file. It combines the document of
+// package ekhashes, in either format, with the origin of package file. It answers from memory: an
+// attestation reads no file.
 package hashfile
 
 import (
@@ -13,20 +13,19 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/file"
 )
 
-// Config is where the list is. Only Path is required.
+// Config says where the list is. Only Path is required.
 type Config struct {
 	// Path is the file: file.Config.Path.
 	Path string
-	// PollInterval is how often the file is looked at if nothing tells of a change:
-	// list.Config.Every.
+	// PollInterval is the longest time between two looks at the file: list.Config.Every.
 	PollInterval time.Duration
-	// MaxStaleness is how long the last good list serves while the file is missing,
-	// cannot be read or is no good list: list.Config.MaxStaleness. A file that can be
-	// read is never stale, however old it is.
+	// MaxStaleness is how long the last good list is served while the file is missing, cannot be
+	// read, or is not a good list: list.Config.MaxStaleness. A file that can be read is never
+	// stale, however old it is.
 	MaxStaleness time.Duration
-	// MaxBytes is how long the file may be: file.Config.MaxBytes.
+	// MaxBytes is the maximum length of the file: file.Config.MaxBytes.
 	MaxBytes int64
-	// AllowEmpty accepts a text without an entry.
+	// AllowEmpty accepts a text list without entries.
 	AllowEmpty bool
 	// Now is the clock; time.Now if it is nil.
 	Now func() time.Time
@@ -49,8 +48,8 @@ func New(cfg Config) (*Source, error) {
 	return &Source{l, origin}, nil
 }
 
-// Check implements sources.Source. It looks the EK hash up in memory, and cannot tell if
-// there is no list that may serve.
+// Check implements sources.Source. It looks up the EK hash in memory, and cannot tell if there is
+// no list that may be used.
 func (s *Source) Check(_ context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 	d, err := s.Current()
 	if err != nil {

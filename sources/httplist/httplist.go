@@ -1,6 +1,6 @@
-// Package httplist is a source that knows the TPMs in a list behind a web server: the
-// document of package ekhashes, in its JSON form, from the origin of package web. The
-// text form is refused, since a text that was cut is a text as well.
+// Package httplist is a source that knows the TPMs in a list behind a web server. It combines the
+// document of package ekhashes, in its JSON format, with the origin of package web. The text format
+// is refused, since a text list that was cut off is still a text list.
 package httplist
 
 import (
@@ -13,7 +13,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/web"
 )
 
-// Config is where the list is. Only URL is required.
+// Config says where the list is. Only URL is required.
 type Config = web.ListConfig
 
 // Source is a list behind a web server. It is safe for concurrent use.
@@ -21,8 +21,9 @@ type Source struct {
 	*list.List[*ekhashes.Document]
 }
 
-// New checks the configuration and returns the source. It reads nothing: the first Load
-// does. The error is of all that is wrong.
+// New checks the configuration and returns the source. It reads nothing: the first Load does. If
+// the configuration is invalid, it returns the joined errors, one sources.FieldError for each
+// problem.
 func New(cfg Config) (*Source, error) {
 	l, err := web.NewList(func(data []byte) (*ekhashes.Document, error) {
 		return ekhashes.Parse(data, ekhashes.Options{JSON: true})
@@ -33,8 +34,8 @@ func New(cfg Config) (*Source, error) {
 	return &Source{l}, nil
 }
 
-// Check implements sources.Source. It looks the EK hash up in memory, and cannot tell if
-// there is no list that may serve.
+// Check implements sources.Source. It looks up the EK hash in memory, and cannot tell if there is
+// no list that may be used.
 func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 	if err := ctx.Err(); err != nil {
 		return sources.Verdict{}, fmt.Errorf("look up the EK hash: %w", err)

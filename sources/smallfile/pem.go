@@ -15,8 +15,8 @@ import (
 const MaxPEM = 4 << 20
 
 // Blocks returns all PEM blocks in a file (RFC 7468). It skips text around them. A block that
-// cannot be read, because its beginning, its end or some of its lines are missing, is an error,
-// so that no certificate is left out silently. data may begin with a byte order mark.
+// cannot be read, because its beginning, its end or some of its lines are missing, is an error, so
+// that no certificate is silently left out. data may begin with a byte order mark.
 func Blocks(data []byte) ([]*pem.Block, error) {
 	const begin, end = "-----BEGIN", "-----END"
 	data = TrimMark(data)
@@ -50,9 +50,8 @@ func CheckPair(certPath, keyPath string) error {
 	return sources.BadField(missing, "is missing: the client certificate and its key go together")
 }
 
-// CertPool reads a PEM file of the CA certificates that may vouch for a server. If it cannot
-// read every one of them, it returns an error: otherwise the server whose CA was left out would
-// look like the culprit.
+// CertPool reads a PEM file of trusted CA certificates. It returns an error if it cannot read every
+// one of them: otherwise a server whose CA was left out would seem to be at fault.
 func CertPool(path string) (*x509.CertPool, error) {
 	data, err := Read(path, MaxPEM)
 	if err != nil {

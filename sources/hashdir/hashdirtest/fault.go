@@ -1,5 +1,5 @@
 // Package hashdirtest mounts a directory of EK hashes that can fail like a broken disk, or hang
-// like a mount whose server has gone.
+// like a mount whose server is gone.
 package hashdirtest
 
 import (
@@ -13,8 +13,8 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// A Fault is a mounted file system (FUSE) with one directory of files, healthy
-// at first. Its methods may be called from several goroutines.
+// A Fault is a mounted file system (FUSE) with one directory of files, healthy at first. It is safe
+// for concurrent use.
 type Fault struct {
 	// Dir is where the file system is mounted.
 	Dir string
@@ -25,11 +25,11 @@ type Fault struct {
 
 	mu    sync.Mutex
 	errno syscall.Errno
-	hung  chan struct{} // closed when it answers again; nil unless it hangs
+	hung  chan struct{} // closed when calls are answered again; nil unless they hang
 }
 
-// MountFault mounts a directory that holds these files, by name. It is unmounted when the test
-// ends. The test fails if FUSE is not available.
+// MountFault mounts a directory with these files, given by name and content. It is unmounted when
+// the test ends. The test fails if FUSE is not available.
 func MountFault(t testing.TB, files map[string]string) *Fault {
 	t.Helper()
 	if _, err := os.Stat("/dev/fuse"); err != nil {
@@ -58,10 +58,11 @@ func MountFault(t testing.TB, files map[string]string) *Fault {
 	return f
 }
 
-// Unmount leaves an empty directory. The test fails if a file in the file system is open.
+// Unmount unmounts the file system, which leaves an empty directory. The test fails if a file in it
+// is open.
 func (f *Fault) Unmount() { f.unmount() }
 
-// Fail answers every call with errno from now on.
+// Fail makes every call from now on fail with errno.
 func (f *Fault) Fail(errno syscall.Errno) {
 	f.Heal()
 	f.mu.Lock()
@@ -69,7 +70,7 @@ func (f *Fault) Fail(errno syscall.Errno) {
 	f.errno = errno
 }
 
-// Hang answers no call from now on. Neither a signal nor a deadline frees the callers.
+// Hang makes every call from now on hang. Neither a signal nor a deadline frees the callers.
 func (f *Fault) Hang() {
 	f.Heal()
 	f.mu.Lock()
@@ -77,7 +78,7 @@ func (f *Fault) Hang() {
 	f.hung = make(chan struct{})
 }
 
-// Heal answers again, including the calls that hang.
+// Heal makes calls succeed again, including those that hang.
 func (f *Fault) Heal() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -88,11 +89,11 @@ func (f *Fault) Heal() {
 	}
 }
 
-// Called sends when somebody has called, even if the call hangs. Several calls between two
-// receptions count as one.
+// Called returns a channel that receives a value when a call arrives, even if the call hangs.
+// Several calls may cause only one value.
 func (f *Fault) Called() <-chan struct{} { return f.calls }
 
-// answer waits until calls are answered, and returns the answer.
+// answer waits while calls hang, and returns the answer.
 func (f *Fault) answer() syscall.Errno {
 	select {
 	case f.calls <- struct{}{}:

@@ -7,9 +7,9 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// MountShared mounts the folder served at another folder, like a client of a file server that
-// also serves others: a file that is written to served directly shows at the next look, and no
-// watch sees it. It is unmounted when the test ends. The test fails if FUSE is not available.
+// MountShared mounts the folder served at another folder, like a client of a file server that has
+// other clients as well: a file that is written directly to served is visible at the next look, but
+// no watch reports it. It is unmounted when the test ends. The test fails if FUSE is not available.
 func MountShared(t testing.TB, served, at string) {
 	t.Helper()
 	root, err := fs.NewLoopbackRoot(served)
