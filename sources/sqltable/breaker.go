@@ -9,19 +9,19 @@ import (
 // retryPause is how long the database is left alone after it has failed.
 const retryPause = time.Second
 
-// A breaker keeps look-ups from a database that is down. After a failure, all look-ups fail
-// at once with the same error, except one in each pause, which tries the database again.
+// A breaker is a circuit breaker. After a failure, all look-ups fail at once with the same error,
+// except for one look-up in each pause, which tries the database again.
 type breaker struct {
 	pause time.Duration
 
 	mu       sync.Mutex
 	err      error     // of the last failure; nil once the database has answered
-	tried    time.Time // when a look-up last failed, or was let through
+	tried    time.Time // when a look-up last failed or was let through
 	answered time.Time // when the database last answered
 }
 
-// enter returns the error of the last failure, or nil if a look-up that begins now may ask
-// the database.
+// enter returns nil if a look-up that begins now may ask the database, and otherwise the error of
+// the last failure.
 func (b *breaker) enter(now time.Time) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -43,7 +43,7 @@ func (b *breaker) failedSince(begun time.Time) error {
 	return nil
 }
 
-// answer notes that the database has answered.
+// answer records that the database has answered.
 func (b *breaker) answer() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -51,8 +51,8 @@ func (b *breaker) answer() {
 	b.err = nil
 }
 
-// fail notes that a look-up that began at begun got no answer. It does not count if another
-// look-up has got an answer since then: the database is not down.
+// fail records that a look-up that began at begun got no answer. The failure does not count if
+// another look-up has got an answer since then: the database is not down.
 func (b *breaker) fail(begun time.Time, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

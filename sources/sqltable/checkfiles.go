@@ -1,8 +1,8 @@
 package sqltable
 
-// CheckFiles reads each file that the configuration names, as the next connection to the database
-// would. It calls wrong with the field of each that a connection would fail over, and why. It
-// connects to nothing. No error shows the data source name.
+// CheckFiles reads the files that the configuration names, as the next connection to the database
+// would. For each file over which the connection would fail, it calls wrong with the name of the
+// field and the reason. It connects to nothing. No error shows the data source name.
 func (c Config) CheckFiles(wrong func(field string, err error)) {
 	c = c.withDefaults()
 	dsn, err := readDSN(c.DSNPath)

@@ -15,14 +15,14 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
-// A connector makes connections to a database. For each of them it reads the files of
-// certificates anew.
+// A connector makes connections to a database. It reads the certificate files again for each
+// connection.
 type connector struct {
 	cfg Config
 	dsn string
 }
 
-// A connectError is why no connection could be made.
+// A connectError says why no connection could be made.
 type connectError struct{ err error }
 
 func (e *connectError) Error() string { return "connect: " + e.err.Error() }
@@ -96,7 +96,7 @@ func (c *connector) tls() (*tls.Config, error) {
 	return config, nil
 }
 
-// toHost returns config for a host. It returns nil for a socket, and if config is nil.
+// toHost returns a copy of config for a host, or nil if the host is a socket or config is nil.
 func toHost(config *tls.Config, host string) *tls.Config {
 	if config == nil || isSocket(host) {
 		return nil
@@ -108,8 +108,8 @@ func toHost(config *tls.Config, host string) *tls.Config {
 
 func isSocket(host string) bool { return strings.HasPrefix(host, "/") || strings.HasPrefix(host, "@") }
 
-// isLocal reports whether a host is this machine, so that no other machine can answer for
-// it. That localName leads to this machine, dial makes sure.
+// isLocal reports whether a host is this machine, so that no other machine can answer for it. For
+// localName, dial makes sure of that.
 func isLocal(host string) bool {
 	if isSocket(host) || host == localName {
 		return true
@@ -118,7 +118,7 @@ func isLocal(host string) bool {
 	return err == nil && addr.Unmap().IsLoopback()
 }
 
-// verified reports whether TLS makes sure that this is the operator's database.
+// verified reports whether TLS verifies that this is the operator's database.
 func verified(config *tls.Config) bool {
 	switch {
 	case config == nil:
@@ -126,7 +126,7 @@ func verified(config *tls.Config) bool {
 	case !config.InsecureSkipVerify:
 		return config.ServerName != ""
 	}
-	// sslmode=verify-ca: any certificate from the operator's own authority will do.
+	// sslmode=verify-ca: any certificate from the operator's own CA is accepted.
 	return config.VerifyPeerCertificate != nil && config.RootCAs != nil
 }
 
@@ -140,7 +140,7 @@ func (c *connector) checkHost(host string, config *tls.Config, advice string) er
 }
 
 // badDSN returns the error for a DSN that a driver refuses. The driver's error may quote the
-// password, so only that of a file is kept.
+// password, so only a file's error is kept.
 func badDSN(err error, example string) error {
 	if path, ok := errors.AsType[*fs.PathError](err); ok {
 		return path

@@ -10,7 +10,7 @@ import (
 // maxDSN is the longest file of a DSN, in bytes.
 const maxDSN = 16 << 10
 
-// readDSN returns the data source name in a file. It holds the password: no error and no log
+// readDSN returns the data source name in a file. It contains the password, so no error and no log
 // may show it.
 func readDSN(path string) (string, error) {
 	content, err := smallfile.Read(path, maxDSN)

@@ -14,20 +14,21 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// A fault is what the error of a look-up says about the database.
+// A fault is what the error of a look-up implies about the database.
 type fault int
 
 const (
-	// answered: the database has answered, with a refusal or with something of no use.
+	// answered: the database has answered, if only with a refusal or with a result that cannot be
+	// used.
 	answered fault = iota
-	// stale: the connection, or the statement prepared on it, is of no use any more. A
-	// new connection may be.
+	// stale: the connection, or the statement prepared on it, can no longer be used. A new
+	// connection may work.
 	stale
 	// down: the database does not answer, or not in time.
 	down
 )
 
-// faultOf returns what an error says; no error is an answer. An unknown error counts as a lost
+// faultOf returns what an error implies; nil is an answer. An unknown error counts as a lost
 // connection.
 func faultOf(err error) fault {
 	if _, ok := errors.AsType[shapeError](err); ok || err == nil {
@@ -48,23 +49,23 @@ func faultOf(err error) fault {
 	return stale
 }
 
-// ErrDown is in the errors of a Source whose database could not be reached, or did not answer in
-// time.
+// ErrDown is wrapped by the error of Check if the database could not be reached, or did not answer
+// in time.
 var ErrDown = errors.New("the database is down")
 
-// A downError is an error with ErrDown in it, and with another text.
+// A downError is an error that is ErrDown according to errors.Is, with a text of its own.
 type downError struct{ error }
 
 // Is implements the interface that errors.Is looks for.
 func (downError) Is(target error) bool { return target == ErrDown }
 
-// unreachable reports whether err is of the network, or of a time that is over.
+// unreachable reports whether err is a network error or an expired deadline.
 func unreachable(err error) bool {
 	_, network := errors.AsType[net.Error](err)
 	return network || errors.Is(err, context.DeadlineExceeded)
 }
 
-// postgresFault returns what a code of appendix A of PostgreSQL's documentation says.
+// postgresFault returns what an error code implies (PostgreSQL's documentation, appendix A).
 func postgresFault(code string) fault {
 	switch {
 	case code == "57014": // query_canceled: by statement_timeout
@@ -79,7 +80,7 @@ func postgresFault(code string) fault {
 	return answered
 }
 
-// mysqlFault returns what the number of an error message of MySQL or MariaDB says.
+// mysqlFault returns what an error number of MySQL or MariaDB implies.
 func mysqlFault(number uint16) fault {
 	switch number {
 	case 1205, 1317, 1969, 3024: // waited for a lock, interrupted, max_statement_time, max_execution_time
@@ -90,8 +91,8 @@ func mysqlFault(number uint16) fault {
 	return answered
 }
 
-// secretsOf returns what no log may show of a DSN: the whole of it, and its password, plain
-// and as a URL spells it; the longest first.
+// secretsOf returns the texts that no log may show: the DSN, and its password, both plain and
+// URL-encoded; the longest first.
 func secretsOf(dialect Dialect, dsn string) []string {
 	secrets := []string{dsn}
 	password := ""
@@ -109,11 +110,11 @@ func secretsOf(dialect Dialect, dsn string) []string {
 	return secrets
 }
 
-// maxErrorText is how many bytes of a database's error are kept.
+// maxErrorText is the maximum number of bytes that are kept of a database's error.
 const maxErrorText = 1024
 
-// scrub returns the text of err in one line and without secrets. It does not wrap err, which
-// may hold them.
+// scrub returns an error with the text of err on one line and without secrets. It does not wrap
+// err, which may contain them.
 func scrub(err error, secrets []string) error {
 	s := strings.ToValidUTF8(err.Error(), "")
 	for _, secret := range secrets {

@@ -11,10 +11,11 @@ import (
 var simpleQuery = regexp.MustCompile(
 	`(?is)^\s*SELECT\b[^()]*?\bFROM\s+([a-z_][a-z0-9_.]*)\s+WHERE\s+([a-z_][a-z0-9_.]*)\s*=\s*\?\s*;?\s*$`)
 
-// CountMalformed returns how many rows of the table have, instead of an EK hash, something that no
+// CountMalformed returns the number of rows that have, in place of an EK hash, something that no
 // look-up finds, since it is not 64 lower-case hex digits. Under a deny rule, such a row denies
 // nobody. It reads the whole table, within Config.Timeout. known is false if the query does not
-// say, in the form SELECT … FROM <table> WHERE <column> = ?, where the hashes are.
+// have the form SELECT … FROM <table> WHERE <column> = ?, so that it is not known which column has
+// the hashes.
 func (s *Source) CountMalformed(ctx context.Context) (n int, known bool, err error) {
 	parts := simpleQuery.FindStringSubmatch(s.cfg.Query)
 	if parts == nil {

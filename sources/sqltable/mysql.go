@@ -48,9 +48,9 @@ func (c *connector) mysql(config *tls.Config) (driver.Connector, error) {
 	return mysql.NewConnector(my)
 }
 
-// setMySQL makes a session read-only. Each look-up in it sees what is committed by then, and
-// the server, too, ends a look-up that waits for a lock too long. MySQL and MariaDB have
-// different names for that limit, and each skips the other's comment.
+// setMySQL makes a session read-only. Each look-up in it sees what has been committed by then. The
+// server, too, ends a look-up that waits too long for a lock. MySQL and MariaDB have different
+// names for that limit, and each skips the other's comment.
 func (c *connector) setMySQL(ctx context.Context, conn driver.Conn) error {
 	session, ok := conn.(driver.ExecerContext)
 	if !ok {

@@ -9,7 +9,7 @@ import (
 	"syscall"
 )
 
-// dial opens a connection on which no answer can be too long.
+// dial opens a connection that limits the length of answers.
 func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	conn, err := dialerTo(address).DialContext(ctx, network, address)
 	if err != nil {
@@ -27,11 +27,11 @@ func dialerTo(address string) *net.Dialer {
 	return dialer
 }
 
-// localName is the name of this machine (RFC 6761, 6.3). It needs no TLS. Since DNS may answer
-// for it, a connection to it must lead to a loopback address.
+// localName is the name of this machine (RFC 6761, 6.3). A connection to it needs no TLS. DNS may
+// answer for the name, so the connection must lead to a loopback address.
 const localName = "localhost"
 
-// lookUp resolves the name of a host for a driver. It leaves localName to dial.
+// lookUp resolves a host name for a driver. It leaves localName to dial.
 func lookUp(ctx context.Context, host string) ([]string, error) {
 	if host == localName {
 		return []string{host}, nil
@@ -53,8 +53,8 @@ func onlyLoopback(_ context.Context, _, address string, _ syscall.RawConn) error
 	return nil
 }
 
-// maxAnswer is how many bytes the database may send in answer to one message: far more than
-// a row, or its certificates, need.
+// maxAnswer is the maximum number of bytes that the database may send in answer to one message. It
+// is far more than a row, or the server's certificates, need.
 const maxAnswer = 1 << 20
 
 // A boundedConn returns an error if an answer is too long.

@@ -12,11 +12,11 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// maxIdleTime is how long an unused connection is kept. If a firewall has forgotten a
-// connection meanwhile, the next look-up on it waits in vain.
+// maxIdleTime is how long an unused connection is kept. If a firewall has dropped an idle
+// connection, the next look-up on it hangs until its timeout.
 const maxIdleTime = time.Minute
 
-// A pool has the connections that one data source name leads to.
+// A pool is the connections of one data source name.
 type pool struct {
 	dsn     string
 	db      *sql.DB
@@ -25,7 +25,7 @@ type pool struct {
 	secrets []string
 
 	mu   sync.Mutex
-	stmt *sql.Stmt // nil until the query is known to tell TPMs apart
+	stmt *sql.Stmt // nil until the query is known to distinguish TPMs
 }
 
 // open returns the pool of a DSN. It makes no connection yet.
@@ -45,8 +45,8 @@ func (s *Source) open(dsn string) (*pool, error) {
 	}, nil
 }
 
-// acquire returns the pool for a look-up, which calls release when it is done: the pool that
-// is kept while Watch is running, otherwise a pool of its own.
+// acquire returns the pool for a look-up, which must call release when it is done. While Watch is
+// running, it is the shared pool, otherwise a new one.
 func (s *Source) acquire() (p *pool, release func(), err error) {
 	s.mu.Lock()
 	if !s.running {
@@ -73,8 +73,8 @@ func (s *Source) acquire() (p *pool, release func(), err error) {
 	return p, func() {}, nil
 }
 
-// renew opens a new pool if there is none or if the DSN has changed; it reads the file once in
-// lookPause. On an error the pool stays as it is. The caller holds s.mu.
+// renew opens a new pool if there is none or the DSN has changed. It reads the file at most once in
+// lookPause. After an error, the pool stays as it is. The caller must hold s.mu.
 func (s *Source) renew() error {
 	if s.pool != nil && time.Since(s.looked) < s.lookPause {
 		return s.fileErr
@@ -92,7 +92,7 @@ func (s *Source) renew() error {
 	return nil
 }
 
-// hold has look-ups share a pool until letGo.
+// hold makes look-ups share a pool until letGo.
 func (s *Source) hold() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -109,19 +109,18 @@ func (s *Source) letGo() {
 	}
 }
 
-// close closes all connections that are not in use now, and the others after their look-up.
-// A look-up that has not begun yet gets an error that counts as stale.
+// close closes all idle connections at once, and the others after their look-up. A look-up that has
+// not begun yet gets an error that counts as stale.
 func (p *pool) close() { _ = p.db.Close() }
 
-// forget closes the connections that are not in use.
+// forget closes the idle connections.
 func (p *pool) forget() {
 	p.db.SetMaxIdleConns(-1)
 	p.db.SetMaxIdleConns(p.conns)
 }
 
-// lookUp asks the database within Config.Timeout, and tells the breaker whether it answered.
-// begun is when Check began. It runs in a goroutine of its own, so a panic in a driver is an
-// error.
+// lookUp asks the database within Config.Timeout, and tells the breaker whether it answered. begun
+// is when Check began. It runs in its own goroutine, so it turns a panic in a driver into an error.
 func (s *Source) lookUp(ctx context.Context, begun time.Time, hash string) (v sources.Verdict, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -158,8 +157,8 @@ func (s *Source) lookUp(ctx context.Context, begun time.Time, hash string) (v so
 	}
 }
 
-// explain returns the error as a log may have it: without the password, and with what a
-// person needs to know. late says that the time of the look-up is over.
+// explain returns an error that can be logged: without the password, and with what a person needs
+// to know. late means that the time of the look-up has run out.
 func (s *Source) explain(p *pool, err error, late bool) error {
 	down := late || unreachable(err)
 	err = scrub(err, p.secrets)
@@ -197,12 +196,13 @@ func query(ctx context.Context, stmt *sql.Stmt, hash string) (sources.Verdict, e
 	return readRows(rows, cancel)
 }
 
-// errListsAll is the answer if the query lists every TPM.
+// errListsAll is the error for a query that lists every TPM.
 var errListsAll = errors.New("the query returns a row for a hash that no TPM has, so it would list every TPM: " +
 	"write one that returns no row for a TPM that is not listed, without count or exists")
 
-// statement returns the prepared query. The first call tries it with a hash that no TPM has:
-// a query that returns a row for that (a count, an aggregate) would list every TPM.
+// statement returns the prepared query. The first call tries it with a hash that no TPM has: a
+// query that returns a row even for that (such as a count or another aggregate) would list every
+// TPM.
 func (p *pool) statement(ctx context.Context) (*sql.Stmt, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -225,7 +225,7 @@ func (p *pool) statement(ctx context.Context) (*sql.Stmt, error) {
 	return stmt, nil
 }
 
-// anyHash returns a hash that no TPM has.
+// anyHash returns a random hash, which no TPM has.
 func anyHash() string {
 	var hash sources.EKHash
 	_, _ = rand.Read(hash[:]) // never fails

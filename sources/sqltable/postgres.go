@@ -35,7 +35,7 @@ func (c *connector) pgConfig(config *tls.Config) (*pgx.ConnConfig, error) {
 	pg.DialFunc, pg.LookupFunc = dial, lookUp
 	pg.RuntimeParams["default_transaction_read_only"] = "on"
 	setDefault(pg.RuntimeParams, "application_name", "tpm-attestor")
-	// The server, too, ends a look-up that waits for a lock, so that no session stays.
+	// The server, too, ends a look-up that waits for a lock, so that no session is left behind.
 	setDefault(pg.RuntimeParams, "statement_timeout", strconv.FormatInt(c.cfg.Timeout.Milliseconds(), 10))
 	return pg, nil
 }
@@ -46,14 +46,14 @@ func setDefault(m map[string]string, key, value string) {
 	}
 }
 
-// hostsOf returns where the driver tries to connect, in order.
+// hostsOf returns the hosts to which the driver tries to connect, in order.
 func hostsOf(pg *pgx.ConnConfig) []*pgconn.FallbackConfig {
 	return append([]*pgconn.FallbackConfig{{Host: pg.Host, Port: pg.Port, TLSConfig: pg.TLSConfig}}, pg.Fallbacks...)
 }
 
-// useTLS has the driver connect to each host over TLS, and never without.
+// useTLS makes the driver connect to each host with TLS only.
 func (c *connector) useTLS(pg *pgx.ConnConfig, config *tls.Config) {
-	// A host is there twice in a row if the DSN would have it tried with and without TLS.
+	// A host occurs twice in a row if the DSN would have it tried with and without TLS.
 	hosts := slices.CompactFunc(hostsOf(pg), func(a, b *pgconn.FallbackConfig) bool {
 		return a.Host == b.Host && a.Port == b.Port
 	})

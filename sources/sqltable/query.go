@@ -20,12 +20,12 @@ const (
 // maxQuery is the longest query in bytes.
 const maxQuery = 16 << 10
 
-// rewrite checks a query and returns it in the form that the database takes: with $1 as the
+// rewrite checks a query and returns it in the form that the database accepts: with $1 as the
 // placeholder in Postgres, and without a semicolon at its end.
 //
-// The query must be one SELECT, which may begin with WITH, with exactly one "?" outside of
-// literals, quoted identifiers and comments. Backslashes, dollar signs and comments that
-// databases run are refused everywhere: what they mean depends on the database's settings.
+// The query must be a single SELECT, which may begin with WITH, with exactly one "?" outside of
+// literals, quoted identifiers and comments. Backslashes, dollar signs and executable comments are
+// refused everywhere, since their meaning depends on the database's settings.
 func rewrite(dialect Dialect, query string) (string, error) {
 	switch {
 	case len(query) > maxQuery:
@@ -61,7 +61,7 @@ func isControl(r rune) bool {
 	return unicode.IsControl(r) && r != '\t' && r != '\n' && r != '\r'
 }
 
-// A scanner finds out which parts of a query are quoted or comments.
+// A scanner finds the parts of a query that are quoted or comments.
 type scanner struct {
 	dialect     Dialect
 	text        string
@@ -122,7 +122,7 @@ func (s *scanner) skip() (bool, error) {
 		return true, s.quoted(rest[0])
 	case strings.HasPrefix(rest, "--"):
 		if mysql && len(rest) > 2 && rest[2] > ' ' {
-			return false, nil // two minus signs: MySQL wants a blank there in a comment
+			return false, nil // two minus signs: in MySQL, a comment has a blank there
 		}
 		s.line()
 		return true, nil
@@ -135,8 +135,8 @@ func (s *scanner) skip() (bool, error) {
 	return false, nil
 }
 
-// quoted skips a literal or an identifier. A doubled quote, which stands for itself, reads
-// like the end of one literal and the beginning of the next.
+// quoted skips a literal or an identifier. It treats a doubled quote, which stands for itself, like
+// the end of one literal and the beginning of the next.
 func (s *scanner) quoted(quote byte) error {
 	n := strings.IndexByte(s.text[s.at+1:], quote)
 	if n < 0 {

@@ -12,23 +12,23 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// maxColumn is the longest text that a column may have, in bytes: as many labels as there
-// may be, with each character escaped.
+// maxColumn is the maximum length of the text in a column, in bytes: enough for the maximum number
+// of labels with each character escaped.
 const maxColumn = sources.MaxLabels * (6*sources.MaxLabel + 4)
 
-// errTwoRows is the answer if the query does not tell TPMs apart.
+// errTwoRows is the error for a query that does not distinguish TPMs.
 var errTwoRows = errors.New("the query returns more than one row for one EK hash: " +
 	"make the hash the table's primary key")
 
-// A shapeError is about an answer that is of no use: the database works, and a person must
-// correct the query or the data.
+// A shapeError means that an answer cannot be used: the database works, but a person must correct
+// the query or the data.
 type shapeError struct{ err error }
 
 func (e shapeError) Error() string { return e.err.Error() }
 func (e shapeError) Unwrap() error { return e.err }
 
-// readRows reads the result of a look-up. If there is more than one row, it calls abort,
-// which ends the connection, since to close rows would read them all.
+// readRows reads the result of a look-up. If there is more than one row, it calls abort, which
+// closes the connection: closing rows would read all of them.
 func readRows(rows *sql.Rows, abort func()) (sources.Verdict, error) {
 	columns, err := rows.Columns()
 	if err != nil {
@@ -48,7 +48,7 @@ func readRows(rows *sql.Rows, abort func()) (sources.Verdict, error) {
 			return sources.Verdict{}, shapeError{errTwoRows}
 		}
 	}
-	// Rows end when the connection is lost, too.
+	// Rows also end when the connection is lost.
 	if err := rows.Err(); err != nil {
 		return sources.Verdict{}, err
 	}
@@ -62,7 +62,7 @@ func readRows(rows *sql.Rows, abort func()) (sources.Verdict, error) {
 	return sources.Verdict{Listed: true, Reason: "has a row with the hash", Attributes: attrs}, nil
 }
 
-// A row is what one row says about its TPM.
+// A row is the columns of one row that are used.
 type row struct {
 	name, labels any
 	targets      []any
@@ -86,7 +86,7 @@ func newRow(columns []string) (*row, error) {
 	return r, nil
 }
 
-// attributes returns what the row says, or an error if that breaks a limit of
+// attributes returns what the row says about the TPM, or an error if that exceeds a limit of
 // sources.Attributes.
 func (r *row) attributes() (sources.Attributes, error) {
 	name, err := text("name", r.name)
@@ -104,7 +104,7 @@ func (r *row) attributes() (sources.Attributes, error) {
 	return sources.Attributes{Name: name, Labels: labels}.Tidy()
 }
 
-// text returns the text in a column; null is the empty text.
+// text returns the text in a column; null counts as an empty text.
 func text(column string, value any) (string, error) {
 	var s string
 	switch v := value.(type) {
@@ -122,10 +122,10 @@ func text(column string, value any) (string, error) {
 	return s, nil
 }
 
-// errLabels does not quote the text, since it ends in a log.
+// errLabels does not quote the text, since it is logged.
 var errLabels = errors.New(`the column labels is not a JSON array of strings, such as ["rack:12", "env:prod"]`)
 
-// parseLabels reads a JSON array of strings. An empty text and null have no labels.
+// parseLabels reads a JSON array of strings. An empty text and null mean no labels.
 func parseLabels(list string) ([]string, error) {
 	if list == "" {
 		return nil, nil

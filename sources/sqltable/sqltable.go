@@ -1,15 +1,15 @@
 // Package sqltable is a source that knows the TPMs in a table of a PostgreSQL,
 // MySQL or MariaDB database.
 //
-// Nothing is held in memory. Each check is one look-up of the EK hash, so a row that is
-// inserted admits from then on, and a row that is deleted refuses from then on. The operator
-// writes the query; it is a prepared statement of which the hash is the only parameter, never
-// part of its text. Sessions are read-only.
+// No rows are kept in memory. Each check is one look-up of the EK hash, so inserting a row admits a
+// TPM from then on, and deleting it refuses the TPM from then on. The operator writes the query. It
+// is a prepared statement with the hash as its only parameter, which is never part of its text.
+// Sessions are read-only.
 //
-// No row means "not listed". One row means "listed", and its columns "name" and "labels" say
-// more. Anything else is an error: two rows, columns that cannot be used, a database that is
-// down, hangs or is busy. While it is down, one look-up a second tries it, and all others fail
-// at once.
+// No row means "not listed". One row means "listed", and its columns "name" and "labels" describe
+// the TPM. Anything else is an error: two rows, columns that cannot be used, a database that is
+// down, hangs or is busy. While the database is down, one look-up a second tries it, and all others
+// fail at once.
 package sqltable
 
 import (
@@ -24,7 +24,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
-// The values that stand for the zero value in a Config.
+// The defaults of a Config.
 const (
 	DefaultQuery           = "SELECT name, labels FROM tpm_machines WHERE ek_hash = ?"
 	DefaultTimeout         = 2 * time.Second
@@ -34,43 +34,40 @@ const (
 	MostOpenConns = 100
 )
 
-// Config says where the table is. Dialect and DSNPath are required. All files are regular
-// files; those of certificates are read for each new connection.
+// Config says where the table is. Dialect and DSNPath are required. All files must be regular
+// files. Certificate files are read for each new connection.
 type Config struct {
-	// Dialect is what the database speaks; MySQL stands for MariaDB too.
+	// Dialect is the kind of the database. MySQL includes MariaDB.
 	Dialect Dialect
-	// DSNPath is a file with the data source name: for Postgres a URL, or keywords
-	// and values as libpq takes them; for MySQL
-	// user:password@tcp(host:port)/database. It is read when the source is first
-	// used, and within a second after it has changed. If that fails, the DSN that was
-	// read before stays in use.
+	// DSNPath is a file with the data source name: for Postgres a URL, or keywords and values as
+	// for libpq; for MySQL user:password@tcp(host:port)/database. It is read when the source is
+	// first used, and again within a second after it has changed. If it cannot be read again, the
+	// previous DSN stays in use.
 	DSNPath string
-	// Query is a SELECT with one "?" outside of literals, quoted identifiers and
-	// comments, which stands for the EK hash in 64 lower-case hex digits. Empty means
-	// DefaultQuery. It returns no row for a TPM that is not listed. Columns called
-	// name and labels, in any case of letters, are what is known of the TPM: a text,
-	// and a text with a JSON array of strings; null is none. Other columns are
-	// ignored.
+	// Query is a SELECT with one "?" outside of literals, quoted identifiers and comments, which
+	// stands for the EK hash in 64 lower-case hex digits. Empty means DefaultQuery. It must return
+	// no row for a TPM that is not listed. Columns called name and labels, in upper or lower case,
+	// describe the TPM: a text, and a text with a JSON array of strings; null means none. Other
+	// columns are ignored.
 	Query string
-	// MaxOpenConns is how many connections, and so look-ups, there may be at once.
-	// Zero means DefaultMaxOpenConns.
+	// MaxOpenConns is the maximum number of connections, and so of look-ups, at the same time. Zero
+	// means DefaultMaxOpenConns.
 	MaxOpenConns int
-	// Timeout bounds one look-up, from the moment that a connection may be used or
-	// made for it. Zero means DefaultTimeout.
+	// Timeout limits one look-up, from the moment that it gets a connection or may make one. Zero
+	// means DefaultTimeout.
 	Timeout time.Duration
 	// ConnMaxLifetime is how long a connection is used. Zero means
 	// DefaultConnMaxLifetime.
 	ConnMaxLifetime time.Duration
-	// CAPath is a PEM file of the CA certificates that may vouch for the database.
-	// If it is set, connections over a network use TLS whatever the DSN says, and the
-	// database's certificate must name the host of the DSN.
+	// CAPath is a PEM file of the CA certificates that are trusted to issue the database's
+	// certificate. If it is set, connections over a network use TLS whatever the DSN says, and the
+	// certificate must name the host in the DSN.
 	CAPath string
 	// ClientCertPath and ClientKeyPath are PEM files of the client certificate, with
 	// its chain, and its key. Both are set, with CAPath, or neither.
 	ClientCertPath, ClientKeyPath string
-	// AllowUnverified permits a database on another host without TLS, or without
-	// verifying its certificate. Whoever is between it and this machine then decides
-	// which TPMs are listed.
+	// AllowUnverified permits a database on another host without TLS, or without verifying its
+	// certificate. Then anybody between it and this machine decides which TPMs are listed.
 	AllowUnverified bool
 }
 
@@ -83,8 +80,8 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// check returns all that is wrong with a configuration that has its defaults, and the
-// query as the database takes it.
+// check returns all mistakes in a configuration that has its defaults, and the query in the form
+// that the database accepts.
 func (c Config) check() (query string, err error) {
 	var errs []error
 	bad := func(field, format string, args ...any) {
@@ -121,17 +118,17 @@ func (c Config) check() (query string, err error) {
 // Source is a table of EK hashes. It is safe for concurrent use.
 type Source struct {
 	cfg   Config
-	query string // as the database takes it
+	query string // in the form that the database accepts
 
 	breaker breaker
 	slots   chan struct{} // has an element for each look-up under way
 
 	mu      sync.Mutex
-	running bool      // Watch is
+	running bool      // whether Watch is running
 	pool    *pool     // while Watch is running, once a look-up has needed it
 	fileErr error     // why the DSN could not be read again
 	looked  time.Time // when the file of the DSN was last read
-	// lookPause is the least time from one reading of that file to the next.
+	// lookPause is the shortest time from one reading of that file to the next.
 	lookPause time.Duration
 }
 
@@ -151,15 +148,15 @@ func New(cfg Config) (*Source, error) {
 	}, nil
 }
 
-// Check implements sources.Source. It waits for a connection until ctx ends, and for the
-// database no longer than Config.Timeout. If ctx ends, the look-up goes on until it has an
-// answer or its time is over: drivers close the connection of a query whose context ends, and
-// machines that come and go would have new connections made all the time.
+// Check implements sources.Source. It waits for a connection until ctx ends, and for the database
+// no longer than Config.Timeout. If ctx ends first, the look-up continues in the background until
+// it has an answer or its time runs out: drivers close the connection of a query whose context
+// ends, so machines that disconnect would otherwise cause new connections all the time.
 func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 	if err := ctx.Err(); err != nil {
 		return sources.Verdict{}, err
 	}
-	begun, hash := time.Now(), ev.EKHash.String() // ev is the caller's when Check has returned
+	begun, hash := time.Now(), ev.EKHash.String() // ev belongs to the caller again when Check has returned
 	if err := s.breaker.enter(begun); err != nil {
 		return sources.Verdict{}, err
 	}
@@ -176,7 +173,7 @@ func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdi
 		verdict sources.Verdict
 		err     error
 	}
-	results := make(chan result, 1) // so that nobody has to receive it
+	results := make(chan result, 1) // buffered, so that nobody has to receive the result
 	go func() {
 		defer func() { <-s.slots }()
 		v, err := s.lookUp(context.WithoutCancel(ctx), begun, hash)
@@ -190,8 +187,8 @@ func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdi
 	}
 }
 
-// Watch implements sources.Watcher: until ctx ends, connections are kept from one look-up to
-// the next. While Watch is not running, each look-up makes its own connection.
+// Watch implements sources.Watcher. Until ctx ends, connections are kept between look-ups. While
+// Watch is not running, each look-up makes its own connection.
 func (s *Source) Watch(ctx context.Context, _ func()) error {
 	s.hold()
 	defer s.letGo()

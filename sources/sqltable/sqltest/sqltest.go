@@ -33,8 +33,8 @@ type Server struct {
 	Dir string
 	// Port is the port of 127.0.0.1 on which it listens.
 	Port int
-	// CAPath is the PEM file of the CA that has issued its certificate for 127.0.0.1 and
-	// localhost.
+	// CAPath is the PEM file of the CA that has issued the server's certificate, which is for
+	// 127.0.0.1 and localhost.
 	CAPath string
 
 	credential *syscall.Credential
@@ -48,23 +48,24 @@ type Server struct {
 // An engine is what distinguishes PostgreSQL and MariaDB.
 type engine struct {
 	name  string
-	users []string // that it may run as; the first that there is
-	// prepare returns the command that makes the data, and serve the command that serves
-	// it, by the folder and the port.
+	users []string // the server runs as the first of them that exists
+	// prepare returns the command that creates the data directory, and serve the command that runs
+	// the server.
 	prepare, serve func(s *Server) (*exec.Cmd, error)
 	// exec returns the command that runs the statements on its standard input.
 	exec func(s *Server, database string) (*exec.Cmd, error)
 	// ready is what the server logs when it accepts connections.
 	ready string
-	// stop ends the server in order, dead at once if the test has died.
+	// stop shuts the server down in an orderly way. dead ends it at once; the kernel sends it if
+	// the test has died.
 	stop, dead syscall.Signal
 }
 
-// Postgres starts a PostgreSQL. It trusts whoever connects to its socket, and wants a password
-// over the network. The superuser is "postgres".
+// Postgres starts a PostgreSQL server. Connections to its socket are trusted, and connections over
+// the network need a password. The superuser is "postgres".
 func Postgres() (*Server, error) { return start(postgres) }
 
-// MariaDB starts a MariaDB. The superuser is "root", without a password.
+// MariaDB starts a MariaDB server. The superuser is "root", without a password.
 func MariaDB() (*Server, error) { return start(mariadb) }
 
 var postgres = engine{
@@ -150,11 +151,11 @@ func find(name, pattern string) (string, error) {
 	return path, nil
 }
 
-// patience is how long a server may take to start or to stop.
+// patience is the longest time that a server may take to start or to stop.
 const patience = time.Minute
 
 func start(e engine) (*Server, error) {
-	dir, err := os.MkdirTemp("", "sql") // a socket's path has room for 107 bytes
+	dir, err := os.MkdirTemp("", "sql") // short, since the path of a socket may have at most 107 bytes
 	if err != nil {
 		return nil, err
 	}
@@ -170,7 +171,7 @@ func start(e engine) (*Server, error) {
 	return s, nil
 }
 
-// prepare makes the server's data.
+// prepare creates the server's data directory.
 func (s *Server) prepare() error {
 	var err error
 	if s.Port, err = freePort(); err != nil {
@@ -193,7 +194,8 @@ func (s *Server) prepare() error {
 	return nil
 }
 
-// giveAway gives the folder to the user that the server runs as: no server runs as root.
+// giveAway changes the owner of the folder to the user that the server runs as: neither server runs
+// as root.
 func (s *Server) giveAway() error {
 	if os.Geteuid() != 0 {
 		return nil
@@ -229,8 +231,7 @@ func (s *Server) as(cmd *exec.Cmd) {
 func (s *Server) file(name string) string { return filepath.Join(s.Dir, name) }
 func (s *Server) data() string            { return s.file("data") }
 
-// Socket is the path of MariaDB's unix socket. PostgreSQL's socket is in Dir, which its clients
-// want instead.
+// Socket returns the path of the unix socket. PostgreSQL clients need its folder, Dir, instead.
 func (s *Server) Socket() string {
 	if s.engine.name == "postgres" {
 		return fmt.Sprintf("%s/.s.PGSQL.%d", s.Dir, s.Port)
@@ -241,8 +242,8 @@ func (s *Server) Socket() string {
 // Address is the server's address on the network.
 func (s *Server) Address() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.Port)) }
 
-// Start starts the server, with the data of an earlier run if there was one, and returns when
-// it accepts connections.
+// Start starts the server, with the data of an earlier run if there is any, and returns when it
+// accepts connections.
 func (s *Server) Start() error {
 	cmd, err := s.engine.serve(s)
 	if err != nil {
@@ -308,7 +309,7 @@ func (s *Server) Log() string {
 	return s.log.String() + string(general)
 }
 
-// Stop ends the server in order, and with it its clients' connections.
+// Stop shuts the server down in an orderly way, which closes its clients' connections.
 func (s *Server) Stop() error {
 	select {
 	case <-s.exited:
@@ -327,7 +328,7 @@ func (s *Server) Stop() error {
 	}
 }
 
-// Kill ends the server and all its sessions at once, like a power failure. Start may start it
+// Kill kills the server and all its sessions at once, as in a power failure. Start may start it
 // again.
 func (s *Server) Kill() {
 	_ = s.signal(syscall.SIGKILL)
@@ -392,13 +393,13 @@ func (s *Server) processes() map[int]string {
 	return all
 }
 
-// Close ends the server and removes its folder.
+// Close stops the server and removes its folder.
 func (s *Server) Close() error {
 	err := s.Stop()
 	return errors.Join(err, os.RemoveAll(s.Dir))
 }
 
-// Exec runs statements as the superuser and returns their output: a line for each row.
+// Exec runs statements as the superuser and returns their output, one line for each row.
 func (s *Server) Exec(ctx context.Context, database, statements string) (string, error) {
 	cmd, err := s.engine.exec(s, database)
 	if err != nil {
@@ -417,8 +418,7 @@ func (s *Server) Exec(ctx context.Context, database, statements string) (string,
 }
 
 func freePort() (int, error) {
-	// A port below those that the kernel gives to connections is still free when the server
-	// is started again.
+	// A port below the kernel's ephemeral ports is still free when the server is started again.
 	const least, most = 10_000, 32_000
 	for range 100 {
 		port := least + rand.IntN(most-least)
