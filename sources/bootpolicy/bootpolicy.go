@@ -1,9 +1,9 @@
-// Package bootpolicy is a source that lists machines by what their TPM proves of their boot:
-// those that meet a boot profile. The profiles are the document of package bootprofiles, in a
-// file or behind a web server.
+// Package bootpolicy is a source that lists machines by what their TPM proves about their boot:
+// those that meet a boot profile. The profiles are a document of package bootprofiles, in a file or
+// behind a web server.
 //
-// A boot is no identity: whoever emulates a TPM can have it quote any values. So a rule needs
-// another source besides, which knows the TPM.
+// A boot is not an identity: somebody who emulates a TPM can have it quote any values. So a rule
+// needs another source besides, one that knows the TPM.
 package bootpolicy
 
 import (
@@ -22,15 +22,15 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/web"
 )
 
-// Config is where the profiles are. Quote is required, and either Path or URL.
+// Config says where the profiles are. Quote and either Path or URL are required.
 type Config struct {
 	// Path is the file with the profiles: file.Config.Path. Of the fields of ListConfig,
 	// only MaxBytes, PollInterval, MaxStaleness and Now may be set with it.
 	Path string
-	// ListConfig is the web server with the profiles. MaxBytes is at most, and by default,
+	// ListConfig says which web server has the profiles. The default and the maximum of MaxBytes is
 	// bootprofiles.MaxBytes.
 	web.ListConfig
-	// Quote is what the server asks of machines. Profiles that need more are refused.
+	// Quote is what the server asks machines to prove. Profiles that need more are refused.
 	Quote *bootprofiles.Quote
 }
 
@@ -42,8 +42,9 @@ type Source struct {
 	origin *file.Origin // nil if the profiles are not in a file
 }
 
-// New checks the configuration and returns the source. It reads nothing: the first Load does.
-// The error is of all that is wrong.
+// New checks the configuration and returns the source. It reads nothing: the first Load does. If
+// the configuration is invalid, it returns the joined errors, one sources.FieldError for each
+// problem.
 func New(cfg Config) (*Source, error) {
 	var errs []error
 	if cfg.Quote == nil {
@@ -67,7 +68,7 @@ func New(cfg Config) (*Source, error) {
 	return s, nil
 }
 
-// open makes the list of the profiles.
+// open creates the list of profiles.
 func (s *Source) open(cfg Config) (err error) {
 	parse := func(data []byte) (*bootprofiles.Document, error) {
 		return bootprofiles.Parse(data, bootprofiles.Options{Quote: &s.quote})
@@ -85,7 +86,7 @@ func (s *Source) open(cfg Config) (err error) {
 	return errors.Join(err, cfg.onlyOfWeb())
 }
 
-// onlyOfWeb refuses what only a web server has.
+// onlyOfWeb returns an error for each field that is set but is only for a web server.
 func (c Config) onlyOfWeb() error {
 	var errs []error
 	for _, f := range []struct {
@@ -112,7 +113,7 @@ func (c Config) onlyOfWeb() error {
 	return errors.Join(errs...)
 }
 
-// Watch implements sources.Watcher. Nothing tells of a change behind a web server.
+// Watch implements sources.Watcher. It reports no changes behind a web server.
 func (s *Source) Watch(ctx context.Context, changed func()) error {
 	if s.origin == nil {
 		<-ctx.Done()
@@ -121,13 +122,13 @@ func (s *Source) Watch(ctx context.Context, changed func()) error {
 	return s.origin.Watch(ctx, changed)
 }
 
-// errOtherQuote is the error of a machine that was asked for something else, since the
-// configuration has changed between its challenge and its answer.
+// errOtherQuote is the error for a machine that was asked for other PCRs, because the configuration
+// has changed between its challenge and its answer.
 var errOtherQuote = errors.New("the machine has quoted other PCRs than the configuration asks for by now: " +
 	"it has to attest again")
 
-// Check implements sources.Source. It holds the machine's boot against each profile, in memory,
-// and cannot tell if there are no profiles that may serve.
+// Check implements sources.Source. It compares the machine's boot with each profile, in memory, and
+// cannot tell if there are no profiles that may be used.
 func (s *Source) Check(_ context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 	if ev.Proof == nil {
 		return sources.Verdict{}, sources.ErrNeedsChallenge
@@ -156,15 +157,15 @@ func (s *Source) asked(boot *sources.Boot) bool {
 	})
 }
 
-// A judgement holds a boot against all profiles.
+// A judgement compares a boot with all profiles.
 type judgement struct {
 	boot     *sources.Boot
 	now      time.Time
 	profiles []bootprofiles.Profile
 }
 
-// verdict lists a machine that meets a profile. It cannot tell if the labels of all profiles
-// that are met are more than a machine may have.
+// verdict lists a machine that meets a profile. It cannot tell if all profiles that are met have
+// more labels together than a machine may have.
 func (j *judgement) verdict(reason *reason) (sources.Verdict, error) {
 	var met sources.Attributes
 	var unmet []unmet

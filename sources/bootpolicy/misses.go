@@ -13,9 +13,9 @@ import (
 
 // A miss is a condition of a profile that a boot does not meet.
 type miss struct {
-	// text says so, for people, without what the event log holds.
+	// text describes it for people, without quoting the event log.
 	text string
-	// pcr is the PCR whose value is not known to the profile; -1 if the condition is another.
+	// pcr is the PCR whose value is not in the profile; -1 for another condition.
 	pcr int
 }
 
@@ -61,7 +61,8 @@ func missPCR(pcr int, value []byte) miss {
 	return miss{fmt.Sprintf("PCR %d has the value %x", pcr, value), pcr}
 }
 
-// missSecureBoot tells what is not true of Secure Boot, by a log that leads to PCR 7.
+// missSecureBoot notes the conditions for Secure Boot that are not met. The log must replay to PCR
+// 7.
 func missSecureBoot(log *sources.BootLog, s *bootprofiles.SecureBoot, note func(string, ...any)) {
 	if s.Enabled != nil {
 		want := "disabled"
@@ -95,12 +96,12 @@ func missSecureBoot(log *sources.BootLog, s *bootprofiles.SecureBoot, note func(
 	}
 }
 
-// maxNew is how many digests of one kind are told that are new.
+// maxNew is the maximum number of new digests of one kind that are reported.
 const maxNew = 8
 
-// missOnly tells what a log proves besides what may be there. What cannot be verified may be
-// anything. If a log has nothing at all, it proves nothing: firmware that does not measure, or
-// that does not verify, has no events.
+// missOnly notes what a log proves beyond what is allowed. What cannot be verified may be anything.
+// A log without any such events proves nothing: firmware that does not measure, or does not verify,
+// writes none.
 func missOnly(
 	there sources.Measured, only [][]byte, what string, event func([]byte) string, note func(string, ...any),
 ) {
@@ -123,7 +124,7 @@ func missOnly(
 	}
 }
 
-// imageEvent says which event of the log has brought an image.
+// imageEvent names the event of the log that has an image's digest.
 func (j *judgement) imageEvent(digest []byte) string {
 	for i := range j.boot.Log.Events {
 		if e := &j.boot.Log.Events[i]; e.PCR == bootprofiles.PCRImages && bytes.Equal(e.Digest, digest) {
@@ -133,7 +134,7 @@ func (j *judgement) imageEvent(digest []byte) string {
 	return ""
 }
 
-// behind returns a remark to stand behind a sentence, if there is one.
+// behind returns a remark in parentheses, to follow a sentence, if there is one.
 func behind(remark string) string {
 	if remark == "" {
 		return ""
@@ -141,8 +142,8 @@ func behind(remark string) string {
 	return " (" + remark + ")"
 }
 
-// setOf returns a set of digests. A machine chooses how many there are in its log, so a search of all
-// for each condition could take long.
+// setOf returns a set of digests. A machine chooses how many digests are in its log, so a linear
+// search for each condition could take long.
 func setOf(digests [][]byte) map[string]bool {
 	set := make(map[string]bool, len(digests))
 	for _, digest := range digests {

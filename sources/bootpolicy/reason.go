@@ -14,7 +14,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/bootprofiles"
 )
 
-// A reason is the reason of a verdict, in sentences, of which the first are kept.
+// A reason builds the reason of a verdict from sentences. Those that do not fit are dropped.
 type reason struct {
 	b    strings.Builder
 	full bool
@@ -40,7 +40,7 @@ func (r *reason) add(format string, args ...any) {
 		sentence = "; " + sentence
 	}
 	if room := sources.MaxReason - len(more) - r.b.Len(); len(sentence) > room {
-		if r.b.Len() == 0 { // better the beginning than nothing
+		if r.b.Len() == 0 { // the beginning is better than nothing
 			r.b.WriteString(strings.ToValidUTF8(sentence[:room], ""))
 		}
 		sentence, r.full = more, true
@@ -53,21 +53,21 @@ func (r *reason) String() string { return r.b.String() }
 // An unmet profile.
 type unmet struct {
 	name string
-	// misses are the first conditions that are not met, and count is how many there are.
+	// misses are the first conditions that are not met, and count is the number of all of them.
 	misses []miss
 	count  int
 }
 
-// maxMisses is how many misses of a profile are kept until it is known which profile comes
-// nearest.
+// maxMisses is the maximum number of misses that are kept for a profile until it is known which
+// profile is the closest.
 const maxMisses = 32
 
 func newUnmet(p *bootprofiles.Profile, misses []miss) unmet {
 	return unmet{p.Name, slices.Clip(misses[:min(len(misses), maxMisses)]), len(misses)}
 }
 
-// explain says why no profile is met, that which comes nearest first: what of it is not met,
-// and then where the values come from that PCRs have.
+// explain says why no profile is met, beginning with the closest profile: which of its conditions
+// are not met, and then where the values of the PCRs come from.
 func (j *judgement) explain(r *reason, all []unmet) {
 	if len(all) == 0 {
 		r.add("there are no profiles")
@@ -104,12 +104,12 @@ func (j *judgement) explain(r *reason, all []unmet) {
 	}
 }
 
-// maxNamed is how many profiles are named that know a value, and how many events if none of
+// maxNamed is the maximum number of profiles with a value that are named, and of events if none of
 // them is known to be new.
 const maxNamed = 4
 
-// explainPCR says where the value of a PCR comes from that a profile does not know: which
-// other profiles know it, or else which events are new.
+// explainPCR says where a PCR value that the profile does not have comes from: which other profiles
+// have it, or else which events are new.
 func (j *judgement) explainPCR(r *reason, pcr int) {
 	value := j.boot.PCRs[pcr]
 	known, knownTo := map[string]bool{}, []string(nil)
@@ -133,8 +133,8 @@ func (j *judgement) explainPCR(r *reason, pcr int) {
 	}
 }
 
-// explainEvents names the events without which a PCR would have a known value, or else all of
-// its events, the last first, since what is booted last changes most often.
+// explainEvents names the events without which a PCR would have a known value, or else all of its
+// events. The last event comes first, since what is booted last changes most often.
 func (j *judgement) explainEvents(r *reason, pcr int, known map[string]bool) {
 	var events []sources.BootEvent
 	for _, e := range j.boot.Log.Events {
@@ -161,12 +161,12 @@ func (j *judgement) explainEvents(r *reason, pcr int, known map[string]bool) {
 	}
 }
 
-// maxTried is how many events a PCR may have for trying to leave out each: the work grows with
-// the square, and whoever attests chooses their number.
+// maxTried is the maximum number of a PCR's events for which leaving out each one is tried: the
+// work grows with the square of the number, which the attesting machine chooses.
 const maxTried = 64
 
-// newest returns the events without which a PCR would have a known value: one of them, or the
-// last ones, as few as possible. It returns nil if there are no such events.
+// newest returns the events without which a PCR would have a known value: a single event, or the
+// last events, as few as possible. It returns nil if there are no such events.
 func newest(boot *sources.Boot, pcr int, events []sources.BootEvent, known map[string]bool) []sources.BootEvent {
 	extend := extender(boot.Bank)
 	if extend == nil {
@@ -195,9 +195,9 @@ func newest(boot *sources.Boot, pcr int, events []sources.BootEvent, known map[s
 	return nil
 }
 
-// replay returns the value of a PCR before each event. It returns nil if the events do not lead
-// to the quoted value. PCR 0 begins at the locality that has started the TPM (TCG PC Client
-// Platform Firmware Profile 1.06, 10.4.5.3), which the evidence does not have: 0, 3 or 4.
+// replay returns the value of a PCR before each event. It returns nil if the events do not lead to
+// the quoted value. PCR 0 begins with the startup locality (TCG PC Client Platform Firmware Profile
+// 1.06, 10.4.5.3), which is 0, 3 or 4 and is not in the evidence.
 func replay(boot *sources.Boot, pcr int, events []sources.BootEvent, extend extendFunc) [][]byte {
 	localities := []byte{0}
 	if pcr == 0 {

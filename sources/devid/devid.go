@@ -2,16 +2,14 @@
 // device identity of IEEE 802.1AR: an organization's own certificate for a key in the
 // machine's TPM.
 //
-// Before a source sees a DevID, the machine has proved that its key is in one TPM with the EK
-// that was challenged. If that is a TPM in software, so is the key: what a DevID alone says of
-// its machine is the word of whoever issued it. So a rule needs another source besides, which
-// knows the TPM.
+// Before a source sees a DevID, the machine has proved that its key is in the same TPM as the
+// challenged EK. If that TPM is software, so is the key: a DevID alone only says what its issuer
+// says. So a rule needs another source besides, one that knows the TPM.
 //
-// A machine may say that it has no DevID: it is then not listed. So the source says who is
-// welcome, and never who is not.
+// A machine may say that it has no DevID; then it is not listed. So this source is for saying who
+// is admitted, never for saying who is not.
 //
-// The CA files, the chains and what is fetched are those of package truststore, as for EK
-// certificates.
+// As for EK certificates, package truststore manages the CA files, the chains and what is fetched.
 package devid
 
 import (
@@ -29,8 +27,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/truststore"
 )
 
-// Config is where the authorities are, and who may be asked for what is not there. Bases has
-// no meaning here.
+// Config says where the authorities are, and from whom missing certificates may be fetched. Bases
+// is ignored here.
 type Config = truststore.Config
 
 // Source is a set of authorities. It is safe for concurrent use.
@@ -49,12 +47,12 @@ func New(cfg Config) (*Source, error) {
 // Check implements sources.Source: see truststore.Store.Check. Before the challenge, it
 // returns sources.ErrNeedsChallenge.
 //
-// The machine is listed if [certs.Find] finds a chain by the profile [certs.DevID] for the
-// first certificate of its DevID. The others that it has sent may join that to an anchor.
+// The machine is listed if [certs.Find] finds a chain by the profile [certs.DevID] for the first
+// certificate of its DevID. The other certificates that it has sent may link that one to an anchor.
 //
-// It is not listed if it has proved no DevID, if there is no chain, and if it has been
-// revoked. It cannot be told before the first successful Load, if the certificate is not for
-// the key that was proved, and if Find cannot tell.
+// It is not listed if it has proved no DevID, if there is no chain, or if the certificate has been
+// revoked. Check cannot tell before the first successful Load, if the certificate is not for the
+// key that was proved, or if Find cannot tell.
 func (s *Source) Check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 	if ev.Proof == nil {
 		return sources.Verdict{}, sources.ErrNeedsChallenge
@@ -70,7 +68,7 @@ func (s *Source) Fetch(ctx context.Context, ev *sources.Evidence) (sources.Verdi
 	return s.Store.Fetch(ctx, question(ev.Proof.DevID))
 }
 
-// question asks about a machine's DevID, or about none.
+// question returns the question about a machine's DevID; d is nil if the machine has none.
 func question(d *sources.DevID) truststore.Question {
 	q := truststore.Question{
 		Leaf: func(certs.Hand) (*x509.Certificate, string, []certs.Want, error) {
@@ -85,7 +83,7 @@ func question(d *sources.DevID) truststore.Question {
 	return q
 }
 
-// leafOf returns the certificate of a DevID, or why there is none.
+// leafOf returns the certificate of a DevID, or the reason why there is none.
 func leafOf(d *sources.DevID) (leaf *x509.Certificate, why string, err error) {
 	if d == nil || len(d.Chain) == 0 {
 		return nil, "the machine has proved no DevID: it has none, or its agent does not use it", nil
@@ -101,8 +99,7 @@ func leafOf(d *sources.DevID) (leaf *x509.Certificate, why string, err error) {
 	return leaf, "", nil
 }
 
-// attributes returns what a verified DevID certificate says, as far as it is fit for
-// selectors.
+// attributes returns the values of a verified DevID certificate that can become selectors.
 func attributes(c *x509.Certificate, _ *certs.Chain) sources.Attributes {
 	fingerprint := sha256.Sum256(c.Raw)
 	subject, issuer := c.Subject.Names, c.Issuer.Names
@@ -128,8 +125,7 @@ const (
 	organizationalUnit = 11
 )
 
-// values returns all values of an attribute in a name that are fit for selectors behind a
-// prefix.
+// values returns all values of an attribute in a name that can become selectors with the prefix.
 func values(name []pkix.AttributeTypeAndValue, attribute int, prefix string) []string {
 	var all []string
 	for _, a := range name {

@@ -7,8 +7,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 )
 
-// attributes returns what a verified EK certificate says, as far as it is fit for
-// selectors.
+// attributes returns the values of a verified EK certificate that can become selectors.
 func attributes(c *x509.Certificate, chain *certs.Chain) sources.Attributes {
 	tpm := certs.TPMOf(c)
 	return sources.Attributes{Certificate: &sources.EKCertificate{

@@ -27,7 +27,7 @@ const (
 	EKServiceAMD   = certs.EKServiceAMD
 )
 
-// CRLMode says what the certificate revocation lists (CRLs) of a chain's CAs mean.
+// CRLMode says how the certificate revocation lists (CRLs) of a chain's CAs are used.
 type CRLMode = certs.CRLMode
 
 // The modes. The empty one is CRLOff.
@@ -37,24 +37,24 @@ const (
 	CRLRequired    = certs.CRLRequired
 )
 
-// Config is where the authorities are, and who may be asked for what is not there.
+// Config says where the authorities are, and from whom missing certificates may be fetched.
 type Config struct {
 	// Config says where the authorities are. Leave its Bases empty: they are taken from EKCertificateURLs.
 	truststore.Config
-	// EKCertificateURLs are the base URLs of the vendors' services for EK
-	// certificates that a TPM does not carry, by EKServiceIntel and
-	// EKServiceAMD. All of them are asked about a TPM that has sent none. None:
-	// only certificates that the machine sends count.
+	// EKCertificateURLs are the base URLs of vendors' services that have the EK certificates that
+	// TPMs do not carry. The keys are EKServiceIntel and EKServiceAMD. All services are asked about
+	// a TPM that has sent no certificate. If there are none, only certificates that machines send
+	// count.
 	EKCertificateURLs map[string]string
 }
 
-// store returns what the trust store needs.
+// store returns the configuration of the trust store.
 func (c Config) store() truststore.Config {
 	c.Bases = slices.Sorted(maps.Values(c.EKCertificateURLs))
 	return c.Config
 }
 
-// Check returns all mistakes in a configuration, a sources.FieldError for each, as New does.
+// Check returns all mistakes in a configuration as New does, one sources.FieldError for each.
 func (c Config) Check() error {
 	store := c.store()
 	return errors.Join(store.Check(), c.checkServices())
@@ -73,7 +73,7 @@ func (c Config) checkServices() error {
 		truststore.CheckOrigins("ek_certificate_urls", fetch.Config{Bases: c.store().Bases}))...)
 }
 
-// Warnings says what a person should know of a configuration that is right.
+// Warnings says what a person should know about a valid configuration.
 func (c Config) Warnings() []sources.FieldError {
 	all := c.store().Warnings()
 	for _, name := range slices.Sorted(maps.Keys(c.EKCertificateURLs)) {

@@ -1,24 +1,23 @@
 // Package ekca is a source that knows a TPM by the authority that issued its EK
 // certificate.
 //
-// A TPM is listed when its EK certificate chains to a CA certificate that the
-// operator has configured. Every configured CA certificate is a trust anchor,
-// one of an intermediate CA too. Certificates that the attesting machine sends
-// may join its EK certificate to an anchor and never are anchors.
+// A TPM is listed if its EK certificate chains to a CA certificate that the operator has
+// configured. Every configured CA certificate is a trust anchor, even that of an intermediate CA.
+// Certificates that the attesting machine sends may link its EK certificate to an anchor but are
+// never anchors.
 //
-// With [Config.AIAHosts], the issuers that certificates name are fetched from
-// these hosts, and their CRLs if [Config.CRL] says so; with
-// [Config.EKCertificateURLs], so are the EK certificates that TPMs do not carry.
-// What is fetched is no more than what a machine sends: it joins, and never is an
-// anchor. If it cannot be had, the source cannot tell.
+// With [Config.AIAHosts], the issuers that certificates name are fetched from these hosts, and so
+// are their CRLs if [Config.CRL] says so. With [Config.EKCertificateURLs], EK certificates that
+// TPMs do not carry are fetched as well. What is fetched has the same standing as what a machine
+// sends: it may link certificates but is never an anchor. If it cannot be fetched, the source
+// cannot tell.
 //
-// A machine chooses which certificates it sends, and may send none: it is then not
-// listed. So the source says who is welcome. Under a deny rule it keeps out only
-// machines that have to send that certificate, because an allow rule asks for it too.
+// A machine chooses which certificates it sends, and may send none; then it is not listed. So this
+// source is for saying who is admitted. Under a deny rule it keeps out only those machines that
+// must send the certificate because an allow rule needs it, too.
 //
-// The CA files, the chains and what is fetched are those of package truststore. This
-// package says which certificate is the EK's (here, services.go) and what it says
-// (attributes.go).
+// Package truststore manages the CA files, the chains and what is fetched. This package determines
+// which certificate is the EK's (here and in services.go) and what it says (attributes.go).
 package ekca
 
 import (
@@ -59,12 +58,11 @@ func New(cfg Config) (*Source, error) {
 
 // Check implements sources.Source: see truststore.Store.Check.
 //
-// The TPM is listed if [certs.Find] finds a chain by the profile [certs.EK] for
-// ev.Certificate, or for the certificate for ev.EK that one of Config.EKCertificateURLs
-// has if the machine has sent none.
+// The TPM is listed if [certs.Find] finds a chain by the profile [certs.EK] for ev.Certificate, or,
+// if the machine has sent none, for the certificate of ev.EK from one of Config.EKCertificateURLs.
 //
-// It is not listed if there is no certificate or no chain, and if it has been revoked. It
-// cannot be told
+// It is not listed if there is no certificate or no chain, or if the certificate has been revoked.
+// Check cannot tell
 //
 //   - before the first successful Load;
 //   - if ev is Incomplete;
@@ -99,8 +97,8 @@ func (s *Source) question(ev *sources.Evidence) truststore.Question {
 var ErrIncomplete = errors.New("the machine's certificates were not kept while it answered its challenge: " +
 	"too many machines with many certificates are attesting at the same time")
 
-// certificate returns the EK certificate that the machine has sent, or that a service has,
-// or why there is none.
+// certificate returns the EK certificate that the machine has sent or that a service has, or the
+// reason why there is none.
 func (s *Source) certificate(
 	ev *sources.Evidence, hand certs.Hand,
 ) (cert *x509.Certificate, why string, wants []certs.Want, err error) {

@@ -12,7 +12,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
-// A service has the EK certificates that a vendor's TPMs do not carry.
+// A service is a web service with EK certificates that a vendor's TPMs do not carry.
 type service struct {
 	name string // a key of Config.EKCertificateURLs
 	base string
@@ -27,9 +27,9 @@ func services(urls map[string]string) []service {
 	return all
 }
 
-// fromServices returns the certificate for an EK that a service has, or why there is none.
-// All are asked at once, and who has it first is believed: the certificate is one for this
-// key, and who has signed it decides.
+// fromServices returns a service's certificate for an EK, or the reason why there is none. All
+// services are asked at once, and the first that has a certificate is used: its key is checked
+// here, and its signature decides later.
 func (s *Source) fromServices(
 	ek crypto.PublicKey, hand certs.Hand,
 ) (cert *x509.Certificate, why string, wants []certs.Want, err error) {
