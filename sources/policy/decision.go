@@ -9,20 +9,19 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// Outcome is what is decided. The zero Outcome refuses.
+// Outcome is the outcome of a decision. The zero Outcome refuses.
 type Outcome int
 
 // The outcomes of a decision.
 const (
-	// Refused: no answer that is still missing could admit the TPM. A deny
-	// rule holds, or no allow rule can hold.
+	// Refused: no answer that is still missing could admit the TPM. A deny rule holds, or no allow
+	// rule can hold.
 	Refused Outcome = iota
 	// Unavailable: a source could not tell, and its answer would have mattered.
 	Unavailable
-	// Challenge: the machine is to be challenged. It is an outcome of Plan.Before
-	// only.
+	// Challenge: the machine is to be challenged. Only Plan.Before has this outcome.
 	Challenge
-	// Admitted is an outcome of Plan.After only.
+	// Admitted: the machine is admitted. Only Plan.After has this outcome.
 	Admitted
 )
 
@@ -41,15 +40,15 @@ func (o Outcome) String() string {
 	return fmt.Sprintf("Outcome(%d)", int(o))
 }
 
-// Answer is what one source has said.
+// Answer is the answer of one source.
 type Answer struct {
 	// Source is the source's configured name.
 	Source string
 	// Verdict is zero if Err is not nil. It shares no memory with the source.
 	Verdict sources.Verdict
-	// Err is why the source cannot tell; or it wraps sources.ErrNeedsChallenge; or it wraps
-	// sources.ErrNeedsNetwork if the source would have to ask the network and was not told
-	// to, because the machine has not been challenged yet or because the answer would not
+	// Err says why the source cannot tell. It wraps sources.ErrNeedsChallenge if the source needs
+	// the challenge, and sources.ErrNeedsNetwork if the source needs the network but was not told
+	// to use it, because the machine has not been challenged yet or because the answer would not
 	// have mattered.
 	Err error
 	// Duration is how long the source took, including the wait for a slot.
@@ -93,7 +92,7 @@ func (a Answer) String() string {
 	return s
 }
 
-// NeedsNetwork reports whether the source would have to ask the network.
+// NeedsNetwork reports whether the source would have to use the network.
 func (a Answer) NeedsNetwork() bool {
 	return errors.Is(a.Err, sources.ErrNeedsNetwork)
 }
@@ -110,13 +109,13 @@ func (a Answer) value() value {
 	return no
 }
 
-// Decision is what is decided about one Evidence, and why.
+// Decision is what was decided about one Evidence, and why.
 type Decision struct {
 	Outcome Outcome
 
-	// Known is true with Challenge if a source lists the TPM already that is named by an
-	// enforced allow rule which can still hold. If Known is false, only open answers speak
-	// for the challenge, and the TPM may be anybody's.
+	// Known is true if the outcome is Challenge and a source that an enforced allow rule names,
+	// which can still hold, already lists the TPM. If Known is false, only open answers justify the
+	// challenge, and the TPM may be anybody's.
 	Known bool
 
 	// Rules are the names of the enforced allow rules that hold, sorted;
@@ -125,17 +124,17 @@ type Decision struct {
 	// Listed are the names of the sources of those rules that list the TPM,
 	// sorted.
 	Listed []string
-	// Attributes are what the sources in Listed know about the TPM, in the
-	// order of Listed; of silent members only Profiles.
+	// Attributes are what the sources in Listed know about the TPM, in the order of Listed; for
+	// silent sources, only Profiles.
 	Attributes []sources.Attributes
-	// Unsure are the names of the sources of those rules that could not tell, sorted,
-	// without silent members. What they know is missing from Attributes.
+	// Unsure are the names of the sources of those rules that could not tell, sorted, without
+	// silent sources. What they know is missing from Attributes.
 	Unsure []string
-	// Missing are the names of all sources that might contribute to Attributes as well if
-	// every source could tell, sorted and without silent members: those in Unsure and, for
-	// each enforced allow rule that only might hold, the sources that list the TPM or could
-	// not tell. So a source that lists the TPM may be among them, and so may a Fetcher that
-	// was not asked while another has failed. If no source has failed, Missing is empty.
+	// Missing are the names of all sources that might also contribute to Attributes if every source
+	// could tell, sorted, without silent sources: those in Unsure and, for each enforced allow rule
+	// that only might hold, the sources that list the TPM or could not tell. So it may contain a
+	// source that lists the TPM, or a Fetcher that was not asked while another source has failed.
+	// If no source has failed, Missing is empty.
 	Missing []string
 
 	// Denied are the enforced deny rules that hold. MaybeDenied are those that might hold,

@@ -2,20 +2,20 @@ package policy
 
 import "slices"
 
-// What is said to people of a decision: what each rule comes to, how a decision that is still
+// What a person is told about a decision: the result of each rule, how a decision that is still
 // open may turn out, and what would have to be different for the TPM to be admitted.
 
-// A Held is what one rule comes to.
+// A Held is the result of one rule.
 type Held struct {
 	Rule
 	// Deny is true for a deny rule.
 	Deny bool
-	// Result is "holds" or "holds_not"; "might_hold" if a source cannot tell; "open" if the
-	// answer to the challenge, or the network, would show it.
+	// Result is "holds" or "holds_not", "might_hold" if a source cannot tell, or "open" if it
+	// depends on the answer to the challenge or on the network.
 	Result string
 }
 
-// Explain returns what each rule comes to, allow rules first, each kind sorted by name.
+// Explain returns the result of each rule, allow rules first, each kind sorted by name.
 func (p *Plan) Explain(answers []Answer) []Held {
 	v := values(answers)
 	named := func(is []int) (names []string) {
@@ -37,8 +37,8 @@ func (p *Plan) Explain(answers []Answer) []Held {
 	return all
 }
 
-// Possible returns the different outcomes that After can have, however the open answers turn
-// out, the worst first. There is one if no answer is open that matters.
+// Possible returns the different outcomes that After can have, depending on how the open answers
+// turn out, the worst first. There is only one if no open answer matters.
 func (p *Plan) Possible(answers []Answer) []Outcome {
 	v := values(answers)
 	var opened []int
@@ -58,7 +58,7 @@ func (p *Plan) Possible(answers []Answer) []Outcome {
 	return slices.Compact(outcomes)
 }
 
-// A Change is another answer of one source.
+// A Change is an answer of a source that would have to be different.
 type Change struct {
 	Source string
 	// Listed is what the source would have to say.
@@ -67,25 +67,25 @@ type Change struct {
 
 // A Way is what would have to be different for a TPM to be admitted.
 type Way struct {
-	// Changes are the answers that would have to be others, sorted by source; none if it
+	// Changes are the answers that would have to be different, sorted by source; empty if it
 	// depends on If alone.
 	Changes []Change
-	// If are the answers that are open and would have to turn out so, sorted by source.
+	// If are the open answers and how they would have to turn out, sorted by source.
 	If []Change
 }
 
-// Ways changes at most maxChanges answers, and of more than manySources one less.
+// Ways changes at most maxChanges answers; if there are more than manySources sources, one less.
 const maxChanges, manySources = 3, 40
 
-// Ways returns the ways to admit a TPM that change the fewest answers, in the order of the
-// sources. It returns nil if the TPM is admitted whatever the open answers are, and if more than
-// three answers would have to change.
+// Ways returns the ways to admit a TPM that change the fewest answers, in the order of the sources.
+// It returns nil if the TPM is admitted however the open answers turn out, or if more than
+// maxChanges answers would have to change.
 func (p *Plan) Ways(answers []Answer) []Way {
 	v := values(answers)
 	if possible := p.Possible(answers); len(possible) == 1 && possible[0] == Admitted {
 		return nil
 	}
-	var known []int // that can change, and whose change can matter
+	var known []int // sources whose answer is known and can matter
 	for i, x := range v {
 		if x != open && p.enforces(i) {
 			known = append(known, i)
@@ -109,7 +109,7 @@ func (p *Plan) Ways(answers []Answer) []Way {
 	return nil
 }
 
-// change calls f with each way to change n of some values.
+// change calls f with each way to change n of the values in some.
 func (p *Plan) change(v []value, some []int, n int, f func([]value)) {
 	if n == 0 {
 		f(v)

@@ -2,7 +2,7 @@ package policy
 
 import "github.com/spire-tpm/spire-tpm-attestor/sources"
 
-// report returns what each rule comes to, except what the admission grants.
+// report returns the results of the rules, without what an admission grants.
 func (p *plan) report(v []value) (d Decision) {
 	for i := range p.allow {
 		if r := &p.allow[i]; r.trial {
@@ -34,7 +34,7 @@ func (r *planRule) tried(v []value, deny bool) Trial {
 // sources. silent are the sources whose attributes are left out, except the boot profiles that
 // they have checked.
 func (p *plan) grant(v []value, silent []bool, d *Decision) {
-	held := make([]value, len(v)) // for each source, the highest value of the rules that name it
+	held := make([]value, len(v)) // for each source, the highest value among the rules that name it
 	for i := range p.allow {
 		r := &p.allow[i]
 		if r.trial {
@@ -61,7 +61,7 @@ func (p *plan) grant(v []value, silent []bool, d *Decision) {
 			case len(known.Profiles) > 0:
 				d.Attributes = append(d.Attributes, sources.Attributes{Profiles: known.Profiles})
 			}
-		case held[i] == no || v[i] == no || silent[i]: // the source has nothing that could be missing
+		case held[i] == no || v[i] == no || silent[i]: // nothing of this source can be missing
 		default:
 			d.Missing = append(d.Missing, a.Source)
 			if held[i] == yes {

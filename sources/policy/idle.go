@@ -5,22 +5,22 @@ import (
 	"strings"
 )
 
-// An IdleRule is an enforced rule that decides nothing: if it were taken away, the same machines
-// would be admitted. An allow rule that is idle may still add selectors.
+// An IdleRule is an enforced rule that decides nothing: without it, the same machines would be
+// admitted. An idle allow rule may still add selectors.
 type IdleRule struct {
 	Deny bool // whether it is a deny rule
 	Name string
 	// By are other enforced rules, sorted by name. Whenever the idle rule holds, at least one of
 	// them holds.
 	By []string
-	// Denied is true if By are deny rules and the idle rule is an allow rule, so that no machine
-	// is ever admitted by it.
+	// Denied is true for an allow rule if By are deny rules, so that the allow rule never admits a
+	// machine.
 	Denied bool
 }
 
-// Idle returns the idle rules of a policy that Validate has accepted, over sources of these names:
-// the allow rules first, then the deny rules, each sorted by name. Of two rules that mean the same,
-// only the second is idle.
+// Idle returns the idle rules of a policy that Validate has accepted, over sources with these
+// names: first allow rules, then deny rules, each sorted by name. If two rules mean the same, only
+// the second is idle.
 //
 // A source that lists the TPM never makes a rule stop holding. So it is enough to look at the
 // smallest sets of sources that make a rule hold: all of its All and one of its Any.
@@ -45,8 +45,8 @@ func enforced(rules []planRule) []planRule {
 	return slices.DeleteFunc(slices.Clone(rules), func(r planRule) bool { return r.trial })
 }
 
-// idleIn returns the idle ones among rules of one effect. A rule that is idle covers no other: two
-// rules that mean the same would otherwise both be idle.
+// idleIn returns the idle rules among rules of one effect. An idle rule covers no other: otherwise
+// two rules that mean the same would both be idle.
 func idleIn(rules []planRule, deny bool, sources int) []IdleRule {
 	var idle []IdleRule
 	left := slices.Clone(rules)
@@ -60,8 +60,8 @@ func idleIn(rules []planRule, deny bool, sources int) []IdleRule {
 	return idle
 }
 
-// covering returns the names of rules, as few as are easily found, one of which holds whenever r
-// does. It returns nil if there are none.
+// covering returns the names of rules, as few as can be found easily, such that whenever r holds,
+// at least one of them holds. It returns nil if there are none.
 func covering(r *planRule, others []planRule, sources int) []string {
 	var by []string
 	for _, lists := range r.smallest(sources) {
@@ -79,7 +79,7 @@ func covering(r *planRule, others []planRule, sources int) []string {
 	return by
 }
 
-// smallest returns what all sources say if no more of them list a TPM than r needs to hold.
+// smallest returns the values of all sources for each smallest set of sources that makes r hold.
 func (r *planRule) smallest(sources int) [][]value {
 	base := make([]value, sources)
 	for _, i := range r.all {

@@ -7,23 +7,23 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// A value is what one source says of a TPM, or what a rule over sources comes to: Kleene's
-// three-valued logic, with two reasons for not knowing.
+// A value is the answer of one source about a TPM, or the result of a rule over sources. The logic
+// is Kleene's three-valued logic, with two reasons for not knowing.
 type value uint8
 
 const (
 	// no: the source does not list the TPM; the rule does not hold.
 	no value = iota
-	// open: not known yet; the challenge or the network would show it.
+	// open: not known yet; it depends on the challenge or the network.
 	open
-	// unsure: not known, since a source cannot tell.
+	// unsure: not known, because a source cannot tell.
 	unsure
 	// yes: the source lists the TPM; the rule holds.
 	yes
 )
 
-// or returns the larger value: what is known to hold holds, and a failure is a better reason
-// for not knowing than an answer that is still to come.
+// or returns the larger value: "yes" wins, and a failure is a stronger reason for not knowing than
+// an answer that is still to come.
 func or(a, b value) value { return max(a, b) }
 
 func and(a, b value) value {
@@ -38,31 +38,31 @@ func and(a, b value) value {
 	return max(a, b)
 }
 
-// A Plan is a policy over sources that are known by their index. It never changes, so any
-// number of goroutines may use it.
+// A Plan is a policy over sources that are identified by their index. It is immutable, and so safe
+// for concurrent use.
 //
-// The methods take the answers of all sources, in the order of the names that NewPlan was
-// given. A source that has not answered yet counts as a source that cannot tell.
+// The methods take the answers of all sources, in the order of the names that were passed to
+// NewPlan. A source that has not answered yet counts as one that cannot tell.
 type Plan struct {
 	plan
 	// silent are the sources whose attributes are left out.
 	silent []bool
 }
 
-// NewPlan compiles a policy, which Validate must have accepted, over sources in the order of
-// names. The sources that are silent contribute no attributes but boot profiles.
+// NewPlan compiles a policy, which Validate must have accepted, over sources in the order of names.
+// Silent sources contribute no attributes except boot profiles.
 func NewPlan(p Policy, names []string, silent []bool) *Plan {
 	return &Plan{newPlan(p, names), slices.Clone(silent)}
 }
 
-// Before decides, by what the sources say before the challenge, whether a machine is worth a
-// challenge:
+// Before decides, by the answers before the challenge, whether to challenge a machine:
 //
 //   - Challenge, if the answer to the challenge can still admit it;
 //   - Unavailable, if it can not, but could if the sources that cannot tell had answered;
 //   - Refused otherwise.
 //
-// If it is Challenge, the answers in the Decision have no attributes: nothing is granted yet.
+// If the outcome is Challenge, the answers in the Decision have no attributes: nothing is granted
+// yet.
 func (p *Plan) Before(answers []Answer) Decision {
 	v := values(answers)
 	d := p.report(v)
@@ -84,7 +84,7 @@ func (p *Plan) Before(answers []Answer) Decision {
 //   - Unavailable, if that would be so had the sources that cannot tell answered otherwise;
 //   - Refused otherwise.
 //
-// A source that needs the network, and was not told to ask it, cannot tell.
+// A source that needs the network but was not told to use it counts as one that cannot tell.
 func (p *Plan) After(answers []Answer) Decision {
 	v := values(answers)
 	d := p.report(v)
@@ -100,19 +100,19 @@ func (p *Plan) After(answers []Answer) Decision {
 	return d
 }
 
-// Knows reports whether a source lists the TPM that is named by an enforced allow rule which
-// can still hold.
+// Knows reports whether a source that an enforced allow rule names, which can still hold, lists the
+// TPM.
 func (p *Plan) Knows(answers []Answer) bool { return p.knows(values(answers)) }
 
-// Challenges reports whether the machine is to be challenged, whatever the sources say that
-// have not told yet.
+// Challenges reports whether the machine is to be challenged, whatever the sources that have not
+// answered yet would say.
 func (p *Plan) Challenges(answers []Answer) bool { return p.decide(values(answers)) == Admitted }
 
 // Allows reports whether an enforced allow rule names a source.
 func (p *Plan) Allows(source int) bool { return p.allows(source) }
 
-// WorthPolling returns, out of some sources, those that do not list the TPM and would make the
-// decision a better one if they did.
+// WorthPolling returns those of some sources that do not list the TPM and would improve the
+// decision if they did.
 func (p *Plan) WorthPolling(answers []Answer, some []int) []int {
 	v := values(answers)
 	var missed []int
@@ -166,7 +166,7 @@ func newPlan(p Policy, names []string) plan {
 	return plan{compile(p.Allow), compile(p.Deny)}
 }
 
-// value returns what the rule comes to.
+// value returns the result of the rule.
 func (r *planRule) value(v []value) value {
 	all, some := yes, no
 	for _, i := range r.all {
@@ -181,13 +181,13 @@ func (r *planRule) value(v []value) value {
 	return and(all, some)
 }
 
-// decide returns Admitted if the open answers can turn out so that the TPM is admitted. It
-// returns Unavailable if they can not, but could if the sources that cannot tell had answered.
-// Otherwise it returns Refused.
+// decide returns Admitted if the open answers can turn out so that the TPM is admitted. It returns
+// Unavailable if they cannot, but could if the sources that cannot tell had answered. Otherwise it
+// returns Refused.
 //
-// While answers are open, Admitted is a reason to challenge the TPM and promises nothing else.
-// Once none is open, it means that an enforced allow rule holds, and that no enforced deny rule
-// holds or might hold.
+// While answers are open, Admitted only means that the TPM is worth a challenge. If no answer is
+// open, it means that an enforced allow rule holds, and that no enforced deny rule holds or might
+// hold.
 func (p *plan) decide(v []value) Outcome {
 	switch {
 	case p.canAdmit(v, false):
@@ -198,10 +198,10 @@ func (p *plan) decide(v []value) Outcome {
 	return Refused
 }
 
-// canAdmit reports whether the open answers can turn out so that the TPM is admitted. If
-// answered is true, a source that is unsure counts as open. If it is false, such a source
-// counts as what admits least: as not listing the TPM under an allow rule, and as listing it
-// under a deny rule.
+// canAdmit reports whether the open answers can turn out so that the TPM is admitted. If answered
+// is true, a source that is unsure counts as open. If it is false, an unsure source counts in
+// whichever way admits less: as not listing the TPM under an allow rule, and as listing it under a
+// deny rule.
 //
 // A source that lists the TPM never makes a rule stop holding. So it is enough to try each
 // smallest set of sources that makes an allow rule hold, which is all of its All and one of its
@@ -224,8 +224,8 @@ func (p *plan) canAdmit(v []value, answered bool) bool {
 	return false
 }
 
-// denies reports whether an enforced deny rule holds or might hold if, among the sources that
-// are not known, exactly those in all and the source one list the TPM.
+// denies reports whether an enforced deny rule holds or might hold if, among the sources whose
+// answer is not known, exactly those in all and the source one list the TPM.
 func (p *plan) denies(v []value, answered bool, all []int, one int) bool {
 	lists := func(i int) bool {
 		switch {
@@ -247,7 +247,7 @@ func (p *plan) denies(v []value, answered bool, all []int, one int) bool {
 	return false
 }
 
-// knows is Knows.
+// knows implements Knows.
 func (p *plan) knows(v []value) bool {
 	lists := func(i int) bool { return v[i] == yes }
 	return slices.ContainsFunc(p.allow, func(r planRule) bool {
@@ -264,8 +264,8 @@ func (r *planRule) names(source int) bool {
 	return slices.Contains(r.all, source) || slices.Contains(r.any, source)
 }
 
-// worthAsking is WorthPolling: it returns the missed sources of each enforced allow rule that
-// could then admit, or under which a source that cannot tell could then decide.
+// worthAsking implements WorthPolling. It returns the missed sources of each enforced allow rule
+// that could then admit, or whose result could then depend on a source that cannot tell.
 func (p *plan) worthAsking(v []value, missed []int) []int {
 	now := p.decide(v)
 	if now == Admitted || len(missed) == 0 {

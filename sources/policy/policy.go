@@ -1,7 +1,7 @@
-// Package policy says how the verdicts of sources combine: the rules, the three-valued logic
-// under them, and what each step of an evaluation comes to.
+// Package policy defines how the verdicts of sources combine: the rules, the three-valued logic
+// behind them, and the outcome of each step of an evaluation.
 //
-// It is pure: it asks nobody, waits for nothing and has no clock. Package admission asks the
+// It is pure: it asks no source, waits for nothing and has no clock. Package admission asks the
 // sources.
 package policy
 
@@ -20,17 +20,17 @@ type Rule struct {
 	// Name is the rule's name: lower-case letters, digits, "_" and "-". No two allow rules
 	// and no two deny rules of a policy have the same name.
 	Name string
-	// All and Any are names of sources. No name is twice in a list. Nil means that the rule
-	// does not have the list; an empty list that is not nil is a mistake.
+	// All and Any are names of sources, without duplicates. Nil means that the rule does not have
+	// the list; an empty list that is not nil is a mistake.
 	All, Any []string
-	// A rule on Trial is evaluated and reported, and decides nothing.
+	// A rule with Trial set is evaluated and reported, but decides nothing.
 	Trial bool
 }
 
-// Policy says who is admitted: a TPM is if some Allow rule holds, and no Deny rule holds or
-// might hold. The zero Policy admits nobody, and Validate refuses it. If all Allow rules are on
-// trial, the policy admits nobody either; it is valid, so that operators can watch rules before
-// they enforce any. The order of rules, and of the names in them, means nothing.
+// Policy says which TPMs are admitted: those for which some Allow rule holds, and no Deny rule
+// holds or might hold. The zero Policy admits nobody, and Validate refuses it. A policy whose Allow
+// rules are all on trial admits nobody either; it is valid, so that operators can watch rules
+// before they enforce any. The order of rules, and of the names in them, does not matter.
 type Policy struct {
 	Allow, Deny []Rule
 }
@@ -39,16 +39,15 @@ type Policy struct {
 const DefaultRule = "default"
 
 // AnyOf returns the policy of a configuration without rules: each of the sources admits, by the
-// rule DefaultRule. It is for a configuration with exactly one source, and for a configuration
-// that says in another way which sources admit. Several sources without a rule have no default,
-// since guessing widens trust: anybody can buy a TPM of a trusted vendor.
+// rule DefaultRule. It is for a configuration with exactly one source, or one that says in another
+// way which sources admit. There is no default for several sources without a rule, since a guess
+// could widen trust: anybody can buy a TPM of a trusted vendor.
 func AnyOf(names ...string) Policy {
 	return Policy{Allow: []Rule{{Name: DefaultRule, Any: names}}}
 }
 
-// Validate checks the policy over sources of these names and returns every mistake as an error
-// of its own, or nil if there is none. Each error begins with the rule or source that it is
-// about: `allow "lab": any: …`.
+// Validate checks the policy over sources with these names and returns one error for each mistake,
+// or nil. Each error begins with the rule or source that it is about: `allow "lab": any: …`.
 func (p Policy) Validate(names []string) []error {
 	var errs []error
 	for _, rs := range []struct {
@@ -116,7 +115,7 @@ func (p Policy) validateWhole(names []string) []error {
 	return errs
 }
 
-// ValidName returns what is wrong with the name of a source or a rule, or nil. Names become
+// ValidName returns an error unless s can be the name of a source or a rule. Names become
 // selectors.
 func ValidName(s string) error {
 	other := func(r rune) bool {

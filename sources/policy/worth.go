@@ -2,19 +2,18 @@ package policy
 
 import "slices"
 
-// maxTried is the largest number of open answers for which every combination is tried: 3 to
-// this power.
+// maxTried is the largest number of open answers for which all 3^n combinations are tried.
 const maxTried = 6
 
 // worthFetching returns the sources whose answer is open and can change the outcome or, if that
 // is Admitted, which rules hold and what their sources list.
 //
-// It tries all ways for the answers to turn out, including failed fetches. A source that makes
-// no difference in any of them makes none at all, not even together with other such sources. A
-// source that makes a difference in some way has to be asked, since that may be how things are.
-// If more than maxTried answers are open, all sources that an enforced rule names are worth it.
+// It tries all combinations of open answers, including failed fetches. A source that makes no
+// difference in any combination makes none at all, not even together with other such sources. A
+// source that makes a difference in some combination must be asked, since that may be the actual
+// one. If more than maxTried answers are open, it returns all sources that an enforced rule names.
 func (p *plan) worthFetching(v []value) []int {
-	if p.decide(v) == Refused { // however the open answers turn out
+	if p.decide(v) == Refused { // whatever the open answers turn out to be
 		return nil
 	}
 	var opened []int
@@ -36,9 +35,9 @@ func (p *plan) worthFetching(v []value) []int {
 	return worth
 }
 
-// tryAll decides every way for the opened answers to turn out. In way k, the answer of
-// opened[n] is digit n of k to the base 3, digit 0 being the lowest. granted are the sources of
-// the rules that hold in the ways that admit.
+// tryAll decides every combination of opened answers. In combination k, the answer of opened[n] is
+// digit n of k in base 3, digit 0 being the lowest. granted are the sources of the rules that hold
+// in the combinations that admit.
 func (p *plan) tryAll(v []value, opened []int) (outcomes []Outcome, granted []bool) {
 	ways := 1
 	for range opened {
@@ -71,8 +70,7 @@ func (p *plan) tryAll(v []value, opened []int) (outcomes []Outcome, granted []bo
 	return outcomes, granted
 }
 
-// differ reports whether there are two different outcomes whose numbers differ in this digit
-// alone.
+// differ reports whether there are two different outcomes whose numbers differ only in this digit.
 func differ(outcomes []Outcome, digit int) bool {
 	place := 1
 	for range digit {
