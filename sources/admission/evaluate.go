@@ -11,17 +11,17 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// BeforeChallenge asks every source and decides, by policy.Plan.Before, whether the machine is
-// worth a challenge.
+// BeforeChallenge asks every source and decides, by policy.Plan.Before, whether to challenge the
+// machine.
 //
 // This is a filter and admits nobody: AfterChallenge asks again. So if the machine is to be
-// challenged whatever a slow source says, that source is not waited for. If a polled list does
-// not have the machine, and the machine could be challenged if the list had it, the list is
-// loaded within the limit of early loads and asked again. A machine that no source lists so far
-// is waited for only if Options.Wait permits it.
+// challenged whatever a slow source says, BeforeChallenge does not wait for that source. If a
+// polled list does not have the machine, and the machine could be challenged if it had, the list is
+// loaded within the limit of early loads and asked again. For a machine that no source lists so
+// far, BeforeChallenge waits only if Options.Wait permits it.
 //
 // ev.Proof must be nil, otherwise the decision is a refusal. Nothing that ev points to may be
-// changed from here on: a source that is stuck may still be reading it after the decision.
+// changed afterwards: a source that hangs may still be reading it after the decision.
 // BeforeChallenge returns within Options.CheckTimeout.
 func (s *Set) BeforeChallenge(ctx context.Context, ev *sources.Evidence) policy.Decision {
 	if ev == nil || ev.Proof != nil {
@@ -37,14 +37,14 @@ func (s *Set) BeforeChallenge(ctx context.Context, ev *sources.Evidence) policy.
 	return s.plan.Before(e.answers)
 }
 
-// AfterChallenge asks every source, whatever it said before the challenge. If the network's
-// answer can still change the decision or what it grants, the sources.Fetcher asks the network,
-// and then the other sources are asked once more. Then policy.Plan.After decides.
+// AfterChallenge asks every source, whatever it said before the challenge. If an answer from the
+// network can still change the decision or what it grants, each sources.Fetcher concerned uses the
+// network, and then the other sources are asked once more. Then policy.Plan.After decides.
 //
-// The decision depends on the configuration and the data that are current now, and on nothing
+// The decision depends on the configuration and the data that are current now, and not on anything
 // that this or another Set decided before. ev.Proof must be set, otherwise the decision is a
-// refusal. AfterChallenge returns within Options.CheckTimeout or, if the network is asked,
-// within Options.FetchTimeout and another Options.CheckTimeout more.
+// refusal. AfterChallenge returns within Options.CheckTimeout or, if the network is used, within
+// Options.FetchTimeout plus twice Options.CheckTimeout.
 func (s *Set) AfterChallenge(ctx context.Context, ev *sources.Evidence) policy.Decision {
 	if ev == nil || ev.Proof == nil {
 		return policy.Decision{}
@@ -53,7 +53,8 @@ func (s *Set) AfterChallenge(ctx context.Context, ev *sources.Evidence) policy.D
 	e.ask(ctx, time.Now().Add(s.opts.CheckTimeout), e.all(), (*runner).checkLane)
 	if worth := s.plan.WorthFetching(e.answers); len(worth) > 0 {
 		e.ask(ctx, time.Now().Add(s.opts.FetchTimeout), worth, (*runner).fetchLane)
-		// A fetch may take long: whoever was removed or denied meanwhile is not admitted.
+		// A fetch may take long. A machine that was removed or denied in the meantime must not be
+		// admitted.
 		others := slices.DeleteFunc(e.all(), func(i int) bool { return slices.Contains(worth, i) })
 		e.ask(ctx, time.Now().Add(s.opts.CheckTimeout), others, (*runner).checkLane)
 	}
@@ -61,7 +62,7 @@ func (s *Set) AfterChallenge(ctx context.Context, ev *sources.Evidence) policy.D
 	return s.plan.After(e.answers)
 }
 
-// An evaluation asks all sources of a Set about one machine. One goroutine uses it.
+// An evaluation asks all sources of a Set about one machine. It is not safe for concurrent use.
 type evaluation struct {
 	set     *Set
 	running []*runner
@@ -69,16 +70,16 @@ type evaluation struct {
 	// answers has the answer of each source, in the order of their names. A source that has
 	// not answered cannot tell.
 	answers []policy.Answer
-	// done ends the wait that Options.Wait has permitted, if waits is true. stranger is
-	// true if no source listed the machine when that wait began.
+	// done ends the wait that Options.Wait has permitted, if waits is true. stranger is true if no
+	// source listed the machine when that wait began.
 	done            func()
 	waits, stranger bool
-	crowded         bool // Options.Wait has refused
-	patient         bool // waits for each source, before the challenge too
+	crowded         bool // Options.Wait has returned false
+	patient         bool // wait for every source, even before the challenge
 }
 
-// ErrCrowded is the error in the answer of a source for which the Set did not wait, since Options.Wait has
-// returned false.
+// ErrCrowded is the error in the answer of a source for which the Set did not wait because
+// Options.Wait returned false.
 var ErrCrowded = errors.New("not waited for: too many machines that no source lists so far are waiting")
 
 var (
@@ -104,25 +105,25 @@ func (e *evaluation) all() []int {
 	return all
 }
 
-// checkLane and fetchLane return the lane for a question, how it is asked, and who is told of
-// its result.
+// checkLane and fetchLane return the lane for a question, the function that asks it, and the
+// function that is told the result.
 func (r *runner) checkLane() (*Lane, askFunc, func(error)) { return r.checks, r.check, r.noteCheck }
 
 func (r *runner) fetchLane() (*Lane, askFunc, func(error)) { return r.fetches, r.fetch, r.noteFetch }
 
 type askFunc func(context.Context, *sources.Evidence) (sources.Verdict, error)
 
-// slow is how long every attestation may wait for a source before the challenge. If it waits
-// longer, it needs a place among the strangers', unless another source lists the machine: a
-// healthy source has told its own machines from strangers by then.
+// slow is how long every attestation may wait for a source before the challenge. To wait longer, it
+// needs one of the strangers' places, unless another source lists the machine: by then, a healthy
+// source has told its own machines from strangers.
 const slow = 250 * time.Millisecond
 
-// A question is what some of the sources are asked at the same time.
+// A question is asked of several sources at the same time.
 type question struct {
 	begun, until time.Time
-	grace        time.Duration // how much earlier than until the sources' deadline is
+	grace        time.Duration // how much earlier the sources' deadline is than until
 	asked        map[int]*asked
-	replies      chan reply // has room for all replies, so that a late reply never blocks
+	replies      chan reply // buffered for all replies, so that a late reply never blocks
 }
 
 // asked is a source that has not answered yet.
@@ -138,7 +139,7 @@ type reply struct {
 	err     error
 }
 
-// ask asks some sources at the same time and notes their answers. It returns by the time until.
+// ask asks some sources at the same time and records their answers. It returns by the time until.
 func (e *evaluation) ask(
 	ctx context.Context, until time.Time, some []int, how func(*runner) (*Lane, askFunc, func(error)),
 ) {
@@ -172,13 +173,13 @@ func (e *evaluation) ask(
 		})}
 	}
 	if left = !e.wait(ctx, within, &q); left {
-		context.AfterFunc(within, cancel) // a call that has begun is left alone
+		context.AfterFunc(within, cancel) // a call that has begun is not cancelled
 	}
 }
 
-// wait notes the replies until the sources' deadline, and those that are a little late. Before
-// the challenge it stops earlier, and reports false, if the machine is to be challenged
-// whatever the missing sources say, or if it may not be waited for.
+// wait records the replies until the sources' deadline, and those that are slightly late. Before
+// the challenge, it stops earlier and returns false if the machine is to be challenged whatever the
+// missing sources say, or if it may not be waited for.
 func (e *evaluation) wait(ctx, within context.Context, q *question) bool {
 	var late <-chan time.Time
 	if e.ev.Proof == nil && !e.patient {
@@ -204,8 +205,8 @@ func (e *evaluation) wait(ctx, within context.Context, q *question) bool {
 	return true
 }
 
-// leave stops waiting for replies. A call that has begun is left alone, since to cut off a
-// query may cost the source its connection. A call that has not begun is not made.
+// leave stops waiting for replies. A call that has begun is not cancelled, since cancelling a query
+// may cost the source its connection. A call that has not begun is not made.
 func (e *evaluation) leave(q *question) {
 	for i, a := range q.asked {
 		a.call.leave()
@@ -216,8 +217,7 @@ func (e *evaluation) leave(q *question) {
 	}
 }
 
-// hearLast notes the replies of sources that end at their deadline, and abandons the calls of
-// all others.
+// hearLast records the replies of sources that end at their deadline, and abandons all other calls.
 func (e *evaluation) hearLast(ctx context.Context, q *question) {
 	timer := time.NewTimer(q.grace)
 	defer timer.Stop()
@@ -235,19 +235,19 @@ func (e *evaluation) hearLast(ctx context.Context, q *question) {
 			e.hear(ctx, q, reply{source: i, err: err})
 		}
 	}
-	for len(q.asked) > 0 { // these calls ended before they could be abandoned
+	for len(q.asked) > 0 { // these calls had ended before they could be abandoned
 		e.hear(ctx, q, <-q.replies)
 	}
 }
 
-// hear notes the reply of one source.
+// hear records the reply of one source.
 func (e *evaluation) hear(ctx context.Context, q *question, a reply) {
 	note, r := q.asked[a.source].note, e.running[a.source]
 	delete(q.asked, a.source)
 	e.answers[a.source] = policy.Answer{
 		Source: r.name, Verdict: a.verdict, Err: a.err, Duration: time.Since(q.begun),
 	}
-	if ctx.Err() != nil && a.err != nil { // if the caller has left, the error is not the source's
+	if ctx.Err() != nil && a.err != nil { // once the caller has gone, an error is not the source's fault
 		return
 	}
 	note(a.err)
@@ -256,8 +256,8 @@ func (e *evaluation) hear(ctx context.Context, q *question, a reply) {
 	}
 }
 
-// noteNotAsked notes in the answer of each source that needs the network that the network was
-// not asked.
+// noteNotAsked records, in the answer of each source that needs the network, that the network was
+// not used.
 func (e *evaluation) noteNotAsked() {
 	for i := range e.answers {
 		if a := &e.answers[i]; a.NeedsNetwork() {
@@ -274,20 +274,20 @@ func (e *evaluation) askEarly(ctx context.Context, until time.Time) {
 		return
 	}
 	if !e.mayWait(false) {
-		for _, i := range missed { // nobody knows what a new load would say
+		for _, i := range missed { // what a new load would show is not known
 			e.answers[i].Verdict, e.answers[i].Err = sources.Verdict{}, ErrCrowded
 		}
 		return
 	}
-	// A load that is under way may have read the list before the TPM was on it: if that load
-	// does not help, the next one will.
+	// A load that is in progress may have read the list before the TPM was added. If that load does
+	// not help, the next one will.
 	if e.loadAndAsk(ctx, until, missed) {
 		e.loadAndAsk(ctx, until, e.set.plan.WorthPolling(e.answers, missed))
 	}
 }
 
-// loadAndAsk has some sources loaded, and asks those that have new data again. It reports
-// whether a load was under way already.
+// loadAndAsk loads some sources, and asks those that have new data again. It reports whether a load
+// was already in progress.
 func (e *evaluation) loadAndAsk(ctx context.Context, until time.Time, some []int) (joined bool) {
 	attempts := map[int]*attempt{}
 	for _, i := range some {
@@ -316,8 +316,8 @@ func (e *evaluation) loadAndAsk(ctx context.Context, until time.Time, some []int
 	return joined && within.Err() == nil
 }
 
-// mayWait reports whether the machine may be waited for, and begins that wait. known is true if
-// a source lists the machine so far.
+// mayWait reports whether the machine may be waited for, and begins that wait. known is true if a
+// source already lists the machine.
 func (e *evaluation) mayWait(known bool) bool {
 	if e.stranger || known && e.waits {
 		return true

@@ -6,16 +6,16 @@ import (
 	"slices"
 )
 
-// Start makes the first Load of each source, all at the same time, and starts following their
-// changes. It returns when all of these have ended, or when ctx ends: a Load in progress then
-// goes on until its own deadline. If the first Load fails, that is logged, and the source
-// cannot tell until a later Load succeeds.
+// Start makes the first Load of each source, all at the same time, and starts to follow their
+// changes. It returns when all of these Loads have ended, or when ctx ends; a Load in progress then
+// continues until its own deadline. If the first Load fails, that is logged, and the source cannot
+// tell until a later Load succeeds.
 //
-// If previous, which may be nil, runs a source with the same configuration, that source is
-// taken over with everything that it has loaded and with the Options that it was started with;
-// it is not loaded anew. Nothing is taken over from a Set that was never started or is closed.
+// If previous is not nil and runs a source with the same configuration, that source is taken over
+// with everything that it has loaded and with the Options with which it was started; it is not
+// loaded again. Nothing is taken over from a Set that was never started or is closed.
 //
-// Start must be called once, before anything is asked. After Close it does nothing.
+// Start must be called once, before any source is asked. After Close it does nothing.
 func (s *Set) Start(ctx context.Context, previous *Set) {
 	for _, r := range s.launch(previous) { //nolint:contextcheck // a source outlives the ctx that bounds Start
 		select {

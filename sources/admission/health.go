@@ -19,20 +19,20 @@ import (
 )
 
 const (
-	// maxWarnings is how many warnings of a source are logged at once.
+	// maxWarnings is the maximum number of a source's warnings that are logged at once.
 	maxWarnings = 20
-	// quietTime is how long failures to fetch are not logged again for a source, and how
-	// long the same reason for an unchecked TPM is not. Both are about one machine's
-	// evidence, and stand in the line about that machine as well.
+	// quietTime is how long, for one source, further failures to fetch and repeated reasons for an
+	// unchecked TPM are not logged. Both depend on one machine's evidence, and are in the log line
+	// about that machine as well.
 	quietTime = 10 * time.Minute
-	// uncheckedMost is how many different reasons for unchecked TPMs are logged for a
-	// source within quietTime.
+	// uncheckedMost is the maximum number of different reasons for unchecked TPMs that are logged
+	// for a source within quietTime.
 	uncheckedMost = 8
-	// probeTimeout is how long a probe may take, and reportTimeout how long a Status.
+	// probeTimeout and reportTimeout are the longest times that a probe and a Status may take.
 	probeTimeout, reportTimeout = 5 * time.Second, 5 * time.Second
 )
 
-// health is what is known of a source, and what was last logged about it.
+// health is what is known about a source, and what was last logged about it.
 type health struct {
 	mu      sync.Mutex
 	started time.Time
@@ -48,7 +48,7 @@ type health struct {
 	uncheckedSince         time.Time
 	unchecked              []string
 
-	entries  int // and the next two, as they were logged
+	entries  int // this and the next two are what was logged last
 	serial   uint64
 	warnings []string
 }
@@ -66,8 +66,8 @@ func (h *health) failing() bool {
 	return h.checkErr != nil
 }
 
-// noteLoad notes how a Load has ended, and logs it if the Load before ended differently. While
-// a source is being stopped, nothing is noted.
+// noteLoad records how a Load has ended, and logs it if the previous Load ended differently. While
+// a source is being stopped, nothing is recorded.
 func (r *runner) noteLoad(ctx context.Context, err error) {
 	if ctx.Err() != nil {
 		return
@@ -78,7 +78,7 @@ func (r *runner) noteLoad(ctx context.Context, err error) {
 	defer h.mu.Unlock()
 	before := h.loadErr
 	if before != nil && err != nil && sameFailure(before, err) {
-		err = before // so that whoever compares errors sees no change
+		err = before // so that callers that compare errors see no change
 	}
 	h.loadErr = err
 	switch {
@@ -102,25 +102,25 @@ func (r *runner) noteLoad(ctx context.Context, err error) {
 	h.loaded = true
 }
 
-// serving reports whether the source says that it has data, whether a Load has succeeded
-// or not: that of an earlier process, from a cache.
+// serving reports whether the source says that it has data, even if no Load has succeeded: a cache
+// may have data from an earlier process.
 func (r *runner) serving() bool {
 	s, err := r.report()
 	return err == nil && !s.Loaded.IsZero()
 }
 
-// passing matches what differs between two errors that mean the same: the current time in
-// errors of crypto/x509, durations, and this side's port.
+// passing matches what may differ between two errors that mean the same: the current time in errors
+// of crypto/x509, durations, and the local port.
 var passing = regexp.MustCompile(`current time \S+|:\d+->|\b\d+(\.\d+)?(ns|µs|ms|s|m|h)[0-9.hmsµn]*\b`)
 
-// sameFailure reports whether two errors differ in nothing but what passing matches. If each
-// poll logged such an error, other lines would be lost among them.
+// sameFailure reports whether two errors differ only in what passing matches. If such an error were
+// logged at each poll, other lines would be lost among them.
 func sameFailure(a, b error) bool {
 	return passing.ReplaceAllString(a.Error(), "") == passing.ReplaceAllString(b.Error(), "")
 }
 
-// noteCheck logs when the source begins to fail, and when it has recovered. A Fetcher's errors
-// do not count: they are about what one machine's evidence names.
+// noteCheck logs when the source begins to fail, and when it has recovered. A Fetcher's errors do
+// not count, since they depend on one machine's evidence.
 func (r *runner) noteCheck(err error) {
 	if panicked(err) {
 		r.log.Error("source panicked in Check", stackOf(err)...)
@@ -167,13 +167,13 @@ func (r *runner) noteFetch(err error) {
 	}
 }
 
-// panicked reports whether an error is a panic's.
+// panicked reports whether an error is from a panic.
 func panicked(err error) bool {
 	p := (*panicError)(nil)
 	return errors.As(err, &p)
 }
 
-// noteUnchecked logs what could not be checked about a TPM that is listed nevertheless.
+// noteUnchecked logs what could not be checked about a TPM that is listed all the same.
 func (r *runner) noteUnchecked(what string) {
 	if what == "" {
 		return
@@ -190,7 +190,7 @@ func (r *runner) noteUnchecked(what string) {
 	}
 }
 
-// noteStuck logs when calls begin to hang, and when none hangs any more.
+// noteStuck logs when calls begin to hang, and when no call hangs any longer.
 func (r *runner) noteStuck(stuck, network bool) {
 	if stuck {
 		r.log.Warn("a check of the source is stuck: it has not returned by its deadline",
@@ -235,8 +235,8 @@ func (r *runner) noteStatus() {
 	h.warnings = slices.Clone(s.Warnings)
 }
 
-// probe asks the source about a TPM that does not exist, as an attestation would, and notes
-// whether the source can tell. A Fetcher is not asked: its answer would say nothing about its
+// probe asks the source about a TPM that does not exist, as an attestation would, and records
+// whether the source can tell. A Fetcher is not asked, since its answer would say nothing about its
 // health.
 func (r *runner) probe(ctx context.Context) error {
 	switch {
@@ -273,9 +273,9 @@ func nobody() (*sources.Evidence, error) {
 	return &sources.Evidence{EKHash: sha256.Sum256(der), EK: key.Public()}, nil
 }
 
-// report returns the status that the source reports; zero if it is not a Reporter. If Status
-// panics or does not return, that is the error: neither the source's loads nor the status of
-// other sources wait for it.
+// report returns the status that the source reports; zero if it is not a Reporter. It returns an
+// error if Status panics or does not return in time, so that neither the source's Loads nor the
+// status of other sources have to wait for it.
 func (r *runner) report() (sources.Status, error) {
 	reporter, ok := r.source.(sources.Reporter)
 	if !ok {
@@ -304,31 +304,31 @@ type SourceStatus struct {
 	Next time.Time
 	// Status is what the source reports; zero if it is not a Reporter.
 	sources.Status
-	// Err is why the last Load failed or, if none has, why the last check could
-	// not tell; otherwise nil.
+	// Err says why the last Load failed or, if it did not, why the last check could not tell;
+	// otherwise it is nil.
 	Err error
 	// Refreshed and Failed count the successful and the failed attempts to load since the
 	// source was started.
 	Refreshed, Failed uint64
-	// Failing is true if the last check could not tell. It is never true for a
-	// Fetcher, whose answers depend on what one machine's evidence names.
+	// Failing is true if the last check could not tell. It is never true for a Fetcher, whose
+	// answers depend on one machine's evidence.
 	Failing bool
 	// Fetches is true if the source is a Fetcher. Fetched and FetchesFailed count
 	// the answers of Fetch and its errors.
 	Fetches                bool
 	Fetched, FetchesFailed uint64
-	// Stuck is the number of checks that have not returned although their deadline is over.
+	// Stuck is the number of checks that have not returned although their deadline has passed.
 	Stuck int
 }
 
-// Up reports whether the source itself is healthy: it has loaded its data if it is a Loader,
-// the last Load did not fail, and the last check could tell. Failures of the servers that a
-// Fetcher asks do not count.
+// Up reports whether the source itself is healthy: if it is a Loader, it has loaded its data and
+// the last Load did not fail; and the last check could tell. Failures of the servers from which a
+// Fetcher fetches do not count.
 func (s SourceStatus) Up() bool {
 	return s.Err == nil && !s.Failing && (s.Refreshed > 0 || !s.Loads)
 }
 
-// status returns the state of the source. If its Status panics, that is Err.
+// status returns the state of the source. If the source's Status panics, that is Err.
 func (r *runner) status() SourceStatus {
 	reported, err := r.report()
 	s := SourceStatus{

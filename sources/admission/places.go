@@ -6,9 +6,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// Places limit how many attestations may wait at once for TPMs that no source lists so far.
-// Anybody can begin such attestations, with as many keys as they like, and they must not keep
-// out listed machines. A nil Places has no limit. It is safe for concurrent use.
+// Places limit how many attestations may wait at the same time for TPMs that no source lists so
+// far. Anybody can begin such attestations, with any number of keys, and they must not keep listed
+// machines out. A nil Places has no limit. It is safe for concurrent use.
 type Places struct {
 	most  int64
 	taken atomic.Int64
@@ -26,7 +26,7 @@ func (p *Places) Take() bool {
 	return false
 }
 
-// Wait is an Options.Wait: a machine that a source lists needs no place.
+// Wait is a function for Options.Wait. A machine that a source lists needs no place.
 func (p *Places) Wait(_ *sources.Evidence, known bool) (leave func(), ok bool) {
 	if known {
 		return func() {}, true
@@ -34,14 +34,14 @@ func (p *Places) Wait(_ *sources.Evidence, known bool) (leave func(), ok bool) {
 	return p.Leave, p.Take()
 }
 
-// Leave gives back a place that Take has taken.
+// Leave returns a place that Take has taken.
 func (p *Places) Leave() {
 	if p != nil {
 		p.taken.Add(-1)
 	}
 }
 
-// Taken returns how many places are taken.
+// Taken returns the number of places that are taken.
 func (p *Places) Taken() int {
 	if p == nil {
 		return 0

@@ -17,38 +17,38 @@ const (
 	minPause = time.Second
 	// maxPause is the longest pause before Watch is called again.
 	maxPause = time.Minute
-	// jitter is by which part an interval is shortened at most, so that the servers of a
-	// fleet do not all ask at once.
+	// An interval is shortened by up to 1/jitter, so that the servers of a fleet do not all ask at
+	// the same time.
 	jitter = 10
-	// earlyLoads is how many Loads attestations may cause ahead of time in one interval: a
-	// stranger must not be able to make the server poll for him.
+	// earlyLoads is the maximum number of Loads that attestations may cause ahead of schedule in
+	// one interval: a stranger must not be able to make the server poll.
 	earlyLoads = 3
-	// A change causes a Load once nothing has changed for debounce, and no later than after
-	// mostDebounce.
+	// A change causes a Load when no further change has followed for debounce, but after
+	// mostDebounce at the latest.
 	debounce, mostDebounce = 100 * time.Millisecond, time.Second
-	// probeInterval is how often a source that loads nothing is probed. Without probes, a
-	// directory that may not be searched, or a database that is down, would show only when
-	// a machine comes, and its recovery only when the next machine comes.
+	// probeInterval is how often a source that loads nothing is probed. Without probes, a directory
+	// that may not be searched or a database that is down would be noticed only when a machine
+	// attests, and its recovery only when the next machine does.
 	probeInterval = 30 * time.Second
 )
 
 // A poll decides when a source is loaded.
 type poll struct {
 	schedule sources.Schedule
-	changes  chan struct{} // tells the loop of a change
-	wanted   chan struct{} // tells the loop that an attestation wants a Load now
+	changes  chan struct{} // signals a change to the loop
+	wanted   chan struct{} // signals to the loop that an attestation wants a Load now
 
 	mu      sync.Mutex
 	working bool
-	made    *attempt              // the Load that is being made
-	asked   *attempt              // the Load that is to be made ahead of time
-	early   [earlyLoads]time.Time // when the last such Loads were asked for: a ring
+	made    *attempt              // the Load in progress
+	asked   *attempt              // the Load that was asked for ahead of schedule
+	early   [earlyLoads]time.Time // a ring: when the last such Loads were asked for
 	next    int                   // the index of the oldest in early
-	quiet   time.Time             // until when the origin has asked to be left alone
+	quiet   time.Time             // the time until which the origin has asked to be left alone
 	at      time.Time             // when the next attempt is due; zero if none is scheduled
 }
 
-// An attempt is one Load. Any number of goroutines may wait for its end.
+// An attempt is one Load. Any number of goroutines may wait for it to end.
 type attempt struct {
 	ended chan struct{}
 	// loaded is set before ended is closed. It is true if the Load has succeeded.
@@ -67,9 +67,9 @@ func newPoll(s sources.Source) *poll {
 	return p
 }
 
-// keepCurrent makes the first attempt, and further attempts until ctx ends: within every
-// interval, sooner after a failure, after a change, and when an attestation wants one. With
-// Options.Once, it makes the first attempt only. Nothing else calls Load.
+// keepCurrent makes the first attempt, and further attempts until ctx ends: within every interval,
+// sooner after a failure, after a change, and when an attestation wants one. With Options.Once, it
+// makes only the first attempt. Nothing else calls Load.
 func (r *runner) keepCurrent(ctx context.Context) {
 	r.poll.start()
 	defer r.poll.stop()
@@ -97,8 +97,8 @@ func (r *runner) keepCurrent(ctx context.Context) {
 	}
 }
 
-// pause returns the time to the next attempt after an attempt that took this long and ended
-// with err, and that came after this many failures in a row.
+// pause returns the time to the next attempt. The last attempt took took and ended with err;
+// failures is the number of failures in a row before it.
 func (p *poll) pause(err error, failures int, took time.Duration) time.Duration {
 	every := p.schedule.Every
 	shortened := every - rand.N(every/jitter+1) //nolint:gosec // G404: jitter is no secret
@@ -111,7 +111,7 @@ func (p *poll) pause(err error, failures int, took time.Duration) time.Duration 
 	return min(minPause<<min(failures, 20), shortened)
 }
 
-// waitForNext waits until the next attempt is due, and reports false if ctx ends first.
+// waitForNext waits until the next attempt is due, and returns false if ctx ends first.
 func (r *runner) waitForNext(ctx context.Context, pause time.Duration) bool {
 	p := r.poll
 	p.mu.Lock()
@@ -129,7 +129,7 @@ func (r *runner) waitForNext(ctx context.Context, pause time.Duration) bool {
 	return ctx.Err() == nil
 }
 
-// tell tells the loop of a change. It never waits.
+// tell signals a change to the loop. It never waits.
 func (p *poll) tell() {
 	select {
 	case p.changes <- struct{}{}:
@@ -137,7 +137,7 @@ func (p *poll) tell() {
 	}
 }
 
-// settle waits until no change has been told for a while.
+// settle waits until no further change has been signalled for a while.
 func (p *poll) settle(ctx context.Context) {
 	most := time.NewTimer(mostDebounce)
 	defer most.Stop()
@@ -167,7 +167,7 @@ func (r *runner) attempt(ctx context.Context) error {
 		r.noteLoad(ctx, err)
 	}
 	if !loads || err == nil && r.health.failing() {
-		// Probe it now, so that its recovery does not wait for the next attestation.
+		// Probe the source now, so that its recovery is noticed before the next attestation.
 		if probed := r.probe(ctx); !loads {
 			err = probed
 		}
@@ -188,7 +188,7 @@ func (p *poll) begin() *attempt {
 	if a == nil {
 		a = &attempt{ended: make(chan struct{})}
 	}
-	select { // this attempt is what was wanted
+	select { // this attempt is the one that was wanted
 	case <-p.wanted:
 	default:
 	}
@@ -196,7 +196,7 @@ func (p *poll) begin() *attempt {
 	return a
 }
 
-// end marks the end of an attempt for all who wait for it.
+// end ends an attempt, which wakes all who wait for it.
 func (p *poll) end(a *attempt, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -207,8 +207,9 @@ func (p *poll) end(a *attempt, err error) {
 	close(a.ended)
 }
 
-// soon returns the attempt that is being made, or else an attempt that is made now, ahead of
-// time. It returns nil if the limits permit none. underWay is whether it has begun already.
+// soon returns the attempt in progress, or else a new attempt that begins now, ahead of schedule.
+// It returns nil if the limits do not permit one. underWay is true if the attempt has already
+// begun.
 func (p *poll) soon() (a *attempt, underWay bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -229,7 +230,7 @@ func (p *poll) soon() (a *attempt, underWay bool) {
 	p.early[p.next] = now
 	p.next = (p.next + 1) % len(p.early)
 	p.asked = &attempt{ended: make(chan struct{})}
-	p.wanted <- struct{}{} // has room: begin empties it when it takes asked
+	p.wanted <- struct{}{} // does not block: begin empties it when it takes asked
 	return p.asked, false
 }
 
@@ -243,7 +244,7 @@ func (p *poll) renew() *attempt {
 	}
 	if p.asked == nil {
 		p.asked = &attempt{ended: make(chan struct{})}
-		p.wanted <- struct{}{} // has room, as in soon
+		p.wanted <- struct{}{} // does not block, as in soon
 	}
 	return p.asked
 }
@@ -255,7 +256,7 @@ func (p *poll) start() {
 	p.working = true
 }
 
-// stop ends what waits for attempts: there will be none.
+// stop wakes all who wait for attempts, since there will be no more.
 func (p *poll) stop() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -273,7 +274,7 @@ func (p *poll) scheduled() time.Time {
 	return p.at
 }
 
-// watch calls Watch, again whenever it returns, until ctx ends.
+// watch calls Watch, and calls it again whenever it returns, until ctx ends.
 func (r *runner) watch(ctx context.Context, source sources.Watcher) {
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
 		begun := time.Now()

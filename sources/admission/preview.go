@@ -13,14 +13,14 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// Preview asks every source about a machine that is not there, and returns the answers, in the
+// Preview asks every source about a machine that is not connected, and returns the answers in the
 // order of the sources' names. Those that depend on what the machine would prove wrap
 // sources.ErrNeedsChallenge. All others are the answers that AfterChallenge would get. Those that
-// depend on the network wrap sources.ErrNeedsNetwork, unless network is true: then the network is
-// asked if its answer can change the decision or what it grants.
+// depend on the network wrap sources.ErrNeedsNetwork, unless network is true; then the network is
+// used if an answer from it can change the decision or what it grants.
 //
-// Nothing is loaded early: a list is asked as it is. ev.Proof must be nil, otherwise there is no
-// answer. Preview returns within the times of BeforeChallenge and of AfterChallenge together.
+// No list is loaded early. ev.Proof must be nil, otherwise Preview returns an error. Preview
+// returns within the times of BeforeChallenge and AfterChallenge together.
 func (s *Set) Preview(ctx context.Context, ev *sources.Evidence, network bool) ([]policy.Answer, error) {
 	if ev == nil || ev.Proof != nil {
 		return nil, errors.New("a preview is of a machine that has not been challenged")

@@ -17,13 +17,12 @@ const (
 	stopTimeout = 5 * time.Second
 	// loadSlots is 1, since calls of Load never overlap.
 	loadSlots = 1
-	// reportSlots is 1, since a Status that hangs need not be waited for twice.
+	// reportSlots is 1, since there is no use in a second Status while one hangs.
 	reportSlots = 1
 )
 
-// A runner is one source at work, used by one or several Sets. Each of its methods stands in
-// the file of the idea that it belongs to: poll.go loads, health.go notes its health,
-// evaluate.go asks it.
+// A runner runs one source, for one or several Sets. Its methods are in the files of the ideas that
+// they belong to: poll.go loads, health.go records its health, evaluate.go asks it.
 type runner struct {
 	name, kind string
 	source     sources.Source
@@ -39,7 +38,7 @@ type runner struct {
 	poll        *poll
 	health      health
 
-	work  sync.WaitGroup // of everything that start has begun
+	work  sync.WaitGroup // everything that start has begun
 	first chan struct{}  // closed once the first Load has ended
 
 	mu      sync.Mutex
@@ -63,8 +62,8 @@ func newRunner(m Member, opts Options) *runner {
 	return r
 }
 
-// start makes the first Load, and keeps the data current until all Sets have released the
-// runner. It is called once.
+// start makes the first Load, and keeps the data current until all Sets have released the runner.
+// It must be called once.
 func (r *runner) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	r.mu.Lock()
@@ -74,7 +73,7 @@ func (r *runner) start() {
 	r.work.Go(func() { r.keepCurrent(ctx) })
 }
 
-// retain notes one more Set that uses the runner. It reports false if the runner does not run.
+// retain adds a Set that uses the runner. It returns false if the runner is not running.
 func (r *runner) retain() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -85,8 +84,7 @@ func (r *runner) retain() bool {
 	return true
 }
 
-// release notes that a Set no longer uses the runner, and reports whether that stops the
-// runner.
+// release removes a Set that used the runner, and reports whether that stops the runner.
 func (r *runner) release() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -97,8 +95,7 @@ func (r *runner) release() bool {
 	return true
 }
 
-// waitStopped waits until everything that start began has ended, but no longer than
-// stopTimeout.
+// waitStopped waits until everything that start has begun has ended, at most for stopTimeout.
 func (r *runner) waitStopped() {
 	stopped := make(chan struct{})
 	go func() {
@@ -114,8 +111,8 @@ func (r *runner) waitStopped() {
 	}
 }
 
-// check asks the source about a TPM; fetch does, too, with the network. If the source breaks
-// its contract, that is the error.
+// check asks the source about a TPM, and fetch does the same with the network. A source that breaks
+// its contract causes an error.
 func (r *runner) check(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 	v, err := r.source.Check(ctx, ev)
 	if r.strict && err == nil {
@@ -129,10 +126,10 @@ func (r *runner) fetch(ctx context.Context, ev *sources.Evidence) (sources.Verdi
 	return settle(v, err, true, false)
 }
 
-// settle returns a source's answer as an evaluation may use it: a zero verdict with an error,
-// no attributes if the TPM is not listed, within the limits, and sharing no memory with the
-// source. proven is true after the challenge; fetches is true if the source may say that it
-// needs the network.
+// settle returns a source's answer in the form that an evaluation may use: a zero verdict with an
+// error, no attributes if the TPM is not listed, within the limits, and sharing no memory with the
+// source. proven is true after the challenge; fetches is true if the source may say that it needs
+// the network.
 func settle(v sources.Verdict, err error, proven, fetches bool) (sources.Verdict, error) {
 	if err != nil {
 		err = seal(err)
@@ -140,7 +137,7 @@ func settle(v sources.Verdict, err error, proven, fetches bool) (sources.Verdict
 			return sources.Verdict{}, errors.New("asks for the challenge after the challenge")
 		}
 		if errors.Is(err, sources.ErrNeedsNetwork) && !fetches {
-			// Not wrapped: to ask again would be of no use.
+			// Not wrapped: asking again would not help.
 			return sources.Verdict{}, errors.New("asks for a network that it cannot be given: " + err.Error())
 		}
 		return sources.Verdict{}, err
@@ -158,19 +155,19 @@ func settle(v sources.Verdict, err error, proven, fetches bool) (sources.Verdict
 	return v, nil
 }
 
-// A sealedError is an error of a source without the source's code and data: its text, and
-// which of the errors it is that anybody asks for. So it is safe to look into it outside
-// of guard, and to keep it.
+// A sealedError stands for an error of a source but contains neither the source's code nor its
+// data: only its text, and which of the well-known errors it wraps. So it can be inspected outside
+// of guard, and kept.
 type sealedError struct {
 	text string
-	is   error // nil if it is none of them
+	is   error // nil if it wraps none of them
 }
 
 func (e *sealedError) Error() string { return e.text }
 func (e *sealedError) Unwrap() error { return e.is }
 
-// seal seals an error; nil stays nil. It is called under guard: the methods of err are the
-// source's code.
+// seal seals an error; nil stays nil. It must be called under guard, since the methods of err are
+// the source's code.
 func seal(err error) error {
 	if err == nil {
 		return nil

@@ -1,5 +1,5 @@
-// Package admission runs sources under a policy: it decides who is asked, when and for how
-// long, and what happens to a source that fails, hangs or panics.
+// Package admission runs sources under a policy: it decides which sources are asked, when, and for
+// how long, and what happens if a source fails, hangs or panics.
 //
 // Each file has one idea:
 //
@@ -33,15 +33,15 @@ type Member struct {
 	// Name is the source's configured name, unique in the Set: lower-case
 	// letters, digits, "_" and "-".
 	Name string
-	// Kind is the source's kind, "hash_dir" for example.
+	// Kind is the source's kind, such as "hash_dir".
 	Kind string
-	// Config is the source's typed configuration. If a later Set has a member whose Name,
-	// Kind and Config equal these (reflect.DeepEqual), it takes the running source over and
-	// drops its own. Nil equals nothing.
+	// Config is the source's typed configuration. A later Set that has a member with the same Name,
+	// Kind and Config (reflect.DeepEqual) takes over the running source and drops its own. Nil
+	// equals nothing.
 	Config any
-	// Source answers. Each member must have its own.
+	// Source is the source itself. Each member must have its own.
 	Source sources.Source
-	// NoAttributes keeps the source's attributes out of decisions.
+	// NoAttributes keeps the source's attributes, except boot profiles, out of decisions.
 	NoAttributes bool
 }
 
@@ -50,34 +50,34 @@ type Options struct {
 	// Log receives what happens to sources: loaded, failed, recovered,
 	// panicked, stuck. Nil discards it.
 	Log *slog.Logger
-	// Changed is called when the Status of a source may have changed: it has
-	// loaded, failed, recovered or got stuck. It may be called from several
-	// goroutines at once, and must not block. Nil is never called.
+	// Changed is called when the Status of a source may have changed: it has loaded, failed,
+	// recovered or got stuck. It may be called from several goroutines at once, and must not block.
+	// It may be nil.
 	Changed func()
-	// CheckTimeout bounds one question to all sources; 5 seconds by default. Sources see a
-	// slightly earlier deadline, so that a source that obeys it can say why it cannot tell.
+	// CheckTimeout limits one question to all sources; 5 seconds by default. Sources see a slightly
+	// earlier deadline, so that a source that obeys it can still say why it cannot tell.
 	CheckTimeout time.Duration
-	// FetchTimeout bounds what all sources together may fetch over the network
-	// for one attestation, in addition to CheckTimeout; 20 seconds by default.
+	// FetchTimeout limits the time that all sources together may spend on the network for one
+	// attestation, in addition to CheckTimeout; 20 seconds by default.
 	FetchTimeout time.Duration
-	// LoadTimeout bounds one Load; 30 seconds by default.
+	// LoadTimeout limits one Load; 30 seconds by default.
 	LoadTimeout time.Duration
-	// Slots is how many checks of one source may be in progress at once, stuck ones
-	// included; 64 by default. Further checks wait for a slot until their deadline.
+	// Slots is the maximum number of checks of one source that may be in progress at once,
+	// including stuck ones; 64 by default. Further checks wait for a slot until their deadline.
 	Slots int
-	// Once makes Start load each source once and then leave it alone: nothing is loaded again,
-	// and no change is followed. It is for whoever examines what a server has.
+	// Once makes Start load each source once and then leave it alone: nothing is loaded again, and
+	// no changes are followed. It is for callers that examine what a server has.
 	Once bool
 	// Strict is for a caller that acts upon a refusal. A source that loads its data can then tell
-	// only if its last Load has succeeded: a server beside this process may have loaded a later
-	// version of the list than the last good version here. While a check of a source hangs, that
-	// source is not asked again, so that a caller can ask about many machines.
+	// only if its last Load has succeeded: otherwise a server beside this process may have a later
+	// version of the list. While a check of a source hangs, that source is not asked again, so that
+	// the caller can ask about many machines.
 	Strict bool
-	// Wait is called before BeforeChallenge waits for a slow source or for an early load.
-	// known is true if another source lists the machine so far. If Wait returns false, the
-	// machine is not waited for. If it returns true, leave is called once, when the wait is
-	// over. Wait may be called from several goroutines at once, and must not block. If it
-	// is nil, every machine is waited for.
+	// Wait is called before BeforeChallenge waits for a slow source or for an early load. known is
+	// true if another source already lists the machine. If Wait returns false, the machine is not
+	// waited for. If it returns true, leave is called once, when the wait is over. Wait may be
+	// called from several goroutines at once, and must not block. If it is nil, every machine is
+	// waited for.
 	Wait func(ev *sources.Evidence, known bool) (leave func(), ok bool)
 }
 
@@ -110,20 +110,20 @@ func (o Options) withDefaults() Options {
 //
 // NewSet validates, Start loads, BeforeChallenge and AfterChallenge ask, Close stops. When the
 // configuration changes, a new Set is started with the previous Set and takes over what has not
-// changed; then the previous Set is closed. After the challenge, ask the Set that is current
-// then, even if another Set was asked before the challenge. A Set that was never started may be
-// closed or dropped.
+// changed; then the previous Set is closed. After the challenge, the Set that is current by then
+// must be asked, even if another one was asked before the challenge. A Set that was never started
+// may be closed or dropped.
 //
-// A faulty source affects nothing but itself: if it panics, calls runtime.Goexit, never returns
-// or breaks its contract, it cannot tell. Its errors are replaced by their text, since their
-// methods are the source's code too.
+// A faulty source affects only itself: if it panics, calls runtime.Goexit, never returns or breaks
+// its contract, it cannot tell. Its errors are replaced by their text, since their methods are the
+// source's code, too.
 type Set struct {
 	members []Member // sorted by name
 	plan    *policy.Plan
 	opts    Options
 
-	// polled are the members that an enforced allow rule names and that may be loaded ahead
-	// of time.
+	// polled are the members that an enforced allow rule names and that may be loaded ahead of
+	// schedule.
 	polled []int
 
 	mu              sync.RWMutex
@@ -132,8 +132,8 @@ type Set struct {
 	closing         sync.Once
 }
 
-// NewSet checks that members and policy fit together, and returns the Set. It starts nothing.
-// The error joins all mistakes.
+// NewSet checks that members and policy fit together, and returns the Set. It starts nothing. The
+// error joins all mistakes.
 func NewSet(members []Member, rules policy.Policy, opts Options) (*Set, error) {
 	s := &Set{members: slices.Clone(members), opts: opts.withDefaults()}
 	slices.SortFunc(s.members, func(a, b Member) int { return cmp.Compare(a.Name, b.Name) })
@@ -168,10 +168,10 @@ func NewSet(members []Member, rules policy.Policy, opts Options) (*Set, error) {
 	return s, nil
 }
 
-// Close stops everything that Start started, except the sources that a later Set has taken
-// over, and waits until it has ended. Whatever has not ended after 5 seconds is logged and left
-// behind. The Set still answers, from the data that it had last. Close may be called at any
-// time and more than once; each call returns when the Set has stopped.
+// Close stops everything that Start has started, except for sources that a later Set has taken
+// over, and waits until it has ended. What has not ended after 5 seconds is logged and left behind.
+// The Set still answers, from the data that it last had. Close may be called at any time and more
+// than once; each call returns when the Set has stopped.
 func (s *Set) Close() { s.closing.Do(s.close) }
 
 func (s *Set) close() {

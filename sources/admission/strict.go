@@ -12,7 +12,7 @@ import (
 
 var errStuck = errors.New("not asked: an earlier check has not returned")
 
-// outdated returns why the data here may be older than the data at the source's origin, or nil.
+// outdated returns an error if the data here may be older than the data at the source's origin.
 func (r *runner) outdated() error {
 	if _, loads := r.source.(sources.Loader); !loads {
 		return nil
@@ -26,8 +26,9 @@ func (r *runner) outdated() error {
 }
 
 // Screen asks every source once about a machine that is not connected, and decides as before the
-// challenge. It waits for each source, for Options.CheckTimeout at most. ev.Proof must be nil,
-// otherwise the decision is a refusal. Screen loads nothing early and does not use the network.
+// challenge. It waits for each source, but no longer than Options.CheckTimeout. ev.Proof must be
+// nil, otherwise the decision is a refusal. Screen loads no list early and does not use the
+// network.
 func (s *Set) Screen(ctx context.Context, ev *sources.Evidence) policy.Decision {
 	if ev == nil || ev.Proof != nil {
 		return policy.Decision{}
@@ -38,9 +39,9 @@ func (s *Set) Screen(ctx context.Context, ev *sources.Evidence) policy.Decision 
 	return s.plan.Before(e.answers)
 }
 
-// Refresh starts a new Load of every source that loads its data, and returns when all of these Loads
-// have ended. The error says that ctx has ended first, or that the Set is closed. Whether a Load has
-// succeeded is in Status, and with Options.Strict in the answers too.
+// Refresh starts a new Load of every source that loads its data, and returns when all of these
+// Loads have ended. It returns an error if ctx ends first or if the Set is not running. Whether a
+// Load has succeeded is in Status and, with Options.Strict, in the answers.
 func (s *Set) Refresh(ctx context.Context) error {
 	attempts := map[string]*attempt{}
 	for _, r := range s.runners() {

@@ -11,29 +11,28 @@ import (
 	"time"
 )
 
-// A Lane is the one way to wait for calls that may hang, for example on a mount whose server
-// has gone. Each call runs in a goroutine of its own and takes one of a few slots. Its caller
-// waits until a deadline. A call that has not returned by then is stuck, and keeps its slot
-// until it returns. So there are never more stuck goroutines than slots, however many callers a
-// source that hangs has.
+// A Lane limits and waits for calls that may hang, for example on a mount whose server is gone.
+// Each call runs in its own goroutine and takes one of a few slots. Its caller waits until a
+// deadline. A call that has not returned by then is stuck, and keeps its slot until it returns. So
+// there are never more stuck goroutines than slots, however many callers a hanging source has.
 type Lane struct {
 	what  string
 	slots chan struct{}
 	told  func(stuck bool)
 
-	mu    sync.Mutex   // held while stuck changes and that is told, so that it is told in order
+	mu    sync.Mutex   // held while stuck changes and told is called, to keep the calls in order
 	stuck atomic.Int64 // calls
 }
 
-// NewLane returns a lane. what is a word for its calls, such as "checks". told is called when
-// the first call gets stuck, and when no call is stuck any more, in this order. It must not
-// block.
+// NewLane returns a lane. what is a word for its calls in errors, such as "checks". told is called
+// with true when the first call gets stuck, and with false when no call is stuck any longer. It
+// must not block.
 func NewLane(what string, slots int, told func(stuck bool)) *Lane {
 	return &Lane{what: what, slots: make(chan struct{}, slots), told: told}
 }
 
-// A call is one call in a lane. By its state, the goroutine that waits and the goroutine of the
-// call agree which of them is done with it.
+// A call is one call in a lane. The goroutine that waits and the goroutine of the call use its
+// state to agree on which of them finishes it.
 type call struct {
 	lane  *Lane
 	state atomic.Int32
@@ -49,10 +48,10 @@ const (
 	ended
 )
 
-// start calls f as soon as there is a slot for it, and then done with f's error, unless the
-// call is abandoned first. A panic of f is an error, and so is a call that ends its goroutine.
-// If ctx ends before there is a slot, that is the error. done may be called before start
-// returns, and must not block.
+// start calls f as soon as there is a slot for it, and then done with f's error, unless the call is
+// abandoned first. A panic of f becomes an error, and so does ending the goroutine. If ctx ends
+// before there is a slot, done gets that error. done may be called before start returns, and must
+// not block.
 func (l *Lane) start(ctx context.Context, f func(context.Context) error, done func(error)) *call {
 	c := l.newCall()
 	go c.run(ctx, f, done)
@@ -92,8 +91,7 @@ func (c *call) run(ctx context.Context, f func(context.Context) error, done func
 	})
 }
 
-// apart calls f in a goroutine of its own and sends its error. It is for calls that have no
-// deadline.
+// apart calls f in its own goroutine and sends its error. It is for calls that have no deadline.
 func apart(f func() error) <-chan error {
 	replies := make(chan error, 1)
 	go func() {
@@ -104,8 +102,8 @@ func apart(f func() error) <-chan error {
 	return replies
 }
 
-// leave gives the call up if it waits for a slot, and reports whether it does. Then neither f
-// nor done will be called, and the call's goroutine ends at once, with all that f keeps.
+// leave abandons the call if it is waiting for a slot, and reports whether it was. If so, neither f
+// nor done will be called, and the call's goroutine ends at once and releases what f holds.
 func (c *call) leave() bool {
 	waits := c.state.CompareAndSwap(waiting, abandoned)
 	if waits {
@@ -114,8 +112,8 @@ func (c *call) leave() bool {
 	return waits
 }
 
-// abandon gives the call up: done will not be called. It reports false if the call has ended
-// already, so that done has been or is being called.
+// abandon abandons the call: done will not be called. It returns false if the call has already
+// ended, so that done has been or is being called.
 func (c *call) abandon() bool {
 	if c.leave() {
 		return true
@@ -132,7 +130,7 @@ func (c *call) abandon() bool {
 	return true
 }
 
-// noteReturned notes that a call has returned that was stuck.
+// noteReturned records that a stuck call has returned.
 func (l *Lane) noteReturned() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -141,9 +139,9 @@ func (l *Lane) noteReturned() {
 	}
 }
 
-// Do calls f and waits for it, but no longer than timeout. f sees a slightly earlier deadline,
-// so that it can say why it failed. A panic of f is an error. If f has not returned in time,
-// that is the error, and f goes on in its own goroutine.
+// Do calls f and waits for it, but no longer than timeout. f sees a slightly earlier deadline, so
+// that it can say why it failed. Do returns a panic of f as an error. If f has not returned in
+// time, Do returns an error, and f continues in its own goroutine.
 func (l *Lane) Do(ctx context.Context, timeout time.Duration, f func(context.Context) error) error {
 	if int(l.stuck.Load()) >= cap(l.slots) {
 		return fmt.Errorf("%d earlier %s have not returned", cap(l.slots), l.what)
@@ -171,13 +169,13 @@ func (l *Lane) Do(ctx context.Context, timeout time.Duration, f func(context.Con
 	return <-replies
 }
 
-// graceOf returns how much earlier than its caller's deadline the deadline of a source is.
+// graceOf returns how much earlier a source's deadline is than its caller's.
 func graceOf(timeout time.Duration) time.Duration { return min(100*time.Millisecond, timeout/10) }
 
 // errGoexit is the error of a call that ends its goroutine (runtime.Goexit).
 var errGoexit = errors.New("the source ended its goroutine instead of returning")
 
-// maxPanic is how many bytes of the text of a panic are kept.
+// maxPanic is the maximum number of bytes that are kept of a panic's text.
 const maxPanic = 512
 
 // A panicError is the error of a call that panics.
@@ -188,7 +186,7 @@ type panicError struct {
 
 func (p *panicError) Error() string { return "panic: " + p.text }
 
-// guard calls f and returns its error, or its panic as an error.
+// guard calls f and returns its error, or a *panicError if it panics.
 func guard(f func() error) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -199,7 +197,7 @@ func guard(f func() error) (err error) {
 	return f()
 }
 
-// textOf returns the value of a panic in words. Its methods are the source's code too, and
+// textOf returns the value of a panic as text. The value's methods are the source's code, too, and
 // may panic.
 func textOf(value any) (text string) {
 	defer func() {
@@ -219,7 +217,7 @@ func stackOf(err error) []any {
 	return attrs
 }
 
-// sleep waits for d and reports false if ctx ends first.
+// sleep waits for d and returns false if ctx ends first.
 func sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
