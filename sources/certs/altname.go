@@ -26,12 +26,12 @@ const (
 	contextSpecific = asn1.Tag(0x80)
 )
 
-// TPM is what an EK certificate says of its TPM. What is not said is empty, and so is a
-// text that is longer than a selector may be, holds anything but visible characters and
-// spaces, or contradicts another.
+// TPM is what an EK certificate says about its TPM. A value is empty if the certificate does not
+// have it, and also if it is longer than a selector may be, holds anything but visible characters
+// and spaces, or is given twice with different texts.
 type TPM struct{ Manufacturer, Model, Version string }
 
-// TPMOf returns what an EK certificate says of its TPM.
+// TPMOf returns what an EK certificate says about its TPM.
 func TPMOf(c *x509.Certificate) (tpm TPM) {
 	for _, e := range c.Extensions {
 		if standard(e.Id) != subjectAltName {
@@ -60,9 +60,9 @@ func (n *tpmName) set(text string) {
 	n.text, n.given = text, true
 }
 
-// readAltName reads the TPM's attributes from the directory names in the value of
-// a subject alternative name extension (RFC 5280, 4.2.1.6). They may stand in one
-// RDN or in several. False means that the value is malformed.
+// readAltName reads the TPM's attributes from the directory names in the value of a subject
+// alternative name extension (RFC 5280, 4.2.1.6). They may be in one RDN or in several. ok is false
+// if the value is malformed.
 func readAltName(value []byte) (tpm tpmNames, ok bool) {
 	in := cryptobyte.String(value)
 	var names cryptobyte.String
@@ -83,7 +83,7 @@ func readAltName(value []byte) (tpm tpmNames, ok bool) {
 	return tpm, true
 }
 
-// collect takes the TPM's attributes in rdn.
+// collect adds the TPM's attributes in rdn.
 func (tpm *tpmNames) collect(rdn []attribute) {
 	for _, a := range rdn {
 		var n *tpmName
@@ -102,8 +102,8 @@ func (tpm *tpmNames) collect(rdn []attribute) {
 	}
 }
 
-// Presentable returns s if it is fit for a selector behind a prefix, otherwise
-// nothing.
+// Presentable returns s if it can become a selector with the given prefix, and otherwise an empty
+// string.
 func Presentable(prefix, s string) string {
 	if len(prefix)+len(s) > sources.MaxSelector || !utf8.ValidString(s) {
 		return ""

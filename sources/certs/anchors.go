@@ -11,31 +11,31 @@ import (
 	"time"
 )
 
-// Anchors are the configured CA certificates, indexed by name. They never change.
+// Anchors are the configured CA certificates, indexed by name. They are immutable.
 type Anchors struct {
 	byName map[string][]*signer // by the canonical form of their name
 	byKey  map[keyRef][]*signer
-	// bundles is the number of bundles; 0 if none are configured, and any
-	// authority is as good as another.
+	// bundles is the number of bundles; 0 if none are configured, so that it does not matter which
+	// CA a chain ends at.
 	bundles int
 	// valid is the number of certificates that were valid when they were
 	// loaded.
 	valid int
-	// expiries are when they expire, the first one first.
+	// expiries are the certificates' expiry times, the earliest first.
 	expiries []caExpiry
 }
 
-// A caExpiry is when a configured certificate expires, and its place.
+// A caExpiry is the expiry time of a configured certificate, and its place.
 type caExpiry struct {
 	notAfter time.Time
 	place    string
 }
 
-// Valid is the number of certificates that were valid when they were read.
+// Valid returns the number of certificates that were valid when they were loaded.
 func (a *Anchors) Valid() int { return a.valid }
 
-// Expiring says which of the certificates expire soon, or have expired since they were
-// read, the first one first.
+// Expiring returns texts about the certificates that expire soon or have expired since they were
+// loaded, the earliest first.
 func (a *Anchors) Expiring(now time.Time) []string {
 	var all []string
 	for _, e := range a.expiries {
@@ -51,8 +51,8 @@ func (a *Anchors) Expiring(now time.Time) []string {
 	return all
 }
 
-// A keyRef is how a certificate refers to its issuer if it says which key
-// that has (RFC 5280, 4.2.1.1).
+// A keyRef is how a certificate refers to its issuer if it has an authority key identifier (RFC
+// 5280, 4.2.1.1).
 type keyRef struct {
 	name  string // in its canonical form
 	keyID string
@@ -63,7 +63,7 @@ type signer struct {
 	subject string // the canonical form of its name
 	keyHash string // SHA-256 of its SubjectPublicKeyInfo, hex
 	certs   []*node
-	// lasting is false for what one machine has sent.
+	// lasting is false if only a machine has sent the certificate.
 	lasting bool
 }
 
@@ -73,14 +73,13 @@ type node struct {
 	sum    [sha256.Size]byte // the hash of its DER
 	issuer string            // the canonical form of its issuer's name
 	signer *signer           // nil for a leaf
-	// bundles are the bundles that it is in. A certificate that a machine has sent is in
-	// none. If CAs are configured without bundles, they are in a bundle without a name.
+	// bundles are the bundles that contain the certificate. One that a machine has sent is in none.
+	// If CAs are configured without bundles, they are in one bundle without a name.
 	bundles []string
-	// issuers are the CA certificates that are known to have signed it, and that are
-	// configured or have a configured CA above them.
+	// issuers are the CA certificates that are known to have signed it, and that are configured or
+	// chain to a configured CA.
 	issuers []*node
-	// parents are the certificates that a search knows to have signed it, whatever is
-	// above them.
+	// parents are the certificates that a search knows to have signed it, whatever is above them.
 	parents []*node
 }
 
@@ -105,7 +104,7 @@ func newNode(c *x509.Certificate) (*node, error) {
 	return n, nil
 }
 
-// above returns the issuers of n, theirs, and so on, the nearest first.
+// above returns the issuers of n, their issuers, and so on, the nearest first.
 func (n *node) above() []*node {
 	all := slices.Clone(n.issuers)
 	for i := 0; i < len(all); i++ {
@@ -118,17 +117,17 @@ func (n *node) above() []*node {
 	return all
 }
 
-// maySign reports whether a CA certificate may be in a chain at a time, with
-// below CA certificates between it and the leaf (RFC 5280, 6.1.4 (m)).
-// Unlike there, a certificate that a CA has issued to itself counts too.
+// maySign reports whether a CA certificate may be in a chain at a time, with below CA certificates
+// between it and the leaf (RFC 5280, 6.1.4 (m)). Unlike in the RFC, self-issued certificates count,
+// too.
 func (n *node) maySign(below int, now time.Time) bool {
 	limited := n.cert.BasicConstraintsValid && n.cert.MaxPathLen >= 0 &&
 		(n.cert.MaxPathLen > 0 || n.cert.MaxPathLenZero)
 	return faultOfDates(n.cert, now) == "" && (!limited || below <= n.cert.MaxPathLen)
 }
 
-// candidates are the configured signers that bear the name of n's issuer, those
-// with its key identifier first: CAs of one vendor share a name.
+// candidates yields the configured signers with the name of n's issuer, first those with its key
+// identifier: several CAs of a vendor may share a name.
 func (a *Anchors) candidates(n *node) iter.Seq[*signer] {
 	return func(yield func(*signer) bool) {
 		likely := a.byKey[keyRef{n.issuer, string(n.cert.AuthorityKeyId)}]
@@ -152,7 +151,7 @@ func (a *Anchors) holds(n *node) bool {
 	})
 }
 
-// A File is what was read of one file of CA certificates.
+// A File is what was read from one file of CA certificates.
 type File struct {
 	Path string // for people
 	// Bundle is the bundle that the file belongs to; empty if there are no bundles.
@@ -160,9 +159,9 @@ type File struct {
 	Entries []Entry
 }
 
-// NewAnchors indexes the certificates in files. With several bundles it also finds out
-// which CA has issued which other, so that Find need not. It returns what it has left out
-// and why. The error is ctx's.
+// NewAnchors indexes the certificates in files. If there are several bundles, it also determines
+// which CAs have issued which others, so that Find need not. It returns texts about what it has
+// left out. The error is ctx's.
 func NewAnchors(ctx context.Context, files []File, p Profile, now time.Time) (*Anchors, []string, error) {
 	b := builder{
 		all:   &Anchors{byName: make(map[string][]*signer), byKey: make(map[keyRef][]*signer)},
@@ -202,8 +201,8 @@ func (b *builder) warn(f File, e Entry, what string) {
 		f.Path, e.Number, what, describe(e.Certificate.Subject)))
 }
 
-// add takes a certificate in, even if it is not valid now: the clock may be wrong, and each
-// Check verifies it again.
+// add adds a certificate, even one that is not valid now: the clock may be wrong, and each Check
+// verifies the dates again.
 func (b *builder) add(f File, e Entry) {
 	if n := b.known[string(e.Certificate.Raw)]; n != nil {
 		if slices.Contains(n.bundles, f.Bundle) {
@@ -235,7 +234,7 @@ func (b *builder) add(f File, e Entry) {
 	b.index(n)
 }
 
-// index files a certificate under its name, with others of the same key.
+// index adds a certificate to the index by name, together with others of the same key.
 func (b *builder) index(n *node) {
 	named := b.all.byName[n.signer.subject]
 	at := slices.IndexFunc(named, func(s *signer) bool { return s.keyHash == n.signer.keyHash })
@@ -253,9 +252,9 @@ func (b *builder) index(n *node) {
 	}
 }
 
-// link finds the configured issuers of each configured certificate, so that a
-// Check need not verify their signatures to learn which bundles vouch. With
-// fewer than two bundles there is nothing to learn.
+// link finds the configured issuers of each configured certificate, so that a Check need not verify
+// their signatures to determine the bundles of a chain. With fewer than two bundles, that is not
+// needed.
 func (b *builder) link(ctx context.Context) error {
 	if b.all.bundles < 2 {
 		return nil
@@ -265,7 +264,7 @@ func (b *builder) link(ctx context.Context) error {
 			return fmt.Errorf("verify the signatures of certificates: %w", err)
 		}
 		if b.p.faultOfJoiner(n.cert) != "" {
-			continue // it vouches itself, but for no authority above it
+			continue // it is an anchor itself, but no CA above it counts
 		}
 		v := verifier{left: maxSignatures}
 		if !v.selfSigned(n) { // a root has no issuer but itself

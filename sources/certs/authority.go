@@ -8,9 +8,10 @@ import (
 	"time"
 )
 
-// CheckAuthority returns why Find would accept no leaf of a profile that this CA signs, or nil. It is for a
-// CA that is about to sign leafs. The CA's own certificate is the first in cas, and each further certificate
-// is that of the issuer before it. The last certificate is taken for the anchor that servers trust.
+// CheckAuthority returns an error if Find would accept no leaf of a profile that this CA signs. It
+// is for a CA that is about to sign leaves. cas begins with the CA's own certificate, and each
+// further certificate is that of the issuer of the one before it. The last certificate is taken to
+// be the anchor that servers trust.
 func CheckAuthority(p Profile, cas []*x509.Certificate, now time.Time) error {
 	if len(cas) == 0 || len(cas) > MaxChain {
 		return fmt.Errorf("%d certificates: a chain has 1 to %d of CAs", len(cas), MaxChain)
@@ -33,8 +34,8 @@ func CheckAuthority(p Profile, cas []*x509.Certificate, now time.Time) error {
 	return nil
 }
 
-// checkAuthority returns why a CA certificate cannot be in a chain, or nil. below is the number of CA
-// certificates below it; anchor says that servers trust it.
+// checkAuthority returns an error if a CA certificate cannot be in a chain. below is the number of
+// CA certificates below it; anchor means that servers trust it.
 func (p Profile) checkAuthority(n *node, below int, anchor bool, now time.Time) error {
 	if why := p.faultOfCA(n.cert); why != "" {
 		return errors.New(why)
@@ -52,8 +53,8 @@ func (p Profile) checkAuthority(n *node, below int, anchor bool, now time.Time) 
 	return nil
 }
 
-// CheckIssued returns why Find would not accept a leaf that the CA has signed, or nil. cas are as in
-// CheckAuthority.
+// CheckIssued returns an error if Find would not accept a leaf that the CA has signed. cas are as
+// in CheckAuthority.
 func CheckIssued(ctx context.Context, p Profile, leaf *x509.Certificate, cas []*x509.Certificate, now time.Time) error {
 	if err := CheckAuthority(p, cas, now); err != nil {
 		return err

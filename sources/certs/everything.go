@@ -10,27 +10,27 @@ import (
 	"time"
 )
 
-// ErrUndecided is the error with which Find ends if Request.Everything is set.
+// ErrUndecided is the error that Find returns when it is done if Request.Everything is set.
 var ErrUndecided = errors.New("everything was looked up, and nothing was decided")
 
-// A Named is what a certificate names, and what has become of that.
+// A Named is what a certificate names, and what was found.
 type Named struct {
 	// Kind is Issuer or List: the certificates of its issuer, or the CRLs for it.
 	Kind Kind
-	// By is the certificate that names it.
+	// By is the certificate that names them.
 	By *x509.Certificate
-	// Had is whether there is an issuer, configured or fetched, or a CRL that is current.
+	// Had is true if there is an issuer, configured or fetched, or a current CRL.
 	Had bool
-	// Faults are why the URLs, or some of them, are of no use. If there are none although
-	// nothing was had, no URL leads to the issuer, or no issuer is known to verify a CRL by.
+	// Faults say why some or all of the URLs cannot be used. If Had is false and there are no
+	// Faults, no URL leads to the issuer, or no issuer is known with which to verify a CRL.
 	Faults []error
 }
 
 // everything wants all that the leaf and the certificates above it name: the issuers, up to
-// those that have signed themselves, and then the CRLs, since a CA further up may issue one.
+// self-signed ones, and then the CRLs, since a CA further up may issue one.
 //
-// As many signatures are verified as it takes: the anchors may be from files of machines, and
-// a forged certificate among them must not use up a limit.
+// The number of signatures is not limited: the anchors may be from files of machines, and forged
+// certificates among them must not use up a limit.
 func (s *search) everything() (Result, error) {
 	s.lookups, s.v.left = MaxChain*maxLookups, math.MaxInt
 	var all []Named
@@ -63,7 +63,7 @@ func (s *search) everything() (Result, error) {
 	return Result{Named: all}, ErrUndecided
 }
 
-// namedIssuers looks up the issuers of n, among those that are configured and at all URLs.
+// namedIssuers looks up the issuers of n, among the configured CAs and at all URLs.
 func (s *search) namedIssuers(n *node) Named {
 	urls, faults := s.allowed(n.cert.IssuingCertificateURL)
 	named := Named{Kind: Issuer, By: n.cert, Faults: faults}
@@ -85,7 +85,7 @@ func (s *search) namedIssuers(n *node) Named {
 	return named
 }
 
-// lookNamed looks up what is named: it is wanted, or there is a value, or a fault.
+// lookNamed looks up what is named. It returns the value, or adds a want or a fault.
 func (s *search) lookNamed(w Want, named *Named) any {
 	answer, ok := s.look(w)
 	switch {
@@ -97,11 +97,11 @@ func (s *search) lookNamed(w Want, named *Named) any {
 	return answer.Value
 }
 
-// wantIssuersOf returns the Want for the issuers of n at a URL. Read refuses an answer if no
-// certificate in it has signed n, or only such as have expired.
+// wantIssuersOf returns the Want for the issuers of n at a URL. Read refuses an answer in which no
+// certificate has signed n, or only expired ones have.
 func (s *search) wantIssuersOf(n *node, url string) Want {
 	want := s.wantIssuers(url)
-	// A CA above EKs and DevIDs may be acceptable for only one of the two kinds of leafs.
+	// A CA of both EKs and DevIDs may be acceptable for only one of the two kinds of leaves.
 	want.Scope = hex.EncodeToString(n.sum[:]) + " " + s.r.Profile.name
 	read := want.read
 	want.read = func(body []byte) (any, time.Time, error) {

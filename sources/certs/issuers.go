@@ -7,18 +7,17 @@ import (
 	"time"
 )
 
-// maxIssuers is the number of certificates that one URL may have.
+// maxIssuers is the maximum number of certificates at one URL.
 const maxIssuers = 32
 
-// issuers are the CA certificates that a URL has, with what a search needs of
-// them. They are kept for as long as they are, and shared by all searches.
+// issuers are the CA certificates at a URL, with what a search needs. They are cached together with
+// the answer, and shared by all searches.
 type issuers []*node
 
-// ReadIssuers reads what a URL for the issuer of a certificate has served (RFC
-// 5280, 4.2.2.1): one certificate in DER, or a PKCS #7 bundle of 32 at most. PEM
-// of either, which is not according to the standard and cannot be mistaken for
-// anything else, will do. What cannot be a CA's above an EK certificate is left
-// out, and is an error if nothing else is there. No signature is verified.
+// ReadIssuers reads what an issuer URL has returned (RFC 5280, 4.2.2.1): one certificate in DER, or
+// a PKCS #7 bundle of at most 32. PEM of either is accepted as well; it does not conform to the
+// standard but cannot be mistaken for anything else. Certificates that cannot be those of CAs for
+// the profile are left out, and if nothing remains, that is an error. No signature is verified.
 func ReadIssuers(body []byte, p Profile) ([]*x509.Certificate, error) {
 	nodes, err := readIssuers(body, p)
 	return nodes.certificates(), err
@@ -69,15 +68,15 @@ func (s *search) wantIssuers(url string) Want {
 	}}
 }
 
-// overdueAge is how long something is kept that has expired: its successor may be there at
-// any time.
+// overdueAge is how long something that has expired is kept: its successor may be published at any
+// time.
 const overdueAge = time.Hour
 
-// maxAge is how long a certificate need not be asked for again.
+// maxAge is how long a certificate need not be fetched again.
 const maxAge = 30 * 24 * time.Hour
 
-// keptUntil is when the first of those certificates expires that has not. A vendor
-// has renewed it by then, at the same URL. It is zero if that is more than 30 days away.
+// keptUntil returns when the first of the certificates expires that has not expired yet: by then,
+// the vendor has renewed it, at the same URL. It returns zero if that is more than 30 days away.
 func keptUntil(now time.Time, certs ...*x509.Certificate) time.Time {
 	var until time.Time
 	for _, c := range certs {
@@ -94,7 +93,7 @@ func keptUntil(now time.Time, certs ...*x509.Certificate) time.Time {
 	return until
 }
 
-// fetchedIssuer returns a CA certificate that has been fetched.
+// fetchedIssuer returns the node of a CA certificate that was fetched.
 func fetchedIssuer(cert *x509.Certificate, p Profile) (*node, error) {
 	why := p.faultOfCA(cert)
 	if why == "" {

@@ -13,13 +13,13 @@ import (
 
 // How long a CRL is kept.
 const (
-	// maxCRLAge is how long at most.
+	// maxCRLAge is the longest time.
 	maxCRLAge = 7 * 24 * time.Hour
-	// openCRLAge is how long if the CRL does not say when the next is due.
+	// openCRLAge is the time if the CRL does not say when the next one is due.
 	openCRLAge = 24 * time.Hour
 )
 
-// A CRL is what a Want for a CRL reads.
+// A CRL is the value of a Want for a CRL.
 type CRL struct {
 	*crl.List
 	issuer string // the canonical form of its name
@@ -42,7 +42,7 @@ func readCRL(body []byte) (*CRL, error) {
 	return &CRL{List: list, issuer: canonical(list.RawIssuer)}, nil
 }
 
-// until is when the next list is due, within limits.
+// until returns when the next list is due, within limits.
 func (l *CRL) until(now time.Time) time.Time {
 	switch {
 	case l.NextUpdate.IsZero():
@@ -55,16 +55,16 @@ func (l *CRL) until(now time.Time) time.Time {
 	return l.NextUpdate
 }
 
-// Current reports whether the list can say at a time that a certificate is good. A list
-// that does not say when the next is due is never current: it is asked for anew each day.
+// Current reports whether the list can show, at a time, that a certificate is good. A list that
+// does not say when the next one is due is never current: it is fetched again each day.
 func (l *CRL) Current(now time.Time) bool {
 	return !l.NextUpdate.IsZero() && l.fault(now) == nil
 }
 
-// Succeed returns why the list must not take the place of held, or nil. Somebody on the way
-// may have kept an older list, which does not take the place of a newer one. There is an
-// exception if held is from the future, because the clock of its CA was ahead or this
-// server's was set back: a list that has all of its entries may follow.
+// Succeed returns an error if the list must not replace held. Somebody between the CA and this
+// server may have kept an older list, which must not replace a newer one. There is one exception:
+// if held is from the future, because the clock of its CA was ahead or this server's was set back,
+// a list that has all of its entries may replace it.
 func (l *CRL) Succeed(held any) error {
 	before, ok := held.(*CRL)
 	if !ok || !l.Before(before.List) || before.ThisUpdate.After(l.read) && l.ListsAll(before.List) {
@@ -75,8 +75,8 @@ func (l *CRL) Succeed(held any) error {
 
 func (l *CRL) issued() string { return l.ThisUpdate.UTC().Format(time.RFC3339) }
 
-// faultBy returns why the CA of a point has not issued the list, or nil (RFC 5280, 6.3.3
-// (b) (1) and (g)).
+// faultBy returns an error unless the list was issued by the CA of a point (RFC 5280, 6.3.3 (b) (1)
+// and (g)).
 func (l *CRL) faultBy(p crlPoint) error {
 	switch {
 	case l.issuer != p.issuer.subject:
@@ -87,8 +87,8 @@ func (l *CRL) faultBy(p crlPoint) error {
 	return nil
 }
 
-// faultFor returns why the list is not for a certificate, or not by the CA of a point, or
-// nil (RFC 5280, 6.3.3 (b)).
+// faultFor returns an error unless the list is for a certificate and by the CA of a point (RFC
+// 5280, 6.3.3 (b)).
 func (l *CRL) faultFor(c *x509.Certificate, p crlPoint) error {
 	switch {
 	case p.indirect && !l.Indirect():
@@ -99,7 +99,7 @@ func (l *CRL) faultFor(c *x509.Certificate, p crlPoint) error {
 	return l.faultBy(p)
 }
 
-// fault returns why the list cannot say that a certificate is good, or nil.
+// fault returns an error if the list cannot show that a certificate is good.
 func (l *CRL) fault(now time.Time) error {
 	switch {
 	case now.Before(l.ThisUpdate):

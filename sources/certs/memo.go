@@ -6,14 +6,14 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 )
 
-// maxMemo is the number of signatures that a Memo remembers: some 200 bytes each.
+// maxMemo is the maximum number of signatures that a Memo remembers, at about 200 bytes each.
 const maxMemo = 4096
 
-// A Memo remembers who has signed which certificates, so that a signature is not verified
-// again at each step of an attestation. It remembers only what was verified, by the hash of
-// the whole certificate and that of the key, and only for keys that are configured or were
-// fetched. What was used least recently is forgotten first, and verified again. It is safe
-// for concurrent use.
+// A Memo remembers which keys have signed which certificates, so that signatures are not verified
+// again at each step of an attestation. It remembers only what was verified, by the hash of the
+// whole certificate and that of the key, and only for keys that are configured or were fetched. The
+// least recently used entry is forgotten first, and then verified again. It is safe for concurrent
+// use.
 type Memo struct{ signed *lru.Cache[issued, struct{}] }
 
 // An issued names a certificate and the key that has signed it.

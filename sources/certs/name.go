@@ -58,11 +58,10 @@ func walkName(name []byte, f func(rdn []attribute)) bool {
 	return true
 }
 
-// canonical returns a form of a DER Name that is the same for names that mean
-// the same (RFC 5280, 7.1): the attributes of one RDN in any order, values in
-// any string type, in any case, with any amount of white space. Two different
-// names may share a form: it serves to find who may have issued a certificate,
-// and a signature decides. What is no Name is its own form.
+// canonical returns a form of a DER Name that is the same for equivalent names (RFC 5280, 7.1): the
+// attributes of one RDN in any order, values in any string type, in any case, with any amount of
+// white space. Two different names may have the same form: it only serves to find possible issuers
+// of a certificate, and the signature decides. A name that is malformed is its own form.
 func canonical(name []byte) string {
 	out := make([]byte, 1, 32+len(name))
 	out[0] = 'n'
@@ -87,9 +86,8 @@ func canonical(name []byte) string {
 	return string(out)
 }
 
-// appendCanonical appends the attribute's form, which says itself where it ends.
-// A value that is no text, or is not what its type says, is compared as it
-// stands.
+// appendCanonical appends the attribute's form, which is self-delimiting. A value that is not text,
+// or not valid for its type, is compared byte by byte.
 func (a attribute) appendCanonical(out []byte) []byte {
 	out = binary.AppendUvarint(out, uint64(len(a.oid)))
 	out = append(out, a.oid...)
@@ -158,10 +156,10 @@ func decodeUniversal(b []byte) ([]byte, bool) {
 	return out, true
 }
 
-// appendFolded appends UTF-8 text prepared for caseIgnoreMatch (RFC 4518, 2) as
-// far as names of authorities need it: case folded, white space at the ends
-// removed and inside made one space, control and formatting characters removed.
-// Characters are not normalized to a Unicode form.
+// appendFolded appends UTF-8 text prepared for caseIgnoreMatch (RFC 4518, 2) as far as names of CAs
+// need it: case is folded, white space at the ends is removed and elsewhere reduced to one space,
+// and control and formatting characters are removed. Characters are not normalized to a Unicode
+// form.
 func appendFolded(out, text []byte) []byte {
 	begin, space := len(out), false
 	for len(text) > 0 {
@@ -183,7 +181,7 @@ func appendFolded(out, text []byte) []byte {
 	return out
 }
 
-// foldRune returns one rune for all that differ only in case: the smallest.
+// foldRune returns the same rune, the smallest, for all runes that differ only in case.
 func foldRune(r rune) rune {
 	if 'a' <= r && r <= 'z' {
 		return r - 'a' + 'A'

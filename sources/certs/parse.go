@@ -12,30 +12,30 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
-// An Entry is a certificate with its place in its file, counted from 1.
+// An Entry is a certificate and its position in its file, from 1.
 type Entry struct {
 	Certificate *x509.Certificate
 	Number      int
 }
 
-// MaxCertificates is the number of CA certificates in a file.
+// MaxCertificates is the maximum number of CA certificates in a file.
 const MaxCertificates = 10_000
 
 const pemBegin = "-----BEGIN"
 
-// ErrNoCertificate is the error of a file of which the notes say why nothing is
-// left.
+// ErrNoCertificate is the error for a file without usable certificates. The notes say why none is
+// usable.
 var ErrNoCertificate = errors.New("contains no usable certificate")
 
-// ParseFile returns the certificates in a CA file, which is PEM if it holds
-// the beginning of a PEM block and DER otherwise, single ones or PKCS #7 bundles, with
-// notes on what it has left out. The error says why the file cannot be used at all: it
-// holds no certificate, or it is damaged, and then nothing in it is used.
+// ParseFile returns the certificates in a CA file: single ones or PKCS #7 bundles, in PEM if the
+// file contains the beginning of a PEM block, and in DER otherwise. The notes describe what it has
+// left out. An error means that the file cannot be used at all: it has no certificate, or it is
+// damaged.
 func ParseFile(data []byte) (entries []Entry, notes []string, err error) {
 	return readCertificates(data, MaxCertificates)
 }
 
-// readCertificates is ParseFile with bundles of so many certificates at most.
+// readCertificates is ParseFile with bundles of at most most certificates.
 func readCertificates(data []byte, most int) (entries []Entry, notes []string, err error) {
 	p := parsed{most: most}
 	if bytes.Contains(data, []byte(pemBegin)) {
@@ -52,11 +52,11 @@ func readCertificates(data []byte, most int) (entries []Entry, notes []string, e
 	return p.entries, p.notes, err
 }
 
-// parsed is what was read of a CA file.
+// parsed is what was read from a CA file.
 type parsed struct {
 	entries []Entry
 	notes   []string
-	count   int // of certificates, those that cannot be parsed among them
+	count   int // of certificates, including those that cannot be parsed
 	most    int // in a bundle
 }
 
@@ -64,7 +64,7 @@ func (p *parsed) note(format string, args ...any) {
 	p.notes = append(p.notes, fmt.Sprintf(format, args...))
 }
 
-// add takes certificates in DER in, and leaves out those that cannot be parsed.
+// add adds certificates in DER, except for those that cannot be parsed.
 func (p *parsed) add(all ...[]byte) {
 	for _, der := range all {
 		p.count++
@@ -92,9 +92,8 @@ func (p *parsed) readDER(data []byte) error {
 	return nil
 }
 
-// readPEM refuses a file in which a block has been begun that cannot be
-// decoded, since it may have been cut off, and leaves out complete blocks that
-// hold no certificate.
+// readPEM reads a file in PEM. It refuses a file with a block that begins but cannot be decoded,
+// since the file may have been cut off, and skips complete blocks without a certificate.
 func (p *parsed) readPEM(data []byte) error {
 	blocks, err := smallfile.Blocks(data)
 	if err != nil {
@@ -122,19 +121,19 @@ func (p *parsed) readPEM(data []byte) error {
 // derSequence is the first byte of a certificate and of a PKCS #7 bundle.
 const derSequence = 0x30
 
-// padding is what may stand behind a certificate in DER: a line end of an editor's,
-// and how memories are filled.
+// padding is what may follow a certificate in DER: an editor's line break, or the bytes with which
+// a memory is filled.
 const padding = " \t\r\n\x00\xff"
 
-// certificatesInDER returns the certificates at the beginning of data, in DER one behind
-// the other or in PKCS #7 bundles, and what follows the last, without padding: DER says
-// where it ends (ITU-T X.690, 8.1.3). It does not parse them. A certificate that is cut off
-// is an error, and so are more than most.
+// certificatesInDER returns the certificates at the beginning of data, in DER one after another or
+// in PKCS #7 bundles, and what follows the last one, without padding: DER says where it ends (ITU-T
+// X.690, 8.1.3). It does not parse them. A certificate that is cut off is an error, and so are more
+// than most.
 func certificatesInDER(data []byte, most int) (certs [][]byte, rest []byte, err error) {
 	for rest = data; len(rest) > 0 && rest[0] == derSequence; rest = bytes.TrimLeft(rest, padding) {
 		var whole asn1.RawValue
 		next, err := asn1.Unmarshal(rest, &whole)
-		if err != nil && len(certs) == 0 { // of indefinite length, which a certificate is not
+		if err != nil && len(certs) == 0 { // indefinite length, so it is not a certificate
 			certs, err = pkcs7.Certificates(rest, most)
 			return certs, nil, err
 		}

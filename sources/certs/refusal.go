@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// clockSlack is how far ahead the clock of a CA may be, or that of this server behind:
-// what becomes valid within that time is waited for.
+// clockSlack is how far the clock of a CA may be ahead, or this server's behind. What becomes valid
+// within that time is waited for.
 const clockSlack = 5 * time.Minute
 
 // soon reports whether a certificate becomes valid within clockSlack.
@@ -23,11 +23,11 @@ func errEarly(what string, notBefore, now time.Time) error {
 		what, notBefore.UTC().Format(time.RFC3339), notBefore.Sub(now).Round(time.Second))
 }
 
-// whyNot says why nobody vouches for the leaf. It is an error if a certificate above it
-// becomes valid soon.
+// whyNot says why there is no chain. It returns an error if a certificate above the leaf becomes
+// valid soon.
 func (s *search) whyNot() (string, error) {
-	// Those above it chain to configured CAs, or are some: what may have come
-	// between is their dates.
+	// The certificates above the leaf are configured or chain to configured CAs, so what is wrong
+	// may be their dates.
 	above := s.leaf.above()
 	for _, n := range above {
 		c := n.cert
@@ -46,8 +46,8 @@ func (s *search) whyNot() (string, error) {
 	return s.whyNoIssuer(), nil
 }
 
-// whyNoIssuer says where the chain of the leaf ends: at the topmost
-// certificate that was found, by names and without a signature that is trusted.
+// whyNoIssuer says where the chain of the leaf ends: at the topmost certificate that was found, by
+// names and without a trusted signature.
 func (s *search) whyNoIssuer() string {
 	top := s.top()
 	why := s.r.Profile.orphaned + ", whose issuer is " + describe(top.cert.Issuer)
@@ -67,8 +67,8 @@ func (s *search) whyNoIssuer() string {
 	return why
 }
 
-// top returns the certificate at the end of the chain of names above the leaf,
-// and goes first by signatures that are known.
+// top returns the certificate at the end of the chain of names above the leaf. It follows known
+// signatures first.
 func (s *search) top() *node {
 	top, seen := s.leaf, []*node{s.leaf}
 	for {
@@ -84,10 +84,10 @@ func (s *search) top() *node {
 	}
 }
 
-// expiresSoon is how long before it expires a certificate is told of.
+// expiresSoon is how long before its expiry a certificate is reported.
 const expiresSoon = 30 * 24 * time.Hour
 
-// Expiry says when a certificate expires that does so soon, or nothing.
+// Expiry says when a certificate that expires soon does so, or returns an empty string.
 func Expiry(notAfter, now time.Time) string {
 	if now.After(notAfter) || notAfter.Sub(now) > expiresSoon {
 		return ""

@@ -16,18 +16,18 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/crl"
 )
 
-// A revocation finds out which certificates of a search have been revoked.
+// A revocation determines which certificates of a search have been revoked.
 type revocation struct {
 	*search
 	known map[issuance]state
-	// revoked says which certificate has been revoked, the first that was met.
+	// revoked names the first certificate that was found to be revoked.
 	revoked string
-	// unchecked says which certificates count although nobody knows whether they have been
-	// revoked, and why nobody knows.
+	// unchecked names the certificates that count although it is not known whether they have been
+	// revoked, and says why it is not.
 	unchecked []string
 }
 
-// An issuance is a certificate with a CA that has signed it.
+// An issuance is a certificate and a CA that has signed it.
 type issuance struct {
 	cert   *node
 	issuer *signer
@@ -37,13 +37,12 @@ type issuance struct {
 type state int
 
 const (
-	broken  state = iota // it has been revoked, or it counts as if it had been
+	broken  state = iota // it has been revoked, or is treated as revoked
 	good                 // it counts
 	pending              // a CRL is wanted
 )
 
-// unrevoked returns who vouches by certificates that have not been revoked, or why
-// nobody does.
+// unrevoked returns the chain of certificates that have not been revoked, or why there is none.
 func (s *search) unrevoked() (Result, error) {
 	r := revocation{search: s, known: make(map[issuance]state)}
 	found := s.climb(func(n, issuer *node) bool { return r.state(n, issuer.signer) == good })
@@ -62,7 +61,7 @@ func (s *search) unrevoked() (Result, error) {
 	return Result{Why: r.revoked}, nil
 }
 
-// state returns what is known of a certificate by one of its issuers.
+// state returns what is known about a certificate from one of its issuers.
 func (r *revocation) state(n *node, issuer *signer) state {
 	key := issuance{n, issuer}
 	known, ok := r.known[key]
@@ -73,9 +72,9 @@ func (r *revocation) state(n *node, issuer *signer) state {
 	return known
 }
 
-// ask looks up the CRLs at the certificate's distribution points, in their order,
-// until it is known whether the certificate is revoked (RFC 5280, 6.3). All other
-// CRLs that are at hand of the same CAs have their say, too.
+// ask looks up the CRLs at the certificate's distribution points, in their order, until it is known
+// whether the certificate is revoked (RFC 5280, 6.3). All other available CRLs of the same CAs are
+// taken into account as well.
 func (r *revocation) ask(n *node, issuer *signer) state {
 	points, faults := r.points(n, issuer)
 	kept := r.kept(n, issuer, points)
@@ -83,12 +82,12 @@ func (r *revocation) ask(n *node, issuer *signer) state {
 	for _, p := range points {
 		want := r.wantCRL(p, n.cert)
 		answer, ok := r.look(want)
-		if !ok { // a later point has no say before it is known what this one has
+		if !ok { // later points are used only when this one is known
 			r.wants = append(r.wants, want)
 			return pending
 		}
 		list, err := r.list(answer, p, n)
-		if list == nil && answer.NotAsked { // nobody knows whether there is a CRL
+		if list == nil && answer.NotAsked { // it is not known whether there is a CRL
 			r.failures = append(r.failures, fmt.Errorf("the CRL at %q: %w", p.url, err))
 			return broken
 		}
@@ -112,7 +111,7 @@ func (r *revocation) ask(n *node, issuer *signer) state {
 	return r.pass(n, errors.Join(faults...))
 }
 
-// revoke takes down that a list revokes a certificate.
+// revoke records that a list revokes a certificate.
 func (r *revocation) revoke(n *node, by *heldList) state {
 	if r.revoked == "" {
 		r.revoked = fmt.Sprintf("%s has been revoked, according to the CRL at %q", r.describe(n), by.url)
@@ -120,7 +119,7 @@ func (r *revocation) revoke(n *node, by *heldList) state {
 	return broken
 }
 
-// pass decides about a certificate if nobody knows whether it has been revoked.
+// pass decides about a certificate if it is not known whether it has been revoked.
 func (r *revocation) pass(n *node, why error) state {
 	if why == nil {
 		why = errors.New("it names no CRL")
@@ -142,22 +141,22 @@ func (s *search) describe(n *node) string {
 	return "the certificate of the CA " + describe(n.cert.Subject)
 }
 
-// A heldList is a CRL for one certificate, by a CA that may issue it.
+// A heldList is a CRL for one certificate, from a CA that may issue it.
 type heldList struct {
 	*CRL
 	url string
-	// clears is whether the list can say that the certificate is good.
+	// clears is true if the list can show that the certificate is good.
 	clears bool
 }
 
-// weigh says which of the CRLs for a certificate count: issuer is the canonical form
-// of the name of its issuer. It returns a list by which the certificate is revoked. If
-// there is none, older is why no list says that the certificate is good although some
-// could: each was issued before another one.
+// weigh compares the CRLs for a certificate; issuer is the canonical form of the name of its
+// issuer. It returns a list that revokes the certificate. If there is none, older says why no list
+// shows that the certificate is good although some could: each of those was issued before another
+// list.
 //
-// What a list says is overruled by a newer one only, and only by a list that can say
-// that a certificate is good: what is listed counts at any age, by any clock, and even if
-// the CA may not sign CRLs, since the machine chooses by which certificate of the CA it comes.
+// A list that revokes the certificate is overruled only by a newer list that can show that a
+// certificate is good. A revocation counts at any age, by any clock, and even if the CA certificate
+// does not allow signing CRLs, since the machine chooses which certificate of the CA is used.
 func weigh(lists []heldList, issuer string, serial *big.Int) (by *heldList, older error) {
 	var clearing []heldList
 	for _, l := range lists {
@@ -184,18 +183,18 @@ func weigh(lists []heldList, issuer string, serial *big.Int) (by *heldList, olde
 
 var errSomeReasons = errors.New("its distribution point is for some reasons only")
 
-// A crlPoint is a place where a CRL for a certificate is, and the CA that issues it.
+// A crlPoint is the URL of a CRL for a certificate, and the CA that issues the CRL.
 type crlPoint struct {
 	url    string
 	issuer *signer
-	// indirect is whether another CA than the issuer of the certificate issues it.
+	// indirect is true if the CRL is issued by a CA other than the certificate's issuer.
 	indirect bool
-	// some is whether it is for some reasons only.
+	// some is true if it is for some reasons only.
 	some bool
 }
 
-// points returns the places of CRLs for a certificate of issuer that may be asked for and
-// can be used, and why other CRLs cannot be had.
+// points returns the places of CRLs for a certificate of issuer that may be requested and can be
+// used, and why others cannot.
 func (r *revocation) points(n *node, issuer *signer) (points []crlPoint, faults []error) {
 	all, err := crl.PointsOf(n.cert)
 	if err != nil {
@@ -228,9 +227,9 @@ func (r *revocation) points(n *node, issuer *signer) (points []crlPoint, faults 
 	return points, faults
 }
 
-// crlIssuers returns the CAs of a name that may issue the CRL for a certificate of
-// another CA: those above the certificate, and configured ones. RFC 5280, 6.3.3 (f)
-// wants their chains to end where the certificate's does.
+// crlIssuers returns the CAs with a name that may issue the CRL for a certificate of another CA:
+// those above the certificate, and configured ones. RFC 5280, 6.3.3 (f) requires that their chains
+// end at the same anchor as the certificate's.
 func (s *search) crlIssuers(n *node, name string) []*signer {
 	var found []*signer
 	for _, ca := range n.above() {
@@ -246,8 +245,8 @@ func (s *search) crlIssuers(n *node, name string) []*signer {
 	return found
 }
 
-// kept returns the CRLs for a certificate that are at hand, from whatever URL, of its
-// issuer and of the CAs at its distribution points.
+// kept returns the available CRLs for a certificate, from any URL, of its issuer and of the CAs at
+// its distribution points.
 func (r *revocation) kept(n *node, issuer *signer, points []crlPoint) []heldList {
 	whose := []crlPoint{{issuer: issuer}}
 	for _, p := range points {
@@ -271,7 +270,7 @@ func (r *revocation) kept(n *node, issuer *signer, points []crlPoint) []heldList
 	return lists
 }
 
-// list returns the CRL for a certificate that is at a point. An error beside a CRL says why
+// list returns the CRL for a certificate from a point. If it also returns an error, that says why
 // the CRL cannot clear the certificate.
 func (r *revocation) list(a Answer, p crlPoint, n *node) (*CRL, error) {
 	list, ok := a.Value.(*CRL)
@@ -299,10 +298,10 @@ func (r *revocation) list(a Answer, p crlPoint, n *node) (*CRL, error) {
 	return list, err
 }
 
-// wantCRL returns the Want for the CRL at a point. If c is not nil, the CRL has to be for
-// that certificate, and the scope has everything about it that faultFor looks at. So nothing
-// else that the same key has signed, for other certificates or under another name, can take
-// the place of the CRL.
+// wantCRL returns the Want for the CRL at a point. If c is not nil, the CRL must be for that
+// certificate, and the scope contains everything about it that faultFor depends on. So nothing else
+// that the same key has signed, for other certificates or under another name, can be used in place
+// of the CRL.
 func (r *revocation) wantCRL(p crlPoint, c *x509.Certificate) Want {
 	w := Want{Kind: List, URL: p.url, CA: digest(p.issuer.keyHash, p.issuer.subject)}
 	if c != nil {
@@ -330,7 +329,7 @@ func (r *revocation) wantCRL(p crlPoint, c *x509.Certificate) Want {
 	return w
 }
 
-// digest returns a text that differs if the parts do.
+// digest returns a hash of the parts. Different parts have different hashes.
 func digest(parts ...string) string {
 	h := sha256.New()
 	for _, part := range parts {
@@ -339,9 +338,9 @@ func digest(parts ...string) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// faultOfCRLs returns why the CRLs of a CA clear no certificate, or nil: it may not sign them
-// (RFC 5280, 4.2.1.3) or, if it is not the issuer of the certificate, whose dates are
-// looked at elsewhere, it has no certificate that is valid.
+// faultOfCRLs returns an error if the CRLs of a CA cannot clear any certificate: the CA may not
+// sign them (RFC 5280, 4.2.1.3) or, if it is not the issuer of the certificate, whose dates are
+// checked elsewhere, it has no certificate that is valid.
 func (s *signer) faultOfCRLs(now time.Time, indirect bool) error {
 	if !slices.ContainsFunc(s.certs, func(n *node) bool {
 		return !has(n.cert, keyUsage) || n.cert.KeyUsage&x509.KeyUsageCRLSign != 0

@@ -31,33 +31,34 @@ const (
 	extKeyUsage         = 37
 )
 
-// The sizes of RSA keys that a certificate may be signed with, in bits. The
-// upper limit bounds the work that a certificate sent by a machine can cause.
+// The minimum and maximum size, in bits, of RSA keys with which a certificate may be signed. The
+// maximum limits the work that a certificate sent by a machine can cause.
 const (
 	minRSABits = 2048
 	maxRSABits = 8192
 )
 
-// A Profile is what a leaf has to be, and the CAs above it.
+// A Profile is what a leaf, and the CAs above it, must be.
 type Profile struct {
 	name     string // of a leaf, for people
-	orphaned string // says that no CA has issued it
-	// usages are the key usages of which a leaf has one, if it has any.
+	orphaned string // the text for a leaf that no CA has issued
+	// usages are key usages. A leaf with a key usage extension must have at least one of them.
 	usages  x509.KeyUsage
-	noUsage string // says that it has none of them
-	// purpose is an extended key usage that a leaf, and a CA that is not configured, has
-	// if it has any; anyExtendedKeyUsage will do. If it is nil, every purpose will do.
+	noUsage string // the text for a leaf that has none of them
+	// purpose is an extended key usage. A leaf, or a CA that is not configured, that has the
+	// extension must have purpose or anyExtendedKeyUsage. If purpose is nil, any purpose is
+	// accepted.
 	purpose asn1.ObjectIdentifier
 	what    string // what the purpose is for
 	plural  string
-	// other is a purpose of CAs that are no anchors if they have it and not purpose.
+	// other is a purpose: a CA certificate that has it but not purpose is not used as an anchor.
 	other asn1.ObjectIdentifier
 }
 
-// EK is the profile of EK certificates (TCG EK Credential Profile 2.5, 3.2): a leaf with a
-// key usage has keyEncipherment or keyAgreement, one with an extended key usage has
-// tcg-kp-EKCertificate (2.23.133.8.1) or anyExtendedKeyUsage. A CA whose extended key usage
-// is tcg-kp-AIKCertificate (2.23.133.8.3) and not that is left out.
+// EK returns the profile of EK certificates (TCG EK Credential Profile 2.5, 3.2): a leaf with a key
+// usage must have keyEncipherment or keyAgreement, and one with an extended key usage must have
+// tcg-kp-EKCertificate (2.23.133.8.1) or anyExtendedKeyUsage. A CA whose extended key usage has
+// tcg-kp-AIKCertificate (2.23.133.8.3) and neither of those is left out.
 func EK() Profile {
 	return Profile{
 		name:     "EK certificate",
@@ -71,9 +72,9 @@ func EK() Profile {
 	}
 }
 
-// DevID is the profile of DevID certificates (IEEE 802.1AR-2018, 8): a leaf with a key usage
-// has digitalSignature. It may have any extended key usage, and so may the CAs above it: what
-// a DevID is for is the business of whoever issues it.
+// DevID returns the profile of DevID certificates (IEEE 802.1AR-2018, 8): a leaf with a key usage
+// must have digitalSignature. The leaf and the CAs above it may have any extended key usage: the
+// issuer of a DevID decides what it is for.
 func DevID() Profile {
 	return Profile{
 		name:     "DevID certificate",
@@ -83,20 +84,19 @@ func DevID() Profile {
 	}
 }
 
-// SeemsDevID reports whether a leaf seems to be a DevID's and not an EK's: its key signs, and neither
-// decrypts nor agrees on keys. It sorts the files that a person hands in. No source uses it: a source checks
-// a certificate by its own profile.
+// SeemsDevID reports whether a leaf seems to be a DevID's and not an EK's: its key is for signing,
+// and neither for decryption nor for key agreement. It is for sorting files that a person provides.
+// No source uses it: a source checks a certificate by its own profile.
 func SeemsDevID(leaf *x509.Certificate) bool {
 	ek := EK()
 	return leaf.KeyUsage&x509.KeyUsageDigitalSignature != 0 && leaf.KeyUsage&ek.usages == 0 &&
 		!slices.ContainsFunc(leaf.UnknownExtKeyUsage, ek.purpose.Equal)
 }
 
-// String returns what a leaf is called.
+// String returns the name of a leaf for people.
 func (p Profile) String() string { return p.name }
 
-// faultOfLeaf returns why a leaf cannot vouch for its key at a time, whoever issued it, or
-// nothing.
+// faultOfLeaf returns why a leaf cannot be used at a time, whoever issued it, or an empty string.
 func (p Profile) faultOfLeaf(c *x509.Certificate, now time.Time) string {
 	if c.Version != 3 {
 		return fmt.Sprintf("has X.509 version %d, not 3", c.Version)
@@ -128,8 +128,7 @@ func (p Profile) faultOfLeaf(c *x509.Certificate, now time.Time) string {
 	return ""
 }
 
-// faultOfCA returns why a certificate cannot be an authority's at any time, or
-// nothing.
+// faultOfCA returns why a certificate cannot be a CA's at any time, or an empty string.
 func (p Profile) faultOfCA(c *x509.Certificate) string {
 	switch {
 	case c.BasicConstraintsValid && !c.IsCA, c.Version == 3 && !c.BasicConstraintsValid:
@@ -153,11 +152,10 @@ func (p Profile) faultOfCA(c *x509.Certificate) string {
 	return faultOfKey(c)
 }
 
-// faultOfJoiner returns why a certificate between a leaf and a configured CA's
-// cannot join them, beyond what faultOfCA says. Its extended key usage, if
-// there is one, limits what it issues; that of a configured CA does not: the
-// operator has said what it is for. (Unless it is onlyForOthers: vendors publish CAs for
-// AKs beside those for EKs, in one folder.)
+// faultOfJoiner returns why a certificate between a leaf and a configured CA's cannot link them,
+// beyond what faultOfCA checks. Its extended key usage, if there is one, limits what it issues.
+// That of a configured CA does not, since the operator has decided what it is for, unless it is
+// onlyForOthers: vendors publish CAs for AKs beside those for EKs, in one folder.
 func (p Profile) faultOfJoiner(c *x509.Certificate) string {
 	if !c.BasicConstraintsValid || !c.IsCA {
 		return "is not a CA certificate according to its basic constraints"
@@ -171,7 +169,7 @@ func (p Profile) faultOfJoiner(c *x509.Certificate) string {
 	return ""
 }
 
-// faultOfDates returns why a certificate is not valid at a time, or nothing.
+// faultOfDates returns why a certificate is not valid at a time, or an empty string.
 func faultOfDates(c *x509.Certificate, now time.Time) string {
 	switch {
 	case now.Before(c.NotBefore):
@@ -182,11 +180,11 @@ func faultOfDates(c *x509.Certificate, now time.Time) string {
 	return ""
 }
 
-// faultOfEncoding returns what of a certificate's encoding its holder could change without the CA, or
-// nothing. The signature does not cover itself: package x509 ignores bytes after it, and bits of it
-// that are marked as unused, so the holder could give the certificate another fingerprint.
-// (RFC 5280, 4.1: the signature is the last member. The signatures of all algorithms that are accepted
-// here are whole bytes.)
+// faultOfEncoding returns what its holder could change in a certificate's encoding without the CA,
+// or an empty string. The signature does not cover itself: package x509 ignores bytes after it, and
+// its bits that are marked as unused, so the holder could give the certificate another fingerprint.
+// (RFC 5280, 4.1: the signature is the last member. With all algorithms that are accepted here,
+// signatures are whole bytes.)
 func faultOfEncoding(c *x509.Certificate) string {
 	in := cryptobyte.String(c.Raw)
 	var cert, signed, algorithm cryptobyte.String
@@ -203,11 +201,10 @@ func faultOfEncoding(c *x509.Certificate) string {
 	return ""
 }
 
-// faultOfExtensions returns which critical extension of a certificate is not
-// processed here, or nothing. RFC 5280, 4.2: a certificate with a critical
-// extension that is not recognized or cannot be processed is rejected. A
-// certificate policy limits nothing here, since any policy is acceptable (RFC
-// 5280, 6.1.1 (c)).
+// faultOfExtensions returns which critical extension of a certificate is not processed here, or an
+// empty string. A certificate with a critical extension that is not recognized or cannot be
+// processed must be rejected (RFC 5280, 4.2). A certificate policy limits nothing here, since any
+// policy is acceptable (RFC 5280, 6.1.1 (c)).
 func faultOfExtensions(c *x509.Certificate) string {
 	for _, e := range c.Extensions {
 		if !e.Critical {
@@ -226,7 +223,7 @@ func faultOfExtensions(c *x509.Certificate) string {
 	return ""
 }
 
-// faultOfKey returns why a CA's key cannot be trusted to sign, or nothing.
+// faultOfKey returns why a CA's key cannot be trusted for signing, or an empty string.
 func faultOfKey(c *x509.Certificate) string {
 	switch key := c.PublicKey.(type) {
 	case *rsa.PublicKey:
@@ -252,18 +249,18 @@ func (p Profile) permits(c *x509.Certificate) bool {
 		slices.ContainsFunc(c.UnknownExtKeyUsage, p.purpose.Equal)
 }
 
-// onlyForOthers reports whether the extended key usage of a CA certificate has the other
-// purpose, and not the one of the profile.
+// onlyForOthers reports whether the extended key usage of a CA certificate has the other purpose
+// but not that of the profile.
 func (p Profile) onlyForOthers(c *x509.Certificate) bool {
 	return !p.permits(c) && slices.ContainsFunc(c.UnknownExtKeyUsage, p.other.Equal)
 }
 
-// maxSerialBits is the longest serial number whose hex digits fit into a selector.
+// maxSerialBits is the maximum length, in bits, of a serial number whose hex digits fit into a
+// selector.
 const maxSerialBits = 4 * (sources.MaxSelector - len(sources.PrefixSerial))
 
-// Serial returns a certificate's serial number in lower-case hex without leading
-// zeros, or nothing if it is negative or much longer than the 20 bytes of RFC
-// 5280, 4.1.2.2.
+// Serial returns a certificate's serial number in lower-case hex without leading zeros, or an empty
+// string if it is negative or much longer than the 20 bytes of RFC 5280, 4.1.2.2.
 func Serial(c *x509.Certificate) string {
 	if c.SerialNumber == nil || c.SerialNumber.Sign() < 0 || c.SerialNumber.BitLen() > maxSerialBits {
 		return ""
@@ -283,8 +280,7 @@ func strong(a x509.SignatureAlgorithm) bool {
 	return false
 }
 
-// standard returns which of the standard's extensions an object identifier is, or
-// 0.
+// standard returns n for the object identifier 2.5.29.n, and 0 for others.
 func standard(id asn1.ObjectIdentifier) int {
 	if len(id) == 4 && id[0] == 2 && id[1] == 5 && id[2] == 29 {
 		return id[3]
@@ -297,7 +293,7 @@ func has(c *x509.Certificate, extension int) bool {
 	return slices.ContainsFunc(c.Extensions, func(e pkix.Extension) bool { return standard(e.Id) == extension })
 }
 
-// describeRaw quotes a name in DER for people.
+// describeRaw returns a name in DER, quoted for people.
 func describeRaw(name []byte) string {
 	var sequence pkix.RDNSequence
 	if rest, err := asn1.Unmarshal(name, &sequence); err != nil || len(rest) > 0 {
@@ -308,7 +304,7 @@ func describeRaw(name []byte) string {
 	return describe(n)
 }
 
-// describe quotes a name for people. It may be an attacker's.
+// describe returns a name, which may be an attacker's, quoted for people.
 func describe(n pkix.Name) string {
 	const limit = 255
 	s := n.String()

@@ -7,7 +7,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// A search looks for who vouches for one leaf.
+// A search looks for the chains of one leaf.
 type search struct {
 	r    Request
 	all  *Anchors
@@ -15,17 +15,16 @@ type search struct {
 	leaf *node
 	v    verifier
 
-	// joiners are the CA certificates, sent or fetched, that may stand between the leaf
-	// and an anchor.
+	// joiners are the CA certificates, sent or fetched, that may be between the leaf and an anchor.
 	joiners []*node
-	// above are those of the joiners that upwards has come to.
+	// above are the joiners that upwards has reached.
 	above []*node
-	// adopted are those of the joiners, and of the anchors, that were found at a URL.
+	// adopted are the joiners and anchors that were found at a URL.
 	adopted []adoption
 
-	lookups         int // how many more there may be
+	lookups         int // how many more are allowed
 	wants           []Want
-	failures        []error // why what was looked up could not be had
+	failures        []error // why what was looked up is not available
 	proven, doubted []string
 }
 
@@ -37,14 +36,14 @@ func newSearch(r Request, now time.Time) *search {
 	}
 }
 
-// complete reports whether there is nothing more to be found.
+// complete reports whether there is nothing more to find.
 func (s *search) complete(found *Chain) bool {
 	return found != nil && (s.all.bundles < 2 || len(found.Bundles) == s.all.bundles)
 }
 
-// configured returns who vouches for the leaf by the configured certificates and those that
-// the machine has sent, or nil if nobody does. It looks for every bundle that vouches; if no
-// bundles are configured, the first anchor will do.
+// configured returns the chain of the leaf through the configured certificates and those that the
+// machine has sent, or nil if there is none. It looks for all bundles; if no bundles are
+// configured, it stops at the first anchor.
 func (s *search) configured() *Chain {
 	s.v.link(s.all, s.leaf)
 	found := s.climb(nil)
@@ -56,10 +55,10 @@ func (s *search) configured() *Chain {
 	return s.climb(nil)
 }
 
-// climb follows chains upwards from the leaf, breadth first, so that it comes to each CA
-// certificate by the shortest chain, against which the least can be said. If permits is not
-// nil, it goes from a certificate to an issuer only if permits allows that. If no bundles are
-// configured, it stops at the first anchor.
+// climb follows chains upwards from the leaf, breadth first, so that it reaches each CA certificate
+// by the shortest chain, which is the least restricted. If permits is not nil, it goes from a
+// certificate to an issuer only if permits allows that. If no bundles are configured, it stops at
+// the first anchor.
 func (s *search) climb(permits func(n, issuer *node) bool) *Chain {
 	if len(s.leaf.issuers) == 0 {
 		return nil
@@ -94,9 +93,8 @@ func (s *search) climb(permits func(n, issuer *node) bool) *Chain {
 	return &Chain{IssuerKeyHash: first.keyHash, Bundles: slices.Compact(bundles)}
 }
 
-// usable returns those of the certificates that a machine has sent that may stand
-// between a leaf and an anchor: CAs' that are not configured
-// themselves. No signature is verified yet.
+// usable returns the certificates sent by a machine that may be between a leaf and an anchor: those
+// of CAs that are not configured themselves. No signature is verified yet.
 func (s *search) usable(sent [][]byte) []*node {
 	var fit []*node
 	for _, der := range sent[:min(len(sent), maxSent)] {
@@ -111,8 +109,7 @@ func (s *search) usable(sent [][]byte) []*node {
 	return fit
 }
 
-// named returns those nodes that can be reached from the leaf by the
-// names of issuers.
+// named returns the nodes that can be reached from the leaf by the names of issuers.
 func named(leaf *node, nodes []*node) []*node {
 	var reached []*node
 	wanted := []string{leaf.issuer}
@@ -136,7 +133,7 @@ func contains(nodes []*node, n *node) bool {
 type verifier struct {
 	left int
 	memo *Memo
-	// tangled is whether there would have been more: nothing can be told then.
+	// tangled is true if the limit was exceeded, so that Find cannot tell.
 	tangled bool
 }
 
@@ -158,19 +155,19 @@ func (v *verifier) signed(n *node, s *signer) bool {
 	return ok
 }
 
-// issued reports whether a CA has issued n, which is not another certificate of that CA: it
-// has the name of n's issuer, and has signed n.
+// issued reports whether a CA has issued n: by has the name of n's issuer and has signed n. It is
+// false if n is another certificate of the same CA.
 func (v *verifier) issued(n, by *node) bool {
 	return by.signer.subject == n.issuer && (n.signer == nil || n.signer.keyHash != by.signer.keyHash) &&
 		v.signed(n, by.signer)
 }
 
-// selfSigned reports whether the certificate of n is a root's.
+// selfSigned reports whether the certificate of n is self-signed.
 func (v *verifier) selfSigned(n *node) bool {
 	return n.signer != nil && n.signer.subject == n.issuer && v.signed(n, n.signer)
 }
 
-// link finds the configured authority that has signed n.
+// link finds the configured CA that has signed n.
 func (v *verifier) link(a *Anchors, n *node) {
 	for s := range a.candidates(n) {
 		if s != n.signer && v.signed(n, s) {
@@ -180,9 +177,9 @@ func (v *verifier) link(a *Anchors, n *node) {
 	}
 }
 
-// join finds which joiners have been signed by an anchor, or by a joiner that has, and which
-// of them have signed the leaf. It goes from the anchors downwards, so that the key in a
-// certificate that somebody made up is never used.
+// join finds the joiners that were signed by an anchor, or by a joiner that was, and which of them
+// have signed the leaf. It goes downwards from the anchors, so that the key in a forged certificate
+// is never used.
 func (v *verifier) join(a *Anchors, leaf *node, joiners []*node) {
 	var trusted, fresh []*node
 	for _, n := range joiners {
@@ -197,8 +194,8 @@ func (v *verifier) join(a *Anchors, leaf *node, joiners []*node) {
 	v.descend(trusted, []*node{leaf})
 }
 
-// descend finds which of children the issuers have signed, and returns those
-// that had no known issuer before.
+// descend finds the children that the issuers have signed, and returns those that had no known
+// issuer before.
 func (v *verifier) descend(issuers, children []*node) []*node {
 	var fresh []*node
 	for _, n := range children {

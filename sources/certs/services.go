@@ -20,7 +20,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// maxReply is the size of the reply of a service for EK certificates, in bytes.
+// maxReply is the maximum size of the reply of a service for EK certificates, in bytes.
 const maxReply = 64 << 10
 
 // The vendors' services for EK certificates that TPMs do not carry.
@@ -29,9 +29,8 @@ const (
 	EKServiceAMD   = "amd"
 )
 
-// EKCertificateURL returns the URL below base at which a service, EKServiceIntel
-// or EKServiceAMD, has the certificate of an EK; false if no EK of that kind is
-// there.
+// EKCertificateURL returns the URL below base at which a service, EKServiceIntel or EKServiceAMD,
+// has the certificate of an EK. It returns false if the service has none for EKs of that type.
 func EKCertificateURL(service, base string, ek crypto.PublicKey) (string, bool) {
 	if !strings.HasSuffix(base, "/") {
 		base += "/"
@@ -54,8 +53,8 @@ func EKCertificateURL(service, base string, ek crypto.PublicKey) (string, bool) 
 	return "", false
 }
 
-// WantEK returns the Want for the certificate of an EK that a service may have; its value
-// is an *x509.Certificate. False means that no EK of that kind is there.
+// WantEK returns the Want for the certificate of an EK that a service may have; its value is an
+// *x509.Certificate. It returns false if the service has none for EKs of that type.
 func WantEK(service, base string, ek crypto.PublicKey, now time.Time) (Want, bool) {
 	at, ok := EKCertificateURL(service, base, ek)
 	return Want{Kind: EKCertificate, URL: at, read: func(body []byte) (any, time.Time, error) {
@@ -67,9 +66,9 @@ func WantEK(service, base string, ek crypto.PublicKey, now time.Time) (Want, boo
 	}}, ok
 }
 
-// keyBytes returns an RSA modulus between rsaPrefix and rsaSuffix, or both
-// coordinates of a point behind eccPrefix. An exponent other than 65537, which no
-// TPM has by default, is not known to any service.
+// keyBytes returns an RSA modulus between rsaPrefix and rsaSuffix, or both coordinates of a point
+// after eccPrefix. It returns false for an exponent other than 65537, the default of all TPMs: no
+// service has such keys.
 func keyBytes(ek crypto.PublicKey, rsaPrefix, eccPrefix, rsaSuffix []byte) ([]byte, bool) {
 	switch key := ek.(type) {
 	case *rsa.PublicKey:
@@ -91,9 +90,8 @@ func keyBytes(ek crypto.PublicKey, rsaPrefix, eccPrefix, rsaSuffix []byte) ([]by
 	return nil, false
 }
 
-// ReadReply reads the reply of a service, EKServiceIntel or EKServiceAMD, for an
-// EK: a certificate for that key and for no other. Nothing else about it is
-// verified.
+// ReadReply reads the reply of a service, EKServiceIntel or EKServiceAMD, for an EK. It must be a
+// certificate for exactly that key. Nothing else about the certificate is verified.
 func ReadReply(service string, body []byte, ek crypto.PublicKey) (*x509.Certificate, error) {
 	if len(body) > maxReply {
 		return nil, fmt.Errorf("a reply of more than %d bytes", maxReply)
@@ -115,8 +113,8 @@ func ReadReply(service string, body []byte, ek crypto.PublicKey) (*x509.Certific
 	return cert, nil
 }
 
-// unwrapReply returns the certificate in a JSON reply of Intel's service, which
-// has it in base64url with the padding written for a URL.
+// unwrapReply returns the certificate in a JSON reply of Intel's service, which has it in base64url
+// with URL-escaped padding.
 func unwrapReply(body []byte) ([]byte, error) {
 	var reply struct {
 		Certificate string `json:"certificate"`
@@ -142,8 +140,7 @@ func unwrapReply(body []byte) ([]byte, error) {
 	return der, nil
 }
 
-// SameKey reports whether a and b are one public key, of the kinds that an EK
-// can be.
+// SameKey reports whether a and b are the same public key, RSA or ECDSA.
 func SameKey(a, b crypto.PublicKey) bool {
 	switch a := a.(type) {
 	case *rsa.PublicKey:
@@ -156,7 +153,7 @@ func SameKey(a, b crypto.PublicKey) bool {
 	return false
 }
 
-// whole reports whether k is a key, and not the zero value of one.
+// whole reports whether k is complete.
 func whole(k *ecdsa.PublicKey) bool {
 	//nolint:staticcheck // SA1019: the coordinates are looked at and not changed
 	return k != nil && k.Curve != nil && k.X != nil && k.Y != nil

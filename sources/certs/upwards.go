@@ -7,18 +7,17 @@ import (
 	"time"
 )
 
-// maxTried is how many of the certificates that a machine has sent are tried as
-// the issuer of another. Their keys may be made to be slow.
+// maxTried is the maximum number of certificates sent by a machine that are tried as the issuer of
+// another. Their keys may have been made to be slow.
 const maxTried = 4
 
 // upwards looks for chains through certificates at the URLs that the leaf and the
 // certificates above it name (RFC 5280, 4.2.2.1), after configured has found none.
 //
-// It follows the URLs of a certificate if no configured CA that is valid has signed it, and
-// if the certificate has itself signed the one below. With bundles it looks up all URLs,
-// whatever it finds: which bundles are named must depend on what can be had, and not on
-// what was had first. If there are wants or failures beside a chain, they might have added
-// to its bundles.
+// It follows the URLs of a certificate if no valid configured CA has signed it, and if it has
+// itself signed the certificate below. With bundles, it looks up all URLs, whatever it finds: the
+// resulting bundles must depend on what can be obtained, not on what was obtained first. If there
+// are wants or failures beside a chain, they might have added bundles to it.
 func (s *search) upwards() *Chain {
 	level := []*node{s.leaf}
 	var found *Chain
@@ -42,8 +41,8 @@ func (s *search) upwards() *Chain {
 	return found
 }
 
-// ascend finds the configured issuers of child's parents, and returns those
-// parents that have none and have not been come to before: a loop ends there.
+// ascend finds the configured issuers of child's parents, and returns the parents that have none
+// and have not been reached before, so that loops end.
 func (s *search) ascend(child *node) []*node {
 	var fresh []*node
 	for _, n := range child.parents {
@@ -61,8 +60,8 @@ func (s *search) ascend(child *node) []*node {
 	return fresh
 }
 
-// lookAbove finds certificates that have signed child among those that the machine has sent
-// and those at child's URLs.
+// lookAbove finds certificates that have signed child, among those that the machine has sent and
+// those at child's URLs.
 func (s *search) lookAbove(child *node) {
 	tried := 0
 	for _, n := range s.joiners {
@@ -79,7 +78,7 @@ func (s *search) lookAbove(child *node) {
 		want := s.wantIssuers(url)
 		answer, ok := s.look(want)
 		if !ok {
-			// Without bundles, the next URL is wanted only if this one is of no use.
+			// Without bundles, the next URL is wanted only if this one does not help.
 			if !wanted || s.all.bundles > 1 {
 				s.wants = append(s.wants, want)
 			}
@@ -92,8 +91,7 @@ func (s *search) lookAbove(child *node) {
 	}
 }
 
-// take looks at what the URL of an issuer has. It reports whether no other URL of child
-// matters.
+// take uses the answer from an issuer's URL. It reports whether child's other URLs do not matter.
 func (s *search) take(child *node, url string, a Answer) (enough bool) {
 	fetched, ok := a.Value.(issuers)
 	if !ok {
@@ -125,7 +123,7 @@ func orNothing(err error) error {
 	return err
 }
 
-// allowed returns those of a certificate's URLs that may be asked, and why others may not.
+// allowed returns the URLs of a certificate that may be requested, and why the others may not.
 func (s *search) allowed(raw []string) (urls []string, refused []error) {
 	for _, u := range raw {
 		url, err := "", errNotFetched
@@ -144,17 +142,17 @@ func (s *search) allowed(raw []string) (urls []string, refused []error) {
 	return urls, refused
 }
 
-// errNotFetched is the reason if there is no Hand.
+// errNotFetched is the reason for all URLs if there is no Hand.
 var errNotFetched = errors.New("aia_hosts is empty: nothing is requested")
 
-// An adoption is a certificate with the URL at which it was found, in a certificate that
-// it has signed.
+// An adoption is a certificate, and the URL at which it was found, which a certificate that it has
+// signed names.
 type adoption struct {
 	node *node
 	url  string
 }
 
-// adoptAll makes those of fetched that have signed child its parents, and returns them.
+// adoptAll makes the fetched certificates that have signed child its parents, and returns them.
 // Configured certificates are its issuers already.
 func (s *search) adoptAll(child *node, fetched issuers) []*node {
 	var signers []*node
@@ -186,7 +184,7 @@ func (s *search) add(n *node) *node {
 	return &own
 }
 
-// adopt reports whether n has signed child, and makes it one of its parents then.
+// adopt reports whether n has signed child, and if so makes it one of its parents.
 func (s *search) adopt(child, n *node) bool {
 	if slices.Contains(child.parents, n) {
 		return true
@@ -198,14 +196,14 @@ func (s *search) adopt(child, n *node) bool {
 	return ok
 }
 
-// anchored reports whether a configured CA that is valid has signed n.
+// anchored reports whether a valid configured CA has signed n.
 func (n *node) anchored(now time.Time) bool {
 	return slices.ContainsFunc(n.issuers, func(issuer *node) bool {
 		return len(issuer.bundles) > 0 && faultOfDates(issuer.cert, now) == ""
 	})
 }
 
-// settle makes parents issuers if a configured CA is above them.
+// settle makes parents issuers if they chain to a configured CA.
 func (s *search) settle() {
 	for changed := true; changed; {
 		changed = false

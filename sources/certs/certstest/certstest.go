@@ -1,5 +1,5 @@
-// Package certstest makes certification authorities and certificates for tests. They are valid at Today. A function
-// that fails ends the test.
+// Package certstest makes certification authorities and certificates for tests. They are valid at
+// Today. A function that fails also fails the test.
 package certstest
 
 import (
@@ -34,7 +34,7 @@ func NewKey(tb testing.TB) *ecdsa.PrivateKey {
 	return key
 }
 
-// NewSerial returns a serial number that no other certificate has.
+// NewSerial returns a random serial number.
 func NewSerial(tb testing.TB) *big.Int {
 	tb.Helper()
 	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 100))
@@ -62,7 +62,8 @@ func CA(tb testing.TB, name string, edits ...Edit) *x509.Certificate {
 	return template
 }
 
-// Sign returns a certificate for a public key, signed by key, which is the parent's. For a root, parent is template.
+// Sign returns a certificate for a public key, signed with key, the parent's private key. For a
+// root, parent is template.
 func Sign(
 	tb testing.TB, template, parent *x509.Certificate, pub crypto.PublicKey, key crypto.Signer,
 ) *x509.Certificate {
@@ -78,7 +79,7 @@ func Sign(
 	return cert
 }
 
-// Extension returns an extension whose value is in DER.
+// Extension returns an extension with the value marshalled to DER.
 func Extension(tb testing.TB, critical bool, id asn1.ObjectIdentifier, value any) pkix.Extension {
 	tb.Helper()
 	return pkix.Extension{Id: id, Critical: critical, Value: Marshal(tb, value)}
@@ -112,7 +113,7 @@ func Write(tb testing.TB, path string, data []byte) string {
 	return path
 }
 
-// File writes certificates into a PEM file of the test's own, and returns its path.
+// File writes certificates into a PEM file in a temporary folder, and returns its path.
 func File(tb testing.TB, certs ...*x509.Certificate) string {
 	tb.Helper()
 	return Write(tb, filepath.Join(tb.TempDir(), "ca.pem"), PEM(certs...))

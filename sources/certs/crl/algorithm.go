@@ -2,8 +2,8 @@ package crl
 
 import "crypto/x509"
 
-// Signature algorithms (RFC 4055, 5; RFC 5758, 3.2; RFC 8410, 3) as DER
-// AlgorithmIdentifiers, with the parameters that each has to have.
+// Signature algorithms (RFC 4055, 5; RFC 5758, 3.2; RFC 8410, 3) as DER AlgorithmIdentifiers, with
+// the parameters that each must have.
 const (
 	rsaPrefix   = "\x30\x0d\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01"
 	ecdsaPrefix = "\x30\x0a\x06\x08\x2a\x86\x48\xce\x3d\x04\x03"
@@ -15,8 +15,8 @@ const (
 	mgf1       = "\xa1\x1c\x30\x1a\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x08"
 )
 
-// algorithmOf returns the algorithm of a DER AlgorithmIdentifier; zero if it
-// is weaker than SHA-256 or not known.
+// algorithmOf returns the algorithm of a DER AlgorithmIdentifier; zero if it is unknown or weaker
+// than SHA-256.
 func algorithmOf(der []byte) x509.SignatureAlgorithm {
 	pss := func(hash, salt string) string {
 		return pssPrefix + "\xa0\x0f" + hashPrefix + hash + null +

@@ -1,5 +1,5 @@
-// Package crl reads certificate revocation lists (RFC 5280, 5) and keeps them
-// small: a list of 100,000 entries is its own bytes and four more an entry.
+// Package crl reads certificate revocation lists (RFC 5280, 5) and keeps them small in memory: a
+// list takes its own size and four bytes for each entry.
 package crl
 
 import (
@@ -14,16 +14,16 @@ import (
 	"golang.org/x/crypto/cryptobyte"
 )
 
-// MaxSize is the size of a list, in bytes.
+// MaxSize is the maximum size of a list, in bytes.
 const MaxSize = 4 << 20
 
-// List is a full CRL in one of the forms of RFC 5280 that say of every
-// certificate in its scope whether it is revoked. It is safe for concurrent use.
+// List is a full CRL, in one of the forms of RFC 5280 that say, for every certificate in its scope,
+// whether it is revoked. It is safe for concurrent use.
 type List struct {
-	// RawIssuer is the DER of the name of the CA that has issued it.
+	// RawIssuer is the name, in DER, of the CA that issued it.
 	RawIssuer []byte
-	// ThisUpdate is when it was issued; NextUpdate when the next one will have
-	// been, zero if it does not say.
+	// ThisUpdate is when it was issued. NextUpdate is when the next one will have been issued; zero
+	// if the list does not say.
 	ThisUpdate, NextUpdate time.Time
 
 	number    *big.Int // the CRL number; nil if there is none
@@ -31,23 +31,23 @@ type List struct {
 	algorithm x509.SignatureAlgorithm
 	signed    []byte // the part that is signed
 	signature []byte
-	// own is the form of the name of the CA that has issued the list.
+	// own is the canonical form of the issuer's name.
 	own string
-	// entries are where the serial numbers are in signed, each at its length, in
-	// the order of serialAt, by the form of the name of the certificates' issuer.
+	// entries are the offsets in signed of the serial numbers, each at its length, sorted by
+	// serialAt. They are grouped by the canonical name of the certificates' issuer.
 	entries map[string][]uint32
 	// checked are the results of SignedBy, newest last.
 	checked atomic.Pointer[[]check]
 }
 
-// check is the result of the verification of the signature with one key.
+// check is the result of verifying the signature with one key.
 type check struct {
 	key string
 	ok  bool
 }
 
-// Parse reads a CRL in DER. It does not verify the signature and compares no time
-// with a clock. It is an error if the list
+// Parse reads a CRL in DER. It does not verify the signature and does not compare any time with a
+// clock. It returns an error if the list
 //
 //   - is larger than MaxSize, is no CRL, or is anything but DER if that matters;
 //   - is a delta CRL, one for some reasons or for attribute certificates only, or
@@ -59,8 +59,8 @@ type check struct {
 //     or entries for certificates of more than 4096 CAs;
 //   - is signed with an algorithm weaker than SHA-256.
 //
-// The function form returns the same text for two names, in DER, that mean the same.
-// The list keeps der.
+// form must return the same text for any two names, in DER, that are equivalent. The list keeps
+// der, which the caller must not change.
 func Parse(der []byte, form func(name []byte) string) (*List, error) {
 	if len(der) > MaxSize {
 		return nil, fmt.Errorf("read a CRL: it is larger than %d bytes", MaxSize)
@@ -72,7 +72,7 @@ func Parse(der []byte, form func(name []byte) string) (*List, error) {
 	return l, nil
 }
 
-// Len is the number of revoked certificates.
+// Len returns the number of revoked certificates.
 func (l *List) Len() int {
 	n := 0
 	for _, entries := range l.entries {
@@ -85,8 +85,8 @@ func (l *List) Len() int {
 // issuer (RFC 5280, 5.2.5).
 func (l *List) Indirect() bool { return l.scope.indirect }
 
-// Lists reports whether a certificate is revoked or on hold; issuer is what form
-// makes of the name of the certificate's issuer.
+// Lists reports whether a certificate is revoked or on hold. issuer is the result of form for the
+// name of the certificate's issuer.
 func (l *List) Lists(issuer string, serial *big.Int) bool {
 	if serial == nil {
 		return false
@@ -100,7 +100,7 @@ func (l *List) Lists(issuer string, serial *big.Int) bool {
 	return l.lists(issuer, der[1:])
 }
 
-// ListsAll reports whether l lists all that other does.
+// ListsAll reports whether l lists everything that other lists.
 func (l *List) ListsAll(other *List) bool {
 	for issuer, entries := range other.entries {
 		for _, at := range entries {
@@ -112,7 +112,7 @@ func (l *List) ListsAll(other *List) bool {
 	return true
 }
 
-// lists is Lists for the length and the content of a serial number.
+// lists is Lists for a serial number in the form of serialAt.
 func (l *List) lists(issuer string, serial []byte) bool {
 	_, found := slices.BinarySearchFunc(l.entries[issuer], serial, func(at uint32, want []byte) int {
 		return bytes.Compare(l.serialAt(at), want)
@@ -120,11 +120,11 @@ func (l *List) lists(issuer string, serial []byte) bool {
 	return found
 }
 
-// serialAt returns the length and the content of a serial number.
+// serialAt returns the serial number at an offset: its length and its content.
 func (l *List) serialAt(at uint32) []byte { return l.signed[at : int(at)+1+int(l.signed[at])] }
 
-// Covers reports whether the list is for a certificate: of a CA or not, with
-// these URLs as its CRL distribution points.
+// Covers reports whether the list is for a certificate with these CRL distribution points. ca is
+// true for a CA certificate.
 func (l *List) Covers(ca bool, urls []string) bool {
 	if ca && l.scope.onlyUsers || !ca && l.scope.onlyCAs {
 		return false
@@ -134,9 +134,9 @@ func (l *List) Covers(ca bool, urls []string) bool {
 	})
 }
 
-// Before reports whether l was issued before other, a list of the same CA: by
-// thisUpdate (RFC 5280, 5.1.2.4) and, if that is the same, by the CRL number (5.2.3),
-// a list without a number first. Numbers count only for two lists of one scope.
+// Before reports whether l was issued before other, a list of the same CA: by thisUpdate (RFC 5280,
+// 5.1.2.4) and, if that is the same, by the CRL number (5.2.3). A list without a number comes
+// first. Numbers are compared only if both lists have the same scope.
 func (l *List) Before(other *List) bool {
 	switch c := l.ThisUpdate.Compare(other.ThisUpdate); {
 	case c != 0:
@@ -152,9 +152,8 @@ func (l *List) Before(other *List) bool {
 // maxChecked is the number of keys for which the result of SignedBy is kept.
 const maxChecked = 4
 
-// SignedBy reports whether the list has been signed with the key of a CA
-// certificate; key is the SHA-256 of that key, in any form. It says nothing about
-// names. The signature is verified once for each of a few keys.
+// SignedBy reports whether the list was signed with the key of a CA certificate; key is a digest
+// that identifies that key. It does not compare names. The results for a few keys are cached.
 func (l *List) SignedBy(ca *x509.Certificate, key string) bool {
 	known := l.checked.Load()
 	if known != nil {

@@ -22,12 +22,12 @@ const (
 	oidCertificateIssuer = "\x55\x1d\x1d" // 2.5.29.29
 )
 
-// scope is for which certificates of its issuer a list is (RFC 5280, 5.2.5).
+// scope says which certificates of its issuer a list is for (RFC 5280, 5.2.5).
 type scope struct {
 	onlyUsers, onlyCAs bool
-	// indirect is whether there may be entries for certificates of other CAs.
+	// indirect is true if there may be entries for certificates of other CAs.
 	indirect bool
-	// urls name its distribution point; without any it is for all.
+	// urls name its distribution point; if there are none, the list is for all distribution points.
 	urls []string
 }
 
@@ -57,9 +57,9 @@ func readExtensions(in cryptobyte.String, f func(oid string, critical bool, valu
 	return nil
 }
 
-// readEntryExtensions reads what follows the date of an entry. An entry that is
-// removed revokes nothing. The issuer is the name of the CA of this certificate and
-// of those that follow (RFC 5280, 5.3.3), nil if it is the same as before.
+// readEntryExtensions reads the extensions of an entry, after its date. removed is true for an
+// entry that revokes nothing (removeFromCRL). issuer is the name of the CA of this and the
+// following certificates (RFC 5280, 5.3.3), nil if it is the same as before.
 func readEntryExtensions(in cryptobyte.String) (removed bool, issuer []byte, err error) {
 	if in.Empty() {
 		return false, nil, nil
@@ -117,7 +117,7 @@ func directoryNames(in cryptobyte.String) (names [][]byte, ok bool) {
 	return names, true
 }
 
-// parseExtensions reads what follows the entries.
+// parseExtensions reads the extensions of the list, after its entries.
 func (l *List) parseExtensions(in cryptobyte.String) error {
 	var explicit cryptobyte.String
 	if !in.ReadASN1(&explicit, asn1.Tag(0).ContextSpecific().Constructed()) || !in.Empty() {
@@ -143,8 +143,8 @@ func (l *List) parseExtensions(in cryptobyte.String) error {
 	})
 }
 
-// maxNumber is the length of a CRL number in bytes: 20, and one for the sign (RFC
-// 5280, 5.2.3).
+// maxNumber is the maximum length of a CRL number in bytes: 20, and one for the sign (RFC 5280,
+// 5.2.3).
 const maxNumber = 21
 
 // parseNumber reads a CRLNumber.
@@ -224,7 +224,7 @@ func (s *scope) readName(name []byte) error {
 	return nil
 }
 
-// describeOID writes an object identifier for people.
+// describeOID formats an object identifier for people.
 func describeOID(oid string) string {
 	var id x509.OID
 	if err := id.UnmarshalBinary([]byte(oid)); err != nil {

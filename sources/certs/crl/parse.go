@@ -88,17 +88,17 @@ func readTime(s *cryptobyte.String, out *time.Time) bool {
 	return s.ReadASN1GeneralizedTime(out)
 }
 
-// maxIssuers is the number of CAs whose certificates one list revokes.
+// maxIssuers is the maximum number of CAs whose certificates one list revokes.
 const maxIssuers = 4096
 
-// parseEntries reads the revoked certificates. tbs is what is left of the list. It
-// reports whether an entry names the issuer of its certificate.
+// parseEntries reads the revoked certificates. tbs is the rest of the TBSCertList. It reports
+// whether an entry names the issuer of its certificate.
 func (l *List) parseEntries(tbs *cryptobyte.String, form func(name []byte) string) (others bool, err error) {
 	var all cryptobyte.String
 	if !tbs.ReadASN1(&all, asn1.SEQUENCE) {
 		return false, errors.New("its entries are malformed")
 	}
-	end := len(l.signed) - len(*tbs) // of all, in what is signed
+	end := len(l.signed) - len(*tbs) // offset in signed of the end of the entries
 	issuer := l.own
 	for n := 1; !all.Empty(); n++ {
 		var entry cryptobyte.String

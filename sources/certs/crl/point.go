@@ -9,17 +9,16 @@ import (
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
 
-// A Point is a distribution point in a certificate (RFC 5280, 4.2.1.13): where a CRL
-// is, and whose CRL that is.
+// A Point is a distribution point in a certificate (RFC 5280, 4.2.1.13): where its CRL is, and
+// which CA issues that CRL.
 type Point struct {
-	// URLs are where the CRL is, of any scheme; none if the point is named in
-	// another way.
+	// URLs are the URLs of the CRL, with any scheme; none if the point is named in another way.
 	URLs []string
 	// Issuer is the name, in DER, of the CA that issues the CRL. It is nil if that is
 	// the issuer of the certificate.
 	Issuer []byte
-	// SomeReasons is whether the CRL is for some of the reasons of a revocation only:
-	// it does not say that a certificate is good.
+	// SomeReasons is true if the CRL covers only some of the reasons for a revocation, so that it
+	// cannot show that a certificate is good.
 	SomeReasons bool
 }
 

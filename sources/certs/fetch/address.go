@@ -6,9 +6,8 @@ import (
 	"slices"
 )
 
-// notPublic are the parts of the address space that belong to the reader of this
-// and not to the world (the IANA special-purpose registries, RFC 6890), or in
-// which another address is hidden.
+// notPublic are the parts of the address space that are local to a machine or network (the IANA
+// special-purpose registries, RFC 6890), or whose addresses contain another address.
 var notPublic = prefixes(
 	"0.0.0.0/8",         // this network
 	"10.0.0.0/8",        // private
@@ -32,17 +31,16 @@ var notPublic = prefixes(
 	"2620:4f:8000::/48", // AS112
 )
 
-// global is all of IPv6 that is given out. Loopback, unique local, link-local,
-// multicast, NAT64 within a network (64:ff9b:1::/48) and what maps IPv4 are outside of
-// it.
+// global is all of IPv6 that is allocated. It does not include loopback, unique local, link-local
+// and multicast addresses, NAT64 within a network (64:ff9b:1::/48), and IPv4-mapped addresses.
 var global = netip.MustParsePrefix("2000::/3")
 
-// nat64 are the IPv6 addresses that stand for the IPv4 address in their last four bytes
-// (RFC 6052, 2.1). A network without IPv4 has DNS answer with them.
+// nat64 are the IPv6 addresses that stand for the IPv4 address in their last four bytes (RFC 6052,
+// 2.1). In a network without IPv4, DNS returns such addresses.
 var nat64 = netip.MustParsePrefix("64:ff9b::/96")
 
-// meant returns the address that is meant by a: the IPv4 address that is embedded by
-// NAT64, and any other as it is.
+// meant returns the address that a stands for: the IPv4 address that is embedded by NAT64, or a
+// itself.
 func meant(a netip.Addr) netip.Addr {
 	if !nat64.Contains(a) {
 		return a
@@ -59,7 +57,7 @@ func prefixes(all ...string) []netip.Prefix {
 	return out
 }
 
-// public reports whether an address is everybody's.
+// public reports whether an address is public.
 func public(a netip.Addr) bool {
 	a = meant(a)
 	if !a.IsValid() || a.Zone() != "" || a.Is4In6() || a.Is6() && (!global.Contains(a) || tunnels(a)) {
@@ -75,8 +73,7 @@ func tunnels(a netip.Addr) bool {
 	return b[8]&^2 == 0 && b[9] == 0 && b[10] == 0x5e && b[11] == 0xfe
 }
 
-// faultOfEntry returns why no address of a web server can be this one, which
-// somebody has written into a configuration, or "".
+// faultOfEntry returns why a configured address cannot be that of a web server, or an empty string.
 func faultOfEntry(a netip.Addr) string {
 	a = meant(a)
 	metadata := netip.MustParseAddr("fd00:ec2::254")
@@ -91,7 +88,7 @@ func faultOfEntry(a netip.Addr) string {
 	return ""
 }
 
-// A forbiddenError says that a name has led to where it must not.
+// A forbiddenError means that a name resolves to an address that must not be contacted.
 type forbiddenError struct {
 	host string
 	at   netip.Addr

@@ -14,14 +14,14 @@ import (
 // The buckets of the cache file. Each version of the format has recordsBucket.
 const recordsBucket = "tpm certificates"
 
-// format is the version of all that is in the file.
+// format is the version of the file's content.
 const format = "tpm certificates 3"
 
 const (
-	// maxFile is the size in bytes of the largest file that is read or written. What
-	// is in memory takes less.
+	// maxFile is the maximum size, in bytes, of a file that is read or written. What is in memory
+	// takes less.
 	maxFile = 512 << 20
-	// batchSize is about how much one transaction writes, in bytes.
+	// batchSize is the approximate number of bytes that one transaction writes.
 	batchSize = 8 << 20
 )
 
@@ -30,25 +30,24 @@ func cacheFile(path string) boltfile.File {
 }
 
 // Examine makes f read a cache that belongs to a server, whoever owns the file. It must be called
-// before Load. Run, which would write the file, must not be called then.
+// before Load. Run must not be called afterwards, since it would write the file.
 func (f *Fetcher) Examine() { f.anyOwner = true }
 
-// errUnread is why nobody is asked while it is not known what the cache holds.
+// errUnread is the reason why no server is asked while the content of the cache is not known.
 var errUnread = fmt.Errorf("another process has the cache locked, and what was fetched before, such as "+
 	"a later CRL, is not known until it can be read: %w", ErrNotAsked)
 
-// Load reads the cache into memory. An error says why the file was not used, or
-// which part of it was left out: what is in memory, and what is fetched from now
-// on, serves nevertheless. No file yet is no error. Call it once, before the first
-// request: what a request replaces was compared with memory alone. The error is CacheError until
-// the file was written.
+// Load reads the cache into memory. An error says why the file was not used, or which part of it
+// was left out; what is in memory, and what is fetched from now on, is used all the same. A missing
+// file is not an error. Load must be called once, before the first request, because what a request
+// replaces is compared only with what is in memory. CacheError returns the error until the file has
+// been written.
 //
-// If another process has the file locked for longer than Load waits, or ctx ends, it
-// is not known what the file holds. Get asks nobody then, since an older CRL could
-// take the place of the one in the file, until Load is called again and succeeds. Run
-// does that.
+// If another process keeps the file locked for longer than Load waits, or if ctx ends, the content
+// of the file is not known. Then Get asks no server, since an older CRL could replace the one in
+// the file, until Load is called again and succeeds. Run does that.
 //
-// ctx is looked at now and then; it does not interrupt a disk that hangs.
+// ctx is checked now and then; it does not interrupt a disk that hangs.
 func (f *Fetcher) Load(ctx context.Context) error {
 	if f.path == "" {
 		return nil
@@ -58,7 +57,7 @@ func (f *Fetcher) Load(ctx context.Context) error {
 	if err != nil {
 		err = fmt.Errorf("cache %q: %w", f.path, err)
 	}
-	// What was used last is in front: the order of the file says nothing of it.
+	// The most recently fetched is put last, since the order in the file has no meaning.
 	slices.SortStableFunc(records, func(a, b record) int { return a.Fetched.Compare(b.Fetched) })
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -69,8 +68,7 @@ func (f *Fetcher) Load(ctx context.Context) error {
 	return err
 }
 
-// remember takes a record into memory, unless something newer is there. The caller
-// holds f.mu.
+// remember adds a record to memory, unless something newer is there. The caller must hold f.mu.
 func (f *Fetcher) remember(r record) {
 	switch {
 	case len(r.Problem) == 0 && f.objects.get(r.name) == nil:
@@ -83,7 +81,8 @@ func (f *Fetcher) remember(r record) {
 	}
 }
 
-// read returns what the file holds. With records, the error is why others were left out.
+// read returns the records in the file. If it also returns an error, that says why other records
+// were left out.
 func (f *Fetcher) read(ctx context.Context) (records []record, err error) {
 	var skipped error
 	file := cacheFile(f.path)
@@ -115,8 +114,8 @@ func (f *Fetcher) read(ctx context.Context) (records []record, err error) {
 	return records, skipped
 }
 
-// flush writes the file if anything has changed since the last time. It reads it
-// first if that was not possible before.
+// flush writes the file if anything has changed since the last time. It first reads the file if
+// that was not possible before.
 func (f *Fetcher) flush(ctx context.Context) error {
 	f.writing.Lock()
 	defer f.writing.Unlock()
@@ -148,7 +147,7 @@ func (f *Fetcher) flush(ctx context.Context) error {
 	return err
 }
 
-// writeAll writes all that memory holds into an empty file.
+// writeAll writes everything that is in memory into an empty file.
 func (f *Fetcher) writeAll(db *bbolt.DB) error {
 	records := f.records()
 	for len(records) > 0 {
@@ -172,7 +171,7 @@ func (f *Fetcher) writeAll(db *bbolt.DB) error {
 	return nil
 }
 
-// records returns all that memory holds. Their bodies are shared.
+// records returns everything that is in memory. Their bodies are shared.
 func (f *Fetcher) records() (all []record) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -13,11 +13,11 @@ import (
 )
 
 const (
-	// dialTimeout bounds one connection, with all addresses of a name.
+	// dialTimeout limits making one connection, including all addresses of a name.
 	dialTimeout = 5 * time.Second
-	// handshakeTimeout bounds a TLS handshake.
+	// handshakeTimeout limits a TLS handshake.
 	handshakeTimeout = 5 * time.Second
-	// maxHeaders is the size of the headers of an answer, in bytes.
+	// maxHeaders is the maximum size of the headers of an answer, in bytes.
 	maxHeaders = 64 << 10
 )
 
@@ -26,19 +26,19 @@ type dialFunc = func(ctx context.Context, network, address string) (net.Conn, er
 // askedKey is the key of a function in the context of a request.
 type askedKey struct{}
 
-// whenAsked has f be called when a connection is being made for a request: it has waited
-// for others to the same host until then.
+// whenAsked returns a context with which f is called when a connection is being made for a request:
+// until then, the request has waited for others to the same host.
 func whenAsked(ctx context.Context, f func()) context.Context {
 	return context.WithValue(ctx, askedKey{}, f)
 }
 
-// newTransport returns what makes connections: one for each request, since
-// requests are few and an idle connection is one more thing to bound. It uses no
-// proxy, shows no certificate, keeps no cookie and decodes nothing.
+// newTransport returns a transport that makes one connection for each request: requests are few,
+// and idle connections would have to be limited as well. It uses no proxy, presents no certificate,
+// keeps no cookies and decodes nothing.
 //
-// own is for hosts that the operator has written for this purpose. Any others may
-// not be anywhere but at a public address, or at the address that stands for them
-// in the URL. These two never share a transport.
+// own is true for hosts that the operator has configured for this purpose. Other hosts must be at a
+// public address, or at the address that their URL names instead of a host name. The two never
+// share a transport.
 //
 // dial makes the connections if it is not nil.
 func newTransport(
@@ -72,9 +72,9 @@ func newTransport(
 	}
 }
 
-// onlyPublic returns a function that a dialer calls with the address that it is
-// about to connect to, after it has resolved the name: whatever a name server says,
-// and whenever, it is that address which is looked at.
+// onlyPublic returns a function that a dialer calls with the address to which it is about to
+// connect, after it has resolved the name. So the address that is checked is the one that is used,
+// whatever a name server says, and whenever.
 func onlyPublic(asked string) func(context.Context, string, string, syscall.RawConn) error {
 	host, _, err := net.SplitHostPort(asked)
 	literal, literalErr := netip.ParseAddr(host)

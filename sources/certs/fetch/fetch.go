@@ -1,16 +1,16 @@
-// Package fetch gets certificates and certificate revocation lists (CRLs)
-// from web servers that certificates name, and keeps them.
+// Package fetch fetches certificates and certificate revocation lists (CRLs) from web servers that
+// certificates name, and keeps them.
 //
-// The names are those of whoever attests, and may be an attacker's: the operator alone
-// decides who may be asked, in [Config]. What is asked is bounded in size, time and
-// number, and what is kept is bounded too, failures by themselves.
+// The names come from attesting machines, which may be attackers: only the operator decides, in
+// [Config], which servers may be asked. Requests are limited in size, time and number, and so is
+// what is kept. Failures have limits of their own.
 //
-// Nothing that is kept is trusted, on the disk as little as on its way: all of it
-// passes through the caller's [Parse].
+// Nothing that is kept is trusted, neither on disk nor on its way: all of it passes through the
+// caller's [Parse].
 //
-// To read the package: here is its contract; policy.go and address.go say who may be
-// asked, request.go how; flight.go has the requests under way and who waits for them;
-// kept.go what is kept, cache.go and record.go the file of it.
+// To read the package: this file has its contract; policy.go and address.go say which servers may
+// be asked, and request.go how; flight.go has the requests in progress and their callers; kept.go
+// has what is kept, cache.go and record.go the cache file.
 package fetch
 
 import (
@@ -27,9 +27,9 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
-// A Kind is what is asked for. It decides who may be asked and how long an answer
-// may be, and is part of the name by which an answer is kept: what was fetched as
-// one kind never serves as another.
+// A Kind is what is requested. It determines which servers may be asked and how long an answer may
+// be, and is part of the name by which an answer is kept: what was fetched as one kind is never
+// used as another.
 type Kind string
 
 // The kinds.
@@ -45,132 +45,128 @@ const (
 	CRL Kind = "crl"
 )
 
-// Of returns the kind for answers that another answer at the same URL must not
-// stand for: CRL.Of(<hash of the issuer's key>), say, if Parse accepts what
-// that issuer has signed, so that a certificate that names another CA's CRL does
-// not spoil it for that CA. All that Parse looks at beside the body has to be in
-// it.
+// Of returns a kind for answers that must be kept apart from other answers at the same URL. For
+// example, if Parse accepts only what one issuer has signed, CRL.Of(<hash of the issuer's key>)
+// keeps a certificate that names another CA's CRL from spoiling that CRL for the other CA. whom
+// must contain everything that Parse depends on besides the body.
 func (k Kind) Of(whom string) Kind { return k + "/" + Kind(whom) }
 
-// base returns the kind without what Of has added.
+// base returns the kind without what Of added.
 func (k Kind) base() Kind {
 	before, _, _ := strings.Cut(string(k), "/")
 	return Kind(before)
 }
 
-// valid reports whether k is one of the kinds, by Of or not.
+// valid reports whether k is one of the kinds, with or without Of.
 func (k Kind) valid() bool {
 	return maxBody[k.base()] > 0 && len(k) <= maxKind && !strings.Contains(string(k), "\x00")
 }
 
-// maxKind is the length of a kind, in bytes.
+// maxKind is the maximum length of a kind, in bytes.
 const maxKind = 256
 
 var (
-	// ErrNotFound is the answer of a server that has nothing at the URL: 404 or 410.
-	// It is kept, as other failures are.
+	// ErrNotFound means that the server has nothing at the URL: 404 or 410. It is remembered like
+	// other failures.
 	ErrNotFound = errors.New("the server has none (404 Not Found)")
-	// ErrNotAsked is the error if a server was not asked, or not until it has
-	// answered, for a reason of the Fetcher's own. It says nothing about the server or
-	// what that has, and is not remembered: a caller that would take a missing answer for
-	// a fact must not take this error for it.
+	// ErrNotAsked means that a server was not asked, or not until it had answered, for a reason of
+	// the Fetcher's own. It says nothing about the server or what it has, and is not remembered. A
+	// caller for which a missing answer is a fact must not treat this error as one.
 	ErrNotAsked = errors.New("the server was not asked: try again")
-	// ErrSilent is the error if the server was asked, had time enough, and has not
-	// answered.
+	// ErrSilent means that the server was asked and had enough time, but has not answered.
 	ErrSilent = errors.New("the server has not answered yet")
 )
 
-// Config is who may be asked, and where answers are kept.
+// Config says which servers may be asked, and where answers are kept.
 type Config struct {
-	// Hosts may be asked for what certificates name: each a host or host:port, a
-	// name or an IP address, [v6]:port. Without a port it is 80 and 443, whatever
-	// the scheme. A name that resolves to an address that is not public is not
-	// asked; an entry that is such an address itself is.
+	// Hosts are the servers that may be asked for what certificates name. Each is a host or
+	// host:port, where the host is a name, an IPv4 address, or an IPv6 address in brackets. Without
+	// a port, ports 80 and 443 are allowed, whatever the scheme. A name that resolves to an address
+	// that is not public is not asked; an entry that is itself such an address is.
 	Hosts []string
-	// Bases are URLs below which EK certificates are. They are the operator's own
-	// words: their addresses may be private.
+	// Bases are URLs below which EK certificates are. The operator has configured them, so their
+	// addresses may be private.
 	Bases []string
-	// Mirror, if it is set, is a URL below which <host>/<path> is asked
-	// for instead of every URL on Hosts, the host with :port if that is not
-	// the scheme's. It is the operator's own, too.
+	// Mirror, if it is set, is a URL below which <host>/<path> is requested instead of every URL on
+	// Hosts, where the host has :port unless that is the scheme's. The operator has configured it,
+	// too.
 	Mirror string
-	// CachePath is a bbolt file that keeps answers for after a restart; if it
-	// is empty, memory alone does.
+	// CachePath is a bbolt file in which answers survive a restart. If it is empty, they are kept
+	// only in memory.
 	CachePath string
 	// Now is the clock; time.Now if it is nil.
 	Now func() time.Time
-	// Dial makes the connections of a test, wherever it likes. If it is nil,
-	// the network does, and addresses are as said above.
+	// Dial makes the connections in a test, to any address. If it is nil, the network is used, with
+	// the restrictions on addresses described above.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// Parse reads a body and returns its value and until when it may be kept; the
-// default if that is zero. What it returns an error for is a failure. It
-// depends on the body alone (for one Kind and URL), since its value is shared, and
-// is also called with bodies from the disk. It must not change the body or keep a
-// part of it that it writes to. A panic is an error.
+// Parse reads a body and returns its value and the time until which it may be kept (zero: the
+// default). If it returns an error, the request has failed. The result must depend only on the
+// body, the Kind and the URL, since the value is shared. Parse is also called with bodies from the
+// disk. It must not change the body or keep a part of it to which it writes. A panic counts as an
+// error.
 type Parse func(body []byte) (value any, until time.Time, err error)
 
-// A Successor is a value that not every one may follow: Succeed returns why it must
-// not take the place of held, the value that is kept so far, or nil. What was kept
-// is compared however old it is, and over restarts. An answer with an error counts
-// as a failure, and what is kept goes on. Succeed waits for nothing.
+// A Successor is a value that restricts what it may replace: Succeed returns an error if it must
+// not replace held, the value that has been kept so far. The two are compared however old held is,
+// and across restarts. An answer for which Succeed returns an error counts as a failure, and held
+// stays in use. Succeed must not wait for anything.
 type Successor interface {
 	Succeed(held any) error
 }
 
-// An Object is an answer that was accepted. It is shared: nobody changes it.
+// An Object is an answer that was accepted. It is shared and must not be changed.
 type Object struct {
 	Value          any
 	Body           []byte
 	Fetched, Until time.Time
-	// Stale is why there is nothing newer although Until has passed: the last
-	// attempt has failed, or wraps ErrSilent or ErrNotAsked. Nil before that. What
-	// certificates and CRLs say of their own validity is for the caller to look at,
-	// stale or not.
+	// Stale says why there is nothing newer although Until has passed: it is the last attempt's
+	// failure, or wraps ErrSilent or ErrNotAsked. It is nil before Until. The validity times in
+	// certificates and CRLs are for the caller to check, whether Stale is set or not.
 	Stale error
 }
 
-// Patience is how long a request may be under way before its server counts as silent.
+// Patience is how long a request may be in progress before its server counts as silent.
 const Patience = 2 * time.Second
 
-// A Fetcher asks and keeps. It is safe for concurrent use.
+// A Fetcher fetches and keeps answers. It is safe for concurrent use.
 //
-// It has 4 connections to a host at once, one for each request, which has 10 seconds from
-// the moment that the connection is being made. It makes a request again if the connection
-// or the server fails, and follows 3 redirects, on the same host only. It keeps each object
-// for 90 days at most, and of each kind those that were used last: 2048 CRLs, 16,000 EK
-// certificates, 2048 issuers that Prove was told of and 256 others; for each of these four
-// there is a bound in bytes as well, and all of them together take 260 MiB of memory at
-// most. It keeps 4096 failures: that the server has none, or something else than what was
-// asked for, for ten minutes; that it does not answer for one minute, and for longer up to
-// ten if it goes on. It asks nobody through a proxy, and for https takes the system's roots.
+// It makes at most 4 connections to a host at a time, one for each request, which may take 10
+// seconds from the moment when the connection is being made. It repeats a request once if the
+// connection or the server fails, and follows up to 3 redirects, on the same host only. It keeps
+// each object for at most 90 days and, of each kind, those that were used last: 2048 CRLs, 16,000
+// EK certificates, 2048 issuers for which Prove was called, and 256 other issuers. Each of these
+// four is also limited in bytes, and all of them together take at most 260 MiB of memory. It
+// remembers 4096 failures: for ten minutes, that a server has nothing or something other than what
+// was asked for; for one minute, and for up to ten if it goes on, that a server does not answer. It
+// uses no proxy, and the system's roots for https.
 type Fetcher struct {
 	policy policy
 	path   string // of the cache; empty if there is none
-	// anyOwner lets the cache count whoever owns it.
+	// anyOwner makes the cache count whoever owns it.
 	anyOwner bool
 	now      func() time.Time
 
 	dial                    dialFunc
 	transport, ownTransport *http.Transport
-	// The constants; tests are in more of a hurry.
+	// These are the constants, except in tests, which use shorter times.
 	timeout, retryPause, patience time.Duration
 
-	// mu is held for moments only, and never while something is waited for.
+	// mu is only held briefly, and never while waiting for anything.
 	mu       sync.Mutex
 	objects  stock
 	failures *simplelru.LRU[name, *failure]
 	flights  map[name]*flight
-	running  bool // Run is at work
+	running  bool // whether Run is running
 	closed   bool
-	// changed says that the cache file does not hold what memory does, and unread
-	// that it is not known what it holds.
+	// changed is true if the cache file does not hold what is in memory, and unread is true if its
+	// content is not known.
 	changed, unread bool
 	cacheErr        error
 
-	wake    chan struct{} // tells Run that there is something in changed
-	writing sync.Mutex    // is held while the file is written
+	wake    chan struct{} // tells Run that changed is set
+	writing sync.Mutex    // held while the file is written
 	work    sync.WaitGroup
 }
 
@@ -193,20 +189,20 @@ func New(cfg Config) (*Fetcher, error) {
 	return f, nil
 }
 
-// connect makes the transports; by the system's resolver and roots if these are nil.
+// connect makes the transports, with the system's resolver and roots if these are nil.
 func (f *Fetcher) connect(resolver *net.Resolver, roots *x509.CertPool) {
 	f.transport = newTransport(false, f.dial, resolver, roots, f.now)
 	f.ownTransport = newTransport(true, f.dial, resolver, roots, f.now)
 }
 
-// Allowed returns the canonical form of a URL that a certificate names and that
-// may be asked for as Issuer or CRL, or why it may not. Two URLs that differ
-// in upper and lower case of the host, in a port that is the scheme's, in a
-// fragment or in spaces around them have one form.
+// Allowed returns the canonical form of a URL that a certificate names, if it may be requested as
+// Issuer or CRL, and otherwise an error that says why not. URLs that differ only in the case of the
+// host, in a port that is the scheme's default, in a fragment, or in spaces around them have the
+// same canonical form.
 func (f *Fetcher) Allowed(raw string) (canonical string, err error) { return f.policy.allowed(raw) }
 
-// Host returns the host that would be asked for an allowed URL: the mirror's, if
-// there is one.
+// Host returns the host that would be asked for an allowed URL, which is the mirror's if there is a
+// mirror.
 func (f *Fetcher) Host(kind Kind, url string) string {
 	t, err := f.policy.target(kind, url)
 	if err != nil {
@@ -215,13 +211,13 @@ func (f *Fetcher) Host(kind Kind, url string) string {
 	return t.host()
 }
 
-// Cached returns what is kept. If it is known, nobody need be asked: there is an object, or
-// the failure that is remembered (err), or both (Stale is the failure then). If it is not
-// known, there may be an object whose time is over; its Stale is ErrSilent if it is being
-// asked for and the server is silent, and ErrNotAsked otherwise.
+// Cached returns what is kept. If known is true, no server need be asked: there is an object, or a
+// remembered failure (err), or both (the failure is then in Stale). If known is false, there may be
+// an object whose Until has passed; its Stale wraps ErrSilent if a request for it is in progress
+// and the server is silent, and ErrNotAsked otherwise.
 //
-// It waits for nobody; it calls parse if an object has come from the disk and was not
-// used yet, and counts the object as not kept if parse refuses it.
+// It does not wait. It calls parse if an object has come from the disk and has not been used yet,
+// and drops the object if parse refuses it.
 func (f *Fetcher) Cached(kind Kind, url string, parse Parse) (o *Object, known bool, err error) {
 	n := name{kind, url}
 	f.parseKept(n, parse)
@@ -230,15 +226,14 @@ func (f *Fetcher) Cached(kind Kind, url string, parse Parse) (o *Object, known b
 	return f.find(n)
 }
 
-// A KeptObject is an object with the URL where it was.
+// A KeptObject is an object and the URL where it was found.
 type KeptObject struct {
 	URL   string
 	Value any
 }
 
-// Kept returns all objects that are kept by the kinds family.Of(…), whatever their age:
-// what other URLs, or certificates that name other URLs, have led to. It asks nobody,
-// and leaves out what parse refuses of what has come from the disk.
+// Kept returns all objects that are kept with the kinds family.Of(…), whatever their age and URL.
+// It asks no server, and leaves out objects from the disk that parse refuses.
 func (f *Fetcher) Kept(family Kind, parse Parse) []KeptObject {
 	var names []name
 	prefix := string(family.Of(""))
@@ -258,9 +253,9 @@ func (f *Fetcher) Kept(family Kind, parse Parse) []KeptObject {
 	return all
 }
 
-// Doubt says that what is kept does not fit where it should: that an issuer has
-// not signed what names it, or has expired, say. It is then asked for anew, but not before
-// it is ten minutes old; should that fail, it goes on as before.
+// Doubt reports that an object is not what was expected: for example, an issuer has expired or has
+// not signed the certificate that names it. It is then fetched again, but not before it is ten
+// minutes old; if that fails, it stays in use.
 func (f *Fetcher) Doubt(kind Kind, url string) {
 	f.change(name{kind, url}, func(k *kept) bool {
 		until := k.fetched.Add(doubtAge)
@@ -272,9 +267,9 @@ func (f *Fetcher) Doubt(kind Kind, url string) {
 	})
 }
 
-// Prove says that what an Issuer's URL has was of use: it has signed a certificate,
-// and somebody who is trusted has signed it. What is kept at that URL, now and later,
-// is not pushed out by what other URLs lead to that were of no use.
+// Prove reports that the object at an Issuer's URL was useful: it has signed a certificate, and
+// chains to a trusted CA. What is kept for that URL, now and later, is not evicted because of
+// objects that were not useful.
 func (f *Fetcher) Prove(url string) {
 	f.change(name{Issuer, url}, func(k *kept) bool {
 		is := k.proven
@@ -283,8 +278,8 @@ func (f *Fetcher) Prove(url string) {
 	})
 }
 
-// change replaces what is kept by a name by what edit makes of it, if edit reports that it
-// has changed something.
+// change replaces the object with this name by the result of edit, if edit reports that it has
+// changed something.
 func (f *Fetcher) change(n name, edit func(*kept) bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -298,14 +293,14 @@ func (f *Fetcher) change(n name, edit func(*kept) bool) {
 	}
 }
 
-// CacheError is why the cache file was not read or written last, or nil.
+// CacheError returns the error of the last attempt to read or write the cache file, or nil.
 func (f *Fetcher) CacheError() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.cacheErr
 }
 
-// succeed returns why a value must not take the place of another one, or nil.
+// succeed returns an error if a value must not replace another one.
 func succeed(value, held any) (err error) {
 	successor, ok := value.(Successor)
 	if !ok {
@@ -315,14 +310,14 @@ func succeed(value, held any) (err error) {
 	return successor.Succeed(held)
 }
 
-// recovered makes an error of a panic.
+// recovered turns a panic into an error. It must be deferred.
 func recovered(err *error) {
 	if r := recover(); r != nil {
 		*err = fmt.Errorf("panic: %v", r)
 	}
 }
 
-// guarded calls parse and makes an error of a panic.
+// guarded calls parse and turns a panic into an error.
 func guarded(parse Parse, body []byte) (value any, until time.Time, err error) {
 	defer recovered(&err)
 	value, until, err = parse(body)

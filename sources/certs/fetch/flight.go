@@ -7,14 +7,15 @@ import (
 )
 
 const (
-	// maxFlightsPerHost is the number of URLs on one host that are asked for or wait to be.
+	// maxFlightsPerHost is the maximum number of URLs on one host for which requests are in
+	// progress or waiting.
 	maxFlightsPerHost = 512
-	// maxCrowd is how many callers wait for a host that is silent: fewer than
-	// there are places for attestations that fetch, so that silent hosts take them all
-	// from nobody.
+	// maxCrowd is the maximum number of callers that wait for a silent host. It is less than the
+	// number of attestations that may fetch at a time, so that a silent host does not take all of
+	// their places.
 	maxCrowd = 16
-	// fairTime is how long a server has to have been asked for its silence to mean
-	// anything: a request may have waited for its connection until a moment ago.
+	// fairTime is how long ago a server must have been asked for its silence to mean anything: the
+	// request may have waited for its connection until just before.
 	fairTime = 4 * time.Second
 )
 
@@ -23,37 +24,37 @@ var (
 	errClosed = fmt.Errorf("the configuration has changed, or the SPIRE server is stopping: %w", ErrNotAsked)
 )
 
-// A flight is one request, for all who wait for it.
+// A flight is one request, shared by all callers that wait for it.
 type flight struct {
 	name    name
 	host    string
 	cancel  context.CancelFunc
 	started time.Time
-	renews  bool // there is something old
-	// Under Fetcher.mu: how many wait, and when the server was asked.
+	renews  bool // there is an old object
+	// Guarded by Fetcher.mu: the number of waiting callers, and when the server was asked.
 	waiters int
 	asked   time.Time
 
-	done chan struct{} // closed when what follows is set
-	// object or err is the answer. If object is stale, it is what was kept before.
+	done chan struct{} // closed when the following fields are set
+	// object or err is the answer. A stale object is the one that was kept before.
 	object *Object
 	err    error
 }
 
-// Get returns what is known, as Cached does, or asks and waits for the answer until ctx
-// ends. How long that may be is the caller's business alone. All who wait for the same
-// kind and URL share one request, and the value that the parse of one of them returns.
+// Get returns what is known, like Cached, or else asks the server and waits for the answer until
+// ctx ends. Only the caller decides how long that may be. All callers that wait for the same kind
+// and URL share one request, and the value that one caller's parse returns.
 //
-// If there is no new answer, because asking has failed or ctx has ended, an object whose
-// time is over is returned with Stale set, for 90 days, a CRL for ever. A request that has
-// begun, or renews what is kept, goes on while Run is at work.
+// If there is no new answer, because the request has failed or ctx has ended, an object whose Until
+// has passed is returned with Stale set, for up to 90 days after Until, and a CRL without limit. A
+// request that has begun, or that renews an object, continues while Run is running.
 //
-// Once a server is silent, no more than 16 callers wait for it; others are told
-// ErrNotAsked at once. An error that wraps ErrNotFound is the server's word that it has
-// none, one that wraps ErrSilent or ErrNotAsked no server's.
+// When a server is silent, at most 16 callers wait for it; others get ErrNotAsked at once. An error
+// that wraps ErrNotFound means that the server has said that it has none. Errors that wrap
+// ErrSilent or ErrNotAsked do not come from a server.
 //
-// The URL is one that Allowed has returned or, for EKCertificate, one file below
-// one of Config.Bases.
+// The URL must be one that Allowed has returned or, for EKCertificate, a file directly below one of
+// Config.Bases.
 func (f *Fetcher) Get(ctx context.Context, kind Kind, url string, parse Parse) (*Object, error) {
 	if !kind.valid() {
 		return nil, fmt.Errorf("the kind %.50q is not one of those that are asked for", kind)
@@ -80,8 +81,9 @@ func (f *Fetcher) Get(ctx context.Context, kind Kind, url string, parse Parse) (
 	}
 }
 
-// join returns the request for a name, which it begins if there is none, with the caller
-// among those who wait; or that it was settled meanwhile; or why the caller must not wait.
+// join returns the request for a name, and begins one if there is none; the caller is added to
+// those that wait for it. settled means that the answer is known by now. why is the reason why the
+// caller must not wait.
 func (f *Fetcher) join(n name, t target, parse Parse) (fl *flight, settled bool, why error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -103,7 +105,7 @@ func (f *Fetcher) join(n name, t target, parse Parse) (fl *flight, settled bool,
 	case flights >= maxFlightsPerHost:
 		return nil, false, errBusy
 	}
-	// The request is nobody's alone: it does not end with the caller who was first.
+	// The request does not belong to one caller: it does not end when the first caller leaves.
 	ctx, cancel := context.WithCancel(context.Background())
 	fl = &flight{
 		name: n, host: t.host(), cancel: cancel, started: time.Now(), renews: f.old(n) != nil, waiters: 1,
@@ -117,8 +119,8 @@ func (f *Fetcher) join(n name, t target, parse Parse) (fl *flight, settled bool,
 	return fl, false, nil
 }
 
-// underWay returns how many requests to a host are under way, how many callers wait for
-// them, and whether the host is silent. The caller holds f.mu.
+// underWay returns the number of requests to a host that are in progress, the number of callers
+// that wait for them, and whether the host is silent. The caller must hold f.mu.
 func (f *Fetcher) underWay(host string) (flights, waiting int, late bool) {
 	for _, fl := range f.flights {
 		if fl.host == host {
@@ -132,8 +134,8 @@ func (f *Fetcher) underWay(host string) (flights, waiting int, late bool) {
 
 func (f *Fetcher) silent(fl *flight) bool { return time.Since(fl.started) >= f.patience }
 
-// wait waits for the answer to a request, and leaves it. When the server turns out to be
-// silent, those who are too many do not wait any more.
+// wait waits for the answer to a request, and then leaves the request. When the server turns out to
+// be silent, surplus callers stop waiting.
 func (f *Fetcher) wait(ctx context.Context, fl *flight, parse Parse) (*Object, error) {
 	late := time.NewTimer(f.patience)
 	defer late.Stop()
@@ -154,7 +156,7 @@ func (f *Fetcher) wait(ctx context.Context, fl *flight, parse Parse) (*Object, e
 	}
 }
 
-// gaveUp returns why there is no answer for a caller who does not wait any more.
+// gaveUp returns why there is no answer for a caller that has stopped waiting.
 func (f *Fetcher) gaveUp(fl *flight, why error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -164,7 +166,8 @@ func (f *Fetcher) gaveUp(fl *flight, why error) error {
 	return fmt.Errorf("%w: %w", ErrSilent, why)
 }
 
-// leave says that a caller does not wait any more, if more than most wait for the host.
+// leave removes a waiting caller, unless most is not zero and no more than most callers wait for
+// the host.
 func (f *Fetcher) leave(fl *flight, most int) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -176,20 +179,20 @@ func (f *Fetcher) leave(fl *flight, most int) bool {
 	return true
 }
 
-// endDeserted ends a request for which nobody waits, unless Run is there to keep what comes
-// and the server was asked or something is to be renewed. The caller holds f.mu.
+// endDeserted ends a request for which nobody waits, unless Run is running, so that the answer will
+// be kept, and the server was asked or an object is to be renewed. The caller must hold f.mu.
 func (f *Fetcher) endDeserted(fl *flight) {
 	wanted := f.running && (fl.renews || !fl.asked.IsZero())
 	if fl.waiters > 0 || wanted {
 		return
 	}
 	fl.cancel()
-	if f.flights[fl.name] == fl { // whoever comes now begins another one
+	if f.flights[fl.name] == fl { // the next caller begins another request
 		delete(f.flights, fl.name)
 	}
 }
 
-// fly makes the request of a flight and tells all who wait.
+// fly makes the request of a flight and wakes all who wait for it.
 func (f *Fetcher) fly(ctx context.Context, fl *flight, t target, parse Parse) {
 	k, err := f.fetch(ctx, fl, t, parse)
 	if err == nil {
@@ -199,7 +202,7 @@ func (f *Fetcher) fly(ctx context.Context, fl *flight, t target, parse Parse) {
 	switch {
 	case err == nil:
 		object = k.as(nil)
-	case ctx.Err() != nil: // it was ended, which says nothing of the server
+	case ctx.Err() != nil: // it was cancelled, which says nothing about the server
 		err = errClosed
 	default:
 		object, err = f.instead(fl.name, f.fail(fl.name, err), parse)
@@ -213,8 +216,8 @@ func (f *Fetcher) fly(ctx context.Context, fl *flight, t target, parse Parse) {
 	close(fl.done)
 }
 
-// fetch asks and reads the answer. The time that a request has begins when its connection
-// is being made: before that, it waits for others to the same host.
+// fetch makes the request and reads the answer. The timeout begins when the connection is being
+// made: before that, the request waits for others to the same host.
 func (f *Fetcher) fetch(ctx context.Context, fl *flight, t target, parse Parse) (k *kept, err error) {
 	defer recovered(&err)
 	within, cancel := context.WithCancel(ctx)
@@ -244,9 +247,9 @@ func (f *Fetcher) fetch(ctx context.Context, fl *flight, t target, parse Parse) 
 	return &kept{body: body, fetched: fetched, until: untilOf(fetched, until), value: value, parsed: true}, nil
 }
 
-// replace keeps what was fetched, in place of what is kept so far. It is an error,
-// and that stays, if Successor says so. What is kept was parsed before anybody was asked, and
-// nothing comes from the disk meanwhile: see Load.
+// replace keeps what was fetched, in place of the previous object. It returns an error, and the
+// previous object stays, if Successor requires that. The previous object was parsed before the
+// server was asked, and no other can have come from the disk in the meantime: see Load.
 func (f *Fetcher) replace(n name, k *kept) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -10,77 +10,76 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
-// How much is kept of what was not accepted.
+// The limits of what is remembered about failures.
 const (
-	// maxFailures is how many failures are kept. A thousand URLs that lead nowhere push
-	// out nothing that is of use.
+	// maxFailures is the maximum number of failures. A thousand URLs that lead nowhere do not evict
+	// anything useful.
 	maxFailures = 4096
-	// maxProblem is the length of the text of a failure, in bytes.
+	// maxProblem is the maximum length of the text of a failure, in bytes.
 	maxProblem = 300
 )
 
-// What is kept stands on shelves by what it takes to have it kept, so that what
-// anybody can cause pushes nothing out that took more. Each shelf has a bound on objects,
-// and a bound on bytes of memory, as costOf counts them.
+// Objects are kept on shelves by what it takes to have one kept, so that objects that anybody can
+// cause do not evict those that take more. Each shelf is limited in the number of objects and in
+// bytes of memory, as counted by costOf.
 const (
-	// Issuers that Prove was told of.
+	// Issuers for which Prove was called.
 	maxIssuers, maxIssuerBytes = 2048, 32 << 20
-	// Other issuers. Whoever attests can fill this one, with any certificate of a
-	// CA that is at a host that may be asked, by any number of URLs.
+	// Other issuers. An attesting machine can fill this shelf with any CA certificate that is on an
+	// allowed host, under any number of URLs.
 	maxUnproven, maxUnprovenBytes = 256, 4 << 20
-	// EK certificates, which services have for EKs that were proven.
+	// EK certificates, which services have only for EKs that were proved.
 	maxEKs, maxEKBytes = 16_000, 96 << 20
-	// CRLs, which CAs have signed that somebody trusts.
+	// CRLs, which must be signed by trusted CAs.
 	maxCRLs, maxCRLBytes = 2048, 128 << 20
 )
 
 // How long it is kept.
 const (
-	// defaultAge is how long an object is kept whose Parse says nothing, and
-	// maxAge how long whatever it says.
+	// defaultAge is how long an object is kept for which Parse returned no time, and maxAge is the
+	// longest time whatever Parse returned.
 	defaultAge, maxAge = 30 * 24 * time.Hour, 90 * 24 * time.Hour
-	// minAge is how long it is kept at least.
+	// minAge is the shortest time.
 	minAge = time.Minute
-	// maxStaleAge is how long it goes on beyond that, if asking again fails.
+	// maxStaleAge is how long an object stays in use beyond that if it cannot be fetched again.
 	maxStaleAge = 90 * 24 * time.Hour
-	// doubtAge is the age from which an object that is in doubt is asked for
-	// again.
+	// doubtAge is the age from which on an object that is in doubt is fetched again.
 	doubtAge = 10 * time.Minute
-	// The first failure of a server is remembered for failureAge, which doubles
-	// with each that follows up to maxFailureAge; one in which it has answered
-	// what asking again does not change for maxFailureAge.
+	// The first failure of a server is remembered for failureAge, which doubles with each further
+	// failure up to maxFailureAge. An answer that would not change if it were requested again is
+	// remembered for maxFailureAge.
 	failureAge, maxFailureAge = time.Minute, 10 * time.Minute
-	// clockSlack is how far the clock may be set back after something was fetched: a
-	// correction, not a jump. Beyond that an object is asked for anew, and goes on if
-	// that fails; a failure counts as not kept.
+	// clockSlack is how far the clock may be set back after something was fetched: a correction,
+	// not a jump. Beyond that, an object is fetched again, and stays in use if that fails; a
+	// failure is ignored.
 	clockSlack = 5 * time.Second
 )
 
-// A name is what an answer is kept by.
+// A name identifies an answer.
 type name struct {
 	kind Kind
 	url  string
 }
 
-// kept is an answer that was accepted. It is never changed, only replaced.
+// kept is an answer that was accepted. It is immutable, but may be replaced.
 type kept struct {
 	body           []byte
 	fetched, until time.Time
-	// value is what Parse has made of the body. parsed is false if the body
-	// has come from the disk and was not used yet.
+	// value is what Parse returned for the body. parsed is false if the body has come from the disk
+	// and has not been used yet.
 	value  any
 	parsed bool
-	// proven is whether Prove was told of its name, for an issuer.
+	// proven is true if Prove was called for its name, which is an issuer's.
 	proven bool
 }
 
-// failure is why there was none, as an error. It is never changed, only replaced.
+// failure says, as an error, why there is no answer. It is immutable, but may be replaced.
 type failure struct {
 	problem   string
 	notFound  bool
-	silent    bool // not on the disk
+	silent    bool // not stored on disk
 	at, until time.Time
-	// times is how often in a row the server has failed.
+	// times is the number of failures of the server in a row.
 	times int
 }
 
@@ -102,7 +101,7 @@ func newFailure(err error, previous *failure, now time.Time) *failure {
 	return fl
 }
 
-// printable returns a text, which may be partly a server's, for one line of a log.
+// printable returns a text, which may be partly from a server, in a form for one line of a log.
 func printable(s string) string {
 	s = strings.Map(func(c rune) rune {
 		if unicode.IsPrint(c) {
@@ -116,20 +115,21 @@ func printable(s string) string {
 	return s
 }
 
-// counts reports whether the failure is in the past.
+// counts reports whether the failure is in the past, apart from clockSlack.
 func (fl *failure) counts(now time.Time) bool { return !fl.at.After(now.Add(clockSlack)) }
 
-// holds reports whether nobody is asked again yet.
+// holds reports whether the server must not be asked again yet.
 func (fl *failure) holds(now time.Time) bool { return fl.counts(now) && now.Before(fl.until) }
 
 func (fl *failure) Error() string { return fl.problem }
 
-// Is reports what the failure is besides its text.
+// Is implements the method that errors.Is looks for.
 func (fl *failure) Is(target error) bool {
 	return target == ErrNotFound && fl.notFound || target == ErrSilent && fl.silent
 }
 
-// untilOf returns until when an answer is kept that was fetched at some time.
+// untilOf returns the time until which an answer is kept, given when it was fetched and the time
+// that Parse returned.
 func untilOf(fetched, wanted time.Time) time.Time {
 	switch earliest, latest := fetched.Add(minAge), fetched.Add(maxAge); {
 	case wanted.IsZero():
@@ -142,13 +142,13 @@ func untilOf(fetched, wanted time.Time) time.Time {
 	return wanted
 }
 
-// as returns the object for the caller. stale is why there is nothing newer.
+// as returns the object for a caller. stale says why there is nothing newer.
 func (k *kept) as(stale error) *Object {
 	return &Object{Value: k.value, Body: k.body, Fetched: k.fetched, Until: k.until, Stale: stale}
 }
 
-// find returns what Cached does; it passes over what parseKept has not parsed. The caller
-// holds f.mu.
+// find implements Cached, except that it ignores what parseKept has not parsed. The caller must
+// hold f.mu.
 func (f *Fetcher) find(n name) (o *Object, known bool, err error) {
 	now := f.now()
 	k := f.old(n)
@@ -171,9 +171,9 @@ func (f *Fetcher) find(n name) (o *Object, known bool, err error) {
 	return k.as(ErrNotAsked), false, nil
 }
 
-// old returns the object that is kept and was parsed, though its time may be over; nil if it
-// is over for too long. A CRL is kept at any age and by any clock: what it lists stays
-// revoked, and whoever sets the clock must not bring that back. The caller holds f.mu.
+// old returns the object that is kept and parsed, even if its Until has passed; nil if that is too
+// long ago. A CRL is kept at any age and by any clock: what it lists stays revoked, and setting the
+// clock must not undo that. The caller must hold f.mu.
 func (f *Fetcher) old(n name) *kept {
 	k := f.objects.get(n)
 	if k == nil || !k.parsed || n.kind.base() != CRL && f.now().After(k.until.Add(maxStaleAge)) {
@@ -182,8 +182,8 @@ func (f *Fetcher) old(n name) *kept {
 	return k
 }
 
-// instead returns the object that is kept although its time may be over, with why there is
-// nothing newer; if there is none, why is the error.
+// instead returns the object that is kept, even if its Until has passed, with why as its Stale. If
+// there is none, it returns why as the error.
 func (f *Fetcher) instead(n name, why error, parse Parse) (*Object, error) {
 	f.parseKept(n, parse)
 	f.mu.Lock()
@@ -194,8 +194,8 @@ func (f *Fetcher) instead(n name, why error, parse Parse) (*Object, error) {
 	return nil, why
 }
 
-// parseKept parses what is kept, if it has come from the disk and was not used yet. What
-// parse refuses is not kept any more.
+// parseKept parses an object that has come from the disk and has not been used yet. What parse
+// refuses is dropped.
 func (f *Fetcher) parseKept(n name, parse Parse) {
 	f.mu.Lock()
 	from := f.objects.get(n)
@@ -232,7 +232,7 @@ func (f *Fetcher) fail(n name, err error) error {
 	return fl
 }
 
-// newLRU returns a map of a few items: what was used least recently goes first.
+// newLRU returns a map of a limited number of items that evicts the least recently used one.
 func newLRU[V any](items int, gone func(name, V)) *simplelru.LRU[name, V] {
 	l, err := simplelru.NewLRU(items, gone)
 	if err != nil { // the number is a constant
@@ -241,9 +241,9 @@ func newLRU[V any](items int, gone func(name, V)) *simplelru.LRU[name, V] {
 	return l
 }
 
-// costOf returns the memory that an object takes, in bytes, or more. A certificate
-// of 340 bytes takes 3 KiB once it is parsed, and an issuer's body may have many of
-// these; a CRL in PEM is there twice.
+// costOf returns an upper bound of the memory that an object takes, in bytes. A certificate of 340
+// bytes takes 3 KiB when it is parsed, and an issuer's body may have many of them; a CRL in PEM is
+// in memory twice.
 func costOf(n name, k *kept) int64 {
 	const parsed = 4 << 10
 	body := int64(len(k.body))
@@ -254,7 +254,7 @@ func costOf(n name, k *kept) int64 {
 	return cost + int64(len(n.url)+len(n.kind))
 }
 
-// A shelf is a map of objects that is bounded in bytes, too.
+// A shelf is a map of objects that is also limited in bytes.
 type shelf struct {
 	*simplelru.LRU[name, *kept]
 	bytes, most int64
@@ -266,7 +266,7 @@ func newShelf(objects int, most int64) *shelf {
 	return s
 }
 
-// add keeps k by a name that is not there yet.
+// add adds k under a name that is not there yet.
 func (s *shelf) add(n name, k *kept) {
 	s.bytes += costOf(n, k)
 	s.Add(n, k)
@@ -275,7 +275,7 @@ func (s *shelf) add(n name, k *kept) {
 	}
 }
 
-// stock is what was accepted, by name.
+// stock is all objects that are kept, by name.
 type stock struct{ issuers, unproven, eks, crls *shelf }
 
 func newStock() stock {
@@ -287,7 +287,7 @@ func newStock() stock {
 
 func (s *stock) all() []*shelf { return []*shelf{s.issuers, s.unproven, s.eks, s.crls} }
 
-// shelf returns where an object is to be.
+// shelf returns the shelf to which an object belongs.
 func (s *stock) shelf(kind Kind, proven bool) *shelf {
 	switch kind.base() {
 	case CRL:
@@ -301,7 +301,7 @@ func (s *stock) shelf(kind Kind, proven bool) *shelf {
 	return s.unproven
 }
 
-// get returns what is kept by a name, or nil, and counts that as its use.
+// get returns the object with a name, or nil, and counts that as a use.
 func (s *stock) get(n name) *kept {
 	for _, shelf := range s.all() {
 		if k, ok := shelf.Get(n); ok {
@@ -311,13 +311,13 @@ func (s *stock) get(n name) *kept {
 	return nil
 }
 
-// put keeps k by a name, in place of what was.
+// put keeps k under a name, in place of the previous object.
 func (s *stock) put(n name, k *kept) {
 	s.drop(n)
 	s.shelf(n.kind, k.proven).add(n, k)
 }
 
-// drop removes what is kept by a name.
+// drop removes the object with a name.
 func (s *stock) drop(n name) {
 	for _, shelf := range s.all() {
 		shelf.Remove(n)

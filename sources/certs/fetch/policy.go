@@ -11,20 +11,20 @@ import (
 )
 
 const (
-	// maxURL is the length of a URL in bytes, before and after it is escaped.
+	// maxURL is the maximum length of a URL in bytes, before and after it is escaped.
 	maxURL = 2048
-	// maxHosts is the number of Config.Hosts.
+	// maxHosts is the maximum number of Config.Hosts.
 	maxHosts = 1000
 )
 
-// usualPort is the port of a scheme, for those that may be asked by.
+// usualPort is the default port of each scheme that may be used.
 var usualPort = map[string]uint16{"http": 80, "https": 443}
 
-// A policy is who may be asked.
+// A policy says which servers may be asked.
 type policy struct {
 	hosts  map[endpoint]bool
 	bases  []*url.URL // whose path ends in a slash
-	mirror *url.URL   // nil if there is none; as a base
+	mirror *url.URL   // like a base; nil if there is none
 }
 
 // An endpoint is a host in its canonical form and a port.
@@ -36,14 +36,14 @@ type endpoint struct {
 // A target is a request that may be made.
 type target struct {
 	url *url.URL
-	// own is whether the operator has written the host for this purpose: its
-	// address may be private then.
+	// own is true if the operator has configured the host for this purpose, so that its address may
+	// be private.
 	own bool
 }
 
 func (t target) host() string { return t.url.Hostname() }
 
-// newPolicy checks what is configured.
+// newPolicy checks the configuration.
 func newPolicy(cfg Config) (policy, error) {
 	p := policy{hosts: map[endpoint]bool{}}
 	var errs []error
@@ -72,9 +72,8 @@ func newPolicy(cfg Config) (policy, error) {
 	return p, errors.Join(errs...)
 }
 
-// Shown returns a URL that somebody has configured as an error or a log may show it:
-// without what may be a password, which is all before its last @, and what is behind a
-// question mark or a number sign.
+// Shown returns a configured URL in a form for errors and logs: without what may be a password,
+// which is everything before the last @ and after a question mark or a number sign.
 func Shown(text string) string {
 	scheme, rest, found := strings.Cut(text, "://")
 	if found {
@@ -118,7 +117,7 @@ func (p *policy) addHost(entry string) error {
 	return nil
 }
 
-// parseBase reads a URL of the operator's own, below which files are.
+// parseBase reads a URL that the operator has configured and below which files are.
 func parseBase(text string) (*url.URL, error) {
 	const write = "write http://<host>/<path> or https://<host>/<path>"
 	r, err := parseURL(text)
@@ -141,8 +140,8 @@ func parseBase(text string) (*url.URL, error) {
 	return r.url()
 }
 
-// allowed returns the canonical form of a URL that a certificate names, or why it may
-// not be asked for.
+// allowed returns the canonical form of a URL that a certificate names, or an error that says why
+// it may not be requested.
 func (p *policy) allowed(raw string) (canonical string, why error) {
 	r, err := parseURL(raw)
 	switch {
@@ -161,7 +160,7 @@ func (p *policy) allowed(raw string) (canonical string, why error) {
 
 var errNotAllowed = errors.New("it is not on an allowed host")
 
-// target returns the request for a URL: to the mirror if there is one.
+// target returns the request for a URL, which goes to the mirror if there is one.
 func (p *policy) target(kind Kind, raw string) (target, error) {
 	if kind.base() == EKCertificate {
 		return p.belowBase(raw)
@@ -182,7 +181,7 @@ func (p *policy) target(kind Kind, raw string) (target, error) {
 	return target{url: u, own: p.mirror != nil}, nil
 }
 
-// belowBase returns the request for a URL that is one file below a base.
+// belowBase returns the request for a URL that is a file directly below a base.
 func (p *policy) belowBase(raw string) (target, error) {
 	r, err := parseURL(raw)
 	if err != nil || r.query != "" || strings.Contains(raw, "#") {
@@ -202,8 +201,8 @@ func (p *policy) belowBase(raw string) (target, error) {
 	return target{url: u, own: true}, nil
 }
 
-// redirected returns the request that a server has led to: on the same host and
-// port, or from http to https at their own ports, if it still may be asked.
+// redirected returns the request to which a server has redirected. It must be on the same host and
+// port, or change from http to https on their default ports, and must still be allowed.
 func (p *policy) redirected(from target, to *url.URL) (target, error) {
 	r, err := parseURL(to.String())
 	if err != nil {
@@ -233,8 +232,7 @@ func portOf(u *url.URL) uint16 {
 	return usualPort[u.Scheme]
 }
 
-// A reference is an http or https URL that is read in one way by all who read
-// URLs.
+// A reference is an http or https URL that all software reads in the same way.
 type reference struct {
 	scheme string
 	endpoint
@@ -253,7 +251,7 @@ func (r reference) String() string {
 	return r.scheme + "://" + host + r.path + r.query
 }
 
-// url returns the URL as package net/http takes it.
+// url returns the URL for package net/http.
 func (r reference) url() (*url.URL, error) {
 	u, err := url.Parse(r.String())
 	if err != nil {
@@ -262,12 +260,11 @@ func (r reference) url() (*url.URL, error) {
 	return u, nil
 }
 
-// parseURL reads a URL that may be an attacker's, and refuses all that some
-// software might read in another way: user names, backslashes, characters beyond
-// ASCII, control characters, escapes in the host, encoded slashes, dot segments,
-// hosts and ports that are not in their usual form. Spaces around it and in its
-// path, which vendors have in their certificates, are taken off and escaped. A
-// fragment, which no server sees, is dropped.
+// parseURL reads a URL that may be an attacker's, and refuses everything that some software might
+// read in another way: user names, backslashes, characters outside of ASCII, control characters,
+// escapes in the host, encoded slashes, dot segments, and hosts and ports that are not in their
+// usual form. Spaces around the URL, which vendors have in their certificates, are removed, and
+// spaces in its path are escaped. A fragment, which no server sees, is dropped.
 func parseURL(raw string) (r reference, err error) {
 	if len(raw) > maxURL {
 		return r, fmt.Errorf("it is longer than %d bytes", maxURL)
@@ -302,9 +299,9 @@ func parseURL(raw string) (r reference, err error) {
 
 func escapeSpaces(s string) string { return strings.ReplaceAll(s, " ", "%20") }
 
-// checkPath returns why an escaped path is read differently here and there.
+// checkPath returns an error if software may differ in how it reads an escaped path.
 func checkPath(path string) error {
-	// What RFC 3986, 3.3 lets stand in a path without an escape, and the slash.
+	// What RFC 3986, 3.3 allows in a path without an escape, and the slash.
 	const plain = "-._~!$&'()*+,;=:@/%"
 	if strings.ContainsFunc(path, func(c rune) bool { return !alphanumeric(c) && !strings.ContainsRune(plain, c) }) {
 		return errors.New("its path has a character that must be escaped")
@@ -325,7 +322,7 @@ func checkPath(path string) error {
 	return nil
 }
 
-// checkQuery returns why a query is none.
+// checkQuery returns an error if a query is malformed.
 func checkQuery(query string) error {
 	if _, err := url.PathUnescape(query); err != nil || strings.ContainsAny(query, "\"<>`{}|^[]") {
 		return errors.New("its query has a character that must be escaped, or an invalid escape")
@@ -337,9 +334,8 @@ func alphanumeric(c rune) bool {
 	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
 }
 
-// splitHost reads host or host:port, an IPv6 address in brackets. The host it
-// returns is in lower case, an address as RFC 5952 writes it, without brackets.
-// The port is zero if there is none.
+// splitHost reads host or host:port, where an IPv6 address is in brackets. It returns the host in
+// lower case, or the address as in RFC 5952, without brackets. The port is zero if there is none.
 func splitHost(s string) (host string, port uint16, err error) {
 	host = s
 	if colon := strings.LastIndexByte(s, ':'); colon > strings.LastIndexByte(s, ']') {
@@ -368,8 +364,8 @@ func parsePort(digits string) (uint16, error) {
 	return uint16(port), nil
 }
 
-// checkHost returns why a host is neither a name (RFC 1123, 2.1) nor an IPv4
-// address in four decimal numbers.
+// checkHost returns an error unless a host is a name (RFC 1123, 2.1) or an IPv4 address of four
+// decimal numbers.
 func checkHost(host string) error {
 	const maxName, maxLabel = 253, 63
 	switch {
@@ -390,7 +386,7 @@ func checkHost(host string) error {
 		}
 		last = label
 	}
-	// The last label of a name is not a number (RFC 1123, 2.1), in no notation.
+	// The last label of a name is not a number (RFC 1123, 2.1), in any notation.
 	if strings.Trim(last, "0123456789") != "" && !strings.HasPrefix(last, "0x") {
 		return nil
 	}

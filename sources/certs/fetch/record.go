@@ -8,12 +8,12 @@ import (
 	"time"
 )
 
-// A record is what the cache file has by a key: an object, or a failure, as JSON. Whoever may
-// write the file may write a record, which is why Parse has the last word.
+// A record is an object or a failure in the cache file, as JSON. Anybody who may write the file may
+// write a record, which is why Parse has the last word.
 type record struct {
-	name name // is in the key
+	name name // stored in the key
 
-	// Fetched is when the object was fetched, or when the failure has happened.
+	// Fetched is when the object was fetched, or when the failure happened.
 	Fetched time.Time `json:"fetched"`
 	Until   time.Time `json:"until"`
 
@@ -21,14 +21,14 @@ type record struct {
 	Body   []byte `json:"body,omitempty"`
 	Proven bool   `json:"proven,omitempty"`
 
-	// Of a failure. Its text is kept as bytes, whatever they are.
+	// Of a failure. Its text is stored as bytes, since it may be any bytes.
 	Problem  []byte `json:"problem,omitempty"`
 	NotFound bool   `json:"notFound,omitempty"`
 	Times    int    `json:"times,omitempty"`
 }
 
-// maxRecord is the length of a record in bytes: that of the longest body, as JSON, and of all
-// else.
+// maxRecord is the maximum length of a record in bytes: that of the longest body, as JSON, and of
+// everything else.
 const maxRecord = 6 << 20
 
 func objectRecord(n name, k *kept) record {
@@ -42,13 +42,13 @@ func failureRecord(n name, fl *failure) record {
 	}
 }
 
-// An object and a failure of one name are both kept: their keys begin differently.
+// An object and a failure with the same name are both kept: their keys begin differently.
 const (
 	objectKey  = "o"
 	failureKey = "f"
 )
 
-// key returns the key that the record is kept by. A kind has no zero in it.
+// key returns the key of the record. A kind has no zero byte in it.
 func (r record) key() []byte {
 	prefix := objectKey
 	if len(r.Problem) > 0 {
@@ -65,8 +65,8 @@ func (r record) encode() ([]byte, error) {
 	return value, nil
 }
 
-// decodeRecord reads a record, whose parts are copied. What it returns is as this
-// package makes it, within its limits.
+// decodeRecord reads a record and copies its parts. It returns only records that this package could
+// have written, within its limits.
 func decodeRecord(key, value []byte) (record, error) {
 	if len(value) > maxRecord {
 		return record{}, errors.New("it is too long")
@@ -80,7 +80,7 @@ func decodeRecord(key, value []byte) (record, error) {
 	return r, r.check(string(key))
 }
 
-// check returns why a record is not one of this package's.
+// check returns an error if this package could not have written the record.
 func (r record) check(key string) error {
 	size, failed := int64(len(r.Body)), strings.HasPrefix(key, failureKey)
 	switch {

@@ -13,24 +13,23 @@ import (
 )
 
 const (
-	// requestTimeout bounds a request, from the connection to the last byte and
-	// with its second attempt.
+	// requestTimeout limits a request, from the connection to the last byte and including its
+	// second attempt.
 	requestTimeout = 10 * time.Second
-	// maxPerHost is the number of connections to a host and port at once.
+	// maxPerHost is the maximum number of connections to a host and port at a time.
 	maxPerHost = 4
-	// maxRetries is how often a request is made again if the connection or
-	// the server has failed, and retryPause how long after.
+	// maxRetries is how often a request is repeated if the connection or the server has failed, and
+	// retryPause the pause before that.
 	maxRetries = 1
 	retryPause = 250 * time.Millisecond
-	// maxRedirects is how many of a server's redirects are followed.
+	// maxRedirects is the maximum number of redirects that are followed.
 	maxRedirects = 3
 )
 
-// maxBody is the size of a body in bytes.
+// maxBody is the maximum size of a body in bytes.
 var maxBody = map[Kind]int64{Issuer: 256 << 10, EKCertificate: 64 << 10, CRL: 4 << 20}
 
-// A badAnswerError is an answer that a server gives on purpose and that asking
-// again does not change soon.
+// A badAnswerError is an answer that would not be different if it were requested again soon.
 type badAnswerError struct{ problem string }
 
 func (e *badAnswerError) Error() string { return e.problem }
@@ -41,7 +40,7 @@ func badAnswer(format string, args ...any) error {
 
 var errRedirect = errors.New("redirect not followed")
 
-// bare returns an error without the URL, which the caller has.
+// bare returns an error without the URL, which the caller adds.
 func bare(err error) error {
 	if wrapped := (*url.Error)(nil); errors.As(err, &wrapped) {
 		return wrapped.Err
@@ -59,7 +58,7 @@ func (f *Fetcher) ask(ctx context.Context, kind Kind, t target) ([]byte, error) 
 	req.Header.Set("Accept", "*/*")
 	resp, err := f.client(t).Do(req)
 	if resp != nil {
-		defer resp.Body.Close() //nolint:errcheck // it was read to its end, or is of no use
+		defer resp.Body.Close() //nolint:errcheck // it was read to its end, or is not needed
 	}
 	if err != nil {
 		return nil, err
@@ -95,7 +94,7 @@ func readBody(resp *http.Response, limit int64) ([]byte, error) {
 	return body, nil
 }
 
-// client returns what makes the request for a target, and its redirects.
+// client returns a client that makes the request for a target and follows its redirects.
 func (f *Fetcher) client(t target) *retryablehttp.Client {
 	transport := f.transport
 	if t.own {
@@ -123,14 +122,14 @@ func (f *Fetcher) client(t target) *retryablehttp.Client {
 	}
 }
 
-// transient reports whether a status says that the server fails for now.
+// transient reports whether a status means a temporary failure of the server.
 func transient(code int) bool {
 	return code >= http.StatusInternalServerError || code == http.StatusTooManyRequests ||
 		code == http.StatusRequestTimeout
 }
 
-// retryable decides whether a request is made again. What must not be asked, and a server that
-// has asked for a pause, is left alone.
+// retryable reports whether a request is repeated. It is not if the target must not be asked, or if
+// the server has asked for a pause.
 func retryable(ctx context.Context, resp *http.Response, err error) (bool, error) {
 	_, forbidden := errors.AsType[*forbiddenError](err)
 	if forbidden || errors.Is(err, errRedirect) || resp != nil && resp.StatusCode == http.StatusTooManyRequests {

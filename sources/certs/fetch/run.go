@@ -9,17 +9,16 @@ import (
 )
 
 const (
-	// flushDelay is how long what was fetched waits for more before it is
-	// written, and flushPause how long a write that has failed waits.
+	// flushDelay is how long to wait for more before writing what was fetched, and flushPause how
+	// long to wait after a failed write.
 	flushDelay, flushPause = time.Second, time.Minute
-	// flushShare keeps writing, which is always of the whole file, to a hundredth of
-	// the time.
+	// flushShare limits writing, which always replaces the whole file, to a hundredth of the time.
 	flushShare = 100
-	// flushTimeout bounds how long the last write waits for others.
+	// flushTimeout limits how long the last write waits for other processes.
 	flushTimeout = 3 * time.Second
 )
 
-// touch says that the cache file is not up to date. The caller holds f.mu.
+// touch records that the cache file is out of date. The caller must hold f.mu.
 func (f *Fetcher) touch() {
 	if f.path == "" {
 		return
@@ -31,11 +30,10 @@ func (f *Fetcher) touch() {
 	}
 }
 
-// Run writes what is fetched to the cache, soon after it was fetched, until ctx
-// ends. It returns nil when the rest is written then, and what nobody waits for
-// any more has ended. While it runs, a request that has begun goes on if nobody
-// waits for it: the next one who asks has its answer. It is never called twice at
-// once.
+// Run writes what is fetched to the cache, soon after it was fetched, until ctx ends. It returns
+// nil when the rest has been written and requests for which nobody waits have ended. While it is
+// running, a request that has begun continues even if nobody waits for it, so that the next caller
+// has its answer. Calls must not overlap.
 func (f *Fetcher) Run(ctx context.Context) error {
 	f.setRunning(true)
 	timer := time.NewTimer(0)
@@ -50,7 +48,7 @@ func (f *Fetcher) Run(ctx context.Context) error {
 			wake = f.wake
 			begun := time.Now()
 			switch err := f.flush(ctx); {
-			case errors.Is(err, boltfile.ErrBusy): // somebody may be waiting for it
+			case errors.Is(err, boltfile.ErrBusy): // callers may be waiting for it
 				timer.Reset(flushDelay)
 			case err != nil:
 				wake = nil
@@ -68,8 +66,8 @@ func (f *Fetcher) Run(ctx context.Context) error {
 	}
 }
 
-// setRunning says whether Run is there, and returns what ends the requests that
-// it leaves behind.
+// setRunning records whether Run is running, and returns channels that are closed when the requests
+// that Run leaves behind have ended.
 func (f *Fetcher) setRunning(running bool) (ending []<-chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -83,9 +81,9 @@ func (f *Fetcher) setRunning(running bool) (ending []<-chan struct{}) {
 	return ending
 }
 
-// Close ends all requests, writes what is not written yet, and returns when no
-// goroutine is left. Get fails from then on if something would have to be
-// asked for. Who calls Run to its end need not call Close.
+// Close ends all requests, writes what has not been written yet, and returns when no goroutine is
+// left. Afterwards, Get fails if something would have to be requested. A caller that has called Run
+// and waited for it need not call Close.
 func (f *Fetcher) Close() error {
 	f.mu.Lock()
 	f.closed = true
@@ -97,8 +95,8 @@ func (f *Fetcher) Close() error {
 	return f.flushLast(context.Background())
 }
 
-// flushLast writes what is not written yet though ctx has ended. It waits for no other
-// process for long.
+// flushLast writes what has not been written yet although ctx has ended. It does not wait long for
+// other processes.
 func (f *Fetcher) flushLast(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 	defer cancel()

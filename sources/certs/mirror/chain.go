@@ -9,7 +9,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 )
 
-// machine gets all that an EK needs.
+// machine fetches everything that is needed for an EK.
 func (f *filler) machine(ctx context.Context, e *ek) {
 	certificates := e.certificates
 	if len(certificates) == 0 && len(f.cfg.Services) > 0 {
@@ -23,7 +23,7 @@ func (f *filler) machine(ctx context.Context, e *ek) {
 	}
 }
 
-// fromServices gets the certificate of an EK from the first service that has it.
+// fromServices fetches the certificate of an EK from the first service that has it.
 func (f *filler) fromServices(ctx context.Context, e *ek) []*x509.Certificate {
 	var faults []error
 	for _, s := range f.cfg.Services {
@@ -44,8 +44,9 @@ func (f *filler) fromServices(ctx context.Context, e *ek) []*x509.Certificate {
 	return nil
 }
 
-// chain gets all that a certificate and the CAs above it name, and says what cannot be had.
-func (f *filler) chain(ctx context.Context, of *leafs, cert *x509.Certificate) {
+// chain fetches everything that a certificate and the CAs above it name, and reports what is
+// missing.
+func (f *filler) chain(ctx context.Context, of *leaves, cert *x509.Certificate) {
 	if !f.begin(of, certs.EKCertificate, cert) {
 		return
 	}
@@ -73,7 +74,7 @@ func (f *filler) chain(ctx context.Context, of *leafs, cert *x509.Certificate) {
 	}
 }
 
-// report says what is missing of what a certificate names.
+// report reports what is missing of what a certificate names.
 func (f *filler) report(n certs.Named) {
 	what := "issuer " + name(n.By.Issuer)
 	if n.Kind == certs.List {
@@ -92,7 +93,7 @@ func (f *filler) report(n certs.Named) {
 	}
 }
 
-// A hand is what certs.Find has at hand for one certificate: what this run has got for it.
+// A hand provides certs.Find with what this run has fetched for one certificate.
 type hand struct {
 	*filler
 	answers map[string]certs.Answer
@@ -113,5 +114,5 @@ func (h *hand) Look(w certs.Want) (certs.Answer, bool) {
 	return answer, ok
 }
 
-// CRLs implements certs.Hand. No chain is decided here, so no CRL is weighed.
+// CRLs implements certs.Hand. No chain is decided here, so CRLs are not compared.
 func (*hand) CRLs(certs.Want) []certs.HeldCRL { return nil }

@@ -14,18 +14,18 @@ import (
 	"time"
 )
 
-// maxFile is how large a file of a mirror is read at most, in bytes: more than
-// any object that a server accepts.
+// maxFile is the maximum size, in bytes, of a file in a mirror that is read. It is more than that
+// of any object that a server accepts.
 const maxFile = 16 << 20
 
-// maxNames is how many files and folders a mirror may have.
+// maxNames is the maximum number of files and folders in a mirror.
 const maxNames = 2_000_000
 
-// temporary begins the names of files that are being written.
+// temporary is the prefix of the names of files that are being written.
 const temporary = ".fill-"
 
-// folder is the mirror's folder. Nothing outside of it is read or written, by
-// whatever links. It is safe for concurrent use.
+// folder is the mirror's folder. Nothing outside of it is read or written, whatever links it
+// contains. It is safe for concurrent use.
 type folder struct {
 	root *os.Root
 
@@ -41,11 +41,11 @@ type place struct {
 	mode fs.FileMode // its type bits
 }
 
-// errOccupied is the error for a file that cannot be beside what the folder has already.
+// errOccupied is the error for a file that conflicts with what is already in the folder.
 var errOccupied = errors.New("another certificate's file has that place")
 
-// openFolder makes the folder if there is none, and removes files that an earlier run
-// has left half-written.
+// openFolder creates the folder if there is none, and removes files that an earlier run has left
+// half-written.
 func openFolder(name string) (*folder, error) {
 	const everybody = 0o755 // what is in it is public, and a web server reads it
 	if err := os.MkdirAll(name, everybody); err != nil {
@@ -65,7 +65,7 @@ func openFolder(name string) (*folder, error) {
 
 func (f *folder) close() error { return f.root.Close() }
 
-// found takes down what is there.
+// found records a file or folder that exists.
 func (f *folder) found(name string, d fs.DirEntry, err error) error {
 	switch {
 	case err != nil:
@@ -81,9 +81,9 @@ func (f *folder) found(name string, d fs.DirEntry, err error) error {
 	return nil
 }
 
-// claim reserves the name of a file that is about to be written. A name is claimed only
-// once the content was fetched and accepted: a forged certificate can name any URL, and
-// must not keep a place from others because it comes first.
+// claim reserves the name of a file that is about to be written. A name is claimed only when the
+// content has been fetched and accepted: a forged certificate can name any URL, and must not take a
+// name from others by coming first.
 func (f *folder) claim(name string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -98,7 +98,7 @@ func (f *folder) claim(name string) error {
 	return nil
 }
 
-// free says why name cannot be a file here, or nil.
+// free returns an error if name cannot be a file here.
 func (f *folder) free(name string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -114,7 +114,7 @@ func (f *folder) freeLocked(name string) error {
 				"which some file systems cannot tell apart", errOccupied, part, other.name)
 		case part == name && other.mode.IsDir():
 			return fmt.Errorf("%w: %q is a folder", errOccupied, part)
-		// No certificate leads to a file in the place of a host's own folder.
+		// A file with the name of a host's folder cannot be from a certificate.
 		case part != name && other.mode.IsRegular() && path.Dir(part) != ".":
 			return fmt.Errorf("%w: %q is a file and no folder", errOccupied, part)
 		}
@@ -122,8 +122,8 @@ func (f *folder) freeLocked(name string) error {
 	return nil
 }
 
-// read returns the content of a file and when it was written. The error is fs.ErrNotExist
-// if there is no such file, and errOccupied if there cannot be.
+// read returns the content of a file and when it was written. The error is fs.ErrNotExist if there
+// is no such file, and errOccupied if there cannot be one.
 func (f *folder) read(name string) (content []byte, written time.Time, err error) {
 	defer func() { err = cmp.Or(f.free(name), err) }()
 	file, err := f.root.Open(name)
@@ -145,8 +145,7 @@ func (f *folder) read(name string) (content []byte, written time.Time, err error
 	return content, info.ModTime(), err
 }
 
-// write replaces a file at one moment. The error is errOccupied if there cannot be such
-// a file.
+// write replaces a file atomically. The error is errOccupied if there cannot be such a file.
 func (f *folder) write(name string, content []byte) error {
 	const everybody, readable = 0o755, 0o644
 	if err := f.claim(name); err != nil {

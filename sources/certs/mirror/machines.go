@@ -16,19 +16,19 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
-// MaxInput is how long a file of Machines.Read may be, in bytes.
+// MaxInput is the maximum length of a file for Machines.Read, in bytes.
 const MaxInput = 256 << 20
 
-// Machines are the EKs and DevIDs whose certificates a mirror is for. The zero value has
+// Machines are the EKs and DevIDs for whose certificates a mirror is filled. The zero value has
 // none.
 type Machines struct {
 	eks []*ek
 	// byHash are the same, by their EK hash.
 	byHash map[sources.EKHash]*ek
-	// devIDs are certificates of DevIDs, and bySum knows them by their digest.
+	// devIDs are certificates of DevIDs, and bySum has their digests.
 	devIDs []*x509.Certificate
 	bySum  map[[sha256.Size]byte]bool
-	// cas are certificates of CAs, which are not looked for.
+	// cas are certificates of CAs, which need not be fetched.
 	cas []*x509.Certificate
 }
 
@@ -39,18 +39,18 @@ type ek struct {
 	certificates []*x509.Certificate
 }
 
-// Len is how many EKs there are.
+// Len returns the number of EKs.
 func (m *Machines) Len() int { return len(m.eks) }
 
-// DevIDs is how many certificates of DevIDs there are.
+// DevIDs returns the number of DevID certificates.
 func (m *Machines) DevIDs() int { return len(m.devIDs) }
 
 // Read adds the EKs and DevIDs in a file: PEM (RFC 7468) with the CERTIFICATE and PUBLIC KEY blocks
-// of any number of machines, as `tpm-attestor-agent -pem` prints them, or a single EK
-// certificate in DER, as it is read from a TPM. A certificate for a key that signs is a DevID's
-// (certs.SeemsDevID). The certificate of a CA counts as known: machines send it, or servers have it. A
-// file may hold CA certificates only. Other blocks, and text between blocks, are skipped. If
-// something cannot be read, Read adds nothing of the file.
+// of any number of machines, as `tpm-attestor-agent -pem` prints them, or a single EK certificate
+// in DER, as it is read from a TPM. A certificate for a key that signs is taken to be a DevID's
+// (certs.SeemsDevID). CA certificates are not fetched: machines send them, or servers have them. A
+// file may have nothing but CA certificates. Other blocks, and text between blocks, are skipped. If
+// something cannot be read, Read adds nothing from the file.
 func (m *Machines) Read(content []byte) error {
 	var found Machines
 	if content = smallfile.TrimMark(content); !bytes.Contains(content, []byte("-----BEGIN")) {
@@ -111,7 +111,7 @@ func (m *Machines) certificate(der []byte) error {
 	return err
 }
 
-// key returns the entry of an EK, and makes it if there is none.
+// key returns the entry of an EK, and creates it if there is none.
 func (m *Machines) key(key crypto.PublicKey) (*ek, error) {
 	hash, err := attestor.HashEK(key)
 	if err != nil {
@@ -132,7 +132,7 @@ func (m *Machines) key(key crypto.PublicKey) (*ek, error) {
 func (m *Machines) join(other *Machines) {
 	for _, o := range other.eks {
 		e, err := m.key(o.key)
-		if err == nil { // other has taken it already
+		if err == nil { // cannot fail: other has accepted it
 			e.certificates = append(e.certificates, o.certificates...)
 		}
 	}

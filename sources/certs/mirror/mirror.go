@@ -1,14 +1,13 @@
-// Package mirror fills a folder with what servers without the Internet need to
-// verify EK certificates and those of DevIDs: EK certificates that TPMs do not carry, the issuers
-// up to the roots, and revocation lists. Config.MirrorURL of package ekca names a web
-// server that has the folder as its root, and <mirror>/<host>/<path> are the base URLs of
-// its EKCertificateURLs.
+// Package mirror fills a folder with what servers without Internet access need to verify EK and
+// DevID certificates: EK certificates that TPMs do not carry, the issuers up to the roots, and
+// revocation lists. Config.MirrorURL of package ekca is the URL of a web server whose root is the
+// folder, and <mirror>/<host>/<path> are the base URLs for its EKCertificateURLs.
 //
-// Nobody has to trust a mirror: a server that uses it verifies signatures up to a CA that
-// is configured on that server.
+// A mirror need not be trusted: a server that uses it verifies signatures up to a CA that is
+// configured on that server.
 //
-// chain.go asks certs.Find, for each certificate of a machine, what is needed. mirror.go takes it from
-// the folder or fetches it.
+// For each certificate of a machine, chain.go asks certs.Find what is needed. mirror.go takes it
+// from the folder or fetches it.
 package mirror
 
 import (
@@ -32,17 +31,17 @@ import (
 
 // Config says what is mirrored, and into which folder.
 type Config struct {
-	// Folder is made if there is none.
+	// Folder is created if there is none.
 	Folder string
 	// Hosts may be asked for issuers and CRLs, as truststore.Config.AIAHosts.
 	Hosts []string
 	// Services are asked in turn for EK certificates that are not given.
 	Services []Service
-	// CRLs is whether CRLs are wanted.
+	// CRLs is true if CRLs are wanted.
 	CRLs bool
-	// Force fetches everything anew, even what is fresh.
+	// Force fetches everything again, even what is fresh.
 	Force bool
-	// Progress gets a line for each object, and for each object that is missing.
+	// Progress receives a line for each object, and for each object that is missing.
 	Progress io.Writer
 	// Now is the clock; time.Now if it is nil.
 	Now func() time.Time
@@ -53,10 +52,10 @@ type Service struct{ Name, Base string }
 
 // A Summary counts what has been done.
 type Summary struct {
-	// Fetched and Kept count the objects in the folder: those that this run has fetched,
-	// and those that were there.
+	// Fetched and Kept count the objects in the folder: those that this run has fetched, and those
+	// that were there already.
 	Fetched, Kept int
-	// Missing is how many things a server will not find.
+	// Missing counts what a server will not find.
 	Missing int
 }
 
@@ -66,12 +65,11 @@ const (
 	crlAge    = time.Hour
 )
 
-// workers is the number of EKs and DevIDs that are looked after at the same time.
+// workers is the number of EKs and DevIDs that are processed at the same time.
 const workers = 4
 
-// Upstream returns the vendor's base URL of a service, by the base URL that a server is
-// configured with: https://<host>/<path> if that is <mirror>/<host>/<path>, and the same
-// URL otherwise.
+// Upstream returns the vendor's base URL of a service, given the base URL with which a server is
+// configured: https://<host>/<path> for <mirror>/<host>/<path>, and the same URL otherwise.
 func Upstream(base, mirror string) string {
 	if mirror == "" {
 		return base
@@ -83,15 +81,15 @@ func Upstream(base, mirror string) string {
 	return "https://" + rest
 }
 
-// Fill gets what the machines need into the folder. A file that is fresh is kept, so that
-// a run goes on where an interrupted run has stopped. A file is written only if a server
-// would accept it: a certificate that has signed the one that names it and has not expired,
-// a CRL that its CA has signed for what names it. A file is replaced at one moment, and no
-// CRL by an older one. A file that no server would accept counts as none.
+// Fill fetches what the machines need into the folder. A file that is fresh is kept, so a run
+// continues where an interrupted run has stopped. A file is written only if a server would accept
+// it: a certificate that has signed the one that names it and has not expired, or a CRL that its CA
+// has signed for what names it. Files are replaced atomically, and a CRL is never replaced by an
+// older one. A file that no server would accept counts as missing.
 //
-// An error means that not everything was tried: a mistake in the configuration, a
-// folder that cannot be written, ctx has ended. An object that cannot be had is no error:
-// the summary counts it, and Progress says why.
+// An error means that not everything was tried: there is a mistake in the configuration, the folder
+// cannot be written, or ctx has ended. An object that cannot be fetched is not an error: the
+// summary counts it, and Progress says why.
 func Fill(ctx context.Context, cfg Config, m *Machines) (Summary, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -135,39 +133,40 @@ type filler struct {
 	machines *Machines
 	store    *fetch.Fetcher
 	dir      *folder
-	eks      *leafs
-	devIDs   *leafs
+	eks      *leaves
+	devIDs   *leaves
 	verified *certs.Memo
 	// abort ends the run.
 	abort context.CancelCauseFunc
 
-	mu      sync.Mutex // for all below
+	mu      sync.Mutex // guards the fields below
 	objects map[string]*object
 	begun   map[[sha256.Size]byte]bool // see begin
 	done    int                        // EKs and DevIDs
 	summary Summary
 }
 
-// leafs are certificates of one kind.
-type leafs struct {
+// leaves are end-entity certificates of one kind.
+type leaves struct {
 	profile certs.Profile
-	anchors *certs.Anchors // the CAs in the machines' files that may be above such leafs
+	anchors *certs.Anchors // the CAs in the machines' files that may be above such leaves
 }
 
 // object is the state of a URL in a run.
 type object struct {
 	mu sync.Mutex
-	// answer is the one to what was wanted last, by its ID: machines of a CA want the same.
+	// answer is the answer to what was wanted last, which wanted identifies: machines with the same
+	// CA want the same.
 	wanted string
 	answer certs.Answer
-	// had is whether there is a file, and fetched whether this run has fetched it.
+	// had is true if there is a file, and fetched if this run has fetched it.
 	had, fetched bool
 }
 
-// run looks after all machines.
+// run processes all machines.
 func (f *filler) run(ctx context.Context) {
-	f.eks = f.leafs(ctx, certs.EK(), len(f.machines.eks))
-	f.devIDs = f.leafs(ctx, certs.DevID(), len(f.machines.devIDs))
+	f.eks = f.leaves(ctx, certs.EK(), len(f.machines.eks))
+	f.devIDs = f.leaves(ctx, certs.DevID(), len(f.machines.devIDs))
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	slots := make(chan struct{}, workers)
@@ -192,9 +191,9 @@ func (f *filler) run(ctx context.Context) {
 	}
 }
 
-// leafs returns the leafs of a profile, or nil if n, their number, is 0. It notes the CAs that cannot be above
-// such leafs.
-func (f *filler) leafs(ctx context.Context, p certs.Profile, n int) *leafs {
+// leaves returns the leaves of a profile, or nil if n, their number, is 0. It notes the CAs that
+// cannot be above such leaves.
+func (f *filler) leaves(ctx context.Context, p certs.Profile, n int) *leaves {
 	if n == 0 {
 		return nil
 	}
@@ -209,12 +208,12 @@ func (f *filler) leafs(ctx context.Context, p certs.Profile, n int) *leafs {
 	for _, w := range warnings {
 		f.note("%s", w)
 	}
-	return &leafs{p, anchors}
+	return &leaves{p, anchors}
 }
 
-// begin reports whether this run comes to a certificate, for a kind of leafs and of objects, for the first time.
-// A CA above EKs and DevIDs may be acceptable for only one of the two kinds of leafs.
-func (f *filler) begin(of *leafs, kind certs.Kind, c *x509.Certificate) bool {
+// begin reports whether this run sees a certificate for the first time for a kind of leaves and of
+// objects. A CA of both EKs and DevIDs may be acceptable for only one of the two kinds of leaves.
+func (f *filler) begin(of *leaves, kind certs.Kind, c *x509.Certificate) bool {
 	key := sha256.Sum256(slices.Concat([]byte(of.profile.String()), []byte(kind), c.Raw))
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -223,8 +222,8 @@ func (f *filler) begin(of *leafs, kind certs.Kind, c *x509.Certificate) bool {
 	return !begun
 }
 
-// get returns what a URL has, and sees to it that it is in the folder. A run asks for a URL
-// again only if the file is of no use for another certificate that names the URL.
+// get returns the object at a URL, and makes sure that it is in the folder. A run requests a URL
+// again only if another certificate names the URL and the file is of no use for that certificate.
 func (f *filler) get(ctx context.Context, w certs.Want) certs.Answer {
 	f.mu.Lock()
 	o := f.objects[w.URL]
@@ -245,9 +244,9 @@ func (f *filler) get(ctx context.Context, w certs.Want) certs.Answer {
 	return o.answer
 }
 
-// obtain takes what is wanted from the folder if it is fresh there, and fetches it otherwise.
-// If that fails, or brings something that is refused or older, an old file that is still
-// accepted stays and counts.
+// obtain takes what is wanted from the folder if it is fresh there, and fetches it otherwise. If
+// that fails, or returns something that is refused or older, an old file that is still accepted is
+// kept and used.
 func (f *filler) obtain(ctx context.Context, o *object, w certs.Want) (any, error) {
 	name, err := Path(w.URL)
 	if err != nil {
@@ -282,8 +281,8 @@ func (f *filler) obtain(ctx context.Context, o *object, w certs.Want) (any, erro
 	return value, nil
 }
 
-// fetch asks the server. The answer is kept by its URL alone, so that one request serves
-// all certificates that name the URL.
+// fetch asks the server. The answer is cached by its URL alone, so that one request serves all
+// certificates that name the URL.
 func (f *filler) fetch(ctx context.Context, w certs.Want) (body []byte, value any, err error) {
 	got, err := f.store.Get(ctx, fetch.Kind(w.Kind), w.URL, func([]byte) (any, time.Time, error) {
 		return nil, time.Time{}, nil
@@ -295,8 +294,8 @@ func (f *filler) fetch(ctx context.Context, w certs.Want) (body []byte, value an
 	return got.Body, value, err
 }
 
-// usable returns what a file holds, and when it was written. The value is nil if there is
-// no file, or no server would accept it.
+// usable returns the object in a file, and when it was written. The value is nil if there is no
+// file, or if no server would accept it.
 func (f *filler) usable(name string, w certs.Want) (any, time.Time, error) {
 	content, written, err := f.dir.read(name)
 	switch {
@@ -312,8 +311,8 @@ func (f *filler) usable(name string, w certs.Want) (any, time.Time, error) {
 	return value, written, nil
 }
 
-// broken ends the run, since the folder cannot be used. If only the place of this file is
-// taken by another certificate's, the run goes on.
+// broken ends the run, since the folder cannot be used. If only the name of this file is taken by
+// another certificate's, the run continues.
 func (f *filler) broken(doing, name string, err error) error {
 	if !errors.Is(err, errOccupied) {
 		err = fmt.Errorf("%s %q: %w", doing, name, err)
@@ -322,7 +321,7 @@ func (f *filler) broken(doing, name string, err error) error {
 	return err
 }
 
-// fresh reports whether a file need not be asked for again.
+// fresh reports whether a file need not be fetched again.
 func (f *filler) fresh(value any, written time.Time) bool {
 	now := f.cfg.Now()
 	age := now.Sub(written)
@@ -336,8 +335,8 @@ func (f *filler) fresh(value any, written time.Time) bool {
 	}
 }
 
-// count takes down that an object is in the folder, and tells of it: once, and once more if
-// it was kept first and then fetched.
+// count counts an object that is in the folder, and reports it: once, and once more if it was first
+// kept and then fetched.
 func (f *filler) count(o *object, fetched bool, format string, args ...any) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -355,14 +354,14 @@ func (f *filler) missing(what string, err error) {
 	f.print("MISSING  %s: %v", what, err)
 }
 
-// note tells something that is no failure.
+// note reports something that is not a failure.
 func (f *filler) note(format string, args ...any) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.print("note     "+format, args...)
 }
 
-// print writes a line of progress, with how many EKs and DevIDs are done.
+// print writes a line of progress, with the number of EKs and DevIDs that are done.
 func (f *filler) print(format string, args ...any) {
 	line := strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; ")
 	all := f.machines.Len() + f.machines.DevIDs()
@@ -372,7 +371,7 @@ func (f *filler) print(format string, args ...any) {
 	}
 }
 
-// name names a CA.
+// name returns the name of a CA for people.
 func name(n pkix.Name) string {
 	if n.CommonName != "" {
 		return strconv.Quote(n.CommonName)
@@ -380,8 +379,8 @@ func name(n pkix.Name) string {
 	return strconv.Quote(n.String())
 }
 
-// printable returns s for a terminal: characters of a certificate by which it could play
-// tricks on a terminal are escaped.
+// printable returns s in a form for a terminal: characters of a certificate that could manipulate a
+// terminal are escaped.
 func printable(s string) string {
 	q := strconv.QuoteToASCII(s)
 	return strings.ReplaceAll(q[1:len(q)-1], `\"`, `"`)

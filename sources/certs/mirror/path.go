@@ -17,15 +17,14 @@ const (
 	maxDepth   = 32   // folders
 )
 
-// Path returns the file of a URL, by its path below the folder of a mirror:
-// <host>/<path>, the host with its port if that is not the scheme's, the path as a web
-// server decodes it. A web server with the folder as its root finds the file there for
-// <mirror_url>/<host>/<path>.
+// Path returns the path of a URL's file below the folder of a mirror: <host>/<path>, where the host
+// has its port unless that is the scheme's, and the path is decoded as by a web server. A web
+// server whose root is the folder finds the file for <mirror_url>/<host>/<path>.
 //
-// The URL may be an attacker's. It is an error if the path could lead out of the host's
-// folder, if some web server or file system could take it for another path, or if it
-// cannot be the name of a file: it has an empty segment, a segment that begins with a
-// dot, an encoded slash, a backslash, a control character or a query.
+// The URL may be an attacker's. Path returns an error if the path could lead out of the host's
+// folder, if some web server or file system could take it for another path, or if it cannot be the
+// name of a file: it has an empty segment, a segment that begins with a dot, an encoded slash, a
+// backslash, a control character or a query.
 func Path(raw string) (string, error) {
 	u, err := url.Parse(raw)
 	switch {
@@ -79,7 +78,7 @@ func hostFolder(u *url.URL) (string, error) {
 	return host, checkSegment(host)
 }
 
-// checkSegment says why s cannot be the name of a file or a folder.
+// checkSegment returns an error if s cannot be the name of a file or a folder.
 func checkSegment(s string) error {
 	switch {
 	case s == "":

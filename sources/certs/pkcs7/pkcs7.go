@@ -1,9 +1,9 @@
-// Package pkcs7 reads the certificates in a PKCS #7 bundle, the form in which
-// some authorities publish the issuers of their certificates (RFC 5280, 4.2.2.1:
-// a "certs-only" CMS message; RFC 2315, 9.1; RFC 5652, 5.1).
+// Package pkcs7 reads the certificates in a PKCS #7 bundle, in which some CAs publish the issuers
+// of their certificates (RFC 5280, 4.2.2.1: a "certs-only" CMS message; RFC 2315, 9.1; RFC 5652,
+// 5.1).
 //
-// Nothing else in a bundle is read, its signatures least of all: what a
-// certificate is worth is decided by who has signed it.
+// Nothing else in a bundle is read, not even its signatures: what a certificate is worth depends on
+// who has signed the certificate.
 package pkcs7
 
 import (
@@ -12,7 +12,7 @@ import (
 	"fmt"
 )
 
-// maxDepth is how deep elements of indefinite length may be nested.
+// maxDepth limits the nesting of elements of indefinite length.
 const maxDepth = 16
 
 // Tags of the elements of a bundle, with their class and form.
@@ -27,10 +27,10 @@ const (
 // signedData is the content type 1.2.840.113549.1.7.2.
 const signedData = "\x2a\x86\x48\x86\xf7\x0d\x01\x07\x02"
 
-// Certificates returns the certificates in a bundle, in DER and in their order,
-// most of them at most. The bundle is DER, or BER with elements of indefinite
-// length. The certificates are slices of b; they have not been parsed. A bundle
-// without any, one that holds more, or that is anything else, is an error.
+// Certificates returns the certificates in a bundle, in DER and in their order. The bundle is DER,
+// or BER with elements of indefinite length. The certificates are slices of b and have not been
+// parsed. A bundle with no certificates or with more than most, and anything that is not a bundle,
+// is an error.
 func Certificates(b []byte, most int) ([][]byte, error) {
 	data, err := unwrap(b)
 	if err != nil {
@@ -83,8 +83,8 @@ func unwrap(b []byte) ([]byte, error) {
 	return data.content, nil
 }
 
-// collect returns the certificates in a CertificateSet; its other choices, such
-// as attribute certificates, are passed over.
+// collect returns the certificates in a CertificateSet. It skips its other choices, such as
+// attribute certificates.
 func collect(set []byte, most int) ([][]byte, error) {
 	var out [][]byte
 	for len(set) > 0 {
@@ -118,8 +118,8 @@ var (
 	errLength = errors.New("a length that is too long")
 )
 
-// next reads the element at the beginning of b. Elements of indefinite length
-// may be nested depth deep, beside which what is inside is not looked at.
+// next reads the element at the beginning of b. It does not look at what is inside, except that
+// elements of indefinite length must be traversed, at most depth levels deep.
 func next(b []byte, depth int) (e element, rest []byte, err error) {
 	if len(b) < 2 {
 		return element{}, nil, errCut
@@ -138,7 +138,7 @@ func next(b []byte, depth int) (e element, rest []byte, err error) {
 		return cut(b, 2, int(length))
 	}
 	octets := int(length - long)
-	if octets > 3 { // 16 MiB, more than anybody has read
+	if octets > 3 { // 16 MiB, more than is ever read
 		return element{}, nil, errLength
 	}
 	if len(b) < 2+octets {
@@ -151,7 +151,7 @@ func next(b []byte, depth int) (e element, rest []byte, err error) {
 	return cut(b, 2+octets, size)
 }
 
-// cut returns the element of b with a header and a content of these sizes.
+// cut returns the element at the beginning of b, given the sizes of its header and content.
 func cut(b []byte, header, size int) (e element, rest []byte, err error) {
 	if size > len(b)-header {
 		return element{}, nil, errCut

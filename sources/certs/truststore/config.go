@@ -15,90 +15,85 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
-// Limits on what is read. Exceeding the first refuses the file, exceeding one
-// of the others refuses the whole set.
+// Limits on what is read. A file over the first limit is refused; over one of the others, the whole
+// set is refused.
 const (
-	// MaxFileSize is the size of one file, in bytes.
+	// MaxFileSize is the maximum size of one file, in bytes.
 	MaxFileSize = 16 << 20
-	// MaxTotalSize is the size of all files together, in bytes.
+	// MaxTotalSize is the maximum size of all files together, in bytes.
 	MaxTotalSize = 64 << 20
-	// MaxFiles is the number of names in one folder.
+	// MaxFiles is the maximum number of names in one folder.
 	MaxFiles = 10_000
-	// MaxCertificates is the number of CA certificates.
+	// MaxCertificates is the maximum number of CA certificates.
 	MaxCertificates = certs.MaxCertificates
 )
 
-// DefaultPollInterval is how often files are looked at for changes.
+// DefaultPollInterval is how often files are checked for changes.
 const DefaultPollInterval = 30 * time.Second
 
-// Config is where the authorities are. Either CAPath or Bundles is set.
+// Config says where the authorities are. Either CAPath or Bundles must be set.
 //
-// A path is a regular file, or a folder of them, by links or not. A file is PEM
-// with any number of CERTIFICATE blocks, or the DER of one or more
-// certificates. Of a folder, names that begin with a dot are skipped (a mounted
-// ConfigMap's "..data", ".git", what NFS leaves of a deleted file), and folders
-// within it are not read.
+// A path is a regular file, or a folder of regular files; both may be reached through symbolic
+// links. A file is PEM with any number of CERTIFICATE blocks, or the DER of one or more
+// certificates. In a folder, names that begin with a dot (a mounted ConfigMap's "..data", ".git",
+// what NFS leaves of a deleted file) and subfolders are skipped.
 //
-// What cannot be used is left out and named in Status.Warnings, and the rest
-// serves: a file without a certificate; a certificate that cannot be parsed, has
-// expired, is given twice or is not a CA's; a private key, which does not belong
-// there. A file that is cut off in a certificate, damaged, empty or unreadable is left
-// out as a whole; if it was whole at an earlier Load, what it held then goes on
-// serving.
+// What cannot be used is left out and named in Status.Warnings, and the rest is used: a file
+// without a certificate; a certificate that cannot be parsed, has expired, is a duplicate or is not
+// a CA's; a private key, which does not belong there. A file that is cut off within a certificate,
+// damaged, empty or unreadable is left out as a whole; but if it was intact at an earlier Load,
+// what it held then stays in use.
 //
-// If a path is missing, is a folder without files, as that of a mount that is not
-// there, or is itself a file that cannot be read, Load fails, and what was loaded
-// before from that path stays; changes at other paths take effect. If there was
-// nothing before, or if nothing usable is left at all, nothing changes.
+// Load fails if a path is missing, if it is a folder without files, such as a mount point with
+// nothing mounted, or if it is itself a file that cannot be read. What was loaded from that path
+// before stays, and changes at other paths take effect. If nothing was loaded before, or if nothing
+// usable is left at all, nothing changes.
 //
-// To withdraw a CA, delete its file or write the file without it; to withdraw
-// the last one of a path, take the path out of the configuration.
+// To withdraw a CA, delete its file or write the file without it. To withdraw the last CA of a
+// path, remove the path from the configuration.
 type Config struct {
 	// CAPath is a file or a folder of certificates or PKCS #7 bundles, PEM or DER.
 	CAPath string
-	// Bundles are such files or folders by the name that their selectors
-	// carry, 1 to 64 of a-z, 0-9, _ and -. A CA may be in several.
+	// Bundles are such files or folders, by the name that is in their selectors: 1 to 64 characters
+	// of a-z, 0-9, _ and -. A CA may be in several.
 	Bundles map[string]string
-	// MayBeEmpty is true if CAPath may be a folder that has no file yet: it lists nobody, and
+	// MayBeEmpty allows CAPath to be a folder that has no files yet: then no machine is listed, and
 	// Status has a warning. If files were loaded from the folder before and it is empty now, its
-	// mount has probably gone, and that is an error, as without MayBeEmpty. No configuration key
+	// mount is probably gone, and that is an error, as without MayBeEmpty. No configuration key
 	// sets it.
 	MayBeEmpty bool
-	// PollInterval is how often the files are looked at for changes; 30
-	// seconds if it is zero.
+	// PollInterval is how often the files are checked for changes; DefaultPollInterval if it is
+	// zero.
 	PollInterval time.Duration
 
-	// AIAHosts are the hosts that may be asked for issuers and CRLs, each a
-	// host or host:port, by default ports 80 and 443; one that is at a private
-	// address only if it is that IP address itself. None: nothing that a
-	// certificate names is fetched.
+	// AIAHosts are the hosts that may be asked for issuers and CRLs, each a host or host:port, by
+	// default with ports 80 and 443. A host at a private address must be given as that IP address.
+	// If there are none, nothing that a certificate names is fetched.
 	AIAHosts []string
-	// MirrorURL is a web server of the operator's own, at whatever address, that
-	// is asked for <MirrorURL>/<host>/<path> instead of the AIAHosts.
+	// MirrorURL is the operator's own web server, at any address, from which
+	// <MirrorURL>/<host>/<path> is requested instead of asking the AIAHosts.
 	MirrorURL string
-	// CRL is what CRLs mean for each certificate of a chain below the configured
-	// CA: those at its HTTP distribution points on AIAHosts, in their order,
-	// until one can be used. That is a full CRL, signed with SHA-256 or stronger, of
-	// the certificate's issuer or of the cRLIssuer at the distribution point (RFC
-	// 5280, 6.3.3), which is above the certificate or configured; it is current, for
-	// this certificate, of 4 MiB at most, and not issued before another one that is
-	// kept of that CA. The next one is asked for when it is due, after 7 days at the
-	// latest, and after a day if the list does not say. What a CRL lists is revoked
-	// at any age and by any clock, until a newer CRL that is current does not list it.
-	// Any mode but certs.CRLOff needs AIAHosts.
+	// CRL says how CRLs are used for each certificate of a chain below the configured CA: those at
+	// its HTTP distribution points on AIAHosts, in their order, until one can be used. That is a
+	// full CRL, signed with SHA-256 or stronger, of the certificate's issuer or of the cRLIssuer at
+	// the distribution point (RFC 5280, 6.3.3), which must be above the certificate or configured.
+	// It must be current, for this certificate, of at most 4 MiB, and not issued before another one
+	// of that CA that is kept. It is fetched again when the next one is due, after 7 days at the
+	// latest, and after a day if the list does not say. A certificate that a CRL lists is revoked,
+	// at any age of the CRL and by any clock, until a newer CRL that is current does not list it.
+	// Any mode but certs.CRLOff requires AIAHosts.
 	CRL certs.CRLMode
-	// CachePath is a bbolt file that keeps what has been fetched, for after a
-	// restart; if it is empty, memory alone keeps it.
+	// CachePath is a bbolt file in which fetched objects survive a restart; if it is empty, they
+	// are kept only in memory.
 	CachePath string
 
-	// Now is the clock that certificates are verified against; time.Now
-	// if it is nil.
+	// Now is the clock by which certificates are verified; time.Now if it is nil.
 	Now func() time.Time
 
-	// Bases are the URLs below which a Question wants leafs: see fetch.Config.Bases.
-	// Whoever sets them has checked them. No key of a configuration is for them alone.
+	// Bases are the URLs below which a Question wants leaves: see fetch.Config.Bases. The code that
+	// sets them must have checked them. They have no configuration key of their own.
 	Bases []string
-	// Dial makes the connections of a test: see fetch.Config.Dial.
+	// Dial makes the connections in a test: see fetch.Config.Dial.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
@@ -117,8 +112,8 @@ func locations(cfg Config) []location {
 // fetches reports whether anything may be fetched.
 func (c *Config) fetches() bool { return len(c.AIAHosts) > 0 || len(c.Bases) > 0 }
 
-// Check returns all that is wrong with a configuration, a sources.FieldError for each
-// mistake. New returns the same.
+// Check returns all mistakes in a configuration, joined, one sources.FieldError for each. New
+// returns the same.
 func (c *Config) Check() error {
 	var errs []error
 	bad := func(field, format string, args ...any) {
@@ -143,7 +138,7 @@ func (c *Config) Check() error {
 
 var bundleName = regexp.MustCompile(`^[a-z0-9_-]{1,64}$`)
 
-// checkOrigins checks what may be asked for what is fetched.
+// checkOrigins checks the hosts and the mirror from which objects are fetched.
 func (c *Config) checkOrigins() error {
 	return errors.Join(
 		CheckOrigins("aia_hosts", fetch.Config{Hosts: c.AIAHosts}),
@@ -151,7 +146,7 @@ func (c *Config) checkOrigins() error {
 	)
 }
 
-// CheckOrigins returns what is wrong with the part of a fetch.Config that a field is for.
+// CheckOrigins returns an error if the part of a fetch.Config that a field sets is invalid.
 func CheckOrigins(field string, part fetch.Config) error {
 	if _, err := fetch.New(part); err != nil {
 		return sources.BadField(field, "%s", strings.ReplaceAll(err.Error(), "\n", "; "))
@@ -159,8 +154,8 @@ func CheckOrigins(field string, part fetch.Config) error {
 	return nil
 }
 
-// checkFetching refuses what would have no effect, since whoever has written it meant it
-// to have one.
+// checkFetching refuses settings that would have no effect, since the operator meant them to have
+// one.
 func (c *Config) checkFetching() error {
 	const write = `write aia_hosts = ["pki.infineon.com"]`
 	var errs []error
@@ -186,7 +181,7 @@ func (c *Config) checkFetching() error {
 	return errors.Join(errs...)
 }
 
-// Warnings says what a person should know of a configuration that is right.
+// Warnings says what a person should know about a valid configuration.
 func (c Config) Warnings() []sources.FieldError {
 	if !c.fetches() || c.CachePath != "" {
 		return nil

@@ -16,13 +16,13 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 )
 
-// A caFile is what a file held when it was last whole.
+// A caFile is what a file held when it was last intact.
 type caFile struct {
 	certs.File
 	root string // the configured path by which the file was found
-	// sum is the SHA-256 of the file's content as it was read, whole or not.
+	// sum is the SHA-256 of the file's content as it was read, intact or not.
 	sum [sha256.Size]byte
-	// unread is whether the file could not be read: Entries are from before.
+	// unread is true if the file could not be read, so that Entries are from before.
 	unread bool
 }
 
@@ -33,17 +33,17 @@ type location struct {
 	path   string
 }
 
-// A seenFile is a file, or what is in the place of one, as a look at it shows.
+// A seenFile is the state of a file, or of what is in its place, without opening it.
 type seenFile struct {
 	location
 	root string      // the configured path by which it was found
-	info fs.FileInfo // nil for a link that leads nowhere, and with err
-	// err is why it is not known what is there. If path is root, that is so for the
-	// whole configured path.
+	info fs.FileInfo // nil for a dangling symbolic link, and if err is not nil
+	// err says why the state is not known. If path is root, it applies to the whole configured
+	// path.
 	err error
 }
 
-// fileSet is what a look at the configured paths shows, in order.
+// fileSet is the state of all files at the configured paths, in order.
 type fileSet []seenFile
 
 // emptyFolderError is the path of a CA folder that has no files.
@@ -54,10 +54,10 @@ func (e emptyFolderError) Error() string {
 		"mount it, put a CA certificate there, or remove it from the configuration", string(e))
 }
 
-// errChanged is the error of a file that is no more what a look at it showed.
+// errChanged means that a file has changed since look found it.
 var errChanged = errors.New("changed while it was read")
 
-// same reports whether two looks show the same files, unchanged.
+// same reports whether both sets have the same files, unchanged.
 func (f fileSet) same(other fileSet) bool {
 	return slices.EqualFunc(f, other, func(a, b seenFile) bool {
 		if a.location != b.location || (a.info == nil) != (b.info == nil) || fmt.Sprint(a.err) != fmt.Sprint(b.err) {
@@ -68,8 +68,8 @@ func (f fileSet) same(other fileSet) bool {
 	})
 }
 
-// look finds the files at the configured paths without opening them. A path of which
-// it is not known what is there is in their place. The error is ctx's.
+// look finds the files at the configured paths without opening them. If the state of a path is not
+// known, the path itself is in the set. The error is ctx's.
 func look(ctx context.Context, paths []location) (fileSet, error) {
 	var found fileSet
 	for _, l := range paths {
@@ -85,8 +85,8 @@ func look(ctx context.Context, paths []location) (fileSet, error) {
 	return found, nil
 }
 
-// lookAt finds the files at one configured path, sorted by name. A folder without any
-// is taken for a mount that is not there.
+// lookAt finds the files at one configured path, sorted by name. A folder without files is taken to
+// be a missing mount.
 func lookAt(ctx context.Context, l location) (fileSet, error) {
 	info, err := os.Stat(l.path)
 	if err != nil {
@@ -119,7 +119,7 @@ func lookAt(ctx context.Context, l location) (fileSet, error) {
 	return found, nil
 }
 
-// readNames returns the sorted names in a folder of most names at most.
+// readNames returns the sorted names in a folder, of which there may be at most most.
 func readNames(folder string, most int) ([]string, error) {
 	d, err := os.Open(folder) //nolint:gosec // G304: the operator names it
 	if err != nil {
@@ -137,16 +137,16 @@ func readNames(folder string, most int) ([]string, error) {
 	return names, nil
 }
 
-// with returns the file with what it holds.
+// with returns the file with its entries.
 func (f seenFile) with(entries []certs.Entry) certs.File {
 	return certs.File{Path: f.path, Bundle: f.bundle, Entries: entries}
 }
 
-// alone reports whether f is all that is known of its configured path: that is a file,
-// or cannot be looked at.
+// alone reports whether f stands for its whole configured path, which is a file or cannot be
+// examined.
 func (f seenFile) alone() bool { return f.path == f.root }
 
-// fault returns why the file is not to be opened, or nothing.
+// fault returns why the file must not be opened, or an empty string.
 func (f seenFile) fault() string {
 	switch {
 	case f.err != nil:
@@ -161,11 +161,11 @@ func (f seenFile) fault() string {
 	return ""
 }
 
-// errTooLarge is the error of a file that is not read.
+// errTooLarge is the error for a file that is too large to be read.
 var errTooLarge = fmt.Errorf("is larger than %d bytes", MaxFileSize)
 
-// read returns the content of a file that has no fault. It never blocks on
-// something that has taken the file's place, a FIFO for example.
+// read returns the content of a file without a fault. It never blocks, even if something like a
+// FIFO has taken the file's place.
 func (f seenFile) read() ([]byte, error) {
 	if f.err != nil {
 		return nil, f.err

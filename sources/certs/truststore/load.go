@@ -14,21 +14,20 @@ import (
 )
 
 const (
-	// maxReadings is how often files that change meanwhile are read again.
+	// maxReadings is how often files are read if they change while they are read.
 	maxReadings = 3
-	// maxWarnings is the number of warnings in a status.
+	// maxWarnings is the maximum number of warnings in a status.
 	maxWarnings = 100
 )
 
-// Load implements sources.Loader: unless the files are those that are served, it reads
-// all of them and replaces what the store serves. It fails, and all of the last good
-// data stays, if the files exceed a limit and if no certificate that is valid now is
-// left. It fails, too, if a configured path is missing or cannot be read: what was loaded
-// from that path stays, and what the others hold now is served; if nothing was loaded
-// before, nothing is served.
+// Load implements sources.Loader. Unless the files have not changed, it reads all of them and
+// replaces what the store uses. It fails, and all of the last good data stays, if the files exceed
+// a limit or if no certificate that is valid now is left. It also fails if a configured path is
+// missing or cannot be read: what was loaded from that path before stays, and what the other paths
+// hold now is used; if nothing was loaded before, nothing is used.
 //
-// The first one loads what was fetched earlier from Config.CachePath. If that cannot be
-// read, Status has a warning, and it is fetched again.
+// The first Load also reads Config.CachePath. If that fails, Status has a warning, and the objects
+// are fetched again.
 func (s *Store) Load(ctx context.Context) error {
 	begun := time.Now()
 	s.loadFetched(ctx)
@@ -55,9 +54,9 @@ func (s *Store) Load(ctx context.Context) error {
 // Schedule implements sources.Loader.
 func (s *Store) Schedule() sources.Schedule { return sources.Schedule{Every: s.cfg.PollInterval} }
 
-// current reports whether the files are still those that have been read. Their
-// content is compared as well: a file may be written in place, with one of the
-// same size and within what the file system's clock tells apart.
+// current reports whether the files are still those that have been read. It compares their content
+// as well: a file may be overwritten in place with another of the same size within the resolution
+// of the file system's clock.
 func (s *state) current(ctx context.Context, paths []location) (bool, error) {
 	seen, err := look(ctx, paths)
 	if err != nil || !seen.same(s.seen) {
@@ -103,13 +102,13 @@ func (s *Store) load(ctx context.Context, previous *state) (*state, error) {
 		if err != nil {
 			return nil, err
 		}
-		if seen.same(again) || r.last { // what has changed since is seen at the next look
+		if seen.same(again) || r.last { // later changes are found by the next Load
 			return s.assemble(ctx, seen, &r)
 		}
 	}
 }
 
-// assemble makes what has been read into what is served.
+// assemble turns what has been read into the state that is used.
 func (s *Store) assemble(ctx context.Context, seen fileSet, r *reading) (*state, error) {
 	files := make([]certs.File, len(r.files))
 	for i, f := range r.files {
@@ -152,7 +151,7 @@ func shorten(warnings []string) []string {
 // A reading is one pass over all files.
 type reading struct {
 	previous *state // nil at first
-	last     bool   // there is no further one: a file that keeps changing is left as it was
+	last     bool   // no further pass follows: a file that keeps changing stays as it was
 	// mayBeEmpty is Config.MayBeEmpty. empty is true if a folder has no files and may be empty.
 	mayBeEmpty, empty bool
 	files             []caFile
@@ -177,9 +176,9 @@ func (r *reading) readAll(ctx context.Context, seen fileSet) error {
 	return nil
 }
 
-// readPath reads the files of one configured path. A file in a folder that cannot be
-// read concerns that file alone: it keeps what it held, or is left out. If a path is
-// such a file, or if nothing of a folder could ever be read, nobody knows what is there.
+// readPath reads the files of one configured path. If a file in a folder cannot be read, only that
+// file is affected: it keeps what it held, or is left out. If the path is itself such a file, or if
+// nothing in a folder could ever be read, the content of the path is not known.
 func (r *reading) readPath(ctx context.Context, files fileSet) error {
 	before := r.entries
 	var unread error
@@ -228,7 +227,7 @@ func (r *reading) keepFile(f seenFile, why error) {
 	r.files = append(r.files, caFile{File: f.with(entries), root: f.root, unread: true})
 }
 
-// keepPath keeps what was held of a path of which nobody knows what is there.
+// keepPath keeps what was loaded before from a path whose content is not known.
 func (r *reading) keepPath(f seenFile, why error) error {
 	why = fmt.Errorf("the CA path %q: %w", f.path, why)
 	if r.previous == nil {
@@ -249,12 +248,12 @@ func (r *reading) warn(f seenFile, what string) {
 	r.warnings = append(r.warnings, fmt.Sprintf("%q: %s", f.path, what))
 }
 
-// errLimit is in the error of files that are too large together.
+// errLimit is wrapped by the error about files that together exceed a limit.
 var errLimit = errors.New("remove some of them")
 
-// read reads one file. What a damaged one held when it was whole is taken in its
-// stead: writing a file in place may not take its CAs away for a moment. An error that
-// is not errLimit says that the file could not be read.
+// read reads one file. A damaged file keeps what it held when it was intact: its CAs must not be
+// lost for a moment while it is written in place. Any error but errLimit means that the file could
+// not be read.
 func (r *reading) read(f seenFile) error {
 	var entries []certs.Entry
 	var notes []string
@@ -288,7 +287,7 @@ func (r *reading) read(f seenFile) error {
 	return nil
 }
 
-// entriesOf returns the certificates of a file at the last Load. s may be nil.
+// entriesOf returns the certificates of a file in the last Load. s may be nil.
 func (s *state) entriesOf(l location) []certs.Entry {
 	if s == nil {
 		return nil

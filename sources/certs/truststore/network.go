@@ -14,19 +14,19 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
-// maxRequests is the number of certificates and CRLs that one attestation has fetched, those
-// of services for EK certificates not counted.
+// maxRequests is the maximum number of certificates and CRLs that are fetched for one attestation,
+// not counting those from services for EK certificates.
 const maxRequests = 8
 
 const (
-	// leastWait is how long an attestation waits for an answer if half of the time that it
-	// has left would be less.
+	// leastWait is the shortest time that an attestation waits for an answer: it waits for half of
+	// its remaining time, or for leastWait if that is longer.
 	leastWait = 5 * time.Second
-	// An attestation waits for renewWait if there is something old that is still good.
+	// An attestation waits for renewWait if there is an old object that is still good.
 	renewWait = fetch.Patience
-	// If a host has kept an attestation waiting for slowAnswer in vain, that attestation
-	// does not wait for it again if there is something old that is still good; after
-	// deadAnswer not at all: the host has had as much time as it needs to say no.
+	// If an attestation has waited for a host in vain for slowAnswer, it does not wait for that
+	// host again if there is an old object that is still good; after deadAnswer, it does not wait
+	// for the host at all, since the host has had enough time even to say no.
 	slowAnswer, deadAnswer = time.Second, 4 * time.Second
 )
 
@@ -36,11 +36,11 @@ var (
 	errDeadHost = errors.New("its host has just left another request unanswered")
 )
 
-// Fetch answers as Check does, and asks for what is missing: see sources.Fetcher. It makes
-// at most 8 requests, besides one for each of Config.Bases if Question.Leaf wants it;
-// attestations that wait for the same URL share one request. If ctx has a deadline, each may take half of what is left
-// until then, and 5 seconds at least. Nothing is asked for a certificate that could
-// not vouch whoever has issued it.
+// Fetch answers like Check, but requests what is missing: see sources.Fetcher. It makes at most 8
+// requests, and one more for each of Config.Bases if Question.Leaf wants that; attestations that
+// wait for the same URL share one request. If ctx has a deadline, each request may take half of the
+// remaining time, but at least 5 seconds. Nothing is requested for a certificate that could not be
+// accepted whoever has issued it.
 func (s *Store) Fetch(ctx context.Context, q Question) (sources.Verdict, error) {
 	asking, leave := context.WithCancel(ctx)
 	hand := &inquiry{
@@ -48,7 +48,7 @@ func (s *Store) Fetch(ctx context.Context, q Question) (sources.Verdict, error) 
 		arrived: make(chan arrival, maxRequests+len(s.cfg.Bases)),
 	}
 	defer hand.asked.Wait()
-	defer leave() // what is still under way matters to nobody here
+	defer leave() // the requests still in progress are not needed here
 	for {
 		v, wants, err := s.attempt(ctx, q, hand)
 		if err != nil || len(wants) == 0 {
@@ -66,7 +66,7 @@ func (s *Store) Fetch(ctx context.Context, q Question) (sources.Verdict, error) 
 	}
 }
 
-// learn tells the fetcher what was of use and what was not.
+// learn tells the fetcher which URLs were useful and which were not.
 func (s *Store) learn(found certs.Result) {
 	for _, url := range found.Proven {
 		s.fetched.Prove(url)
@@ -76,22 +76,21 @@ func (s *Store) learn(found certs.Result) {
 	}
 }
 
-// An inquiry is what one attestation looks up: it is what certs.Find has at hand. In Check
-// it answers from the store alone.
+// An inquiry is the certs.Hand of one attestation. For Check, it answers from the store alone.
 type inquiry struct {
 	store *fetch.Fetcher
 	now   func() time.Time
 
-	// answers are those that came in this attestation, or whose wait was given up, by what
-	// was wanted. They are nil while a request is under way.
+	// answers are those that arrived in this attestation, or for which it stopped waiting, by the
+	// ID of the Want. The zero Answer means that a request is in progress.
 	answers map[string]certs.Answer
 	arrived chan arrival
 	asked   sync.WaitGroup
 
 	mu       sync.Mutex // for waited
 	requests int
-	// waited is for how long hosts have kept this attestation waiting in vain, by kind:
-	// issuers' URLs may be the machine's own, and must not spend what CRLs are given.
+	// waited is how long this attestation has waited for each host in vain, by kind: issuers' URLs
+	// may be chosen by the machine, and must not use up the time for CRLs.
 	waited map[string]time.Duration
 }
 
@@ -127,9 +126,9 @@ func (q *inquiry) CRLs(w certs.Want) (all []certs.HeldCRL) {
 	return all
 }
 
-// kindOf returns the name by which the store keeps what is wanted.
+// kindOf returns the kind under which the store keeps what is wanted.
 func kindOf(w certs.Want) fetch.Kind {
-	kind := fetch.Kind(w.Kind) // both packages call them the same
+	kind := fetch.Kind(w.Kind) // both packages use the same names
 	if w.CA != "" {
 		kind = kind.Of(w.CA)
 	}
@@ -139,7 +138,8 @@ func kindOf(w certs.Want) fetch.Kind {
 	return kind
 }
 
-// staleness returns why there is nothing newer than an object; nil if there is none.
+// staleness returns why there is nothing newer than an object, or nil if that is not so or there is
+// no object.
 func staleness(o *fetch.Object) error {
 	if o == nil {
 		return nil
@@ -147,8 +147,8 @@ func staleness(o *fetch.Object) error {
 	return o.Stale
 }
 
-// good reports whether an object whose time is over will do while a server is silent. A CRL
-// that has run out will not: a server that is slow would let in whom the next one lists.
+// good reports whether an object whose Until has passed may be used while a server is silent. A CRL
+// that is no longer current may not: a slow server would admit machines that the next CRL lists.
 func (q *inquiry) good(o *fetch.Object) bool {
 	if o == nil {
 		return false
@@ -161,7 +161,7 @@ func answerOf(o *fetch.Object) certs.Answer {
 	return certs.Answer{Value: o.Value, Err: o.Stale, NotAsked: errors.Is(o.Stale, fetch.ErrNotAsked)}
 }
 
-// ask begins to ask for what is wanted and was not asked for yet. It reports whether there
+// ask starts requests for what is wanted and has not been requested yet. It reports whether there
 // is an answer already.
 func (q *inquiry) ask(ctx context.Context, wants []certs.Want) (answered bool) {
 	for _, w := range wants {
@@ -169,7 +169,7 @@ func (q *inquiry) ask(ctx context.Context, wants []certs.Want) (answered bool) {
 		if _, ok := q.answers[id]; ok {
 			continue
 		}
-		q.answers[id] = certs.Answer{} // it is under way
+		q.answers[id] = certs.Answer{} // it is in progress
 		if a, ok := q.withoutAsking(w); ok {
 			q.answers[id], answered = a, true
 			continue
@@ -179,13 +179,13 @@ func (q *inquiry) ask(ctx context.Context, wants []certs.Want) (answered bool) {
 	return answered
 }
 
-// withoutAsking answers if nobody is asked.
+// withoutAsking returns an answer if no request is to be made.
 func (q *inquiry) withoutAsking(w certs.Want) (certs.Answer, bool) {
 	q.mu.Lock()
 	waited := q.waited[q.host(w)]
 	q.mu.Unlock()
 	if waited >= slowAnswer {
-		old, _, _ := q.store.Cached(kindOf(w), w.URL, w.Read) // Look has seen that it is not known
+		old, _, _ := q.store.Cached(kindOf(w), w.URL, w.Read) // Look has found that it is not known
 		switch {
 		case old != nil && (waited >= deadAnswer || q.good(old)):
 			return certs.Answer{Value: old.Value, Err: fmt.Errorf("fetch %q: %w", w.URL, errDeadHost)}, true
@@ -202,12 +202,12 @@ func (q *inquiry) withoutAsking(w certs.Want) (certs.Answer, bool) {
 	return certs.Answer{}, false
 }
 
-// host names the host that is asked, and for what.
+// host returns a key for the host that would be asked, and the kind of what it is asked for.
 func (q *inquiry) host(w certs.Want) string {
 	return string(w.Kind) + " " + q.store.Host(kindOf(w), w.URL)
 }
 
-// get asks, and waits as long as one answer may take.
+// get makes a request, and waits as long as patience allows.
 func (q *inquiry) get(ctx context.Context, w certs.Want) (a certs.Answer) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -220,7 +220,7 @@ func (q *inquiry) get(ctx context.Context, w certs.Want) (a certs.Answer) {
 	object, err := q.store.Get(within, kindOf(w), w.URL, w.Read)
 	silence := cmp.Or(err, staleness(object))
 	gaveUp := q.good(object) && within.Err() != nil && ctx.Err() == nil
-	if gaveUp || errors.Is(silence, fetch.ErrSilent) { // a host that says no may have the next one
+	if gaveUp || errors.Is(silence, fetch.ErrSilent) { // a host that says no may be asked again
 		q.mu.Lock()
 		q.waited[q.host(w)] = max(q.waited[q.host(w)], time.Since(begun))
 		q.mu.Unlock()
@@ -233,11 +233,10 @@ func (q *inquiry) get(ctx context.Context, w certs.Want) (a certs.Answer) {
 	return answerOf(object)
 }
 
-// patience returns a context for one answer: all that is said here about how long an
-// attestation waits. It is half of the time that there is, so that a server that does not
-// answer leaves some for what has to be asked of others. There is never less than would do
-// for a server that answers slowly: if there is no time for that, it is ctx that ends, and
-// nothing can be told. If there is something old that is still good, it is renewWait.
+// patience returns a context for one answer. It alone determines how long an attestation waits:
+// half of the remaining time, so that a silent server leaves time to ask others, but no less than a
+// slow server needs. If there is not that much time, ctx ends, and Find cannot tell. If there is an
+// old object that is still good, the time is renewWait.
 func (q *inquiry) patience(ctx context.Context, w certs.Want) (context.Context, context.CancelFunc) {
 	if old, _, _ := q.store.Cached(kindOf(w), w.URL, w.Read); q.good(old) {
 		return context.WithTimeout(ctx, renewWait)
@@ -249,8 +248,7 @@ func (q *inquiry) patience(ctx context.Context, w certs.Want) (context.Context, 
 	return context.WithTimeout(ctx, max(leastWait, time.Until(deadline)/2))
 }
 
-// newFetcher returns what fetches and keeps certificates and CRLs, or nil if
-// nothing is to be fetched.
+// newFetcher returns the fetcher of certificates and CRLs, or nil if nothing is to be fetched.
 func newFetcher(cfg Config) (*fetch.Fetcher, error) {
 	if !cfg.fetches() {
 		return nil, nil //nolint:nilnil // nothing is to be fetched
@@ -269,7 +267,7 @@ func newFetcher(cfg Config) (*fetch.Fetcher, error) {
 	return f, nil
 }
 
-// Examine makes s a store that examines what a server has beside the server: it reads the
+// Examine makes s read what a running server has, without disturbing the server: it reads the
 // server's cache, whoever owns the file, and never writes it. It must be called before the first
 // Load, and Watch must not be called.
 func (s *Store) Examine(bool) {
@@ -278,8 +276,7 @@ func (s *Store) Examine(bool) {
 	}
 }
 
-// loadFetched loads what was fetched before, once. The fetcher itself keeps why it
-// could not.
+// loadFetched loads the cache, once. The fetcher keeps the error.
 func (s *Store) loadFetched(ctx context.Context) {
 	if s.fetched == nil || s.fetchedLoaded.Load() {
 		return
@@ -289,8 +286,7 @@ func (s *Store) loadFetched(ctx context.Context) {
 	}
 }
 
-// Watch implements sources.Watcher: it writes what is fetched to Config.CachePath until
-// ctx ends.
+// Watch implements sources.Watcher. It writes what is fetched to Config.CachePath until ctx ends.
 func (s *Store) Watch(ctx context.Context, _ func()) (err error) {
 	if s.fetched == nil {
 		<-ctx.Done()
@@ -307,7 +303,8 @@ func (s *Store) Watch(ctx context.Context, _ func()) (err error) {
 	return nil
 }
 
-// Close has the store ask nobody any more. Who calls Watch to its end need not call it.
+// Close ends all requests, and the store makes no further ones. A caller that has called Watch and
+// waited for it need not call Close.
 func (s *Store) Close() error {
 	if s.fetched == nil {
 		return nil

@@ -1,14 +1,13 @@
-// Package truststore has what all sources need that list a machine by who issued its
-// certificate: the CA certificates that an operator has configured, and what is fetched of
-// the issuers and CRLs that certificates name.
+// Package truststore is the common part of all sources that list a machine by the issuer of its
+// certificate: the CA certificates that an operator has configured, and the issuers and CRLs that
+// certificates name and that are fetched.
 //
-// Every configured CA certificate is a trust anchor, that of an intermediate CA too. What
-// machines send and what is fetched may join a certificate to an anchor, and is never an
-// anchor.
+// Every configured CA certificate is a trust anchor, even that of an intermediate CA. What machines
+// send and what is fetched may link a certificate to an anchor but is never an anchor.
 //
-// Chains are found by package certs, and requests are made by certs/fetch. This package
-// reads the CA files (load.go, files.go), turns what certs has found into a verdict (here),
-// and fetches what certs wants (network.go).
+// Package certs finds chains, and package certs/fetch makes requests. This package reads the CA
+// files (load.go, files.go), turns what certs has found into a verdict (here), and fetches what
+// certs wants (network.go).
 package truststore
 
 import (
@@ -33,35 +32,34 @@ type Store struct {
 	profile certs.Profile
 	paths   []location
 
-	// fetched has what is fetched; nil if nothing is.
+	// fetched fetches and keeps objects; nil if nothing is to be fetched.
 	fetched       *fetch.Fetcher
 	fetchedLoaded atomic.Bool
 	// verified remembers signatures from one step of an attestation to the next.
 	verified *certs.Memo
 
-	// state is what the last successful Load loaded, nil before it. It is
-	// never changed, only replaced.
+	// state is what the last successful Load has loaded; nil before it. It is immutable, but
+	// replaced.
 	state atomic.Pointer[state]
-	// confirmed is when the files were last found to be what state holds.
+	// confirmed is when the files were last found to match state.
 	confirmed atomic.Pointer[time.Time]
 }
 
 // state is what one successful Load has loaded.
 type state struct {
 	anchors *certs.Anchors
-	// seen is what the files were, files what they held.
+	// seen is the state of the files, and files is their content.
 	seen   fileSet
 	files  []caFile
 	status sources.Status
-	// failed is why configured paths could not be read: what they held before is
-	// among files.
+	// failed says why configured paths could not be read: files has what they held before.
 	failed error
 }
 
 var errNotLoaded = errors.New("no CA certificates have been loaded yet")
 
-// New checks the configuration and returns the store for leafs of a profile. It opens
-// nothing: the first Load does.
+// New checks the configuration and returns the store for leaves of a profile. It opens nothing: the
+// first Load does.
 func New(cfg Config, profile certs.Profile) (*Store, error) {
 	if err := cfg.Check(); err != nil {
 		return nil, err
@@ -83,25 +81,25 @@ func New(cfg Config, profile certs.Profile) (*Store, error) {
 
 // A Question is what a source asks about one machine.
 type Question struct {
-	// Leaf returns the machine's certificate, whose key it has compared with the key that
-	// the machine has proved; or, for people, why there is no certificate; or what has to
-	// be looked up first. An error says that it cannot be told.
+	// Leaf returns the machine's certificate, after comparing its key with the key that the machine
+	// has proved. If there is no certificate, why says so for people. wants are what must be looked
+	// up first. An error means that Leaf cannot tell.
 	Leaf func(hand certs.Hand) (leaf *x509.Certificate, why string, wants []certs.Want, err error)
 	// Sent are certificates that the machine has sent along, in DER.
 	Sent [][]byte
-	// Attributes returns what the leaf says, once a chain is found. CAs are added to it.
+	// Attributes returns what the leaf says, when a chain has been found. The caller adds CAs.
 	Attributes func(leaf *x509.Certificate, chain *certs.Chain) sources.Attributes
 }
 
-// Check answers as sources.Source's. The machine is listed if [certs.Find] finds a chain for
-// its leaf; it is not listed if there is no leaf or no chain, and if something in the chain
-// has been revoked. It cannot be told before the first successful Load, and if Question.Leaf
-// or Find cannot tell.
+// Check answers for a source (sources.Source). The machine is listed if [certs.Find] finds a chain
+// for its leaf. It is not listed if there is no leaf or no chain, or if a certificate of the chain
+// has been revoked. Check cannot tell before the first successful Load, or if Question.Leaf or Find
+// cannot tell.
 //
-// Check reads no file, takes no lock that is held while something is waited for,
-// and asks nobody: it answers from what is configured, what was sent and what is
-// kept of what was fetched before, failures included. If something has not
-// been asked for yet, the error is sources.ErrNeedsNetwork.
+// Check reads no file, takes no lock that is held while anything is waited for, and makes no
+// request: it answers from what is configured, what was sent, and what was fetched before,
+// including failures. If something has not been requested yet, the error is
+// sources.ErrNeedsNetwork.
 func (s *Store) Check(ctx context.Context, q Question) (sources.Verdict, error) {
 	v, wants, err := s.attempt(ctx, q, &inquiry{store: s.fetched, now: s.cfg.Now})
 	if len(wants) > 0 {
@@ -110,7 +108,7 @@ func (s *Store) Check(ctx context.Context, q Question) (sources.Verdict, error) 
 	return v, err
 }
 
-// attempt answers from what is at hand, or says what it wants beside that.
+// attempt answers from what is available, or returns what else it wants.
 func (s *Store) attempt(ctx context.Context, q Question, hand *inquiry) (sources.Verdict, []certs.Want, error) {
 	st := s.state.Load()
 	if st == nil {
@@ -154,7 +152,7 @@ func (s *Store) attempt(ctx context.Context, q Question, hand *inquiry) (sources
 	return v, nil, nil
 }
 
-// reason says for people who has vouched for a leaf.
+// reason says, for people, to which CAs a leaf has a chain.
 func (s *Store) reason(c *certs.Chain, leaf *x509.Certificate, now time.Time) string {
 	by := fmt.Sprintf("the %v by %s chains to a configured CA", s.profile,
 		strconv.Quote(certs.Presentable("", leaf.Issuer.CommonName)))
@@ -170,10 +168,9 @@ func (s *Store) reason(c *certs.Chain, leaf *x509.Certificate, now time.Time) st
 	return by
 }
 
-// Status implements sources.Reporter. Entries is the number of different
-// configured CA certificates that were valid when they were loaded. A warning says
-// which of them expire within 30 days, and why Config.CachePath cannot be read or
-// written.
+// Status implements sources.Reporter. Entries is the number of different configured CA certificates
+// that were valid when they were loaded. Warnings say which of them expire within 30 days, and why
+// Config.CachePath cannot be read or written.
 func (s *Store) Status() sources.Status {
 	st := s.state.Load()
 	if st == nil {
