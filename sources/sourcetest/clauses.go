@@ -10,8 +10,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// testOpen: configurations are checked where they will never run, so making a source leaves no
-// goroutine and no open file behind, and reads nothing.
+// testOpen: making a source leaves no goroutine and no open file behind, and reads nothing, since
+// configurations are also checked on machines where they will never run.
 func testOpen(tb run) {
 	b := tb.h.New(tb)
 	if b.Break != nil {
@@ -86,15 +86,15 @@ func testNeedsChallenge(tb run) {
 	}
 }
 
-// testAskedAgain: with the proof, Check answers in full, however often it is asked and whatever
-// it has said before, from the data as it is then: a TPM that was removed since the question
-// before the challenge is not listed after it.
+// testAskedAgain: with the proof, Check answers in full, however often it is asked and whatever it
+// has said before, from the data as it is then: a TPM that was removed after the check before the
+// challenge is no longer listed.
 func testAskedAgain(tb run) {
 	s := newSubject(tb, tb.h)
 	ev := s.evidence(tb)
 	after := s.proven(ev)
 	before := func() {
-		_, _ = s.checkOnce(tb.Context(), tb, ev) // for the filter alone
+		_, _ = s.checkOnce(tb.Context(), tb, ev) // only as the filter
 	}
 	want := s.attributes(ev)
 	whole := func(when string) {
@@ -148,8 +148,8 @@ func testCannotTell(tb run) {
 	s.wantListed(tb, stranger, false, "the data is readable again")
 }
 
-// testNotLoaded: a source without data cannot tell. If it said that nobody is listed, a deny
-// rule would let everybody pass.
+// testNotLoaded: a source without data cannot tell. If it said "not listed", a deny rule would not
+// deny anybody.
 func testNotLoaded(tb run) {
 	s := newSubject(tb, tb.h)
 	if _, ok := s.source.(sources.Loader); !ok {
@@ -188,7 +188,7 @@ func testHostile(tb run) {
 			if !tb.h.Fetches || ev.Proof == nil {
 				continue
 			}
-			if v, _ := s.fetchOnce(tb.Context(), tb, ev); v.Listed { // whatever Check has answered
+			if v, _ := s.fetchOnce(tb.Context(), tb, ev); v.Listed { // whatever Check answered
 				tb.Errorf("%s: listed by what is fetched: %s", x.name, v.Reason)
 			}
 		}
@@ -197,9 +197,9 @@ func testHostile(tb run) {
 	s.wantListed(tb, stranger, false, "after hostile evidence")
 }
 
-// testHostileBoot: a source that lists a TPM by its boot looks at all of it. A boot that only
-// resembles the boot of a listed TPM is never listed, and does not make the source panic or
-// give wrong answers later.
+// testHostileBoot: a source that lists a TPM by its boot checks all of it. A boot that only
+// resembles that of a listed TPM is never listed, and does not make the source panic or give wrong
+// answers later.
 func testHostileBoot(tb run) {
 	if tb.h.Boot == nil {
 		return
@@ -218,9 +218,9 @@ func testHostileBoot(tb run) {
 	s.wantListed(tb, listed, true, "after hostile boots")
 }
 
-// testHostileDevID: a source that lists a TPM by its DevID looks at the key that was proved. A
-// DevID that only resembles the DevID of a listed TPM is never listed, and does not make the
-// source panic or give wrong answers later.
+// testHostileDevID: a source that lists a TPM by its DevID checks the key that was proved. A DevID
+// that only resembles that of a listed TPM is never listed, and does not make the source panic or
+// give wrong answers later.
 func testHostileDevID(tb run) {
 	if tb.h.DevID == nil {
 		return

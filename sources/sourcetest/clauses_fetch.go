@@ -11,12 +11,12 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// The clauses about sources that fetch. The other clauses are tested with Fetch as well if
-// Check needs the network.
+// The clauses about sources that fetch. If Check needs the network, the other clauses use Fetch as
+// well.
 
-// newFetching opens a source that fetches over new backing data, with the proven evidence of a
-// TPM that is listed and of a TPM that is not. It returns nil if the harness does not test
-// fetching.
+// newFetching opens a source that fetches, over new backing data, and returns it with the proven
+// evidence of a TPM that is listed and of one that is not. It returns nil if the harness does not
+// test fetching.
 func newFetching(tb run) (s *subject, listed, stranger *sources.Evidence) {
 	tb.Helper()
 	if !tb.h.Fetches {
@@ -32,8 +32,8 @@ func newFetching(tb run) (s *subject, listed, stranger *sources.Evidence) {
 	return s, listed, stranger
 }
 
-// testNeedsNetwork: Check makes no request, however often it is called, and Fetch knows the
-// answer. If Check made requests, anybody could cause them without having answered a challenge.
+// testNeedsNetwork: Check makes no request, however often it is called, and Fetch knows the answer.
+// If Check made requests, anybody could cause them without answering a challenge.
 func testNeedsNetwork(tb run) {
 	s, listed, stranger := newFetching(tb)
 	if s == nil {
@@ -45,14 +45,13 @@ func testNeedsNetwork(tb run) {
 				tb.Errorf("before anything was fetched: %+v, %v, want ErrNeedsNetwork", v, err)
 			}
 		}
-		runtime.Gosched() // let run what Check may have started
+		runtime.Gosched() // give what Check may have started a chance to run
 	}
 	s.wantFetched(tb, listed, true, "the first fetch")
 	s.wantFetched(tb, stranger, false, "the first fetch")
 }
 
-// testFetchAgrees: what was fetched says only what a machine's evidence names: Check and Fetch
-// agree, and the data still decides who is listed.
+// testFetchAgrees: Check and Fetch agree, and the backing data still decides which TPMs are listed.
 func testFetchAgrees(tb run) {
 	s, listed, stranger := newFetching(tb)
 	if s == nil {
@@ -112,7 +111,7 @@ func testNetworkFails(tb run) {
 }
 
 // testNetworkHangs: Fetch returns when its context ends, whatever the network does, and cannot
-// tell. Check does not wait for the network meanwhile.
+// tell. Meanwhile, Check does not wait for the network.
 func testNetworkHangs(tb run) {
 	s, listed, stranger := newFetching(tb)
 	if s == nil || s.Stall == nil {
@@ -138,8 +137,8 @@ func testNetworkHangs(tb run) {
 	s.wantListed(tb, stranger, false, "the network is back")
 }
 
-// testFetchContextEnded: a fetch whose context has ended returns, its answer is right or an
-// error, and the source does not count it as a failure of the network.
+// testFetchContextEnded: a fetch whose context has ended returns. Its answer is right or an error,
+// and the source does not count it as a failure of the network.
 func testFetchContextEnded(tb run) {
 	s, listed, stranger := newFetching(tb)
 	if s == nil {
@@ -161,8 +160,8 @@ func testFetchContextEnded(tb run) {
 	s.wantListed(tb, stranger, false, "after a Fetch whose context had ended")
 }
 
-// testFetchesAtOnce: many attestations fetch the same things and others at the same time, and
-// one of their agents leaves; each gets its own answer. The race detector sees the rest.
+// testFetchesAtOnce: many attestations fetch the same and different things at the same time, and
+// one of them is cancelled; each gets its own answer. The race detector does the rest.
 func testFetchesAtOnce(tb run) {
 	s, listed, stranger := newFetching(tb)
 	if s == nil {
@@ -218,8 +217,8 @@ func testFetchedIsCallers(tb run) {
 	}
 }
 
-// wantFetched fails the test unless Fetch says whether ev, which has its proof, is listed as
-// want does.
+// wantFetched fails the test unless Fetch says that ev, which has its proof, is listed or not, as
+// want says.
 func (s *subject) wantFetched(tb run, ev *sources.Evidence, want bool, when string) {
 	tb.Helper()
 	if v, err := s.fetchOnce(tb.Context(), tb, ev); err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// testConcurrent: Check answers from whole data while the data changes. The race detector sees
-// the rest.
+// testConcurrent: Check answers from whole data while the data changes. The race detector does the
+// rest.
 func testConcurrent(tb run) {
 	s := newSubject(tb, tb.h)
 	steady, changing, stranger := s.evidence(tb), s.evidence(tb), s.evidence(tb)
@@ -23,11 +23,11 @@ func testConcurrent(tb run) {
 	if w, ok := s.source.(sources.Watcher); ok {
 		work.Go(func() { _ = w.Watch(ctx, func() { _ = s.tryLoad(ctx) }) })
 	}
-	// Those who ask never wait. A processor that is left over sees at once that the network
-	// has answered, and loads over the network then take a tenth of the time.
+	// The goroutines that ask never wait. If one processor is left over, answers of the network are
+	// noticed at once, and loads over the network take a tenth of the time.
 	for range max(runtime.GOMAXPROCS(0)-1, 1) {
 		work.Go(func() {
-			//nolint:contextcheck // ctx ends the asking and no question
+			//nolint:contextcheck // ctx ends the loop, not a check
 			askWhileChanging(tb, s, ctx.Done(), steady, changing, stranger)
 		})
 	}
@@ -58,7 +58,7 @@ func askWhileChanging(tb run, s *subject, done <-chan struct{}, steady, changing
 		if r, ok := s.source.(sources.Reporter); ok {
 			_ = r.Status()
 		}
-		runtime.Gosched() // let the goroutine run that changes the data
+		runtime.Gosched() // give the goroutine that changes the data a chance to run
 	}
 }
 
@@ -96,7 +96,7 @@ func testWatchEnds(tb run) {
 	}
 }
 
-// testWatchTells: if the harness says so, Watch tells of a change.
+// testWatchTells: if Harness.Watches is set, Watch reports a change.
 func testWatchTells(tb run) {
 	s := newSubject(tb, tb.h)
 	w, ok := s.source.(sources.Watcher)
@@ -142,7 +142,7 @@ func testWatchTells(tb run) {
 	}
 }
 
-// testSchedule: the schedule is constant, and loads often enough to notice a change.
+// testSchedule: the schedule never changes, and is frequent enough to notice a change.
 func testSchedule(tb run) {
 	l, ok := newSubject(tb, tb.h).source.(sources.Loader)
 	if !ok {

@@ -45,8 +45,8 @@ func Proven(ev *sources.Evidence) *sources.Evidence {
 	return &after
 }
 
-// A hostile is evidence that no source may list, whatever it resembles. Package attestor lets
-// none of it through: a source that lists it, or panics, has a hole behind that check.
+// A hostile is evidence that no source may list, whatever it resembles. Package attestor rejects
+// all of it, so a source that lists it, or panics, has a hole behind that check.
 type hostile struct {
 	name string
 	ev   *sources.Evidence
@@ -147,8 +147,8 @@ type hostileDevID struct {
 	devID *sources.DevID
 }
 
-// hostileDevIDs returns DevIDs of a stranger that resemble listed. Package attestor lets few of
-// them through.
+// hostileDevIDs returns DevIDs of a stranger that resemble listed. Package attestor rejects most of
+// them.
 func hostileDevIDs(listed, stranger *sources.DevID) []hostileDevID {
 	all := []hostileDevID{{"no DevID", nil}, {"an empty DevID", &sources.DevID{}}}
 	twist := func(name string, key crypto.PublicKey, chain ...[]byte) {
@@ -168,7 +168,7 @@ func hostileDevIDs(listed, stranger *sources.DevID) []hostileDevID {
 	return all
 }
 
-// garbage returns ev's certificate without its end or, if ev has none, bytes that only begin
+// garbage returns ev's certificate without its last byte or, if ev has none, bytes that only begin
 // like a certificate.
 func garbage(ev *sources.Evidence) []byte {
 	if c := ev.Certificate; len(c) > 0 {
@@ -177,9 +177,9 @@ func garbage(ev *sources.Evidence) []byte {
 	return []byte{0x30, 0x82, 0x02, 0xff, 0x30, 0x00}
 }
 
-// Tree returns everything beneath dir: for each path its kind, its permissions, the time of its
-// last change and its content or, for a link, its target. If a path cannot be read, it has the
-// error. Tree is for Backend.Content.
+// Tree returns everything below dir: for each path its type, its permissions, its modification
+// time, and its content or, for a symbolic link, its target; or the error if it cannot be read.
+// Tree is for Backend.Content.
 func Tree(dir string) map[string]string {
 	tree := map[string]string{}
 	walked := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -197,7 +197,7 @@ func Tree(dir string) map[string]string {
 	return tree
 }
 
-// describe returns what Tree says of one path.
+// describe returns Tree's value for one path.
 func describe(path string, d fs.DirEntry) (string, error) {
 	info, err := d.Info()
 	if err != nil {
@@ -226,7 +226,8 @@ func fingerprint(ev *sources.Evidence) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// walk emits every value that v points to, each pointer once, unexported fields included.
+// walk emits every value that v points to, including unexported fields, and follows each pointer
+// once.
 func walk(emit func(...any), v reflect.Value, seen map[uintptr]bool) {
 	emit(v.Kind())
 	switch v.Kind() {
@@ -267,7 +268,7 @@ func walk(emit func(...any), v reflect.Value, seen map[uintptr]bool) {
 	}
 }
 
-// sortedKeys returns the keys of a map, in an order that is always the same.
+// sortedKeys returns the keys of a map in a fixed order.
 func sortedKeys(m reflect.Value) []reflect.Value {
 	keys := m.MapKeys()
 	slices.SortFunc(keys, func(a, b reflect.Value) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })

@@ -34,8 +34,8 @@ func Fails(err error) Answer {
 	}
 }
 
-// NeedsChallenge answers sources.ErrNeedsChallenge before the challenge, and answers then after
-// it.
+// NeedsChallenge answers sources.ErrNeedsChallenge before the challenge, and gives the answer then
+// after it.
 func NeedsChallenge(then Answer) Answer {
 	return func(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 		if ev.Proof == nil {
@@ -54,7 +54,8 @@ func Waits() Answer {
 	}
 }
 
-// Hangs waits until release is closed, even if the context ends before, and then answers then.
+// Hangs waits until release is closed, even if the context ends before that, and then gives the
+// answer then.
 func Hangs(release <-chan struct{}, then Answer) Answer {
 	return func(ctx context.Context, ev *sources.Evidence) (sources.Verdict, error) {
 		<-release
@@ -106,8 +107,8 @@ func (f *Fake) enter(n int) {
 	f.most = max(f.most, f.busy)
 }
 
-// Calls returns how often Check was called, how many of these calls have not returned yet, and
-// the largest number of calls at one time.
+// Calls returns the number of calls of Check, the number of calls that have not returned yet, and
+// the largest number of calls at the same time.
 func (f *Fake) Calls() (all, busy, most int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -136,7 +137,7 @@ func (f *FetchingFake) Fetch(ctx context.Context, ev *sources.Evidence) (sources
 	return f.Network.Check(ctx, ev)
 }
 
-// A LoadingFake is a Fake that is also a Loader, a Watcher and a Reporter. Its fields are set
+// A LoadingFake is a Fake that is also a Loader, a Watcher and a Reporter. Its fields must be set
 // before it is used.
 type LoadingFake struct {
 	Fake

@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// rounds is how often something is done whose traces are then counted. noise is how many traces
-// may come from the rest of the process.
+// rounds is how often an action is repeated before its leaks are counted. noise is the number of
+// leaks that may come from the rest of the process.
 const rounds, noise = 16, 8
 
-// within fails the test if f has not returned in time, and leaves f behind.
+// within fails the test if f has not returned in time, and does not wait for f any longer.
 func within(tb run, what string, f func()) {
 	tb.Helper()
 	done := make(chan struct{})
@@ -24,8 +24,7 @@ func within(tb run, what string, f func()) {
 	}
 }
 
-// openFiles returns the number of files that the process has open, or 0 if the system does not
-// say.
+// openFiles returns the number of files that the process has open, or 0 if it is not known.
 func openFiles() int {
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {

@@ -1,8 +1,8 @@
 // Package sourcetest holds the tests that every source must pass, whether its backend
 // is part of this project or not, and fakes for testing code that uses sources.
 //
-// A backend's test says how to create and change the backing data, and the suite does
-// the rest:
+// A backend's test provides functions to create and change the backing data, and the suite does the
+// rest:
 //
 //	func TestConformance(t *testing.T) {
 //		sourcetest.Run(t, sourcetest.Harness{
@@ -41,37 +41,36 @@ type Harness struct {
 	// New creates backing data that lists nobody. It is called once per test.
 	New func(tb testing.TB) Backend
 
-	// Evidence returns the evidence of a different TPM at each call, one that
-	// List can list. If it is nil, NewEvidence is used.
+	// Evidence returns the evidence of another TPM at each call, which List must be able to list.
+	// If it is nil, NewEvidence is used.
 	Evidence func(tb testing.TB) *sources.Evidence
 
-	// Attributes is true if the name and the labels passed to List come back in
-	// the verdict.
+	// Attributes is true if the verdict has the name and the labels that were passed to List.
 	Attributes bool
 
 	// NeedsProof is true if the source answers ErrNeedsChallenge before the challenge, and
 	// in full after it.
 	NeedsProof bool
 
-	// Boot returns what a TPM of Evidence has proved of its machine's boot, a new value at
-	// each call and the same for the same EKHash. It is nil if the source does not look at
-	// that. If it is not nil, the source lists a TPM only if all PCRs have these values,
-	// and, if there is a log, only with that.
+	// Boot returns what a TPM of Evidence has proved about its machine's boot: a new value at each
+	// call, equal for the same EKHash. It is nil if the source does not use boots. If it is not
+	// nil, the source lists a TPM only if all PCRs have these values and, if there is a log, only
+	// with that log.
 	Boot func(ev *sources.Evidence) *sources.Boot
 
-	// DevID returns the DevID that a TPM of Evidence has proved, a new value at each call and
-	// the same for the same EKHash; nil for evidence that is not of Harness.Evidence. The
-	// function is nil if the source does not look at that. If it is not nil, the source lists
-	// a TPM only by its DevID.
+	// DevID returns the DevID that a TPM of Evidence has proved: a new value at each call, equal
+	// for the same EKHash; nil for evidence that is not from Harness.Evidence. The function is nil
+	// if the source does not use DevIDs. If it is not nil, the source lists a TPM only by its
+	// DevID.
 	DevID func(ev *sources.Evidence) *sources.DevID
 
-	// Watches is true if the source is a Watcher that tells of changes of its data.
+	// Watches is true if the source is a Watcher that reports changes of its data.
 	Watches bool
 
-	// Fetches is true if the source is a Fetcher that has to ask the network about
-	// each TPM of Evidence, listed or not: Check returns ErrNeedsNetwork until it
-	// has. Backend.Cut and Backend.Restore are then required. A Fetcher that need
-	// not ask about some TPMs should be tested a second time, without Fetches.
+	// Fetches is true if the source is a Fetcher that must use the network for each TPM of
+	// Evidence, listed or not: Check returns ErrNeedsNetwork until it has. Backend.Cut and
+	// Backend.Restore are then required. A Fetcher that does not need the network for some TPMs
+	// should be tested a second time, without Fetches.
 	Fetches bool
 }
 
@@ -79,11 +78,11 @@ type Harness struct {
 // failures through the tb that was passed to New, and are called by one goroutine at a
 // time.
 //
-// If the source is a Loader, the suite calls Load after each change. If
-// Harness.Watches is true, Watch must also tell of each change within 20 seconds.
+// If the source is a Loader, the suite calls Load after each change. If Harness.Watches is true,
+// Watch must also report each change within 20 seconds.
 type Backend struct {
-	// Open returns a source over the data, as made by the kind's New. It may be
-	// called several times.
+	// Open returns a source over the data, made by the kind's constructor. It may be called several
+	// times.
 	Open func() sources.Source
 
 	// List adds a TPM to the data, and Unlist removes it again. The attributes are
@@ -96,15 +95,14 @@ type Backend struct {
 	// data cannot become unreadable.
 	Break, Mend func()
 
-	// Cut makes the network fail at once, and Stall makes it never answer: what the
-	// source has not fetched yet, it cannot fetch. Restore undoes both, and lets the
-	// time pass for which the source remembers failures. All are nil if the source
-	// does not use the network; Stall may always be nil.
+	// Cut makes the network fail at once, and Stall makes it never answer, so the source cannot
+	// fetch what it has not fetched yet. Restore undoes both, and lets the time pass for which the
+	// source remembers failures. All are nil if the source does not use the network; Stall may
+	// always be nil.
 	Cut, Stall, Restore func()
 
-	// Content returns everything in the backing data, to be compared by
-	// reflect.DeepEqual; see Tree. It does not include what the source has fetched.
-	// It may be nil.
+	// Content returns everything in the backing data, for comparison with reflect.DeepEqual; see
+	// Tree. It does not include what the source has fetched. It may be nil.
 	Content func() any
 }
 

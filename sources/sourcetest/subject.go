@@ -17,10 +17,10 @@ type subject struct {
 	h      Harness
 	source sources.Source
 
-	loading sync.Mutex // Load is never called twice at once
+	loading sync.Mutex // calls of Load must not overlap
 }
 
-// newSubject opens a source over new backing data, and does not load it.
+// newSubject opens a source over new backing data, without loading it.
 func newSubject(tb testing.TB, h Harness) *subject {
 	tb.Helper()
 	b := h.New(tb)
@@ -36,7 +36,7 @@ func (s *subject) evidence(tb testing.TB) *sources.Evidence {
 	return s.h.Evidence(tb)
 }
 
-// proven returns a copy of ev as it is after the challenge, with all that the TPM can prove.
+// proven returns a copy of ev as it is after the challenge, with everything that the TPM can prove.
 func (s *subject) proven(ev *sources.Evidence) *sources.Evidence {
 	after := Proven(ev)
 	if s.h.Boot != nil {
@@ -61,7 +61,7 @@ func (s *subject) unlist(tb testing.TB, ev *sources.Evidence) {
 	s.load(tb)
 }
 
-// attributes returns the attributes that ev is listed with.
+// attributes returns the attributes with which ev is listed.
 func (s *subject) attributes(ev *sources.Evidence) sources.Attributes {
 	if !s.h.Attributes {
 		return sources.Attributes{}
@@ -69,7 +69,7 @@ func (s *subject) attributes(ev *sources.Evidence) sources.Attributes {
 	return sources.Attributes{Name: "machine-" + ev.EKHash.String()[:8], Labels: []string{"env:test", "rack:12"}}
 }
 
-// load loads a Loader, which must succeed.
+// load loads a Loader, and fails the test if that fails.
 func (s *subject) load(tb testing.TB) {
 	tb.Helper()
 	if err := s.tryLoad(tb.Context()); err != nil {
@@ -93,8 +93,9 @@ func (s *subject) tryLoad(ctx context.Context) (err error) {
 	return l.Load(ctx)
 }
 
-// check asks about ev as far as needed: with its proof if the source needs the challenge, by
-// Fetch if it needs the network. It fails the test if an answer breaks the contract by itself.
+// check asks about ev in as many steps as are needed: with its proof if the source needs the
+// challenge, and with Fetch if it needs the network. It fails the test if an answer breaks the
+// contract by itself.
 func (s *subject) check(tb testing.TB, ev *sources.Evidence) (sources.Verdict, error) {
 	tb.Helper()
 	if s.h.NeedsProof {
