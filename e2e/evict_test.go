@@ -394,12 +394,13 @@ func TestEvictWithoutEvidence(t *testing.T) {
 	}
 }
 
-// layEvict lays the lists of the example, and its plugin_data.
+// layEvict lays the lists of the example, and its configuration, whose plugin_data is in a file of its own.
 func (s *site) layEvict() {
 	for _, m := range []*attestortest.TPM{s.one, s.two, s.three} {
 		s.put("/srv/tpm/hashes/"+m.EKHash(), "")
 	}
 	s.put("/srv/tpm/stolen/.mounted", "")
+	s.put("/etc/spire/server.conf", s.moved(s.read("server.conf")))
 	s.put("/etc/spire/tpm.hcl", s.moved(s.read("tpm.hcl")))
 }
 

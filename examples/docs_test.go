@@ -118,7 +118,7 @@ func TestConfigurationsAreValidByHand(t *testing.T) {
 			if _, err := config.NewLoader().LoadFile(t.Context(), text); err != nil {
 				t.Errorf("%s: -validate: %v", s.place, err)
 			}
-			if _, err := config.ParseFile(text); err != nil {
+			if _, err := config.NewLoader().Open(t.Context(), text).Parse(); err != nil {
 				t.Errorf("%s: certificates fill --config: %v", s.place, err)
 			}
 		}

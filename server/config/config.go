@@ -52,6 +52,7 @@ type Config struct {
 	Warnings []string
 
 	warned []Warning
+	file   string // of plugin_data_file, which has the configuration; empty if there is none
 	files  []file
 	places map[string]string // the paths of keys of sources
 	// gives are the fields of AgentPath that each source, by its name, can give.
@@ -64,16 +65,27 @@ func Parse(text, trustDomain string) (*Config, error) {
 	return fromSPIRE(text, trustDomain).parsed()
 }
 
-// ParseFile reads a configuration as an operator has it in a file: that of SPIRE's
-// server, or what is between the braces of plugin_data alone. If the file does not name
-// the trust domain, nothing is refused for being of another one. Otherwise it does what
-// Parse does.
-func ParseFile(text string) (*Config, error) { return fromFile(text).parsed() }
+func (in *input) parsed() (*Config, error) { return in.result(in.parse(noIdentity{})) }
 
-func (in *input) parsed() (*Config, error) {
-	c := in.parse(noIdentity{})
-	if err := in.problems.err(); err != nil {
-		return nil, err
+// result returns a configuration that was parsed, or why there is none.
+func (in *input) result(c *Config) (*Config, error) {
+	if in.failed != nil {
+		return nil, in.failed
+	}
+	var places []*Problem
+	if all := in.problems.sorted(); len(all) > 0 {
+		for i := range all {
+			places = append(places, &all[i])
+		}
+		in.locate(places)
+		return nil, all
+	}
+	for i := range c.warned {
+		places = append(places, &c.warned[i].Problem)
+	}
+	in.locate(places)
+	for _, w := range c.warned {
+		c.Warnings = append(c.Warnings, w.String())
 	}
 	return c, nil
 }
@@ -98,7 +110,8 @@ func (in *input) parse(identity web.IdentityProvider) *Config {
 	if in.unread {
 		return c
 	}
-	root, err := parseSyntax(in.data)
+	c.file, ps.file = in.data.File, in.data.File
+	root, err := parseSyntax(in.data.Text)
 	if err != nil {
 		ps.add("", "%v", err)
 		return c
@@ -114,7 +127,7 @@ func (in *input) parse(identity web.IdentityProvider) *Config {
 	c.warnOfQuote()
 	all, allow, deny := in.decodeRoot(b, spire{trustDomain: in.trustDomain, identity: identity, quote: c.Quote})
 	b.finish()
-	c.checkComposer(ps, in.composer)
+	in.checkComposer(c)
 	c.checkAgentPath(ps, all, allow)
 	c.assemble(ps, all, allow, deny)
 	return c

@@ -14,7 +14,7 @@ import (
 // plugin_data_file. If an object has a name twice, it is refused: RFC 8259, 4, leaves
 // open what that means.
 func parseJSON(text string) (*node, error) {
-	d := jsontext.NewDecoder(strings.NewReader(text))
+	d := &jsonReader{Decoder: jsontext.NewDecoder(strings.NewReader(text)), text: text, line: 1}
 	n, err := fromJSON(d, 0)
 	if err != nil {
 		return nil, badSyntax("JSON", text, inJSON(text, err))
@@ -37,8 +37,24 @@ func inJSON(text string, err error) error {
 	}, "%w", syntax.Err)
 }
 
+// A jsonReader knows at which line it is.
+type jsonReader struct {
+	*jsontext.Decoder
+	text    string
+	counted int64 // so many bytes have been looked at for line feeds
+	line    int
+}
+
+// lineNow returns the line at which the last token ends.
+func (d *jsonReader) lineNow() int {
+	to := d.InputOffset()
+	d.line += strings.Count(d.text[d.counted:to], "\n")
+	d.counted = to
+	return d.line
+}
+
 // fromJSON reads one value.
-func fromJSON(d *jsontext.Decoder, depth int) (*node, error) {
+func fromJSON(d *jsonReader, depth int) (*node, error) {
 	if depth > maxDepth {
 		return nil, fmt.Errorf("more than %d levels of braces", maxDepth)
 	}
@@ -62,25 +78,25 @@ func fromJSON(d *jsontext.Decoder, depth int) (*node, error) {
 	}
 }
 
-func objectFromJSON(d *jsontext.Decoder, depth int) (*node, error) {
+func objectFromJSON(d *jsonReader, depth int) (*node, error) {
 	n := &node{kind: object}
 	for d.PeekKind() != jsontext.KindEndObject {
 		key, err := d.ReadToken()
 		if err != nil {
 			return nil, err
 		}
-		name := key.String() // the token does not outlive the next read
+		name, line := key.String(), d.lineNow() // the token does not outlive the next read
 		val, err := fromJSON(d, depth+1)
 		if err != nil {
 			return nil, err
 		}
-		n.items = append(n.items, item{name, val})
+		n.items = append(n.items, item{name, line, val})
 	}
 	_, err := d.ReadToken()
 	return n, err
 }
 
-func listFromJSON(d *jsontext.Decoder, depth int) (*node, error) {
+func listFromJSON(d *jsonReader, depth int) (*node, error) {
 	n := &node{kind: list}
 	for d.PeekKind() != jsontext.KindEndArray {
 		elem, err := fromJSON(d, depth+1)

@@ -52,18 +52,15 @@ func (l *Loader) Load(ctx context.Context, text, trustDomain string) (*Config, e
 	return l.load(ctx, fromSPIRE(text, trustDomain))
 }
 
-// LoadFile does what Load does, for a configuration that ParseFile can read.
+// LoadFile does what Load does, for a configuration as an operator has it in a file: see File.
 func (l *Loader) LoadFile(ctx context.Context, text string) (*Config, error) {
-	return l.load(ctx, fromFile(text))
+	return l.Open(ctx, text).Load(ctx)
 }
 
 func (l *Loader) load(ctx context.Context, in *input) (*Config, error) {
 	c := in.parse(l.Identity)
 	l.look(ctx, &in.problems, c)
-	if err := in.problems.err(); err != nil {
-		return nil, err
-	}
-	return c, nil
+	return in.result(c)
 }
 
 // look asks for all files at the same time.
@@ -81,7 +78,7 @@ func (l *Loader) look(ctx context.Context, ps *problems, c *Config) {
 		switch err := errs[i]; {
 		case err == nil:
 		case errors.As(err, &unsure):
-			c.add(Warning{Problem{f.at, err.Error()}, true})
+			c.warnOf(f.at, err.Error(), true)
 		case errors.As(err, &exposed):
 			c.warn(f.at, err.Error())
 		default:

@@ -25,8 +25,9 @@ type node struct {
 
 // item is one key of an object with its value.
 type item struct {
-	key string
-	val *node
+	key  string
+	line int // of the key
+	val  *node
 }
 
 type nodeKind int

@@ -10,19 +10,29 @@ import (
 type Problem struct {
 	// Path is the path of keys that leads to it, as a person would write it:
 	// `source "ek_ca" "vendors": poll_interval`. It is empty if the mistake is about the
-	// configuration as a whole. There is no line number: SPIRE prints a configuration anew
-	// before a plugin sees it.
+	// configuration as a whole.
 	Path string
+	// File is the file of a plugin_data_file, if the mistake is in it, and Line is where: 0 if it is not known.
+	// A mistake in plugin_data has neither: SPIRE prints plugin_data anew before a plugin sees it.
+	File string
+	Line int
 	// Message says what is wrong and what to write instead.
 	Message string
 }
 
 // String returns the problem on one line.
 func (p Problem) String() string {
-	if p.Path == "" {
-		return p.Message
+	text := p.Message
+	switch {
+	case p.Line > 0:
+		text = fmt.Sprintf("%s:%d: %s", p.File, p.Line, text)
+	case p.File != "":
+		text = p.File + ": " + text
 	}
-	return p.Path + ": " + p.Message
+	if p.Path == "" {
+		return text
+	}
+	return p.Path + ": " + text
 }
 
 // A Warning is what a person should know about a configuration, although it is no mistake.
@@ -37,11 +47,10 @@ type Warning struct {
 func (c *Config) Warned() []Warning { return c.warned }
 
 // warn adds a warning.
-func (c *Config) warn(path, message string) { c.add(Warning{Problem: Problem{path, message}}) }
+func (c *Config) warn(path, message string) { c.warnOf(path, message, false) }
 
-func (c *Config) add(w Warning) {
-	c.warned = append(c.warned, w)
-	c.Warnings = append(c.Warnings, w.String())
+func (c *Config) warnOf(path, message string, unsure bool) {
+	c.warned = append(c.warned, Warning{Problem{Path: path, File: c.file, Message: message}, unsure})
 }
 
 // Problems are all mistakes in a configuration, at least one, sorted. Parse and Loader.Load
@@ -68,27 +77,37 @@ const (
 // problems collects mistakes.
 type problems struct {
 	list Problems
+	// file is the file of plugin_data_file in which the mistakes are that are added; empty if there is none.
+	file string
 	// more counts the mistakes beyond maxCollected.
 	more int
 }
 
-func (ps *problems) add(path, format string, args ...any) {
+func (ps *problems) add(path, format string, args ...any) { ps.addIn(ps.file, path, format, args...) }
+
+// addIn does what add does, for a mistake in another file.
+func (ps *problems) addIn(file, path, format string, args ...any) {
 	if ps.full() {
 		ps.more++
 		return
 	}
-	ps.list = append(ps.list, Problem{Path: path, Message: fmt.Sprintf(format, args...)})
+	ps.list = append(ps.list, Problem{Path: path, File: file, Message: fmt.Sprintf(format, args...)})
 }
 
 // full reports whether further mistakes are only counted.
 func (ps *problems) full() bool { return len(ps.list) >= maxCollected }
 
-// err returns the collected mistakes as an error, sorted and without repetitions, so that
-// the order of blocks does not matter.
+// err returns the collected mistakes as an error.
 func (ps *problems) err() error {
-	if len(ps.list) == 0 {
-		return nil
+	if all := ps.sorted(); len(all) > 0 {
+		return all
 	}
+	return nil
+}
+
+// sorted returns the collected mistakes sorted and without repetitions, so that the order of blocks does not
+// matter.
+func (ps *problems) sorted() Problems {
 	slices.SortFunc(ps.list, func(a, b Problem) int {
 		return strings.Compare(a.Path+"\x00"+a.Message, b.Path+"\x00"+b.Message)
 	})

@@ -35,7 +35,7 @@ func TestSyntaxErrorsShowTheLine(t *testing.T) {
 	} {
 		for name, parse := range map[string]func() (*config.Config, error){
 			"plugin_data_file": func() (*config.Config, error) { return config.Parse(tt.text, trustDomain) },
-			"-validate":        func() (*config.Config, error) { return config.ParseFile(tt.text) },
+			"-validate":        func() (*config.Config, error) { return config.NewLoader().Open(t.Context(), tt.text).Parse() },
 		} {
 			_, err := parse()
 			if err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "hunter2") {

@@ -24,9 +24,8 @@ func TestParseFile(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]string{
-		`plugins { KeyManager "memory" {} }`:                                          `plugins: there is no NodeAttestor "tpm"`,
-		`plugins { NodeAttestor "tpm" { plugin_data_file = "/etc/spire/tpm.conf" } }`: `name that one, "/etc/spire/tpm.conf"`,
-		`plugins { NodeAttestor "tpm" {} NodeAttestor "tpm" {} }`:                     `NodeAttestor "tpm" is there twice`,
+		`plugins { KeyManager "memory" {} }`:                      `plugins: there is no NodeAttestor "tpm"`,
+		`plugins { NodeAttestor "tpm" {} NodeAttestor "tpm" {} }`: `NodeAttestor "tpm" is there twice`,
 		`plugins = 5`:                         `plugins: `,
 		`source "x" {`:                        `the configuration is not valid HCL: `,
 		`plugins { NodeAttestor "tpm" {} }`:   `source: no source is configured`,
@@ -35,7 +34,7 @@ func TestParseFile(t *testing.T) {
 		inServer(`"a b"`, `hash_path = true`): `hash_path: is true, but must be a string; server: trust_domain: `,
 	} {
 		var problems config.Problems
-		if c, err := config.ParseFile(text); !errors.As(err, &problems) || c != nil || !strings.Contains(err.Error(), want) {
+		if c, err := config.NewLoader().Open(t.Context(), text).Parse(); !errors.As(err, &problems) || c != nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, %v", text, c, err)
 		}
 	}
@@ -56,7 +55,7 @@ func TestTrustDomainOfAFile(t *testing.T) {
 		inServer(`"example.com"`, spiffe+`}`):          {"", other},
 		`{"server": {"trust_domain": "example.org"}, ` + strings.TrimPrefix(inJSON(`{"hash_path": "/x"}`), "{"): {"example.org", ""},
 	} {
-		c, err := config.ParseFile(text)
+		c, err := config.NewLoader().Open(t.Context(), text).Parse()
 		switch {
 		case want.err != "":
 			if err == nil || !strings.Contains(err.Error(), want.err) {
@@ -84,7 +83,7 @@ func inServer(trustDomain, data string) string {
 
 func mustParseFile(t *testing.T, text string) *config.Config {
 	t.Helper()
-	c, err := config.ParseFile(text)
+	c, err := config.NewLoader().Open(t.Context(), text).Parse()
 	if err != nil {
 		t.Fatalf("ParseFile: %v\n%s", err, text)
 	}

@@ -1,7 +1,7 @@
 package config
 
 import (
-	"github.com/hashicorp/hcl/hcl/ast"
+	"errors"
 
 	"github.com/spire-tpm/spire-tpm-attestor/server/handover"
 )
@@ -94,58 +94,51 @@ func ParseComposer(text string) (*Composer, error) {
 // composerPath comes before the composer's keys in messages.
 const composerPath = `CredentialComposer "tpm"`
 
-// composerBlock is the CredentialComposer "tpm" in a configuration of SPIRE's server.
-type composerBlock struct {
-	there  bool   // there is one, and it is enabled
-	inFile bool   // its plugin_data is in a file of its own
-	data   string // its plugin_data
-}
-
-// composerIn returns the composer's block. It returns nil if plugins cannot be read; pluginData then
-// returns the error.
-func composerIn(plugins ast.Node) *composerBlock {
-	p, err := pluginOf(plugins, "CredentialComposer")
-	switch {
-	case err != nil:
-		return nil
-	case p.off():
-		return &composerBlock{}
-	}
-	data, err := p.print()
-	if err != nil {
-		return nil
-	}
-	return &composerBlock{there: true, inFile: p.DataFile != "", data: data}
-}
-
-// checkComposer compares the configuration with the composer's in the same file. If the two do not fit
-// together, no agent gets an SVID, and neither plugin can see why: each sees its own configuration only.
-func (c *Config) checkComposer(ps *problems, block *composerBlock) {
-	if block == nil {
+// checkComposer compares the configuration with that of the composer of the same server. If the two do not
+// fit together, no agent gets an SVID, and neither plugin can see why: each sees its own configuration only.
+func (in *input) checkComposer(c *Config) {
+	ps, p := &in.problems, in.composer
+	if p == nil {
 		return
 	}
 	on := c.SVIDKey == SVIDKeyOptional || c.SVIDKey == SVIDKeyRequired
 	switch {
-	case on && !block.there:
+	case on && p.there && p.off:
+		ps.add(svidKeyKey, `is %q, but %s has enabled = false, so no agent of this plugin would get an SVID: remove `+
+			`enabled = false`, c.SVIDKey, composerPath)
+	case on && !p.there:
 		ps.add(svidKeyKey, `is %q, but there is no %s, so no agent of this plugin would get an SVID: add it with the `+
 			`same plugin_cmd and plugin_data { socket = %q }`, c.SVIDKey, composerPath, c.SVIDKeySocket)
-	case block.there && !on && c.SVIDKey != "":
-		ps.add(composerPath, `is there, but svid_key of NodeAttestor "tpm" is %q: it would refuse every agent of that `+
-			`plugin; remove it, or write svid_key = "optional"`, c.SVIDKey)
+	case p.loaded() && !on && c.SVIDKey != "":
+		ps.addIn("", composerPath, `is there, but svid_key of NodeAttestor "tpm" is %q: it would refuse every agent `+
+			`of that plugin; remove it, or write svid_key = "optional"`, c.SVIDKey)
 	}
-	if !block.there || block.inFile {
+	if !p.loaded() {
 		return
 	}
-	composer, err := ParseComposer(block.data)
+	if p.err != nil {
+		in.noComposer(c, p.err)
+		return
+	}
+	composer, err := ParseComposer(p.data.Text)
 	if problems, ok := err.(Problems); ok { //nolint:errorlint // ParseComposer returns nothing else
-		for _, p := range problems {
-			ps.add(under(composerPath, p.Path), "%s", p.Message)
+		for _, one := range problems {
+			ps.addIn(p.data.File, under(composerPath, one.Path), "%s", one.Message)
 		}
 		return
 	}
 	if on && c.SVIDKeySocket != "" && composer.Socket != c.SVIDKeySocket {
-		ps.add(under(composerPath, "socket"),
+		ps.addIn(p.data.File, under(composerPath, "socket"),
 			`is %q, but svid_key_socket of NodeAttestor "tpm" is %q: write the same in both`,
 			composer.Socket, c.SVIDKeySocket)
 	}
+}
+
+// noComposer says why the composer's configuration is not known. If nobody could look at it, it may be right.
+func (in *input) noComposer(c *Config, err error) {
+	if _, ok := errors.AsType[*lookError](err); ok {
+		c.warned = append(c.warned, Warning{Problem: Problem{Path: pluginsKey, Message: err.Error()}, Unsure: true})
+		return
+	}
+	in.problems.addIn("", pluginsKey, "%v", err)
 }

@@ -61,14 +61,22 @@ func at(pos token.Pos, format string, args ...any) error {
 // that shows. A syntax error is of the text as it was written: SPIRE prints only what
 // it could parse.
 func badSyntax(form, text string, err error) error {
+	line := 0
 	if pos, ok := errors.AsType[*parser.PosError](err); ok {
-		place := fmt.Sprintf("line %d, column %d", pos.Pos.Line, pos.Pos.Column)
-		if line := lineOf(text, pos.Pos.Line); line != "" {
-			place += " (" + line + ")"
+		line = pos.Pos.Line
+		place := fmt.Sprintf("line %d, column %d", line, pos.Pos.Column)
+		if shown := lineOf(text, line); shown != "" {
+			place += " (" + shown + ")"
 		}
 		err = fmt.Errorf("%s: %s", place, whatIsWrong(pos.Err))
 	}
-	return fmt.Errorf("the configuration is not valid %s: %w", form, err)
+	return &syntaxError{line, fmt.Errorf("the configuration is not valid %s: %w", form, err)}
+}
+
+// A syntaxError is the error of a text that cannot be parsed. line is where that shows; 0 if it is not known.
+type syntaxError struct {
+	line int
+	error
 }
 
 // whatIsWrong returns what the parser says, without quoting the text, which may have a
@@ -168,13 +176,13 @@ func fromItems(items []*ast.ObjectItem) (*node, error) {
 			if err != nil {
 				return nil, err
 			}
-			val = &node{kind: object, folded: true, items: []item{{key, val}}}
+			val = &node{kind: object, folded: true, items: []item{{key, it.Keys[i].Pos().Line, val}}}
 		}
 		key, err := keyOf(it.Keys[0])
 		if err != nil {
 			return nil, err
 		}
-		n.items = append(n.items, item{key, val})
+		n.items = append(n.items, item{key, it.Keys[0].Pos().Line, val})
 	}
 	return n, nil
 }

@@ -147,8 +147,8 @@ func (f *fillFlags) mirrorConfig(cmd *cobra.Command) (mirror.Config, error) {
 		if err != nil {
 			return cfg, cli.Exit(cli.ExitUsage, fmt.Errorf("read the configuration: %w", err))
 		}
-		// ParseFile does not open the files that it names: they are on the servers.
-		c, err := config.ParseFile(string(text))
+		// Parse looks at no files that sources name: they are on the servers.
+		c, err := config.NewLoader().Open(cmd.Context(), string(text)).Parse()
 		if err != nil {
 			return cfg, cli.Exit(cli.ExitUsage, fmt.Errorf("read the configuration: %w", err))
 		}

@@ -14,7 +14,7 @@ import (
 // vendors' services are asked, and not the mirror that is not there yet.
 func TestMirrored(t *testing.T) {
 	parse := func(text string) *config.Config {
-		c, err := config.ParseFile(text)
+		c, err := config.NewLoader().Open(t.Context(), text).Parse()
 		if err != nil {
 			t.Fatal(err)
 		}

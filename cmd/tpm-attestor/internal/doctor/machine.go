@@ -86,20 +86,22 @@ func (d *doctor) readAgentConfig(name string) (cfg tpm.Config, err error) {
 	if err != nil {
 		return cfg, fmt.Errorf("read the configuration: %w", err)
 	}
-	data := string(content)
-	inner, isFile, err := config.AgentData(data)
+	file := config.NewLoader().Open(d.cmd.Context(), string(content))
+	data, isFile, err := file.AgentData()
 	switch {
 	case err != nil:
 		return cfg, cli.UsageError("%s: %w", name, err)
-	case isFile:
-		data = inner
-	case config.IsServers(data):
+	case file.IsServers():
 		return cfg, cli.UsageError("%s: this is SPIRE Server's configuration: name it behind --server, "+
 			"or name SPIRE Agent's", name)
+	case !isFile:
+		data = config.Data{Text: string(content), File: name}
+	case data.File == "":
+		data.File = name
 	}
-	parsed, problems := agent.ParseConfig(data)
+	parsed, problems := agent.ParseConfig(data.Text)
 	if len(problems) > 0 {
-		return cfg, cli.UsageError("%s: %v: see tpm-attestor validate", name, problems[0])
+		return cfg, cli.UsageError("%s: %v: see tpm-attestor validate", data.File, problems[0])
 	}
 	return parsed, nil
 }

@@ -33,7 +33,8 @@ func (d *doctor) server(name string) error {
 		return nil
 	}
 	if err != nil {
-		return err
+		d.add("configuration", statusUnknown, "", "%v", err)
+		return nil
 	}
 	d.ok("configuration", "sources: %d, allow rules: %d, deny rules: %d",
 		len(c.Members), len(c.Policy.Allow), len(c.Policy.Deny))

@@ -30,9 +30,9 @@ refuses by now: one that was removed from a list, one that a deny list has, one 
 The machine is out within seconds, instead of at its next re-attestation.
 
 CONFIG is the configuration file of SPIRE Server, or the contents of plugin_data; evict follows changes of that
-file. It follows the same sources as the server. What the server loads from a web server, evict reads in the
-server's cache, so such a source needs cache_path. It writes nothing but the status, and asks no network but
-databases. Run it as the server's user, on the server's machine, in the server's working directory.
+file, and of those in plugin_data_file. It follows the same sources as the server. What the server loads from a web
+server, evict reads in the server's cache, so such a source needs cache_path. It writes nothing but the status, and
+asks no network but databases. Run it as the server's user, on the server's machine, in the server's working directory.
 
 Nobody is evicted by a guess. A machine goes only if it is refused whatever a source would say that cannot tell
 now, and whatever the machine would show: its EK certificate, DevID or boot, which SPIRE does not keep. It has to

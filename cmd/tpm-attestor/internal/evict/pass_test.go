@@ -539,6 +539,46 @@ func TestConfigurationChanges(t *testing.T) {
 	b.want("1 2 6")
 }
 
+// A change of a file of plugin_data_file is followed as one of the configuration that names it: it is the file that an
+// operator edits, and SPIRE reads it again on SIGUSR1.
+func TestDataFileChanges(t *testing.T) {
+	f, dir := startSPIRE(t), t.TempDir()
+	hashes := f.fleet(10)
+	data := func(more string) string { return strings.ReplaceAll(listConfig, "DIR", dir) + more }
+	for name, content := range map[string]string{"list": list(hashes), "tpm.hcl": data("")} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := newBench(t, f, dir, `server { trust_domain = "example.org" } plugins { NodeAttestor "tpm" {
+		plugin_data_file = "DIR/tpm.hcl" } }`, options{})
+	b.write("list", list(hashes[1:]))
+	b.after(interval)
+	b.write("tpm.hcl", data("\n# edited"))
+	b.after(interval)
+	b.want("")
+	b.write("tpm.hcl", "source {")
+	b.after(interval)
+	b.want("")
+	b.looks()
+	b.want("1", alarmConfiguration) // the server goes on with the last good one
+	if reason := b.report.alarms[alarmConfiguration].reason; !strings.Contains(reason, dir+"/tpm.hcl:1: ") {
+		t.Errorf("the alarm is %s", reason)
+	}
+	b.remove("tpm.hcl")
+	b.looks()
+	b.looks()
+	b.want("1", alarmConfiguration)
+	b.write("denied", hashes[5]+"\n")
+	b.write("tpm.hcl", data(`
+		source "hash_file" "denied" { path = "`+dir+`/denied" }
+		allow "listed" { any = ["inventory"] }
+		deny "denied" { any = ["denied"] }`))
+	b.looks()
+	b.looks()
+	b.want("1 6")
+}
+
 // The evicter runs until it is told to end, and then ends at once, with nothing left behind; its
 // status says what it has seen.
 func TestRun(t *testing.T) {

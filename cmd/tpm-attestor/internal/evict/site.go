@@ -1,7 +1,6 @@
 package evict
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -28,20 +27,28 @@ type site struct {
 	log    *slog.Logger
 	warn   func(string)
 
-	content     []byte // of the configuration that is followed
-	seen        []byte // of the file when it was last read
+	followed    *config.File // the configuration that is followed, with what its plugin_data_file name
+	seen        *config.File // the configuration when it was last read
 	previewer   *server.Previewer
 	trustDomain spiffeid.TrustDomain // zero if the file does not name it
 }
 
 // open reads the configuration for the first time.
 func (s *site) open(ctx context.Context) error {
+	if err := s.read(ctx); err != nil {
+		return err
+	}
+	return s.follow(ctx)
+}
+
+// read reads the configuration into s.seen.
+func (s *site) read(ctx context.Context) error {
 	content, err := input.Read(s.name, s.stdin, cli.MaxConfig)
 	if err != nil {
 		return fmt.Errorf("read the configuration: %w", err)
 	}
-	s.seen = content
-	return s.follow(ctx, content)
+	s.seen = s.loader.Open(ctx, string(content))
+	return nil
 }
 
 func (s *site) close() {
@@ -50,14 +57,14 @@ func (s *site) close() {
 	}
 }
 
-// follow follows a configuration from now on. If there is an error, the previous configuration stays.
-func (s *site) follow(ctx context.Context, content []byte) error {
-	c, err := s.loader.LoadFile(ctx, string(content))
+// follow follows the configuration in s.seen from now on. If there is an error, the previous configuration stays.
+func (s *site) follow(ctx context.Context) error {
+	c, err := s.seen.Load(ctx)
 	if problems, ok := errors.AsType[config.Problems](err); ok {
-		return fmt.Errorf("a server refuses this configuration: %w", problems)
+		return fmt.Errorf("the configuration does not work: %w", problems)
 	}
 	if err != nil {
-		return err
+		return fmt.Errorf("read the configuration: %w", err)
 	}
 	td := c.TrustDomain
 	if td.IsZero() {
@@ -77,34 +84,32 @@ func (s *site) follow(ctx context.Context, content []byte) error {
 		s.warn(w)
 	}
 	s.close()
-	s.previewer, s.content, s.trustDomain = next, content, td
+	s.previewer, s.followed, s.trustDomain = next, s.seen, td
 	return nil
 }
 
-// errChanging says that the file has a new configuration, which is not followed yet.
+// errChanging says that there is a new configuration, which is not followed yet.
 var errChanging = errors.New("the configuration has just changed: it is followed once it has been left alone")
 
-// reread follows the configuration in the file if it has changed, but only once two calls have read the
-// same content: an editor may be writing it. It reports whether it follows a new configuration. The error
-// says why it still follows the previous configuration: if it is errChanging, the server may run either;
-// otherwise the server refuses the new configuration and goes on with the previous one.
+// reread follows the configuration if it has changed, in its file or in those of plugin_data_file, but only once
+// two calls have read the same content: an editor may be writing it. It reports whether it follows a new
+// configuration. The error says why it still follows the previous configuration: if it is errChanging, the server
+// may run either; otherwise the server refuses the new configuration and goes on with the previous one.
 func (s *site) reread(ctx context.Context) (changed bool, err error) {
 	if s.name == "-" {
 		return false, nil
 	}
-	content, err := input.Read(s.name, nil, cli.MaxConfig)
-	if err != nil {
-		return false, fmt.Errorf("read the configuration: %w", err)
+	before := s.seen
+	if err := s.read(ctx); err != nil {
+		return false, err
 	}
-	settled := bytes.Equal(content, s.seen)
-	s.seen = content
 	switch {
-	case bytes.Equal(content, s.content):
+	case s.seen.Same(s.followed):
 		return false, nil
-	case !settled:
+	case !s.seen.Same(before):
 		return false, errChanging
 	}
-	if err := s.follow(ctx, content); err != nil {
+	if err := s.follow(ctx); err != nil {
 		return false, err
 	}
 	return true, nil

@@ -89,10 +89,10 @@ func Open(ctx context.Context, cmd *cobra.Command, name string, network bool) (*
 	}
 	c, err := config.NewLoader().LoadFile(ctx, string(content))
 	if problems, ok := errors.AsType[config.Problems](err); ok {
-		return nil, fmt.Errorf("a server refuses this configuration: %w", problems)
+		return nil, fmt.Errorf("the configuration does not work: %w", problems)
 	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
 	for _, w := range c.Warnings {
 		cmd.PrintErrf("warning: %s\n", w)

@@ -1,6 +1,7 @@
 package validate
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
 	"os"
@@ -9,26 +10,26 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/agent"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/access"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/finding"
+	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 )
 
-// checkAgent checks the agent's plugin_data, which is in a file. The error says why there is none.
-func (v *validation) checkAgent(file, data string, err error) {
+// checkAgent checks the plugin_data of the agent's node attestor. file is the file that was named. The error says why
+// there is no plugin_data.
+func (v *validation) checkAgent(file string, data config.Data, err error) {
 	r := v.result
 	r.Side = sideAgent
 	if err != nil {
-		r.problem("plugins", err.Error())
+		r.refused(err)
 		return
 	}
-	c, problems := agent.ParseConfig(data)
-	for _, p := range problems {
-		r.problem(p.Key, p.Message)
-	}
+	c, problems := agent.ParseConfig(data.Text)
+	r.problemsIn(data, "", problems)
 	if len(problems) > 0 {
 		return
 	}
-	v.attestor = &c
+	v.attestor, v.attestorData = &c, data
 	if c.EndorsementPassword != "" || c.OwnerPassword != "" || c.DevID != nil && c.DevID.Password != "" {
-		v.secretInside(file)
+		v.secretInside(cmp.Or(data.File, file))
 	}
 	if v.user == nil {
 		return

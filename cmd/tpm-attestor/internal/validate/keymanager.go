@@ -1,11 +1,13 @@
 package validate
 
 import (
+	"cmp"
 	"os"
 	"path/filepath"
 	"strconv"
 
 	"github.com/spire-tpm/spire-tpm-attestor/agent"
+	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/access"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 )
@@ -15,15 +17,15 @@ const keyManagerPath = `KeyManager "tpm": `
 
 // checkKeyManager checks the KeyManager "tpm" in a configuration of SPIRE Agent, and whether it and the
 // node attestor use the same keys.
-func (v *validation) checkKeyManager(file, text string) {
-	data, ok, err := config.KeyManagerData(text)
+func (v *validation) checkKeyManager(name string, file *config.File) {
+	data, ok, err := file.KeyManagerData()
 	if err != nil {
-		v.result.problem("plugins", err.Error())
+		v.result.refused(err)
 		return
 	}
 	var keys *agent.KeyManagerConfig
 	if ok {
-		if keys = v.checkKeys(file, keyManagerPath, data); keys == nil {
+		if keys = v.checkKeys(name, keyManagerPath, data); keys == nil {
 			return
 		}
 	}
@@ -33,16 +35,14 @@ func (v *validation) checkKeyManager(file, text string) {
 }
 
 // checkKeys checks the plugin_data of a KeyManager "tpm", and returns it if it is valid.
-func (v *validation) checkKeys(file, path, data string) *agent.KeyManagerConfig {
-	c, problems := agent.ParseKeyManagerConfig(data)
-	for _, p := range problems {
-		v.result.problem(path+p.Key, p.Message)
-	}
+func (v *validation) checkKeys(file, path string, data config.Data) *agent.KeyManagerConfig {
+	c, problems := agent.ParseKeyManagerConfig(data.Text)
+	v.result.problemsIn(data, path, problems)
 	if len(problems) > 0 {
 		return nil
 	}
 	if c.EndorsementPassword != "" {
-		v.secretInside(file)
+		v.secretInside(cmp.Or(data.File, file))
 	}
 	if v.user == nil {
 		return &c
@@ -63,20 +63,23 @@ func (v *validation) checkKeys(file, path, data string) *agent.KeyManagerConfig 
 func (v *validation) fits(keys *agent.KeyManagerConfig) {
 	r, a := v.result, v.attestor
 	const at = "svid_key_directory"
+	wrong := func(key, message string) {
+		r.problemsIn(v.attestorData, "", []tpm.Problem{{Key: key, Message: message}})
+	}
 	switch {
 	case keys == nil && a.SVIDKeyDirectory != "":
-		r.problem(at, `there is no KeyManager "tpm", whose directory it has to be: configure it in place of the `+
-			"present KeyManager, or remove svid_key_directory")
+		wrong(at, `there is no KeyManager "tpm" that is enabled, whose directory it has to be: configure it in place `+
+			"of the present KeyManager, or remove svid_key_directory")
 	case keys == nil:
 	case a.SVIDKeyDirectory == "":
 		r.Findings.Warn("", "set svid_key_directory = "+strconv.Quote(keys.Directory)+` in NodeAttestor "tpm"`,
 			`KeyManager "tpm" keeps the agent's key in the TPM, and the node attestor does not prove it to servers`)
 	case filepath.Clean(a.SVIDKeyDirectory) != filepath.Clean(keys.Directory):
-		r.problem(at, `it is not the directory of KeyManager "tpm": write svid_key_directory = `+
+		wrong(at, `it is not the directory of KeyManager "tpm": write svid_key_directory = `+
 			strconv.Quote(keys.Directory))
 	case a.Device != keys.Device:
-		r.problem("device", `it is not the device of KeyManager "tpm", and a key is in one TPM: name the same in both`)
+		wrong("device", `it is not the device of KeyManager "tpm", and a key is in one TPM: name the same in both`)
 	case a.EndorsementPassword != keys.EndorsementPassword:
-		r.problem("endorsement_password", `it is not that of KeyManager "tpm": set the same in both`)
+		wrong("endorsement_password", `it is not that of KeyManager "tpm": set the same in both`)
 	}
 }

@@ -31,20 +31,13 @@ import (
 )
 
 // checkServer checks the server's configuration.
-func (v *validation) checkServer(text string) {
+func (v *validation) checkServer(file *config.File) {
 	r, ctx := v.result, v.cmd.Context()
-	c, err := config.NewLoader().LoadFile(ctx, text)
+	c, err := file.Load(ctx)
 	if err != nil {
-		problems, ok := errors.AsType[config.Problems](err)
-		if !ok {
-			r.Findings.Failed("", err)
-			return
-		}
-		for _, p := range problems {
-			r.problem(p.Path, p.Message)
-		}
+		r.refused(err)
 		// If only files are missing, the rest is looked at all the same.
-		if c, err = config.ParseFile(text); err != nil {
+		if c, err = file.Parse(); err != nil {
 			return
 		}
 	} else {
@@ -73,7 +66,7 @@ func (v *validation) checkServer(text string) {
 // warned adds the warnings of a configuration.
 func (r *validated) warned(warnings []config.Warning) {
 	for _, w := range warnings {
-		f := finding.Finding{Severity: finding.Warning, At: w.Path, Message: w.Message}
+		f := finding.Finding{Severity: finding.Warning, At: w.Path, File: w.File, Line: w.Line, Message: w.Message}
 		if w.Unsure {
 			f.Severity = finding.Unknown
 		}

@@ -2,6 +2,7 @@
 package validate
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -33,7 +34,8 @@ func New(output *cli.Format) *cobra.Command {
 does, shows the warnings too, and reads what the configuration names: lists, CA files, boot profiles, keys,
 tokens and certificates. It also finds rules that decide nothing, deny lists that deny nobody, and machines
 that would get the same SPIFFE ID. CONFIG is the configuration file of SPIRE Server or SPIRE Agent, or just
-the contents of plugin_data, in HCL or JSON; "-" is the standard input.
+the contents of plugin_data, in HCL or JSON; "-" is the standard input. Files in plugin_data_file are read
+as SPIRE reads them; a relative path begins at the working directory.
 
 It changes nothing, takes no lock, opens no TPM and reads no cache, and asks no network unless --network
 says so. Then it fetches the lists on web servers and asks the databases. What ek_ca and devid fetch depends on a
@@ -83,9 +85,12 @@ const (
 	sideAgent  = "agent"
 )
 
-// problem is one mistake. At is the path of keys, or empty if the mistake is in the whole.
+// problem is one mistake. At is the path of keys, or empty if the mistake is in the whole. File and Line say where
+// it is in a file of plugin_data_file.
 type problem struct {
 	At      string `json:"at"`
+	File    string `json:"file,omitempty"`
+	Line    int    `json:"line,omitempty"`
 	Message string `json:"message"`
 }
 
@@ -98,6 +103,8 @@ type validation struct {
 	result *validated
 	// attestor is the configuration of the agent's node attestor, or nil if it is not known or not valid.
 	attestor *tpm.Config
+	// attestorData is where attestor was read.
+	attestorData config.Data
 }
 
 func runValidate(cmd *cobra.Command, output cli.Format, f flags, name string) error {
@@ -117,10 +124,14 @@ func runValidate(cmd *cobra.Command, output cli.Format, f flags, name string) er
 	if err != nil {
 		return fmt.Errorf("read the configuration: %w", err)
 	}
+	file := config.NewLoader().Open(cmd.Context(), string(content))
 	if name != "-" {
 		v.may("", name, access.Read)
 	}
-	v.check(name, string(content))
+	for _, p := range file.DataFiles() {
+		v.may(p.At, p.Path, access.Read)
+	}
+	v.check(name, string(content), file)
 	if err := printValidated(cmd, output, v.result); err != nil {
 		return err
 	}
@@ -128,19 +139,19 @@ func runValidate(cmd *cobra.Command, output cli.Format, f flags, name string) er
 }
 
 // check checks the configuration of either side.
-func (v *validation) check(name, text string) {
-	data, isFile, err := config.AgentData(text)
+func (v *validation) check(name, text string, file *config.File) {
+	data, isFile, err := file.AgentData()
 	switch {
 	case isFile:
 		v.checkAgent(name, data, err)
-		v.checkKeyManager(name, text)
+		v.checkKeyManager(name, file)
 	case agent.IsKeyManager(text):
 		v.result.Side = sideAgent
-		v.checkKeys(name, "", text)
+		v.checkKeys(name, "", config.Data{Text: text})
 	case v.asAgent || agent.HasKeys(text):
-		v.checkAgent(name, text, nil)
+		v.checkAgent(name, config.Data{Text: text}, nil)
 	default:
-		v.checkServer(text)
+		v.checkServer(file)
 	}
 	r := v.result
 	r.Valid = !r.Findings.Has(finding.Error) && !r.Findings.Has(finding.Unknown)
@@ -158,9 +169,30 @@ func (r *validated) exit() error {
 }
 
 // problem adds a mistake in the configuration.
-func (r *validated) problem(at, message string) {
-	r.Problems = append(r.Problems, problem{at, message})
-	r.Findings = append(r.Findings, finding.Finding{Severity: finding.Error, At: at, Message: message})
+func (r *validated) problem(p config.Problem) {
+	r.Problems = append(r.Problems, problem{p.Path, p.File, p.Line, p.Message})
+	r.Findings = append(r.Findings, finding.Finding{
+		Severity: finding.Error, At: p.Path, File: p.File, Line: p.Line, Message: p.Message,
+	})
+}
+
+// problemsIn adds mistakes in the plugin_data of one of the agent's plugins. path is in front of their keys.
+func (r *validated) problemsIn(data config.Data, path string, problems []tpm.Problem) {
+	lines := data.Lines()
+	for _, p := range problems {
+		r.problem(config.Problem{Path: path + p.Key, File: data.File, Line: lines(p.Key), Message: p.Message})
+	}
+}
+
+// refused adds why there is no configuration: its mistakes, or that a file could not be looked at.
+func (r *validated) refused(err error) {
+	problems, ok := errors.AsType[config.Problems](err)
+	if !ok {
+		r.Findings = append(r.Findings, finding.Finding{Severity: finding.Unknown, At: "plugins", Message: err.Error()})
+	}
+	for _, p := range problems {
+		r.problem(p)
+	}
 }
 
 func printValidated(cmd *cobra.Command, output cli.Format, r *validated) error {
