@@ -126,6 +126,7 @@ func newSource(tb testing.TB, cfg devid.Config) *devid.Source {
 	if cfg.Now == nil {
 		cfg.Now = certstest.Today
 	}
+	cfg.Patience = time.Minute // on a machine that is busy, a server that is well answers late
 	src, err := devid.New(cfg)
 	if err != nil {
 		tb.Fatal(err)

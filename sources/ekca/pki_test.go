@@ -8,6 +8,7 @@ import (
 	"encoding/asn1"
 	"math/big"
 	"testing"
+	"time"
 
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/certstest"
@@ -114,6 +115,7 @@ func newSource(tb testing.TB, cfg ekca.Config) *ekca.Source {
 	if cfg.Now == nil {
 		cfg.Now = certstest.Today
 	}
+	cfg.Patience = time.Minute // on a machine that is busy, a server that is well answers late
 	src, err := ekca.New(cfg)
 	if err != nil {
 		tb.Fatal(err)

@@ -26,9 +26,6 @@ func (f *Fetcher) Hurry(timeout, retryPause time.Duration) {
 	f.timeout, f.retryPause = timeout, retryPause
 }
 
-// SilentAfter sets how long a request is under way before its server counts as silent.
-func (f *Fetcher) SilentAfter(d time.Duration) { f.patience = d }
-
 // Allows is Allowed without a reason.
 func (f *Fetcher) Allows(raw string) (canonical string, ok bool) {
 	canonical, err := f.Allowed(raw)

@@ -14,6 +14,7 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -99,6 +100,8 @@ type Config struct {
 	// Dial makes the connections in a test, to any address. If it is nil, the network is used, with
 	// the restrictions on addresses described above.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Patience is the constant of this name in a test; the constant if it is zero.
+	Patience time.Duration
 }
 
 // Parse reads a body and returns its value and the time until which it may be kept (zero: the
@@ -178,7 +181,7 @@ func New(cfg Config) (*Fetcher, error) {
 	}
 	f := &Fetcher{
 		policy: p, path: cfg.CachePath, now: cfg.Now, dial: cfg.Dial,
-		timeout: requestTimeout, retryPause: retryPause, patience: Patience,
+		timeout: requestTimeout, retryPause: retryPause, patience: cmp.Or(cfg.Patience, Patience),
 		objects: newStock(), failures: newLRU[*failure](maxFailures, nil),
 		flights: map[name]*flight{}, wake: make(chan struct{}, 1),
 	}

@@ -152,11 +152,7 @@ func TestThousandURLs(t *testing.T) {
 		})
 	}()
 	eventually(t, "the queue is full", func() bool { return f.Flights() == 512 && now.Load() == 4 })
-	begun := time.Now()
-	wantGet(t, f, flooded.at("/kept.crt"), "a certificate")
-	if took := time.Since(begun); took > time.Second {
-		t.Errorf("what is kept took %v", took)
-	}
+	wantGet(t, f, flooded.at("/kept.crt"), "a certificate") // at once: the server answers nobody
 	wantGet(t, f, other.at("/a.crt"), "a certificate")
 	close(enough)
 	<-ended

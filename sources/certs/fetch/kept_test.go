@@ -28,7 +28,7 @@ func timed(tb testing.TB, o *origin) (*fetch.Fetcher, *clock) {
 func TestServiceDown(t *testing.T) {
 	o := local(t)
 	f, c := timed(t, o)
-	f.Hurry(time.Second, 0)
+	f.Hurry(time.Minute, 0)
 	o.answer(http.StatusServiceUnavailable, "")
 	url := o.at("/a.crt")
 	for _, minutes := range []int{1, 2, 4, 8, 10, 10} {
@@ -383,7 +383,7 @@ func TestStaleFromDisk(t *testing.T) {
 	c.add(40 * 24 * time.Hour)
 	f := open(t, fetch.Config{Hosts: []string{o.host()}, CachePath: path, Now: c.Now})
 	must(t, f.Load(t.Context()))
-	f.Hurry(time.Second, 0)
+	f.Hurry(time.Minute, 0)
 	o.answer(http.StatusServiceUnavailable, "")
 	got := wantGet(t, f, numbered(o, 0), string(bodyOf("/0.crt")))
 	if got.Stale == nil || !strings.Contains(fmt.Sprint(got.Stale), "503") {

@@ -95,6 +95,8 @@ type Config struct {
 	Bases []string
 	// Dial makes the connections in a test: see fetch.Config.Dial.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Patience is that of a test: see fetch.Config.Patience.
+	Patience time.Duration
 }
 
 // locations returns the configured paths in the order of their bundles' names.

@@ -260,6 +260,7 @@ func newFetcher(cfg Config) (*fetch.Fetcher, error) {
 		CachePath: cfg.CachePath,
 		Now:       cfg.Now,
 		Dial:      cfg.Dial,
+		Patience:  cfg.Patience,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("what is fetched: %w", err)
