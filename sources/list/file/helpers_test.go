@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -199,7 +200,7 @@ func inSet(tb testing.TB, s sources.Source) *admission.Set {
 }
 
 // patience is how long something may take that must come about by itself.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // until waits until the source says that of a machine.
 func (r *run) until(tb testing.TB, machine int, answer string) {
@@ -225,5 +226,16 @@ func (r *run) turn(tb testing.TB) error {
 	case <-time.After(patience):
 		tb.Fatalf("no refresh within %v", patience)
 		return nil
+	}
+}
+
+// watched waits until the source has no warnings: if a folder was away when the way to the file was
+// looked at, there is one until the next look.
+func (r *run) watched(tb testing.TB) {
+	tb.Helper()
+	for begun := time.Now(); len(r.Warnings()) > 0; runtime.Gosched() {
+		if time.Since(begun) > patience {
+			tb.Fatalf("warnings %q after %v", r.Warnings(), patience)
+		}
 	}
 }

@@ -73,9 +73,7 @@ func TestFollows(t *testing.T) {
 				r.until(t, i, "listed")
 				want(t, r.Source, i-1, "not listed")
 			}
-			if w := r.Status().Warnings; len(w) > 0 {
-				t.Errorf("warnings %q", w)
-			}
+			r.watched(t)
 		})
 	}
 }
