@@ -148,21 +148,25 @@ func TestFaults(t *testing.T) {
 			o := webtest.NewServer(t, nil)
 			cfg := configFor(o)
 			cfg.MaxBytes = 1 << 20
+			timeout := web.DefaultTimeout
 			if strings.Contains(f.want, "timeout") {
-				cfg.Timeout = 300 * time.Millisecond
+				timeout = 300 * time.Millisecond
 			}
 			o.Answer(http.StatusOK, webtest.List("", "one", "three"))
 			warm := loaded(t, cfg)
 			f.serve(o)
+			warm.origin.SetTimeout(timeout)
 			webtest.WantError(t, warm.Load(t.Context()), f.want)
 			webtest.WantListed(t, warm, "one", "three")
 			cold := newSource(t, cfg)
+			cold.origin.SetTimeout(timeout)
 			webtest.WantError(t, cold.Load(t.Context()), f.want)
 			webtest.WantCannotTell(t, cold, "no list")
 			if st := cold.Status(); !st.Loaded.IsZero() || !st.Confirmed.IsZero() || st.Entries != 0 {
 				t.Errorf("the status is %+v", st)
 			}
 			o.Answer(http.StatusOK, webtest.List("", "two"))
+			warm.origin.SetTimeout(web.DefaultTimeout)
 			refresh(t, warm)
 			webtest.WantListed(t, warm, "two")
 		})

@@ -20,6 +20,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // A source is a list of machines in front of an origin, as package httplist makes it.
 type source struct {
 	*list.List[*ekhashes.Document]
+	origin *web.Origin
 }
 
 func (s *source) Check(_ context.Context, ev *sources.Evidence) (sources.Verdict, error) {
@@ -49,7 +50,7 @@ func newSource(tb testing.TB, cfg web.Config) *source {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return &source{l}
+	return &source{l, o}
 }
 
 // loaded returns a source that has loaded what the server has.
