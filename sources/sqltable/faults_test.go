@@ -43,7 +43,7 @@ func (d *database) sessions() map[string]string {
 func until(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	for begun := time.Now(); !is(); runtime.Gosched() {
-		if time.Since(begun) > 20*time.Second {
+		if time.Since(begun) > time.Minute {
 			t.Fatalf("never: %s", what)
 		}
 	}
@@ -193,9 +193,14 @@ func TestHangs(t *testing.T) {
 		for _, kept := range []bool{true, false} {
 			t.Run(fmt.Sprintf("connections kept %v", kept), func(t *testing.T) {
 				s := d.open(func(c *sqltable.Config) { c.Timeout = 300 * time.Millisecond })
+				lists := func() bool {
+					v, err := s.Check(t.Context(), ev)
+					return err == nil && v.Listed
+				}
 				if kept {
 					run(t, s)
-					wantListed(t, s, ev, true)
+					s.SetRetryPause(0)
+					until(t, "the database answers within 300ms", lists)
 				}
 				s.SetRetryPause(time.Hour)
 				must(t, d.server.Freeze())
@@ -206,18 +211,42 @@ func TestHangs(t *testing.T) {
 				for range 1000 {
 					wantCannotTell(t, s, ev, "is tried again")
 				}
-				if took := time.Since(begun); took > 3*time.Second {
+				if took := time.Since(begun); took > time.Minute { // 300ms each are 5 minutes
 					t.Errorf("took %v", took)
 				}
 				thaw()
 				s.SetRetryPause(0)
-				until(t, "the database answers again", func() bool {
-					v, err := s.Check(t.Context(), ev)
-					return err == nil && v.Listed
-				})
+				until(t, "the database answers again", lists)
 			})
 		}
 	})
+}
+
+// storm counts what a source answers to a thousand attestations at once, each of which has a
+// time limit. A machine that is busy may be late, but not as late as if they came one by one.
+func storm(t *testing.T, s sources.Source, ev *sources.Evidence, limit time.Duration) (listed, failed int64) {
+	t.Helper()
+	var l, f atomic.Int64
+	var all sync.WaitGroup
+	begun := time.Now()
+	for range 1000 {
+		all.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), limit)
+			defer cancel()
+			v, err := s.Check(ctx, ev)
+			switch {
+			case err == nil && v.Listed:
+				l.Add(1)
+			case err != nil:
+				f.Add(1)
+			}
+		})
+	}
+	all.Wait()
+	if took := time.Since(begun); took > limit+time.Minute {
+		t.Errorf("the last answer came after %v", took)
+	}
+	return l.Load(), f.Load()
 }
 
 // A thousand attestations behind four connections all get an answer in time: the right answer
@@ -227,93 +256,85 @@ func TestThousandBehindFour(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		ev := sourcetest.NewEvidence(t)
 		d.insert(ev.EKHash, sources.Attributes{})
+		t.Run("it works", func(t *testing.T) {
+			s := d.open(func(c *sqltable.Config) { c.Timeout = time.Minute })
+			run(t, s)
+			wantListed(t, s, ev, true)
+			if listed, failed := storm(t, s, ev, time.Minute); listed != 1000 {
+				t.Errorf("%d listed, %d failed", listed, failed)
+			}
+			if n := len(d.sessions()); n > 4 {
+				t.Errorf("%d sessions", n)
+			}
+		})
 		s := d.open(func(c *sqltable.Config) { c.Timeout = time.Second })
 		run(t, s)
-		wantListed(t, s, ev, true)
-		storm := func() (listed, failed int64) {
-			var l, f atomic.Int64
-			var all sync.WaitGroup
-			begun := time.Now()
-			for range 1000 {
-				all.Go(func() {
-					ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-					defer cancel()
-					v, err := s.Check(ctx, ev)
-					switch {
-					case err == nil && v.Listed:
-						l.Add(1)
-					case err != nil:
-						f.Add(1)
-					}
-					if took := time.Since(begun); took > 5*time.Second {
-						t.Errorf("an answer after %v: %v", took, err)
-					}
-				})
-			}
-			all.Wait()
-			return l.Load(), f.Load()
-		}
-		if listed, failed := storm(); listed != 1000 {
-			t.Errorf("%d listed, %d failed", listed, failed)
-		}
-		if n := len(d.sessions()); n > 4 {
-			t.Errorf("%d sessions", n)
-		}
+		answers := func() bool { _, err := s.Check(t.Context(), ev); return err == nil }
+		until(t, "the database answers within a second", answers)
 		before := runtime.NumGoroutine()
 		must(t, d.server.Freeze())
-		listed, failed := storm()
+		listed, failed := storm(t, s, ev, 5*time.Second)
 		must(t, d.server.Thaw())
 		if failed != 1000 {
 			t.Errorf("%d listed, %d failed", listed, failed)
 		}
 		s.SetRetryPause(0)
-		until(t, "the database answers again", func() bool { _, err := s.Check(t.Context(), ev); return err == nil })
+		until(t, "the database answers again", answers)
 		until(t, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= before+8 })
 		until(t, "no session is left", func() bool { return len(d.sessions()) <= 4 })
 	})
 }
 
 // In a Set, too, a thousand machines are all told in time to try again while the database
-// hangs, and all are admitted once it answers.
+// hangs, and all are admitted if it answers.
 func TestThousandInASet(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		ev := sourcetest.NewEvidence(t)
 		d.insert(ev.EKHash, sources.Attributes{})
-		s := d.open(nil) // with the defaults
-		set, err := admission.NewSet([]admission.Member{{Name: "it", Kind: "sql", Source: s}}, policy.AnyOf("it"), admission.Options{})
-		must(t, err)
-		set.Start(t.Context(), nil)
-		defer set.Close()
-		storm := func() map[policy.Outcome]int {
+		start := func(t *testing.T, s sources.Source, opts admission.Options) *admission.Set {
+			t.Helper()
+			set, err := admission.NewSet([]admission.Member{{Name: "it", Kind: "sql", Source: s}}, policy.AnyOf("it"), opts)
+			must(t, err)
+			set.Start(t.Context(), nil)
+			t.Cleanup(set.Close)
+			return set
+		}
+		storm := func(set *admission.Set) map[policy.Outcome]int {
 			outcomes := make(chan policy.Outcome, 1000)
-			begun := time.Now()
 			var all sync.WaitGroup
 			for range cap(outcomes) {
 				all.Go(func() { outcomes <- set.BeforeChallenge(t.Context(), ev).Outcome })
 			}
 			all.Wait()
 			close(outcomes)
-			if took := time.Since(begun); took > 6*time.Second { // check_timeout is 5
-				t.Errorf("took %v", took)
-			}
 			count := map[policy.Outcome]int{}
 			for o := range outcomes {
 				count[o]++
 			}
 			return count
 		}
-		if got := storm(); got[policy.Challenge] != 1000 {
-			t.Errorf("%v", got)
-		}
-		must(t, d.server.Freeze())
-		got := storm()
-		must(t, d.server.Thaw())
-		if got[policy.Unavailable] != 1000 {
-			t.Errorf("%v", got)
-		}
-		if stuck := set.Status()[0].Stuck; stuck != 0 {
-			t.Errorf("%d checks are stuck", stuck)
-		}
+		t.Run("it answers", func(t *testing.T) {
+			patient := d.open(func(c *sqltable.Config) { c.Timeout = time.Minute })
+			set := start(t, patient, admission.Options{CheckTimeout: time.Minute})
+			if got := storm(set); got[policy.Challenge] != 1000 {
+				t.Errorf("%v", got)
+			}
+		})
+		t.Run("it hangs", func(t *testing.T) {
+			set := start(t, d.open(nil), admission.Options{}) // with the defaults
+			must(t, d.server.Freeze())
+			thaw := sync.OnceFunc(func() { must(t, d.server.Thaw()) })
+			defer thaw()
+			begun := time.Now()
+			if got := storm(set); got[policy.Unavailable] != 1000 {
+				t.Errorf("%v", got)
+			}
+			if took := time.Since(begun); took > time.Minute { // check_timeout is 5 seconds
+				t.Errorf("took %v", took)
+			}
+			until(t, "no check is stuck", func() bool { return set.Status()[0].Stuck == 0 })
+			thaw()
+		})
 	})
 }
 
@@ -322,7 +343,7 @@ func TestThousandInASet(t *testing.T) {
 func TestLockedTable(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {
 		ev := sourcetest.NewEvidence(t)
-		s := d.open(func(c *sqltable.Config) { c.Timeout = 50 * time.Millisecond })
+		s := d.open(func(c *sqltable.Config) { c.Timeout = 100 * time.Millisecond })
 		s.SetRetryPause(0)
 		run(t, s)
 		until(t, "it is connected", func() bool { _, err := s.Check(t.Context(), ev); return err == nil })
