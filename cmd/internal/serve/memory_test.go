@@ -34,36 +34,39 @@ import (
 const (
 	hostileAgents = 1024
 	// maxGrowth is how much hostile agents may raise the peak of the server plugin's
-	// memory, in bytes.
-	maxGrowth = 64 << 20
+	// memory, in bytes. Event logs and what is read from them take 48 MiB, and answers that
+	// arrive 8 MiB. Until Go's collector has run, which takes long on a machine that is
+	// busy, there is as much garbage.
+	maxGrowth, maxGrowthOfLogs = 64 << 20, 128 << 20
 )
 
 // If the kernel kills the server plugin for its memory, SPIRE does not restart it, and no
 // machine of the fleet attests any more. So whatever a thousand agents that have proved nothing
-// send or hold open, the plugin's memory grows by maxGrowth at most, and a listed machine still
-// attests.
+// send or hold open, or the machines of a list measure, the plugin's memory grows by no more than a
+// bound, and a listed machine still attests.
 func TestMemoryOfHostileAgents(t *testing.T) {
 	if testing.Short() {
 		t.Skip("measures the built binary")
 	}
 	for _, tt := range []struct {
 		name   string
+		most   int // bytes
 		attack func(*testing.T, *victim)
 	}{
 		// Parsed, certificates with many short key usages need much more memory than
 		// they have bytes; so do those with fewer long ones.
-		{"strangers with crafted chains", func(t *testing.T, v *victim) { v.holdChallenges(t, v.stranger(t, 2520, 1)) }},
-		{"strangers with fat chains", func(t *testing.T, v *victim) { v.holdChallenges(t, v.stranger(t, 400, 5)) }},
-		{"a listed EK with crafted chains", func(t *testing.T, v *victim) { v.holdChallenges(t, v.copy(t, 2520, 1)) }},
-		{"a listed EK with fat chains", func(t *testing.T, v *victim) { v.holdChallenges(t, v.copy(t, 400, 5)) }},
-		{"responses of 3 MiB", func(t *testing.T, v *victim) { v.respond(t, 3<<20) }},
-		{"responses of the largest size", func(t *testing.T, v *victim) { v.respond(t, attestor.MaxResponseSize) }},
+		{"strangers with crafted chains", maxGrowth, func(t *testing.T, v *victim) { v.holdChallenges(t, v.stranger(t, 2520, 1)) }},
+		{"strangers with fat chains", maxGrowth, func(t *testing.T, v *victim) { v.holdChallenges(t, v.stranger(t, 400, 5)) }},
+		{"a listed EK with crafted chains", maxGrowth, func(t *testing.T, v *victim) { v.holdChallenges(t, v.copy(t, 2520, 1)) }},
+		{"a listed EK with fat chains", maxGrowth, func(t *testing.T, v *victim) { v.holdChallenges(t, v.copy(t, 400, 5)) }},
+		{"responses of 3 MiB", maxGrowth, func(t *testing.T, v *victim) { v.respond(t, 3<<20) }},
+		{"responses of the largest size", maxGrowth, func(t *testing.T, v *victim) { v.respond(t, attestor.MaxResponseSize) }},
 		// Judged, a log needs several times its size: for its events, or for the digests in a database.
-		{"the most events in logs", func(t *testing.T, v *victim) { v.sendLogs(t, manyEvents()) }},
-		{"the most digests in logs", func(t *testing.T, v *victim) { v.sendLogs(t, manyDigests()) }},
-		{"whole payloads of the largest message", func(t *testing.T, v *victim) { v.send(t, 1<<20) }},
-		{"half-sent payloads of the largest message", func(t *testing.T, v *victim) { v.halfSend(t, 1<<20) }},
-		{"half-sent payloads of the largest size", func(t *testing.T, v *victim) { v.halfSend(t, attestor.MaxPayloadSize) }},
+		{"the most events in logs", maxGrowthOfLogs, func(t *testing.T, v *victim) { v.sendLogs(t, manyEvents()) }},
+		{"the most digests in logs", maxGrowthOfLogs, func(t *testing.T, v *victim) { v.sendLogs(t, manyDigests()) }},
+		{"whole payloads of the largest message", maxGrowth, func(t *testing.T, v *victim) { v.send(t, 1<<20) }},
+		{"half-sent payloads of the largest message", maxGrowth, func(t *testing.T, v *victim) { v.halfSend(t, 1<<20) }},
+		{"half-sent payloads of the largest size", maxGrowth, func(t *testing.T, v *victim) { v.halfSend(t, attestor.MaxPayloadSize) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			v := newVictim(t)
@@ -72,7 +75,7 @@ func TestMemoryOfHostileAgents(t *testing.T) {
 			tt.attack(t, v)
 			growth := v.peak(t) - before
 			t.Logf("the peak grows from %.1f MB by %.1f MB", float64(before)/(1<<20), float64(growth)/(1<<20))
-			if growth > maxGrowth {
+			if growth > tt.most {
 				t.Errorf("%d hostile agents cost %d MB", hostileAgents, growth>>20)
 			}
 			v.attests(t)
@@ -145,7 +148,7 @@ func (v *victim) peak(t *testing.T) int {
 // server is busy.
 func (v *victim) attests(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for {
 		err := v.attest(ctx, t)

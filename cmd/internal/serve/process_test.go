@@ -64,7 +64,7 @@ func start(path string, env ...string) (*spire, func(), error) {
 	s.pid, s.addr = client.ReattachConfig().Pid, client.ReattachConfig().Addr
 	s.conn = protocol.(*goplugin.GRPCClient).Conn
 	s.config = configv1.NewConfigClient(s.conn)
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if _, err := private.Init(ctx, s.conn, nil); err != nil {
 		client.Kill()
@@ -117,7 +117,7 @@ func (b *syncBuffer) String() string {
 // await waits until the plugin has logged a text.
 func (s *spire) await(t *testing.T, text string) {
 	t.Helper()
-	for timeout := time.After(20 * time.Second); !strings.Contains(s.log.String(), text); {
+	for timeout := time.After(time.Minute); !strings.Contains(s.log.String(), text); {
 		select {
 		case <-s.log.wrote:
 		case <-timeout:
@@ -253,7 +253,7 @@ func TestPluginEndsWithItsParent(t *testing.T) {
 			}
 			_ = parent.Process.Kill()
 			_ = parent.Wait()
-			if !ended(t, plugin.Pid, 10*time.Second) {
+			if !ended(t, plugin.Pid, time.Minute) {
 				_ = plugin.Kill()
 				t.Fatal("the plugin outlives SPIRE")
 			}
@@ -286,7 +286,7 @@ func TestSIGTERMLeavesNothingInTheTPM(t *testing.T) {
 		t.Error("the attestation goes on")
 	}
 	close(slow.answer)
-	if !ended(t, agent.pid, 10*time.Second) {
+	if !ended(t, agent.pid, time.Minute) {
 		t.Fatal("the plugin has not ended")
 	}
 	<-slow.done
