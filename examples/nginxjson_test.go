@@ -421,7 +421,7 @@ func (e *nginxExample) source(etc string) sources.Loader {
 func (e *nginxExample) refresh(source sources.Loader) {
 	e.t.Helper()
 	var err error
-	for begun := time.Now(); time.Since(begun) < 20*time.Second; {
+	for begun := time.Now(); time.Since(begun) < time.Minute; {
 		if err = source.Load(e.t.Context()); err == nil {
 			return
 		}

@@ -193,7 +193,7 @@ func (b *logBuffer) has(text string) bool {
 // await waits for a line with this text.
 func (b *logBuffer) await(tb testing.TB, text string) {
 	tb.Helper()
-	for late := time.After(10 * time.Second); !b.has(text); runtime.Gosched() {
+	for late := time.After(time.Minute); !b.has(text); runtime.Gosched() {
 		select {
 		case <-late:
 			tb.Fatalf("no line %q in the log", text)

@@ -164,7 +164,7 @@ func TestListByTheServersOwnIdentity(t *testing.T) {
 	p.log.await(t, "which is available once SPIRE has started")
 
 	provider.set(identity(t, svid(t, "spiffe://example.org/spire/server", &ca), ca))
-	for late := time.After(20 * time.Second); err != nil; _, err = p.attestTPM(t, tpm) {
+	for late := time.After(time.Minute); err != nil; _, err = p.attestTPM(t, tpm) {
 		select {
 		case <-late:
 			t.Fatal(err)

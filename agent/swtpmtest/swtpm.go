@@ -175,7 +175,7 @@ func (t *TPM) Stop() {
 	_ = t.cmd.Process.Signal(syscall.SIGTERM) // it may have ended by itself
 	select {
 	case <-t.done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		_ = t.cmd.Process.Kill()
 		<-t.done
 	}

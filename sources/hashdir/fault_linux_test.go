@@ -83,20 +83,22 @@ func TestHungMount(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if took := time.Since(start); took > 10*timeout {
+	if took := time.Since(start); took > 30*timeout { // in turns it would be 62
 		t.Errorf("hung: %d evaluations with a deadline of %v took %v", evaluations, timeout, took)
 	}
 	if n := set.Status()[0].Stuck; n == 0 || n > slots {
 		t.Errorf("hung: %d checks are stuck, want 1 to %d", n, slots)
 	}
 	// Each stuck check is one goroutine here and one in the file system.
-	if n := runtime.NumGoroutine() - before; n > 3*slots {
-		t.Errorf("hung: %d goroutines more than before", n)
+	for begun := time.Now(); runtime.NumGoroutine()-before > 3*slots; runtime.Gosched() {
+		if time.Since(begun) > time.Minute {
+			t.Fatalf("hung: %d goroutines more than before", runtime.NumGoroutine()-before)
+		}
 	}
 
 	mount.Heal()
 	for decide() != policy.Challenge {
-		if time.Since(start) > time.Minute {
+		if time.Since(start) > 3*time.Minute {
 			t.Fatal("healthy again: still no answer")
 		}
 	}

@@ -158,7 +158,7 @@ func TestWaysOfManySources(t *testing.T) {
 	if ways := plan.Ways(answers); ways != nil {
 		t.Errorf("%d ways, but 128 sources do not list the TPM", len(ways))
 	}
-	if took := time.Since(begun); took > 5*time.Second {
+	if took := time.Since(begun); took > time.Minute {
 		t.Errorf("it took %v", took)
 	}
 }

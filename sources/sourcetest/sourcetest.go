@@ -110,7 +110,7 @@ type Backend struct {
 func Run(t *testing.T, h Harness) {
 	t.Helper()
 	for _, c := range clauses() {
-		t.Run(c.name, func(t *testing.T) { c.test(run{t, h, 20 * time.Second}) })
+		t.Run(c.name, func(t *testing.T) { c.test(run{t, h, time.Minute}) })
 	}
 }
 
