@@ -65,8 +65,8 @@ func Create(path string, perm fs.FileMode, fill func(io.Writer) error) error {
 }
 
 // Replace replaces the file called name in folder by what fill writes, or makes it, with these permissions less the
-// umask. If name is a link, the link is replaced, and not what it leads to. If there is an error, the file is as it was,
-// unless only the folder could not be written to the disk: then it may be either.
+// umask. If name is a link, the link is replaced, and not what it leads to. If there is an error, the file is as it
+// was, unless only the folder could not be written to the disk: then it may be either.
 //
 // A process that is killed may leave a file in folder: see IsTemporary.
 func Replace(folder *os.Root, name string, perm fs.FileMode, fill func(io.Writer) error) error {

@@ -53,7 +53,8 @@ func (c *Client) HandOver(ctx context.Context, id spiffeid.ID, k Key) error {
 
 // missing is the remedy if no composer answers.
 const missing = `add CredentialComposer "tpm" with the same plugin_cmd and with this socket to the ` +
-	`configuration of SPIRE's server, and restart it; if it is there, its process has ended: restart the server`
+	`configuration of SPIRE's server, and restart it; if it is there, "Socket gone" in the server's log says why, or ` +
+	`its process has ended: restart the server`
 
 // hangs is what an operator does about a composer that takes connections and does not answer.
 const hangs = "if it goes on, restart spire-server"

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -41,38 +42,34 @@ type Listener struct {
 	table  *Table
 	log    hclog.Logger
 
-	lock   *os.File
-	socket *net.UnixListener
-	conns  chan struct{}   // has an element for each connection that is served
-	ctx    context.Context //nolint:containedctx // ends with Close
+	bound  atomic.Pointer[bound] // replaced by keep alone
+	conns  chan struct{}         // has an element for each connection that is served
+	ctx    context.Context       //nolint:containedctx // ends with Close
 	cancel context.CancelFunc
 	done   sync.WaitGroup
+	kept   sync.WaitGroup // until keep has ended
 }
 
 // Listen makes the socket and listens, until Close. It makes the folder of the socket if there is
 // none, for its own user alone. It is an error if the folder belongs to another user or others may
 // write to it, or if another process still has the socket after 3 seconds: a server that was
-// killed leaves a socket, which Listen replaces.
+// killed leaves a socket, which Listen replaces. If the socket is deleted, the listener makes it again within
+// a second, and the folder, too.
 func Listen(ctx context.Context, path string, family Family, table *Table, log hclog.Logger) (*Listener, error) {
 	if err := CheckPath(path); err != nil {
 		return nil, fmt.Errorf("the socket %q %w", path, err)
 	}
-	if err := makeFolder(filepath.Dir(path)); err != nil {
-		return nil, fmt.Errorf("make the folder of the socket %q: %w", path, explain(err, path))
+	b, err := bind(ctx, path, nil)
+	if err != nil {
+		return nil, err
 	}
 	l := &Listener{
 		path: path, family: family, table: table, log: log, conns: make(chan struct{}, maxConns),
 	}
-	var err error
-	if l.lock, err = lock(ctx, path+".lock"); err != nil {
-		return nil, fmt.Errorf("lock the socket %q: %w", path, explain(err, path))
-	}
-	if l.socket, err = listen(path); err != nil {
-		l.lock.Close()
-		return nil, fmt.Errorf("make the socket %q: %w", path, explain(err, path))
-	}
+	l.bound.Store(b)
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.done.Go(l.run)
+	l.kept.Go(l.keep)
 	return l, nil
 }
 
@@ -93,9 +90,14 @@ func (l *Listener) Path() string { return l.path }
 // stays in the table. Close must be called once.
 func (l *Listener) Close() {
 	l.cancel()
-	_ = l.socket.Close() // removes the socket
+	l.kept.Wait()
+	b := l.bound.Load()
+	if !b.gone(l.path) { // else it is another server's
+		_ = os.Remove(l.path)
+	}
+	_ = b.socket.Close()
 	l.done.Wait()
-	l.lock.Close() // last of all: whoever gets the lock may make a socket
+	b.lock.Close() // last of all: whoever gets the lock may make a socket
 }
 
 // makeFolder makes a folder for this user alone, or checks the one that is there.
@@ -142,12 +144,20 @@ func makeParents(path string) error {
 	return os.Chmod(path, mode)
 }
 
+// lockSuffix is at the end of the name of the socket's lock file.
+const lockSuffix = ".lock"
+
 // lock makes a file, if there is none, and locks it. The lock ends with the process at the latest,
 // so no process can leave it behind.
-func lock(ctx context.Context, path string) (*os.File, error) {
+func lock(ctx context.Context, path string) (*os.File, fs.FileInfo, error) {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600) //nolint:gosec // G304: configured
 	if err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	info, err := file.Stat()
+	if err != nil {
+		file.Close()
+		return nil, nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
@@ -157,15 +167,15 @@ func lock(ctx context.Context, path string) (*os.File, error) {
 		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		switch {
 		case err == nil:
-			return file, nil
-		case !errors.Is(err, unix.EWOULDBLOCK):
+			return file, info, nil
+		case !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR):
 			file.Close()
-			return nil, err
+			return nil, nil, err
 		}
 		select {
 		case <-ctx.Done():
 			file.Close()
-			return nil, errors.New("another process has this socket: " +
+			return nil, nil, errors.New("another process has this socket: " +
 				"each SPIRE server on a machine needs a socket of its own")
 		case <-ticker.C:
 		}
@@ -173,27 +183,30 @@ func lock(ctx context.Context, path string) (*os.File, error) {
 }
 
 // listen makes the socket, for this user alone, in place of one that an earlier process has left.
-func listen(path string) (*net.UnixListener, error) {
+func listen(path string) (*net.UnixListener, fs.FileInfo, error) {
 	switch info, err := os.Lstat(path); {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
-		return nil, err
+		return nil, nil, err
 	case info.Mode().Type() != fs.ModeSocket:
-		return nil, errors.New("there is a file of this name that is no socket: choose another name")
+		return nil, nil, errors.New("there is a file of this name that is no socket: choose another name")
 	default:
 		if err := os.Remove(path); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	socket, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if err := os.Chmod(path, 0o600); err != nil {
+	socket.SetUnlinkOnClose(false) // by then, the name may be another server's
+	err = os.Chmod(path, 0o600)
+	info, look := os.Lstat(path)
+	if err = errors.Join(err, look); err != nil {
 		_ = socket.Close()
-		return nil, err
+		return nil, nil, err
 	}
-	return socket, nil
+	return socket, info, nil
 }
 
 // run accepts connections until Close.
@@ -212,7 +225,7 @@ func (l *Listener) run() {
 
 // accept accepts one connection and has it served. It reports false after Close.
 func (l *Listener) accept() bool {
-	conn, err := l.socket.AcceptUnix()
+	conn, err := l.bound.Load().socket.AcceptUnix()
 	if err != nil {
 		<-l.conns
 		select {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -306,6 +307,108 @@ func TestSocketIsFreeAfterClose(t *testing.T) {
 	l.Close()
 	if got := <-next; got != "listens: <nil>" {
 		t.Error(got)
+	}
+}
+
+// Somebody deletes the socket, or systemd the whole folder, as it does with the unit of an agent that names the same
+// RuntimeDirectory=: agents get SVIDs again within seconds, without a restart of the server, which signs nothing for
+// anybody meanwhile. The socket is for its own user alone again, and no second server can have it.
+func TestSocketIsDeleted(t *testing.T) {
+	t.Parallel()
+	h := listenHere(t, filepath.Join(t.TempDir(), "spire", "tpm", "svid.sock"))
+	dir := filepath.Dir(h.path)
+	for name, remove := range map[string]func() error{
+		"the socket":            func() error { return os.Remove(h.path) },
+		"the socket's lock too": func() error { return errors.Join(os.Remove(h.path+".lock"), os.Remove(h.path)) },
+		"the folder":            func() error { return os.RemoveAll(dir) },
+		"the folder above":      func() error { return os.RemoveAll(filepath.Dir(dir)) },
+	} {
+		if err := remove(); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		h.untilHandedOver(t)
+		wantTake(t, &h.table, machine, "a", nil)
+		for path, want := range map[string]os.FileMode{h.path: 0o600, h.path + ".lock": 0o600, dir: 0o700} {
+			if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want {
+				t.Errorf("%s: %s: %v, %v", name, path, info, err)
+			}
+		}
+	}
+	if n := strings.Count(h.log.String(), "Socket made again"); n != 4 {
+		t.Errorf("the log: %s", h.log.String())
+	}
+	if got := helper(t, "listen", h.path); !strings.Contains(got, "a socket of its own") {
+		t.Errorf("a second server: %s", got)
+	}
+}
+
+// untilHandedOver hands a key over as soon as the listener takes it.
+func (h *here) untilHandedOver(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for h.client().HandOver(ctx, id, handover.Any()) != nil {
+		if ctx.Err() != nil {
+			t.Fatalf("the socket does not come back: %s", h.log.String())
+		}
+		runtime.Gosched()
+	}
+}
+
+// If the socket cannot be made again, the log says once why, and the listener goes on trying. A file that
+// somebody has put there is left alone.
+func TestSocketCannotComeBack(t *testing.T) {
+	t.Parallel()
+	logged, log := io.Pipe()
+	h := &here{path: socketPath(t)}
+	l, err := handover.Listen(t.Context(), h.path, handover.Own(), &h.table, hclog.New(&hclog.LoggerOptions{Output: log}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := errors.Join(os.WriteFile(file, []byte("somebody's"), 0o600), os.Rename(file, h.path)); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewReader(logged)
+	line, err := lines.ReadString('\n')
+	if err != nil || !strings.Contains(line, "[ERROR] Socket gone") || !strings.Contains(line, "choose another name") {
+		t.Errorf("%q, %v", line, err)
+	}
+	if text, err := os.ReadFile(h.path); string(text) != "somebody's" {
+		t.Errorf("the file: %q, %v", text, err)
+	}
+	if err := os.Remove(h.path); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := lines.ReadString('\n'); err != nil || !strings.Contains(line, "Socket made again") {
+		t.Errorf("%q, %v", line, err)
+	}
+	h.untilHandedOver(t)
+	logged.Close()
+	l.Close()
+}
+
+// A server that ends removes its own socket, and not that of the next server, which has made its own in a folder that
+// was deleted meanwhile.
+func TestCloseLeavesTheNextSocket(t *testing.T) {
+	t.Parallel()
+	path := socketPath(t)
+	var table handover.Table
+	l, err := handover.Listen(t.Context(), path, handover.Own(), &table, hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	away := filepath.Dir(path) + ".away"
+	if err := os.Rename(filepath.Dir(path), away); err != nil {
+		t.Fatal(err)
+	}
+	next := helper(t, "listen", path)
+	l.Close()
+	if strings.Contains(next, "a socket of its own") {
+		return // a busy machine: the listener has made its socket again before the next server began
+	}
+	if got := helper(t, "hand over", path); next != "listens: <nil>" || got != "handed over: <nil>" {
+		t.Errorf("the next server: %s; after Close: %s", next, got)
 	}
 }
 
