@@ -137,16 +137,29 @@ func TestBadResponses(t *testing.T) {
 			t.Parallel()
 			s := begin(t, tpm)
 			challenge(t, s)
-			_, err := s.Finish([]byte(test.msg))
-			if err == nil {
-				t.Fatal("it is taken")
-			}
-			if got := errors.Is(err, attestor.ErrChallengeFailed); got != test.wrong {
-				t.Errorf("%v: a failed challenge: %t, want %t", err, got, test.wrong)
-			}
-			if len(err.Error()) > 300 {
-				t.Errorf("an error of %d bytes", len(err.Error()))
-			}
+			wantRefused(t, s, []byte(test.msg), attestor.ErrChallengeFailed, test.wrong)
 		})
+	}
+}
+
+// wantRefused fails the test unless Finish refuses a response with a short error. If wrong is true,
+// that must be failed and no other of the errors for a response that is well formed but wrong.
+// Otherwise the response is malformed, and the error must be none of them.
+func wantRefused(t *testing.T, s *attestor.Session, response []byte, failed error, wrong bool) {
+	t.Helper()
+	answer, err := s.Finish(response)
+	if err == nil || answer != nil {
+		t.Fatalf("the response is accepted: %v", answer)
+	}
+	for _, known := range []error{
+		attestor.ErrChallengeFailed, attestor.ErrQuoteFailed, attestor.ErrDevIDFailed, attestor.ErrSVIDKeyFailed,
+	} {
+		want := wrong && errors.Is(failed, known)
+		if got := errors.Is(err, known); got != want {
+			t.Errorf("%v: it is %q: %t, want %t", err, known, got, want)
+		}
+	}
+	if len(err.Error()) > 300 {
+		t.Errorf("an error of %d bytes: %v", len(err.Error()), err)
 	}
 }
