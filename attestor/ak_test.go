@@ -57,9 +57,9 @@ func rsaParms(change func(*tpm2.TPMSRSAParms)) func(*tpm2.TPMTPublic) {
 	}
 }
 
-// A key that has not the attributes, the name or the scheme of an AK is refused, even if all
-// that it says is consistent and signed: its owner could sign what no TPM has
-// made, or decrypt what is meant for the TPM.
+// A key without the attributes, the name or the scheme of an AK is refused, even if everything that
+// it says is consistent and signed: its owner could sign what no TPM has made, or decrypt what is
+// meant for the TPM.
 func TestAKsThatAreNone(t *testing.T) {
 	t.Parallel()
 	attr := func(change func(*tpm2.TPMAObject)) func(*tpm2.TPMTPublic) {
@@ -146,8 +146,7 @@ func keyedHash(p *tpm2.TPMTPublic) {
 	p.Unique = tpm2.NewTPMUPublicID(p.Type, &tpm2.TPM2BDigest{Buffer: make([]byte, 32)})
 }
 
-// What a TPM certifies has to be a creation, of this very key and of these very
-// creation data.
+// What a TPM certifies must be a creation, of exactly this key and exactly these creation data.
 func TestAttestationsThatAreNone(t *testing.T) {
 	t.Parallel()
 	creation := func(change func(*tpm2.TPMSCreationInfo)) func(*tpm2.TPMSAttest) {
@@ -210,7 +209,7 @@ func ofKey(key *ecdsa.PrivateKey) func(*tpm2.TPMTPublic) {
 	}
 }
 
-// Creation data is bounded, and it is nothing but creation data.
+// Creation data is limited in size, and nothing else is accepted as creation data.
 func TestCreationDataThatIsNone(t *testing.T) {
 	t.Parallel()
 	selection := func(n, size int) func(*tpm2.TPMSCreationData) {
@@ -248,8 +247,8 @@ func TestCreationDataThatIsNone(t *testing.T) {
 	}
 }
 
-// Whatever is changed in an AK's parameters, by one bit, by a cut or by a byte
-// too many, they are refused: nothing in them goes unread or unsigned.
+// If anything in an AK's parameters is changed, by one bit, by truncation or by an extra byte, they
+// are refused: nothing in them goes unread or unsigned.
 func TestAKParametersChanged(t *testing.T) {
 	t.Parallel()
 	for _, o := range []attestortest.Options{
@@ -289,7 +288,7 @@ func TestAKParametersChanged(t *testing.T) {
 	}
 }
 
-// The parts of two honest AKs do not fit together.
+// The parameters of two honest AKs cannot be mixed.
 func TestAKParametersMixed(t *testing.T) {
 	t.Parallel()
 	for _, other := range []attestortest.Options{
@@ -358,8 +357,7 @@ func TestSignaturesOutOfRange(t *testing.T) {
 	}
 }
 
-// The name of an AK may be longer than the EK's: a TPM names each key by its
-// own algorithm.
+// The name of an AK may be longer than the EK's: a TPM names each key with the key's own algorithm.
 func TestAKNamedBySHA512(t *testing.T) {
 	t.Parallel()
 	for _, alg := range []tpm2.TPMAlgID{tpm2.TPMAlgSHA384, tpm2.TPMAlgSHA512} {

@@ -50,10 +50,10 @@ func hostileCertificates(t *testing.T) map[string]func(*x509.Certificate) {
 	}
 }
 
-// A stranger's certificate must not cost a server more than its bytes: 7.8 KB with 2520
-// extended key usages are 121 KiB once they are parsed, and a thousand strangers could
-// fill the memory. So the values of a certificate are counted before anybody parses it,
-// in every field of a payload.
+// A stranger's certificate must not take much more of a server's memory than its size: 7.8 KB with
+// 2520 extended key usages become 121 KiB when they are parsed, and a thousand strangers could fill
+// the memory. So the values of a certificate are counted before it is parsed, in every field of a
+// payload.
 func TestCertificatesThatSwell(t *testing.T) {
 	t.Parallel()
 	ca := attestortest.NewCA(t, "root")

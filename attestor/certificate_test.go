@@ -17,8 +17,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 )
 
-// Header and padding of a certificate in NV memory are removed; anything else before it is
-// refused. Padding may be any bytes: otherwise the padding of a vendor that nobody knows
+// The header and the padding of a certificate in NV memory are removed; anything else before the
+// certificate is refused. Padding may be any bytes: otherwise a vendor's padding that is not known
 // yet would hide the certificate.
 func TestEKCertificateAsStored(t *testing.T) {
 	t.Parallel()

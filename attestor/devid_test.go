@@ -76,8 +76,8 @@ func TestDevID(t *testing.T) {
 	}
 }
 
-// A quote and a DevID are made over the same nonces, and each is there only if it is asked for and
-// offered. An agent that offers a DevID and sends none has none: that is no failure.
+// A quote and a DevID are made over the same nonces, and each is sent only if it is asked for and
+// offered. An agent that offers a DevID but sends none has none, and that is not a failure.
 func TestDevIDAndQuote(t *testing.T) {
 	t.Parallel()
 	both := attestor.Ask{Quote: someAsk().Quote, DevID: true}
@@ -165,9 +165,8 @@ func certified(change func(*tpm2.TPMSCertifyInfo)) func(*tpm2.TPMSAttest) {
 	}
 }
 
-// A key that the AK certifies and that may leave its TPM, was made elsewhere, signs only what the
-// TPM makes, decrypts, or has a weak name is no DevID; nor is one that is certified under another
-// name.
+// A key that the AK certifies is not a DevID if it can leave its TPM, was made elsewhere, signs
+// only what the TPM makes, decrypts, has a weak name, or is certified under another name.
 func TestDevIDOfABadKey(t *testing.T) {
 	t.Parallel()
 	attributes := func(change func(*tpm2.TPMAObject)) func(*tpm2.TPMTPublic) {
@@ -265,7 +264,7 @@ func TestOtherAttestationsOfADevID(t *testing.T) {
 	}
 }
 
-// devices is a scene of an attestation with a DevID, which a machine may change.
+// devices is a scene of an attestation with a DevID, which the machine may forge.
 type devices struct {
 	scene
 	ca *attestortest.CA
@@ -308,8 +307,8 @@ func (d *devices) fat(n int, change func(*x509.Certificate)) {
 	d.response.DevID.Chain = append(d.response.DevID.Chain, slices.Repeat([][]byte{der}, n)...)
 }
 
-// software has a key in software, which has a true certificate, take the DevID's place, with a
-// public area that says what it should.
+// software replaces the DevID by a key in software that has a genuine certificate, with a public
+// area that says what it should.
 func (d *devices) software() *ecdsa.PrivateKey {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -563,8 +562,8 @@ func TestLargestDevID(t *testing.T) {
 	}
 }
 
-// A rogue server cannot choose what a DevID's key signs or what it is certified over, and has
-// nothing made by a challenge that is not exactly one of ours.
+// A rogue server cannot choose what a DevID's key signs or what it is certified over. A challenge
+// that is not exactly one of ours makes the machine sign nothing.
 func TestRogueDevIDChallenges(t *testing.T) {
 	t.Parallel()
 	tpm := withDevID(t, attestortest.DevID{})
@@ -588,9 +587,9 @@ func TestRogueDevIDChallenges(t *testing.T) {
 	}
 }
 
-// What the AK certifies over, and what the DevID's key signs, are the agent's own. They depend on a
-// nonce of this agent, even if a server repeats its own, and differ from each other and from what
-// a quote is made over. Without a DevID, an agent has nothing made.
+// The agent itself forms what the AK certifies over and what the DevID's key signs. They depend on
+// a nonce of the agent, even if a server repeats its own nonce, and differ from each other and from
+// what a quote is made over. An agent without a DevID asks for nothing.
 func TestDevIDRequests(t *testing.T) {
 	t.Parallel()
 	tpm := withDevID(t, attestortest.DevID{})

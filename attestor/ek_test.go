@@ -193,8 +193,8 @@ func decoded(text string) []byte {
 	return slices.Clone(block.Bytes)
 }
 
-// EKPublic says from which template a key was made, and so how the challenge is encrypted:
-// it must hold the same key and fit a known template.
+// EKPublic determines from which template a key was made, and so how the challenge is encrypted: it
+// must contain the same key and fit a known template.
 func TestEKPublic(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []attestor.KeyType{attestor.RSA2048, attestor.RSA3072, attestor.P256, attestor.P384} {

@@ -12,9 +12,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// A template that differs by one bit makes another key, which nobody has
-// enrolled: the two of the low range are those of go-tpm-tools and of go-tpm,
-// byte for byte.
+// A template that differs by one bit makes another key, which is in nobody's list. The two
+// low-range templates are those of go-tpm-tools and of go-tpm, byte for byte.
 func TestTemplatesOfTheLowRange(t *testing.T) {
 	t.Parallel()
 	rsa, err := client.DefaultEKTemplateRSA().Encode()
@@ -41,8 +40,8 @@ func TestTemplatesOfTheLowRange(t *testing.T) {
 	}
 }
 
-// The templates are those of the profile, with the indexes of their
-// certificates; and a caller who changes one changes his own copy alone.
+// The templates are those of the profile, with the NV indexes of their certificates. A caller who
+// changes a template changes only a copy.
 func TestTemplates(t *testing.T) {
 	t.Parallel()
 	want := []struct {

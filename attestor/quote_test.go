@@ -205,8 +205,7 @@ func names(t *testing.T, msg []byte) []string {
 	return all
 }
 
-// The session keeps only those words of a payload's Can that mean something: strangers must not
-// fill the memory.
+// The session keeps only known words of a payload's Can: strangers must not fill the memory.
 func TestCanOfAStranger(t *testing.T) {
 	t.Parallel()
 	m := membersOf(t, attestortest.New(t, attestortest.Options{EK: attestor.P256}))
@@ -520,9 +519,9 @@ func TestQuoteInStrangeJSON(t *testing.T) {
 	}
 }
 
-// What a machine sends instead of a log is none, and does not fail the attestation. A response
-// over its limit is refused; a log over its own limit is handed over, so that it is treated as any
-// log that cannot be read.
+// Anything that a machine sends instead of a log counts as no log, and does not fail the
+// attestation. A response that exceeds its limit is refused; a log that exceeds its own limit is
+// handed over, so that it is treated like any log that cannot be read.
 func TestEventLogs(t *testing.T) {
 	t.Parallel()
 	log := func(n int) string { return `"` + encode64(make([]byte, n)) + `"` }

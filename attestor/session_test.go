@@ -31,8 +31,8 @@ func challenge(t testing.TB, s *attestor.Session) []byte {
 	return msg
 }
 
-// A secret serves once, and nobody can try several in one session: calls that come twice or
-// in the wrong order are errors and do not panic.
+// A secret can be used only once, and nobody can try several in one session: calls that come twice
+// or in the wrong order are errors and do not panic.
 func TestSessionOrder(t *testing.T) {
 	t.Parallel()
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})

@@ -50,8 +50,8 @@ func answerUncertified(t *testing.T, tpm *attestortest.TPM, challenge []byte) []
 	return answer
 }
 
-// A DevID's certificate is issued upon the same proof as an attestation, over files that go to and
-// fro: the session waits in a file.
+// A DevID's certificate is issued upon the same proof as in an attestation, with files that are
+// carried back and forth: the session waits in a file.
 func TestSuspendedEnrolment(t *testing.T) {
 	t.Parallel()
 	tpm := enrolee(t)
@@ -80,8 +80,9 @@ func TestSuspendedEnrolment(t *testing.T) {
 	}
 }
 
-// A machine without a certificate is admitted by no server: who asks for a DevID in an attestation
-// asks for a certificate. And an enrolment takes no machine that has one, which it would not look at.
+// No server admits a machine whose DevID has no certificate: asking for a DevID in an attestation
+// means asking for its certificate. And an enrolment accepts no machine that has a certificate,
+// which it would not check.
 func TestUncertifiedIsAskedFor(t *testing.T) {
 	t.Parallel()
 	tpm := withDevID(t, attestortest.DevID{})
@@ -97,9 +98,9 @@ func TestUncertifiedIsAskedFor(t *testing.T) {
 	}
 }
 
-// Whoever carries the files of an enrolment could relay a server's challenge to the machine, and attest
-// in its place with the answer, less the DevID; a rogue server could have a DevID issued. Neither works:
-// the AK says what it is for, and the secret is for this AK.
+// Somebody who carries the files of an enrolment could relay a server's challenge to the machine,
+// and attest in its place with the answer, without the DevID; a rogue server could have a DevID
+// issued. Neither works: the AK says what it is for, and the secret is for this AK.
 func TestEnrolmentIsNoAttestation(t *testing.T) {
 	t.Parallel()
 	if _, err := new(attestor.Verifier).Begin(enrolee(t).Payload(t)); err == nil {
@@ -111,8 +112,8 @@ func TestEnrolmentIsNoAttestation(t *testing.T) {
 	}
 }
 
-// What waits in a file continues only the session that it was made of: not another machine's, and
-// not one cut off or altered in a way that would leave a check out.
+// A suspended session continues only as the session that it was: not as another machine's, and not
+// if it was truncated or altered so that a check would be left out.
 func TestResumeRefuses(t *testing.T) {
 	t.Parallel()
 	tpm, other := withDevID(t, attestortest.DevID{}), attestortest.New(t, attestortest.Options{Number: 1})

@@ -83,8 +83,9 @@ func TestSVIDKey(t *testing.T) {
 	}
 }
 
-// A server that is not to look at SVID keys takes any, of any form, and reports none. A machine
-// without an SVID key, or that says null, has none: whether that is enough, the caller says.
+// A server that does not check SVID keys accepts any of them, in any form, and reports none. A
+// machine without an SVID key, or one that sends null, has none; the caller decides whether that is
+// enough.
 func TestSVIDKeyThatIsNotLookedAt(t *testing.T) {
 	t.Parallel()
 	for form, member := range map[string]string{
@@ -140,9 +141,9 @@ func svidScheme(alg, hash tpm2.TPMAlgID) func(*tpm2.TPMTPublic) {
 	})
 }
 
-// A key that the AK certifies, and that may leave its TPM, was made elsewhere, signs only what the
-// TPM makes, decrypts, or is of another kind than SPIRE's agents use is no SVID key: a copy of it
-// might serve elsewhere. Nor is a key that is certified under another name or over other data.
+// A key that the AK certifies is not an SVID key if it can leave its TPM, was made elsewhere, signs
+// only what the TPM makes, decrypts, or is of a kind that SPIRE's agents do not use: a copy of it
+// might be used elsewhere. Nor is a key that is certified under another name or over other data.
 func TestSVIDKeyOfABadKey(t *testing.T) {
 	t.Parallel()
 	attributes := func(change func(*tpm2.TPMAObject)) func(*tpm2.TPMTPublic) {

@@ -17,9 +17,9 @@ var unreadable = attestortest.Certificate{Change: func(c *x509.Certificate) {
 	c.ExtraExtensions = append(c.ExtraExtensions, c.ExtraExtensions...)
 }}
 
-// A vendor's certificate that Go cannot parse must neither keep its machine out nor be
-// taken for absent: the server gets it unchanged. A server of the protocol's first version
-// would refuse the machine for it, so it gets only the key.
+// A vendor's certificate that Go cannot parse must neither keep its machine out nor be taken to be
+// absent: the server gets it unchanged. A server of the protocol's first version would refuse the
+// machine because of it, so such a server gets only the key.
 func TestUnreadableCertificate(t *testing.T) {
 	t.Parallel()
 	// The serial number of this real certificate begins with needless zeros.

@@ -21,7 +21,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/attestortest"
 )
 
-// failure is a TB that keeps its failure.
+// failure is a TB that records failures.
 type failure struct{ failed, skipped bool }
 
 func (*failure) Helper()                 {}
@@ -186,7 +186,7 @@ func (random) Read(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// An EK certificate is as the profile asks, and has a chain to its CA.
+// An EK certificate conforms to the profile and has a chain to its CA.
 func TestCA(t *testing.T) {
 	t.Parallel()
 	root := attestortest.NewCA(t, "root")

@@ -34,8 +34,8 @@ func addSeeds(f *testing.F) {
 	}
 }
 
-// Any bytes are refused, or a log of which nothing is proved beyond what replays: a machine sends what it likes, and
-// can always send PCRs that fit.
+// Any bytes are refused, or are a log that proves nothing beyond what replays: a machine can send
+// any bytes, and PCRs that fit them.
 func FuzzEventLog(f *testing.F) {
 	addSeeds(f)
 	f.Fuzz(func(t *testing.T, data []byte) {

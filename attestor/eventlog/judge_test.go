@@ -17,7 +17,7 @@ import (
 	test "github.com/spire-tpm/spire-tpm-attestor/attestor/eventlog/eventlogtest"
 )
 
-// judge holds what a machine says against what it did.
+// judge compares what a machine says with what it did.
 func judge(tb testing.TB, says *test.Log, pcrs map[int][]byte) *eventlog.Judged {
 	tb.Helper()
 	j, err := parse(tb, says.Bytes()).Judge("sha256", pcrs)
@@ -148,7 +148,7 @@ func TestWhichPCRs(t *testing.T) {
 	}
 }
 
-// A PCR without events replays only if nothing was ever extended: otherwise a machine would leave out
+// A PCR without events replays only if it was never extended: otherwise a machine could leave out
 // the events that speak against it.
 func TestNoEvents(t *testing.T) {
 	t.Parallel()
@@ -263,7 +263,7 @@ func TestTypesMeanNothing(t *testing.T) {
 	}
 }
 
-// Whoever controls a machine without Secure Boot cannot make a log that says otherwise.
+// Somebody who controls a machine without Secure Boot cannot make a log that says otherwise.
 func TestForgedSecureBoot(t *testing.T) {
 	t.Parallel()
 	did := test.Boot{SecureBoot: []byte{0}}.Log()
@@ -540,8 +540,8 @@ func TestAuthorities(t *testing.T) {
 	}
 }
 
-// Structures in verified data are a stranger's too: sizes that are too large or too small, and names that have no
-// end, prove nothing and cost nothing.
+// Structures in verified data may be a stranger's, too: sizes that are too large or too small, and
+// names without an end, prove nothing and cost nothing.
 func TestStructures(t *testing.T) {
 	t.Parallel()
 	list := func(change func(b []byte)) []byte {
@@ -588,8 +588,8 @@ func TestStructures(t *testing.T) {
 	}
 }
 
-// Logs hold serial numbers, disk UUIDs and command lines: nothing that is said of a log quotes it, since that is
-// logged.
+// Logs contain serial numbers, disk UUIDs and command lines. Nothing that is said about a log
+// quotes it, since that is logged.
 func TestNothingIsQuoted(t *testing.T) {
 	t.Parallel()
 	const secret = "SECRET"
@@ -626,8 +626,8 @@ func TestNothingIsQuoted(t *testing.T) {
 	}
 }
 
-// Each bank stands for itself: digests of another bank neither prove nor spoil anything, and data count only if
-// they hash to the digest in the quoted bank.
+// The banks are independent: digests of another bank neither prove nor spoil anything, and data
+// count only if they hash to the digest in the quoted bank.
 func TestBanksThatDiffer(t *testing.T) {
 	t.Parallel()
 	did := test.Boot{Banks: []string{"sha256", "sha384"}, SecureBoot: []byte{0}}.Log()
@@ -654,7 +654,7 @@ func TestBanksThatDiffer(t *testing.T) {
 	}
 }
 
-// What is judged does not keep the log in memory, and is not changed with it.
+// The result does not keep the log in memory, and does not change with it.
 func TestSharesNoMemory(t *testing.T) {
 	t.Parallel()
 	l := test.Boot{}.Log()

@@ -11,8 +11,9 @@ import (
 	test "github.com/spire-tpm/spire-tpm-attestor/attestor/eventlog/eventlogtest"
 )
 
-// secondOpinion holds what this package says of a log against what go-attestation says, which it may contradict in
-// one direction only: by proving less. It returns how many PCRs and states both have proved.
+// secondOpinion compares this package's result for a log with go-attestation's. The two may differ
+// in one direction only: this package may prove less. It returns the number of PCRs and states that
+// both have proved.
 func secondOpinion(tb testing.TB, data []byte) (agreed int) {
 	tb.Helper()
 	ours, err := eventlog.Parse(data)
