@@ -8,8 +8,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// TestParseEKHash has the forms of a hash. What is almost a hash must be none: a list that
-// denies machines would let the one past that was meant.
+// TestParseEKHash: what is almost a hash must not be accepted, or a list that denies machines would
+// let the intended machine pass.
 func TestParseEKHash(t *testing.T) {
 	const digits = "0123456789abcdef"
 	good := strings.Repeat(digits, 4)

@@ -299,8 +299,8 @@ func TestFetchThatBreaksTheContract(t *testing.T) {
 	}
 }
 
-// TestNeedsNetworkFromOneThatCannotFetch: a source that needs the network and is no Fetcher
-// cannot tell, in the first step already: nobody waits for an answer that nobody will give.
+// TestNeedsNetworkFromOneThatCannotFetch: a source that needs the network but is not a Fetcher
+// cannot tell, even in the first step: nobody waits for an answer that will never come.
 func TestNeedsNetworkFromOneThatCannotFetch(t *testing.T) {
 	for _, x := range []sources.Source{
 		sourcetest.NewFake(sourcetest.Fails(sources.ErrNeedsNetwork)),
@@ -565,9 +565,9 @@ func TestTakenOverWhileItIsFetched(t *testing.T) {
 	})
 }
 
-// TestRemovedWhileItIsFetched: whoever is removed from a list, or denied, while the network is
-// asked about his certificate would otherwise be admitted up to 20 seconds later, after the
-// eviction. What cannot be told any more admits nobody either.
+// TestRemovedWhileItIsFetched: a machine that is removed from a list, or denied, while its
+// certificate is being fetched must not be admitted up to 20 seconds later, after the eviction. Nor
+// is it admitted if a source can no longer tell.
 func TestRemovedWhileItIsFetched(t *testing.T) {
 	for name, c := range map[string]struct {
 		list, denied sourcetest.Answer // when the network has answered

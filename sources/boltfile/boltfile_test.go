@@ -151,8 +151,8 @@ func TestWriteAndRead(t *testing.T) {
 	}
 }
 
-// A serial number that may not go back is compared while nobody else can write: what check
-// refuses is not written, and what it calls unusable is replaced.
+// A serial number that must not decrease is compared while nobody else can write: a list that check
+// refuses is not written, and a file that it calls unusable is replaced.
 func TestCheckBeforeWrite(t *testing.T) {
 	f := newFile(t)
 	ahead := errors.New("ahead")
@@ -227,8 +227,8 @@ func setMetas(content []byte, change func(content []byte, number int, meta []byt
 	return content
 }
 
-// Crafted files that would stop a process that maps them: by a fault, by a stack overflow that
-// nothing catches, or by taking all memory. None is opened, and each is replaced.
+// Crafted files would crash a process that maps them: by a fault, by a stack overflow that cannot
+// be recovered, or by taking all memory. None is opened, and each is replaced.
 func TestCrafted(t *testing.T) {
 	f := newFile(t)
 	write(t, f, "a")
@@ -273,8 +273,8 @@ func TestEarlierRelease(t *testing.T) {
 	write(t, f, "a")
 }
 
-// Whoever may write to a file decides what it holds, whatever its checksum: a file that others
-// may write to does not count until it is replaced by a file that only we may write to.
+// Anybody who can write to a file decides what it holds, whatever its checksum: a file that others
+// can write to does not count until it is replaced by one that only we can write to.
 func TestOthersMayWrite(t *testing.T) {
 	f := newFile(t)
 	for _, mode := range []os.FileMode{0o602, 0o620, 0o666} {
@@ -345,7 +345,7 @@ func TestForeignFiles(t *testing.T) {
 	}
 }
 
-// A pipe would block whoever opens it, and a link may lead to somebody else's file: neither is
+// Opening a FIFO would block, and a symbolic link may lead to another program's file: neither is
 // opened, at any of the three paths.
 func TestNoRegularFile(t *testing.T) {
 	f := newFile(t)
@@ -373,8 +373,8 @@ func TestNoRegularFile(t *testing.T) {
 	}
 }
 
-// What a process that was killed while it wrote has left behind, after any number of bytes,
-// neither blocks the next Write nor stays readable by others.
+// A file that a killed process left behind, truncated at any byte, neither blocks the next Write
+// nor stays readable by others.
 func TestLeftBehind(t *testing.T) {
 	f := newFile(t)
 	write(t, f, "a")
@@ -398,8 +398,8 @@ func hold(tb testing.TB, path string) *os.File {
 	return file
 }
 
-// Two writers exclude each other. A call waits two seconds and no more, and then says that it
-// does not know what is there, which differs from nothing being there.
+// Two writers exclude each other. A call waits two seconds and no more, and then says that the
+// content is not known, which differs from there being none.
 func TestLocked(t *testing.T) {
 	f := newFile(t)
 	write(t, f, "a")
@@ -476,8 +476,9 @@ func TestTruncatedWhileItIsRead(t *testing.T) {
 	write(t, f, "new")
 }
 
-// If there is no room for the copy in memory, nobody knows whether the file counts. It used to
-// be taken for damaged, and was replaced, and with it the serial that tells a replayed list.
+// If there is no room for the copy in memory, it is not known whether the file counts. It used to
+// be taken for damaged and was replaced, and with it the serial by which a replayed list is
+// recognised.
 func TestNoRoomForTheCopy(t *testing.T) {
 	f := newFile(t)
 	write(t, f, "one")

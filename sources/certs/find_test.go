@@ -311,7 +311,8 @@ func FuzzFind(f *testing.F) {
 	})
 }
 
-// A profile decides which leafs count: an EK's certificate is no DevID's, and the reverse.
+// A profile decides which leaves count: an EK certificate is not a DevID certificate, and vice
+// versa.
 func TestProfiles(t *testing.T) {
 	root := newCA(t, "Root", nil)
 	signs := root.issue(t, &x509.Certificate{KeyUsage: x509.KeyUsageDigitalSignature}, root.key.Public(), nil)

@@ -29,8 +29,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
-// What a DevID says becomes selectors, all values of a name, and which bundles vouch. It does
-// not have to end, and the TCG's critical subject alternative name is no obstacle.
+// What a DevID says becomes selectors, with all values of a name and the bundles of the chain. A
+// DevID need not expire, and may have the TCG's critical subject alternative name.
 func TestAttributes(t *testing.T) {
 	root := newRoot(t, "Device CA", func(c *x509.Certificate) { c.Subject.OrganizationalUnit = []string{"IT", "PKI"} })
 	leaf := root.devID(t, certstest.NewKey(t).Public(), func(c *x509.Certificate) {
@@ -55,9 +55,9 @@ func TestAttributes(t *testing.T) {
 	}
 }
 
-// A name is an attacker's choice as far as its CA lets it be: what does not fit into a
-// selector, or would break a line of a log, gives none, and the other values stay. An RDN may
-// have several values.
+// An attacker chooses a name as far as the CA permits it: a value that does not fit into a
+// selector, or would break a line of a log, is left out, and the other values stay. An RDN may have
+// several values.
 func TestAwkwardNames(t *testing.T) {
 	root := newRoot(t, "Device CA")
 	fits := strings.Repeat("a", sources.MaxSelector-len(sources.PrefixDevIDSubjectCN))
@@ -105,8 +105,8 @@ func marshal(t *testing.T, v any) []byte {
 	return der
 }
 
-// The source has nothing to say before the challenge, and a machine without a DevID is a fact:
-// a machine that leaves its DevID out must not make the server wait for it.
+// The source says nothing before the challenge. That a machine has no DevID is a fact: a machine
+// that leaves its DevID out must not make the server wait for it.
 func TestWithoutDevID(t *testing.T) {
 	src := trusting(t, newRoot(t, "Root"))
 	ev := sourcetest.NewEvidence(t)
@@ -121,10 +121,10 @@ func TestWithoutDevID(t *testing.T) {
 	}
 }
 
-// Every certificate that is no DevID's is refused although a configured CA has signed it and
-// its key was proved. A CA's could otherwise make DevIDs of its own; a signature with SHA-1
-// could be of another certificate.
-func TestWhichLeafs(t *testing.T) {
+// Every certificate that is not a DevID's is refused even if a configured CA has signed it and its
+// key was proved. A CA certificate could otherwise issue DevIDs of its own, and a SHA-1 signature
+// could be from another certificate.
+func TestWhichLeaves(t *testing.T) {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
@@ -169,10 +169,10 @@ func TestWhichLeafs(t *testing.T) {
 	wantNotListed(t, "is a CA certificate", src, proven(t, root.cert))
 }
 
-// The machine can write its certificate anew around what its CA has signed, as far as a parser lets
-// it: with another fingerprint, and so another SPIFFE ID if that is formed from it, after each ban.
-// One certificate has one encoding, except for the two signatures that ECDSA has for each (see the
-// threat model). The certificates above it are no different.
+// The machine can re-encode its certificate around what its CA has signed, as far as a parser
+// permits: with another fingerprint after each ban, and so with another SPIFFE ID if that is formed
+// from the fingerprint. A certificate has only one encoding, except for the two signatures that
+// ECDSA permits for each (see the threat model). The same applies to the certificates above it.
 func TestWrittenAnew(t *testing.T) {
 	root := newRoot(t, "Root")
 	sub := root.sub(t, "Sub")
@@ -218,15 +218,15 @@ func rewritten(t *testing.T, c *x509.Certificate, anew func(c *certificate)) *x5
 	return got
 }
 
-// An EK certificate is no DevID, by whatever CA: its key cannot have signed.
+// An EK certificate is not a DevID, whichever CA issued it: its key cannot have signed.
 func TestAnEKCertificate(t *testing.T) {
 	root := newRoot(t, "Root")
 	ek := root.devID(t, certstest.NewKey(t).Public(), func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement })
 	wantNotListed(t, "key usage", trusting(t, root), proven(t, ek))
 }
 
-// A machine chooses what it sends besides its certificate. That joins a DevID to a configured
-// CA, if all of it is as it should be, and is never trusted for having been sent.
+// A machine chooses what it sends besides its certificate. That may link a DevID to a configured CA
+// if all of it is as it should be, but is never trusted because it was sent.
 func TestChains(t *testing.T) {
 	root, other := newRoot(t, "Root"), newRoot(t, "Other")
 	low := root.sub(t, "Low")
@@ -270,7 +270,8 @@ func TestChains(t *testing.T) {
 	}
 }
 
-// AMD's kind of CAs: an issuer is named in another string type than it names itself.
+// As with AMD's CAs, a certificate may name its issuer in another string type than the issuer
+// itself.
 func TestNamesByMeaning(t *testing.T) {
 	root := newRoot(t, "Device CA")
 	named := *root.cert
@@ -285,8 +286,8 @@ func TestNamesByMeaning(t *testing.T) {
 	wantListed(t, trusting(t, root), proven(t, leaf))
 }
 
-// A certificate that is not for the key that was proved says nothing about the machine, and
-// package attestor lets none through: it is no fact about the machine either.
+// A certificate that is not for the key that was proved says nothing about the machine, so the
+// source cannot tell. Package attestor refuses such certificates.
 func TestAnotherKey(t *testing.T) {
 	root := newRoot(t, "Root")
 	ev := proven(t, root.devID(t, certstest.NewKey(t).Public()))
@@ -296,8 +297,8 @@ func TestAnotherKey(t *testing.T) {
 	}
 }
 
-// What cannot be read is said to be just that, never to be absent: an operator would look for
-// a DevID that is there. The certificates are those that cost a server most.
+// A certificate that cannot be parsed is reported as such, and never as absent: an operator would
+// look for a DevID that is there. The certificates are those that cost a server most.
 func TestUnreadable(t *testing.T) {
 	root := newRoot(t, "Root")
 	leaf := root.devID(t, certstest.NewKey(t).Public())
@@ -326,8 +327,8 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
-// What CRLs say counts as for EK certificates: whoever is revoked is refused, by its own
-// certificate or by that of a CA above it, and under "required" nobody is admitted unchecked.
+// CRLs count as for EK certificates: a machine whose certificate, or a CA certificate above it, is
+// revoked is refused, and under "required" nobody is admitted unchecked.
 func TestRevocation(t *testing.T) {
 	web := newSite(t)
 	at := func(path string) edit {
@@ -363,8 +364,8 @@ func TestRevocation(t *testing.T) {
 	}
 }
 
-// An issuer that should be fetched and cannot be is no fact about the machine, which is told
-// to come again. Nothing is asked of a host that the operator has not named.
+// An issuer that should be fetched but cannot be is not a fact about the machine, which is told to
+// retry. No host that the operator has not named is contacted.
 func TestIssuerCannotBeHad(t *testing.T) {
 	web := newSite(t)
 	root := newRoot(t, "Root")
@@ -389,7 +390,7 @@ func TestIssuerCannotBeHad(t *testing.T) {
 	wantNotListed(t, "aia_hosts is empty", trusting(t, root), proven(t, leaf))
 }
 
-// All mistakes of a configuration are told at once, each by its field.
+// All mistakes in a configuration are reported at once, each with its field.
 func TestNewRefuses(t *testing.T) {
 	_, err := devid.New(devid.Config{CRL: "always", MirrorURL: "http://mirror", CachePath: "x.db", PollInterval: -1})
 	for _, want := range []string{"ca_path write either", "crl must be one of", "mirror_url replaces", "cache_path nothing is fetched", "poll_interval is"} {
@@ -399,8 +400,8 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
-// A CA whose certificate is taken away has no machines from then on: a source that went on
-// trusting it would let in whom it goes on making.
+// When a CA certificate is removed, none of its machines are listed from then on: a source that
+// still trusted the CA would admit whatever it goes on issuing.
 func TestCAWithdrawn(t *testing.T) {
 	dir, one, two := t.TempDir(), newRoot(t, "One"), newRoot(t, "Two")
 	certstest.Write(t, filepath.Join(dir, "one.pem"), certstest.PEM(certsOf(one)...))

@@ -54,8 +54,7 @@ func wantWarning(tb testing.TB, warnings []string, texts ...string) {
 	}
 }
 
-// A folder as operators really have one: what is bad in it is named, and what is
-// good serves.
+// In a folder as operators really have it, bad files are named and good files are used.
 func TestFolderWithAllSortsOfThings(t *testing.T) {
 	dir, elsewhere := t.TempDir(), t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
@@ -108,7 +107,7 @@ func TestFolderWithAllSortsOfThings(t *testing.T) {
 	}
 }
 
-// Where nothing can be used, the operator reads why, and nothing is served.
+// If nothing can be used, the operator reads why, and no state is loaded.
 func TestNothingUsable(t *testing.T) {
 	root := newRoot(t, "Root")
 	old := newRoot(t, "Old", func(c *x509.Certificate) { c.NotAfter = certstest.Today().AddDate(0, 0, -1) })
@@ -177,9 +176,9 @@ func unreadable() map[string]func(tb testing.TB, path string) {
 	return all
 }
 
-// What the storage cannot read is not "no CA", and is no reason to stop at: that file
-// alone keeps what it held, and a CA whose file was removed meanwhile goes. Otherwise
-// it would be trusted for as long as somebody leaves such a file there.
+// A read error does not mean "no CA", and does not stop the Load: only that file keeps what it
+// held, and a CA whose file was removed in the meantime is dropped. Otherwise that CA would be
+// trusted for as long as somebody leaves an unreadable file there.
 func TestUnreadableFile(t *testing.T) {
 	for why, put := range unreadable() {
 		dir := t.TempDir()
@@ -228,8 +227,8 @@ func TestUnreadableFile(t *testing.T) {
 	}
 }
 
-// One file that cannot be read does not keep a server from starting, unless it is all
-// that there is at a path: what that path trusts, nobody knows then.
+// One file that cannot be read does not keep a server from starting, unless it is the only one at a
+// path: then it is not known what that path trusts.
 func TestUnreadableFileFromTheStart(t *testing.T) {
 	root, other := newRoot(t, "Root"), newRoot(t, "Other")
 	for why, put := range unreadable() {
@@ -259,9 +258,9 @@ func TestUnreadableFileFromTheStart(t *testing.T) {
 	}
 }
 
-// A path that cannot be read keeps what it held, and concerns no other: a CA that is
-// withdrawn from another bundle goes. It is a failure for as long as it lasts, and what
-// is served does not count as confirmed.
+// A path that cannot be read keeps what it held, and does not affect others: a CA that is withdrawn
+// from another bundle is dropped. Load fails for as long as that lasts, and what is used does not
+// count as confirmed.
 func TestUnreadablePathConcernsNoOther(t *testing.T) {
 	ruin := map[string]func(t *testing.T, dir, file string){
 		"is empty": func(t *testing.T, dir, _ string) {
@@ -320,7 +319,7 @@ func TestUnreadablePathConcernsNoOther(t *testing.T) {
 	}
 }
 
-// A mount that is not there is an empty folder, and no withdrawal of a vendor.
+// A missing mount looks like an empty folder, and does not withdraw a vendor.
 func TestOneBundleNotMounted(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "mount")
 	a, b := newRoot(t, "A"), newRoot(t, "B")
@@ -338,8 +337,9 @@ func TestOneBundleNotMounted(t *testing.T) {
 	wantListed(t, src, a.ek(t))
 }
 
-// A chart makes the CA folder of everybody who has no CA: if that may be empty, it lists nobody and
-// says so. A folder whose CAs have gone is still a mount that is not there: it keeps what it held.
+// A chart creates a CA folder even for users who have no CA: if the folder may be empty, nobody is
+// listed, and there is a warning. A folder that has lost its CAs is still taken for a missing
+// mount, and keeps what it held.
 func TestFolderThatMayBeEmpty(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "mount")
 	mkdir(t, dir)
@@ -420,8 +420,8 @@ func TestDuplicatesAcrossBundles(t *testing.T) {
 	wantWarning(t, src.Status().Warnings, "certificate 2 is a duplicate")
 }
 
-// CA files are written by hand and by many tools, and vendors publish their CAs in many
-// forms: what is whole in a file is used, and what is not is said.
+// CA files are written by hand and by many tools, and vendors publish their CAs in many forms:
+// whatever is intact in a file is used, and the rest is reported.
 func TestCAFileVariants(t *testing.T) {
 	a, b := newRoot(t, "A"), newRoot(t, "B")
 	both := certstest.PEM(a.cert, b.cert)
@@ -510,7 +510,7 @@ func TestLimitOnTheSizeOfAllFiles(t *testing.T) {
 	wantText(t, err.Error(), "larger than 67108864 bytes together")
 }
 
-// So many certificates are no set of CAs.
+// Too many certificates are refused.
 func TestLimitOnCertificates(t *testing.T) {
 	one := certstest.PEM(newRoot(t, "A").cert)
 	path := certstest.Write(t, filepath.Join(t.TempDir(), "many.pem"), bytes.Repeat(one, ekca.MaxCertificates+1))
@@ -527,7 +527,7 @@ func TestLimitOnCertificates(t *testing.T) {
 	}
 }
 
-// Of a path that is a link the file is read that it leads to.
+// If a path is a symbolic link, the file that it leads to is read.
 func TestPathIsALink(t *testing.T) {
 	root := newRoot(t, "Root")
 	dir := t.TempDir()
@@ -557,8 +557,8 @@ func TestRSA(t *testing.T) {
 	}
 }
 
-// Vendors publish CAs for certificates of attestation keys beside those for EKs. Such a
-// CA vouches for no EK, though it is in the folder of CAs: it is left out, with a line.
+// Vendors publish CAs for AK certificates beside those for EKs. Such a CA is no anchor for EKs even
+// if it is in the folder of CAs: it is left out, with a warning.
 func TestCAForAttestationKeysAlone(t *testing.T) {
 	const ekCertificate, platform, akCertificate = 1, 2, 3 // tcg-kp
 	usage := func(anyUsage bool, tcg ...int) edit {
@@ -609,8 +609,8 @@ func edits(all ...edit) edit {
 
 func clientAuth(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }
 
-// AMD publishes an intermediate with a line end behind its DER. In a folder of CAs it is
-// read; STM's, with a serial number that X.690 forbids, is named as one that cannot be.
+// AMD publishes an intermediate with a line break after its DER. It is accepted in a folder of CAs.
+// STM's, with a serial number that X.690 forbids, is named as one that cannot be parsed.
 func TestOddRealCAFiles(t *testing.T) {
 	dir := filepath.Join(attestortest.MoreFieldCertificates(t), "odd")
 	src := load(t, ekca.Config{Config: truststore.Config{CAPath: dir}})

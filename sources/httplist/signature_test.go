@@ -79,9 +79,9 @@ func published(t *testing.T) (httplist.Config, *publisher, *webtest.Server) {
 	return cfg, p, o
 }
 
-// Whoever holds the web server can neither make up a list, nor change one, nor
-// replay, freeze or swap one: the signature is over the decoded body, and what it
-// signs says which list it is, which version and until when.
+// Somebody who controls the web server can neither forge nor change a list, nor replay, freeze or
+// swap one: the signature is over the decoded body, which says which list it is, which version, and
+// until when.
 func TestSignature(t *testing.T) {
 	cfg, p, _ := published(t)
 	s := loaded(t, cfg)
@@ -139,8 +139,8 @@ func TestVerifiedAfterARestart(t *testing.T) {
 	}
 }
 
-// A key is replaced by another in peace: while the file holds both, lists of either
-// serve, serials count across them, and nobody is refused in between.
+// Rotating a key disturbs nothing: while the file holds both keys, lists signed by either are
+// served, serials count across them, and nobody is refused in between.
 func TestPublicKeyIsRotated(t *testing.T) {
 	cfg, p, _ := published(t)
 	before, err := os.ReadFile(cfg.PublicKeyPath)
@@ -165,9 +165,9 @@ func TestPublicKeyIsRotated(t *testing.T) {
 	webtest.WantListed(t, s, "two")
 }
 
-// A list that is signed anew without a change, as one is that seldom changes, counts
-// under the new key before the old one is taken out, though its validators are the
-// same: else the end of the rotation would be an outage.
+// A list that is signed again without a change, like one that seldom changes, counts under the new
+// key before the old one is removed, even if its validators are the same: otherwise the end of the
+// rotation would be an outage.
 func TestListIsSignedAnew(t *testing.T) {
 	cfg, p, o := published(t)
 	old := p.rotate(t)
@@ -226,8 +226,8 @@ func TestStolenKey(t *testing.T) {
 	webtest.WantListed(t, fromCache(t, cfg, "404"), "one")
 }
 
-// A key file that cannot be read tells of no key that was taken out: what serves
-// goes on. But nothing is taken from the cache without it.
+// A key file that cannot be read does not say that a key was removed: what is served stays. But
+// nothing is taken from the cache without it.
 func TestNoPublicKeyForAWhile(t *testing.T) {
 	cfg, _, o := published(t)
 	cfg.CachePath = filepath.Join(t.TempDir(), "cache.db")
@@ -248,8 +248,7 @@ func TestNoPublicKeyForAWhile(t *testing.T) {
 	webtest.WantListed(t, restarted, "one")
 }
 
-// A cache that was filled without signatures serves nobody once they are asked
-// for.
+// A cache that was filled without signatures is not used once they are required.
 func TestUnsignedCache(t *testing.T) {
 	cfg, p, _ := published(t)
 	cfg.CachePath = filepath.Join(t.TempDir(), "cache.db")
@@ -262,7 +261,7 @@ func TestUnsignedCache(t *testing.T) {
 	webtest.WantCannotTell(t, s, "no list")
 }
 
-// What goes wrong with a signature is said, costs this attempt and no more.
+// A problem with a signature is reported, fails this attempt and has no other effect.
 func TestSignatureFaults(t *testing.T) {
 	for name, tt := range map[string]struct {
 		change func(cfg *httplist.Config, p *publisher, o *webtest.Server)

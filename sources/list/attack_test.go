@@ -11,7 +11,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
-// A hurriedOrigin notes for which calls it has less time than the caller of Load gives.
+// A hurriedOrigin records which calls have less time than the caller of Load gives.
 type hurriedOrigin struct {
 	origin
 	hurried []bool
@@ -23,9 +23,9 @@ func (o *hurriedOrigin) Read(ctx context.Context, tag string) (list.Copy, error)
 	return o.origin.Read(ctx, tag)
 }
 
-// An origin that needs longer than a second for a long list is hurried at the start alone. It
-// used to be hurried at every Load, so that the list in the cache served until it was stale, and
-// with it everybody who had been removed from the list meanwhile.
+// An origin that needs longer than a second for a long list is hurried only at the start. It used
+// to be hurried at every Load, so the list in the cache was served until it was stale, and so was
+// everybody who had been removed from the list in the meantime.
 func TestSlowOriginIsHurriedOnce(t *testing.T) {
 	cfg := list.Config{Cache: list.NewCache(filepath.Join(t.TempDir(), "list.db"), list.DefaultMaxBytes)}
 	must(t, newList(t, &origin{Copy: list.Copy{Data: wordsOf(1, "one", "removed")}}, cfg).Load(t.Context()))
@@ -41,8 +41,8 @@ func TestSlowOriginIsHurriedOnce(t *testing.T) {
 	}
 }
 
-// An interval whose double is too long for a time.Duration used to pass for a short one, and the
-// list was stale from a day after each Load on.
+// If twice the interval overflows a time.Duration, it used to count as a short time, and the list
+// was stale from a day after each Load on.
 func TestTheLongestInterval(t *testing.T) {
 	_, err := list.New(parseWords, &origin{}, list.Config{Every: 1<<63 - 1})
 	refused(t, err, "max_staleness", "must be at least twice poll_interval")
@@ -53,8 +53,9 @@ func TestTheLongestInterval(t *testing.T) {
 	}
 }
 
-// Whoever holds the origin and has kept every list, who restarts the server whenever he likes and
-// sets its clock, makes no older list serve after a newer one, and none that its key did not sign.
+// Somebody who controls the origin and has kept every list, who restarts the server at will and
+// sets its clock, can make it serve neither an older list after a newer one nor a list that its key
+// did not sign.
 func TestNoChoiceOfAnswersServesAnOlderList(t *testing.T) {
 	key, public := newKey(t)
 	forger, _ := newKey(t)

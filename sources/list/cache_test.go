@@ -15,9 +15,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
-// A file whose checksum is right, and which holds something else than a list of this
-// configuration, counts as none with a warning: it neither serves nor stops the process,
-// and the next list replaces it.
+// A file whose checksum is right but which holds something other than a list of this configuration
+// is ignored with a warning: it is not served, does not stop the process, and is replaced by the
+// next list.
 func TestCraftedCache(t *testing.T) {
 	good := wordsOf(7, "stranger")
 	path := filepath.Join(t.TempDir(), "list.db")

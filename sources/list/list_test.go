@@ -102,7 +102,7 @@ func newList(tb testing.TB, o list.Origin, cfg list.Config) *list.List[*words] {
 	return l
 }
 
-// want fails the test unless exactly these words serve.
+// want fails the test unless exactly these words are served.
 func want(tb testing.TB, l *list.List[*words], said ...string) {
 	tb.Helper()
 	w, err := l.Current()
@@ -123,8 +123,8 @@ func refused(tb testing.TB, err error, says ...string) {
 	}
 }
 
-// A document that this project does not have yet works from every origin at once, with
-// all that lists have: that is what a new document needs, and nothing else.
+// A document that this project does not have yet works with every origin at once, with everything
+// that lists have. A new document needs nothing else.
 func TestNewDocumentFromAFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "words.json")
 	must(t, os.WriteFile(path, wordsOf(1, "one"), 0o600))
@@ -200,7 +200,7 @@ func TestNewDocumentFromAWebServer(t *testing.T) {
 	want(t, l, "one")
 }
 
-// An origin that the test speaks for.
+// An origin that the test controls.
 type origin struct {
 	list.Copy
 	err  error
@@ -243,10 +243,9 @@ func sign(tb testing.TB, key ed25519.PrivateKey, data []byte) []byte {
 
 var errDown = errors.New("the origin is down")
 
-// Whoever may write to the file of the cache, as the user of the server and with a
-// checksum that is right, can admit nobody if lists are signed: what is in the file is
-// verified like what the origin sends. Nor does a serial that he writes there keep the
-// list of the key's holder out.
+// Somebody who can write to the cache file as the server's user, with a correct checksum, can admit
+// nobody if lists are signed: what is in the file is verified like what the origin sends. Nor does
+// a serial written there keep out the lists of the key's owner.
 func TestForgedCache(t *testing.T) {
 	key, public := newKey(t)
 	forger, _ := newKey(t)
@@ -280,8 +279,8 @@ func TestForgedCache(t *testing.T) {
 	}
 }
 
-// A list that the origin sends again as it is, since it has no tags, is neither parsed
-// nor written again: a server that knows no ETag costs no more than one that does.
+// A list that the origin sends again unchanged, because it has no tags, is neither parsed nor
+// written again: a server without ETags causes no more work than one with them.
 func TestSentAgain(t *testing.T) {
 	parsed := 0
 	path := filepath.Join(t.TempDir(), "list.db")
@@ -342,8 +341,8 @@ func TestUnsavedListIsNotSentAgain(t *testing.T) {
 	want(t, l, "two")
 }
 
-// An origin that is slow at a start, while the cache serves, has its own time and no more:
-// what it has answered is written into the cache all the same.
+// While the cache is served, the first request has only a short time. That limit does not include
+// writing the cache: a list that arrives at the last moment is still stored.
 func TestSlowOriginAtAStart(t *testing.T) {
 	cfg := list.Config{Cache: list.NewCache(filepath.Join(t.TempDir(), "list.db"), list.DefaultMaxBytes)}
 	must(t, newList(t, &origin{Copy: list.Copy{Data: wordsOf(1, "one")}}, cfg).Load(t.Context()))
@@ -358,8 +357,8 @@ func TestSlowOriginAtAStart(t *testing.T) {
 	want(t, l, "two")
 }
 
-// The time of confirmation is written now and then: an outage that spans a restart is
-// counted as a whole, and the file is not written at each look.
+// The time of confirmation is written now and then: an outage that spans a restart is counted in
+// full, but the file is not written at each look.
 func TestConfirmationIsWritten(t *testing.T) {
 	now := time.Now()
 	path := filepath.Join(t.TempDir(), "list.db")
@@ -422,9 +421,9 @@ func TestNothingToConfirm(t *testing.T) {
 	}
 }
 
-// A wall clock that says that a list is old is believed, as after a suspension, in which
-// the monotonic clock stands still; a clock that is set back by a correction is not a
-// reason to forget a list.
+// A wall clock that says that a list is old is believed, as after a suspension, during which the
+// monotonic clock stands still. A clock that is set back by a correction is no reason to drop a
+// list.
 func TestClocks(t *testing.T) {
 	now := time.Now()
 	l := newList(t, &origin{Copy: list.Copy{Data: []byte(`{"words": ["one"]}`), At: now}},
@@ -448,8 +447,8 @@ func TestClocks(t *testing.T) {
 	}
 }
 
-// A list that has lost most of its entries refuses a fleet: that is said with both
-// counts, and not of the machines that go every day.
+// A list that has lost most of its entries refuses a fleet. That is reported with both counts, but
+// the ordinary daily losses are not.
 func TestCollapse(t *testing.T) {
 	said := func(from, to int) []byte {
 		var all []string

@@ -76,8 +76,8 @@ func peakMemory() (int, error) {
 	return 0, errors.New("no VmHWM in /proc/self/status")
 }
 
-// A reload takes no more memory than a server was given: 8 times the hashes, with the
-// list's bytes and the list that is being served meanwhile.
+// A reload takes no more memory than is documented: 8 times the hashes, including the bytes of the
+// list and the list that is being served meanwhile.
 func TestPeakMemory(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector has memory of its own: the bar holds without it")

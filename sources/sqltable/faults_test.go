@@ -398,7 +398,7 @@ func TestOneAttempt(t *testing.T) {
 	}
 }
 
-// Strangers who come and go neither cause new connections, nor make the source believe that the
+// Machines that disconnect neither cause new connections nor make the source believe that the
 // database is down.
 func TestCallersWhoLeave(t *testing.T) {
 	on(t, func(t *testing.T, d *database) {

@@ -14,8 +14,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
-// What is fetched is kept: the next who asks has it from memory, also when the
-// server is gone.
+// What is fetched is kept: the next caller gets it from memory, even if the server is gone.
 func TestKept(t *testing.T) {
 	o := local(t)
 	f := asking(t, o)
@@ -64,8 +63,7 @@ func TestOneRequestForAllWhoWait(t *testing.T) {
 	}
 }
 
-// The first who has asked gives up: those who came after him still have their
-// answer, by the same request.
+// If the first caller gives up, the later callers still get their answer from the same request.
 func TestFirstWaiterGivesUp(t *testing.T) {
 	o := local(t)
 	release := make(chan struct{})
@@ -98,8 +96,8 @@ func TestFirstWaiterGivesUp(t *testing.T) {
 	o.wantRequests(t, 1)
 }
 
-// A request for which nobody waits ends, and is no failure of the server: whoever
-// comes then asks anew.
+// A request for which nobody waits is cancelled, and does not count as a failure of the server: the
+// next caller starts a new one.
 func TestDesertedRequestEnds(t *testing.T) {
 	o := local(t)
 	asked := o.hang(t)
@@ -116,8 +114,8 @@ func TestDesertedRequestEnds(t *testing.T) {
 	wantGet(t, f, o.at("/a.crt"), "a certificate")
 }
 
-// A thousand machines with a thousand URLs at once: the server sees four requests
-// at a time, another server's are not kept waiting, and what is there is served.
+// A thousand machines ask for a thousand URLs at once. The server sees four requests at a time,
+// requests to another server are not delayed, and what is available is returned.
 func TestThousandURLs(t *testing.T) {
 	flooded, other := newOrigin(t, "127.0.0.1:0"), newOrigin(t, "127.0.0.2:0")
 	f := asking(t, flooded, other)
@@ -215,8 +213,8 @@ func TestPanicInParse(t *testing.T) {
 	o.wantRequests(t, 1)
 }
 
-// Close ends what is under way; nobody is asked any more, and what is kept is
-// still told.
+// Close ends requests in progress. No server is asked afterwards, but what is kept is still
+// returned.
 func TestClose(t *testing.T) {
 	o := local(t)
 	f := asking(t, o)
@@ -238,7 +236,7 @@ func TestClose(t *testing.T) {
 	wantGet(t, f, o.at("/kept.crt"), "a certificate")
 }
 
-// A caller whose time is over asks nobody.
+// A caller whose context has ended causes no request.
 func TestEndedContext(t *testing.T) {
 	o := local(t)
 	f := asking(t, o)
@@ -250,8 +248,8 @@ func TestEndedContext(t *testing.T) {
 	o.wantRequests(t, 0)
 }
 
-// While Run is there, a request goes on that nobody waits for any more: a slow
-// server is asked once, and not once by each who gives up.
+// While Run is running, a request continues even if nobody waits for it any longer: a slow server
+// is asked once, not once by each caller that gives up.
 func TestRunFinishesWhatWasBegun(t *testing.T) {
 	o := local(t)
 	asked, release := make(chan struct{}), make(chan struct{})

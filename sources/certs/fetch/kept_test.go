@@ -23,8 +23,8 @@ func timed(tb testing.TB, o *origin) (*fetch.Fetcher, *clock) {
 	return open(tb, fetch.Config{Hosts: []string{o.host()}, Now: c.Now}), c
 }
 
-// A server that is down is not asked by every attestation: after one minute, then
-// two, four, eight and every ten; once it is back, it is asked then.
+// A server that is down is not asked at every attestation, but after one minute, then two, four,
+// eight, and every ten. When it is back, the next of these requests succeeds.
 func TestServiceDown(t *testing.T) {
 	o := local(t)
 	f, c := timed(t, o)
@@ -58,7 +58,7 @@ func TestServiceDown(t *testing.T) {
 	}
 }
 
-// What the server means as it says it is not asked again for ten minutes.
+// A deliberate answer is not requested again for ten minutes.
 func TestAnsweredFailures(t *testing.T) {
 	for status, body := range map[int]string{
 		http.StatusNotFound: "", http.StatusForbidden: "", http.StatusOK: "<html>",
@@ -76,8 +76,8 @@ func TestAnsweredFailures(t *testing.T) {
 	}
 }
 
-// An object whose time is over is asked for again. Where that fails it goes on,
-// and says so, for 90 days: what was signed is no less signed for that.
+// An object whose Until has passed is fetched again. If that fails, it stays in use as stale for 90
+// days: what was signed has not lost its signature.
 func TestStale(t *testing.T) {
 	o := local(t)
 	f, c := timed(t, o)
@@ -122,8 +122,8 @@ func TestUntil(t *testing.T) {
 	}
 }
 
-// A clock that jumps back: how old something is, nobody knows then. It is asked
-// for again, failures too, and neither is served for years.
+// After the clock jumps back, the age of an object or a failure is not known. Objects are fetched
+// again, and failures tried again, so that neither is used for years.
 func TestClockJumpsBack(t *testing.T) {
 	o := local(t)
 	f, c := timed(t, o)
@@ -140,9 +140,9 @@ func TestClockJumpsBack(t *testing.T) {
 	wantGet(t, f, o.at("/none.crt"), "a newer one")
 }
 
-// What a CRL lists counts by any clock: it goes on where its server does not answer,
-// however far the clock has jumped and in whichever direction, and over a restart.
-// An issuer goes on where the clock was set back.
+// What a CRL lists counts by any clock: the CRL stays in use while its server does not answer,
+// however far the clock has jumped in either direction, and across a restart. An issuer stays in
+// use if the clock was set back.
 func TestCRLAtAnyClock(t *testing.T) {
 	for _, jump := range []time.Duration{-time.Minute, -365 * 24 * time.Hour, 1000 * 24 * time.Hour} {
 		o := local(t)
@@ -176,9 +176,8 @@ func TestCRLAtAnyClock(t *testing.T) {
 	}
 }
 
-// What was put in an issuer's place on its way does not stay there for a month:
-// in doubt, it is asked for again after ten minutes, and not before, whoever
-// doubts and how often.
+// An object that somebody has put in an issuer's place on its way does not stay for a month: if it
+// is doubted, it is fetched again after ten minutes, but no sooner, however often it is doubted.
 func TestDoubt(t *testing.T) {
 	o := local(t)
 	f, c := timed(t, o)
@@ -196,7 +195,7 @@ func TestDoubt(t *testing.T) {
 	wantCached(t, f, url, "")
 	o.answer(http.StatusOK, "another")
 	wantGet(t, f, url, "another")
-	// What is doubted when it is old, at once; and it goes on where that fails.
+	// An old object that is doubted is fetched again at once, and stays in use if that fails.
 	c.add(24 * time.Hour)
 	wantCached(t, f, url, "another")
 	f.Doubt(fetch.Issuer, url)
@@ -205,8 +204,8 @@ func TestDoubt(t *testing.T) {
 	wantGet(t, f, url, "another")
 }
 
-// A CRL that one issuer has not signed is no failure of the CRL of another one at
-// the same URL.
+// A CRL that one issuer has not signed does not make the CRL of another issuer at the same URL a
+// failure.
 func TestKindOf(t *testing.T) {
 	o := local(t)
 	f := asking(t, o)
@@ -220,7 +219,7 @@ func TestKindOf(t *testing.T) {
 	}
 }
 
-// A disk that fails for long has all that is kept in the end.
+// After a long failure of the disk, everything is written in the end.
 func TestDiskFailsForLong(t *testing.T) {
 	o := local(t)
 	dir := filepath.Join(t.TempDir(), "not mounted")
@@ -241,8 +240,8 @@ func TestDiskFailsForLong(t *testing.T) {
 	}
 }
 
-// Thousands of URLs that lead nowhere push out nothing that is of use, and are not
-// kept without bound themselves.
+// Thousands of URLs that lead nowhere evict nothing useful, and the number of remembered failures
+// is limited.
 func TestFailuresPushOutNothing(t *testing.T) {
 	o := local(t)
 	f := asking(t, o)
@@ -254,7 +253,7 @@ func TestFailuresPushOutNothing(t *testing.T) {
 	wantCached(t, f, o.at("/a.crt"), "a certificate")
 }
 
-// What is accepted is bounded in number and in bytes, on the disk too.
+// Accepted objects are limited in number and in bytes, on disk as well.
 func TestObjectsAreBounded(t *testing.T) {
 	o := local(t)
 	for name, test := range map[string]struct {
@@ -299,7 +298,7 @@ func TestObjectsAreBounded(t *testing.T) {
 	}
 }
 
-// What was used last stays.
+// The most recently used objects stay.
 func TestUsedLastStays(t *testing.T) {
 	o := local(t)
 	f := asking(t, o)
@@ -312,10 +311,9 @@ func TestUsedLastStays(t *testing.T) {
 	wantCached(t, f, o.at("/a.crt"), "")
 }
 
-// Any number of URLs that lead to some certificate of a CA, which whoever has a TPM
-// in software can name, push out none of what counts: no CRL with what it lists, no
-// issuer that was of use, no EK certificate; and each kind none of another one. On
-// the disk neither.
+// Somebody with a TPM in software can name any number of URLs that lead to a CA's certificates.
+// They evict nothing that counts: no CRL, no useful issuer, no EK certificate; and objects of one
+// kind evict none of another, neither in memory nor on disk.
 func TestStrangersPushOutNothing(t *testing.T) {
 	o := local(t)
 	path := filepath.Join(t.TempDir(), "cache.db")
@@ -359,7 +357,7 @@ func TestStrangersPushOutNothing(t *testing.T) {
 	}
 }
 
-// What is fetched anew at a URL that was of use stays as what it replaces did.
+// What is fetched again at a URL that was useful is kept like what it replaces.
 func TestProvenStays(t *testing.T) {
 	o := local(t)
 	f, c := timed(t, o)
@@ -374,8 +372,8 @@ func TestProvenStays(t *testing.T) {
 	wantCached(t, f, url, "another")
 }
 
-// An object that nobody has ever used from the disk is refetched when it is used,
-// where its time was over meanwhile, and a failed attempt has it go on.
+// An object from the disk whose Until has passed before its first use is fetched again when it is
+// used, and stays in use if that fails.
 func TestStaleFromDisk(t *testing.T) {
 	o := local(t)
 	path := filled(t, o, 1)
@@ -389,7 +387,7 @@ func TestStaleFromDisk(t *testing.T) {
 	if got.Stale == nil || !strings.Contains(fmt.Sprint(got.Stale), "503") {
 		t.Errorf("stale: %v", got.Stale)
 	}
-	// One that Parse does not take is no answer.
+	// An object that Parse refuses is dropped.
 	c.add(time.Hour)
 	f = open(t, fetch.Config{Hosts: []string{o.host()}, CachePath: path, Now: c.Now})
 	must(t, f.Load(t.Context()))
@@ -400,7 +398,7 @@ func TestStaleFromDisk(t *testing.T) {
 	}
 }
 
-// An edition is a value that no lower one may follow.
+// An edition is a value that no lower edition may replace.
 type edition int
 
 func (e edition) Succeed(held any) error {
@@ -424,9 +422,9 @@ func wantEdition(tb testing.TB, f *fetch.Fetcher, url string, want edition, stal
 	}
 }
 
-// An answer that is older than what is kept does not take its place, from memory or
-// from the disk, however long ago that should have been renewed: somebody on the
-// way has replayed it. It is a failure, and is asked for again after ten minutes.
+// An answer that is older than the kept object does not replace it, whether that is in memory or on
+// disk, and however long ago it should have been renewed: somebody on the way has replayed it. It
+// counts as a failure, and is requested again after ten minutes.
 func TestReplay(t *testing.T) {
 	o := local(t)
 	path := filepath.Join(t.TempDir(), "cache.db")
@@ -466,7 +464,7 @@ func TestReplay(t *testing.T) {
 	}
 }
 
-// A value that panics when it is compared stops nothing, and takes no place.
+// A value that panics when it is compared does not crash the process, and replaces nothing.
 func TestPanicInSucceed(t *testing.T) {
 	o := local(t)
 	f, c := timed(t, o)

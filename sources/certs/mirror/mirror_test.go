@@ -31,9 +31,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
-// A mirror has, byte for byte, what the vendor serves: the certificate of an EK
-// that comes without one, each chain up to the root, and all CRLs; and each once,
-// however many machines need it.
+// A mirror has, byte for byte, what the vendor serves: the certificate of an EK that comes without
+// one, each chain up to the root, and all CRLs. Each object is fetched once, however many machines
+// need it.
 func TestFill(t *testing.T) {
 	v, dir := newVendor(t), t.TempDir()
 	bare := v.tpm(3)
@@ -115,8 +115,8 @@ func TestAServerUsesTheMirror(t *testing.T) {
 	}
 }
 
-// A run goes on where the last one was: certificates and CRLs that are there are
-// not asked for again, in time CRLs are, and with Force everything is.
+// A run continues where the last one stopped: certificates and CRLs that are there are not fetched
+// again, except for CRLs after some time, and for everything with Force.
 func TestRefresh(t *testing.T) {
 	v, dir := newVendor(t), t.TempDir()
 	bare := v.tpm(3)
@@ -170,8 +170,8 @@ func TestVendorIsDown(t *testing.T) {
 	}
 }
 
-// A file that was cut, by a full disk or a bad stick, is fetched again; and what
-// an interrupted run has left half-written goes.
+// A file that was truncated, by a full disk or a bad USB stick, is fetched again, and files that an
+// interrupted run has left half-written are removed.
 func TestDamagedFiles(t *testing.T) {
 	v, dir := newVendor(t), t.TempDir()
 	m := machines(t, inPEM(t, true, v.tpm(1)))
@@ -559,8 +559,8 @@ func TestURLsThatCollide(t *testing.T) {
 	}
 }
 
-// A real certificate that names a place in which another one's file is is missing
-// alone.
+// A real certificate that names a URL whose place in the folder is taken by another certificate's
+// file is missing, and nothing else is.
 func TestRealURLsThatCollide(t *testing.T) {
 	for _, url := range []string{"/sub.crt/x", "/crls"} {
 		v, dir := newVendor(t), t.TempDir()
@@ -579,9 +579,8 @@ func TestRealURLsThatCollide(t *testing.T) {
 	}
 }
 
-// A TPM that brings its chain along needs nothing of it fetched that says where
-// nothing is; and a machine without a certificate, where no service may be asked,
-// is told of.
+// For a TPM that sends its own chain, nothing needs to be fetched from URLs that do not exist. A
+// machine without a certificate, if no service may be asked, is reported.
 func TestChainFromTheMachine(t *testing.T) {
 	v := newVendor(t)
 	tpm := v.tpmThatNames(1, func(*x509.Certificate) {})
@@ -641,7 +640,7 @@ type fullDisk struct{}
 
 func (fullDisk) Write([]byte) (int, error) { return 0, errors.New("the disk is full") }
 
-// Ctrl-C ends it, and is not taken for an answer of the vendor's.
+// Ctrl-C ends the run, and does not count as an answer from the vendor.
 func TestInterrupted(t *testing.T) {
 	v := newVendor(t)
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -668,8 +667,8 @@ func TestBadConfiguration(t *testing.T) {
 	}
 }
 
-// The files of machines come from wherever: what is cut off, is no EK's, or is of
-// a weak kind is an error with its place, and takes nothing in.
+// Machines' files come from anywhere: content that is truncated, is not an EK's, or has a weak key
+// is an error with its place, and nothing from the file is added.
 func TestReadMachines(t *testing.T) {
 	v := newVendor(t)
 	one, two := v.tpm(1), v.tpm(2)
@@ -724,8 +723,8 @@ func TestUpstream(t *testing.T) {
 	}
 }
 
-// FuzzMachines: whatever a file of machines holds, nothing panics, and one that
-// cannot be read takes nothing in.
+// FuzzMachines: whatever is in a file of machines, nothing panics, and a file that cannot be read
+// adds nothing.
 func FuzzMachines(f *testing.F) {
 	tpm := attestortest.New(f, attestortest.Options{EK: attestor.P256, CA: attestortest.NewCA(f, "root")})
 	der, err := x509.MarshalPKIXPublicKey(tpm.Claim().EK)

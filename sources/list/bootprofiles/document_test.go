@@ -151,8 +151,8 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
-// A replay is told by what profiles say: the same serial with another value is one, and with
-// another comment or another order it is none.
+// A replay is recognised by the content of profiles: the same serial with another value is a
+// replay, but with another comment or another order it is not.
 func TestEqual(t *testing.T) {
 	two := func(first, second string) *bootprofiles.Document {
 		return mustParse(t, `{"profiles": [{"name": "x", `+first+`}, {"name": "y", `+second+`}]}`, bootprofiles.Options{})
@@ -299,7 +299,7 @@ func TestProblems(t *testing.T) {
 	}
 }
 
-// A profile of a PCR that any program can reset asks for nothing, and its author is told.
+// A profile that pins a PCR that any program can reset requires nothing, and its author is told.
 func TestWarnings(t *testing.T) {
 	d := mustParse(t, one(`"pcrs": {"sha256": {"7": ["`+a+`"], "22": ["`+a+`"], "23": ["`+a+`"]}}`), bootprofiles.Options{})
 	if w := d.Warnings(); len(w) != 1 || !strings.HasPrefix(w[0], "profiles[0].pcrs: PCR 23 can be reset and given a value of choice") {
@@ -350,8 +350,8 @@ func TestQuote(t *testing.T) {
 	mustParse(t, one(pcrs), with(bootprofiles.Quote{Bank: "sha256", PCRs: []int{0}}))
 }
 
-// Nothing that somebody puts into a file stops the server, a file that is accepted has only
-// profiles with a condition, and what is written of it is read as the same.
+// No content of a file crashes the server. An accepted file has only profiles with a condition, and
+// writing it and reading it again gives the same profiles.
 func FuzzBootProfiles(f *testing.F) {
 	for _, text := range []string{
 		whole, `{"profiles": []}`, one(pcrs), one(`"images": {"only": ["` + hexOf(1, 48) + `"]}`),

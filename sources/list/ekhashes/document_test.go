@@ -136,8 +136,8 @@ func TestVerdict(t *testing.T) {
 	}
 }
 
-// Neither the order nor the form makes another list, and a label that moves to a name
-// does: a list with the serial of the one before may be published anew, and not changed.
+// Neither the order nor the format makes a list different, but a label that becomes a name does: a
+// list with the serial of the previous one may be published again, but not changed.
 func TestEqual(t *testing.T) {
 	text := mustParse(t, hashB+" - l m\n"+hashA+" n\n")
 	json := mustParse(t, `{"serial": 1, "keys": [{"hash": "`+hashA+`", "name": "n"}, {"labels": ["l", "m"], "hash": "`+hashB+`"}]}`)
@@ -244,7 +244,7 @@ func TestWrite(t *testing.T) {
 	}
 }
 
-// What the text form cannot say is an error, and never a list that says something else.
+// What the text format cannot express is an error, and never a list that says something else.
 func TestTextCannotSay(t *testing.T) {
 	entry := func(name string, labels ...string) ekhashes.Entry {
 		return ekhashes.Entry{Hash: hashOf(t, hashA), Name: name, Labels: labels}
@@ -302,7 +302,7 @@ func make65() []string {
 	return all
 }
 
-// A name that is a duplicate is found among very many, and no other is taken for it.
+// A duplicate name is found among very many, and no other name is taken for a duplicate.
 func TestManyNames(t *testing.T) {
 	n := 100_000
 	if testing.Short() {

@@ -74,9 +74,9 @@ func checkMistake(t *testing.T, s *ekhashes.Document, err error, place, want str
 	}
 }
 
-// A list with several mistakes names them all at once, up to twenty, each with its
-// place: otherwise whoever mends them reloads the list once for each. A list that is
-// something else altogether says so once.
+// The error of a list with several mistakes names up to twenty of them, each with its place:
+// otherwise a person who corrects them would have to reload the list once for each. A list that is
+// something else altogether is reported once.
 func TestMistakesAreToldAtOnce(t *testing.T) {
 	places := func(err error) (all []string) {
 		several, ok := err.(list.FormatErrors) //nolint:errorlint // bare
@@ -102,7 +102,7 @@ func TestMistakesAreToldAtOnce(t *testing.T) {
 		"keys[5] (byte 142) keys[6] (byte 233) keys[7] (byte 332)]" {
 		t.Errorf("%s: %v", got, err)
 	}
-	// What ends the reading is told last, and nothing is listed.
+	// The mistake that ends the parsing is reported last, and nothing is listed.
 	s, err := parse(t, `{"keys": ["x", "y"], "serial": -1}`, ekhashes.Options{})
 	if got := fmt.Sprint(places(err)); s != nil || got != "[keys[0] (byte 10) keys[1] (byte 15) byte 31]" {
 		t.Errorf("%s: %v", got, err)
@@ -128,9 +128,9 @@ func TestMistakesAreToldAtOnce(t *testing.T) {
 	}
 }
 
-// A misspelt field is ignored as an inventory's own is: "label" for "labels" admits a
-// machine without its labels, and "revoked" or an expiry of its own does not keep it
-// out. That is said, once a name, and not of what an inventory may well have.
+// A misspelt field is ignored like an inventory's own field: "label" instead of "labels" admits a
+// machine without its labels, and "revoked" or an expiry does not keep it out. There is a warning,
+// once for each name, but none about fields that an inventory may well have.
 func TestDoubtfulFields(t *testing.T) {
 	entry := func(fields string) string { return `{"keys": [{"hash": "` + hashA + `", ` + fields + `}]}` }
 	for name, test := range map[string]struct{ list, want string }{

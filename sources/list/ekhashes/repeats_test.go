@@ -25,8 +25,8 @@ func mistakesOf(err error) (all []string) {
 	return all
 }
 
-// Whoever mends a list sees all that is there twice at once, beside the other mistakes, in the
-// order of the list, and each with both places.
+// A person who corrects a list sees all duplicates at once, together with the other mistakes, in
+// the order of the list, and each with both places.
 func TestRepeatsAreToldAtOnce(t *testing.T) {
 	_, err := parse(t, hashB+" n\n"+hashB+" n\n"+hashA+"\nx\n"+hashB+"\n"+hashA+" n\n", ekhashes.Options{})
 	want := []string{
@@ -51,8 +51,8 @@ func TestRepeatsAreToldAtOnce(t *testing.T) {
 	}
 }
 
-// A list of one hash, or of one name, again and again is refused by its first repeats alone:
-// its writer must not choose how much memory and log they take.
+// A list that repeats one hash or one name many times is refused because of the first repeats
+// alone: its author must not choose how much memory and log they take.
 func TestManyRepeats(t *testing.T) {
 	for name, text := range map[string]string{
 		"hash": strings.Repeat(hashA+"\n", 50_000), "name": hashA + " n\n" + strings.Repeat(hashB+" n\n", 50_000),
@@ -123,7 +123,7 @@ func TestBuilder(t *testing.T) {
 	}
 }
 
-// An entry by itself is read as the same entry in a list is.
+// A single entry is parsed like the same entry in a list.
 func TestParseEntry(t *testing.T) {
 	for text, want := range map[string]string{
 		`"` + hashA + `"`: "",

@@ -18,8 +18,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// What another host writes to a network file system is seen by no watch here,
-// and followed all the same, by looking.
+// No watch here sees what another host writes to a network file system; it is noticed all the same,
+// by polling.
 func TestChangedByAnotherHost(t *testing.T) {
 	served := t.TempDir()
 	here, there := t.TempDir(), t.TempDir()
@@ -58,8 +58,8 @@ func TestChangedByAnotherHost(t *testing.T) {
 	w.close()
 }
 
-// A disk that answers with an error takes nobody off a list and puts nobody on
-// it, and is said.
+// A disk that returns errors neither removes a machine from a list nor adds one, and the error is
+// reported.
 func TestFailingDisk(t *testing.T) {
 	disk := hashdirtest.MountFault(t, map[string]string{"list": text(1)})
 	s := loaded(t, Config{Path: filepath.Join(disk.Dir, "list")})
@@ -75,8 +75,8 @@ func TestFailingDisk(t *testing.T) {
 	}
 }
 
-// A longFile is said to be longer than it is, as a file is of whose size a client of a
-// file server has an old idea.
+// A longFile reports a greater length than it has, like a file whose size a client of a file server
+// has cached.
 type longFile struct {
 	fs.Inode
 	content string
@@ -96,8 +96,8 @@ func (f *longFile) Read(_ context.Context, _ fs.FileHandle, dest []byte, off int
 	return fuse.ReadResultData([]byte(rest[:min(len(dest), len(rest))])), 0
 }
 
-// A text of which fewer bytes can be read than there are is no list, though it may
-// look like one: its end is missing.
+// A text list that is shorter than its reported size is refused, even if it looks like a list: its
+// end is missing.
 func TestShorterThanItsSize(t *testing.T) {
 	at := t.TempDir()
 	root := &fs.Inode{}
@@ -117,8 +117,8 @@ func TestShorterThanItsSize(t *testing.T) {
 	want(t, s, 1, "cannot tell")
 }
 
-// A mount that hangs holds no attestation up, costs one goroutine however long it hangs,
-// and does not keep the Set from ending.
+// A hanging mount delays no attestation, costs one goroutine however long it hangs, and does not
+// keep the Set from closing.
 func TestHungMount(t *testing.T) {
 	disk := hashdirtest.MountFault(t, map[string]string{"list": text(1)})
 	s := loaded(t, Config{Path: filepath.Join(disk.Dir, "list"), Every: time.Second})
@@ -155,8 +155,7 @@ func TestHungMount(t *testing.T) {
 	want(t, loaded(t, Config{Path: s.cfg.Path}), 1, "listed")
 }
 
-// What a file system says while it is asked about the way to a file is no reason
-// to end.
+// Errors of a file system while the route to a file is examined do not end Watch.
 func TestUnreadableFolder(t *testing.T) {
 	disk := hashdirtest.MountFault(t, map[string]string{"list": text(1)})
 	s := loaded(t, Config{Path: filepath.Join(disk.Dir, "list"), Every: 5 * time.Millisecond})

@@ -14,8 +14,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
-// A text that is being written is not taken for a list that ends there. A writer
-// who is at work is waited for, and one who never ends is said.
+// A text list that is being written is not taken for a list that ends there. A writer at work is
+// waited for, and one that never ends is reported.
 func TestWriterAtWork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := listIn(t, text(1, 2, 3))
@@ -53,7 +53,7 @@ func TestWriterAtWork(t *testing.T) {
 	})
 }
 
-// What is not a file is said, and never waited for.
+// Anything that is not a regular file is reported, and never waited for.
 func TestNotAFile(t *testing.T) {
 	dir := t.TempDir()
 	fifo, folder, loop := filepath.Join(dir, "fifo"), filepath.Join(dir, "folder"), filepath.Join(dir, "loop")
@@ -137,8 +137,8 @@ func TestSameLookOtherContent(t *testing.T) {
 	}
 }
 
-// Package time subtracts two times that have a monotonic clock's reading by that
-// alone: a wall clock that jumps makes a list neither older nor younger.
+// If two times have monotonic clock readings, package time subtracts only those: a wall clock that
+// jumps makes a list neither older nor younger.
 func TestAgeIsMonotonic(t *testing.T) {
 	s := loaded(t, Config{Path: listIn(t, text(1))})
 	if confirmed := s.confirmed.Load(); !strings.Contains(confirmed.String(), " m=") {

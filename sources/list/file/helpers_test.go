@@ -52,7 +52,7 @@ func write(tb testing.TB, path, content string) {
 	must(tb, os.WriteFile(path, []byte(content), 0o600))
 }
 
-// replace renames another file over the one at path.
+// replace renames another file over the file at path.
 func replace(tb testing.TB, path, content string) {
 	tb.Helper()
 	write(tb, path+".new", content)
@@ -76,8 +76,7 @@ type Source struct {
 	confirmed atomic.Pointer[time.Time]
 }
 
-// open is New for a configuration that is right. It waits for writers for no longer
-// than a moment.
+// open is New for a valid configuration. It waits for writers only briefly.
 func open(tb testing.TB, cfg Config) *Source {
 	tb.Helper()
 	o, err := New(cfg)
@@ -136,7 +135,7 @@ func (s *Source) lists(machine int) string {
 	return "not listed"
 }
 
-// want fails the test unless that is what the source says of a machine.
+// want fails the test unless the source answers so about a machine.
 func want(tb testing.TB, s *Source, machine int, answer string) {
 	tb.Helper()
 	if got := s.lists(machine); got != answer {
@@ -199,10 +198,10 @@ func inSet(tb testing.TB, s sources.Source) *admission.Set {
 	return set
 }
 
-// patience is how long something may take that must come about by itself.
+// patience is the longest time that an asynchronous effect may take.
 const patience = time.Minute
 
-// until waits until the source says that of a machine.
+// until waits until the source answers so about a machine.
 func (r *run) until(tb testing.TB, machine int, answer string) {
 	tb.Helper()
 	late := time.After(patience)

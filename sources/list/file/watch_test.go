@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// byEvents is a configuration whose changes are found by events, or not in the
+// byEvents returns a configuration with which changes are found by events, or else not within the
 // time of a test.
 func byEvents(path string) Config {
 	return Config{Path: path, Every: 12 * time.Hour}
@@ -78,8 +78,8 @@ func TestFollows(t *testing.T) {
 	}
 }
 
-// A folder that is away while its watch is made is watched once it is back: this is what
-// an operator does who renames a new folder to the place of the old one, at a bad moment.
+// A folder that is missing while its watch is made is watched when it is back: this happens when an
+// operator renames a new folder to the place of the old one at the wrong moment.
 func TestFolderAwayWhileWatched(t *testing.T) {
 	for name, away := range map[string]int{"once": 1, "at each look of a row": maxLooks, "for two rows": 2 * maxLooks} {
 		t.Run(name, func(t *testing.T) {
@@ -158,8 +158,8 @@ func TestFollowsConfigMap(t *testing.T) {
 	}
 }
 
-// A file that is reached by links elsewhere is followed where it is, and where
-// the links are; what else happens in these folders wakes nobody.
+// A file that is reached through links is followed at its target and at the links; other events in
+// these folders cause nothing.
 func TestFollowsLinks(t *testing.T) {
 	root := t.TempDir()
 	for _, dir := range []string{"a", "b", "etc"} {
@@ -193,8 +193,8 @@ func TestFollowsLinks(t *testing.T) {
 	}
 }
 
-// The way to a file that is not there ends where it would be made, a relative one
-// begins where the process is, and a loop of links ends.
+// The route to a missing file ends where the file would be created, a relative path begins at the
+// working directory, and a loop of links ends.
 func TestRoute(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(dir)
@@ -220,7 +220,7 @@ func TestRoute(t *testing.T) {
 	}
 }
 
-// fakeWatch is a watch that the test speaks for.
+// fakeWatch is a watch that the test controls.
 type fakeWatch struct {
 	signal chan struct{}
 	gone   atomic.Bool
@@ -257,7 +257,7 @@ func under(t *testing.T, cfg Config, open watchFunc, test func(t *testing.T, s *
 	})
 }
 
-// pass lets time pass, and what then is to be done.
+// pass lets time pass, and waits for what is then done.
 func pass(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()

@@ -171,8 +171,8 @@ func signed(t testing.TB) (keys []*signature.PublicKey, sigs [][]byte) {
 	return keys, [][]byte{ed25519.Sign(private, []byte(list)), der}
 }
 
-// A signature that somebody without the key can make is none: cut, longer, with a
-// bit changed, of the other algorithm, by another key, nothing at all.
+// Nothing that somebody without the key can make is accepted: a signature that was truncated,
+// extended or changed by one bit, one of the other algorithm or by another key, or nothing at all.
 func TestForgedSignatures(t *testing.T) {
 	keys, sigs := signed(t)
 	others, _ := signed(t)
@@ -214,7 +214,7 @@ func TestForgedSignatures(t *testing.T) {
 	}
 }
 
-// Without a key nothing is signed.
+// Without a key, nothing counts as signed.
 func TestNoKey(t *testing.T) {
 	_, sigs := signed(t)
 	for _, key := range []*signature.PublicKey{nil, {}} {
@@ -224,8 +224,8 @@ func TestNoKey(t *testing.T) {
 	}
 }
 
-// While a key is replaced by another the file holds both, and what either has
-// signed is good; a key that was taken out signs nothing any more.
+// While a key is being replaced, the file holds both keys, and signatures by either are good;
+// signatures by a key that was removed are not.
 func TestSeveralKeys(t *testing.T) {
 	var text []byte
 	var ids []signature.ID
@@ -355,8 +355,8 @@ func TestParsePrivateKeyRefuses(t *testing.T) {
 	}
 }
 
-// FuzzSignature looks for bytes that pass for a signature and are none, and for
-// ones that stop the process.
+// FuzzSignature looks for bytes that pass for a signature without being one, and for bytes that
+// crash the process.
 func FuzzSignature(f *testing.F) {
 	keys, sigs := signed(f)
 	for i, sig := range sigs {

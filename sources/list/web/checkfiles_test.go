@@ -11,8 +11,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/web"
 )
 
-// What an attempt would fail over is found before the server makes it, all of it, and no secret is
-// shown.
+// CheckFiles finds everything over which an attempt would fail before the server makes one, and
+// shows no secret.
 func TestCheckFiles(t *testing.T) {
 	dir := t.TempDir()
 	bad := filepath.Join(dir, "bad")

@@ -64,8 +64,7 @@ func bomb(head string, of byte, size int) string {
 	return b.String() + strings.Repeat(b.String()[ends[0]:ends[1]], size-2)
 }
 
-// A fault is an answer that is no list. Each of them would list "two", were it
-// taken for what it is not.
+// A fault is an answer that is not a list. Each of them would list "two" if it were taken for one.
 type fault struct {
 	name  string
 	serve func(o *webtest.Server)
@@ -198,7 +197,7 @@ func TestCutAnywhere(t *testing.T) {
 	webtest.WantListed(t, s, "two", "three")
 }
 
-// A server that is away is an error, and no reason to forget.
+// A server that cannot be reached is an error, but no reason to drop the list.
 func TestServerDown(t *testing.T) {
 	o := webtest.NewServer(t, nil)
 	o.Answer(http.StatusOK, webtest.List("", "one"))
@@ -221,7 +220,7 @@ func TestNoTLS(t *testing.T) {
 	webtest.WantError(t, s.Load(t.Context()), "not finished within the timeout of 200ms")
 }
 
-// A bomb may cost time, and no more memory than a list of the longest length.
+// A zip bomb may cost time, but no more memory than a list of the maximum length.
 func TestBombTakesNoMemory(t *testing.T) {
 	o := webtest.NewServer(t, nil)
 	o.Raw(webtest.Body(bomb(`{"x": "`, 'y', 128), webtest.IsZipped), nil)
@@ -237,7 +236,7 @@ func TestBombTakesNoMemory(t *testing.T) {
 	}
 }
 
-// A hiccup is got over within one attempt.
+// A temporary failure is overcome within one attempt.
 func TestServerErrorThenFine(t *testing.T) {
 	o := webtest.NewServer(t, nil)
 	o.Serve(func(w http.ResponseWriter, _ *http.Request) {

@@ -143,8 +143,8 @@ func TestSPIFFEShownToAnybody(t *testing.T) {
 	}
 }
 
-// Whoever answers in place of the web server, with whatever certificate he can
-// get, serves no list and is asked nothing.
+// Somebody who answers in place of the web server, with any certificate that they can get, can
+// serve no list and receives no request.
 func TestSPIFFEWrongServer(t *testing.T) {
 	d, ca := newTrustDomain(t)
 	same := func(*x509.Certificate) {}
@@ -217,7 +217,8 @@ func unknownPurpose(c *x509.Certificate) {
 	c.ExtKeyUsage, c.UnknownExtKeyUsage = nil, []asn1.ObjectIdentifier{{1, 2, 3}}
 }
 
-// What an X.509-SVID may leave out, or have besides, does not lock a list out.
+// An X.509-SVID without optional parts, or with additional ones, does not keep a list from being
+// loaded.
 func TestSPIFFEGoodServers(t *testing.T) {
 	d, ca := newTrustDomain(t)
 	for name, change := range map[string]func(*x509.Certificate){
@@ -231,9 +232,9 @@ func TestSPIFFEGoodServers(t *testing.T) {
 	}
 }
 
-// Everything rotates, and each poll is made with what is there at that moment: an
-// authority that was withdrawn, and an SVID or a bundle that has expired, vouch
-// for no list, and a new one does without a restart.
+// Everything rotates, and each poll uses what is there at that moment: with an authority that was
+// withdrawn, or an SVID or a bundle that has expired, no list is loaded, and a new one works
+// without a restart.
 func TestSPIFFERotation(t *testing.T) {
 	d, ca := newTrustDomain(t)
 	c := newClock()
@@ -270,8 +271,8 @@ func TestSPIFFERotation(t *testing.T) {
 	webtest.WantCannotTell(t, s, "stale")
 }
 
-// The provider has no identity while SPIRE starts: nothing can be told until it
-// has, nobody is asked without one, and no restart is needed then.
+// The provider has no identity while SPIRE starts: until it has one, the source cannot tell and no
+// server is asked. No restart is needed afterwards.
 func TestSPIFFENoIdentityYet(t *testing.T) {
 	d, ca := newTrustDomain(t)
 	o := spiffeOrigin(t, svid(t, ca, serverID, nil), ca)
@@ -310,8 +311,8 @@ func TestSPIFFERedirect(t *testing.T) {
 	}
 }
 
-// Two ways to know the web server, of which one might be taken for both, are
-// refused, and so is an ID that nobody can have.
+// Two ways to authenticate the web server, one of which might be mistaken for both, are refused,
+// and so is an ID that nobody can have.
 func TestSPIFFENewRefuses(t *testing.T) {
 	d, _ := newTrustDomain(t)
 	good := web.Config{URL: "https://example.org/tpm.json", Auth: web.AuthSPIFFE, ServerID: serverID, Identity: d}
