@@ -262,8 +262,8 @@ func TestEarlyPollThatFails(t *testing.T) {
 	}
 }
 
-// TestNoEarlyPollOfWhoAsksForPatience: a web server that has asked to be left alone is
-// left alone, however many strangers come.
+// TestNoEarlyPollOfWhoAsksForPatience: a web server that has asked to be left alone is not polled
+// early, however many strangers attest.
 func TestNoEarlyPollOfWhoAsksForPatience(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := &origin{}
@@ -346,8 +346,8 @@ func TestEarlyPollAtTheEnd(t *testing.T) {
 	})
 }
 
-// TestPolledSourceThatIsAskedOutside: a source that polls and looks things up is asked again in
-// the time that is left, and its last answer counts.
+// TestPolledSourceThatIsAskedOutside: a source that is polled and also makes look-ups is asked
+// again in the remaining time, and its last answer counts.
 func TestPolledSourceThatIsAskedOutside(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := &origin{}

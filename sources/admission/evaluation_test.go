@@ -144,9 +144,9 @@ func TestStepsWithoutTheirEvidence(t *testing.T) {
 	}
 }
 
-// TestRemovedDuringTheChallenge: if a machine holds its challenge open, what sources say when
-// its answer arrives decides, and not what they said before: a machine that was removed or
-// denied meanwhile, or of which nobody can tell any more, is not admitted.
+// TestRemovedDuringTheChallenge: if a machine delays its answer to the challenge, what counts is
+// what sources say when the answer arrives, not what they said before: a machine that was removed
+// or denied in the meantime, or about which a source can no longer tell, is not admitted.
 func TestRemovedDuringTheChallenge(t *testing.T) {
 	lists, not := sourcetest.Lists(sources.Attributes{}), sourcetest.ListsNot()
 	fails := sourcetest.Fails(errOutage)

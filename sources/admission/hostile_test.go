@@ -50,8 +50,8 @@ func TestPanicsThatCannotBePrinted(t *testing.T) {
 	})
 }
 
-// closed is an error that may not be looked into once the source has returned it, as one
-// that uses what the source has closed by then.
+// closed is an error that must not be inspected after the source has returned it, like one that
+// uses something that the source has closed by then.
 type closed struct{ returned *atomic.Bool }
 
 func (e closed) Error() string { return "no route to host" }
@@ -63,8 +63,8 @@ func (e closed) Unwrap() error {
 	return nil
 }
 
-// TestErrorsThatPanicWhenTheyAreLookedInto: whoever logs, compares or classifies an error
-// of a source does not run the source's code by that.
+// TestErrorsThatPanicWhenTheyAreLookedInto: logging, comparing or classifying an error of a source
+// does not run the source's code.
 func TestErrorsThatPanicWhenTheyAreLookedInto(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var returned atomic.Bool

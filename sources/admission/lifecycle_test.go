@@ -166,8 +166,8 @@ func TestLoadIsLoggedOnChange(t *testing.T) {
 	})
 }
 
-// TestLoadFailsWhileACacheServes: a server that restarts while the origin is down, and
-// serves what an earlier process has kept, does not say that it cannot tell.
+// TestLoadFailsWhileACacheServes: a server that restarts while the origin is down, and uses what an
+// earlier process has cached, does not log that it cannot tell.
 func TestLoadFailsWhileACacheServes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := newJournal()
@@ -444,8 +444,8 @@ func TestStatus(t *testing.T) {
 	})
 }
 
-// TestChangesAreTold: whoever shows the status of sources hears of each change that an operator
-// would look for, and can tell a healthy source from another.
+// TestChangesAreTold: a program that shows the status of sources is told of each change that an
+// operator would look for, and can tell a healthy source from another.
 func TestChangesAreTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var changes atomic.Int64

@@ -14,10 +14,10 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
-// TestStrangersWaitInTheirOwnPlaces: while a source hangs, or the early load of a list hangs,
-// machines that nobody lists so far wait in a limited number of places. If all are taken,
-// further machines are told to come again; a machine that another source lists needs no place;
-// and all places are given back.
+// TestStrangersWaitInTheirOwnPlaces: while a source or the early load of a list hangs, machines
+// that nobody lists so far wait in a limited number of places. If all are taken, further machines
+// are told to retry; a machine that another source lists needs no place; and all places are
+// returned.
 func TestStrangersWaitInTheirOwnPlaces(t *testing.T) {
 	for name, c := range map[string]struct {
 		slow func(release chan struct{}) sources.Source

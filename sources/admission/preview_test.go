@@ -60,8 +60,8 @@ func TestPreview(t *testing.T) {
 	})
 }
 
-// Whoever looks at what a server has does so once: nothing is polled or watched beside the
-// server, and nothing is left behind.
+// Examining what a server has is done once: nothing is polled or watched beside the server, and
+// nothing is left behind.
 func TestOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCounted()

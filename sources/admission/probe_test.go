@@ -15,9 +15,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
-// A directory that may not be searched, or a database that is down, is not up from the first
-// moment, and its status says why: otherwise the first machine that comes would find out. It
-// also is up again before another machine comes.
+// A directory that may not be searched, or a database that is down, is not up from the start, and
+// its status says why: otherwise the first machine that attests would find out. It also is up again
+// before another machine attests.
 func TestSourceThatCannotTellIsNotUpFromTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := newJournal()
@@ -65,8 +65,8 @@ func (*staleList) Load(context.Context) error { return nil }
 
 func (*staleList) Schedule() sources.Schedule { return sources.Schedule{Every: time.Minute} }
 
-// A list that could not tell when a machine came, and has loaded since, is up: the gauge used
-// to stay at 0 until another machine came, for whole nights.
+// A list that could not tell when a machine attested, and has been loaded since, is up: the gauge
+// used to stay at 0 until another machine attested, for whole nights.
 func TestRecoveredListIsUpWithoutAnAttestation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &staleList{}

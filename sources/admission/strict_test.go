@@ -13,8 +13,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
-// Nobody is cut off by an old list, neither who is missing on it nor whom it denies: the server may have
-// loaded a later list, which was there for a moment, before the list could not be loaded any more.
+// An old list cuts nobody off, neither a machine that it lacks nor one that it denies: the server
+// may have loaded a later list, which was available for a moment before the list could not be
+// loaded any more.
 func TestStrictDoesNotTrustAnOldList(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var broken atomic.Bool
@@ -98,9 +99,9 @@ func TestRefreshWaitsForANewLoad(t *testing.T) {
 	})
 }
 
-// A mount that hangs costs whoever asks about a whole fleet one deadline, not one for each machine,
-// and a deny rule over another source holds meanwhile. When the mount answers again, it is asked
-// again.
+// A hanging mount costs a caller who asks about a whole fleet one deadline, not one for each
+// machine, and a deny rule over another source holds meanwhile. When the mount answers again, it is
+// asked again.
 func TestStrictDoesNotAskASourceThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})

@@ -17,8 +17,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/bootprofiles"
 )
 
-// Old and new kernels roll out side by side, so one profile admits both; a machine with a third
-// kernel is refused, and the operator is told by which event.
+// Old and new kernels roll out side by side, so one profile admits both. A machine with a third
+// kernel is refused, and the operator is told which event differs.
 func TestKernels(t *testing.T) {
 	old, fresh, third := booted(usual("kernel 1")), booted(usual("kernel 2")), booted(usual("kernel 3"))
 	for name, text := range map[string]string{
@@ -39,8 +39,8 @@ func TestKernels(t *testing.T) {
 	})
 }
 
-// Before the challenge nothing is known of the boot, whatever is loaded; after it, a machine
-// that has not quoted is not listed.
+// Before the challenge, the source cannot say anything about the boot, whatever is loaded. After
+// it, a machine that has not quoted is not listed.
 func TestProof(t *testing.T) {
 	b := booted(usual("kernel"))
 	s := open(t, profile(pcrs(4, value(b, 4))))
@@ -67,8 +67,8 @@ func TestProof(t *testing.T) {
 	}
 }
 
-// Each condition holds or not as a person would read it. Each machine here that is refused
-// would otherwise be one that somebody has altered.
+// Each condition holds or not as a person would expect. Each machine here that is refused might
+// otherwise have been altered.
 func TestConditions(t *testing.T) {
 	const on, off = `"secureboot": {"enabled": true}`, `"secureboot": {"enabled": false}`
 	only := func(what string, names ...string) string {
@@ -257,8 +257,8 @@ func TestReason(t *testing.T) {
 	}
 }
 
-// PCR 0 begins at the locality that has started the TPM, and the other bank has another hash:
-// the reason names the event there too.
+// PCR 0 begins with the startup locality, and the other bank has another hash: the reason names the
+// event in these cases, too.
 func TestReasonOfLocalityAndBank(t *testing.T) {
 	for _, bank := range []struct {
 		name   string
@@ -284,7 +284,7 @@ func TestReasonOfLocalityAndBank(t *testing.T) {
 	}
 }
 
-// A machine chooses what it measures, and the log of a server has only so much room.
+// A machine chooses what it measures, and a server's log has limited room.
 func TestReasonIsBounded(t *testing.T) {
 	var many []event
 	for i := range 4000 {
@@ -311,8 +311,8 @@ func TestReasonIsBounded(t *testing.T) {
 	}
 }
 
-// A machine chooses what is in its dbx, and a profile of a dbx may have thousands of digests. To hold the
-// one against the other takes less than a second, also if there are many profiles.
+// A machine chooses what is in its dbx, and a profile may have thousands of digests for dbx.
+// Comparing the two takes less than a second, even if there are many profiles.
 func TestManyDigestsInDBX(t *testing.T) {
 	const conditions, there = 4096, 5461 // as many as a list and a log may have
 	b := booted(usual("kernel"))

@@ -122,7 +122,7 @@ func (s *server) config() bootpolicy.Config {
 	return bootpolicy.Config{Quote: &quote, ListConfig: web.ListConfig{URL: s.URL + "/boot.json", CAPath: s.ca}}
 }
 
-// A constructor says all that is wrong at once, at the keys.
+// A constructor reports all mistakes at once, each with its key.
 func TestNew(t *testing.T) {
 	all := web.ListConfig{
 		CAPath: "/x", ClientCertPath: "/x", ClientKeyPath: "/x", BearerTokenPath: "/x", Auth: "spiffe", ServerID: "x",
@@ -161,8 +161,8 @@ func TestNew(t *testing.T) {
 	newSource(t, bootpolicy.Config{Quote: &quote, ListConfig: web.ListConfig{URL: url}})
 }
 
-// What somebody tears, replays, lets expire or misspells leaves the last good profiles in use:
-// otherwise it would admit whom they refuse, or refuse a fleet.
+// A file of profiles that is torn, replayed, expired or misspelt leaves the last good profiles in
+// use: otherwise it would admit machines that those refuse, or refuse a fleet.
 func TestLastGood(t *testing.T) {
 	old, fresh := booted(usual("kernel 1")), booted(usual("kernel 2"))
 	good := `{"serial": 7, "profiles": [{"name": "web", ` + pcrs(4, value(old, 4)) + `}]}`
@@ -213,8 +213,8 @@ func TestLogIsOff(t *testing.T) {
 	}
 }
 
-// A file that expires while it serves cannot tell, and an expired profile of it only is not
-// met.
+// When a file expires while it is in use, the source cannot tell. When only one of its profiles
+// expires, that profile is not met.
 func TestExpiry(t *testing.T) {
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	path, b := filepath.Join(t.TempDir(), "boot.json"), booted(usual("kernel"))
@@ -323,8 +323,8 @@ func TestTrial(t *testing.T) {
 	}
 }
 
-// A list that was accepted under another quote block may need what is not asked for by now: it
-// must not serve from the cache.
+// A list that was accepted under another quote block may need what machines are no longer asked
+// for: it must not be used from the cache.
 func TestCacheOfAnotherQuote(t *testing.T) {
 	s := newServer(t)
 	b := booted(usual("kernel"))

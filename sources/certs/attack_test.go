@@ -18,9 +18,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs"
 )
 
-// A machine whose EK was revoked chooses by which certificate of its CA it comes. If one of them
-// does not allow the CA to sign CRLs, the CRL by that same key cannot clear anybody there, but
-// what it lists stays revoked.
+// A machine whose EK was revoked chooses which certificate of its CA it sends. If one of them does
+// not allow the CA to sign CRLs, a CRL by the same key cannot clear the machine there, but what it
+// lists stays revoked.
 func TestRevokedByAKeyThatAnotherCertificateDoesNotLetSignCRLs(t *testing.T) {
 	root := newCA(t, "Root", nil)
 	low := newCA(t, "Low", root)
@@ -46,9 +46,9 @@ func TestRevokedByAKeyThatAnotherCertificateDoesNotLetSignCRLs(t *testing.T) {
 	}
 }
 
-// Whoever has a URL of his answer with more certificates under the name of his issuer than are
-// verified learns nothing by it: nothing can be told, although the right one is among them or is
-// at the next URL, and no URL counts as doubted that may have the right one.
+// An attacker's URL may return more certificates with the name of the issuer than are verified.
+// That gains nothing: Find cannot tell, even if the right certificate is among them or at the next
+// URL, and no URL that may have the right one counts as doubted.
 func TestTangledURLs(t *testing.T) {
 	root := newCA(t, "Root", nil)
 	low := newCA(t, "Low", root)
@@ -110,9 +110,9 @@ func drawCRL(tb testing.TB, rnd *rand.Rand, by *ca, leaf *x509.Certificate) (der
 	return der, list
 }
 
-// Whoever chooses which CRLs of a CA the server holds, from which URLs and of which times, and
-// whether the named URL answers, admits nobody whom any of them lists, unless a newer CRL that is
-// current by the server's clock does not list him.
+// An attacker who chooses which CRLs of a CA the server has, from which URLs and of which times,
+// and whether the named URL answers, can admit no machine that any of them lists, unless a newer
+// CRL that is current by the server's clock does not list it.
 func TestNoChoiceOfCRLsClearsWhomOneLists(t *testing.T) {
 	root := newCA(t, "Root", nil)
 	ek := root.ek(t, "/crl")

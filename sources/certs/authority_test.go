@@ -59,8 +59,8 @@ func lineage(t *testing.T, changes []change) (cas []*x509.Certificate, leaf *x50
 	return cas, leaf
 }
 
-// Whoever issues DevIDs would otherwise learn only from machines that are refused that no server takes
-// certificates by this CA. What the issuer is told is what Find does.
+// Otherwise an issuer of DevIDs would learn only from refused machines that no server accepts
+// certificates from its CA. The result of CheckAuthority is that of Find.
 func TestAuthorities(t *testing.T) {
 	t.Parallel()
 	as := func(*x509.Certificate) {}

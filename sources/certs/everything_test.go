@@ -36,7 +36,7 @@ func everything(tb testing.TB, r certs.Request, have map[string][]byte) (urls []
 	return nil, nil
 }
 
-// told says in a line for each certificate what has become of what it names.
+// told returns a line for each certificate with what was found of what it names.
 func told(all []certs.Named) (lines []string) {
 	for _, n := range all {
 		words := []string{string(n.Kind) + " of " + n.By.Subject.CommonName}
@@ -51,9 +51,9 @@ func told(all []certs.Named) (lines []string) {
 	return lines
 }
 
-// A mirror holds what any server may ask for: all URLs, also of a CA that is configured, and also
-// if another URL has led to the issuer; and CRLs up to a root that nobody has configured. A URL
-// of each kind that fails is told of by the certificate that names it.
+// A mirror has everything that any server may ask for: all URLs, even those of a configured CA, and
+// even if another URL has led to the issuer; and CRLs up to a root that nobody has configured. A
+// URL of each kind that fails is reported with the certificate that names it.
 func TestEverything(t *testing.T) {
 	root := newCA(t, "Root", nil, "/above", "/none.crl")
 	middle := newCA(t, "Middle", root, "/root", "/root.crl")

@@ -157,8 +157,8 @@ func wanted(tb testing.TB, r certs.Request, have map[string][]byte) (rounds [][]
 	return nil, result
 }
 
-// What a chain needs is said step by step: issuers from the leaf upwards, the next URL only
-// if the one before was of no use, and then all CRLs at once.
+// Find says step by step what a chain needs: issuers from the leaf upwards, the next URL only if
+// the previous one did not help, and then all CRLs at once.
 func TestWants(t *testing.T) {
 	root := newCA(t, "Root", nil)
 	middle := newCA(t, "Middle", root, "/root", "/root.crl")
@@ -197,8 +197,8 @@ func TestWants(t *testing.T) {
 	}
 }
 
-// With bundles all URLs are wanted, and nothing is told before all are known: selectors
-// must not depend on what was at hand first.
+// With bundles, all URLs are wanted, and Find cannot tell before all are known: selectors must not
+// depend on what was available first.
 func TestWantsOfBundles(t *testing.T) {
 	a, b := newCA(t, "A", nil), newCA(t, "B", nil)
 	low := newCA(t, "Low", a)
@@ -223,8 +223,8 @@ func TestWantsOfBundles(t *testing.T) {
 	}
 }
 
-// A memo takes no signature for another: what one leaf has proved helps no other, nor the
-// same leaf with a byte changed.
+// A memo does not confuse signatures: what one leaf has proved does not help another, nor the same
+// leaf with a byte changed.
 func TestMemo(t *testing.T) {
 	root, other := newCA(t, "Root", nil), newCA(t, "Other", nil)
 	memo := certs.NewMemo()
@@ -257,9 +257,9 @@ func TestMemo(t *testing.T) {
 	}
 }
 
-// Whatever stands at every URL of a certificate, and whatever the machine sends along, Find
-// ends, panics nowhere, and admits nobody whom no anchor has signed, directly or through
-// what it has signed.
+// Whatever is at a certificate's URLs, and whatever the machine sends along, Find ends, does not
+// panic, and admits no machine whose certificate was not signed by an anchor, directly or through
+// others.
 func FuzzFind(f *testing.F) {
 	root := newCA(f, "Root", nil)
 	low := newCA(f, "Low", root, "/root", "/root.crl")

@@ -48,8 +48,8 @@ func dn(tb testing.TB, rdns ...[]pair) []byte {
 	return der
 }
 
-// Which names are one CA's (RFC 5280, 7.1). A pair that is taken for two hides a
-// chain; one that is taken for one only costs a signature.
+// Which names are the same CA's (RFC 5280, 7.1). Taking two equal names for different ones hides a
+// chain; the reverse only costs a signature check.
 func TestCanonical(t *testing.T) {
 	one := func(tag int, value string) []byte { return dn(t, []pair{attr(3, tag, value)}) }
 	for name, c := range map[string]struct {

@@ -234,7 +234,7 @@ func (s *site) put(path string, body []byte) string {
 	return s.server.URL + path
 }
 
-// set has the site fail, or stall, or neither.
+// set makes the site fail, stall, or work.
 func (s *site) set(failing, stalling bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -255,7 +255,7 @@ func (s *site) clock() time.Time {
 	return s.now
 }
 
-// pass lets time pass.
+// pass advances the clock.
 func (s *site) pass(d time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -42,9 +42,8 @@ func bundleOfCerts(open bool, certs ...*x509.Certificate) []byte {
 		wrap(0x30, []byte(oid+"\x01")), wrap(0xa0, all), wrap(0x31))))
 }
 
-// Vendors serve issuers in several forms. In each, a chain that the machine does
-// not send is found, once: afterwards nothing is asked, and the answer is there at
-// once.
+// Vendors serve issuers in several forms. In each form, a chain that the machine does not send is
+// found with one request: afterwards nothing is requested, and the answer is immediate.
 func TestFetchedIssuers(t *testing.T) {
 	root := newRoot(t, "Root")
 	for name, serve := range map[string]func(*x509.Certificate, ...*x509.Certificate) []byte{
@@ -116,7 +115,7 @@ func TestSentAndFetched(t *testing.T) {
 	web.wantRequests(t, 1)
 }
 
-// Where no URL may be asked, nothing is: the answer is what it is without.
+// If no URL may be requested, nothing is, and the answer is the same as without URLs.
 func TestNothingToFetch(t *testing.T) {
 	web, other := newSite(t), newSite(t)
 	root := newRoot(t, "Root")
@@ -140,7 +139,7 @@ func TestNothingToFetch(t *testing.T) {
 	web.wantRequests(t, 0)
 }
 
-// A certificate that could vouch for nobody makes the server ask nobody.
+// A certificate that could not be accepted in any case causes no request.
 func TestNoFetchForWhatCannotVouch(t *testing.T) {
 	web := newSite(t)
 	root := newRoot(t, "Root")
@@ -170,9 +169,8 @@ func TestNoFetchForWhatCannotVouch(t *testing.T) {
 	web.wantRequests(t, 0)
 }
 
-// Whatever a vendor's server, or somebody on the way, serves instead of the
-// issuer: nobody is admitted by it, and it does not clear anybody either. It is
-// not asked again at once.
+// Whatever a vendor's server, or somebody on the way, serves instead of the issuer neither admits
+// nor clears a machine, and is not requested again at once.
 func TestFaultyIssuers(t *testing.T) {
 	root := newRoot(t, "Root")
 	low := root.sub(t, "Low")
@@ -231,8 +229,8 @@ func TestFaultyIssuers(t *testing.T) {
 	}
 }
 
-// A server that is down is asked again after a while, and what has been put in the
-// place of an issuer on the way does not stay there.
+// A server that is down is asked again after a while, and what somebody has put in an issuer's
+// place does not stay there.
 func TestFailuresAreForgotten(t *testing.T) {
 	root := newRoot(t, "Root")
 	low := root.sub(t, "Low")
@@ -260,7 +258,7 @@ func TestFailuresAreForgotten(t *testing.T) {
 	}
 }
 
-// What was fetched serves when the vendor's server is gone.
+// What was fetched is used when the vendor's server is gone.
 func TestIssuersOutliveAnOutage(t *testing.T) {
 	web, now := newSite(t), newClock()
 	root := newRoot(t, "Root")
@@ -277,8 +275,8 @@ func TestIssuersOutliveAnOutage(t *testing.T) {
 	}
 }
 
-// A chain of certificates without an end, each at a URL of its own, costs a few
-// requests; a circle costs one each.
+// An endless chain of certificates, each at its own URL, causes a few requests; a circle causes one
+// for each.
 func TestLongChainsAndLoops(t *testing.T) {
 	web := newSite(t)
 	root := newRoot(t, "Root")
@@ -407,7 +405,7 @@ func TestHundredWaitForOneIssuer(t *testing.T) {
 	web.wantRequests(t, 1)
 }
 
-// A fetched certificate joins and never vouches, not even a root's.
+// A fetched certificate links others and is never an anchor, not even a root's.
 func TestFetchedIsNoAnchor(t *testing.T) {
 	web := newSite(t)
 	other := newRoot(t, "Other")
@@ -416,8 +414,8 @@ func TestFetchedIsNoAnchor(t *testing.T) {
 	web.wantRequests(t, 1)
 }
 
-// Which bundles vouch does not depend on what was fetched first: all of a
-// certificate's URLs count, and one that fails takes a bundle away and adds none.
+// The resulting bundles do not depend on what was fetched first: all of a certificate's URLs count,
+// and one that fails may remove a bundle but adds none.
 func TestBundlesOfFetchedChains(t *testing.T) {
 	a, b := newRoot(t, "A"), newRoot(t, "B")
 	low := newRoot(t, "Low")
@@ -538,10 +536,10 @@ func TestImpostorsBesideAFetchedChain(t *testing.T) {
 	web.wantRequests(t, 2)
 }
 
-// A vendor has renewed an intermediate's certificate at the same URL, and the one
-// that is kept expires: the renewed one is asked for then, and its machines are not
-// refused for the rest of a month. Until it is there, the verdict says what has
-// expired, and it is asked for every ten minutes.
+// A vendor renews an intermediate's certificate at the same URL, and the old one that is kept
+// expires: the renewed one is then fetched, so its machines are not refused for the rest of a
+// month. Until it is there, the verdict says what has expired, and it is requested every ten
+// minutes.
 func TestIssuerIsRenewed(t *testing.T) {
 	root, key := newRoot(t, "Root"), certstest.NewKey(t)
 	web, now := newSite(t), newClock()

@@ -127,8 +127,7 @@ func TestUnreadableAltNames(t *testing.T) {
 	}
 }
 
-// The issuer's name is the CA's own words, and they too may not be fit for a
-// selector.
+// The CA chooses the issuer's name, which may not be suitable as a selector either.
 func TestIssuerCNThatIsNoSelector(t *testing.T) {
 	for _, cn := range []string{"", "a\nb", strings.Repeat("x", 300)} {
 		root := newRoot(t, cn)
@@ -139,8 +138,8 @@ func TestIssuerCNThatIsNoSelector(t *testing.T) {
 	}
 }
 
-// Serial numbers identify a certificate together with the issuer: each has one
-// form, or the certificate does not vouch.
+// Serial numbers identify a certificate together with the issuer: each has one form, or the
+// certificate is refused.
 func TestSerials(t *testing.T) {
 	root := newRoot(t, "Root")
 	src := trusting(t, root)

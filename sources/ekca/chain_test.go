@@ -119,8 +119,8 @@ func TestWhatMayNotJoin(t *testing.T) {
 	wantListed(t, src, good.ek(t), good.cert)
 }
 
-// Each row is a CA certificate that an operator has configured: what it says of
-// itself holds for it, too, and the operator reads why it does not serve.
+// Each row is a CA certificate that an operator has configured: what it says about itself applies,
+// and the operator reads why it is not used.
 func TestConfiguredCAThatMayNotVouch(t *testing.T) {
 	other := newRoot(t, "Other")
 	for name, c := range map[string]struct {
@@ -166,8 +166,8 @@ func TestConfiguredEKCertificate(t *testing.T) {
 	wantNotListed(t, "no configured CA", src, ek)
 }
 
-// A vendor says how far a CA's word reaches; an authority that is configured
-// itself speaks for itself.
+// A vendor limits what a CA may issue, but a CA that is configured itself is not limited by the CAs
+// above it.
 func TestPathLength(t *testing.T) {
 	limit := func(n int) edit {
 		return func(c *x509.Certificate) { c.MaxPathLen, c.MaxPathLenZero = n, n == 0 }
@@ -212,9 +212,9 @@ func TestChainLength(t *testing.T) {
 	}
 }
 
-// Stops chains that a stranger has tangled: certificates that certify each other,
-// many that bear one name, one that certifies itself. None of them costs more
-// than a signature or two, since no configured CA has signed any.
+// Stops chains that a stranger has tangled: certificates that certify each other, many with the
+// same name, a self-signed one. None of them causes more than one or two signature checks, since no
+// configured CA has signed any.
 func TestTangledChains(t *testing.T) {
 	root := newRoot(t, "Root")
 	src := trusting(t, root)
@@ -260,8 +260,8 @@ func TestLoopOfGenuineCAs(t *testing.T) {
 	}
 }
 
-// The work that one attestation can cause is bounded even for somebody who holds
-// a CA below a configured one. What then cannot be found out is no "not listed".
+// The work that one attestation can cause is limited even for the owner of a CA below a configured
+// one. What is not found within the limit is not "not listed".
 func TestBoundedWork(t *testing.T) {
 	root := newRoot(t, "Root")
 	var sent []*x509.Certificate
@@ -350,8 +350,8 @@ func TestIssuerNamesAreComparedByMeaning(t *testing.T) {
 	}
 }
 
-// Selectors name every bundle that vouches, however the bundles share a chain,
-// and in one order.
+// Selectors name every bundle to which there is a chain, however the bundles share it, in a fixed
+// order.
 func TestEveryBundleThatVouches(t *testing.T) {
 	root, other := newRoot(t, "Root"), newRoot(t, "Other")
 	sub := root.sub(t, "Sub")
@@ -404,8 +404,8 @@ func TestEveryBundleThatVouches(t *testing.T) {
 	}
 }
 
-// A bundle does not vouch through an authority that has expired, is weakly
-// signed or is for something else, though that one is configured.
+// A chain through a CA certificate that has expired, is weakly signed or is for another purpose
+// does not count for a bundle, even if that CA is configured.
 func TestBundleAboveAnUnfitCA(t *testing.T) {
 	root := newRoot(t, "Root")
 	low := root.sub(t, "Low", forTLS)

@@ -78,7 +78,7 @@ func TestNewOnlyValidates(t *testing.T) {
 	}
 }
 
-// A source that has loaded nothing may not clear a machine under a deny rule.
+// A source that has loaded nothing must not clear a machine under a deny rule.
 func TestCheckCannotTellBeforeLoad(t *testing.T) {
 	root := newRoot(t, "Root")
 	ek := root.ek(t)
@@ -115,8 +115,8 @@ func TestCheckAttributes(t *testing.T) {
 	}
 }
 
-// A machine without a certificate is a fact, not a failure: under a rule with
-// other sources it may still be welcome.
+// That a machine has no certificate is a fact, not a failure: a rule with other sources may still
+// admit it.
 func TestCheckWithoutCertificate(t *testing.T) {
 	src := trusting(t, newRoot(t, "Root"))
 	v, err := src.Check(t.Context(), &sources.Evidence{EK: certstest.NewKey(t).Public()})
@@ -125,7 +125,7 @@ func TestCheckWithoutCertificate(t *testing.T) {
 	}
 }
 
-// Stops a stolen certificate: it may vouch only for the key inside it.
+// Stops a stolen certificate: it counts only for the key in it.
 func TestCheckRefusesAnotherKey(t *testing.T) {
 	root := newRoot(t, "Root")
 	src := trusting(t, root)
@@ -288,8 +288,8 @@ func TestCheckFollowsTheClock(t *testing.T) {
 	wantListed(t, src, ek)
 }
 
-// A server that booted with a wrong clock loads CAs that have "expired". They
-// must serve once the clock is right, without a change to the files.
+// A server that booted with a wrong clock loads CAs that have "expired". They must be used when the
+// clock is right, without a change to the files.
 func TestCAsLoadedWithAWrongClock(t *testing.T) {
 	now := certstest.Today().AddDate(5, 0, 0)
 	long := newRoot(t, "Long", func(c *x509.Certificate) { c.NotAfter = certstest.Today().AddDate(50, 0, 0) })
@@ -304,8 +304,8 @@ func TestCAsLoadedWithAWrongClock(t *testing.T) {
 	wantListed(t, src, ek)
 }
 
-// Stops keys that could be computed from their certificates, and algorithms that
-// nobody has looked at, in what is configured and in what a machine sends.
+// Stops keys that could be computed from their certificates, and algorithms that nobody has
+// reviewed, in configured certificates and in those that a machine sends.
 func TestWeakCAKeys(t *testing.T) {
 	strong := newRoot(t, "Strong")
 	small, err := rsa.GenerateKey(rand.Reader, 1024)
@@ -337,15 +337,15 @@ func TestReasonIsQuotedAndShort(t *testing.T) {
 	}
 }
 
-// The profile wants X.509 v3: a v1 certificate cannot say that it is no CA's.
+// The profile requires X.509 v3: a v1 certificate cannot say that it is not a CA's.
 func TestCheckRefusesVersion1(t *testing.T) {
 	root := newRoot(t, "Root")
 	ek := version1(t, root, pkix.Name{CommonName: "TPM"}.ToRDNSequence(), certstest.NewKey(t))
 	wantNotListed(t, "X.509 version 1", trusting(t, root), ek)
 }
 
-// A root CA's certificate of version 1 that an operator configures is an anchor;
-// one that is no root's, or is sent by a machine, is nothing.
+// A v1 certificate of a root CA is an anchor if an operator configures it; one that is not a
+// root's, or that a machine sends, is not used.
 func TestVersion1CAs(t *testing.T) {
 	key := certstest.NewKey(t)
 	template := &authority{cert: certstest.CA(t, "Old"), key: key}

@@ -31,9 +31,9 @@ func (s *site) down(paths ...string) {
 	}
 }
 
-// Stops whoever sets the server's clock, NTP and a slow clock at boot among them, from
-// bringing a revoked machine back while the CRL's host is down: what a kept CRL lists
-// counts by any clock, in memory and after a restart.
+// Stops somebody who sets the server's clock, such as NTP or a slow clock at boot, from bringing a
+// revoked machine back while the CRL's host is down: what a kept CRL lists counts by any clock, in
+// memory and after a restart.
 func TestRevokedWhateverTheClockSays(t *testing.T) {
 	root := newRoot(t, "Root")
 	for name, jump := range map[string]time.Duration{
@@ -182,9 +182,9 @@ type pair struct {
 	serial int64
 }
 
-// Intel's on-die CAs may not sign CRLs and name an indirect one, by a CA above them.
-// Only that CA's list counts, it may clear nobody as an ordinary list, and its entries
-// are for the certificates of the CA that they name (RFC 5280, 5.3.3 and 6.3.3).
+// Intel's on-die CAs may not sign CRLs, and name an indirect CRL by a CA above them. Only that CA's
+// list counts; it clears nobody if it is an ordinary list; and its entries are for the certificates
+// of the CA that they name (RFC 5280, 5.3.3 and 6.3.3).
 func TestIndirectCRLs(t *testing.T) {
 	root := newRoot(t, "Root")
 	above := root.sub(t, "ODCA Intermediate")
@@ -235,8 +235,8 @@ func TestIndirectCRLs(t *testing.T) {
 	}
 }
 
-// The CA that issues an indirect CRL has to be one that is trusted: above the
-// certificate, by whatever certificate that was fetched or sent, or configured.
+// The CA that issues an indirect CRL must be trusted: above the certificate, with whichever of its
+// certificates was fetched or sent, or configured.
 func TestIssuersOfIndirectCRLs(t *testing.T) {
 	web := newSite(t)
 	root := newRoot(t, "Root")
@@ -348,9 +348,9 @@ func TestIntelsIndirectCRL(t *testing.T) {
 	}
 }
 
-// Stops "not checked" from looking like "checked": under "if_available", a certificate
-// that counts although no CRL says that it is good comes with the reason, in the
-// verdict and in the line about the decision.
+// Stops "not checked" from looking like "checked": under "if_available", a certificate that is
+// accepted although no CRL says that it is good comes with the reason, in the verdict and in the
+// log line about the decision.
 func TestUncheckedIsSaid(t *testing.T) {
 	root := newRoot(t, "Root")
 	web := newSite(t)

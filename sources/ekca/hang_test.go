@@ -174,9 +174,9 @@ func wantWithin(
 	}
 }
 
-// A host that drops packets is an outage like any other: what was fetched before
-// serves, whatever the mode, two seconds later at first and at once from then on; and
-// when the host is back, what is old is renewed.
+// A host that drops packets is an outage like any other: what was fetched before is used in any
+// mode, after two seconds at first and at once from then on; and when the host is back, old objects
+// are renewed.
 func TestHangingHostAfterAMonth(t *testing.T) {
 	for _, mode := range []ekca.CRLMode{ekca.CRLOff, ekca.CRLIfAvailable, ekca.CRLRequired} {
 		synctest.Test(t, func(t *testing.T) {
@@ -258,10 +258,10 @@ func TestHangingHostsOfCRLs(t *testing.T) {
 	}
 }
 
-// A machine that names URLs of its own, which hang, has no less time spent on the CRL
-// that lists it: where none is left, nothing can be told, and "if_available" admits
-// nobody for having used it up. The URLs are in a certificate of its own making, for
-// its issuer's real key.
+// A machine that names its own URLs, which hang, does not reduce the time for the CRL that lists
+// it: if no time is left, the source cannot tell, and "if_available" does not admit the machine for
+// having used up the time. The URLs are in a certificate that the machine has made for its issuer's
+// real key.
 func TestTimeUsedUpBeforeTheCRL(t *testing.T) {
 	for wasted := range 5 {
 		for _, bundles := range []bool{false, true} { // with bundles all URLs are waited for

@@ -13,8 +13,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// A list that is made of a directory has whom a check finds in it: both places, both cases,
-// what the content says, and an error for what a check cannot tell.
+// A list made from a directory has the machines that a check finds in it: in both places and both
+// cases, with what the content says, and with an error where a check cannot tell.
 func TestEntries(t *testing.T) {
 	dir, s := emptyDirectory(t)
 	write(t, dir, hash(1), "host-1\n")

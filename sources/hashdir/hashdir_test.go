@@ -93,8 +93,8 @@ func TestListed(t *testing.T) {
 	expect(t, s, hash(1), notListed)
 }
 
-// TestNoEntry stops what is named like an entry and is no file from admitting a TPM, and
-// a FIFO or a device from being opened, which could block for ever.
+// TestNoEntry stops something that has the name of an entry but is not a file from admitting a TPM,
+// and a FIFO or a device from being opened, which could block for ever.
 func TestNoEntry(t *testing.T) {
 	dir, s := emptyDirectory(t)
 	folder, fifo, socket := filepath.Join(dir, hash(1)), filepath.Join(dir, hash(2)), filepath.Join(dir, hash(3))

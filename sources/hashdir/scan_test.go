@@ -43,9 +43,9 @@ func scanned(t *testing.T, s *Source) string {
 	return strings.Join(s.Status().Warnings, "\n")
 }
 
-// A name that looks like an entry and is none clears a stolen machine under a deny rule, and
-// refuses a machine under an allow rule, and nothing shows it at the attestation. The directory
-// is listed now and then to warn of each such name. Entries, and names that do not look like a
+// A name that looks like an entry but is not one clears a stolen machine under a deny rule, and
+// refuses a machine under an allow rule, and nothing shows that at the attestation. The directory
+// is listed periodically to warn of each such name. Entries, and names that do not look like a
 // hash, cause no warning.
 func TestNamesThatAreNoEntries(t *testing.T) {
 	h, dir := hash(1), t.TempDir()

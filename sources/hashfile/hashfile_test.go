@@ -66,8 +66,8 @@ func TestCutAnywhere(t *testing.T) {
 	want(t, s, 3, "not listed")
 }
 
-// Between truncating a file and writing it, its last list serves; so it does
-// where the writer was killed there.
+// While a file has been truncated but not written yet, its last list is used, even if the writer
+// was killed at that point.
 func TestEmptyIsNotNobody(t *testing.T) {
 	path := listIn(t, text(1))
 	s := loaded(t, Config{Path: path})
@@ -154,8 +154,8 @@ func TestStaleness(t *testing.T) {
 	})
 }
 
-// A list that has lost most of its machines, and a misspelt field in it, are served as
-// they are, and said until another list is there.
+// A list that has lost most of its machines, or has a misspelt field, is used as it is, with a
+// warning until another list is there.
 func TestWarningsOfTheList(t *testing.T) {
 	var before []string
 	for i := range 30 {

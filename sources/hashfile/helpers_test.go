@@ -75,7 +75,7 @@ func listIn(tb testing.TB, content string) string {
 	return path
 }
 
-// open is New for a configuration that is right.
+// open is New for a valid configuration.
 func open(tb testing.TB, cfg Config) *Source {
 	tb.Helper()
 	s, err := New(cfg)
@@ -103,7 +103,7 @@ func lists(s *Source, machine int) string {
 	return "not listed"
 }
 
-// want fails the test unless that is what the source says of a machine.
+// want fails the test unless the source answers so about a machine.
 func want(tb testing.TB, s *Source, machine int, answer string) {
 	tb.Helper()
 	if got := lists(s, machine); got != answer {

@@ -117,8 +117,8 @@ func TestConfirmationIsKept(t *testing.T) {
 	webtest.WantCannotTell(t, s, "stale")
 }
 
-// A cache that is damaged or cannot be written is said, and no more: the list
-// serves as without one.
+// A cache that is damaged or cannot be written only causes a warning: the list is used as without a
+// cache.
 func TestBadCache(t *testing.T) {
 	o := webtest.NewServer(t, nil)
 	o.Answer(http.StatusOK, webtest.List("", "one"))
@@ -277,9 +277,9 @@ func TestCacheIsReadLater(t *testing.T) {
 	}
 }
 
-// What was accepted before is not forgotten for a cache that cannot be read at a
-// start: once it can be, an older list that the web server has served meanwhile is
-// a replay, and the later one serves.
+// A list that was accepted before is not forgotten because the cache cannot be read at a start:
+// when it can be read, an older list that the web server has served in the meantime is a replay,
+// and the later one is used.
 func TestReplayWhileCacheIsAway(t *testing.T) {
 	cfg, o, _ := cached(t, `"serial": 7, `)
 	show := moveFolder(t, cfg.CachePath)

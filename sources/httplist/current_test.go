@@ -46,9 +46,8 @@ func TestReplay(t *testing.T) {
 	}
 }
 
-// An old list admits nobody: after max_staleness without an answer, and while the
-// clock says that the last answer is still to come, nothing can be told. An
-// answer puts that right.
+// An old list admits nobody: after max_staleness without an answer, and while the last answer is in
+// the future by the clock, the source cannot tell. A new answer ends that.
 func TestStaleness(t *testing.T) {
 	o := webtest.NewServer(t, nil)
 	c := newClock()
@@ -92,8 +91,8 @@ func TestStaleness(t *testing.T) {
 	webtest.WantListed(t, s, "one", "two")
 }
 
-// A list is good until it says that it is not, whoever confirms it; that it is not
-// any more is told as a failure, so that somebody publishes another one.
+// A list is good until it expires, whoever confirms it. Its expiry is reported as a failure, so
+// that somebody publishes another one.
 func TestExpires(t *testing.T) {
 	o := webtest.NewServer(t, nil)
 	c := newClock()

@@ -10,8 +10,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/web/webtest"
 )
 
-// Whoever examines a server's list sees what the server's cache has, says until when it serves,
-// and neither writes the cache nor asks the network: the server has a lock and a serial to lose.
+// Examining a server's list shows what is in the server's cache and until when it may be used, and
+// neither writes the cache nor uses the network: the server has a lock and a serial to lose.
 func TestExamineTheCache(t *testing.T) {
 	cfg, o, c := cached(t, `"serial": 7, `)
 	before, err := os.ReadFile(cfg.CachePath)

@@ -12,8 +12,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/web/webtest"
 )
 
-// Whoever follows a server's list has what the server's cache has, as soon as the server has
-// written it, and goes stale with the server. It neither writes the cache nor asks the network.
+// A follower of a server's list has what is in the server's cache, as soon as the server has
+// written it, and goes stale together with the server. It neither writes the cache nor uses the
+// network.
 func TestFollowTheCache(t *testing.T) {
 	cfg, o, c := cached(t, `"serial": 7, `)
 	s := newSource(t, cfg)

@@ -143,9 +143,9 @@ func TestLists(t *testing.T) {
 	}
 }
 
-// Of two lists, the older is told by when they were issued, whatever their numbers
-// are, and of the same moment by their numbers: an older one that somebody replays is
-// not to take the place of a newer one.
+// The older of two lists is the one that was issued earlier, whatever their numbers are; if both
+// were issued at the same time, the numbers decide. A replayed older list must not replace a newer
+// one.
 func TestBefore(t *testing.T) {
 	a := newCA(t, "a")
 	at := func(d time.Duration, number int64) *crl.List {
@@ -181,8 +181,8 @@ func TestBefore(t *testing.T) {
 	}
 }
 
-// A number that is none, or longer than RFC 5280 allows, is no reason to believe
-// that a list is new.
+// A number that is malformed, or longer than RFC 5280 allows, is no reason to believe that a list
+// is new.
 func TestBadNumber(t *testing.T) {
 	a := newCA(t, "a")
 	der := a.list(t, func(l *x509.RevocationList) { l.Number = big.NewInt(0x1234) })
@@ -231,7 +231,7 @@ func TestReasons(t *testing.T) {
 	}
 }
 
-// Only the CA's key has signed its list: stops a list that somebody on the way has
+// Only a list that is signed with the CA's key counts: stops a list that somebody on the way has
 // written.
 func TestSignedBy(t *testing.T) {
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -338,8 +338,8 @@ func named(url string) []byte {
 	return context(0xa0, context(0xa0, context(0x86, []byte(url)...)...)...)
 }
 
-// A list that is for some of a CA's certificates, or some reasons, must not clear
-// the others; what it says in a way that is not understood may take back all of it.
+// A list that is for only some of a CA's certificates, or some reasons, must not clear others. A
+// part of it that is not understood may revoke the rest.
 func TestUnusable(t *testing.T) {
 	a := newCA(t, "a")
 	extension := func(critical bool) pkix.Extension {
@@ -417,7 +417,7 @@ func TestCovers(t *testing.T) {
 	}
 }
 
-// A list that is torn is none, at whatever byte, and so is one that never ends.
+// A truncated list is an error, at whatever byte, and so is one that never ends.
 func TestTorn(t *testing.T) {
 	der := newCA(t, "a").list(t, revoking(big.NewInt(5), big.NewInt(6)), withEntry(1))
 	for n := range der {

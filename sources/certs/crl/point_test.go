@@ -42,7 +42,7 @@ func TestPointsOfIntelsCAs(t *testing.T) {
 	}
 }
 
-// What is not understood of a distribution point may say whose the CRL is.
+// A part of a distribution point that is not understood may say which CA issues the CRL.
 func TestBadPoints(t *testing.T) {
 	url := context(0x86, []byte("http://x.test/crl")...)
 	full := func(b []byte) []byte { return context(0xa0, context(0xa0, b...)...) }

@@ -58,9 +58,8 @@ func names(tb testing.TB, address *atomic.Pointer[string]) *net.Resolver {
 	}}
 }
 
-// A name that somebody has configured, and that leads to where no certificates are
-// for the world: to this machine, to the cloud's metadata, into the network. It is
-// looked at where the connection is made, each time.
+// A configured name may resolve to an address that is not public: this machine, the cloud's
+// metadata, the internal network. The address is checked at each connection.
 func TestNameOfPrivateAddress(t *testing.T) {
 	o := local(t)
 	_, port, err := net.SplitHostPort(o.host())
@@ -91,8 +90,8 @@ func TestLocalhost(t *testing.T) {
 	o.wantRequests(t, 0)
 }
 
-// The operator's own words may lead to private addresses by a name: a mirror in
-// the site, a service for EK certificates.
+// The names that the operator has configured may resolve to private addresses: a mirror on the
+// site, or a service for EK certificates.
 func TestOwnHostsMayBePrivate(t *testing.T) {
 	o := local(t)
 	_, port, err := net.SplitHostPort(o.host())
@@ -105,8 +104,7 @@ func TestOwnHostsMayBePrivate(t *testing.T) {
 	}
 }
 
-// An environment that names a proxy, which would resolve names in its own network,
-// is not asked for one.
+// A proxy in the environment, which would resolve names in its own network, is not used.
 func TestNoProxy(t *testing.T) {
 	o := local(t)
 	t.Setenv("HTTP_PROXY", o.URL)
@@ -126,8 +124,7 @@ func (o *origin) redirect(to func(r *http.Request) string) {
 	})
 }
 
-// Redirects that lead away from the host that may be asked, even to another one
-// that may.
+// Redirects to another host are not followed, even if that host may be asked.
 func TestRedirectElsewhere(t *testing.T) {
 	victim, other := newOrigin(t, "127.0.0.2:0"), newOrigin(t, "127.0.0.3:0")
 	o := local(t)
@@ -181,7 +178,7 @@ func TestRedirectOnTheHost(t *testing.T) {
 	o.wantRequests(t, 4)
 }
 
-// From https to http: whoever is on the way could lead on.
+// A redirect from https to http is not followed: somebody on the way could redirect further.
 func TestRedirectDowngrade(t *testing.T) {
 	o := newOrigin(t, "127.0.0.1:0", true)
 	f := asking(t, o)
@@ -193,7 +190,7 @@ func TestRedirectDowngrade(t *testing.T) {
 	wantFail(t, f, o.at("/a"), "from https to http")
 }
 
-// https is verified: a server that nobody vouches for is not believed.
+// https is verified: a server without a trusted certificate is not believed.
 func TestUnknownAuthority(t *testing.T) {
 	o := newOrigin(t, "127.0.0.1:0", true)
 	f := asking(t, o)
@@ -287,8 +284,7 @@ func TestBadAnswers(t *testing.T) {
 	}
 }
 
-// A body that drips, and one that stops: the time of a request is over at some
-// point, whatever the server sends.
+// A body that drips and one that stalls: a request ends at some point, whatever the server sends.
 func TestSlowBody(t *testing.T) {
 	o := local(t)
 	f := asking(t, o)
@@ -312,8 +308,8 @@ func TestSlowBody(t *testing.T) {
 	wantFail(t, f, o.at("/hangs"), "not finished within 200ms")
 }
 
-// One failure of the connection, or of the server, is made good within the
-// request; one that lasts is one failure.
+// A single failure of the connection or the server is overcome within the request; a lasting one
+// counts as one failure.
 func TestRetry(t *testing.T) {
 	o := local(t)
 	f := asking(t, o)
@@ -335,7 +331,7 @@ func TestRetry(t *testing.T) {
 	o.wantRequests(t, 5)
 }
 
-// The request says nothing of who asks and why.
+// The request does not reveal who asks and why.
 func TestPlainRequest(t *testing.T) {
 	o := local(t)
 	f := asking(t, o)

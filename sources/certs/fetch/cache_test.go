@@ -51,7 +51,7 @@ func restarted(tb testing.TB, o *origin, path string) (*fetch.Fetcher, error) {
 	return f, err
 }
 
-// After a restart what was fetched is there without the network, failures too.
+// After a restart, what was fetched is available without the network, including failures.
 func TestRestart(t *testing.T) {
 	o := local(t)
 	path := filled(t, o, 20)
@@ -70,8 +70,8 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-// While Run is there, a kill a moment after the answer loses nothing: it is
-// written soon, and not when the server ends.
+// While Run is running, killing the process a moment after an answer loses nothing: the answer is
+// written soon, not when the server ends.
 func TestRunWrites(t *testing.T) {
 	o := local(t)
 	path := filepath.Join(t.TempDir(), "cache.db")
@@ -89,7 +89,7 @@ func TestRunWrites(t *testing.T) {
 	must(t, <-ran)
 }
 
-// What is on the disk is not trusted: what Parse refuses is asked for again.
+// What is on disk is not trusted: what Parse refuses is fetched again.
 func TestDiskIsNotTrusted(t *testing.T) {
 	o := local(t)
 	path := filled(t, o, 1)
@@ -109,8 +109,8 @@ func TestDiskIsNotTrusted(t *testing.T) {
 	}
 }
 
-// What was loaded is over when Parse says so now, as for a CRL that a later
-// release keeps for less time.
+// Until of a loaded object is what Parse returns now, for example if a later release keeps CRLs for
+// less time.
 func TestLoadedObjectIsOver(t *testing.T) {
 	o := local(t)
 	path := filled(t, o, 1)
@@ -128,8 +128,8 @@ func TestLoadedObjectIsOver(t *testing.T) {
 	}
 }
 
-// Files that must not be written to: each is said, memory serves, and nothing of
-// somebody else's is lost.
+// Files that must not be overwritten: each is reported, the objects in memory are used, and no
+// other program loses anything.
 func TestFilesThatMustNotBeWritten(t *testing.T) {
 	o := local(t)
 	for name, test := range map[string]struct {
@@ -182,8 +182,8 @@ func edit(tb testing.TB, path string, change func(tx *bbolt.Tx) error) {
 	must(tb, db.Close())
 }
 
-// Files that are of no use, by damage that nothing may map or from an earlier release:
-// each is said, nothing stops the process, the network serves, and the file is replaced.
+// Files that cannot be used, because they are damaged or from an earlier release: each is reported,
+// none stops the process, the network is used, and the file is replaced.
 func TestFilesOfNoUse(t *testing.T) {
 	o := local(t)
 	truncate := func(size int64) func(path string) {
@@ -231,8 +231,8 @@ func TestFilesOfNoUse(t *testing.T) {
 	}
 }
 
-// Records that the user of this process has written, with a checksum that is right:
-// those that are none are left out, and the others serve.
+// Records that another program of the same user has written, with a correct checksum: malformed
+// ones are left out, and the others are used.
 func TestCraftedRecords(t *testing.T) {
 	o := local(t)
 	path := filled(t, o, 3)
@@ -244,9 +244,9 @@ func TestCraftedRecords(t *testing.T) {
 	wantCached(t, f, numbered(o, 0), string(bodyOf("/0.crt")))
 }
 
-// Another process has the file: nobody waits for it for long. A CRL in it may be newer
-// than what a server would say now, so nobody is asked before it was read; Run reads it
-// once it is free.
+// If another process keeps the file locked, nobody waits long for it. A CRL in it may be newer than
+// the server's answer would be, so no server is asked before the file has been read; Run reads it
+// when the lock is released.
 func TestLocked(t *testing.T) {
 	o := local(t)
 	path := filled(t, o, 1)
@@ -276,8 +276,8 @@ func TestLocked(t *testing.T) {
 	wantCached(t, again, numbered(o, 0), string(bodyOf("/0.crt"))) // it has stayed
 }
 
-// Two servers, or a configuration and the next one, have one file by mistake: who
-// writes last is who is found, whole.
+// If two servers, or two successive configurations, share a file by mistake, the last writer's
+// content is found, complete.
 func TestSharedFile(t *testing.T) {
 	o := local(t)
 	path := filled(t, o, 1)

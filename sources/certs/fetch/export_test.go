@@ -21,7 +21,7 @@ const MaxURL = maxURL
 // Public is what decides on addresses.
 func Public(a netip.Addr) bool { return public(a) }
 
-// Hurry makes a Fetcher impatient.
+// Hurry shortens the times of a Fetcher.
 func (f *Fetcher) Hurry(timeout, retryPause time.Duration) {
 	f.timeout, f.retryPause = timeout, retryPause
 }

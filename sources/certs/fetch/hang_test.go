@@ -65,10 +65,10 @@ func (w *wire) over(t *testing.T, path string, run bool) (*fetch.Fetcher, *clock
 
 func (w *wire) answer(body string) { w.body.Store(&body) }
 
-// A server that drops packets is waited for as long as the caller likes; what is old is
-// there all the while. Once somebody has waited for two seconds, everybody sees that the
-// server is silent, and need not wait. The request goes on, and has its result. From memory
-// and from the disk; and with others in the queue before it.
+// A server that drops packets is waited for as long as the caller likes; meanwhile, an old object
+// is available. When somebody has waited for two seconds, everybody sees that the server is silent
+// and need not wait. The request continues, and its result is kept. This applies to objects from
+// memory and from disk, and with other requests in the queue.
 func TestOldWhileTheServerHangs(t *testing.T) {
 	for _, queued := range []bool{false, true} {
 		for _, restart := range []bool{false, true} {
@@ -134,8 +134,8 @@ func wantOld(t *testing.T, f *fetch.Fetcher, url string, why error) {
 	}
 }
 
-// If nobody runs it, what nobody waits for ends, and whoever comes then waits
-// anew. If nothing is there, a caller waits as long as the request takes.
+// Without Run, a request for which nobody waits ends, and the next caller waits again. If there is
+// no old object, a caller waits as long as the request takes.
 func TestHangWithoutRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, url := &wire{}, "http://"+hangingHost+"/a.crt"
@@ -163,9 +163,9 @@ func TestHangWithoutRun(t *testing.T) {
 	})
 }
 
-// A server that hangs does not have all who want something of it wait: sixteen do, and
-// the others are told to come again, at once from when it has kept somebody waiting for
-// two seconds. What is old is served all the while, and renewed in its turn.
+// A hanging server does not make everybody wait: sixteen callers wait, and the others are told to
+// retry, at once when the server has kept somebody waiting for two seconds. Old objects are used
+// all the while, and renewed in turn.
 func TestCrowdAtAHangingServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, old := &wire{}, "http://"+hangingHost+"/old.crt"
@@ -219,7 +219,7 @@ func TestCrowdAtAHangingServer(t *testing.T) {
 	})
 }
 
-// Who is asked is the mirror, whatever host a URL has.
+// The mirror is asked, whatever host a URL has.
 func TestHost(t *testing.T) {
 	f := open(t, fetch.Config{
 		Hosts: []string{"pki.test"}, Mirror: "http://192.0.2.9:8080/", Bases: []string{"https://ek.test/a/"},

@@ -145,7 +145,7 @@ func asking(tb testing.TB, origins ...*origin) *fetch.Fetcher {
 	return open(tb, cfg)
 }
 
-// text is a Parse that takes what does not begin with a tag.
+// text is a Parse that accepts bodies that do not begin with a tag.
 func text(body []byte) (any, time.Time, error) {
 	if strings.HasPrefix(string(body), "<") {
 		return nil, time.Time{}, errors.New("it is no certificate")

@@ -100,8 +100,8 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// A disk that is full: it is said, memory serves, the file is as it was, and once
-// there is room all is written.
+// A full disk is reported, the objects in memory are used, the file stays as it was, and everything
+// is written when there is room again.
 func TestFullDisk(t *testing.T) {
 	o := local(t)
 	path := filled(t, o, 5)

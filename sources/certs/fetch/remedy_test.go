@@ -9,8 +9,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/certs/fetch"
 )
 
-// A remedy that does not work costs an operator a day, or has them open what should
-// stay closed. Who does what the error of a request says gets the certificate.
+// A remedy that does not work costs an operator a day, or makes them open what should stay closed.
+// Following the error of a request leads to the certificate.
 func TestRemediesOfRequests(t *testing.T) {
 	o := local(t)
 	_, port, err := net.SplitHostPort(o.host())
@@ -65,7 +65,7 @@ func TestRemediesOfRequests(t *testing.T) {
 	wantFail(t, f, "http://"+name+"/a", "not a public address")
 }
 
-// What an error about a configured host or URL says is followed, and then it passes.
+// After following the error about a configured host or URL, the configuration is accepted.
 func TestRemediesOfConfigurations(t *testing.T) {
 	hosts := func(h ...string) fetch.Config { return fetch.Config{Hosts: h} }
 	bases := func(b ...string) fetch.Config { return fetch.Config{Bases: b} }
@@ -97,8 +97,8 @@ func TestRemediesOfConfigurations(t *testing.T) {
 	}
 }
 
-// A password that somebody has written into a URL, though it serves nothing there, ends
-// in no log, however much of it needs to be escaped.
+// A password in a URL, where it has no effect, never appears in a log, however much of it needs to
+// be escaped.
 func TestPasswordsAreNotShown(t *testing.T) {
 	for _, text := range []string{
 		"http://user:hunter2@mirror.example/", "https://hunter2@mirror.example/a", "user:hunter2@mirror.example",

@@ -82,8 +82,8 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
-// What is not a bundle, or not all of one, or more than was asked for, gives
-// nothing: no part of what is torn joins a chain.
+// Anything that is not a complete bundle, or has more certificates than allowed, gives nothing: no
+// part of a truncated bundle is used in a chain.
 func TestRefused(t *testing.T) {
 	a := certificate(t, "a")
 	whole := bundle(tlv, a)

@@ -25,8 +25,8 @@ func TestReadNamesLimit(t *testing.T) {
 	}
 }
 
-// Each difference between two looks must be seen, since what is not seen is not
-// loaded: a CA that was withdrawn would go on vouching.
+// Each difference between two looks must be noticed, since otherwise the change is not loaded: a CA
+// that was withdrawn would still be trusted.
 func TestFileSetSame(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, content string) {
