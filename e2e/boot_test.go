@@ -57,7 +57,7 @@ func newEvent(kernel string) []string {
 // a whole.
 func (w *world) profile(m machine, file string, args ...string) {
 	w.t.Helper()
-	args = append([]string{"boot", "profile", "--device", m.tpm.Device, "--log", m.log, "--name", "web", "--write", file}, args...)
+	args = append([]string{"boot", "profile", "--device", m.tpm.Device, "--log", m.log, "--name", "web", "--to", file}, args...)
 	if out, err := exec.CommandContext(w.ctx, w.programs.Tool, args...).CombinedOutput(); err != nil {
 		w.t.Fatalf("tpm-attestor %q: %v\n%s", args, err, out)
 	}

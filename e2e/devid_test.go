@@ -188,11 +188,11 @@ func (d *devIDs) issue() {
 	config := []string{"--config", d.at("server.conf"), "--state", d.at("laptop.state")}
 	dir, device := d.laptop.devID, d.laptop.tpm.Device
 	d.tool("request", dir, "--device", device)
-	d.tool(append([]string{"issue", "challenge", dir + "/request.json", "--write", d.at("challenge.json")}, config...)...)
+	d.tool(append([]string{"issue", "challenge", dir + "/request.json", "--to", d.at("challenge.json")}, config...)...)
 	d.tool("request", dir, "--device", device, "--challenge", d.at("challenge.json"))
 	d.tool(append([]string{
 		"issue", "certificate", dir + "/answer.json", "--ca-cert", d.at("devid-ca.pem"), "--ca-key", d.at("devid-ca.key"),
-		"--subject", "CN=laptop-17", "--crl-url", d.crlURL(), "--write", dir + "/devid.pem",
+		"--subject", "CN=laptop-17", "--crl-url", d.crlURL(), "--to", dir + "/devid.pem",
 	}, config...)...)
 }
 

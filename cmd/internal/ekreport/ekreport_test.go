@@ -131,11 +131,11 @@ func TestByFlags(t *testing.T) {
 		err  error
 		want string
 	}{
-		{fmt.Errorf("ask the TPM: %w", known), "ask the TPM: no EK: set --key to another type"},
+		{fmt.Errorf("ask the TPM: %w", known), "ask the TPM: no EK: set --ek-type to another type"},
 		{other, "no ek: name the ek"},
 		{errors.New("ek"), "ek"},
 	} {
-		err := ByFlags(test.err, map[string]string{"ek": "--key"})
+		err := ByFlags(test.err, map[string]string{"ek": "--ek-type"})
 		if err.Error() != test.want || !errors.Is(err, test.err) {
 			t.Errorf("%q, want %q", err, test.want)
 		}

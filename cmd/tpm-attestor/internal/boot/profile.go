@@ -16,10 +16,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/spire-tpm/spire-tpm-attestor/internal/atomicfile"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/pcrs"
+	"github.com/spire-tpm/spire-tpm-attestor/internal/atomicfile"
 	"github.com/spire-tpm/spire-tpm-attestor/server/boot"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/bootpolicy"
@@ -34,7 +34,7 @@ type profileFlags struct {
 	labels       []string
 	pcrs         []int
 	pinPCR7, dbx bool
-	merge, write string
+	merge, to    string
 }
 
 func newProfile(output *cli.Format) *cobra.Command {
@@ -55,7 +55,7 @@ machine without Secure Boot, or with an older dbx than the profile requires, is 
 there is one, goes up by one.`,
 		Example: cli.Examples(
 			"sudo tpm-attestor boot profile --name web > boot.json",
-			"sudo tpm-attestor boot profile --name web --merge boot.json --write boot.json",
+			"sudo tpm-attestor boot profile --name web --merge boot.json --to boot.json",
 			"sudo tpm-attestor boot profile --name web --pcrs 0,4,7 --label env:prod",
 		),
 		Args: cobra.NoArgs,
@@ -76,9 +76,9 @@ there is one, goes up by one.`,
 	flags.BoolVar(&f.pinPCR7, "pin-pcr7", false, "pin the value of PCR 7, too: an update of dbx then needs a new value")
 	flags.BoolVar(&f.dbx, "dbx", false, "require what is in dbx: machines with an older dbx do not meet the profile")
 	flags.StringVar(&f.merge, "merge", "", "a file with profiles to which this machine is added")
-	flags.StringVar(&f.write, "write", "", "a file to write, as a whole or not at all; "+
+	flags.StringVar(&f.to, "to", "", "a file to write, as a whole or not at all; "+
 		"without --merge, it must not be there (default: standard output)")
-	cli.Complete(cmd, cli.Files, "merge", "write")
+	cli.Complete(cmd, cli.Files, "merge", "to")
 	cli.Complete(cmd, cli.Nothing, "name", "label", "pcrs")
 	return cmd
 }
@@ -463,7 +463,7 @@ func quoteBlock(q *bootprofiles.Quote) string {
 
 func (f *profileFlags) print(cmd *cobra.Command, doc *bootprofiles.Document) error {
 	text := bootprofiles.Encode(doc)
-	if f.write == "" {
+	if f.to == "" {
 		return cli.PrintText(cmd, string(text))
 	}
 	fill := func(w io.Writer) error {
@@ -471,13 +471,13 @@ func (f *profileFlags) print(cmd *cobra.Command, doc *bootprofiles.Document) err
 		return err
 	}
 	if f.merge != "" {
-		return atomicfile.Write(f.write, fill)
+		return atomicfile.Write(f.to, fill)
 	}
 	const readable = 0o666 // less the umask
-	err := atomicfile.Create(f.write, readable, fill)
+	err := atomicfile.Create(f.to, readable, fill)
 	if errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("%s is there already: --merge %s keeps the profiles in it; "+
-			"to make them anew, write another file and rename it", f.write, f.write)
+			"to make them anew, write another file and rename it", f.to, f.to)
 	}
 	return err
 }

@@ -56,7 +56,7 @@ When the certificate is written, or if the answer proves nothing, the state is r
 Exit code 3 says that the answer or the machine is refused, 4 that a source cannot tell.`,
 		Example: cli.Examples(
 			"tpm-attestor devid issue certificate answer.json --config server.conf --state laptop-17.state "+
-				"--ca-cert ca.pem --ca-key ca.key --write devid.pem",
+				"--ca-cert ca.pem --ca-key ca.key --to devid.pem",
 			"tpm-attestor devid issue certificate answer.json --config server.conf --state laptop-17.state "+
 				"--csr > devid.csr",
 		),
@@ -346,8 +346,8 @@ func (f *certificateFlags) finish(
 		return err
 	}
 	r.Version, r.EKHash, r.KeyType, r.PEM = 1, p.evidence.EKHash.String(), string(keyType), string(text)
-	r.Rules, r.Sources, r.Written, r.Known = p.decision.Rules, p.decision.Listed, f.write, !p.stranger
-	if output == cli.JSON && f.write == "" {
+	r.Rules, r.Sources, r.Written, r.Known = p.decision.Rules, p.decision.Listed, f.to, !p.stranger
+	if output == cli.JSON && f.to == "" {
 		err = cli.PrintJSON(cmd, r)
 	} else {
 		err = f.print(cmd, what, text)
@@ -358,7 +358,7 @@ func (f *certificateFlags) finish(
 	if err := os.Remove(f.state); err != nil {
 		return fmt.Errorf("remove the state of the challenge: %w", err)
 	}
-	if f.write == "" {
+	if f.to == "" {
 		return nil
 	}
 	if output == cli.JSON {

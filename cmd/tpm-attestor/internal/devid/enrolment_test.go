@@ -246,13 +246,13 @@ func TestFilesAreNotWrittenThroughLinks(t *testing.T) {
 		}
 	}
 	request := e.request(t, nil)
-	code, _, stderr := i.run(request, "challenge", "--write", i.at("challenge.json"))
+	code, _, stderr := i.run(request, "challenge", "--to", i.at("challenge.json"))
 	wantRefused("the challenge", code, stderr)
 	if kept, err := exists(i.at("state")); kept || err != nil {
 		t.Errorf("the state of a challenge that was not written is kept: %v", err)
 	}
 	answer := e.answer(t, i.challenge(e, nil))
-	code, _, stderr = i.certificate(answer, "--ca-cert", i.at("ca.pem"), "--ca-key", i.at("ca.key"), "--write", i.at("devid.pem"))
+	code, _, stderr = i.certificate(answer, "--ca-cert", i.at("ca.pem"), "--ca-key", i.at("ca.key"), "--to", i.at("devid.pem"))
 	wantRefused("the certificate", code, stderr)
 	if err := errors.Join(os.Remove(i.at("state")), os.Rename(i.at("linked"), i.at("state"))); err != nil {
 		t.Fatal(err)

@@ -38,15 +38,15 @@ machine's request and asks it to prove that its keys are in one TPM; certificate
 }
 
 // issueFlags are the flags of both commands.
-type issueFlags struct{ config, state, write string }
+type issueFlags struct{ config, state, to string }
 
 func (f *issueFlags) add(cmd *cobra.Command, written string) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.config, "config", "", "the server's configuration, whose sources and rules say who may be "+
 		"given a DevID (required)")
 	flags.StringVar(&f.state, "state", "", "the file that remembers the challenge until the answer comes (required)")
-	flags.StringVar(&f.write, "write", "", "the file for the "+written+" (default: standard output)")
-	cli.Complete(cmd, cli.Files, "config", "state", "write")
+	flags.StringVar(&f.to, "to", "", "the file for the "+written+" (default: standard output)")
+	cli.Complete(cmd, cli.Files, "config", "state", "to")
 }
 
 func (f *issueFlags) check() error {
@@ -77,7 +77,7 @@ certificate removes it.
 Exit code 3 says that the machine is refused, 4 that a source cannot tell.`,
 		Example: cli.Examples(
 			"tpm-attestor devid issue challenge request.json --config server.conf --state laptop-17.state " +
-				"--write challenge.json",
+				"--to challenge.json",
 		),
 		Args: cli.OneArgument("the request"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -255,11 +255,11 @@ func (i *issuer) noteStranger(cmd *cobra.Command, listed []string, ek sources.EK
 
 // print writes what a command has made.
 func (f *issueFlags) print(cmd *cobra.Command, what string, content []byte) error {
-	if f.write == "" {
+	if f.to == "" {
 		return cli.PrintText(cmd, string(content))
 	}
 	const readable = 0o644
-	return create(what, f.write, readable, content)
+	return create(what, f.to, readable, content)
 }
 
 func saveState(path string, session *attestor.Session, request []byte) error {

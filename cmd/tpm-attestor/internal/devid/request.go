@@ -56,7 +56,7 @@ certificate --csr verifies and prints. Its subject is --subject, or else the EK 
 		Example: cli.Examples(
 			"tpm-attestor devid request /etc/tpm",
 			"tpm-attestor devid request /etc/tpm --challenge challenge.json",
-			"tpm-attestor devid request /etc/tpm --key rsa2048 --csr --subject CN=laptop-17",
+			"tpm-attestor devid request /etc/tpm --key-type rsa2048 --csr --subject CN=laptop-17",
 		),
 		Args: cli.OneArgument("the folder"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -70,8 +70,8 @@ certificate --csr verifies and prints. Its subject is --subject, or else the EK 
 		"a software TPM (default /dev/tpmrm0, else /dev/tpm0)")
 	flags.StringVar(&f.ek, "ek", "auto", "the type of the endorsement key, as the agent's key ek: "+
 		"auto, rsa2048, p256, p384 or rsa3072")
-	flags.StringVar(&f.key, "key", string(attestor.P256), "the type of the DevID's key: p256, p384, rsa2048, rsa3072 "+
-		"or rsa4096, as far as the TPM can")
+	flags.StringVar(&f.key, "key-type", string(attestor.P256), "the type of the DevID's key: p256, p384, rsa2048, "+
+		"rsa3072 or rsa4096, as far as the TPM can")
 	flags.StringVar(&f.handle, "handle", "", "make the key persistent in the TPM, too, at this handle, "+
 		"such as 0x81000010")
 	flags.BoolVar(&f.csr, "csr", false, "add a certificate request for an existing CA")
@@ -80,7 +80,7 @@ certificate --csr verifies and prints. Its subject is --subject, or else the EK 
 	flags.StringVar(&f.challenge, "challenge", "", `the issuer's challenge, "-" for the standard input`)
 	cli.Complete(cmd, cli.Files, "device", "challenge")
 	cli.Complete(cmd, cli.OneOf("auto", "rsa2048", "p256", "p384", "rsa3072"), "ek")
-	cli.Complete(cmd, cli.OneOf("p256", "p384", "rsa2048", "rsa3072", "rsa4096"), "key")
+	cli.Complete(cmd, cli.OneOf("p256", "p384", "rsa2048", "rsa3072", "rsa4096"), "key-type")
 	cli.Complete(cmd, completeSubject, "subject")
 	cli.Complete(cmd, cli.BeginningWith("0x810"), "handle")
 	return cmd
@@ -122,7 +122,7 @@ func runRequest(cmd *cobra.Command, f *requestFlags, output cli.Format, folder s
 	if err := e.begin(); err != nil {
 		return err
 	}
-	if err := e.checkType(cmd.Flags().Changed("key"), keyType); err != nil {
+	if err := e.checkType(cmd.Flags().Changed("key-type"), keyType); err != nil {
 		return err
 	}
 	if err := e.persist(f.handle); err != nil {
@@ -134,7 +134,7 @@ func runRequest(cmd *cobra.Command, f *requestFlags, output cli.Format, folder s
 // check checks the flags, and returns the type of the DevID's key.
 func (f *requestFlags) check(cmd *cobra.Command) (attestor.KeyType, error) {
 	if f.challenge != "" {
-		for _, other := range []string{"key", "handle", "csr", "subject"} {
+		for _, other := range []string{"key-type", "handle", "csr", "subject"} {
 			if cmd.Flags().Changed(other) {
 				return "", cli.UsageError("--%s belongs to the request: leave it out, or --challenge", other)
 			}
@@ -152,7 +152,7 @@ func (f *requestFlags) check(cmd *cobra.Command) (attestor.KeyType, error) {
 	}
 	keyType, err := tpm.ParseDevIDKey(f.key)
 	if err != nil {
-		return "", cli.UsageError("--key: %w", err)
+		return "", cli.UsageError("--key-type: %w", err)
 	}
 	return keyType, nil
 }
@@ -204,7 +204,7 @@ func (e *enrolment) begin() error {
 func (e *enrolment) checkType(asked bool, want attestor.KeyType) error {
 	if got := e.DevIDKeyType(); asked && got != want {
 		return cli.Exit(cli.ExitRefused, fmt.Errorf("the key in %s is of the type %s, not %s: "+
-			"leave out --key, or name another folder", e.folder, got, want))
+			"leave out --key-type, or name another folder", e.folder, got, want))
 	}
 	return nil
 }

@@ -45,13 +45,13 @@ or a TPMT_PUBLIC or TPM2B_PUBLIC as other tools write it. "-" is the standard in
 	cmd.ValidArgsFunction = cli.Files
 	cmd.Flags().StringVar(&f.device, "device", "", "the TPM: a path such as /dev/tpmrm0, or unix:/path for the "+
 		"socket of a software TPM (default /dev/tpmrm0, else /dev/tpm0)")
-	cmd.Flags().StringVar(&f.key, "key", "auto", "the type of the endorsement key, as the agent's key ek: "+
+	cmd.Flags().StringVar(&f.key, "ek-type", "auto", "the type of the endorsement key, as the agent's key ek: "+
 		"auto, rsa2048, p256, p384 or rsa3072")
 	cmd.Flags().BoolVar(&f.onlyHash, "hash", false, "print just the EK hashes, a line each")
 	cmd.Flags().BoolVar(&f.asPEM, "pem", false, "print this TPM's EK and all its certificates as PEM, "+
 		"for tpm-attestor certificates fill")
 	cli.Complete(cmd, cli.Files, "device")
-	cli.Complete(cmd, cli.OneOf("auto", "rsa2048", "p256", "p384", "rsa3072"), "key")
+	cli.Complete(cmd, cli.OneOf("auto", "rsa2048", "p256", "p384", "rsa3072"), "ek-type")
 	return cmd
 }
 
@@ -59,8 +59,9 @@ func run(cmd *cobra.Command, f flags, output cli.Format, files []string) error {
 	if f.onlyHash && f.asPEM || (f.onlyHash || f.asPEM) && output == cli.JSON {
 		return cli.UsageError("choose one of --hash, --pem and --output json")
 	}
-	if len(files) > 0 && (f.asPEM || cmd.Flags().Changed("device") || cmd.Flags().Changed("key")) {
-		return cli.UsageError("--pem, --device and --key are for the TPM of this machine: leave them out, or the files")
+	if len(files) > 0 && (f.asPEM || cmd.Flags().Changed("device") || cmd.Flags().Changed("ek-type")) {
+		return cli.UsageError("--pem, --device and --ek-type are for the TPM of this machine: leave them out, " +
+			"or the files")
 	}
 	if len(files) == 0 {
 		return runTPM(cmd, f, output)
@@ -90,7 +91,7 @@ func runTPM(cmd *cobra.Command, f flags, output cli.Format) error {
 	report, err := ekreport.Inspect(cmd.Context(), t)
 	p.End()
 	if err != nil {
-		return ekreport.ByFlags(err, map[string]string{"device": "--device", "ek": "--key"})
+		return ekreport.ByFlags(err, map[string]string{"device": "--device", "ek": "--ek-type"})
 	}
 	if f.asPEM {
 		text, err := ekreport.PEM(report)

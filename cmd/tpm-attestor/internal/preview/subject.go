@@ -59,10 +59,10 @@ type tpmFlags struct{ device, key string }
 func (f *tpmFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.device, "device", "", "this machine's TPM: a path such as /dev/tpmrm0, or unix:/path for "+
 		"the socket of a software TPM (default /dev/tpmrm0, else /dev/tpm0)")
-	cmd.Flags().StringVar(&f.key, "key", "auto", "the type of the endorsement key, as the agent's key ek: "+
+	cmd.Flags().StringVar(&f.key, "ek-type", "auto", "the type of the endorsement key, as the agent's key ek: "+
 		"auto, rsa2048, p256, p384 or rsa3072")
 	cli.Complete(cmd, cli.Files, "device")
-	cli.Complete(cmd, cli.OneOf("auto", "rsa2048", "p256", "p384", "rsa3072"), "key")
+	cli.Complete(cmd, cli.OneOf("auto", "rsa2048", "p256", "p384", "rsa3072"), "ek-type")
 }
 
 // subject returns this machine, as its agent would describe it.
@@ -75,7 +75,7 @@ func (f *tpmFlags) subject(ctx context.Context, stderr io.Writer) (*Subject, err
 	defer p.End()
 	report, err := ekreport.Inspect(ctx, t)
 	if err != nil {
-		err = ekreport.ByFlags(err, map[string]string{"device": "--device", "ek": "--key"})
+		err = ekreport.ByFlags(err, map[string]string{"device": "--device", "ek": "--ek-type"})
 		return nil, cli.Exit(cli.ExitCannotTell, err)
 	}
 	return subjectOf(report), nil

@@ -1,6 +1,7 @@
 package root
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -113,5 +114,30 @@ func TestExamplesAreCommandLines(t *testing.T) {
 				t.Errorf("%s: the example %q: %v", cmd.CommandPath(), line, err)
 			}
 		}
+	}
+}
+
+// A flag means the same in every command that has it. Otherwise a person who knows one command misuses another: --key
+// was once the type of the endorsement key in one command, of the DevID's key in another, and a file in a third.
+func TestAFlagMeansOneThing(t *testing.T) {
+	t.Parallel()
+	type meaning struct{ path, offers string }
+	first := map[string]meaning{}
+	for _, cmd := range commands(New("test")) {
+		cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
+			now := meaning{cmd.CommandPath(), "nothing"}
+			if offer, ok := cmd.GetFlagCompletionFunc(f.Name); ok {
+				values, directive := offer(cmd, nil, "")
+				now.offers = fmt.Sprint(values, directive)
+			}
+			if before, there := first[f.Name]; there && before.offers != now.offers {
+				t.Errorf("--%s: %s takes %s, and %s takes %s", f.Name, before.path, before.offers, now.path, now.offers)
+				return
+			}
+			first[f.Name] = now
+		})
+	}
+	if _, there := first["to"]; !there || first["write"].path != "" {
+		t.Error("a file that is written is named by --to in all commands")
 	}
 }
