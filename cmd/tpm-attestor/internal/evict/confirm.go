@@ -1,0 +1,86 @@
+package evict
+
+import (
+	"context"
+
+	"github.com/spire-tpm/spire-tpm-attestor/server"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
+)
+
+// evict loads the sources anew, asks them once more about each machine, and evicts the machines that are
+// still refused. It notes what went wrong in problems.
+func (e *evicter) evict(ctx context.Context, due []*suspect, problems map[string]string) {
+	if len(due) == 0 {
+		return
+	}
+	within, cancel := context.WithTimeout(ctx, refreshTimeout)
+	defer cancel()
+	if err := e.site.previewer.Refresh(within); err != nil {
+		problems[alarmSources] = err.Error()
+		return
+	}
+	for _, s := range due {
+		if err := e.evictOne(ctx, s); err != nil {
+			problems[alarmSPIRE] = err.Error()
+			return
+		}
+	}
+}
+
+func (e *evicter) evictOne(ctx context.Context, s *suspect) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	refused, err := e.confirm(ctx, s)
+	switch {
+	case err != nil:
+		return err
+	case !refused:
+		delete(e.suspects, s.name)
+		return nil
+	case e.dryRun:
+		e.tell(s)
+		return nil
+	}
+	return e.delete(ctx, s)
+}
+
+// confirm reports whether a suspect is refused whatever the machine could show, and whether SPIRE still
+// has the agent as it was listed.
+func (e *evicter) confirm(ctx context.Context, s *suspect) (bool, error) {
+	view, err := e.site.previewer.Preview(ctx, s.evidence(), false)
+	if err != nil || !certain(view) { // by data no older than that which it is suspected by
+		return false, nil //nolint:nilerr // it was interrupted, and nothing is certain then
+	}
+	s.reason = view.Result.Reason + "; " + view.Decision.Explain()
+	return e.spire.unchanged(ctx, s.agent)
+}
+
+// certain reports whether nothing but a refusal is possible.
+func certain(view *server.Preview) bool {
+	return len(view.Possible) == 1 && view.Possible[0] == policy.Refused && view.Decision.Outcome == policy.Refused
+}
+
+// delete evicts a suspect.
+func (e *evicter) delete(ctx context.Context, s *suspect) error {
+	was, err := e.spire.evict(ctx, s.agent)
+	if err != nil {
+		return err
+	}
+	delete(e.suspects, s.name)
+	if !was {
+		e.report.print(s.event(eventGone))
+		return nil
+	}
+	e.counts.Evicted++
+	e.counts.Refused--
+	e.brake.note(s.hash, e.now())
+	r := e.returns[s.hash]
+	if r == nil {
+		r = &returned{}
+		e.returns[s.hash] = r
+	}
+	r.times, r.last = r.times+1, e.now()
+	e.report.print(s.event(eventEvicted))
+	return nil
+}

@@ -1,0 +1,39 @@
+package evict
+
+import (
+	"fmt"
+	"time"
+)
+
+// sight notes which agents have attested since the last look. Those of the first look may have attested just
+// before, which SPIRE does not say. With --once, they count as having attested long ago: a single look does
+// not wait until the server has polled again.
+func (e *evicter) sight(agents []*agent) {
+	seen := make(map[string]*agent, len(agents))
+	for _, a := range agents {
+		switch old := e.seen[a.name]; {
+		case old != nil && old.serial == a.serial:
+			a.attested = old.attested
+		case e.seen != nil || !e.options.once:
+			a.attested = time.Now() // by the clock of the sources
+		}
+		seen[a.name] = a
+	}
+	e.seen = seen
+}
+
+// foreign returns why the configuration is another server's, or nothing: its trust domain is not
+// that of the agents.
+func (e *evicter) foreign(agents []*agent) string {
+	own := e.site.trustDomain
+	if own.IsZero() {
+		return ""
+	}
+	for _, a := range agents {
+		if a.id.TrustDomain != own.Name() {
+			return fmt.Sprintf("the configuration is of the trust domain %q, and the SPIRE server at %s of %q: "+
+				"nobody is evicted by the configuration of another server", own.Name(), e.socket, a.id.TrustDomain)
+		}
+	}
+	return ""
+}
