@@ -351,12 +351,13 @@ func TestAgentsThatStay(t *testing.T) {
 		"their":   func(a *types.Agent) { a.Selectors[0].Type = "k8s" },
 		"two":     func(a *types.Agent) { a.Selectors[1].Value = "pub_hash:" + hashOf(1) },
 		"no ID":   func(a *types.Agent) { a.Id = nil },
+		"serial":  func(a *types.Agent) { a.X509SvidSerialNumber = "" },
 	} {
 		b.spire.add("/spire/agent/tpm/"+path, other, change)
 	}
 	b.looks()
 	b.want("")
-	if c := b.counts; c.Agents != 15 || c.Unknown != 5 || c.Refused != 0 {
+	if c := b.counts; c.Agents != 16 || c.Unknown != 6 || c.Refused != 0 {
 		t.Errorf("%+v", c)
 	}
 	b.spire.add("/spire/agent/tpm/goes", strings.ToUpper(other), func(a *types.Agent) {
@@ -367,7 +368,8 @@ func TestAgentsThatStay(t *testing.T) {
 }
 
 // A machine that is listed again, or attests again, or is banned right before it would be evicted,
-// stays: nothing that was seen before counts then.
+// stays: nothing that was seen before counts then. Whoever renews its SVID, which needs no attestation, gains
+// nothing: else a stranger would stay in by renewing all the time.
 func TestLookedAtLastOfAll(t *testing.T) {
 	for name, tt := range map[string]struct {
 		change  func(b *bench, hashes []string, a *types.Agent)
@@ -397,6 +399,17 @@ func TestLookedAtLastOfAll(t *testing.T) {
 		b.spire.agents[0].X509SvidSerialNumber = "2"
 		b.after(interval)
 		b.want("") // whoever has admitted it may know better
+		b.after(interval)
+		b.want("1")
+	})
+	t.Run("renews", func(t *testing.T) { // as an agent does by reattest = false
+		b, hashes := listed(t, 10, options{})
+		b.spire.agents[0].CanReattest = false
+		b.write("list", list(hashes[1:]))
+		renew := func(string) { b.spire.agents[0].X509SvidSerialNumber += "0" }
+		b.after(interval)
+		renew("")
+		b.spire.onGet = renew
 		b.after(interval)
 		b.want("1")
 	})

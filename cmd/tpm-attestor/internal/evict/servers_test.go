@@ -130,6 +130,18 @@ func TestStartedBehindAnotherServer(t *testing.T) {
 	p.want("3")
 }
 
+// By reattest = false, an agent renews its SVID as often as it likes, and the server asks no list for that. So
+// a list that was confirmed after the attestation, but before the last renewal, is held against its machine.
+func TestRenewedAllTheTime(t *testing.T) {
+	p := newPair(t, []string{hashOf(0), hashOf(1)})
+	stranger := p.spire.add("/spire/agent/tpm/"+hashOf(2), hashOf(2), func(a *types.Agent) { a.CanReattest = false })
+	p.looks()
+	p.polls()
+	p.spire.onList = func() { stranger.X509SvidSerialNumber += "0" }
+	p.looks()
+	p.want("3")
+}
+
 // If the server confirms its list no more, that is said of an agent that would be evicted otherwise. What
 // another source says counts: a deny list of its own.
 func TestListIsNotConfirmed(t *testing.T) {

@@ -12,7 +12,7 @@ func (e *evicter) sight(agents []*agent) {
 	seen := make(map[string]*agent, len(agents))
 	for _, a := range agents {
 		switch old := e.seen[a.name]; {
-		case old != nil && old.serial == a.serial:
+		case old != nil && old.sameAttestation(a):
 			a.attested = old.attested
 		case e.seen != nil || !e.options.once:
 			a.attested = time.Now() // by the clock of the sources

@@ -41,10 +41,19 @@ type agent struct {
 	// hash is the EK hash. If unknown is true, SPIRE does not say it.
 	hash    sources.EKHash
 	unknown bool
-	// serial is the serial number of its SVID, which changes with each attestation.
+	// serial is the serial number of its SVID. It changes with each attestation and, if renews is true, when
+	// the agent renews its SVID.
 	serial string
-	// attested is when a look first saw its SVID; zero if that was the first look.
+	renews bool
+	// attested is when a look first saw this attestation; zero if that was the first look.
 	attested time.Time
+}
+
+// sameAttestation reports whether two records of an agent are of one attestation. An agent that renews its
+// SVID, by reattest = false, does so as often as it likes, and asks no attestor: if its new serial counted as a
+// new attestation, a machine that was removed would stay in by renewing every second.
+func (a *agent) sameAttestation(b *agent) bool {
+	return !a.unknown && !b.unknown && a.hash == b.hash && (a.serial == b.serial || a.renews && b.renews)
 }
 
 // spire is SPIRE Server's API on its local socket.
@@ -88,6 +97,7 @@ func (s *spire) failed(what string, err error) error {
 func mask() *types.AgentMask {
 	return &types.AgentMask{
 		AttestationType: true, X509SvidSerialNumber: true, X509SvidExpiresAt: true, Selectors: true, Banned: true,
+		CanReattest: true,
 	}
 }
 
@@ -127,10 +137,15 @@ func (s *spire) evictable(a *types.Agent) bool {
 }
 
 // newAgent reads a record. The EK hash is the one in the selector pub_hash, which the attestor
-// always gives. A record that has none, or several, is of an unknown machine.
+// always gives. A record that has none, or several, is of an unknown machine. So is a record without a serial,
+// which does not tell whether the agent attests again.
 func newAgent(a *types.Agent) *agent {
 	known := &agent{
-		id: a.Id, name: "spiffe://" + a.Id.TrustDomain + a.Id.Path, serial: a.X509SvidSerialNumber, unknown: true,
+		id: a.Id, name: "spiffe://" + a.Id.TrustDomain + a.Id.Path,
+		serial: a.X509SvidSerialNumber, renews: !a.CanReattest, unknown: true,
+	}
+	if known.serial == "" {
+		return known
 	}
 	for _, selector := range a.Selectors {
 		if selector.Type != attestorName {
@@ -167,8 +182,7 @@ func (s *spire) unchanged(ctx context.Context, a *agent) (bool, error) {
 	case !s.evictable(now):
 		return false, nil
 	}
-	fresh := newAgent(now)
-	return !fresh.unknown && fresh.hash == a.hash && fresh.serial == a.serial, nil
+	return newAgent(now).sameAttestation(a), nil
 }
 
 // evict deletes an agent. It reports false if the agent was gone already.

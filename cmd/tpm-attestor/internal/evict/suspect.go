@@ -55,7 +55,7 @@ func (e *evicter) suspectAll(
 // suspect returns the suspect for an agent that is refused. An agent that has attested again since it
 // became a suspect is a new suspect.
 func (e *evicter) suspect(s screened) *suspect {
-	if old := e.suspects[s.name]; old != nil && old.hash == s.hash && old.serial == s.serial {
+	if old := e.suspects[s.name]; old != nil && old.sameAttestation(s.agent) {
 		old.agent = s.agent
 		return old
 	}
