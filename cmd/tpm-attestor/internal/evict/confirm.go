@@ -3,7 +3,6 @@ package evict
 import (
 	"context"
 
-	"github.com/spire-tpm/spire-tpm-attestor/server"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
@@ -45,20 +44,17 @@ func (e *evicter) evictOne(ctx context.Context, s *suspect) error {
 	return e.delete(ctx, s)
 }
 
-// confirm reports whether a suspect is refused whatever the machine could show, and whether SPIRE still
-// has the agent as it was listed.
+// confirm reports whether a suspect is refused whatever the machine could show, by data that are newer than its
+// attestation, and whether SPIRE still has the agent as it was listed.
 func (e *evicter) confirm(ctx context.Context, s *suspect) (bool, error) {
+	status := e.site.previewer.Status()
 	view, err := e.site.previewer.Preview(ctx, s.evidence(), false)
-	if err != nil || !certain(view) { // by data no older than that which it is suspected by
+	if err != nil || view.Decision.Outcome != policy.Refused ||
+		!e.site.previewer.RefusedSince(view.Answers, status, s.attested) {
 		return false, nil //nolint:nilerr // it was interrupted, and nothing is certain then
 	}
 	s.reason = view.Result.Reason + "; " + view.Decision.Explain()
 	return e.spire.unchanged(ctx, s.agent)
-}
-
-// certain reports whether nothing but a refusal is possible.
-func certain(view *server.Preview) bool {
-	return len(view.Possible) == 1 && view.Possible[0] == policy.Refused && view.Decision.Outcome == policy.Refused
 }
 
 // delete evicts a suspect.

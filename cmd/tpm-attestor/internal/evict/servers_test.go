@@ -2,6 +2,8 @@ package evict
 
 import (
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -140,6 +142,34 @@ func TestRenewedAllTheTime(t *testing.T) {
 	p.spire.onList = func() { stranger.X509SvidSerialNumber += "0" }
 	p.looks()
 	p.want("3")
+}
+
+// A machine that attests to a server that is ahead leaves a deny list of this server right before it would be
+// evicted: then the list that this server has not confirmed since says nothing either.
+func TestDeniedNoMore(t *testing.T) {
+	p := newPair(t, []string{hashOf(0), hashOf(1), hashOf(2), hashOf(3)})
+	if err := os.Mkdir(filepath.Join(p.dir, "stolen"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p.write("stolen/.mounted", "")
+	p.write("stolen/"+hashOf(1), "")
+	p.write("stolen/"+hashOf(4), "")
+	p.write("server.hcl", p.config+`
+		source "hash_dir" "stolen" {
+			path   = "DIR/stolen"
+			marker = ".mounted"
+		}
+		allow "listed" { any = ["web"] }
+		deny "stolen" { any = ["stolen"] }`)
+	p.spire.add("/spire/agent/tpm/"+hashOf(4), hashOf(4))
+	p.after(interval) // an edit of the configuration
+	p.after(interval) // which is followed
+	p.spire.onGet = func(string) { // the first of the two is about to go
+		p.spire.onGet = nil
+		p.remove("stolen/" + hashOf(4))
+	}
+	p.after(interval)
+	p.want("2")
 }
 
 // If the server confirms its list no more, that is said of an agent that would be evicted otherwise. What
