@@ -19,10 +19,14 @@ func (e *evicter) evict(ctx context.Context, due []*suspect, problems map[string
 		return
 	}
 	for _, s := range due {
-		if err := e.evictOne(ctx, s); err != nil {
-			problems[alarmSPIRE] = err.Error()
-			return
+		err := e.evictOne(ctx, s)
+		if err == nil {
+			continue
 		}
+		problems[alarmSPIRE] = err.Error()
+		if silent(err) {
+			return
+		} // else it is about this agent, and keeps no other agent in
 	}
 }
 
@@ -35,6 +39,7 @@ func (e *evicter) evictOne(ctx context.Context, s *suspect) error {
 	case err != nil:
 		return err
 	case !refused:
+		e.counts.Refused--
 		delete(e.suspects, s.name)
 		return nil
 	case e.dryRun:
@@ -61,15 +66,18 @@ func (e *evicter) confirm(ctx context.Context, s *suspect) (bool, error) {
 func (e *evicter) delete(ctx context.Context, s *suspect) error {
 	was, err := e.spire.evict(ctx, s.agent)
 	if err != nil {
+		if silent(err) {
+			e.brake.note(s.hash, e.now()) // it may be out by now
+		}
 		return err
 	}
 	delete(e.suspects, s.name)
+	e.counts.Refused--
 	if !was {
 		e.report.print(s.event(eventGone))
 		return nil
 	}
 	e.counts.Evicted++
-	e.counts.Refused--
 	e.brake.note(s.hash, e.now())
 	r := e.returns[s.hash]
 	if r == nil {

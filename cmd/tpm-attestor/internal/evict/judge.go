@@ -27,28 +27,28 @@ func (e *evicter) judge(ctx context.Context, agents []*agent) (problem string) {
 // screen asks the sources about all agents, and counts the answers. It returns those that are refused, and
 // why the sources cannot tell about one of the others, or nothing.
 func (e *evicter) screen(ctx context.Context, agents []*agent) (refused []screened, unsure string) {
-	e.counts = counts{Agents: len(agents), Evicted: e.counts.Evicted}
-	var known []*agent
-	for _, a := range agents {
-		if a.unknown {
-			e.counts.Unknown++
-		} else {
-			known = append(known, a)
-		}
-	}
-	for s := range e.ask(ctx, known) {
+	for s := range e.ask(ctx, agents) {
+		e.count(s)
 		switch s.decision.Outcome {
 		case policy.Refused:
-			e.counts.Refused++
 			refused = append(refused, s)
 		case policy.Unavailable:
-			e.counts.CannotTell++
 			unsure = s.decision.Explain()
-		default:
-			delete(e.returns, s.hash) // this configuration admits it, as the server does
 		}
 	}
 	return refused, unsure
+}
+
+// count notes a decision.
+func (e *evicter) count(s screened) {
+	switch s.decision.Outcome {
+	case policy.Refused:
+		e.counts.Refused++
+	case policy.Unavailable:
+		e.counts.CannotTell++
+	default:
+		delete(e.returns, s.hash) // this configuration admits it, as the server does
+	}
 }
 
 // A screened agent is an agent with the decision about it by Previewer.Screen.
@@ -57,7 +57,7 @@ type screened struct {
 	decision policy.Decision
 }
 
-// ask asks the sources about agents, in any order, workers of them at a time. The channel, which must be
+// ask asks the sources about all known agents, in any order, workers of them at a time. The channel, which must be
 // read to its end, is closed after the last answer.
 func (e *evicter) ask(ctx context.Context, agents []*agent) <-chan screened {
 	todo, done := make(chan *agent), make(chan screened)
@@ -71,7 +71,9 @@ func (e *evicter) ask(ctx context.Context, agents []*agent) <-chan screened {
 	}
 	go func() {
 		for _, i := range rand.Perm(len(agents)) { //nolint:gosec // G404: nobody gains by knowing the order
-			todo <- agents[i]
+			if !agents[i].unknown {
+				todo <- agents[i]
+			}
 		}
 		close(todo)
 		asking.Wait()

@@ -451,6 +451,9 @@ func TestTwoEvicters(t *testing.T) {
 	one.after(interval)
 	one.want("1")
 	two.want("1")
+	if n := one.counts.Refused; n != 0 {
+		t.Errorf("%d are refused and still in", n)
+	}
 	if len(one.events(eventGone)) != 1 || len(two.events(eventEvicted)) != 1 {
 		t.Errorf("%s\n%s", one.printed, two.printed)
 	}
@@ -511,6 +514,56 @@ func TestSPIREIsGone(t *testing.T) {
 	}
 	b.looks()
 	b.want("1")
+}
+
+// Before SPIRE has answered for the first time, the status has no number of agents, and not zero: nobody may
+// take a server that does not answer for an empty fleet.
+func TestStatusBeforeTheFirstLook(t *testing.T) {
+	b, _ := listed(t, 10, options{})
+	b.spire.fail(status.Error(codes.Internal, "the datastore is down"))
+	b.after(interval)
+	if strings.Contains(b.metrics(), "agents") {
+		t.Error(b.metrics())
+	}
+	b.spire.fail(nil)
+	b.after(interval)
+	if !strings.Contains(b.metrics(), "tpm_attestor_evict_agents 10\n") {
+		t.Error(b.metrics())
+	}
+}
+
+// An agent that SPIRE does not delete keeps no other agent in.
+func TestOneIsNotDeleted(t *testing.T) {
+	b, hashes := listed(t, 10, options{})
+	b.spire.deletes = func(id *types.SPIFFEID) error {
+		if filepath.Base(id.Path) == hashOf(0) {
+			return status.Error(codes.Internal, "its record is damaged")
+		}
+		return b.spire.remove(id)
+	}
+	b.write("list", list(hashes[3:]))
+	b.looks()
+	b.want("2 3", alarmSPIRE)
+	b.spire.deletes = nil
+	b.looks()
+	b.want("2 3 1")
+}
+
+// The brake counts an agent that is gone although SPIRE did not say so in time: else a list that loses its
+// entries one by one would empty the fleet of a SPIRE that is slow.
+func TestBrakeWithoutAnswers(t *testing.T) {
+	b, hashes := listed(t, 100, options{})
+	b.spire.deletes = func(id *types.SPIFFEID) error {
+		if err := b.spire.remove(id); err != nil {
+			return err
+		}
+		return status.Error(codes.DeadlineExceeded, "context deadline exceeded")
+	}
+	for i := range 8 {
+		b.write("list", list(hashes[i+1:]))
+		b.looks()
+	}
+	b.want("1 2 3 4 5", alarmBrake)
 }
 
 // The configuration of another server evicts nobody, and neither does one that a server refuses.

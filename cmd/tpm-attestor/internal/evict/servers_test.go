@@ -172,6 +172,21 @@ func TestDeniedNoMore(t *testing.T) {
 	p.want("2")
 }
 
+// An agent that cannot be judged at the second question is counted as such, and there is the alarm: nobody may
+// take it for an agent that is admitted.
+func TestCountedAtTheSecondQuestion(t *testing.T) {
+	p := newPair(t, []string{hashOf(0), hashOf(1)})
+	p.looks()
+	p.spire.add("/spire/agent/tpm/"+hashOf(2), hashOf(2))
+	p.remove("web.db")
+	p.clock = p.clock.Add(interval)
+	p.step(t.Context())
+	p.want("", alarmSources)
+	if c := p.counts; c.Refused != 0 || c.CannotTell == 0 {
+		t.Errorf("%+v", c)
+	}
+}
+
 // If the server confirms its list no more, that is said of an agent that would be evicted otherwise. What
 // another source says counts: a deny list of its own.
 func TestListIsNotConfirmed(t *testing.T) {

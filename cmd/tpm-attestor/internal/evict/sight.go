@@ -5,12 +5,16 @@ import (
 	"time"
 )
 
-// sight notes which agents have attested since the last look. Those of the first look may have attested just
+// sight counts the agents, and notes which of them have attested since the last look. Those of the first look may have attested just
 // before, which SPIRE does not say. With --once, they count as having attested long ago: a single look does
 // not wait until the server has polled again.
 func (e *evicter) sight(agents []*agent) {
+	e.counts = counts{Agents: len(agents), Evicted: e.counts.Evicted}
 	seen := make(map[string]*agent, len(agents))
 	for _, a := range agents {
+		if a.unknown {
+			e.counts.Unknown++
+		}
 		switch old := e.seen[a.name]; {
 		case old != nil && old.sameAttestation(a):
 			a.attested = old.attested

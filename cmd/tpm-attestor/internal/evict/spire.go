@@ -83,14 +83,33 @@ func dial(socket string) (*spire, error) {
 
 func (s *spire) close() { _ = s.conn.Close() }
 
+// A callError is why a call has failed.
+type callError struct {
+	text string
+	// silent is true if SPIRE has not answered: it may have done what it was asked or not, and the next call
+	// would wait for as long.
+	silent bool
+}
+
+func (e *callError) Error() string { return e.text }
+
 // failed returns the error of a call.
 func (s *spire) failed(what string, err error) error {
-	st := status.Convert(err)
-	if st.Code() == codes.Unavailable {
-		return fmt.Errorf("%s: SPIRE Server does not answer: is it running, is %s its socket_path, and may this user "+
-			"use it? (%s)", what, s.socket, st.Message())
+	switch st := status.Convert(err); st.Code() {
+	case codes.Unavailable:
+		return &callError{fmt.Sprintf("%s: SPIRE Server does not answer: is it running, is %s its socket_path, and "+
+			"may this user use it? (%s)", what, s.socket, st.Message()), true}
+	case codes.DeadlineExceeded, codes.Canceled:
+		return &callError{fmt.Sprintf("%s: SPIRE Server has not answered: %s", what, st.Message()), true}
+	default:
+		return &callError{fmt.Sprintf("%s: SPIRE Server answers %v: %s", what, st.Code(), st.Message()), false}
 	}
-	return fmt.Errorf("%s: SPIRE Server answers %v: %s", what, st.Code(), st.Message())
+}
+
+// silent reports whether an error is not an answer of SPIRE.
+func silent(err error) bool {
+	failed, ok := errors.AsType[*callError](err)
+	return !ok || failed.silent
 }
 
 // mask is what is asked of an agent.

@@ -34,6 +34,8 @@ type fakeSPIRE struct {
 	// onGet and onDelete are called before an agent is looked at or deleted, and onList after the
 	// agents were listed.
 	onGet, onDelete func(id string)
+	// deletes answers DeleteAgent, if it is not nil.
+	deletes func(*types.SPIFFEID) error
 	onList          func()
 }
 
@@ -167,6 +169,9 @@ func (f *fakeSPIRE) GetAgent(_ context.Context, req *agentv1.GetAgentRequest) (*
 func (f *fakeSPIRE) DeleteAgent(_ context.Context, req *agentv1.DeleteAgentRequest) (*emptypb.Empty, error) {
 	if f.onDelete != nil {
 		f.onDelete(req.Id.GetPath())
+	}
+	if f.deletes != nil {
+		return &emptypb.Empty{}, f.deletes(req.Id)
 	}
 	return &emptypb.Empty{}, f.remove(req.Id)
 }

@@ -65,12 +65,15 @@ func (e *evicter) metrics() string {
 		sources = append(sources, labelled("source", s.Name, s.Up()))
 	}
 	metricAlarm.write(&b, alarms...)
-	metricAgents.write(&b, number(e.counts.Agents))
-	metricUnknown.write(&b, number(e.counts.Unknown))
-	metricUnsure.write(&b, number(e.counts.CannotTell))
-	metricRefused.write(&b, number(e.counts.Refused))
+	looked := !e.looked.IsZero() // before that, nobody knows how many there are
+	if looked {
+		metricAgents.write(&b, number(e.counts.Agents))
+		metricUnknown.write(&b, number(e.counts.Unknown))
+		metricUnsure.write(&b, number(e.counts.CannotTell))
+		metricRefused.write(&b, number(e.counts.Refused))
+	}
 	metricEvicted.write(&b, number(e.counts.Evicted))
-	if !e.looked.IsZero() {
+	if looked {
 		metricLast.write(&b, seconds(float64(e.looked.UnixMilli())/1e3))
 		metricDuration.write(&b, seconds(e.took.Seconds()))
 	}

@@ -36,10 +36,13 @@ func (e *evicter) suspectAll(
 		status = e.site.previewer.Status()
 	}
 	for _, s := range later {
+		e.counts.Refused--
 		s.decision = e.site.previewer.Screen(ctx, s.evidence())
+		e.count(s)
 		switch {
+		case s.decision.Outcome == policy.Unavailable:
+			problem = s.decision.Explain()
 		case s.decision.Outcome != policy.Refused:
-			e.counts.Refused--
 		case e.site.previewer.RefusedSince(s.decision.Answers, status, s.attested):
 			suspects[s.name] = e.suspect(s)
 		case time.Since(s.attested) > e.unconfirmedFor:
