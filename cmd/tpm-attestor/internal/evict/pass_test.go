@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
@@ -530,6 +531,30 @@ func TestStatusBeforeTheFirstLook(t *testing.T) {
 	if !strings.Contains(b.metrics(), "tpm_attestor_evict_agents 10\n") {
 		t.Error(b.metrics())
 	}
+}
+
+// Agents that SPIRE lists twice do not make the fleet larger than it is for the brake, and pages without an end
+// are an alarm, and fill no memory.
+func TestStrangeAnswers(t *testing.T) {
+	b, hashes := listed(t, 599, options{})
+	b.spire.answers = func(rsp *agentv1.ListAgentsResponse) { rsp.Agents = append(rsp.Agents, rsp.Agents...) }
+	b.write("list", list(hashes[6:]))
+	b.looks()
+	b.want("", alarmBrake)
+	if n := b.counts.Agents; n != 599 {
+		t.Errorf("%d agents", n)
+	}
+	b.spire.answers = func(rsp *agentv1.ListAgentsResponse) {
+		if rsp.NextPageToken == "" {
+			rsp.NextPageToken = "0"
+		}
+	}
+	b.write("list", list(hashes[1:]))
+	b.looks()
+	b.want("", alarmBrake, alarmSPIRE) // what was said about the agents stays
+	b.spire.answers = nil
+	b.looks()
+	b.want("1")
 }
 
 // An agent that SPIRE does not delete keeps no other agent in.

@@ -162,8 +162,8 @@ func TestDeniedNoMore(t *testing.T) {
 		allow "listed" { any = ["web"] }
 		deny "stolen" { any = ["stolen"] }`)
 	p.spire.add("/spire/agent/tpm/"+hashOf(4), hashOf(4))
-	p.after(interval) // an edit of the configuration
-	p.after(interval) // which is followed
+	p.after(interval)              // an edit of the configuration
+	p.after(interval)              // which is followed
 	p.spire.onGet = func(string) { // the first of the two is about to go
 		p.spire.onGet = nil
 		p.remove("stolen/" + hashOf(4))

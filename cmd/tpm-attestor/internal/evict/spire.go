@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,10 +28,12 @@ const attestorName = "tpm"
 const (
 	// callTimeout is how long one call to SPIRE may take.
 	callTimeout = 10 * time.Second
-	// pageSize is the number of agents in one answer of SPIRE, and maxPages the number of answers that
-	// are read. An agent has at most some 70 selectors of 255 bytes.
-	pageSize, maxPages = 500, 20_000
-	maxMessage         = 64 << 20
+	// listTimeout is how long SPIRE may take to list all agents.
+	listTimeout = 2 * time.Minute
+	// pageSize is the number of agents in one answer of SPIRE, and maxAgents the number of agents that are
+	// read. An agent has at most some 70 selectors of 255 bytes.
+	pageSize, maxAgents = 500, 2_000_000
+	maxMessage          = 64 << 20
 )
 
 // An agent is SPIRE's record of an agent that was attested by its TPM.
@@ -121,32 +125,48 @@ func mask() *types.AgentMask {
 }
 
 // list returns the agents that were attested by their TPM and whose SVID has not expired: an agent without
-// a valid SVID is out already.
+// a valid SVID is out already. An agent that attests while SPIRE lists it may be in two answers: the later counts.
 func (s *spire) list(ctx context.Context) ([]*agent, error) {
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
 	filter := &agentv1.ListAgentsRequest_Filter{ByAttestationType: attestorName, ByBanned: wrapperspb.Bool(false)}
 	req := &agentv1.ListAgentsRequest{Filter: filter, OutputMask: mask(), PageSize: pageSize}
-	var all []*agent
-	for range maxPages {
-		within, cancel := context.WithTimeout(ctx, callTimeout)
-		rsp, err := s.api.ListAgents(within, req)
-		cancel()
+	all, pages := map[string]*agent{}, map[string]bool{}
+	for len(all) <= maxAgents {
+		rsp, err := s.page(ctx, req)
 		if err != nil {
-			return nil, s.failed("list the agents", err)
+			return nil, err
 		}
 		for _, a := range rsp.Agents {
 			if s.evictable(a) {
-				all = append(all, newAgent(a))
+				known := newAgent(a)
+				all[known.name] = known
 			}
 		}
-		if rsp.NextPageToken == "" {
-			return all, nil
-		}
-		if rsp.NextPageToken == req.PageToken {
+		switch next := rsp.NextPageToken; {
+		case next == "":
+			return slices.Collect(maps.Values(all)), nil
+		case pages[next]:
 			return nil, errors.New("list the agents: SPIRE gives the same page again")
+		default:
+			pages[next], req.PageToken = true, next
 		}
-		req.PageToken = rsp.NextPageToken
 	}
-	return nil, fmt.Errorf("list the agents: there are more than %d", maxPages*pageSize)
+	return nil, fmt.Errorf("list the agents: there are more than %d", maxAgents)
+}
+
+// page returns one answer of the list.
+func (s *spire) page(ctx context.Context, req *agentv1.ListAgentsRequest) (*agentv1.ListAgentsResponse, error) {
+	within, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	rsp, err := s.api.ListAgents(within, req)
+	switch {
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("list the agents: SPIRE Server has not listed all within %v", listTimeout)
+	case err != nil:
+		return nil, s.failed("list the agents", err)
+	}
+	return rsp, nil
 }
 
 // evictable reports whether an agent may be evicted at all. To delete a banned agent would lift the ban.

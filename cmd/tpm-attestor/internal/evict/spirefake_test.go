@@ -36,7 +36,9 @@ type fakeSPIRE struct {
 	onGet, onDelete func(id string)
 	// deletes answers DeleteAgent, if it is not nil.
 	deletes func(*types.SPIFFEID) error
-	onList          func()
+	onList  func()
+	// answers changes an answer of ListAgents, if it is not nil.
+	answers func(*agentv1.ListAgentsResponse)
 }
 
 // startSPIRE starts a SPIRE without agents.
@@ -138,6 +140,9 @@ func (f *fakeSPIRE) ListAgents(_ context.Context, req *agentv1.ListAgentsRequest
 			(req.Filter.ByBanned == nil || req.Filter.ByBanned.Value == a.Banned) {
 			rsp.Agents = append(rsp.Agents, a)
 		}
+	}
+	if f.answers != nil {
+		f.answers(rsp)
 	}
 	return rsp, nil
 }
