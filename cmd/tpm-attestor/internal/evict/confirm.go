@@ -6,8 +6,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// evict loads the sources anew, asks them once more about each machine, and evicts the machines that are
-// still refused. It notes what went wrong in problems.
+// evict loads the sources anew, asks them once more about each machine, and evicts the machines that are still
+// refused, as long as the file of the configuration is the same. It notes what went wrong in problems.
 func (e *evicter) evict(ctx context.Context, due []*suspect, problems map[string]string) {
 	if len(due) == 0 {
 		return
@@ -19,14 +19,19 @@ func (e *evicter) evict(ctx context.Context, due []*suspect, problems map[string
 		return
 	}
 	for _, s := range due {
-		err := e.evictOne(ctx, s)
-		if err == nil {
-			continue
-		}
-		problems[alarmSPIRE] = err.Error()
-		if silent(err) {
+		if e.report.err != nil { // nobody goes without a line about it
 			return
-		} // else it is about this agent, and keeps no other agent in
+		}
+		if e.site.edited(ctx) { // the server may run the new configuration by now
+			problems[alarmConfiguration] = errChanging.Error()
+			return
+		}
+		if err := e.evictOne(ctx, s); err != nil {
+			problems[alarmSPIRE] = err.Error()
+			if silent(err) { // any other error is about this agent, and keeps no other agent in
+				return
+			}
+		}
 	}
 }
 

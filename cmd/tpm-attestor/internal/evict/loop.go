@@ -31,16 +31,41 @@ func (e *evicter) run(ctx context.Context) error {
 // step reads the configuration again, and looks once.
 func (e *evicter) step(ctx context.Context) (wait time.Duration) {
 	changed, err := e.site.reread(ctx)
-	switch {
-	case errors.Is(err, errChanging):
+	changing := errors.Is(err, errChanging)
+	if changing || changed {
 		e.suspects = nil
-		return e.interval
-	case changed:
-		e.suspects = nil
+	}
+	if changed {
 		e.report.print(&event{Event: eventFollows, Reason: "follows the changed " + e.site.name})
+	}
+	if e.restless(changing || changed) {
+		err = errRestless
+		e.report.raise(alarmConfiguration, err.Error())
+	}
+	if changing {
+		return e.interval
 	}
 	e.unread = err
 	return e.pass(ctx)
+}
+
+// restlessFor is how long the configuration may change again and again before there is an alarm.
+const restlessFor = 2 * time.Minute
+
+// errRestless says that nobody is evicted since nobody knows for long enough which configuration counts.
+var errRestless = fmt.Errorf("the configuration has changed again and again for %v, and nobody is evicted while it "+
+	"does: what writes the file?", restlessFor)
+
+// restless notes whether the configuration has changed since the last look, and reports whether it has not been
+// left alone for two looks in a row, as an eviction needs, within restlessFor.
+func (e *evicter) restless(changed bool) bool {
+	if e.alone++; changed {
+		e.alone = 0
+	}
+	if e.alone >= 2 || e.calm.IsZero() { //nolint:mnd // see above
+		e.calm = e.now()
+	}
+	return e.now().Sub(e.calm) >= restlessFor
 }
 
 // keepStatus writes the status. If that fails, it says so once and goes on: a full disk must not keep

@@ -40,12 +40,14 @@ type evicter struct {
 	interval, confirmAfter, unconfirmedFor time.Duration
 
 	unread   error               // why the configuration in the file is not followed
+	alone    int                 // looks in a row at which the configuration had not changed
+	calm     time.Time           // when alone was last two or more
 	seen     map[string]*agent   // the agents at the last look, by SPIFFE ID; nil before the first look
 	suspects map[string]*suspect // by SPIFFE ID
 	returns  map[sources.EKHash]*returned
 	counts   counts
-	looked   time.Time // when the last whole pass has ended
-	took     time.Duration
+	looked   time.Time     // when the last whole pass has ended
+	took     time.Duration // to list the agents and to ask about all of them
 	// unwritten is why the status could not be written the last time, or empty.
 	unwritten string
 }
@@ -53,19 +55,21 @@ type evicter struct {
 // pass looks at all agents once and evicts those that are to be evicted now. It returns when the
 // next pass is due.
 func (e *evicter) pass(ctx context.Context) (wait time.Duration) {
-	begun := e.now()
 	problems, err := e.look(ctx)
 	if ctx.Err() != nil { // what is interrupted has not failed
 		return 0
 	}
 	if err != nil {
 		e.report.raise(alarmSPIRE, err.Error())
+		if e.unread != nil {
+			e.report.raise(alarmConfiguration, e.unread.Error())
+		}
 		return e.interval
 	}
 	for _, name := range alarmNames() {
 		e.report.raise(name, problems[name])
 	}
-	e.looked, e.took = e.now(), e.now().Sub(begun)
+	e.looked = e.now()
 	wait = max(e.interval, (passShare-1)*e.took)
 	for _, s := range e.suspects {
 		if age := e.now().Sub(s.since); age < e.confirmAfter {
@@ -78,6 +82,7 @@ func (e *evicter) pass(ctx context.Context) (wait time.Duration) {
 // look is one look, from the list of the agents to the eviction of those that must go. It returns the reason of
 // each alarm that is on. If there is an error, SPIRE has not said which agents there are.
 func (e *evicter) look(ctx context.Context) (problems map[string]string, err error) {
+	begun := e.now()
 	agents, err := e.spire.list(ctx)
 	if err != nil {
 		return nil, err
@@ -95,6 +100,7 @@ func (e *evicter) look(ctx context.Context) (problems map[string]string, err err
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
+	e.took = e.now().Sub(begun) // to wait for lists that load, as eviction does, is no load on anybody
 	problems[alarmReadmitted] = e.readmitted()
 	problems[alarmBrake] = e.braked(agents) // are there too many suspects?
 	due := e.due()                          // who has been a suspect for long enough?

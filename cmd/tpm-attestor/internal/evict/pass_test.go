@@ -3,6 +3,7 @@ package evict
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -670,6 +671,52 @@ func TestDataFileChanges(t *testing.T) {
 	b.want("1 6")
 }
 
+// A configuration that never rests evicts nobody, since nobody knows which the server runs, and that is an alarm:
+// whoever can write the file must not keep machines in without anybody noticing.
+func TestRestlessConfiguration(t *testing.T) {
+	for name, edits := range map[string][]string{
+		"another each time": {"# one", "# two", "# three"},
+		"back and forth":    {"", "# edited"},
+		"every other time":  {"", "", "# edited", "# edited"},
+		"refused":           {"", "", "source {", "source {"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, hashes := listed(t, 10, options{})
+			b.looks()
+			b.write("list", list(hashes[1:]))
+			for i := range 16 {
+				b.write("server.hcl", listConfig+"\n"+edits[i%len(edits)])
+				b.after(restlessFor / 12)
+			}
+			b.want("", alarmConfiguration)
+			if !strings.Contains(b.printed.String(), "again and again") {
+				t.Error(b.printed)
+			}
+			b.write("server.hcl", listConfig)
+			b.looks()
+			b.looks()
+			b.want("1")
+		})
+	}
+}
+
+// A configuration that is edited while the sources are asked evicts nobody by what was configured before: the
+// server may have been told of the new configuration already.
+func TestEditedDuringTheLook(t *testing.T) {
+	b, hashes := listed(t, 10, options{})
+	b.write("list", list(hashes[1:]))
+	b.after(interval)
+	b.spire.onList = func() {
+		b.spire.onList = nil
+		b.write("server.hcl", listConfig+"\n# edited")
+	}
+	b.after(interval)
+	b.want("", alarmConfiguration)
+	b.looks()
+	b.looks()
+	b.want("1")
+}
+
 // The evicter runs until it is told to end, and then ends at once, with nothing left behind; its
 // status says what it has seen.
 func TestRun(t *testing.T) {
@@ -710,6 +757,24 @@ func TestStatusCannotBeWritten(t *testing.T) {
 	if len(warned) != 1 || !strings.Contains(warned[0], "write the status") {
 		t.Errorf("%q", warned)
 	}
+}
+
+// Nobody goes without a line about it: once a line could not be printed, everybody else stays.
+func TestLineCannotBePrinted(t *testing.T) {
+	b, hashes := listed(t, 10, options{})
+	b.write("list", list(hashes[2:]))
+	b.after(interval)
+	out, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(out.Close(), in.Close()); err != nil {
+		t.Fatal(err)
+	}
+	b.report.out = in
+	b.clock = b.clock.Add(interval)
+	b.step(t.Context())
+	b.want("1")
 }
 
 // Nobody may take for done what could not be printed or written.

@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// sight counts the agents, and notes which of them have attested since the last look. Those of the first look may have attested just
-// before, which SPIRE does not say. With --once, they count as having attested long ago: a single look does
-// not wait until the server has polled again.
+// sight counts the agents, and notes which of them have attested since the last look. Those of the first look
+// may have attested just before, which SPIRE does not say. With --once, they count as having attested long ago: a
+// single look does not wait until the server has polled again.
 func (e *evicter) sight(agents []*agent) {
 	e.counts = counts{Agents: len(agents), Evicted: e.counts.Evicted}
 	seen := make(map[string]*agent, len(agents))

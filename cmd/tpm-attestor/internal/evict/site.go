@@ -35,20 +35,20 @@ type site struct {
 
 // open reads the configuration for the first time.
 func (s *site) open(ctx context.Context) error {
-	if err := s.read(ctx); err != nil {
+	var err error
+	if s.seen, err = s.read(ctx); err != nil {
 		return err
 	}
 	return s.follow(ctx)
 }
 
-// read reads the configuration into s.seen.
-func (s *site) read(ctx context.Context) error {
+// read reads the configuration.
+func (s *site) read(ctx context.Context) (*config.File, error) {
 	content, err := input.Read(s.name, s.stdin, cli.MaxConfig)
 	if err != nil {
-		return fmt.Errorf("read the configuration: %w", err)
+		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
-	s.seen = s.loader.Open(ctx, string(content))
-	return nil
+	return s.loader.Open(ctx, string(content)), nil
 }
 
 func (s *site) close() {
@@ -94,23 +94,35 @@ var errChanging = errors.New("the configuration has just changed: it is followed
 // reread follows the configuration if it has changed, in its file or in those of plugin_data_file, but only once
 // two calls have read the same content: an editor may be writing it. It reports whether it follows a new
 // configuration. The error says why it still follows the previous configuration: if it is errChanging, the server
-// may run either; otherwise the server refuses the new configuration and goes on with the previous one.
+// may run either, even if the files are again as before; otherwise the server refuses the new configuration and goes
+// on with the previous one.
 func (s *site) reread(ctx context.Context) (changed bool, err error) {
 	if s.name == "-" {
 		return false, nil
 	}
-	before := s.seen
-	if err := s.read(ctx); err != nil {
+	now, err := s.read(ctx)
+	if err != nil {
 		return false, err
 	}
+	settled := now.Same(s.seen)
+	s.seen = now
 	switch {
-	case s.seen.Same(s.followed):
-		return false, nil
-	case !s.seen.Same(before):
+	case !settled:
 		return false, errChanging
+	case now.Same(s.followed):
+		return false, nil
 	}
 	if err := s.follow(ctx); err != nil {
 		return false, err
 	}
 	return true, nil
+}
+
+// edited reports whether the configuration is another than when it was last read.
+func (s *site) edited(ctx context.Context) bool {
+	if s.name == "-" { // nobody edits it
+		return false
+	}
+	now, err := s.read(ctx)
+	return err == nil && !now.Same(s.seen)
 }
