@@ -26,6 +26,7 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
+	"github.com/spire-tpm/spire-tpm-attestor/sources/sqltable/sqltest"
 )
 
 const (
@@ -299,14 +300,9 @@ type nginxExample struct {
 func newNginxExample(t *testing.T) *nginxExample {
 	t.Helper()
 	e := &nginxExample{t: t, dir: t.TempDir(), etc: t.TempDir(), strangers: t.TempDir()}
-	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	e.addr = listener.Addr().String()
-	if err := listener.Close(); err != nil {
-		t.Fatal(err)
-	}
+	port, err := sqltest.FreePort()
+	must(t, err)
+	e.addr = fmt.Sprintf("127.0.0.1:%d", port)
 	if err := os.Mkdir(filepath.Join(e.dir, "hashes"), 0o755); err != nil {
 		t.Fatal(err)
 	}

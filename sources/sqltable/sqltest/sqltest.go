@@ -174,7 +174,7 @@ func start(e engine) (*Server, error) {
 // prepare creates the server's data directory.
 func (s *Server) prepare() error {
 	var err error
-	if s.Port, err = freePort(); err != nil {
+	if s.Port, err = FreePort(); err != nil {
 		return err
 	}
 	if err := s.certificates(); err != nil {
@@ -417,8 +417,9 @@ func (s *Server) Exec(ctx context.Context, database, statements string) (string,
 	return strings.TrimSpace(string(out)), nil
 }
 
-func freePort() (int, error) {
-	// A port below the kernel's ephemeral ports is still free when the server is started again.
+// FreePort returns a port of 127.0.0.1 for a server that is started later, or again: a port below
+// those that the kernel gives to whoever asks for any, so it stays free.
+func FreePort() (int, error) {
 	const least, most = 10_000, 32_000
 	for range 100 {
 		port := least + rand.IntN(most-least)
