@@ -164,7 +164,9 @@ func TestSVIDKeyOfAnotherCSR(t *testing.T) {
 	hashes := w.folder("hashes")
 	for _, mode := range []string{"optional", "required"} {
 		w := w.in(t)
-		s := w.server(w.composed(w.folder("s"), mode, hashes))
+		config := w.composed(w.folder("s"), mode, hashes)
+		config.Metrics = true
+		s := w.server(config)
 		tpm := attestortest.New(t, attestortest.Options{SVIDKey: &attestortest.SVIDKey{}})
 		w.write(filepath.Join(hashes, tpm.EKHash()), "")
 		answer := func(challenge []byte) ([]byte, error) {
@@ -184,6 +186,11 @@ func TestSVIDKeyOfAnotherCSR(t *testing.T) {
 			t.Errorf("%s: the server knows %v, and knew %v", mode, after, before)
 		}
 		w.waitLog(s.Process, 0, "SVID refused", id)
+		for outcome, n := range map[string]string{"allowed": "1", "other_key": "1", "no_key": "0"} {
+			w.wantMetric(s, metric{
+				name: "spire_server_tpm_composer", labels: map[string]string{"outcome": outcome}, value: n,
+			})
+		}
 		// The key that was certified still serves.
 		if _, err := c.withKey(t, tpm.SVIDKey()).attest(w.ctx, tpm.Payload(t), answer); err != nil {
 			t.Errorf("%s: %v", mode, err)

@@ -41,7 +41,7 @@ func TestSelectorsAreDocumented(t *testing.T) {
 
 // Alerts are written from these tables.
 func TestMetricsAreDocumented(t *testing.T) {
-	metrics := read(t, "server/metrics.go")
+	metrics := read(t, "server/metrics.go") + read(t, "server/composer/metrics.go")
 	known := literals(metrics, `metric\w+\s*= "([a-z_]+)"`)
 	var keys []string
 	for _, row := range documented(t, "metrics") {

@@ -241,6 +241,13 @@ var situations = []situation{
 		fires: map[string]int{"TPMComposerGone": 33, "TPMUnavailable": 41},
 	},
 	{
+		what: "SPIRE is about to sign another key than the certified one",
+		series: `spire_server_tpm_composer{outcome="allowed"} 0+10x300
+			spire_server_tpm_composer{outcome="other_key"} 0x30 1x300
+			spire_server_tpm_composer{outcome="no_key"} 0x300`,
+		fires: map[string]int{"TPMSVIDRefused": 31},
+	},
+	{
 		what: "evict has an alarm, and then ends",
 		series: `tpm_attestor_evict_alarm{alarm="brake"} 0x30 1x300
 			tpm_attestor_evict_alarm{alarm="spire"} 0x300

@@ -3,7 +3,8 @@
 //
 // SPIRE asks its composers about everything that it signs, and does not restart a composer that has
 // died: nobody gets an SVID then. So this composer has a table in memory, a mutex and a socket, and
-// nothing else: it reads no lists and no files, and uses no network. A panic ends one call.
+// nothing else: it reads no lists and no files, and uses no network. It counts in memory, and another goroutine tells
+// SPIRE. A panic ends one call.
 package composer
 
 import (
@@ -16,6 +17,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/spire-plugin-sdk/pluginsdk"
+	metricsv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/common/metrics/v1"
 	composerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/credentialcomposer/v1"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 	"google.golang.org/grpc/codes"
@@ -34,16 +36,20 @@ type Plugin struct {
 	composerv1.UnimplementedCredentialComposerServer
 	configv1.UnimplementedConfigServer
 
-	log    hclog.Logger
-	family handover.Family
-	table  handover.Table // lives as long as the plugin, whatever the configuration
+	log     hclog.Logger
+	family  handover.Family
+	table   handover.Table // lives as long as the plugin, whatever the configuration
+	metrics *metrics
 
 	mu       sync.Mutex // held while a configuration is put into service
 	listener *handover.Listener
 	closed   bool
 }
 
-var _ pluginsdk.NeedsLogger = (*Plugin)(nil)
+var (
+	_ pluginsdk.NeedsLogger       = (*Plugin)(nil)
+	_ pluginsdk.NeedsHostServices = (*Plugin)(nil)
+)
 
 // New returns a plugin that is not configured yet. Call it when the process starts: see
 // handover.Own.
@@ -51,6 +57,15 @@ func New() *Plugin { return &Plugin{log: hclog.NewNullLogger(), family: handover
 
 // SetLogger implements pluginsdk.NeedsLogger.
 func (p *Plugin) SetLogger(log hclog.Logger) { p.log = log }
+
+// BrokerHostServices implements pluginsdk.NeedsHostServices. The plugin starts even if SPIRE has no metrics.
+func (p *Plugin) BrokerHostServices(broker pluginsdk.ServiceBroker) error {
+	var client metricsv1.MetricsServiceClient
+	if broker.BrokerClient(&client) && p.metrics == nil {
+		p.metrics = startMetrics(&client, p.log)
+	}
+	return nil
+}
 
 // ComposeServerX509CA implements the CredentialComposer service.
 func (*Plugin) ComposeServerX509CA(
@@ -78,11 +93,20 @@ func (p *Plugin) ComposeAgentX509SVID(
 	}
 	if decides {
 		if err := p.table.Take(id.String(), sha256.Sum256(req.GetPublicKey())); err != nil {
+			p.metrics.count(outcomeOf(err))
 			p.log.Warn("SVID refused", "spiffe_id", id.String(), "reason", err.Error())
 			return nil, status.Error(codes.PermissionDenied, refusal(err))
 		}
+		p.metrics.count(allowed)
 	}
 	return &composerv1.ComposeAgentX509SVIDResponse{}, nil
+}
+
+func outcomeOf(err error) outcome {
+	if errors.Is(err, handover.ErrOtherKey) {
+		return otherKey
+	}
+	return noKey
 }
 
 // refusal returns what the agent is told. SPIRE's server logs it too, beside the agent's ID.
@@ -122,6 +146,7 @@ func (p *Plugin) ComposeWorkloadJWTSVID(
 func (p *Plugin) decides(text string) (id spiffeid.ID, decides bool, err error) {
 	id, err = spiffeid.FromString(text)
 	if err != nil {
+		p.metrics.count(malformed)
 		p.log.Error("SVID refused", "spiffe_id", text, "reason", err.Error())
 		return spiffeid.ID{}, false, status.Errorf(codes.InvalidArgument, "the SPIFFE ID %.80q: %v", text, err)
 	}
@@ -133,6 +158,7 @@ func (p *Plugin) refuseAgents(text string) error {
 	if err != nil || !decides {
 		return err
 	}
+	p.metrics.count(notAnAgent)
 	p.log.Error("SVID refused", "spiffe_id", id.String(), "reason", "a workload with the ID of an agent")
 	return status.Error(codes.PermissionDenied, "no SVID for a workload with the ID of an agent")
 }
@@ -196,6 +222,7 @@ func (p *Plugin) Close() error {
 		p.listener.Close()
 	}
 	p.closed = true
+	p.metrics.close()
 	return nil
 }
 
