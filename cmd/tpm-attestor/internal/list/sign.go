@@ -11,10 +11,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/spire-tpm/spire-tpm-attestor/internal/atomicfile"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/internal/input"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/finding"
+	"github.com/spire-tpm/spire-tpm-attestor/internal/atomicfile"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/signature"

@@ -11,8 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/spire-tpm/spire-tpm-attestor/internal/atomicfile"
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
+	"github.com/spire-tpm/spire-tpm-attestor/internal/atomicfile"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 )
 
