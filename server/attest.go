@@ -14,46 +14,47 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/server/guard"
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// answerTimeout is how long an agent may take to answer its challenge, and SPIRE to send the
-// payload after it has opened a stream.
+// answerTimeout limits how long an agent takes to answer its challenge, and how long SPIRE takes to send the
+// payload after it has opened the stream.
 const answerTimeout = 60 * time.Second
 
-// attestation is one attestation under way. One goroutine uses it.
+// attestation is one attestation in progress. Only one goroutine uses it.
 type attestation struct {
-	*generation // current when the payload arrives; after decide, at the decision
+	*generation // the one that was current when the payload arrived, and from decide on the one that decides
 	plugin      *Plugin
 	stream      nodeattestorv1.NodeAttestor_AttestServer
 	begun       time.Time
 
 	ekHash sources.EKHash // zero until the payload is checked
-	asked  *config.Quote  // what the challenge asked of the machine's boot; nil if nothing
+	asked  *config.Quote  // the quote that the challenge asked for; nil if none
 	// askedDevID is whether the challenge asked for the machine's DevID.
 	askedDevID bool
-	boot       *sources.Boot  // what the machine has proved of its boot; nil if nothing
+	boot       *sources.Boot  // what the machine has proved about its boot; nil if nothing
 	devID      *sources.DevID // the DevID that the machine has proved; nil if none
 	// askedSVIDKey is true if an SVID key in the response is checked. If so, svidKeyIn is
 	// svidKeyInTPM or svidKeyNone once the machine has answered.
 	askedSVIDKey bool
 	svidKeyIn    string
 	svidKey      *attestor.SVIDKey // the SVID key that the machine has proved; nil if none
-	answered     int64             // its event log's and its DevID's share of budgets.answers
-	decision     policy.Decision   // the last one
+	answered     int64             // bytes taken from budgets.answers for the event log and the DevID
+	decision     policy.Decision   // the latest one
 }
 
-// Attest implements the NodeAttestor service: a payload, one challenge, and the answer to it.
-// See failure for the codes of its errors.
+// Attest implements the NodeAttestor service: it receives a payload, sends one challenge and checks the answer. See
+// failure for the codes of its errors.
 func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) (err error) {
-	defer p.guard(stream.Context(), "Attest", &err)
+	defer guard.Recover(p.log, &err, "Attest", "peer", peer(stream.Context()))
 	g := p.current.Load()
 	if g == nil {
 		return status.Error(codes.FailedPrecondition, "the plugin is not configured")
 	}
 	a := &attestation{generation: g, plugin: p, stream: stream, begun: time.Now()}
-	// A panic is counted, too.
+	// Deferred, so that a panic is counted too.
 	outcome, why := outcomeInternal, reason("")
 	defer func() {
 		p.metrics.attested(outcome, time.Since(a.begun), &a.decision)
@@ -81,7 +82,7 @@ func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) (err er
 	return nil
 }
 
-// run makes the attestation, from the payload to the agent's attributes.
+// run carries out the attestation, from the payload to the agent's attributes.
 func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes, *failure) {
 	defer a.plugin.open.Add(-1)
 	if a.plugin.open.Add(1) > maxOpen {
@@ -92,7 +93,7 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 		return nil, failed
 	}
 	defer first.release()
-	// A stream that sends nothing is not under way.
+	// A stream counts as under way only after its payload has arrived.
 	defer a.plugin.underWay.Add(-1)
 	if a.plugin.underWay.Add(1) > maxUnderWay {
 		return nil, tooMany(reasonUnderWay, "too many attestations are in progress")
@@ -140,8 +141,8 @@ func (a *attestation) run(ctx context.Context) (*nodeattestorv1.AgentAttributes,
 	return a.admit(ctx)
 }
 
-// decide decides about a machine that has answered its challenge. If the configuration changes
-// while the sources are asked, which may take long, the new configuration decides.
+// decide asks the sources about a machine that has answered its challenge. That may take long: if the configuration
+// changes meanwhile, the new one decides.
 func (a *attestation) decide(ctx context.Context, session *attestor.Session, proven *sources.Evidence) *failure {
 	for decided := false; !decided; decided = a.plugin.current.Load() == a.generation {
 		if failed := a.renew(proven.EK); failed != nil {
@@ -164,8 +165,8 @@ func (a *attestation) decide(ctx context.Context, session *attestor.Session, pro
 	return nil
 }
 
-// renew has the configuration that is current now decide: a machine must not outlast, by
-// holding its challenge open, the rule that it met.
+// renew switches to the configuration that is current now, so that a machine cannot hold its challenge open to
+// escape a change of the rules.
 func (a *attestation) renew(ek crypto.PublicKey) *failure {
 	g := a.plugin.current.Load()
 	if g == nil {
@@ -181,7 +182,7 @@ func (a *attestation) renew(ek crypto.PublicKey) *failure {
 	return nil
 }
 
-// begin verifies the payload, and releases the message.
+// begin verifies the payload and releases the message.
 func (a *attestation) begin(first *incoming) (*attestor.Session, *failure) {
 	defer first.release()
 	message, ok := first.req.GetRequest().(*nodeattestorv1.AttestRequest_Payload)
@@ -197,8 +198,8 @@ func (a *attestation) begin(first *incoming) (*attestor.Session, *failure) {
 	return session, nil
 }
 
-// challenge has the machine prove that the AK is in the same TPM as the EK, and whatever else
-// the configuration asks for.
+// challenge challenges the machine to prove that its AK and its EK are in the same TPM, and whatever else the
+// configuration asks for.
 func (a *attestation) challenge(ctx context.Context, session *attestor.Session) *failure {
 	challenge, err := session.Challenge(a.ask())
 	if err != nil {
@@ -241,12 +242,12 @@ func (a *attestation) challenge(ctx context.Context, session *attestor.Session) 
 	return a.judge(answer)
 }
 
-// challengeFailed is the failure if the answer to the challenge proves nothing.
+// challengeFailed returns the failure for an answer that does not prove what the challenge asked for.
 func challengeFailed(told string, err error) *failure {
 	return &failure{outcome: outcomeChallengeFailed, code: codes.PermissionDenied, told: told, why: err.Error()}
 }
 
-// admit returns what SPIRE is told about an admitted machine.
+// admit returns the attributes of an admitted machine, for SPIRE.
 func (a *attestation) admit(ctx context.Context) (*nodeattestorv1.AgentAttributes, *failure) {
 	id, failed := idOf(a.Config, a.ekHash, &a.decision)
 	if failed != nil {
@@ -269,7 +270,7 @@ func (a *attestation) admit(ctx context.Context) (*nodeattestorv1.AgentAttribute
 	return attributes, nil
 }
 
-// idOf returns the SPIFFE ID of an admitted machine, or how the attestation fails without one.
+// idOf returns the SPIFFE ID of an admitted machine, or the failure if there is none.
 func idOf(c *config.Config, ekHash sources.EKHash, d *policy.Decision) (spiffeid.ID, *failure) {
 	id, err := agentID(c, ekHash, d)
 	switch {

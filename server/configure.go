@@ -12,19 +12,20 @@ import (
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/server/guard"
 	"github.com/spire-tpm/spire-tpm-attestor/sources/admission"
 )
 
 // startTimeout is how long Configure waits for sources to load.
 const startTimeout = 10 * time.Second
 
-// Configure loads a configuration, starts its sources and replaces the previous configuration,
-// which serves until then, and goes on serving if the new configuration is refused. Sources
-// that have not changed keep what they have loaded. Concurrent calls wait for each other.
+// Configure loads a configuration, starts its sources and replaces the previous configuration. The previous
+// configuration serves until then, and goes on serving if the new one is refused. Sources that have not changed
+// keep what they have loaded. Concurrent calls run one after the other.
 func (p *Plugin) Configure(
 	ctx context.Context, req *configv1.ConfigureRequest,
 ) (resp *configv1.ConfigureResponse, err error) {
-	defer p.guard(ctx, "Configure", &err)
+	defer guard.Recover(p.log, &err, "Configure", "peer", peer(ctx))
 	p.configuring.Lock()
 	defer p.configuring.Unlock()
 	if p.closed {
@@ -51,7 +52,7 @@ func (p *Plugin) configure(ctx context.Context, req *configv1.ConfigureRequest) 
 		return err
 	}
 	p.warn(next)
-	if looksAtSVIDKey(c) { // before the first event: see metrics
+	if looksAtSVIDKey(c) { // zero before the first event: see metrics
 		p.metrics.add(ofSVIDKey(svidKeyInTPM), 0)
 		p.metrics.add(ofSVIDKey(svidKeyNone), 0)
 	}
@@ -96,12 +97,12 @@ func (p *Plugin) warn(g *generation) {
 	}
 }
 
-// Validate says what is wrong with a configuration, and nothing if it is valid, since SPIRE
-// reads any note as a failure. It reads no source, opens no file and changes nothing.
+// Validate returns a note for each mistake in a configuration, and none if it is valid, since SPIRE treats any note
+// as an error. It asks no source, opens no file and changes nothing.
 func (p *Plugin) Validate(
 	ctx context.Context, req *configv1.ValidateRequest,
 ) (resp *configv1.ValidateResponse, err error) {
-	defer p.guard(ctx, "Validate", &err)
+	defer guard.Recover(p.log, &err, "Validate", "peer", peer(ctx))
 	_, err = p.loader.Load(ctx, req.GetHclConfiguration(), req.GetCoreConfiguration().GetTrustDomain())
 	var problems config.Problems
 	switch {

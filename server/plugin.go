@@ -11,8 +11,6 @@
 package server
 
 import (
-	"context"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 
@@ -22,8 +20,6 @@ import (
 	agentstorev1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/server/agentstore/v1"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
@@ -41,10 +37,9 @@ const (
 	// payload has not come yet. It is below the limit of the gRPC server, so that Configure
 	// can still open a stream.
 	maxOpen = maxUnderWay + 2048
-	// maxUnknown is how many attestations may be waited for, out of those under way, whose
-	// TPMs no source lists so far: for a slow source, for an early load, or for the answer
-	// to a challenge after which the network may have to be asked. Anybody can make such an
-	// EK, and must not keep listed machines out.
+	// maxUnknown is how many of the attestations under way may wait if no source lists their TPMs so far: for a
+	// slow source, for an early load, or for the answer to a challenge after which the network may have to be
+	// asked. Anybody can make an EK that no source lists, and must not keep listed machines out.
 	maxUnknown = maxUnderWay / 4
 )
 
@@ -70,7 +65,7 @@ type Plugin struct {
 	current     atomic.Pointer[generation]
 	open        atomic.Int64      // streams of attestations
 	underWay    atomic.Int64      // attestations whose payload has arrived
-	strangers   *admission.Places // for those whose TPM no source lists so far
+	strangers   *admission.Places // for attestations of TPMs that no source lists so far
 
 	family   handover.Family // the composer must be of this family
 	reserved reservations    // of IDs, if reattest is false
@@ -172,13 +167,4 @@ func (p *Plugin) Close() error {
 	p.watch.close()
 	p.metrics.close()
 	return nil
-}
-
-// guard turns a panic of the calling function into a status. SPIRE does not restart a plugin
-// that has died, so one bad message would keep a whole fleet from attesting.
-func (p *Plugin) guard(ctx context.Context, what string, err *error) {
-	if r := recover(); r != nil {
-		p.log.Error("Panic", "during", what, "panic", r, "peer", peer(ctx), "stack", string(debug.Stack()))
-		*err = status.Errorf(codes.Internal, "internal error, see the server's log")
-	}
 }

@@ -11,7 +11,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
-	"runtime/debug"
 	"sync"
 
 	"github.com/hashicorp/go-hclog"
@@ -24,14 +23,14 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
+	"github.com/spire-tpm/spire-tpm-attestor/server/guard"
 	"github.com/spire-tpm/spire-tpm-attestor/server/handover"
 )
 
 // Plugin is the SPIRE plugin. Use New to make one. It is safe for concurrent use.
 //
-// To a request that it does not decide about, it returns an empty response, and SPIRE issues what it
-// would issue without the plugin. It never returns Unimplemented, which SPIRE takes for an empty
-// response.
+// Its answer is empty if it does not decide about a request. SPIRE then issues what it would issue without the
+// plugin. The plugin never returns Unimplemented, which SPIRE treats like an empty answer.
 type Plugin struct {
 	composerv1.UnimplementedCredentialComposerServer
 	configv1.UnimplementedConfigServer
@@ -86,7 +85,7 @@ func (*Plugin) ComposeServerX509SVID(
 func (p *Plugin) ComposeAgentX509SVID(
 	_ context.Context, req *composerv1.ComposeAgentX509SVIDRequest,
 ) (_ *composerv1.ComposeAgentX509SVIDResponse, err error) {
-	defer p.guard("ComposeAgentX509SVID", &err)
+	defer guard.Recover(p.log, &err, "ComposeAgentX509SVID")
 	id, decides, err := p.decides(req.GetSpiffeId())
 	if err != nil {
 		return nil, err
@@ -109,7 +108,7 @@ func outcomeOf(err error) outcome {
 	return noKey
 }
 
-// refusal returns what the agent is told. SPIRE's server logs it too, beside the agent's ID.
+// refusal returns the message for the agent. SPIRE's server logs it too, with the agent's ID.
 func refusal(err error) string {
 	if errors.Is(err, handover.ErrOtherKey) {
 		return "no SVID for this agent: its key is not the one that its TPM has certified in its attestation: " +
@@ -123,26 +122,26 @@ func refusal(err error) string {
 func (p *Plugin) ComposeWorkloadX509SVID(
 	_ context.Context, req *composerv1.ComposeWorkloadX509SVIDRequest,
 ) (_ *composerv1.ComposeWorkloadX509SVIDResponse, err error) {
-	defer p.guard("ComposeWorkloadX509SVID", &err)
+	defer guard.Recover(p.log, &err, "ComposeWorkloadX509SVID")
 	if err := p.refuseAgents(req.GetSpiffeId()); err != nil {
 		return nil, err
 	}
 	return &composerv1.ComposeWorkloadX509SVIDResponse{}, nil
 }
 
-// ComposeWorkloadJWTSVID implements the CredentialComposer service, as ComposeWorkloadX509SVID
-// does.
+// ComposeWorkloadJWTSVID implements the CredentialComposer service. It refuses what ComposeWorkloadX509SVID
+// refuses.
 func (p *Plugin) ComposeWorkloadJWTSVID(
 	_ context.Context, req *composerv1.ComposeWorkloadJWTSVIDRequest,
 ) (_ *composerv1.ComposeWorkloadJWTSVIDResponse, err error) {
-	defer p.guard("ComposeWorkloadJWTSVID", &err)
+	defer guard.Recover(p.log, &err, "ComposeWorkloadJWTSVID")
 	if err := p.refuseAgents(req.GetSpiffeId()); err != nil {
 		return nil, err
 	}
 	return &composerv1.ComposeWorkloadJWTSVIDResponse{}, nil
 }
 
-// decides reports whether the plugin decides about an ID. It is an error if it cannot tell.
+// decides reports whether the plugin decides about an ID. It returns an error if it cannot tell.
 func (p *Plugin) decides(text string) (id spiffeid.ID, decides bool, err error) {
 	id, err = spiffeid.FromString(text)
 	if err != nil {
@@ -169,7 +168,7 @@ func (p *Plugin) refuseAgents(text string) error {
 func (p *Plugin) Configure(
 	ctx context.Context, req *configv1.ConfigureRequest,
 ) (_ *configv1.ConfigureResponse, err error) {
-	defer p.guard("Configure", &err)
+	defer guard.Recover(p.log, &err, "Configure")
 	c, err := config.ParseComposer(req.GetHclConfiguration())
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "configuration: %v", err)
@@ -193,12 +192,12 @@ func (p *Plugin) Configure(
 	return &configv1.ConfigureResponse{}, nil
 }
 
-// Validate says what is wrong with a configuration, and nothing if it is valid, since SPIRE reads
-// any note as a failure. It opens no file and changes nothing.
+// Validate returns a note for each mistake in a configuration, and none if it is valid, since SPIRE treats any note
+// as an error. It opens no file and changes nothing.
 func (p *Plugin) Validate(
 	_ context.Context, req *configv1.ValidateRequest,
 ) (_ *configv1.ValidateResponse, err error) {
-	defer p.guard("Validate", &err)
+	defer guard.Recover(p.log, &err, "Validate")
 	_, err = config.ParseComposer(req.GetHclConfiguration())
 	var problems config.Problems
 	switch {
@@ -224,12 +223,4 @@ func (p *Plugin) Close() error {
 	p.closed = true
 	p.metrics.close()
 	return nil
-}
-
-// guard turns a panic of the calling function into a status.
-func (p *Plugin) guard(what string, err *error) {
-	if r := recover(); r != nil {
-		p.log.Error("Panic", "during", what, "panic", r, "stack", string(debug.Stack()))
-		*err = status.Errorf(codes.Internal, "internal error, see the server's log")
-	}
 }
