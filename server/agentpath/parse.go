@@ -9,9 +9,9 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Parse reads a template. It is an error if two machines could get one ID: a template must use
-// .PubHash, or .Name, or .DevIDFingerprint, or .Serial with .Issuer or .CA, and if one segment
-// of the path has two values of variable length, the text between them must tell them apart.
+// Parse reads a template. It refuses a template that could give two machines the same ID: a template must use
+// .PubHash, .Name, .DevIDFingerprint, or .Serial together with .Issuer or .CA, and if one segment of the path has
+// two values of variable length, the text between them must separate them.
 func Parse(text string) (*Template, error) {
 	if len(text) > maxTemplate {
 		return nil, fmt.Errorf("is %d bytes long; at most %d are allowed", len(text), maxTemplate)
@@ -41,7 +41,7 @@ func Parse(text string) (*Template, error) {
 	return t, nil
 }
 
-// add adds one node of the parsed template.
+// add appends one node of the parsed template to t.
 func (t *Template) add(n parse.Node) error {
 	if text, ok := n.(*parse.TextNode); ok {
 		t.parts = append(t.parts, part{text: string(text.Text)})
@@ -65,7 +65,7 @@ func (t *Template) add(n parse.Node) error {
 	return fmt.Errorf("contains the unknown field .%.80s: the fields are %s", name, allFields())
 }
 
-// plainField returns the name of a field that is written {{ .Name }}.
+// plainField returns the name of a field that is written as {{ .Name }}.
 func plainField(n parse.Node) (string, bool) {
 	action, ok := n.(*parse.ActionNode)
 	if !ok || len(action.Pipe.Decl) != 0 || len(action.Pipe.Cmds) != 1 || len(action.Pipe.Cmds[0].Args) != 1 {
@@ -78,7 +78,7 @@ func plainField(n parse.Node) (string, bool) {
 	return field.Ident[0], true
 }
 
-// allFields lists the fields for a person.
+// allFields lists the fields, for messages.
 func allFields() string {
 	all := make([]string, 0, numFields+1)
 	for f := range numFields {
@@ -138,7 +138,7 @@ func (t *Template) checkSegments() error {
 	return nil
 }
 
-// separates says whether text has a byte that a or b never has.
+// separates reports whether text has a byte that a or b never has.
 func separates(text string, a, b Field) bool {
 	return strings.ContainsFunc(text, func(r rune) bool {
 		return !strings.ContainsRune(a.alphabet(), r) || !strings.ContainsRune(b.alphabet(), r)

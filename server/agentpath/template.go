@@ -95,24 +95,23 @@ type part struct {
 // String returns the template as it was written.
 func (t *Template) String() string { return t.text }
 
-// Uses says whether the IDs depend on a field.
+// Uses reports whether the IDs depend on a field.
 func (t *Template) Uses(f Field) bool { return t.uses[f] }
 
-// OfEKCertificate says whether the value of a field must come from the EK certificate. A serial
-// number is unique only among the certificates of one issuer, so .CA beside .Serial must be of
-// the same certificate.
+// OfEKCertificate reports whether the value of a field must come from the EK certificate. A serial number is unique
+// only among the certificates of one issuer, so a .CA beside .Serial must be that of the same certificate.
 func (t *Template) OfEKCertificate(f Field) bool {
 	return f == Issuer || f == Serial || f == CA && t.uses[Serial]
 }
 
-// FollowsConvention says whether all IDs are below /spire/agent/tpm, where SPIRE expects the
-// IDs of a plugin called "tpm".
+// FollowsConvention reports whether all IDs are below /spire/agent/tpm, where SPIRE expects the IDs of a plugin
+// called "tpm".
 func (t *Template) FollowsConvention() bool {
 	return strings.HasPrefix(t.path(&Values{}), "/tpm/")
 }
 
-// ID forms the ID of one agent. It is an error if a field that the template uses has no value,
-// which wraps ErrMissing, or a value that cannot be in a segment of a SPIFFE ID's path.
+// ID forms the ID of one agent. If a field of the template has no value, the error wraps ErrMissing. It is also an
+// error if a value cannot be part of a SPIFFE ID's path, or if the ID is too long.
 func (t *Template) ID(trustDomain spiffeid.TrustDomain, v *Values) (spiffeid.ID, error) {
 	for f, used := range t.uses {
 		if !used {
@@ -154,7 +153,7 @@ const (
 	hashSize  = 64
 )
 
-// fixedLength says whether all values of a field have one length.
+// fixedLength reports whether all values of a field have the same length.
 func (f Field) fixedLength() bool { return f == PubHash || f == Issuer || f == DevIDFingerprint }
 
 // alphabet returns the bytes that the values of a field may have.

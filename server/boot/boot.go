@@ -1,5 +1,5 @@
-// Package boot turns what a machine has proved of its boot into what sources are told: the
-// quoted PCRs, and what the event log says as far as it agrees with them.
+// Package boot turns what a machine has proved about its boot into what sources get: the quoted PCRs, and what the
+// event log says as far as it agrees with them.
 package boot
 
 import (
@@ -14,9 +14,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// Of returns what a machine has proved by a verified quote. log is the event log that it sent
-// with the quote, nil if it sent none; asked says whether a log was asked for. The result may
-// refer to the memory of both.
+// Of returns what a machine has proved about its boot by a verified quote. log is the event log that it sent with
+// the quote, nil if it sent none; asked says whether a log was asked for. The result may refer to the memory of
+// both.
 func Of(quote *attestor.Quote, log []byte, asked bool) *sources.Boot {
 	b := &sources.Boot{Bank: quote.Bank, PCRs: quote.PCRs}
 	switch {
@@ -43,7 +43,7 @@ func judge(quote *attestor.Quote, log []byte) (*eventlog.Judged, error) {
 	return parsed.Judge(quote.Bank, quote.PCRs)
 }
 
-// said returns what a log says, in the words of sources.
+// said returns what a log says, in the types of package sources.
 func said(j *eventlog.Judged) *sources.BootLog {
 	l := &sources.BootLog{
 		Replays: j.Replays, SecureBoot: j.SecureBoot, NoSecureBoot: j.NoSecureBoot,
@@ -57,8 +57,8 @@ func said(j *eventlog.Judged) *sources.BootLog {
 	return l
 }
 
-// NoReplay says, for people, why a log does not account for the quoted PCRs that logs are judged
-// by; empty if it does.
+// NoReplay says, for people, why the event log does not account for the quoted PCRs that logs are checked against.
+// It returns an empty string if the log does.
 func NoReplay(b *sources.Boot) string {
 	if b.Log == nil {
 		return b.NoLog
@@ -75,7 +75,7 @@ func NoReplay(b *sources.Boot) string {
 	return "the event log does not replay to PCR " + strings.Join(not, ", ")
 }
 
-// Summary describes b in one line of a log. It quotes nothing of the event log.
+// Summary describes b in one line for the log. It quotes nothing from the event log.
 func Summary(b *sources.Boot) string {
 	s := fmt.Sprintf("%s PCRs %s", b.Bank, strings.Trim(strings.ReplaceAll(
 		fmt.Sprint(slices.Sorted(maps.Keys(b.PCRs))), " ", ","), "[]"))

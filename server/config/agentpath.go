@@ -21,15 +21,15 @@ func (c *Config) decodeAgentPath(b *body) {
 
 const agentPathKey = "agent_path_template"
 
-// MayGive reports whether a source can give a field of AgentPath. It reports true if the
-// configuration has no source of that name, since nothing is known of it.
+// MayGive reports whether a source can provide a field of AgentPath. For a source that is not in the configuration
+// it returns true, since nothing is known about it.
 func (c *Config) MayGive(source string, f agentpath.Field) bool {
 	fields, known := c.gives[source]
 	return !known || slices.Contains(fields, f)
 }
 
-// checkAgentPath refuses a template whose fields have values for no machine, and warns of
-// what a person should know about an accepted template.
+// checkAgentPath refuses a template whose fields have values for no machine, and warns about the consequences of an
+// accepted template.
 func (c *Config) checkAgentPath(ps *problems, all []definition, allow []rule) {
 	c.gives = map[string][]agentpath.Field{}
 	if c.AgentPath == nil {
@@ -61,8 +61,8 @@ func (c *Config) checkAgentPath(ps *problems, all []definition, allow []rule) {
 	c.warnOfAgentPath()
 }
 
-// checkField refuses a field if none of the enforced allow rules has a source that gives
-// it, and warns if only some of them have.
+// checkField refuses a field if no source of an enforced allow rule provides it. It warns if only some of these
+// rules have such a source.
 func (c *Config) checkField(ps *problems, f agentpath.Field, from string, allow []rule) {
 	var with, without []rule
 	for _, r := range allow {
@@ -87,7 +87,7 @@ func (c *Config) checkField(ps *problems, f agentpath.Field, from string, allow 
 	}
 }
 
-// warnOfAgentPath warns of what a template means for the IDs.
+// warnOfAgentPath warns about what a template means for the IDs.
 func (c *Config) warnOfAgentPath() {
 	if !c.AgentPath.FollowsConvention() {
 		c.warn(agentPathKey, "the IDs are not under /spire/agent/tpm/, where SPIRE expects those of this plugin")

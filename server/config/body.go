@@ -9,8 +9,7 @@ import (
 	"time"
 )
 
-// body reads the keys of one block. The keys that are asked for are all that the block
-// may have: finish reports any other.
+// body reads the keys of one block. A key that no method was asked for is unknown: finish reports it.
 type body struct {
 	path     string
 	values   map[string][]*node
@@ -20,9 +19,9 @@ type body struct {
 	broken bool
 	wrong  map[string]bool
 
-	// named has the names by which a person knows keys, if those differ from the keys.
+	// named maps keys to the names that messages use, if those differ from the keys.
 	named map[string]string
-	// examples are values of keys, as a person would write them.
+	// examples are values of keys, as an operator would write them.
 	examples map[string]string
 	// files are the files that the keys name.
 	files []file
@@ -47,7 +46,7 @@ func (b *body) fail(key, format string, args ...any) {
 	b.problems.add(b.place(key), format, args...)
 }
 
-// called returns the name by which a person knows a key.
+// called returns the name of a key in messages.
 func (b *body) called(key string) string {
 	if name, ok := b.named[key]; ok {
 		return name
@@ -55,7 +54,7 @@ func (b *body) called(key string) string {
 	return key
 }
 
-// place returns the path of keys that leads to a key.
+// place returns the path of a key in messages.
 func (b *body) place(key string) string { return under(b.path, b.called(key)) }
 
 // all returns the values of a key, in order.
@@ -67,7 +66,7 @@ func (b *body) all(key string) []*node {
 // has reports whether the block has a key. It does not ask for the key.
 func (b *body) has(key string) bool { return len(b.values[key]) > 0 }
 
-// one returns the value of a key that may be set once, or nil.
+// one returns the value of a key that may be set only once, or nil.
 func (b *body) one(key string) *node {
 	values := b.all(key)
 	if len(values) > 1 {
@@ -86,8 +85,8 @@ func (b *body) one(key string) *node {
 // text returns a string, or nothing if the block does not have the key.
 func (b *body) text(key string) string { return b.string(key, false) }
 
-// string does what text does. If secret is true, it does not show the value: a person may
-// have written the secret itself where its path belongs.
+// string is text that does not show the value in messages if secret is true: an operator may have written the
+// secret itself in place of its path.
 func (b *body) string(key string, secret bool) string {
 	n := b.one(key)
 	if n == nil {
@@ -237,7 +236,7 @@ func (b *body) finish() {
 	}
 }
 
-// nameRule says what validName wants.
+// nameRule is the message for a name that validName refuses.
 const nameRule = "is not a valid name: use 1 to 64 of a-z, 0-9, _ and -"
 
 var namePattern = regexp.MustCompile(`^[a-z0-9_-]{1,64}$`)

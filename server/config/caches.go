@@ -16,8 +16,8 @@ type cacheUse struct {
 	cache  bool
 }
 
-// checkCaches refuses caches if two sources would write the same path: each writes its cache
-// and a few files beside it.
+// checkCaches refuses caches if two sources would write to the same path: a source writes its cache and a few files
+// beside it.
 func checkCaches(ps *problems, all []definition) {
 	uses := map[string]cacheUse{}
 	for _, d := range all {
@@ -49,12 +49,12 @@ func checkCache(ps *problems, source string, f file, uses map[string]cacheUse) {
 	}
 }
 
-// found is what the file system says of a file, and of the cache in it if the file is the
-// folder of a cache. Either may be nil.
+// found is what the file system says about a file, and about the cache in it if the file is the folder of a cache.
+// Either may be nil.
 type found struct{ info, cache fs.FileInfo }
 
-// checkCacheFiles refuses caches whose different paths lead to one file: through a link,
-// or through a folder with two names.
+// checkCacheFiles refuses caches that are the same file under different paths: through a link, or in a folder that
+// has two names.
 func checkCacheFiles(ps *problems, files []file, results []found) {
 	for i, f := range files {
 		for j, other := range files[:i] {
@@ -89,8 +89,7 @@ func meet(a, b file, foundA, foundB found) bool {
 	return false
 }
 
-// exposedCache returns an error if other users may write to a cache: what it holds is then
-// not used.
+// exposedCache returns an error if other users may write to a cache, since its content is not used then.
 func exposedCache(path string, info fs.FileInfo) error {
 	if info.Mode().IsRegular() && info.Mode().Perm()&0o022 != 0 {
 		return exposedError{fmt.Sprintf("%q may be written by other users, so what it holds is not used: chmod go-w it",

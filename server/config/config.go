@@ -21,9 +21,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// Config is what a configuration says, with its defaults.
+// Config is a configuration after it was parsed, with its defaults.
 type Config struct {
-	// TrustDomain is SPIRE's; zero if a file does not tell it.
+	// TrustDomain is SPIRE's; zero if the file does not name it.
 	TrustDomain spiffeid.TrustDomain
 	// Members are the sources, sorted by name. None of them has been started.
 	Members []admission.Member
@@ -31,11 +31,11 @@ type Config struct {
 	Policy policy.Policy
 	// AgentPath forms the IDs of agents.
 	AgentPath *agentpath.Template
-	// Reattest is false if a machine is admitted once only.
+	// Reattest is false if a machine is admitted only once.
 	Reattest bool
-	// Quote is what the server asks of a machine's boot; nil if it asks nothing.
+	// Quote is what the server asks about a machine's boot; nil if nothing.
 	Quote *Quote
-	// AsksDevID is whether the server asks machines for their DevID, since a source needs it.
+	// AsksDevID is true if the server asks machines for their DevID, since a source needs it.
 	AsksDevID bool
 	// SVIDKey says for which keys agents get SVIDs: SVIDKeyOff, SVIDKeyOptional or
 	// SVIDKeyRequired.
@@ -48,7 +48,7 @@ type Config struct {
 	AllowWeakEK bool
 	// CheckTimeout is how long one evaluation by all sources may take.
 	CheckTimeout time.Duration
-	// Warnings are what a person should know, although it is no mistake.
+	// Warnings say what an operator should know about a configuration that has no mistakes.
 	Warnings []string
 
 	warned []Warning
@@ -90,8 +90,7 @@ func (in *input) result(c *Config) (*Config, error) {
 	return c, nil
 }
 
-// NewSet returns the configured sources under the configured policy. opts has everything
-// that is not configured.
+// NewSet returns the configured sources under the configured policy. opts sets what the configuration does not.
 func (c *Config) NewSet(opts admission.Options) (*admission.Set, error) {
 	opts.CheckTimeout = c.CheckTimeout
 	return admission.NewSet(c.Members, c.Policy, opts)
@@ -104,7 +103,7 @@ const (
 	mostCheckTimeout    = time.Minute
 )
 
-// parse collects all mistakes and returns everything else that the configuration says.
+// parse collects all mistakes in in.problems, and returns the rest of the configuration.
 func (in *input) parse(identity web.IdentityProvider) *Config {
 	c, ps := &Config{TrustDomain: in.trustDomain, places: map[string]string{}}, &in.problems
 	if in.unread {
@@ -161,18 +160,18 @@ func (in *input) decodeRoot(b *body, of spire) (all []definition, allow, deny []
 	return all, allow, deny
 }
 
-// firstKind is the kind of source that is advised if none is configured.
+// firstKind is the kind of source that the message suggests if no source is configured.
 const firstKind = "hash_dir"
 
-// incumbentKeys are the keys of the incumbent's configuration. Each stands for a source
-// that has the key's name, and one key of its own.
+// incumbentKeys are the keys of the incumbent's configuration. Each of them means a source that has the key's name
+// and a single key of its own.
 var incumbentKeys = []struct{ name, kind, key string }{
 	{"ca_path", "ek_ca", "ca_path"},
 	{"hash_path", "hash_dir", "path"},
 }
 
-// dropEmpty drops the incumbent's keys if they are empty. To the incumbent, an empty key is
-// not set, and templates of configurations write empty keys.
+// dropEmpty drops the incumbent's keys if they are empty. The incumbent treats an empty key as not set, and
+// templates of configurations contain empty keys.
 func (c *Config) dropEmpty(b *body) {
 	for _, old := range incumbentKeys {
 		values := b.values[old.name]
@@ -183,8 +182,8 @@ func (c *Config) dropEmpty(b *body) {
 	}
 }
 
-// decodeIncumbent reads the keys of the incumbent's configuration. Each of the sources that
-// it returns admits.
+// decodeIncumbent reads the keys of the incumbent's configuration. Each source that it returns admits machines on
+// its own.
 func (in *input) decodeIncumbent(b *body, of spire) (all []definition) {
 	of.besideHashes = b.has("hash_path")
 	for _, old := range incumbentKeys {
@@ -200,8 +199,7 @@ func (in *input) decodeIncumbent(b *body, of spire) (all []definition) {
 	return all
 }
 
-// refuseBeside refuses the incumbent's keys if there are blocks as well: the rules would not
-// say what the keys admit.
+// refuseBeside refuses the incumbent's keys if there are blocks as well: the rules do not say what the keys admit.
 func (in *input) refuseBeside(b *body, blocks map[string]bool) {
 	for _, old := range incumbentKeys {
 		for other, there := range blocks {
@@ -213,7 +211,7 @@ func (in *input) refuseBeside(b *body, blocks map[string]bool) {
 	}
 }
 
-// assemble makes members and policy of what was read.
+// assemble sets the members and the policy from what was read.
 func (c *Config) assemble(ps *problems, all []definition, allow, deny []rule) {
 	for _, d := range all {
 		for _, f := range d.files {
@@ -244,7 +242,7 @@ func (c *Config) assemble(ps *problems, all []definition, allow, deny []rule) {
 	if len(ps.list) > 0 {
 		return
 	}
-	// NewSet has rules of its own, for sources and policies from anywhere.
+	// NewSet has rules of its own, which hold for any caller.
 	if _, err := c.NewSet(admission.Options{}); err != nil {
 		ps.add("", "%v", err)
 	}

@@ -8,11 +8,10 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// ForEnrolment makes c decide whether a machine may be given a DevID, by what is known of it without
-// one. The sources that know DevIDs are left out: a rule that names one of them besides others needs
-// the others, and a rule that names nothing else is left out. So is a rule that would then hold by
-// the boot alone, which says nothing of who boots. It is an error if no rule is left that could
-// admit anybody.
+// ForEnrolment changes c so that it decides whether a machine may be given a DevID, by what is known about the
+// machine without one. It removes the sources that know DevIDs from the rules. A rule that has other sources needs
+// those; a rule that has none is dropped. A rule that would then hold by the boot alone is dropped too, since the
+// boot does not say whose machine it is. It is an error if no enforced rule is left.
 func (c *Config) ForEnrolment() error {
 	byDevID := c.are(func(k *kind) bool { return k.byDevID })
 	byBoot := c.are(func(k *kind) bool { return k.byBoot })
@@ -21,7 +20,7 @@ func (c *Config) ForEnrolment() error {
 	for _, r := range c.Policy.Allow {
 		if slices.ContainsFunc(slices.Concat(r.All, r.Any), byDevID) {
 			r.All, r.Any = without(byDevID, r.All), without(byDevID, r.Any)
-			if enough(r, byBoot) { // a rule without a source, too
+			if enough(r, byBoot) { // also true for a rule without a source
 				continue
 			}
 		}
@@ -41,7 +40,7 @@ func (c *Config) ForEnrolment() error {
 	return nil
 }
 
-// without returns the names that are not out, or nil if there are none.
+// without returns the names for which out is false, or nil if there are none.
 func without(out func(string) bool, names []string) []string {
 	var left []string
 	for _, name := range names {
@@ -52,13 +51,13 @@ func without(out func(string) bool, names []string) []string {
 	return left
 }
 
-// KnowsMachine reports whether one of these sources knows a machine, and not only the vendor of its
-// TPM or what it boots.
+// KnowsMachine reports whether one of these sources knows the machine itself, not only the vendor of its TPM, its
+// boot or its DevID.
 func (c *Config) KnowsMachine(listed []string) bool {
 	return slices.ContainsFunc(listed, c.are(func(k *kind) bool { return !k.byVendor && !k.byBoot && !k.byDevID }))
 }
 
-// are returns a function that reports whether a source is of some kinds.
+// are returns a function that reports whether a source is of a kind for which some is true.
 func (c *Config) are(some func(*kind) bool) func(source string) bool {
 	all := kinds()
 	return func(source string) bool {

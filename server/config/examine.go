@@ -9,11 +9,10 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
-// Examine makes the sources of c examine what a server has, beside that server: they read its
-// caches, whoever owns the files, write nothing, and use no network unless network is true. Evidence
-// that is Incomplete is then that of a machine whose certificates are not known, which the challenge
-// would show. Examine must be called before the sources are started, with
-// admission.Options.Once.
+// Examine makes the sources of c show, beside a running server, what that server has: they read its caches, whoever
+// owns the files, write nothing, and use the network only if network is true. Evidence that is Incomplete is then
+// that of a machine whose certificates are not known, as only a challenge would show them. Call Examine before the
+// sources are started, with admission.Options.Once.
 func (c *Config) Examine(network bool) {
 	for i := range c.Members {
 		m := &c.Members[i]
@@ -29,11 +28,10 @@ func (c *Config) Examine(network bool) {
 	}
 }
 
-// Follow makes the sources of c follow what a running server serves. A list from a web server is
-// read in the server's cache, whoever owns the file; Follow never writes caches. Files, folders and
-// databases are read as the server reads them. What a machine would have to show, such as its EK
-// certificate, is not known, so the sources that judge it load nothing. Follow must be called before
-// the sources are started.
+// Follow makes the sources of c follow those of a running server. A list from a web server is read from the
+// server's cache, whoever owns the file, and caches are never written. Files, folders and databases are read as the
+// server reads them. What a machine would have to show, such as its EK certificate, is not known, so the sources
+// that check it load nothing. Call Follow before the sources are started.
 func (c *Config) Follow() {
 	for i := range c.Members {
 		m := &c.Members[i]
@@ -46,7 +44,7 @@ func (c *Config) Follow() {
 	}
 }
 
-// notShown stands for a source that judges what a machine shows.
+// notShown replaces a source that checks what a machine shows.
 type notShown struct{}
 
 var errNotShown = fmt.Errorf("needs what the machine would show: %w", sources.ErrNeedsChallenge)
@@ -56,7 +54,7 @@ func (notShown) Check(context.Context, *sources.Evidence) (sources.Verdict, erro
 	return sources.Verdict{}, errNotShown
 }
 
-// notAsked is in the place of a source that needs the network for each check.
+// notAsked replaces a source that needs the network for each check.
 type notAsked struct{}
 
 var errNotAsked = fmt.Errorf("not asked: %w", sources.ErrNeedsNetwork)
@@ -71,10 +69,10 @@ func (n notAsked) Fetch(ctx context.Context, ev *sources.Evidence) (sources.Verd
 	return n.Check(ctx, ev)
 }
 
-// uncertified is a source that waits for the certificates of a machine that is not there.
+// uncertified is an ek_ca that may lack the certificates of the machine.
 type uncertified struct{ *ekca.Source }
 
-// ErrNeedsCertificate is the error of a source that would judge the machine by its EK certificate.
+// ErrNeedsCertificate is the error of a source that needs the machine's EK certificate.
 var ErrNeedsCertificate = fmt.Errorf("needs the machine's EK certificate: %w", sources.ErrNeedsChallenge)
 
 // Check implements sources.Source.

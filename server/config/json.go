@@ -10,9 +10,8 @@ import (
 	"github.com/hashicorp/hcl/hcl/token"
 )
 
-// parseJSON reads a configuration that is written in JSON, as in a
-// plugin_data_file. If an object has a name twice, it is refused: RFC 8259, 4, leaves
-// open what that means.
+// parseJSON reads a configuration in JSON, as in a plugin_data_file. An object with a duplicate name is refused,
+// since RFC 8259, 4, leaves open what it means.
 func parseJSON(text string) (*node, error) {
 	d := &jsonReader{Decoder: jsontext.NewDecoder(strings.NewReader(text)), text: text, line: 1}
 	n, err := fromJSON(d, 0)

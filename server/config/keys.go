@@ -11,17 +11,17 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// A key of a block is bound to the field of a Config that it sets. If the block does not
-// have the key, the field is set to the key's default, or left as it is.
+// A key binds a key of a block to the field of a Config that it sets. If the block does not have the key, the field
+// is set to the key's default, or left as it is.
 type key struct {
 	name string
-	// example is a value as a person would write it, or empty.
+	// example is a value as an operator would write it, or empty.
 	example string
 	read    func(b *body, name string)
 }
 
-// like returns the key with an example of its value. The example is advised if the key is
-// missing, or if its value must be another.
+// like returns the key with an example of its value. Messages suggest the example if the key is missing or its
+// value is wrong.
 func (k key) like(example string) key {
 	k.example = example
 	return k
@@ -38,8 +38,8 @@ func beside(other string, k key) key {
 	return k
 }
 
-// unread is set instead of a value that could not be read, so that the constructor does not
-// take the key for missing.
+// unread is set in place of a value that could not be read, so that the constructor does not report the key as
+// missing.
 const unread = "?"
 
 // plain is a key whose value is a string.
@@ -75,14 +75,14 @@ func folder(name string, to *string) key       { return pathTo(file{dir: true}, 
 func regularFile(name string, to *string) key  { return pathTo(file{regular: true}, name, to) }
 func fileOrFolder(name string, to *string) key { return pathTo(file{}, name, to) }
 
-// secretFile is a key whose value is the path of a file with a secret. Nothing shows the
-// value unless there is such a file: somebody may have written the secret itself.
+// secretFile is a key whose value is the path of a file with a secret. Messages show the value only if there is
+// such a file: an operator may have written the secret itself.
 func secretFile(name string, to *string) key {
 	return pathTo(file{regular: true, secret: true}, name, to)
 }
 
-// cacheFile is a key whose value is the path of a file that the source writes. The folder
-// must exist, the file need not.
+// cacheFile is a key whose value is the path of a file that the source writes. Its folder must exist; the file need
+// not.
 func cacheFile(name string, to *string) key {
 	return key{name: name, read: func(b *body, name string) {
 		plain(name, to).read(b, name)
@@ -92,7 +92,7 @@ func cacheFile(name string, to *string) key {
 	}}
 }
 
-// texts is a key whose value is a list of strings, without order.
+// texts is a key whose value is a list of strings in any order.
 func texts(name string, to *[]string) key {
 	return key{name: name, read: func(b *body, name string) {
 		if *to = b.texts(name); b.wrong[name] && len(*to) == 0 {
@@ -146,9 +146,9 @@ func (b *body) readKeys(keys []key) {
 	}
 }
 
-// refuse reports an error of a source's constructor: each sources.FieldError at the key that
-// has set the field, everything else at the block. If the value of a key could not be read,
-// that has been reported, and the constructor has not seen it.
+// refuse reports an error of a source's constructor: each sources.FieldError at the key that has set the field,
+// everything else at the block. It skips a key whose value could not be read: that was reported already, and the
+// constructor has not seen the value.
 func (b *body) refuse(err error) {
 	unread := maps.Clone(b.wrong)
 	for _, err := range split(err) {
@@ -164,7 +164,7 @@ func (b *body) refuse(err error) {
 	}
 }
 
-// split returns the errors that errors.Join has joined.
+// split returns the errors that were joined by errors.Join.
 func split(err error) []error {
 	switch joined := err.(type) { //nolint:errorlint // the words of an error that wraps others belong together
 	case nil:
@@ -179,8 +179,8 @@ func split(err error) []error {
 	return []error{err}
 }
 
-// sentence returns the message about a key. If the constructor says what the value must be,
-// the message begins with what it is; if the key has an example, it ends with that.
+// sentence returns the message about a key. If the constructor says what the value must be, the message begins with
+// what the value is. If the key has an example, the message ends with it.
 func (b *body) sentence(wrong sources.FieldError) string {
 	said, example := wrong.Problem, b.examples[wrong.Field]
 	must := strings.HasPrefix(said, "must ")

@@ -28,38 +28,38 @@ import (
 // A kind of source.
 type kind struct {
 	name string
-	// example is a block as a person would write it.
+	// example is a block as an operator would write it.
 	example string
 	// read reads a block and returns the source with its Config.
 	read func(*body, spire) (config any, source sources.Source)
-	// gives are the fields of an agent's ID that the source's selectors can give.
+	// gives are the fields of an agent's ID that the source can provide.
 	gives []given
-	// byVendor is true if the source knows vendors of TPMs, and not each TPM.
+	// byVendor is true if the source knows vendors of TPMs, not each TPM.
 	byVendor bool
 	// online is true if each check needs the network.
 	online bool
-	// byBoot is true if the source knows what machines boot, and not each TPM.
+	// byBoot is true if the source knows what machines boot, not their TPMs.
 	byBoot bool
-	// byDevID is true if the source knows DevIDs, and not the TPMs that their keys are in.
-	// Machines are then asked for their DevID.
+	// byDevID is true if the source knows DevIDs, not the TPMs that hold their keys. Machines are then asked for
+	// their DevID.
 	byDevID bool
-	// denies is the key that a source needs if a deny rule names it.
+	// denies is the key that the source must have if a deny rule names it.
 	denies need
-	// neverDenies is why no deny rule may name a source; empty if it may.
+	// neverDenies is why no deny rule may name the source; empty if one may.
 	neverDenies string
 }
 
-// given is a field of an agent's ID that a source can give. If key is not empty, the source
-// can give it only if its block has that key.
+// given is a field of an agent's ID that a source can provide. If key is not empty, the source can provide it only
+// if its block has that key.
 type given struct {
 	field agentpath.Field
 	key   string
 }
 
-// need is a key that must be set, and why. The zero value means that no key must.
+// need is a key that must be set, and why. The zero value needs no key.
 type need struct{ key, because string }
 
-// spire is what sources need besides their blocks: of SPIRE, and of what machines are asked.
+// spire is what sources need besides their blocks: from SPIRE, and about what machines are asked.
 type spire struct {
 	trustDomain spiffeid.TrustDomain // zero if it is not known
 	identity    web.IdentityProvider
@@ -73,9 +73,9 @@ func kinds() []kind {
 	return []kind{ekCA(), hashDir(), hashFile(), httpList(), sqlTable(), bootPolicy(), devID()}
 }
 
-// reader returns a function that reads the keys of a block into a Config and passes it to
-// the source's constructor, which checks it. A constructor opens nothing, so it is called
-// even if a key could not be read: a person then learns of all mistakes at once.
+// reader returns a function that reads the keys of a block into a Config and passes it to the source's constructor,
+// which checks it. A constructor opens nothing, so it is called even if a key could not be read: an operator then
+// sees all mistakes at once.
 func reader[C any, S sources.Source](
 	open func(C) (S, error), keys func(*C, spire) []key,
 ) func(*body, spire) (any, sources.Source) {
@@ -88,8 +88,7 @@ func reader[C any, S sources.Source](
 	}
 }
 
-// The limits of durations. A request must end before the Set gives it up, which is after 30
-// seconds.
+// The limits of durations. A request must end before the Set abandons it, which is after 30 seconds.
 const (
 	leastPoll, mostPoll         = time.Second, 24 * time.Hour
 	leastStale, mostStale       = 2 * leastPoll, 366 * 24 * time.Hour
@@ -98,7 +97,7 @@ const (
 	leastLifetime, mostLifetime = time.Second, 24 * time.Hour
 )
 
-// nameOfMachine is the field that a list of machines gives.
+// nameOfMachine is the field that a list of machines provides.
 func nameOfMachine() []given { return []given{{field: agentpath.Name}} }
 
 // authorities returns the keys of a source that trusts certificate authorities. bundles is an example of the key
@@ -179,7 +178,7 @@ func httpList() kind {
 	}
 }
 
-// onWebServer are the keys of a list on a web server, but for its url.
+// onWebServer returns the keys of a list on a web server, except url.
 func onWebServer(c *web.ListConfig, of spire, maxBytes, mostBytes int64) []key {
 	return []key{
 		regularFile("ca_path", &c.CAPath),
@@ -199,9 +198,9 @@ func onWebServer(c *web.ListConfig, of spire, maxBytes, mostBytes int64) []key {
 	}
 }
 
-// serverID is the key whose value is the SPIFFE ID of a web server, in SPIRE's own trust
-// domain. A source with that key needs SPIRE's identity. Every Config gets the same provider
-// of it, so that two equal configurations have equal Configs.
+// serverID is the key whose value is the SPIFFE ID of a web server in SPIRE's own trust domain. A source with that
+// key needs SPIRE's identity. Every Config gets the same provider of it, so that equal configurations have equal
+// Configs.
 func serverID(name string, c *web.ListConfig, of spire) key {
 	return key{name: name, read: func(b *body, name string) {
 		plain(name, &c.ServerID).read(b, name)

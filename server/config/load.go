@@ -15,12 +15,11 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/web"
 )
 
-// A Loader reads configurations and looks whether the files that they name exist. It is
-// safe for concurrent use. It counts the questions that file systems have not answered, so
-// a process should have one Loader.
+// A Loader reads configurations and checks that the files they name exist. It is safe for concurrent use. It limits
+// how many questions to file systems are unanswered, so a process should have only one Loader.
 type Loader struct {
-	// Identity is what sources ask for SPIRE's own identity when they run. The Loader
-	// itself does not ask. It must be set before the first Load.
+	// Identity provides SPIRE's own identity to sources while they run. The Loader itself does not use it. It must
+	// be set before the first Load.
 	Identity web.IdentityProvider
 
 	timeout time.Duration
@@ -63,7 +62,7 @@ func (l *Loader) load(ctx context.Context, in *input) (*Config, error) {
 	return in.result(c)
 }
 
-// look asks for all files at the same time.
+// look asks about all files at the same time.
 func (l *Loader) look(ctx context.Context, ps *problems, c *Config) {
 	var wg sync.WaitGroup
 	results, errs := make([]found, len(c.files)), make([]error, len(c.files))

@@ -41,7 +41,7 @@ const (
 	boolean
 )
 
-// String describes a node to a person.
+// String describes a node in messages.
 func (n *node) String() string {
 	switch n.kind {
 	case object:
@@ -59,8 +59,7 @@ func (n *node) String() string {
 	}
 }
 
-// shorten returns a value as it may be shown: short, and without the password if it is a
-// URL.
+// shorten makes a value safe to show: short, and without the password if it is a URL.
 func shorten(s string) string {
 	const most = 80
 	if strings.Contains(s, "://") {
@@ -72,8 +71,8 @@ func shorten(s string) string {
 	return s
 }
 
-// blocks returns the objects that the values of a key stand for. Blocks may be written one
-// by one or in lists, at any depth: all mean the same.
+// blocks returns the objects among the values of a key. Blocks may be written one by one or in lists at any depth,
+// with the same meaning.
 func (ps *problems) blocks(path string, values []*node, example string) []*node {
 	var all []*node
 	for _, v := range values {

@@ -108,7 +108,7 @@ func quoted(names []string) string {
 	return strings.Join(q, ", ")
 }
 
-// warnOfPolicy warns of what a person should know about an accepted policy.
+// warnOfPolicy warns about the consequences of an accepted policy.
 func (c *Config) warnOfPolicy(all []definition, allow, deny []rule) {
 	w := adviser{all: all, warn: c.warn, certified: true}
 	for _, r := range allow {
@@ -126,26 +126,26 @@ func (c *Config) warnOfPolicy(all []definition, allow, deny []rule) {
 	}
 }
 
-// An adviser warns of what rules mean. It looks at the allow rules first.
+// An adviser warns about the consequences of rules. It must see the allow rules before the deny rules.
 type adviser struct {
 	all  []definition
 	warn func(path, message string)
 
 	enforced bool
-	// anyEK is whether a rule may admit a machine by each of the EKs in its TPM.
+	// anyEK is true if a rule may admit a machine by any of the EKs in its TPM.
 	anyEK bool
-	// certified is whether each rule needs an EK certificate.
+	// certified is true if every rule needs an EK certificate.
 	certified bool
 }
 
-// of returns a function that reports whether a source is of some kinds.
+// of returns a function that reports whether a source is of a kind for which kinds is true.
 func (w *adviser) of(kinds func(kind) bool) func(source string) bool {
 	return func(source string) bool {
 		return slices.ContainsFunc(w.all, func(d definition) bool { return d.name == source && kinds(d.kind) })
 	}
 }
 
-// allow warns of an allow rule that is enforced.
+// allow warns about an enforced allow rule.
 func (w *adviser) allow(r rule) {
 	byVendor, byDevID := w.of(func(k kind) bool { return k.byVendor }), w.of(func(k kind) bool { return k.byDevID })
 	byBoot := enough(r.Rule, w.of(func(k kind) bool { return k.byBoot }))
@@ -173,7 +173,7 @@ func (w *adviser) allow(r rule) {
 	}
 }
 
-// deny warns of a deny rule that is enforced.
+// deny warns about an enforced deny rule.
 func (w *adviser) deny(r rule) {
 	byVendor := w.of(func(k kind) bool { return k.byVendor })
 	byCertificate := slices.ContainsFunc(slices.Concat(r.All, r.Any), byVendor)
@@ -187,7 +187,7 @@ func (w *adviser) deny(r rule) {
 	}
 }
 
-// enough reports whether sources of some kinds are enough for a rule to hold.
+// enough reports whether a rule can hold by sources of some kinds alone.
 func enough(r policy.Rule, kinds func(source string) bool) bool {
 	for _, s := range r.All {
 		if !kinds(s) {

@@ -8,7 +8,7 @@ import (
 
 // A Problem is one mistake in a configuration.
 type Problem struct {
-	// Path is the path of keys that leads to it, as a person would write it:
+	// Path is the path of keys that leads to it, as an operator would write it:
 	// `source "ek_ca" "vendors": poll_interval`. It is empty if the mistake is about the
 	// configuration as a whole.
 	Path string
@@ -35,7 +35,7 @@ func (p Problem) String() string {
 	return p.Path + ": " + text
 }
 
-// A Warning is what a person should know about a configuration, although it is no mistake.
+// A Warning is what an operator should know about a configuration that has no mistakes.
 type Warning struct {
 	Problem
 	// Unsure is true if a file system did not say whether a file exists, so that the
@@ -69,8 +69,8 @@ func (ps Problems) Error() string {
 const (
 	// maxProblems is how many mistakes are reported at once.
 	maxProblems = 50
-	// maxCollected is how many mistakes are collected, from which the first are reported: a
-	// text of 1 MiB has room for a hundred thousand.
+	// maxCollected is how many mistakes are collected; the first maxProblems of these, sorted, are reported. A text
+	// of 1 MiB has room for a hundred thousand mistakes.
 	maxCollected = 1000
 )
 
@@ -164,8 +164,8 @@ func (ps *problems) suggest(word string, known []string) string {
 	return fmt.Sprintf("; did you mean %s?", best)
 }
 
-// editDistance is how many bytes must be inserted, deleted or replaced to get
-// from a to b (Levenshtein); many for words of very different length.
+// editDistance returns how many bytes must be inserted, deleted or replaced to get from a to b (Levenshtein). If a
+// or b has more than 100 bytes, it returns 100.
 func editDistance(a, b string) int {
 	const many = 100
 	if len(a) > many || len(b) > many {

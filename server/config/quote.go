@@ -8,7 +8,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/bootprofiles"
 )
 
-// A Quote is what the server asks of a machine's boot, in its challenge.
+// A Quote is what the server asks about a machine's boot in its challenge.
 type Quote struct {
 	// PCRs are the indexes of the PCRs to be quoted: at least one, sorted, none twice, each
 	// from 0 to 23.
@@ -18,7 +18,7 @@ type Quote struct {
 	// EventLog says whether the server asks for the event log: EventLogOff,
 	// EventLogOptional or EventLogRequired.
 	EventLog string
-	// Selectors are those of PCRs whose values become selectors, sorted, none twice.
+	// Selectors are the PCRs whose values become selectors, sorted, none twice.
 	Selectors []int
 	// Required is true if a machine that does not quote is refused.
 	Required bool
@@ -44,7 +44,7 @@ func decodeQuote(ps *problems, values []*node) *Quote {
 	blocks := ps.blocks(quoteKey, values, quoteExample)
 	if len(blocks) == 0 {
 		if len(ps.list) > before {
-			return &Quote{} // a quote is wanted
+			return &Quote{} // there was a quote, with a mistake
 		}
 		return nil
 	}
@@ -126,7 +126,7 @@ func (b *body) pcrs(key string) []int {
 	return all
 }
 
-// pcr returns the PCR that a number stands for.
+// pcr returns the index of the PCR that a number stands for.
 func (n *node) pcr() (int, bool) {
 	if n.kind != number {
 		return 0, false
@@ -135,7 +135,7 @@ func (n *node) pcr() (int, bool) {
 	return pcr, err == nil && pcr >= 0 && pcr <= mostPCR
 }
 
-// bank returns the bank of PCRs that is configured.
+// bank returns the configured bank of PCRs.
 func (b *body) bank(key string) string {
 	if values := b.all(key); len(values) == 1 && values[0].kind == text && values[0].text == "sha1" {
 		b.fail(key, `is "sha1", and SHA-1 is broken: values in that bank prove nothing; `+

@@ -24,7 +24,7 @@ type definition struct {
 	files        []file
 	// fields are the fields of an agent's ID that the source can give.
 	fields []agentpath.Field
-	// unmet is the key that a deny rule needs and the block does not have.
+	// unmet is the key that the source must have if a deny rule names it, and that its block does not have.
 	unmet need
 }
 
@@ -91,7 +91,7 @@ type declared map[string]string
 
 func (d declared) names() []string { return slices.Sorted(maps.Keys(d)) }
 
-// aBlock shows a person how a source is written.
+// aBlock shows in messages how a source is written.
 const aBlock = `source "<kind>" "<name>" { … }`
 
 // decodeSources reads all source blocks and returns those of a known kind, sorted by name.
@@ -142,7 +142,7 @@ func decodeSource(b *body, k kind, name string, of spire) definition {
 	return d
 }
 
-// kindNamed returns the kind of a name, or nil.
+// kindNamed returns the kind with a name, or nil.
 func kindNamed(kinds []kind, name string) *kind {
 	if i := slices.IndexFunc(kinds, func(k kind) bool { return k.name == name }); i >= 0 {
 		return &kinds[i]

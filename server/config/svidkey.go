@@ -19,7 +19,7 @@ const (
 	composerExample  = `"/run/spire/tpm/svid.sock"`
 )
 
-// decodeSVIDKey reads what the server does about the keys of agents' SVIDs.
+// decodeSVIDKey reads the keys for agents' SVID keys.
 func (c *Config) decodeSVIDKey(b *body) {
 	c.SVIDKey = b.choice(svidKeyKey, SVIDKeyOff, SVIDKeyOptional, SVIDKeyRequired)
 	c.SVIDKeySocket = b.socket(svidKeySocketKey)

@@ -23,7 +23,7 @@ func parseSyntax(text string) (n *node, err error) {
 	if len(text) > maxText {
 		return nil, fmt.Errorf("the configuration is %d bytes long; at most %d are allowed", len(text), maxText)
 	}
-	// If a parser panics, the text has a mistake.
+	// A parser that panics has found a mistake.
 	defer func() {
 		if r := recover(); r != nil {
 			n, err = nil, errors.New("the configuration is neither HCL nor JSON")
@@ -57,9 +57,8 @@ func at(pos token.Pos, format string, args ...any) error {
 	return &parser.PosError{Pos: pos, Err: fmt.Errorf(format, args...)}
 }
 
-// badSyntax returns the error of a text that cannot be parsed, with the line at which
-// that shows. A syntax error is of the text as it was written: SPIRE prints only what
-// it could parse.
+// badSyntax returns the error for a text that cannot be parsed, with the line of the mistake. The line is right,
+// since a text with a syntax error is as the operator wrote it: SPIRE prints anew only what it could parse.
 func badSyntax(form, text string, err error) error {
 	line := 0
 	if pos, ok := errors.AsType[*parser.PosError](err); ok {
@@ -110,8 +109,8 @@ func lineOf(text string, number int) string {
 	return strings.TrimSpace(shown[1]) + " …"
 }
 
-// scanHCL refuses a text before it is parsed if it is nested deeper than maxDepth, or if it
-// ends behind an equals sign: then its end is missing.
+// scanHCL refuses a text before it is parsed if it is nested deeper than maxDepth, or if it ends after an equals
+// sign and so was cut off.
 func scanHCL(text string) error {
 	s := scanner.New([]byte(text))
 	s.Error = func(token.Pos, string) {} // the parser reports it
