@@ -13,16 +13,16 @@ import (
 )
 
 const (
-	// maxSightings is how many EKs are remembered, counted by family of addresses: those
-	// that attested last.
+	// maxSightings limits how many EKs are remembered, each once for every address family. Those that attested last
+	// are kept.
 	maxSightings = 65_536
-	// lastAddresses is how many addresses of an EK are remembered, whatever their age. An
-	// EK that comes back to one of them is taken for a copy.
+	// lastAddresses is how many addresses of an EK are remembered whatever their age. An EK that comes back to one
+	// of them counts as being in several machines.
 	lastAddresses = 4
-	// maxAddresses is how many addresses are remembered for addressAge: 1 KiB for each EK.
+	// maxAddresses is how many addresses from the last addressAge are remembered of one EK: 1 KiB.
 	maxAddresses = 32
 	addressAge   = 24 * time.Hour
-	// alternatingPause is how long an EK is not logged again.
+	// alternatingPause is the shortest time between two lines in the log about the same EK.
 	alternatingPause = time.Hour
 )
 
@@ -50,11 +50,10 @@ type sightingKey struct {
 	v6   bool
 }
 
-// sighting is where one EK was seen: the last address comes first, and no address is there
-// twice.
+// sighting is where one EK was seen: the latest address first, each address once.
 type sighting struct {
 	from   []seen
-	back   bool // the last change of address was to an earlier one
+	back   bool // the last change of address was a return to an earlier one
 	logged time.Time
 }
 
@@ -69,8 +68,8 @@ func newAddresses() *addresses {
 	return &addresses{of: of}
 }
 
-// note notes that an EK has attested. If this shows that the EK is in several machines, from is
-// the address before; log is true if that has not been logged for an hour.
+// note records that an EK has attested. If the record shows that the EK is in several machines, from is the address
+// before this one; otherwise from is not valid. log is true if nothing was logged about this EK for an hour.
 func (a *addresses) note(ekHash sources.EKHash, addr netip.Addr, now time.Time) (from netip.Addr, log bool) {
 	addr = network(addr)
 	if !addr.IsValid() {
@@ -121,8 +120,8 @@ func (s *sighting) moveTo(next seen) bool {
 	return full
 }
 
-// network returns the part of an address that a machine is known by: for IPv6 the first 64
-// bits, since hosts change the other bits at will (RFC 8981).
+// network returns the part of an address that identifies a machine: for IPv6 the first 64 bits, since hosts change
+// the other bits at will (RFC 8981).
 func network(addr netip.Addr) netip.Addr {
 	addr = addr.Unmap().WithZone("")
 	if !addr.Is6() {

@@ -17,21 +17,21 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// outcome is how an attestation ended, as the metrics count it.
+// outcome is how an attestation ended. It is a label of the metrics.
 type outcome string
 
 // The outcomes.
 const (
 	outcomeAdmitted        outcome = "admitted"
 	outcomeRefused         outcome = "refused"          // by policy
-	outcomeUnavailable     outcome = "unavailable"      // something could not tell
+	outcomeUnavailable     outcome = "unavailable"      // a source or a service could not tell
 	outcomeMalformed       outcome = "malformed"        // evidence that breaks a rule of the protocol
-	outcomeChallengeFailed outcome = "challenge_failed" // another secret than the one sent
+	outcomeChallengeFailed outcome = "challenge_failed" // a wrong secret, quote, DevID or SVID key
 	outcomeNoAnswer        outcome = "no_answer"        // no answer within 60 seconds
 	outcomeAgentLeft       outcome = "agent_left"       // the stream ended early
 	outcomeNoID            outcome = "no_id"            // agent_path_template forms no ID
-	outcomeSecondUse       outcome = "second_use"       // of an ID, although reattest is false
-	outcomeInternal        outcome = "internal"         // our fault
+	outcomeSecondUse       outcome = "second_use"       // reattest is false, and the ID was used before
+	outcomeInternal        outcome = "internal"         // a fault of the server
 )
 
 var outcomes = [...]outcome{
@@ -39,19 +39,19 @@ var outcomes = [...]outcome{
 	outcomeNoAnswer, outcomeAgentLeft, outcomeNoID, outcomeSecondUse, outcomeInternal,
 }
 
-// reason is why an attestation was refused, or why the server could not tell, as the metrics count
-// it. It tells apart attestations with the same outcome.
+// reason is why an attestation was refused, or why the server could not tell. It is a label of the metrics, and
+// distinguishes attestations that have the same outcome.
 type reason string
 
 // The reasons.
 const (
 	reasonDenied     reason = "deny_rule"     // a deny rule holds, or might hold
 	reasonNoRule     reason = "no_allow_rule" // no allow rule holds, or it is not known whether any does
-	reasonNoQuote    reason = "no_quote"      // the agent cannot quote PCRs, and has to
+	reasonNoQuote    reason = "no_quote"      // the agent must quote PCRs and cannot
 	reasonEventLog   reason = "event_log"     // the event log does not account for the PCRs
-	reasonSVIDKey    reason = "svid_key"      // the agent has certified no SVID key, and has to
-	reasonComposer   reason = "composer"      // the credential composer has not taken the SVID key
-	reasonChanged    reason = "configuration" // the configuration has changed meanwhile
+	reasonSVIDKey    reason = "svid_key"      // the agent must have an SVID key that its TPM certifies, and has none
+	reasonComposer   reason = "composer"      // the credential composer did not accept the SVID key
+	reasonChanged    reason = "configuration" // the configuration changed during the attestation
 	reasonAgentStore reason = "agent_store"   // it is not known whether the machine was admitted before
 	reasonUnsureID   reason = "id"            // it is not known which ID the machine gets
 	reasonOther      reason = "other"
@@ -64,7 +64,7 @@ const (
 	reasonAdmissions reason = "too_many_admissions"   // maxReserved
 )
 
-// reasons are the reasons that an outcome may have. The outcomes that are not in it have none.
+// reasons maps an outcome to the reasons that it may have. An outcome without an entry has none.
 var reasons = map[outcome][]reason{
 	outcomeRefused: {reasonDenied, reasonNoRule, reasonNoQuote, reasonEventLog, reasonSVIDKey, reasonOther},
 	outcomeUnavailable: {
@@ -73,32 +73,31 @@ var reasons = map[outcome][]reason{
 	},
 }
 
-// failure is why an attestation has ended without admission.
+// failure is why an attestation ended without admission.
 //
-// The codes: InvalidArgument if the evidence is malformed; PermissionDenied if the machine is
-// refused, upon which an agent gives up; Unavailable if the server cannot tell now, upon which
-// an agent tries again; DeadlineExceeded if a challenge is not answered; Internal for our own
-// faults.
+// Its code is InvalidArgument if the evidence is malformed, PermissionDenied if the machine is refused (the agent
+// gives up), Unavailable if the server cannot tell now (the agent tries again), DeadlineExceeded if a challenge is
+// not answered, and Internal if the fault is the server's.
 type failure struct {
 	outcome outcome
 	// reason is empty if the outcome has no reasons.
 	reason reason
 	code   codes.Code
-	// told is what the agent learns: nothing about the content of lists.
+	// told is the message for the agent. It says nothing about the content of lists.
 	told string
-	// why is for the log.
+	// why is the message for the log.
 	why string
 }
 
-// malformed is the failure if the evidence breaks a rule of the protocol. The agent learns why,
-// since the evidence is its own.
+// malformed returns the failure for evidence that breaks a rule of the protocol. The agent learns why, since the
+// evidence is its own.
 func malformed(why string) *failure {
 	const most = 500
 	why = clean(why, most)
 	return &failure{outcome: outcomeMalformed, code: codes.InvalidArgument, told: why, why: why}
 }
 
-// left is the failure if the stream ends before the attestation.
+// left returns the failure for a stream that ended before the attestation did.
 func left(ctx context.Context, err error) *failure {
 	f := &failure{outcome: outcomeAgentLeft, code: codes.Canceled, told: "the stream has ended", why: err.Error()}
 	switch {
@@ -112,9 +111,9 @@ func left(ctx context.Context, err error) *failure {
 	return f
 }
 
-// notAdmitted is the failure for a decision that does not admit.
+// notAdmitted returns the failure for a decision that does not admit the machine.
 func (a *attestation) notAdmitted(ctx context.Context) *failure {
-	if ctx.Err() != nil { // the sources may not have had their time
+	if ctx.Err() != nil { // the sources may not have had time to answer
 		return left(ctx, ctx.Err())
 	}
 	return notAdmitted(&a.decision)
@@ -133,8 +132,8 @@ func notAdmitted(d *policy.Decision) *failure {
 	}
 }
 
-// crowdedOr returns r, or reasonStrangers if the decision lacks the answer of a source because too
-// many strangers were waiting already.
+// crowdedOr returns reasonStrangers if a source did not answer because too many strangers were waiting already, and
+// r otherwise.
 func crowdedOr(r reason, d *policy.Decision) reason {
 	for i := range d.Answers {
 		if errors.Is(d.Answers[i].Err, admission.ErrCrowded) {
@@ -151,7 +150,7 @@ func unavailable(r reason, why string) *failure {
 	}
 }
 
-// tooMany is the failure if too much is under way already.
+// tooMany returns the failure if a limit of the server is reached.
 func tooMany(limit reason, why string) *failure {
 	return &failure{
 		outcome: outcomeUnavailable, reason: limit, code: codes.Unavailable,
@@ -179,7 +178,7 @@ func (a *attestation) fail(ctx context.Context, f *failure) error {
 	return status.Error(f.code, f.told)
 }
 
-// logAdmission logs that a machine is admitted. SPIRE's own line about it has no reason.
+// logAdmission logs that a machine is admitted, and by which rules: SPIRE's own line does not say that.
 func (a *attestation) logAdmission(ctx context.Context, id string) {
 	if a.plugin.log.IsInfo() {
 		a.log(ctx, hclog.Info, "Machine admitted", "outcome", string(outcomeAdmitted),
@@ -187,12 +186,11 @@ func (a *attestation) logAdmission(ctx context.Context, id string) {
 	}
 }
 
-// mostFields is more than the number of keys and values of a line.
+// mostFields is the initial capacity for the keys and values of a line, and more than any line has.
 const mostFields = 32
 
-// log logs the line about the attestation, with what was decided and why. The EK hash in it lets
-// an operator enrol a machine from the log. The names of its fields are documented, and programs
-// read them.
+// log logs a line about the attestation, with the decision and the reasons for it. An operator can enrol a machine
+// by the EK hash in the line. The names of the fields are documented, and programs read them.
 func (a *attestation) log(ctx context.Context, level hclog.Level, message string, args ...any) {
 	args = append(append(make([]any, 0, mostFields), args...), "peer", peer(ctx))
 	if a.ekHash != (sources.EKHash{}) {
@@ -228,8 +226,8 @@ func (a *attestation) log(ctx context.Context, level hclog.Level, message string
 	a.plugin.log.Log(level, message, args...)
 }
 
-// machineNames returns the names that lists give the machine. People know it by these, and not
-// by its EK hash.
+// machineNames returns the names that lists give the machine. People know the machine by its name rather than by
+// its EK hash.
 func machineNames(d *policy.Decision) string {
 	var names []string
 	for i := range d.Answers {

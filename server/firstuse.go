@@ -23,17 +23,17 @@ const (
 	// maxReserved is how many IDs are reserved at most, which is enough for a thousand
 	// admissions a second. An ID takes some 100 bytes.
 	maxReserved = 1 << 17
-	// sweepPause is the time from one removal of reservations that have ended to the next.
+	// sweepPause is the shortest time between two removals of expired reservations.
 	sweepPause = time.Second
 )
 
-// reservations are the IDs of machines that are being admitted, for configurations that admit
-// each machine once. They are in memory, so another SPIRE server does not see them. The zero
-// value is ready to use. It is safe for concurrent use.
+// reservations holds the IDs of machines that are being admitted, for configurations that admit each machine only
+// once. The IDs are in memory, so other SPIRE servers do not see them. The zero value is ready to use. It is safe
+// for concurrent use.
 type reservations struct {
 	mu    sync.Mutex
 	until map[[sha256.Size]byte]time.Time // by the hash of the ID
-	swept time.Time                       // when those whose time is over were last removed
+	swept time.Time                       // when expired reservations were last removed
 }
 
 // reserve reserves an ID. If it is reserved already, both results are false; if there
@@ -59,7 +59,7 @@ func (r *reservations) reserve(id spiffeid.ID) (reserved, full bool) {
 	return true, false
 }
 
-// release ends a reservation that is not needed any more.
+// release ends a reservation.
 func (r *reservations) release(id spiffeid.ID) {
 	key := sha256.Sum256([]byte(id.String()))
 	r.mu.Lock()
@@ -67,17 +67,16 @@ func (r *reservations) release(id spiffeid.ID) {
 	delete(r.until, key)
 }
 
-// count returns how many IDs are reserved, or were until the last sweep.
+// count returns how many IDs are reserved, including those that have expired since the last sweep.
 func (r *reservations) count() int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return int64(len(r.until))
 }
 
-// firstUse checks that no agent with this ID has been attested before, and that none is being
-// attested: for configurations in which SPIRE never asks again whether a machine is still
-// welcome. If it returns nil, the ID stays reserved until SPIRE has stored the agent or has
-// failed to.
+// firstUse checks that no agent with this ID has been attested before, and that none is being attested.
+// Configurations with reattest = false need that, since SPIRE then never attests the machine again. If firstUse
+// returns nil, the ID stays reserved until SPIRE has stored the agent or has failed to.
 func (p *Plugin) firstUse(ctx context.Context, id spiffeid.ID) *failure {
 	if !p.agentStore.IsInitialized() {
 		return &failure{
@@ -86,8 +85,8 @@ func (p *Plugin) firstUse(ctx context.Context, id spiffeid.ID) *failure {
 			why:  "reattest is false, but SPIRE offers no AgentStore",
 		}
 	}
-	// Reserve before asking: whatever is stored after the question has been reserved since
-	// before it.
+	// Reserve before asking: if SPIRE stores the agent for another attestation after it has answered this one, the
+	// other attestation still holds the reservation, and this one fails.
 	reserved, full := p.reserved.reserve(id)
 	if full {
 		return tooMany(reasonAdmissions,

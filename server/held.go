@@ -9,33 +9,32 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// The server keeps something of a machine that has proved nothing, from the moment when its
-// payload has been checked until it has answered its challenge: its two keys, its certificates,
-// and what the sources said about it. All of it is counted in bytes, since anybody can send a
-// payload, and 60 seconds are long.
+// The server keeps data about a machine that has proved nothing yet, from the check of its payload until it has
+// answered its challenge: its two keys, its certificates, and what the sources said about it. All of it is counted
+// in bytes, since anybody can send a payload and take 60 seconds to answer.
 const (
 	// maxKept is how many bytes of certificates are kept for any machine: more than any
 	// known EK certificate has. With the keys, and what sources said, that makes 4 KiB.
 	maxKept = 2 << 10
-	// How many bytes of certificates beyond maxKept are held at once, 16 MiB in all: while
-	// the sources are asked, which parse them, and that takes five times as much; for
-	// machines that answer a challenge or wait for a slow source, if no source lists them;
-	// and for such machines if a source lists them. An honest chain has 5 KiB.
+	// These limit the bytes of certificates beyond maxKept that are held at once, 16 MiB in all: maxAsked while the
+	// sources are asked, which parse the certificates and take five times as much; maxStrangers for machines that
+	// answer a challenge or wait for a slow source, if no source lists them; and maxListed for such machines if a
+	// source lists them. An honest chain has 5 KiB.
 	maxAsked     = 4 << 20
 	maxStrangers = 4 << 20
 	maxListed    = 8 << 20
-	// maxChecking is how many payloads are checked at once. Each keeps a processor busy, so
-	// more would gain nothing and take memory, several times a payload's size each.
+	// maxChecking is how many payloads are checked at once. Each check keeps a processor busy, so more would gain
+	// nothing and would take memory, several times a payload's size each.
 	maxChecking = 16
-	// maxAnswers is how many bytes of event logs and of DevIDs' certificates are held at once
-	// of machines about which the sources are being asked. What a log says refers to its
-	// bytes, and what a source parses takes at most a few times as much.
+	// maxAnswers limits the bytes of event logs and DevID certificates that are held at once while the sources are
+	// asked about their machines. A parsed event log refers to these bytes, and what a source parses takes at most
+	// a few times as much.
 	maxAnswers = 16 << 20
-	// maxSaid is how many bytes are kept of what all sources together said about a machine.
+	// maxSaid is how many bytes are kept of what all sources together say about one machine.
 	maxSaid = 512
 )
 
-// A budget counts bytes that are held, up to a limit.
+// A budget counts bytes that are held, up to a limit. It is safe for concurrent use.
 type budget struct {
 	bytes atomic.Int64
 	most  int64
@@ -61,7 +60,7 @@ func newBudgets() budgets {
 	}
 }
 
-// of returns the budget for a machine that answers a challenge.
+// of returns the budget for a machine that waits or answers a challenge. known says whether a source lists it.
 func (b *budgets) of(known bool) *budget {
 	if known {
 		return &b.listed
@@ -69,7 +68,7 @@ func (b *budgets) of(known bool) *budget {
 	return &b.strangers
 }
 
-// take takes n bytes if there is room for them, and reports whether there was.
+// take takes n bytes if the budget has room for them, and reports whether it had.
 func (b *budget) take(n int64) bool {
 	for {
 		held := b.bytes.Load()
@@ -88,7 +87,7 @@ func (b *budget) share() float64 { return float64(b.bytes.Load()) / float64(b.mo
 // give gives back n bytes that were taken.
 func (b *budget) give(n int64) { b.bytes.Add(-n) }
 
-// held is the evidence of a machine that has proved nothing, with its share of a budget.
+// held is the evidence of a machine that has proved nothing yet, with its share of a budget.
 type held struct {
 	// evidence is Incomplete if there was no room for the machine's certificates.
 	evidence *sources.Evidence
@@ -106,7 +105,7 @@ func hold(ev *sources.Evidence, of *budget) *held {
 	return h
 }
 
-// weight returns how many bytes of a budget the certificates in ev need.
+// weight returns how many bytes the certificates in ev take from a budget: none up to maxKept, else their size.
 func weight(ev *sources.Evidence) int64 {
 	n := int64(len(ev.Certificate))
 	for _, der := range ev.Chain {
@@ -118,10 +117,9 @@ func weight(ev *sources.Evidence) int64 {
 	return n
 }
 
-// wait is an admission.Options.Wait: while a machine waits for a slow source, it gives its
-// share of budgets.asked back to machines that do not wait. A stranger needs one of the
-// strangers' places, and room for its certificates in the strangers' budget; a machine that a
-// source lists may always be waited for.
+// wait implements admission.Options.Wait: while a machine waits for a slow source, it gives its share of
+// budgets.asked back to machines that do not wait. A stranger may wait only if it gets one of the strangers'
+// places, and room for its certificates in the strangers' budget. A machine that a source lists may always wait.
 func (p *Plugin) wait(ev *sources.Evidence, known bool) (leave func(), ok bool) {
 	n, to := weight(ev), p.held.of(known)
 	switch {
@@ -144,7 +142,7 @@ func (p *Plugin) wait(ev *sources.Evidence, known bool) (leave func(), ok bool) 
 	}, true
 }
 
-// move moves the evidence's share to another budget, on the terms of hold.
+// move moves the share to another budget. If that has no room, the evidence loses its certificates, as in hold.
 func (h *held) move(to *budget) {
 	if h.of != nil {
 		h.of.give(h.bytes)
@@ -170,8 +168,7 @@ func (h *held) release() {
 	}
 }
 
-// shorten cuts what the sources said to maxSaid bytes: a reason may quote what the machine
-// sent.
+// shorten cuts what the sources said to maxSaid bytes in all, since a reason may quote what the machine sent.
 func shorten(answers []policy.Answer) {
 	for i := range answers {
 		a, most := &answers[i], maxSaid/len(answers)

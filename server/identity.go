@@ -16,10 +16,9 @@ import (
 // agentID wraps errUnsure if a source that could not tell might have changed the ID.
 var errUnsure = errors.New("a source could not tell")
 
-// agentID returns the SPIFFE ID of an admitted machine. An ID must belong to one machine, and
-// to the same machine at all times. So there is no ID if sources disagree about a field, and
-// none for now if a source that could not tell might decide about a field, whichever rule
-// admits the machine meanwhile.
+// agentID returns the SPIFFE ID of an admitted machine. An ID must always belong to one and the same machine. So it
+// is an error if sources disagree about a field of the template. The error wraps errUnsure if a source that could
+// not tell might decide about a field, even if a rule without that source admits the machine.
 func agentID(c *config.Config, ekHash sources.EKHash, d *policy.Decision) (spiffeid.ID, error) {
 	t, values := c.AgentPath, agentpath.Values{agentpath.PubHash: ekHash.String()}
 	for field := range values {
@@ -43,8 +42,7 @@ func agentID(c *config.Config, ekHash sources.EKHash, d *policy.Decision) (spiff
 	return t.ID(c.TrustDomain, &values)
 }
 
-// oneValue returns the value of a field if the sources agree about it, or nothing if they know
-// none.
+// oneValue returns the value of a field, or nothing if no source knows one. It is an error if sources disagree.
 func oneValue(t *agentpath.Template, f agentpath.Field, all []sources.Attributes) (string, error) {
 	value := ""
 	for i := range all {
@@ -63,8 +61,8 @@ func oneValue(t *agentpath.Template, f agentpath.Field, all []sources.Attributes
 	return value, nil
 }
 
-// fieldValues returns the values of a field that one source knows. If the field is one of the
-// EK certificate, there is one.
+// fieldValues returns the values of a field that one source knows. For a field of the EK certificate, a.Certificate
+// must not be nil.
 func fieldValues(f agentpath.Field, a *sources.Attributes) []string {
 	switch {
 	case f == agentpath.Name:

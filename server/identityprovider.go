@@ -11,10 +11,9 @@ import (
 	identityproviderv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/server/identityprovider/v1"
 )
 
-// identityProvider is SPIRE's IdentityProvider, for sources that authenticate by the server's
-// own X.509-SVID. It keeps nothing: SPIRE answers at once, from memory and its datastore, and
-// its answers rotate. All configurations share one identityProvider, so that a source that has
-// not changed is recognized.
+// identityProvider is SPIRE's IdentityProvider, for sources that authenticate by the server's own X.509-SVID. It
+// caches nothing, since SPIRE rotates the SVID, and answers at once from memory and its datastore. All
+// configurations share one identityProvider, so that a source that has not changed is recognized.
 type identityProvider struct {
 	client identityproviderv1.IdentityProviderServiceClient
 }
@@ -43,7 +42,7 @@ func (p *identityProvider) X509Identity(ctx context.Context) (*x509svid.SVID, *x
 	}
 	bundle := x509bundle.New(td)
 	for _, authority := range resp.GetBundle().GetX509Authorities() {
-		// A tainted authority still vouches until it is revoked, which removes it.
+		// SPIRE removes a tainted authority when it is revoked. Until then it counts.
 		certs, err := x509bundle.ParseRaw(td, authority.GetAsn1())
 		if err != nil {
 			return nil, nil, fmt.Errorf("parse the bundle from SPIRE's IdentityProvider: %w", err)

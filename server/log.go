@@ -12,11 +12,10 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-// maxLogged is the longest text in the log that comes from elsewhere, in bytes.
+// maxLogged is the length of the longest text in a log line that the plugin did not write itself, in bytes.
 const maxLogged = 4096
 
-// clean returns a text that may be logged: short, in one line, and without characters that a
-// terminal would obey.
+// clean makes a text safe to log: at most most bytes of it, in one line, and only printable characters.
 func clean(s string, most int) string {
 	if len(s) > most {
 		s = s[:most] + "…"
@@ -54,7 +53,7 @@ func peer(ctx context.Context) string {
 // logHandler lets the sources write to SPIRE's log.
 type logHandler struct {
 	log    hclog.Logger
-	prefix string // of the names of attributes
+	prefix string // before the names of attributes
 }
 
 var _ slog.Handler = (*logHandler)(nil)
@@ -107,8 +106,8 @@ func (h *logHandler) WithGroup(name string) slog.Handler {
 	return &logHandler{log: h.log, prefix: h.prefix + name + "."}
 }
 
-// appendAttr appends an attribute in the form of hclog. Its text may come from a file that a
-// source has read.
+// appendAttr appends an attribute as hclog's key and value. The value is cleaned, since it may come from a file
+// that a source has read.
 func appendAttr(args []any, prefix string, a slog.Attr) []any {
 	v := a.Value.Resolve()
 	switch v.Kind() {

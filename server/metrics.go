@@ -45,13 +45,13 @@ import (
 //     see addresses.
 //   - tpm.configuration counts configurations by result; a refused configuration leaves
 //     the previous one in use.
-//   - tpm.version is 1, with the plugin's version.
-//   - tpm.limit.used is how much of each limit of the server is in use, and tpm.memory what
-//     its memory is; see load.
+//   - tpm.version is 1, with the plugin's version as a label.
+//   - tpm.limit.used is how much of each limit of the server is in use, and tpm.memory how
+//     many bytes of memory the plugin has; see load.
 //   - tpm.heartbeat counts how often the gauges were set: it grows for as long as the
 //     plugin lives.
-//   - tpm.dropped counts events that are missing above, because SPIRE took no metrics and
-//     there was no room for more counters to wait.
+//   - tpm.dropped counts events that are missing above, because SPIRE did not accept metrics and
+//     there was no room to keep more counters.
 const (
 	metricRoot    = "tpm"
 	metricAttest  = "attestation"
@@ -90,19 +90,19 @@ const (
 	// metricsInterval is how often SPIRE is told what was counted: a call costs SPIRE and
 	// the plugin as much as a large part of an attestation.
 	metricsInterval = time.Second
-	// metricsTimeout bounds telling everything that was counted.
+	// metricsTimeout limits one report of everything that was counted.
 	metricsTimeout = 5 * time.Second
-	// flushTimeout bounds telling the rest at the end, since a shutdown waits for that.
+	// flushTimeout limits the last report, since a shutdown waits for it.
 	flushTimeout = time.Second
 	// maxSamples is how many attestations of one outcome are timed in an interval.
 	maxSamples = 4
-	// maxCounters is how many counters wait to be told: twice as many as the largest
+	// maxCounters is how many counters are kept until SPIRE accepts them: twice as many as the largest
 	// configuration has.
 	maxCounters = 8192
 )
 
-// metrics counts in memory and tells SPIRE once in an interval, so that no attestation waits
-// for SPIRE. Nil metrics measure nothing. It is safe for concurrent use.
+// metrics counts in memory and reports to SPIRE once every metricsInterval, so that no attestation waits for SPIRE.
+// A nil *metrics does nothing. It is safe for concurrent use.
 type metrics struct {
 	client *metricsv1.MetricsServiceClient
 	stop   context.CancelFunc
@@ -119,13 +119,13 @@ type counter struct {
 	labels [3][2]string
 }
 
-// times are how long attestations took: a random sample.
+// times is a random sample of how long attestations took.
 type times struct {
 	all    int
 	chosen []time.Duration
 }
 
-// startMetrics starts telling SPIRE what is counted, until close.
+// startMetrics starts reporting to SPIRE, until close.
 func startMetrics(client *metricsv1.MetricsServiceClient) *metrics {
 	ctx, cancel := context.WithCancel(context.Background())
 	m := &metrics{client: client, stop: cancel, counts: map[counter]int{}, times: map[outcome]*times{}}
@@ -133,7 +133,7 @@ func startMetrics(client *metricsv1.MetricsServiceClient) *metrics {
 	return m
 }
 
-// close tells SPIRE the rest, within flushTimeout, and stops.
+// close reports the rest to SPIRE, within flushTimeout, and stops.
 func (m *metrics) close() {
 	if m == nil {
 		return
@@ -189,7 +189,7 @@ func (m *metrics) attested(o outcome, elapsed time.Duration, d *policy.Decision)
 	m.times[o].add(elapsed)
 }
 
-// explain counts why an attestation has ended, if its outcome does not say that already.
+// explain counts the reason for an outcome, unless the outcome has no reasons.
 func (m *metrics) explain(o outcome, why reason) {
 	if len(reasons[o]) == 0 {
 		return
@@ -229,7 +229,7 @@ func deniedBy(o outcome, d *policy.Decision) []string {
 	}
 }
 
-// add adds n to a counter. With n = 0, SPIRE learns of the counter before its first event.
+// add adds n to a counter. n = 0 makes the counter known to SPIRE before its first event.
 func (m *metrics) add(c counter, n int) {
 	if m == nil {
 		return
@@ -259,8 +259,8 @@ func (t *times) add(d time.Duration) {
 	}
 }
 
-// tell tells SPIRE what has been counted since the last call. If SPIRE does not take a count,
-// it is told again the next time. If SPIRE took it but answered too late, it counts twice.
+// tell reports to SPIRE what has been counted since the last call. A count that SPIRE does not accept is reported
+// again the next time. If SPIRE accepts a count but answers too late, it is counted twice.
 func (m *metrics) tell(ctx context.Context, limit time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -296,8 +296,7 @@ func (m *metrics) incr(ctx context.Context, c counter, n int) error {
 	return err
 }
 
-// sample tells how long one attestation took. If SPIRE does not take it, it is lost: there are
-// many others.
+// sample reports how long one attestation took. A sample that SPIRE does not accept is lost: there are many others.
 func (m *metrics) sample(ctx context.Context, o outcome, elapsed time.Duration) {
 	_, _ = m.client.AddSample(ctx, &metricsv1.AddSampleRequest{
 		Key:    []string{metricRoot, metricAttest, metricElapsed},
@@ -369,8 +368,7 @@ func ofUnchecked(source string) counter {
 	return counter{[2]string{metricSource, metricUnchecked}, [3][2]string{{"source", source}}}
 }
 
-// attempts adds to a source's attempts to load (metricRefresh), or to fetch what evidence names
-// (metricFetch).
+// attempts counts a source's attempts to load (metricRefresh), or to fetch what evidence names (metricFetch).
 func (m *metrics) attempts(name, source string, n attempts) {
 	of := func(result string) counter {
 		return counter{[2]string{metricSource, name}, [3][2]string{{"source", source}, {"result", result}}}
@@ -391,17 +389,17 @@ func ofConfig(result string) counter {
 	return counter{[2]string{metricConfig}, [3][2]string{{"result", result}}}
 }
 
-// version tells the plugin's version.
+// version reports the plugin's version.
 func (m *metrics) version(ctx context.Context, version string) {
 	if version != "" {
 		m.gauge(ctx, 1, "version", version, metricVersion)
 	}
 }
 
-// beat tells that the plugin lives.
+// beat reports that the plugin is alive.
 func (m *metrics) beat() { m.add(counter{name: [2]string{metricBeat}}, 1) }
 
-// expected returns the counters that people write alerts on, besides those of what sources do.
+// expected returns the counters that people write alerts on, except those of sources' attempts.
 func expected(rules policy.Policy, sourceNames []string) []counter {
 	all := []counter{ofAlternating(), ofConfig(configAccepted), ofConfig(configRefused)}
 	for _, o := range outcomes {
@@ -434,8 +432,8 @@ func expected(rules policy.Policy, sourceNames []string) []counter {
 	return all
 }
 
-// gauges sets the gauges of a source. Gauges that were set before and do not apply any more
-// become NaN, which fires no alert.
+// gauges sets the gauges of a source. Gauges that were set before and no longer apply become NaN, which fires no
+// alert.
 func (m *metrics) gauges(ctx context.Context, source string, before, now map[string]float64) {
 	for name, value := range now {
 		m.gauge(ctx, value, "source", source, metricSource, name)
@@ -447,7 +445,7 @@ func (m *metrics) gauges(ctx context.Context, source string, before, now map[str
 	}
 }
 
-// load tells how much of each limit is in use, from 0 to 1, and how much memory the process has.
+// load reports how much of each limit is in use, from 0 to 1, and how much memory the process has.
 func (m *metrics) load(ctx context.Context, used map[reason]float64, memory uint64) {
 	for limit, share := range used {
 		m.gauge(ctx, share, "limit", strings.TrimPrefix(string(limit), "too_many_"), metricLimit, metricUsed)
@@ -455,7 +453,7 @@ func (m *metrics) load(ctx context.Context, used map[reason]float64, memory uint
 	m.gauge(ctx, float64(memory), "", "", metricMemory)
 }
 
-// gauge sets a gauge, which has one label, or none.
+// gauge sets a gauge with one label, or without labels if label is empty.
 func (m *metrics) gauge(ctx context.Context, value float64, label, of string, name ...string) {
 	if m == nil {
 		return

@@ -15,32 +15,32 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// A Preview is what a server would decide about a machine that is not there.
+// A Preview is what a server would decide about a machine, without an attestation.
 type Preview struct {
 	// Answers are what the sources say, sorted by source.
 	Answers []policy.Answer
 	// Status is the state of each source, sorted by name.
 	Status []admission.SourceStatus
-	// Rules are what the rules come to.
+	// Rules are the rules with their results.
 	Rules []policy.Held
-	// Possible are the outcomes that the decision can have, the worst first.
+	// Possible are the outcomes that the decision may have, the worst first.
 	Possible []policy.Outcome
-	// Ways are what would have to be different for the machine to be admitted.
+	// Ways are the ways in which the machine would be admitted after all.
 	Ways []policy.Way
 	// Decision is the decision, and Result what it comes to, if no answer that is still open
 	// turns out to list the machine or not to list it.
 	Decision policy.Decision
 	Result   Result
-	// Settled is true if the Result is what the machine would get, however the open answers
-	// turn out. Its selectors may be more than these if Incomplete names sources.
+	// Settled is true if the machine gets Result whatever the open answers turn out to be. It may get more
+	// selectors than Result has if Incomplete names sources.
 	Settled bool
-	// Incomplete are the sources whose answers are open and may add selectors, sorted.
+	// Incomplete are the sources whose open answers may add selectors, sorted.
 	Incomplete []string
-	// NeedsQuote is true if the configuration refuses a machine for what it quotes or does
-	// not quote, whatever the sources say.
+	// NeedsQuote is true if the configuration refuses machines for a wrong or a missing quote, whatever the sources
+	// say.
 	NeedsQuote bool
-	// NeedsSVIDKey is true if the configuration refuses every agent whose TPM has not certified the
-	// key of its SVID, whatever the sources say.
+	// NeedsSVIDKey is true if the configuration refuses every agent whose TPM has not certified the agent's SVID
+	// key, whatever the sources say.
 	NeedsSVIDKey bool
 }
 
@@ -50,8 +50,8 @@ type Previewer struct {
 	set    *admission.Set
 }
 
-// NewPreviewer loads the sources of a configuration, each once. Config.Examine says what they may
-// use. The sources belong to the Previewer, which must be closed: c cannot be used again.
+// NewPreviewer loads each source of a configuration once. Config.Examine says what the sources may use. The
+// Previewer takes over the sources and must be closed: c cannot be used again.
 func NewPreviewer(ctx context.Context, c *config.Config) (*Previewer, error) {
 	set, err := c.NewSet(admission.Options{Once: true})
 	if err != nil {
@@ -61,9 +61,9 @@ func NewPreviewer(ctx context.Context, c *config.Config) (*Previewer, error) {
 	return &Previewer{config: c, set: set}, nil
 }
 
-// NewFollower returns a Previewer whose sources are kept current, for a caller that acts upon a refusal:
-// see Config.Follow and admission.Options.Strict. It takes over the sources of previous, which may be
-// nil, whose configuration has not changed. It waits for the first loads until ctx ends.
+// NewFollower returns a Previewer that keeps its sources current, for a caller that acts upon a refusal: see
+// Config.Follow and admission.Options.Strict. It takes over those sources of previous whose configuration has not
+// changed; previous may be nil. NewFollower waits for the first loads until ctx ends.
 func NewFollower(ctx context.Context, c *config.Config, previous *Previewer, log *slog.Logger) (*Previewer, error) {
 	c.Follow()
 	set, err := c.NewSet(admission.Options{Strict: true, Log: log})
@@ -81,16 +81,15 @@ func NewFollower(ctx context.Context, c *config.Config, previous *Previewer, log
 // Refresh loads the sources anew: see admission.Set.Refresh.
 func (p *Previewer) Refresh(ctx context.Context) error { return p.set.Refresh(ctx) }
 
-// Screen returns what would be decided about a machine before its challenge, by one question to
-// each source: see admission.Set.Screen.
+// Screen asks each source once and returns what would be decided about a machine before its challenge: see
+// admission.Set.Screen.
 func (p *Previewer) Screen(ctx context.Context, ev *sources.Evidence) policy.Decision {
 	return p.set.Screen(ctx, ev)
 }
 
-// RefusedSince reports whether a machine is refused by these answers, although every source may be wrong
-// whose data were last known to be current before a time: it was admitted since then, perhaps by a server
-// with later data. The time is zero if nobody knows of that. Status is that of the sources when they
-// answered, or before.
+// RefusedSince reports whether these answers refuse a machine even if sources with old data are ignored: those
+// whose data were last confirmed before since, when the machine was admitted, perhaps by a server with later data.
+// If since is zero, no source is ignored. status is that of the sources when they answered, or earlier.
 func (p *Previewer) RefusedSince(answers []policy.Answer, status []admission.SourceStatus, since time.Time) bool {
 	answers = slices.Clone(answers)
 	for i, a := range answers {
@@ -109,12 +108,12 @@ var errOlder = errors.New("its data may be older than the attestation")
 // Status returns the state of each source, sorted by name.
 func (p *Previewer) Status() []admission.SourceStatus { return p.set.Status() }
 
-// Close ends what the sources do.
+// Close stops the sources.
 func (p *Previewer) Close() { p.set.Close() }
 
-// Preview asks the sources about a machine of which ev says what is known: ev.EK may be nil, and
-// ev.Incomplete is true if the certificates that it sends are not known. network says whether
-// sources that fetch for each machine may do so.
+// Preview asks the sources about a machine. ev says what is known of it: ev.EK may be nil, and ev.Incomplete is
+// true if the certificates that the machine sends are not known. network says whether sources may use the network
+// for this machine.
 func (p *Previewer) Preview(ctx context.Context, ev *sources.Evidence, network bool) (*Preview, error) {
 	answers, err := p.set.Preview(ctx, ev, network)
 	if err != nil {
@@ -133,7 +132,7 @@ func (p *Previewer) Preview(ctx context.Context, ev *sources.Evidence, network b
 	return view, nil
 }
 
-// settle sets whether the Result depends on anything that is open.
+// settle sets the fields that say whether Result depends on open answers.
 func (p *Preview) settle(c *config.Config) {
 	for _, a := range p.Answers {
 		if r := a.Result(); r != "needs_challenge" && r != "needs_network" {

@@ -13,8 +13,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// chooseQuote sets what the machine is asked about its boot, by the current configuration and by
-// what the agent can answer.
+// chooseQuote sets which quote the challenge asks for, if any: it depends on the current configuration and on what
+// the agent can answer.
 func (a *attestation) chooseQuote(session *attestor.Session) *failure {
 	switch a.asked = a.Quote; {
 	case a.asked == nil || session.Can(attestor.CanPCRs):
@@ -53,11 +53,10 @@ func (a *attestation) judge(answer *attestor.Answer) *failure {
 	return nil
 }
 
-// releaseAnswer gives back the share of the event log and the DevID of their budget.
+// releaseAnswer gives the bytes of the event log and the DevID back to their budget.
 func (a *attestation) releaseAnswer() { a.plugin.held.answers.give(a.answered) }
 
-// checkBoot checks what the machine has proved of its boot against the configuration that is
-// current now.
+// checkBoot checks what the machine has proved about its boot against the configuration that is current now.
 func (a *attestation) checkBoot(session *attestor.Session) *failure {
 	asked := a.asked
 	if failed := a.chooseQuote(session); failed != nil {
@@ -82,8 +81,8 @@ func (a *attestation) checkBoot(session *attestor.Session) *failure {
 	}
 }
 
-// bootSelectors returns the selectors of what a machine has proved of its boot; q is what was
-// asked of it.
+// bootSelectors returns the selectors for what a machine has proved about its boot. q is the quote that was asked
+// for.
 func bootSelectors(b *sources.Boot, q *config.Quote) []string {
 	if b == nil || q == nil {
 		return nil

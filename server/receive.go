@@ -21,18 +21,17 @@ const (
 	// envelope is how many bytes protobuf adds to a payload or a response: a tag and a
 	// length.
 	envelope = 16
-	// maxArriving is how many bytes of payloads may be arriving, or have arrived and wait for
-	// the verifier, at once. An honest payload has 2 to 10 KiB and takes a millisecond.
-	// maxAnswering is the same of responses, which no stranger's payload shall keep out; a
-	// response with an event log has some 70 KiB.
+	// maxArriving limits the bytes of payloads that are arriving, or have arrived and wait for the verifier. An
+	// honest payload has 2 to 10 KiB and takes a millisecond. maxAnswering is the limit for responses: a separate
+	// one, so that strangers' payloads cannot keep responses out. A response with an event log has some 70 KiB.
 	maxArriving, maxAnswering = 2 << 20, 8 << 20
 	// arrivalTimeout is how long a message may take from its first bytes to its last:
 	// SPIRE sends nothing before it has the whole message.
 	arrivalTimeout = 5 * time.Second
 )
 
-// transport is the part of a gRPC stream below messages: what gRPC's own RecvMsg reads from,
-// and by which gRPC ends the stream.
+// transport is the part of a gRPC stream that gRPC's own RecvMsg reads from, and through which gRPC ends the
+// stream.
 type transport interface {
 	ReadMessageHeader(header []byte) error
 	Read(n int) (mem.BufferSlice, error)
@@ -111,7 +110,7 @@ func (m *incoming) readBody(t transport, size int) error {
 	return nil
 }
 
-// silent is what the agent is told if its message does not begin.
+// silent returns the message for an agent that does not send anything in time.
 func silent(limit int) string {
 	if limit == attestor.MaxPayloadSize {
 		return "the payload did not come within " + answerTimeout.String()
@@ -119,8 +118,8 @@ func silent(limit int) string {
 	return "the challenge was not answered within " + answerTimeout.String()
 }
 
-// within calls read, and ends the stream if read takes longer than limit. Nothing else makes
-// it return: gRPC's receiver knows no deadline of ours.
+// within calls read, and ends the stream if read takes longer than limit. There is no other way to make read
+// return: gRPC's receiver takes no deadline.
 func within(ctx context.Context, t transport, limit time.Duration, late string, read func() error) *failure {
 	timer := time.AfterFunc(limit, func() {
 		_ = t.WriteStatus(status.New(codes.DeadlineExceeded, late)) // the stream may have ended

@@ -9,23 +9,23 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// A Result is what a decision comes to for an agent.
+// A Result is what an agent gets from a decision.
 type Result struct {
-	// Outcome is how the attestation ends, as the log and the metrics say it.
+	// Outcome is how the attestation ends, in the words of the log and the metrics.
 	Outcome string
 	// Code and Message are what the agent gets. The code is codes.OK if it is admitted.
 	Code    codes.Code
 	Message string
-	// Reason is why the machine is not admitted, as the log says it.
+	// Reason is why the machine is not admitted, in the words of the log.
 	Reason string
 	// SPIFFEID and Selectors are what an admitted machine gets.
 	SPIFFEID  string
 	Selectors []string
 }
 
-// ResultOf returns what Attest makes of a decision after the challenge about a machine that has
-// proved nothing of its boot. ev.EK may be nil if only its hash is known. Whether reattest = false
-// refuses the machine depends on SPIRE's AgentStore, and is not in the result.
+// ResultOf returns what Attest makes of a decision after the challenge, for a machine that has proved nothing about
+// its boot. ev.EK may be nil if only its hash is known. The result leaves out whether reattest = false refuses the
+// machine, since that depends on SPIRE's AgentStore.
 func ResultOf(c *config.Config, ev *sources.Evidence, d *policy.Decision) Result {
 	if ev.EK != nil {
 		verifier := attestor.Verifier{AllowWeakEK: c.AllowWeakEK}

@@ -7,11 +7,10 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// selectors returns the selectors of an admitted machine, sorted and without duplicates. SPIRE
-// puts the plugin's name in front of each. A label always comes after "label:", so that no list
-// can forge another selector. No selector is longer than sources.MaxSelector: a value
-// that would make a longer one is refused when it is read. proved are the selectors of what the
-// answer to the challenge proves.
+// selectors returns the selectors of an admitted machine, sorted and without duplicates. SPIRE puts the plugin's
+// name in front of each. Every label is under "label:", so that no list can forge another selector. No selector is
+// longer than sources.MaxSelector: a value that would make a longer one is refused when it is read. proved are the
+// selectors for what the answer to the challenge proves.
 func selectors(ekHash sources.EKHash, d *policy.Decision, proved []string) []string {
 	s := make([]string, 0, 16)
 	s = append(s, sources.PrefixPubHash+ekHash.String())

@@ -17,18 +17,17 @@ import (
 const (
 	// statusInterval is how often the metrics of sources are set if nothing changes.
 	statusInterval = 20 * time.Second
-	// settleTime is the time from a change until it is told: changes that come together are
-	// then told together, and the source has planned its next attempt.
+	// settleTime is the time from a change to the report about it. Changes that come together are reported
+	// together, and the source has planned its next attempt by then.
 	settleTime = time.Second
-	// statusTimeout bounds telling about all sources.
+	// statusTimeout limits one report about all sources.
 	statusTimeout = 30 * time.Second
-	// serialLow: serial numbers are also told modulo this number, since SPIRE's metrics
-	// have 24 bits.
+	// serialLow: serial numbers are also reported modulo this number, since SPIRE's metrics are exact to 24 bits
+	// only.
 	serialLow = 1_000_000
 )
 
-// watch tells SPIRE's metrics, and the log if it changes, what each source serves. Nobody waits
-// for it.
+// watch reports what each source serves to SPIRE's metrics, and to the log if it has changed. Nothing waits for it.
 type watch struct {
 	log     hclog.Logger
 	metrics *metrics // may be nil
@@ -42,12 +41,12 @@ type watch struct {
 	stop context.CancelFunc
 	done sync.WaitGroup
 
-	announced map[counter]bool // used by the goroutine that tells
+	announced map[counter]bool // used only by the goroutine of run
 }
 
 func newWatch() *watch { return &watch{changes: make(chan struct{}, 1)} }
 
-// changed causes what sources serve to be told soon. It never waits.
+// changed makes watch report soon. It never blocks.
 func (w *watch) changed() {
 	select {
 	case w.changes <- struct{}{}:
@@ -55,14 +54,14 @@ func (w *watch) changed() {
 	}
 }
 
-// start starts telling, until close. It is called once.
+// start starts reporting, until close. It is called once.
 func (w *watch) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stop = cancel
 	w.done.Go(func() { w.run(ctx) })
 }
 
-// close stops telling, and waits for the end of it.
+// close stops reporting, and waits until a report under way has ended.
 func (w *watch) close() {
 	if w.stop == nil {
 		return
@@ -88,7 +87,7 @@ func (w *watch) run(ctx context.Context) {
 				return
 			case <-timer.C:
 			}
-			select { // what has changed meanwhile is told with it
+			select { // a change that came meanwhile is part of this report
 			case <-w.changes:
 			default:
 			}
@@ -97,7 +96,7 @@ func (w *watch) run(ctx context.Context) {
 	}
 }
 
-// told is what was last told of a source.
+// told is what was last reported about a source.
 type told struct {
 	started            time.Time
 	refreshed, fetched attempts
@@ -119,7 +118,7 @@ type line struct {
 	failure   string
 }
 
-// tell tells what all sources serve, and returns it.
+// tell reports what all sources serve, and returns it.
 func (w *watch) tell(ctx context.Context, before map[string]told) map[string]told {
 	within, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
@@ -141,9 +140,9 @@ func (w *watch) tell(ctx context.Context, before map[string]told) map[string]tol
 	return now
 }
 
-// tellSource tells what one source serves, and returns it.
+// tellSource reports what one source serves, and returns it.
 func (w *watch) tellSource(ctx context.Context, s *admission.SourceStatus, was told) told {
-	if !was.started.Equal(s.Started) { // another source of the same name counts from zero
+	if !was.started.Equal(s.Started) { // a new source of the same name counts from zero
 		was.refreshed, was.fetched = attempts{}, attempts{}
 	}
 	is := told{
@@ -162,7 +161,7 @@ func (w *watch) tellSource(ctx context.Context, s *admission.SourceStatus, was t
 	return is
 }
 
-// announce sets counters to zero, each once for a configuration, before their first event.
+// announce sets the expected counters to zero before their first event, once for each configuration.
 func (w *watch) announce(names []string) {
 	all := map[counter]bool{}
 	for _, c := range expected(w.policy(), names) {
@@ -173,8 +172,8 @@ func (w *watch) announce(names []string) {
 	w.announced = all
 }
 
-// memory returns how many bytes of memory Go's runtime has from the operating system. The caches of
-// lists do not count, since they are mapped files.
+// memory returns how many bytes of memory Go's runtime has from the operating system. The caches of lists are not
+// included, since they are mapped files.
 func memory() uint64 {
 	sample := []runtimemetrics.Sample{
 		{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"},
@@ -196,7 +195,7 @@ func lineOf(s *admission.SourceStatus) line {
 	return l
 }
 
-// logStatus logs what a source serves, without what does not apply to it.
+// logStatus logs what a source serves. It leaves out fields that do not apply to the source.
 func (w *watch) logStatus(s *admission.SourceStatus, l *line) {
 	args := []any{"source", s.Name, "kind", s.Kind, "up", l.up}
 	if !l.loaded.IsZero() {
@@ -227,8 +226,7 @@ func (w *watch) logStatus(s *admission.SourceStatus, l *line) {
 	w.log.Log(level, "Source status", args...)
 }
 
-// gaugesOf returns the gauges of a source. While a source that loads has not loaded yet, it has
-// no entries, no serial and no age.
+// gaugesOf returns the gauges of a source. A source that loads has no entries, serial or age before its first load.
 func gaugesOf(s *admission.SourceStatus) map[string]float64 {
 	all := map[string]float64{metricUp: 0, metricStuck: float64(s.Stuck)}
 	if s.Up() {

@@ -13,13 +13,13 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources"
 )
 
-// The values of svid_key in the log and in the metrics: where the key of the agent's SVID is.
+// The values of svid_key in the log and in the metrics: where the agent's SVID key is.
 const (
 	svidKeyInTPM = "tpm"
-	svidKeyNone  = "none" // not known: the TPM has certified no key
+	svidKeyNone  = "none" // unknown: the TPM has certified no key
 )
 
-// looksAtSVIDKey reports whether a configuration has the server check the keys of agents' SVIDs.
+// looksAtSVIDKey reports whether the server checks agents' SVID keys.
 func looksAtSVIDKey(c *config.Config) bool {
 	return c.SVIDKey == config.SVIDKeyOptional || c.SVIDKey == config.SVIDKeyRequired
 }
@@ -32,7 +32,7 @@ func (p *Plugin) composer(c *config.Config) *handover.Client {
 	return handover.NewClient(c.SVIDKeySocket, p.family)
 }
 
-// noteSVIDKey notes which SVID key the answer proves.
+// noteSVIDKey records which SVID key the answer proves.
 func (a *attestation) noteSVIDKey(answer *attestor.Answer) {
 	if !a.askedSVIDKey {
 		return
@@ -43,8 +43,8 @@ func (a *attestation) noteSVIDKey(answer *attestor.Answer) {
 	}
 }
 
-// checkSVIDKey returns why the current configuration does not admit the machine with the SVID key that it has
-// proved, or nil. The configuration may have changed since the challenge.
+// checkSVIDKey returns the failure if the current configuration does not admit the machine with the SVID key that
+// it has proved, or without one. The configuration may have changed since the challenge.
 func (a *attestation) checkSVIDKey() *failure {
 	switch {
 	case !looksAtSVIDKey(a.Config):
