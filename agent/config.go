@@ -107,7 +107,7 @@ func parseJSON(src string) ([]setting, error) {
 	return all, nil
 }
 
-// maxBlocks is how deep blocks are read. Deeper than that, there is no key.
+// maxBlocks is how deep blocks are read. No key is nested deeper.
 const maxBlocks = 2
 
 // readObject reads a JSON object.
@@ -131,7 +131,7 @@ func readObject(d *jsontext.Decoder) ([]setting, error) {
 	return all, err
 }
 
-// readJSON reads the value of a key. A list of one object is a block too, as HCL has it.
+// readJSON reads the value of a key. A list of one object is a block too, as in HCL.
 func (s *setting) readJSON(d *jsontext.Decoder) (err error) {
 	switch kind := d.PeekKind(); {
 	case kind == jsontext.KindString:
@@ -193,7 +193,7 @@ func parseHCL(src string) ([]setting, error) {
 	return readItems(list.Items[:last], 1)
 }
 
-// readItems reads the keys of a block that is depth deep, 1 for the whole configuration.
+// readItems reads the keys of a block at depth, which is 1 for the whole configuration.
 func readItems(items []*ast.ObjectItem, depth int) ([]setting, error) {
 	var all []setting
 	for _, item := range items {
@@ -254,7 +254,7 @@ func (r *configReader) problem(key, format string, args ...any) {
 	r.problems = append(r.problems, tpm.Problem{Key: key, Message: fmt.Sprintf(format, args...)})
 }
 
-// field takes the value of a key. It is one of the two.
+// field takes the value of a key. Exactly one of text and block is set.
 type field struct {
 	text  func(string) error
 	block func([]setting)
@@ -296,7 +296,7 @@ func (r *configReader) readDevID(settings []setting) {
 	})
 }
 
-// readAll reads the keys of a block. The path of the block stands in front of its keys in problems.
+// readAll reads the keys of a block. Problems name a key after the path of its block.
 func (r *configReader) readAll(path string, settings []setting, fields map[string]field) {
 	seen := make(map[string]bool)
 	for _, s := range settings {

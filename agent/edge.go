@@ -14,11 +14,11 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
 )
 
-// edge is the part that the plugins of this package share: the logger, the rule that one call at a time uses
+// edge is what the plugins of this package have in common: the logger, the rule that only one call at a time uses
 // the TPM, deadlines, and recovery from panics.
 type edge struct {
 	logger hclog.Logger
-	turn   chan struct{} // of size 1; the call that has sent to it may use the TPM
+	turn   chan struct{} // of capacity 1; the call that has sent to it may use the TPM
 }
 
 func newEdge() edge { return edge{logger: hclog.NewNullLogger(), turn: make(chan struct{}, 1)} }
@@ -47,7 +47,7 @@ func (e *edge) Close() error {
 // has returned.
 func (e *edge) use(ctx context.Context, f func() error) error { return e.inTurn(ctx, e.turn, f) }
 
-// inTurn runs f when turn, a channel of size 1, has room. See use.
+// inTurn runs f when turn, a channel of capacity 1, has room. See use.
 func (e *edge) inTurn(ctx context.Context, turn chan struct{}, f func() error) error {
 	select {
 	case turn <- struct{}{}:
@@ -61,8 +61,8 @@ func (e *edge) inTurn(ctx context.Context, turn chan struct{}, f func() error) e
 	})
 }
 
-// inTime runs read in turn and returns its result. The error is hangs if that takes longer than
-// readTimeout. See inTurn.
+// inTime runs read in turn and returns its result. If that takes longer than readTimeout, the error is hangs. See
+// inTurn.
 func inTime[T any](
 	ctx context.Context, e *edge, turn chan struct{}, hangs error, read func() (*T, error),
 ) (*T, error) {
@@ -95,8 +95,8 @@ func failed(doing string, err error, unexpected codes.Code) error {
 	return status.Error(code, fmt.Sprintf("%s: %v", doing, err))
 }
 
-// guard is to be deferred. It turns a panic into the error of one call, since SPIRE does
-// not restart a plugin that has died.
+// guard must be deferred. It turns a panic into the error of one call, since SPIRE does not restart a plugin that
+// has died.
 func (e *edge) guard(err *error) {
 	if r := recover(); r != nil {
 		e.logger.Error("panic", "value", r, "stack", string(debug.Stack()))

@@ -32,13 +32,13 @@ type Plugin struct {
 
 	edge
 	tpm     atomic.Pointer[configured]
-	reading chan struct{} // of size 1; the attestation that has sent to it may read the event log
+	reading chan struct{} // of capacity 1; the attestation that has sent to it may read the event log
 }
 
 // configured is the state of one configuration.
 type configured struct {
 	*tpm.TPM
-	files chan struct{} // of size 1; who has sent to it may read the files of the DevID and the SVID key
+	files chan struct{} // of capacity 1; the attestation that has sent to it may read the DevID's and the SVID key's files
 }
 
 // New returns a plugin that is not configured yet.
@@ -64,8 +64,8 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (
 	return &configv1.ConfigureResponse{}, nil
 }
 
-// Validate checks a configuration as Configure does, and does not put it into use. A valid
-// configuration has no notes, since SPIRE takes any note for a failure.
+// Validate checks a configuration as Configure does, but does not put it into use. A valid configuration has no
+// notes, since SPIRE treats any note as an error.
 func (p *Plugin) Validate(_ context.Context, req *configv1.ValidateRequest) (_ *configv1.ValidateResponse, err error) {
 	defer p.guard(&err)
 	_, problems := ParseConfig(req.GetHclConfiguration())

@@ -20,9 +20,9 @@ type CA struct {
 	vendor      *vendor
 }
 
-// NewCA returns a CA that several TPMs can share. Its keys are made with the first TPM. No
-// other CA of a running test of this process has them, but that of a test that has ended may
-// have had them. Its files are removed when the test ends.
+// NewCA returns a CA that several TPMs can share. Its keys are made with the first TPM. No two CAs of tests that
+// run at the same time in a process have the same keys; a test that has ended may have had them. The CA's files are
+// removed when the test ends.
 func NewCA(tb testing.TB) *CA {
 	tb.Helper()
 	dir := tempDir(tb)

@@ -7,15 +7,15 @@ import (
 	"testing"
 )
 
-// A vendor is a CA and the TPMs that it has issued certificates to. To make a CA or a TPM takes
-// about a second, so the tests of a process use again what those before them have made. What a
-// running test has is not in here, so no two TPMs or CAs of a test have the same keys.
+// A vendor is a CA and the TPMs to which it has issued certificates. Making a CA or a TPM takes about a second, so
+// the tests of a process reuse those of earlier tests. The stock does not hold those of a test that is running, so
+// no two TPMs or CAs of a test have the same keys.
 type vendor struct {
 	files folder             // of the CA; nil if it is new
 	tpms  map[model][]folder // the states of TPMs as they were made
 }
 
-// A model is what tells TPMs of one vendor apart, from Options.
+// A model is the part of Options that distinguishes TPMs of one vendor.
 type model struct {
 	rsa3072  bool
 	pcrBanks string
@@ -30,7 +30,7 @@ type stock struct {
 // The tests of a process share it.
 var vendors stock
 
-// take returns a vendor, which the caller returns by giveBack. It is a new one if there is none.
+// take returns a vendor of the stock, or a new one. The caller returns it by giveBack.
 func (s *stock) take() *vendor {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -66,7 +66,7 @@ func (s *stock) giveBackTPM(v *vendor, m model, state folder) {
 	v.tpms[m] = append(v.tpms[m], state)
 }
 
-// A folder is the content of a folder that has no folders in it, by name.
+// A folder is the content of the files in a folder, by name. It has no folders in it.
 type folder map[string][]byte
 
 func readFolder(tb testing.TB, dir string) folder {

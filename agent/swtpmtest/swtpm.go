@@ -58,9 +58,8 @@ type TPM struct {
 	done chan struct{}
 }
 
-// Start runs a TPM until the test ends, in the state in which a vendor sells it. No other TPM
-// of a running test of this process has the same keys, but that of a test that has ended may
-// have had them.
+// Start runs a TPM until the test ends, in the state in which a vendor sells it. No two TPMs of tests that run at
+// the same time in a process have the same keys; a test that has ended may have had them.
 func Start(tb testing.TB, o Options) *TPM {
 	tb.Helper()
 	dir := tempDir(tb)
@@ -150,8 +149,8 @@ func (t *TPM) Restart() {
 	}(t.cmd, t.done)
 }
 
-// listen returns a listening socket at path for swtpm to inherit. So a client that connects
-// while swtpm starts waits in the backlog instead of being refused.
+// listen returns a listening socket at path for swtpm to inherit. A client that connects while swtpm starts then
+// waits in the backlog instead of being refused.
 func (t *TPM) listen(path string) *os.File {
 	t.tb.Helper()
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})

@@ -78,7 +78,7 @@ func chooseAK(configured attestor.KeyType, caps *capabilities) (attestor.KeyType
 	}
 }
 
-// akForm is what tells AKs apart.
+// akForm is what distinguishes one AK from another.
 type akForm struct {
 	unique []byte // 32 bytes
 	mark   []byte // the authPolicy: akMark or attestor.EnrolmentPolicy
@@ -114,27 +114,13 @@ func akTemplate(keyType attestor.KeyType, as akForm) (tpm2.TPMTPublic, error) {
 	switch keyType {
 	case attestor.P256:
 		template.Type = tpm2.TPMAlgECC
-		template.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{
-			Scheme: tpm2.TPMTECCScheme{
-				Scheme: tpm2.TPMAlgECDSA,
-				Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgECDSA,
-					&tpm2.TPMSSigSchemeECDSA{HashAlg: tpm2.TPMAlgSHA256}),
-			},
-			CurveID: tpm2.TPMECCNistP256,
-		})
+		template.Parameters = ecdsaParms(tpm2.TPMECCNistP256, tpm2.TPMAlgSHA256)
 		template.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
 			X: tpm2.TPM2BECCParameter{Buffer: as.unique},
 		})
 	case attestor.RSA2048:
 		template.Type = tpm2.TPMAlgRSA
-		template.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{
-			Scheme: tpm2.TPMTRSAScheme{
-				Scheme: tpm2.TPMAlgRSASSA,
-				Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgRSASSA,
-					&tpm2.TPMSSigSchemeRSASSA{HashAlg: tpm2.TPMAlgSHA256}),
-			},
-			KeyBits: 2048,
-		})
+		template.Parameters = rsassaParms(2048, tpm2.TPMAlgSHA256)
 		template.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: as.unique})
 	default:
 		return tpm2.TPMTPublic{}, fmt.Errorf("no template for an attestation key of the type %s", keyType)

@@ -60,12 +60,21 @@ func (t *TPM) Begin(ctx context.Context) (*Attestation, error) {
 	return t.BeginWith(ctx, files)
 }
 
-// BeginWith is Begin with what ReadDevID has read.
-func (t *TPM) BeginWith(ctx context.Context, files *DevIDFiles) (_ *Attestation, err error) {
+// BeginWith is Begin with the files that ReadDevID has read.
+func (t *TPM) BeginWith(ctx context.Context, files *DevIDFiles) (*Attestation, error) {
 	devID, err := t.takeDevID(files)
 	if err != nil {
 		return nil, err
 	}
+	form, err := newAK()
+	if err != nil {
+		return nil, err
+	}
+	return t.begin(ctx, devID, form)
+}
+
+// begin finds the EK and the DevID's key, and makes an AK of a form.
+func (t *TPM) begin(ctx context.Context, devID *devID, form akForm) (_ *Attestation, err error) {
 	c, err := t.connect(ctx)
 	if err != nil {
 		return nil, err
@@ -77,10 +86,6 @@ func (t *TPM) BeginWith(ctx context.Context, files *DevIDFiles) (_ *Attestation,
 		return nil, err
 	}
 	if err := t.findDevID(c, devID); err != nil {
-		return nil, err
-	}
-	form, err := newAK()
-	if err != nil {
 		return nil, err
 	}
 	ak, params, err := t.createAK(c, inv.caps, form)
@@ -119,8 +124,8 @@ func (t *TPM) prepare(c *conn) (*inventory, error) {
 	return inv, nil
 }
 
-// recognize looks for the EK that was found before. It returns what findAgain does, and
-// reports whether the inventory is still right.
+// recognize looks for the EK that was found before. It returns the result of findAgain, and reports whether the
+// inventory is still right.
 func (t *TPM) recognize(c *conn) (*endorsementKey, bool, error) {
 	known := t.known
 	ek, err := t.findAgain(c, known.ek)
@@ -166,11 +171,10 @@ func (t *TPM) abilities(caps *capabilities) []string {
 	return can
 }
 
-// Activate runs TPM2_ActivateCredential. If that has succeeded, it does what else the activation
-// asks for: it reads the PCRs and has the AK quote them, and proves the DevID. It does not look at
-// the event log: see TPM.EventLog. Then it has the AK certify the SVID key of UseSVIDKey, if there is one.
-// It connects to the TPM again and leaves nothing in it. If ctx ends, Activate waits for the command under
-// way, flushes its keys, and returns the cause of ctx.
+// Activate runs TPM2_ActivateCredential. If that succeeds, Activate does whatever else task asks for: it has the AK
+// quote PCRs, and it proves the DevID. It does not read the event log: see TPM.EventLog. Last, it has the AK
+// certify the SVID key of UseSVIDKey, if there is one. Activate connects to the TPM again and leaves nothing in it.
+// If ctx ends, Activate waits for the command under way, flushes its keys, and returns the cause of ctx.
 func (a *Attestation) Activate(ctx context.Context, task *attestor.Activation) (_ *attestor.Activated, err error) {
 	if len(task.Credential) > maxChallenge || len(task.Secret) > maxChallenge {
 		return nil, fmt.Errorf("the challenge is too large for a TPM: %d and %d bytes, at most %d each",
@@ -235,8 +239,8 @@ func (a *Attestation) activate(c *conn, ek, ak *key, task *attestor.Activation) 
 	return rsp.CertInfo.Buffer, nil
 }
 
-// explainLoad says why a key could not be loaded again. A saved context loads only into
-// the TPM that saved it, and only until that TPM is reset.
+// explainLoad says why a key could not be loaded again. A saved context can be loaded only into the TPM that saved
+// it, and only until that TPM is reset.
 func explainLoad(doing string, err error) error {
 	const again = "the TPM has been restarted or replaced since the attestation began: the next one starts anew"
 	return explain(doing, err,

@@ -26,7 +26,7 @@ type Certificate struct {
 	// Raw is the certificate in DER. It is nil if not even the key in it could be read.
 	Raw []byte
 
-	key crypto.PublicKey // what Raw is for
+	key crypto.PublicKey // the public key in Raw
 }
 
 // readCertificates reads the EK certificates at all of the given NV indices that are
@@ -41,7 +41,7 @@ func (t *TPM) readCertificates(c *conn, indices []tpm2.TPMHandle, bufferSize uin
 		cert := Certificate{Index: template.CertificateIndex}
 		content, err := t.readNV(c, tpm2.TPMHandle(cert.Index), bufferSize)
 		if err == nil {
-			cert.Raw, cert.key, _ = attestor.ReadEKCertificate(content) // the next line has why
+			cert.Raw, cert.key, _ = attestor.ReadEKCertificate(content) // the next line returns the error
 			cert.Certificate, err = attestor.ParseEKCertificate(content)
 		}
 		if c.err != nil {

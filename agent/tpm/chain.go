@@ -51,8 +51,8 @@ func (t *TPM) readChain(c *conn, indices []tpm2.TPMHandle, bufferSize uint16) ([
 	return chain, err
 }
 
-// retryChain reads the chain again if it could not be read completely before: the
-// cause may have passed. Its own error is one of the connection.
+// retryChain reads the chain again if part of it could not be read before: the cause may be gone. It returns an
+// error only if the connection fails.
 func (t *TPM) retryChain(c *conn, inv *inventory) error {
 	if inv.chainErr == nil {
 		return nil

@@ -24,9 +24,8 @@ const (
 
 // A channel carries one command at a time to a TPM.
 type channel interface {
-	// roundTrip sends a command and returns the whole response, with a header
-	// like a TPM 2.0's. If ctx ends first, roundTrip returns an error. After an
-	// error, the channel can only be closed.
+	// roundTrip sends a command and returns the whole response, whose header has the form of a TPM 2.0's. If ctx
+	// ends first, roundTrip returns an error. After an error, the channel can only be closed.
 	roundTrip(ctx context.Context, command []byte) ([]byte, error)
 	Close() error
 }
@@ -106,7 +105,7 @@ func exchange(tpm io.ReadWriter, command []byte) ([]byte, error) {
 	return rsp[:n], err
 }
 
-// errControl means that the response is that of swtpm's control channel.
+// errControl means that the response came from swtpm's control channel.
 var errControl = errors.New("not a TPM 2.0: the answer of a control channel")
 
 // controlTag is how a response of swtpm's control channel begins. Its first four bytes

@@ -151,7 +151,7 @@ func execute[C tpm2.Command[R, *R], R any](c transport.TPM, command C) (rsp *R, 
 	return command.Execute(c)
 }
 
-// unreadable is to be deferred. It turns a panic over a TPM's response into an error.
+// unreadable must be deferred. It turns a panic over a TPM's response into an error.
 func unreadable(err *error) {
 	if r := recover(); r != nil {
 		*err = fmt.Errorf("read the TPM's answer: %v", r)

@@ -33,26 +33,26 @@ type devID struct {
 	private []byte // TPM2B_PRIVATE without its size, if the key comes from files
 	key     key    // otherwise
 	scheme  attestor.DevIDKey
-	policy  bool // its certification needs the policy of IDevIDs
+	policy  bool // certifying it needs the policy of IDevIDs
 }
 
 // devIDState is what is remembered of the DevID between attestations.
 type devIDState struct {
-	// refused is the public area of a key whose password was wrong. It is not tried again: a TPM
-	// counts wrong passwords, and locks out everybody after some.
+	// refused is the public area of a key whose password was wrong. It is not tried again: a TPM counts wrong
+	// passwords, and after too many it refuses everybody's.
 	refused []byte
-	// leaf is the key in the certificate, and parents are the names of the parents that the TPM
-	// has made: what may be left in the TPM if this agent is killed.
+	// leaf is the key in the certificate, and parents are the names of the parents that the TPM has made. An agent
+	// that is killed may leave these keys in the TPM.
 	leaf    crypto.PublicKey
 	parents []tpm2.TPM2BName
 	learned bool // whether learnParents has looked for parents that are loaded
-	// made is the key with its saved context, if the TPM had to make the key or its parent, which
-	// takes some TPMs seconds. The context is good until the TPM is reset.
+	// made is the key with its saved context, if the TPM had to make the key or its parent, which takes some TPMs
+	// seconds. The context can be loaded until the TPM is reset.
 	made *key
 }
 
-// know notes the name of a parent: each once, so that an attestation that fails again and again does
-// not make the list grow.
+// know remembers the name of a parent, each only once, so that an attestation that fails again and again does not
+// make the list grow.
 func (s *devIDState) know(parent tpm2.TPM2BName) {
 	if !s.knows(parent) {
 		s.parents = append(s.parents, parent)
@@ -63,8 +63,8 @@ func (s *devIDState) knows(parent tpm2.TPM2BName) bool {
 	return slices.ContainsFunc(s.parents, func(n tpm2.TPM2BName) bool { return bytes.Equal(n.Buffer, parent.Buffer) })
 }
 
-// owns reports whether a key is the DevID's or its parent's. No other program has the TPM open: if this
-// connection has not loaded the key, an agent that was killed has left it.
+// owns reports whether a key in the TPM is the DevID's or its parent's. No other program has the TPM open, so if
+// this connection has not loaded the key, an agent that was killed has left it.
 func (s *devIDState) owns(rsp *tpm2.ReadPublicResponse) bool {
 	if s.knows(rsp.Name) {
 		return true
@@ -83,7 +83,7 @@ func sameKey(a, b crypto.PublicKey) bool {
 	return ok && key.Equal(b)
 }
 
-// setup returns the error of a DevID that somebody has to see to.
+// setup returns an error that lasts until somebody changes the machine or the configuration.
 func setup(err error, hint string) error { return &Error{Class: ErrSetup, Err: err, Hint: hint} }
 
 // DevIDFiles is what TPM.ReadDevID has read. It does not change, and is safe for concurrent use.
@@ -120,7 +120,7 @@ func (t *TPM) ReadDevID() (*DevIDFiles, error) {
 	return f, nil
 }
 
-// takeDevID returns the DevID in files for one attestation, or nil if there are no files.
+// takeDevID returns the DevID in f for one attestation, or nil if f is nil.
 func (t *TPM) takeDevID(f *DevIDFiles) (*devID, error) {
 	if f == nil {
 		return nil, nil //nolint:nilnil // a machine without a DevID
@@ -167,8 +167,8 @@ func readDevIDFile(what, name, path string, limit int64) ([]byte, error) {
 	return b, nil
 }
 
-// splitChain returns the certificates in a PEM file. Text between the blocks is skipped, as tools
-// write it there.
+// splitChain returns the certificates in a PEM file. It skips text between the blocks, since some tools write text
+// there.
 func splitChain(text []byte) ([][]byte, error) {
 	var chain [][]byte
 	for {
@@ -184,9 +184,9 @@ func splitChain(text []byte) ([][]byte, error) {
 	return chain, nil
 }
 
-// withoutSize returns the content of a TPM2B structure that is in a file with its size or without.
-// Which of the two it is cannot be mistaken: a public area begins with its algorithm (1 or 0x23),
-// and a private area with the size of a digest; neither is the size of the rest.
+// withoutSize returns the content of a TPM2B structure from a file that may or may not begin with its size. The two
+// forms cannot be confused: a public area begins with its algorithm (1 or 0x23), and a private area with the size
+// of a digest; neither is the size of the rest.
 func withoutSize(b []byte) []byte {
 	if len(b) > 2 && int(binary.BigEndian.Uint16(b)) == len(b)-2 {
 		return b[2:]
@@ -194,8 +194,9 @@ func withoutSize(b []byte) []byte {
 	return b
 }
 
-// takeDevIDKey takes the public area of the DevID's key. It is an error if servers do not accept the key,
-// if the TPM cannot certify it, or if the certificate is for another key. Errors name the key by from.
+// takeDevIDKey checks the public area of the DevID's key and keeps it in d. It is an error if servers do not accept
+// the key, if the TPM cannot certify it, or if the certificate is for another key. from is the key's name in
+// errors.
 func (t *TPM) takeDevIDKey(d *devID, public []byte, from string) error {
 	const provision = "a DevID needs a signing key that was made in the TPM and cannot leave it, " +
 		"and its TPM2B_PUBLIC as the TPM has returned it"
@@ -229,8 +230,8 @@ func (t *TPM) takeDevIDKey(d *devID, public []byte, from string) error {
 	return nil
 }
 
-// findDevID finds the key of a DevID that is in the TPM or that the TPM makes again. A key from
-// files is loaded when a server has asked for the DevID.
+// findDevID finds the key of a DevID that is in the TPM or that the TPM makes again. A key from files is loaded
+// only after a server has asked for the DevID.
 func (t *TPM) findDevID(c *conn, d *devID) error {
 	switch {
 	case d == nil:
@@ -292,8 +293,8 @@ func (t *TPM) createIDevID(c *conn, d *devID) error {
 	return t.takeDevIDKey(d, d.key.public, from)
 }
 
-// proveDevID loads the DevID's key, and has the AK certify it and it sign. The key does not stay in
-// the TPM.
+// proveDevID loads the DevID's key, has the AK certify it, and has it sign the server's message. The key does not
+// stay in the TPM.
 func (a *Attestation) proveDevID(c *conn, ak *key, req *attestor.DevIDRequest) (*attestor.SignedDevID, error) {
 	d := a.devID
 	if d == nil {
@@ -356,8 +357,8 @@ func (t *TPM) certifyDevID(c *conn, ak, k *key, d *devID, data []byte) (*tpm2.Ce
 
 func (d *devID) password() tpm2.Session { return tpm2.PasswordAuth([]byte(d.config.Password)) }
 
-// sign has the loaded key sign a message, and returns a TPMT_SIGNATURE. The TPM signs digests, so
-// the message is hashed here.
+// sign has the loaded key sign a message, and returns a TPMT_SIGNATURE. It hashes the message, since the TPM signs
+// digests.
 func (d *devID) sign(c *conn, k *key, message []byte) ([]byte, error) {
 	hash, err := d.scheme.Hash.Hash()
 	if err != nil {
@@ -393,14 +394,14 @@ func signScheme(scheme, hash tpm2.TPMAlgID) tpm2.TPMTSigScheme {
 	}
 }
 
-// explainDevID says why the key could not be used, and remembers if its password was wrong.
+// explainDevID says why the key could not be used. If its password was wrong, it remembers that.
 func (t *TPM) explainDevID(d *devID, doing string, err error) error {
 	const wrong = "set password in the block devid to the key's password; the TPM counts wrong passwords"
 	if isCode(err, tpm2.TPMRCAuthFail, tpm2.TPMRCBadAuth) && !errors.Is(err, ErrSetup) {
 		t.devID.refused = d.public
 	}
 	if errors.Is(err, ErrSetup) || errors.Is(err, ErrNotReady) {
-		return fmt.Errorf("%s: %w", doing, err) // of the policy session
+		return fmt.Errorf("%s: %w", doing, err) // from the policy session
 	}
 	return explain(doing, err,
 		remedy{tpm2.TPMRCAuthFail, ErrSetup, wrong},

@@ -11,8 +11,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// DevIDConfig says where the machine's DevID is: its certificate, and its key, which is named in
-// one of three ways.
+// DevIDConfig says where the machine's DevID is: its certificate, and its key, which is given in one of three ways.
 type DevIDConfig struct {
 	// CertPath is the path of the certificate in PEM, followed by those above it.
 	CertPath string
@@ -94,7 +93,7 @@ func (d *DevIDConfig) checkKey() error {
 	return nil
 }
 
-// checkBeside checks a path that comes together with another.
+// checkBeside checks a path that must be set if another is.
 func checkBeside(other, theOther, path string) error {
 	if path == "" && theOther != "" {
 		return fmt.Errorf("it is missing beside %s", other)

@@ -112,8 +112,8 @@ func findPersistent(c *conn, inv *inventory) ([]*endorsementKey, error) {
 	return found, nil
 }
 
-// readPersistent reads the public area of the key at a persistent handle. It returns
-// nil if there is no key, or none that can be read. An error is one of the connection.
+// readPersistent reads the public area of the key at a persistent handle. It returns nil if there is no key, or
+// none that can be read. It returns an error only if the connection fails.
 func readPersistent(c *conn, handle tpm2.TPMHandle) (*tpm2.ReadPublicResponse, error) {
 	rsp, err := execute(c, tpm2.ReadPublic{ObjectHandle: handle})
 	if c.err != nil {
@@ -129,8 +129,8 @@ func persistentKey(handle tpm2.TPMHandle, rsp *tpm2.ReadPublicResponse) key {
 	return key{handle: handle, name: rsp.Name, public: rsp.OutPublic.Bytes(), persistent: true}
 }
 
-// withHandle returns the EK with the handle of k if k is the same key, and nil if
-// not. So what is known of the EK need not be computed again.
+// withHandle returns the EK with the handle of k if k is the same key, and nil if not. That saves computing again
+// what is known about the EK.
 func (ek *endorsementKey) withHandle(k key) *endorsementKey {
 	if ek == nil || !bytes.Equal(ek.public, k.public) {
 		return nil
@@ -199,9 +199,9 @@ func (t *TPM) findAgain(c *conn, found *endorsementKey) (*endorsementKey, error)
 	return found, nil
 }
 
-// createEK makes the EK. The TPM derives it from the seed of the endorsement hierarchy
-// and the template, so it is the same key every time. The parameter found is a key that
-// the result is likely to be, or nil. The EK does not stay in the TPM.
+// createEK makes the EK. The TPM derives it from the seed of the endorsement hierarchy and the template, so it is
+// the same key every time. found is the key that the result will probably be, or nil. The EK does not stay in the
+// TPM.
 func (t *TPM) createEK(c *conn, template attestor.EKTemplate, found *endorsementKey) (*endorsementKey, error) {
 	rsp, err := t.createPrimary(c, template.Public)
 	if isFull(err) {
@@ -254,7 +254,7 @@ func (t *TPM) endorsement() tpm2.AuthHandle {
 	}
 }
 
-// owner returns the owner hierarchy with its authorization, by the configured password.
+// owner authorizes the use of the owner hierarchy by the configured password.
 func (t *TPM) owner() tpm2.AuthHandle {
 	return tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth([]byte(t.config.OwnerPassword))}
 }
@@ -270,7 +270,7 @@ var endorsementRemedies = [...]remedy{
 	{tpm2.TPMRCHierarchy, ErrSetup, "the endorsement hierarchy is disabled: enable it in the firmware's setup"},
 }
 
-// isUnsupported reports whether a TPM has refused a template for its algorithms.
+// isUnsupported reports whether a TPM has refused a template because of its algorithms.
 func isUnsupported(err error) bool {
 	return isCode(err, tpm2.TPMRCCurve, tpm2.TPMRCKeySize, tpm2.TPMRCValue, tpm2.TPMRCAsymmetric,
 		tpm2.TPMRCSymmetric, tpm2.TPMRCHash, tpm2.TPMRCType, tpm2.TPMRCMode)

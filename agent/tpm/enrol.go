@@ -43,9 +43,10 @@ func ParseHandle(s string) (uint32, error) {
 	return uint32(h), err
 }
 
-// CreateDevID makes a key for a DevID in the TPM and returns what DevIDConfig.PrivPath and PubPath
-// name, without sizes. The key is below the SRK of the template for its type, signs by its type's
-// usual scheme, and does not stay in the TPM. A password authorizes its use, unless it is empty.
+// CreateDevID makes a key for a DevID in the TPM. It returns the private and the public area for the files
+// DevIDConfig.PrivPath and PubPath, without sizes. The key's parent is the SRK from the template for the key's
+// type. The key signs by the usual scheme of its type, and does not stay in the TPM. If password is not empty, it
+// authorizes the use of the key.
 func (t *TPM) CreateDevID(ctx context.Context, keyType attestor.KeyType, password string) (
 	private, public []byte, err error,
 ) {
@@ -85,8 +86,8 @@ func (t *TPM) CreateDevID(ctx context.Context, keyType attestor.KeyType, passwor
 	return rsp.OutPrivate.Buffer, rsp.OutPublic.Bytes(), nil
 }
 
-// devIDTemplate returns the template of a DevID's key: one that was made in the TPM, stays there,
-// and signs anything.
+// devIDTemplate returns the template of a DevID's key, which is made in the TPM, cannot leave it, and signs any
+// digest.
 func devIDTemplate(keyType attestor.KeyType) (tpm2.TPMTPublic, error) {
 	p := tpm2.TPMTPublic{
 		NameAlg: tpm2.TPMAlgSHA256,
@@ -101,13 +102,7 @@ func devIDTemplate(keyType attestor.KeyType) (tpm2.TPMTPublic, error) {
 	switch keyType {
 	case attestor.RSA2048, attestor.RSA3072, attestor.RSA4096:
 		p.Type = tpm2.TPMAlgRSA
-		p.Parameters = tpm2.NewTPMUPublicParms(p.Type, &tpm2.TPMSRSAParms{
-			KeyBits: bits[keyType],
-			Scheme: tpm2.TPMTRSAScheme{
-				Scheme:  tpm2.TPMAlgRSASSA,
-				Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgRSASSA, &tpm2.TPMSSigSchemeRSASSA{HashAlg: hash}),
-			},
-		})
+		p.Parameters = rsassaParms(bits[keyType], hash)
 		return p, nil
 	case attestor.P256:
 	case attestor.P384:
@@ -116,41 +111,23 @@ func devIDTemplate(keyType attestor.KeyType) (tpm2.TPMTPublic, error) {
 		return p, fmt.Errorf("no template for a DevID's key of the type %s", keyType)
 	}
 	p.Type = tpm2.TPMAlgECC
-	p.Parameters = tpm2.NewTPMUPublicParms(p.Type, &tpm2.TPMSECCParms{
-		CurveID: curve,
-		Scheme: tpm2.TPMTECCScheme{
-			Scheme:  tpm2.TPMAlgECDSA,
-			Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSigSchemeECDSA{HashAlg: hash}),
-		},
-	})
+	p.Parameters = ecdsaParms(curve, hash)
 	return p, nil
 }
 
-// BeginEnrolment is Begin for a DevID in files that has no certificate yet. The AK is the same each
-// time for the same DevID, even after the machine was restarted: so the challenge may come in a
-// file, and nothing about the AK is kept. No server takes this AK in an attestation.
-func (t *TPM) BeginEnrolment(ctx context.Context, config DevIDConfig) (_ *Attestation, err error) {
+// BeginEnrolment is Begin for a DevID in files that has no certificate yet. It makes the same AK every time for the
+// same DevID, even after a restart of the machine. So the challenge may arrive in a file at any time, and nothing
+// about the AK has to be kept. No server accepts this AK in an attestation.
+func (t *TPM) BeginEnrolment(ctx context.Context, config DevIDConfig) (*Attestation, error) {
 	d, err := t.readUncertified(&config)
 	if err != nil {
 		return nil, err
 	}
-	c, err := t.connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer c.close()
-	defer unreadable(&err)
-	inv, err := t.prepare(c)
-	if err != nil {
-		return nil, err
-	}
 	unique := sha256.Sum256(append([]byte("spire-tpm-attestor enrolment 1\x00"), d.public...))
-	ak, params, err := t.createAK(c, inv.caps, akForm{unique[:], attestor.EnrolmentPolicy()})
+	a, err := t.begin(ctx, d, akForm{unique[:], attestor.EnrolmentPolicy()})
 	if err != nil {
 		return nil, err
 	}
-	a := &Attestation{tpm: t, ek: *inv.ek, ak: *ak, devID: d}
-	a.describe(inv, params)
 	a.Claim.Can = append(a.Claim.Can, attestor.CanDevID)
 	return a, nil
 }
@@ -168,8 +145,8 @@ func (t *TPM) readUncertified(config *DevIDConfig) (*devID, error) {
 	return d, t.takeDevIDKey(d, public, "the key in "+config.PubPath)
 }
 
-// CertificateRequest returns a certificate request (PKCS #10) in DER for the DevID, signed by its
-// key. Of template, everything counts but the signature algorithm, which is the key's.
+// CertificateRequest returns a certificate request (PKCS #10) in DER for the DevID, signed by its key. The
+// signature algorithm is that of the key; everything else is taken from template.
 func (a *Attestation) CertificateRequest(ctx context.Context, template *x509.CertificateRequest) ([]byte, error) {
 	var der []byte
 	return der, a.withDevID(ctx, func(c *conn, k *key) (err error) {
@@ -185,8 +162,8 @@ func (a *Attestation) CertificateRequest(ctx context.Context, template *x509.Cer
 	})
 }
 
-// MakePersistent makes the DevID's key persistent at a handle, for whoever cannot keep it in files.
-// If it is there already, nothing changes.
+// MakePersistent makes the DevID's key persistent at a handle, for a machine that cannot keep the key in files. If
+// the same key is there already, nothing changes.
 func (a *Attestation) MakePersistent(ctx context.Context, handle uint32) error {
 	h := tpm2.TPMHandle(handle)
 	return a.withDevID(ctx, func(c *conn, k *key) error {
@@ -232,7 +209,7 @@ func (a *Attestation) withDevID(ctx context.Context, f func(*conn, *key) error) 
 	return f(c, k)
 }
 
-// devIDSigner is a DevID's key as package x509 uses it.
+// devIDSigner is a DevID's key as a crypto.Signer.
 type devIDSigner struct {
 	c     *conn
 	key   *key
@@ -242,7 +219,7 @@ type devIDSigner struct {
 // Public implements crypto.Signer.
 func (s *devIDSigner) Public() crypto.PublicKey { return s.devID.scheme.Public }
 
-// algorithm returns how the key signs, in X.509.
+// algorithm returns the signature algorithm of the key in X.509.
 func (s *devIDSigner) algorithm() (x509.SignatureAlgorithm, error) {
 	type how struct{ scheme, hash tpm2.TPMAlgID }
 	algorithms := map[how]x509.SignatureAlgorithm{
@@ -283,7 +260,7 @@ func (s *devIDSigner) Sign(_ io.Reader, digest []byte, _ crypto.SignerOpts) ([]b
 	})
 }
 
-// DevIDKeyType returns the type of the DevID's key, or nothing if there is no DevID.
+// DevIDKeyType returns the type of the DevID's key, or an empty string if there is no DevID.
 func (a *Attestation) DevIDKeyType() attestor.KeyType {
 	if a.devID == nil {
 		return ""

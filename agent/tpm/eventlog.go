@@ -33,9 +33,9 @@ func (c Config) eventLogPath() string {
 	return "/sys/kernel/security/tpm" + number + "/binary_bios_measurements"
 }
 
-// EventLog reads the event log that the firmware has written about this boot. It does not use the
-// TPM, and is safe for concurrent use. It is an error if there is no log, or none that a server
-// would read. The file may be on a file system that hangs.
+// EventLog reads the event log that the firmware has written about this boot. It does not use the TPM, and is safe
+// for concurrent use. It is an error if there is no log, or if the log is empty or longer than a server reads.
+// EventLog hangs if the file is on a file system that hangs.
 func (t *TPM) EventLog() ([]byte, error) {
 	path := t.config.eventLogPath()
 	if path == "" {
@@ -44,7 +44,7 @@ func (t *TPM) EventLog() ([]byte, error) {
 			Key: "event_log_path", Hint: "set event_log_path if there is one",
 		}
 	}
-	// The size of a file of the kernel is not known before it is read.
+	// The size of a file in securityfs is not known before it is read.
 	log, err := readRegular(path, attestor.MaxEventLogSize+1)
 	if err != nil {
 		return nil, explainEventLog(path, err)
@@ -61,7 +61,7 @@ func (t *TPM) EventLog() ([]byte, error) {
 
 // readRegular reads at most limit bytes of a regular file.
 func readRegular(path string, limit int64) ([]byte, error) {
-	// Opening what is no regular file may block, or have an effect.
+	// Opening anything but a regular file may block or have a side effect.
 	if info, err := os.Stat(path); err != nil {
 		return nil, err
 	} else if !info.Mode().IsRegular() {

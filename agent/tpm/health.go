@@ -10,13 +10,14 @@ import (
 
 // A Health is the state of a TPM, as far as it may keep an agent from attesting.
 type Health struct {
-	// LockedOut is true if the TPM refuses passwords, after FailedTries wrong ones. It forgets
-	// one of them in each Recovery; never, if that is zero. MostTries lock it.
+	// LockedOut is true if the TPM refuses passwords because there were too many wrong ones. FailedTries counts the
+	// wrong ones, and MostTries of them lock the TPM. The TPM forgets one after each Recovery, or none if Recovery
+	// is zero.
 	LockedOut              bool
 	FailedTries, MostTries uint32
 	Recovery               time.Duration
-	// Keys and Sessions are the handles of loaded keys and sessions. Through the kernel's resource
-	// manager, a program sees its own only, and there are none.
+	// Keys and Sessions are the handles of loaded keys and sessions. Through the kernel's resource manager, a
+	// program sees only its own, so there are none.
 	Keys, Sessions []uint32
 	// Own is how many of Keys are attestation keys that an agent of this project has left. An agent
 	// removes them if it needs the room.
@@ -68,7 +69,7 @@ func (t *TPM) Health(ctx context.Context) (_ *Health, err error) {
 // inLockout is a bit of TPM_PT_PERMANENT (part 2, 8.6: TPMA_PERMANENT).
 const inLockout = 1 << 9
 
-// readProperties reads the properties that change (part 2, 6.13).
+// readProperties reads the properties that vary (part 2, 6.13).
 func (h *Health) readProperties(c *conn) error {
 	rsp, err := capability(c, tpm2.TPMCapTPMProperties, uint32(tpm2.TPMPTPermanent), listBatch)
 	if err != nil {
@@ -99,8 +100,8 @@ func (h *Health) readProperties(c *conn) error {
 	return nil
 }
 
-// Device returns the path of the device that the configuration names, or of the machine's own that
-// is used if it names none: "unix:" and a path for a socket. It is empty if there is none.
+// Device returns the device that is used: the one that the configuration names, or else the machine's own. It is a
+// path, or "unix:" and a path for a socket. It is empty if there is none.
 func (t *TPM) Device() string {
 	if t.config.Device != "" {
 		return t.config.Device

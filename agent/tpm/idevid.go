@@ -24,9 +24,9 @@ const (
 	idevidIndexSHA384 tpm2.TPMHandle = 0x01C90011
 )
 
-// idevidTemplates returns the templates from which an IDevID of that name may have been made. The
-// certificate says from which: a TPM derives another key from each. Manufacturers' tools differ in
-// whether an ECC key has a signing scheme of its own.
+// idevidTemplates returns the templates from which an IDevID of that name may have been made. A TPM derives a
+// different key from each, so the certificate tells which one it was. Manufacturers' tools differ in whether an ECC
+// key has a signing scheme of its own.
 func idevidTemplates(name string) ([]tpm2.TPMTPublic, error) {
 	hash, curve := tpm2.TPMAlgSHA256, tpm2.TPMECCNistP256
 	if name == idevidP384 {
@@ -60,13 +60,7 @@ func idevidTemplates(name string) ([]tpm2.TPMTPublic, error) {
 		X: tpm2.TPM2BECCParameter{Buffer: unique}, Y: tpm2.TPM2BECCParameter{Buffer: unique},
 	})
 	withScheme := template
-	withScheme.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{
-		CurveID: curve,
-		Scheme: tpm2.TPMTECCScheme{
-			Scheme:  tpm2.TPMAlgECDSA,
-			Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSigSchemeECDSA{HashAlg: hash}),
-		},
-	})
+	withScheme.Parameters = ecdsaParms(curve, hash)
 	template.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{CurveID: curve})
 	return []tpm2.TPMTPublic{withScheme, template}, nil
 }
@@ -90,10 +84,10 @@ func policyDigest(hash tpm2.TPMAlgID, steps ...policyStep) (tpm2.TPM2BDigest, er
 	return tpm2.TPM2BDigest{Buffer: policy.Hash().Digest}, nil
 }
 
-// idevidPolicy returns the branches of an IDevID's policy (7.3.6): whoever may use the endorsement
-// hierarchy may use the key, and may in particular have it certified or activate a credential with
-// it; the fourth branch is the manufacturer's. TPM2_Certify asks for the second: it needs the ADMIN
-// role, which a policy gives only for a command that it names (part 1, 19.2).
+// idevidPolicy returns the four branches of an IDevID's policy (7.3.6). The first three are for whoever may use the
+// endorsement hierarchy: to use the key, to have it certified, and to activate a credential with it. The fourth is
+// the manufacturer's. TPM2_Certify needs the second, since it takes the ADMIN role, which a policy grants only for
+// a command that it names (part 1, 19.2).
 func idevidPolicy(hash tpm2.TPMAlgID) (tpm2.TPMLDigest, error) {
 	secret := tpm2.PolicySecret{AuthHandle: tpm2.TPMRHEndorsement}
 	first, err := policyDigest(hash, secret)
@@ -140,8 +134,8 @@ func hasIDevIDPolicy(public *tpm2.TPMTPublic) bool {
 	return err == nil && slices.Equal(policy.Buffer, public.AuthPolicy.Buffer)
 }
 
-// idevidSession returns the policy session that authorizes the certification of an IDevID. It
-// begins with TPM2_Certify, which ends it.
+// idevidSession returns the policy session that authorizes the certification of an IDevID. The session begins and
+// ends with TPM2_Certify.
 func (t *TPM) idevidSession(hash tpm2.TPMAlgID) tpm2.Session {
 	return newPolicySession(hash, func(c transport.TPM, session tpm2.TPMISHPolicy, nonce tpm2.TPM2BNonce) error {
 		const doing = "authorize the IDevID's certification"

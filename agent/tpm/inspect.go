@@ -22,7 +22,7 @@ type EK struct {
 	Certificate *Certificate
 }
 
-// A Report is what somebody who enrols a machine wants to know about its TPM.
+// A Report describes a TPM to an operator who enrols its machine.
 type Report struct {
 	// EK is the endorsement key that the configuration uses.
 	EK EK

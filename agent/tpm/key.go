@@ -92,3 +92,25 @@ func (t *TPM) createPrimaryOf(c *conn, hierarchy tpm2.AuthHandle, template tpm2.
 	c.loaded = append(c.loaded, rsp.ObjectHandle)
 	return rsp, nil
 }
+
+// ecdsaParms returns the parameters of a key that signs only by ECDSA with a hash.
+func ecdsaParms(curve tpm2.TPMECCCurve, hash tpm2.TPMAlgID) tpm2.TPMUPublicParms {
+	return tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{
+		CurveID: curve,
+		Scheme: tpm2.TPMTECCScheme{
+			Scheme:  tpm2.TPMAlgECDSA,
+			Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSigSchemeECDSA{HashAlg: hash}),
+		},
+	})
+}
+
+// rsassaParms returns the parameters of a key that signs only by RSASSA-PKCS1-v1_5 with a hash.
+func rsassaParms(bits tpm2.TPMKeyBits, hash tpm2.TPMAlgID) tpm2.TPMUPublicParms {
+	return tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{
+		KeyBits: bits,
+		Scheme: tpm2.TPMTRSAScheme{
+			Scheme:  tpm2.TPMAlgRSASSA,
+			Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgRSASSA, &tpm2.TPMSSigSchemeRSASSA{HashAlg: hash}),
+		},
+	})
+}

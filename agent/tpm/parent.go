@@ -8,7 +8,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// srkHandle is where the storage root key (SRK) is persistent, if it is (TCG TPM v2.0 Provisioning
+// srkHandle is the handle of the persistent storage root key (SRK), if the TPM has one (TCG TPM v2.0 Provisioning
 // Guidance, 7.8.1).
 const srkHandle tpm2.TPMHandle = 0x81000001
 
@@ -25,9 +25,9 @@ func srkTemplates(keyType tpm2.TPMAlgID) []tpm2.TPMTPublic {
 	return []tpm2.TPMTPublic{rsa, ecc}
 }
 
-// loadWrapped loads the DevID's key from its files, under the parent that has wrapped it. That is
-// the persistent SRK, or one that the TPM makes again. A TPM refuses a key under another parent, and
-// counts nothing.
+// loadWrapped loads the DevID's key from its files, under the parent that wrapped it: the persistent SRK, or an SRK
+// that the TPM makes again. It may try a wrong parent: the TPM then refuses the key, and does not count that as a
+// wrong password.
 func (t *TPM) loadWrapped(c *conn, d *devID) (*key, error) {
 	if made := t.devID.made; made != nil && bytes.Equal(made.public, d.public) {
 		if k, err := t.load(c, *made); err == nil {
@@ -61,8 +61,7 @@ func (t *TPM) loadWrapped(c *conn, d *devID) (*key, error) {
 			"(TCG template H-1 or H-2): provision the DevID again, or make the key persistent and set handle")
 }
 
-// findSRK returns the persistent SRK, or nil if there is none, or none that is used without a
-// password.
+// findSRK returns the persistent SRK, or nil if there is none of the form of a template.
 func findSRK(c *conn, templates []tpm2.TPMTPublic) (*key, error) {
 	rsp, err := readPersistent(c, srkHandle)
 	if rsp == nil {
@@ -125,7 +124,7 @@ func (t *TPM) loadUnderNew(c *conn, template tpm2.TPMTPublic, d *devID) (*key, e
 	return k, nil
 }
 
-// createSRK makes an SRK again. The caller flushes it.
+// createSRK makes the SRK of a template. The caller flushes it.
 func (t *TPM) createSRK(c *conn, template tpm2.TPMTPublic) (*key, error) {
 	rsp, err := t.createPrimaryOf(c, t.owner(), template)
 	if err != nil {

@@ -15,12 +15,11 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// quoteTries is how often PCRs are read and quoted, if they change between the two. PCRs of
-// the boot do not change any more; others may, whenever something is measured.
+// quoteTries is how often PCRs are read and quoted if they change between the two. PCRs of the boot do not change
+// after the boot; others may change whenever something is measured.
 const quoteTries = 5
 
-// bankNames are the names of the banks that a server may ask for. The names of others are only
-// for people.
+// bankNames are the names of banks in errors. A server may ask only for some of these banks.
 var bankNames = map[tpm2.TPMAlgID]string{
 	tpm2.TPMAlgSHA1:   "sha1",
 	tpm2.TPMAlgSHA256: "sha256",
@@ -134,8 +133,8 @@ func (a *Attestation) readPCRs(c *conn, req *attestor.QuoteRequest) ([]attestor.
 	return values, nil
 }
 
-// takePCRs takes the values in a response into all, and their PCRs out of rest. It returns how
-// many there are. It is an error if the response has values that were not asked for.
+// takePCRs adds the values in a response to all, and removes their PCRs from rest. It returns their number. It is
+// an error if the response has values that were not asked for.
 func takePCRs(rsp *tpm2.PCRReadResponse, rest tpm2.TPMSPCRSelection, all map[int][]byte) (int, error) {
 	digests := rsp.PCRValues.Digests
 	size, err := rest.Hash.Hash()
@@ -165,7 +164,7 @@ func takePCRs(rsp *tpm2.PCRReadResponse, rest tpm2.TPMSPCRSelection, all map[int
 	return n, nil
 }
 
-// noBank is the error for PCRs that the TPM does not keep.
+// noBank returns the error for PCRs that the TPM does not keep.
 func (a *Attestation) noBank(req *attestor.QuoteRequest) error {
 	var have []string
 	for _, bank := range a.banks {
@@ -195,8 +194,8 @@ func countPCRs(selected []byte) int {
 	return n
 }
 
-// PCRs reads the PCRs of a valid request. Nothing proves these values: a quote does. If ctx ends,
-// PCRs waits for the command under way and returns the cause of ctx.
+// PCRs reads the PCRs of a valid request. It does not prove the values: only a quote does. If ctx ends, PCRs waits
+// for the command under way and returns the cause of ctx.
 func (t *TPM) PCRs(ctx context.Context, req *attestor.QuoteRequest) (_ map[int][]byte, err error) {
 	c, err := t.connect(ctx)
 	if err != nil {

@@ -50,8 +50,8 @@ func withRoom[R any](t *TPM, c *conn, command func() (*R, error)) (*R, error) {
 	return rsp, err
 }
 
-// flushOwn flushes what earlier agents have left in the TPM, and reports whether it has
-// flushed anything. The error full says of what the TPM is full.
+// flushOwn flushes what earlier agents have left in the TPM, and reports whether it has flushed anything. full is
+// the TPM's error, which says whether keys or sessions fill it.
 func (t *TPM) flushOwn(c *conn, full error) bool {
 	if isCode(full, tpm2.TPMRCObjectMemory, tpm2.TPMRCObjectHandles) && t.learnParents(c) {
 		return true
@@ -158,11 +158,10 @@ func (t *TPM) isIDevIDPolicy(digest []byte) bool {
 	return false
 }
 
-// createInPlace makes the EK in a TPM that is full; the error full says so. An agent that
-// was killed may have left the EK there, and this agent does not know the EK's name yet.
-// So for each loaded key that may be the EK, createInPlace saves and flushes the key and
-// makes the EK. If the two are different keys, it loads the saved key again: under the
-// same handle, since no other is free.
+// createInPlace makes the EK in a TPM that is full, as the error full says. An agent that was killed may have left
+// the EK there, and this agent does not know the EK's name yet. So for each loaded key that may be the EK,
+// createInPlace saves and flushes the key and makes the EK. If the two are different keys, it loads the saved key
+// again. It gets its old handle, since no other is free.
 func (t *TPM) createInPlace(c *conn, template tpm2.TPMTPublic, full error) (*tpm2.CreatePrimaryResponse, error) {
 	for _, k := range findForm(c, tpm2.TPMRHEndorsement, template) {
 		saved, err := execute(c, tpm2.ContextSave{SaveHandle: k.handle})
@@ -181,10 +180,9 @@ func (t *TPM) createInPlace(c *conn, template tpm2.TPMTPublic, full error) (*tpm
 	return nil, full
 }
 
-// learnParents makes the parents of the DevID's key in a TPM that is full of keys, if keys of
-// their form are loaded, and so learns their names: agents that were killed may have left
-// them there. It makes room as createInPlace does, and only once. It reports whether a key
-// that was loaded was such a parent, and is flushed.
+// learnParents learns the names of the parents of the DevID's key in a TPM that is full of keys, since agents that
+// were killed may have left parents there. It does so once, and only if keys of their form are loaded: it makes the
+// parents, and makes room for them as createInPlace does. It reports whether it has flushed such a parent.
 func (t *TPM) learnParents(c *conn) bool {
 	if d := t.config.DevID; d == nil || d.PubPath == "" || t.devID.learned {
 		return false
@@ -197,7 +195,7 @@ func (t *TPM) learnParents(c *conn) bool {
 				continue
 			}
 			flushed = true
-			break // its copies are known by its name now
+			break // the caller finds further copies by the name
 		}
 	}
 	return flushed

@@ -21,8 +21,8 @@ const (
 // (part 3, 11.1).
 const nonceSize = 16
 
-// newPolicySession returns a policy session that satisfy prepares. It begins with the command that
-// uses it, and that command ends it.
+// newPolicySession returns a policy session that satisfy prepares. The session begins and ends with the command
+// that uses it.
 func newPolicySession(hash tpm2.TPMAlgID,
 	satisfy func(c transport.TPM, session tpm2.TPMISHPolicy, nonce tpm2.TPM2BNonce) error,
 ) tpm2.Session {

@@ -15,16 +15,16 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor"
 )
 
-// An SVIDKey is a key of the TPM for the agent's SVID. The TPM has made it and does not give it out. Any program
-// that may use the TPM and has the key's files can sign with it. The key is in the TPM only while commands need
-// it. An SVIDKey is not safe for concurrent use.
+// An SVIDKey is a key of the TPM for the agent's SVID. The TPM has made the key, and the key cannot leave it. Any
+// program that may use the TPM and has the key's files can sign with it. The key is in the TPM only while commands
+// need it. An SVIDKey is not safe for concurrent use.
 //
-// It is a primary key of the endorsement hierarchy, for the reasons of createAK. Such a key needs no memory in
-// the TPM: after a restart, the TPM derives the same key from the same bytes. Another TPM derives another key.
+// It is a primary key of the endorsement hierarchy, for the reasons that createAK names. Such a key takes no memory
+// of the TPM: after a restart, the TPM derives the same key from the same bytes. Another TPM derives another key.
 type SVIDKey struct {
-	// Public is its TPMT_PUBLIC, which attestor.ReadSVIDKey accepts.
+	// Public is the key's TPMT_PUBLIC, which attestor.ReadSVIDKey accepts.
 	Public []byte
-	// Name is the TPM's name of it.
+	// Name is the key's TPM name.
 	Name []byte
 
 	unique [keydir.UniqueSize]byte
@@ -158,7 +158,7 @@ func isResponse(err error) bool {
 	return ok
 }
 
-// otherTPM is the error if this TPM derives another key than the one in the file.
+// otherTPM returns the error if this TPM derives a key that is not the one in the file.
 func otherTPM(doing string) error {
 	return &Error{
 		Class: ErrSetup,

@@ -163,9 +163,9 @@ func New(config Config) (*TPM, error) {
 // authorization value (part 2, TPM2B_AUTH).
 const maxAuthSize = 64
 
-// connect opens the TPM for the call of ctx. The caller closes the connection. If a KeyManager is configured, which
-// is another process, connect waits for about ten seconds for a device that is in use: the KeyManager has it open
-// only while it signs or makes a key.
+// connect opens the TPM for one call, whose context is ctx. The caller closes the connection. A KeyManager "tpm" is
+// another process, which has the device open only while it signs or makes a key. So if one is configured, connect
+// waits up to about ten seconds for a device that is in use.
 func (t *TPM) connect(ctx context.Context) (*conn, error) {
 	pause := firstPause
 	for attempt := 0; ; attempt++ {
