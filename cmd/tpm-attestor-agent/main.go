@@ -1,5 +1,5 @@
-// Tpm-attestor-agent is SPIRE Agent's plugins "tpm", a node attestor and a key manager. If a person
-// runs it, it prints the EK hash and the EK certificates of the machine's TPM; see its -help.
+// Tpm-attestor-agent contains two plugins of SPIRE Agent, both called "tpm": a node attestor and a key manager. If
+// a person runs it, it prints the EK hash and the EK certificates of the machine's TPM; see its -help.
 package main
 
 import (
@@ -147,7 +147,7 @@ func install(folder string, stdout, stderr io.Writer) int {
 	return write(stdout, stderr, fmt.Sprintf("installed %s %s as %s\n", command, buildinfo.Version(version), path))
 }
 
-// misused reports what is wrong with the command line, and returns the exit code.
+// misused reports a mistake on the command line, and returns the exit code.
 func misused(stderr io.Writer, err error) int {
 	fmt.Fprintf(stderr, "%v (see %s -help)\n", err, command)
 	return 2
@@ -163,8 +163,8 @@ func countTrue(all ...bool) int {
 	return n
 }
 
-// write writes the command's output and returns the exit code. If writing fails, the command
-// fails: a script that reads the output must not take the command for successful.
+// write writes the command's output and returns the exit code. A failed write is a failure of the command: a script
+// that reads the output must not believe that the command succeeded.
 func write(stdout, stderr io.Writer, text string) int {
 	if _, err := io.WriteString(stdout, text); err != nil {
 		fmt.Fprintln(stderr, err)

@@ -1,6 +1,5 @@
-// Tpm-attestor-server is two plugins of SPIRE Server: the node attestor "tpm" and the credential
-// composer "tpm". If a person runs it, it prints its version or checks a configuration; see its
-// -help.
+// Tpm-attestor-server contains two plugins of SPIRE Server: the node attestor "tpm" and the credential composer
+// "tpm". If a person runs it, it prints its version or checks a configuration; see its -help.
 package main
 
 import (
@@ -84,8 +83,8 @@ func main() {
 	}))
 }
 
-// run runs a command line and returns the exit code. If there is none, plugin is true: the
-// caller serves the plugin.
+// run runs a command line and returns the exit code. If there is no command line, plugin is true, and the caller
+// serves the plugin.
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int, plugin bool) {
 	flags := flag.NewFlagSet(command, flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
@@ -132,7 +131,7 @@ func fillsMirror(arg string) bool {
 	return name == "-fill-mirror" || name == "--fill-mirror"
 }
 
-// misused reports what is wrong with the command line, and returns the exit code.
+// misused reports a mistake on the command line, and returns the exit code.
 func misused(stderr io.Writer, format string, args ...any) int {
 	fmt.Fprintf(stderr, format+" (see "+command+" -help)\n", args...)
 	return 2
@@ -141,9 +140,9 @@ func misused(stderr io.Writer, format string, args ...any) int {
 // maxConfig is more than the size of the largest configuration that is accepted, in bytes.
 const maxConfig = 2 << 20
 
-// validate checks a configuration as SPIRE's call to Validate does. If the file has no trust
-// domain, validate does not check what depends on it. It returns the exit code: 0 if the
-// configuration is valid, 1 if it is not, 2 if it cannot be read.
+// validate checks a configuration as SPIRE's call to Validate does. If the file does not name the trust domain,
+// validate skips the checks that depend on it. It returns the exit code: 0 if the configuration is valid, 1 if it
+// is not, 2 if it cannot be read.
 func validate(name string, stdin io.Reader, stdout, stderr io.Writer) int {
 	text, err := input.Read(name, stdin, maxConfig)
 	if err != nil {

@@ -1,6 +1,6 @@
-// Package atomicfile writes files and folders that are there as a whole or not at all: who
-// reads a list while it is replaced reads the old list or the new one, and a command that is
-// interrupted changes nothing. Nothing is written through a link that somebody else controls.
+// Package atomicfile writes files and folders as a whole or not at all. A process that reads a list while it is
+// replaced reads the old list or the new one, and a command that is interrupted changes nothing. Nothing is written
+// through a link that another user controls.
 package atomicfile
 
 import (
@@ -14,13 +14,12 @@ import (
 	"strings"
 )
 
-// Write replaces the file at path by what fill writes, or makes it. The new file has the
-// permissions and the owner of the old one. If there is an error, path is as it was.
+// Write replaces the file at path by what fill writes, or makes it. The new file has the permissions and the owner
+// of the old one. If there is an error, path is unchanged.
 //
-// If path is a link, the file that it leads to is replaced. But it is an error if a user other than
-// root and the user who runs this command can change the link: the owner of a folder could make
-// root replace any file. The folders on the way to path may be anybody's links, since the caller
-// has named them.
+// If path is a link, the file that it leads to is replaced. But it is an error if a user other than root and the
+// user who runs this command can change the link: the owner of a folder could make root replace any file. The
+// folders on the way to path may be links that belong to anybody, since the caller has named them.
 func Write(path string, fill func(io.Writer) error) error {
 	p, err := locate(path)
 	if err != nil {
@@ -31,9 +30,9 @@ func Write(path string, fill func(io.Writer) error) error {
 	return p.put(readable, fill, p.folder.Rename)
 }
 
-// WriteProgram replaces what is at path, even a link, by what fill writes, or makes it. The new file
-// belongs to the user who runs this command, and everybody may run it, whatever the umask. If there is
-// an error, path is as it was.
+// WriteProgram replaces whatever is at path, even a link, by what fill writes, or makes it. The new file belongs to
+// the user who runs this command, and every user may run it, whatever the umask. If there is an error, path is
+// unchanged.
 func WriteProgram(path string, fill func(io.Writer) error) error {
 	p, err := open(path)
 	if err != nil {
@@ -49,9 +48,9 @@ func WriteProgram(path string, fill func(io.Writer) error) error {
 	})
 }
 
-// Create makes the file at path, with these permissions less the umask and what fill writes. If
-// something is at path already, even a link, the error wraps fs.ErrExist, and nothing changes. The
-// file is there as a whole or not at all. While it is written, it has the same permissions.
+// Create makes the file at path with what fill writes. Its permissions are perm less the umask, also while it is
+// written. If something is at path already, even a link, the error wraps fs.ErrExist and nothing changes. The file
+// is made as a whole or not at all.
 func Create(path string, perm fs.FileMode, fill func(io.Writer) error) error {
 	p, err := open(path)
 	if err != nil {
@@ -64,9 +63,9 @@ func Create(path string, perm fs.FileMode, fill func(io.Writer) error) error {
 	})
 }
 
-// Replace replaces the file called name in folder by what fill writes, or makes it, with these permissions less the
-// umask. If name is a link, the link is replaced, and not what it leads to. If there is an error, the file is as it
-// was, unless only the folder could not be written to the disk: then it may be either.
+// Replace replaces the file called name in folder by what fill writes, or makes it. Its permissions are perm less the
+// umask. If name is a link, the link itself is replaced. If there is an error, the file is unchanged, unless the error
+// is that the folder could not be written to disk: then it may be the old file or the new one.
 //
 // A process that is killed may leave a file in folder: see IsTemporary.
 func Replace(folder *os.Root, name string, perm fs.FileMode, fill func(io.Writer) error) error {
@@ -74,12 +73,12 @@ func Replace(folder *os.Root, name string, perm fs.FileMode, fill func(io.Writer
 	return p.put(perm, fill, folder.Rename)
 }
 
-// A place is a name in an open folder. If the folder's path leads elsewhere meanwhile, the place stays the same.
+// A place is a name in an open folder. It stays the same if the folder's path leads elsewhere meanwhile.
 type place struct {
 	folder *os.Root
 	path   string // for messages
 	name   string
-	old    fs.FileInfo // nil if nothing is to be replaced
+	old    fs.FileInfo // the file to be replaced; nil if there is none
 }
 
 func open(path string) (*place, error) {
@@ -92,7 +91,7 @@ func open(path string) (*place, error) {
 
 func (p *place) close() { _ = p.folder.Close() } // nothing is written to it
 
-// maxLinks is how many links are followed, as in Linux.
+// maxLinks is how many links are followed; Linux follows as many.
 const maxLinks = 40
 
 // locate follows the links at path, and returns the place of the file that they lead to.
@@ -118,8 +117,8 @@ func locate(path string) (*place, error) {
 	return nil, fmt.Errorf("%q leads to more than %d links", path, maxLinks)
 }
 
-// look looks at a place. If there is a link that nobody else controls, look returns where it leads. If there is a
-// regular file, look returns nothing and sets p.old.
+// look looks at a place. If it is a link that no other user controls, look returns where it leads. If it is a
+// regular file, look returns an empty string and sets p.old.
 func (p *place) look() (next string, err error) {
 	info, err := p.folder.Lstat(p.name)
 	if err != nil {
@@ -143,11 +142,11 @@ func (p *place) look() (next string, err error) {
 	if next, err = p.folder.Readlink(p.name); err != nil || filepath.IsAbs(next) {
 		return next, err
 	}
-	dir, err := filepath.EvalSymlinks(filepath.Dir(p.path)) // else ".." in next is of another folder
+	dir, err := filepath.EvalSymlinks(filepath.Dir(p.path)) // so that ".." in next means the same folder
 	return filepath.Join(dir, next), err
 }
 
-// put makes a file beside a place, and then moves it there.
+// put makes a file in the folder of a place, and then moves it to the place.
 func (p *place) put(perm fs.FileMode, fill func(io.Writer) error, move func(temp, name string) error) error {
 	temp := tempName()
 	file, err := p.folder.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
@@ -166,15 +165,14 @@ func (p *place) put(perm fs.FileMode, fill func(io.Writer) error, move func(temp
 		err = move(temp, p.name)
 	}
 	if err != nil {
-		_ = p.folder.Remove(temp) // err comes first
+		_ = p.folder.Remove(temp) // err matters more
 		return err
 	}
 	return SyncFolder(p.folder)
 }
 
-// WriteFolder makes the folder at path with what fill writes into it. The folder must not be
-// there yet: no file system that is in use everywhere can replace a folder at one moment. If
-// there is an error, path is still not there.
+// WriteFolder makes the folder at path with what fill writes into it. The folder must not exist: no widely used
+// file system can replace a folder atomically. If there is an error, path still does not exist.
 func WriteFolder(path string, fill func(folder *os.Root) error) error {
 	p, err := open(filepath.Clean(path))
 	if err != nil {
@@ -211,12 +209,12 @@ func (p *place) fill(name string, fill func(folder *os.Root) error) error {
 	return errors.Join(err, root.Close())
 }
 
-// temporary begins the names of files and folders that are not yet in their places. Every source that reads a
-// folder passes over such names.
+// temporary begins the names of files and folders that are not in place yet. Every source that reads a folder skips
+// such names.
 const temporary = ".tpm-attestor-"
 
 func tempName() string { return temporary + rand.Text() }
 
-// IsTemporary reports whether a file of this name is one that is being written, or that a process which was killed
-// has left. Whoever is the only writer in a folder removes such files before the next one is written.
+// IsTemporary reports whether name is that of a file that is being written, or that a process has left because it was
+// killed. The only writer in a folder removes such files before it writes the next one.
 func IsTemporary(name string) bool { return strings.HasPrefix(name, temporary) }

@@ -10,8 +10,8 @@ import (
 	"syscall"
 )
 
-// keepOwner gives a file the owner and the group of the one that it replaces: a list that its
-// server may no longer read would admit nobody.
+// keepOwner gives a file the owner and the group of the file that it replaces: if the server could no longer read
+// its list, it would admit nobody.
 func keepOwner(file *os.File, old fs.FileInfo) error {
 	was, ok := old.Sys().(*syscall.Stat_t)
 	info, err := file.Stat()
@@ -28,8 +28,9 @@ func keepOwner(file *os.File, old fs.FileInfo) error {
 	return nil
 }
 
-// controls says who, other than root and the user who runs this command, can make a link in a folder lead elsewhere.
-// It returns nothing if nobody can. A user who has given a folder to a group trusts that group; root does not.
+// controls says who, other than root and the user who runs this command, can make a link in a folder lead
+// elsewhere. It returns an empty string if nobody can. A user who has given a folder to a group trusts that group;
+// root does not.
 func controls(folder, link fs.FileInfo) string {
 	for _, info := range []fs.FileInfo{link, folder} {
 		s, ok := info.Sys().(*syscall.Stat_t)
@@ -51,7 +52,7 @@ func controls(folder, link fs.FileInfo) string {
 	return ""
 }
 
-// SyncFolder writes the names in a folder to the disk.
+// SyncFolder writes the names in a folder to disk.
 func SyncFolder(root *os.Root) error {
 	folder, err := root.Open(".")
 	if err != nil {

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// syncAll writes to the disk what a folder holds, with all else on its file system: a million
-// files take a moment, and not a million syncs.
+// syncAll writes the content of a folder to disk, with everything else on its file system: for a million files that
+// is much faster than a sync of each.
 func syncAll(root *os.Root) error {
 	folder, err := root.Open(".")
 	if err != nil {

@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// syncAll writes to the disk what a folder holds.
+// syncAll writes the content of a folder to disk.
 func syncAll(root *os.Root) error {
 	return fs.WalkDir(root.FS(), ".", func(name string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {

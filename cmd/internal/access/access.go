@@ -1,8 +1,7 @@
-// Package access computes what another user may do with a file, without becoming that user: from
-// the modes, owners and groups along the whole path, links included.
+// Package access computes what another user may do with a file, without becoming that user: from the modes, owners
+// and groups along the whole path, including links.
 //
-// It does not look at ACLs, capabilities, security modules, the options of mounts and what a file
-// server decides.
+// It does not consider ACLs, capabilities, security modules, mount options, or what a file server decides.
 package access
 
 import (
@@ -17,10 +16,10 @@ import (
 	"strings"
 )
 
-// A Want is what a user wants to do.
+// A Want is what a user wants to do with a file or a folder.
 type Want uint8
 
-// What a user may want. They can be combined.
+// The values of Want. They can be combined.
 const (
 	// Search is to find a file in a folder by its name.
 	Search Want = 1
@@ -30,7 +29,7 @@ const (
 	Read Want = 4
 )
 
-// String returns a verb.
+// String returns a verb for messages.
 func (w Want) String() string {
 	switch {
 	case w&Write != 0:
@@ -41,7 +40,7 @@ func (w Want) String() string {
 	return "search"
 }
 
-// bits returns the letters of chmod.
+// bits returns the letters that chmod uses.
 func (w Want) bits() string {
 	var bits strings.Builder
 	for i, letter := range []byte("xwr") {
@@ -54,15 +53,15 @@ func (w Want) bits() string {
 
 // A User is somebody who wants to use files.
 type User struct {
-	// Name is as it was given to Lookup.
+	// Name is the name that was given to Lookup.
 	Name   string
 	uid    uint32
 	groups []uint32 // the first is the primary group
 }
 
-// Lookup finds a user, with all the groups that the machine knows for that user. who is the name of
-// a user, a number, or two numbers of a user and a group with a colon between, as containers have
-// them; the second form needs no user of that number.
+// Lookup finds a user, with all the groups that the machine knows for that user. who is a user's name, a user's
+// number, or the numbers of a user and a group separated by a colon, as for containers. The last form needs no user
+// of that number.
 func Lookup(who string) (*User, error) {
 	if !supported {
 		return nil, errors.New("the permissions of another user are not known on this system")
@@ -131,7 +130,7 @@ func (d *DeniedError) Error() string {
 		d.User.Name, d.Want, d.Path, d.info.Mode(), userName(uid), groupName(gid))
 }
 
-// Remedy says what would give the user this permission and no other user more than one group has.
+// Remedy says how to give the user this permission, without giving it to any user outside one group.
 func (d *DeniedError) Remedy() string {
 	bits := d.Want.bits()
 	uid, gid := owner(d.info)
@@ -166,12 +165,11 @@ func (u *User) Owns(info fs.FileInfo) bool {
 	return uid == u.uid
 }
 
-// maxLinks is how many links are followed, as by Linux (path_resolution(7)).
+// maxLinks is how many links are followed; Linux follows as many (path_resolution(7)).
 const maxLinks = 40
 
-// May returns nil if the user may do all that is wanted with what a path leads to, and a *DeniedError if
-// not. Any other error says that it is not known, since this process cannot look or there is
-// nothing.
+// May returns nil if the user may do everything in want with what path leads to, and a *DeniedError if not. Any
+// other error means that it is not known, because this process may not look or because nothing is there.
 func (u *User) May(path string, want Want) error {
 	if !filepath.IsAbs(path) {
 		folder, err := os.Getwd()
@@ -218,7 +216,7 @@ func (u *User) May(path string, want Want) error {
 	return u.check(at, want)
 }
 
-// pass returns nil if the user may look up a name in a folder.
+// pass returns nil if the user may look up names in a folder.
 func (u *User) pass(folder string) error {
 	if info, err := os.Lstat(folder); err == nil && !info.IsDir() {
 		return fmt.Errorf("%s is not a folder", folder)
@@ -226,8 +224,8 @@ func (u *User) pass(folder string) error {
 	return u.check(folder, Search)
 }
 
-// check looks at a file that is no link. The class of permissions is the owner's, the group's or
-// the others', whichever comes first, even if a later one has more (POSIX.1, 4.7).
+// check checks a file that is not a link. The class of permissions that counts is the owner's, the group's or the
+// others', whichever applies first, even if a later one grants more (POSIX.1, 4.7).
 func (u *User) check(path string, want Want) error {
 	info, err := os.Lstat(path)
 	if err != nil {

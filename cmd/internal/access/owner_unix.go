@@ -13,7 +13,7 @@ const supported = true
 func owner(info fs.FileInfo) (uid, gid uint32) {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
-		return 0, 0 // nobody but root
+		return 0, 0 // as if it were root's
 	}
 	return stat.Uid, stat.Gid
 }

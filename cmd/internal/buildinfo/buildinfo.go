@@ -6,8 +6,7 @@ import (
 	"time"
 )
 
-// Version returns the version that the linker has stamped on a command. If there is none, it
-// returns the version that Go has recorded.
+// Version returns the version that the linker has stamped on a command, or else the version that Go has recorded.
 func Version(stamped string) string {
 	if stamped != "" {
 		return stamped
@@ -18,8 +17,8 @@ func Version(stamped string) string {
 	return "unknown"
 }
 
-// Time returns when the source of the command was committed, as Go has recorded it. The zero time
-// means that it is not known.
+// Time returns when the source of the command was committed, as Go has recorded it, or the zero time if that is not
+// known.
 func Time() time.Time {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {

@@ -1,5 +1,5 @@
-// Package ekreport describes a TPM's endorsement key and certificates to somebody who enrols
-// the machine: as text, as PEM and as JSON.
+// Package ekreport describes a TPM's endorsement key and certificates to an operator who enrols the machine: as
+// text, as PEM and as JSON.
 package ekreport
 
 import (
@@ -36,8 +36,8 @@ func Open(device, key string, getenv func(string) string) (*tpm.TPM, error) {
 	})
 }
 
-// Device returns the device that a command line names, with the whole path of a socket whose path is relative
-// to the working directory. In a configuration, such a path is a mistake: nobody knows the working directory there.
+// Device returns the device that a command line names. A relative path of a socket becomes absolute. In a
+// configuration it would be a mistake, since the working directory is not known there.
 func Device(name string) string {
 	path, ok := strings.CutPrefix(name, "unix:")
 	if !ok || path == "" {
@@ -45,7 +45,7 @@ func Device(name string) string {
 	}
 	abs, err := filepath.Abs(path)
 	if err != nil {
-		return name // and that it is not a whole path is said when it is opened
+		return name // the error when it is opened says that the path is not absolute
 	}
 	return "unix:" + abs
 }
@@ -66,8 +66,8 @@ func Inspect(ctx context.Context, t *tpm.TPM) (*tpm.Report, error) {
 }
 
 // ByFlags makes the remedy in err name a flag of the caller's command instead of a key of the agent plugin's
-// configuration. flags are the flags, by key. An error whose key has no flag, any other error and nil stay as they
-// are.
+// configuration. flags maps keys to flags. ByFlags returns err unchanged if its key has no flag, if it is another
+// error, and if it is nil.
 func ByFlags(err error, flags map[string]string) error {
 	e, ok := errors.AsType[*tpm.Error](err)
 	if !ok || flags[e.Key] == "" {
@@ -77,7 +77,7 @@ func ByFlags(err error, flags map[string]string) error {
 	return &byFlagsError{err, strings.ReplaceAll(err.Error(), e.Hint, hint)}
 }
 
-// A byFlagsError is an error with another text.
+// A byFlagsError is an error with a different text.
 type byFlagsError struct {
 	error
 	text string
@@ -87,8 +87,7 @@ func (e *byFlagsError) Error() string { return e.text }
 
 func (e *byFlagsError) Unwrap() error { return e.error }
 
-// Text describes an EK for people. The form of the first line must not change, since scripts
-// read it.
+// Text describes an EK for people. The form of the first line must not change, since scripts read it.
 func Text(e EK) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "EK hash: %s  (%s)\n", e.Hash, e.KeyType)
@@ -123,8 +122,7 @@ func (e *EK) textOfTPM(b *strings.Builder) {
 	}
 }
 
-// PEM returns the EK, followed by all certificates that could be read, as blocks of PEM
-// (RFC 7468).
+// PEM returns the EK, followed by all certificates that could be read, as PEM blocks (RFC 7468).
 func PEM(r *tpm.Report) (string, error) {
 	der, err := x509.MarshalPKIXPublicKey(r.EK.Public)
 	if err != nil {
@@ -199,8 +197,7 @@ var (
 	}
 )
 
-// tpmName returns the TPM's manufacturer, model and version in a certificate, as far as they
-// are there.
+// tpmName returns those of the TPM's manufacturer, model and version that a certificate has.
 func tpmName(cert *x509.Certificate) string {
 	var parts []string
 	for _, ext := range cert.Extensions {

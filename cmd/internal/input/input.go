@@ -20,8 +20,8 @@ func Open(name string, stdin io.Reader) (io.ReadCloser, error) {
 	return os.Open(name) //nolint:gosec // G304: the operator names the file
 }
 
-// Read reads a file, or stdin if the name is "-". If it is longer than most bytes, that is an
-// error, and nothing is returned: a configuration that is cut off lacks rules.
+// Read reads a file, or stdin if the name is "-". If it is longer than most bytes, Read returns an error and no
+// content: a configuration that was cut off would lack rules.
 func Read(name string, stdin io.Reader, most int64) ([]byte, error) {
 	from, err := Open(name, stdin)
 	if err != nil {
@@ -35,11 +35,10 @@ func Read(name string, stdin io.Reader, most int64) ([]byte, error) {
 	return content, err
 }
 
-// ErrTooLong is the error of ReadAll if there is more.
+// ErrTooLong is the error of ReadAll if there is more to read.
 var ErrTooLong = errors.New("too long")
 
-// ReadAll reads all that there is, at most most bytes. Of a file, it allocates no more than the
-// file's length.
+// ReadAll reads at most most bytes, to the end. For a file, it allocates no more than the file's length.
 func ReadAll(from io.Reader, most int64) ([]byte, error) {
 	var b bytes.Buffer
 	if file, ok := from.(*os.File); ok {

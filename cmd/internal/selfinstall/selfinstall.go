@@ -12,8 +12,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/internal/atomicfile"
 )
 
-// Into copies this program into a folder, under a name, and returns the path of the copy. A file of that name is
-// replaced by the whole copy at one moment, or not at all. Everybody may run the copy.
+// Into copies this program into a folder under a name, and returns the path of the copy. A file of that name is
+// replaced atomically. Every user may run the copy.
 func Into(folder, name string) (string, error) {
 	info, err := os.Stat(folder)
 	if err == nil && !info.IsDir() {

@@ -1,5 +1,5 @@
-// Package serve serves a SPIRE plugin over gRPC. It replaces pluginmain.Serve of SPIRE's
-// SDK: it sets limits, and ends the plugin in order when SPIRE ends or is killed.
+// Package serve serves a SPIRE plugin over gRPC. It replaces pluginmain.Serve of SPIRE's SDK: it sets limits, and
+// shuts the plugin down properly when SPIRE ends or is killed.
 package serve
 
 import (
@@ -33,25 +33,25 @@ const (
 	// window is how many bytes of a stream gRPC accepts before the plugin reads
 	// them. It is the smallest window that gRPC supports.
 	window = 64 << 10
-	// maxStreams is more than the plugins let strangers hold open, so SPIRE's call
-	// to Configure never waits for strangers.
+	// maxStreams is more than the number of streams that the plugins let strangers hold open, so SPIRE's call to
+	// Configure never waits for strangers.
 	maxStreams = 8192
-	// streamWorkers is how many goroutines are kept for streams. Beyond these, each stream
-	// has a new one, whose stack has to grow first.
+	// streamWorkers is how many goroutines are kept for streams. A stream beyond these gets a new goroutine, whose
+	// stack has to grow first.
 	streamWorkers = 16
 )
 
 const (
 	// parentInterval is how often the plugin checks that SPIRE is running.
 	parentInterval = time.Second
-	// endTimeout is how long the end of all calls and the Closer may take together.
-	// SPIRE kills a plugin two seconds after it has asked the plugin to end.
+	// endTimeout limits the end of all calls and the Closer together. SPIRE kills a plugin two seconds after it has
+	// asked the plugin to end.
 	endTimeout = 1500 * time.Millisecond
 )
 
 // A Plugin is a plugin to serve.
 type Plugin struct {
-	// Name and Version are those of the command.
+	// Name and Version are those of the command, for the log.
 	Name, Version string
 	Server        pluginsdk.PluginServer
 	Config        pluginsdk.ServiceServer
@@ -60,11 +60,10 @@ type Plugin struct {
 	Closer io.Closer
 }
 
-// Main serves one of the plugins to SPIRE, which has started this process: the plugin whose type
-// SPIRE names. SPIRE starts a process for each plugin, even if one command has several. The plugins
-// must have the same Name and Version, and different types. Main returns the exit code after SPIRE
-// has asked the plugin to end, SPIRE has ended, or this process has got SIGTERM, which systemd sends
-// to all processes of a service.
+// Main serves one of the plugins to SPIRE, which has started this process: the plugin of the type that SPIRE asks
+// for. SPIRE starts a process for each plugin, even if one command has several. The plugins must have the same Name
+// and Version, and different types. Main returns the exit code after SPIRE has asked the plugin to end, after SPIRE
+// has ended, or after this process has received SIGTERM, which systemd sends to all processes of a service.
 func Main(stderr io.Writer, plugins ...Plugin) int {
 	parent := os.Getppid()
 	i := slices.IndexFunc(plugins, wanted)
@@ -79,8 +78,8 @@ func Main(stderr io.Writer, plugins ...Plugin) int {
 		log.Error(err.Error(), "plugin", p.Name, "version", p.Version)
 		return 1
 	}
-	// If SPIRE has ended, a log line must not kill the plugin, which may be writing a
-	// file. waitForEnd sees that SPIRE has ended.
+	// If SPIRE has ended, writing a log line must not kill the plugin, which may be writing a file. waitForEnd
+	// notices that SPIRE has ended.
 	signal.Ignore(syscall.SIGPIPE)
 	log.Info("Plugin started", "plugin", p.Name, "version", p.Version)
 	s := &server{log: log, plugin: p}
@@ -136,7 +135,7 @@ type server struct {
 	calls   sync.WaitGroup
 }
 
-// serve serves until stop or SPIRE stops the gRPC server.
+// serve serves the plugin until stop is called or SPIRE stops the gRPC server.
 func (s *server) serve() {
 	kind := s.plugin.Server.Type()
 	goplugin.Serve(&goplugin.ServeConfig{
@@ -149,7 +148,7 @@ func (s *server) serve() {
 	})
 }
 
-// newGRPC makes the gRPC server. If stop has been called before, the server is stopped.
+// newGRPC makes the gRPC server. If stop was called before, the server is stopped at once.
 func (s *server) newGRPC(opts []grpc.ServerOption) *grpc.Server {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -190,8 +189,7 @@ func (s *server) stop() {
 	}
 }
 
-// end waits until all calls have ended and the Closer is closed, for endTimeout at most. It
-// returns the exit code.
+// end waits at most endTimeout until all calls have ended and the Closer is closed. It returns the exit code.
 func (s *server) end() int {
 	s.mu.Lock()
 	s.ending = true
@@ -221,9 +219,9 @@ type services struct {
 	server *server
 }
 
-// GRPCServer implements goplugin.GRPCPlugin. The SDK's package private has SPIRE's Init
-// service, through which SPIRE passes its log and its host services. The only other way to
-// that service is pluginmain.Serve, which has no options for limits.
+// GRPCServer implements goplugin.GRPCPlugin. SPIRE passes its log and its host services through the Init service,
+// which is in the SDK's package private. The only other way to that service is pluginmain.Serve, which has no
+// options for limits.
 func (s *services) GRPCServer(broker *goplugin.GRPCBroker, registrar *grpc.Server) error {
 	private.Register(registrar, []pluginsdk.ServiceServer{s.server.plugin.Server, s.server.plugin.Config},
 		s.server.log, &host{broker: broker})

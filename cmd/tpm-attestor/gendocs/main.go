@@ -52,11 +52,11 @@ func run(args []string, epoch string) error {
 func newRoot() *cobra.Command {
 	cmd := root.New("")
 	cmd.DisableAutoGenTag = true
-	cmd.CompletionOptions.DisableDefaultCmd = true // nobody needs pages about completion
+	cmd.CompletionOptions.DisableDefaultCmd = true // no pages about completion
 	return cmd
 }
 
-// all returns a command and those below it.
+// all returns a command and all commands below it.
 func all(cmd *cobra.Command) []*cobra.Command {
 	commands := []*cobra.Command{cmd}
 	for _, c := range cmd.Commands() {
@@ -105,7 +105,7 @@ func writeMarkdown(dir string) error {
 	return nil
 }
 
-// writeCompletions writes a file for each shell, under the name that the shell looks for.
+// writeCompletions writes a file for each shell, under the name that the shell expects.
 func writeCompletions(dir string) error {
 	cmd := newRoot()
 	var bash, zsh, fish, powershell bytes.Buffer
@@ -125,7 +125,7 @@ func writeCompletions(dir string) error {
 
 func write(dir, name string, content []byte) error {
 	const folder, file = 0o755, 0o644
-	if err := os.MkdirAll(dir, folder); err != nil { //nolint:gosec // G703: who calls it names the folder
+	if err := os.MkdirAll(dir, folder); err != nil { //nolint:gosec // G703: the caller names the folder
 		return err
 	}
 	return os.WriteFile(filepath.Join(dir, name), content, file) //nolint:gosec // G703: as above
@@ -149,5 +149,5 @@ var escaper = strings.NewReplacer(
 	`\`, `\\`, "<", `\<`, ">", `\>`, "*", `\*`, "_", `\_`, "`", "\\`", "[", `\[`, "]", `\]`, "#", `\#`, "|", `\|`,
 )
 
-// escape returns a text in which Markdown takes no character for markup.
+// escape returns a text in which Markdown finds no markup.
 func escape(text string) string { return escaper.Replace(text) }

@@ -1,4 +1,4 @@
-// Package boot is the commands that show how a machine has booted and make boot profiles.
+// Package boot has the commands that show how a machine has booted and that make boot profiles.
 package boot
 
 import (
@@ -36,7 +36,7 @@ user with access to both. The log of the kernel is readable by root alone unless
 	}, newShow(output), newProfile(output))
 }
 
-// flags say which machine's boot is meant.
+// flags say which machine's boot to read.
 type flags struct{ log, device, bank string }
 
 func (f *flags) add(cmd *cobra.Command) {
@@ -51,17 +51,17 @@ func (f *flags) add(cmd *cobra.Command) {
 	cli.Complete(cmd, cli.OneOf("sha256", "sha384"), "bank")
 }
 
-// state is what is known of a boot.
+// state is what is known about a boot.
 type state struct {
 	log   *eventlog.Log // nil if there is none
 	noLog error         // why log is nil
 	tpm   bool          // whether the PCRs are the TPM's
-	noTPM error         // why they are not, if the TPM was asked
+	noTPM error         // why they are not, if reading the TPM failed
 	*sources.Boot
 }
 
-// read reads the log and the PCRs. If there is no TPM to ask, the PCRs are those to which the log
-// replays. It is an error if neither is there.
+// read reads the log and the PCRs. If there is no TPM to read, the PCRs are those to which the log replays. It is
+// an error if there is neither.
 func (f *flags) read(cmd *cobra.Command, pcrs []int) (*state, error) {
 	if f.bank != "" && f.bank != "sha256" && f.bank != "sha384" {
 		return nil, cli.UsageError("--bank %s: choose sha256 or sha384", f.bank)
@@ -133,7 +133,7 @@ func byFlags(err error) error {
 	return ekreport.ByFlags(err, map[string]string{"device": "--device", "event_log_path": "--log"})
 }
 
-// printable returns a text of a log without what would steer a terminal or turn its writing around.
+// printable removes from a text of a log whatever would control a terminal or change the direction of writing.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {

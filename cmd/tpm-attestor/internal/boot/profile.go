@@ -137,8 +137,8 @@ func (f *profileFlags) run(cmd *cobra.Command) error {
 	return f.print(cmd, doc)
 }
 
-// noteUnmeasured says of which pinned PCRs the value is that of the TPM's start. Firmware that measures leaves
-// none of 0 to 7 so; a profile with such a value is met by whatever has booted without being measured.
+// noteUnmeasured prints which pinned PCRs have the value with which the TPM starts. Firmware that measures leaves
+// none of PCRs 0 to 7 at that value; any machine that boots without measuring meets a profile that has it.
 func noteUnmeasured(cmd *cobra.Command, p *bootprofiles.Profile, s *state) {
 	var all []string
 	for _, pcr := range slices.Sorted(maps.Keys(p.PCRs)) {
@@ -153,8 +153,8 @@ func noteUnmeasured(cmd *cobra.Command, p *bootprofiles.Profile, s *state) {
 	}
 }
 
-// choosePCRs checks which PCRs are meant: those of the profile to which the machine is added, if at is its
-// place. It is an error if a flag would change that profile, since merging does not.
+// choosePCRs determines the PCRs of the profile. If at is the place of an existing profile, to which the machine is
+// added, they are that profile's. It is then an error if a flag would change them, since merging does not.
 func (f *profileFlags) choosePCRs(cmd *cobra.Command, profiles []bootprofiles.Profile, at int) error {
 	if at < 0 {
 		if f.merge != "" {
@@ -212,7 +212,7 @@ func asksFor(p *bootprofiles.Profile) []int {
 	return slices.Sorted(maps.Keys(need))
 }
 
-// profile returns the profile of a machine.
+// profile returns a new profile of the machine.
 func (f *profileFlags) profile(cmd *cobra.Command, s *state) (*bootprofiles.Profile, error) {
 	p := &bootprofiles.Profile{
 		Name: f.name, Labels: f.labels, Bank: s.Bank, PCRs: map[int][][]byte{}, Comments: map[string][]string{},
@@ -240,7 +240,7 @@ func (f *profileFlags) profile(cmd *cobra.Command, s *state) (*bootprofiles.Prof
 	return p, nil
 }
 
-// takeLog takes into the profile what the event log proves.
+// takeLog adds to the profile what the event log proves.
 func (f *profileFlags) takeLog(cmd *cobra.Command, s *state, p *bootprofiles.Profile) {
 	if s.Log == nil {
 		cli.Note(cmd, "the profile pins the values of PCRs alone: %s", s.why())
@@ -275,8 +275,8 @@ func (f *profileFlags) takeLog(cmd *cobra.Command, s *state, p *bootprofiles.Pro
 	}
 }
 
-// noteSecureBoot says if the profile asks for less of Secure Boot than it could. If the certificates that may
-// be there cannot be named, the value of PCR 7 is pinned in their place: the state alone would admit a machine
+// noteSecureBoot prints a note if the profile asks for less of Secure Boot than it could. If the trusted
+// certificates cannot be listed, the value of PCR 7 is pinned in their place: the state alone would admit a machine
 // that trusts other certificates.
 func (f *profileFlags) noteSecureBoot(cmd *cobra.Command, s *state, enabled bool) {
 	if !enabled {
@@ -296,10 +296,10 @@ func (f *profileFlags) noteSecureBoot(cmd *cobra.Command, s *state, enabled bool
 	}
 }
 
-// whole reports whether a set can be the only one that machines may have.
+// whole reports whether a profile can require exactly this set.
 func whole(m sources.Measured) bool { return m.Partial == "" && len(m.Digests) > 0 }
 
-// why says why nothing is known by the event log.
+// why says why the event log proves nothing.
 func (s *state) why() string {
 	if s.noLog != nil {
 		return s.noLog.Error()
@@ -307,7 +307,7 @@ func (s *state) why() string {
 	return s.NoLog
 }
 
-// mergeProfile returns the profile that this machine meets as well.
+// mergeProfile returns the profile changed so that this machine meets it too.
 func mergeProfile(p bootprofiles.Profile, s *state) (*bootprofiles.Profile, error) {
 	if p.Bank != "" && p.Bank != s.Bank {
 		return nil, fmt.Errorf("it is of another bank than the PCRs, which are of %s: choose --bank %s", s.Bank, p.Bank)
@@ -376,7 +376,7 @@ func mergeSecureBoot(b bootprofiles.SecureBoot, log *sources.BootLog) (*bootprof
 	return &b, nil
 }
 
-// noteAdded says what a profile admits now that it did not admit before.
+// noteAdded prints what a profile admits now that it did not admit before.
 func noteAdded(cmd *cobra.Command, old, merged *bootprofiles.Profile) {
 	unchanged := true
 	added := func(what string, old, merged [][]byte) {
@@ -414,8 +414,8 @@ func has(all [][]byte, d []byte) bool {
 	return slices.ContainsFunc(all, func(o []byte) bool { return bytes.Equal(o, d) })
 }
 
-// met makes sure that this machine meets its profile, by the source that a server asks, and says what
-// the server has to ask for.
+// met checks that this machine meets its profile, by the same source that a server asks, and prints what the server
+// has to ask for.
 func met(cmd *cobra.Command, p *bootprofiles.Profile, s *state) error {
 	alone, err := bootprofiles.New(list.Header{}, nil, []bootprofiles.Profile{*p})
 	if err != nil {
@@ -449,7 +449,7 @@ func met(cmd *cobra.Command, p *bootprofiles.Profile, s *state) error {
 	return nil
 }
 
-// quoteBlock returns the block of a server's configuration that asks for what a profile needs.
+// quoteBlock returns the quote block of a server's configuration that asks for what a profile needs.
 func quoteBlock(q *bootprofiles.Quote) string {
 	s := "quote { pcrs = [" + strings.Trim(strings.ReplaceAll(fmt.Sprint(q.PCRs), " ", ", "), "[]") + "]"
 	if q.Bank != "sha256" {

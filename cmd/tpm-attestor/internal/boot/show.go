@@ -57,10 +57,10 @@ prints it.`,
 	return cmd
 }
 
-// A shownBoot is what show prints as JSON.
+// A shownBoot is the JSON output of boot show.
 type shownBoot struct {
 	Version int `json:"version"`
-	// NoLog says why there is no log; without a log most of the rest is missing.
+	// NoLog says why there is no log. Without a log, most of the rest is missing.
 	NoLog           string                       `json:"no_log,omitempty"`
 	Banks           []string                     `json:"banks,omitempty"`
 	EventCount      int                          `json:"event_count"`
@@ -68,7 +68,7 @@ type shownBoot struct {
 	Bank            string                       `json:"bank"`
 	PCRs            map[string]string            `json:"tpm,omitempty"` // of the TPM, in Bank
 	Replayed        map[string]map[string]string `json:"replayed"`      // by bank
-	// Differ are the PCRs that a log is judged by and that differ from the TPM's.
+	// Differ are the PCRs that a log is checked against and whose replayed values differ from the TPM's.
 	Differ []int `json:"differ,omitempty"`
 
 	SecureBoot       string `json:"secureboot"`
@@ -82,7 +82,7 @@ type shownBoot struct {
 	Events []shownEvent `json:"events,omitempty"`
 }
 
-// A shownSet is a sources.Measured.
+// A shownSet is the JSON form of a sources.Measured.
 type shownSet struct {
 	Digests []string `json:"digests"`
 	Partial string   `json:"partial,omitempty"`
@@ -96,10 +96,10 @@ type shownEvent struct {
 	Detail string `json:"detail,omitempty"`
 }
 
-// unknown is the Secure Boot state if neither the one nor the other is proved.
+// unknown is the Secure Boot state if neither state is proved.
 const unknown = "unknown"
 
-// show returns what is known of a boot.
+// show returns what is known about a boot.
 func (s *state) show(events, data bool) *shownBoot {
 	b := &shownBoot{Version: 1, Bank: s.Bank, SecureBoot: unknown, Replayed: map[string]map[string]string{}}
 	if s.tpm {
@@ -128,7 +128,7 @@ func (s *state) show(events, data bool) *shownBoot {
 	return b
 }
 
-// judged fills in what the log proves of the PCRs.
+// judged fills in what the log proves about the PCRs.
 func (b *shownBoot) judged(of *sources.Boot) {
 	l := of.Log
 	if l == nil {
@@ -173,8 +173,8 @@ func showEvent(e *eventlog.Event, bank string, data bool) shownEvent {
 	return shown
 }
 
-// detail names an event more closely, as far as that identifies no machine: a variable by its name, and
-// the fixed texts of firmware. With data, a variable of any name has it.
+// detail returns more about an event, as far as that does not identify the machine: the name of a known variable,
+// or a fixed text of the firmware. With data, it returns the name of any variable.
 func detail(e *eventlog.Event, data bool) string {
 	switch what := e.What(); {
 	case strings.HasPrefix(what, "EV_EFI_VARIABLE_"):
@@ -188,8 +188,8 @@ func detail(e *eventlog.Event, data bool) string {
 	return ""
 }
 
-// knownVariable matches the names of variables that UEFI 2.10, 3.3, and shim have. Others are a
-// manufacturer's, or whatever the machine likes, and may identify it.
+// knownVariable matches the names of variables in UEFI 2.10, 3.3, and in shim. The names of others may be chosen by
+// a manufacturer or a machine, and may identify the machine.
 var knownVariable = regexp.MustCompile(`^(SecureBoot|SetupMode|AuditMode|DeployedMode|PK|KEK|db|dbx|dbt|dbr|` +
 	`(Boot|Driver|SysPrep)(Order|[0-9A-Fa-f]{4})|BootNext|BootCurrent|Timeout|` +
 	`Shim|SbatLevel|Mok(List|ListX|ListTrusted|SBState|DBState|IgnoreDB|Policy))$`)
@@ -205,7 +205,7 @@ var knownTexts = []string{
 	"DMA Protection Disabled",
 }
 
-// asText shows data for people: what is printable of them, UTF-16 too.
+// asText shows data for people: their printable characters, in UTF-16 too.
 func asText(data []byte) string {
 	const most = 512
 	cut := ""

@@ -1,4 +1,4 @@
-// Package certificates is the commands about what is fetched from the manufacturers of TPMs.
+// Package certificates has the commands about certificates that are fetched from TPM manufacturers.
 package certificates
 
 import (
@@ -139,7 +139,7 @@ func runFill(cmd *cobra.Command, f fillFlags, output cli.Format, folder string, 
 	return nil
 }
 
-// mirrorConfig returns the hosts and services of both the configuration and the flags.
+// mirrorConfig returns the hosts and services of the configuration and the flags together.
 func (f *fillFlags) mirrorConfig(cmd *cobra.Command) (mirror.Config, error) {
 	cfg := mirror.Config{CRLs: true}
 	if f.config != "" {

@@ -10,9 +10,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/ekca"
 )
 
-// mirrored returns what a mirror needs for all sources of a configuration that fetch
-// certificates. Base URLs on the mirror itself become those of the vendors' services. If
-// the configuration has neither hosts nor services, there is nothing to mirror.
+// mirrored returns what a mirror needs for all sources of a configuration that fetch certificates. Base URLs on the
+// mirror itself are replaced by those of the vendors' services. If the configuration has neither hosts nor
+// services, the result is empty.
 func mirrored(c *config.Config) mirror.Config {
 	var m mirror.Config
 	for _, member := range c.Members {

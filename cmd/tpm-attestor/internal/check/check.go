@@ -1,4 +1,4 @@
-// Package check is the command that says what a server would decide about a machine, or about the machines of a
+// Package check has the command that says what a server would decide about a machine, or about the machines in a
 // file of tests.
 package check
 

@@ -22,19 +22,18 @@ import (
 // maxTests is the size of the largest file of expected decisions that is read, in bytes.
 const maxTests = 16 << 20
 
-// expectations are a file of expected decisions.
+// expectations is the content of a file of expected decisions.
 type expectations struct {
 	Version int           `json:"version"`
 	Tests   []expectation `json:"tests"`
 }
 
-// An expectation is what a server should decide about a machine. What is not there is not
-// checked.
+// An expectation is what a server should decide about a machine. What it leaves out is not checked.
 type expectation struct {
 	Name     string `json:"name"`
 	EK       string `json:"ek"`
 	Decision string `json:"decision"`
-	// Rules are all rules that hold; Selectors are some that are there.
+	// Rules are all the rules that must hold. Selectors must be among the machine's.
 	Rules     []string `json:"rules"`
 	Selectors []string `json:"selectors"`
 	SPIFFEID  string   `json:"spiffe_id"`
@@ -56,8 +55,8 @@ type testResult struct {
 	Cause    string   `json:"cause,omitempty"`
 }
 
-// readExpectations reads a file of expected decisions. A test that is misspelled is refused:
-// otherwise it would pass.
+// readExpectations reads a file of expected decisions. It refuses unknown members, so that a misspelled test does
+// not pass.
 func readExpectations(name string, stdin io.Reader) (*expectations, error) {
 	content, err := input.Read(name, stdin, maxTests)
 	if err != nil {
@@ -136,7 +135,7 @@ func runTests(cmd *cobra.Command, f *flags, output cli.Format, configName string
 	return nil
 }
 
-// compare compares a decision with what is expected.
+// compare compares a decision with the expected one.
 func (e *expectation) compare(got *preview.Report) testResult {
 	r := testResult{Name: e.Name, Problems: []string{}, Decision: got.Decision, Cause: got.Cause}
 	if r.Name == "" {

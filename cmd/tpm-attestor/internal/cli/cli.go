@@ -1,10 +1,10 @@
-// Package cli is what the commands of tpm-attestor share: how they are put together and run, how they print, and
-// their exit codes.
+// Package cli is what the commands of tpm-attestor have in common: how they are put together and run, how they
+// print, and their exit codes.
 //
-// A command is a package beside this one. It exports one function, New, which is a Maker. Its RunE reads
+// Each command is a package beside this one. It exports one function, New, which is a Maker. Its RunE reads
 // cmd.InOrStdin, prints its data with PrintJSON or PrintText and everything else on cmd.ErrOrStderr, and returns an
-// error: of Exit or UsageError for an exit code of its own, or any other for ExitFailed. Nothing in a command ends
-// the process or uses os.Stdin, os.Stdout or os.Stderr.
+// error: one from Exit or UsageError for an exit code of its own, or any other for ExitFailed. Commands never end
+// the process, and never use os.Stdin, os.Stdout or os.Stderr.
 package cli
 
 import (
@@ -19,10 +19,10 @@ import (
 
 // The exit codes of all commands. 0 means done, valid, equal or admitted.
 const (
-	ExitFailed     = 1 // it could not be done
+	ExitFailed     = 1 // the command failed
 	ExitUsage      = 2 // the command line or its input is wrong
 	ExitRefused    = 3 // refused, invalid or different
-	ExitCannotTell = 4 // what was asked did not answer, or could not be read
+	ExitCannotTell = 4 // something did not answer, or could not be read
 )
 
 // MaxConfig is more than the size of the largest configuration that is accepted, in bytes.
@@ -59,10 +59,10 @@ func UsageError(format string, args ...any) error {
 	return Exit(ExitUsage, fmt.Errorf(format, args...))
 }
 
-// A Maker makes a command. *output is the value of --output. It is set when the command runs, and not before.
+// A Maker makes a command. *output is the value of --output. It is set only when the command runs.
 type Maker func(output *Format) *cobra.Command
 
-// Root adds these commands and the flag --output to root, and returns root. Run prints its errors.
+// Root adds these commands and the flag --output to root, and returns root. Run prints the errors of root.
 func Root(root *cobra.Command, commands ...Maker) *cobra.Command {
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return UsageError("%w", err) })
@@ -76,8 +76,8 @@ func Root(root *cobra.Command, commands ...Maker) *cobra.Command {
 	return Group(root, made...)
 }
 
-// Group adds subcommands to cmd, which does nothing else, and returns cmd. Without a subcommand, it prints its
-// help.
+// Group adds subcommands to cmd, which has no action of its own, and returns cmd. Without a subcommand, cmd prints
+// its help.
 func Group(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
 	var choose strings.Builder
 	for i, c := range commands {
@@ -101,8 +101,8 @@ func Group(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// Run runs a command line of a program that Root has made, and returns the exit code. It prints an error on the
-// standard error, and if the command line was wrong, how to get help.
+// Run runs a command line of a program that Root has made, and returns the exit code. It prints an error on
+// standard error, and after a wrong command line also how to get help.
 func Run(ctx context.Context, root *cobra.Command, args []string, std Streams) int {
 	root.SetIn(std.In)
 	root.SetOut(std.Out)
@@ -125,7 +125,7 @@ func Run(ctx context.Context, root *cobra.Command, args []string, std Streams) i
 	return code
 }
 
-// OneArgument requires exactly one argument. The error calls it what, such as "the configuration".
+// OneArgument requires exactly one argument. what is its name in the error, such as "the configuration".
 func OneArgument(what string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {
 		switch len(args) {
@@ -138,7 +138,7 @@ func OneArgument(what string) cobra.PositionalArgs {
 	}
 }
 
-// AtLeastOne requires one argument or more. The error calls them what.
+// AtLeastOne requires one argument or more. what is their name in the error.
 func AtLeastOne(what string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {
 		if len(args) == 0 {

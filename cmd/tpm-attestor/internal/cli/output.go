@@ -13,8 +13,8 @@ import (
 // A Format is the value of --output.
 type Format string
 
-// The formats. The JSON has a "version". Within a version, members may be added, but none
-// changes its meaning.
+// The formats. JSON output has a "version". Within a version, members may be added, but no member changes its
+// meaning.
 const (
 	Table Format = "table"
 	JSON  Format = "json"
@@ -36,8 +36,8 @@ func (f *Format) Set(s string) error {
 // Type implements pflag.Value.
 func (*Format) Type() string { return "format" }
 
-// PrintJSON prints a value on standard output. If it cannot be written, that is an error: a
-// script must not take the command for successful.
+// PrintJSON prints a value on standard output. A failed write is an error: a script must not believe that the
+// command succeeded.
 func PrintJSON(cmd *cobra.Command, value any) error {
 	e := json.NewEncoder(cmd.OutOrStdout())
 	e.SetEscapeHTML(false)
@@ -51,10 +51,10 @@ func PrintText(cmd *cobra.Command, text string) error {
 	return err
 }
 
-// Examples returns the lines as cobra wants the examples of a command's help.
+// Examples returns the lines in the form in which cobra expects a command's examples.
 func Examples(lines ...string) string { return "  " + strings.Join(lines, "\n  ") }
 
-// Note prints, on standard error, what a person should know besides the data.
+// Note prints, on standard error, what the user should know besides the data.
 func Note(cmd *cobra.Command, format string, args ...any) {
 	cmd.PrintErrf("note: "+format+"\n", args...)
 }

@@ -9,17 +9,16 @@ import (
 	"time"
 )
 
-// How often progress is shown: never in the first second, then all the time on a terminal,
-// and now and then in a file.
+// How often progress is shown: never in the first second, then continuously on a terminal and now and then
+// elsewhere.
 const (
 	quietFor        = time.Second
 	everyOnTerminal = 200 * time.Millisecond
 	everyInFile     = 10 * time.Second
 )
 
-// A Progress tells somebody who waits for more than a second what a command is doing, and how
-// much of it is done. It writes to standard error. On a terminal it is one line that is gone
-// in the end.
+// A Progress shows, to a user who waits for more than a second, what a command is doing and how much of it is done.
+// It writes to standard error. On a terminal it is one line, which is cleared at the end.
 type Progress struct {
 	out      io.Writer
 	terminal bool
@@ -33,8 +32,8 @@ type Progress struct {
 	wait     sync.WaitGroup
 }
 
-// StartProgress begins to tell what is being done. unit is what is counted, in the plural, or
-// empty. The caller must call End.
+// StartProgress starts to show what is being done. unit is what is counted, in the plural, or empty. The caller
+// must call End.
 func StartProgress(out io.Writer, what, unit string) *Progress {
 	return startProgressOn(out, isTerminal(out), what, unit)
 }
@@ -46,13 +45,13 @@ func startProgressOn(out io.Writer, terminal bool, what, unit string) *Progress 
 	return p
 }
 
-// Now says what is done from now on.
+// Now changes what is shown as being done.
 func (p *Progress) Now(what string) { p.what.Store(&what) }
 
-// Add counts.
+// Add adds n to what is counted.
 func (p *Progress) Add(n int) { p.done.Add(int64(n)) }
 
-// End stops it. Nothing is written after that. It may be called again.
+// End stops the progress. Nothing is written afterwards. It may be called more than once.
 func (p *Progress) End() {
 	p.once.Do(func() { close(p.quit) })
 	p.wait.Wait()
@@ -93,10 +92,10 @@ func (p *Progress) show() {
 	p.print(text + "\n")
 }
 
-// print ignores errors: progress matters to somebody who watches, and to nobody else.
+// print ignores errors: progress matters only to a user who is watching.
 func (p *Progress) print(text string) { _, _ = io.WriteString(p.out, text) }
 
-// isTerminal reports whether somebody may be watching.
+// isTerminal reports whether out is a terminal, so that a user may be watching.
 func isTerminal(out io.Writer) bool {
 	file, ok := out.(*os.File)
 	if !ok {

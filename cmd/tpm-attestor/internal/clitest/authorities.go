@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// WriteAuthorities writes a CA, ca.pem with ca.key, and two certificates for the same key: leaf.pem is not a
-// CA's, and old.pem has expired.
+// WriteAuthorities writes a CA, ca.pem with ca.key, and two certificates for the same key: leaf.pem is not a CA
+// certificate, and old.pem has expired.
 func WriteAuthorities(folder string) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

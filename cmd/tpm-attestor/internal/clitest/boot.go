@@ -10,7 +10,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/attestor/eventlog/eventlogtest"
 )
 
-// BootLog returns the event log of the machine of these tests after it has booted a kernel.
+// BootLog returns the event log of the tests' machine after it has booted a kernel.
 func BootLog(kernel string) *eventlogtest.Log {
 	l := eventlogtest.Boot{
 		Banks: []string{"sha1", "sha256"}, Images: [][]byte{[]byte("boot loader"), []byte(kernel)},
@@ -30,7 +30,7 @@ func BootedTPM(t *testing.T) *swtpmtest.TPM {
 	return tpm
 }
 
-// WriteBootLogs writes the event logs of the machine of these tests, boot.log, and of other machines.
+// WriteBootLogs writes the event logs of the tests' machine, boot.log, and of other machines.
 func WriteBootLogs(folder string) error {
 	insecure := eventlogtest.Boot{SecureBoot: []byte{0}}.Log()
 	hashDB := eventlogtest.Boot{}.Log()

@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// WriteKeys writes two keys that sign lists, list.key and other.key, and their public halves.
+// WriteKeys writes two keys that sign lists, list.key and other.key, and their public keys.
 func WriteKeys(folder string) error {
 	for _, name := range []string{"list", "other"} {
 		private := ed25519.NewKeyFromSeed([]byte(strings.Repeat(name[:1], ed25519.SeedSize)))
@@ -25,7 +25,7 @@ func WriteKeys(folder string) error {
 	return nil
 }
 
-// WritePEM writes a key, which marshal encodes, as a PEM block of the type what.
+// WritePEM writes a key, encoded by marshal, as a PEM block of the type what.
 func WritePEM[K crypto.PrivateKey](path string, key K, marshal func(any) ([]byte, error), what string) error {
 	der, err := marshal(key)
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
-// equalKey is what every public key of the standard library can do.
+// equalKey is a method of every public key in the standard library.
 type equalKey interface{ Equal(crypto.PublicKey) bool }
 
 // An authority is the CA that signs DevIDs.
@@ -89,7 +89,7 @@ func readKey(path string) (crypto.Signer, error) {
 			key, err = x509.ParseECPrivateKey(b.Bytes)
 		case "RSA PRIVATE KEY":
 			key, err = x509.ParsePKCS1PrivateKey(b.Bytes)
-		case "EC PARAMETERS": // openssl ecparam writes them in front
+		case "EC PARAMETERS": // openssl ecparam writes them before the key
 			continue
 		default:
 			return nil, fmt.Errorf("a PEM block of the type %q: want a PRIVATE KEY that is not encrypted", b.Type)
@@ -108,7 +108,7 @@ func readKey(path string) (crypto.Signer, error) {
 	return nil, errors.New("there is no key in it")
 }
 
-// check returns why no server would accept a DevID signed by a, or nil. It uses the servers' profile of chains.
+// check returns why no server would accept a DevID that a signs, or nil. It checks the chain as servers do.
 func (a *authority) check(now time.Time) error {
 	if key, ok := a.cert.PublicKey.(equalKey); !ok || !key.Equal(a.key.Public()) {
 		return errors.New("the key is not this certificate's: the CA's own certificate has to be the first")
@@ -125,7 +125,7 @@ func (a *authority) chain() []*x509.Certificate {
 	return append([]*x509.Certificate{a.cert}, a.above...)
 }
 
-// end returns the earliest end of the CA's certificate and the certificates above it.
+// end returns the earliest expiry of the CA's certificate and the certificates above it.
 func (a *authority) end() time.Time {
 	end := a.cert.NotAfter
 	for _, c := range a.above {
@@ -136,10 +136,10 @@ func (a *authority) end() time.Time {
 	return end
 }
 
-// clockSkew is how far the clocks of servers may be behind.
+// clockSkew is how far a server's clock may be behind.
 const clockSkew = 5 * time.Minute
 
-// sign signs a DevID's certificate for key. It is an error if a server would not accept the certificate.
+// sign signs a DevID certificate for key. It returns an error if a server would not accept the certificate.
 func (a *authority) sign(
 	ctx context.Context, template *x509.Certificate, key crypto.PublicKey,
 ) (*x509.Certificate, error) {
@@ -148,7 +148,7 @@ func (a *authority) sign(
 		return nil, err
 	}
 	id := sha256.Sum256(spki)
-	template.SubjectKeyId = id[:20] // RFC 7093, 2: a hash of the key; which one, nobody computes again
+	template.SubjectKeyId = id[:20] // RFC 7093, 2: any hash of the key will do, since nobody recomputes it
 	template.NotBefore = time.Now().Add(-clockSkew)
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	template.BasicConstraintsValid = true
@@ -170,8 +170,8 @@ func (a *authority) sign(
 	return cert, certs.CheckIssued(ctx, certs.DevID(), cert, a.chain(), time.Now())
 }
 
-// behind returns a certificate in DER with those above it that are not self-signed: a server has the
-// root itself.
+// behind returns a certificate in DER, followed by the CA's and those above it that are not self-signed: a server
+// has the root itself.
 func (a *authority) behind(cert *x509.Certificate) [][]byte {
 	chain := [][]byte{cert.Raw}
 	for _, c := range a.chain() {

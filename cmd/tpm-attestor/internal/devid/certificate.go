@@ -183,7 +183,7 @@ func (f *certificateFlags) issue(
 	}, p)
 }
 
-// noEnd is the end of a certificate that has none (RFC 5280, 4.1.2.5).
+// noEnd is the expiry of a certificate that does not expire (RFC 5280, 4.1.2.5).
 func noEnd() time.Time { return time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC) }
 
 func (f *certificateFlags) end(now time.Time) time.Time {
@@ -200,8 +200,8 @@ func (f *certificateFlags) crls() []string {
 	return []string{f.crlURL}
 }
 
-// subjectOf returns the subject of a machine's certificate: what the operator says, or else what was
-// proved and what a list says. Nothing in it is the machine's word.
+// subjectOf returns the subject of a machine's certificate: what the operator says, or else what was proved and
+// what a list says. It contains nothing that the machine merely claims.
 func (f *certificateFlags) subjectOf(p *proved) (pkix.Name, error) {
 	if len(f.subject) > 0 {
 		return parseSubject(f.subject)
@@ -223,9 +223,9 @@ func (f *certificateFlags) subjectOf(p *proved) (pkix.Name, error) {
 	return name, nil
 }
 
-// hardwareSerial returns the TPM's serial number ("TPM 2.0 Keys for Device Identity and Attestation",
-// 8.1): of its EK certificate if a source has verified it, else the digest of the EK. What a machine
-// sends and nobody has verified is not certified.
+// hardwareSerial returns the TPM's serial number ("TPM 2.0 Keys for Device Identity and Attestation", 8.1): that of
+// its EK certificate if a source has verified the certificate, or else the digest of the EK. What a machine sends
+// is not certified unless it was verified.
 func (p *proved) hardwareSerial() []byte {
 	cert, err := attestor.ParseEKCertificate(p.evidence.Certificate)
 	if err != nil || len(cert.AuthorityKeyId) == 0 {
@@ -242,8 +242,8 @@ func (p *proved) hardwareSerial() []byte {
 	return fmt.Appendf(nil, "%s:%x:%x", manufacturer, cert.AuthorityKeyId, cert.SerialNumber)
 }
 
-// printRequest prints the machine's certificate request if it asks for nothing else than what was
-// proved, and what the operator says.
+// printRequest prints the machine's certificate request, if it asks only for what was proved and what the operator
+// says.
 func (f *certificateFlags) printRequest(cmd *cobra.Command, output cli.Format, der []byte, p *proved) error {
 	if len(der) == 0 {
 		return cli.Exit(cli.ExitRefused, errors.New("the request has no certificate request: make it with --csr"))
@@ -297,7 +297,7 @@ func (f *certificateFlags) checkRequest(der []byte, p *proved) (*x509.Certificat
 	return csr, nil
 }
 
-// oidExtensionRequest is extensionRequest (RFC 2985, 5.4.2).
+// oidExtensionRequest is the type of the attribute extensionRequest (RFC 2985, 5.4.2).
 var oidExtensionRequest = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 14}
 
 // extensionRequest is the attribute of a certificate request that asks for extensions.
@@ -306,8 +306,8 @@ type extensionRequest struct {
 	Values [][]pkix.Extension `asn1:"set"`
 }
 
-// attributesOf returns all attributes of a certificate request (RFC 2986, 4.1): an authority may heed
-// others than those that package x509 knows.
+// attributesOf returns all attributes of a certificate request (RFC 2986, 4.1). A CA may act on attributes that
+// package x509 does not know.
 func attributesOf(csr *x509.CertificateRequest) ([]asn1.RawValue, error) {
 	var info struct {
 		Version      int
@@ -321,14 +321,14 @@ func attributesOf(csr *x509.CertificateRequest) ([]asn1.RawValue, error) {
 	return info.Attributes, err
 }
 
-// issued is the JSON output of devid issue certificate. PEM is what was written, or is to be.
+// issued is the JSON output of devid issue certificate. PEM is what was written, or what the user is to write.
 type issued struct {
 	Version     int      `json:"version"`
 	EKHash      string   `json:"ek_hash"`
 	KeyType     string   `json:"key_type"`
 	Rules       []string `json:"rules"`
 	Sources     []string `json:"sources"`
-	Known       bool     `json:"machine_known"` // and not only the vendor of its TPM
+	Known       bool     `json:"machine_known"` // not only the vendor of its TPM
 	Subject     string   `json:"subject"`
 	Serial      string   `json:"serial,omitempty"`
 	NotAfter    string   `json:"not_after,omitempty"`
@@ -337,7 +337,7 @@ type issued struct {
 	PEM         string   `json:"pem"`
 }
 
-// finish prints what was made, and forgets the challenge.
+// finish prints what was made, and removes the state of the challenge.
 func (f *certificateFlags) finish(
 	cmd *cobra.Command, output cli.Format, what string, text []byte, r *issued, p *proved,
 ) error {

@@ -1,4 +1,4 @@
-// Package devid is the commands that give a machine a DevID: request runs on the machine, issue at the issuer.
+// Package devid has the commands that give a machine a DevID: request runs on the machine, and issue at the issuer.
 package devid
 
 import (
@@ -36,8 +36,8 @@ secret:
 	}, newRequest(output), newIssue(output))
 }
 
-// The files that go between a machine and an issuer. Each is a message of an attestation with a few
-// more members, which who reads the message ignores.
+// The files that a machine and an issuer exchange. Each is a message of an attestation with a few more members,
+// which the reader of the message ignores.
 const (
 	typeRequest   = "devid request"
 	typeChallenge = "devid challenge"
@@ -45,11 +45,10 @@ const (
 	typeState     = "devid state"
 )
 
-// maxExchanged is more than the size of the largest file between a machine and an issuer: an answer
-// with an event log.
+// maxExchanged is more than the size of the largest file that is exchanged: an answer with an event log.
 const maxExchanged = 512 << 10
 
-// exchanged are the members that are added to a message.
+// exchanged are the members that a file has besides those of its message.
 type exchanged struct {
 	Version int    `json:"version"`
 	Type    string `json:"type"`
@@ -93,8 +92,8 @@ func unwrap(typ string, content []byte) (*exchanged, error) {
 	return e, nil
 }
 
-// writeExchanged writes a file, and may replace an earlier one. It does not write through a link that
-// another user controls.
+// writeExchanged writes a file, which may replace an earlier one. It does not write through a link that another
+// user controls.
 func writeExchanged(typ, path string, content []byte) error {
 	err := atomicfile.Write(path, func(w io.Writer) error {
 		_, err := w.Write(content)
@@ -106,7 +105,7 @@ func writeExchanged(typ, path string, content []byte) error {
 	return nil
 }
 
-// create makes a file that replaces none.
+// create makes a file. It does not replace an existing one.
 func create(what, path string, perm fs.FileMode, content []byte) error {
 	err := atomicfile.Create(path, perm, func(w io.Writer) error {
 		_, err := w.Write(content)
@@ -121,7 +120,7 @@ func create(what, path string, perm fs.FileMode, content []byte) error {
 	return nil
 }
 
-// exists reports whether there is something at a path.
+// exists reports whether something is at a path.
 func exists(path string) (bool, error) {
 	_, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -37,7 +37,7 @@ machine's request and asks it to prove that its keys are in one TPM; certificate
 	}, newChallenge(output), newCertificate(output))
 }
 
-// issueFlags are the flags of both commands.
+// issueFlags are the flags that both commands have.
 type issueFlags struct{ config, state, to string }
 
 func (f *issueFlags) add(cmd *cobra.Command, written string) {
@@ -104,11 +104,11 @@ type state struct {
 type issuer struct {
 	*config.Config
 	set      *admission.Set
-	members  []admission.Member // with the sources that know DevIDs
+	members  []admission.Member // including the sources that know DevIDs
 	verifier attestor.Verifier
 }
 
-// openIssuer reads the configuration and its sources. The caller closes them.
+// openIssuer reads the configuration and loads its sources. The caller closes them.
 func openIssuer(cmd *cobra.Command, name string) (*issuer, error) {
 	text, err := input.Read(name, nil, cli.MaxConfig)
 	if err != nil {
@@ -134,7 +134,7 @@ func openIssuer(cmd *cobra.Command, name string) (*issuer, error) {
 	return i, nil
 }
 
-// warnLog returns a log that tells a person what is wrong with sources.
+// warnLog returns a log that tells the user what is wrong with sources.
 func warnLog(w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{
 		Level: slog.LevelWarn,
@@ -147,7 +147,7 @@ func warnLog(w io.Writer) *slog.Logger {
 	}))
 }
 
-// ask returns what a challenge asks for, by the configuration and by what the machine can answer.
+// ask returns what a challenge asks for: it depends on the configuration and on what the machine can answer.
 func (i *issuer) ask(s *attestor.Session) (attestor.Ask, error) {
 	ask := attestor.Ask{DevID: true}
 	switch q := i.Quote; {
@@ -169,7 +169,7 @@ func evidence(s *attestor.Session) *sources.Evidence {
 	return &sources.Evidence{EKHash: ek.Hash, EK: ek.Public, Certificate: ek.Certificate, Chain: s.Chain()}
 }
 
-// refusal returns the error for a decision that does not admit, or nil.
+// refusal returns the error for a decision that does not admit the machine, or nil.
 func refusal(d *policy.Decision, ek sources.EKHash) error {
 	switch d.Outcome {
 	case policy.Challenge, policy.Admitted:
@@ -242,7 +242,7 @@ func listedBy(d *policy.Decision) []string {
 	return names
 }
 
-// noteStranger reports whether no list has the machine, so that only its TPM's vendor or its boot is known, and
+// noteStranger reports whether no list has the machine, so that only its TPM's vendor or its boot is known. It
 // tells the issuer so: anybody may have such a machine.
 func (i *issuer) noteStranger(cmd *cobra.Command, listed []string, ek sources.EKHash) bool {
 	if i.KnowsMachine(listed) {
@@ -253,7 +253,7 @@ func (i *issuer) noteStranger(cmd *cobra.Command, listed []string, ek sources.EK
 	return true
 }
 
-// print writes what a command has made.
+// print writes or prints what a command has made.
 func (f *issueFlags) print(cmd *cobra.Command, what string, content []byte) error {
 	if f.to == "" {
 		return cli.PrintText(cmd, string(content))
@@ -274,8 +274,8 @@ func saveState(path string, session *attestor.Session, request []byte) error {
 	return create("state", path, 0o600, append(content, '\n'))
 }
 
-// readOwn reads the state. It is an error if another user could have written or read it: who can write the state
-// can have any answer accepted, and who can read it can answer without a TPM.
+// readOwn reads the file with the state. It is an error if another user could have written or read it: a user who
+// can write the state can have any answer accepted, and one who can read it can answer without a TPM.
 func readOwn(path string) ([]byte, error) {
 	file, err := os.Open(path) //nolint:gosec // G304: the operator names the file
 	if err != nil {
@@ -317,7 +317,7 @@ func readState(path string) (*state, *exchanged, error) {
 	return s, request, nil
 }
 
-// proved is a machine that has proved its keys, and that the rules admit.
+// proved is a machine that has proved its keys and that the rules admit.
 type proved struct {
 	evidence *sources.Evidence
 	decision policy.Decision
@@ -325,10 +325,10 @@ type proved struct {
 	stranger bool // see noteStranger
 }
 
-// errNoProof is wrapped if the answer proves nothing. Then the challenge is used up.
+// errNoProof is wrapped by the error if the answer proves nothing. The challenge is then used up.
 var errNoProof = errors.New("the answer proves nothing")
 
-// prove checks an answer, and asks the sources again: who is not listed any more is refused.
+// prove checks an answer and asks the sources again: a machine that is no longer listed is refused.
 func (i *issuer) prove(ctx context.Context, s *state, answer []byte) (*proved, error) {
 	session, err := i.verifier.Resume(s.Request, s.Session)
 	if err != nil {
@@ -357,7 +357,7 @@ func (i *issuer) prove(ctx context.Context, s *state, answer []byte) (*proved, e
 	return p, refusal(&p.decision, p.evidence.EKHash)
 }
 
-// checkBoot checks what the machine has proved of its boot, by the configuration as it is now.
+// checkBoot checks what the machine has proved about its boot, by the current configuration.
 func (i *issuer) checkBoot(b *sources.Boot) error {
 	switch q := i.Quote; {
 	case q == nil:
@@ -374,7 +374,7 @@ func (i *issuer) checkBoot(b *sources.Boot) error {
 	return nil
 }
 
-// quoted reports whether a machine has quoted all that a configuration asks for.
+// quoted reports whether a machine has quoted everything that a configuration asks for.
 func quoted(b *sources.Boot, q *config.Quote) bool {
 	return b.Bank == q.Bank && !slices.ContainsFunc(q.PCRs, func(pcr int) bool { return b.PCRs[pcr] == nil })
 }

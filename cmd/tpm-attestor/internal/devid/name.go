@@ -13,10 +13,10 @@ import (
 // maxAttribute is the longest attribute of a subject, in characters (RFC 5280, annex A.1).
 const maxAttribute = 64
 
-// completeSubject offers the attributes that parseSubject takes.
+// completeSubject offers the attributes that parseSubject accepts.
 var completeSubject = cli.BeginningWith("CN=", "O=", "OU=", "C=", "L=", "ST=", "serialNumber=")
 
-// parseSubject returns the name with attributes such as "CN=laptop-17".
+// parseSubject returns the name that has attributes such as "CN=laptop-17".
 func parseSubject(attributes []string) (pkix.Name, error) {
 	var n pkix.Name
 	many := map[string]*[]string{

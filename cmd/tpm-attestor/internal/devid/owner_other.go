@@ -4,5 +4,5 @@ package devid
 
 import "io/fs"
 
-// strangers says nothing: there are no owners and modes as on Unix.
+// strangers returns an empty string: there are no owners and modes as on Unix.
 func strangers(fs.FileInfo) string { return "" }

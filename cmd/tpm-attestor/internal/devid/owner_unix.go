@@ -9,8 +9,8 @@ import (
 	"syscall"
 )
 
-// strangers says why a user other than root and the user who runs this command could have read or written a
-// file. It returns nothing if no other user could.
+// strangers says why a user other than root and the user who runs this command could have read or written a file.
+// It returns an empty string if no other user could.
 func strangers(info fs.FileInfo) string {
 	const others = 0o077
 	s, ok := info.Sys().(*syscall.Stat_t)

@@ -11,25 +11,25 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/internal/atomicfile"
 )
 
-// The files of a DevID's key, and the folder in which a new key waits until both have their places.
+// The files of a DevID's key, and the folder in which a new key waits until both files are in place.
 const (
 	privName = "devid.priv"
 	pubName  = "devid.pub"
 	madeName = ".devid-made"
 )
 
-// A pair is the two files of a DevID's key in a folder. One file is of no use without the other, so both are
-// made in a folder of their own, madeName, which is renamed into place as a whole. From then on the key is
-// there: this run, or the next if this run is killed, moves the files to their places. So a command that is
-// killed leaves no key, or a key that the next run uses.
+// A pair is the two files of a DevID's key in a folder. One file is of no use without the other, so both are made
+// in a folder of their own, which is then renamed to madeName as a whole. From then on the key exists: this run, or
+// the next if this run is killed, moves the files into place. So a command that is killed leaves either no key, or
+// a key that the next run uses.
 type pair struct {
 	folder string
 	root   *os.Root
-	// step is called after each step, with what was done. Tests stop there, as a kill would.
+	// step is called after each step, with what was done. Tests stop there as if the process were killed.
 	step func(done string) error
 }
 
-// openPair makes the folder if there is none. The caller closes the pair.
+// openPair makes the folder if it does not exist. The caller closes the pair.
 func openPair(folder string) (*pair, error) {
 	const onlyOwner = 0o700
 	if err := os.MkdirAll(folder, onlyOwner); err != nil {
@@ -49,7 +49,7 @@ func openPair(folder string) (*pair, error) {
 
 func (p *pair) close() { _ = p.root.Close() } // what was written to it is synced
 
-// checkFolder refuses a folder in which every user can put a key of his own.
+// checkFolder refuses a folder in which every user can put a key.
 func (p *pair) checkFolder() error {
 	info, err := p.root.Stat(".")
 	if err != nil {
@@ -63,7 +63,7 @@ func (p *pair) checkFolder() error {
 	return nil
 }
 
-// find reports whether the key is there. It finishes what an earlier run has begun.
+// find reports whether the key exists. It completes what an earlier run has begun.
 func (p *pair) find() (bool, error) {
 	if err := p.settle(); err != nil {
 		return false, err
@@ -83,7 +83,7 @@ func (p *pair) find() (bool, error) {
 	return private, nil
 }
 
-// has reports whether there is something of a name.
+// has reports whether something has a name in the folder.
 func (p *pair) has(name string) (bool, error) {
 	_, err := p.root.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -110,7 +110,7 @@ func (p *pair) put(private, public []byte) error {
 	return p.settle()
 }
 
-// settle moves the files in the folder madeName, if it exists, to their places.
+// settle moves the files in the folder madeName, if it exists, into place.
 func (p *pair) settle() error {
 	if made, err := p.has(madeName); err != nil || !made {
 		return err
@@ -133,14 +133,14 @@ func (p *pair) settle() error {
 	return p.remove()
 }
 
-// waiting returns the files in the folder madeName that are not at their places yet. If another run was faster,
-// both places have files of another key, and waiting returns none.
+// waiting returns the files in the folder madeName that are not in place yet. If another run was faster, the files
+// in place are those of another key, and waiting returns none.
 func (p *pair) waiting() (names []string, err error) {
 	others := 0
 	for _, name := range []string{pubName, privName} {
 		made, err := p.root.Lstat(filepath.Join(madeName, name))
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // an earlier run has linked it to its place and removed it here
+			continue // an earlier run has linked it into place and removed it here
 		}
 		if err != nil {
 			return nil, err

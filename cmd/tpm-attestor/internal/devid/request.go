@@ -19,7 +19,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/cmd/tpm-attestor/internal/cli"
 )
 
-// timeout is how long a TPM may take for a command: a slow TPM makes an RSA key in minutes.
+// timeout limits the TPM's part of one command: a slow TPM makes an RSA key in minutes.
 const timeout = 15 * time.Minute
 
 // requestFlags are the flags of devid request.
@@ -92,7 +92,7 @@ type enrolment struct {
 	tpm    *tpm.TPM
 	folder string
 	config tpm.DevIDConfig
-	made   bool // the key was not there before
+	made   bool // this run has made the key
 	*tpm.Attestation
 }
 
@@ -157,21 +157,21 @@ func (f *requestFlags) check(cmd *cobra.Command) (attestor.KeyType, error) {
 	return keyType, nil
 }
 
-// use asks the TPM, and shows that this takes its time.
+// use runs f, which uses the TPM, and shows progress meanwhile.
 func (e *enrolment) use(doing string, f func(ctx context.Context) error) error {
 	ctx, cancel := context.WithTimeout(e.cmd.Context(), timeout)
 	defer cancel()
 	p := cli.StartProgress(e.cmd.ErrOrStderr(), doing, "")
 	err := tpm.Do(ctx, func() error { return f(ctx) })
 	p.End()
-	if err != nil && strings.Contains(err.Error(), "password") { // the error names the agent's keys
+	if err != nil && strings.Contains(err.Error(), "password") { // the error names keys of the agent's configuration
 		cli.Note(e.cmd, "this command reads passwords from TPM_OWNER_PASSWORD, TPM_ENDORSEMENT_PASSWORD and "+
 			"TPM_DEVID_PASSWORD")
 	}
 	return err
 }
 
-// makeKey makes the key and its files, if they are not there.
+// makeKey makes the key and its files, if they do not exist.
 func (e *enrolment) makeKey(keyType attestor.KeyType) error {
 	p, err := openPair(e.folder)
 	if err != nil {
@@ -200,7 +200,7 @@ func (e *enrolment) begin() error {
 	})
 }
 
-// checkType refuses a key that was there and is of another type than asked for.
+// checkType refuses an existing key that is not of the type that was asked for.
 func (e *enrolment) checkType(asked bool, want attestor.KeyType) error {
 	if got := e.DevIDKeyType(); asked && got != want {
 		return cli.Exit(cli.ExitRefused, fmt.Errorf("the key in %s is of the type %s, not %s: "+
@@ -300,7 +300,7 @@ type requested struct {
 	Version int    `json:"version"`
 	EKHash  string `json:"ek_hash"`
 	KeyType string `json:"key_type"`
-	Made    bool   `json:"made"` // the key was not there before
+	Made    bool   `json:"made"` // by this run
 	Handle  string `json:"persistent_handle,omitempty"`
 	Written string `json:"written"`
 }

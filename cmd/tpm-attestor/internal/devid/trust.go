@@ -12,7 +12,7 @@ import (
 )
 
 // checkTrusted returns why none of a configuration's sources "devid" would accept a DevID. It returns nil if a
-// source accepts it, if there are no such sources, and if a source cannot tell here. It fetches nothing.
+// source accepts it, if there are no such sources, or if a source cannot tell here. It fetches nothing.
 func checkTrusted(ctx context.Context, members []admission.Member, d *sources.DevID) error {
 	var whys []string
 	for _, m := range members {
@@ -33,7 +33,7 @@ func checkTrusted(ctx context.Context, members []admission.Member, d *sources.De
 		"source \"devid\" first, or issue by another CA", strings.Join(whys, "; "))
 }
 
-// trusts asks a source "devid" about a DevID, by its CA files alone.
+// trusts asks a source "devid" about a DevID, with only the source's CA files.
 func trusts(ctx context.Context, cfg devid.Config, d *sources.DevID) (v sources.Verdict, err error) {
 	cfg.AIAHosts, cfg.MirrorURL, cfg.CRL, cfg.CachePath = nil, "", "", ""
 	s, err := devid.New(cfg)
