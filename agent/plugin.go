@@ -38,7 +38,7 @@ type Plugin struct {
 // configured is the state of one configuration.
 type configured struct {
 	*tpm.TPM
-	files chan struct{} // of capacity 1; the attestation that has sent to it may read the DevID's and the SVID key's files
+	files chan struct{} // of capacity 1; who has sent to it may read the files of the DevID and the SVID key
 }
 
 // New returns a plugin that is not configured yet.
