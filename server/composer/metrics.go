@@ -2,13 +2,14 @@ package composer
 
 import (
 	"context"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	metricsv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/common/metrics/v1"
+
+	"github.com/spire-tpm/spire-tpm-attestor/server/guard"
 )
 
 // The counter tpm.composer counts SVIDs about which the composer has decided, by outcome.
@@ -88,15 +89,11 @@ func (m *metrics) run(ctx context.Context) {
 	}
 }
 
-// tell tells SPIRE what has been counted since the last call, and of each outcome at least once that it is zero, so
-// that the first event shows as growth. What SPIRE does not take is told again the next time. A panic ends this
-// call alone.
+// tell reports to SPIRE what has been counted since the last call. It reports each outcome at least once, as zero if
+// need be, so that the first event shows as growth. A count that SPIRE does not accept is reported again the next time.
+// A panic ends only this call.
 func (m *metrics) tell(ctx context.Context, limit time.Duration, told *[len(outcomes)]bool) {
-	defer func() {
-		if r := recover(); r != nil {
-			m.log.Error("Panic", "during", "metrics", "panic", r, "stack", string(debug.Stack()))
-		}
-	}()
+	defer guard.Recover(m.log, nil, "metrics")
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for o, name := range outcomes {
