@@ -92,10 +92,3 @@ func TestProxyIsToldFromTheServer(t *testing.T) {
 		}
 	}
 }
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
