@@ -119,7 +119,7 @@ func TestRemediesOfRefusals(t *testing.T) {
 	}
 }
 
-// A machine whose certificate becomes valid in two seconds is told to come again, and
+// A machine whose certificate becomes valid in two seconds is told to try again, and
 // not to give up; one that no CA vouches for is refused all the same.
 func TestValidInAMoment(t *testing.T) {
 	root, other := newRoot(t, "Root"), newRoot(t, "Other")

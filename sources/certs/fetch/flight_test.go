@@ -158,7 +158,7 @@ func TestThousandURLs(t *testing.T) {
 		t.Errorf("%d requests at once", most.Load())
 	}
 	if good.Load() < 512 || good.Load()+busy.Load() != 1000 {
-		t.Errorf("%d were answered, %d were told to come again", good.Load(), busy.Load())
+		t.Errorf("%d were answered, %d were told to try again", good.Load(), busy.Load())
 	}
 	// Who was turned away is not remembered as a failure.
 	if s := f.Stats(); s.Failures != 0 {
