@@ -26,12 +26,12 @@ type Client struct {
 	calls  chan struct{} // has an element for each call under way
 }
 
-// NewClient returns a client of the composer that listens on a socket. It opens nothing.
+// NewClient returns a client of the composer that listens on the socket at path. It does not connect yet.
 func NewClient(path string, family Family) *Client {
 	return &Client{path, family, make(chan struct{}, maxCalls)}
 }
 
-// HandOver hands over the key for an ID. When it returns nil, the composer has taken it. It
+// HandOver hands over the key for an ID. If it returns nil, the composer has taken the key. It
 // returns an error if the composer does not answer within 5 seconds.
 func (c *Client) HandOver(ctx context.Context, id spiffeid.ID, k Key) error {
 	if !Guards(id) {
@@ -56,7 +56,7 @@ const missing = `add CredentialComposer "tpm" with the same plugin_cmd and with 
 	`configuration of SPIRE's server, and restart it; if it is there, "Socket gone" in the server's log says why, or ` +
 	`its process has ended: restart the server`
 
-// hangs is what an operator does about a composer that takes connections and does not answer.
+// hangs is the remedy if the composer accepts connections and does not answer.
 const hangs = "if it goes on, restart spire-server"
 
 func (c *Client) call(ctx context.Context, id string, k Key) error {

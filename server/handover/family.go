@@ -6,18 +6,19 @@ import (
 	"os"
 )
 
-// A Family is the processes that run as this process's user and have the same parent: spire-server,
-// which starts each of its plugins itself.
+// A Family identifies the plugins of one spire-server: processes that run as the same user and have the
+// same parent, since spire-server starts each of its plugins itself.
 type Family struct {
 	user   int
 	parent int
 }
 
 // Own returns the family of this process. Call it when the process starts, while spire-server is alive:
-// an orphan gets another parent, and so do other orphans.
+// an orphan gets another parent, which it shares with other orphans.
 func Own() Family { return Family{os.Geteuid(), os.Getppid()} }
 
-// check returns an error unless the process at the other end of a connection is of the family.
+// check returns an error if the process at the other end of a connection is not in the family, or if
+// spire-server has ended.
 func (f Family) check(conn *net.UnixConn) error {
 	if now := os.Getppid(); now != f.parent {
 		return fmt.Errorf("spire-server, process %d, has ended", f.parent)

@@ -12,14 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// peer returns who is at the other end of a connection. The effective user and the process are those
-// of the moment when the process connected or, at the listening end, began to listen (unix(7),
-// SO_PEERCRED). parent is the process's parent now.
+// peer returns who is at the other end of a connection. The kernel noted user, the effective user, and
+// process when that process connected or, at the listening end, began to listen (unix(7), SO_PEERCRED).
+// parent is the process's parent now.
 //
-// The process may have ended, and another process may have got its number before the parent is looked
-// up. From Linux 6.5 on, peer holds the process by a pidfd (SO_PEERPIDFD), and returns an error if the
-// process is not alive after the look-up. Before 6.5, a wrong answer would require that another child
-// of spire-server gets the number, and spire-server starts all its plugins when it starts.
+// The process may end, and another process may get its number, before peer looks up the parent. From
+// Linux 6.5 on, peer holds the process by a pidfd (SO_PEERPIDFD), and returns an error if the process
+// has ended by the end of the look-up. Before 6.5, another process is taken for a plugin of spire-server
+// only if spire-server has started it later, and spire-server starts all its plugins when it starts.
 func peer(conn *net.UnixConn) (user, process, parent int, err error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -61,8 +61,8 @@ func peerOf(fd int) (user, process, parent int, err error) {
 	return user, process, parent, nil
 }
 
-// ended reports whether a process has ended, of which there is a pidfd. Signals, which Go sends to
-// its own threads, interrupt poll(2) even if it does not wait.
+// ended reports whether the process that a pidfd refers to has ended. Go sends signals to its own
+// threads, and a signal interrupts poll(2) even if poll does not wait.
 func ended(pidfd int) (bool, error) {
 	for {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
@@ -84,7 +84,7 @@ func parentOf(process int) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	// The command's name, in parentheses, may have blanks and parentheses in it.
+	// The command's name, in parentheses, may itself contain spaces and parentheses.
 	fields := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:])
 	if len(fields) < 2 {
 		return 0, fmt.Errorf("%s is not as expected", file.Name())

@@ -68,7 +68,8 @@ func readRequest(r io.Reader) (id string, k Key, err error) {
 	return string(text), k, nil
 }
 
-// writeReply writes the reply to a request that was refused for a reason, or taken if reason is nil.
+// writeReply writes the reply to a request: taken if reason is nil, otherwise refused, with the first
+// maxReason bytes of the reason.
 func writeReply(w io.Writer, reason error) error {
 	b := []byte{taken, 0}
 	if reason != nil {

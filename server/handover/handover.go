@@ -25,21 +25,21 @@ import (
 )
 
 const (
-	// Lifetime is how long a key that was handed over may be taken. SPIRE asks for it within
+	// Lifetime is how long a key serves after it was handed over. SPIRE asks the composer within
 	// milliseconds of the attestor's answer.
 	Lifetime = time.Minute
 	// maxEntries is how many keys a Table holds: enough for a thousand admissions a second during
 	// Lifetime, even if SPIRE never asks about any of them. An entry takes some 210 bytes.
 	maxEntries = 1 << 16
-	// sweepPause is the time from one removal of entries that have ended to the next.
+	// sweepPause is the least time between two removals of expired entries.
 	sweepPause = time.Second
 )
 
 // guarded is the path of the IDs about which the composer decides, without the last slash.
 const guarded = "/spire/agent/tpm"
 
-// Guards reports whether the composer decides about an ID: those below /spire/agent/tpm/, in
-// whatever trust domain, and that path itself, which no agent has.
+// Guards reports whether the composer decides about an ID. It decides about the IDs below
+// /spire/agent/tpm/ in any trust domain, and about that path itself, which no agent has.
 func Guards(id spiffeid.ID) bool {
 	return id.Path() == guarded || strings.HasPrefix(id.Path(), guarded+"/")
 }
@@ -69,16 +69,16 @@ var (
 type Table struct {
 	mu      sync.Mutex
 	entries map[[sha256.Size]byte]entry // by the hash of the ID
-	swept   time.Time                   // when those whose time is over were last removed
+	swept   time.Time                   // when expired entries were last removed
 }
 
 type entry struct {
 	key Key
-	end time.Time // has the monotonic clock, so that a clock that is set changes nothing
+	end time.Time // has a monotonic clock reading, so that setting the clock changes nothing
 }
 
 // Put puts in the key for an ID, in place of an earlier key for the same ID. It reports false if there is
-// no room. It throws out no other key, since SPIRE may be about to ask for it.
+// no room: it removes no other machine's key, since SPIRE may be about to ask about that machine.
 func (t *Table) Put(id string, k Key) bool {
 	name, now := sha256.Sum256([]byte(id)), time.Now()
 	t.mu.Lock()
@@ -97,10 +97,10 @@ func (t *Table) Put(id string, k Key) bool {
 	return true
 }
 
-// Take takes out the key for an ID, if it is the one whose PKIX encoding has the SHA-256 spki, and
-// returns nil. So a key serves once. Otherwise Take returns ErrNothing or ErrOtherKey. A key that
-// does not fit stays in: if an agent attests twice at once, the later attestation's key serves the
-// later attestation, though SPIRE asks about the earlier one first.
+// Take returns nil if the Key for an ID allows the public key whose SubjectPublicKeyInfo in DER has the
+// SHA-256 spki. Take then removes the Key, so that it serves once. Otherwise Take returns ErrNothing or
+// ErrOtherKey. With ErrOtherKey, the Key stays: if an agent attests twice at once, and SPIRE asks about
+// the key of the earlier attestation first, the later attestation still gets its SVID.
 func (t *Table) Take(id string, spki [sha256.Size]byte) error {
 	name, now := sha256.Sum256([]byte(id)), time.Now()
 	t.mu.Lock()
@@ -125,8 +125,8 @@ func (e entry) over(now time.Time) bool { return !now.Before(e.end) }
 // which one is a zero (unix(7)).
 const maxPath = 107
 
-// CheckPath returns what is wrong with the path of a socket, or nil. The text of the error follows the
-// name of a configuration key. CheckPath looks at no file.
+// CheckPath returns what is wrong with the path of a socket, or nil. The text of the error is written to
+// follow the name of a configuration key. CheckPath looks at no file.
 func CheckPath(path string) error {
 	switch {
 	case !strings.HasPrefix(path, "/"):

@@ -15,14 +15,16 @@ import (
 // keepInterval is how often a listener looks whether its socket is still there.
 const keepInterval = time.Second
 
-// A bound is a socket that has been made at a path, and what its lock file and its name in the folder were then.
+// A bound is a socket that listens at a path, and its lock. name and file show later whether the path and the lock
+// file are still those that the listener has made.
 type bound struct {
 	socket     *net.UnixListener
 	lock       *os.File
 	name, file fs.FileInfo // of the socket and of the lock
 }
 
-// bind makes the socket at path and locks it, or keeps the lock if there is one for the file that is there.
+// bind makes the socket at path and locks it. If the lock file at path is still the one that held has locked, bind
+// keeps that lock. held may be nil.
 func bind(ctx context.Context, path string, held *bound) (*bound, error) {
 	if err := makeFolder(filepath.Dir(path)); err != nil {
 		return nil, fmt.Errorf("make the folder of the socket %q: %w", path, explain(err, path))
@@ -43,8 +45,8 @@ func bind(ctx context.Context, path string, held *bound) (*bound, error) {
 	return b, nil
 }
 
-// same reports whether the file at path is the one that it was. As long as a socket or a lock is open, no other file
-// gets its number.
+// same reports whether path still names the file that was is about. As long as a socket or a lock file is open, no
+// other file gets its inode number.
 func same(path string, was fs.FileInfo) bool {
 	is, err := os.Lstat(path)
 	return err == nil && os.SameFile(is, was)
@@ -72,8 +74,8 @@ func (l *Listener) keep() {
 	}
 }
 
-// mend makes the socket again if it is gone. It logs why it cannot, unless that has been said already, and returns what
-// has been said.
+// mend makes the socket again if it is gone. If it cannot, it logs the reason, unless that is the reason in said, which
+// was logged before. It returns the last reason that was logged, or nothing if the socket is there.
 func (l *Listener) mend(said string) (says string) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -93,7 +95,7 @@ func (l *Listener) mend(said string) (says string) {
 		return says
 	}
 	l.bound.Store(next)
-	_ = held.socket.Close() // ends accept, which goes on with the next one
+	_ = held.socket.Close() // ends AcceptUnix; the next call of accept uses the new socket
 	if held.lock != next.lock {
 		held.lock.Close()
 	}

@@ -47,14 +47,13 @@ type Listener struct {
 	ctx    context.Context       //nolint:containedctx // ends with Close
 	cancel context.CancelFunc
 	done   sync.WaitGroup
-	kept   sync.WaitGroup // until keep has ended
+	kept   sync.WaitGroup // waits for keep to end
 }
 
-// Listen makes the socket and listens, until Close. It makes the folder of the socket if there is
-// none, for its own user alone. It is an error if the folder belongs to another user or others may
-// write to it, or if another process still has the socket after 3 seconds: a server that was
-// killed leaves a socket, which Listen replaces. If the socket is deleted, the listener makes it again within
-// a second, and the folder, too.
+// Listen makes the socket and listens, until Close. If the folder of the socket does not exist, Listen makes it,
+// for its own user alone. It is an error if the folder belongs to another user, if others may write to it, or if
+// another process still has the socket after 3 seconds. Listen replaces a socket that a killed server has left.
+// If somebody deletes the socket, or its folder, the listener makes both again within a second.
 func Listen(ctx context.Context, path string, family Family, table *Table, log hclog.Logger) (*Listener, error) {
 	if err := CheckPath(path); err != nil {
 		return nil, fmt.Errorf("the socket %q %w", path, err)
@@ -73,7 +72,7 @@ func Listen(ctx context.Context, path string, family Family, table *Table, log h
 	return l, nil
 }
 
-// explain adds what to do about an error of the system. The socket is at path.
+// explain adds to an error of the operating system what to do about it, if that is known. The socket is at path.
 func explain(err error, path string) error {
 	if !errors.Is(err, fs.ErrPermission) && !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.ENOSPC) {
 		return err
@@ -263,7 +262,7 @@ func (l *Listener) serve(conn *net.UnixConn) {
 	if err != nil {
 		l.log.Warn("Hand-over refused", "reason", err.Error())
 	}
-	_ = writeReply(conn, err) // the attestor may have left, and refuses the agent then
+	_ = writeReply(conn, err) // an attestor that gets no reply refuses the agent
 }
 
 // take reads a request and puts its key into the table.
