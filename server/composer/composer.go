@@ -3,8 +3,8 @@
 //
 // SPIRE asks its composers about everything that it signs, and does not restart a composer that has
 // died: nobody gets an SVID then. So this composer has a table in memory, a mutex and a socket, and
-// nothing else: it reads no lists and no files, and uses no network. It counts in memory, and another goroutine tells
-// SPIRE. A panic ends one call.
+// nothing else: it reads no lists and no files, and uses no network. It counts in memory, and another goroutine
+// reports the counts to SPIRE. A panic ends one call alone.
 package composer
 
 import (

@@ -19,9 +19,9 @@ const (
 )
 
 const (
-	// metricsInterval is how often SPIRE is told what was counted.
+	// metricsInterval is how often the plugin reports its counts to SPIRE.
 	metricsInterval = time.Second
-	// metricsTimeout bounds telling it, and flushTimeout telling the rest at the end.
+	// metricsTimeout bounds one report, and flushTimeout the last one, when the plugin closes.
 	metricsTimeout = 5 * time.Second
 	flushTimeout   = time.Second
 )
@@ -32,25 +32,25 @@ type outcome int
 const (
 	allowed    outcome = iota // the key was handed over
 	otherKey                  // another key was handed over
-	noKey                     // none was, or it had been used, or its time was over
+	noKey                     // no key was handed over, or it was used, or it has expired
 	notAnAgent                // a workload with the ID of an agent
-	malformed                 // the SPIFFE ID is none
+	malformed                 // the request's SPIFFE ID cannot be parsed
 )
 
 // outcomes are the values of the label outcome.
 var outcomes = [...]string{"allowed", "other_key", "no_key", "not_an_agent", "malformed"}
 
-// metrics counts in memory and tells SPIRE once in an interval, so that no call waits for SPIRE. Nil metrics
-// count nothing.
+// metrics counts in memory and reports to SPIRE once in each interval, so that no call waits for SPIRE. Nil
+// metrics count nothing.
 type metrics struct {
 	client *metricsv1.MetricsServiceClient
 	log    hclog.Logger
-	counts [len(outcomes)]atomic.Int64 // what SPIRE has not been told yet
+	counts [len(outcomes)]atomic.Int64 // what was not reported to SPIRE yet
 	stop   context.CancelFunc
 	done   sync.WaitGroup
 }
 
-// startMetrics starts telling SPIRE what is counted, until close.
+// startMetrics starts to report counts to SPIRE, until close.
 func startMetrics(client *metricsv1.MetricsServiceClient, log hclog.Logger) *metrics {
 	ctx, cancel := context.WithCancel(context.Background())
 	m := &metrics{client: client, log: log, stop: cancel}
@@ -65,7 +65,7 @@ func (m *metrics) count(o outcome) {
 	}
 }
 
-// close tells SPIRE the rest, within flushTimeout, and stops.
+// close reports the remaining counts to SPIRE, within flushTimeout, and stops.
 func (m *metrics) close() {
 	if m == nil {
 		return
