@@ -9,14 +9,14 @@ import (
 // Data is the plugin_data of a plugin.
 type Data struct {
 	Text string
-	// File is the file of plugin_data_file, if that is where the text is.
+	// File is the path in plugin_data_file if Text is from that file; otherwise it is empty.
 	File string
 }
 
 // Lines returns a function that finds the line of d.File at which a path of keys ends, such as
-// `source "ek_ca" "vendors": poll_interval`. If a key of the path is not there, that is the line of the block in
-// which it is missing. If the text cannot be parsed, the line of the empty path is where that shows. The function
-// returns 0 if it does not know the line, and always if d.File is empty.
+// `source "ek_ca" "vendors": poll_interval`. If a key of the path is missing, the function returns the line of the
+// block that lacks it. If the text cannot be parsed, the line of the empty path is that of the syntax error. The
+// function returns 0 if it does not know the line, and always if d.File is empty.
 func (d Data) Lines() func(path string) int {
 	if d.File == "" {
 		return func(string) int { return 0 }
@@ -55,8 +55,8 @@ func keysOf(path string) (keys []string) {
 	return keys
 }
 
-// find returns how many of the keys lead to something, and the line of the last of them. Of several blocks
-// with the same keys, it is the last.
+// find returns how many of the keys, from the first on, are there, and the line of the last of these. If several
+// blocks have the same keys, the last block counts.
 func (n *node) find(keys []string) (depth, line int) {
 	if len(keys) == 0 {
 		return 0, 0
@@ -81,7 +81,7 @@ func (n *node) find(keys []string) (depth, line int) {
 	return depth, line
 }
 
-// locate adds to mistakes in files of plugin_data_file where they are.
+// locate sets the lines of the problems that are in a plugin_data_file.
 func (in *input) locate(all []*Problem) {
 	lines := in.data.Lines()
 	for _, p := range all {

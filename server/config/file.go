@@ -14,9 +14,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/smallfile"
 )
 
-// A File is a configuration as an operator has it in a file. If the text has plugins, it is that of SPIRE Server
-// or SPIRE Agent, whose trust domain and plugins "tpm" are meant. Otherwise the text is what is between the braces
-// of plugin_data. Loader.Open returns a File. It does not change, and is safe for concurrent use.
+// A File is the text of a configuration file. If the text has a block called plugins, it is the configuration of
+// SPIRE Server or SPIRE Agent, and the File is about the trust domain and the plugins "tpm" in it. Otherwise the text
+// is the content of plugin_data. Loader.Open returns a File. It does not change, and is safe for concurrent use.
 type File struct {
 	loader *Loader
 	text   string
@@ -34,10 +34,10 @@ const (
 	keyManagerType = "KeyManager"
 )
 
-// called returns how a person knows the plugin of a type.
+// called returns the name of this project's plugin of a type, as messages have it.
 func called(kind string) string { return kind + ` "` + pluginName + `"` }
 
-// pluginsKey is where mistakes in the blocks of plugins are.
+// pluginsKey is the path of problems with the blocks of plugins.
 const pluginsKey = "plugins"
 
 // A plugin is a plugin "tpm" in a configuration of SPIRE.
@@ -45,26 +45,26 @@ type plugin struct {
 	there bool
 	off   bool // enabled = false, so SPIRE does not load it
 	data  Data
-	// err says why data is not known. It is a *lookError if nobody could look.
+	// err says why data is not known. It wraps a *lookError if the file could not be looked at.
 	err error
 }
 
 // loaded reports whether SPIRE loads the plugin.
 func (p *plugin) loaded() bool { return p.there && !p.off }
 
-// A lookError says that a file could not be looked at, so that nothing is known of it.
+// A lookError says that a file could not be looked at, so that its content may be right or wrong.
 type lookError struct{ error }
 
 func (e *lookError) Unwrap() error { return e.error }
 
 // Open reads the files that the plugins "tpm" name in plugin_data_file, as SPIRE does when it starts and on
 // SIGUSR1: a relative path begins at the working directory of the process. It waits for a file system no longer
-// than Load does. What is wrong with a file is an error of Load, Parse, AgentData and KeyManagerData.
+// than Load does. If something is wrong with a file, Load, Parse, AgentData and KeyManagerData return the error.
 func (l *Loader) Open(ctx context.Context, text string) *File {
 	f := &File{loader: l, text: text}
 	whole, err := wholeFile(text)
 	if err != nil || whole.Plugins == nil {
-		return f // the reader of plugin_data says what is wrong with it
+		return f // it is read as plugin_data, and a mistake shows then
 	}
 	f.whole, f.found = whole, map[string]*plugin{}
 	kinds := []string{attestorType, composerType}
@@ -85,7 +85,7 @@ func (l *Loader) plugin(ctx context.Context, plugins ast.Node, kind string) *plu
 	}
 	p := &plugin{there: true, off: b.Enabled != nil && !*b.Enabled}
 	switch {
-	case b.Data != nil && b.DataFile != nil: // whether it is enabled or not
+	case b.Data != nil && b.DataFile != nil: // an error even if enabled = false
 		p.err = errors.New("it has plugin_data and plugin_data_file, and SPIRE refuses both at once: keep one")
 	case p.off:
 	case b.DataFile != nil:
@@ -101,7 +101,7 @@ func (l *Loader) plugin(ctx context.Context, plugins ast.Node, kind string) *plu
 	return p
 }
 
-// dataFile reads the file of a plugin_data_file.
+// dataFile reads the file that a plugin_data_file names.
 func (l *Loader) dataFile(ctx context.Context, path string) (text string, err error) {
 	switch {
 	case path == "":
@@ -116,7 +116,7 @@ func (l *Loader) dataFile(ctx context.Context, path string) (text string, err er
 		data, failed = l.readData(path)
 		return nil
 	})
-	if waited != nil { // the file may still be read: neither data nor failed may be looked at
+	if waited != nil { // readData may still be running: data and failed must not be read
 		return "", &lookError{fmt.Errorf("plugin_data_file: %q: the file system does not answer: %w",
 			shorten(path), waited)}
 	}
@@ -136,14 +136,14 @@ func (l *Loader) readData(path string) ([]byte, error) {
 	return smallfile.Read(path, maxText)
 }
 
-// badDataFile adds to the error of a plugin_data_file what to do about it.
+// badDataFile adds to an error about a plugin_data_file what to do about it.
 func badDataFile(path string, err error) error {
 	var unsure unsureError
 	switch {
 	case err == nil:
 		return nil
 	case errors.As(err, &unsure):
-		err = unsure.err // of the path: what it says of sources is not so
+		err = unsure.err // the text of an unsureError is about sources, which this file is not
 	case isMissing(err) && !filepath.IsAbs(path):
 		return fmt.Errorf("plugin_data_file: %w; SPIRE takes a relative path from its working directory: run this "+
 			"there, too", err)
@@ -168,12 +168,11 @@ func (f *File) IsServers() bool {
 	return f.whole.Plugins != nil && f.whole.Server != nil && f.whole.Agent == nil
 }
 
-// Parse does what the function Parse does. If the file does not name the trust domain, nothing is
-// refused for being of another one. If the error is not of the type Problems, a plugin_data_file could not be
-// looked at.
+// Parse does what the function Parse does. If the file does not name the trust domain, Parse refuses no SPIFFE ID
+// for its trust domain. If the error is not of the type Problems, a plugin_data_file could not be looked at.
 func (f *File) Parse() (*Config, error) { return f.input().parsed() }
 
-// Load does what Loader.Load does. Trust domain and error are as with File.Parse.
+// Load does what Loader.Load does. It treats the trust domain and a plugin_data_file as File.Parse does.
 func (f *File) Load(ctx context.Context) (*Config, error) { return f.loader.load(ctx, f.input()) }
 
 // input returns the configuration of the server's NodeAttestor "tpm".
@@ -202,7 +201,7 @@ func (f *File) input() *input {
 	return in
 }
 
-// attestor returns the plugin_data of the NodeAttestor, which has to be there.
+// attestor returns the plugin_data of the NodeAttestor. It is an error if SPIRE would not load a NodeAttestor "tpm".
 func (f *File) attestor() (Data, error) {
 	p := f.found[attestorType]
 	switch {
@@ -244,7 +243,7 @@ func asProblems(err error) error {
 	return Problems{{Path: pluginsKey, Message: err.Error()}}
 }
 
-// DataFiles returns the files that were to be read, by the keys plugin_data_file that name them.
+// DataFiles returns the files that Open has read, or tried to read, and the keys plugin_data_file that name them.
 func (f *File) DataFiles() []Path {
 	var all []Path
 	for _, kind := range []string{attestorType, composerType, keyManagerType} {
@@ -255,7 +254,7 @@ func (f *File) DataFiles() []Path {
 	return all
 }
 
-// Same reports whether f and g are the same text and name files with the same contents.
+// Same reports whether f and g have the same text, and Open found the same in the files that they name.
 func (f *File) Same(g *File) bool {
 	return f.text == g.text && maps.EqualFunc(f.found, g.found, func(p, q *plugin) bool {
 		return p.data == q.data && fmt.Sprint(p.err) == fmt.Sprint(q.err)

@@ -16,8 +16,8 @@ type input struct {
 	data Data
 	// trustDomain is zero if it is not known.
 	trustDomain spiffeid.TrustDomain
-	// problems are those that were found so far. If unread is true, there is no data
-	// because of them, or because of failed, which says that the data could not be looked at.
+	// problems are those found so far. If unread is true, there is no data. The reason is in
+	// problems or, if the file of the data could not be looked at, in failed.
 	problems problems
 	unread   bool
 	failed   error
@@ -27,7 +27,7 @@ type input struct {
 	composer *plugin
 }
 
-// fromSPIRE returns a configuration that SPIRE hands to the plugin.
+// fromSPIRE returns the input from what SPIRE passes to the plugin.
 func fromSPIRE(data, trustDomain string) *input {
 	in := &input{data: Data{Text: data}, kinds: kinds()}
 	td, err := spiffeid.TrustDomainFromString(trustDomain)
@@ -50,8 +50,8 @@ func wholeFile(text string) (whole spireFile, err error) {
 	return whole, err
 }
 
-// trustDomainOf reads the trust domain from a configuration of SPIRE's server. It is zero
-// if it is set on SPIRE's command line or by its environment.
+// trustDomainOf reads the trust domain from a configuration of SPIRE's server. It returns zero if
+// the trust domain is not there: SPIRE may get it from its command line or its environment.
 func trustDomainOf(server ast.Node) (spiffeid.TrustDomain, error) {
 	var s struct {
 		TrustDomain string `hcl:"trust_domain"`
@@ -75,8 +75,8 @@ type pluginBlock struct {
 	Enabled  *bool    `hcl:"enabled"`
 }
 
-// pluginOf returns the plugin "tpm" of a type, or nil if there is none. Of two with one name,
-// nobody could say which one SPIRE asks.
+// pluginOf returns the plugin "tpm" of a type, or nil if there is none. Two of one type are an
+// error, since it is not known which of them SPIRE would use.
 func pluginOf(plugins ast.Node, kind string) (*pluginBlock, error) {
 	var all []map[string]map[string]pluginBlock
 	if err := hcl.DecodeObject(&all, plugins); err != nil {
