@@ -83,7 +83,7 @@ var errDirectoryHangs = &tpm.Error{
 	Hint: "mend the file system that it is on, or use a directory on a disk of this machine",
 }
 
-// Validate checks a configuration as Configure does, and does not put it into use. It changes nothing.
+// Validate checks the text of a configuration as Configure does. It opens neither the directory nor the TPM.
 func (m *KeyManager) Validate(_ context.Context, req *configv1.ValidateRequest) (
 	_ *configv1.ValidateResponse, err error,
 ) {

@@ -39,7 +39,7 @@ func ParseKeyManagerConfig(src string) (KeyManagerConfig, []tpm.Problem) {
 }
 
 // IsKeyManager reports whether src is the configuration of a KeyManager: whether it can be parsed and has the key
-// directory, which a node attestor's does not have.
+// named directory, which the configuration of a node attestor does not have.
 func IsKeyManager(src string) bool {
 	settings, err := parseSettings(src)
 	return err == nil && slices.ContainsFunc(settings, func(s setting) bool { return s.key == "directory" })

@@ -13,21 +13,21 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/agent/tpm"
 )
 
-// keyStore has the keys of one configuration of a KeyManager, which the TPM makes from the files in a key
-// directory. It is safe for concurrent use.
+// keyStore holds the keys of one configuration of a KeyManager. The TPM makes the keys from the files in a key
+// directory. A keyStore is safe for concurrent use.
 type keyStore struct {
 	edge      *edge
 	tpm       *tpm.TPM
 	directory string
-	// turn is of size 1; the call that has sent to it may use the directory. That call may then wait for the
-	// TPM. A call that has the TPM never waits for the directory, so a file system that hangs does not keep
-	// other calls from signing.
+	// turn is of size 1; the call that has sent to it has the turn and may use the directory. That call may then
+	// wait for the TPM. A call that has the TPM never waits for the directory, so a file system that hangs does
+	// not keep other calls from signing.
 	turn chan struct{}
-	// atTPM is whether whoever has the turn, or had it last, waits for the TPM, and not for a file.
+	// atTPM is true if the call that has the turn, or had it last, waits for the TPM; false if for a file.
 	atTPM atomic.Bool
 
 	mu   sync.Mutex
-	keys map[string]*managedKey // by ID; replaced and never changed
+	keys map[string]*managedKey // by ID; the map is replaced as a whole and never changed
 }
 
 // known returns the keys that were loaded or made so far. The caller must not change the map.
@@ -74,12 +74,12 @@ func withTPM[T any](ctx context.Context, s *keyStore, f func() (*T, error)) (*T,
 	}
 }
 
-// make has the TPM make a key. The caller has the turn.
+// make has the TPM make a key. The caller must have the turn.
 func (s *keyStore) make(ctx context.Context, unique [keydir.UniqueSize]byte) (*tpm.SVIDKey, error) {
 	return inTurnAtTPM(ctx, s, func() (*tpm.SVIDKey, error) { return s.tpm.MakeSVIDKey(ctx, unique) })
 }
 
-// inTurnAtTPM is withTPM for whoever has the turn.
+// inTurnAtTPM is withTPM for a caller that has the turn.
 func inTurnAtTPM[T any](ctx context.Context, s *keyStore, f func() (*T, error)) (*T, error) {
 	s.atTPM.Store(true)
 	got, err := withTPM(ctx, s, f)
@@ -164,7 +164,7 @@ func (s *keyStore) generateInTurn(ctx context.Context, id string) (*managedKey, 
 	return k, nil
 }
 
-// reload makes all keys in the directory again, and returns those that are this TPM's.
+// reload has the TPM make all keys in the directory again, and returns those that are this TPM's.
 func (s *keyStore) reload(ctx context.Context) (map[string]*managedKey, error) {
 	var keys map[string]*managedKey
 	err := s.inDirectory(ctx, func() (err error) {
@@ -206,7 +206,7 @@ func (s *keyStore) reloadInTurn(ctx context.Context) (map[string]*managedKey, er
 	return keys, nil
 }
 
-// find returns the key with an ID. If it is not known, find loads the directory again.
+// find returns the key with an ID. If the key is not known, find loads the directory again.
 func (s *keyStore) find(ctx context.Context, id string) (*managedKey, error) {
 	if k := s.known()[id]; k != nil {
 		return k, nil

@@ -32,7 +32,7 @@ func (e *Error) Error() string { return e.Err.Error() + ": " + e.Hint }
 // Unwrap returns the underlying error.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Unreadable is a file that has the name of a key's file, and from which no key can be read.
+// Unreadable is a file that has the name of a key's file but from which no key can be read.
 type Unreadable struct {
 	Path string
 	Err  error
@@ -161,8 +161,8 @@ func List(path string) (*Listing, error) {
 	return l, nil
 }
 
-// slotNames returns the names of the files in a directory that may hold keys, and of those that a process which was
-// killed may have left.
+// slotNames returns the names of the files in a directory that may hold keys, and in left the names of the temporary
+// files that a killed process may have left.
 func slotNames(root *os.Root, path string) (names, left []string, err error) {
 	dir, err := root.Open(".")
 	if err != nil {

@@ -31,12 +31,12 @@ const (
 
 	maxFile    = 4 << 10 // bytes
 	maxEntries = 1024    // of the directory, keys or not
-	maxSerial  = 1 << 53 // every JSON reader keeps integers up to this
+	maxSerial  = 1 << 53 // every JSON reader reads integers up to this exactly
 	nameSize   = 2 + sha256.Size
 	version    = 1
 )
 
-// nameAlgSHA256 is TPM_ALG_SHA256, the first two bytes of a key's name whose nameAlg is SHA-256 (TPM 2.0
+// nameAlgSHA256 is TPM_ALG_SHA256: the first two bytes of the name of a key whose nameAlg is SHA-256 (TPM 2.0
 // library, part 1, 16, and part 2, 6.3).
 var nameAlgSHA256 = []byte{0x00, 0x0B}
 
@@ -49,8 +49,8 @@ type Slot struct {
 	Serial uint64
 	// Unique are the random bytes from which the TPM derives the key.
 	Unique [UniqueSize]byte
-	// Name is the TPM's name of the key, with the nameAlg SHA-256. A TPM that derives a key with another name
-	// from Unique is another TPM.
+	// Name is the TPM's name of the key, with the nameAlg SHA-256. If a TPM derives a key with another name from
+	// Unique, it is not the TPM that made this key.
 	Name []byte
 }
 

@@ -14,8 +14,8 @@ import (
 	"strings"
 )
 
-// Write replaces the file at path by what fill writes, or makes it. The new file has the permissions and the owner
-// of the old one. If there is an error, path is unchanged.
+// Write replaces the file at path with what fill writes, or makes the file. The new file has the permissions and the
+// owner of the old one. If there is an error, path is unchanged.
 //
 // If path is a link, the file that it leads to is replaced. But it is an error if a user other than root and the
 // user who runs this command can change the link: the owner of a folder could make root replace any file. The
@@ -30,9 +30,9 @@ func Write(path string, fill func(io.Writer) error) error {
 	return p.put(readable, fill, p.folder.Rename)
 }
 
-// WriteProgram replaces whatever is at path, even a link, by what fill writes, or makes it. The new file belongs to
-// the user who runs this command, and every user may run it, whatever the umask. If there is an error, path is
-// unchanged.
+// WriteProgram replaces whatever is at path, even a link, with a file that has what fill writes, or makes that file.
+// It belongs to the user who runs this command, and every user may run it, whatever the umask. If there is an error,
+// path is unchanged.
 func WriteProgram(path string, fill func(io.Writer) error) error {
 	p, err := open(path)
 	if err != nil {
@@ -48,7 +48,7 @@ func WriteProgram(path string, fill func(io.Writer) error) error {
 	})
 }
 
-// Create makes the file at path with what fill writes. Its permissions are perm less the umask, also while it is
+// Create makes the file at path with what fill writes. Its permissions are perm less the umask, even while it is being
 // written. If something is at path already, even a link, the error wraps fs.ErrExist and nothing changes. The file
 // is made as a whole or not at all.
 func Create(path string, perm fs.FileMode, fill func(io.Writer) error) error {
@@ -63,9 +63,9 @@ func Create(path string, perm fs.FileMode, fill func(io.Writer) error) error {
 	})
 }
 
-// Replace replaces the file called name in folder by what fill writes, or makes it. Its permissions are perm less the
-// umask. If name is a link, the link itself is replaced. If there is an error, the file is unchanged, unless the error
-// is that the folder could not be written to disk: then it may be the old file or the new one.
+// Replace replaces the file called name in folder with what fill writes, or makes the file. Its permissions are perm
+// less the umask. If name is a link, the link itself is replaced. If there is an error, the file is unchanged, unless
+// the error is that the folder could not be written to disk: then it may be the old file or the new one.
 //
 // A process that is killed may leave a file in folder: see IsTemporary.
 func Replace(folder *os.Root, name string, perm fs.FileMode, fill func(io.Writer) error) error {
@@ -89,7 +89,7 @@ func open(path string) (*place, error) {
 	return &place{folder: folder, path: path, name: filepath.Base(path)}, nil
 }
 
-func (p *place) close() { _ = p.folder.Close() } // nothing is written to it
+func (p *place) close() { _ = p.folder.Close() } // closing a folder loses nothing
 
 // maxLinks is how many links are followed; Linux follows as many.
 const maxLinks = 40
@@ -215,6 +215,6 @@ const temporary = ".tpm-attestor-"
 
 func tempName() string { return temporary + rand.Text() }
 
-// IsTemporary reports whether name is that of a file that is being written, or that a process has left because it was
-// killed. The only writer in a folder removes such files before it writes the next one.
+// IsTemporary reports whether name is that of a file that is being written, or that a killed process has left. If a
+// folder has only one writer, that writer removes such files before it writes the next one.
 func IsTemporary(name string) bool { return strings.HasPrefix(name, temporary) }
