@@ -53,8 +53,8 @@ func newEvent(kernel string) []string {
 	return []string{fmt.Sprintf("event %d", number+1), hex.EncodeToString(sum[:])}
 }
 
-// profile adds a machine to the profile web in a file, which need not exist yet, and which is replaced as
-// a whole.
+// profile adds a machine to the profile web in a file. It makes the file if it does not exist, and replaces
+// it as a whole.
 func (w *world) profile(m machine, file string, args ...string) {
 	w.t.Helper()
 	args = append([]string{"boot", "profile", "--device", m.tpm.Device, "--log", m.log, "--name", "web", "--to", file}, args...)
@@ -136,9 +136,9 @@ func TestBootPolicyFromTrialToRule(t *testing.T) {
 	}
 }
 
-// Profiles from a web server are followed without a restart, and need a signature as lists do: neither
-// changed nor older ones are taken. A server that requires a quote refuses agents that cannot quote, such
-// as spire-tpm-plugin's.
+// The server follows profiles on a web server without a restart. Profiles need a signature as lists do: the
+// server takes neither changed nor older profiles. A server that requires a quote refuses agents that cannot
+// quote, such as spire-tpm-plugin's.
 func TestBootPolicyBehindAWebServer(t *testing.T) {
 	w := newWorldFor(t, bootLimit)
 	n, ca, hashes, file := w.webServer(), swtpmtest.NewCA(t), w.folder("hashes"), filepath.Join(w.folder("boot"), "boot.json")

@@ -266,8 +266,8 @@ func (d *devIDs) wantDevID(server *spiretest.Server, m machine, name string) {
 }
 
 // A DevID that the tool has issued is admitted, and so is one that was provisioned for tpm_devid, beside a
-// machine with only an EK. A laptop without its DevID is refused. The server that runs refuses a laptop that is
-// removed from the inventory at once, and one whose DevID is revoked when the CRL that it has has ended.
+// machine with only an EK. A laptop without its DevID is refused. Without a restart, the server refuses a laptop at
+// once when it is removed from the inventory, and when its DevID is revoked, as soon as the server's CRL has expired.
 func (s *site) devID(server *spiretest.Server) {
 	d := s.devIDs
 	d.wantDevID(server, d.laptop, "laptop-17")

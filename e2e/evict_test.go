@@ -25,7 +25,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sqltable/sqltest"
 )
 
-// out is how long a machine may still be in after the plugin's source serves its removal.
+// out is how long a machine may keep its agent after the plugin's source serves its removal.
 const out = 10 * time.Second
 
 // An evicter is a running `tpm-attestor evict`.
@@ -66,8 +66,8 @@ func (e *evicter) metric(name string) (float64, error) {
 	return strconv.ParseFloat(string(m[1]), 64)
 }
 
-// looks waits until the evicter has looked at all agents so often that who is refused now has gone:
-// twice, and once more for a look that is under way.
+// looks waits until the evicter has looked at all agents often enough to have evicted every machine that
+// is refused now: twice, and once more because one look may be under way already.
 func (e *evicter) looks() {
 	e.w.t.Helper()
 	last := -1.0
@@ -105,7 +105,7 @@ func (w *world) attested(s *spiretest.Server, tpms ...*attestortest.TPM) {
 	}
 }
 
-// hasAgents returns of how many TPMs the server has agents.
+// hasAgents returns for how many of the TPMs the server has an agent.
 func (w *world) hasAgents(s *spiretest.Server, tpms ...*attestortest.TPM) (n int) {
 	w.t.Helper()
 	api := w.agentAPI(s)
@@ -251,9 +251,9 @@ func (s *evictionSite) config(more string) string {
 		more)
 }
 
-// A machine that is removed from a list of any kind, or that a deny list gets, or that a reloaded rule
-// leaves out, is out within ten seconds, in one step; its agent ends, and is refused when it comes again.
-// All others stay. While all lists are down, nobody goes, and neither does anybody if a list is empty.
+// A machine is evicted within ten seconds, in one step, if it is removed from a list of any kind, if a deny
+// list gets it, or if a reloaded rule leaves it out. Its agent ends, and is refused when it attests again.
+// All other machines stay. No machine is evicted while all lists are down, or because a list is empty.
 func TestEvict(t *testing.T) {
 	s := newEvictionSite(t)
 	s.server = s.world.server(spiretest.ServerConfig{PluginData: s.config(""), DataFile: true})
@@ -341,8 +341,8 @@ func (s *evictionSite) wantIn(n int) {
 	}
 }
 
-// What only the machine can show is never held against it, as long as that could admit it: its EK
-// certificate, its DevID, its boot. Where a list is needed besides, the list decides.
+// Only a machine itself can show its EK certificate, its DevID and its boot. The evicter keeps a machine that
+// these could admit. If the rule needs a list as well, and the list does not have the machine, it is evicted.
 func TestEvictWithoutEvidence(t *testing.T) {
 	w := newWorld(t)
 	ca := attestortest.NewCA(t, "Vendor CA")
@@ -443,7 +443,7 @@ func (s *site) evictInOneStep(server *spiretest.Server) {
 	s.verifyUnit(strings.Replace(unit, command[0], "ExecStart=/bin/true", 1))
 }
 
-// verifyUnit has systemd check a unit, where there is one.
+// verifyUnit has systemd check a unit, if systemd is there.
 func (s *site) verifyUnit(unit string) {
 	s.t.Helper()
 	program, err := exec.LookPath("systemd-analyze")

@@ -24,11 +24,11 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
-// An alert on a metric or a label that does not exist never fires, and a panel stays empty. So what
-// the alert rules, the documentation and the dashboard ask for is there in what a real SPIRE shows to
-// Prometheus, for the alerts before anything has happened. They are evaluated by Prometheus' own
-// engine: each panel has a result, and of the alerts those have that are for what has happened. The
-// metrics of a removed source do not stay.
+// An alert on a metric or a label that does not exist never fires, and a panel on it stays empty. So a real
+// SPIRE has to show Prometheus everything that the alert rules, the documentation and the dashboard ask for;
+// what the alerts need, even before anything has happened. Prometheus' own engine evaluates the queries: each
+// panel has a result, and so have the alerts for what has happened, and no others. The metrics of a removed
+// source do not stay.
 func TestMonitoring(t *testing.T) {
 	w := newWorld(t)
 	m := w.monitored()
@@ -51,7 +51,7 @@ func TestMonitoring(t *testing.T) {
 	w.wantCode(s, stranger(t, 9), codes.PermissionDenied)
 	w.wantCode(s, m.denied, codes.PermissionDenied)
 	w.wantMetric(s, metric{name: "spire_server_tpm_attestation", labels: map[string]string{"outcome": "refused"}, value: "2"})
-	second := w.shown(s, m) // some panels are about the growth of what there is only after an attestation
+	second := w.shown(s, m) // some panels show the growth of metrics that an attestation begins
 	w.wantCode(s, m.listed, codes.OK)
 	w.reconfigure(s, `nonsense = 1`, "unknown key")
 	w.reconfigure(s, m.inventory+m.others+m.absent, "Plugin reconfigured")
@@ -124,9 +124,9 @@ func (w *world) monitored() *monitored {
 	return m
 }
 
-// calm checks that the server shows all that the alert rules and the documentation ask for although
-// nothing has happened yet, and that no alert's query has a result once the plugin lives. It returns
-// what the server has shown.
+// calm checks that the server shows everything that the alert rules and the documentation ask for before
+// anything has happened, and that no alert's query has a result once the plugin is alive. It returns what
+// the server has shown.
 func (w *world) calm(s *spiretest.Server, m *monitored, rules []rulefmt.Rule) shown {
 	w.t.Helper()
 	queries := documentedQueries(w.t)

@@ -37,10 +37,10 @@ func (w *world) hold(tpm *swtpmtest.TPM, d time.Duration) {
 	time.AfterFunc(d, func() { conn.Close() })
 }
 
-// An agent whose key is in the TPM is an agent like any other: it rotates its SVID, with the slots in turn,
-// and goes on with the same SVID after its restart and the machine's. A TPM that is away or held by
-// another program delays it. A copy of its data is worth nothing on a machine with another TPM, whether
-// that machine is enrolled or not. Servers need not know of it.
+// An agent whose key is in the TPM works like any other agent: it rotates its SVID, with the slots in turn,
+// and keeps the same SVID when it restarts and when the machine does. A TPM that is missing or held by
+// another program only delays the agent. A copy of its data is worth nothing on a machine with another TPM,
+// whether that machine is enrolled or not. The server needs no setting for this.
 func TestAgentWithItsKeyInTheTPM(t *testing.T) {
 	w := newWorldFor(t, 3*time.Minute)
 	hashes := w.folder("hashes")

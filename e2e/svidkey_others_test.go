@@ -28,8 +28,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
-// issued is what a server issues to everybody but this plugin's agents: what of it is the same
-// each time.
+// issued is what a server issues to everybody but this plugin's agents, without what differs each time.
 func (w *world) issued(c spiretest.ServerConfig) map[string]string {
 	w.t.Helper()
 	s := w.server(c)
@@ -180,7 +179,7 @@ func (w *world) chain(ders [][]byte) (chain []*x509.Certificate) {
 	return chain
 }
 
-// document returns what a certificate says, without its keys, numbers and times.
+// document returns what a certificate says, without its keys, serial numbers and times.
 func (w *world) document(der []byte) string {
 	w.t.Helper()
 	cert := w.chain([][]byte{der})[0]
@@ -207,8 +206,8 @@ func (w *world) claims(token string) string {
 	return regexp.MustCompile(`[0-9]`).ReplaceAllString(string(text), "0")
 }
 
-// What SPIRE issues to all others is what it would issue without the composer: agents of other
-// attestors and their renewals, workloads' X.509 and JWT-SVIDs, nested servers, and the server itself.
+// The composer changes nothing of what SPIRE issues to anybody but this plugin's agents: to agents of
+// other attestors and at their renewals, to workloads (X.509 and JWT), to nested servers and to the server.
 func TestSVIDKeyLeavesOthersAlone(t *testing.T) {
 	w := newWorld(t)
 	hashes := w.folder("hashes")

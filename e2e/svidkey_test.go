@@ -215,9 +215,9 @@ func (w *world) composerPID(s *spiretest.Server) int {
 	return 0
 }
 
-// Without a composer, or with one that was killed, no agent of this plugin gets an SVID, under
-// optional too; the agent is told to come again and the log says what to do. A restart mends it,
-// over the socket that the killed one has left.
+// Without a composer, or after the composer was killed, no agent of this plugin gets an SVID, not even
+// with svid_key = "optional". The server answers Unavailable, so the agent tries again, and the log says
+// what to do. A restart mends it, and replaces the socket that the killed composer has left.
 func TestSVIDKeyWithoutComposer(t *testing.T) {
 	w := newWorld(t)
 	hashes, dir := w.folder("hashes"), w.folder("server")
@@ -266,7 +266,7 @@ func TestSVIDKeyWithoutComposer(t *testing.T) {
 	}
 }
 
-// Two servers have one datastore, each a composer of its own: an agent attests to one, and
+// Two servers share a datastore, and each has its own composer: an agent attests to one server, and
 // next time to the other.
 func TestSVIDKeyTwoServers(t *testing.T) {
 	w := newWorld(t)
@@ -302,8 +302,8 @@ func TestSVIDKeyTwoServers(t *testing.T) {
 	}
 }
 
-// Old and new go together while a fleet moves: an older agent and one with its key in the
-// TPM, at a server with optional and at one without svid_key.
+// Old and new versions work together while a fleet migrates: an older agent and one with its key in the
+// TPM, at a server with svid_key = "optional" and at one without svid_key.
 func TestSVIDKeyOptional(t *testing.T) {
 	w := newWorld(t)
 	hashes := w.folder("hashes")
@@ -344,7 +344,7 @@ func TestSVIDKeyOptional(t *testing.T) {
 }
 
 // An agent that was admitted while reattest was false renews its SVID without an attestation, for
-// whatever key it likes. The composer refuses that: nothing is handed over for it.
+// whatever key it likes. The composer refuses that, since nobody has handed over that key.
 func TestSVIDKeyRenewalWithoutAttestation(t *testing.T) {
 	w := newWorld(t)
 	hashes, store := w.folder("hashes"), w.folder("store")
@@ -384,9 +384,9 @@ func hasSVIDKey(a *types.Agent) bool {
 	return slices.ContainsFunc(a.Selectors, func(x *types.Selector) bool { return x.Type == "tpm" && x.Value == "svid_key:tpm" })
 }
 
-// A fleet gets there and back as the guide says, under the same SPIFFE ID: servers with optional, the agent's
-// KeyManager, servers with required, and out again. An agent of which only one of the two settings is taken
-// out is told what is wrong; with its key on the disk it is refused.
+// A fleet moves its keys into the TPM and back as the guide says, and keeps its SPIFFE IDs: first the servers get
+// svid_key = "optional", then the agents KeyManager "tpm", then the servers svid_key = "required". If only one of
+// an agent's two settings is then taken out, the agent's log says what is wrong; with both out, it is refused.
 func TestSVIDKeyThereAndBack(t *testing.T) {
 	w := newWorld(t)
 	hashes, store, dir := w.folder("hashes"), w.folder("store")+"/datastore.sqlite3", w.folder("agent")
@@ -424,7 +424,7 @@ func TestSVIDKeyThereAndBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.waitLog(s.Process, mark, "Plugin reconfigured", "NodeAttestor")
-	logs("SVID loaded") // which is for the same key
+	logs("SVID loaded") // its SVID is for the same key
 	m.disk = true       // and svid_key_directory is still there
 	logs("Failed to retrieve attestation result", "not the one that its TPM has certified", "svid_key_directory")
 	m.keys = ""
@@ -435,12 +435,12 @@ func TestSVIDKeyThereAndBack(t *testing.T) {
 	s.Stop()
 
 	s = w.server(spiretest.ServerConfig{PluginData: fmt.Sprintf("hash_path = %q", hashes), DatastorePath: store})
-	_ = os.Remove(filepath.Join(dir, "agent-data.json")) // has the bundle of before: this server's CA is a new one
+	_ = os.Remove(filepath.Join(dir, "agent-data.json")) // has the earlier server's bundle; this server has a new CA
 	attests(false)
 }
 
-// A copy of a machine's data is worth nothing on a machine with another TPM: if that is
-// enrolled, it attests as itself, otherwise it is refused.
+// A copy of a machine's data is worth nothing on a machine with another TPM: that machine attests as
+// itself if it is enrolled, and is refused otherwise.
 func TestSVIDKeyCopiedData(t *testing.T) {
 	w := newWorld(t)
 	hashes := w.folder("hashes")
@@ -460,8 +460,8 @@ func TestSVIDKeyCopiedData(t *testing.T) {
 	}
 }
 
-// Beside a running server, validate touches nothing; the socket can be another one by
-// SIGUSR1; a second server with the same socket does not start, and the first serves on.
+// While a server runs, validate changes nothing, and SIGUSR1 can move the socket. A second server with
+// the same socket does not start, and the first one goes on.
 func TestSVIDKeyConfigurations(t *testing.T) {
 	w := newWorld(t)
 	hashes, dir := w.folder("hashes"), w.folder("server")

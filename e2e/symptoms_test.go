@@ -16,8 +16,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/e2e/spiretest"
 )
 
-// Whoever follows the page on troubleshooting compares SPIRE's log with what the page quotes. So
-// each of these faults makes a real agent log it. A release of SPIRE with other words fails here.
+// Whoever follows the page on troubleshooting compares SPIRE's log with what the page quotes. So this
+// test makes a real agent log each message. If a release of SPIRE changes the words, the test fails.
 func TestSymptomsInSPIREsLog(t *testing.T) {
 	w := newWorld(t)
 	hashes := w.folder("hashes")
@@ -97,7 +97,7 @@ func quotedOfSPIRE(page string) (all []string) {
 	return all
 }
 
-// changedAgent starts an agent with another one's configuration, in which a text is replaced.
+// changedAgent starts an agent with the configuration of another agent, in which a text is replaced.
 func (w *world) changedAgent(dir, old, changed string) *spiretest.Process {
 	w.t.Helper()
 	own := w.folder("changed")
