@@ -8,7 +8,7 @@ MODULE  := github.com/spire-tpm/spire-tpm-attestor
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-# The simulator of a TPM needs cgo: it is in tests only, behind this tag.
+# The TPM simulator needs cgo. Only tests use it, behind this tag.
 TESTFLAGS ?= -tags simulator
 FUZZTIME  ?= 10s
 # Tests wait for servers and TPMs, so more packages are tested at once than there are processors.
@@ -116,7 +116,7 @@ try-packages: need-go ## install, use, change over and back, in a new Debian (ne
 try-charts: need-go ## the configurations that Helm charts render, with the images (needs root; CHARTS=FOLDER)
 	@packaging/try/charts "$(CHARTS)"
 
-# What is installed, by apt, before a target that needs it.
+# Installs by apt what a target needs, before the target runs.
 .PHONY: test-packages lint-packages
 test-packages lint-packages: %-packages: need-go
 	@e2e/install.sh $*

@@ -1,9 +1,9 @@
-// Chartcheck tries what a chart renders of the configurations of both plugins, without a cluster:
+// Chartcheck tries, without a cluster, what a chart renders for both plugins:
 //
 //	chartcheck -dist FOLDER [-configmap NAME=FOLDER]... [-pubhash HASH] RENDERED
 //
-// For the server and for the agents, it lays out the volumes of the pod, runs each init container that is of
-// this project's images, or of busybox, in a chroot of the image with its volumes, user and command, and then
+// For the server and for the agents, it lays out the volumes of the pod, runs each init container that has one of
+// this project's images, or busybox, in a chroot of the image with its volumes, user and command, and then
 // looks at what SPIRE's container would see: plugin_cmd must be this release's plugin, and the configuration
 // must pass the plugin's validation there. FOLDER is what packaging/build makes, with the image with a shell.
 //
@@ -49,7 +49,7 @@ func main() {
 	}
 }
 
-// folders are folders by name.
+// folders has the path of each folder by its name.
 type folders map[string]string
 
 // String implements flag.Value.
@@ -73,7 +73,7 @@ type checker struct {
 	rendered   map[string]object
 }
 
-// What is read of Kubernetes' objects.
+// The parts of Kubernetes' objects that this program reads.
 type (
 	object struct {
 		Kind     string

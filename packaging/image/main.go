@@ -49,7 +49,7 @@ type release struct {
 	script   []byte
 }
 
-// paths are paths by architecture.
+// paths has a path for each architecture.
 type paths map[string]string
 
 // String implements flag.Value.

@@ -1,5 +1,5 @@
 // Notices writes what has to be shipped with a program: the licences of everything that is linked into it, or a
-// bill of materials. It reads from the program itself what is linked into it.
+// bill of materials. It finds out from the program itself what that is.
 //
 //	notices licences PROGRAM...           the licences, as text
 //	notices sbom NAME VERSION PROGRAM...  CycloneDX 1.6, as JSON
