@@ -93,9 +93,9 @@ func runBuild(cmd *cobra.Command, f *buildFlags, output cli.Format, names []stri
 	if err != nil {
 		return err
 	}
-	// Memory counts more than time here: a list of a million machines is made where it is
-	// used, on a small server.
-	const garbage = 25 // as a share of what is in use, in percent
+	// Memory matters more than time here: an operator may build a list of a million machines on a
+	// small server.
+	const garbage = 25 // in percent of the memory in use
 	defer debug.SetGCPercent(debug.SetGCPercent(garbage))
 	g := newGather(cmd, f.from, f.allowEmpty)
 	defer g.progress.End()
@@ -103,7 +103,7 @@ func runBuild(cmd *cobra.Command, f *buildFlags, output cli.Format, names []stri
 	return f.finish(cmd, g, output, d, err)
 }
 
-// header returns the header that the flags ask for, instead of or beside another one.
+// header returns h with the values of the flags that are set.
 func (f *buildFlags) header(cmd *cobra.Command, h list.Header) (list.Header, error) {
 	if cmd.Flags().Changed("serial") {
 		h.Serial, h.HasSerial = f.serial, true
@@ -126,7 +126,8 @@ func (f *buildFlags) header(cmd *cobra.Command, h list.Header) (list.Header, err
 	return h, nil
 }
 
-// finish writes the list that was made, or tells the mistakes in the inputs.
+// finish writes the list d and prints a summary. If err has the mistakes in the inputs, finish reports them and
+// writes nothing.
 func (f *buildFlags) finish(cmd *cobra.Command, g *gather, output cli.Format, d *ekhashes.Document, err error) error {
 	if err == nil && d.Len() == 0 && !f.allowEmpty {
 		err = finding.MistakesError{{
@@ -154,7 +155,7 @@ func (f *buildFlags) finish(cmd *cobra.Command, g *gather, output cli.Format, d 
 	return f.print(cmd, output, result)
 }
 
-// refuse tells the mistakes.
+// refuse reports the mistakes, and returns the exit code as an error.
 func (f *buildFlags) refuse(
 	cmd *cobra.Command, g *gather, output cli.Format, r built, mistakes finding.MistakesError,
 ) error {
@@ -174,7 +175,7 @@ func (f *buildFlags) refuse(
 	return cli.Exit(cli.ExitRefused, errors.New("nothing was written: mend the mistakes above"))
 }
 
-// print says what was written. If the list itself is on standard output, that is beside it.
+// print says what was written. If the list itself goes to standard output, print uses standard error.
 func (f *buildFlags) print(cmd *cobra.Command, output cli.Format, r built) error {
 	if output == cli.JSON {
 		return cli.PrintJSON(cmd, r)
@@ -239,7 +240,8 @@ func runConvert(cmd *cobra.Command, f *buildFlags, output cli.Format, name strin
 	return f.finish(cmd, g, output, d, err)
 }
 
-// rewrite returns a list with the header that it has in the form that is asked for.
+// rewrite returns the list d with its header, changed as the flags say. Only JSON has a header: for any other form,
+// rewrite leaves it out and adds a warning.
 func (f *buildFlags) rewrite(
 	cmd *cobra.Command, g *gather, name string, d *ekhashes.Document,
 ) (*ekhashes.Document, error) {
@@ -256,7 +258,7 @@ func (f *buildFlags) rewrite(
 	return d.WithHeader(h)
 }
 
-// check returns what is wrong with the flags together, and chooses the form.
+// check returns an error if flags contradict each other, and otherwise chooses the form.
 func (f *buildFlags) check(h list.Header, output cli.Format) error {
 	if err := f.target.check(h != (list.Header{}), output); err != nil {
 		return err

@@ -13,14 +13,14 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 )
 
-// columns says which column of a CSV file holds what; -1 if no column does. doubtful are the
-// columns that mean nothing, by number.
+// columns has the index of each column that is read, or -1 if the CSV file does not have it. doubtful has
+// the titles of all other columns, by index.
 type columns struct {
 	hash, name, labels int
 	doubtful           map[int]string
 }
 
-// columnsOf reads a header row. Case, blanks, "_" and "-" do not matter.
+// columnsOf reads a header row. It ignores case, blanks, "_" and "-" in the titles.
 func columnsOf(header []string) (columns, error) {
 	c := columns{hash: -1, name: -1, labels: -1, doubtful: map[int]string{}}
 	for i, title := range header {
@@ -47,11 +47,11 @@ func columnsOf(header []string) (columns, error) {
 	return c, nil
 }
 
-// separators are what may stand between the columns. Spreadsheets write the one that their
-// country's numbers leave free.
+// separators are the characters that may separate columns. Spreadsheets write semicolons in countries whose
+// numbers have a decimal comma.
 const separators = ",;\t"
 
-// separatorOf returns what separates the columns of a header row.
+// separatorOf returns the first separator in a header row, or a comma if it has none.
 func separatorOf(header string) rune {
 	if i := strings.IndexAny(header, separators); i >= 0 {
 		return rune(header[i])
@@ -67,15 +67,15 @@ func splitHeader(header string) []string {
 	return titles
 }
 
-// csv reads an entry in each row.
+// csv reads an entry from each row of a CSV file.
 func (g *gather) csv(name string, in *bufio.Reader) error {
 	g.begin(name, true)
 	begin, err := in.Peek(sniffed)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
-	if strings.HasPrefix(string(begin[:min(len(begin), 3)]), "\ufeff") { // as Excel writes it
-		_, _ = in.Discard(len("\ufeff")) // they are there
+	if strings.HasPrefix(string(begin[:min(len(begin), 3)]), "\ufeff") { // Excel writes a byte order mark
+		_, _ = in.Discard(len("\ufeff")) // cannot fail: Peek has buffered it
 		begin = begin[len("\ufeff"):]
 	}
 	first, _, _ := strings.Cut(string(begin), "\n")
@@ -111,7 +111,7 @@ func (g *gather) csv(name string, in *bufio.Reader) error {
 	}
 }
 
-// csvError notes what is wrong with a row that begins in a line or before.
+// csvError notes an error as a mistake in a line. If the error says in which line the row begins, that line counts.
 func (g *gather) csvError(name string, line int, err error) error {
 	m := finding.Mistake{File: name, Line: line, Problem: err.Error()}
 	if errors.Is(err, io.EOF) {
@@ -126,9 +126,9 @@ func (g *gather) csvError(name string, line int, err error) error {
 	return g.wrong(m)
 }
 
-// csvRow reads a row.
+// csvRow adds the entry in a row.
 func (g *gather) csvRow(name string, line int, c columns, row []string) error {
-	if strings.TrimSpace(strings.Join(row, "")) == "" { // as spreadsheets leave them at the end
+	if strings.TrimSpace(strings.Join(row, "")) == "" { // spreadsheets leave empty rows at the end
 		return nil
 	}
 	hash, err := ekhashes.ParseHash([]byte(strings.TrimSpace(row[c.hash])))
@@ -159,8 +159,8 @@ func jsonValue(field string) []byte {
 	return strconv.AppendQuote(nil, field)
 }
 
-// A rowBudget is a reader that fails if a row is too long: a quote that is never closed would
-// otherwise take the whole file for one field.
+// A rowBudget is a reader that fails if a row is too long. Without it, a quote that is never closed would
+// turn the rest of the file into one field.
 type rowBudget struct {
 	in   io.Reader
 	left int

@@ -131,8 +131,8 @@ func compare(older, newer iter.Seq[ekhashes.Entry]) *diffed {
 	return d
 }
 
-// printDiff prints the differences. Names come from lists, in which control characters are
-// mistakes, so a terminal can take them.
+// printDiff prints the differences. The names are safe for a terminal: the parser of lists refuses control
+// characters.
 func printDiff(cmd *cobra.Command, output cli.Format, d *diffed) error {
 	if output == cli.JSON {
 		return cli.PrintJSON(cmd, d)

@@ -15,10 +15,10 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 )
 
-// A gather reads entries from any kind of input into one list, row by row: it never holds a
-// file and the list at once, except for a file that is a list itself.
+// A gather reads entries from any kind of input into one list. It reads CSV and NDJSON row by row, and never
+// holds the whole file in memory.
 type gather struct {
-	ctx        context.Context //nolint:containedctx // of one command
+	ctx        context.Context //nolint:containedctx // a gather serves one command
 	cmd        *cobra.Command
 	from       inputKind
 	allowEmpty bool
@@ -26,21 +26,21 @@ type gather struct {
 
 	builder  *ekhashes.Builder
 	inputs   []numbered
-	next     uint32 // the number that the next entry gets at least
+	next     uint32 // the lowest number that the next entry may get
 	mistakes []finding.Mistake
 	warnings warnings
 }
 
-// numbered says which numbers the entries of an input have: from first on, the line of each
-// added if lines is true.
+// numbered says which numbers the entries of an input have. They begin at first; if lines is true, the number of
+// an entry is first plus its line.
 type numbered struct {
 	name  string
 	first uint32
 	lines bool
 }
 
-// newGather begins to read. Entries that say the same of a machine count once. The caller
-// must call end on its progress.
+// newGather returns a gather, which counts entries once if they describe a machine in the same way. The caller
+// must call progress.End.
 func newGather(cmd *cobra.Command, from inputKind, allowEmpty bool) *gather {
 	g := &gather{ctx: cmd.Context(), cmd: cmd, from: from, allowEmpty: allowEmpty}
 	g.builder = ekhashes.NewBuilder(g.place, true)
@@ -48,7 +48,7 @@ func newGather(cmd *cobra.Command, from inputKind, allowEmpty bool) *gather {
 	return g
 }
 
-// place says where an entry is from.
+// place returns the input and, if there is one, the line of the entry with the number at.
 func (g *gather) place(at uint32, hash sources.EKHash) string {
 	i, found := slices.BinarySearchFunc(g.inputs, at, func(n numbered, at uint32) int {
 		if n.first < at {
@@ -65,17 +65,17 @@ func (g *gather) place(at uint32, hash sources.EKHash) string {
 	return fmt.Sprintf("%s (hash %.8s…)", g.inputs[i].name, hash)
 }
 
-// begin notes that the entries that follow are from an input.
+// begin notes that the next entries come from the input name. lines says whether they have lines.
 func (g *gather) begin(name string, lines bool) {
 	g.progress.Now("reading " + name)
 	g.inputs = append(g.inputs, numbered{name, g.next, lines})
 	g.next++
 }
 
-// errEnough ends the reading: there are as many mistakes as are told.
+// errEnough stops the reading: there are already as many mistakes as are reported.
 var errEnough = errors.New("enough mistakes")
 
-// add adds an entry of the input that was begun last. line is 0 if it has none.
+// add adds an entry of the current input. line is 0 if the entry has none.
 func (g *gather) add(line int, e ekhashes.Entry) error {
 	const often = 1 << 12
 	if g.builder.Added()%often == 0 && g.ctx.Err() != nil {
@@ -83,7 +83,7 @@ func (g *gather) add(line int, e ekhashes.Entry) error {
 	}
 	g.progress.Add(1)
 	in := g.inputs[len(g.inputs)-1]
-	at := in.first + uint32(line) // of a file of at most maxRows bytes
+	at := in.first + uint32(line) // fits, since a file has at most maxRows bytes
 	g.next = at + 1
 	err := g.builder.Add(at, e)
 	if problem, ok := errors.AsType[*list.FormatError](err); ok {
@@ -92,7 +92,7 @@ func (g *gather) add(line int, e ekhashes.Entry) error {
 	return err
 }
 
-// wrong notes a mistake, and returns errEnough if it is the last to be told.
+// wrong notes mistakes, and returns errEnough if no more are reported after them.
 func (g *gather) wrong(more ...finding.Mistake) error {
 	g.mistakes = append(g.mistakes, more...)
 	if len(g.mistakes) >= list.MaxMistakes {
@@ -102,8 +102,8 @@ func (g *gather) wrong(more ...finding.Mistake) error {
 	return nil
 }
 
-// all reads all inputs and returns the list of their entries. The error is a finding.MistakesError if
-// something is wrong with what was read.
+// all reads all inputs and returns the list of their entries. The error is a finding.MistakesError if an
+// input has mistakes.
 func (g *gather) all(names []string, header list.Header) (*ekhashes.Document, error) {
 	for _, name := range names {
 		if err := g.read(name); errors.Is(err, errEnough) {
@@ -119,7 +119,7 @@ func (g *gather) all(names []string, header list.Header) (*ekhashes.Document, er
 	d, err := g.builder.Build(header)
 	if several, ok := errors.AsType[list.FormatErrors](err); ok {
 		for _, one := range several {
-			_ = g.wrong(finding.Mistake{File: one.Place, Problem: one.Problem}) // there are not more
+			_ = g.wrong(finding.Mistake{File: one.Place, Problem: one.Problem}) // errEnough has nothing left to stop
 		}
 		return nil, finding.MistakesError(g.mistakes)
 	}
@@ -129,7 +129,7 @@ func (g *gather) all(names []string, header list.Header) (*ekhashes.Document, er
 	return d, err
 }
 
-// warnings are told once each, with the first place.
+// warnings has each warning once, with the first place that it is about.
 type warnings struct {
 	order []*warning
 	known map[string]*warning

@@ -52,13 +52,13 @@ func (k *inputKind) Set(s string) error {
 func (*inputKind) Type() string { return "kind" }
 
 const (
-	// maxRows is the size of the largest CSV or NDJSON file that is read, in bytes. Only a
-	// row of it is held at a time.
+	// maxRows is the size of the largest CSV or NDJSON file that is read, in bytes. Only one row of
+	// it is in memory at a time.
 	maxRows = 2 << 30
-	// maxRow is the size of the largest row, in bytes: an entry with all the labels that are
-	// allowed, each character escaped.
+	// maxRow is the size of the largest row, in bytes: it is enough for an entry with all the
+	// labels that are allowed and each character escaped.
 	maxRow = 256 << 10
-	// maxKeyFiles is how many files with keys are read from a folder.
+	// maxKeyFiles limits a folder of keys, which must have fewer files and folders in it.
 	maxKeyFiles = 1 << 20
 )
 
@@ -85,7 +85,7 @@ func (g *gather) read(name string) error {
 	}
 	kind := g.from
 	if isUTF16 := bytes.HasPrefix(begin, []byte("\xff\xfe")) || bytes.HasPrefix(begin, []byte("\xfe\xff")); isUTF16 {
-		kind = fromList // whose parser says what to do
+		kind = fromList // the parser of lists tells the user what to do
 	} else if kind == fromAuto {
 		kind = kindOf(name, begin)
 	}
@@ -102,7 +102,8 @@ func (g *gather) read(name string) error {
 	return g.list(name, rewound(file, in))
 }
 
-// rewound returns a file from its beginning, or what was buffered of it if it cannot be rewound.
+// rewound returns the file, rewound to its beginning. If it cannot be rewound, rewound returns in, from which
+// nothing has been taken yet.
 func rewound(file io.Reader, in *bufio.Reader) io.Reader {
 	if seeker, ok := file.(io.Seeker); ok {
 		if _, err := seeker.Seek(0, io.SeekStart); err == nil {
@@ -112,10 +113,10 @@ func rewound(file io.Reader, in *bufio.Reader) io.Reader {
 	return in
 }
 
-// sniffed is how much of a file is looked at to tell what it is.
+// sniffed is how many bytes of a file are looked at to recognize its kind.
 const sniffed = 64 << 10
 
-// kindOf returns the kind of a file, by its name or its beginning.
+// kindOf recognizes the kind of a file by its name, or else by its beginning.
 func kindOf(name string, begin []byte) inputKind {
 	switch strings.ToLower(filepath.Ext(name)) {
 	case ".csv":
@@ -123,12 +124,12 @@ func kindOf(name string, begin []byte) inputKind {
 	case ".ndjson", ".jsonl":
 		return fromNDJSON
 	}
-	head := begin[:min(len(begin), 64)] // text that is cut within a character is no binary
+	head := begin[:min(len(begin), 64)] // may end within a character, which does not make it binary
 	if bytes.IndexByte(head, 0) >= 0 || !utf8.Valid(head[:max(0, len(head)-utf8.UTFMax)]) {
 		return fromKeys
 	}
 	begin = bytes.TrimLeft(smallfile.TrimMark(begin), " \t\r\n")
-	// A list in which somebody has pasted PEM is a list: its hashes must not be passed over.
+	// A file that begins with a hash is a list, even if somebody has pasted PEM into it: no hash may be skipped.
 	word := begin[:min(len(begin), 2*len(sources.EKHash{}))]
 	if _, err := ekhashes.ParseHash(word); err != nil && bytes.Contains(begin, []byte("-----BEGIN")) {
 		return fromKeys
@@ -150,7 +151,7 @@ func kindOf(name string, begin []byte) inputKind {
 	return fromList
 }
 
-// list reads a list in one of its forms.
+// list reads a list, as text or JSON, and adds its entries.
 func (g *gather) list(name string, in io.Reader) error {
 	d, err := g.document(name, in)
 	if err != nil || d == nil {
@@ -165,7 +166,7 @@ func (g *gather) list(name string, in io.Reader) error {
 	return nil
 }
 
-// document reads a list whole. If there are mistakes in it, it notes them and returns nil.
+// document reads a whole list. If the list has mistakes, document notes them and returns no list.
 func (g *gather) document(name string, in io.Reader) (*ekhashes.Document, error) {
 	content, err := limited(name, in, maxList)
 	if err != nil {
@@ -181,7 +182,7 @@ func (g *gather) document(name string, in io.Reader) (*ekhashes.Document, error)
 	return d, nil
 }
 
-// limited reads a stream whole, or returns an error if it is longer than most bytes.
+// limited reads a whole stream. It returns an error if the stream is longer than most bytes.
 func limited(name string, in io.Reader, most int64) ([]byte, error) {
 	content, err := input.ReadAll(in, most)
 	if errors.Is(err, input.ErrTooLong) {
@@ -209,7 +210,8 @@ func (g *gather) keys(name string, in io.Reader) error {
 	return nil
 }
 
-// folder reads a folder: of files that are named by hashes, or of keys if no file is.
+// folder reads a folder whose files are named by hashes. Without --from, it reads the files as keys if none is
+// named by a hash.
 func (g *gather) folder(name string) error {
 	if g.from != fromAuto && g.from != fromHashes && g.from != fromKeys {
 		return cli.UsageError("%s is a folder: --from %s is for files", name, g.from)
@@ -249,8 +251,8 @@ func (g *gather) folder(name string) error {
 	return nil
 }
 
-// keyFolder reads the files of keys and certificates in a folder. Names that begin with a dot
-// and folders are passed over.
+// keyFolder reads the files of keys and certificates in a folder. It skips folders, and names that begin with
+// a dot.
 func (g *gather) keyFolder(name string) error {
 	folder, err := os.Open(name) //nolint:gosec // G304: the operator names it
 	if err != nil {
@@ -264,7 +266,7 @@ func (g *gather) keyFolder(name string) error {
 	read := 0
 	for _, entry := range files {
 		path := filepath.Join(name, entry.Name())
-		info, err := os.Stat(path) // which follows links
+		info, err := os.Stat(path) // follows links
 		if strings.HasPrefix(entry.Name(), ".") || err == nil && info.IsDir() {
 			continue
 		}
@@ -296,8 +298,8 @@ func (g *gather) keyFile(path string) error {
 	return g.keys(path, file)
 }
 
-// A bounded reader fails at the end of what it may read, if there is more: rows that are left
-// out would be machines that are left out.
+// A bounded reader fails if it reads more than left bytes. Ending there without an error would leave machines out
+// of the list.
 type bounded struct {
 	in   io.Reader
 	left int64
@@ -312,7 +314,7 @@ func (b *bounded) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// ndjson reads an entry on each line.
+// ndjson reads an entry from each line.
 func (g *gather) ndjson(name string, in io.Reader) error {
 	g.begin(name, true)
 	rows := bufio.NewScanner(&bounded{in, maxRows})
@@ -356,7 +358,7 @@ func (g *gather) row(name string, line int, row []byte) error {
 	return g.add(line, e)
 }
 
-// readFolder reads a folder of hashes as a list.
+// readFolder reads a folder whose files are named by hashes into a list.
 func (g *gather) readFolder(name string) (*ekhashes.Document, error) {
 	g.from = fromHashes
 	d, err := g.all([]string{name}, list.Header{})
@@ -367,7 +369,7 @@ func (g *gather) readFolder(name string) (*ekhashes.Document, error) {
 	return d, err
 }
 
-// readDocument reads one list, in any of its forms or as a folder of hashes, with its header.
+// readDocument reads one list with its header: text, JSON, or a folder whose files are named by hashes.
 func (g *gather) readDocument(name string) (*ekhashes.Document, error) {
 	info, err := os.Stat(name)
 	if name != "-" && err != nil {

@@ -55,12 +55,12 @@ type lintedList struct {
 	Mistakes []finding.Mistake `json:"mistakes"`
 	Warnings []string          `json:"warnings"`
 
-	words string // the header
+	words string // the header in words
 }
 
 func runLint(cmd *cobra.Command, opts ekhashes.Options, output cli.Format, names []string) error {
 	result := linted{Version: 1, Valid: true}
-	var unread []error // a list that cannot be read hides no mistake in the others
+	var unread []error // the other lists are checked all the same
 	for _, name := range names {
 		l, err := lint(cmd, opts, name)
 		if err != nil {
@@ -131,14 +131,14 @@ func lintDocument(cmd *cobra.Command, opts ekhashes.Options, name string) (docum
 	if err != nil {
 		return nil, nil, err
 	}
-	d, err := asServer(cmd.Context(), name, data, opts)
+	d, err := loadAsServer(cmd.Context(), name, data, opts)
 	if err != nil {
 		return nil, nil, err
 	}
 	return d, placed(name, d.Warnings()), nil
 }
 
-// placed returns warnings with the name of the file that they are about.
+// placed puts the name of the file before each warning.
 func placed(name string, warnings []string) []string {
 	for i, w := range warnings {
 		warnings[i] = name + ": " + w

@@ -1,4 +1,4 @@
-// Package list is the commands that make, check, compare and sign lists.
+// Package list has the commands that make, check, compare and sign lists.
 package list
 
 import (
@@ -32,25 +32,25 @@ for each machine. It reads them with the servers' own parsers.`,
 		newVerify(output))
 }
 
-// maxList is the size of the largest list that is read, in bytes: what a server reads unless
-// max_bytes says otherwise.
+// maxList is the size of the largest list that is read, in bytes. It is the limit of a server without
+// max_bytes.
 const maxList = list.DefaultMaxBytes
 
-// A document is what a list says: EK hashes, or boot profiles.
+// A document is a list that was parsed, of EK hashes or of boot profiles.
 type document interface {
 	Header() list.Header
 	Len() int
 	Warnings() []string
 }
 
-// asServer reads a list as a server does: with the server's own parser, and with all that the server
-// requires of a list besides. The error is a finding.MistakesError.
-func asServer(ctx context.Context, file string, data []byte, opts ekhashes.Options) (document, error) {
-	return served(ctx, file, list.Copy{Data: data, At: time.Now()}, opts, nil)
+// loadAsServer loads a list with the server's code, so that it refuses whatever a server would refuse. If it
+// refuses the list, the error is a finding.MistakesError.
+func loadAsServer(ctx context.Context, file string, data []byte, opts ekhashes.Options) (document, error) {
+	return loadSigned(ctx, file, list.Copy{Data: data, At: time.Now()}, opts, nil)
 }
 
-// served reads a list as asServer does, and verifies its signature if signing is not nil.
-func served(
+// loadSigned loads a list as loadAsServer does, and verifies its signature if signing is not nil.
+func loadSigned(
 	ctx context.Context, file string, c list.Copy, opts ekhashes.Options, signing *list.Signing,
 ) (document, error) {
 	parse := func(data []byte) (*ekhashes.Document, error) { return ekhashes.Parse(data, opts) }
@@ -64,11 +64,11 @@ func served(
 	return d, err
 }
 
-// load reads a list of one kind.
+// load loads a list of the kind that parse reads.
 func load[T list.Content[T]](
 	ctx context.Context, file string, c list.Copy, parse list.Parse[T], signing *list.Signing,
 ) (document, error) {
-	l, err := list.New(parse, inHand(c), list.Config{Signing: signing})
+	l, err := list.New(parse, origin(c), list.Config{Signing: signing})
 	if err != nil {
 		return nil, err
 	}
@@ -91,14 +91,14 @@ func hasProfiles(data []byte) bool {
 	return json.Unmarshal(data, &fields) == nil && fields.Keys == nil && fields.Profiles != nil
 }
 
-// inHand is an origin that has one list.
-type inHand list.Copy
+// origin is a list.Origin that always returns the same copy.
+type origin list.Copy
 
 // Read implements list.Origin.
-func (o inHand) Read(context.Context, string) (list.Copy, error) { return list.Copy(o), nil }
+func (o origin) Read(context.Context, string) (list.Copy, error) { return list.Copy(o), nil }
 
 // Warnings implements list.Origin.
-func (inHand) Warnings() []string { return nil }
+func (origin) Warnings() []string { return nil }
 
 // An entryJSON is the JSON form of an entry of a list.
 type entryJSON struct {
@@ -109,7 +109,7 @@ type entryJSON struct {
 
 func toJSON(e ekhashes.Entry) entryJSON { return entryJSON{e.Hash.String(), e.Name, e.Labels} }
 
-// headerJSON is the JSON form of what a list says about itself.
+// headerJSON is the JSON form of a list's header.
 type headerJSON struct {
 	Serial  *uint64 `json:"serial,omitempty"`
 	Expires string  `json:"expires,omitempty"`
@@ -127,7 +127,7 @@ func headerToJSON(h list.Header) headerJSON {
 	return j
 }
 
-// words returns a header in words, or nothing.
+// words returns a header in words, or an empty string if the header is empty.
 func words(h list.Header) string {
 	var parts []string
 	if h.HasSerial {
@@ -142,7 +142,7 @@ func words(h list.Header) string {
 	return strings.Join(parts, ", ")
 }
 
-// printMessages prints a line each on standard error.
+// printMessages prints each message on a line of standard error, with before in front of it.
 func printMessages[T any](cmd *cobra.Command, before string, messages []T) error {
 	var text strings.Builder
 	for _, m := range messages {

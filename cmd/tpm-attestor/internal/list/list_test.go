@@ -150,7 +150,7 @@ func FuzzLint(f *testing.F) {
 			t.Fatal(err)
 		}
 		refused := server.Load(t.Context())
-		d, mistakes := asServer(t.Context(), path, data, ekhashes.Options{AllowEmpty: allowEmpty})
+		d, mistakes := loadAsServer(t.Context(), path, data, ekhashes.Options{AllowEmpty: allowEmpty})
 		if (refused == nil) != (mistakes == nil) || (d == nil) != (mistakes != nil) {
 			t.Fatalf("the server says %v, lint says %v", refused, mistakes)
 		}
@@ -218,7 +218,7 @@ func FuzzBuild(f *testing.F) {
 			if code != 0 {
 				continue
 			}
-			if _, err := asServer(t.Context(), "built", []byte(out.String()), ekhashes.Options{AllowEmpty: true}); err != nil {
+			if _, err := loadAsServer(t.Context(), "built", []byte(out.String()), ekhashes.Options{AllowEmpty: true}); err != nil {
 				t.Fatalf("%q makes a list that is none: %v\n%s", args, err, &out)
 			}
 		}

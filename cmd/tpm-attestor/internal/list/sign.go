@@ -28,7 +28,7 @@ type signFlags struct {
 	listID    string
 }
 
-// signatureOf returns where the signature of a list is.
+// signatureOf returns the path of a list's signature.
 func (f *signFlags) signatureOf(name string) (string, error) {
 	switch {
 	case f.signature == "-":
@@ -127,10 +127,10 @@ func runSign(cmd *cobra.Command, f *signFlags, output cli.Format, name string) e
 	return result.print(cmd, output, d, id)
 }
 
-// signable reads a list that is to be signed. The error is a finding.MistakesError if no server would
-// take it with a signature.
+// signable loads a list that is to be signed. The error is a finding.MistakesError if a server would refuse
+// the list even with a valid signature.
 func signable(cmd *cobra.Command, name string, data []byte) (document, error) {
-	d, err := asServer(cmd.Context(), name, data, ekhashes.Options{JSON: true})
+	d, err := loadAsServer(cmd.Context(), name, data, ekhashes.Options{JSON: true})
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +162,7 @@ func keyID(public any) (string, error) {
 	return hex.EncodeToString(id[:]), nil
 }
 
-// refuse tells why a list is refused.
+// refuse reports the mistakes in err, and returns the exit code as an error. Any other err it returns as it is.
 func (r *signed) refuse(cmd *cobra.Command, output cli.Format, err error) error {
 	mistakes, ok := errors.AsType[finding.MistakesError](err)
 	if !ok {
@@ -240,13 +240,13 @@ func runVerify(cmd *cobra.Command, f *signFlags, output cli.Format, name string)
 	}
 	signing := &list.Signing{KeyPath: f.key, Name: f.listID}
 	if f.listID == "" {
-		d, err := asServer(cmd.Context(), name, c.Data, ekhashes.Options{JSON: true})
+		d, err := loadAsServer(cmd.Context(), name, c.Data, ekhashes.Options{JSON: true})
 		if err != nil {
 			return result.refuse(cmd, output, err)
 		}
 		signing.Name = d.Header().Name
 	}
-	d, err := served(cmd.Context(), name, c, ekhashes.Options{JSON: true}, signing)
+	d, err := loadSigned(cmd.Context(), name, c, ekhashes.Options{JSON: true}, signing)
 	if err != nil {
 		return result.refuse(cmd, output, err)
 	}

@@ -16,7 +16,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list/ekhashes"
 )
 
-// A form is the value of --form: a form of a list in a file. A folder has formFolder.
+// A form is the form in which a list is written: the value of --form, or formFolder with --to-dir.
 type form string
 
 // The forms.
@@ -61,8 +61,8 @@ func (t *target) register(cmd *cobra.Command) {
 	cli.Complete(cmd, cli.OneOf("text", "json"), "form")
 }
 
-// check returns what is wrong with the flags together, and chooses the form. header says
-// whether the list gets a header.
+// check returns an error if flags contradict each other, and otherwise chooses the form. header says whether
+// the list gets a header.
 func (t *target) check(header bool, output cli.Format) error {
 	if t.to == "-" {
 		t.to = ""
@@ -90,7 +90,7 @@ func (t *target) check(header bool, output cli.Format) error {
 	return nil
 }
 
-// place returns the path that is written; empty if it is standard output.
+// place returns the path to write to, or an empty string for standard output.
 func (t *target) place() string {
 	if t.toDir != "" {
 		return t.toDir
@@ -98,7 +98,7 @@ func (t *target) place() string {
 	return t.to
 }
 
-// write writes a list as a whole or not at all.
+// write writes a list. A file or a folder is written as a whole or not at all.
 func (t *target) write(cmd *cobra.Command, p *cli.Progress, d *ekhashes.Document) error {
 	writeTo := d.WriteText
 	if t.form == formJSON {
@@ -147,7 +147,7 @@ func (t *target) writeFiles(cmd *cobra.Command, folder *os.Root, d *ekhashes.Doc
 	return nil
 }
 
-// writeEntry writes one entry as the source hash_dir reads it.
+// writeEntry writes the file of one entry, as the source hash_dir reads it.
 func writeEntry(folder *os.Root, path string, e ekhashes.Entry) error {
 	const readable = 0o666 // less the umask
 	file, err := folder.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, readable)
