@@ -15,7 +15,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/boltfile"
 )
 
-// may notes whether the user of --user may do something.
+// may adds a finding if the user of --user may not do with a path what want says.
 func (v *validation) may(at, path string, want access.Want) {
 	if v.user == nil {
 		return
@@ -30,7 +30,8 @@ func (v *validation) may(at, path string, want access.Want) {
 	v.denied(at, err)
 }
 
-// denied adds why a user may not use a file. What is missing is found by others.
+// denied adds a finding if err says that the user may not use a file. It skips files that do not exist: other checks
+// report them.
 func (v *validation) denied(at string, err error) {
 	var denied *access.DeniedError
 	switch {
@@ -44,10 +45,10 @@ func (v *validation) denied(at string, err error) {
 	}
 }
 
-// errNotSeen says that the permissions are not known.
+// errNotSeen says that it is not known what the permissions are.
 var errNotSeen = errors.New("the permissions could not be looked at")
 
-// mayUse notes whether the user may use what the configuration names, as the plugin does.
+// mayUse adds findings if the user may not use a path in the configuration in the way the plugin does.
 func (v *validation) mayUse(p config.Path) {
 	if v.user == nil {
 		return
@@ -74,13 +75,13 @@ func (v *validation) mayUse(p config.Path) {
 	}
 }
 
-// A doubt is a warning about permissions.
+// A doubt is an error about permissions that is reported as a warning.
 type doubt struct{ message, action string }
 
 func (d doubt) Error() string { return d.message }
 
-// cache returns what keeps the user from a cache: the plugin makes files in its folder and replaces
-// it, and reads only what belongs to its own user.
+// cache returns what keeps the user from using a cache. The plugin creates files in the folder of the cache,
+// replaces the cache, and reads it only if it belongs to the plugin's user.
 func (v *validation) cache(path string) []error {
 	all := []error{v.user.May(filepath.Dir(path), access.Write|access.Search)}
 	for i, name := range boltfile.Names(path) {
@@ -100,13 +101,13 @@ func (v *validation) cache(path string) []error {
 }
 
 const (
-	// mostDenied is how many files of a folder are told that the user may not read.
+	// mostDenied is how many files in a folder are reported as denied to the user.
 	mostDenied = 20
-	// mostInFolder is how many names in a folder are looked at.
+	// mostInFolder is how many names in a folder are checked.
 	mostInFolder = 10_000
 )
 
-// tree returns what keeps the user from a file, or from a folder and what the plugin reads in it.
+// tree returns what keeps the user from reading a file, or a folder and what the plugin reads in it.
 func (v *validation) tree(ctx context.Context, p config.Path) []error {
 	path := p.Path
 	info, err := os.Stat(path)
@@ -152,13 +153,12 @@ func (v *validation) tree(ctx context.Context, p config.Path) []error {
 	return all
 }
 
-// inFolder returns what keeps the user from a file, or from looking into a folder, and which of them
-// it is.
+// inFolder returns what keeps the user from reading a file or a folder. isFolder is true if it is a folder.
 func (v *validation) inFolder(path string) (isFolder bool, err error) {
 	info, err := os.Stat(path)
 	switch {
 	case err != nil:
-		return false, nil //nolint:nilerr // a dangling link, or gone: others say what that means
+		return false, nil //nolint:nilerr // a dangling link, or gone: other checks report that
 	case info.IsDir():
 		return true, v.user.May(path, access.Read|access.Search)
 	}

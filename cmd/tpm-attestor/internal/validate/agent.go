@@ -13,8 +13,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 )
 
-// checkAgent checks the plugin_data of the agent's node attestor. file is the file that was named. The error says why
-// there is no plugin_data.
+// checkAgent checks the plugin_data of the agent's node attestor. file is the path of the configuration. If err is not
+// nil, it says why there is no plugin_data.
 func (v *validation) checkAgent(file string, data config.Data, err error) {
 	r := v.result
 	r.Side = sideAgent
@@ -46,7 +46,7 @@ func (v *validation) checkAgent(file string, data config.Data, err error) {
 	}
 }
 
-// mayUseTPM notes it if a TPM's device is missing, or if the user may not use it.
+// mayUseTPM adds a finding if a TPM's device does not exist, or if the user may not use it.
 func (v *validation) mayUseTPM(at, device string) {
 	if device == "" {
 		return
@@ -56,7 +56,7 @@ func (v *validation) mayUseTPM(at, device string) {
 	v.may(at, path, access.Read|access.Write)
 }
 
-// readable notes that a file is missing, or that the user may not read it.
+// readable adds a finding if a file does not exist, or if the user may not read it.
 func (v *validation) readable(at, path string) {
 	if path != "" {
 		v.exists(at, path)
@@ -64,7 +64,7 @@ func (v *validation) readable(at, path string) {
 	}
 }
 
-// secretInside warns if others may read a configuration with a password in it.
+// secretInside warns if every user may read a configuration file that has a password in it.
 func (v *validation) secretInside(file string) {
 	if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o007 != 0 {
 		v.result.Findings.Warn("", "chmod o= "+file,
@@ -72,8 +72,8 @@ func (v *validation) secretInside(file string) {
 	}
 }
 
-// exists notes that something is missing. It is asked only if somebody named a user, who is a user
-// of the machine that the configuration is for.
+// exists adds a finding if a path does not exist. It is called only with --user: the user shows that the
+// configuration is for this machine.
 func (v *validation) exists(at, path string) {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		v.result.Findings = append(v.result.Findings, finding.Finding{

@@ -34,7 +34,7 @@ func (v *validation) checkKeyManager(name string, file *config.File) {
 	}
 }
 
-// checkKeys checks the plugin_data of a KeyManager "tpm", and returns it if it is valid.
+// checkKeys checks the plugin_data of a KeyManager "tpm". It returns nil if the plugin_data is not valid.
 func (v *validation) checkKeys(file, path string, data config.Data) *agent.KeyManagerConfig {
 	c, problems := agent.ParseKeyManagerConfig(data.Text)
 	v.result.problemsIn(data, path, problems)
@@ -48,7 +48,7 @@ func (v *validation) checkKeys(file, path string, data config.Data) *agent.KeyMa
 		return &c
 	}
 	v.mayUseTPM(path+"device", c.Device)
-	// The plugin makes the directory in the one above it.
+	// If the directory does not exist, the plugin creates it in its parent.
 	if _, err := os.Stat(c.Directory); err == nil {
 		v.may(path+"directory", c.Directory, access.Read|access.Write|access.Search)
 	} else {
@@ -59,7 +59,8 @@ func (v *validation) checkKeys(file, path string, data config.Data) *agent.KeyMa
 	return &c
 }
 
-// fits checks that the node attestor proves the keys of the key manager. keys is nil if there is no key manager.
+// fits checks that the node attestor proves the keys of KeyManager "tpm". keys is nil if there is no such
+// KeyManager.
 func (v *validation) fits(keys *agent.KeyManagerConfig) {
 	r, a := v.result, v.attestor
 	const at = "svid_key_directory"

@@ -38,7 +38,7 @@ func (s *serverContent) idleRules() {
 	}
 }
 
-// emptyDenyLists warns of lists that deny nobody.
+// emptyDenyLists warns of the lists in deny rules that deny nobody. Rules on trial do not count.
 func (s *serverContent) emptyDenyLists() {
 	said := map[string]bool{}
 	for _, r := range s.config.Policy.Deny {
@@ -51,7 +51,7 @@ func (s *serverContent) emptyDenyLists() {
 	}
 }
 
-// denyList warns of one of them.
+// denyList warns if a source of a deny rule has an empty list, or has never loaded its list from the web server.
 func (s *serverContent) denyList(r policy.Rule, name string) {
 	at := `deny "` + r.Name + `"`
 	if d := s.documents[name]; d != nil {
@@ -74,7 +74,7 @@ func (s *serverContent) denyList(r policy.Rule, name string) {
 	}
 }
 
-// mostShared is how many names that machines share are told.
+// mostShared is how many warnings sharedNames adds at most.
 const mostShared = 20
 
 // sharedNames warns of machines that would get the same SPIFFE ID.

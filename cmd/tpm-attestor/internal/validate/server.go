@@ -36,7 +36,7 @@ func (v *validation) checkServer(file *config.File) {
 	c, err := file.Load(ctx)
 	if err != nil {
 		r.refused(err)
-		// If only files are missing, the rest is looked at all the same.
+		// If only files are missing, the rest is checked all the same.
 		if c, err = file.Parse(); err != nil {
 			return
 		}
@@ -75,15 +75,15 @@ func (r *validated) warned(warnings []config.Warning) {
 	}
 }
 
-// serverContent looks at what the sources of a configuration name.
+// serverContent checks the files, lists and databases that the sources of a configuration name.
 type serverContent struct {
 	*validation
 	config *config.Config
-	// documents are the lists that could be read, by the names of their sources.
+	// documents has the lists that could be read, by the name of the source.
 	documents map[string]*ekhashes.Document
 }
 
-// look looks at what one source names, if that could not hang this command.
+// look checks what one source names, within a time limit: a file system may hang.
 func (s *serverContent) look(m admission.Member) {
 	at := s.config.Place(m.Name)
 	one := content{at: at, network: s.network, validation: s.validation}
@@ -91,7 +91,7 @@ func (s *serverContent) look(m admission.Member) {
 		one.look(ctx, m)
 		return nil
 	})
-	if err != nil { // one may still be written to
+	if err != nil { // one.look may still run, and write to one
 		s.result.Findings.Failed(at, err)
 		return
 	}
@@ -101,7 +101,7 @@ func (s *serverContent) look(m admission.Member) {
 	}
 }
 
-// noteUnfetched tells for which sources nothing was fetched: what they fetch depends on a machine.
+// noteUnfetched tells for which sources nothing was fetched: what they fetch depends on the certificate of a machine.
 func (s *serverContent) noteUnfetched() {
 	var all []string
 	for _, m := range s.config.Members {
@@ -123,24 +123,24 @@ func (s *serverContent) noteUnfetched() {
 	}
 }
 
-// content is what a source names.
+// content checks what one source names, and collects the findings.
 type content struct {
 	*validation
 	at       string // the path of keys of the source
 	network  bool
 	findings finding.List
-	document *ekhashes.Document // nil if it has none, or none that can be read
+	document *ekhashes.Document // the source's list; nil if it has none that could be read
 }
 
-// place returns the path of keys of a field of the source.
+// place returns the path of keys to a field of the source.
 func (c *content) place(field string) string {
 	if strings.HasPrefix(c.at, "source ") {
 		return c.at + ": " + field
 	}
-	return c.at // it is the key itself
+	return c.at // c.at is the field already
 }
 
-// look reads what the source names by the code of the server.
+// look reads what the source names, with the server's code.
 func (c *content) look(ctx context.Context, m admission.Member) {
 	switch cfg := m.Config.(type) {
 	case hashfile.Config:
@@ -148,7 +148,7 @@ func (c *content) look(ctx context.Context, m admission.Member) {
 	case hashdir.Config:
 		c.hashDir(ctx, cfg)
 	case ekca.Config:
-		cfg.CachePath = "" // a cache would be locked, and has nothing that a person wrote
+		cfg.CachePath = "" // loading would lock the cache, in which there is nothing that a person wrote
 		s, err := ekca.New(cfg)
 		c.authorities(ctx, s, err)
 	case devid.Config:
@@ -196,7 +196,7 @@ func (c *content) hashDir(ctx context.Context, cfg hashdir.Config) {
 	}
 	place := func(_ uint32, hash sources.EKHash) string { return filepath.Join(cfg.Path, hash.String()) }
 	var bad []string
-	builder := ekhashes.NewBuilder(place, true) // a machine may have an entry in a shard, too
+	builder := ekhashes.NewBuilder(place, true) // a machine may have a second entry, in a shard
 	warnings, _, err := hashdir.Entries(ctx, cfg.Path, func(
 		path string, hash sources.EKHash, attrs sources.Attributes, err error,
 	) {
@@ -215,13 +215,13 @@ func (c *content) hashDir(ctx context.Context, cfg hashdir.Config) {
 		c.findings.Failed(c.place("path"), err)
 	}
 	c.warnings(c.place("path"), slices.DeleteFunc(warnings, func(w string) bool {
-		return slices.ContainsFunc(bad, func(path string) bool { // it has been told with its path
+		return slices.ContainsFunc(bad, func(path string) bool { // a finding has its path and reason already
 			return strings.HasPrefix(w, fmt.Sprintf("the entry %q cannot be used", path))
 		})
 	}))
 }
 
-// authorities reads the CA files of a source.
+// authorities loads a source with its CA files. err is the error of the source's constructor.
 func (c *content) authorities(ctx context.Context, source interface {
 	sources.Loader
 	sources.Reporter
@@ -281,7 +281,7 @@ func (c *content) fetchList(ctx context.Context, cfg httplist.Config) {
 	c.document, _ = s.Current() // it has just been loaded
 }
 
-// askTable asks the database for a machine that is not there, and counts rows that no look-up finds.
+// askTable looks up a machine that does not exist, and counts the rows that no look-up can find.
 func (c *content) askTable(ctx context.Context, cfg sqltable.Config) {
 	cfg.Timeout = max(cfg.Timeout, countTimeout)
 	s, err := sqltable.New(cfg)
@@ -308,7 +308,7 @@ func (c *content) askTable(ctx context.Context, cfg sqltable.Config) {
 // countTimeout is how long reading a whole table may take.
 const countTimeout = 25 * time.Second
 
-// files checks the small files of a source, and when their certificates expire.
+// files checks the small files that a source names, by the source's own check, and when their certificates expire.
 func (c *content) files(check func(func(string, error)), caPath, certPath string) {
 	wrong := map[string]bool{}
 	check(func(field string, err error) {
@@ -323,11 +323,11 @@ func (c *content) files(check func(func(string, error)), caPath, certPath string
 	}
 }
 
-// soon is how long before a certificate expires that is a warning.
+// soon is how long before a certificate expires validate warns of that.
 const soon = 30 * 24 * time.Hour
 
-// certificates warns of certificates in a PEM file that the server has no use for, or soon none. If
-// they are not CAs', the first is a client's, and the others are its chain.
+// certificates reports the certificates in a PEM file that are of no use to the server, or will soon be of none. If
+// cas is false, the first is a client's certificate, and the others are its chain.
 func (c *content) certificates(at, path string, cas bool) {
 	data, err := smallfile.Read(path, smallfile.MaxPEM)
 	if err != nil {
@@ -341,7 +341,7 @@ func (c *content) certificates(at, path string, cas bool) {
 	}
 	for i, b := range blocks {
 		cert, err := x509.ParseCertificate(b.Bytes)
-		if err != nil { // what has to be one has been checked
+		if err != nil { // files has checked what must be a certificate
 			continue
 		}
 		which := fmt.Sprintf("certificate %d in %s", i+1, path)
@@ -365,7 +365,7 @@ func (c *content) certificates(at, path string, cas bool) {
 	}
 }
 
-// warnings adds warnings of a source. Those about a file begin with its quoted path.
+// warnings adds the warnings of a source. A warning about a file begins with the quoted path of the file.
 func (c *content) warnings(at string, warnings []string) {
 	for _, w := range warnings {
 		f := finding.Finding{Severity: finding.Warning, At: at, Message: w}

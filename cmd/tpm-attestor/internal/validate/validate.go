@@ -68,8 +68,8 @@ Exit codes: 0 valid, perhaps with warnings; 3 not valid; 4 not known, since some
 	return cmd
 }
 
-// validated is the JSON output of validate. Problems and Warnings are those of the configuration
-// alone; Findings are all, with them.
+// validated is the JSON output of validate. Problems and Warnings are about the configuration alone. Findings
+// has those as well, and what is wrong with the things that the configuration names.
 type validated struct {
 	Version  int          `json:"version"`
 	Side     string       `json:"side"`
@@ -85,8 +85,8 @@ const (
 	sideAgent  = "agent"
 )
 
-// problem is one mistake. At is the path of keys, or empty if the mistake is in the whole. File and Line say where
-// it is in a file of plugin_data_file.
+// problem is one mistake. At is the path of keys, or empty if the mistake is in no single key. File and Line say
+// where the mistake is, if it is in a file of plugin_data_file.
 type problem struct {
 	At      string `json:"at"`
 	File    string `json:"file,omitempty"`
@@ -98,12 +98,12 @@ type problem struct {
 type validation struct {
 	flags
 	cmd  *cobra.Command
-	user *access.User // nil if nobody was named
+	user *access.User // nil without --user
 	finding.Looker
 	result *validated
 	// attestor is the configuration of the agent's node attestor, or nil if it is not known or not valid.
 	attestor *tpm.Config
-	// attestorData is where attestor was read.
+	// attestorData is the plugin_data of attestor.
 	attestorData config.Data
 }
 
@@ -138,7 +138,7 @@ func runValidate(cmd *cobra.Command, output cli.Format, f flags, name string) er
 	return v.result.exit()
 }
 
-// check checks the configuration of either side.
+// check finds out which plugin the configuration is for, and checks it.
 func (v *validation) check(name, text string, file *config.File) {
 	data, isFile, err := file.AgentData()
 	switch {
@@ -157,7 +157,7 @@ func (v *validation) check(name, text string, file *config.File) {
 	r.Valid = !r.Findings.Has(finding.Error) && !r.Findings.Has(finding.Unknown)
 }
 
-// exit returns the error with the exit code.
+// exit returns the exit code as an error, or nil if it is 0.
 func (r *validated) exit() error {
 	switch {
 	case r.Findings.Has(finding.Error):
@@ -176,7 +176,7 @@ func (r *validated) problem(p config.Problem) {
 	})
 }
 
-// problemsIn adds mistakes in the plugin_data of one of the agent's plugins. path is in front of their keys.
+// problemsIn adds mistakes in the plugin_data of one of the agent's plugins. It puts path before each key.
 func (r *validated) problemsIn(data config.Data, path string, problems []tpm.Problem) {
 	lines := data.Lines()
 	for _, p := range problems {
@@ -184,7 +184,7 @@ func (r *validated) problemsIn(data config.Data, path string, problems []tpm.Pro
 	}
 }
 
-// refused adds why there is no configuration: its mistakes, or that a file could not be looked at.
+// refused adds why the configuration could not be loaded: its mistakes, or that a file could not be looked at.
 func (r *validated) refused(err error) {
 	problems, ok := errors.AsType[config.Problems](err)
 	if !ok {
