@@ -19,21 +19,21 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/policy"
 )
 
-// A trial is an attestation whose two sides are in this process.
+// A trial is an attestation with both sides in this process.
 type trial struct {
 	ctx    context.Context //nolint:containedctx // attestor.Activator's method takes none
 	tpm    *tpm.TPM
-	server *config.Config // nil if only the TPM is tried
+	server *config.Config // nil without --server-config
 
 	attestation *tpm.Attestation
 	session     *attestor.Session
 	asked       attestor.Ask
 	evidence    sources.Evidence
-	slot        *keydir.Slot      // of the agent's SVID key; nil if it is not in the TPM
-	svidKey     *attestor.SVIDKey // proved
+	slot        *keydir.Slot      // the agent's SVID key; nil if it is not in the TPM
+	svidKey     *attestor.SVIDKey // nil unless the TPM has proved it
 }
 
-// attest makes a whole attestation, which the server's configuration decides if there is one.
+// attest makes a whole attestation. If the server's configuration is known, it decides about the machine.
 func (d *doctor) attest(t *tpm.TPM, c *config.Config) {
 	d.progress.Now("attesting")
 	try := &trial{tpm: t, server: c}
@@ -72,7 +72,7 @@ func (d *doctor) attest(t *tpm.TPM, c *config.Config) {
 	d.decide(try)
 }
 
-// prove makes the handshake.
+// prove runs the protocol between the two sides, up to the machine's answer.
 func (t *trial) prove() (err error) {
 	if t.attestation, err = t.tpm.Begin(t.ctx); err != nil {
 		return err
@@ -104,7 +104,7 @@ func (t *trial) prove() (err error) {
 	return nil
 }
 
-// take makes the evidence of what the machine has proved.
+// take keeps what the machine has proved, as evidence for the sources.
 func (t *trial) take(answer *attestor.Answer) {
 	ek := t.session.EK()
 	t.svidKey = answer.SVIDKey
@@ -120,8 +120,8 @@ func (t *trial) take(answer *attestor.Answer) {
 	}
 }
 
-// ask returns what the server's configuration asks for, of what the machine can answer. Without one,
-// it is the DevID.
+// ask returns what the server's configuration asks for and the machine can answer. Without a configuration, that
+// is the DevID. The SVID key is always asked for.
 func (t *trial) ask() attestor.Ask {
 	ask := attestor.Ask{
 		DevID:   t.session.Can(attestor.CanDevID) && (t.server == nil || t.server.AsksDevID),
@@ -139,13 +139,13 @@ func (t *trial) ask() attestor.Ask {
 func (t *trial) Activate(task *attestor.Activation) (*attestor.Activated, error) {
 	done, err := t.attestation.Activate(t.ctx, task)
 	if err == nil && task.EventLog {
-		done.EventLog, _ = t.tpm.EventLog() // what is wrong with it has been said
+		done.EventLog, _ = t.tpm.EventLog() // the check of the event log has reported any error
 	}
 	return done, err
 }
 
 // refusedBefore returns why the server refuses the machine whatever its sources say, and what to do. It returns
-// nothing if the sources decide.
+// empty strings if the sources decide.
 func (t *trial) refusedBefore() (why, action string) {
 	if t.server.SVIDKey == config.SVIDKeyRequired && t.svidKey == nil {
 		return `svid_key is "required", and this agent's key is not in the TPM`,
@@ -166,7 +166,7 @@ func (t *trial) refusedBefore() (why, action string) {
 	return "", ""
 }
 
-// decide asks the sources of the server, once and without the network.
+// decide asks the server's sources once, without the network, and reports the decision.
 func (d *doctor) decide(t *trial) {
 	if t.server.SVIDKey == config.SVIDKeyRequired && !d.configured {
 		d.add("decision", statusUnknown, "name the agent's configuration, too, whose svid_key_directory says that",
@@ -208,7 +208,7 @@ func (d *doctor) decide(t *trial) {
 	}
 }
 
-// decided says what a decision is and, if it is not the wanted one, what would change it.
+// decided reports a decision and, if the machine is not admitted, what would change that.
 func (d *doctor) decided(r *preview.Report, decision *policy.Decision) {
 	action := "tpm-attestor check on the server says more"
 	if len(r.Changes) > 0 && len(r.Changes[0].Steps) > 0 {

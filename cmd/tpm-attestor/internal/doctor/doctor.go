@@ -121,18 +121,18 @@ type report struct {
 	Checks  []diagnosis `json:"checks"`
 }
 
-// A status is how something is.
+// A status is the result of a check.
 type status string
 
 // The statuses.
 const (
 	statusOK      status = "ok"
-	statusNote    status = "note"    // something to know, and no fault
+	statusNote    status = "note"    // worth knowing, but no fault
 	statusFault   status = "fault"   // something to mend
-	statusUnknown status = "unknown" // it could not be looked at
+	statusUnknown status = "unknown" // the check could not look at it
 )
 
-// A diagnosis says how one thing is, and what to do if it is not well.
+// A diagnosis is what a check has found. Action says what to do, or is empty.
 type diagnosis struct {
 	Check   string `json:"check"`
 	Status  status `json:"status"`
@@ -150,8 +150,8 @@ func (d *doctor) note(check, format string, args ...any) {
 	d.add(check, statusNote, "", format, args...)
 }
 
-// failed adds what an error means. If it has a remedy, that is the action. If nothing could be
-// looked at, nothing is known.
+// failed adds the diagnosis for an error. The hint of a tpm.Error is the action. If the error says that
+// nothing could be looked at, the status is unknown.
 func (d *doctor) failed(check string, err error) {
 	if with, ok := errors.AsType[*tpm.Error](err); ok {
 		d.add(check, statusFault, with.Hint, "%v", with.Err)
@@ -185,7 +185,8 @@ func (r *report) text() string {
 	return text.String()
 }
 
-// clock looks at this machine's clock. certificates are valid from these times on.
+// clock compares this machine's clock with the time at which this program was built, and with the times from which
+// certificates are valid.
 func (d *doctor) clock(now, built time.Time, certificates []time.Time) {
 	const setIt = "set the clock, for example by chrony or systemd-timesyncd: certificates and lists are judged by it"
 	if now.Before(built) {
@@ -202,7 +203,7 @@ func (d *doctor) clock(now, built time.Time, certificates []time.Time) {
 	d.ok("clock", "%s", stamp(now))
 }
 
-// lookAtClock is clock with what this program knows of itself.
+// lookAtClock calls clock with the current time and this program's build time.
 func (d *doctor) lookAtClock(certificates []time.Time) {
 	d.clock(time.Now(), buildinfo.Time(), certificates)
 }

@@ -26,7 +26,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 )
 
-// machine looks at this machine. The error is about the command line, or about a configuration.
+// machine checks this machine. It returns an error only if the command line or a configuration is wrong.
 func (d *doctor) machine(f flags, args []string) error {
 	cfg, err := d.agentConfig(f, args)
 	if err != nil {
@@ -62,7 +62,7 @@ func (d *doctor) machine(f flags, args []string) error {
 	return nil
 }
 
-// agentConfig returns the agent's configuration, or that of a machine without one.
+// agentConfig returns the agent's configuration, if it was named, completed by the flags and the environment.
 func (d *doctor) agentConfig(f flags, args []string) (cfg tpm.Config, err error) {
 	if len(args) > 0 {
 		if cfg, err = d.readAgentConfig(args[0]); err != nil {
@@ -122,11 +122,11 @@ func (d *doctor) serverConfig(name string) (*config.Config, error) {
 	return c, nil
 }
 
-// mayUseTPM looks whether a user may use the device.
+// mayUseTPM checks whether a user may use the TPM's device.
 func (d *doctor) mayUseTPM(u *access.User, device string) {
 	path, _ := strings.CutPrefix(device, "unix:")
 	if path == "" {
-		return // that there is none is said of the device
+		return // the check of the device reports that there is none
 	}
 	err := u.May(path, access.Read|access.Write)
 	if denied, ok := errors.AsType[*access.DeniedError](err); ok {
@@ -138,7 +138,7 @@ func (d *doctor) mayUseTPM(u *access.User, device string) {
 	}
 }
 
-// ask has f use the TPM, within the time that a slow TPM needs.
+// ask calls f, which uses the TPM, with a time limit that is long enough for a slow TPM.
 func (d *doctor) ask(f func(context.Context) error) error {
 	const slow = 5 * time.Minute
 	ctx, cancel := context.WithTimeout(d.cmd.Context(), slow)
@@ -146,7 +146,7 @@ func (d *doctor) ask(f func(context.Context) error) error {
 	return tpm.Do(ctx, func() error { return f(ctx) })
 }
 
-// health looks at the TPM itself, and reports whether it answers.
+// health checks the TPM itself, and reports whether it answers.
 func (d *doctor) health(t *tpm.TPM) bool {
 	var h *tpm.Health
 	err := d.ask(func(ctx context.Context) (err error) {
@@ -188,8 +188,7 @@ func handles(all []uint32) string {
 	return strings.Join(texts, ", ")
 }
 
-// certificates looks at the EK certificates, and returns from when on those that could be read
-// are valid.
+// certificates checks the EK certificates. It returns the times from which those are valid that could be read.
 func (d *doctor) certificates(t *tpm.TPM) []time.Time {
 	var r *tpm.Report
 	err := d.ask(func(ctx context.Context) (err error) {
@@ -222,7 +221,7 @@ func (d *doctor) certificates(t *tpm.TPM) []time.Time {
 	return valid
 }
 
-// certificate looks at one EK certificate.
+// certificate checks one EK certificate.
 func (d *doctor) certificate(c *tpm.Certificate, r *tpm.Report) {
 	at := fmt.Sprintf("that at NV index %#08x", c.Index)
 	cert := c.Certificate
@@ -246,7 +245,7 @@ func (d *doctor) certificate(c *tpm.Certificate, r *tpm.Report) {
 		at, stamp(cert.NotAfter), strconv.Quote(cert.Issuer.String()), where)
 }
 
-// eventLog looks at the event log. Only a server that asks for one needs one.
+// eventLog checks the event log. If the log cannot be read, that is no fault unless the server asks for it.
 func (d *doctor) eventLog(t *tpm.TPM, server *config.Config, hasTPM bool) {
 	var raw []byte
 	err := d.Within(d.cmd.Context(), func(context.Context) (err error) {

@@ -19,7 +19,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/httplist"
 )
 
-// server looks at a server. The error is about its configuration.
+// server checks a server. Mistakes in its configuration are diagnoses, not an error.
 func (d *doctor) server(name string) error {
 	content, err := input.Read(name, d.cmd.InOrStdin(), cli.MaxConfig)
 	if err != nil {
@@ -68,7 +68,7 @@ func (d *doctor) sources(c *config.Config) error {
 	defer set.Close()
 	ctx := d.cmd.Context()
 	set.Start(ctx, nil)
-	// What is read at each attestation shows by a machine that is not there whether it can be read.
+	// Asking about a machine that does not exist shows whether sources without a loaded list can be read.
 	nobody := &sources.Evidence{EKHash: sources.EKHash{1}, Incomplete: true}
 	if _, err := set.Preview(ctx, nobody, false); err != nil {
 		return err
@@ -81,8 +81,8 @@ func (d *doctor) sources(c *config.Config) error {
 	return nil
 }
 
-// uncached reports whether a source is a list on a web server that no cache has, and says what that
-// means. No network is asked.
+// uncached reports whether a source is a list on a web server and no cache has a copy of it. If so, it adds
+// what that means. It does not ask the web server.
 func (d *doctor) uncached(at string, m admission.Member, s admission.SourceStatus) bool {
 	if !s.Loaded.IsZero() || s.Err != nil && finding.CouldNotLook(s.Err) {
 		return false
@@ -106,8 +106,8 @@ func (d *doctor) uncached(at string, m admission.Member, s admission.SourceStatu
 	return true
 }
 
-// source says what a source serves. A source that does not load, and is not asked without the
-// network, says nothing of itself.
+// source adds what a source serves. A source that loads no list serves nothing of its own: the server asks it
+// at each attestation.
 func (d *doctor) source(at string, s admission.SourceStatus, now time.Time) {
 	switch {
 	case s.Stuck > 0 || s.Err != nil && finding.CouldNotLook(s.Err):
@@ -127,7 +127,7 @@ func (d *doctor) source(at string, s admission.SourceStatus, now time.Time) {
 	}
 }
 
-// served says what a source serves, how old it is, and until when it serves.
+// served adds what a source serves, how old that is, and until when the source serves it.
 func (d *doctor) served(at string, s sources.Status, now time.Time) {
 	const publish = "publish a new one, and see that the web server answers"
 	text := cli.Entries(s.Entries)
@@ -162,7 +162,7 @@ func ago(d time.Duration) string {
 	return d.Truncate(time.Second).String() + " ago"
 }
 
-// cache looks at a cache, without reading it, and at the disk below it.
+// cache checks a cache, without reading it, and the room on its disk.
 func (d *doctor) cache(p config.Path) {
 	var info fs.FileInfo
 	var free space
@@ -193,7 +193,7 @@ func (d *doctor) cache(p config.Path) {
 	d.disk(p.At, p.Path, free, size)
 }
 
-// disk looks whether a cache of a size can be written anew, beside the old one.
+// disk checks whether there is room to write a cache again beside the old one, which has this size.
 func (d *doctor) disk(at, path string, free space, size int64) {
 	const least = 64 << 20 // a list of a million machines
 	switch need := max(least, 2*size); {

@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// spaceIn returns how much room there is below a folder.
+// spaceIn returns how much room the file system of a folder has.
 func spaceIn(folder string) (space, error) {
 	var s unix.Statfs_t
 	if err := unix.Statfs(folder, &s); err != nil {

@@ -2,5 +2,5 @@
 
 package doctor
 
-// spaceIn says that it is not known how much room there is.
+// spaceIn returns a space that is not known: this system is not supported.
 func spaceIn(string) (space, error) { return space{}, nil }
