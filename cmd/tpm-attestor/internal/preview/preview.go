@@ -74,10 +74,10 @@ func (f *Flags) Run(cmd *cobra.Command, output cli.Format, configName, ek string
 
 // A Checker checks machines under one configuration.
 type Checker struct {
-	config     *config.Config
-	previewer  *server.Previewer
-	network    bool
-	namesTrust bool // the configuration names the trust domain
+	config    *config.Config
+	previewer *server.Previewer
+	network   bool
+	hasDomain bool // the configuration names the trust domain
 }
 
 // Open reads the configuration name, or the standard input if that is "-", and loads its sources. A configuration
@@ -97,8 +97,8 @@ func Open(ctx context.Context, cmd *cobra.Command, name string, network bool) (*
 	for _, w := range c.Warnings {
 		cmd.PrintErrf("warning: %s\n", w)
 	}
-	k := &Checker{config: c, network: network, namesTrust: !c.TrustDomain.IsZero()}
-	if !k.namesTrust {
+	k := &Checker{config: c, network: network, hasDomain: !c.TrustDomain.IsZero()}
+	if !k.hasDomain {
 		c.TrustDomain = spiffeid.RequireTrustDomainFromString(UnknownTrustDomain)
 	}
 	c.Examine(network)
@@ -120,13 +120,13 @@ func (k *Checker) Check(ctx context.Context, s *Subject) (*Report, error) {
 		return nil, cli.Exit(cli.ExitCannotTell, fmt.Errorf("ask the sources: %w", err))
 	}
 	r := NewReport(k.config, s, p, k.network)
-	if r.SPIFFEID != "" && !k.namesTrust {
+	if r.SPIFFEID != "" && !k.hasDomain {
 		r.Notes = append(r.Notes, NoTrustDomain)
 	}
 	return r, nil
 }
 
-// UnknownTrustDomain stands for a trust domain that the configuration does not name.
+// UnknownTrustDomain is used in place of the trust domain if the configuration does not name it.
 const UnknownTrustDomain = "trust-domain.invalid"
 
 // NoTrustDomain is what a person is told if UnknownTrustDomain is in a SPIFFE ID.

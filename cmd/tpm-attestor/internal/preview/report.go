@@ -26,20 +26,20 @@ const (
 type Report struct {
 	Version int       `json:"version"`
 	AsOf    time.Time `json:"as_of"`
-	Network bool      `json:"network"` // was asked
+	Network bool      `json:"network"` // whether the network was asked
 	EK      ekReport  `json:"ek"`
 	// Name is what lists call the machine.
 	Name     string `json:"name,omitempty"`
 	Decision string `json:"decision"`
-	// Outcome is as in the server's log and metrics; empty if it depends.
+	// Outcome is the outcome in the server's log and metrics; empty if Decision is Depends.
 	Outcome   string   `json:"outcome,omitempty"`
 	SPIFFEID  string   `json:"spiffe_id,omitempty"`
 	Selectors []string `json:"selectors"`
-	// Agent is what an agent gets that is not admitted; absent if it depends.
+	// Agent is what the agent is told; absent if the machine is admitted or Decision is Depends.
 	Agent *agentAnswer `json:"agent,omitempty"`
-	// Cause is the first cause why the machine is not admitted.
+	// Cause is the first reason why the machine is not admitted.
 	Cause string `json:"cause,omitempty"`
-	// Changes are the smallest changes that would admit the machine: any of them would.
+	// Changes are the smallest changes that would admit the machine. Each is enough by itself.
 	Changes []remedy       `json:"changes"`
 	Sources []sourceReport `json:"sources"`
 	Rules   []ruleReport   `json:"rules"`
@@ -59,13 +59,13 @@ type agentAnswer struct {
 	Retries bool   `json:"retries"`
 }
 
-// A remedy is what would admit the machine: all steps, and all conditions.
+// A remedy admits the machine if somebody takes all its steps and all its conditions hold.
 type remedy struct {
 	Steps []step `json:"steps"`
 	If    []step `json:"if"`
 }
 
-// A step is another answer of a source. How says what to do.
+// A step is an answer that a source would have to give. How says what to do for that.
 type step struct {
 	Source string `json:"source"`
 	Answer string `json:"answer"`
@@ -82,8 +82,8 @@ type sourceReport struct {
 	Entries int        `json:"entries,omitempty"`
 	Serial  uint64     `json:"serial,omitempty"`
 	Loaded  *time.Time `json:"loaded,omitempty"`
-	// Confirmed is when the data was last known to be current, Stale until when it serves if
-	// it is not confirmed again, and Expires when the list itself expires.
+	// Confirmed is when the data was last known to be current. Stale is when the source stops serving
+	// it unless it is confirmed again. Expires is when the list itself expires.
 	Confirmed *time.Time `json:"confirmed,omitempty"`
 	Stale     *time.Time `json:"stale,omitempty"`
 	Expires   *time.Time `json:"expires,omitempty"`
@@ -105,7 +105,7 @@ type ruleSource struct {
 	Result string `json:"result"`
 }
 
-// NewReport describes a preview of a server with the configuration c. network says whether it was asked.
+// NewReport describes a preview of a server with the configuration c. network says whether the network was asked.
 func NewReport(c *config.Config, s *Subject, p *server.Preview, network bool) *Report {
 	r := &Report{
 		Version: 1, AsOf: time.Now().UTC().Truncate(time.Second), Network: network,
@@ -131,7 +131,7 @@ func NewReport(c *config.Config, s *Subject, p *server.Preview, network bool) *R
 	return r
 }
 
-// decide says what is decided, why, and what would change that.
+// decide fills in the decision, its cause, and what would change it.
 func (r *Report) decide(w *wording) {
 	p := w.preview
 	switch result := p.Result; {
@@ -202,7 +202,7 @@ func (w *wording) steps(changes []policy.Change) []step {
 	return all
 }
 
-// notes say what limits the answer.
+// notes returns what the report cannot know.
 func (w *wording) notes(r *Report) (all []string) {
 	if w.subject.others > 0 {
 		all = append(all, fmt.Sprintf("%s holds %d EKs: this is about the first", w.subject.from, w.subject.others+1))

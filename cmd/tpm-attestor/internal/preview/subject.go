@@ -27,8 +27,8 @@ type Subject struct {
 	others int
 }
 
-// Named returns the machine that name says: an EK hash, or a file that the command ek can read.
-// "-" is stdin.
+// Named returns the machine with the EK hash name, or the first machine in the file name, which may hold what the
+// command ek reads, or just an EK hash. "-" is stdin.
 func Named(name string, stdin io.Reader) (*Subject, error) {
 	if hash, err := sources.ParseEKHash(name); err == nil {
 		return &Subject{Evidence: sources.Evidence{EKHash: hash, Incomplete: true}}, nil

@@ -112,7 +112,7 @@ func (r *Report) writeChanges(b *strings.Builder) {
 	}
 }
 
-// answerWords are the words for what a source says.
+// answerWords are the words for the result of a source.
 var answerWords = map[string]string{
 	"listed": "listed", "not_listed": "not listed", "cannot_tell": "cannot tell",
 	"needs_challenge": "not known", "needs_network": "not known",
@@ -139,7 +139,7 @@ func (r *Report) writeSources(b *strings.Builder) {
 	}
 }
 
-// state says in words how a source's data is.
+// state describes a source's data: where it is, how much it is, and how current.
 func (r *Report) state(s *sourceReport) []string {
 	all := []string{s.Place}
 	if s.Entries > 0 || s.Loaded != nil {
@@ -163,7 +163,7 @@ func (r *Report) state(s *sourceReport) []string {
 	return all
 }
 
-// ruleWords are the words for what a rule comes to, and trialWords those for a rule on trial.
+// ruleWords are the words for the result of an enforced rule, and trialWords those for a rule on trial.
 var (
 	ruleWords = map[string]string{
 		"holds": "holds", "holds_not": "does not hold", "might_hold": "might hold: a source cannot tell",

@@ -56,7 +56,7 @@ func placeOfCAs(path string, bundles map[string]string) string {
 	return strings.Join(slices.Sorted(maps.Values(bundles)), ", ")
 }
 
-// fault says why a source cannot tell. If it has not loaded, that is why.
+// fault returns why a source cannot tell, with the error of its latest load, if there is one.
 func (w *wording) fault(a policy.Answer) string {
 	text := a.Err.Error()
 	for _, s := range w.preview.Status {
@@ -67,10 +67,10 @@ func (w *wording) fault(a policy.Answer) string {
 	return text
 }
 
-// why says why a source has neither listed the machine nor not listed it.
+// why returns why it is not known whether a source lists the machine.
 func (w *wording) why(a policy.Answer) string {
 	switch kind := w.member(a.Source).Kind; {
-	case a.Err.Error() == config.ErrNeedsCertificate.Error(): // its text is all that is left of it
+	case a.Err.Error() == config.ErrNeedsCertificate.Error(): // only the text of the error is left
 		return "needs the machine's EK certificate: name a file that has it, or run this on the machine"
 	case !errors.Is(a.Err, sources.ErrNeedsChallenge):
 		text := strings.TrimSuffix(w.fault(a), ": "+sources.ErrNeedsNetwork.Error())
@@ -114,7 +114,7 @@ func (w *wording) allSay(names []string) string {
 	return strings.Join(all, "; ")
 }
 
-// cause returns the first cause why the machine is not admitted, in a sentence.
+// cause returns the first reason why the machine is not admitted, in a sentence.
 func (w *wording) cause() string {
 	p := w.preview
 	d := &p.Decision
@@ -144,7 +144,7 @@ func (w *wording) cause() string {
 	return "no allow rule holds: " + w.allSay(missing)
 }
 
-// denied returns the first deny rule that comes to this, or nil.
+// denied returns the first enforced deny rule with this result, or nil.
 func (w *wording) denied(result string) *policy.Held {
 	rules := w.preview.Rules
 	i := slices.IndexFunc(rules, func(h policy.Held) bool { return h.Deny && !h.Trial && h.Result == result })
@@ -154,7 +154,7 @@ func (w *wording) denied(result string) *policy.Held {
 	return &rules[i]
 }
 
-// sourcesOf says what those sources of a rule say whose answer is this.
+// sourcesOf returns what the sources of a rule that have this result say.
 func (w *wording) sourcesOf(rule *policy.Held, result string) string {
 	var names []string
 	for _, name := range slices.Concat(rule.All, rule.Any) {
@@ -165,7 +165,7 @@ func (w *wording) sourcesOf(rule *policy.Held, result string) string {
 	return w.allSay(names)
 }
 
-// dependsOn says on what a decision depends.
+// dependsOn returns what a decision depends on that is not known here.
 func (w *wording) dependsOn() string {
 	p := w.preview
 	if len(p.Possible) == 1 {
@@ -188,7 +188,7 @@ func (w *wording) dependsOn() string {
 	return w.allSay(open)
 }
 
-// how says what to do for a source to answer otherwise.
+// how returns what to do so that a source gives the answer that c needs.
 func (w *wording) how(c policy.Change) string {
 	a := w.answers[c.Source]
 	switch {
@@ -205,7 +205,7 @@ func (w *wording) how(c policy.Change) string {
 	return w.remove(c.Source)
 }
 
-// add says how a machine gets onto a source's list.
+// add returns how to put the machine on a source's list.
 func (w *wording) add(source string) string {
 	hash := w.subject.Evidence.EKHash.String()
 	m := w.member(source)
@@ -225,7 +225,7 @@ func (w *wording) add(source string) string {
 	return source + " would have to list it"
 }
 
-// remove says how a machine gets off a source's list.
+// remove returns how to take the machine off a source's list.
 func (w *wording) remove(source string) string {
 	hash := w.subject.Evidence.EKHash.String()
 	m := w.member(source)
