@@ -67,8 +67,8 @@ type explained struct {
 // below 4 KiB each; a longer line is another program's.
 const maxLogLine = 256 << 10
 
-// eachLine calls f with the number and text of each line that is not too long. It holds no more than such
-// a line in memory.
+// eachLine calls f with the number and text of each line of at most maxLogLine bytes, and skips longer lines. It
+// never holds more than maxLogLine bytes in memory.
 func eachLine(from io.Reader, f func(n int, line string)) error {
 	lines := bufio.NewReaderSize(from, maxLogLine)
 	for n, rest := 1, false; ; {

@@ -22,10 +22,10 @@ const (
 // An explanation says in plain words what a line of a log means.
 type explanation struct {
 	Line int `json:"line"`
-	// Time is as the line has it.
+	// Time is the time in the line, in the line's own format.
 	Time string `json:"time,omitempty"`
-	// Decision is admitted, refused or unavailable, and Outcome as the server logs it; it is
-	// empty for a line of an agent.
+	// Decision is admitted, refused or unavailable. Outcome is the outcome that the server's plugin
+	// has logged; it is empty for other lines.
 	Decision string `json:"decision"`
 	Outcome  string `json:"outcome,omitempty"`
 	What     string `json:"what"`
@@ -41,11 +41,11 @@ type explanation struct {
 
 	Sources []answer `json:"sources,omitempty"`
 
-	fromSPIRE bool // it is SPIRE Server's own line
+	fromSPIRE bool // SPIRE Server has logged the line, not the plugin
 }
 
-// withoutRepeats leaves out what SPIRE Server logs itself of an attestation, beside the plugin's line, which comes
-// before it or after it and says more. Without a plugin's line, it is all that there is.
+// withoutRepeats leaves out a line that SPIRE Server itself has logged if the plugin's nearest line before or after
+// it has the same decision: the plugin's line says more. Without such a line, SPIRE's line stays.
 func withoutRepeats(all []explanation) []explanation {
 	next := make([]string, len(all)+1) // the decision of the first line of the plugin from here on
 	for i := len(all) - 1; i >= 0; i-- {
@@ -71,7 +71,7 @@ type answer struct {
 	Reason string `json:"reason,omitempty"`
 }
 
-// explainLine explains a line, if it is about an attestation.
+// explainLine explains a line. It returns false if the line is not about an attestation.
 func explainLine(line string) (explanation, bool) {
 	f := fieldsOf(line)
 	message := f["message"]
@@ -107,10 +107,10 @@ func explainLine(line string) (explanation, bool) {
 	return l, true
 }
 
-// timeOf returns the time of a line: of the plugin, of SPIRE, or of hclog in JSON.
+// timeOf returns the time of a line, which the plugin, SPIRE and hclog in JSON name differently.
 func timeOf(f map[string]string) string { return cmp.Or(f["timestamp"], f["time"], f["@timestamp"]) }
 
-// because fills in the first cause of a decision of the rules, and what to do.
+// because fills in the cause and the remedy if the fields of the line say more about them than its outcome.
 func (l *explanation) because(f map[string]string) {
 	check := "tpm-attestor check CONFIG " + l.EKHash
 	switch {
@@ -133,7 +133,8 @@ func (l *explanation) because(f map[string]string) {
 	}
 }
 
-// say says what sources say, out of a list of names, or out of all, whose answer is result.
+// say returns what the sources with this result say. names are the sources that count, separated by commas; if it
+// is empty, all count.
 func (l *explanation) say(names, result string) string {
 	var all []string
 	for _, s := range l.Sources {
@@ -210,7 +211,7 @@ var svidRefused = inWords{
 		`NodeAttestor "tpm"; if there is none, evict an agent that cannot re-attest, or set svid_key`,
 }
 
-// agentMessages are what agents are told, with what it means.
+// agentMessages are the messages that the server sends to agents, and what they mean.
 var agentMessages = []struct {
 	told string
 	inWords
@@ -233,7 +234,7 @@ var agentMessages = []struct {
 	{"this machine is being admitted already", outcomesInWords["unavailable"]},
 }
 
-// explainAgent explains a line of an agent's log.
+// explainAgent explains a line with a message that the server has sent to an agent.
 func explainAgent(line string) (explanation, bool) {
 	for _, m := range agentMessages {
 		if strings.Contains(line, m.told) {
@@ -250,12 +251,12 @@ func explainAgent(line string) (explanation, bool) {
 	return explanation{}, false
 }
 
-// field matches a field of a line in text: name=word or name="quoted". So both logrus and hclog
-// write them.
+// field matches a field of a line in text: name=word or name="quoted". Both logrus and hclog write
+// fields in this way.
 var field = regexp.MustCompile(`([A-Za-z_@][A-Za-z0-9_.@-]*)=("(?:[^"\\]|\\.)*"|[^\s"]*)`)
 
-// fieldsOf returns the fields of a line in JSON or in text. The field "message" is the message,
-// if it is a field.
+// fieldsOf returns the fields of a line in JSON or in text. The message is in "message", whatever the line calls
+// that field.
 func fieldsOf(line string) map[string]string {
 	f := map[string]string{}
 	var object map[string]any
@@ -280,7 +281,7 @@ func fieldsOf(line string) map[string]string {
 	return f
 }
 
-// clean returns a text without characters that a terminal would obey.
+// clean replaces the characters of a text that a terminal would obey.
 func clean(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
@@ -294,7 +295,7 @@ func clean(s string) string {
 var answered = regexp.MustCompile(
 	`^([a-z0-9_-]+): (listed|not listed|cannot tell|needs the challenge|.*needs the network)`)
 
-// sourcesOf reads the field sources. A reason may have semicolons, too.
+// sourcesOf parses the field sources. The answers are separated by semicolons, which may be in a reason as well.
 func sourcesOf(text string) []answer {
 	var all []answer
 	for part := range strings.SplitSeq(text, "; ") {
