@@ -7,7 +7,7 @@ import (
 )
 
 // evict loads the sources anew, asks them once more about each machine, and evicts the machines that are still
-// refused, as long as the file of the configuration is the same. It notes what went wrong in problems.
+// refused, as long as the configuration has not been edited. It puts what goes wrong into problems.
 func (e *evicter) evict(ctx context.Context, due []*suspect, problems map[string]string) {
 	if len(due) == 0 {
 		return
@@ -19,7 +19,7 @@ func (e *evicter) evict(ctx context.Context, due []*suspect, problems map[string
 		return
 	}
 	for _, s := range due {
-		if e.report.err != nil { // nobody goes without a line about it
+		if e.report.err != nil { // no machine is evicted unless a line says so
 			return
 		}
 		if e.site.edited(ctx) { // the server may run the new configuration by now

@@ -19,7 +19,7 @@ func (e *evicter) braked(agents []*agent) string {
 // due returns the suspects that are to be evicted now, sorted by SPIFFE ID.
 func (e *evicter) due() (due []*suspect) {
 	for hash, r := range e.returns {
-		if e.now().Sub(r.last) > 2*mostReturn { //nolint:mnd // after any quiet
+		if e.now().Sub(r.last) > 2*mostReturn { //nolint:mnd // well after the longest quiet
 			delete(e.returns, hash)
 		}
 	}
@@ -33,7 +33,7 @@ func (e *evicter) due() (due []*suspect) {
 	return due
 }
 
-// tell says who would be evicted.
+// tell prints which suspects would be evicted, each of them once.
 func (e *evicter) tell(due ...*suspect) {
 	for _, s := range due {
 		if !s.told {

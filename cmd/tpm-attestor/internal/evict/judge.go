@@ -39,7 +39,7 @@ func (e *evicter) screen(ctx context.Context, agents []*agent) (refused []screen
 	return refused, unsure
 }
 
-// count notes a decision.
+// count counts a decision.
 func (e *evicter) count(s screened) {
 	switch s.decision.Outcome {
 	case policy.Refused:
@@ -57,8 +57,8 @@ type screened struct {
 	decision policy.Decision
 }
 
-// ask asks the sources about all known agents, in any order, workers of them at a time. The channel, which must be
-// read to its end, is closed after the last answer.
+// ask asks the sources about all agents whose EK hash is known, in random order, with workers calls at a time. It
+// closes the channel after the last answer. The caller must read the channel to its end.
 func (e *evicter) ask(ctx context.Context, agents []*agent) <-chan screened {
 	todo, done := make(chan *agent), make(chan screened)
 	var asking sync.WaitGroup

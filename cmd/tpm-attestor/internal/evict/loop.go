@@ -52,12 +52,12 @@ func (e *evicter) step(ctx context.Context) (wait time.Duration) {
 // restlessFor is how long the configuration may change again and again before there is an alarm.
 const restlessFor = 2 * time.Minute
 
-// errRestless says that nobody is evicted since nobody knows for long enough which configuration counts.
+// errRestless says that nobody is evicted because the configuration keeps changing.
 var errRestless = fmt.Errorf("the configuration has changed again and again for %v, and nobody is evicted while it "+
 	"does: what writes the file?", restlessFor)
 
-// restless notes whether the configuration has changed since the last look, and reports whether it has not been
-// left alone for two looks in a row, as an eviction needs, within restlessFor.
+// restless notes whether the configuration has changed since the last look. An eviction needs two looks in a row
+// without a change. restless reports whether there have been no such two looks for restlessFor.
 func (e *evicter) restless(changed bool) bool {
 	if e.alone++; changed {
 		e.alone = 0

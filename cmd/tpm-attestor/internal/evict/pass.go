@@ -36,7 +36,7 @@ type evicter struct {
 	report *reporter
 	brake  *brake
 	now    func() time.Time
-	// interval, confirmAfter and unconfirmedFor are the constants; tests have others.
+	// interval, confirmAfter and unconfirmedFor are the constants of the same name, unless a test sets them.
 	interval, confirmAfter, unconfirmedFor time.Duration
 
 	unread   error               // why the configuration in the file is not followed
@@ -46,8 +46,8 @@ type evicter struct {
 	suspects map[string]*suspect // by SPIFFE ID
 	returns  map[sources.EKHash]*returned
 	counts   counts
-	looked   time.Time     // when the last whole pass has ended
-	took     time.Duration // to list the agents and to ask about all of them
+	looked   time.Time     // when the last whole pass ended
+	took     time.Duration // how long it took to list the agents and to ask about all of them
 	// unwritten is why the status could not be written the last time, or empty.
 	unwritten string
 }
@@ -56,7 +56,7 @@ type evicter struct {
 // next pass is due.
 func (e *evicter) pass(ctx context.Context) (wait time.Duration) {
 	problems, err := e.look(ctx)
-	if ctx.Err() != nil { // what is interrupted has not failed
+	if ctx.Err() != nil { // an interrupted look has not failed
 		return 0
 	}
 	if err != nil {
@@ -100,7 +100,7 @@ func (e *evicter) look(ctx context.Context) (problems map[string]string, err err
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	e.took = e.now().Sub(begun) // to wait for lists that load, as eviction does, is no load on anybody
+	e.took = e.now().Sub(begun) // without the eviction, which mostly waits for lists to load
 	problems[alarmReadmitted] = e.readmitted()
 	problems[alarmBrake] = e.braked(agents) // are there too many suspects?
 	due := e.due()                          // who has been a suspect for long enough?

@@ -35,7 +35,7 @@ type event struct {
 	*counts
 }
 
-// counts are of one look at all agents.
+// counts are the results of one look at all agents.
 type counts struct {
 	Agents     int `json:"agents"`      // that have a valid SVID
 	Unknown    int `json:"unknown"`     // whose EK hash SPIRE does not say
@@ -69,7 +69,7 @@ func (e *event) text() string {
 // maxReason is how many bytes of a reason are printed.
 const maxReason = 1000
 
-// A reporter prints events, and keeps which alarms there are.
+// A reporter prints events, and remembers which alarms are on.
 type reporter struct {
 	out    io.Writer
 	format cli.Format
@@ -120,7 +120,7 @@ func (r *reporter) print(e *event) {
 	}
 }
 
-// printable keeps a line one line, and a terminal as it is: reasons quote what others have written.
+// printable replaces line breaks and control characters: reasons quote what others have written.
 func printable(c rune) rune {
 	if !unicode.IsPrint(c) {
 		return ' '
@@ -128,11 +128,11 @@ func printable(c rune) rune {
 	return c
 }
 
-// saidAgain is how often an alarm is repeated.
-const saidAgain = 10 * time.Minute
+// repeatAfter is how often an alarm that stays on is printed again.
+const repeatAfter = 10 * time.Minute
 
 // raise sets an alarm with a reason, or ends it if reason is empty. It prints when an alarm begins and
-// ends, and every saidAgain in between.
+// ends, and every repeatAfter in between.
 func (r *reporter) raise(name, reason string) {
 	before, on := r.alarms[name]
 	now := r.now()
@@ -141,7 +141,7 @@ func (r *reporter) raise(name, reason string) {
 		delete(r.alarms, name)
 		r.print(&event{Event: eventAlarmOver, Alarm: name})
 	case reason == "":
-	case !on || now.Sub(before.said) >= saidAgain:
+	case !on || now.Sub(before.said) >= repeatAfter:
 		r.alarms[name] = alarm{reason, now}
 		r.print(&event{Event: eventAlarm, Alarm: name, Reason: reason})
 	default:

@@ -14,8 +14,8 @@ type returned struct {
 // quiet is how long after its last eviction the machine is left alone.
 func (r *returned) quiet() time.Duration { return min(leastReturn<<min(r.times-1, 20), mostReturn) }
 
-// readmitted returns the problem that the server admits a machine again and again which this
-// configuration refuses, or nothing.
+// readmitted returns a problem if the server admits a machine again and again that this configuration refuses,
+// or nothing.
 func (e *evicter) readmitted() string {
 	for _, s := range e.suspects {
 		if r := e.returns[s.hash]; r != nil && r.times > 1 {

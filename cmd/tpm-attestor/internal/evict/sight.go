@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// sight counts the agents, and notes which of them have attested since the last look. Those of the first look
-// may have attested just before, which SPIRE does not say. With --once, they count as having attested long ago: a
+// sight counts the agents, and notes which of them have attested since the last look. SPIRE does not say when an
+// agent of the first look has attested: it counts as having attested just now or, with --once, long ago, since a
 // single look does not wait until the server has polled again.
 func (e *evicter) sight(agents []*agent) {
 	e.counts = counts{Agents: len(agents), Evicted: e.counts.Evicted}
@@ -26,8 +26,8 @@ func (e *evicter) sight(agents []*agent) {
 	e.seen = seen
 }
 
-// foreign returns why the configuration is another server's, or nothing: its trust domain is not
-// that of the agents.
+// foreign returns why the configuration is another server's, or nothing. It is another server's if the agents are
+// of another trust domain.
 func (e *evicter) foreign(agents []*agent) string {
 	own := e.site.trustDomain
 	if own.IsZero() {

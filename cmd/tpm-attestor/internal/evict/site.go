@@ -42,7 +42,7 @@ func (s *site) open(ctx context.Context) error {
 	return s.follow(ctx)
 }
 
-// read reads the configuration.
+// read reads the configuration, without following it.
 func (s *site) read(ctx context.Context) (*config.File, error) {
 	content, err := input.Read(s.name, s.stdin, cli.MaxConfig)
 	if err != nil {
@@ -118,7 +118,7 @@ func (s *site) reread(ctx context.Context) (changed bool, err error) {
 	return true, nil
 }
 
-// edited reports whether the configuration is another than when it was last read.
+// edited reports whether the configuration differs from the one that was last read.
 func (s *site) edited(ctx context.Context) bool {
 	if s.name == "-" { // nobody edits it
 		return false

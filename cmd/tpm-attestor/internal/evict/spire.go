@@ -68,8 +68,8 @@ type spire struct {
 	now    func() time.Time
 }
 
-// dial returns the API at a socket. It connects when it is used. If the server was restarted, it connects
-// again within an interval.
+// dial returns the API at a socket, which connects when it is first called. If the server was restarted, the API
+// connects again within an interval.
 func dial(socket string) (*spire, error) {
 	conn, err := grpc.NewClient("passthrough:///spire", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
@@ -110,13 +110,13 @@ func (s *spire) failed(what string, err error) error {
 	}
 }
 
-// silent reports whether an error is not an answer of SPIRE.
+// silent reports whether an error is not an answer from SPIRE.
 func silent(err error) bool {
 	failed, ok := errors.AsType[*callError](err)
 	return !ok || failed.silent
 }
 
-// mask is what is asked of an agent.
+// mask returns the fields of an agent that SPIRE is asked for.
 func mask() *types.AgentMask {
 	return &types.AgentMask{
 		AttestationType: true, X509SvidSerialNumber: true, X509SvidExpiresAt: true, Selectors: true, Banned: true,
@@ -155,7 +155,7 @@ func (s *spire) list(ctx context.Context) ([]*agent, error) {
 	return nil, fmt.Errorf("list the agents: there are more than %d", maxAgents)
 }
 
-// page returns one answer of the list.
+// page asks for one page of the list.
 func (s *spire) page(ctx context.Context, req *agentv1.ListAgentsRequest) (*agentv1.ListAgentsResponse, error) {
 	within, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

@@ -8,7 +8,7 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/internal/atomicfile"
 )
 
-// A metric is a metric in the status file, a gauge or a counter.
+// A metric describes a gauge or a counter in the status file.
 type metric struct{ name, kind, help string }
 
 // The metrics. alarm and source_up have a label: the alarm's or the source's name.
@@ -65,7 +65,7 @@ func (e *evicter) metrics() string {
 		sources = append(sources, labelled("source", s.Name, s.Up()))
 	}
 	metricAlarm.write(&b, alarms...)
-	looked := !e.looked.IsZero() // before that, nobody knows how many there are
+	looked := !e.looked.IsZero() // before the first look, nobody knows how many agents there are
 	if looked {
 		metricAgents.write(&b, number(e.counts.Agents))
 		metricUnknown.write(&b, number(e.counts.Unknown))

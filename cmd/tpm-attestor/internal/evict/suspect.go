@@ -17,7 +17,7 @@ type suspect struct {
 	reason string
 }
 
-// suspectAll makes suspects of the refused agents, by the status of the sources from before they were asked.
+// suspectAll makes suspects of the refused agents. status is the status of the sources before they were asked.
 // An agent that has attested after the server last confirmed a list is not a suspect: another server, with a
 // later list, may have admitted it. If the server does not confirm the list within unconfirmedFor, suspectAll
 // returns that as the problem.
