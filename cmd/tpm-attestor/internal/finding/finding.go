@@ -1,5 +1,5 @@
-// Package finding is what commands find when they check something. In the order of severity, a finding is an error,
-// which does not work, something that could not be looked at, or a warning about something that may be a mistake.
+// Package finding describes what commands find when they check something. In the order of severity, a finding is an
+// error, something that could not be looked at, or a warning about a possible mistake.
 package finding
 
 import (
@@ -67,11 +67,11 @@ func (f *List) Warn(at, action, format string, args ...any) {
 	})
 }
 
-// Failed adds an error about what a path of keys names. If the error says that it could not be
-// looked at, nothing is known of it.
+// Failed adds an error about what a path of keys names. The severity is Unknown if the error says that it could
+// not be looked at.
 func (f *List) Failed(at string, err error) { f.InFile(at, "", err) }
 
-// InFile does what Failed does. If the error says where in a file the mistakes are, it is this file.
+// InFile does what Failed does. If the error says in which lines or entries the mistakes are, they are in this file.
 func (f *List) InFile(at, file string, err error) {
 	for _, m := range MistakesIn(file, err) {
 		one := Finding{Severity: Error, At: at, Line: m.Line, Message: m.Problem}

@@ -14,26 +14,27 @@ var ErrHangs = errors.New("no answer: is the file system mounted, and its server
 
 // A Looker reads files, and asks the network, with a time limit: a file system may hang.
 type Looker struct {
-	lane     *admission.Lane
-	patience time.Duration
+	lane    *admission.Lane
+	timeout time.Duration
 }
 
-// patienceOfLooker is the time limit. It is enough for a list of ten million machines.
 const (
-	patienceOfLooker = time.Minute
-	mostHanging      = 64
+	// lookTimeout is the time limit. It is enough for a list of ten million machines.
+	lookTimeout = time.Minute
+	// mostHanging is how many calls may run or hang at a time.
+	mostHanging = 64
 )
 
 // NewLooker returns a Looker that waits a minute for each thing.
 func NewLooker() Looker {
-	return Looker{admission.NewLane("files to look at", mostHanging, func(bool) {}), patienceOfLooker}
+	return Looker{admission.NewLane("files to look at", mostHanging, func(bool) {}), lookTimeout}
 }
 
-// Within calls f, in a goroutine of its own, and returns its error. If f takes too long, the error is ErrHangs:
-// f goes on then, and nothing that f writes may be read.
+// Within calls f in a goroutine of its own, and returns the error of f. If f takes too long, Within returns ErrHangs:
+// f may still run then, and the caller must not read what f writes.
 func (l Looker) Within(ctx context.Context, f func(context.Context) error) error {
 	var err error
-	if waited := l.lane.Do(ctx, l.patience, func(ctx context.Context) error {
+	if waited := l.lane.Do(ctx, l.timeout, func(ctx context.Context) error {
 		err = f(ctx)
 		return nil
 	}); waited != nil {

@@ -8,8 +8,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
-// A Mistake keeps a file from being used. Line and Place are empty if the mistake is in the file as
-// a whole.
+// A Mistake is a reason why a file cannot be used. Line and Place are empty if the mistake is in the file
+// as a whole.
 type Mistake struct {
 	File    string `json:"file"`
 	Line    int    `json:"line,omitempty"`
@@ -29,7 +29,7 @@ func (m Mistake) String() string {
 	return text + m.Problem
 }
 
-// MistakesIn returns the mistakes in an error of a parser of lists. Any other error is one mistake in the whole file.
+// MistakesIn returns the mistakes in an error from a parser of lists. Any other error is one mistake in the whole file.
 func MistakesIn(file string, err error) []Mistake {
 	several, ok := errors.AsType[list.FormatErrors](err)
 	if !ok {
@@ -49,7 +49,7 @@ func MistakesIn(file string, err error) []Mistake {
 	return all
 }
 
-// MistakesError are the mistakes in a file. Its text has a line for each.
+// MistakesError has the mistakes in one file or several. Its text has a line for each of them.
 type MistakesError []Mistake
 
 // Error implements error.
