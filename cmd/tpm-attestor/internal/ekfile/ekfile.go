@@ -54,12 +54,12 @@ func Parse(name string, content []byte) (*File, error) {
 // A File is what a file holds: EKs, each once, in the order of the file.
 type File struct {
 	EKs []ekreport.EK
-	// Evidence is as long as EKs: at each index, it is what an agent with that EK sends.
+	// Evidence has as many elements as EKs. Each is what an agent with the EK at that index sends, except the Chain.
 	Evidence []sources.Evidence
 	// Chain are the CA certificates in the file, in DER. An agent sends them with any of the EKs.
 	Chain [][]byte
 	from  string
-	at    map[sources.EKHash]int // by EK hash, the place in EKs
+	at    map[sources.EKHash]int // the index in EKs, by EK hash
 }
 
 // binary reads a file that is not PEM.
@@ -116,7 +116,7 @@ func (l *File) certificate(cert *x509.Certificate) error {
 	return nil
 }
 
-// key returns the place of a key, and adds the key if it is not there.
+// key returns the index of a key in EKs. It adds the key if it is not there.
 func (l *File) key(key crypto.PublicKey) (int, error) {
 	hash, err := attestor.HashEK(key)
 	if err != nil {
