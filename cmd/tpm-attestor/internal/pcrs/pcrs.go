@@ -1,4 +1,4 @@
-// Package pcrs knows what each PCR is for.
+// Package pcrs says what each PCR is for.
 package pcrs
 
 import (
@@ -16,8 +16,8 @@ func All() []int {
 	return all
 }
 
-// BankOf returns the bank of a machine's PCRs that commands read: sha256, or sha384 if its log has no sha256. log may
-// be nil.
+// BankOf returns the bank from which commands read a machine's PCRs: sha256, or sha384 if the machine's log has sha384
+// and no sha256. log may be nil.
 func BankOf(log *eventlog.Log) string {
 	if log != nil && !slices.Contains(log.Banks, "sha256") && slices.Contains(log.Banks, "sha384") {
 		return "sha384"
@@ -52,8 +52,8 @@ func Meaning(pcr int) string {
 	}[pcr]
 }
 
-// PerMachine reports whether a PCR usually differs between machines that have booted alike, or
-// changes after the boot.
+// PerMachine reports whether a PCR usually differs between machines that run the same software, or changes after the
+// boot.
 func PerMachine(pcr int) bool {
 	return slices.Contains([]int{1, 3, 5, 6, 8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 19, 20, 21, 22, 23}, pcr)
 }
