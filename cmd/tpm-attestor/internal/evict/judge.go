@@ -47,7 +47,7 @@ func (e *evicter) count(s screened) {
 	case policy.Unavailable:
 		e.counts.CannotTell++
 	default:
-		delete(e.returns, s.hash) // this configuration admits it, as the server does
+		delete(e.returns, s.hash) // this configuration does not refuse it any longer
 	}
 }
 

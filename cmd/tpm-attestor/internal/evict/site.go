@@ -27,7 +27,7 @@ type site struct {
 	log    *slog.Logger
 	warn   func(string)
 
-	followed    *config.File // the configuration that is followed, with what its plugin_data_file name
+	followed    *config.File // the configuration that is followed, with the content of plugin_data_file
 	seen        *config.File // the configuration when it was last read
 	previewer   *server.Previewer
 	trustDomain spiffeid.TrustDomain // zero if the file does not name it
@@ -68,7 +68,7 @@ func (s *site) follow(ctx context.Context) error {
 	}
 	td := c.TrustDomain
 	if td.IsZero() {
-		c.TrustDomain = spiffeid.RequireTrustDomainFromString("trust-domain.invalid") // no ID is told to anybody
+		c.TrustDomain = spiffeid.RequireTrustDomainFromString("trust-domain.invalid") // evict uses no ID with it
 	}
 	within, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()

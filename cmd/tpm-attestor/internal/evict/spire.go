@@ -49,7 +49,7 @@ type agent struct {
 	// the agent renews its SVID.
 	serial string
 	renews bool
-	// attested is when a look first saw this attestation; zero if that was the first look.
+	// attested is when a look first saw this attestation; zero if that was the first look with --once.
 	attested time.Time
 }
 

@@ -17,7 +17,7 @@ import (
 // The values of Report.Decision.
 const (
 	Admitted    = "admitted"
-	Refused     = "refused"     // the agent gives up
+	Refused     = "refused"     // Report.Agent says whether the agent tries again
 	Unavailable = "unavailable" // the agent tries again
 	Depends     = "depends"     // on something that is not known here
 )

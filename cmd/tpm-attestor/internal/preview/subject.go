@@ -20,7 +20,7 @@ import (
 // A Subject is a machine about which a server's decision is asked.
 type Subject struct {
 	Evidence sources.Evidence
-	// from is a file's name, "tpm", or empty if only the EK hash is known.
+	// from is a file's name, "tpm", or empty if the machine was named by its EK hash.
 	from    string
 	keyType string // empty if only the EK hash is known
 	// others is how many other EKs are in the file.

@@ -30,8 +30,8 @@ func (v *validation) may(at, path string, want access.Want) {
 	v.denied(at, err)
 }
 
-// denied adds a finding if err says that the user may not use a file. It skips files that do not exist: other checks
-// report them.
+// denied adds a finding if err says that the user may not use a file, or that this is not known. It skips files that
+// do not exist: other checks report them.
 func (v *validation) denied(at string, err error) {
 	var denied *access.DeniedError
 	switch {
