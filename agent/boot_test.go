@@ -52,8 +52,8 @@ func ask(bank string) *asking {
 	}}
 }
 
-// A machine proves its PCRs and sends its event log to a server that asks for them. A log that is
-// not there fails nothing: the server is told that there is none, and the agent's log why.
+// A machine proves its PCRs and sends its event log to a server that asks for them. A missing log fails
+// nothing: the agent tells the server that there is none, and the agent's own log says why.
 func TestBoot(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{})
 	dir := t.TempDir()
@@ -99,8 +99,8 @@ func TestBoot(t *testing.T) {
 	}
 }
 
-// A server that asks for a bank that the TPM has not is told so by a code that lasts until somebody
-// acts, and the agent's user by what to do.
+// If a server asks for a bank that the TPM does not have, the attestation fails with a code that means that
+// somebody has to act, and the error says what to do.
 func TestMissingBank(t *testing.T) {
 	tpm := swtpmtest.Start(t, swtpmtest.Options{}) // only SHA-256
 	err := serve(t, device(tpm)).attest(t.Context(), ask("sha384"))
@@ -194,8 +194,8 @@ func TestDevIDThatHangs(t *testing.T) {
 	})
 }
 
-// The files of a DevID are read before the TPM is taken: what is wrong with them is told while another
-// attestation has the TPM.
+// The agent reads the files of a DevID before it takes the TPM: it reports what is wrong with them even while
+// another attestation has the TPM.
 func TestDevIDIsReadBeforeTheTPMIsTaken(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "devid.pem")
 	p := serve(t, fmt.Sprintf("device = \"/dev/none\"\ndevid {\n  cert_path = %q\n  handle = \"0x81000010\"\n}", path))

@@ -270,8 +270,8 @@ func TestCopiedDirectory(t *testing.T) {
 	}
 }
 
-// An agent that is killed between making a key and writing it, or while it writes, has the key of before
-// and makes the next one; a file that is torn or somebody else's hides no other key.
+// An agent that is killed after it has made a key and before it has written the key's file, or during that, still has
+// the earlier key and can make the next one. A file that is torn or another program's hides no other key.
 func TestKeysAfterAKill(t *testing.T) {
 	s := swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	m := serveKeys(t, s.Device, keyDirectory(t))

@@ -63,7 +63,7 @@ func ids(l *keydir.Listing) string {
 }
 
 // The newest key is the key that was written last. Its ID does not matter, and neither do the times of the
-// files, which are others if somebody restores a backup.
+// files, which change if somebody restores a backup.
 func TestNewest(t *testing.T) {
 	t.Parallel()
 	path := prepared(t)
@@ -107,7 +107,8 @@ func TestModes(t *testing.T) {
 	}
 }
 
-// A directory in which others may put a key, or that is none, is refused, with what to do about it.
+// A directory into which other users may put a key is refused, and so is a path to anything but a directory. The
+// error says what to do about it.
 func TestDirectoriesThatAreRefused(t *testing.T) {
 	t.Parallel()
 	base := t.TempDir()
@@ -138,8 +139,8 @@ func refused(t *testing.T, hint, path string) {
 	}
 }
 
-// A file that is torn, empty, huge, of another kind or another program's hides no other key, blocks
-// nothing and is named. It keeps no key from being written in its place.
+// A file that is torn, empty, huge, of another kind or another program's hides no other key and blocks
+// nothing. It is reported by its name, and a key can be written in its place.
 func TestFilesThatAreNoKeys(t *testing.T) {
 	t.Parallel()
 	path := prepared(t)
@@ -163,7 +164,7 @@ func TestFilesThatAreNoKeys(t *testing.T) {
 		os.Symlink("fifo.json", filepath.Join(path, "inside.json")),
 		os.Symlink("nothing", filepath.Join(path, "dangling.json")),
 		os.WriteFile(filepath.Join(path, "notes.txt"), nil, 0o600),
-		os.WriteFile(filepath.Join(path, ".tpm-attestor-X"), good[:5], 0o600), // of a process that was killed
+		os.WriteFile(filepath.Join(path, ".tpm-attestor-X"), good[:5], 0o600), // left by a process that was killed
 	); err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +251,7 @@ func TestTooManyKeys(t *testing.T) {
 	}
 }
 
-// A key that cannot be written leaves the one before, also if the disk is full. A key that could not be
+// If a key cannot be written, even because the disk is full, the earlier key stays. A key that could not be
 // read again is not written.
 func TestWriteFails(t *testing.T) {
 	t.Parallel()
@@ -303,8 +304,8 @@ func TestDiskIsFull(t *testing.T) {
 
 const fullEnv = "KEYDIR_TEST_FULL"
 
-// Agents that are killed again and again while they write leave no heap of files: the next key takes what they have
-// left away, and nothing that is not of this plugin. A file that somebody has opened to others is closed again.
+// Agents that are killed again and again while they write do not fill the directory: writing the next key removes the
+// files that they have left, and no file of another program. A file that others may read becomes private again.
 func TestLeftovers(t *testing.T) {
 	t.Parallel()
 	path := prepared(t)
@@ -343,7 +344,7 @@ func TestTwoWriters(t *testing.T) {
 	for range 2 {
 		both.Go(func() {
 			for serial := range uint64(50) {
-				// One may take the other's temporary file away. That is an error, and the agent tries again.
+				// One agent may remove the other's temporary file. That is an error, and the agent tries again.
 				_ = keydir.Write(path, slot("agent-svid-A", serial+1))
 			}
 		})
