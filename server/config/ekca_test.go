@@ -155,8 +155,8 @@ func TestEKCACacheFolder(t *testing.T) {
 	}
 }
 
-// Who fetches without a cache learns what a restart costs; who has one, or
-// fetches nothing, is left alone.
+// A configuration that fetches without a cache gets a warning about what a restart costs. One with a
+// cache, or that fetches nothing, gets none.
 func TestEKCAWarnings(t *testing.T) {
 	for text, want := range map[string]bool{
 		cas + `}`: false,

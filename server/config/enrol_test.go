@@ -86,7 +86,7 @@ func TestForEnrolment(t *testing.T) {
 	}
 }
 
-// Whether the rules know a machine, or anybody's with a TPM of some vendor, is said to who issues.
+// Whoever issues DevIDs is told whether the rules know this machine, or admit anybody's with a vendor's TPM.
 func TestKnowsMachine(t *testing.T) {
 	t.Parallel()
 	c, err := config.Parse(`

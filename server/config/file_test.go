@@ -57,7 +57,7 @@ func TestDataFileIsFollowed(t *testing.T) {
 	}
 }
 
-// Whoever mends a configuration looks for the mistake in the file that was named, and it is in another one.
+// A mistake in a plugin_data_file is reported with that file: otherwise its author would look for it in the main file.
 func TestDataFileLines(t *testing.T) {
 	dir := t.TempDir()
 	for name, tt := range map[string]struct {
@@ -101,8 +101,8 @@ func TestDataFileLines(t *testing.T) {
 	}
 }
 
-// Each refusal of a plugin_data_file says what to do. SPIRE would refuse to start, so nothing of the configuration may be
-// judged as if the plugin had no data.
+// Each refusal of a plugin_data_file says what to do. SPIRE would refuse to start, so the rest of the configuration
+// must not be judged as if the plugin had no data.
 func TestDataFileRefused(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(dir)
@@ -185,7 +185,7 @@ func TestDataFileUnseen(t *testing.T) {
 	})
 }
 
-// Evict follows another configuration if a file of plugin_data_file has changed, or has come or gone.
+// Evict must notice if a file that plugin_data_file names has changed, has appeared or has disappeared.
 func TestDataFileSame(t *testing.T) {
 	dir := t.TempDir()
 	path := writeIn(t, dir, "tpm.hcl", factory)

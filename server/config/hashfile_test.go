@@ -63,8 +63,8 @@ func TestHashFileProblems(t *testing.T) {
 	}
 }
 
-// A list may be named in a deny rule as it is: where its file goes away, what it
-// held stays, and then it cannot tell. One whose path leads nowhere is a mistake.
+// A deny rule may name a list without further keys: if the list's file goes away, the source keeps
+// what it has loaded, and later cannot tell. A path that leads nowhere is a mistake.
 func TestHashFileLoads(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "stolen.txt")
 	text := factoryIn(t) + fmt.Sprintf("source \"hash_file\" \"stolen\" { path = %q }\n", path) +

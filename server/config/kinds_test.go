@@ -35,8 +35,8 @@ func TestOneMoreKind(t *testing.T) {
 	}
 }
 
-// What a constructor says of a field is told at the key that has set it, with what is
-// there and what to write; what it says of anything else, at the source.
+// A constructor's error about a field is reported at the key that has set the field, with what is
+// there and what to write. Any other error of a constructor is reported at the source.
 func TestWhatAConstructorSays(t *testing.T) {
 	const name = `agent_path_template = "/tpm/{{ .Name }}" `
 	const deny = `allow "a" { any = ["factory"] } deny "d" { any = ["x"] }`

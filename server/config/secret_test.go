@@ -45,8 +45,8 @@ func TestSyntaxErrorsShowTheLine(t *testing.T) {
 	}
 }
 
-// A password, written where it serves or where it does not, ends in no log: errors,
-// warnings, and what is advised.
+// A password, in its place or out of place, gets into no log: not by an error, a warning or a
+// remedy.
 func TestSecretsAreNotShown(t *testing.T) {
 	const (
 		http = `source "http" "x" { url = "https://list.example.org/tpm.json" `
