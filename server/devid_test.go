@@ -324,9 +324,9 @@ func caFileOf(t *testing.T, der []byte) string {
 	return dir + "/ca.pem"
 }
 
-// The configuration that is current when the answer arrives decides. A machine that was not
-// asked for the DevID that it needs by now is told to come again; without that, its agent would
-// give up for good.
+// The configuration that is current when the answer arrives decides. If that one needs a DevID for
+// which the server has not asked the machine, the server tells the agent to try again; otherwise the
+// agent would give up for good.
 func TestDevIDChangesMeanwhile(t *testing.T) {
 	s := newSite(t)
 	laptop, rack := s.tpm(t, s.devID()), s.tpm(t, nil)

@@ -30,7 +30,7 @@ func TestReservationsEnd(t *testing.T) {
 }
 
 // TestReservationsAreBounded: any number of machines that are admitted and never stored
-// take bounded memory; the next one is told to come again.
+// take bounded memory; beyond that, the server tells agents to try again.
 func TestReservationsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r reservations

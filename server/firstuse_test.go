@@ -58,9 +58,9 @@ func TestOneIDTwiceAtOnce(t *testing.T) {
 	}
 }
 
-// A reservation that was of no use must not keep the machine out: if the AgentStore could not
-// tell, it is asked again at once; an agent that is stored needs no reservation; and an agent
-// that was evicted may attest again.
+// A reservation that was never used must not keep the machine out: if the AgentStore could not
+// tell, the plugin asks it again at once; an agent that is stored needs no reservation; and an
+// agent that was evicted may attest again.
 func TestReservationThatIsOfNoUse(t *testing.T) {
 	tpm := attestortest.New(t, attestortest.Options{EK: attestor.P256})
 	id := "spiffe://example.org/spire/agent/tpm/" + tpm.EKHash()

@@ -72,7 +72,7 @@ func TestFollower(t *testing.T) {
 	}
 	allow "listed" { any = ["list"] }
 	deny "stolen" { any = ["stolen"] }`)
-	want(policy.Refused) // whatever is in the folder that is not there
+	want(policy.Refused) // even though the folder of the deny list does not exist
 	if status := follower.Status(); !status[0].Started.Equal(started) {
 		t.Error("the list was loaded anew")
 	}

@@ -26,7 +26,7 @@ import (
 type silent struct {
 	all   sync.WaitGroup
 	leave context.CancelFunc
-	busy  atomic.Int64 // how many were told to come again
+	busy  atomic.Int64 // how many were told to try again
 }
 
 func crowd(t *testing.T, p *server.Plugin, n int, payload []byte) *silent {
@@ -34,8 +34,8 @@ func crowd(t *testing.T, p *server.Plugin, n int, payload []byte) *silent {
 	s := &silent{}
 	ctx, leave := context.WithCancel(t.Context())
 	s.leave = leave
-	// Fewer than may send the largest payload at the same moment, and than the sources can be asked
-	// about: otherwise it depends on the machine how many are told to come again.
+	// A wave is smaller than the number of machines that may send the largest payload at once, or that the
+	// server may ask the sources about at once: otherwise it depends on this computer how many must try again.
 	const wave = 25
 	for i := range n {
 		if i%wave == 0 {
@@ -116,8 +116,8 @@ func (w *fatWorld) attest(t *testing.T, tpm *attestortest.TPM) error {
 }
 
 // Strangers that send 40 KiB of certificates each and never answer would hold 40 MB of memory
-// for a minute. They may hold 4 MiB; further strangers are told to come again, and machines
-// that a source lists are not, whatever they send.
+// for a minute. They may hold 4 MiB. The server tells further strangers to try again, but no machine
+// that a source lists, whatever it sends.
 func TestStrangersWithFatChains(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newFatWorld(t, policy.AnyOf("inventory", "vendors"))

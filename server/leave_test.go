@@ -74,7 +74,7 @@ func TestAgentsThatLeave(t *testing.T) {
 			if _, err := stream.Recv(); err != nil {
 				t.Error(err)
 			}
-			if i%2 == 0 { // half of them shut the door, half just go
+			if i%2 == 0 { // half of them close the stream, half just vanish
 				_ = stream.CloseSend()
 				_, _ = stream.Recv()
 			}
@@ -115,7 +115,7 @@ func TestLeft(t *testing.T) {
 		}
 		wantStatus(t, p.Attest(s), tt.code, "the stream has ended")
 	}
-	// The context ends while sources are asked: their answers are worth nothing then, and
+	// The context ends while the server asks the sources: their answers are worth nothing then, and
 	// must not be reported as a refusal.
 	ctx, cancel := context.WithCancel(t.Context())
 	p := server.New()
@@ -154,7 +154,7 @@ func TestPanics(t *testing.T) {
 	}
 }
 
-// A limit on what is under way keeps memory bounded; a machine above the limit is told to come
+// A limit on the attestations under way keeps memory bounded; a machine above the limit is told to try
 // again.
 func TestTooManyUnderWay(t *testing.T) {
 	p := server.New()

@@ -97,8 +97,8 @@ func TestMetricsThatHang(t *testing.T) {
 	})
 }
 
-// What could not be told is told later, and what there was no room for is told as a number;
-// otherwise graphs would be wrong.
+// The plugin reports later what it could not report at first, and reports the number of those for
+// which it had no room; otherwise graphs would be wrong.
 func TestMetricsOfASPIREThatWasDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, fake := startCounting()

@@ -28,9 +28,9 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/sources/sourcetest"
 )
 
-// What an operator is told that the server would do is what the server does: over random
-// configurations of every kind of source, good and broken lists, rules and trials, and random
-// machines, of which everything or only the EK hash is known. PREVIEWS sets their number.
+// The server does what a preview tells an operator that it would do. The cases are random: configurations
+// with every kind of source, good and broken lists, rules and trials, and machines of which everything or
+// only the EK hash is known. PREVIEWS sets their number.
 func TestPreviewsAgree(t *testing.T) {
 	n := 1000
 	if testing.Short() {

@@ -89,8 +89,8 @@ func withSVIDKey(t *testing.T, number int, k *attestortest.SVIDKey) *attestortes
 	return attestortest.New(t, attestortest.Options{EK: attestor.P256, Number: number, SVIDKey: k})
 }
 
-// An agent whose TPM has certified a key gets its SVID for that key, once, and for no other, under
-// optional and under required; its selector, the log and the metrics say that it has.
+// An agent whose TPM has certified a key gets its SVID for that key, once, and for no other, with svid_key
+// "optional" and "required". Its selector, the log and the metrics say that its key is certified.
 func TestSVIDKey(t *testing.T) {
 	for _, mode := range []string{"optional", "required"} {
 		t.Run(mode, func(t *testing.T) {
@@ -245,9 +245,9 @@ func TestSVIDKeyBadCertification(t *testing.T) {
 	}
 }
 
-// While no composer answers, no agent is admitted, under optional too: SPIRE would otherwise give
-// it an SVID for any key. The agent is told to come again, and the log what to do. A composer that
-// has come back serves at once.
+// While no composer answers, no agent is admitted, not even with svid_key = "optional": SPIRE would otherwise
+// give it an SVID for any key. The server tells the agent to try again, and the log says what to do. A composer
+// that has come back serves at once.
 func TestSVIDKeyWithoutComposer(t *testing.T) {
 	for _, mode := range []string{"optional", "required"} {
 		tpm := withSVIDKey(t, 1, &attestortest.SVIDKey{})
@@ -281,8 +281,8 @@ func TestSVIDKeyOfRefusedMachine(t *testing.T) {
 	wantStatus(t, c.sign(t, idOf(tpm), tpm.SVIDKey()), codes.PermissionDenied, "no key has been handed over")
 }
 
-// An agent is decided about by the configuration that is current at the end: whoever holds a
-// challenge open from before does not get an SVID for any key, nor one that nobody was told of.
+// The configuration that is current at the end of an attestation decides: an agent that holds a challenge
+// open from before gets no SVID for any key it likes, and none that was not handed over to the composer.
 func TestSVIDKeyTurnedOnMeanwhile(t *testing.T) {
 	tpm := withSVIDKey(t, 1, &attestortest.SVIDKey{})
 	for _, tt := range []struct {
@@ -318,8 +318,8 @@ func TestSVIDKeyTurnedOnMeanwhile(t *testing.T) {
 	wantStatus(t, err, codes.PermissionDenied, "SVID key is in their TPM")
 }
 
-// The socket may be another one after a reconfiguration: what was handed over before serves, and
-// the attestor uses the new one once it is told, too.
+// A reconfiguration may move the socket: what was handed over before still serves, and the attestor uses
+// the new socket once it has that configuration, too.
 func TestSVIDKeyAnotherSocket(t *testing.T) {
 	tpm := withSVIDKey(t, 1, &attestortest.SVIDKey{})
 	c := compose(t, "required", tpm)

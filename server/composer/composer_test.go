@@ -117,9 +117,9 @@ func TestSaysNothingAboutOthers(t *testing.T) {
 	}
 }
 
-// An agent of the attestor gets nothing that was not handed over, in whatever trust domain, nor
-// does a workload under its ID, nor anybody under an ID that is none. The code is never
-// Unimplemented, which SPIRE takes for consent.
+// In any trust domain, an agent of the attestor gets no SVID for a key that was not handed over. A workload
+// gets none with an agent's ID, and nobody gets one with a malformed ID. The code is never Unimplemented,
+// which SPIRE takes for consent.
 func TestFailsClosed(t *testing.T) {
 	s := serve(t)
 	for _, id := range []string{
@@ -158,7 +158,7 @@ func TestSurvivesPanics(t *testing.T) {
 	}
 }
 
-// What was handed over at the socket serves, and stays if the socket is another one.
+// A key that was handed over at the socket serves, even after a reconfiguration has moved the socket.
 func TestHandedOver(t *testing.T) {
 	s, dir := serve(t), t.TempDir()
 	first, second := filepath.Join(dir, "a", "svid.sock"), filepath.Join(dir, "b", "svid.sock")
@@ -189,9 +189,9 @@ func TestHandedOver(t *testing.T) {
 	}
 }
 
-// While keys are handed over, the socket is another one, again and again, as by signals in a storm of
-// attestations. A hand-over may fail, and its agent comes again; one that has succeeded serves, and the
-// last socket answers.
+// While keys are handed over, reconfigurations move the socket again and again, as signals may during a storm
+// of attestations. A hand-over may fail, and its agent tries again. A key whose hand-over has succeeded serves,
+// and the last socket answers.
 func TestAnotherSocketMeanwhile(t *testing.T) {
 	s, dir := serve(t), t.TempDir()
 	var current atomic.Pointer[string]
@@ -238,7 +238,7 @@ func TestAnotherSocketMeanwhile(t *testing.T) {
 	}
 }
 
-// A configuration that cannot be put into service leaves the one before it in service.
+// If a configuration cannot be put into service, the previous one stays in service.
 func TestRefusedConfigurations(t *testing.T) {
 	s := serve(t)
 	socket := filepath.Join(t.TempDir(), "tpm", "svid.sock")

@@ -76,8 +76,8 @@ func next() {
 	synctest.Wait()
 }
 
-// Alerts are about each way to be refused, and see the first event: each outcome is there as zero before. What is
-// nobody's business here is not counted, and idle composers tell SPIRE nothing.
+// There is an alert for each way to be refused, and it sees even the first event, since each outcome is reported as
+// zero before. Requests that the composer does not decide about are not counted, and an idle composer reports nothing.
 func TestOutcomesAreCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, fake := withMetrics()
@@ -114,8 +114,8 @@ func TestOutcomesAreCounted(t *testing.T) {
 	})
 }
 
-// A SPIRE that takes no metrics delays no SVID and no shutdown: while the composer hangs, nobody gets an SVID. What
-// it did not take is told later, also after a panic.
+// A SPIRE that accepts no metrics must delay no SVID and no shutdown: while the composer hangs, nobody gets an SVID.
+// The composer reports later what SPIRE did not accept, even after a panic.
 func TestMetricsNeverHoldUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, fake := withMetrics()

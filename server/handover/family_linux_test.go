@@ -17,8 +17,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/server/handover"
 )
 
-// A signal that arrives while a side looks who the other is refuses nobody: Go sends signals to its own
-// threads, the more the busier it is, and an agent would be told to come again for no reason.
+// A signal that arrives while one side looks up who the other side is refuses nobody. Go sends signals to its
+// own threads, more of them the busier it is, and an agent would be refused for no reason and have to try again.
 func TestPeerDespiteSignals(t *testing.T) {
 	h := listenHere(t, socketPath(t))
 	conn, ok := h.dial(t).(*net.UnixConn)
@@ -48,7 +48,7 @@ func TestPeerDespiteSignals(t *testing.T) {
 	}
 }
 
-// holdsOn reports whether the kernel gives out who is at the other end as a pidfd.
+// holdsOn reports whether the kernel gives out a pidfd of the process at the other end.
 func holdsOn(t *testing.T, conn *net.UnixConn) bool {
 	t.Helper()
 	raw, err := conn.SyscallConn()
@@ -99,8 +99,8 @@ func TestPeerThatHasEnded(t *testing.T) {
 	}
 }
 
-// A plugin that runs in a PID namespace of its own cannot tell whose child the other one is, and is told
-// so.
+// A plugin that runs in a PID namespace of its own cannot find out whose child the other plugin is. The error
+// says so.
 func TestPeerInAnotherPIDNamespace(t *testing.T) {
 	h := listenHere(t, socketPath(t))
 	cmd := exec.Command("/proc/self/exe", h.path)

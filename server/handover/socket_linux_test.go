@@ -203,7 +203,7 @@ func TestModes(t *testing.T) {
 	}
 }
 
-// Whoever may write to the folder could put a socket of his own in the place of this one.
+// Whoever may write to the folder could replace this socket with his own.
 func TestFolderOfOthers(t *testing.T) {
 	dir := t.TempDir()
 	for name, prepare := range map[string]func(path string) error{
@@ -230,8 +230,8 @@ func TestFolderOfOthers(t *testing.T) {
 	}
 }
 
-// SPIRE's user may not make folders in /run: whoever starts SPIRE for the first time is told how it gets
-// one.
+// SPIRE's user may not make folders in /run. The error tells whoever starts SPIRE for the first time how
+// to get the folder.
 func TestFolderThatCannotBeMade(t *testing.T) {
 	t.Parallel()
 	if os.Getuid() != 0 {
@@ -250,7 +250,7 @@ func TestFolderThatCannotBeMade(t *testing.T) {
 	}
 }
 
-// A server that was killed leaves a socket: the next one replaces it, and no file of anybody else.
+// A server that was killed leaves a socket. The next server replaces it, but never another program's file.
 func TestStaleSocket(t *testing.T) {
 	path := socketPath(t)
 	if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
@@ -310,9 +310,9 @@ func TestSocketIsFreeAfterClose(t *testing.T) {
 	}
 }
 
-// Somebody deletes the socket, or systemd the whole folder, as it does with the unit of an agent that names the same
-// RuntimeDirectory=: agents get SVIDs again within seconds, without a restart of the server, which signs nothing for
-// anybody meanwhile. The socket is for its own user alone again, and no second server can have it.
+// Somebody deletes the socket, or systemd deletes the whole folder, as it does when it stops an agent's unit that
+// names the same RuntimeDirectory=. Agents get SVIDs again within seconds, without a restart of the server. The new
+// socket is for its own user alone again, and no second server can have it.
 func TestSocketIsDeleted(t *testing.T) {
 	t.Parallel()
 	h := listenHere(t, filepath.Join(t.TempDir(), "spire", "tpm", "svid.sock"))
@@ -520,7 +520,7 @@ func TestComposerHangs(t *testing.T) {
 	}
 }
 
-// A composer that hangs is given up after 5 seconds, and takes no more than a few file descriptors however
+// The attestor waits 5 seconds for a composer that hangs, and needs no more than a few file descriptors however
 // many attestations wait for it. The log says what to do.
 func TestManyWaitForAComposerThatHangs(t *testing.T) {
 	t.Parallel()
@@ -634,8 +634,8 @@ func TestHostileClients(t *testing.T) {
 	}
 }
 
-// As many clients as are served at once say nothing, and a hand-over waits no longer than they may
-// take. When the listener is closed, they do not hold it up.
+// If as many clients as the listener serves at once say nothing, a hand-over waits no longer than their
+// time limit. They do not delay Close.
 func TestSilentClients(t *testing.T) {
 	t.Parallel()
 	path := socketPath(t)

@@ -66,9 +66,8 @@ func TestKeyServesOnce(t *testing.T) {
 	}
 }
 
-// An agent whose attestation is repeated attests with a new key: the newer one serves, also after
-// SPIRE has asked about the older one, and an older attestation whose key anybody may have leaves
-// nothing behind.
+// An agent whose attestation is repeated attests with a new key: the newer key serves, even after SPIRE has
+// asked about the older key. If the older attestation allowed any key, nothing of that is left.
 func TestNewerKeyReplaces(t *testing.T) {
 	var table handover.Table
 	mustPut(t, &table, machine, handover.Any())
@@ -80,7 +79,7 @@ func TestNewerKeyReplaces(t *testing.T) {
 }
 
 // A key that was handed over long ago does not serve: whoever stops SPIRE between the attestation
-// and the signature does not keep an SVID in store.
+// and the signature cannot save up an SVID for later.
 func TestKeyEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var table handover.Table
@@ -95,9 +94,9 @@ func TestKeyEnds(t *testing.T) {
 	})
 }
 
-// However many keys nobody takes, their number is bounded: a key for which there is no room is not
-// taken in, none that waits is thrown out, a waiting one is still replaced by its own machine's
-// next, and after a minute there is room again. All of them need less than 20 MB.
+// However many keys nobody takes, the table is bounded. If it is full, it refuses a new machine's key, removes
+// no key that waits, and still replaces a key by the next key of the same machine. After a minute there is room
+// again. A full table needs less than 20 MB.
 func TestTableIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var table handover.Table
@@ -123,8 +122,8 @@ func TestTableIsBounded(t *testing.T) {
 	})
 }
 
-// Two attestations of one machine at the same time, as a hostile agent can make them, get one SVID
-// for each key that was handed over at most.
+// Two attestations of one machine at the same time, as a hostile agent can make them, get at most one SVID
+// for each key that was handed over.
 func TestRaces(t *testing.T) {
 	var table handover.Table
 	var put, took sync.Map
@@ -182,8 +181,8 @@ func TestGuards(t *testing.T) {
 	}
 }
 
-// A path that the kernel would cut, or that is another one for the two plugins, is refused with
-// what to do.
+// A path that the kernel would cut, or that could mean different files for the two plugins, is refused, and
+// the error says what to do.
 func TestCheckPath(t *testing.T) {
 	for path, want := range map[string]string{
 		"/run/spire/tpm/svid.sock":       "",
