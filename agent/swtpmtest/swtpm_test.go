@@ -71,7 +71,7 @@ func TestEachTPMHasItsOwnEK(t *testing.T) {
 
 // What a test does to a TPM is gone for the next test, which may get a TPM with the same EK, and
 // two TPMs of one test have neither the same EK nor the same vendor. Otherwise a test that passes
-// alone fails after another one, and a replaced TPM is taken for the one before.
+// alone fails after another test, and a replaced TPM is taken for the previous TPM.
 func TestTPMsOfEarlierTests(t *testing.T) {
 	const index = 0x01C0000A
 	for range 2 {

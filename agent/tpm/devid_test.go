@@ -59,7 +59,7 @@ func signingKey(keyType attestor.KeyType, scheme, hash tpm2.TPMAlgID) tpm2.TPMTP
 }
 
 // zeroUnique returns a storage root key's template with a unique field of zeros, as the TCG's
-// provisioning guidance has it. The key is another one than that of H-1 or H-2.
+// provisioning guidance has it. The key differs from those of H-1 and H-2.
 func zeroUnique(p tpm2.TPMTPublic) tpm2.TPMTPublic {
 	if p.Type == tpm2.TPMAlgRSA {
 		return tpm2.RSASRKTemplate
@@ -551,7 +551,7 @@ func fatCA(t *testing.T) []byte {
 	return attestortest.NewCA(t, "fat").NewCAWith(t, "fat", attestortest.Padding(7500)).PEM()
 }
 
-// A key that another TPM has wrapped is told from one with a wrong password.
+// The error for a key that another TPM has wrapped differs from the error for a wrong password.
 func TestDevIDOfAnotherTPM(t *testing.T) {
 	tpm, other := swtpmtest.Start(t, swtpmtest.Options{Blank: true}), swtpmtest.Start(t, swtpmtest.Options{Blank: true})
 	template := signingKey(attestor.P256, tpm2.TPMAlgECDSA, tpm2.TPMAlgSHA256)
