@@ -11,7 +11,7 @@ import (
 // MaxUnderWay is how many attestations may be under way at once.
 const MaxUnderWay = maxUnderWay
 
-// MaxUnknown is how many attestations may be waited for whose TPMs no source lists so far.
+// MaxUnknown is how many attestations may wait whose TPMs no source lists so far.
 const MaxUnknown = maxUnknown
 
 // Use makes the plugin serve sources that no configuration can name, with the
@@ -31,7 +31,8 @@ func (p *Plugin) Use(tb testing.TB, text string, policy policy.Policy, members .
 	p.current.Store(g)
 }
 
-// Arriving is how many bytes of messages are arriving, or wait to be checked, and of what machines have answered are held.
+// Arriving is how many bytes are held of messages that are arriving or wait to be checked, and of what machines have
+// answered.
 func (p *Plugin) Arriving() int64 {
 	return p.held.payloads.bytes.Load() + p.held.responses.bytes.Load() + p.held.answers.bytes.Load()
 }

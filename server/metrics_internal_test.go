@@ -134,8 +134,8 @@ func TestMetricsOfUnchecked(t *testing.T) {
 	})
 }
 
-// What was counted in the last moments is told at the end; otherwise attestations would be
-// missing on a server that is restarted often.
+// The plugin reports what it counted in the last moments when it ends; otherwise attestations
+// would be missing on a server that is restarted often.
 func TestMetricsAtTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, fake := startCounting()
@@ -196,7 +196,7 @@ func TestTimesAreChosenAtRandom(t *testing.T) {
 }
 
 // A machine that nobody waited for, because strangers take all places, must not be counted as if
-// its source were broken: the remedy is another one.
+// its source were broken: the remedy is different.
 func TestReasonOfACrowd(t *testing.T) {
 	d := policy.Decision{Outcome: policy.Unavailable, Answers: []policy.Answer{{Source: "slow", Err: errors.New("down")}}}
 	if f := notAdmitted(&d); f.reason != reasonNoRule {

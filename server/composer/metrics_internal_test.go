@@ -70,7 +70,7 @@ func askAgent(p *Plugin, id string) {
 	})
 }
 
-// next waits until SPIRE has been told once more.
+// next waits for the next report to SPIRE.
 func next() {
 	time.Sleep(metricsInterval)
 	synctest.Wait()

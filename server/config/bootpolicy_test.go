@@ -23,8 +23,8 @@ const (
 	site   = `source "boot_policy" "golden" { url = "https://x/boot.json"`
 )
 
-// What is written reaches the source, with what machines are asked, and what is not has the
-// value that the documentation says.
+// A key that is set reaches the source, and so does what machines are asked for. A key that is not
+// set has the default that the documentation names.
 func TestBootPolicy(t *testing.T) {
 	asked := &bootprofiles.Quote{Bank: "sha256", PCRs: []int{0, 4, 7}, EventLog: true}
 	file := bootpolicy.Config{Path: "/etc/tpm/boot.json", Quote: asked, ListConfig: web.ListConfig{

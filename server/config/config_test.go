@@ -21,7 +21,7 @@ const (
 	bundles = `source "ek_ca" "vendors" { bundles = { stm = "/etc/tpm/stm.pem" } }` + "\n"
 )
 
-// What is not written must have the value that the documentation says.
+// A key that is not set must have the default that the documentation names.
 func TestDefaults(t *testing.T) {
 	c := mustParse(t, factory)
 	if !c.Reattest || c.AllowWeakEK || c.CheckTimeout != 5*time.Second ||

@@ -19,8 +19,8 @@ const (
 	laptopBundles = `source "devid" "laptops" { bundles = { corp = "/etc/tpm/devid-ca.pem" } }` + "\n"
 )
 
-// What is written reaches the source, what is not has the value that the documentation says,
-// and machines are asked for their DevID if, and only if, a source needs it.
+// A key that is set reaches the source, a key that is not set has the default that the documentation
+// names, and the server asks machines for their DevID if, and only if, a source needs it.
 func TestDevID(t *testing.T) {
 	all := devid.Config{
 		Bundles: map[string]string{"corp": "/ca"}, PollInterval: time.Minute, AIAHosts: []string{"pki.example.org"},

@@ -18,8 +18,8 @@ const (
 	aia = cas + ` aia_hosts = ["pki.infineon.com"]`
 )
 
-// What is written reaches the source in every syntax, and what is not has the
-// value that the documentation says: nothing is fetched, nothing is revoked.
+// A key that is set reaches the source in every syntax, and a key that is not set has the
+// default that the documentation names: nothing is fetched, nothing is revoked.
 func TestEKCA(t *testing.T) {
 	defaults := ekca.Config{Config: truststore.Config{CAPath: "/cas", PollInterval: 30 * time.Second, CRL: ekca.CRLOff}}
 	all := ekca.Config{

@@ -16,8 +16,8 @@ import (
 	lists "github.com/spire-tpm/spire-tpm-attestor/sources/list"
 )
 
-// What is not written has the value that the documentation says, and what is
-// written arrives.
+// A key that is not set has the default that the documentation names, and a key that is set
+// reaches the source.
 func TestHashFile(t *testing.T) {
 	for text, want := range map[string]hashfile.Config{
 		`source "hash_file" "lab" { path = "/etc/lab.txt" }`: {

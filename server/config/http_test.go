@@ -25,8 +25,8 @@ const inventory = `source "http" "inventory" { url = "https://x/tpm.json"`
 
 const spiffe = inventory + ` auth = "spiffe" server_id = "spiffe://example.org/allowlist"`
 
-// What is written reaches the source, and what is not has the value that the
-// documentation says.
+// A key that is set reaches the source, and a key that is not set has the default that the
+// documentation names.
 func TestHTTP(t *testing.T) {
 	defaults := httplist.Config{
 		URL: "https://x/tpm.json", Timeout: 10 * time.Second, PollInterval: 30 * time.Second,

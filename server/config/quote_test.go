@@ -9,8 +9,8 @@ import (
 	"github.com/spire-tpm/spire-tpm-attestor/server/config"
 )
 
-// What is written is asked of machines, whatever the syntax, and what is not has the value that
-// the documentation says.
+// The server asks machines for what the quote block sets, in every syntax. A key that is not set has
+// the default that the documentation names.
 func TestQuote(t *testing.T) {
 	defaults := &config.Quote{PCRs: []int{0, 7}, Bank: "sha256", EventLog: "off"}
 	all := &config.Quote{

@@ -15,8 +15,8 @@ import (
 
 const table = `source "sql" "fleet" { dialect = "postgres" dsn_path = "/dsn"`
 
-// What is written reaches the source, and what is not has the value that the
-// documentation says.
+// A key that is set reaches the source, and a key that is not set has the default that the
+// documentation names.
 func TestSQL(t *testing.T) {
 	defaults := sqltable.Config{
 		Dialect: "postgres", DSNPath: "/dsn", Query: "SELECT name, labels FROM tpm_machines WHERE ek_hash = ?",
