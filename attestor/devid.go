@@ -24,11 +24,11 @@ const maxDevIDChainSize = 44 << 10
 // of the attestation key, cannot leave that TPM, and can be used by the machine. Neither that the
 // TPM is genuine nor who issued the certificate is proved by it.
 type DevID struct {
-	// Chain is the DevID's certificate, then those of its issuers, in DER, as the machine sent
-	// them: 1 to 16, each of at most 8 KiB, 512 values, and a key of at most 8192 bits; together at
-	// most 44 KiB. The key in the first equals Key. Nothing else about them is verified, and
-	// ParseCertificate may refuse them. Chain is nil if the certificate is yet to be issued: see
-	// Verifier.Enrolment.
+	// Chain has 1 to 16 certificates in DER, as the machine sent them: the DevID's, then those of
+	// its issuers. A certificate has at most 8 KiB, 512 DER values and a key of 8192 bits; all
+	// together have at most 44 KiB. The key in the first certificate equals Key. The Verifier
+	// checks nothing else in them, so x509.ParseCertificate may refuse one. Chain is nil if the
+	// certificate is yet to be issued: see Verifier.Enrolment.
 	Chain [][]byte
 	// Key is an *rsa.PublicKey of 2048, 3072 or 4096 bits, or an *ecdsa.PublicKey on P-256 or
 	// P-384.
@@ -59,9 +59,13 @@ type DevIDKey struct {
 	Hash   tpm2.TPMAlgID    // the hash of the key's scheme; if it has none, SHA-256
 }
 
-// ReadDevIDKey returns the key in a TPMT_PUBLIC. It returns an error for a key that a Verifier
-// would not accept: one that can leave its TPM or was not made in one, cannot sign, signs only what
-// the TPM has made, decrypts, is named or signs with SHA-1, or is of an unknown type.
+// ReadDevIDKey returns the key in a TPMT_PUBLIC (part 2, 12.2.4). It returns an error if a Verifier
+// would refuse the key. A Verifier refuses a key that
+//   - could leave its TPM, or was not made in a TPM,
+//   - cannot sign, is restricted (it signs only what the TPM has made), or decrypts,
+//   - has SHA-1 as the hash of its name or of its scheme, or
+//   - is of another type than RSA and ECC, or on another curve or of another size than DevID.Key
+//     allows.
 func ReadDevIDKey(public []byte) (*DevIDKey, error) {
 	area, err := readPublic(public)
 	if err != nil {

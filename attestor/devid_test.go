@@ -228,7 +228,8 @@ func devIDOnCurve(id tpm2.TPMECCCurve) func(*tpm2.TPMTPublic) {
 	}
 }
 
-// otherAttestations change the attestation of a certified key into one that is not a certification.
+// otherAttestations returns functions by name. Each changes the TPMS_ATTEST of TPM2_Certify into a structure that does
+// not certify the key.
 func otherAttestations() map[string]func(*tpm2.TPMSAttest) {
 	as := func(typ tpm2.TPMST, attested tpm2.TPMUAttest) func(*tpm2.TPMSAttest) {
 		return func(a *tpm2.TPMSAttest) { a.Type, a.Attested = typ, attested }

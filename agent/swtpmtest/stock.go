@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// A vendor is a CA and the TPMs to which it has issued certificates. Making a CA or a TPM takes about a second, so
-// the tests of a process reuse those of earlier tests. The stock does not hold those of a test that is running, so
-// no two TPMs or CAs of a test have the same keys.
+// A vendor is a CA and the TPMs to which it has issued certificates. To make a CA or a TPM takes about a second, so a
+// test takes vendors and TPMs that an earlier test of the process has given back to the stock. While a test has one, no
+// other test can take it, so no two CAs or TPMs in use have the same keys.
 type vendor struct {
 	files folder             // of the CA; nil if it is new
 	tpms  map[model][]folder // the states of TPMs as they were made

@@ -58,8 +58,8 @@ func signingKey(keyType attestor.KeyType, scheme, hash tpm2.TPMAlgID) tpm2.TPMTP
 	return p
 }
 
-// zeroUnique returns a storage root key's template with a unique field of zeros, as the TCG's
-// provisioning guidance has it. The key differs from those of H-1 and H-2.
+// zeroUnique returns the template of a storage root key in the TCG's provisioning guidance, whose unique field is
+// zeros. A TPM makes another key from it than from the templates H-1 and H-2.
 func zeroUnique(p tpm2.TPMTPublic) tpm2.TPMTPublic {
 	if p.Type == tpm2.TPMAlgRSA {
 		return tpm2.RSASRKTemplate

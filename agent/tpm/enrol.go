@@ -145,8 +145,8 @@ func (t *TPM) readUncertified(config *DevIDConfig) (*devID, error) {
 	return d, t.takeDevIDKey(d, public, "the key in "+config.PubPath)
 }
 
-// CertificateRequest returns a certificate request (PKCS #10) in DER for the DevID, signed by its key. The
-// signature algorithm is that of the key; everything else is taken from template.
+// CertificateRequest returns a certificate request (PKCS #10) in DER, signed by the DevID's key with that key's
+// signature algorithm. The content is that of template.
 func (a *Attestation) CertificateRequest(ctx context.Context, template *x509.CertificateRequest) ([]byte, error) {
 	var der []byte
 	return der, a.withDevID(ctx, func(c *conn, k *key) (err error) {

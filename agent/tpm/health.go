@@ -100,8 +100,8 @@ func (h *Health) readProperties(c *conn) error {
 	return nil
 }
 
-// Device returns the device that is used: the one that the configuration names, or else the machine's own. It is a
-// path, or "unix:" and a path for a socket. It is empty if there is none.
+// Device returns the device in the configuration. If the configuration names none, it returns the path of the machine's
+// TPM device, or an empty string if the machine has no TPM device. A socket is "unix:" and its path.
 func (t *TPM) Device() string {
 	if t.config.Device != "" {
 		return t.config.Device

@@ -22,9 +22,9 @@ func FieldCertificates(tb SkipTB) string {
 	return field(tb, func(dir string) string { return dir })
 }
 
-// MoreFieldCertificates returns the folder of more real certificates, each unusual in some way. Its
-// path is that of the first folder with "-more" appended. If it is not there, the same happens as
-// in FieldCertificates.
+// MoreFieldCertificates returns the folder of more real certificates, each unusual in some way: the
+// path that FieldCertificates returns, with "-more" appended. If there is no such folder,
+// MoreFieldCertificates does what FieldCertificates does if its folder is missing.
 func MoreFieldCertificates(tb SkipTB) string {
 	tb.Helper()
 	return field(tb, func(dir string) string { return dir + "-more" })

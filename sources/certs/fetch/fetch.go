@@ -100,7 +100,8 @@ type Config struct {
 	// Dial makes the connections in a test, to any address. If it is nil, the network is used, with
 	// the restrictions on addresses described above.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// Patience is the constant of this name in a test; the constant if it is zero.
+	// Patience is how long a request may be in progress before its server counts as silent; if it is
+	// zero, the constant Patience. Only tests set it.
 	Patience time.Duration
 }
 

@@ -95,7 +95,7 @@ type Config struct {
 	Bases []string
 	// Dial makes the connections in a test: see fetch.Config.Dial.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// Patience is that of a test: see fetch.Config.Patience.
+	// Patience is for tests: see fetch.Config.Patience.
 	Patience time.Duration
 }
 
